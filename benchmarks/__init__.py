@@ -1,0 +1,3 @@
+"""Measures: python -m benchmarks quality | step."""
+
+__dist__ = "dynaguide-edge"

@@ -1,0 +1,3 @@
+"""Freezes priors and refinement steps into ONNX files and engines (not written yet)."""
+
+__dist__ = "dynaguide-edge"
