@@ -1,0 +1,96 @@
+"""Argument checks with messages that name the argument, what came, what was wanted, and the fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import InputError
+
+
+def check_image(image: Any, name: str = "image") -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1], C-contiguous."""
+    array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]")
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(f"{name} has shape {array.shape}; wanted (H, W, 3)")
+    if array.size and (array.min() < -1e-3 or array.max() > 1 + 1e-3):
+        raise InputError(
+            f"{name} has values from {array.min():g} to {array.max():g}; wanted [0, 1]",
+            fix="divide 8-bit pictures by 255",
+        )
+    return array
+
+
+def _check_float(name: str, value: Any, wanted: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise InputError(f"{name} has dtype {array.dtype}; wanted {wanted}")
+    if array.size == 0:
+        raise InputError(f"{name} has shape {array.shape}, which holds nothing; wanted {wanted}")
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(
+            f"{name} has {int((~np.isfinite(array)).sum())} NaN or infinite values",
+            fix=f"clean it first, e.g. numpy.nan_to_num({name})",
+        )
+    return array
+
+
+def check_planes(name: str, value: Any, channels: tuple[int, ...] | None = None) -> np.ndarray:
+    """(H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1). ``channels``: allowed K."""
+    array = _check_float(name, value, "(H, W) or (H, W, K) float32")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or (channels and array.shape[2] not in channels):
+        allowed = "K" if channels is None else " or ".join(map(str, channels))
+        raise InputError(f"{name} has shape {np.shape(value)}; wanted (H, W) or (H, W, {allowed})")
+    return array
+
+
+def check_guide(guide: Any, height: int, width: int) -> np.ndarray:
+    """(H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero (unknown); or (H, W)
+    int32 labels with -1 = unknown."""
+    array = np.asarray(guide)
+    wanted = f"({height}, {width}, C) probabilities or ({height}, {width}) integer labels"
+    if array.ndim not in (2, 3) or array.shape[:2] != (height, width) or array.size == 0:
+        raise InputError(f"guide has shape {array.shape}; wanted {wanted}")
+    if array.ndim == 2:
+        if array.dtype.kind not in "iu":
+            raise InputError(f"guide has dtype {array.dtype}; labels must be integers")
+        if array.min() < -1 or array.max() >= 4096:
+            raise InputError(
+                f"guide has labels from {array.min()} to {array.max()}; wanted -1 to 4095",
+                fix="number the classes 0, 1, ... and use -1 for unknown",
+            )
+        if array.max() < 0:
+            raise InputError("guide is unknown (-1) everywhere; nothing can be refined")
+        return np.ascontiguousarray(array, np.int32)
+    array = _check_float("guide", array, wanted)
+    if array.min() < 0:
+        raise InputError(
+            f"guide has negative values (smallest {array.min():g}); wanted probabilities",
+            fix="apply a soft-max to scores first",
+        )
+    total = array.sum(-1, keepdims=True)
+    if total.max() <= 0:
+        raise InputError("guide is zero (unknown) everywhere; nothing can be refined")
+    return array / np.where(total > 0, total, 1)
+
+
+def check_count(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InputError(f"{name} is {value!r}; wanted a whole number")
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}; wanted {low} to {high}")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise InputError(f"{name} is {value!r}; wanted a number above 0")
+    if not 0 < value < np.inf:
+        raise InputError(f"{name} is {value}; wanted a number above 0")
+    return float(value)

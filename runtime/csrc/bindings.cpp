@@ -1,0 +1,503 @@
+// runtime._core: the only file that knows Python. runtime/ops.py has checked every argument; here
+// arrays become pointers, the GIL is released, and the core computes.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "filter.h"
+#include "refiner.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+// The last line of defence: ops.py gives better messages.
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(std::string("runtime._core: ") + what);
+}
+
+const seg::Kernels& kernels(const std::string& target) {
+  if (target.empty()) return seg::default_kernels();
+  const seg::Kernels* found = seg::find_kernels(target.c_str());
+  if (found == nullptr) throw std::invalid_argument("this machine cannot run target " + target);
+  return *found;
+}
+
+// A channels-last map with padded channels and, if asked, a zero border, for one op.
+class PaddedMap {
+ public:
+  PaddedMap(int height, int width, int channels, bool border)
+      : stride_(seg::padded(channels)), border_(border) {
+    pitch_ = static_cast<ptrdiff_t>(width + 2 * border) * stride_;
+    data_.assign(static_cast<size_t>(pitch_) * (height + 2 * border), 0.0f);
+  }
+  PaddedMap(const Floats& a, bool border)
+      : PaddedMap(static_cast<int>(a.shape(0)), static_cast<int>(a.shape(1)),
+                  static_cast<int>(a.shape(2)), border) {
+    copy(a.data(), a.shape(0), a.shape(1), a.shape(2));
+  }
+  seg::Map map() {
+    return {data_.data() + (border_ ? pitch_ + stride_ : 0), pitch_, stride_};
+  }
+  Floats array(py::ssize_t height, py::ssize_t width, py::ssize_t channels) {
+    Floats out({height, width, channels});
+    copy(out.mutable_data(), height, width, channels);
+    return out;
+  }
+
+ private:
+  template <class T>
+  void copy(T* flat, py::ssize_t height, py::ssize_t width, py::ssize_t channels) {
+    for (int y = 0; y < height; ++y) {
+      for (int x = 0; x < width; ++x) {
+        float* p = map().at(y, x);
+        for (int c = 0; c < channels; ++c, ++flat) {
+          if constexpr (std::is_const_v<T>)
+            p[c] = *flat;
+          else
+            *flat = p[c];
+        }
+      }
+    }
+  }
+  ptrdiff_t stride_, pitch_ = 0;
+  bool border_;
+  std::vector<float> data_;
+};
+
+std::vector<float> pad(const float* values, int n) {
+  std::vector<float> out(seg::padded(n), 0.0f);
+  std::copy(values, values + n, out.begin());
+  return out;
+}
+
+// Single operations, one thread, for tests and measurements. Arrays as in runtime/reference.py.
+
+Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu,
+            const std::string& target) {
+  const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
+            kernel = weight.shape(2), taps = kernel * kernel;
+  require(weight.shape(1) == in && bias.shape(0) == out, "conv: shapes differ");
+  std::vector<float> packed(static_cast<size_t>(taps) * in * seg::padded(out), 0.0f);
+  for (int o = 0; o < out; ++o)
+    for (int c = 0; c < in; ++c)
+      for (int t = 0; t < taps; ++t)
+        packed[(static_cast<size_t>(t) * in + c) * seg::padded(out) + o] =
+            weight.data()[(static_cast<size_t>(o) * in + c) * taps + t];
+  const std::vector<float> b = pad(bias.data(), out);
+  PaddedMap input(x, true), result(h, w, out, false);
+  for (int y = 0; y < h; ++y)
+    kernels(target).conv(result.map(), input.map(), packed.data(), b.data(), seg::Map{}, y, w,
+                         kernel, in, out, relu);
+  return result.array(h, w, out);
+}
+
+py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight,
+                        const std::string& target) {
+  const seg::Kernels& k = kernels(target);
+  const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
+            kernel = weight.shape(2), taps = kernel * kernel;
+  const size_t row = seg::padded(out);
+  std::vector<float> turned(static_cast<size_t>(taps) * out * seg::padded(in), 0.0f),
+      packed(taps * in * row, 0.0f), sum(row);
+  for (int o = 0; o < out; ++o)
+    for (int c = 0; c < in; ++c)
+      for (int t = 0; t < taps; ++t)
+        turned[(static_cast<size_t>(taps - 1 - t) * out + o) * seg::padded(in) + c] =
+            weight.data()[(static_cast<size_t>(o) * in + c) * taps + t];
+  PaddedMap input(x, true), grad(dy, true), dx(h, w, in, false);
+  Floats dw({out, in, kernel, kernel}), db(out);
+  std::fill(db.mutable_data(), db.mutable_data() + out, 0.0f);
+  for (int y = 0; y < h; ++y) {
+    k.conv(dx.map(), grad.map(), turned.data(), nullptr, seg::Map{}, y, w, kernel, out, in, false);
+    k.conv_dw(packed.data(), input.map(), grad.map(), y, w, kernel, in, out);
+    k.row_sum(sum.data(), grad.map(), y, w, out);
+    for (int o = 0; o < out; ++o) db.mutable_data()[o] += sum[o];
+  }
+  for (int o = 0; o < out; ++o)
+    for (int c = 0; c < in; ++c)
+      for (int t = 0; t < taps; ++t)
+        dw.mutable_data()[(static_cast<size_t>(o) * in + c) * taps + t] =
+            packed[(static_cast<size_t>(t) * in + c) * row + o];
+  return py::make_tuple(dx.array(h, w, in), dw, db);
+}
+
+// Of one row: x is (1, n, c). Returns mean, m2.
+py::tuple row_moments(const Floats& x, const std::string& target) {
+  const int n = x.shape(1), c = x.shape(2);
+  PaddedMap map(x, false);
+  std::vector<float> mean(seg::padded(c)), m2(seg::padded(c));
+  kernels(target).row_moments(mean.data(), m2.data(), map.map(), 0, n, c);
+  return py::make_tuple(Floats(c, mean.data()), Floats(c, m2.data()));
+}
+
+Floats normalize(const Floats& x, const Floats& mean, const Floats& scale, const Floats& shift,
+                 const std::string& target) {
+  PaddedMap map(x, false);
+  const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
+  const auto m = pad(mean.data(), c), s = pad(scale.data(), c), b = pad(shift.data(), c);
+  for (int y = 0; y < h; ++y)
+    kernels(target).normalize(map.map(), map.map(), m.data(), s.data(), b.data(), y, w, c);
+  return map.array(h, w, c);
+}
+
+// Returns sum dy and sum dy (x - mean) over all pixels, row by row.
+py::tuple bn_sums(const Floats& dy, const Floats& x, const Floats& mean,
+                  const std::string& target) {
+  PaddedMap d(dy, false), map(x, false);
+  const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
+  const auto m = pad(mean.data(), c);
+  std::vector<float> a(seg::padded(c)), b(seg::padded(c));
+  Floats first(c), second(c);
+  std::fill(first.mutable_data(), first.mutable_data() + c, 0.0f);
+  std::fill(second.mutable_data(), second.mutable_data() + c, 0.0f);
+  for (int y = 0; y < h; ++y) {
+    kernels(target).bn_sums(a.data(), b.data(), d.map(), map.map(), m.data(), y, w, c);
+    for (int i = 0; i < c; ++i) {
+      first.mutable_data()[i] += a[i];
+      second.mutable_data()[i] += b[i];
+    }
+  }
+  return py::make_tuple(first, second);
+}
+
+Floats bn_backward(const Floats& dy, const Floats& x, const Floats& mean, const Floats& scale,
+                   const Floats& a, const Floats& b, bool relu, const std::string& target) {
+  PaddedMap d(dy, false), map(x, false);
+  const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
+  const auto m = pad(mean.data(), c), s = pad(scale.data(), c), pa = pad(a.data(), c),
+             pb = pad(b.data(), c);
+  for (int y = 0; y < h; ++y)
+    kernels(target).bn_backward(d.map(), d.map(), map.map(), m.data(), s.data(), pa.data(),
+                                pb.data(), y, w, c, relu);
+  return d.array(h, w, c);
+}
+
+// Scores with their padding made invisible.
+PaddedMap scores_map(const Floats& r) {
+  PaddedMap map(r, false);
+  for (int y = 0; y < r.shape(0); ++y)
+    for (int x = 0; x < r.shape(1); ++x)
+      for (int c = r.shape(2); c < seg::padded(r.shape(2)); ++c)
+        map.map().at(y, x)[c] = seg::kNever;
+  return map;
+}
+
+// Returns probabilities, log-sum-exp, labels.
+py::tuple softmax(const Floats& r, const std::string& target) {
+  const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
+  PaddedMap map = scores_map(r), p(h, w, c, false);
+  Floats lse({h, w});
+  Ints labels({h, w});
+  for (int y = 0; y < h; ++y) {
+    kernels(target).softmax(p.map(), lse.mutable_data() + y * w, map.map(), y, w, c);
+    kernels(target).argmax(labels.mutable_data() + y * w, map.map(), y, w, c);
+  }
+  return py::make_tuple(p.array(h, w, c), lse, labels);
+}
+
+// Returns dr, sum of similarity terms, sum of guide terms.
+py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& guide,
+                       const Ints& table, float self_weight, float guide_weight,
+                       const std::string& target) {
+  const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
+  PaddedMap map = scores_map(r), dr(h, w, c, false);
+  Ints hard;
+  Floats soft;
+  const bool has = !guide.is_none(), is_soft = has && py::array(guide).ndim() == 3;
+  if (is_soft) soft = py::cast<Floats>(guide);
+  if (has && !is_soft) hard = py::cast<Ints>(guide);
+  const int classes = is_soft ? soft.shape(2) : table.shape(0);
+  double losses[2] = {};
+  for (int y = 0; y < h; ++y)
+    kernels(target).cluster_loss(
+        dr.map(), losses, map.map(), labels.data() + y * w,
+        has && !is_soft ? hard.data() + y * w : nullptr,
+        is_soft ? soft.data() + static_cast<size_t>(y) * w * classes : nullptr, classes,
+        table.data(), self_weight, guide_weight, y, w, c);
+  return py::make_tuple(dr.array(h, w, c), losses[0], losses[1]);
+}
+
+// Returns dr and the unweighted loss.
+py::tuple spatial_loss(const Floats& r, float weight, const Floats& scale, bool huber,
+                       const std::string& target) {
+  const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
+  PaddedMap map = scores_map(r), dr(h, w, c, false);
+  double loss = 0;
+  for (int y = 0; y < h; ++y)
+    kernels(target).spatial_loss(dr.map(), &loss, map.map(), weight, scale.data(), huber, y, h, w,
+                                 c);
+  return py::make_tuple(dr.array(h, w, c), loss);
+}
+
+std::vector<seg::Offset> to_offsets(const Ints& offsets) {
+  std::vector<seg::Offset> out;
+  for (int i = 0; i < offsets.shape(0); ++i)
+    out.push_back({offsets.data()[2 * i], offsets.data()[2 * i + 1]});
+  return out;
+}
+
+Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std::string& target) {
+  const int h = image.shape(0), w = image.shape(1);
+  const auto list = to_offsets(offsets);
+  Floats out({static_cast<int>(list.size()), h, w});
+  for (size_t i = 0; i < list.size(); ++i)
+    for (int y = 0; y < h; ++y)
+      kernels(target).affinity(out.mutable_data() + (i * h + y) * w, image.data(), list[i], sigma,
+                               1.0f, y, h, w);
+  return out;
+}
+
+// affinity is already scaled per offset. Returns dz, guide loss, pair loss.
+py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confidence,
+                        const Floats& class_weight, const Floats& affinity, const Ints& offsets,
+                        float lambda, const std::string& target) {
+  const seg::Kernels& k = kernels(target);
+  const int h = z.shape(0), w = z.shape(1), c = z.shape(2);
+  PaddedMap zm = scores_map(z), p(h, w, c, false), qm(q, false), dz(h, w, c, false);
+  std::vector<float> lse(static_cast<size_t>(h) * w);
+  const auto cw = pad(class_weight.data(), c);
+  const auto list = to_offsets(offsets);
+  double losses[2] = {};
+  for (int y = 0; y < h; ++y) k.softmax(p.map(), lse.data() + y * w, zm.map(), y, w, c);
+  for (int y = 0; y < h; ++y)
+    k.residual_loss(dz.map(), losses, p.map(), zm.map(), lse.data(), qm.map(), confidence.data(),
+                    cw.data(), affinity.data(), list.data(), static_cast<int>(list.size()),
+                    1.0f / (static_cast<float>(h) * w), lambda, y, h, w, c);
+  return py::make_tuple(dz.array(h, w, c), losses[0], losses[1]);
+}
+
+// Returns the new w and v.
+py::tuple sgd_step(const Floats& w, const Floats& v, const Floats& dw, float lr, float momentum,
+                   const std::string& target) {
+  const size_t n = w.size();
+  Floats w1(n, w.data()), v1(n, v.data());
+  kernels(target).sgd(w1.mutable_data(), v1.mutable_data(), dw.data(), n, lr, momentum);
+  return py::make_tuple(w1, v1);
+}
+
+Ints assign(const py::array_t<double, py::array::c_style | py::array::forcecast>& cost) {
+  seg::Assignment a;
+  a.resize(cost.shape(0), cost.shape(1));
+  std::copy(cost.data(), cost.data() + cost.size(), a.cost.begin());
+  a.solve();
+  return Ints(a.column.size(), a.column.data());
+}
+
+// The whole operations.
+
+Floats guided_coefficients(const Floats& guide, const Floats& values, int radius, double eps,
+                           int threads, const std::string& target) {
+  const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
+  require(values.shape(0) == h && values.shape(1) == w, "guided_coefficients: shapes differ");
+  Floats out({h, w, g + 1, k});
+  float* data = out.mutable_data();
+  const seg::Kernels& table = kernels(target);
+  py::gil_scoped_release release;
+  seg::guided_coefficients(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads,
+                           table);
+  return out;
+}
+
+Floats apply_coefficients(const Floats& coefficients, const Floats& guide, int threads,
+                          const std::string& target) {
+  const int lh = coefficients.shape(0), lw = coefficients.shape(1), g = guide.shape(2),
+            k = coefficients.shape(3), h = guide.shape(0), w = guide.shape(1);
+  require(coefficients.shape(2) == g + 1, "apply_coefficients: shapes differ");
+  Floats out({h, w, k});
+  float* data = out.mutable_data();
+  const seg::Kernels& table = kernels(target);
+  py::gil_scoped_release release;
+  seg::apply_coefficients(data, coefficients.data(), guide.data(), lh, lw, h, w, g, k, threads,
+                          table);
+  return out;
+}
+
+// coefficients (h, w, 4, k) for a guided lift, (h, w, 1, k) for a bilinear one.
+py::tuple lift(const Floats& coefficients, const Bytes& image, int threads,
+               const std::string& target) {
+  const int lh = coefficients.shape(0), lw = coefficients.shape(1),
+            g = static_cast<int>(coefficients.shape(2)) - 1, k = coefficients.shape(3),
+            h = image.shape(0), w = image.shape(1);
+  require((g == 0 || g == 3) && image.shape(2) == 3, "lift: shapes differ");
+  Ints labels({h, w});
+  Floats confidence({h, w});
+  int32_t* l = labels.mutable_data();
+  float* c = confidence.mutable_data();
+  const seg::Kernels& table = kernels(target);
+  {
+    py::gil_scoped_release release;
+    seg::lift(l, c, coefficients.data(), image.data(), lh, lw, h, w, g, k, threads, table);
+  }
+  return py::make_tuple(labels, confidence);
+}
+
+// Returns regions, labels (merged), count.
+py::tuple connected_regions(const Ints& labels, int64_t min_area) {
+  const int h = labels.shape(0), w = labels.shape(1);
+  Ints regions({h, w}), merged({h, w});
+  int32_t *r = regions.mutable_data(), *m = merged.mutable_data();
+  std::copy(labels.data(), labels.data() + labels.size(), m);
+  int32_t count = 0;
+  {
+    py::gil_scoped_release release;
+    count = seg::connected_regions(r, m, h, w, min_area);
+  }
+  return py::make_tuple(regions, merged, count);
+}
+
+seg::RefineOptions to_options(const py::dict& d) {
+  seg::RefineOptions o;
+  o.objective = py::cast<int>(d["objective"]);
+  o.classes = py::cast<int>(d["classes"]);
+  o.channels = py::cast<int>(d["channels"]);
+  o.blocks = py::cast<int>(d["blocks"]);
+  o.skip = py::cast<int>(d["skip"]);
+  o.final_bn = py::cast<int>(d["final_bn"]);
+  o.weighting = py::cast<int>(d["weighting"]);
+  o.mapping = py::cast<int>(d["mapping"]);
+  o.huber = py::cast<bool>(d["huber"]);
+  o.diagonals = py::cast<bool>(d["diagonals"]);
+  o.min_labels = py::cast<int>(d["min_labels"]);
+  o.early_stop = py::cast<float>(d["early_stop"]);
+  o.lr = py::cast<float>(d["lr"]);
+  o.momentum = py::cast<float>(d["momentum"]);
+  o.mu = py::cast<float>(d["mu"]);
+  o.beta = py::cast<float>(d["beta"]);
+  o.lambda = py::cast<float>(d["lam"]);
+  o.sigma = py::cast<float>(d["sigma"]);
+  o.balance = py::cast<float>(d["balance"]);
+  o.distances = py::cast<std::vector<int>>(d["offsets"]);
+  return o;
+}
+
+py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
+              int steps, const std::function<void(int)>& progress) {
+  const int h = self.height(), w = self.width(), classes = self.options().classes;
+  require(image.shape(0) == h && image.shape(1) == w && image.shape(2) == 3,
+          "run: the image has another size");
+  Ints hard;
+  Floats soft;
+  seg::Guide g;
+  if (!guide.is_none()) {
+    if (py::array(guide).ndim() == 3) {
+      soft = py::cast<Floats>(guide);
+      require(soft.shape(0) == h && soft.shape(1) == w, "run: the guide has another size");
+      g.soft = soft.data();
+      g.classes = soft.shape(2);
+    } else {
+      hard = py::cast<Ints>(guide);
+      require(hard.shape(0) == h && hard.shape(1) == w, "run: the guide has another size");
+      g.hard = hard.data();
+      g.classes = 1 + *std::max_element(hard.data(), hard.data() + hard.size());
+    }
+  }
+  require(self.options().objective != seg::kResidual ||
+              (g.soft != nullptr && g.classes == classes),
+          "run: residual needs probabilities of its classes");
+  Floats scores({h, w, classes});
+  Ints labels({h, w});
+  std::vector<seg::StepRecord> records(steps);
+  float* s = scores.mutable_data();
+  int32_t* l = labels.mutable_data();
+  seg::RunResult result;
+  {
+    py::gil_scoped_release release;
+    result = self.run(s, l, records.data(), image.data(), g, label_floor, steps, [&](int done) {
+      py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (progress) progress(done);
+    });
+  }
+  const int written = std::min(result.steps + (result.stop == seg::kDiverged), steps);
+  py::array_t<double> losses({written, 4});
+  Ints clusters(written);
+  for (int i = 0; i < written; ++i) {
+    const seg::StepRecord& r = records[i];
+    double* row = losses.mutable_data() + 4 * i;
+    row[0] = r.total;
+    row[1] = r.first;
+    row[2] = r.spatial;
+    row[3] = r.guide;
+    clusters.mutable_data()[i] = r.clusters;
+  }
+  return py::make_tuple(scores, labels, losses, clusters, result.steps, result.stop,
+                        result.clusters);
+}
+
+py::dict state(const seg::Refiner& self) {
+  const auto array = [](const std::vector<float>& v) { return Floats(v.size(), v.data()); };
+  return py::dict("parameters"_a = array(self.parameters), "momenta"_a = array(self.momenta),
+                  "buffers"_a = array(self.buffers), "batches"_a = self.batches);
+}
+
+void set_state(seg::Refiner& self, const Floats& parameters, const Floats& momenta,
+               const Floats& buffers, int64_t batches) {
+  require(static_cast<size_t>(parameters.size()) == self.parameters.size() &&
+              static_cast<size_t>(momenta.size()) == self.momenta.size() &&
+              static_cast<size_t>(buffers.size()) == self.buffers.size(),
+          "set_state: sizes differ");
+  std::copy(parameters.data(), parameters.data() + parameters.size(), self.parameters.begin());
+  std::copy(momenta.data(), momenta.data() + momenta.size(), self.momenta.begin());
+  std::copy(buffers.data(), buffers.data() + buffers.size(), self.buffers.begin());
+  self.batches = batches;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core. Call it through runtime.ops, which checks.";
+  m.def("targets", [] {
+    const char* names[4];
+    const int count = seg::usable_kernels(names);
+    return std::vector<std::string>(names, names + count);
+  });
+  m.def("target", [] { return std::string(seg::default_kernels().name); });
+  m.def("lanes", [](const std::string& t) { return kernels(t).lanes; }, "target"_a = "");
+
+  m.def("conv", conv, "x"_a, "weight"_a, "bias"_a, "relu"_a = false, "target"_a = "");
+  m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "target"_a = "");
+  m.def("row_moments", row_moments, "x"_a, "target"_a = "");
+  m.def("normalize", normalize, "x"_a, "mean"_a, "scale"_a, "shift"_a, "target"_a = "");
+  m.def("bn_sums", bn_sums, "dy"_a, "x"_a, "mean"_a, "target"_a = "");
+  m.def("bn_backward", bn_backward, "dy"_a, "x"_a, "mean"_a, "scale"_a, "a"_a, "b"_a, "relu"_a,
+        "target"_a = "");
+  m.def("softmax", softmax, "r"_a, "target"_a = "");
+  m.def("cluster_loss", cluster_loss, "r"_a, "labels"_a, "guide"_a, "table"_a, "self_weight"_a,
+        "guide_weight"_a, "target"_a = "");
+  m.def("spatial_loss", spatial_loss, "r"_a, "weight"_a, "scale"_a, "huber"_a, "target"_a = "");
+  m.def("affinity", affinity, "image"_a, "offsets"_a, "sigma"_a, "target"_a = "");
+  m.def("residual_loss", residual_loss, "z"_a, "q"_a, "confidence"_a, "class_weight"_a,
+        "affinity"_a, "offsets"_a, "lam"_a, "target"_a = "");
+  m.def("sgd_step", sgd_step, "w"_a, "v"_a, "dw"_a, "lr"_a, "momentum"_a, "target"_a = "");
+  m.def("assign", assign, "cost"_a);
+
+  m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+        "threads"_a, "target"_a = "");
+  m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
+        "target"_a = "");
+  m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "");
+  m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
+
+  py::class_<seg::Refiner>(m, "Refiner")
+      .def(py::init([](int height, int width, const py::dict& options, int threads,
+                       const std::string& target) {
+             return seg::Refiner(to_options(options), height, width, threads, kernels(target));
+           }),
+           "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "")
+      .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a)
+      .def("state", state)
+      .def("set_state", set_state, "parameters"_a, "momenta"_a, "buffers"_a, "batches"_a)
+      .def("arena_bytes", &seg::Refiner::arena_bytes);
+}

@@ -1,0 +1,133 @@
+// Connected regions by union-find, and merging of small ones.
+#include <algorithm>
+#include <queue>
+#include <unordered_map>
+#include <vector>
+
+#include "../filter.h"
+
+namespace seg {
+namespace {
+
+struct Forest {
+  std::vector<int32_t> parent;
+  int32_t find(int32_t i) {
+    while (parent[i] != i) i = parent[i] = parent[parent[i]];
+    return i;
+  }
+  // The smaller index becomes the root.
+  void join(int32_t a, int32_t b) {
+    a = find(a);
+    b = find(b);
+    if (a != b) parent[std::max(a, b)] = std::min(a, b);
+  }
+};
+
+struct Region {
+  int64_t area = 0;
+  int32_t label = 0;
+  std::unordered_map<int32_t, int64_t> border;  // neighbour (a root when last seen) -> length
+};
+
+// Merges regions under min_area into a neighbour, smallest first.
+void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) {
+  using Entry = std::pair<int64_t, int32_t>;  // area, region
+  std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> small;
+  for (size_t i = 0; i < region.size(); ++i)
+    if (region[i].area < min_area) small.push({region[i].area, static_cast<int32_t>(i)});
+  while (!small.empty()) {
+    const auto [area, id] = small.top();
+    small.pop();
+    if (forest.find(id) != id || region[id].area != area) continue;  // merged or grown since
+    std::unordered_map<int32_t, int64_t> border;  // by today's roots
+    for (const auto& [neighbour, length] : region[id].border) {
+      const int32_t root = forest.find(neighbour);
+      if (root != id) border[root] += length;
+    }
+    int32_t best = -1;
+    for (const auto& [root, length] : border) {
+      const auto better = [&](int32_t a, int64_t a_length, int32_t b, int64_t b_length) {
+        if (a_length != b_length) return a_length > b_length;
+        if (region[a].area != region[b].area) return region[a].area > region[b].area;
+        return a < b;
+      };
+      if (best < 0 || better(root, length, best, border[best])) best = root;
+    }
+    if (best < 0) continue;  // it is the whole picture
+    const int32_t label = region[best].label;
+    const int32_t root = std::min(best, id), other = std::max(best, id);
+    forest.join(id, best);
+    region[id].border = std::move(border);
+    Region &a = region[root], &b = region[other];
+    if (a.border.size() < b.border.size()) a.border.swap(b.border);
+    for (const auto& [neighbour, length] : b.border) a.border[neighbour] += length;
+    std::unordered_map<int32_t, int64_t>().swap(b.border);
+    a.area += b.area;
+    a.label = label;
+    if (a.area < min_area) small.push({a.area, root});
+  }
+}
+
+}  // namespace
+
+int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
+                          int64_t min_area) {
+  const size_t pixels = static_cast<size_t>(height) * width;
+  // Pass 1: provisional numbers, joined where they touch.
+  Forest forest;
+  for (size_t n = 0; n < pixels; ++n) {
+    const bool left = n % width > 0 && labels[n - 1] == labels[n];
+    const bool up = n >= static_cast<size_t>(width) && labels[n - width] == labels[n];
+    if (left) {
+      regions[n] = regions[n - 1];
+      if (up) forest.join(regions[n], regions[n - width]);
+    } else if (up) {
+      regions[n] = regions[n - width];
+    } else {
+      regions[n] = static_cast<int32_t>(forest.parent.size());
+      forest.parent.push_back(regions[n]);
+    }
+  }
+  // Pass 2: consecutive numbers; roots come first, so order of first pixel is kept.
+  const auto renumber = [&](Forest& f) {
+    std::vector<int32_t> number(f.parent.size(), 0);
+    int32_t count = 0;
+    for (size_t i = 0; i < number.size(); ++i)
+      number[i] = f.parent[i] == static_cast<int32_t>(i) ? count++
+                                                         : number[f.find(static_cast<int32_t>(i))];
+    for (size_t n = 0; n < pixels; ++n) regions[n] = number[regions[n]];
+    return count;
+  };
+  const int32_t count = renumber(forest);
+
+  if (min_area > 1 && count > 1) {
+    std::vector<Region> region(count);
+    for (size_t n = 0; n < pixels; ++n) {
+      Region& here = region[regions[n]];
+      here.label = labels[n];
+      ++here.area;
+    }
+    // Borders are only needed where something can merge, but small regions touch large ones.
+    for (size_t n = 0; n < pixels; ++n) {
+      const auto touch = [&](size_t m) {
+        const int32_t a = regions[n], b = regions[m];
+        if (a == b) return;
+        ++region[a].border[b];
+        ++region[b].border[a];
+      };
+      if (n % width > 0) touch(n - 1);
+      if (n >= static_cast<size_t>(width)) touch(n - width);
+    }
+    Forest merged;
+    merged.parent.resize(count);
+    for (int32_t i = 0; i < count; ++i) merged.parent[i] = i;
+    merge_small(merged, region, min_area);
+    for (size_t n = 0; n < pixels; ++n) labels[n] = region[merged.find(regions[n])].label;
+    // Regions of one label that now touch are one region.
+    return connected_regions(regions, labels, height, width, 0);
+  }
+  for (size_t n = 0; n < pixels; ++n) ++regions[n];
+  return count;
+}
+
+}  // namespace seg

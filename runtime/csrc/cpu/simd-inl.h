@@ -1,0 +1,55 @@
+// Vectors of SEG_LANES floats, written with the compiler's own vector types. Compiled once per
+// target, inside that target's namespace: no include guard, no standard header, no global.
+
+#define SEG_INLINE inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(SEG_LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(SEG_LANES * 4)));
+typedef float UnalignedVec __attribute__((vector_size(SEG_LANES * 4), aligned(4), may_alias));
+typedef int32_t UnalignedIntVec __attribute__((vector_size(SEG_LANES * 4), aligned(4), may_alias));
+
+enum { kLanes = SEG_LANES };
+
+SEG_INLINE int vectors(int channels) { return (channels + kLanes - 1) / kLanes; }
+SEG_INLINE Vec load(const float* p) { return *(const UnalignedVec*)p; }
+SEG_INLINE void store(float* p, Vec v) { *(UnalignedVec*)p = v; }
+SEG_INLINE Vec splat(float x) { return x - Vec{}; }
+SEG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+SEG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+SEG_INLINE Vec abs(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
+SEG_INLINE Vec zero_unless(IntVec mask, Vec a) { return (Vec)((IntVec)a & mask); }
+
+SEG_INLINE float sum(Vec v) {
+  float s[kLanes];
+  store(s, v);
+  for (int n = kLanes / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] += s[i + n];
+  return s[0];
+}
+
+SEG_INLINE float max(Vec v) {
+  float s[kLanes];
+  store(s, v);
+  for (int n = kLanes / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] = s[i] > s[i + n] ? s[i] : s[i + n];
+  return s[0];
+}
+
+// exp(x): x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series to r^7 (relative error
+// below 1e-8 there), 2^n by building the exponent. Exact 0 below -87.
+SEG_INLINE Vec exp(Vec x) {
+  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+  const Vec y = min(max(x, splat(-87.0f)), splat(88.0f));
+  const Vec t = y * 1.44269504f + kRound;
+  const Vec n = t - kRound;
+  const Vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
+  Vec e = splat(1.0f / 5040) * r + 1.0f / 720;
+  e = e * r + 1.0f / 120;
+  e = e * r + 1.0f / 24;
+  e = e * r + 1.0f / 6;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  const IntVec exponent = ((IntVec)t - 0x4b400000 + 127) << 23;
+  return zero_unless(x >= splat(-87.0f), e * (Vec)exponent);
+}

@@ -1,0 +1,38 @@
+// The kernels for x86-64 with AVX2.
+#if defined(__x86_64__)
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#define SEG_TARGET avx2
+#define SEG_LANES 8
+#define SEG_REGISTERS 16
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+// clang-format off
+namespace seg { namespace avx2 {
+#include "simd-inl.h"
+#include "conv-inl.h"
+#include "pixel-inl.h"
+#include "filter-inl.h"
+}}
+// clang-format on
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace seg {
+const Kernels* avx2_kernels() {
+  static const Kernels table = SEG_TABLE(avx2, SEG_LANES);
+  return &table;
+}
+}  // namespace seg
+#endif

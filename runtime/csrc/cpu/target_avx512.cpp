@@ -1,0 +1,38 @@
+// The kernels for x86-64 with AVX-512.
+#if defined(__x86_64__)
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#define SEG_TARGET avx512
+#define SEG_LANES 16
+#define SEG_REGISTERS 32
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#endif
+// clang-format off
+namespace seg { namespace avx512 {
+#include "simd-inl.h"
+#include "conv-inl.h"
+#include "pixel-inl.h"
+#include "filter-inl.h"
+}}
+// clang-format on
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace seg {
+const Kernels* avx512_kernels() {
+  static const Kernels table = SEG_TABLE(avx512, SEG_LANES);
+  return &table;
+}
+}  // namespace seg
+#endif

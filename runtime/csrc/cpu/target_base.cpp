@@ -1,0 +1,29 @@
+// The kernels for any processor: SSE2 on x86-64, NEON on aarch64.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#define SEG_TARGET base
+#define SEG_LANES 4
+#if defined(__aarch64__)
+#define SEG_REGISTERS 32
+#else
+#define SEG_REGISTERS 16
+#endif
+
+// clang-format off
+namespace seg { namespace base {
+#include "simd-inl.h"
+#include "conv-inl.h"
+#include "pixel-inl.h"
+#include "filter-inl.h"
+}}
+// clang-format on
+
+namespace seg {
+const Kernels* base_kernels() {
+  static const Kernels table = SEG_TABLE(base, SEG_LANES);
+  return &table;
+}
+}  // namespace seg

@@ -1,0 +1,36 @@
+// Guided filter and connected regions: work on one picture, own nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace seg {
+
+// Coefficients of the guided filter (He, Sun, Tang 2013): for every pixel the mean over its window
+// of a (one per guide channel) and b, so that value = a . guide + b.
+// coefficients [height][width][guide_channels + 1][classes], guide [height][width][guide_channels]
+// (1 or 3), values [height][width][classes]. Windows are (2 radius + 1)^2, cut at the borders.
+void guided_coefficients(float* coefficients, const float* guide, const float* values, int height,
+                         int width, int guide_channels, int classes, int radius, double eps,
+                         int threads, const Kernels& k);
+
+// values [height][width][classes] from coefficients of [low_height][low_width], interpolated
+// bilinearly between pixel centres, and a guide of the full size.
+void apply_coefficients(float* values, const float* coefficients, const float* guide,
+                        int low_height, int low_width, int height, int width, int guide_channels,
+                        int classes, int threads, const Kernels& k);
+
+// The same for an 8-bit guide, keeping only the best class and its value cut to [0, 1].
+// guide_channels is 3, or 0 for plain bilinear lifting (guide is not read then).
+void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
+          int low_height, int low_width, int height, int width, int guide_channels, int classes,
+          int threads, const Kernels& k);
+
+// 4-connected regions of equal label, numbered 1, 2, ... in the order of their first pixel. Regions
+// under min_area pixels join the neighbour with the longest common border (ties: the larger, then
+// the one numbered first), smallest region first, and take its label. Returns the number of regions.
+int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
+                          int64_t min_area);
+
+}  // namespace seg

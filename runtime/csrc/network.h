@@ -1,0 +1,95 @@
+// The refinement network: its options, and where each tensor lies in the flat state vectors.
+//
+//   x_1 = norm(relu(conv3x3(input)))             norm is batch norm with this picture's statistics
+//   x_i = norm(relu(conv3x3(x_{i-1})))           i = 2 .. blocks
+//   x   = x_blocks + skip                        skip: own conv3x3(input), conv1(input) or nothing
+//   r   = norm(conv1x1(x))                       dynaguide, dynaseg
+//   r   = conv1x1(x) + log prior                 residual
+//
+// The state is three flat float vectors, in the order and layout of PyTorch's state_dict:
+// parameters (conv1, bn1, conv2.i, bn2.i, skip, conv3, bn3; weight then bias), momenta (the same),
+// and buffers (bn1, bn2.i, bn3; running mean then running variance). runtime/network.py names them.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace seg {
+
+enum Objective { kResidual = 0, kCluster = 1 };  // kCluster: dynaguide and dynaseg
+enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2 };
+enum Weighting { kFixed = 0, kFsf = 1, kScf = 2 };
+enum Mapping { kOverlap = 0, kIndexModulo = 1 };
+enum FinalNorm { kNormNone = 0, kNormImage = 1, kNormRunning = 2 };
+enum Stop { kSteps = 0, kMinLabels = 1, kSilhouette = 2, kConverged = 3, kDiverged = 4 };
+
+struct RefineOptions {
+  int objective = kResidual;
+  int classes = 2;  // channels of the response map
+  int channels = 32;
+  int blocks = 2;
+  int skip = kSkipNone;
+  int final_bn = kNormNone;
+  int weighting = kFixed;
+  int mapping = kOverlap;
+  bool huber = false;
+  bool diagonals = false;
+  int min_labels = 0;     // stop once at most this many labels are left, 0 = never
+  float early_stop = 0;   // stop when this share of the labels stays, 0 = never
+  float lr = 0.05f;
+  float momentum = 0.9f;
+  float mu = 1.0f;
+  float beta = 15.0f;
+  float lambda = 4.0f;
+  float sigma = 0.08f;
+  float balance = 0.25f;
+  std::vector<int> distances = {1, 2};
+
+  int inputs() const { return objective == kResidual ? 5 : 3; }
+};
+
+struct Conv {
+  int kernel, in, out;
+  size_t weight, bias;  // offsets into parameters
+};
+
+struct Norm {
+  int channels;
+  size_t gamma, beta;  // offsets into parameters
+  size_t mean, var;    // offsets into buffers
+};
+
+struct Network {
+  std::vector<Conv> conv;  // the blocks
+  std::vector<Norm> norm;
+  Conv skip{};
+  Conv head{};
+  Norm head_norm{};
+  size_t parameters = 0, buffers = 0;
+
+  explicit Network(const RefineOptions& o) {
+    for (int i = 0; i < o.blocks; ++i) {
+      conv.push_back(add_conv(3, i == 0 ? o.inputs() : o.channels, o.channels));
+      norm.push_back(add_norm(o.channels));
+    }
+    if (o.skip == kSkipShared) skip = conv[0];
+    if (o.skip == kSkipOwn) skip = add_conv(3, o.inputs(), o.channels);
+    head = add_conv(1, o.channels, o.classes);
+    if (o.final_bn != kNormNone) head_norm = add_norm(o.classes);
+  }
+
+ private:
+  Conv add_conv(int kernel, int in, int out) {
+    const size_t weight = parameters;
+    parameters += static_cast<size_t>(kernel) * kernel * in * out + out;
+    return {kernel, in, out, weight, parameters - out};
+  }
+  Norm add_norm(int channels) {
+    const size_t gamma = parameters, mean = buffers;
+    parameters += 2 * channels;
+    buffers += 2 * channels;
+    return {channels, gamma, gamma + channels, mean, mean + channels};
+  }
+};
+
+}  // namespace seg

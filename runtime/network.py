@@ -1,0 +1,144 @@
+"""The refinement network's tensors: names, shapes, order and initial values.
+
+The order and layout are PyTorch's (out, in, kh, kw), so that ``state_dict`` can be loaded there with
+``strict=True``, and the native core reads the same numbers from three flat vectors: parameters,
+momenta, buffers (csrc/network.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.options import RefineOptions
+
+State = dict[str, np.ndarray]
+
+
+def inputs(options: RefineOptions) -> int:
+    """Input channels: RGB, and for residual also the coordinates."""
+    return 5 if options.objective == "residual" else 3
+
+
+def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Name -> shape of every parameter and of every batch-norm buffer, in state order."""
+    parameters: dict[str, tuple] = {}
+    buffers: dict[str, tuple] = {}
+
+    def conv(name: str, kernel: int, n_in: int, n_out: int) -> None:
+        parameters[f"{name}.weight"] = (n_out, n_in, kernel, kernel)
+        parameters[f"{name}.bias"] = (n_out,)
+
+    def norm(name: str, n: int) -> None:
+        parameters[f"{name}.weight"] = parameters[f"{name}.bias"] = (n,)
+        buffers[f"{name}.running_mean"] = buffers[f"{name}.running_var"] = (n,)
+
+    channels = options.channels or 0
+    conv("conv1", 3, inputs(options), channels)
+    norm("bn1", channels)
+    for i in range(options.blocks - 1):
+        conv(f"conv2.{i}", 3, channels, channels)
+        norm(f"bn2.{i}", channels)
+    if options.skip == "own":
+        conv("skip", 3, inputs(options), channels)
+    conv("conv3", 1, channels, classes)
+    if options.final_bn != "none":
+        norm("bn3", classes)
+    return parameters, buffers
+
+
+def initial_state(options: RefineOptions, classes: int) -> State:
+    """The state before the first step: the one place where weights come from a seed.
+
+    Convolutions follow PyTorch's default, weight and bias uniform in +-1/sqrt(fan in); batch norm
+    is 1 and 0; residual's last layer is zero, so that step 0 is the prior. The numbers are the top
+    24 bits of PCG64(seed), which NumPy keeps stable between versions.
+    """
+    parameters, buffers = shapes(options, classes)
+    bits = np.random.PCG64(options.seed)
+    state: State = {}
+    bound = 1.0
+    for name, shape in parameters.items():
+        if name.startswith("bn"):
+            state[name] = np.full(shape, float(name.endswith("weight")), np.float32)
+            continue
+        if name.endswith("weight"):
+            bound = 1.0 / np.sqrt(np.prod(shape[1:]))
+        raw = np.asarray(bits.random_raw(int(np.prod(shape)))) >> np.uint64(40)
+        value = (raw.astype(np.float64) / 2**23 - 1.0) * bound
+        state[name] = value.astype(np.float32).reshape(shape)
+        if options.objective == "residual" and name.startswith("conv3"):
+            state[name] = np.zeros(shape, np.float32)
+    for name, shape in buffers.items():
+        state[name] = np.full(shape, float(name.endswith("var")), np.float32)
+    for name in list(parameters):
+        state[f"momentum.{name}"] = np.zeros_like(state[name])
+    return state | _counters(buffers, 0)
+
+
+def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
+    norms = [n.removesuffix(".running_mean") for n in buffers if n.endswith("running_mean")]
+    return {f"{n}.num_batches_tracked": np.asarray(batches, np.int64) for n in norms}
+
+
+def flatten(
+    options: RefineOptions, classes: int, state: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The three flat float32 vectors of ``state`` and the number of batches its norms have seen.
+
+    Momenta and counters may be missing (a plain PyTorch state_dict has no momenta): they are zero.
+    """
+    parameters, buffers = shapes(options, classes)
+    wanted = {**parameters, **buffers}
+    for name in (*parameters, *buffers):
+        if name not in state:
+            raise InputError(f"state has no {name!r}; wanted {', '.join(wanted)}")
+    known = {*wanted, *(f"momentum.{n}" for n in parameters), *_counters(buffers, 0)}
+    for name in state:
+        if name not in known:
+            raise InputError(f"state has {name!r}, which this network does not have")
+
+    def flat(names: list[str], prefix: str = "") -> np.ndarray:
+        parts = []
+        for name in names:
+            value = np.asarray(state.get(prefix + name, np.zeros(wanted[name])), np.float32)
+            if value.shape != wanted[name]:
+                raise InputError(f"state {name!r} is {value.shape}; wanted {wanted[name]}")
+            if not np.isfinite(value).all():
+                raise InputError(f"state {name!r} has NaN or infinite values")
+            parts.append(value.ravel())
+        return np.concatenate(parts)
+
+    batches = max((int(state[n]) for n in _counters(buffers, 0) if n in state), default=0)
+    names = list(parameters)
+    return flat(names), flat(names, "momentum."), flat(list(buffers)), batches
+
+
+def unflatten(
+    options: RefineOptions,
+    classes: int,
+    parameters: np.ndarray,
+    momenta: np.ndarray,
+    buffers: np.ndarray,
+    batches: int,
+) -> State:
+    """Inverse of :func:`flatten`."""
+    parameter_shapes, buffer_shapes = shapes(options, classes)
+
+    def cut(vector: np.ndarray, wanted: dict[str, tuple], prefix: str = "") -> State:
+        out: State = {}
+        at = 0
+        for name, shape in wanted.items():
+            size = int(np.prod(shape))
+            out[prefix + name] = vector[at : at + size].reshape(shape).copy()
+            at += size
+        return out
+
+    return (
+        cut(parameters, parameter_shapes)
+        | cut(buffers, buffer_shapes)
+        | cut(momenta, parameter_shapes, "momentum.")
+        | _counters(buffer_shapes, batches)
+    )

@@ -1,0 +1,413 @@
+"""The public functions: they check, explain, and call the device's module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from runtime import network
+from runtime.backend import backend, default_threads, target
+from runtime.checks import check_count, check_guide, check_image, check_planes, check_positive
+from runtime.errors import InputError
+from runtime.options import RefineOptions
+
+STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged")
+MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
+_CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
+    "skip": ("none", "shared", "own"),
+    "weighting": ("fixed", "fsf", "scf"),
+    "mapping": ("overlap", "index_modulo"),
+    "final_bn": ("none", "image", "running"),
+}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a refinement gives.
+
+    Attributes
+    ----------
+    scores : (H, W, K) float32 in [0, 1], soft-max of the response map; sums to 1.
+    labels : (H, W) int32, arg max of the scores: columns of ``scores``.
+    classes : (K,) int32, the guide's class of each column, -1 where a cluster has none.
+    stats : steps, stop_reason ("steps", "min_labels", "silhouette", "converged", "diverged",
+        "one class"), clusters (labels in the last map), clusters_per_step, losses (dict of lists:
+        total, similarity, spatial or pair, guide), label_floor.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    stats: dict[str, Any]
+
+
+class Refiner:
+    """A refinement network for one picture size. Not safe for use by two threads at a time.
+
+    Parameters
+    ----------
+    height, width : size of the pictures in pixels.
+    classes : channels of the response map. Residual: the number of guide classes (required).
+        The others: ``channels``, and may be left out.
+    device : "cpu".
+    threads : most threads; all processors when None. The answer does not depend on it.
+    target : instruction set for tests ("" = the one in use).
+    options : see :class:`RefineOptions`.
+
+    Raises
+    ------
+    InputError : an option or size out of range.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        classes: int | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        target: str = "",
+        **options: Any,
+    ) -> None:
+        self.options = RefineOptions(**options)
+        self.height = check_count("height", height, 1, 2**20)
+        self.width = check_count("width", width, 1, 2**20)
+        if self.options.objective == "residual":
+            if classes is None:
+                raise InputError("classes is missing; residual needs the number of guide classes")
+            self.classes = check_count("classes", classes, 1, 4096)
+        else:
+            channels = self.options.channels or 1
+            self.classes = check_count("classes", classes or channels, 1, 4096)
+        threads = default_threads() if threads is None else check_count("threads", threads, 1, 1024)
+        core = backend(device)
+        _target_or_default(target)
+        self._native = core.Refiner(
+            self.height, self.width, _native_options(self.options, self.classes), threads, target
+        )
+        self._initial = network.initial_state(self.options, self.classes)
+        self.load_state_dict(self._initial)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of all maps, in bytes."""
+        return self._native.arena_bytes()
+
+    def state_dict(self) -> network.State:
+        """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
+        s = self._native.state()
+        return network.unflatten(
+            self.options, self.classes, s["parameters"], s["momenta"], s["buffers"], s["batches"]
+        )
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of :meth:`state_dict`; momenta that are missing become zero.
+
+        Raises
+        ------
+        InputError : a missing or unknown name, a wrong shape, NaN.
+        """
+        self._native.set_state(*network.flatten(self.options, self.classes, state))
+
+    def run(
+        self,
+        image: np.ndarray,
+        guide: np.ndarray | None = None,
+        *,
+        steps: int | None = None,
+        warm: bool = False,
+        progress: Progress | None = None,
+    ) -> Refinement:
+        """Refine.
+
+        Parameters
+        ----------
+        image : (H, W, 3) float32 RGB in [0, 1].
+        guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
+            (dynaguide and dynaseg without a guide term).
+        steps : instead of the option's.
+        warm : start from the state that the last run left, or that was loaded. Otherwise from the
+            seed's.
+        progress : called as progress(done, steps) after each step.
+
+        Raises
+        ------
+        InputError : a wrong size, NaN, a guide that is unknown everywhere.
+        KeyboardInterrupt : between two steps.
+        """
+        image = check_image(image)
+        if image.shape[:2] != (self.height, self.width):
+            raise InputError(
+                f"image is {image.shape[0]} x {image.shape[1]} pixels; "
+                f"this Refiner was made for {self.height} x {self.width}"
+            )
+        options = self.options
+        steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
+        if guide is not None:
+            guide = check_guide(guide, self.height, self.width)
+        if options.objective == "residual":
+            guide = _soft(guide, self.classes)
+        elif guide is not None and guide.ndim == 3 and not options.soft_guide:
+            known = guide.sum(-1) > 0
+            guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
+        floor = 0
+        if options.silhouette:
+            from runtime.silhouette import best_cluster_count
+
+            floor = best_cluster_count(image)
+        if not warm:
+            self.load_state_dict(self._initial)
+        report = None if progress is None else lambda done: progress(done, steps)
+        scores, labels, losses, clusters, done, stop, last = self._native.run(
+            image, guide, floor, steps, report
+        )
+        names = ("total", "similarity", "spatial", "guide")
+        if options.objective == "residual":
+            names = ("total", "similarity", "pair", "guide")
+        used = [i for i in range(4) if options.objective != "residual" or i != 1]
+        stats = {
+            "steps": done,
+            "stop_reason": STOPS[stop],
+            "clusters": last,
+            "clusters_per_step": clusters.tolist(),
+            "losses": {names[i]: losses[:, i].tolist() for i in used},
+            "label_floor": floor,
+        }
+        if options.objective == "residual":
+            classes = np.arange(self.classes, dtype=np.int32)
+        else:
+            classes = majority_classes(labels, guide, self.classes)
+        return Refinement(scores, labels, classes, stats)
+
+
+def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
+    if guide is None:
+        raise InputError("guide is None; the residual objective corrects a prior and needs one")
+    if guide.ndim == 2:
+        if guide.max() >= classes:
+            raise InputError(f"guide has label {guide.max()}; wanted less than {classes} classes")
+        return np.eye(classes + 1, classes, dtype=np.float32)[guide]  # row -1 is all zero
+    if guide.shape[2] != classes:
+        raise InputError(f"guide has {guide.shape[2]} classes; wanted {classes}")
+    return guide
+
+
+def _target_or_default(name: str) -> None:
+    if name and name not in backend("cpu").targets():
+        usable = ", ".join(backend("cpu").targets())
+        raise InputError(f"target is {name!r}; this machine runs {usable}")
+    target()  # a wrong SEG_ISA gets its own message
+
+
+def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
+    plain = {name: _CODES[name].index(getattr(options, name)) for name in _CODES}
+    same = ("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu")
+    same += ("beta", "lam", "sigma", "balance", "offsets")
+    return plain | {name: getattr(options, name) for name in same} | {
+        "classes": classes,
+        "objective": 0 if options.objective == "residual" else 1,
+        "huber": options.continuity == "huber",
+    }
+
+
+def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
+    """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one."""
+    out = np.full(clusters, -1, np.int32)
+    if guide is None:
+        return out
+    hard = guide if guide.ndim == 2 else np.where(guide.sum(-1) > 0, guide.argmax(-1), -1)
+    known = hard >= 0
+    count = int(hard.max()) + 1
+    pairs = labels[known].astype(np.int64) * count + hard[known]
+    table = np.bincount(pairs, minlength=clusters * count).reshape(clusters, count)
+    return np.where(table.any(1), table.argmax(1), -1).astype(np.int32)
+
+
+def refine(
+    image: np.ndarray,
+    guide: np.ndarray | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Refinement:
+    """Refine one picture from the seed's weights; see :class:`Refiner` and :class:`RefineOptions`.
+
+    With the residual objective the network gets only the classes that hold more than 0.05 % of the
+    picture; ``classes`` of the result says which those were.
+    """
+    config = RefineOptions(**options)
+    image = check_image(image)
+    height, width = image.shape[:2]
+    classes = None
+    if config.objective == "residual":
+        if guide is None:
+            raise InputError("guide is None; the residual objective corrects a prior, needs one")
+        guide = check_guide(guide, height, width)
+        soft = _soft(guide, guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1)
+        share = soft.mean((0, 1))
+        classes = np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
+        soft = soft[..., classes]
+        total = soft.sum(-1, keepdims=True)
+        guide = soft / np.where(total > 0, total, 1)
+    refiner = Refiner(
+        height,
+        width,
+        classes=None if classes is None else len(classes),
+        device=device,
+        threads=threads,
+        **options,
+    )
+    if classes is None:
+        return refiner.run(image, guide, progress=progress)
+    if len(classes) == 1:  # nothing to decide
+        result = refiner.run(image, guide, steps=0)
+        result.stats["stop_reason"] = "one class"
+    else:
+        result = refiner.run(image, guide, progress=progress)
+    return replace(result, classes=classes)
+
+
+def guided_filter(
+    guide: np.ndarray,
+    values: np.ndarray,
+    *,
+    radius: int = 8,
+    eps: float = 1e-3,
+    subsample: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> np.ndarray:
+    """Guided filter (He, Sun, Tang, TPAMI 2013), its fast form (He, Sun 2015), joint upsampling.
+
+    Parameters
+    ----------
+    guide : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1].
+    values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guide:
+        then it is lifted to the guide's size (the guide is averaged down to (h, w) for the
+        coefficients, which are interpolated bilinearly).
+    radius : of the (2 radius + 1)^2 window, in pixels of ``values``. Windows are cut at the
+        borders and divided by their true area.
+    eps : regularisation: contrast (variance) below it is smoothed.
+    subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
+
+    Returns
+    -------
+    (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped.
+
+    Raises
+    ------
+    InputError : shapes that do not fit, NaN, a radius below 1.
+    """
+    two_dimensional = np.ndim(values) == 2
+    guide = check_planes("guide", guide, (1, 3))
+    values = check_planes("values", values)
+    radius = check_count("radius", radius, 1, 2**20)
+    subsample = check_count("subsample", subsample, 1, 2**20)
+    eps = check_positive("eps", eps)
+    if values.shape[0] > guide.shape[0] or values.shape[1] > guide.shape[1]:
+        raise InputError(
+            f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
+            fix="filter at the size of the values: resize the guide up",
+        )
+    if subsample > 1:
+        size = [max(1, -(-n // subsample)) for n in values.shape[:2]]
+        values = _shrink(values, *size)
+        radius = max(1, round(radius / subsample))
+    low = _shrink(guide, *values.shape[:2])
+    core, threads = backend(device), threads or default_threads()
+    target()
+    coefficients = core.guided_coefficients(low, values, radius, eps, threads)
+    out = core.apply_coefficients(coefficients, guide, threads)
+    return out[..., 0] if two_dimensional else out
+
+
+def _shrink(planes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Averages down to (height, width)."""
+    if planes.shape[:2] == (height, width):
+        return planes
+    import cv2
+
+    out = cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(out.reshape(height, width, planes.shape[2]))
+
+
+def lift(
+    image: np.ndarray,
+    scores: np.ndarray,
+    *,
+    low_image: np.ndarray | None = None,
+    radius: int = 2,
+    eps: float = 1e-3,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels at full size from low-resolution scores, without ever holding full-size scores.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 RGB.
+    scores : (h, w, K) float32 probabilities, at most as large as ``image``.
+    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: lift with the colour
+        guided filter. None: lift bilinearly.
+    radius, eps : of the guided filter, radius in pixels of ``scores``.
+
+    Returns
+    -------
+    labels (H, W) int32, arg max of the lifted scores; confidence (H, W) float32, its value cut to
+    [0, 1].
+    """
+    picture = np.asarray(image)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise InputError(
+            f"image is {picture.shape} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1"
+        )
+    scores = check_planes("scores", scores)
+    if scores.shape[0] > picture.shape[0] or scores.shape[1] > picture.shape[1]:
+        raise InputError(
+            f"scores {scores.shape[:2]} are larger than the image {picture.shape[:2]}"
+        )
+    core, threads = backend(device), threads or default_threads()
+    target()
+    if low_image is None:
+        coefficients = scores[:, :, None, :]
+    else:
+        low_image = check_image(low_image, "low_image")
+        if low_image.shape[:2] != scores.shape[:2]:
+            raise InputError(
+                f"low_image is {low_image.shape[:2]}; wanted the size of scores {scores.shape[:2]}"
+            )
+        radius, eps = check_count("radius", radius, 1, 2**20), check_positive("eps", eps)
+        coefficients = core.guided_coefficients(low_image, scores, radius, eps, threads)
+    return core.lift(coefficients, np.ascontiguousarray(picture), threads)
+
+
+def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """4-connected regions of equal label; small ones join the neighbour with the longest border.
+
+    Parameters
+    ----------
+    labels : (H, W) integers.
+    min_area : regions under this many pixels are merged, smallest first; they take the label of
+        the region that they join. 0 merges nothing.
+
+    Returns
+    -------
+    regions (H, W) int32, numbered 1, 2, ... in the order of their first pixel; labels (H, W) int32
+    after merging.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:
+        raise InputError(f"labels is {array.shape} {array.dtype}; wanted (H, W) integers")
+    min_area = check_count("min_area", min_area, 0, 2**62)
+    regions, merged, _ = backend("cpu").connected_regions(
+        np.ascontiguousarray(array, np.int32), min_area
+    )
+    return regions, merged

@@ -1,0 +1,147 @@
+"""What a refinement does: one frozen record, checked when made. Names follow DynaSeg and DynaGuide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from runtime.errors import InputError
+
+OBJECTIVES = ("residual", "dynaguide", "dynaseg")
+_CHOICES = {
+    "objective": OBJECTIVES,
+    "skip": ("none", "shared", "own"),
+    "weighting": ("fixed", "fsf", "scf"),
+    "continuity": ("l1", "huber"),
+    "mapping": ("overlap", "index_modulo"),
+    "final_bn": ("none", "image", "running"),
+}
+# What an option left out means, by objective.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "residual": {"steps": 10, "channels": 32, "lr": 0.05, "skip": "none", "final_bn": "none",
+                 "weighting": "fixed", "continuity": "l1", "diagonals": False, "min_labels": 0},
+    "dynaguide": {"steps": 1000, "channels": 100, "lr": 0.1, "skip": "own", "final_bn": "image",
+                  "weighting": "fsf", "continuity": "huber", "diagonals": True, "min_labels": 0},
+    "dynaseg": {"steps": 1000, "channels": 100, "lr": 0.1, "skip": "none", "final_bn": "image",
+                "weighting": "fsf", "continuity": "l1", "diagonals": False, "min_labels": 3},
+}  # fmt: skip
+_RESIDUAL_ONLY = ("lam", "sigma", "offsets", "balance")
+_CLUSTER_ONLY = ("skip", "weighting", "mu", "beta", "continuity", "diagonals", "mapping",
+                 "final_bn", "soft_guide")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """Options of one refinement. ``None`` takes the objective's own value.
+
+    Parameters
+    ----------
+    objective : "residual" (ours, docs/algorithm.md), "dynaguide" (Guermazi et al., IVC 2025) or
+        "dynaseg" (Guermazi et al., IVC 2024; without a guide).
+    steps : most SGD steps; 0 returns the untrained network's map (for residual: the prior).
+        Residual 10, the others 1000.
+    channels : width of the network and, for dynaguide and dynaseg, of the response map (32; 100).
+    blocks : convolution blocks, 2 or 3.
+    lr, momentum : of SGD (0.05; 0.1), 0.9.
+    seed : of the initial weights.
+    skip : dynaguide's residual connection: its "own" 3x3 convolution (as published), conv1 "shared"
+        (the public code), or "none".
+    weighting : of the continuity loss: "fixed" mu, "fsf" K' / beta, "scf" mu / K', with K' the
+        number of labels in the current map. DynaSeg calls its FSF constant mu, DynaGuide beta.
+    mu, beta : see weighting; mu is 50 for "scf" and 1 for "fixed", beta 15.
+    continuity : "l1" or "huber" (threshold 1) of neighbouring differences of the response map.
+    diagonals : also the two diagonal directions.
+    mapping : of guide classes to clusters: "overlap" (largest shared area one to one, re-solved in
+        the first 10 steps, then frozen) or "index_modulo" (the public code: i-th class to the
+        (i mod K')-th cluster, each step anew).
+    final_bn : the last batch norm: "image" (this picture's statistics), "running" (the final map
+        uses running statistics, as model.eval() does) or "none".
+    soft_guide : dynaguide follows the guide's probabilities instead of their arg max.
+    min_labels : stop after a step whose map had at most this many labels; 0 = never.
+    silhouette : stop when K' falls to the number of clusters (3..26) with the best silhouette of
+        the picture's colours, and keep the last map with at least that many.
+    early_stop : stop when at least this share of the labels stayed since 10 steps before and the
+        loss changed by less than 1 %, three looks in a row; 0 = never, 0.995 is sensible.
+    lam, sigma, offsets, balance : residual's pair-loss weight, contrast scale (of colours in
+        [0, 1]), neighbour distances in pixels, and class-balance exponent.
+
+    Raises
+    ------
+    InputError : an option out of range, or one that the objective does not use.
+    """
+
+    objective: str = "residual"
+    steps: int | None = None
+    channels: int | None = None
+    blocks: int = 2
+    lr: float | None = None
+    momentum: float = 0.9
+    seed: int = 0
+    skip: str | None = None
+    weighting: str | None = None
+    mu: float | None = None
+    beta: float = 15.0
+    continuity: str | None = None
+    diagonals: bool | None = None
+    mapping: str = "overlap"
+    final_bn: str | None = None
+    soft_guide: bool = False
+    min_labels: int | None = None
+    silhouette: bool = False
+    early_stop: float = 0.0
+    lam: float = 4.0
+    sigma: float = 0.08
+    offsets: tuple[int, ...] = (1, 2)
+    balance: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_choice("objective", self.objective)
+        for name, value in _DEFAULTS[self.objective].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.mu is None:
+            object.__setattr__(self, "mu", 50.0 if self.weighting == "scf" else 1.0)
+        object.__setattr__(self, "offsets", tuple(self.offsets))
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        _check("steps", self.steps, 0, 1_000_000, int)
+        _check("channels", self.channels, 1, 1024, int)
+        _check("blocks", self.blocks, 2, 3, int)
+        _check("seed", self.seed, 0, 2**63 - 1, int)
+        _check("min_labels", self.min_labels, 0, 1024, int)
+        _check("lr", self.lr, 0, 10)
+        _check("momentum", self.momentum, 0, 0.9999)
+        _check("mu", self.mu, 0, 1e6)
+        _check("beta", self.beta, 1e-6, 1e6)
+        _check("early_stop", self.early_stop, 0, 1)
+        _check("lam", self.lam, 0, 1e6)
+        _check("sigma", self.sigma, 1e-4, 1e4)
+        _check("balance", self.balance, 0, 1)
+        if not self.offsets:
+            raise InputError("offsets is empty; wanted neighbour distances such as (1, 2)")
+        for distance in self.offsets:
+            _check("offsets", distance, 1, 1024, int)
+        unused = _CLUSTER_ONLY if self.objective == "residual" else _RESIDUAL_ONLY
+        default = {f.name: f.default for f in fields(self)} | _DEFAULTS[self.objective]
+        default["mu"] = 50.0 if self.weighting == "scf" else 1.0
+        foreign = [name for name in unused if getattr(self, name) != default[name]]
+        if foreign:
+            raise InputError(
+                f"objective {self.objective!r} does not use {', '.join(foreign)}",
+                fix="leave it out, or choose another objective",
+            )
+
+
+def _check_choice(name: str, value: object) -> None:
+    if value not in _CHOICES[name]:
+        wanted = ", ".join(repr(c) for c in _CHOICES[name])
+        raise InputError(f"{name} is {value!r}; wanted one of {wanted}")
+
+
+def _check(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        number = isinstance(value, int) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} is {value!r}; wanted {what} from {low:g} to {high:g}")
