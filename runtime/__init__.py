@@ -1,6 +1,7 @@
 """The runtime without PyTorch: refinement, guided filter, regions, engines."""
 
 from runtime.backend import devices, target, targets
+from runtime.engine import OnnxEngine, load_engine
 from runtime.ops import (
     Refinement,
     Refiner,
@@ -14,6 +15,7 @@ from runtime.options import RefineOptions
 
 __dist__ = "dynaguide-edge"
 __all__ = [
+    "OnnxEngine",
     "RefineOptions",
     "Refinement",
     "Refiner",
@@ -21,6 +23,7 @@ __all__ = [
     "devices",
     "guided_filter",
     "lift",
+    "load_engine",
     "majority_classes",
     "refine",
     "target",

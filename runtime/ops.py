@@ -13,6 +13,7 @@ from runtime.backend import backend, default_threads, target
 from runtime.checks import check_count, check_guide, check_image, check_planes, check_positive
 from runtime.errors import InputError
 from runtime.options import RefineOptions
+from runtime.resize import resize
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged")
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
@@ -319,24 +320,14 @@ def guided_filter(
         )
     if subsample > 1:
         size = [max(1, -(-n // subsample)) for n in values.shape[:2]]
-        values = _shrink(values, *size)
+        values = resize(values, *size)
         radius = max(1, round(radius / subsample))
-    low = _shrink(guide, *values.shape[:2])
+    low = resize(guide, *values.shape[:2])
     core, threads = backend(device), threads or default_threads()
     target()
     coefficients = core.guided_coefficients(low, values, radius, eps, threads)
     out = core.apply_coefficients(coefficients, guide, threads)
     return out[..., 0] if two_dimensional else out
-
-
-def _shrink(planes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Averages down to (height, width)."""
-    if planes.shape[:2] == (height, width):
-        return planes
-    import cv2
-
-    out = cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(out.reshape(height, width, planes.shape[2]))
 
 
 def lift(

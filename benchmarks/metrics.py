@@ -1,0 +1,280 @@
+"""Quality measures on label maps: pure functions on NumPy arrays.
+
+A label map is ``(H, W)`` of any integer type. In region measures its numbers are only names. Areas
+and counts are int64, scores are float; higher is better, except in `variation_of_information`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from runtime.errors import InputError
+
+
+class Paired(NamedTuple):
+    """How often ``a`` beats ``b``, and the mean of ``a - b``."""
+
+    wins: int
+    ties: int
+    losses: int
+    mean: float
+
+
+def confusion(
+    prediction: np.ndarray, truth: np.ndarray, classes: int, *, ignore: int | None = None
+) -> np.ndarray:
+    """Count pixels by predicted class (row) and true class (column); counts of pictures add up.
+
+    Parameters
+    ----------
+    prediction : (H, W) integer. Numbers outside [0, classes) are always errors: the last row.
+    truth : (H, W) integer in [0, classes), or `ignore` where the pixel does not count.
+
+    Returns
+    -------
+    (classes + 1, classes) int64.
+    """
+    _check_maps(prediction, truth)
+    valid = _valid(truth, ignore)
+    found, real = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
+    if real.size and not (0 <= real.min() and real.max() < classes):
+        raise InputError(
+            f"truth: expected [0, {classes}) or {ignore=}, got [{real.min()}, {real.max()}]"
+        )
+    found[(found < 0) | (found >= classes)] = classes
+    counts = np.bincount(found * classes + real, minlength=(classes + 1) * classes)
+    return counts.reshape(classes + 1, classes)
+
+
+def miou(counts: np.ndarray) -> float:
+    """Mean over classes of TP / (TP + FP + FN) (Everingham et al., VOC, IJCV 2015), in [0, 1].
+
+    `counts` is from `confusion`. A class that is neither true nor predicted anywhere is left out;
+    FP counts only pixels whose truth is valid. NaN when no class is left.
+    """
+    hits = np.diag(counts)
+    union = counts.sum(axis=0) + counts[:-1].sum(axis=1) - hits
+    seen = union > 0
+    return float((hits[seen] / union[seen]).mean()) if seen.any() else float("nan")
+
+
+def accuracy(counts: np.ndarray) -> float:
+    """Share of valid pixels with the right class, in [0, 1]; NaN when there are none."""
+    total = counts.sum()
+    return float(np.trace(counts) / total) if total else float("nan")
+
+
+def binary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Region similarity J of DAVIS (Perazzi et al., CVPR 2016): IoU of two (H, W) bool masks.
+
+    Two empty masks agree: 1.0.
+    """
+    _check_maps(prediction, truth)
+    found, real = prediction.astype(bool), truth.astype(bool)
+    union = (found | real).sum()
+    return float((found & real).sum() / union) if union else 1.0
+
+
+def boundaries(labels: np.ndarray) -> np.ndarray:
+    """Mark where labels change: the pixels whose right or lower neighbour has another label.
+
+    Returns (H, W) bool; of a change between two pixels only the left or upper one is marked.
+    """
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    edge[:-1] |= labels[1:] != labels[:-1]
+    return edge
+
+
+def boundary_f(
+    prediction: np.ndarray, truth: np.ndarray, *, tolerance: int = 2, ignore: int | None = None
+) -> float:
+    """F-measure of label changes, in [0, 1] (after Csurka et al., BMVC 2013).
+
+    Precision is the share of predicted boundary pixels with a true one at most `tolerance` px away
+    (Euclidean); recall the other way round. One pixel may match many. Boundary pixels at most
+    `tolerance` px (and at least 1) from `ignore` are dropped from both maps before matching.
+    No boundary on either side gives 1.0, on one side only 0.0.
+    """
+    _check_maps(prediction, truth)
+    far = ~_within(~_valid(truth, ignore), max(tolerance, 1))
+    found, real = boundaries(prediction) & far, boundaries(truth) & far
+    if not (found.any() and real.any()):
+        return float(found.any() == real.any())
+    precision = _within(real, tolerance)[found].mean()
+    recall = _within(found, tolerance)[real].mean()
+    return float(2 * precision * recall / max(precision + recall, 1e-12))
+
+
+def band_accuracy(
+    prediction: np.ndarray, truth: np.ndarray, *, width: int = 5, ignore: int | None = None
+) -> float:
+    """Pixel accuracy at most `width` px (Euclidean) from a change of true labels, in [0, 1].
+
+    The trimap measure of Kohli, Ladicky and Torr (IJCV 2009). Changes between a class and
+    `ignore` are no boundaries. NaN when the band is empty.
+    """
+    _check_maps(prediction, truth)
+    valid = _valid(truth, ignore)
+    edge = boundaries(truth) & ~_within(~valid, 1)
+    band = _within(edge, width) & valid
+    return float((prediction[band] == truth[band]).mean()) if band.any() else float("nan")
+
+
+def components(labels: np.ndarray) -> np.ndarray:
+    """Split a label map into its 4-connected regions: (H, W) int32, numbered 0 to n - 1.
+
+    One pass over a grid of twice the size, in which the cell between two neighbours is set if
+    their labels are equal, and pixels themselves always are.
+    """
+    height, width = labels.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    grid[::2, ::2] = 1
+    grid[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
+    grid[1::2, ::2] = labels[1:] == labels[:-1]
+    regions = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)[1]
+    return regions[::2, ::2] - 1
+
+
+def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Count the pixels that each predicted region (row) shares with each true one (column).
+
+    Returns (predicted regions, true regions) int64, both in ascending order of their numbers.
+    Memory grows with the span of the numbers, so they should be dense, as from `components`.
+    """
+    _check_maps(prediction, truth)
+    row, column = _rank(prediction), _rank(truth)
+    shape = row.max() + 1, column.max() + 1
+    return np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def covering(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
+    """Covering of the true regions by the predicted ones (Arbelaez et al., TPAMI 2011), in (0, 1].
+
+    Best IoU of each true region, weighted by its area, averaged over `annotators` (label maps).
+    """
+    tables = _tables(prediction, annotators)
+    return float(np.mean([np.average(_best(table), weights=table.sum(axis=0)) for table in tables]))
+
+
+def probabilistic_rand(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
+    """Probabilistic Rand index (Unnikrishnan, Pantofaru and Hebert, TPAMI 2007), in [0, 1].
+
+    Share of pixel pairs that both maps put together or both put apart, averaged over `annotators`.
+    A single pixel has no pairs: 1.0.
+    """
+    return float(np.mean([_rand(table) for table in _tables(prediction, annotators)]))
+
+
+def variation_of_information(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
+    """H(prediction | truth) + H(truth | prediction) in nats (Meila, J. Multivariate Anal. 2007).
+
+    At least 0 (the same regions), averaged over `annotators`.
+    """
+    return float(np.mean([_variation(table) for table in _tables(prediction, annotators)]))
+
+
+def best_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Largest IoU of any predicted region with each true label, in ascending order of labels.
+
+    Returns (true labels,) float64 in (0, 1]. Many labels may be served by one region.
+    """
+    return _best(contingency(prediction, truth))
+
+
+def pooled_best_iou(
+    predictions: Sequence[np.ndarray], annotators: Sequence[Sequence[np.ndarray]]
+) -> dict[str, float]:
+    """The BSDS500 score of DFC (Kim, Kanezaki and Tanaka, TIP 2020) and DynaSeg, in (0, 1].
+
+    Means of `best_iou` over all labels of all pictures pooled, so weighted by label and not by
+    picture: `all` annotators, `fine` the one with most labels in each picture, `coarse` the one
+    with fewest (the first of equals), and `mean`, the average of the three.
+
+    Parameters
+    ----------
+    predictions : a label map for each picture.
+    annotators : for each picture, a label map from each annotator.
+    """
+    pools: dict[str, list[np.ndarray]] = {"all": [], "fine": [], "coarse": []}
+    for prediction, truths in zip(predictions, annotators, strict=True):
+        scores = [best_iou(prediction, truth) for truth in truths]
+        pools["all"] += scores
+        pools["fine"].append(max(scores, key=len))
+        pools["coarse"].append(min(scores, key=len))
+    means = {name: float(np.concatenate(scores).mean()) for name, scores in pools.items()}
+    return means | {"mean": float(np.mean(list(means.values())))}
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
+    """Compare two lists of scores of the same pictures; a win is ``a > b``.
+
+    Pictures where both are NaN (the measure is undefined there) count nowhere.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
+        raise InputError("a, b: expected as many scores, NaN in the same places")
+    delta = (first - second)[~np.isnan(first)]
+    mean = float(delta.mean()) if delta.size else float("nan")
+    return Paired(int((delta > 0).sum()), int((delta == 0).sum()), int((delta < 0).sum()), mean)
+
+
+def _tables(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> list[np.ndarray]:
+    if len(annotators) == 0:
+        raise InputError("annotators: expected at least one label map, got none")
+    return [contingency(prediction, truth) for truth in annotators]
+
+
+def _rank(labels: np.ndarray) -> np.ndarray:
+    """Renumber labels 0, 1, ... in ascending order: (H * W,) int64. Far faster than `np.unique`."""
+    shifted = labels.ravel().astype(np.int64) - int(labels.min())
+    return (np.cumsum(np.bincount(shifted) > 0) - 1)[shifted]
+
+
+def _best(table: np.ndarray) -> np.ndarray:
+    union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
+    return (table / union).max(axis=0)
+
+
+def _rand(table: np.ndarray) -> float:
+    pixels = int(table.sum())
+    pairs = pixels * (pixels - 1) / 2
+    together = (table**2).sum()
+    apart = ((table.sum(axis=0) ** 2).sum() + (table.sum(axis=1) ** 2).sum()) / 2 - together
+    return 1 - apart / pairs if pairs else 1.0
+
+
+def _variation(table: np.ndarray) -> float:
+    joint = _entropy(table)
+    return max(2 * joint - _entropy(table.sum(axis=0)) - _entropy(table.sum(axis=1)), 0.0)
+
+
+def _entropy(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _within(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Dilate by a disc: the pixels at most `radius` (Euclidean) from a set one."""
+    if radius < 0:
+        raise InputError(f"tolerance, width: must be at least 0, got {radius}")
+    squares = np.arange(-radius, radius + 1) ** 2
+    disc = (squares[:, None] + squares <= radius**2).astype(np.uint8)
+    return cv2.dilate(mask.astype(np.uint8), disc).astype(bool)
+
+
+def _valid(truth: np.ndarray, ignore: int | None) -> np.ndarray:
+    return np.ones(truth.shape, bool) if ignore is None else truth != ignore
+
+
+def _check_maps(prediction: np.ndarray, truth: np.ndarray) -> None:
+    for name, labels in ("truth", truth), ("prediction", prediction):
+        if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.shape != truth.shape:
+            raise InputError(
+                f"{name}: expected (H, W) integers or bool, of the same shape as truth"
+                f" {truth.shape}, got {labels.shape} {labels.dtype}"
+            )

@@ -1,0 +1,295 @@
+"""Does refinement make a prior better? Every row on the same pictures, against the same truth.
+
+    python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import runtime
+from benchmarks import cases, metrics, report
+from runtime.resize import resize
+from sdk import FilterConfig, RefineConfig, Segmenter
+from sdk.image import encode_image, write_atomic
+from sdk.prior import KMeansPrior, OnnxPrior
+from sdk.result import Result
+
+SEEDS = (0, 1, 2)
+SMALL_REGION = 300  # pixels; BSDS pictures only
+PRIORS = {  # file, input size (height, width) for CamVid's 360 x 480 pictures
+    "s=0.5": ("espnetv2_s0.5_cityscapes_512x256.onnx", (368, 480)),
+    "s=2.0": ("espnetv2_s2.0_cityscapes_1024x512.onnx", (736, 960)),
+}
+
+
+@dataclass
+class Row:
+    """Scores of one method, by picture."""
+
+    name: str
+    steps: int
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    counts: Any = 0  # a confusion matrix, where one is kept
+    predictions: list[Any] = field(default_factory=list)  # BSDS: (raw, regions)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, **scores: float) -> None:
+        for key, value in scores.items():
+            self.scores.setdefault(key, []).append(float(value))
+
+
+# A method turns (picture, guide) into labels. The guide is (h, w, C) probabilities.
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def baseline(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
+    """The prior alone, interpolated."""
+    return resize(guide, *picture.shape[:2]).argmax(-1).astype(np.int32)
+
+
+def filtered(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
+    """The prior and the guided filter (colour, r=4, eps=1e-3) on its probabilities, full size."""
+    full = resize(guide, *picture.shape[:2])
+    image = picture.astype(np.float32) / 255
+    return runtime.guided_filter(image, full, radius=4, eps=1e-3).argmax(-1).astype(np.int32)
+
+
+def refined(config: RefineConfig, lift: bool, names: list[str] | None) -> Method:
+    """What Segmenter does with this guide."""
+
+    def method(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
+        def prior(_: np.ndarray) -> np.ndarray:
+            return guide
+
+        prior.names = names  # type: ignore[attr-defined]
+        seg = Segmenter(prior, refine=config, filter=FilterConfig() if lift else None, min_area=0)
+        return seg(picture).labels
+
+    return method
+
+
+def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int, Method]]:
+    """Rows that run on every picture: name -> (steps, method)."""
+    rows: dict[str, tuple[int, Method]] = {
+        "prior": (0, baseline),
+        "prior + guided filter": (0, filtered),
+    }
+    for seed in SEEDS:
+        config = RefineConfig(seed=seed, **options)
+        tag = "" if seed == 0 else f" (seed {seed})"
+        if seed == 0:
+            rows["residual, bilinear"] = (10, refined(config, False, names))
+        rows[f"residual + guided filter{tag}"] = (10, refined(config, True, names))
+    rows["fast + guided filter"] = (
+        10,
+        refined(RefineConfig.preset("fast", **options), True, names),
+    )
+    return rows
+
+
+def slow_methods(names: list[str] | None) -> dict[str, tuple[int, Method]]:
+    """The published objectives at half size."""
+    rows: dict[str, tuple[int, Method]] = {}
+    for preset in ("dynaguide", "dynaseg_fsf"):
+        for steps in (20, 200):
+            config = RefineConfig.preset(preset, steps=steps)
+            rows[f"{preset} + guided filter"f", {steps} steps"] = (
+                steps,
+                refined(config, True, names),
+            )
+    return rows
+
+
+def run_rows(
+    title: str,
+    pictures: list[Any],
+    guide_of: Callable[[Any, np.ndarray], np.ndarray],
+    methods: dict[str, tuple[int, Method]],
+    score: Callable[[Row, Any, np.ndarray], None],
+) -> list[Row]:
+    """Every method on every picture."""
+    rows = [Row(name, steps) for name, (steps, _) in methods.items()]
+    for item in tqdm(pictures, desc=title, disable=None):
+        picture = item.image()
+        guide = guide_of(item, picture)
+        for row in rows:
+            start = time.perf_counter()
+            labels = methods[row.name][1](picture, guide)
+            row.seconds.append(time.perf_counter() - start)
+            score(row, item, labels)
+    return rows
+
+
+def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
+    """CamVid frames under a Cityscapes prior."""
+    file, size = PRIORS[prior]
+    network = OnnxPrior(cases.prior_path(file), imgsz=size)
+    table = cases.camvid_lookup(network.names or [])
+
+    def score(row: Row, item: Any, labels: np.ndarray) -> None:
+        truth, predicted = item.truth(), table[labels]
+        counts = metrics.confusion(
+            predicted, truth, len(cases.CAMVID_CLASSES), ignore=cases.CAMVID_VOID
+        )
+        row.counts = row.counts + counts
+        row.add(
+            acc=metrics.accuracy(counts),
+            F=metrics.boundary_f(predicted, truth, ignore=cases.CAMVID_VOID),
+            band=metrics.band_accuracy(predicted, truth, ignore=cases.CAMVID_VOID),
+        )
+
+    methods = slow_methods(network.names) if slow else {}
+    base = fast_methods(network.names)
+    methods = {k: v for k, v in base.items() if not slow or k in BASELINES} | methods
+    rows = run_rows(
+        f"camvid {prior}", cases.camvid(count), lambda _, p: network(p, p), methods, score
+    )
+    for row in rows:
+        row.scores["mIoU"] = [metrics.miou(row.counts)]
+    return f"CamVid dev, ESPNetv2 {prior} at {size[1]}x{size[0]}", rows, "acc"
+
+
+def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
+    """DAVIS frames, foreground = any class but background, VOC prior."""
+    size = (480, 848)
+    network = OnnxPrior(cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size)
+    frames = cases.davis()
+    frames = [frames[i] for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
+
+    def score(row: Row, item: Any, labels: np.ndarray) -> None:
+        predicted, mask = labels != 0, item.mask()
+        row.add(
+            IoU=metrics.binary_iou(predicted, mask),
+            F=metrics.boundary_f(predicted.astype(np.int32), mask.astype(np.int32)),
+        )
+
+    base = fast_methods(network.names)
+    methods = {k: v for k, v in base.items() if not slow or k in BASELINES}
+    methods |= slow_methods(network.names) if slow else {}
+    rows = run_rows("davis", frames, lambda _, p: network(p, p), methods, score)
+    return f"DAVIS, ESPNetv2 VOC s=2.0 at {size[1]}x{size[0]}", rows, "IoU"
+
+
+def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
+    """BSDS500 val under k-means: raw ids, and regions with those under 300 px merged."""
+    prior = KMeansPrior()
+    half = RefineConfig()
+
+    def guide_of(_: Any, picture: np.ndarray) -> np.ndarray:
+        size = half.working_size(*picture.shape[:2])
+        return prior(picture, resize(picture, *size).astype(np.float32) / 255)
+
+    def score(row: Row, item: Any, labels: np.ndarray) -> None:
+        truth = item.annotators()
+        regions, _ = runtime.connected_regions(labels, min_area=SMALL_REGION)
+        raw = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
+        row.predictions.append((raw, regions - 1, truth))
+        row.add(
+            cover_raw=metrics.covering(raw, truth),
+            VI_raw=metrics.variation_of_information(raw, truth),
+            cover=metrics.covering(regions - 1, truth),
+            PRI=metrics.probabilistic_rand(regions - 1, truth),
+            VI=metrics.variation_of_information(regions - 1, truth),
+            segments=regions.max(),
+        )
+
+    base = fast_methods(None)
+    base["residual lam=12, offsets 1 2 4 8 + guided filter"] = (
+        10,
+        refined(RefineConfig(lam=12.0, offsets=(1, 2, 4, 8)), True, None),
+    )
+    methods = {k: v for k, v in base.items() if not slow or k in BASELINES}
+    methods |= slow_methods(None) if slow else {}
+    rows = run_rows("bsds", cases.bsds(count), guide_of, methods, score)
+    for row in rows:
+        truth = [p[2] for p in row.predictions]
+        for i, tag in ((0, "raw"), (1, "regions")):
+            pooled = metrics.pooled_best_iou([p[i] for p in row.predictions], truth)
+            for key in ("all", "fine", "coarse"):
+                row.scores[f"{key}_{tag}"] = [pooled[key]]
+        row.predictions.clear()
+    return "BSDS500 val, k-means(5) on Lab", rows, "cover"
+
+
+BASELINES = ("prior", "prior + guided filter", "residual + guided filter")
+
+
+def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
+    """Means, and wins on ``key`` by picture against the two baselines."""
+    by_name = {row.name: row for row in rows}
+    out = []
+    for row in rows:
+        line: dict[str, Any] = {"row": row.name, "steps": row.steps}
+        line |= {k: round(float(np.nanmean(v)), 4) for k, v in row.scores.items()}
+        line["seconds"] = round(float(np.median(row.seconds)), 3)
+        for name, tag in (("prior", "vs prior"), ("prior + guided filter", "vs prior+gf")):
+            p = metrics.paired(row.scores[key], by_name[name].scores[key])
+            line[tag] = f"{p.wins}-{p.losses} {p.mean:+.4f}" if row.name != name else ""
+        out.append(line)
+    return out
+
+
+def panels(folder: Path, count: int = 3) -> None:
+    """Pictures to look at: the photo, the prior, prior + guided filter, residual."""
+    file, size = PRIORS["s=0.5"]
+    network = OnnxPrior(cases.prior_path(file), imgsz=size)
+    for item in cases.camvid(count):
+        picture = item.image()
+        guide = network(picture, picture)
+        methods = fast_methods(network.names)
+        shown = [picture]
+        for name in BASELINES:
+            labels = methods[name][1](picture, guide)
+            ones = np.ones_like(labels)
+            shown.append(
+                Result(picture, labels, network.names, ones.astype(np.float32), ones, {}, {}, "cpu",
+                       "").overlay()
+            )  # fmt: skip
+        sheet = np.concatenate(shown, 1)
+        write_atomic(folder / f"camvid_{item.name}.png", encode_image(sheet, ".png"))
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks quality", description=__doc__)
+    parser.add_argument("--sets", default="camvid,davis,bsds", help="comma list")
+    parser.add_argument("--pictures", type=int, default=12, help="pictures per set (%(default)s)")
+    parser.add_argument(
+        "--slow", type=int, default=0,
+        help="also run dynaguide and dynaseg (20 and 200 steps) on this many pictures per set",
+    )  # fmt: skip
+    parser.add_argument("-o", "--out", type=Path, help="folder for quality.json and pictures")
+    args = parser.parse_args(argv)
+    runners: dict[str, Callable[[int, bool], tuple[str, list[Row], str]]] = {
+        "camvid s=0.5": lambda n, slow: camvid("s=0.5", n, slow),
+        "camvid s=2.0": lambda n, slow: camvid("s=2.0", n, slow),
+        "davis": lambda n, slow: davis(n + n // 2, slow) if not slow else davis(n, slow),
+        "bsds": bsds,
+    }
+    wanted = args.sets.split(",")
+    document: dict[str, Any] = {"environment": report.environment(), "tables": []}
+    for slow in (False, True) if args.slow else (False,):
+        for name, runner in runners.items():
+            if name.split()[0] not in wanted:
+                continue
+            title, rows, key = runner(args.slow if slow else args.pictures, slow)
+            lines = summary(rows, key)
+            title = f"{title}, {len(rows[0].seconds)} pictures"
+            print(f"\n{title} (wins-losses and mean difference on {key})")
+            print(report.table(lines))
+            document["tables"].append({"title": title, "key": key, "rows": lines})
+            document["tables"][-1]["by_picture"] = {r.name: r.scores[key] for r in rows}
+            if args.out:
+                report.write_json(args.out / "quality.json", document)
+    if args.out and "camvid" in wanted:
+        panels(args.out)
+    return 0

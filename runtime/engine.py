@@ -1,0 +1,186 @@
+"""Frozen networks: load, check, run. ONNX files today, by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime.backend import default_threads
+from runtime.errors import BundleError, InputError, MissingBackend
+
+MAX_BYTES = 2**31  # protobuf's own limit
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+class Port(NamedTuple):
+    """An input or output: dimensions are numbers, or names where they are free."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+
+class OnnxEngine:
+    """An ONNX file on ONNX Runtime's CPU provider; use as a context manager or call ``close``.
+
+    Parameters
+    ----------
+    path : an .onnx file. External data must lie in its folder.
+    threads : most threads inside one operator; all processors when None.
+
+    Raises
+    ------
+    BundleError : not ONNX, damaged, or with external data outside its folder.
+    MissingBackend : ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        _check_file(self.path)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingBackend(
+                f"ONNX Runtime is needed to run {self.path.name}, but {error}",
+                fix="pip install onnxruntime",
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or default_threads()
+        options.log_severity_level = 4  # errors come as exceptions
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            raise BundleError(
+                f"{self.path} cannot be loaded: {_first_line(error)}",
+                fix="check it with: python -m onnx.checker, or export it again",
+            ) from error
+        self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
+        self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in self._session.get_outputs()]
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Outputs for ``arrays``, one per input, in the file's order."""
+        if len(arrays) != len(self.inputs):
+            wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
+            raise InputError(f"{self.path.name} got {len(arrays)} arrays; wanted {wanted}")
+        feed: dict[str, Any] = {}
+        for port, array in zip(self.inputs, arrays, strict=True):
+            feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype, array.dtype))
+        try:
+            return self._session.run(None, feed)
+        except Exception as error:
+            shapes = ", ".join(str(np.shape(a)) for a in arrays)
+            raise InputError(f"{self.path.name} fails on {shapes}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the network."""
+        self._session = None
+
+    def __enter__(self) -> OnnxEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_engine(path: str | os.PathLike[str], *, threads: int | None = None) -> OnnxEngine:
+    """The engine in ``path``, by its suffix: .onnx."""
+    suffix = Path(path).suffix.lower()
+    if suffix != ".onnx":
+        raise InputError(f"{path} has suffix {suffix!r}; wanted an .onnx file")
+    return OnnxEngine(path, threads=threads)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
+    size = path.stat().st_size
+    if not 0 < size < MAX_BYTES:
+        raise BundleError(f"{path} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
+    folder = path.parent.resolve()
+    try:
+        locations = set(_external_locations(path.read_bytes()))
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
+    for location in locations:
+        outside = PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts
+        if outside or not (folder / location).resolve().is_relative_to(folder):
+            raise BundleError(
+                f"{path} keeps weights in {location!r}, outside its own folder; not loaded",
+                fix="save the model with its data beside it (onnx.save_model, location='NAME')",
+            )
+        if not (folder / location).is_file():
+            raise BundleError(f"{path} needs its weights file {location!r}, which is missing")
+
+
+# Where onnx.proto keeps tensors: message -> {field: message inside}. A tensor's field 13 holds its
+# external_data entries (key 1, value 2).
+_NESTED = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def _external_locations(data: bytes) -> Iterator[str]:
+    """Every external data location in a serialised ModelProto, whatever runtime will read it."""
+    todo = [("model", memoryview(data))]
+    while todo:
+        kind, message = todo.pop()
+        entry: dict[int, memoryview] = {}
+        for number, value in _fields(message):
+            if kind == "entry":
+                entry[number] = value
+            elif number in _NESTED[kind]:
+                todo.append((_NESTED[kind][number], value))
+        if kind == "entry" and bytes(entry.get(1, b"")) == b"location":
+            yield bytes(entry.get(2, b"")).decode()
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of the length-delimited fields of a protobuf message."""
+    at, size = 0, len(message)
+
+    def varint() -> int:
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    while at < size:
+        key = varint()
+        wire = key & 7
+        if wire == 2:
+            length = varint()
+            if at + length > size:
+                raise ValueError("a field reaches past the end of the file")
+            yield key >> 3, message[at : at + length]
+            at += length
+        elif wire == 0:
+            varint()
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")

@@ -1,0 +1,38 @@
+"""Segmentation that adapts to the picture in front of it.
+
+    from sdk import Segmenter
+    result = Segmenter()("street.jpg")
+"""
+
+import runtime
+
+__dist__ = "dynaguide-edge"
+if getattr(runtime, "__dist__", None) != __dist__:
+    raise ImportError(
+        f"the package 'runtime' in {getattr(runtime, '__path__', ['?'])[0]} belongs to another "
+        "project\n  fix: uninstall it, or install dynaguide-edge in an environment of its own"
+    )
+
+from runtime.errors import (  # noqa: E402
+    BundleError,
+    DeviceError,
+    InputError,
+    MissingBackend,
+    SdkError,
+)
+from sdk.config import FilterConfig, RefineConfig  # noqa: E402
+from sdk.result import Result, Segment  # noqa: E402
+from sdk.segmenter import Segmenter  # noqa: E402
+
+__all__ = [
+    "BundleError",
+    "DeviceError",
+    "FilterConfig",
+    "InputError",
+    "MissingBackend",
+    "RefineConfig",
+    "Result",
+    "SdkError",
+    "Segment",
+    "Segmenter",
+]

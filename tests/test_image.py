@@ -1,0 +1,534 @@
+"""sdk/image.py: every kind of source, every refusal, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, features
+
+import sdk.image
+from runtime.errors import InputError
+from sdk.image import MAX_PIXELS, SUFFIXES, encode_image, load_image, write_atomic
+
+OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
+
+
+def smooth(height: int = 40, width: int = 64) -> np.ndarray:
+    """A picture that JPEG keeps well and that no flip or channel swap leaves as it is."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 3, y * 4, x + y], axis=-1).astype(np.uint8)
+
+
+def encode(picture: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pillow_rgb(data: bytes) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b"")
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = bytearray(encode(smooth(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    struct.pack_into(">HH", data, frame + 5, height, width)
+    return bytes(data)
+
+
+# Arrays
+
+
+def test_array_comes_back_equal_contiguous_and_copied() -> None:
+    source = np.asfortranarray(smooth())
+    picture, warnings = load_image(source)
+    assert np.array_equal(picture, source) and picture.dtype == np.uint8
+    assert picture.flags.c_contiguous and warnings == []
+    picture[:] = 0
+    assert np.array_equal(source, smooth())
+
+
+@pytest.mark.parametrize("view", [np.s_[:], np.s_[::-1, ::2], np.s_[:1, :1], np.s_[5:6]])
+def test_bgr_array_is_reversed_also_when_it_is_a_view(view: object) -> None:
+    source = smooth()[view]
+    picture, _ = load_image(source, color="bgr")
+    assert np.array_equal(picture, source[..., ::-1]) and picture.flags.c_contiguous
+    assert not np.shares_memory(picture, source)
+
+
+def test_read_only_array_is_accepted() -> None:
+    source = smooth()
+    source.flags.writeable = False
+    assert np.array_equal(load_image(source)[0], source)
+    assert np.array_equal(load_image(source, color="bgr")[0], source[..., ::-1])
+
+
+def test_unknown_color_is_refused() -> None:
+    with pytest.raises(InputError, match="color is 'RGB', wanted 'rgb' or 'bgr'"):
+        load_image(smooth(), color="RGB")
+
+
+NAN = np.full((4, 5, 3), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("source", "came", "fix"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), r"\(0, 5, 3\) uint8", "check the crop or the camera"),
+        (np.zeros(9, np.uint8), r"\(9,\) uint8", r"source\.tobytes\(\)"),
+        (np.zeros((4, 5), np.uint8), r"\(4, 5\) uint8", r"np\.stack.*cv2\.cvtColor"),
+        (np.zeros((4, 5, 4), np.uint8), r"\(4, 5, 4\) uint8", r"drop alpha: source\[\.\.\., :3\]"),
+        (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\) uint8", r"transpose\(1, 2, 0\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), r"\(2, 4, 5, 3\) uint8", ""),
+        (np.zeros((4, 5, 3), np.float64), "float64 array", "by 255 and cast"),
+        (NAN, "float32 array with NaN", "replace the NaN; multiply .* by 255 and cast"),
+        (np.zeros((3, 4, 5), np.float32), r"\(3, 4, 5\) float32", "transpose.*; multiply"),
+        (np.zeros((4, 5, 3), np.uint16), "uint16", r"bring the values to 0\.\.255 and cast"),
+        (np.zeros((4, 5, 3), bool), "bool", "and cast"),
+        (np.array(7, np.uint8), r"\(\) uint8", ""),
+        (np.empty((4, 5, 3), object), "object", "and cast"),
+    ],
+)
+def test_other_arrays_are_refused_with_the_fix(source: np.ndarray, came: str, fix: str) -> None:
+    with pytest.raises(InputError, match=rf"(?s)source is a .*{came}.*wanted \(H, W, 3\).*{fix}"):
+        load_image(source)
+
+
+@pytest.mark.parametrize("source", [None, 7, [[1, 2, 3]], Image.new("RGB", (4, 4))])
+def test_other_types_are_refused(source: object) -> None:
+    with pytest.raises(InputError, match=f"source is a {type(source).__name__}, wanted a path"):
+        load_image(source)
+
+
+# Files that are read
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
+def test_bytes_and_paths_give_the_same(tmp_path: Path, wrap: type) -> None:
+    data = encode(smooth(), "PNG")
+    path = tmp_path / "smooth picture é.png"
+    path.write_bytes(data)
+    for source in (wrap(data), path, str(path)):
+        picture, warnings = load_image(source)
+        assert np.array_equal(picture, smooth()) and warnings == []
+        assert picture.flags.c_contiguous and picture.flags.writeable
+
+
+def test_color_does_not_change_a_file() -> None:
+    assert np.array_equal(load_image(encode(smooth(), "PNG"), color="bgr")[0], smooth())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (13, 1), (40, 64)])
+def test_lossless_files_are_exact(kind: str, size: tuple[int, int]) -> None:
+    assert np.array_equal(load_image(encode(smooth(*size), kind))[0], smooth(*size))
+
+
+def test_lossless_webp_is_exact() -> None:
+    assert np.array_equal(load_image(encode(smooth(), "WEBP", lossless=True))[0], smooth())
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_close_to_pillow(progressive: bool) -> None:
+    data = encode(smooth(), "JPEG", progressive=progressive)
+    picture, warnings = load_image(data)
+    assert difference(picture, pillow_rgb(data)) <= 2 and warnings == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    if kind == "WEBP" and OPENCV < (4, 13):
+        pytest.skip("OpenCV reads the orientation of WebP from 4.13 on")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(smooth(), kind, exif=exif, **options)
+    picture, _ = load_image(data)
+    assert picture.shape[:2] == ((40, 64) if orientation <= 4 else (64, 40))
+    assert difference(picture, pillow_rgb(data)) <= 2 and picture.flags.c_contiguous
+
+
+def test_avif_rotation_is_reported() -> None:
+    if not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
+    plain = encode(smooth(), "AVIF")
+    if cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR) is None:
+        pytest.skip("OpenCV was built without AVIF")
+    assert load_image(plain)[1] == []
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert "rotation" in load_image(encode(smooth(), "AVIF", exif=exif))[1][0]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_grey_palette_and_bilevel(mode: str, kind: str) -> None:
+    source = Image.fromarray(smooth()).convert(mode)
+    picture, warnings = load_image(encode(source, kind))
+    assert np.array_equal(picture, np.asarray(source.convert("RGB"))) and warnings == []
+
+
+def test_grey_jpeg() -> None:
+    data = encode(smooth()[..., 0], "JPEG")
+    assert difference(load_image(data)[0], pillow_rgb(data)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})]
+)
+def test_alpha_is_dropped_with_a_warning_and_colours_stay(kind: str, options: dict) -> None:
+    alpha = np.broadcast_to(np.arange(64, dtype=np.uint8) * 4, (40, 64))
+    picture, warnings = load_image(encode(np.dstack([smooth(), alpha]), kind, **options))
+    assert np.array_equal(picture, smooth())
+    assert len(warnings) == 1 and "alpha channel was dropped" in warnings[0]
+
+
+def test_alpha_of_grey_of_palette_and_of_tiff_is_reported() -> None:
+    grey = encode(Image.fromarray(smooth()).convert("LA"), "PNG")
+    palette = encode(Image.fromarray(smooth()).convert("P"), "PNG", transparency=0)
+    tiff = encode(Image.fromarray(smooth()).convert("RGBA"), "TIFF")
+    for data in (grey, palette, tiff):
+        assert "alpha" in load_image(data)[1][0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_are_rounded_to_8_with_a_warning(suffix: str) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    done, data = cv2.imencode(suffix, values)
+    assert done
+    picture, warnings = load_image(data.tobytes())
+    assert np.array_equal(picture[..., 1], np.round(values / 257).astype(np.uint8))
+    assert len(warnings) == 1 and "16 bits" in warnings[0]
+
+
+def test_16_bit_colour_keeps_its_channels_and_alpha_is_reported_too() -> None:
+    colour = smooth().astype(np.uint16) * 257
+    alpha = np.full(colour.shape[:2], 1000, np.uint16)
+    data = cv2.imencode(".png", np.dstack([colour[..., ::-1], alpha]))[1].tobytes()
+    picture, warnings = load_image(data)
+    assert np.array_equal(picture, smooth())
+    assert len(warnings) == 2 and "alpha" in warnings[0] and "16 bits" in warnings[1]
+
+
+def test_cmyk_jpeg_has_the_colours_of_pillow() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    inks = Image.fromarray(cv2.resize(coarse, (64, 48)), "CMYK")
+    data = encode(inks, "JPEG", quality=95)
+    picture, warnings = load_image(data)
+    assert difference(picture, pillow_rgb(data)) <= 3 and warnings == []
+
+
+def test_bytes_after_the_end_are_ignored() -> None:
+    for kind in ("JPEG", "PNG"):
+        data = encode(smooth(), kind)
+        assert np.array_equal(load_image(data + b"\xff\xd8garbage" * 9)[0], load_image(data)[0])
+
+
+def test_end_marker_inside_a_thumbnail_is_not_the_end() -> None:
+    data = encode(smooth(), "JPEG")
+    data = data[:2] + b"\xff\xe5\x00\x06\xff\xd9\xff\xd9" + data[2:]  # an APP5 of 4 bytes
+    assert difference(load_image(data)[0], pillow_rgb(data)) <= 2
+    with pytest.raises(InputError, match="truncated JPEG"):
+        load_image(data[:-2])
+
+
+def test_100_megapixel_jpeg() -> None:
+    picture = np.full((10_000, 10_000), 200, np.uint8)
+    picture[-1, -16:] = 20
+    loaded, warnings = load_image(cv2.imencode(".jpg", picture)[1].tobytes())
+    assert loaded.shape == (10_000, 10_000, 3) and warnings == []
+    assert difference(loaded[0, 0], np.full(3, 200, np.uint8)) <= 2
+    assert difference(loaded[-1, -1], np.full(3, 20, np.uint8)) <= 40
+
+
+# Files that are refused
+
+
+def test_missing_file_folder_and_unreadable_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"(?s)no\.jpg does not exist.*seen from"):
+        load_image(tmp_path / "no.jpg")
+    with pytest.raises(InputError, match="is a folder, wanted a picture"):
+        load_image(str(tmp_path))
+    with pytest.raises(InputError, match="cannot be read: .*null"):
+        load_image("nul\0byte.png")
+
+    def refuse(path: Path) -> bytes:  # file modes do not stop root, so the system is played
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"cannot be read: .*Permission denied"):
+        load_image(tmp_path / "locked.png")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(InputError, match=r"empty\.png is empty \(0 bytes\)"):
+        load_image(tmp_path / "empty.png")
+    with pytest.raises(InputError, match=r"source \(0 bytes\) is empty"):
+        load_image(b"")
+
+
+@pytest.mark.parametrize("data", [b"hello world", b"\0" * 100, b"\xff\xd8", b"\x89PNG", b"BM"])
+def test_no_picture(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"not a picture.*\n  fix: convert it to PNG or JPEG"):
+        load_image(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_cut_anywhere_is_refused(progressive: bool) -> None:
+    data = encode(smooth(), "JPEG", progressive=progressive)
+    assert (b"\xff\xc2" in data) == progressive
+    for end in range(3, len(data)):
+        with pytest.raises(InputError, match="truncated JPEG: its end marker is missing"):
+            load_image(data[:end])
+
+
+def test_jpeg_with_restart_markers_is_whole_and_cut_is_not() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[1].tobytes()
+    assert b"\xff\xd1" in data and b"\xff\x00" in data
+    assert difference(load_image(data)[0], pillow_rgb(data)) <= 3
+    with pytest.raises(InputError, match="truncated JPEG"):
+        load_image(data[: len(data) // 2])
+
+
+def test_png_cut_anywhere_is_refused() -> None:
+    data = encode(smooth(), "PNG")
+    for end in range(8, len(data)):
+        with pytest.raises(InputError, match="truncated PNG: its end marker is missing"):
+            load_image(data[:end])
+
+
+def test_damaged_png_is_refused() -> None:
+    data = bytearray(encode(smooth(), "PNG"))
+    data[100] ^= 1
+    with pytest.raises(InputError, match="is a damaged or unsupported PNG"):
+        load_image(data)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "PPM"])
+def test_other_kinds_cut_in_half_are_refused_in_silence(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = encode(smooth(), kind)
+    with pytest.raises(InputError, match="not a picture, or a damaged one"):
+        load_image(data[: len(data) // 2])
+    assert capfd.readouterr().err == ""
+
+
+def test_float_and_32_bit_files_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    values = smooth()[..., 0]
+    hdr = cv2.imencode(".hdr", smooth().astype(np.float32))[1].tobytes()
+    for data, dtype in (
+        (encode(values.astype(np.float32), "TIFF"), "float32"),
+        (encode(values.astype(np.int32), "TIFF"), "int32"),
+        (hdr, "float32"),
+    ):
+        with pytest.raises(InputError, match=f"(?s)holds {dtype} values.*fix: map the values"):
+            load_image(data)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [png_claiming, jpeg_claiming])
+def test_bomb_is_refused_from_its_header(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=f"60000 x 60000 pixels, wanted at most {MAX_PIXELS}"):
+        load_image(make(60000, 60000))
+
+
+def test_too_many_pixels_are_refused_after_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdk.image, "MAX_PIXELS", 40 * 64)
+    load_image(encode(smooth(), "BMP"))
+    monkeypatch.setattr(sdk.image, "MAX_PIXELS", 40 * 64 - 1)
+    for kind in ("BMP", "TIFF", "PNG", "JPEG"):
+        with pytest.raises(InputError, match="has 64 x 40 pixels, wanted at most 2559"):
+            load_image(encode(smooth(), kind))
+
+
+def test_limits_of_opencv_become_an_input_error() -> None:
+    bmp = bytearray(encode(smooth(), "BMP"))
+    struct.pack_into("<ii", bmp, 18, 100_000, 100_000)
+    with pytest.raises(InputError, match=r"OpenCV refuses source .*CV_IO_MAX_IMAGE"):
+        load_image(bmp)
+    with pytest.raises(InputError, match=r"OpenCV refuses|unsupported PNG"):
+        load_image(png_claiming(2_000_000, 1))
+
+
+WHOLE = {kind: encode(smooth(), kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP")}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(WHOLE)), st.data())
+def test_damage_never_raises_anything_else(kind: str, draw: st.DataObject) -> None:
+    data = bytearray(WHOLE[kind])
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        picture, warnings = load_image(bytes(data))
+    except InputError:
+        return
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3 and isinstance(warnings, list)
+
+
+def test_log_level_is_restored_after_many_threads() -> None:
+    log = getattr(cv2.utils, "logging", cv2)
+    level = log.getLogLevel()
+    data = [encode(smooth(), "PNG"), encode(smooth(), "TIFF")[:5000]]
+
+    def work() -> None:
+        for i in range(60):
+            try:
+                load_image(data[i % 2])
+            except InputError:
+                assert i % 2
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.getLogLevel() == level != 0
+
+
+# Writing
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".webp", ".PNG"])
+def test_encoded_colour_is_read_back_exactly(suffix: str) -> None:
+    assert np.array_equal(load_image(encode_image(smooth(), suffix))[0], smooth())
+
+
+def test_encoded_jpeg_is_rgb_and_close() -> None:
+    for suffix in (".jpg", ".jpeg"):
+        data = encode_image(smooth(), suffix)
+        assert difference(pillow_rgb(data), smooth()) <= 12
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_encoded_grey_is_read_back_exactly(dtype: type, suffix: str) -> None:
+    grey = (smooth()[..., 0].astype(dtype) * (200 if dtype == np.uint16 else 1))[:, ::2]
+    back = np.asarray(Image.open(io.BytesIO(encode_image(grey, suffix))))
+    assert back.dtype == dtype and np.array_equal(back, grey)
+
+
+def test_encoding_leaves_the_array_alone() -> None:
+    picture = smooth()
+    encode_image(picture, ".png")
+    assert np.array_equal(picture, smooth())
+
+
+def test_unknown_suffix_lists_the_known() -> None:
+    for suffix in ("", ".gif", "png"):
+        with pytest.raises(InputError, match=rf"suffix is '{suffix}', wanted .*{SUFFIXES[-1]}"):
+            encode_image(smooth(), suffix)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5), np.int32),
+        np.zeros((4, 5, 3), np.uint16),
+        np.zeros((0, 5), np.uint8),
+    ],
+)
+def test_other_arrays_are_not_encoded(array: np.ndarray) -> None:
+    with pytest.raises(InputError, match=rf"array is \({array.shape[0]}.* {array.dtype}, wanted"):
+        encode_image(array, ".png")
+
+
+def test_16_bits_need_png_or_tiff() -> None:
+    with pytest.raises(InputError, match=r"(?s)\.jpg cannot hold 16 bits.*use \.png or \.tif"):
+        encode_image(np.zeros((4, 5), np.uint16), ".jpg")
+
+
+@pytest.mark.parametrize(("suffix", "width"), [(".jpg", 65501), (".webp", 16384)])
+def test_size_limits_of_a_file_type(
+    suffix: str, width: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=rf"cannot encode {width} x 1 pixels as \{suffix}"):
+        encode_image(np.zeros((1, width, 3), np.uint8), suffix)
+    assert capfd.readouterr().err == ""
+
+
+def test_written_file_is_whole_replaced_and_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out.bin"
+    for data in (b"first, longer", b"second"):
+        write_atomic(str(path), data)
+        assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+    reference = tmp_path / "reference"
+    reference.touch()
+    assert path.stat().st_mode == reference.stat().st_mode  # the umask's, not a temporary's 0600
+
+
+def test_missing_folder_file_as_folder_and_folder_as_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)folder .*no does not exist.*fix: mkdir -p .*no"):
+        write_atomic(tmp_path / "no" / "out.bin", b"")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file does not exist"):
+        write_atomic(tmp_path / "file" / "out.bin", b"")
+    with pytest.raises(InputError, match="is a folder, wanted a file name"):
+        write_atomic(tmp_path, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "match"),
+    [
+        (PermissionError(13, "Permission denied"), InputError, "(?s)cannot be written: Perm.*fix"),
+        (OSError(28, "No space left on device"), InputError, "cannot be written: No space left"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_failure_keeps_the_old_file_and_removes_the_temporary(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    match: str,
+) -> None:
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"old")
+    seen: list[int] = []
+
+    def fail(*_: object) -> None:
+        seen.append(len(list(tmp_path.iterdir())))
+        raise error
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(raised, match=match):
+        write_atomic(path, b"new")
+    assert seen == [2]  # the temporary was there
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"

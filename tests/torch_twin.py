@@ -1,0 +1,185 @@
+"""The refinement in PyTorch, by autograd: the independent oracle of the tests, and the peer that
+benchmarks/step.py times. Written from docs/algorithm.md, not from runtime/reference.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    """The network under the state_dict names of runtime/network.py."""
+
+    def __init__(self, inputs, channels, classes, blocks, skip, final_bn):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(blocks - 1)
+        )
+        self.bn2 = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(blocks - 1))
+        self.skip_kind = skip
+        if skip == "own":
+            self.skip = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.conv3 = nn.Conv2d(channels, classes, 1)
+        if final_bn != "none":
+            self.bn3 = nn.BatchNorm2d(classes)
+        self.final_bn = final_bn
+
+    def forward(self, x):
+        h = self.bn1(F.relu(self.conv1(x)))
+        for conv, bn in zip(self.conv2, self.bn2, strict=True):
+            h = bn(F.relu(conv(h)))
+        if self.skip_kind == "own":
+            h = h + self.skip(x)
+        if self.skip_kind == "shared":
+            h = h + self.conv1(x)
+        r = self.conv3(h)
+        return r if self.final_bn == "none" else self.bn3(r)
+
+
+def planes(array, dtype):
+    """(H, W, C) NumPy to (1, C, H, W)."""
+    return torch.from_numpy(array).to(dtype).permute(2, 0, 1)[None].contiguous()
+
+
+class Twin:
+    """Steps of any objective. ``guide``: (H, W, C) soft or (H, W) hard with -1, or None."""
+
+    def __init__(self, options, state, image, guide, dtype=torch.float64, channels_last=False):
+        self.o, self.dtype = options, dtype
+        self.classes = state["conv3.weight"].shape[0]
+        residual = options.objective == "residual"
+        self.net = Net(
+            5 if residual else 3, options.channels, self.classes, options.blocks, options.skip,
+            options.final_bn,
+        )  # fmt: skip
+        own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
+        self.net.load_state_dict(own, strict=True)
+        self.net.to(dtype).train()
+        self.sgd = torch.optim.SGD(self.net.parameters(), lr=options.lr, momentum=options.momentum)
+        self.image = planes(image, dtype)
+        self.guide = None if guide is None else torch.from_numpy(guide)
+        self.table = None
+        self.step_count = 0
+        self.x = self.image
+        self.prior = torch.zeros((), dtype=dtype)
+        if residual:
+            self._prepare_residual(guide)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+
+    def _prepare_residual(self, guide):
+        image = self.image
+        deviation = image.std((2, 3), unbiased=False, keepdim=True).clamp_min(1e-3)
+        h, w = image.shape[2:]
+        ys = torch.linspace(-1, 1, h, dtype=self.dtype) if h > 1 else torch.zeros(1)
+        xs = torch.linspace(-1, 1, w, dtype=self.dtype) if w > 1 else torch.zeros(1)
+        grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None].to(self.dtype)
+        standard = (image - image.mean((2, 3), keepdim=True)) / deviation
+        self.x = torch.cat([standard, grid], 1)
+        self.q = planes(guide, self.dtype)
+        self.prior = self.q.clamp_min(1e-4).log()
+        area = self.q.mean((0, 2, 3))
+        weight = area.clamp_min(1e-3) ** -self.o.balance
+        self.class_weight = (weight / (weight * area).sum()).view(1, -1, 1, 1)
+        self.confidence = self.q.amax(1, keepdim=True)
+        self.pairs = []
+        for s in self.o.offsets:
+            for dy, dx in ((0, s), (s, 0), (s, s), (s, -s)):
+                if dy >= h or abs(dx) >= w:
+                    continue
+                a, b = self._ends(self.image, dy, dx)
+                square = ((a - b) ** 2).sum(1, keepdim=True)
+                self.pairs.append((dy, dx, torch.exp(-square / (2 * self.o.sigma**2))))
+
+    @staticmethod
+    def _ends(t, dy, dx):
+        h, w = t.shape[2:]
+        if dx >= 0:
+            return t[..., : h - dy, : w - dx], t[..., dy:, dx:]
+        return t[..., : h - dy, -dx:], t[..., dy:, : w + dx]
+
+    def losses(self, r):
+        """Total, similarity, spatial or pair, guide."""
+        o = self.o
+        if o.objective == "residual":
+            log_p = F.log_softmax(r, 1)
+            p = log_p.exp()
+            guide = -(self.confidence * (self.class_weight * self.q * log_p)).sum(1).mean()
+            pair = 0
+            for dy, dx, e in self.pairs:
+                a, b = self._ends(p, dy, dx)
+                pair = pair + (e * (1 - (a * b).sum(1, keepdim=True))).mean()
+            pair = pair / (4 * len(o.offsets))
+            return guide + o.lam * pair, torch.zeros(()), pair, guide
+        labels = r.detach().argmax(1)
+        clusters = len(torch.unique(labels))
+        own = F.cross_entropy(r, labels)
+        spatial = 0
+        directions = ((1, 0), (0, 1), (1, 1), (1, -1)) if o.diagonals else ((1, 0), (0, 1))
+        for dy, dx in directions:
+            a, b = self._ends(r, dy, dx)
+            if a.numel():
+                loss = F.smooth_l1_loss if o.continuity == "huber" else F.l1_loss
+                spatial = spatial + loss(a, b)
+        weight = {"fixed": o.mu, "fsf": clusters / o.beta, "scf": o.mu / clusters}[o.weighting]
+        guide = torch.zeros(())
+        if self.guide is not None:
+            self._map(labels[0], clusters)
+            if self.guide.ndim == 2:
+                target = torch.where(self.guide < 0, -100, self.table[self.guide.clamp_min(0)])
+                guide = F.cross_entropy(r, target[None].long())
+            else:
+                target = torch.zeros_like(r)
+                target.index_add_(1, self.table, self.guide.to(r.dtype).permute(2, 0, 1)[None])
+                guide = -(target * F.log_softmax(r, 1)).sum(1).mean()
+        return own + weight * spatial + guide, own, spatial, guide
+
+    def _map(self, labels, clusters):
+        hard = self.guide.ndim == 2
+        classes = int(self.guide.max()) + 1 if hard else self.guide.shape[2]
+        if self.o.mapping == "index_modulo":
+            known = self.guide[self.guide >= 0].unique() if hard else torch.arange(classes)
+            targets = labels.unique()
+            self.table = torch.zeros(classes, dtype=torch.long)
+            self.table[known.long()] = targets[torch.arange(len(known)) % clusters]
+        elif self.step_count < 10:
+            from scipy.optimize import linear_sum_assignment
+
+            one_hot = F.one_hot(labels, self.classes).double()
+            if hard:
+                soft = F.one_hot(self.guide.long().clamp_min(0), classes).double()
+                soft = soft * (self.guide >= 0)[..., None]
+            else:
+                soft = self.guide.double()
+            area = torch.einsum("hwc,hwk->ck", soft, one_hot)
+            self.table = area.argmax(1)
+            rows, columns = linear_sum_assignment(-area.numpy())
+            self.table[torch.from_numpy(rows)] = torch.from_numpy(columns)
+
+    def step(self):
+        """One SGD step; returns the four losses before it and the number of labels."""
+        self.sgd.zero_grad(set_to_none=True)
+        r = self.net(self.x) + self.prior
+        losses = self.losses(r)
+        losses[0].backward()
+        self.sgd.step()
+        self.step_count += 1
+        return [float(v) for v in losses], len(torch.unique(r.detach().argmax(1)))
+
+    def labels(self):
+        """Labels of the current weights, as the objective's final map."""
+        self.net.train(self.o.final_bn != "running")
+        tracked = {k: v.clone() for k, v in self.net.state_dict().items()}
+        with torch.no_grad():
+            r = self.net(self.x) + self.prior
+        self.net.load_state_dict(tracked)
+        self.net.train()
+        return r.argmax(1)[0].numpy()
+
+    def state(self):
+        """Parameters as NumPy arrays."""
+        return {k: v.detach().numpy().copy() for k, v in self.net.named_parameters()}
