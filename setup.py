@@ -10,8 +10,8 @@ from glob import glob
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
-flags = ["-O3", "-std=c++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
-links = ["-fopenmp"]
+flags = ["-O3", "-std=c++17", "-pthread", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
+links = ["-pthread"]
 if sanitize := os.environ.get("SEG_SANITIZE"):
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-g"]
     links += [f"-fsanitize={sanitize}"]
@@ -32,6 +32,7 @@ ParallelCompile("SEG_BUILD_JOBS", default=os.cpu_count() or 1).install()
 setup(
     ext_modules=[core],
     cmdclass={"build_ext": build_ext},
+    include_package_data=False,
     packages=find_packages(include=["sdk*", "export*", "runtime*", "benchmarks*"]),
     package_data={"runtime": ["_core.pyi", "py.typed"], "sdk": ["py.typed"]},
 )

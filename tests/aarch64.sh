@@ -29,7 +29,7 @@ if [ ! -d "$sysroot" ]; then
     "Dir::State::status \"$new/status\"" >"$new/apt.conf"
   APT_CONFIG=$new/apt.conf apt-get update -qq
   APT_CONFIG=$new/apt.conf apt-get install -qq -y --download-only --no-install-recommends \
-    python3 libpython3-dev libstdc++6 libgomp1
+    python3 libpython3-dev libstdc++6
   for deb in "$new"/cache/archives/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$new/root"
   done
@@ -44,7 +44,7 @@ python=$(readlink "$sysroot/usr/bin/python3") # python3.11 on Debian 12
 
 # 3. The core: setup.py's flags, then what setuptools and pybind11 add to them. The sysroot's /usr/include comes last:
 # Python's headers want it for pyconfig.h alone, the C library's headers are the compiler's own.
-flags=(-O3 -std=c++17 -fopenmp -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-psabi ${SEG_WERROR:+-Werror}
+flags=(-O3 -std=c++17 -pthread -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-psabi ${SEG_WERROR:+-Werror}
   -DNDEBUG -fwrapv -fPIC -fvisibility=hidden
   -isystem "$site/pybind11/include" -isystem "$sysroot/usr/include/$python" -idirafter "$sysroot/usr/include")
 key=$({ echo "${flags[@]}" && find runtime/csrc -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
@@ -52,7 +52,7 @@ if [ "$key" != "$(cat "$top/obj/key" 2>/dev/null)" ]; then
   rm -rf "$top/obj" && mkdir -p "$top/obj/runtime/csrc/cpu"
   printf '%s\n' runtime/csrc/bindings.cpp runtime/csrc/cpu/*.cpp |
     xargs -P "$(nproc)" -I{} aarch64-linux-gnu-g++ "${flags[@]}" -c {} -o "$top/obj/{}.o"
-  aarch64-linux-gnu-g++ -shared -fopenmp "$top"/obj/runtime/csrc/{,cpu/}*.o -o "$top/obj/_core.so"
+  aarch64-linux-gnu-g++ -shared -pthread "$top"/obj/runtime/csrc/{,cpu/}*.o -o "$top/obj/_core.so"
   echo "$key" >"$top/obj/key"
 fi
 

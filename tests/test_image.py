@@ -7,6 +7,7 @@ import struct
 import threading
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -65,8 +66,9 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 # Arrays
 
 
-def test_array_comes_back_equal_contiguous_and_copied() -> None:
-    source = np.asfortranarray(smooth())
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_array_comes_back_equal_contiguous_and_copied(order: Literal["C", "F"]) -> None:
+    source = np.array(smooth(), order=order)
     picture, warnings = load_image(source)
     assert np.array_equal(picture, source) and picture.dtype == np.uint8
     assert picture.flags.c_contiguous and warnings == []
@@ -279,7 +281,7 @@ def test_missing_file_folder_and_unreadable_file(
         load_image(tmp_path / "no.jpg")
     with pytest.raises(InputError, match="is a folder, wanted a picture"):
         load_image(str(tmp_path))
-    with pytest.raises(InputError, match="cannot be read: .*null"):
+    with pytest.raises(InputError, match=r"cannot be read: .*null"):
         load_image("nul\0byte.png")
 
     def refuse(path: Path) -> bytes:  # file modes do not stop root, so the system is played
@@ -343,7 +345,8 @@ def test_other_kinds_cut_in_half_are_refused_in_silence(
     data = encode(smooth(), kind)
     with pytest.raises(InputError, match="not a picture, or a damaged one"):
         load_image(data[: len(data) // 2])
-    assert capfd.readouterr().err == ""
+    if OPENCV >= (4, 13):  # older ones print some errors whatever the log level
+        assert capfd.readouterr().err == ""
 
 
 def test_float_and_32_bit_files_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
@@ -400,9 +403,13 @@ def test_damage_never_raises_anything_else(kind: str, draw: st.DataObject) -> No
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and isinstance(warnings, list)
 
 
-def test_log_level_is_restored_after_many_threads() -> None:
+def test_log_level_is_restored_by_the_last_of_many_threads() -> None:
     log = getattr(cv2.utils, "logging", cv2)
     level = log.getLogLevel()
+    with sdk.image._quiet_opencv():  # as if one thread were still decoding
+        load_image(encode(smooth(), "PNG"))
+        assert log.getLogLevel() == 0
+    assert log.getLogLevel() == level
     data = [encode(smooth(), "PNG"), encode(smooth(), "TIFF")[:5000]]
 
     def work() -> None:

@@ -21,7 +21,7 @@ from sdk.image import load_image
 from sdk.result import Result, Segment
 
 
-def make(labels: Any, **changes: Any) -> Result:
+def make(labels: Any, /, **changes: Any) -> Result:
     """A Result of these labels, with grey picture and confidence rising along the rows."""
     labels = np.asarray(labels, np.int32)
     fields: dict[str, Any] = {
@@ -166,8 +166,11 @@ def test_ids_with_gaps_negative_labels_and_strided_arrays() -> None:
         np.asfortranarray(labels),
         regions=np.repeat(regions, 2, axis=1)[:, ::2],
         confidence=np.ones((3, 2), np.float32).T,
+        image=np.full((2, 6, 3), 100, np.uint8)[::-1, ::-2],
     )
     assert_segments(strided)
+    assert_coco(strided)
+    assert np.array_equal(strided.overlay(), make(labels).overlay())
 
 
 # Drawing

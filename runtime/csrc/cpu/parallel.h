@@ -1,14 +1,17 @@
-// The only place that starts threads.
+// The only place that knows threads.
 #pragma once
 
 namespace seg {
 
-// f(0) ... f(n - 1), each once, on at most `threads` threads. What f(i) writes must depend on i
-// alone: then the answer does not depend on the number of threads.
+// Calls f(i) for i = 0 ... n - 1 on at most `threads` threads, the caller among them.
+void run_parallel(int threads, int n, void (*f)(const void* context, int i), const void* context);
+
+// f(0) ... f(n - 1), each once. What f(i) writes must depend on i alone: then the answer does not
+// depend on the number of threads. f must not throw.
 template <class F>
 void parallel_for(int threads, int n, const F& f) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && n > 1)
-  for (int i = 0; i < n; ++i) f(i);
+  run_parallel(
+      threads, n, [](const void* context, int i) { (*static_cast<const F*>(context))(i); }, &f);
 }
 
 }  // namespace seg

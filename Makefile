@@ -1,0 +1,41 @@
+# Everything from a fresh clone: make demo | test | check. Needs Python >= 3.10 with venv and headers, and a
+# C++17 compiler (Debian: python3-venv python3-dev g++).
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+CORE   := setup.py pyproject.toml $(shell find runtime/csrc -type f)
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/demo
+	$(PY) -m sdk demo -o out
+
+test: $(VENV)/test
+	$(PY) -m pytest tests
+
+# What .ci/run adds to the tests: style, types, sanitizers, the NEON build.
+check: $(VENV)/test
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m mypy
+	clang-format --dry-run -Werror $$(find runtime/csrc -name '*.h' -o -name '*.cpp')
+
+format: $(VENV)/test
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+	clang-format -i $$(find runtime/csrc -name '*.h' -o -name '*.cpp')
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON); install Python >= 3.10 (Debian: apt-get install python3-venv python3-dev)"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: venv failed (Debian: apt-get install python3-venv)"; exit 1; }
+
+# One stamp per set of packages; both rebuild the core when its sources change.
+$(VENV)/demo: $(VENV)/bin/python $(CORE)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/bin/python $(CORE)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build out *.egg-info runtime/*.so

@@ -1,0 +1,135 @@
+// A small thread pool in place of OpenMP's. A caller never waits for a helper that has not started:
+// where another program holds a core, OpenMP's barrier costs a scheduler slice per loop
+// (docs/architecture.md has the measurement). Idle helpers look for work for a moment, then sleep.
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace seg {
+namespace {
+
+constexpr int kLooks = 4000;  // for new work, before sleeping: some tens of microseconds
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  void (*f)(const void*, int);
+  const void* context;
+  int n;
+  int wanted;                // helpers that may still join; guarded by the pool's mutex
+  std::atomic<int> next{0};  // first index nobody has taken
+  std::atomic<int> helpers{0};
+
+  void work() {
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i);
+  }
+};
+
+class Pool {
+ public:
+  void run(Job& job, int helpers) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      while (workers_ < helpers) {
+        std::thread(&Pool::serve, this).detach();
+        ++workers_;
+      }
+      jobs_.push_back(&job);
+      posted_.fetch_add(1, std::memory_order_release);
+    }
+    if (sleeping_.load() > 0) wake_.notify_all();
+    job.work();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);  // from here on nobody joins
+      jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+    }
+    for (int look = 0; job.helpers.load(std::memory_order_acquire) > 0; ++look) {
+      if (look < kLooks) {
+        pause();
+        continue;
+      }
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, [&] { return job.helpers.load(std::memory_order_acquire) == 0; });
+    }
+  }
+
+ private:
+  [[noreturn]] void serve() {
+    uint64_t seen = 0;
+    while (true) {
+      for (int look = 0; look < kLooks; ++look) {
+        if (posted_.load(std::memory_order_acquire) != seen) break;
+        pause();
+      }
+      Job* job = nullptr;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleeping_;
+        wake_.wait(lock, [&] {
+          seen = posted_.load(std::memory_order_relaxed);
+          for (Job* j : jobs_)
+            if (j->wanted > 0) job = j;
+          return job != nullptr;
+        });
+        --sleeping_;
+        --job->wanted;
+        job->helpers.fetch_add(1, std::memory_order_relaxed);
+      }
+      job->work();
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job->helpers.fetch_sub(1, std::memory_order_release);  // the job may be gone after this
+      done_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::vector<Job*> jobs_;  // guarded by mutex_, like workers_
+  int workers_ = 0;
+  std::atomic<int> sleeping_{0};
+  std::atomic<uint64_t> posted_{0};
+};
+
+// Never destroyed: its threads sleep until the process ends. A forked child has none of them and
+// starts a pool of its own.
+std::atomic<Pool*> current{nullptr};
+
+Pool& pool() {
+  static const int once = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+  (void)once;
+  Pool* p = current.load();
+  if (p == nullptr) {
+    Pool* made = new Pool;
+    if (current.compare_exchange_strong(p, made)) return *made;
+    delete made;
+  }
+  return *p;
+}
+
+}  // namespace
+
+void run_parallel(int threads, int n, void (*f)(const void*, int), const void* context) {
+  const int helpers = std::min(threads, n) - 1;
+  if (helpers < 1) {
+    for (int i = 0; i < n; ++i) f(context, i);
+    return;
+  }
+  Job job{f, context, n, helpers};
+  pool().run(job, helpers);
+}
+
+}  // namespace seg

@@ -1,0 +1,214 @@
+"""dg, or python -m sdk: demo [PICTURE] | predict PICTURE..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from runtime.errors import InputError, MissingBackend, SdkError
+from sdk import FilterConfig, RefineConfig, Result, Segmenter
+from sdk.config import PRESETS
+from sdk.image import write_atomic
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failure, 2 usage, 4 missing, 5 model file,
+    130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except SdkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError:
+        print("error: out of memory\n  fix: use --refine fast, or a smaller picture", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of stdout has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("dg", description="Segmentation that adapts to the picture.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="segment one picture and show what it took")
+    demo.add_argument("picture", nargs="?", help="a photo that scikit-image ships when left out")
+    demo.set_defaults(run=_demo)
+
+    predict = commands.add_parser("predict", help="segment pictures")
+    predict.add_argument("pictures", nargs="+", metavar="PICTURE")
+    predict.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    predict.add_argument("--coco", action="store_true", help="also write out/annotations.json")
+    predict.set_defaults(run=_predict)
+
+    for command in (demo, predict):
+        command.add_argument("--prior", default="kmeans", help="kmeans or an .onnx file")
+        command.add_argument(
+            "--refine", default="residual", choices=[*PRESETS, "none"], help="(%(default)s)"
+        )
+        command.add_argument("--steps", type=int, help="SGD steps; the setting's own by default")
+        command.add_argument("--seed", type=int, default=None, help="of the initial weights")
+        command.add_argument("--no-filter", action="store_true", help="lift bilinearly")
+        command.add_argument("--min-area", type=int, help="merge regions under this many pixels")
+        command.add_argument(
+            "--imgsz", type=_imgsz, help="ONNX prior input: long side, or HEIGHTxWIDTH"
+        )
+        command.add_argument("--threads", type=int, help="all processors by default")
+        command.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)")
+    return parser
+
+
+def _imgsz(text: str) -> int | tuple[int, int]:
+    sides = [int(n) for n in text.lower().split("x")]
+    if len(sides) == 1:
+        return sides[0]
+    height, width = sides
+    return height, width
+
+
+def _segmenter(args: argparse.Namespace) -> Segmenter:
+    refine = None
+    if args.refine != "none":
+        changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+        refine = RefineConfig.preset(args.refine, **changes)
+    return Segmenter(
+        args.prior,
+        refine=refine,
+        filter=None if args.no_filter else FilterConfig(),
+        min_area=args.min_area,
+        imgsz=args.imgsz,
+        threads=args.threads,
+    )
+
+
+def _folder(path: Path) -> Path:
+    """Makes the output folder before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / ".dg-writable", b"")
+        (path / ".dg-writable").unlink()
+    except OSError as error:
+        raise InputError(
+            f"folder {path} cannot be made: {error.strerror}", fix="choose another with -o"
+        ) from error
+    return path
+
+
+def _segment(seg: Segmenter, source: Any, name: str) -> Result:
+    """One picture, with a progress bar over the steps on a terminal."""
+    with tqdm(total=seg.refine.steps if seg.refine else 0, desc=name, disable=None, leave=False) as bar:
+        return seg(source, progress=lambda done, _: bar.update(1))
+
+
+def _save(result: Result, folder: Path, stem: str) -> tuple[Path, Path]:
+    overlay, labels = folder / f"{stem}_overlay.png", folder / f"{stem}_labels.png"
+    result.save(overlay)
+    result.save_labels(labels)
+    return overlay, labels
+
+
+def _demo(args: argparse.Namespace) -> int:
+    folder, seg = _folder(args.out), _segmenter(args)
+    source, stem = args.picture, Path(args.picture or "demo").stem
+    if source is None:
+        source = demo_photo()
+    result = _segment(seg, source, stem)
+    if args.picture is None:  # once more: the first call paid for loading
+        result = _segment(seg, source, stem)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    overlay, labels = _save(result, folder, stem)
+    height, width = result.labels.shape
+    h, w = result.stats["working_size"]
+    print(f"{width} x {height} pixels, refined at {w} x {h}, {result.backend}")
+    print(
+        f"{result.stats['steps']} steps ({result.stats['stop_reason']}), "
+        f"{result.stats['clusters']} labels, {len(result.segments)} regions"
+    )
+    print(timing_table(result.timings))
+    print(f"overlay  {overlay}\nlabels   {labels}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    folder, seg = _folder(args.out), _segmenter(args)
+    stems = [Path(p).stem for p in args.pictures]
+    if len(set(stems)) < len(stems):
+        raise InputError("two pictures have the same name; their outputs would overwrite each other",
+                         fix="run them one by one with different -o")  # fmt: skip
+    documents, coco, failed = [], [], 0
+    for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
+        try:
+            result = _segment(seg, picture, stem)
+        except InputError as error:  # the other pictures may be fine
+            print(f"error: {error}", file=sys.stderr)
+            documents.append({"picture": picture, "error": str(error)})
+            failed += 1
+            continue
+        for warning in result.warnings:
+            print(f"warning: {picture}: {warning}", file=sys.stderr)
+        overlay, labels = _save(result, folder, stem)
+        documents.append(
+            {"picture": picture, "overlay": str(overlay), "labels": str(labels)}
+            | json.loads(result.to_json())
+        )
+        if args.coco:
+            coco.append(result.to_coco(index, picture))
+        if not args.json:
+            total = result.timings["total"]
+            print(f"{picture}: {len(result.segments)} regions, {total:.0f} ms -> {overlay}, {labels}")
+    if args.coco and coco:
+        write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
+    if args.json:
+        print(json.dumps(documents, indent=1))
+    return 1 if failed else 0
+
+
+def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """One COCO document; annotation ids are numbered through."""
+    images = [image for d in documents for image in d["images"]]
+    annotations = [a for d in documents for a in d["annotations"]]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    categories = {c["id"]: c for d in documents for c in d["categories"]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [categories[k] for k in sorted(categories)],
+    }
+
+
+def timing_table(timings: dict[str, float]) -> str:
+    """Stages in milliseconds and percent of the total."""
+    total = timings["total"]
+    return "\n".join(
+        f"  {stage:<12}{ms:>9.1f} ms{100 * ms / total:>7.1f} %" for stage, ms in timings.items()
+    )
+
+
+def demo_photo() -> np.ndarray:
+    """(512, 512, 3) uint8 RGB: NASA's portrait of Eileen Collins (public domain), which
+    scikit-image ships in its wheel."""
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise MissingBackend(
+            "the demo photo comes with scikit-image, which is not installed",
+            fix="pip install 'dynaguide-edge[demo]', or name a picture: dg demo PICTURE",
+        ) from error
+    return np.asarray(data.astronaut())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Convolution, forward and backward, against the reference."""
+
+import numpy as np
+import pytest
+from conftest import assert_as_exact_as_float32, assert_is_gradient, wide
+
+from runtime import _core, reference
+
+# height, width, channels in, channels out. Widths: one below, at and above 4, 8 and 16 lanes, the
+# tiles of 4 to 14 rows, primes, and the 64-pixel chunks of the weight gradient. Channels: the same
+# about one to four and seven vectors.
+SHAPES = [
+    (1, 1, 1, 1), (1, 1, 100, 33), (2, 1, 5, 17), (5, 1, 17, 5), (1, 2, 3, 100), (1, 3, 3, 16),
+    (1, 4, 16, 3), (1, 5, 14, 15), (2, 6, 15, 14), (5, 7, 33, 32), (1, 8, 32, 33), (2, 9, 3, 100),
+    (5, 12, 100, 5), (2, 13, 16, 100), (1, 14, 100, 16), (5, 15, 5, 5), (2, 16, 17, 33),
+    (5, 17, 1, 17), (2, 24, 48, 64), (1, 31, 32, 14), (2, 61, 15, 32), (1, 64, 14, 48),
+    (5, 65, 3, 33), (1, 65, 100, 100), (2, 131, 33, 100), (5, 131, 5, 1), (17, 7, 16, 16),
+]  # fmt: skip
+
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+each_kernel = pytest.mark.parametrize("kernel", [1, 3])
+
+
+def draw(rng, shape, kernel):
+    """Return dy, x, weight, bias."""
+    h, w, n_in, n_out = shape
+    shapes = (h, w, n_out), (h, w, n_in), (n_out, n_in, kernel, kernel), (n_out,)
+    return [rng.standard_normal(s, dtype=np.float32) for s in shapes]
+
+
+@each_shape
+@each_kernel
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv(rng, target, shape, kernel, relu):
+    _, x, weight, bias = draw(rng, shape, kernel)
+    y = _core.conv(x, weight, bias, relu, target=target)
+    assert_as_exact_as_float32(y, reference.conv, x, weight, bias, relu)
+
+
+@each_shape
+@each_kernel
+def test_conv_backward(rng, target, shape, kernel):
+    dy, x, weight, _ = draw(rng, shape, kernel)
+    gradients = _core.conv_backward(dy, x, weight, target=target)
+    assert_as_exact_as_float32(gradients, reference.conv_backward, dy, x, weight)
+
+
+@each_shape
+@each_kernel
+def test_conv_of_whole_numbers_has_no_error(rng, target, shape, kernel):
+    dy, x, weight, bias = (np.round(2 * a) for a in draw(rng, shape, kernel))
+    y = _core.conv(x, weight, bias, target=target)
+    np.testing.assert_array_equal(y, reference.conv(*map(wide, (x, weight, bias))))
+    gradients = _core.conv_backward(dy, x, weight, target=target)
+    for ours, exact in zip(
+        gradients, reference.conv_backward(*map(wide, (dy, x, weight))), strict=True
+    ):
+        np.testing.assert_array_equal(ours, exact)
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", [(1, 1, 2, 3), (1, 7, 3, 2), (5, 6, 2, 4)])
+def test_reference_gradients_are_those_of_conv(rng, shape, kernel):
+    dy, x, weight, bias = map(wide, draw(rng, shape, kernel))
+    dx, dw, db = reference.conv_backward(dy, x, weight)
+    assert_is_gradient(dx, lambda v: (dy * reference.conv(v, weight, bias)).sum(), x, rng)
+    assert_is_gradient(dw, lambda v: (dy * reference.conv(x, v, bias)).sum(), weight, rng)
+    assert_is_gradient(db, lambda v: (dy * reference.conv(x, weight, v)).sum(), bias, rng)

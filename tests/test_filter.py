@@ -1,0 +1,312 @@
+"""Guided filter, joint upsampling and lift, against the O(r^2) reference."""
+
+import numpy as np
+import pytest
+from conftest import EPS32, assert_as_exact_as_float32, relative_error, scene, wide
+
+import runtime
+from runtime import _core, reference
+from runtime.errors import InputError, MissingBackend
+
+# height, width, guide channels, values, radius, eps
+CASES = [
+    (1, 1, 3, 3, 1, 1e-3), (1, 17, 3, 3, 2, 1e-4), (19, 1, 1, 1, 8, 1e-4), (1, 7, 1, 3, 8, 1),
+    (7, 1, 3, 65, 1, 1e-2), (13, 17, 3, 65, 2, 1e-3), (11, 13, 1, 65, 8, 1), (5, 7, 3, 3, 8, 1e-2),
+    (31, 29, 1, 3, 1, 1e-4), (17, 19, 3, 1, 8, 1e-4), (37, 5, 3, 3, 2, 1e-1),
+]  # fmt: skip
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: "x".join(map(str, c)))
+each_guide = pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
+
+
+def draw(rng, case):
+    """Return guide and values."""
+    h, w, g, k = case[:4]
+    return rng.random((h, w, g), np.float32), rng.random((h, w, k), np.float32)
+
+
+def filtered(guide, values, radius, eps):
+    coefficients = reference.guided_coefficients(guide, values, radius, eps)
+    return reference.apply_coefficients(coefficients, guide)
+
+
+def native(guide, values, radius, eps, target, threads=1):
+    coefficients = _core.guided_coefficients(guide, values, radius, eps, threads, target)
+    return _core.apply_coefficients(coefficients, guide, threads, target)
+
+
+# --- guided filter -----------------------------------------------------------------------------
+
+
+@each_case
+def test_guided_filter(rng, target, case):
+    guide, values = draw(rng, case)
+    result = native(guide, values, *case[4:], target)
+    assert_as_exact_as_float32(result, filtered, guide, values, *case[4:])
+    # The sums are float64: what is left is the rounding of stored coefficients.
+    assert relative_error(result, filtered(wide(guide), wide(values), *case[4:])) <= 2 * EPS32
+
+
+@each_case
+def test_coefficients(rng, target, case):
+    guide, values = draw(rng, case)
+    result = _core.guided_coefficients(guide, values, *case[4:], 1, target)
+    exact = reference.guided_coefficients(wide(guide), wide(values), *case[4:])
+    assert relative_error(result, exact) <= 2 * EPS32
+
+
+@each_case
+def test_guide_far_from_zero(rng, target, case):
+    guide, values = draw(rng, case)
+    guide = np.float32(0.1) * guide + np.float32(1000)
+    result = native(guide, values, *case[4:], target)
+    exact = reference.guided_coefficients(wide(guide), wide(values), *case[4:])
+    terms = reference.apply_coefficients(np.abs(exact), wide(guide))  # |a| . guide + |b|
+    error = np.abs(result - reference.apply_coefficients(exact, wide(guide)))
+    assert (error <= 2 * EPS32 * terms).all()
+
+
+@each_guide
+@pytest.mark.parametrize("radius", [1, 2, 8, 100])
+def test_constants_stay(rng, target, channels, radius):
+    guide, values = rng.random((13, 17, channels), np.float32), np.zeros((13, 17, 3), np.float32)
+    values[:] = [0.3, -7, 0]
+    result = native(guide, values, radius, 1e-4, target)
+    np.testing.assert_allclose(result, values, rtol=2 * EPS32)
+
+
+@each_guide
+def test_flat_guide_gives_the_box_mean_of_box_means(rng, target, channels):
+    guide, values = draw(rng, (11, 13, channels, 3))
+    result = native(np.full_like(guide, 0.4), values, 2, 1e-3, target)
+    exact = reference.box_mean(reference.box_mean(wide(values), 2), 2)
+    assert relative_error(result, exact) <= 2 * EPS32
+
+
+@each_guide
+def test_linear_in_the_values(rng, target, channels):
+    guide, first = draw(rng, (11, 13, channels, 3))
+    second = rng.random(first.shape, np.float32)
+    both = native(guide, 2 * first - 3 * second, 2, 1e-3, target)
+    apart = [native(guide, v, 2, 1e-3, target) for v in (first, second)]
+    np.testing.assert_allclose(both, 2 * apart[0] - 3 * apart[1], atol=16 * EPS32)
+
+
+@pytest.mark.parametrize("radius", [1, 8, 64])
+def test_same_bits_on_any_number_of_threads(rng, target, radius):
+    guide, values = draw(rng, (53, 31, 3, 5))
+    one = native(guide, values, radius, 1e-3, target)
+    for threads in (2, 5):
+        np.testing.assert_array_equal(one, native(guide, values, radius, 1e-3, target, threads))
+
+
+def test_window_as_large_as_the_picture_is_the_largest(rng, target):
+    guide, values = draw(rng, (7, 11, 3, 2))
+    np.testing.assert_array_equal(
+        native(guide, values, 10, 1e-3, target), native(guide, values, 2**20, 1e-3, target)
+    )
+
+
+@each_case
+def test_public_filter(rng, case):
+    guide, values = draw(rng, case)
+    result = runtime.guided_filter(guide, values, radius=case[4], eps=case[5], threads=2)
+    np.testing.assert_array_equal(result, native(guide, values, *case[4:], runtime.target()))
+    flat = runtime.guided_filter(guide, values[..., 0], radius=case[4], eps=case[5])
+    np.testing.assert_array_equal(flat, result[..., 0])
+    if case[2] == 1:
+        grey = runtime.guided_filter(guide[..., 0], values, radius=case[4], eps=case[5])
+        np.testing.assert_array_equal(grey, result)
+
+
+# --- joint upsampling --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "low, high", [((1, 1), (5, 7)), ((1, 6), (1, 17)), ((5, 1), (13, 3)), ((7, 5), (31, 29)),
+                  ((6, 7), (12, 21)), ((7, 11), (8, 11))],
+)  # fmt: skip
+@each_guide
+def test_apply_coefficients(rng, target, channels, low, high):
+    coefficients = rng.standard_normal((*low, channels + 1, 5), dtype=np.float32)
+    guide = rng.random((*high, channels), np.float32)
+    result = _core.apply_coefficients(coefficients, guide, 1, target)
+    assert_as_exact_as_float32(result, reference.apply_coefficients, coefficients, guide)
+    np.testing.assert_array_equal(
+        result, _core.apply_coefficients(coefficients, guide, 5, target)
+    )
+
+
+def resized(planes, height, width):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV averages the guide down")
+    out = cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA)
+    return out.reshape(height, width, -1)
+
+
+@each_guide
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (13, 6)])
+def test_joint_upsampling(rng, channels, size):
+    guide, values = rng.random((13, 29, channels), np.float32), rng.random((*size, 4), np.float32)
+    low = resized(guide, *size)
+
+    def upsampled(low, values, guide):
+        coefficients = reference.guided_coefficients(low, values, 2, 1e-3)
+        return reference.apply_coefficients(coefficients, guide)
+
+    result = runtime.guided_filter(guide, values, radius=2, eps=1e-3)
+    assert_as_exact_as_float32(result, upsampled, low, values, guide)
+
+
+@each_guide
+@pytest.mark.parametrize("subsample, radius, low_radius", [(2, 8, 4), (3, 2, 1), (4, 7, 2)])
+def test_subsample(rng, channels, subsample, radius, low_radius):
+    guide, values = draw(rng, (13, 30, channels, 70))
+    size = [-(-n // subsample) for n in (13, 30)]
+    low = resized(guide, *size), resized(values, *size)
+
+    def fast(low, values, guide):
+        coefficients = reference.guided_coefficients(low, values, low_radius, 1e-3)
+        return reference.apply_coefficients(coefficients, guide)
+
+    result = runtime.guided_filter(guide, values, radius=radius, subsample=subsample)
+    assert_as_exact_as_float32(result, fast, *low, guide)
+
+
+def test_subsampling_whole_blocks_averages_them(rng):
+    pytest.importorskip("cv2", reason="OpenCV averages the guide down")
+    guide, values = draw(rng, (8, 12, 3, 5))
+    blocks = [a.reshape(4, 2, 6, 2, -1).mean((1, 3)) for a in (guide, values)]
+    coefficients = _core.guided_coefficients(*blocks, 2, 1e-3, 1)
+    np.testing.assert_allclose(
+        runtime.guided_filter(guide, values, radius=4, subsample=2),
+        _core.apply_coefficients(coefficients, guide, 1),
+        atol=16 * EPS32,
+    )
+
+
+# --- lift --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 14, 64, 65, 100])
+@pytest.mark.parametrize("guided", [False, True], ids=["bilinear", "guided"])
+@pytest.mark.parametrize(
+    "low, high", [((1, 1), (5, 7)), ((1, 5), (1, 16)), ((7, 11), (31, 29)), ((6, 7), (6, 7))]
+)
+def test_lift(rng, target, low, high, guided, classes):
+    image = rng.integers(0, 256, (*high, 3), np.uint8)
+    coefficients = rng.random((*low, 4 if guided else 1, classes), np.float32)
+    labels, confidence = _core.lift(coefficients, image, 1, target)
+    exact_labels, exact_confidence = reference.lift(wide(coefficients), image)
+    np.testing.assert_allclose(confidence, exact_confidence, atol=16 * EPS32)
+
+    guide = image / 255 if guided else np.zeros((*high, 0))
+    values = reference.apply_coefficients(wide(coefficients), guide)
+    chosen = np.take_along_axis(values, labels[..., None], -1)[..., 0]
+    assert (values.max(-1) - chosen <= 16 * EPS32).all()  # another label only at a near tie
+    assert (labels != exact_labels).mean() <= 0.01
+    for threads in (2, 5):
+        again = _core.lift(coefficients, image, threads, target)
+        np.testing.assert_array_equal(again[0], labels)
+        np.testing.assert_array_equal(again[1], confidence)
+
+
+def test_lift_of_equal_scores_takes_the_first(target):
+    labels, confidence = _core.lift(
+        np.full((2, 3, 1, 70), 0.5), np.zeros((5, 6, 3), np.uint8), 1, target
+    )
+    assert not labels.any() and (confidence == 0.5).all()
+
+
+@pytest.mark.parametrize("value, cut", [(-0.5, 0), (0.25, 0.25), (1.5, 1)])
+def test_confidence_is_cut_to_0_1(target, value, cut):
+    coefficients = np.full((2, 3, 1, 2), value)
+    _, confidence = _core.lift(coefficients, np.zeros((5, 6, 3), np.uint8), 1, target)
+    assert (confidence == np.float32(cut)).all()
+
+
+def test_public_lift(rng):
+    image, scores = rng.integers(0, 256, (13, 17, 3), np.uint8), rng.random((5, 6, 3), np.float32)
+    low_image = rng.random((5, 6, 3), np.float32)
+    plain = runtime.lift(image, scores)
+    guided = runtime.lift(image, scores, low_image=low_image, radius=1, eps=1e-2)
+    coefficients = _core.guided_coefficients(low_image, scores, 1, 1e-2, 1)
+    for result, expected in (
+        (plain, _core.lift(scores[:, :, None], image, 1)),
+        (guided, _core.lift(coefficients, image, 1)),
+    ):
+        np.testing.assert_array_equal(result[0], expected[0])
+        np.testing.assert_array_equal(result[1], expected[1])
+        assert result[0].dtype == np.int32 and result[1].dtype == np.float32
+
+
+def test_lift_follows_the_edges_of_the_picture():
+    image, _, labels = scene(60, 80, classes=2)
+    image = np.round(255 * np.where(labels[..., None], [0.9, 0.2, 0.1], [0.1, 0.3, 0.8]))
+    low_labels = labels.reshape(15, 4, 20, 4).mean((1, 3))
+    low_image = (image / 255).reshape(15, 4, 20, 4, 3).mean((1, 3))
+    scores = np.stack([1 - low_labels, low_labels], -1)
+    image = image.astype(np.uint8)
+    guided, _ = runtime.lift(image, scores, low_image=low_image, radius=1, eps=1e-6)
+    plain, _ = runtime.lift(image, scores)
+    assert (guided != labels).mean() < 0.005 < (plain != labels).mean()
+
+
+# --- bad arguments -----------------------------------------------------------------------------
+
+GUIDE, VALUES = np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    "guide, values, options, message",
+    [
+        (GUIDE, VALUES, {"radius": 0}, "radius is 0; wanted 1 to 1048576"),
+        (GUIDE, VALUES, {"radius": 1.5}, "radius is 1.5; wanted a whole number"),
+        (GUIDE, VALUES, {"radius": True}, "radius is True; wanted a whole number"),
+        (GUIDE, VALUES, {"eps": 0}, "eps is 0; wanted a number above 0"),
+        (GUIDE, VALUES, {"eps": np.nan}, "eps is nan; wanted a number above 0"),
+        (GUIDE, VALUES, {"eps": np.inf}, "eps is inf; wanted a number above 0"),
+        (GUIDE, VALUES, {"eps": "1"}, "eps is '1'; wanted a number above 0"),
+        (GUIDE, VALUES, {"subsample": 0}, "subsample is 0; wanted 1 to"),
+        (GUIDE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
+        (GUIDE, VALUES, {"threads": 1.5}, "threads is 1.5; wanted a whole number"),
+        (GUIDE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
+        (GUIDE[..., :2], VALUES, {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
+        (GUIDE, VALUES[None], {}, r"values has shape \(1, 4, 5, 2\); wanted"),
+        (GUIDE + np.nan, VALUES, {}, "guide has 60 NaN or infinite values\n  fix: clean it"),
+        (GUIDE, VALUES[:0], {}, r"values has shape \(0, 5, 2\), which holds nothing"),
+        (GUIDE, VALUES.astype(complex), {}, "values has dtype complex128; wanted"),
+        (GUIDE[:3], VALUES, {}, r"values \(4, 5\) are larger than the guide \(3, 5\)\n  fix:"),
+    ],
+)
+def test_filter_refuses(guide, values, options, message):
+    with pytest.raises(InputError, match=message):
+        runtime.guided_filter(guide, values, **options)
+
+
+PICTURE = np.zeros((8, 10, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image, scores, options, message",
+    [
+        (PICTURE / 255, VALUES, {}, r"image is \(8, 10, 3\) float64; wanted \(H, W, 3\) uint8"),
+        (PICTURE[..., 0], VALUES, {}, r"image is \(8, 10\) uint8; wanted"),
+        (PICTURE[:0], VALUES, {}, r"image is \(0, 10, 3\) uint8; wanted"),
+        (PICTURE[:3], VALUES, {}, r"scores \(4, 5\) are larger than the image \(3, 10\)"),
+        (PICTURE, VALUES + np.inf, {}, "scores has 40 NaN or infinite values"),
+        (PICTURE, VALUES, {"low_image": GUIDE[1:]}, r"low_image is \(3, 5\); wanted the size of"),
+        (PICTURE, VALUES, {"low_image": GUIDE + 2}, r"low_image has values from 2 to 2; wanted"),
+        (PICTURE, VALUES, {"low_image": GUIDE, "radius": 0}, "radius is 0; wanted 1 to"),
+        (PICTURE, VALUES, {"low_image": GUIDE, "eps": -1.0}, "eps is -1.0; wanted a number"),
+        (PICTURE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
+        (PICTURE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
+    ],
+)
+def test_lift_refuses(image, scores, options, message):
+    with pytest.raises(InputError, match=message):
+        runtime.lift(image, scores, **options)
+
+
+def test_cuda_is_not_in_this_build():
+    with pytest.raises(MissingBackend, match="CPU core only\n  fix: use device='cpu'"):
+        runtime.guided_filter(GUIDE, VALUES, device="cuda")

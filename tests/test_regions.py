@@ -1,0 +1,138 @@
+"""Connected regions and the merging of small ones, against slow searches and known maps."""
+
+import time
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import reference
+from runtime.errors import InputError
+
+
+def merged_slowly(labels, min_area):
+    """Apply the rule by the letter: one merge after another, counting every border anew."""
+    labels, regions = labels.copy(), reference.connected_regions(labels)
+    while True:
+        areas = {int(i): int((regions == i).sum()) for i in np.unique(regions)}
+        small = sorted((area, i) for i, area in areas.items() if area < min_area)
+        if not small or len(areas) == 1:
+            return reference.connected_regions(labels), labels
+        _, joining = small[0]
+        border = dict.fromkeys(areas, 0)
+        for a, b in ((regions[1:], regions[:-1]), (regions[:, 1:], regions[:, :-1])):
+            for there in (*b[(a == joining) & (b != joining)], *a[(b == joining) & (a != joining)]):
+                border[int(there)] += 1
+        best = min(border, key=lambda i: (-border[i], -areas[i], i))
+        label = labels[regions == best][0]
+        labels[regions == joining] = label
+        regions[regions == max(best, joining)] = min(best, joining)
+
+
+def grid(text):
+    """Turn rows of digits into a map."""
+    return np.array([[int(c) for c in row] for row in text.split()], np.int32)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (13, 1), (2, 2), (7, 11), (31, 29)])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_regions(rng, shape, count):
+    for _ in range(10):
+        labels = rng.integers(-1, count - 1, shape).astype(np.int32)
+        regions, merged = runtime.connected_regions(labels)
+        np.testing.assert_array_equal(regions, reference.connected_regions(labels))
+        np.testing.assert_array_equal(merged, labels)
+        assert regions.dtype == merged.dtype == np.int32
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (13, 1), (6, 7), (9, 11)])
+@pytest.mark.parametrize("min_area", [1, 2, 3, 6, 20, 1000])
+def test_merging(rng, shape, min_area):
+    for count in (2, 3, 5):
+        labels = rng.integers(-1, count - 1, shape).astype(np.int32)
+        regions, merged = runtime.connected_regions(labels, min_area=min_area)
+        slow_regions, slow_labels = merged_slowly(labels, min_area)
+        np.testing.assert_array_equal(merged, slow_labels)
+        np.testing.assert_array_equal(regions, slow_regions)
+        assert regions.max() == 1 or np.bincount(regions.ravel())[1:].min() >= min_area
+
+
+@pytest.mark.parametrize(
+    "before, min_area, after",
+    [
+        ("1112 1132 1222", 2, "1112 1122 1222"),  # 3 touches 2 twice on the right and below
+        ("111 131 122", 2, "111 111 122"),  # three sides to one
+        ("1132 1132 1132", 4, "1122 1122 1122"),  # equal borders, 1 is larger; but 2 goes first
+        ("11322 11322 11322", 4, "11122 11122 11122"),  # equal borders and areas: numbered first
+        ("111322 111322", 3, "111122 111122"),  # equal borders: the larger
+        ("2223111 2223111", 3, "2222111 2222111"),  # equal borders and areas: numbered first
+        ("1234444", 2, "2224444"),  # smallest first, and of these the first: 1 joins 2, 2 is 2 now
+        ("1223333", 3, "2223333"),  # chain: 1 joins 2, which is large enough then
+        ("12", 9, "22"),  # nothing is large enough: the whole picture
+        ("5", 9, "5"),
+        ("111 121 111", 0, "111 121 111"),
+        ("111 121 111", 1, "111 121 111"),
+        ("121 111 121", 2, "111 111 111"),
+        ("11211 11211", 3, "11111 11111"),  # what touches after merging is one region
+    ],
+)
+def test_merging_rules(before, min_area, after):
+    regions, merged = runtime.connected_regions(grid(before), min_area=min_area)
+    np.testing.assert_array_equal(merged, grid(after))
+    np.testing.assert_array_equal(regions, reference.connected_regions(grid(after)))
+
+
+def test_any_integers_are_labels():
+    for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64):
+        labels = np.array([[0, 0, 7], [1, 7, 7]], dtype)
+        regions, merged = runtime.connected_regions(labels)
+        np.testing.assert_array_equal(regions, [[1, 1, 2], [3, 2, 2]])
+        np.testing.assert_array_equal(merged, labels)
+    extremes = np.array([[-(2**31), 2**31 - 1]])
+    np.testing.assert_array_equal(runtime.connected_regions(extremes)[1], extremes)
+    np.testing.assert_array_equal(runtime.connected_regions(np.eye(3, dtype=int).T)[0][0], [1, 2, 2])
+
+
+def test_labels_beyond_int32_are_refused():
+    with pytest.raises(InputError, match="labels"):
+        runtime.connected_regions(np.array([[0, 2**32]]))
+
+
+def spiral(size):
+    """Wind a wall of 1 through 0, so that one region has provisional numbers on every row."""
+    labels = np.zeros((size, size), np.int32)
+    top, left, bottom, right = 0, 0, size - 1, size - 1
+    while top <= bottom and left <= right:
+        labels[top, left : right + 1] = labels[top : bottom + 1, right] = 1
+        labels[bottom, left + 2 : right + 1] = labels[top + 2 : bottom + 1, left + 2 :][:, :1].T if 0 else 1
+        top, left, bottom, right = top + 2, left + 2, bottom - 2, right - 2
+    return labels
+
+
+def test_spiral():
+    pass
+
+
+@pytest.mark.parametrize("min_area, count", [(0, 512 * 512), (2, None), (2**40, 1)])
+def test_checkerboard_takes_seconds_at_most(min_area, count):
+    y, x = np.indices((512, 512))
+    start = time.perf_counter()
+    regions, _ = runtime.connected_regions((x + y) % 2, min_area=min_area)
+    assert time.perf_counter() - start < 10
+    assert count is None or regions.max() == count
+    assert np.bincount(regions.ravel())[1:].min() >= min(min_area, 512 * 512)
+
+
+@pytest.mark.parametrize(
+    "labels, min_area, message",
+    [
+        (np.zeros((2, 3)), 0, r"labels is \(2, 3\) float64; wanted \(H, W\) integers"),
+        (np.zeros(3, int), 0, r"labels is \(3,\) int64; wanted"),
+        (np.zeros((0, 3), int), 0, r"labels is \(0, 3\) int64; wanted"),
+        (np.zeros((2, 3), int), -1, "min_area is -1; wanted 0 to"),
+        (np.zeros((2, 3), int), 1.5, "min_area is 1.5; wanted a whole number"),
+    ],
+)
+def test_refuses(labels, min_area, message):
+    with pytest.raises(InputError, match=message):
+        runtime.connected_regions(labels, min_area=min_area)
