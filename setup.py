@@ -1,6 +1,7 @@
 """Builds runtime._core, the C++ core. Everything else is in pyproject.toml.
 
-SEG_SANITIZE=address,undefined builds with those sanitizers, SEG_WERROR=1 makes warnings errors (both for tests).
+SEG_SANITIZE=address,undefined builds with those sanitizers, SEG_WERROR=1 makes warnings errors
+(both for tests).
 """
 
 import os
@@ -10,10 +11,19 @@ from glob import glob
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
-flags = ["-O3", "-std=c++17", "-pthread", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
+flags = [
+    "-O3",
+    "-std=c++17",
+    "-pthread",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
 links = ["-pthread"]
 if sanitize := os.environ.get("SEG_SANITIZE"):
-    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-g"]
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
     links += [f"-fsanitize={sanitize}"]
 if os.environ.get("SEG_WERROR"):
     flags += ["-Werror"]

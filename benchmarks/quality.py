@@ -1,6 +1,6 @@
 """Does refinement make a prior better? Every row on the same pictures, against the same truth.
 
-    python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
+python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def slow_methods(names: list[str] | None) -> dict[str, tuple[int, Method]]:
     for preset in ("dynaguide", "dynaseg_fsf"):
         for steps in (20, 200):
             config = RefineConfig.preset(preset, steps=steps)
-            rows[f"{preset} + guided filter"f", {steps} steps"] = (
+            rows[f"{preset} + guided filter, {steps} steps"] = (
                 steps,
                 refined(config, True, names),
             )
@@ -163,7 +163,9 @@ def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
     size = (480, 848)
     network = OnnxPrior(cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size)
     frames = cases.davis()
-    frames = [frames[i] for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
+    frames = [
+        frames[i] for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)
+    ]
 
     def score(row: Row, item: Any, labels: np.ndarray) -> None:
         predicted, mask = labels != 0, item.mask()

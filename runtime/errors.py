@@ -1,4 +1,4 @@
-"""The errors of all packages. Each says what came, what was wanted and, in ``fix``, what to do about it."""
+"""The errors of all packages. Each says what came, what was wanted and, in ``fix``, what to do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The refinement network's tensors: names, shapes, order and initial values.
 
-The order and layout are PyTorch's (out, in, kh, kw), so that ``state_dict`` can be loaded there with
-``strict=True``, and the native core reads the same numbers from three flat vectors: parameters,
-momenta, buffers (csrc/network.h).
+The order and layout are PyTorch's (out, in, kh, kw), so that ``state_dict`` can be loaded there
+with ``strict=True``, and the native core reads the same numbers from three flat vectors:
+parameters, momenta, buffers (csrc/network.h).
 """
 
 from __future__ import annotations

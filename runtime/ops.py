@@ -168,10 +168,9 @@ class Refiner:
         scores, labels, losses, clusters, done, stop, last = self._native.run(
             image, guide, floor, steps, report
         )
-        names = ("total", "similarity", "spatial", "guide")
-        if options.objective == "residual":
-            names = ("total", "similarity", "pair", "guide")
-        used = [i for i in range(4) if options.objective != "residual" or i != 1]
+        residual = options.objective == "residual"
+        names = ("total", "similarity", "pair" if residual else "spatial", "guide")
+        used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
             "steps": done,
             "stop_reason": STOPS[stop],
@@ -180,7 +179,7 @@ class Refiner:
             "losses": {names[i]: losses[:, i].tolist() for i in used},
             "label_floor": floor,
         }
-        if options.objective == "residual":
+        if residual:
             classes = np.arange(self.classes, dtype=np.int32)
         else:
             classes = majority_classes(labels, guide, self.classes)
@@ -208,13 +207,19 @@ def _target_or_default(name: str) -> None:
 
 def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
     plain = {name: _CODES[name].index(getattr(options, name)) for name in _CODES}
-    same = ("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu")
-    same += ("beta", "lam", "sigma", "balance", "offsets")
-    return plain | {name: getattr(options, name) for name in same} | {
-        "classes": classes,
-        "objective": 0 if options.objective == "residual" else 1,
-        "huber": options.continuity == "huber",
-    }
+    same = (
+        *("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu"),
+        *("beta", "lam", "sigma", "balance", "offsets"),
+    )
+    return (
+        plain
+        | {name: getattr(options, name) for name in same}
+        | {
+            "classes": classes,
+            "objective": 0 if options.objective == "residual" else 1,
+            "huber": options.continuity == "huber",
+        }
+    )
 
 
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
@@ -362,9 +367,7 @@ def lift(
         )
     scores = check_planes("scores", scores)
     if scores.shape[0] > picture.shape[0] or scores.shape[1] > picture.shape[1]:
-        raise InputError(
-            f"scores {scores.shape[:2]} are larger than the image {picture.shape[:2]}"
-        )
+        raise InputError(f"scores {scores.shape[:2]} are larger than the image {picture.shape[:2]}")
     core, threads = backend(device), threads or default_threads()
     target()
     if low_image is None:

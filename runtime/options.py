@@ -1,4 +1,4 @@
-"""What a refinement does: one frozen record, checked when made. Names follow DynaSeg and DynaGuide."""
+"""What a refinement does: one frozen record, checked when made, in the papers' own names."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from runtime import network
 from runtime.options import RefineOptions
 
 Array = np.ndarray
@@ -24,13 +23,16 @@ def _shifted(x: Array, dy: int, dx: int) -> Array:
     h, w = x.shape[:2]
     out = np.zeros_like(x)
     if abs(dy) < h and abs(dx) < w:
-        here, there = pair(h, w, dy, dx)
+        here, there = neighbours((h, w), dy, dx)
         out[here] = x[there]
     return out
 
 
-def pair(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def neighbours(
+    shape: tuple[int, ...], dy: int, dx: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Index of all pixels n that have a neighbour n + (dy, dx), and of those neighbours."""
+    h, w = shape[:2]
     ys, yt = slice(max(-dy, 0), h - max(dy, 0)), slice(max(dy, 0), h - max(-dy, 0))
     xs, xt = slice(max(-dx, 0), w - max(dx, 0)), slice(max(dx, 0), w - max(-dx, 0))
     if abs(dy) >= h or abs(dx) >= w:
@@ -120,7 +122,7 @@ def spatial_loss(r: Array, weight: float, scale: Array, huber: bool) -> tuple[Ar
     """Equations 4 to 7: weight * sum over directions of scale * sum of h(difference)."""
     dr, loss = np.zeros_like(r), 0.0
     for (dy, dx), s in zip(DIRECTIONS, scale, strict=True):
-        here, there = pair(*r.shape[:2], dy, dx)
+        here, there = neighbours(r.shape, dy, dx)
         d = r[there] - r[here]
         if s == 0 or d.size == 0:
             continue
@@ -137,7 +139,7 @@ def affinity(image: Array, offsets: Array, sigma: float) -> Array:
     """exp(-|I_n - I_n+d|^2 / (2 sigma^2)) for each offset d, 0 where n + d is outside."""
     out = np.zeros((len(offsets), *image.shape[:2]), image.dtype)
     for plane, (dy, dx) in zip(out, offsets, strict=True):
-        here, there = pair(*image.shape[:2], int(dy), int(dx))
+        here, there = neighbours(image.shape, int(dy), int(dx))
         square = ((image[there] - image[here]) ** 2).sum(-1)
         plane[here] = np.exp(-square / (2 * sigma * sigma))
     return out
@@ -154,7 +156,7 @@ def residual_loss(
     guide = float((target * (lse[..., None] - z)).sum())
     dp, loss = np.zeros_like(p), 0.0
     for e, (dy, dx) in zip(affinity, offsets, strict=True):
-        here, there = pair(*z.shape[:2], int(dy), int(dx))
+        here, there = neighbours(z.shape, int(dy), int(dx))
         e = e[here][..., None]
         loss += float((e * (1 - (p[here] * p[there]).sum(-1, keepdims=True))).sum())
         dp[here] -= e * p[there]
@@ -276,9 +278,7 @@ def backward(
         dr, g["bn3.weight"], g["bn3.bias"] = batch_norm_backward(
             dr, cache["head"], state["bn3.weight"]
         )
-    d, g["conv3.weight"], g["conv3.bias"] = conv_backward(
-        dr, cache["top"], state["conv3.weight"]
-    )
+    d, g["conv3.weight"], g["conv3.bias"] = conv_backward(dr, cache["top"], state["conv3.weight"])
     skip = None
     if options.skip != "none":
         name = "skip" if options.skip == "own" else "conv1"

@@ -39,8 +39,10 @@ def best_cluster_count(image: np.ndarray) -> int:
         if k > distinct:
             break
         cv2.setRNGSeed(0)
-        _, labels, _ = cv2.kmeans(points, k, None, criteria, 3, cv2.KMEANS_PP_CENTERS)
-        score = mean_silhouette(distance, labels.ravel())
+        _, labels, _ = cv2.kmeans(
+            points, k, np.zeros(0, np.int32), criteria, 3, cv2.KMEANS_PP_CENTERS
+        )
+        score = mean_silhouette(distance, np.ravel(labels))
         if score > best_score:
             best, best_score = k, score
     return best

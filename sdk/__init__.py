@@ -1,7 +1,7 @@
 """Segmentation that adapts to the picture in front of it.
 
-    from sdk import Segmenter
-    result = Segmenter()("street.jpg")
+from sdk import Segmenter
+result = Segmenter()("street.jpg")
 """
 
 import runtime
@@ -13,16 +13,16 @@ if getattr(runtime, "__dist__", None) != __dist__:
         "project\n  fix: uninstall it, or install dynaguide-edge in an environment of its own"
     )
 
-from runtime.errors import (  # noqa: E402
+from runtime.errors import (
     BundleError,
     DeviceError,
     InputError,
     MissingBackend,
     SdkError,
 )
-from sdk.config import FilterConfig, RefineConfig  # noqa: E402
-from sdk.result import Result, Segment  # noqa: E402
-from sdk.segmenter import Segmenter  # noqa: E402
+from sdk.config import FilterConfig, RefineConfig
+from sdk.result import Result, Segment
+from sdk.segmenter import Segmenter
 
 __all__ = [
     "BundleError",

@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
-        print("error: out of memory\n  fix: use --refine fast, or a smaller picture", file=sys.stderr)
+        print(
+            "error: out of memory\n  fix: use --refine fast, or a smaller picture", file=sys.stderr
+        )
         return 1
     except BrokenPipeError:  # the reader of stdout has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
             "--imgsz", type=_imgsz, help="ONNX prior input: long side, or HEIGHTxWIDTH"
         )
         command.add_argument("--threads", type=int, help="all processors by default")
-        command.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)")
+        command.add_argument(
+            "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
+        )
     return parser
 
 
@@ -107,7 +111,9 @@ def _folder(path: Path) -> Path:
 
 def _segment(seg: Segmenter, source: Any, name: str) -> Result:
     """One picture, with a progress bar over the steps on a terminal."""
-    with tqdm(total=seg.refine.steps if seg.refine else 0, desc=name, disable=None, leave=False) as bar:
+    with tqdm(
+        total=seg.refine.steps if seg.refine else 0, desc=name, disable=None, leave=False
+    ) as bar:
         return seg(source, progress=lambda done, _: bar.update(1))
 
 
@@ -145,8 +151,10 @@ def _predict(args: argparse.Namespace) -> int:
     folder, seg = _folder(args.out), _segmenter(args)
     stems = [Path(p).stem for p in args.pictures]
     if len(set(stems)) < len(stems):
-        raise InputError("two pictures have the same name; their outputs would overwrite each other",
-                         fix="run them one by one with different -o")  # fmt: skip
+        raise InputError(
+            "two pictures have the same name; their outputs would overwrite each other",
+            fix="run them one by one with different -o",
+        )
     documents, coco, failed = [], [], 0
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
         try:
@@ -167,7 +175,9 @@ def _predict(args: argparse.Namespace) -> int:
             coco.append(result.to_coco(index, picture))
         if not args.json:
             total = result.timings["total"]
-            print(f"{picture}: {len(result.segments)} regions, {total:.0f} ms -> {overlay}, {labels}")
+            print(
+                f"{picture}: {len(result.segments)} regions, {total:.0f} ms -> {overlay}, {labels}"
+            )
     if args.coco and coco:
         write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
     if args.json:

@@ -42,7 +42,7 @@ class KMeansPrior:
     temperature : in Lab units (L from 0 to 100).
     """
 
-    names = None
+    names: list[str] | None = None
     backend = "opencv-kmeans"
 
     def __init__(self, clusters: int = 5, temperature: float = 12.0) -> None:
@@ -56,9 +56,9 @@ class KMeansPrior:
         distinct = len(np.unique(samples, axis=0))
         cv2.setRNGSeed(0)
         criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
-        _, _, centres = cv2.kmeans(
-            samples, min(self.clusters, distinct), None, criteria, 3, cv2.KMEANS_PP_CENTERS
-        )
+        count, no_labels = min(self.clusters, distinct), np.zeros(0, np.int32)
+        _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
+        centres = np.asarray(found)
         centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
         square = np.maximum(((lab[:, None] - centres[None]) ** 2).sum(-1), 0)
         score = -np.sqrt(square) / self.temperature
@@ -151,7 +151,7 @@ class OnnxPrior:
         came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
         shape = inputs[0].shape if inputs else ()
         fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype == "tensor(float)"
-        if not fits or shape[1] not in (3, "3") and isinstance(shape[1], int):
+        if not fits or (shape[1] not in (3, "3") and isinstance(shape[1], int)):
             raise BundleError(f"{self.name} wants inputs {came}; wanted one (1, 3, h, w) float32")
 
     def _json(self, key: str, default: Any) -> Any:
@@ -171,13 +171,17 @@ class OnnxPrior:
                 fix="add it with onnx.helper.set_model_props(model, {'mean': '[0.485, ...]', ...})",
             )
         array = np.asarray(value, np.float32)
-        if array.shape != (3,) or not np.isfinite(array).all() or (key == "std" and array.min() <= 0):
+        if (
+            array.shape != (3,)
+            or not np.isfinite(array).all()
+            or (key == "std" and array.min() <= 0)
+        ):
             raise BundleError(f"{self.name}: metadata {key!r} is {value}; wanted three numbers")
         return array
 
 
 class CallablePrior:
-    """The user's own function: (H, W, 3) uint8 RGB -> guide. A ``names`` attribute names classes."""
+    """The user's function, (H, W, 3) uint8 RGB -> guide; its ``names`` attribute names classes."""
 
     backend = "python"
 
@@ -213,7 +217,9 @@ def make_prior(
         return prior
     if callable(prior):
         return CallablePrior(prior)
-    raise InputError(f"prior is a {type(prior).__name__}; wanted 'kmeans', an .onnx file, a callable")
+    raise InputError(
+        f"prior is a {type(prior).__name__}; wanted 'kmeans', an .onnx file, a callable"
+    )
 
 
 def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:

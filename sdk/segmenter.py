@@ -57,7 +57,9 @@ class Segmenter:
         if isinstance(refine, str):
             refine = RefineConfig.preset(refine)
         if refine is not None and not isinstance(refine, RefineConfig):
-            raise InputError(f"refine is a {type(refine).__name__}; wanted a RefineConfig or a name")
+            raise InputError(
+                f"refine is a {type(refine).__name__}; wanted a RefineConfig or a name"
+            )
         if filter is not None and not isinstance(filter, FilterConfig):
             raise InputError(f"filter is a {type(filter).__name__}; wanted a FilterConfig or None")
         if min_area is not None:
@@ -134,7 +136,7 @@ class Segmenter:
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
         clock.lap("postprocess")
         stats |= {"objective": self.refine.objective if self.refine else None}
-        stats |= {"working_size": [h, w], "clusters": int(len(np.unique(labels)))}
+        stats |= {"working_size": [h, w], "clusters": len(np.unique(labels))}
         return Result(
             image=picture,
             labels=labels,

@@ -47,9 +47,7 @@ class PaddedMap {
                   static_cast<int>(a.shape(2)), border) {
     copy(a.data(), a.shape(0), a.shape(1), a.shape(2));
   }
-  seg::Map map() {
-    return {data_.data() + (border_ ? pitch_ + stride_ : 0), pitch_, stride_};
-  }
+  seg::Map map() { return {data_.data() + (border_ ? pitch_ + stride_ : 0), pitch_, stride_}; }
   Floats array(py::ssize_t height, py::ssize_t width, py::ssize_t channels) {
     Floats out({height, width, channels});
     copy(out.mutable_data(), height, width, channels);
@@ -403,8 +401,7 @@ py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, 
       g.classes = 1 + *std::max_element(hard.data(), hard.data() + hard.size());
     }
   }
-  require(self.options().objective != seg::kResidual ||
-              (g.soft != nullptr && g.classes == classes),
+  require(self.options().objective != seg::kResidual || (g.soft != nullptr && g.classes == classes),
           "run: residual needs probabilities of its classes");
   Floats scores({h, w, classes});
   Ints labels({h, w});
@@ -464,7 +461,8 @@ PYBIND11_MODULE(_core, m) {
     return std::vector<std::string>(names, names + count);
   });
   m.def("target", [] { return std::string(seg::default_kernels().name); });
-  m.def("lanes", [](const std::string& t) { return kernels(t).lanes; }, "target"_a = "");
+  m.def(
+      "lanes", [](const std::string& t) { return kernels(t).lanes; }, "target"_a = "");
 
   m.def("conv", conv, "x"_a, "weight"_a, "bias"_a, "relu"_a = false, "target"_a = "");
   m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "target"_a = "");

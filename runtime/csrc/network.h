@@ -34,8 +34,8 @@ struct RefineOptions {
   int mapping = kOverlap;
   bool huber = false;
   bool diagonals = false;
-  int min_labels = 0;     // stop once at most this many labels are left, 0 = never
-  float early_stop = 0;   // stop when this share of the labels stays, 0 = never
+  int min_labels = 0;    // stop once at most this many labels are left, 0 = never
+  float early_stop = 0;  // stop when this share of the labels stays, 0 = never
   float lr = 0.05f;
   float momentum = 0.9f;
   float mu = 1.0f;

@@ -87,10 +87,10 @@ inline void conv(Map out, Map in, const float* w, const float* bias, Map add, in
   ptrdiff_t tap[9] = {0};
   if (kernel == 3)
     for (int t = 0; t < 9; ++t) tap[t] = (t / 3 - 1) * in.pitch + (t % 3 - 1) * in.stride;
-  const Product g = {out.row(y), in.row(y),  w,          bias,
-                     add.data ? add.row(y) : nullptr,    tap,
-                     out.stride, in.stride,  1,          padded(channels),
-                     add.stride, kernel * kernel, in_channels, relu};
+  const Product g = {
+      out.row(y), in.row(y),       w,           bias, add.data ? add.row(y) : nullptr,
+      tap,        out.stride,      in.stride,   1,    padded(channels),
+      add.stride, kernel * kernel, in_channels, relu};
   product(g, width, channels);
 }
 
@@ -105,9 +105,13 @@ inline void conv_dw(float* dw, Map in, Map dout, int y, int width, int kernel, i
     for (int t = 0; t < kernel * kernel; ++t) {
       const int dy = kernel == 3 ? t / 3 - 1 : 0, dx = kernel == 3 ? t % 3 - 1 : 0;
       float* out = dw + t * in_channels * row;
-      const Product g = {out, in.data + (y + dy) * in.pitch + (x + dx) * in.stride,
-                         dout.at(y, x), nullptr, out, none,
-                         row, 1, in.stride, dout.stride, row, 1, count, false};
+      const Product g = {out,           in.data + (y + dy) * in.pitch + (x + dx) * in.stride,
+                         dout.at(y, x), nullptr,
+                         out,           none,
+                         row,           1,
+                         in.stride,     dout.stride,
+                         row,           1,
+                         count,         false};
       product(g, in_channels, channels);
     }
   }

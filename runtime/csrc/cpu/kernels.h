@@ -21,7 +21,7 @@ struct Map {
   float* at(int y, int x) const { return data + y * pitch + x * stride; }
 };
 
-constexpr int kPad = 16;  // the lanes of the widest target
+constexpr int kPad = 16;          // the lanes of the widest target
 constexpr float kNever = -1e30f;  // the score of a channel that pads a pixel
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }

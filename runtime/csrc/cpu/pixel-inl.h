@@ -52,8 +52,7 @@ inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, in
 }
 
 inline void bn_backward(Map dx, Map dy, Map x, const float* mean, const float* scale,
-                        const float* a, const float* b, int y, int width, int channels,
-                        bool relu) {
+                        const float* a, const float* b, int y, int width, int channels, bool relu) {
   for (int i = 0; i < width; ++i) {
     const float* d = dy.at(y, i);
     const float* p = x.at(y, i);
@@ -200,10 +199,9 @@ inline void affinity(float* out, const float* image, Offset d, float sigma, floa
 }
 
 inline void residual_loss(Map dz, double* losses, Map p, Map z, const float* lse, Map q,
-                          const float* confidence, const float* class_weight,
-                          const float* affinity, const Offset* offsets, int offset_count,
-                          float guide_weight, float lambda, int y, int height, int width,
-                          int channels) {
+                          const float* confidence, const float* class_weight, const float* affinity,
+                          const Offset* offsets, int offset_count, float guide_weight, float lambda,
+                          int y, int height, int width, int channels) {
   const int n = vectors(channels) * kLanes;
   const ptrdiff_t plane = (ptrdiff_t)height * width;
   double guide = 0, pair = 0;

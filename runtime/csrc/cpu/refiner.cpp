@@ -13,13 +13,13 @@
 namespace seg {
 namespace {
 
-constexpr double kEps = 1e-5;           // of batch norm
-constexpr double kRunning = 0.1;        // share of a new picture in the running statistics
-constexpr int kBlocks = 16;             // rows are summed in this many blocks, whatever the threads
-constexpr int kMappingSteps = 10;       // the overlap mapping is frozen after these
-constexpr int kCheckEvery = 10;         // steps between two looks of the early stop
-constexpr int kChecks = 3;              // calm looks in a row that stop
-constexpr float kSmallestPrior = 1e-4f; // below it a prior's probability counts as this
+constexpr double kEps = 1e-5;      // of batch norm
+constexpr double kRunning = 0.1;   // share of a new picture in the running statistics
+constexpr int kBlocks = 16;        // rows are summed in this many blocks, whatever the threads
+constexpr int kMappingSteps = 10;  // the overlap mapping is frozen after these
+constexpr int kCheckEvery = 10;    // steps between two looks of the early stop
+constexpr int kChecks = 3;         // calm looks in a row that stop
+constexpr float kSmallestPrior = 1e-4f;  // below it a prior's probability counts as this
 
 int block_begin(int block, int rows) { return static_cast<int>(int64_t{rows} * block / kBlocks); }
 
@@ -192,7 +192,8 @@ void Refiner::set_input(const float* image, const Guide& guide) {
     }
     for (size_t i = 0; i < offsets_.size(); ++i) {
       const Offset d = offsets_[i];
-      const double pairs = std::max(h - d.dy, 0) * static_cast<double>(std::max(w - std::abs(d.dx), 0));
+      const double pairs =
+          std::max(h - d.dy, 0) * static_cast<double>(std::max(w - std::abs(d.dx), 0));
       const double scale = pairs > 0 ? 1.0 / (pairs * static_cast<double>(offsets_.size())) : 0.0;
       k_->affinity(affinity_ + i * pixels + static_cast<size_t>(y) * w, image, d, options_.sigma,
                    static_cast<float>(scale), y, h, w);
@@ -580,8 +581,10 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       break;
     }
     if (options_.objective == kCluster && guide_pixels_ > 0) {
-      if (options_.mapping == kIndexModulo) set_modulo_mapping(guide);
-      else if (batches + step < kMappingSteps || step == 0) set_overlap_mapping(guide);
+      if (options_.mapping == kIndexModulo)
+        set_modulo_mapping(guide);
+      else if (batches + step < kMappingSteps || step == 0)
+        set_overlap_mapping(guide);
     }
     if (!losses(&records[step], guide, clusters)) {
       result.stop = kDiverged;

@@ -39,7 +39,7 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
     const auto [area, id] = small.top();
     small.pop();
     if (forest.find(id) != id || region[id].area != area) continue;  // merged or grown since
-    std::unordered_map<int32_t, int64_t> border;  // by today's roots
+    std::unordered_map<int32_t, int64_t> border;                     // by today's roots
     for (const auto& [neighbour, length] : region[id].border) {
       const int32_t root = forest.find(neighbour);
       if (root != id) border[root] += length;

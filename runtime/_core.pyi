@@ -1,0 +1,85 @@
+"""Types of the C++ core. Shapes and meanings are those of runtime/reference.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+def targets() -> list[str]: ...
+def target() -> str: ...
+def lanes(target: str = "") -> int: ...
+def conv(x: Array, weight: Array, bias: Array, relu: bool = False, target: str = "") -> Array: ...
+def conv_backward(
+    dy: Array, x: Array, weight: Array, target: str = ""
+) -> tuple[Array, Array, Array]: ...
+def row_moments(x: Array, target: str = "") -> tuple[Array, Array]: ...
+def normalize(x: Array, mean: Array, scale: Array, shift: Array, target: str = "") -> Array: ...
+def bn_sums(dy: Array, x: Array, mean: Array, target: str = "") -> tuple[Array, Array]: ...
+def bn_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    scale: Array,
+    a: Array,
+    b: Array,
+    relu: bool,
+    target: str = "",
+) -> Array: ...
+def softmax(r: Array, target: str = "") -> tuple[Array, Array, Array]: ...
+def cluster_loss(
+    r: Array,
+    labels: Array,
+    guide: Array | None,
+    table: Array,
+    self_weight: float,
+    guide_weight: float,
+    target: str = "",
+) -> tuple[Array, float, float]: ...
+def spatial_loss(
+    r: Array, weight: float, scale: Array, huber: bool, target: str = ""
+) -> tuple[Array, float]: ...
+def affinity(image: Array, offsets: Array, sigma: float, target: str = "") -> Array: ...
+def residual_loss(
+    z: Array,
+    q: Array,
+    confidence: Array,
+    class_weight: Array,
+    affinity: Array,
+    offsets: Array,
+    lam: float,
+    target: str = "",
+) -> tuple[Array, float, float]: ...
+def sgd_step(
+    w: Array, v: Array, dw: Array, lr: float, momentum: float, target: str = ""
+) -> tuple[Array, Array]: ...
+def assign(cost: Array) -> Array: ...
+def guided_coefficients(
+    guide: Array, values: Array, radius: int, eps: float, threads: int, target: str = ""
+) -> Array: ...
+def apply_coefficients(
+    coefficients: Array, guide: Array, threads: int, target: str = ""
+) -> Array: ...
+def lift(
+    coefficients: Array, image: Array, threads: int, target: str = ""
+) -> tuple[Array, Array]: ...
+def connected_regions(labels: Array, min_area: int) -> tuple[Array, Array, int]: ...
+
+class Refiner:
+    def __init__(
+        self, height: int, width: int, options: dict[str, Any], threads: int, target: str = ""
+    ) -> None: ...
+    def run(
+        self,
+        image: Array,
+        guide: Array | None,
+        label_floor: int,
+        steps: int,
+        progress: Callable[[int], None] | None,
+    ) -> tuple[Array, Array, Array, Array, int, int, int]: ...
+    def state(self) -> dict[str, Any]: ...
+    def set_state(
+        self, parameters: Array, momenta: Array, buffers: Array, batches: int
+    ) -> None: ...
+    def arena_bytes(self) -> int: ...
