@@ -86,8 +86,7 @@ class Refiner:
         else:
             channels = self.options.channels or 1
             self.classes = check_count("classes", classes or channels, 1, 4096)
-        threads = default_threads() if threads is None else check_count("threads", threads, 1, 1024)
-        core = backend(device)
+        core, threads = backend(device), _thread_count(threads)
         _target_or_default(target)
         self._native = core.Refiner(
             self.height, self.width, _native_options(self.options, self.classes), threads, target
@@ -196,6 +195,10 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
     if guide.shape[2] != classes:
         raise InputError(f"guide has {guide.shape[2]} classes; wanted {classes}")
     return guide
+
+
+def _thread_count(threads: int | None) -> int:
+    return default_threads() if threads is None else check_count("threads", threads, 1, 1024)
 
 
 def _target_or_default(name: str) -> None:
@@ -328,7 +331,7 @@ def guided_filter(
         values = resize(values, *size)
         radius = max(1, round(radius / subsample))
     low = resize(guide, *values.shape[:2])
-    core, threads = backend(device), threads or default_threads()
+    core, threads = backend(device), _thread_count(threads)
     target()
     coefficients = core.guided_coefficients(low, values, radius, eps, threads)
     out = core.apply_coefficients(coefficients, guide, threads)
@@ -368,7 +371,7 @@ def lift(
     scores = check_planes("scores", scores)
     if scores.shape[0] > picture.shape[0] or scores.shape[1] > picture.shape[1]:
         raise InputError(f"scores {scores.shape[:2]} are larger than the image {picture.shape[:2]}")
-    core, threads = backend(device), threads or default_threads()
+    core, threads = backend(device), _thread_count(threads)
     target()
     if low_image is None:
         coefficients = scores[:, :, None, :]
@@ -400,6 +403,8 @@ def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndar
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:
         raise InputError(f"labels is {array.shape} {array.dtype}; wanted (H, W) integers")
+    if array.min() < -(2**31) or array.max() >= 2**31:
+        raise InputError(f"labels span {array.min()} to {array.max()}; wanted 32-bit integers")
     min_area = check_count("min_area", min_area, 0, 2**62)
     regions, merged, _ = backend("cpu").connected_regions(
         np.ascontiguousarray(array, np.int32), min_area

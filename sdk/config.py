@@ -92,7 +92,7 @@ class FilterConfig:
     """
 
     radius: int = 4
-    eps: float = 1e-3
+    eps: float = 3e-4
 
     def __post_init__(self) -> None:
         check_count("radius", self.radius, 1, 2**15)

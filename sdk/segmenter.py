@@ -114,7 +114,7 @@ class Segmenter:
 
         present = np.unique(scores.argmax(-1))  # the others cannot win anywhere that matters
         scores, classes = np.ascontiguousarray(scores[..., present]), classes[present]
-        low_image, radius, eps = None, 1, 1e-3
+        low_image, radius, eps = None, 1, 3e-4
         if self.filter is not None:
             low_image, eps = low, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))

@@ -253,54 +253,50 @@ def test_lift_follows_the_edges_of_the_picture():
 # --- bad arguments -----------------------------------------------------------------------------
 
 GUIDE, VALUES = np.zeros((4, 5, 3), np.float32), np.zeros((4, 5, 2), np.float32)
+BAD_FILTERS = [
+    (GUIDE, VALUES, {"radius": 0}, "radius is 0; wanted 1 to 1048576"),
+    (GUIDE, VALUES, {"radius": 1.5}, "radius is 1.5; wanted a whole number"),
+    (GUIDE, VALUES, {"radius": True}, "radius is True; wanted a whole number"),
+    (GUIDE, VALUES, {"eps": 0}, "eps is 0; wanted a number above 0"),
+    (GUIDE, VALUES, {"eps": np.nan}, "eps is nan; wanted a number above 0"),
+    (GUIDE, VALUES, {"eps": np.inf}, "eps is inf; wanted a number above 0"),
+    (GUIDE, VALUES, {"eps": "1"}, "eps is '1'; wanted a number above 0"),
+    (GUIDE, VALUES, {"subsample": 0}, "subsample is 0; wanted 1 to"),
+    (GUIDE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
+    (GUIDE, VALUES, {"threads": 1.5}, "threads is 1.5; wanted a whole number"),
+    (GUIDE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
+    (GUIDE[..., :2], VALUES, {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
+    (GUIDE, VALUES[None], {}, r"values has shape \(1, 4, 5, 2\); wanted"),
+    (GUIDE + np.nan, VALUES, {}, "guide has 60 NaN or infinite values\n  fix: clean it"),
+    (GUIDE, VALUES[:0], {}, r"values has shape \(0, 5, 2\), which holds nothing"),
+    (GUIDE, VALUES.astype(complex), {}, "values has dtype complex128; wanted"),
+    (GUIDE[:3], VALUES, {}, r"values \(4, 5\) are larger than the guide \(3, 5\)\n  fix:"),
+]
 
 
-@pytest.mark.parametrize(
-    "guide, values, options, message",
-    [
-        (GUIDE, VALUES, {"radius": 0}, "radius is 0; wanted 1 to 1048576"),
-        (GUIDE, VALUES, {"radius": 1.5}, "radius is 1.5; wanted a whole number"),
-        (GUIDE, VALUES, {"radius": True}, "radius is True; wanted a whole number"),
-        (GUIDE, VALUES, {"eps": 0}, "eps is 0; wanted a number above 0"),
-        (GUIDE, VALUES, {"eps": np.nan}, "eps is nan; wanted a number above 0"),
-        (GUIDE, VALUES, {"eps": np.inf}, "eps is inf; wanted a number above 0"),
-        (GUIDE, VALUES, {"eps": "1"}, "eps is '1'; wanted a number above 0"),
-        (GUIDE, VALUES, {"subsample": 0}, "subsample is 0; wanted 1 to"),
-        (GUIDE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
-        (GUIDE, VALUES, {"threads": 1.5}, "threads is 1.5; wanted a whole number"),
-        (GUIDE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
-        (GUIDE[..., :2], VALUES, {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
-        (GUIDE, VALUES[None], {}, r"values has shape \(1, 4, 5, 2\); wanted"),
-        (GUIDE + np.nan, VALUES, {}, "guide has 60 NaN or infinite values\n  fix: clean it"),
-        (GUIDE, VALUES[:0], {}, r"values has shape \(0, 5, 2\), which holds nothing"),
-        (GUIDE, VALUES.astype(complex), {}, "values has dtype complex128; wanted"),
-        (GUIDE[:3], VALUES, {}, r"values \(4, 5\) are larger than the guide \(3, 5\)\n  fix:"),
-    ],
-)
+@pytest.mark.parametrize("guide, values, options, message", BAD_FILTERS)
 def test_filter_refuses(guide, values, options, message):
     with pytest.raises(InputError, match=message):
         runtime.guided_filter(guide, values, **options)
 
 
 PICTURE = np.zeros((8, 10, 3), np.uint8)
+BAD_LIFTS = [
+    (PICTURE / 255, VALUES, {}, r"image is \(8, 10, 3\) float64; wanted \(H, W, 3\) uint8"),
+    (PICTURE[..., 0], VALUES, {}, r"image is \(8, 10\) uint8; wanted"),
+    (PICTURE[:0], VALUES, {}, r"image is \(0, 10, 3\) uint8; wanted"),
+    (PICTURE[:3], VALUES, {}, r"scores \(4, 5\) are larger than the image \(3, 10\)"),
+    (PICTURE, VALUES + np.inf, {}, "scores has 40 NaN or infinite values"),
+    (PICTURE, VALUES, {"low_image": GUIDE[1:]}, r"low_image is \(3, 5\); wanted the size of"),
+    (PICTURE, VALUES, {"low_image": GUIDE + 2}, r"low_image has values from 2 to 2; wanted"),
+    (PICTURE, VALUES, {"low_image": GUIDE, "radius": 0}, "radius is 0; wanted 1 to"),
+    (PICTURE, VALUES, {"low_image": GUIDE, "eps": -1.0}, "eps is -1.0; wanted a number"),
+    (PICTURE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
+    (PICTURE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
+]
 
 
-@pytest.mark.parametrize(
-    "image, scores, options, message",
-    [
-        (PICTURE / 255, VALUES, {}, r"image is \(8, 10, 3\) float64; wanted \(H, W, 3\) uint8"),
-        (PICTURE[..., 0], VALUES, {}, r"image is \(8, 10\) uint8; wanted"),
-        (PICTURE[:0], VALUES, {}, r"image is \(0, 10, 3\) uint8; wanted"),
-        (PICTURE[:3], VALUES, {}, r"scores \(4, 5\) are larger than the image \(3, 10\)"),
-        (PICTURE, VALUES + np.inf, {}, "scores has 40 NaN or infinite values"),
-        (PICTURE, VALUES, {"low_image": GUIDE[1:]}, r"low_image is \(3, 5\); wanted the size of"),
-        (PICTURE, VALUES, {"low_image": GUIDE + 2}, r"low_image has values from 2 to 2; wanted"),
-        (PICTURE, VALUES, {"low_image": GUIDE, "radius": 0}, "radius is 0; wanted 1 to"),
-        (PICTURE, VALUES, {"low_image": GUIDE, "eps": -1.0}, "eps is -1.0; wanted a number"),
-        (PICTURE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
-        (PICTURE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu' or 'cuda'"),
-    ],
-)
+@pytest.mark.parametrize("image, scores, options, message", BAD_LIFTS)
 def test_lift_refuses(image, scores, options, message):
     with pytest.raises(InputError, match=message):
         runtime.lift(image, scores, **options)

@@ -168,7 +168,8 @@ class Twin:
         losses[0].backward()
         self.sgd.step()
         self.step_count += 1
-        return [float(v) for v in losses], len(torch.unique(r.detach().argmax(1)))
+        values = [torch.as_tensor(v).item() for v in losses]
+        return values, len(torch.unique(r.detach().argmax(1)))
 
     def labels(self):
         """Labels of the current weights, as the objective's final map."""

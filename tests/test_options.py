@@ -1,0 +1,225 @@
+"""Options, argument checks and the silhouette count."""
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import RefineOptions, checks
+from runtime.errors import InputError
+from runtime.silhouette import best_cluster_count, mean_silhouette
+
+# --- options -----------------------------------------------------------------------------------
+
+DEFAULTS = {
+    "residual": (10, 32, 0.05, "none", "none", "fixed", "l1", False, 0),
+    "dynaguide": (1000, 100, 0.1, "own", "image", "fsf", "huber", True, 0),
+    "dynaseg": (1000, 100, 0.1, "none", "image", "fsf", "l1", False, 3),
+}
+
+
+@pytest.mark.parametrize("objective", DEFAULTS)
+def test_defaults(objective):
+    o = RefineOptions(objective=objective)
+    assert DEFAULTS[objective] == (
+        o.steps, o.channels, o.lr, o.skip, o.final_bn, o.weighting, o.continuity, o.diagonals,
+        o.min_labels,
+    )  # fmt: skip
+    assert (o.blocks, o.momentum, o.seed, o.mapping, o.soft_guide) == (2, 0.9, 0, "overlap", False)
+    assert (o.mu, o.beta, o.silhouette, o.early_stop) == (1.0, 15.0, False, 0.0)
+    assert (o.lam, o.sigma, o.offsets, o.balance) == (4.0, 0.08, (1, 2), 0.25)
+
+
+def test_defaults_that_depend_on_another_option():
+    assert RefineOptions().objective == "residual"
+    assert RefineOptions(objective="dynaseg", weighting="scf").mu == 50.0
+    assert RefineOptions(objective="dynaseg", weighting="scf", mu=3).mu == 3
+    assert RefineOptions(offsets=[1, 4]).offsets == (1, 4)
+
+
+BAD_OPTIONS = [
+    ("objective", "best", "objective is 'best'; wanted one of 'residual', 'dynaguide', 'dyn"),
+    ("skip", "yes", "skip is 'yes'; wanted one of 'none', 'shared', 'own'"),
+    ("weighting", "fcf", "weighting is 'fcf'; wanted one of 'fixed', 'fsf', 'scf'"),
+    ("continuity", "l2", "continuity is 'l2'; wanted one of 'l1', 'huber'"),
+    ("mapping", "best", "mapping is 'best'; wanted one of 'overlap', 'index_modulo'"),
+    ("final_bn", True, "final_bn is True; wanted one of 'none', 'image', 'running'"),
+    ("steps", -1, "steps is -1; wanted a whole number from 0 to 1e[+]06"),
+    ("steps", 1.5, "steps is 1.5; wanted a whole number"),
+    ("steps", True, "steps is True; wanted a whole number"),
+    ("channels", 0, "channels is 0; wanted a whole number from 1 to 1024"),
+    ("blocks", 1, "blocks is 1; wanted a whole number from 2 to 3"),
+    ("blocks", 4, "blocks is 4; wanted a whole number from 2 to 3"),
+    ("seed", -1, "seed is -1; wanted a whole number from 0"),
+    ("min_labels", 1025, "min_labels is 1025; wanted a whole number from 0 to 1024"),
+    ("lr", -0.1, "lr is -0.1; wanted a number from 0 to 10"),
+    ("lr", np.nan, "lr is nan; wanted a number"),
+    ("lr", "0.1", "lr is '0.1'; wanted a number"),
+    ("momentum", 1, "momentum is 1; wanted a number from 0 to 0.9999"),
+    ("mu", -1, "mu is -1; wanted a number from 0 to 1e[+]06"),
+    ("beta", 0, "beta is 0; wanted a number from 1e-06"),
+    ("early_stop", 1.1, "early_stop is 1.1; wanted a number from 0 to 1"),
+    ("lam", -1, "lam is -1; wanted a number from 0"),
+    ("sigma", 0, "sigma is 0; wanted a number from 0.0001"),
+    ("balance", 2, "balance is 2; wanted a number from 0 to 1"),
+    ("offsets", (), "offsets is empty; wanted neighbour distances such as"),
+    ("offsets", (1, 0), "offsets is 0; wanted a whole number from 1 to 1024"),
+    ("offsets", (1.5,), "offsets is 1.5; wanted a whole number"),
+    ("offsets", 2, "offsets is 2; wanted"),
+    ("diagonals", "no", "diagonals is 'no'; wanted"),
+    ("soft_guide", 2, "soft_guide is 2; wanted"),
+    ("silhouette", "yes", "silhouette is 'yes'; wanted"),
+]
+
+
+@pytest.mark.parametrize("name, value, message", BAD_OPTIONS)
+def test_option_out_of_range(name, value, message):
+    residual = name in ("objective", "lam", "sigma", "offsets", "balance")
+    base = {} if residual else {"objective": "dynaguide"}
+    with pytest.raises(InputError, match=message):
+        RefineOptions(**(base | {name: value}))
+
+
+FOREIGN = {
+    "residual": {
+        "skip": "own", "weighting": "scf", "mu": 2.0, "beta": 10.0, "continuity": "huber",
+        "diagonals": True, "mapping": "index_modulo", "final_bn": "image", "soft_guide": True,
+    },
+    "dynaguide": {"lam": 1.0, "sigma": 0.1, "offsets": (1,), "balance": 0.5},
+    "dynaseg": {"lam": 1.0, "sigma": 0.1, "offsets": (1,), "balance": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective, name", [(o, n) for o, names in FOREIGN.items() for n in names])
+def test_option_of_another_objective_is_refused(objective, name):
+    with pytest.raises(InputError, match=f"objective '{objective}' does not use {name}\n  fix:"):
+        RefineOptions(objective=objective, **{name: FOREIGN[objective][name]})
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="learning_rate"):
+        RefineOptions(learning_rate=0.1)
+
+
+# --- checks ------------------------------------------------------------------------------------
+
+IMAGE = np.zeros((2, 3, 3), np.float32)
+LABELS = np.zeros((2, 3), np.int32)
+SOFT = np.ones((2, 3, 4), np.float32)
+
+
+BAD_IMAGES = [
+    (IMAGE[..., :2], r"image has shape \(2, 3, 2\); wanted \(H, W, 3\)"),
+    (IMAGE[0], r"image has shape \(3, 3\); wanted \(H, W, 3\)"),
+    (IMAGE[:0], r"image has shape \(0, 3, 3\), which holds nothing"),
+    (IMAGE - 0.01, r"image has values from -0.01 to -0.01; wanted \[0, 1\]\n  fix: divide"),
+    (IMAGE + 255, r"image has values from 255 to 255; wanted \[0, 1\]"),
+    (IMAGE + np.nan, "image has 18 NaN or infinite values\n  fix: clean it first"),
+    (IMAGE.astype(complex), "image has dtype complex128; wanted"),
+    (None, "image has dtype object; wanted"),
+    ([["a"]], "image has dtype <U1; wanted"),
+]
+
+
+@pytest.mark.parametrize("image, message", BAD_IMAGES)
+def test_check_image_refuses(image, message):
+    with pytest.raises(InputError, match=message):
+        checks.check_image(image)
+
+
+BAD_GUIDES = [
+    (LABELS[:1], r"guide has shape \(1, 3\); wanted \(2, 3, C\) probabilities or \(2, 3\)"),
+    (SOFT[None], r"guide has shape \(1, 2, 3, 4\); wanted"),
+    (SOFT[..., :0], r"guide has shape \(2, 3, 0\); wanted"),
+    (LABELS + 0.5, "guide has dtype float64; labels must be integers"),
+    (LABELS - 2, "guide has labels from -2 to -2; wanted -1 to 4095\n  fix: number"),
+    (LABELS + 4096, "guide has labels from 4096 to 4096; wanted -1 to 4095"),
+    (LABELS - 1, r"guide is unknown \(-1\) everywhere"),
+    (SOFT - 1.5, r"guide has negative values \(smallest -0.5\); wanted probabilities\n  fix:"),
+    (SOFT * 0, r"guide is zero \(unknown\) everywhere"),
+    (SOFT * np.inf, "guide has 24 NaN or infinite values"),
+]
+
+
+@pytest.mark.parametrize("guide, message", BAD_GUIDES)
+def test_check_guide_refuses(guide, message):
+    with pytest.raises(InputError, match=message):
+        checks.check_guide(guide, 2, 3)
+
+
+def test_checks_convert():
+    picture = checks.check_image(np.ones((4, 6, 3), np.uint8)[::2, ::2])
+    assert picture.dtype == np.float32 and picture.flags.c_contiguous
+    assert checks.check_planes("x", LABELS).shape == (2, 3, 1)
+    labels = checks.check_guide((LABELS - 1 + np.eye(2, 3)).astype(np.int8), 2, 3)
+    assert labels.dtype == np.int32
+    guide = SOFT.copy()
+    guide[0] = 0
+    scaled = checks.check_guide(guide, 2, 3)
+    assert not scaled[0].any() and (scaled[1] == 0.25).all()
+    assert type(checks.check_count("n", np.int64(3), 1, 3)) is int
+    assert checks.check_positive("x", np.float32(0.5)) == 0.5
+
+
+# --- silhouette --------------------------------------------------------------------------------
+
+
+def slow_silhouette(points, labels):
+    """Follow Rousseeuw (1987) point by point."""
+    scores = []
+    for i, point in enumerate(points):
+        distance = np.linalg.norm(points - point, axis=1)
+        own = labels == labels[i]
+        if own.sum() == 1:
+            scores.append(0.0)
+            continue
+        a = distance[own].sum() / (own.sum() - 1)
+        b = min(distance[labels == k].mean() for k in set(labels) - {labels[i]})
+        scores.append((b - a) / max(a, b))
+    return np.mean(scores)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 7])
+def test_mean_silhouette(rng, clusters):
+    points = rng.standard_normal((40, 3))
+    labels = rng.integers(0, clusters, 40)
+    labels[:2] = clusters, clusters + 2  # two clusters of one point, and a number not used
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    assert mean_silhouette(distance, labels) == pytest.approx(slow_silhouette(points, labels))
+
+
+def blobs(rng, colours, height=60, width=50):
+    """Draw bands of these colours with a little noise."""
+    bands = np.repeat(np.array(colours), height // len(colours), axis=0)[:, None]
+    image = np.repeat(bands, width, axis=1) + rng.normal(0, 0.01, (len(bands), width, 3))
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+COLOURS = [(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.9), (0.9, 0.9, 0.1), (0.5, 0.5, 0.5)]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_count_of_colour_blobs(rng, count):
+    pytest.importorskip("cv2", reason="needs OpenCV, which clusters the colours")
+    image = blobs(rng, COLOURS[:count])
+    assert best_cluster_count(image) == count
+    assert best_cluster_count(image) == best_cluster_count(image)
+
+
+def test_count_of_few_colours_is_one():
+    pytest.importorskip("cv2", reason="needs OpenCV, which clusters the colours")
+    image = np.full((9, 11, 3), 0.5, np.float32)
+    assert best_cluster_count(image) == 1
+    image[:4] = 0.1
+    assert best_cluster_count(image) == 1
+    image[0] = 0.9
+    assert best_cluster_count(image) == 3
+
+
+def test_silhouette_option_sets_the_floor(rng):
+    pytest.importorskip("cv2", reason="needs OpenCV, which clusters the colours")
+    image = blobs(rng, COLOURS[:4])
+    result = runtime.refine(
+        image, objective="dynaseg", channels=16, steps=60, silhouette=True, min_labels=0
+    )
+    assert result.stats["label_floor"] == 4
+    assert result.stats["clusters"] >= 4

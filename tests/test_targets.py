@@ -1,0 +1,81 @@
+"""The choice of the instruction set."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import _core
+from runtime.errors import InputError
+
+LANES = {"base": 4, "avx2": 8, "avx512": 16}
+
+
+def python(code, isa=None):
+    """Run code in a fresh process with SEG_ISA = isa; return its output."""
+    environment = {k: v for k, v in os.environ.items() if k != "SEG_ISA"}
+    if isa is not None:
+        environment["SEG_ISA"] = isa
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_targets_are_listed_slowest_first():
+    assert runtime.targets() == list(LANES)[: len(runtime.targets())]
+    assert runtime.target() in runtime.targets()
+
+
+def test_lanes(target):
+    assert _core.lanes(target) == LANES[target]
+    assert _core.lanes() == LANES[runtime.target()]
+
+
+@pytest.mark.parametrize("isa", [None, ""])
+def test_the_best_is_the_default(isa):
+    assert python("import runtime; print(runtime.target())", isa) == runtime.targets()[-1]
+
+
+def test_seg_isa_forces_one(target):
+    code = "import runtime; print(runtime.target(), runtime._core.lanes())"
+    assert python(code, target) == f"{target} {LANES[target]}"
+
+
+def test_seg_isa_is_what_computes(rng, target):
+    code = (
+        "import numpy, runtime; g = numpy.random.default_rng(0).random((31, 17, 4), 'f');"
+        "print(runtime.guided_filter(g[..., :3], g[..., 3:]).tobytes().hex())"
+    )
+    g = rng.random((31, 17, 4), np.float32)
+    coefficients = _core.guided_coefficients(g[..., :3], g[..., 3:], 8, 1e-3, 1, target)
+    expected = _core.apply_coefficients(coefficients, g[..., :3], 1, target)
+    assert python(code, target) == expected.tobytes().hex()
+
+
+@pytest.mark.parametrize("call", ["target()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"])
+def test_wrong_seg_isa_says_what_runs_here(call):
+    code = f"""
+import numpy, runtime
+from runtime.errors import DeviceError
+x = numpy.zeros((4, 5, 3))
+try:
+    runtime.{call}
+except DeviceError as error:
+    print(error)
+"""
+    usable = ", ".join(runtime.targets())
+    assert python(code, "sse9") == (
+        f"SEG_ISA is 'sse9', but this machine runs {usable}\n"
+        "  fix: unset SEG_ISA, or set it to one of these"
+    )
+
+
+def test_unknown_target_is_refused():
+    with pytest.raises(InputError, match=r"target is 'sse9'; this machine runs base"):
+        runtime.Refiner(4, 5, classes=2, target="sse9")
+    with pytest.raises(ValueError, match="this machine cannot run target sse9"):
+        _core.lanes("sse9")

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Compares the guided filter with OpenCV's ximgproc.guidedFilter. That one comes with
+# opencv-contrib-python, which replaces opencv-python: it gets an environment of its own, and the two
+# exchange arrays through files in build/ximgproc/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-.venv/bin/python}
+top=build/ximgproc
+[ -x "$top/venv/bin/python" ] || python3 -m venv "$top/venv"
+"$top/venv/bin/python" -c 'import cv2.ximgproc' 2>/dev/null ||
+  "$top/venv/bin/python" -m pip install -q --disable-pip-version-check opencv-contrib-python
+
+"$python" - "$top" <<'PY'
+import sys
+import numpy as np, runtime
+rng = np.random.default_rng(0)
+image = rng.random((97, 131, 3), dtype=np.float32)
+image[:, 60:] = image[:, 60:] * 0.3 + 0.5
+values = rng.random((97, 131), dtype=np.float32)
+values[40:] += 1
+out = {"image": image, "values": values}
+for radius in (2, 8):
+    for eps in (1e-3, 1e-1):
+        out[f"colour {radius} {eps}"] = runtime.guided_filter(image, values, radius=radius, eps=eps)
+        out[f"grey {radius} {eps}"] = runtime.guided_filter(image[..., 1], values, radius=radius, eps=eps)
+np.savez(sys.argv[1] + "/ours.npz", **out)
+PY
+
+"$top/venv/bin/python" - "$top" <<'PY'
+import sys
+import cv2, numpy as np
+ours = dict(np.load(sys.argv[1] + "/ours.npz"))
+image, values = ours.pop("image"), ours.pop("values")
+failed = 0
+for name, mine in ours.items():
+    kind, radius, eps = name.split()
+    guide = image if kind == "colour" else np.ascontiguousarray(image[..., 1])
+    # In 0..255, with eps to match: its colour filter takes covariances of pictures in 0..1 with a
+    # small determinant for singular and is off by up to 0.3 there (float64 agrees with ours).
+    theirs = cv2.ximgproc.guidedFilter(guide * 255, values, int(radius), float(eps) * 255**2)
+    inside = slice(2 * int(radius), -2 * int(radius))  # they reflect at the borders, we cut windows
+    error = float(np.abs(mine - theirs)[inside, inside].max())
+    failed += error > 1e-5
+    print(f"ximgproc {name}: largest difference {error:.1e}")
+print(f"{len(ours) - failed} passed, {failed} failed")
+sys.exit(failed > 0)
+PY
