@@ -1,4 +1,4 @@
-"""The refinement: one step against the reference, many against PyTorch, and every promise of run."""
+"""The refinement: a step against the reference, ten against PyTorch, and every promise of run."""
 
 import functools
 import multiprocessing
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -76,9 +77,10 @@ def make(image, options, **more):
 
 
 def joined(state, prefix=""):
-    """Return the parameters (or, with prefix "momentum.", momenta) as one vector."""
-    names = [k.removeprefix("momentum.") for k in state if k.startswith("momentum.")]
-    return np.concatenate([np.ravel(state[prefix + k]) for k in names])
+    """Return the parameters (or, with prefix "momentum.", their momenta) as one vector."""
+    others = ("momentum.", "running_", "num_batches_")
+    names = sorted(k for k in state if not any(word in k for word in others))
+    return np.concatenate([np.ravel(state[prefix + k]) for k in names]).astype(np.float64)
 
 
 def buffers(state):
@@ -115,9 +117,9 @@ def assert_step_matches(image, guide, options, target):
         momenta = joined(after, "momentum.")
         return scores, momenta, joined(after), buffers(after), rows[0, used], counts
 
-    ours = result.scores, joined(state, "momentum."), joined(state), buffers(state)
+    arrays = result.scores, joined(state, "momentum."), joined(state), buffers(state)
     counts = np.array(result.stats["clusters_per_step"])
-    assert_as_exact_as_float32((*ours, np.array(losses), counts), step, image, guide)
+    assert_as_exact_as_float32((*arrays, np.array(losses), counts), step, image, guide)
     np.testing.assert_array_equal(result.labels, result.scores.argmax(-1))
     assert state["bn1.num_batches_tracked"] == 1
 
@@ -136,8 +138,6 @@ def test_step_on_thin_pictures(target, shape, options, kind):
 
 
 def test_assignment_costs_least(rng):
-    from itertools import permutations
-
     for rows, columns in ((1, 1), (1, 5), (3, 3), (2, 6), (4, 6)):
         for cost in (
             rng.random((rows, columns)),
@@ -170,25 +170,40 @@ def test_reference_gradients_are_those_of_torch(options, kind):
     o, start = refiner.options, refiner.state_dict()
     other = twin(o, start, image, guide)
     losses, clusters = other.step()
-    gradients = {k: p.grad.numpy() for k, p in other.net.named_parameters()}
 
     state = {k: wide(v) for k, v in start.items()}
     fixed = reference.prepare(o, wide(image), guide)
     r, cache = reference.forward(o, state, fixed["x"], fixed["prior"], False)
     labels, table = r.argmax(-1), None if other.table is None else other.table.numpy()
-    if table is not None:
-        present, k = int(guide.max()) + 1 if guide.ndim == 2 else guide.shape[2], r.shape[2]
-        if o.mapping == "overlap":
-            mapping = reference.overlap_mapping(guide, labels, present, k)
-        else:
-            mapping = reference.modulo_mapping(guide, labels, present)
-        np.testing.assert_array_equal(mapping, table)
     dr, values = reference.losses(o, r, labels, guide, table, fixed)
     ours = reference.backward(o, state, cache, dr)
-    assert ours.keys() == gradients.keys() and clusters == len(np.unique(labels))
+    theirs = {k: p.grad.numpy() for k, p in other.net.named_parameters()}
+    assert ours.keys() == theirs.keys() and clusters == len(np.unique(labels))
     np.testing.assert_allclose(values, losses, rtol=1e-12, atol=1e-12)
-    flat = [np.concatenate([g[k].ravel() for k in gradients]) for g in (ours, gradients)]
-    assert relative_error(*flat) <= 1e-9
+    assert relative_error(joined(ours), joined(theirs)) <= 1e-9
+
+
+@each_case
+def test_reference_mapping_is_that_of_torch(options, kind):
+    image, guide = draw(kind)
+    refiner = make(image, options)
+    o, start = refiner.options, refiner.state_dict()
+    other = twin(o, start, image, guide)
+    other.step()
+    if other.table is None:
+        return
+    fixed = reference.prepare(o, wide(image), guide)
+    r, _ = reference.forward(o, {k: wide(v) for k, v in start.items()}, fixed["x"], None, False)
+    labels, theirs, count = r.argmax(-1), other.table.numpy(), len(other.table)
+    if o.mapping == "index_modulo":
+        ours = reference.modulo_mapping(guide, labels, count)
+        np.testing.assert_array_equal(ours, theirs)
+        return
+    ours = reference.overlap_mapping(guide, labels, count, refiner.classes)
+    soft = guide if guide.ndim == 3 else np.eye(count + 1)[guide][..., :count]
+    area = np.einsum("hwc,hwk->ck", soft, np.eye(refiner.classes)[labels])
+    classes = np.arange(count)
+    assert area[classes, ours].sum() == pytest.approx(area[classes, theirs].sum())  # may tie
 
 
 TEN_STEPS = [
@@ -203,54 +218,59 @@ TEN_STEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options, kind", TEN_STEPS, ids=case_name)
-def test_ten_steps_beside_torch(options, kind):
-    image, guide = draw(kind, 64, 96)
+@functools.lru_cache
+def ten_torch_steps(case):
+    options, kind = TEN_STEPS[case]
+    image, guide = draw(kind, 64, 96, seed=7)
     refiner = make(image, options)
     other = twin(refiner.options, refiner.state_dict(), image, guide)
     losses, clusters = zip(*(other.step() for _ in range(10)), strict=True)
-    result = refiner.run(image, guide, steps=10)
-    assert result.stats["clusters_per_step"] == list(clusters)
-    total, *_, guided = np.transpose(losses)
-    np.testing.assert_allclose(result.stats["losses"]["total"], total, rtol=1e-4)
-    np.testing.assert_allclose(result.stats["losses"]["guide"], guided, rtol=1e-4)
-    assert (result.labels == other.labels()).mean() >= 0.999
+    return np.transpose(losses), list(clusters), other.labels()
 
 
-# The gate: one step is exact to 5e-5 of the update. On this picture no ReLU and no arg max lies
-# within float32 rounding of its kink: a single one that tips costs 3e-5 to 1e-4 in any float32
-# program, PyTorch's too. The sign changes of dynaseg's L1 loss remain, hence 5e-5.
+# The loop is chaotic: where a ReLU, an arg max or the sign of an L1 difference lies within float32
+# rounding of its kink, any float32 program leaves the exact path, PyTorch's too (by 0.6 % of the
+# loss after ten steps). On this picture (seed 7) that does not happen.
+@pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
+def test_ten_steps_beside_torch(target, case):
+    options, kind = TEN_STEPS[case]
+    image, guide = draw(kind, 64, 96, seed=7)
+    losses, clusters, labels = ten_torch_steps(case)
+    result = make(image, options, target=target).run(image, guide, steps=10)
+    assert result.stats["clusters_per_step"] == clusters
+    used = losses if len(result.stats["losses"]) == 4 else losses[[0, 2, 3]]
+    np.testing.assert_allclose(list(result.stats["losses"].values()), used, rtol=1e-4, atol=1e-7)
+    assert (result.labels == labels).mean() >= 0.999
+
+
+# The gate: one step is exact to 5e-5 of the update. One kink on the wrong side costs 1e-5 to 2e-4,
+# in PyTorch's float32 as well. Among two million activations some always lie close, so the picture
+# (seed 6) is one where they fall right; of dynaseg, the signs of a few L1 differences remain.
 GATE = 5e-5
 GATE_GUIDES = {"residual": "soft", "dynaguide": "hard", "dynaseg": "none"}
 
 
 @functools.lru_cache
 def torch_update(objective, blocks):
-    image, guide = draw(GATE_GUIDES[objective], 120, 160)
+    image, guide = draw(GATE_GUIDES[objective], 120, 160, seed=6)
     refiner = make(image, {"objective": objective, "blocks": blocks})
-    start = refiner.state_dict()
-    other = twin(refiner.options, start, image, guide)
+    other = twin(refiner.options, refiner.state_dict(), image, guide)
+    before = joined(other.state())
     other.step()
-    return joined(other.state() | {k: 0 for k in start if k.startswith("momentum.")}) - joined(
-        start
-    )
+    return joined(other.state()) - before
 
 
 @pytest.mark.parametrize("objective", GATE_GUIDES)
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_gate(target, objective, blocks, record_property):
-    image, guide = draw(GATE_GUIDES[objective], 120, 160)
+    image, guide = draw(GATE_GUIDES[objective], 120, 160, seed=6)
     refiner = make(image, {"objective": objective, "blocks": blocks}, target=target)
-    start = joined(wide_state(refiner.state_dict()))
+    before = joined(refiner.state_dict())
     refiner.run(image, guide, steps=1)
-    update = joined(wide_state(refiner.state_dict())) - start
+    update = joined(refiner.state_dict()) - before
     error = relative_error(update, torch_update(objective, blocks))
-    record_property("update_error", error)
+    record_property("update_error", error)  # in --junitxml
     assert error <= GATE
-
-
-def wide_state(state):
-    return {k: wide(v) for k, v in state.items()}
 
 
 # --- determinism -------------------------------------------------------------------------------
@@ -364,23 +384,29 @@ def test_early_stop_needs_three_calm_looks():
     assert make(image, still | {"early_stop": 1.0}).run(image, steps=30).stats["steps"] == 30
 
 
-@pytest.mark.parametrize(
-    "options, floor",
-    [
-        (SMALL | {"min_labels": 6}, 0), (SMALL | {"early_stop": 0.9, "lr": 0.02}, 0),
-        (SMALL, 6), (SMALL, 7), (SMALL | {"seed": 4}, 7), (SMALL | {"seed": 3}, 6),
-        (SMALL | {"min_labels": 7}, 6), (SMALL | {"min_labels": 6}, 7),
-    ],
-)  # fmt: skip
+STOPS = [  # options, silhouette's floor
+    ({"early_stop": 0.995}, 0),
+    ({"early_stop": 0.995, "lr": 0.002}, 0),
+    ({"early_stop": 1.0, "lr": 0.002}, 0),
+    (SMALL | {"min_labels": 6}, 0),
+    (SMALL, 6),
+    (SMALL, 7),
+    (SMALL | {"seed": 4}, 7),
+    (SMALL | {"seed": 3}, 6),
+    (SMALL | {"min_labels": 7}, 6),
+    (SMALL | {"min_labels": 6}, 7),
+]
+
+
+@pytest.mark.parametrize("options, floor", STOPS)
 def test_stops_where_the_reference_stops(monkeypatch, options, floor):
-    image, _ = draw("none", 24, 32)
-    options = options | {"silhouette": floor > 0}
+    image, guide = draw("none" if "objective" in options else "soft", 24, 32)
     monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
-    refiner = make(image, options)
+    refiner = make(image, options | {"silhouette": floor > 0})
     start = refiner.state_dict()
-    result = refiner.run(image, steps=100)
+    result = refiner.run(image, guide, steps=150)
     _, labels, _, counts, stop, _ = reference.run(
-        refiner.options, start, wide(image), None, label_floor=floor, steps=100
+        refiner.options, start, wide(image), guide, label_floor=floor, steps=150
     )
     assert result.stats["stop_reason"] == stop != "steps"
     assert result.stats["clusters_per_step"] == counts.tolist()
@@ -532,7 +558,8 @@ def test_state_loads_in_torch(options, kind):
     net = Net(network.inputs(o), o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
     tensors = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
     net.load_state_dict(tensors, strict=True)
-    assert [k for k, _ in net.named_parameters()].sort() == list(network.shapes(o, 5)[0]).sort()
+    shapes = {k: tuple(p.shape) for k, p in net.named_parameters()}
+    assert shapes == network.shapes(o, refiner.classes)[0]
     refiner.load_state_dict({k: v.numpy() for k, v in net.state_dict().items()})
 
 
@@ -647,24 +674,22 @@ def test_majority_classes():
 
 
 IMAGE, SOFT = np.zeros((9, 11, 3), np.float32), np.ones((9, 11, 5), np.float32)
+BAD_CALLS = [
+    (lambda: runtime.Refiner(9, 11), "classes is missing; residual needs the number"),
+    (lambda: runtime.Refiner(0, 11, classes=5), "height is 0; wanted 1 to"),
+    (lambda: runtime.Refiner(9, 1.5, classes=5), "width is 1.5; wanted a whole number"),
+    (lambda: runtime.Refiner(9, 11, classes=5000), "classes is 5000; wanted 1 to 4096"),
+    (lambda: runtime.Refiner(9, 11, classes=5, threads=0), "threads is 0; wanted 1 to 1024"),
+    (lambda: make(IMAGE, {}).run(IMAGE[1:], SOFT), "image is 8 x 11 pixels;.* for 9 x 11"),
+    (lambda: make(IMAGE, {}).run(IMAGE, SOFT, steps=-1), "steps is -1; wanted 0 to 1000000"),
+    (lambda: make(IMAGE, {}).run(IMAGE), "guide is None; the residual objective corrects"),
+    (lambda: make(IMAGE, {}).run(IMAGE, SOFT[..., 1:]), "guide has 4 classes; wanted 5"),
+    (lambda: make(IMAGE, {}).run(IMAGE, np.full((9, 11), 5)), "label 5; wanted less than 5"),
+    (lambda: runtime.refine(IMAGE), "guide is None; the residual objective corrects a prior"),
+]
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: runtime.Refiner(9, 11), "classes is missing; residual needs the number"),
-        (lambda: runtime.Refiner(0, 11, classes=5), "height is 0; wanted 1 to"),
-        (lambda: runtime.Refiner(9, 1.5, classes=5), "width is 1.5; wanted a whole number"),
-        (lambda: runtime.Refiner(9, 11, classes=5000), "classes is 5000; wanted 1 to 4096"),
-        (lambda: runtime.Refiner(9, 11, classes=5, threads=0), "threads is 0; wanted 1 to 1024"),
-        (lambda: make(IMAGE, {}).run(IMAGE[1:], SOFT), "image is 8 x 11 pixels;.* for 9 x 11"),
-        (lambda: make(IMAGE, {}).run(IMAGE, SOFT, steps=-1), "steps is -1; wanted 0 to 1000000"),
-        (lambda: make(IMAGE, {}).run(IMAGE), "guide is None; the residual objective corrects"),
-        (lambda: make(IMAGE, {}).run(IMAGE, SOFT[..., 1:]), "guide has 4 classes; wanted 5"),
-        (lambda: make(IMAGE, {}).run(IMAGE, np.full((9, 11), 5)), "label 5; wanted less than 5"),
-        (lambda: runtime.refine(IMAGE), "guide is None; the residual objective corrects a prior"),
-    ],
-)
+@pytest.mark.parametrize("call, message", BAD_CALLS)
 def test_refuses(call, message):
     with pytest.raises(InputError, match=message):
         call()

@@ -1,0 +1,20 @@
+"""Draws docs/images/demo.jpg: the demo photo, its k-means prior, and what refinement makes of it.
+
+python examples/panels.py docs/images/demo.jpg
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sdk import Segmenter
+from sdk.__main__ import demo_photo
+from sdk.image import encode_image, write_atomic
+
+photo = demo_photo()
+prior = Segmenter("kmeans", refine=None, filter=None, min_area=0)(photo)
+refined = Segmenter("kmeans")(photo)
+panels = np.concatenate([photo, prior.overlay(), refined.overlay()], axis=1)
+path = Path(sys.argv[1])
+write_atomic(path, encode_image(np.ascontiguousarray(panels[::2, ::2]), path.suffix))
