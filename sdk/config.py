@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from runtime import RefineOptions
@@ -74,10 +74,6 @@ class RefineConfig(RefineOptions):
         if height >= width:
             return max(1, self.max_pixels // size[1]), size[1]
         return size[0], max(1, self.max_pixels // size[0])
-
-    def with_steps(self, steps: int | None) -> RefineConfig:
-        """The same with another number of steps (None: unchanged)."""
-        return self if steps is None else replace(self, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from runtime import OnnxEngine, load_engine
+from runtime.checks import check_count, check_positive
 from runtime.errors import BundleError, InputError
 from runtime.resize import resize
 
@@ -46,7 +47,8 @@ class KMeansPrior:
     backend = "opencv-kmeans"
 
     def __init__(self, clusters: int = 5, temperature: float = 12.0) -> None:
-        self.clusters, self.temperature = clusters, temperature
+        self.clusters = check_count("clusters", clusters, 1, 256)
+        self.temperature = check_positive("temperature", temperature)
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
         """(h, w, clusters) float32; fewer clusters when the picture has fewer colours."""
@@ -229,5 +231,7 @@ def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
         return resize(np.ascontiguousarray(guide, np.float32), height, width)
     if guide.shape == (height, width):
         return np.ascontiguousarray(guide, np.int32)
-    classes = int(guide.max()) + 1
-    return resize(np.eye(classes + 1, classes, dtype=np.float32)[guide], height, width)
+    out = np.zeros((height, width, int(guide.max()) + 1), np.float32)
+    for k in np.unique(guide[guide >= 0]):  # one at a time: guides may have the picture's size
+        out[..., k] = resize((guide == k).astype(np.float32)[..., None], height, width)[..., 0]
+    return out

@@ -103,6 +103,9 @@ class Segmenter:
             )
         guide = as_probabilities(check_guide(guide, *guide.shape[:2]), h, w)
         names = self.prior.names
+        count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
+        if names is not None and count > len(names):
+            raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
         clock.lap("prior")
 
         scores, classes, stats = self._scores(low, guide, progress)
@@ -178,7 +181,8 @@ class Segmenter:
 
 
 def _merge_columns(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of one class added up; columns without a class (never the arg max) dropped."""
+    """Columns of one class added up; columns without a class (clusters that lie in unknown pixels
+    only) dropped."""
     kept = np.unique(classes[classes >= 0])
     if len(kept) == len(classes):
         return scores, classes
