@@ -53,16 +53,17 @@ class OnnxEngine:
         options.log_severity_level = 4  # errors come as exceptions
         try:
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
+                str(self.path), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
+            self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
+            outputs = self._session.get_outputs()
+            self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
+            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BundleError(
                 f"{self.path} cannot be loaded: {_first_line(error)}",
                 fix="check it with: python -m onnx.checker, or export it again",
             ) from error
-        self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
-        self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in self._session.get_outputs()]
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order."""
@@ -71,7 +72,7 @@ class OnnxEngine:
             raise InputError(f"{self.path.name} got {len(arrays)} arrays; wanted {wanted}")
         feed: dict[str, Any] = {}
         for port, array in zip(self.inputs, arrays, strict=True):
-            feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype, array.dtype))
+            feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype))
         try:
             return self._session.run(None, feed)
         except Exception as error:
@@ -103,7 +104,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    if not _is_file(path):
         raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
     size = path.stat().st_size
     if not 0 < size < MAX_BYTES:
@@ -111,17 +112,36 @@ def _check_file(path: Path) -> None:
     folder = path.parent.resolve()
     try:
         locations = set(_external_locations(path.read_bytes()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
     for location in locations:
-        outside = PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts
-        if outside or not (folder / location).resolve().is_relative_to(folder):
+        parts = PurePosixPath(location.replace("\\", "/")).parts
+        outside = PurePosixPath(location).is_absolute() or ".." in parts
+        if outside or not _stays_in(folder, location):
             raise BundleError(
                 f"{path} keeps weights in {location!r}, outside its own folder; not loaded",
                 fix="save the model with its data beside it (onnx.save_model, location='NAME')",
             )
-        if not (folder / location).is_file():
+        if not _is_file(folder / location):
             raise BundleError(f"{path} needs its weights file {location!r}, which is missing")
+
+
+def _is_file(path: Path) -> bool:
+    """False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _stays_in(folder: Path, location: str) -> bool:
+    """Whether the location, links followed, is in the folder; a loop of links is not."""
+    try:
+        return (folder / location).resolve().is_relative_to(folder)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 # Where onnx.proto keeps tensors: message -> {field: message inside}. A tensor's field 13 holds its
@@ -170,7 +190,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
                 raise ValueError("a number of more than 64 bits")
 
     while at < size:
-        key = varint()
+        key = varint() & 0xFFFFFFFF  # as protobuf reads it
         wire = key & 7
         if wire == 2:
             length = varint()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.errors import InputError, MissingBackend, SdkError
+from runtime.errors import BundleError, InputError, MissingBackend, SdkError
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.config import PRESETS
 from sdk.image import write_atomic
@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     130 interrupted."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except SdkError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -83,9 +85,11 @@ def _imgsz(text: str) -> int | tuple[int, int]:
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
     refine = None
+    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
     if args.refine != "none":
-        changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
         refine = RefineConfig.preset(args.refine, **changes)
+    elif changes:
+        raise InputError(f"--refine none takes no --{' or --'.join(changes)}", fix="leave it out")
     return Segmenter(
         args.prior,
         refine=refine,
@@ -159,7 +163,7 @@ def _predict(args: argparse.Namespace) -> int:
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
         try:
             result = _segment(seg, picture, stem)
-        except InputError as error:  # the other pictures may be fine
+        except (InputError, BundleError) as error:  # the other pictures may be fine
             print(f"error: {error}", file=sys.stderr)
             documents.append({"picture": picture, "error": str(error)})
             failed += 1

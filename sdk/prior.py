@@ -19,6 +19,7 @@ from runtime.errors import BundleError, InputError
 from runtime.resize import resize
 
 KMEANS_SAMPLES = 20_000
+MAX_SIDE = 2**15  # of a network's input
 
 
 class Prior(Protocol):
@@ -101,13 +102,15 @@ class OnnxPrior:
         self.imgsz = imgsz
         self._check_ports()
         meta = self.engine.metadata
-        self.names: list[str] | None = self._json("classes", None)
+        self.names: list[str] | None = self._names()
         self.mean = self._triple("mean")
         self.std = self._triple("std")
-        nominal = self._json("input_size", None) or {}
-        self.long_side = int(max(nominal.values(), default=512))
-        self.multiple = int(self._json("size_multiple", 1))
-        self.minimum = int(self._json("minimum_size", 1))
+        self.long_side = self._long_side()
+        self.multiple = self._side("size_multiple", 1)
+        self.minimum = self._side("minimum_size", 1)
+        fixed = self._fixed_size()
+        if imgsz is not None and fixed is not None and imgsz not in (fixed, max(fixed)):
+            raise InputError(f"imgsz is {imgsz}, but {self.name} has a fixed input of {fixed}")
         self.bgr = "BGR" in meta.get("input_layout", "RGB")
         self.has_softmax = meta.get("output", "").startswith("probabilities")
 
@@ -119,10 +122,13 @@ class OnnxPrior:
             x = x[..., ::-1]
         x = (x - self.mean) / self.std
         (out, *_) = self.engine(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))
-        if out.dtype.kind in "iu":
+        labels = out.dtype.kind in "iu" and out.ndim >= 2
+        if labels and out.size == math.prod(out.shape[-2:]):
             return out.reshape(out.shape[-2:]).astype(np.int32)
-        if out.ndim != 4 or out.shape[0] != 1:
-            raise BundleError(f"{self.name} gave {out.shape}; wanted (1, C, h, w)")
+        if out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
+            raise BundleError(
+                f"{self.name} gave {out.shape}; wanted (1, C, h, w) scores or (1, h, w) labels"
+            )
         if not np.isfinite(out).all():
             raise BundleError(f"{self.name} gave NaN or infinite scores for this picture")
         if self.names is not None and len(self.names) != out.shape[1]:
@@ -132,13 +138,15 @@ class OnnxPrior:
         scores = out[0].astype(np.float32)
         if not self.has_softmax:
             scores = np.exp(scores - scores.max(0))
+        elif scores.min() < 0 or scores.sum(0).min() <= 0:
+            raise BundleError(f"{self.name} calls its output probabilities, but they are none")
         return np.ascontiguousarray((scores / scores.sum(0)).transpose(1, 2, 0))
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The network's input size for a picture: its aspect, rounded to the size multiple."""
-        fixed = self.engine.inputs[0].shape[2:]
-        if all(isinstance(n, int) for n in fixed):
-            return fixed[0], fixed[1]  # type: ignore[return-value]
+        fixed = self._fixed_size()
+        if fixed is not None:
+            return fixed
         if isinstance(self.imgsz, tuple):
             return self.imgsz
         long_side = self.imgsz or self.long_side
@@ -148,12 +156,48 @@ class OnnxPrior:
                    for n in (height, width)]  # fmt: skip
         return rounded[0], rounded[1]
 
+    def _fixed_size(self) -> tuple[int, int] | None:
+        height, width = self.engine.inputs[0].shape[2:]
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+        return None
+
+    def _names(self) -> list[str] | None:
+        names = self._json("classes", None)
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not texts:
+            raise BundleError(
+                f"{self.name}: metadata 'classes' is {names!r}; wanted a list of names"
+            )
+        return names
+
+    def _long_side(self) -> int:
+        size = self._json("input_size", {"width": 512, "height": 512})
+        if not isinstance(size, dict) or not size or set(size) - {"width", "height"}:
+            size = {"?": None}
+        if not _are_sides([*size.values()]):
+            raise BundleError(
+                f"{self.name}: metadata 'input_size' is {self.engine.metadata['input_size']}; "
+                f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}'
+            )
+        return max(size.values())
+
+    def _side(self, key: str, default: int) -> int:
+        value = self._json(key, default)
+        if not _are_sides([value]):
+            raise BundleError(
+                f"{self.name}: metadata {key!r} is {value!r}; wanted a number, 1 to {MAX_SIDE}"
+            )
+        return value
+
     def _check_ports(self) -> None:
         inputs = self.engine.inputs
         came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
         shape = inputs[0].shape if inputs else ()
         fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype == "tensor(float)"
-        if not fits or (shape[1] not in (3, "3") and isinstance(shape[1], int)):
+        if not fits or any(
+            isinstance(n, int) and n != wanted for n, wanted in zip(shape[:2], (1, 3), strict=True)
+        ):
             raise BundleError(f"{self.name} wants inputs {came}; wanted one (1, 3, h, w) float32")
 
     def _json(self, key: str, default: Any) -> Any:
@@ -172,7 +216,10 @@ class OnnxPrior:
                 f"{self.name} does not say how to normalise pictures: metadata {key!r} is missing",
                 fix="add it with onnx.helper.set_model_props(model, {'mean': '[0.485, ...]', ...})",
             )
-        array = np.asarray(value, np.float32)
+        try:
+            array = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            array = np.zeros(0, np.float32)
         if (
             array.shape != (3,)
             or not np.isfinite(array).all()
@@ -200,9 +247,11 @@ def make_prior(
 ) -> Prior:
     """The prior that ``prior`` names: "kmeans", an .onnx file, or a callable."""
     if imgsz is not None:
-        sides = imgsz if isinstance(imgsz, tuple) else (imgsz,)
-        if len(sides) > 2 or not all(isinstance(n, int) and 1 <= n <= 2**15 for n in sides):
+        sides = list(imgsz) if isinstance(imgsz, tuple) else [imgsz]
+        if (isinstance(imgsz, tuple) and len(sides) != 2) or not _are_sides(sides):
             raise InputError(f"imgsz is {imgsz!r}; wanted (height, width) or the long side")
+        if not (isinstance(prior, (str, os.PathLike)) and Path(prior).suffix.lower() == ".onnx"):
+            raise InputError("imgsz is for .onnx priors only", fix="leave it out")
     if isinstance(prior, str) and prior == "kmeans":
         return KMeansPrior()
     if isinstance(prior, (str, os.PathLike)):
@@ -221,6 +270,13 @@ def make_prior(
         return CallablePrior(prior)
     raise InputError(
         f"prior is a {type(prior).__name__}; wanted 'kmeans', an .onnx file, a callable"
+    )
+
+
+def _are_sides(values: list[Any]) -> bool:
+    """Whether all are whole numbers that a side in pixels can have."""
+    return all(
+        isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_SIDE for n in values
     )
 
 

@@ -162,7 +162,8 @@ class Segmenter:
             if guide.ndim == 2:
                 soft = np.eye(guide.max() + 2, guide.max() + 1, dtype=np.float32)[guide]
             stats = {"steps": 0, "stop_reason": "no refinement"}
-            return soft, np.arange(soft.shape[2], dtype=np.int32), stats
+            classes = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
+            return soft[..., classes], classes, stats
         result = runtime.refine(
             low,
             None if self.refine.objective == "dynaseg" else guide,
@@ -173,8 +174,7 @@ class Segmenter:
         )
         classes = result.classes
         if self.prior.names is not None and self.refine.objective != "residual":
-            hard = guide if guide.ndim == 2 else guide.argmax(-1)
-            classes = runtime.majority_classes(result.labels, hard, result.scores.shape[2])
+            classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats

@@ -1,0 +1,507 @@
+"""sdk/prior.py: ONNX networks of one layer whose answer is known, their metadata, and every
+refusal. K-means and callables are tested through the Segmenter (test_segmenter.py)."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import runtime
+from benchmarks import cases
+from runtime.errors import BundleError, InputError
+from runtime.resize import resize
+from sdk import RefineConfig, Segmenter
+from sdk.prior import CallablePrior, KMeansPrior, OnnxPrior, as_probabilities, make_prior
+
+onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402 (after importorskip)
+
+FLOAT, INT64, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+META = {"mean": json.dumps(MEAN.tolist()), "std": json.dumps(STD.tolist())}
+COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200], [230, 220, 60]], np.uint8)
+NAMES = ["brick", "grass", "sea", "sand"]
+CITYSCAPES = "espnetv2_s0.5_cityscapes_512x256.onnx"
+needs_data = pytest.mark.skipif(
+    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
+)
+
+
+def save(
+    path, weight, bias=None, *, tail=(), out=FLOAT, inputs=((1, 3, "h", "w"),), dtype=FLOAT, **meta
+):
+    """A 1x1 convolution with ``weight`` (C, 3), then the nodes of ``tail``; returns its path.
+
+    ``tail`` holds (operator, attributes); metadata left out is META's, None leaves a key out.
+    """
+    weight = np.asarray(weight, np.float32)
+    bias = np.zeros(len(weight)) if bias is None else bias
+    tensors = [
+        numpy_helper.from_array(weight[..., None, None], "weight"),
+        numpy_helper.from_array(np.asarray(bias, np.float32), "bias"),
+    ]
+    names = [f"image{i or ''}" for i in range(len(inputs))]
+    nodes, last = [], "image"
+    if dtype != FLOAT:
+        nodes.append(helper.make_node("Cast", [last], ["as_float"], to=FLOAT))
+        last = "as_float"
+    nodes.append(helper.make_node("Conv", [last, "weight", "bias"], ["scores"]))
+    last = "scores"
+    for i, (operator, attributes) in enumerate(tail):
+        nodes.append(helper.make_node(operator, [last], [f"t{i}"], **attributes))
+        last = f"t{i}"
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(n, dtype, s) for n, s in zip(names, inputs, strict=True)],
+        [helper.make_tensor_value_info(last, out, None)],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    meta = {k: v for k, v in {**META, **meta}.items() if v is not None}
+    helper.set_model_props(
+        model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
+    )
+    onnx.save(model, path)
+    return path
+
+
+def nearest_colour():
+    """Weight and bias that score each of COLOURS by its distance, from normalised input."""
+    c = COLOURS / 255
+    # -|x - c|^2 + |x|^2 = 2 c.x - |c|^2, with x = std * input + mean
+    return 40 * 2 * c * STD, 40 * (2 * c @ MEAN - (c**2).sum(1))
+
+
+def blocks(height=48, width=64):
+    y, x = np.mgrid[:height, :width]
+    truth = 2 * (y >= height // 2) + (x >= width // 2)
+    return COLOURS[truth], truth
+
+
+def noise(height=20, width=30):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def softmax(scores):
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# What the network is fed
+
+
+@pytest.mark.parametrize("layout", [None, "NCHW float32 RGB, done by the caller", "NCHW BGR"])
+def test_input_is_normalised_and_in_the_order_asked_for(tmp_path, layout):
+    path = save(tmp_path / "identity.onnx", np.eye(3), input_layout=layout)
+    picture = noise()
+    guide = OnnxPrior(path, imgsz=(20, 30))(picture, None)
+    x = picture / 255
+    if layout == "NCHW BGR":
+        x = x[..., ::-1]
+    expected = softmax((x - MEAN) / STD)
+    assert guide.shape == (20, 30, 3) and guide.dtype == np.float32 and guide.flags.c_contiguous
+    assert np.abs(guide - expected).max() < 1e-5
+    other = softmax((x[..., ::-1] - MEAN) / STD)
+    assert np.abs(guide - other).max() > 0.1  # the test can tell
+
+
+def test_unequal_mean_and_std_stay_with_their_channels(tmp_path):
+    path = save(tmp_path / "m.onnx", np.eye(3), mean=[0, 0.5, 1], std=[1, 2, 0.25])
+    picture = noise()
+    expected = softmax((picture / 255 - [0, 0.5, 1]) / [1, 2, 0.25])
+    assert np.abs(OnnxPrior(path, imgsz=(20, 30))(picture, None) - expected).max() < 1e-5
+
+
+def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
+    path = save(tmp_path / "m.onnx", np.eye(3), mean=[0, 0, 0], std=[1, 1, 1])
+    picture = noise(20, 30)
+    half = picture.reshape(10, 2, 15, 2, 3).mean((1, 3)) / 255
+    guide = OnnxPrior(path, imgsz=(10, 15))(picture, None)
+    assert np.abs(guide - softmax(half)).max() < 0.5 / 255  # 8-bit rounding
+    up = OnnxPrior(path, imgsz=(40, 60))(picture, None)
+    assert np.abs(up - softmax(resize(picture, 40, 60) / 255)).max() < 1e-5
+    assert np.abs(up[1, 1] - softmax(picture[0, 0] / 255)).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("meta", "imgsz", "size", "expected"),
+    [
+        ({}, None, (100, 200), (256, 512)),  # 512 when the file does not say
+        ({}, None, (200, 100), (512, 256)),
+        ({"input_size": {"width": 64, "height": 32}}, None, (30, 60), (32, 64)),
+        ({"input_size": {"width": 64, "height": 32}}, None, (60, 30), (64, 32)),  # the long side
+        ({"input_size": {"width": 32, "height": 64}}, None, (30, 60), (32, 64)),
+        ({"input_size": {"width": 64, "height": 64}}, None, (30, 50), (38, 64)),
+        (
+            {"input_size": {"width": 64, "height": 64}, "size_multiple": 16},
+            None,
+            (30, 50),
+            (32, 64),
+        ),
+        ({"size_multiple": 16}, 60, (30, 50), (32, 64)),
+        ({"size_multiple": 16}, 70, (30, 50), (48, 64)),
+        ({"size_multiple": 16, "minimum_size": 40}, 64, (30, 60), (48, 64)),
+        ({"size_multiple": 16, "minimum_size": 48}, 64, (1, 1000), (48, 64)),
+        ({}, 64, (1, 10_000), (1, 64)),
+        ({}, 64, (10_000, 1), (64, 1)),
+        ({}, 40, (1, 1), (40, 40)),
+        ({"size_multiple": 32, "minimum_size": 96}, (33, 47), (100, 200), (33, 47)),  # as told
+        ({}, (24, 40), (7, 9), (24, 40)),
+    ],
+)
+def test_input_size(tmp_path, meta, imgsz, size, expected):
+    prior = OnnxPrior(save(tmp_path / "m.onnx", np.eye(3), **meta), imgsz=imgsz)
+    assert prior.input_size(*size) == expected
+    assert prior(noise(*size), None).shape[:2] == expected  # a 1x1 network shows its input's size
+
+
+@pytest.mark.parametrize("imgsz", [None, (24, 40)])
+def test_fixed_input_size_is_obeyed(tmp_path, imgsz):
+    path = save(
+        tmp_path / "m.onnx",
+        np.eye(3),
+        inputs=[(1, 3, 24, 40)],
+        input_size={"width": 99, "height": 77},
+        size_multiple=16,
+    )
+    assert OnnxPrior(path, imgsz=imgsz)(noise(), None).shape == (24, 40, 3)
+
+
+def test_named_free_dimensions_are_free(tmp_path):
+    path = save(tmp_path / "m.onnx", np.eye(3), inputs=[("batch", "channels", "h", "w")])
+    assert OnnxPrior(path, imgsz=(5, 7))(noise(), None).shape == (5, 7, 3)
+
+
+# What comes out
+
+
+def test_known_colours_are_found_with_their_names(tmp_path):
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=NAMES)
+    picture, truth = blocks()
+    for settings in ({}, {"refine": None}, {"refine": "fast"}):
+        result = Segmenter(path, imgsz=64, **settings)(picture)
+        assert np.array_equal(result.labels, truth) and result.names == NAMES
+        assert {s.name for s in result.segments} == set(NAMES) and len(result.segments) == 4
+        assert result.backend.startswith("onnxruntime-cpu + cpu-")
+    swapped = Segmenter(path, imgsz=64, refine=None)(picture[..., ::-1])
+    assert not np.array_equal(swapped.labels, truth)
+
+
+@pytest.mark.parametrize("kind", ["path", "str"])
+def test_path_of_any_kind(tmp_path, kind):
+    path = save(tmp_path / "UPPER.ONNX", *nearest_colour())
+    prior = make_prior(path if kind == "path" else str(path), imgsz=(8, 9), threads=1)
+    assert isinstance(prior, OnnxPrior) and prior.names is None
+    assert prior(noise(), None).shape == (8, 9, 4)
+
+
+def test_softmax_inside_or_outside_of_the_network(tmp_path):
+    picture, _ = blocks()
+    weight, bias = nearest_colour()
+    outside = OnnxPrior(save(tmp_path / "a.onnx", weight, bias), imgsz=64)(picture, None)
+    inside = OnnxPrior(
+        save(
+            tmp_path / "b.onnx",
+            weight,
+            bias,
+            tail=[("Softmax", {"axis": 1})],
+            output="probabilities, (1, C, h, w)",
+        ),
+        imgsz=64,
+    )(picture, None)
+    assert np.abs(inside - outside).max() < 1e-5
+    assert np.allclose(inside.sum(-1), 1, atol=1e-5)
+    twice = OnnxPrior(
+        save(tmp_path / "c.onnx", weight, bias, tail=[("Softmax", {"axis": 1})]), imgsz=64
+    )(picture, None)  # unsaid, a second soft-max flattens it
+    assert np.abs(twice - outside).max() > 0.1
+
+
+def test_large_scores_do_not_overflow(tmp_path):
+    path = save(tmp_path / "m.onnx", 1e6 * np.eye(3))
+    guide = OnnxPrior(path, imgsz=(20, 30))(noise(), None)
+    assert np.isfinite(guide).all() and np.allclose(guide.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("kind", [INT64, TensorProto.INT32, UINT8])
+def test_integer_labels(tmp_path, keepdims, kind):
+    tail = [("ArgMax", {"axis": 1, "keepdims": keepdims}), ("Cast", {"to": kind})]
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=NAMES)
+    picture, truth = blocks()
+    guide = OnnxPrior(path, imgsz=64)(picture, None)
+    assert guide.dtype == np.int32 and np.array_equal(guide, truth)
+    result = Segmenter(path, imgsz=64)(picture)
+    assert np.array_equal(result.labels, truth) and result.names == NAMES
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_scores_of_another_precision(tmp_path, kind):
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("Cast", {"to": kind})], out=kind)
+    picture, truth = blocks()
+    guide = OnnxPrior(path, imgsz=64)(picture, None)
+    assert guide.dtype == np.float32 and np.array_equal(guide.argmax(-1), truth)
+
+
+# Networks that do not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"inputs": [(1, 3, "h", "w"), (1, 3, "h", "w")]}, r"image .*, image1 .*; wanted one \(1,"),
+        ({"inputs": [(2, 3, "h", "w")]}, r"image \(2, 3, 'h', 'w'\) .*wanted one \(1, 3, h, w\)"),
+        ({"dtype": UINT8}, r".* tensor\(uint8\); wanted one \(1, 3, h, w\) float32"),
+        ({"dtype": TensorProto.FLOAT16}, r".* tensor\(float16\); wanted one"),
+    ],
+)
+def test_other_inputs_are_refused_when_loading(tmp_path, changes, match):
+    path = save(tmp_path / "odd.onnx", np.eye(3), **changes)
+    with pytest.raises(BundleError, match=f"odd.onnx wants inputs {match}"):
+        OnnxPrior(path)
+
+
+def test_four_channels_are_refused_when_loading(tmp_path):
+    path = save(tmp_path / "m.onnx", np.ones((2, 4)), inputs=[(1, 4, "h", "w")])
+    with pytest.raises(BundleError, match=r"wants inputs image \(1, 4, 'h', 'w'\)"):
+        OnnxPrior(path)
+
+
+@pytest.mark.parametrize("shape", [None, ("n",), (3, "h", "w"), (1, 1, 3, "h", "w")])
+def test_other_ranks_are_refused_when_loading(tmp_path, shape):
+    if shape is None:  # no input at all
+        inputs, came = [], ""
+        zeros = numpy_helper.from_array(np.zeros(3, np.float32), "zeros")
+        node = helper.make_node("Constant", [], ["y"], value=zeros)
+    else:
+        inputs, came = [helper.make_tensor_value_info("image", FLOAT, shape)], f"image {shape}"
+        node = helper.make_node("Identity", ["image"], ["y"])
+    output = helper.make_tensor_value_info("y", FLOAT, None)
+    graph = helper.make_graph([node], "g", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(BundleError, match=re.escape(f"m.onnx wants inputs {came}")):
+        OnnxPrior(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("meta", "match"),
+    [
+        ({"mean": None}, r"metadata 'mean' is missing.*fix: add it"),
+        ({"std": None}, r"metadata 'std' is missing"),
+        ({"std": [0, 0, 0]}, r"metadata 'std' is \[0, 0, 0\]; wanted three"),
+        ({"std": [0.2, -0.2, 0.2]}, "metadata 'std' is .* wanted three"),
+        ({"mean": [0.5, 0.5]}, r"metadata 'mean' is \[0.5, 0.5\]; wanted three numbers"),
+        ({"mean": "0.5"}, "metadata 'mean' is 0.5; wanted three numbers"),
+        ({"mean": "[NaN, 0, 0]"}, "metadata 'mean' is .* wanted three numbers"),
+        ({"mean": "0.5, 0.5, 0.5"}, "metadata 'mean' is no JSON: '0.5, 0.5, 0.5'"),
+        ({"classes": "road, sky"}, "metadata 'classes' is no JSON: 'road, sky'"),
+        ({"input_size": "{"}, "metadata 'input_size' is no JSON"),
+    ],
+)
+def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
+    path = save(tmp_path / "m.onnx", np.eye(3), **meta)
+    with pytest.raises(BundleError, match=f"(?s)m.onnx.*{match}"):
+        OnnxPrior(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", ["a", 0, 0]),
+        ("mean", [[0], [0, 0], [0]]),
+        ("mean", {"red": 0}),
+        ("classes", 5),
+        ("classes", "abc"),  # one name per letter
+        ("classes", {"0": "road", "1": "sky", "2": "sea"}),
+        ("classes", [1, 2, 3]),
+        ("input_size", 512),
+        ("input_size", [256, 512]),
+        ("input_size", {"width": "wide"}),
+        ("input_size", {"width": -5}),
+        ("input_size", {"width": 10**9, "height": 10**9}),  # 10^18 pixels
+        ("size_multiple", 0),
+        ("size_multiple", -4),
+        ("size_multiple", "x"),
+        ("size_multiple", [16]),
+        ("minimum_size", {}),
+        ("minimum_size", 10**9),
+    ],
+)
+def test_metadata_of_another_kind_is_refused_when_loading(tmp_path, key, value):
+    path = save(tmp_path / "m.onnx", np.eye(3), **{key: json.dumps(value)})
+    with pytest.raises(BundleError, match=f"m.onnx: metadata '{key}'"):
+        OnnxPrior(path)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c", "d"], []])
+def test_names_that_are_not_one_per_class(tmp_path, names):
+    path = save(tmp_path / "m.onnx", np.eye(3), classes=names)
+    with pytest.raises(BundleError, match=f"m.onnx gave 3 classes, but names {len(names)}"):
+        Segmenter(path, imgsz=(20, 30))(noise())
+
+
+def test_integer_labels_beyond_the_names(tmp_path):
+    tail = [("ArgMax", {"axis": 1})]
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=INT64, classes=["a", "b"])
+    with pytest.raises((BundleError, InputError), match=r"gave .*4 classes, but names.* 2"):
+        Segmenter(path, imgsz=64)(blocks()[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers(tmp_path, value):
+    path = save(tmp_path / "m.onnx", np.eye(3), [0, value, 0])
+    with pytest.raises(BundleError, match=r"m.onnx gave NaN or infinite scores"):
+        Segmenter(path, imgsz=(20, 30))(noise())
+
+
+@pytest.mark.parametrize(
+    ("tail", "out", "match"),
+    [
+        ([("Flatten", {"axis": 2})], FLOAT, r"m.onnx gave \(3, 600\); wanted \(1, C, h, w\)"),
+        ([("Cast", {"to": INT64})], INT64, r"m.onnx gave \(1, 3, 20, 30\); wanted .*\(1, h, w\)"),
+        ([("Cast", {"to": INT64}), ("ReduceMax", {"keepdims": 0})], INT64, r"gave .*\(\);"),
+    ],
+)
+def test_outputs_of_another_shape(tmp_path, tail, out, match):
+    path = save(tmp_path / "m.onnx", np.eye(3), tail=tail, out=out)
+    with pytest.raises((BundleError, InputError), match=match):
+        Segmenter(path, imgsz=(20, 30))(noise())
+
+
+@pytest.mark.parametrize("weight", [np.zeros((3, 3)), -np.ones((3, 3)), np.diag([1, 1, -9])])
+@pytest.mark.filterwarnings("error")
+def test_probabilities_that_are_none(tmp_path, weight):
+    path = save(tmp_path / "m.onnx", weight, mean=[0, 0, 0], std=[1, 1, 1], output="probabilities")
+    with pytest.raises((BundleError, InputError), match=r"m.onnx|guide"):
+        Segmenter(path, imgsz=(20, 30))(noise())
+
+
+# make_prior and as_probabilities
+
+
+@pytest.mark.parametrize(
+    ("prior", "error", "match"),
+    [
+        ("resnet50", InputError, r"(?s)prior is 'resnet50'; wanted 'kmeans', an .onnx.*fix: use"),
+        ("weights.pt", InputError, "prior is 'weights.pt'; wanted 'kmeans', an .onnx file or a"),
+        ("missing.onnx", InputError, "missing.onnx does not exist or is no file"),
+        ("", (InputError, BundleError), "prior is ''|is a folder"),
+        (5, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
+        (None, InputError, "prior is a NoneType; wanted"),
+    ],
+)
+def test_no_such_prior(prior, error, match):
+    with pytest.raises(error, match=match):
+        make_prior(prior)
+
+
+def test_bundle_folders_are_not_read_yet(tmp_path):
+    with pytest.raises(BundleError, match=r"is a folder; this version reads .onnx files, not bund"):
+        Segmenter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "imgsz", [0, -1, 2**15 + 1, 1.5, "64", (0, 5), (5, 6, 7), (5.0, 6), [5, 6], (), (5,), True]
+)
+def test_wrong_imgsz(tmp_path, imgsz):
+    path = save(tmp_path / "m.onnx", np.eye(3))
+    with pytest.raises(InputError, match=r"imgsz is .*; wanted \(height, width\) or the long side"):
+        Segmenter(path, imgsz=imgsz)
+
+
+@pytest.mark.parametrize("prior", ["kmeans", lambda picture: picture[..., 0] // 128])
+def test_imgsz_is_not_silently_ignored(prior):
+    with pytest.raises(InputError, match="imgsz"):
+        Segmenter(prior, imgsz=64)
+
+
+def test_imgsz_against_a_fixed_input_is_not_silently_ignored(tmp_path):
+    path = save(tmp_path / "m.onnx", np.eye(3), inputs=[(1, 3, 24, 40)])
+    with pytest.raises(InputError, match=r"imgsz"):
+        OnnxPrior(path, imgsz=(48, 80))
+
+
+def test_priors_are_made_once_and_may_be_shared(tmp_path):
+    network = OnnxPrior(save(tmp_path / "m.onnx", *nearest_colour()), imgsz=64)
+    for prior in (network, KMeansPrior(3), CallablePrior(lambda p: p[..., 0] // 128)):
+        assert make_prior(prior) is prior and Segmenter(prior).prior is prior
+    assert isinstance(make_prior("kmeans"), KMeansPrior)
+    assert isinstance(make_prior(len), CallablePrior)
+
+
+def test_as_probabilities():
+    soft = np.random.default_rng(0).dirichlet(np.ones(6), (10, 12)).astype(np.float32)
+    half = as_probabilities(soft, 5, 6)
+    assert half.shape == (5, 6, 6) and half.dtype == np.float32
+    assert np.abs(half - soft.reshape(5, 2, 6, 2, 6).mean((1, 3))).max() < 1e-6
+    assert np.allclose(as_probabilities(soft, 23, 31).sum(-1), 1, atol=1e-5)
+    assert np.array_equal(as_probabilities(soft, 10, 12), soft)
+    hard = np.array([[0, 1, -1, -1], [0, 0, -1, 2]])
+    same = as_probabilities(hard, 2, 4)
+    assert same.dtype == np.int32 and np.array_equal(same, hard)
+    shares = as_probabilities(hard, 1, 2)  # unknown pixels leave zeros
+    assert np.allclose(shares, [[[0.75, 0.25, 0], [0, 0, 0.25]]])
+
+
+# A real network
+
+
+@pytest.fixture(scope="module")
+def street():
+    """A CamVid frame by daylight, its truth, and the small Cityscapes network."""
+    frame = cases.camvid(12)[8]
+    return frame.image(), frame.truth(), cases.prior_path(CITYSCAPES)
+
+
+@pytest.mark.data
+@needs_data
+def test_real_network_on_a_street(street):
+    picture, truth, path = street
+    settings = {"imgsz": (368, 480)}
+    alone = Segmenter(path, refine=None, filter=None, **settings)(picture)
+    refined = Segmenter(str(path), **settings)(picture)
+    for result in (alone, refined):
+        assert result.names[:3] == ["road", "sidewalk", "building"] and len(result.names) == 20
+        assert result.labels.shape == (360, 480) and result.labels.min() >= 0
+        assert result.labels.max() < 20
+        assert result.backend == f"onnxruntime-cpu + cpu-{runtime.target()}"
+        table = cases.camvid_lookup(result.names)
+        road = table[result.labels] == cases.CAMVID_CLASSES.index("Road")
+        true = truth == cases.CAMVID_CLASSES.index("Road")
+        assert (road & true).sum() / (road | true).sum() > 0.9
+    known = truth != cases.CAMVID_VOID
+    before, after = ((table[r.labels] == truth)[known].mean() for r in (alone, refined))
+    assert after > before > 0.8
+    assert 0 < (alone.labels != refined.labels).mean() < 0.1  # it corrects, it does not replace
+    assert refined.to_coco()["categories"][0] == {"id": 0, "name": "road"}
+
+
+@pytest.mark.data
+@needs_data
+def test_real_network_at_other_sizes(street):
+    picture, _, path = street
+    assert OnnxPrior(path).input_size(360, 480) == (384, 512)  # long side 512, multiples of 16
+    assert OnnxPrior(path, imgsz=240).input_size(360, 480) == (176, 240)
+    guide = OnnxPrior(path, imgsz=(192, 256))(picture, picture)
+    assert guide.shape == (96, 128, 20) and np.allclose(guide.sum(-1), 1, atol=1e-5)
+    small = Segmenter(path, imgsz=(192, 256))(picture)
+    assert small.labels.shape == (360, 480)
+    one, two = (Segmenter(path, imgsz=(192, 256), threads=n)(picture) for n in (1, 2))
+    assert np.array_equal(one.labels, two.labels)
+
+
+@pytest.mark.data
+@needs_data
+@pytest.mark.parametrize("refine", ["dynaguide", "dynaguide_code", "dynaseg_fsf", "dynaseg_scf"])
+def test_real_network_keeps_its_names_under_every_objective(street, refine):
+    picture, _, path = street
+    config = RefineConfig.preset(refine, steps=2, scale=0.125)
+    result = Segmenter(path, imgsz=(192, 256), refine=config)(picture)
+    assert len(result.names) == 20 and 0 <= result.labels.min() <= result.labels.max() < 20
+    found = {s.name for s in result.segments}
+    assert found <= set(result.names) and len(found) > 1
