@@ -105,9 +105,9 @@ def flatten(
         for name in names:
             value = np.asarray(state.get(prefix + name, np.zeros(wanted[name])), np.float32)
             if value.shape != wanted[name]:
-                raise InputError(f"state {name!r} is {value.shape}; wanted {wanted[name]}")
+                raise InputError(f"state {prefix + name!r} is {value.shape}; wanted {wanted[name]}")
             if not np.isfinite(value).all():
-                raise InputError(f"state {name!r} has NaN or infinite values")
+                raise InputError(f"state {prefix + name!r} has NaN or infinite values")
             parts.append(value.ravel())
         return np.concatenate(parts)
 

@@ -101,7 +101,12 @@ class RefineOptions:
                 object.__setattr__(self, name, value)
         if self.mu is None:
             object.__setattr__(self, "mu", 50.0 if self.weighting == "scf" else 1.0)
+        if not isinstance(self.offsets, (tuple, list)):
+            raise InputError(f"offsets is {self.offsets!r}; wanted distances such as (1, 2)")
         object.__setattr__(self, "offsets", tuple(self.offsets))
+        for name in ("diagonals", "soft_guide", "silhouette"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; wanted True or False")
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
         _check("steps", self.steps, 0, 1_000_000, int)

@@ -109,6 +109,7 @@ class Refiner {
   float *partial_ = nullptr, *affinity_ = nullptr, *lse_ = nullptr, *confidence_ = nullptr;
   float *class_weight_ = nullptr, *zero_ = nullptr, *one_ = nullptr;
   std::vector<float> gradient_, kept_parameters_, kept_momenta_, kept_buffers_;
+  int64_t kept_batches_ = 0;
   std::vector<int32_t> labels_, checked_labels_, mapping_;
   std::vector<uint8_t> present_;
   std::vector<double> row_losses_;

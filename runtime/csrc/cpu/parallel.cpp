@@ -9,7 +9,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,9 +35,16 @@ struct Job {
   int wanted;                // helpers that may still join; guarded by the pool's mutex
   std::atomic<int> next{0};  // first index nobody has taken
   std::atomic<int> helpers{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the first that failed
 
-  void work() {
-    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i);
+  void work() noexcept {
+    try {
+      for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i);
+    } catch (...) {
+      next.store(n, std::memory_order_relaxed);  // nobody starts another
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
   }
 };
 
@@ -44,11 +53,15 @@ class Pool {
   void run(Job& job, int helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      while (workers_ < helpers) {
-        std::thread(&Pool::serve, this).detach();
-        ++workers_;
-      }
       jobs_.push_back(&job);
+      try {
+        while (workers_ < helpers) {
+          std::thread(&Pool::serve, this).detach();
+          ++workers_;
+        }
+      } catch (const std::system_error&) {
+        // No more threads to be had: those that exist do the work.
+      }
       posted_.fetch_add(1, std::memory_order_release);
     }
     if (sleeping_.load() > 0) wake_.notify_all();
@@ -65,6 +78,7 @@ class Pool {
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait(lock, [&] { return job.helpers.load(std::memory_order_acquire) == 0; });
     }
+    if (job.error) std::rethrow_exception(job.error);
   }
 
  private:
@@ -128,7 +142,11 @@ void run_parallel(int threads, int n, void (*f)(const void*, int), const void* c
     for (int i = 0; i < n; ++i) f(context, i);
     return;
   }
-  Job job{f, context, n, helpers};
+  Job job;
+  job.f = f;
+  job.context = context;
+  job.n = n;
+  job.wanted = helpers;
   pool().run(job, helpers);
 }
 

@@ -7,7 +7,8 @@ namespace seg {
 void run_parallel(int threads, int n, void (*f)(const void* context, int i), const void* context);
 
 // f(0) ... f(n - 1), each once. What f(i) writes must depend on i alone: then the answer does not
-// depend on the number of threads. f must not throw.
+// depend on the number of threads. What f throws first (out of memory, say) is thrown again here,
+// once all threads are out of f.
 template <class F>
 void parallel_for(int threads, int n, const F& f) {
   run_parallel(

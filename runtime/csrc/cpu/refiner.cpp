@@ -567,10 +567,12 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     kept_parameters_.swap(parameters);
     kept_momenta_.swap(momenta);
     kept_buffers_.swap(buffers);
+    std::swap(kept_batches_, batches);
     if (restore) return;
     parameters = kept_parameters_;
     momenta = kept_momenta_;
     buffers = kept_buffers_;
+    batches = kept_batches_;
   };
 
   for (int step = 0; step < steps; ++step) {
@@ -583,7 +585,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     if (options_.objective == kCluster && guide_pixels_ > 0) {
       if (options_.mapping == kIndexModulo)
         set_modulo_mapping(guide);
-      else if (batches + step < kMappingSteps || step == 0)
+      else if (batches < kMappingSteps || step == 0)
         set_overlap_mapping(guide);
     }
     if (!losses(&records[step], guide, clusters)) {
@@ -597,6 +599,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     if (options_.final_bn != kNormNone) update_running(network_.head_norm, head_statistics_);
     k_->sgd(parameters.data(), momenta.data(), gradient_.data(), parameters.size(), options_.lr,
             options_.momentum);
+    ++batches;
     result.steps = step + 1;
     if (after_step) after_step(result.steps);
     if (floor > 0 && clusters <= floor) {
@@ -618,7 +621,6 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       }
     }
   }
-  batches += result.steps;
 
   const bool running = options_.final_bn == kNormRunning;
   if (result.stop == kDiverged && have_kept) keep_or_restore(true);
