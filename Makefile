@@ -13,7 +13,8 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(PY) -m pytest tests
 
-# What .ci/run adds to the tests: style, types, sanitizers, the NEON build.
+# Style and types; .ci/run adds the sanitizers and the NEON build.
+# clang-format is Debian's clang-format package.
 check: $(VENV)/test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m mypy

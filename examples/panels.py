@@ -1,4 +1,6 @@
-"""Draws docs/images/demo.jpg: the demo photo, its k-means prior, and what refinement makes of it.
+"""Draws docs/images/demo.jpg: the demo photo, its k-means prior, and the default result.
+
+Both label maps have their small regions merged alike.
 
 python examples/panels.py docs/images/demo.jpg
 """
@@ -13,7 +15,7 @@ from sdk.__main__ import demo_photo
 from sdk.image import encode_image, write_atomic
 
 photo = demo_photo()
-prior = Segmenter("kmeans", refine=None, filter=None, min_area=0)(photo)
+prior = Segmenter("kmeans", refine=None, filter=None)(photo)
 refined = Segmenter("kmeans")(photo)
 panels = np.concatenate([photo, prior.overlay(), refined.overlay()], axis=1)
 path = Path(sys.argv[1])

@@ -197,6 +197,22 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
     return guide
 
 
+def _frequent(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the classes that hold more than MIN_SHARE of the picture; those classes."""
+    if guide.ndim == 2:
+        share = np.bincount(guide[guide >= 0]) / guide.size
+    else:
+        share = guide.mean((0, 1), dtype=np.float64)
+    classes = np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
+    if guide.ndim == 2:  # label -> column; rare and unknown ones to the last row, which is zero
+        column = np.full(len(share) + 1, len(classes))
+        column[classes] = np.arange(len(classes))
+        return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[guide]], classes
+    soft = guide[..., classes]
+    total = soft.sum(-1, keepdims=True)
+    return soft / np.where(total > 0, total, 1), classes
+
+
 def _thread_count(threads: int | None) -> int:
     return default_threads() if threads is None else check_count("threads", threads, 1, 1024)
 
@@ -259,13 +275,7 @@ def refine(
     if config.objective == "residual":
         if guide is None:
             raise InputError("guide is None; the residual objective corrects a prior, needs one")
-        guide = check_guide(guide, height, width)
-        soft = _soft(guide, guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1)
-        share = soft.mean((0, 1))
-        classes = np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
-        soft = soft[..., classes]
-        total = soft.sum(-1, keepdims=True)
-        guide = soft / np.where(total > 0, total, 1)
+        guide, classes = _frequent(check_guide(guide, height, width))
     refiner = Refiner(
         height,
         width,

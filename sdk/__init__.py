@@ -13,6 +13,14 @@ if getattr(runtime, "__dist__", None) != __dist__:
         "project\n  fix: uninstall it, or install dynaguide-edge in an environment of its own"
     )
 
+try:
+    import cv2  # noqa: F401
+except ImportError as error:  # its wheel needs system libraries that bare machines lack
+    raise runtime.errors.MissingBackend(
+        f"OpenCV cannot be loaded ({error})",
+        fix="apt-get install libgl1 libglib2.0-0, or pip install opencv-python",
+    ) from error
+
 from runtime.errors import (
     BundleError,
     DeviceError,

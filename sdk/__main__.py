@@ -76,11 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _imgsz(text: str) -> int | tuple[int, int]:
-    sides = [int(n) for n in text.lower().split("x")]
-    if len(sides) == 1:
-        return sides[0]
-    height, width = sides
-    return height, width
+    try:
+        sides = [int(n) for n in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; wanted 512 or 384x512")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
@@ -121,8 +123,12 @@ def _segment(seg: Segmenter, source: Any, name: str) -> Result:
         return seg(source, progress=lambda done, _: bar.update(1))
 
 
+def _outputs(folder: Path, stem: str) -> tuple[Path, Path]:
+    return folder / f"{stem}_overlay.png", folder / f"{stem}_labels.png"
+
+
 def _save(result: Result, folder: Path, stem: str) -> tuple[Path, Path]:
-    overlay, labels = folder / f"{stem}_overlay.png", folder / f"{stem}_labels.png"
+    overlay, labels = _outputs(folder, stem)
     result.save(overlay)
     result.save_labels(labels)
     return overlay, labels
@@ -159,6 +165,12 @@ def _predict(args: argparse.Namespace) -> int:
             "two pictures have the same name; their outputs would overwrite each other",
             fix="run them one by one with different -o",
         )
+    outputs = {path.resolve() for stem in stems for path in _outputs(folder, stem)}
+    for picture in args.pictures:
+        if Path(picture).resolve() in outputs:
+            raise InputError(
+                f"{picture} would be overwritten by an output", fix="choose another -o"
+            )
     documents, coco, failed = [], [], 0
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
         try:

@@ -92,4 +92,5 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         check_count("radius", self.radius, 1, 2**15)
-        check_positive("eps", self.eps)
+        if check_positive("eps", self.eps) < 1e-9:
+            raise InputError(f"eps is {self.eps}; wanted at least 1e-9")

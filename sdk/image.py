@@ -114,7 +114,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 def _check_array(array: np.ndarray) -> None:
     shape, dtype = array.shape, array.dtype
     if array.ndim == 3 and shape[2] == 3 and dtype == np.uint8 and array.size:
-        return
+        return _check_size(shape[0], shape[1], "source")
     came, fixes = f"a {shape} {dtype} array", []
     if array.size == 0:
         fixes.append("check the crop or the camera")
@@ -163,7 +163,7 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     picture = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if picture is None:
         what = f"a damaged or unsupported {kind}" if kind else "not a picture, or a damaged one"
-        fix = "convert it to PNG or JPEG; for a video use Segmenter.stream"
+        fix = "convert it to PNG or JPEG"
         raise InputError(f"{name} is {what}", fix=fix)
     _check_size(picture.shape[0], picture.shape[1], name)
     warnings = []

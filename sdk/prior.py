@@ -111,6 +111,12 @@ class OnnxPrior:
         fixed = self._fixed_size()
         if imgsz is not None and fixed is not None and imgsz not in (fixed, max(fixed)):
             raise InputError(f"imgsz is {imgsz}, but {self.name} has a fixed input of {fixed}")
+        if isinstance(imgsz, tuple) and fixed is None:
+            if any(n % self.multiple or n < self.minimum for n in imgsz):
+                raise InputError(
+                    f"imgsz is {imgsz}; {self.name} wants multiples of {self.multiple}, "
+                    f"at least {self.minimum}"
+                )
         self.bgr = "BGR" in meta.get("input_layout", "RGB")
         self.has_softmax = meta.get("output", "").startswith("probabilities")
 
@@ -226,6 +232,11 @@ class OnnxPrior:
             or (key == "std" and array.min() <= 0)
         ):
             raise BundleError(f"{self.name}: metadata {key!r} is {value}; wanted three numbers")
+        if np.abs(array).max() > 10:
+            raise BundleError(
+                f"{self.name}: metadata {key!r} is {value}; wanted numbers for values in [0, 1]",
+                fix="divide them by 255",
+            )
         return array
 
 
@@ -236,10 +247,33 @@ class CallablePrior:
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
         self.function = function
-        self.names: list[str] | None = getattr(function, "names", None)
+        names = getattr(function, "names", None)
+        if names is not None:
+            try:
+                names = None if isinstance(names, str) else [str(name) for name in names]
+            except TypeError:
+                names = None
+            if names is None:
+                raise InputError(
+                    "the prior's names are no list of names", fix="e.g. ['road', 'sky']"
+                )
+        self.names: list[str] | None = names
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        return np.asarray(self.function(picture))
+        try:
+            guide = np.asarray(self.function(picture))
+        except ValueError as error:
+            if "inhomogeneous" not in str(error):
+                raise
+            raise InputError("the prior gave rows of different lengths; wanted an array") from error
+        height, width = picture.shape[:2]
+        if guide.ndim == 3 and guide.size and _stretch(guide.shape[:2], height, width) > 2:
+            if _stretch(guide.shape[1:], height, width) < 1.2:
+                raise InputError(
+                    f"the prior gave {guide.shape}, which looks like (C, h, w); wanted (h, w, C)",
+                    fix="guide.transpose(1, 2, 0)",
+                )
+        return guide
 
 
 def make_prior(
@@ -271,6 +305,12 @@ def make_prior(
     raise InputError(
         f"prior is a {type(prior).__name__}; wanted 'kmeans', an .onnx file, a callable"
     )
+
+
+def _stretch(size: tuple[int, ...], height: int, width: int) -> float:
+    """How far the aspect of ``size`` is from that of the picture; 1 is equal."""
+    ratio = (size[0] * width) / (size[1] * height)
+    return max(ratio, 1 / ratio)
 
 
 def _are_sides(values: list[Any]) -> bool:

@@ -36,7 +36,8 @@ class Segmenter:
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
     device : "cpu".
-    threads : most threads; all processors when None. The labels do not depend on it.
+    threads : most threads; all processors when None, and never more than those. The labels do not
+        depend on it.
 
     Raises
     ------
@@ -68,8 +69,9 @@ class Segmenter:
             check_count("threads", threads, 1, 1024)
         backend(device)
         self.refine, self.filter, self.min_area = refine, filter, min_area
-        self.device, self.threads = device, threads or default_threads()
-        self.prior = make_prior(prior, imgsz=imgsz, threads=threads)
+        processors = default_threads()
+        self.device, self.threads = device, min(threads or processors, processors)
+        self.prior = make_prior(prior, imgsz=imgsz, threads=self.threads)
 
     def __call__(
         self,
@@ -137,9 +139,9 @@ class Segmenter:
         if min_area is None:
             min_area = 0 if names is not None else height * width // 500
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
-        clock.lap("postprocess")
         stats |= {"objective": self.refine.objective if self.refine else None}
         stats |= {"working_size": [h, w], "clusters": len(np.unique(labels))}
+        clock.lap("postprocess")
         return Result(
             image=picture,
             labels=labels,
