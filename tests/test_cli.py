@@ -608,3 +608,11 @@ def test_a_hundred_megapixels_take_bounded_memory(work, record_property):
     assert document["stats"]["working_size"] == [512, 512] and len(document["segments"]) == 4
     assert files(work / "out") == ["large_labels.png", "large_overlay.png"]
     assert 0.5 * GIB < peak < 4 * GIB  # the arrays of the result alone are 1.4 GiB
+
+
+def test_an_input_is_not_overwritten_by_an_output(work, capsys):
+    picture_file(work / "good_overlay.png")
+    before = (work / "good_overlay.png").read_bytes()
+    assert main(["predict", "good.png", "good_overlay.png", "-o", "."]) == 1
+    assert "good_overlay.png would be overwritten by an output" in capsys.readouterr().err
+    assert (work / "good_overlay.png").read_bytes() == before

@@ -1,5 +1,10 @@
 """Guided filter, joint upsampling and lift, against the O(r^2) reference."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from conftest import EPS32, assert_as_exact_as_float32, relative_error, scene, wide
@@ -305,3 +310,33 @@ def test_lift_refuses(image, scores, options, message):
 def test_cuda_is_not_in_this_build():
     with pytest.raises(MissingBackend, match="CPU core only\n  fix: use device='cpu'"):
         runtime.guided_filter(GUIDE, VALUES, device="cuda")
+
+
+def test_errors_in_a_parallel_loop_reach_the_caller():
+    """Out of memory in any thread is a MemoryError, and the pool goes on working."""
+    code = """
+import resource, numpy as np
+from runtime import _core
+guide = np.random.default_rng(0).random((16, 60000, 3), dtype=np.float32)
+small = guide[:, :50].copy()
+expected = _core.guided_coefficients(small, small, 2, 1e-3, 2)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+failed = 0
+for extra in range(20, 200, 6):
+    resource.setrlimit(resource.RLIMIT_AS, (size + (extra << 20), -1))
+    try:
+        _core.guided_coefficients(guide, guide, 2, 1e-3, 2)
+    except MemoryError:
+        failed += 1
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    assert (_core.guided_coefficients(small, small, 2, 1e-3, 2) == expected).all()
+assert failed > 3, failed
+"""
+    if not sys.platform.startswith("linux") or platform.machine() == "aarch64":
+        pytest.skip("address limits are those of the emulator, or not Linux's")
+    if "libasan" in os.environ.get("LD_PRELOAD", "") or "libtsan" in os.environ.get(
+        "LD_PRELOAD", ""
+    ):
+        pytest.skip("sanitizers reserve terabytes of address space")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -149,7 +149,7 @@ def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
         ({}, 64, (1, 10_000), (1, 64)),
         ({}, 64, (10_000, 1), (64, 1)),
         ({}, 40, (1, 1), (40, 40)),
-        ({"size_multiple": 32, "minimum_size": 96}, (33, 47), (100, 200), (33, 47)),  # as told
+        ({"size_multiple": 32, "minimum_size": 96}, (96, 160), (100, 200), (96, 160)),  # as told
         ({}, (24, 40), (7, 9), (24, 40)),
     ],
 )
@@ -315,6 +315,7 @@ def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
         ("mean", ["a", 0, 0]),
         ("mean", [[0], [0, 0], [0]]),
         ("mean", {"red": 0}),
+        ("mean", [123.7, 116.3, 103.5]),  # of values in 0..255
         ("classes", 5),
         ("classes", "abc"),  # one name per letter
         ("classes", {"0": "road", "1": "sky", "2": "sea"}),
@@ -505,3 +506,38 @@ def test_real_network_keeps_its_names_under_every_objective(street, refine):
     assert len(result.names) == 20 and 0 <= result.labels.min() <= result.labels.max() < 20
     found = {s.name for s in result.segments}
     assert found <= set(result.names) and len(found) > 1
+
+
+@pytest.mark.parametrize("imgsz", [(33, 64), (64, 32)])
+def test_imgsz_that_the_network_does_not_take(tmp_path, imgsz):
+    path = save(tmp_path / "m.onnx", np.eye(3), size_multiple=32, minimum_size=64)
+    with pytest.raises(InputError, match=r"m\.onnx wants multiples of 32, at least 64"):
+        OnnxPrior(path, imgsz=imgsz)
+
+
+@pytest.mark.parametrize("names", ["road", 5])
+def test_names_of_a_callable_that_are_no_list(names):
+    def prior(picture):
+        return picture[..., 0]
+
+    prior.names = names
+    with pytest.raises(InputError, match="names are no list of names"):
+        CallablePrior(prior)
+
+
+def test_names_of_a_callable_may_be_an_array():
+    def prior(picture):
+        return picture[..., 0]
+
+    prior.names = np.array(["a", "b"])
+    assert CallablePrior(prior).names == ["a", "b"]
+
+
+def test_channels_first_guide_is_refused():
+    with pytest.raises(InputError, match=r"looks like \(C, h, w\).*\n  fix: guide.transpose"):
+        Segmenter(lambda picture: np.full((3, 60, 80), 1 / 3))(noise(60, 80))
+
+
+def test_ragged_guide_is_refused():
+    with pytest.raises(InputError, match="rows of different lengths"):
+        Segmenter(lambda picture: [[1, 2], [3]])(noise())

@@ -697,3 +697,21 @@ def test_wrong_instruction_set_is_named():
     assert run.returncode == 0, run.stderr
     assert "sse9" in run.stdout and "fix: unset SEG_ISA" in run.stdout
     assert issubclass(DeviceError, RuntimeError)
+
+
+def test_never_more_threads_than_processors():
+    assert Segmenter(threads=1000).threads == runtime.backend.default_threads()
+    assert Segmenter(threads=1).threads == 1
+
+
+def test_tiny_eps_is_refused():
+    with pytest.raises(InputError, match="eps is 1e-110; wanted at least 1e-9"):
+        FilterConfig(eps=1e-110)
+
+
+def test_many_labels_keep_their_numbers():
+    """Rare classes are left out before the network is made; the others keep their ids."""
+    guide = np.arange(4000).reshape(50, 80) % 3 + 4000
+    guide[0, 0] = 17  # one pixel of 4000 is under 0.05 %
+    labels = runtime.refine(np.full((50, 80, 3), 0.5, np.float32), guide, steps=0)
+    assert labels.classes.tolist() == [4000, 4001, 4002]
