@@ -125,26 +125,12 @@ def band_accuracy(
     return float((prediction[band] == truth[band]).mean()) if band.any() else float("nan")
 
 
-def components(labels: np.ndarray) -> np.ndarray:
-    """Split a label map into its 4-connected regions: (H, W) int32, numbered 0 to n - 1.
-
-    One pass over a grid of twice the size, in which the cell between two neighbours is set if
-    their labels are equal, and pixels themselves always are.
-    """
-    height, width = labels.shape
-    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
-    grid[::2, ::2] = 1
-    grid[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
-    grid[1::2, ::2] = labels[1:] == labels[:-1]
-    regions = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)[1]
-    return regions[::2, ::2] - 1
-
-
 def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Count the pixels that each predicted region (row) shares with each true one (column).
 
     Returns (predicted regions, true regions) int64, both in ascending order of their numbers.
-    Memory grows with the span of the numbers, so they should be dense, as from `components`.
+    Memory grows with the span of the numbers, so they should be dense, as from
+    `runtime.connected_regions`.
     """
     _check_maps(prediction, truth)
     row, column = _rank(prediction), _rank(truth)

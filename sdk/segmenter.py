@@ -19,8 +19,6 @@ from sdk.image import load_image
 from sdk.prior import as_probabilities, make_prior
 from sdk.result import Result
 
-STAGES = ("decode", "preprocess", "prior", "refine", "filter", "postprocess")
-
 
 class Segmenter:
     """Segments pictures, each with its own refinement. Keeps no state between pictures.

@@ -114,24 +114,6 @@ def slow_variation(prediction, truth):
     return total
 
 
-def slow_components(labels):
-    """Number the 4-connected regions by flood fill, in raster order."""
-    result, count = np.full(labels.shape, -1), 0
-    for start in pixels(labels):
-        if result[start] >= 0:
-            continue
-        stack = [start]
-        while stack:
-            y, x = stack.pop()
-            if not (0 <= y < labels.shape[0] and 0 <= x < labels.shape[1]):
-                continue
-            if result[y, x] < 0 and labels[y, x] == labels[start]:
-                result[y, x] = count
-                stack += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
-        count += 1
-    return result
-
-
 def raster_order(labels):
     """Renumber labels by their first pixel, so that equal partitions become equal maps."""
     seen = {}
@@ -345,20 +327,6 @@ def test_pooled_best_iou_takes_the_first_of_equally_fine_annotators():
     assert first["fine"] == first["coarse"] == 1.0
     assert last["fine"] == last["coarse"] == metrics.best_iou(LEFT_RIGHT, CORNER).mean() < 1
     assert first["all"] == pytest.approx(last["all"])
-
-
-def test_components_match_flood_fill(pairs):
-    for prediction, truth in pairs:
-        for labels in (prediction, truth, prediction % 2 == 0):
-            got, expected = metrics.components(labels), slow_components(labels)
-            assert got.dtype == np.int32 and got.flags.c_contiguous
-            np.testing.assert_array_equal(np.unique(got), np.arange(expected.max() + 1))
-            np.testing.assert_array_equal(raster_order(got), expected)
-
-
-def test_components_do_not_join_at_corners():
-    board = np.indices((5, 6)).sum(axis=0) % 2
-    assert metrics.components(board).max() + 1 == 30
 
 
 def test_binary_iou():

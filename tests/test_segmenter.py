@@ -21,9 +21,9 @@ from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Segmenter
 from sdk.config import PRESETS
 from sdk.prior import KMeansPrior
-from sdk.segmenter import STAGES
 
 NAMES = ["grass", "sky", "road", "sea"]
+STAGES = ("decode", "preprocess", "prior", "refine", "filter", "postprocess")
 COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200], [230, 220, 60]], np.uint8)
 
 
