@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 import runtime
 from benchmarks import cases, metrics, report
+from runtime.prior import KMeansPrior, NetworkPrior
 from runtime.resize import resize
 from sdk import FilterConfig, RefineConfig, Segmenter
 from sdk.image import encode_image, write_atomic
-from sdk.prior import KMeansPrior, OnnxPrior
 from sdk.result import Result
 
 SEEDS = (0, 1, 2)
@@ -132,7 +132,7 @@ def run_rows(
 def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
     """CamVid frames under a Cityscapes prior."""
     file, size = PRIORS[prior]
-    network = OnnxPrior(cases.prior_path(file), imgsz=size)
+    network = NetworkPrior.from_onnx(cases.prior_path(file), imgsz=size)
     table = cases.camvid_lookup(network.names or [])
 
     def score(row: Row, item: Any, labels: np.ndarray) -> None:
@@ -161,7 +161,7 @@ def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
 def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
     """DAVIS frames, foreground = any class but background, VOC prior."""
     size = (480, 848)
-    network = OnnxPrior(cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size)
+    network = NetworkPrior.from_onnx(cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size)
     frames = cases.davis()
     frames = [
         frames[i] for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)
@@ -243,7 +243,7 @@ def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
 def panels(folder: Path, count: int = 3) -> None:
     """Pictures to look at: the photo, the prior, prior + guided filter, residual."""
     file, size = PRIORS["s=0.5"]
-    network = OnnxPrior(cases.prior_path(file), imgsz=size)
+    network = NetworkPrior.from_onnx(cases.prior_path(file), imgsz=size)
     for item in cases.camvid(count):
         picture = item.image()
         guide = network(picture, picture)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.backend import default_threads
+from runtime.device import cuda_absence, parse_device
 from runtime.errors import BundleError, InputError, MissingBackend
 
 MAX_BYTES = 2**31  # protobuf's own limit
@@ -25,35 +26,59 @@ class Port(NamedTuple):
 
 
 class OnnxEngine:
-    """An ONNX file on ONNX Runtime's CPU provider; use as a context manager or call ``close``.
+    """An ONNX network on ONNX Runtime; use as a context manager or call ``close``.
 
     Parameters
     ----------
-    path : an .onnx file. External data must lie in its folder.
+    source : an .onnx file, whose external data must lie in its folder; or the bytes of a model
+        without external data.
+    name : for messages; the file's name when left out.
     threads : most threads inside one operator; all processors when None.
+    device : "cpu", or "cuda", "cuda:1": ONNX Runtime's CUDA provider. Nothing else is tried.
 
     Raises
     ------
     BundleError : not ONNX, damaged, or with external data outside its folder.
-    MissingBackend : ONNX Runtime is not installed.
+    MissingBackend : ONNX Runtime is not installed, or has no CUDA here.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
-        self.path = Path(path)
-        _check_file(self.path)
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        *,
+        name: str = "",
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if isinstance(source, bytes):
+            self.name = name or "the model"
+            check_self_contained(source, self.name)
+            model: str | bytes = source
+            where = self.name
+        else:
+            path = Path(source)
+            self.name = name or path.name
+            _check_file(path)
+            model = where = str(path)
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingBackend(
-                f"ONNX Runtime is needed to run {self.path.name}, but {error}",
+                f"ONNX Runtime is needed to run {self.name}, but {error}",
                 fix="pip install onnxruntime",
             ) from error
+        kind, index = parse_device(device)
+        self.device = device
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cuda":
+            self._cuda_or_say_why(onnxruntime.get_available_providers())
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.log_severity_level = 4  # errors come as exceptions
         try:
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+                model, options, providers=providers, enable_fallback=0
             )
             self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
             outputs = self._session.get_outputs()
@@ -61,15 +86,32 @@ class OnnxEngine:
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BundleError(
-                f"{self.path} cannot be loaded: {_first_line(error)}",
+                f"{where} cannot be loaded: {_first_line(error)}",
                 fix="check it with: python -m onnx.checker, or export it again",
             ) from error
+        used = self._session.get_providers()[0]
+        self.backend = "onnxruntime-" + used.removesuffix("ExecutionProvider").lower()
+        if used != ("CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"):
+            raise MissingBackend(
+                f"device {device!r} was asked for, but ONNX Runtime took {used}",
+                fix="see: python -m runtime doctor",
+            )
+
+    def _cuda_or_say_why(self, available: list[str]) -> None:
+        absence = cuda_absence()
+        if "CUDAExecutionProvider" not in available:
+            absence = f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}"
+        if absence:
+            raise MissingBackend(
+                f"device {self.device!r} cannot run {self.name}: {absence}",
+                fix="use device='cpu', or see: python -m runtime doctor",
+            )
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order."""
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
-            raise InputError(f"{self.path.name} got {len(arrays)} arrays; wanted {wanted}")
+            raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
         feed: dict[str, Any] = {}
         for port, array in zip(self.inputs, arrays, strict=True):
             feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype))
@@ -77,7 +119,15 @@ class OnnxEngine:
             return self._session.run(None, feed)
         except Exception as error:
             shapes = ", ".join(str(np.shape(a)) for a in arrays)
-            raise InputError(f"{self.path.name} fails on {shapes}: {_first_line(error)}") from error
+            raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
+
+    def loop(
+        self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]
+    ) -> Any:
+        """Steps that feed their own outputs back: see :class:`runtime.onnx_loop.OnnxLoop`."""
+        from runtime.onnx_loop import OnnxLoop
+
+        return OnnxLoop(self._session, feed, state, self.device)
 
     def close(self) -> None:
         """Free the network."""
@@ -90,12 +140,30 @@ class OnnxEngine:
         self.close()
 
 
-def load_engine(path: str | os.PathLike[str], *, threads: int | None = None) -> OnnxEngine:
-    """The engine in ``path``, by its suffix: .onnx."""
+def load_engine(
+    path: str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"
+) -> OnnxEngine:
+    """The engine in ``path``, by its suffix: .onnx. TensorRT engines come in bundles, whose
+    manifests say what they need."""
     suffix = Path(path).suffix.lower()
     if suffix != ".onnx":
         raise InputError(f"{path} has suffix {suffix!r}; wanted an .onnx file")
-    return OnnxEngine(path, threads=threads)
+    return OnnxEngine(path, threads=threads, device=device)
+
+
+def check_self_contained(data: bytes, name: str) -> None:
+    """BundleError unless ``data`` looks like ONNX and keeps all weights inside."""
+    if not 0 < len(data) < MAX_BYTES:
+        raise BundleError(f"{name} has {len(data)} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
+    try:
+        outside = next(_external_locations(data), None)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{name} is no ONNX file: {error}", fix="export it again") from error
+    if outside is not None:
+        raise BundleError(
+            f"{name} keeps weights in {outside!r}, outside of itself; not loaded",
+            fix="save the model without external data",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -78,6 +78,22 @@ def initial_state(options: RefineOptions, classes: int) -> State:
     return state | _counters(buffers, 0)
 
 
+def select_classes(
+    options: RefineOptions, state: Mapping[str, np.ndarray], classes: np.ndarray | None
+) -> State:
+    """``state`` with the rows of its last layer that belong to ``classes``; all when None."""
+    if classes is None or options.objective != "residual":
+        return dict(state)
+    head = [f"{m}conv3.{k}" for m in ("", "momentum.") for k in ("weight", "bias")]
+    for name in head:
+        if name in state and len(state[name]) <= int(np.max(classes)):
+            raise InputError(
+                f"state {name!r} is for {len(state[name])} classes; the guide has class "
+                f"{int(np.max(classes))}"
+            )
+    return {k: v[classes] if k in head else v for k, v in state.items()}
+
+
 def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
     norms = [n.removesuffix(".running_mean") for n in buffers if n.endswith("running_mean")]
     return {f"{n}.num_batches_tracked": np.asarray(batches, np.int64) for n in norms}

@@ -260,37 +260,53 @@ def refine(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    initial: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Refinement:
-    """Refine one picture from the seed's weights; see :class:`Refiner` and :class:`RefineOptions`.
+    """Refine one picture; see :class:`Refiner` and :class:`RefineOptions`.
 
     With the residual objective the network gets only the classes that hold more than 0.05 % of the
     picture; ``classes`` of the result says which those were.
+
+    ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
     """
     config = RefineOptions(**options)
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
+        count = None if classes is None else len(classes)
+        refiner = Refiner(height, width, classes=count, device=device, threads=threads, **options)
+        if initial is not None:
+            refiner.load_state_dict(network.select_classes(config, initial, classes))
+        return refiner
+
+    return refine_with(make, config, image, guide, warm=initial is not None, progress=progress)
+
+
+def refine_with(
+    make: Callable[[int, int, np.ndarray | None], Any],
+    config: RefineOptions,
+    image: np.ndarray,
+    guide: np.ndarray | None = None,
+    *,
+    warm: bool = False,
+    progress: Progress | None = None,
+) -> Refinement:
+    """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
+    classes)`` gives; ``classes`` are the guide's that take part, None where all do."""
     image = check_image(image)
     height, width = image.shape[:2]
-    classes = None
-    if config.objective == "residual":
-        if guide is None:
-            raise InputError("guide is None; the residual objective corrects a prior, needs one")
-        guide, classes = _frequent(check_guide(guide, height, width))
-    refiner = Refiner(
-        height,
-        width,
-        classes=None if classes is None else len(classes),
-        device=device,
-        threads=threads,
-        **options,
-    )
-    if classes is None:
-        return refiner.run(image, guide, progress=progress)
+    if config.objective != "residual":
+        return make(height, width, None).run(image, guide, warm=warm, progress=progress)
+    if guide is None:
+        raise InputError("guide is None; the residual objective corrects a prior, needs one")
+    guide, classes = _frequent(check_guide(guide, height, width))
+    refiner = make(height, width, classes)
     if len(classes) == 1:  # nothing to decide
-        result = refiner.run(image, guide, steps=0)
+        result = refiner.run(image, guide, steps=0, warm=warm)
         result.stats["stop_reason"] = "one class"
     else:
-        result = refiner.run(image, guide, progress=progress)
+        result = refiner.run(image, guide, warm=warm, progress=progress)
     return replace(result, classes=classes)
 
 

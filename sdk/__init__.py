@@ -21,6 +21,7 @@ except ImportError as error:  # its wheel needs system libraries that bare machi
         fix="apt-get install libgl1 libglib2.0-0, or pip install opencv-python",
     ) from error
 
+from runtime.config import FilterConfig, RefineConfig
 from runtime.errors import (
     BundleError,
     DeviceError,
@@ -28,7 +29,6 @@ from runtime.errors import (
     MissingBackend,
     SdkError,
 )
-from sdk.config import FilterConfig, RefineConfig
 from sdk.result import Result, Segment
 from sdk.segmenter import Segmenter
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from runtime.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend, SdkError
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
-from sdk.config import PRESETS
 from sdk.image import write_atomic
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import runtime
 from runtime.backend import backend, default_threads
 from runtime.checks import check_count, check_guide
+from runtime.config import FilterConfig, RefineConfig
 from runtime.errors import InputError
+from runtime.prior import as_probabilities
 from runtime.resize import resize
-from sdk.config import FilterConfig, RefineConfig
 from sdk.image import load_image
-from sdk.prior import as_probabilities, make_prior
+from sdk.prior import make_prior
 from sdk.result import Result
 
 

@@ -10,9 +10,10 @@ import pytest
 import runtime
 from benchmarks import cases
 from runtime.errors import BundleError, InputError
+from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
-from sdk.prior import CallablePrior, KMeansPrior, OnnxPrior, as_probabilities, make_prior
+from sdk.prior import CallablePrior, make_prior
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
@@ -98,7 +99,7 @@ def softmax(scores):
 def test_input_is_normalised_and_in_the_order_asked_for(tmp_path, layout):
     path = save(tmp_path / "identity.onnx", np.eye(3), input_layout=layout)
     picture = noise()
-    guide = OnnxPrior(path, imgsz=(20, 30))(picture, None)
+    guide = NetworkPrior.from_onnx(path, imgsz=(20, 30))(picture, None)
     x = picture / 255
     if layout == "NCHW BGR":
         x = x[..., ::-1]
@@ -113,16 +114,18 @@ def test_unequal_mean_and_std_stay_with_their_channels(tmp_path):
     path = save(tmp_path / "m.onnx", np.eye(3), mean=[0, 0.5, 1], std=[1, 2, 0.25])
     picture = noise()
     expected = softmax((picture / 255 - [0, 0.5, 1]) / [1, 2, 0.25])
-    assert np.abs(OnnxPrior(path, imgsz=(20, 30))(picture, None) - expected).max() < 1e-5
+    assert (
+        np.abs(NetworkPrior.from_onnx(path, imgsz=(20, 30))(picture, None) - expected).max() < 1e-5
+    )
 
 
 def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
     path = save(tmp_path / "m.onnx", np.eye(3), mean=[0, 0, 0], std=[1, 1, 1])
     picture = noise(20, 30)
     half = picture.reshape(10, 2, 15, 2, 3).mean((1, 3)) / 255
-    guide = OnnxPrior(path, imgsz=(10, 15))(picture, None)
+    guide = NetworkPrior.from_onnx(path, imgsz=(10, 15))(picture, None)
     assert np.abs(guide - softmax(half)).max() < 0.5 / 255  # 8-bit rounding
-    up = OnnxPrior(path, imgsz=(40, 60))(picture, None)
+    up = NetworkPrior.from_onnx(path, imgsz=(40, 60))(picture, None)
     assert np.abs(up - softmax(resize(picture, 40, 60) / 255)).max() < 1e-5
     assert np.abs(up[1, 1] - softmax(picture[0, 0] / 255)).max() < 0.2
 
@@ -154,8 +157,8 @@ def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
     ],
 )
 def test_input_size(tmp_path, meta, imgsz, size, expected):
-    prior = OnnxPrior(save(tmp_path / "m.onnx", np.eye(3), **meta), imgsz=imgsz)
-    assert prior.input_size(*size) == expected
+    prior = NetworkPrior.from_onnx(save(tmp_path / "m.onnx", np.eye(3), **meta), imgsz=imgsz)
+    assert prior.preprocess.size(*size) == expected
     assert prior(noise(*size), None).shape[:2] == expected  # a 1x1 network shows its input's size
 
 
@@ -168,12 +171,12 @@ def test_fixed_input_size_is_obeyed(tmp_path, imgsz):
         input_size={"width": 99, "height": 77},
         size_multiple=16,
     )
-    assert OnnxPrior(path, imgsz=imgsz)(noise(), None).shape == (24, 40, 3)
+    assert NetworkPrior.from_onnx(path, imgsz=imgsz)(noise(), None).shape == (24, 40, 3)
 
 
 def test_named_free_dimensions_are_free(tmp_path):
     path = save(tmp_path / "m.onnx", np.eye(3), inputs=[("batch", "channels", "h", "w")])
-    assert OnnxPrior(path, imgsz=(5, 7))(noise(), None).shape == (5, 7, 3)
+    assert NetworkPrior.from_onnx(path, imgsz=(5, 7))(noise(), None).shape == (5, 7, 3)
 
 
 # What comes out
@@ -195,15 +198,17 @@ def test_known_colours_are_found_with_their_names(tmp_path):
 def test_path_of_any_kind(tmp_path, kind):
     path = save(tmp_path / "UPPER.ONNX", *nearest_colour())
     prior = make_prior(path if kind == "path" else str(path), imgsz=(8, 9), threads=1)
-    assert isinstance(prior, OnnxPrior) and prior.names is None
+    assert isinstance(prior, NetworkPrior) and prior.names is None
     assert prior(noise(), None).shape == (8, 9, 4)
 
 
 def test_softmax_inside_or_outside_of_the_network(tmp_path):
     picture, _ = blocks()
     weight, bias = nearest_colour()
-    outside = OnnxPrior(save(tmp_path / "a.onnx", weight, bias), imgsz=64)(picture, None)
-    inside = OnnxPrior(
+    outside = NetworkPrior.from_onnx(save(tmp_path / "a.onnx", weight, bias), imgsz=64)(
+        picture, None
+    )
+    inside = NetworkPrior.from_onnx(
         save(
             tmp_path / "b.onnx",
             weight,
@@ -215,7 +220,7 @@ def test_softmax_inside_or_outside_of_the_network(tmp_path):
     )(picture, None)
     assert np.abs(inside - outside).max() < 1e-5
     assert np.allclose(inside.sum(-1), 1, atol=1e-5)
-    twice = OnnxPrior(
+    twice = NetworkPrior.from_onnx(
         save(tmp_path / "c.onnx", weight, bias, tail=[("Softmax", {"axis": 1})]), imgsz=64
     )(picture, None)  # unsaid, a second soft-max flattens it
     assert np.abs(twice - outside).max() > 0.1
@@ -223,7 +228,7 @@ def test_softmax_inside_or_outside_of_the_network(tmp_path):
 
 def test_large_scores_do_not_overflow(tmp_path):
     path = save(tmp_path / "m.onnx", 1e6 * np.eye(3))
-    guide = OnnxPrior(path, imgsz=(20, 30))(noise(), None)
+    guide = NetworkPrior.from_onnx(path, imgsz=(20, 30))(noise(), None)
     assert np.isfinite(guide).all() and np.allclose(guide.sum(-1), 1, atol=1e-5)
 
 
@@ -233,7 +238,7 @@ def test_integer_labels(tmp_path, keepdims, kind):
     tail = [("ArgMax", {"axis": 1, "keepdims": keepdims}), ("Cast", {"to": kind})]
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=NAMES)
     picture, truth = blocks()
-    guide = OnnxPrior(path, imgsz=64)(picture, None)
+    guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
     assert guide.dtype == np.int32 and np.array_equal(guide, truth)
     result = Segmenter(path, imgsz=64)(picture)
     assert np.array_equal(result.labels, truth) and result.names == NAMES
@@ -243,7 +248,7 @@ def test_integer_labels(tmp_path, keepdims, kind):
 def test_scores_of_another_precision(tmp_path, kind):
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("Cast", {"to": kind})], out=kind)
     picture, truth = blocks()
-    guide = OnnxPrior(path, imgsz=64)(picture, None)
+    guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
     assert guide.dtype == np.float32 and np.array_equal(guide.argmax(-1), truth)
 
 
@@ -262,13 +267,13 @@ def test_scores_of_another_precision(tmp_path, kind):
 def test_other_inputs_are_refused_when_loading(tmp_path, changes, match):
     path = save(tmp_path / "odd.onnx", np.eye(3), **changes)
     with pytest.raises(BundleError, match=f"odd.onnx wants inputs {match}"):
-        OnnxPrior(path)
+        NetworkPrior.from_onnx(path)
 
 
 def test_four_channels_are_refused_when_loading(tmp_path):
     path = save(tmp_path / "m.onnx", np.ones((2, 4)), inputs=[(1, 4, "h", "w")])
     with pytest.raises(BundleError, match=r"wants inputs image \(1, 4, 'h', 'w'\)"):
-        OnnxPrior(path)
+        NetworkPrior.from_onnx(path)
 
 
 @pytest.mark.parametrize("shape", [None, ("n",), (3, "h", "w"), (1, 1, 3, "h", "w")])
@@ -285,7 +290,7 @@ def test_other_ranks_are_refused_when_loading(tmp_path, shape):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(BundleError, match=re.escape(f"m.onnx wants inputs {came}")):
-        OnnxPrior(tmp_path / "m.onnx")
+        NetworkPrior.from_onnx(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +311,7 @@ def test_other_ranks_are_refused_when_loading(tmp_path, shape):
 def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
     path = save(tmp_path / "m.onnx", np.eye(3), **meta)
     with pytest.raises(BundleError, match=f"(?s)m.onnx.*{match}"):
-        OnnxPrior(path)
+        NetworkPrior.from_onnx(path)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
 def test_metadata_of_another_kind_is_refused_when_loading(tmp_path, key, value):
     path = save(tmp_path / "m.onnx", np.eye(3), **{key: json.dumps(value)})
     with pytest.raises(BundleError, match=f"m.onnx: metadata '{key}'"):
-        OnnxPrior(path)
+        NetworkPrior.from_onnx(path)
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c", "d"], []])
@@ -424,11 +429,11 @@ def test_imgsz_is_not_silently_ignored(prior):
 def test_imgsz_against_a_fixed_input_is_not_silently_ignored(tmp_path):
     path = save(tmp_path / "m.onnx", np.eye(3), inputs=[(1, 3, 24, 40)])
     with pytest.raises(InputError, match=r"imgsz"):
-        OnnxPrior(path, imgsz=(48, 80))
+        NetworkPrior.from_onnx(path, imgsz=(48, 80))
 
 
 def test_priors_are_made_once_and_may_be_shared(tmp_path):
-    network = OnnxPrior(save(tmp_path / "m.onnx", *nearest_colour()), imgsz=64)
+    network = NetworkPrior.from_onnx(save(tmp_path / "m.onnx", *nearest_colour()), imgsz=64)
     for prior in (network, KMeansPrior(3), CallablePrior(lambda p: p[..., 0] // 128)):
         assert make_prior(prior) is prior and Segmenter(prior).prior is prior
     assert isinstance(make_prior("kmeans"), KMeansPrior)
@@ -486,9 +491,9 @@ def test_real_network_on_a_street(street):
 @needs_data
 def test_real_network_at_other_sizes(street):
     picture, _, path = street
-    assert OnnxPrior(path).input_size(360, 480) == (384, 512)  # long side 512, multiples of 16
-    assert OnnxPrior(path, imgsz=240).input_size(360, 480) == (176, 240)
-    guide = OnnxPrior(path, imgsz=(192, 256))(picture, picture)
+    assert NetworkPrior.from_onnx(path).preprocess.size(360, 480) == (384, 512)
+    assert NetworkPrior.from_onnx(path, imgsz=240).preprocess.size(360, 480) == (176, 240)
+    guide = NetworkPrior.from_onnx(path, imgsz=(192, 256))(picture, picture)
     assert guide.shape == (96, 128, 20) and np.allclose(guide.sum(-1), 1, atol=1e-5)
     small = Segmenter(path, imgsz=(192, 256))(picture)
     assert small.labels.shape == (360, 480)
@@ -512,7 +517,7 @@ def test_real_network_keeps_its_names_under_every_objective(street, refine):
 def test_imgsz_that_the_network_does_not_take(tmp_path, imgsz):
     path = save(tmp_path / "m.onnx", np.eye(3), size_multiple=32, minimum_size=64)
     with pytest.raises(InputError, match=r"m\.onnx wants multiples of 32, at least 64"):
-        OnnxPrior(path, imgsz=imgsz)
+        NetworkPrior.from_onnx(path, imgsz=imgsz)
 
 
 @pytest.mark.parametrize("names", ["road", 5])

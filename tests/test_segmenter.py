@@ -1,5 +1,5 @@
-"""sdk/segmenter.py and sdk/config.py: every source, prior and setting, on pictures whose regions
-are known by construction, and every refusal."""
+"""sdk/segmenter.py and runtime/config.py: every source, prior and setting, on pictures whose
+regions are known by construction, and every refusal."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime
+from runtime.config import PRESETS
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
+from runtime.prior import KMeansPrior
 from sdk import FilterConfig, RefineConfig, Segmenter
-from sdk.config import PRESETS
-from sdk.prior import KMeansPrior
 
 NAMES = ["grass", "sky", "road", "sea"]
 STAGES = ("decode", "preprocess", "prior", "refine", "filter", "postprocess")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from runtime import RefineOptions
 from runtime.checks import check_count, check_positive
 from runtime.errors import InputError
+from runtime.options import RefineOptions
 
 # Named settings, as (options, working scale).
 PRESETS: dict[str, dict[str, Any]] = {

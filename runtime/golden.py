@@ -1,0 +1,176 @@
+"""Golden vectors: what a bundle gave when it was exported, compared again on each new device.
+
+One file holds ``picture`` (H, W, 3) uint8, ``input`` (1, 3, h, w) float32 (networks only),
+``guide`` as the prior gave it, and ``labels`` (h, w) int32 after the listed number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.config import RefineConfig
+from runtime.errors import BundleError
+from runtime.ops import Refinement, refine_with
+from runtime.prior import NetworkPrior, as_probabilities
+from runtime.resize import resize
+
+STEPS = 10  # at most: longer runs of the published objectives are chaotic
+MIN_AGREEMENT = 0.99
+INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
+
+Make = Callable[[int, int, np.ndarray | None], Any]
+
+
+def make(
+    picture: np.ndarray, prior: Any, config: RefineConfig, refiner: Make, warm: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+    """Golden arrays for ``picture``, and the number of steps in them."""
+    low = working_picture(picture, config)
+    guide = np.asarray(prior(picture, low))
+    steps = min(config.steps or 0, STEPS)
+    arrays = {
+        "picture": picture,
+        "guide": guide,
+        "labels": _labels(low, guide, config, refiner, steps, warm),
+    }
+    if isinstance(prior, NetworkPrior):
+        arrays["input"] = prior.preprocess(picture)
+    return arrays, steps
+
+
+def compare(
+    arrays: Mapping[str, np.ndarray],
+    steps: int,
+    prior: Any,
+    config: RefineConfig,
+    refiner: Make,
+    *,
+    warm: bool = False,
+    name: str = "the bundle",
+) -> dict[str, float]:
+    """Run the golden picture again and measure how far the answers are from the recorded ones.
+
+    Returns
+    -------
+    ``input`` largest absolute difference of the network's input, ``prior`` and ``labels`` shares of
+    equal labels.
+
+    Raises
+    ------
+    BundleError : arrays of another kind, or answers that differ.
+    """
+    picture, guide, labels = (arrays.get(k) for k in ("picture", "guide", "labels"))
+    fits = (
+        picture is not None
+        and guide is not None
+        and labels is not None
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+        and picture.size > 0
+        and guide.ndim in (2, 3)
+        and guide.size > 0
+        and guide.dtype in (np.float32, np.int32)
+        and labels.dtype == np.int32
+    )
+    if not fits or picture is None or guide is None or labels is None:
+        raise BundleError(f"{name}: the golden vectors lack arrays or have others")
+    low = working_picture(picture, config)
+    out: dict[str, float] = {}
+    if isinstance(prior, NetworkPrior):
+        x, wanted = prior.preprocess(picture), arrays.get("input")
+        if wanted is None or wanted.shape != x.shape:
+            raise BundleError(f"{name}: the golden input does not fit the preprocessing")
+        out["input"] = float(np.abs(x - wanted).max())
+    again = np.asarray(prior(picture, low))
+    if again.shape != guide.shape:
+        raise BundleError(f"{name}: the prior gives {again.shape}, golden is {guide.shape}")
+    out["prior"] = float((_hard(again) == _hard(guide)).mean())
+    refined = _labels(low, guide, config, refiner, steps, warm)
+    if refined.shape != labels.shape:
+        raise BundleError(f"{name}: the refinement gives {refined.shape}, golden {labels.shape}")
+    out["labels"] = float((refined == labels).mean())
+    bad = [
+        f"{key} {value:.4f}"
+        for key, value in out.items()
+        if not (value <= INPUT_TOLERANCE if key == "input" else value >= MIN_AGREEMENT)
+    ]
+    if bad:
+        raise BundleError(
+            f"{name} does not give its golden answers on this device: {', '.join(bad)} "
+            f"(wanted labels equal to {MIN_AGREEMENT:.0%}, input within {INPUT_TOLERANCE})",
+            fix="python -m runtime check BUNDLE; if it fails again, export the bundle again",
+        )
+    return out
+
+
+def working_picture(picture: np.ndarray, config: RefineConfig) -> np.ndarray:
+    """(h, w, 3) float32 in [0, 1] at the refinement's size."""
+    size = config.working_size(*picture.shape[:2])
+    return resize(picture, *size).astype(np.float32) / 255
+
+
+def _hard(guide: np.ndarray) -> np.ndarray:
+    return guide if guide.ndim == 2 else guide.argmax(-1)
+
+
+def _labels(
+    low: np.ndarray, guide: np.ndarray, config: RefineConfig, refiner: Make, steps: int, warm: bool
+) -> np.ndarray:
+    guide = as_probabilities(guide, *low.shape[:2])
+    config = replace(config, steps=steps)
+    wanted = None if config.objective == "dynaseg" else guide
+    result: Refinement = refine_with(refiner, config, low, wanted, warm=warm)
+    if config.objective == "residual":
+        return result.classes[result.labels].astype(np.int32)
+    return result.labels
+
+
+def was_passed(bundle: Bundle, *run_by: str) -> bool:
+    """Whether this bundle has passed its golden test with these backends on this machine."""
+    path = _receipt(bundle, run_by)
+    try:
+        return path is not None and path.is_file()
+    except OSError:
+        return False
+
+
+def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
+    """Note a passed golden test; without a writable cache folder it is simply run again."""
+    path = _receipt(bundle, run_by)
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({"bundle": bundle.name, **result}))
+        partial.replace(path)
+    except OSError:
+        return
+
+
+def cache_folder() -> Path | None:
+    """Where passed golden tests are noted: XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if base:
+        return Path(base) / "dynaguide-edge"
+    try:
+        return Path.home() / ".cache" / "dynaguide-edge"
+    except RuntimeError:  # no home
+        return None
+
+
+def _receipt(bundle: Bundle, run_by: tuple[str, ...]) -> Path | None:
+    folder = cache_folder()
+    text = "\n".join((bundle.manifest["sha256"], *run_by))
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return None if folder is None else folder / "golden" / f"{key}.json"

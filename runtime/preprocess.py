@@ -1,0 +1,210 @@
+"""From a picture to a network's input tensor: one rule, written down in the manifest.
+
+The exporter's check, the golden vectors and the running SDK call the same function, which OpenCV
+computes; another program that follows the manifest's words gets the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import BundleError, InputError
+from runtime.resize import resize
+
+MAX_SIDE = 2**15  # of a network's input
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize, order the colours, scale to [0, 1], normalise, lay out as (1, 3, h, w).
+
+    Parameters
+    ----------
+    mean, std : of the colours the network was trained with, for values in [0, 1], in the order of
+        ``color``: x = (value / 255 - mean) / std.
+    color : "rgb" or "bgr": the order of the input's planes.
+    resize : "stretch" to (height, width) whatever the aspect, or "long_side": the aspect is kept,
+        the long side becomes ``long_side``, both are rounded to ``multiple`` and at least
+        ``minimum``.
+    interpolation : "area": 8-bit pixels are averaged (cv2.INTER_AREA) when no side grows, else
+        interpolated bilinearly between pixel centres (cv2.INTER_LINEAR).
+    height, width : of the input in pixels, for "stretch".
+
+    Raises
+    ------
+    InputError : a value of another kind or out of range.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    color: str = "rgb"
+    resize: str = "stretch"
+    interpolation: str = "area"
+    height: int | None = None
+    width: int | None = None
+    long_side: int = 512
+    multiple: int = 1
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("color", ("rgb", "bgr")),
+            ("resize", ("stretch", "long_side")),
+            ("interpolation", ("area",)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; wanted one of {allowed}")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _triple(name, getattr(self, name)))
+        sides: list[Any] = [self.long_side, self.multiple, self.minimum]
+        if self.resize == "stretch":
+            sides += [self.height, self.width]
+        if not are_sides(sides):
+            raise InputError(
+                f"height, width, long_side, multiple, minimum are {self.height}, {self.width}, "
+                f"{self.long_side}, {self.multiple}, {self.minimum}; wanted 1 to {MAX_SIDE}"
+            )
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The input's (h, w) for a picture of (height, width) pixels."""
+        if self.height and self.width and self.resize == "stretch":
+            return self.height, self.width
+        scale = self.long_side / max(height, width)
+        least = math.ceil(self.minimum / self.multiple) * self.multiple
+        rounded = [max(least, round(n * scale / self.multiple) * self.multiple)
+                   for n in (height, width)]  # fmt: skip
+        return rounded[0], rounded[1]
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB to (1, 3, h, w) float32, C-contiguous."""
+        x = resize(picture, *self.size(*picture.shape[:2])).astype(np.float32) / 255
+        if self.color == "bgr":
+            x = x[..., ::-1]
+        x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The manifest's ``preprocess`` entry."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "layout": "NCHW float32",
+            "order": "resize, 1/255, normalise",
+        }
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> Preprocess:
+        """Inverse of :meth:`to_manifest`; BundleError when the entry does not fit."""
+        wanted = {f.name for f in fields(cls)} | {"layout", "order"}
+        if not isinstance(entry, Mapping) or set(entry) != wanted:
+            raise BundleError(
+                f"manifest: preprocess has {sorted(entry) if entry else entry!r}; "
+                f"wanted {', '.join(sorted(wanted))}",
+                fix="export the bundle again",
+            )
+        try:
+            own = cls(**{k: v for k, v in entry.items() if k not in ("layout", "order")})
+        except InputError as error:
+            raise BundleError(
+                f"manifest: preprocess: {error}", fix="export the bundle again"
+            ) from error
+        if own.to_manifest() != dict(entry):
+            raise BundleError(
+                "manifest: preprocess names an order or layout that this version does not know",
+                fix="export the bundle again, or update the SDK",
+            )
+        return own
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: Mapping[str, str],
+        name: str,
+        fixed: tuple[int, int] | None = None,
+    ) -> Preprocess:
+        """From an ONNX file's metadata_props (JSON where not plain): ``mean`` and ``std``
+        (required), ``input_size`` ({"width", "height"}: its long side is what pictures are resized
+        to), ``size_multiple``, ``minimum_size``, ``input_layout`` (contains RGB or BGR).
+
+        ``fixed`` is the input's (height, width) where the file fixes it. BundleError names the file
+        and the key.
+        """
+        size = read_json(metadata, name, "input_size", {"width": 512, "height": 512})
+        sides: list[Any] = [*size.values()] if isinstance(size, dict) else [None]
+        if not isinstance(size, dict) or not size or set(size) - {"width", "height"} or not are_sides(sides):
+            raise BundleError(
+                f"{name}: metadata 'input_size' is {metadata['input_size']}; "
+                f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}'
+            )
+        numbers = {}
+        for key in ("size_multiple", "minimum_size"):
+            numbers[key] = read_json(metadata, name, key, 1)
+            if not are_sides([numbers[key]]):
+                raise BundleError(
+                    f"{name}: metadata {key!r} is {numbers[key]!r}; wanted a number, "
+                    f"1 to {MAX_SIDE}"
+                )
+        triples = {}
+        for key in ("mean", "std"):
+            value = read_json(metadata, name, key, None)
+            if value is None:
+                raise BundleError(
+                    f"{name} does not say how to normalise pictures: metadata {key!r} is missing",
+                    fix="add it with "
+                    "onnx.helper.set_model_props(model, {'mean': '[0.485, ...]', ...})",
+                )
+            try:
+                triples[key] = _triple(key, value)
+            except InputError as error:
+                raise BundleError(f"{name}: metadata {key!r}{str(error)[len(key) :]}") from error
+        return cls(
+            mean=triples["mean"],
+            std=triples["std"],
+            color="bgr" if "BGR" in metadata.get("input_layout", "RGB") else "rgb",
+            resize="stretch" if fixed else "long_side",
+            height=fixed[0] if fixed else None,
+            width=fixed[1] if fixed else None,
+            long_side=max(sides),
+            multiple=numbers["size_multiple"],
+            minimum=numbers["minimum_size"],
+        )
+
+
+def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) -> Any:
+    """The JSON value of a metadata key."""
+    text = metadata.get(key)
+    if text is None:
+        return default
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name}: metadata {key!r} is no JSON: {text[:80]!r}") from error
+
+
+def are_sides(values: list[Any]) -> bool:
+    """Whether all are whole numbers that a side in pixels can have."""
+    return all(
+        isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_SIDE for n in values
+    )
+
+
+def _triple(name: str, value: Any) -> tuple[float, float, float]:
+    numbers = [
+        float(n)
+        for n in (value if isinstance(value, (list, tuple)) else ())
+        if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n)
+    ]
+    if len(numbers) != 3 or len(value) != 3 or (name == "std" and min(numbers) <= 0):
+        raise InputError(f"{name} is {value}; wanted three numbers")
+    if max(abs(n) for n in numbers) > 10:
+        raise InputError(
+            f"{name} is {value}; wanted numbers for values in [0, 1]", fix="divide them by 255"
+        )
+    return numbers[0], numbers[1], numbers[2]

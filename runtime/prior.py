@@ -1,0 +1,218 @@
+"""Priors that a device can run: what gives a first, coarse segmentation of a picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.checks import check_count, check_positive
+from runtime.engine import Port, load_engine
+from runtime.errors import BundleError, InputError
+from runtime.preprocess import Preprocess, are_sides, read_json
+from runtime.resize import resize
+
+KMEANS_SAMPLES = 20_000
+
+
+class Engine(Protocol):
+    """What a prior needs of a frozen network (runtime/engine.py, runtime/tensorrt_engine.py)."""
+
+    backend: str
+    inputs: list[Port]
+    metadata: dict[str, str]
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
+
+
+class KMeansPrior:
+    """K-means on CIE Lab colours, softened; no model, deterministic.
+
+    Distances to the cluster centres become probabilities, exp(-d / temperature) normalised.
+
+    Parameters
+    ----------
+    clusters : 1 to 256.
+    temperature : in Lab units (L from 0 to 100).
+    """
+
+    names: list[str] | None = None
+    backend = "opencv-kmeans"
+
+    def __init__(self, clusters: int = 5, temperature: float = 12.0) -> None:
+        self.clusters = check_count("clusters", clusters, 1, 256)
+        self.temperature = check_positive("temperature", temperature)
+
+    def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """(h, w, clusters) float32; fewer clusters when the picture has fewer colours."""
+        import cv2
+
+        lab = cv2.cvtColor(low, cv2.COLOR_RGB2Lab).reshape(-1, 3)
+        picked = np.linspace(0, len(lab) - 1, min(KMEANS_SAMPLES, len(lab))).astype(int)
+        samples = lab[picked]
+        distinct = len(np.unique(samples, axis=0))
+        cv2.setRNGSeed(0)
+        criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
+        count, no_labels = min(self.clusters, distinct), np.zeros(0, np.int32)
+        _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
+        centres = np.asarray(found)
+        centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
+        square = np.maximum(((lab[:, None] - centres[None]) ** 2).sum(-1), 0)
+        score = -np.sqrt(square) / self.temperature
+        score = np.exp(score - score.max(1, keepdims=True))
+        return (score / score.sum(1, keepdims=True)).reshape(*low.shape[:2], -1)
+
+
+class NetworkPrior:
+    """A frozen segmentation network, and how to feed it.
+
+    The input is (1, 3, h, w) float32, the output (1, C, h', w') scores before or after soft-max, or
+    (1, h', w') integer labels.
+
+    Parameters
+    ----------
+    engine : the network.
+    preprocess : from picture to input.
+    names : by class, or None.
+    output : "logits", "probabilities" (the soft-max is in the graph) or "labels".
+    name : for messages.
+
+    Raises
+    ------
+    BundleError : inputs that do not fit; later, outputs that do not.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        preprocess: Preprocess,
+        *,
+        names: list[str] | None = None,
+        output: str = "logits",
+        name: str = "the prior",
+    ) -> None:
+        self.engine, self.preprocess, self.names = engine, preprocess, names
+        self.output, self.name, self.backend = output, name, engine.backend
+        _check_ports(engine.inputs, name)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        imgsz: int | tuple[int, int] | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> NetworkPrior:
+        """An .onnx file whose metadata_props say how to feed it.
+
+        Metadata, JSON where not plain: what :meth:`runtime.preprocess.Preprocess.from_metadata`
+        reads, ``classes`` (list of names), ``output`` (starts with "probabilities" when the
+        soft-max is in the graph).
+
+        Parameters
+        ----------
+        imgsz : input size instead of the metadata's: (height, width), or the long side.
+
+        Raises
+        ------
+        BundleError : no ONNX, or inputs, outputs or metadata that do not fit.
+        """
+        engine, name = load_engine(path, threads=threads, device=device), Path(path).name
+        _check_ports(engine.inputs, name)
+        names = read_json(engine.metadata, name, "classes", None)
+        texts = isinstance(names, list) and all(isinstance(text, str) for text in names)
+        if names is not None and not texts:
+            raise BundleError(f"{name}: metadata 'classes' is {names!r}; wanted a list of names")
+        fixed = fixed_size(engine.inputs[0])
+        preprocess = Preprocess.from_metadata(engine.metadata, name, fixed)
+        if imgsz is not None:
+            preprocess = resized(preprocess, imgsz, fixed, name)
+        soft = engine.metadata.get("output", "").startswith("probabilities")
+        output = "probabilities" if soft else "logits"
+        return cls(engine, preprocess, names=names, output=output, name=name)
+
+    def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """(h', w', C) float32 probabilities, or (h', w') int32 labels."""
+        (out, *_) = self.engine(self.preprocess(picture))
+        return self.guide(out)
+
+    def guide(self, out: np.ndarray) -> np.ndarray:
+        """The network's output as probabilities or labels."""
+        labels = out.dtype.kind in "iu" and out.ndim >= 2
+        if labels and out.size == math.prod(out.shape[-2:]):
+            return out.reshape(out.shape[-2:]).astype(np.int32)
+        if out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
+            raise BundleError(
+                f"{self.name} gave {out.shape}; wanted (1, C, h, w) scores or (1, h, w) labels"
+            )
+        if not np.isfinite(out).all():
+            raise BundleError(f"{self.name} gave NaN or infinite scores for this picture")
+        if self.names is not None and len(self.names) != out.shape[1]:
+            raise BundleError(
+                f"{self.name} gave {out.shape[1]} classes, but names {len(self.names)}"
+            )
+        scores = out[0].astype(np.float32)
+        if self.output != "probabilities":
+            scores = np.exp(scores - scores.max(0))
+        elif scores.min() < 0 or scores.sum(0).min() <= 0:
+            raise BundleError(f"{self.name} calls its output probabilities, but they are none")
+        return np.ascontiguousarray((scores / scores.sum(0)).transpose(1, 2, 0))
+
+
+def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A guide at (height, width): probabilities are averaged or interpolated; labels become the
+    share of each class (unknown pixels leave zeros)."""
+    if guide.ndim == 3:
+        return resize(np.ascontiguousarray(guide, np.float32), height, width)
+    if guide.shape == (height, width):
+        return np.ascontiguousarray(guide, np.int32)
+    out = np.zeros((height, width, int(guide.max()) + 1), np.float32)
+    for k in np.unique(guide[guide >= 0]):  # one at a time: guides may have the picture's size
+        out[..., k] = resize((guide == k).astype(np.float32)[..., None], height, width)[..., 0]
+    return out
+
+
+def resized(
+    preprocess: Preprocess, imgsz: Any, fixed: tuple[int, int] | None, name: str
+) -> Preprocess:
+    """``preprocess`` with an input size that the user chose: (height, width), or the long side."""
+    if fixed is not None:
+        if imgsz not in (fixed, max(fixed)):
+            raise InputError(f"imgsz is {imgsz}, but {name} has a fixed input of {fixed}")
+        return preprocess
+    if not isinstance(imgsz, tuple):
+        return replace(preprocess, resize="long_side", long_side=imgsz, height=None, width=None)
+    if any(n % preprocess.multiple or n < preprocess.minimum for n in imgsz):
+        raise InputError(
+            f"imgsz is {imgsz}; {name} wants multiples of {preprocess.multiple}, "
+            f"at least {preprocess.minimum}"
+        )
+    return replace(preprocess, resize="stretch", height=imgsz[0], width=imgsz[1])
+
+
+def fixed_size(port: Port) -> tuple[int, int] | None:
+    """(height, width) of an NCHW input when both are numbers."""
+    height, width = port.shape[2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def check_imgsz(imgsz: Any) -> None:
+    """(height, width) or the long side, in pixels."""
+    sides = list(imgsz) if isinstance(imgsz, tuple) else [imgsz]
+    if (isinstance(imgsz, tuple) and len(sides) != 2) or not are_sides(sides):
+        raise InputError(f"imgsz is {imgsz!r}; wanted (height, width) or the long side")
+
+
+def _check_ports(inputs: list[Port], name: str) -> None:
+    came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
+    shape = inputs[0].shape if inputs else ()
+    fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype == "tensor(float)"
+    if not fits or any(
+        isinstance(n, int) and n != wanted for n, wanted in zip(shape[:2], (1, 3), strict=True)
+    ):
+        raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32")
