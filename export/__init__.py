@@ -1,3 +1,3 @@
-"""Freezes priors and refinement steps into ONNX files and engines (not written yet)."""
+"""From checkpoints to bundles: freeze, verify, build engines. Command line: python -m export."""
 
 __dist__ = "dynaguide-edge"

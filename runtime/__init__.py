@@ -14,6 +14,7 @@ from runtime.ops import (
 from runtime.options import RefineOptions
 
 __dist__ = "dynaguide-edge"
+__version__ = "0.1.0"
 __all__ = [
     "OnnxEngine",
     "RefineOptions",

@@ -138,7 +138,8 @@ class Preprocess:
         """
         size = read_json(metadata, name, "input_size", {"width": 512, "height": 512})
         sides: list[Any] = [*size.values()] if isinstance(size, dict) else [None]
-        if not isinstance(size, dict) or not size or set(size) - {"width", "height"} or not are_sides(sides):
+        known = isinstance(size, dict) and set(size) <= {"width", "height"}
+        if not known or not sides or not are_sides(sides):
             raise BundleError(
                 f"{name}: metadata 'input_size' is {metadata['input_size']}; "
                 f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}'

@@ -1,0 +1,254 @@
+"""dg-export, or python -m export: from a prior to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from runtime.cli import Parser, run
+from tqdm import tqdm
+
+from runtime.config import PRESETS, RefineConfig
+from runtime.device import parse_device
+from runtime.errors import InputError
+
+_TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export one bundle; returns the exit code: 0 done, 1 failure, 2 usage, 3 verification failed
+    (nothing written), 4 something missing, 5 model file, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(arguments)
+    return run(lambda: _export(args, arguments), as_json=args.json)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "dg-export",
+        description="Freeze a prior and the refinement step into a bundle that a device can trust.",
+        epilog="Sizes are HEIGHT first: 480x640, 480 640, or one number for a square.",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--model",
+        default="kmeans",
+        help="kmeans, segformer, PATH.onnx, or module:function of your own (%(default)s)",
+    )
+    what.add_argument("--weights", type=Path, help="SegFormer checkpoint folder (Hugging Face's)")
+    what.add_argument(
+        "--target",
+        "--format",
+        default="onnx",
+        metavar="LIST",
+        help="onnx, rtx (ahead of time, no GPU needed), trt (on the device), or several: onnx,rtx",
+    )
+    what.add_argument("-o", "--out", type=Path, help="bundle folder (NAME.bundle)")
+    what.add_argument("--imgsz", nargs="+", metavar="N", help="input size; the model's own")
+    what.add_argument("--batch", type=int, default=1, choices=[1], help="pictures at a time")
+    what.add_argument("--opset", type=int, help="of exported modules (18)")
+    what.add_argument(
+        "--simplify", action=argparse.BooleanOptionalAction, default=True, help="by onnxslim"
+    )
+
+    refine = parser.add_argument_group("refinement")
+    refine.add_argument(
+        "--refine",
+        default="residual",
+        choices=[n for n in PRESETS if not n.startswith("dynaseg")],
+        help="whose step is frozen (%(default)s)",
+    )
+    refine.add_argument("--steps", type=int, help="SGD steps that the bundle runs by default")
+    refine.add_argument("--seed", type=int, help="of the initial weights")
+    refine.add_argument("--lr", type=float, help="learning rate")
+    refine.add_argument("--scale", type=float, help="working size over picture size")
+    refine.add_argument(
+        "--init",
+        type=Path,
+        help="safetensors of a network trained before; also writes cnn.onnx",
+    )
+
+    precision = parser.add_argument_group("precision of the prior")
+    precision.add_argument("--half", "--fp16", action="store_true", help="FP16")
+    precision.add_argument(
+        "--int8", action="store_true", help="Q/DQ; with --half the rest is FP16 (needs --data)"
+    )
+    precision.add_argument("--data", type=Path, nargs="+", help="pictures to calibrate with")
+    precision.add_argument("--fraction", type=float, default=1.0, help="of --data to use")
+
+    shapes = parser.add_argument_group("shapes")
+    shapes.add_argument("--dynamic", action="store_true", help="free size, with a profile")
+    for end in ("min", "opt", "max"):
+        shapes.add_argument(f"--{end}-shape", nargs="+", metavar="N", help=f"{end} size")
+
+    build = parser.add_argument_group("engines")
+    build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
+    build.add_argument("--workspace", default="auto", help="GiB (2), MiB (2048M), or auto")
+    build.add_argument("--opt-level", type=int, choices=range(6), help="builder's effort")
+    build.add_argument("--timing-cache", type=Path, help="file, read and written (trt)")
+    build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
+
+    check = parser.add_argument_group("verification")
+    check.add_argument("--pictures", type=Path, nargs="+", help="to verify with; the demo photo")
+    check.add_argument("--min-agreement", type=float, help="least share of equal labels")
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--triton", type=Path, metavar="DIR", help="also a Triton model repository")
+    out.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    out.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _export(args: argparse.Namespace, arguments: list[str]) -> int:
+    targets = [t.strip().lower() for t in args.target.split(",") if t.strip()]
+    targets = list(dict.fromkeys(_TARGETS.get(t, t) for t in targets))
+    imgsz, opt = _size("imgsz", args.imgsz), _size("opt-shape", args.opt_shape)
+    if imgsz and opt and imgsz != opt:
+        raise InputError("imgsz and opt-shape differ", fix="give one of them")
+    if opt and not args.dynamic:
+        raise InputError("opt-shape is for dynamic shapes", fix="add --dynamic, or use --imgsz")
+    names = ("steps", "seed", "lr", "scale")
+    changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+
+    from export.models import load_model
+    from export.pack import ExportOptions, export_bundle, summary, to_json
+    from export.triton import write_repository
+
+    options = ExportOptions(
+        targets=tuple(targets),
+        refine=RefineConfig.preset(args.refine, **changes),
+        imgsz=imgsz or opt,
+        initial=args.init,
+        half=args.half,
+        int8=args.int8,
+        data=tuple(args.data or ()),
+        fraction=args.fraction,
+        pictures=tuple(args.pictures or ()),
+        dynamic=args.dynamic,
+        min_shape=_size("min-shape", args.min_shape),
+        max_shape=_size("max-shape", args.max_shape),
+        opset=args.opset,
+        simplify=args.simplify,
+        compute_capabilities=_capabilities(args.compute_capability),
+        workspace=_workspace(args.workspace),
+        level=args.opt_level,
+        timing_cache=args.timing_cache,
+        device=_gpu(args.device),
+        min_agreement=args.min_agreement,
+        command=shlex.join(["python", "-m", "export", *arguments]),
+    )
+    network = args.model != "kmeans"
+    if args.triton and not network:
+        raise InputError("triton serves networks; kmeans has none", fix="leave --triton out")
+    model = load_model(args.model, args.weights, options.imgsz if network else None)
+    if not model.trained:
+        print(
+            f"WARNING: {model.name} has RANDOM weights: good for trying the tools, its labels mean "
+            "nothing\n  fix: --weights DIR",
+            file=sys.stderr,
+        )
+    out = args.out or Path(f"{model.name}.bundle")
+    with _Bar(args.quiet) as bar:
+        bundle = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
+    if args.triton:
+        write_repository(args.triton, bundle)
+    if args.json:
+        print(to_json(bundle))
+        return 0
+    for line in summary(bundle):
+        print(line)
+    if args.triton:
+        print(f"triton   tritonserver --model-repository {args.triton}")
+    return 0
+
+
+class _Bar:
+    """Lines for the stages, and a bar for each engine: on a terminal; else a line per 10 %."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.terminal, self.shown = quiet, sys.stderr.isatty(), -1
+        self.bar: tqdm | None = None
+
+    def say(self, line: str) -> None:
+        self._finish()
+        if not self.quiet:
+            print(f"{line} ...", file=sys.stderr)
+
+    def progress(self, phase: str, fraction: float) -> None:
+        if self.quiet:
+            return
+        if not self.terminal:
+            tenth = int(10 * fraction)
+            if tenth > self.shown:
+                print(f"  {10 * tenth:3d} % {phase}", file=sys.stderr)
+                self.shown = tenth
+            return
+        if self.bar is None:
+            self.bar = tqdm(total=100, bar_format="  {l_bar}{bar}| {elapsed}", leave=False)
+        self.bar.set_description_str(phase[:40], refresh=False)
+        self.bar.update(100 * fraction - self.bar.n)
+
+    def _finish(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar, self.shown = None, -1
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+
+
+def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
+    """(height, width) of "480x640", "480 640", "480,640" or "640"."""
+    if words is None:
+        return None
+    numbers = re.split(r"[x, ]+", " ".join(words).lower().strip())
+    if len(numbers) not in (1, 2) or not all(n.isdigit() and 0 < int(n) < 2**15 for n in numbers):
+        raise InputError(
+            f"{name} is {' '.join(words)!r}; wanted HEIGHTxWIDTH in pixels, e.g. 480x640"
+        )
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _capabilities(text: str | None) -> tuple[str, ...]:
+    """("8.6", "8.9") of "8.6,8.9" or "86,sm_89"."""
+    out = []
+    for word in (text or "").replace(" ", "").split(","):
+        if not word:
+            continue
+        found = re.fullmatch(r"(?:sm_?)?(\d{1,2})[.]?(\d)", word.lower())
+        if found is None:
+            raise InputError(f"compute-capability is {word!r}; wanted a list such as 8.6,8.9,12.0")
+        out.append(f"{found[1]}.{found[2]}")
+    return tuple(dict.fromkeys(out))
+
+
+def _workspace(text: str) -> int | None:
+    """Bytes of "2", "1.5", "2G", "2048M"; None for auto."""
+    if text.lower() == "auto":
+        return None
+    found = re.fullmatch(r"(\d+(?:[.]\d+)?)(g|gib|gb|m|mib|mb)?", text.lower())
+    size = 0
+    if found is not None:
+        size = int(float(found[1]) * (2**20 if (found[2] or "g").startswith("m") else 2**30))
+    if not 2**20 <= size <= 2**45:
+        raise InputError(f"workspace is {text!r}; wanted GiB (2), MiB (2048M) or auto")
+    return size
+
+
+def _gpu(text: str) -> int:
+    kind, index = parse_device(text)
+    if kind != "cuda":
+        raise InputError(
+            f"device is {text!r}; engines are built on a GPU", fix="--device 0, or leave it out"
+        )
+    return index
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""Nothing leaves unverified: every graph runs beside its PyTorch or NumPy original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.models import PriorModel
+from export.precision import as_rounded_float32, fp16_overflow
+from runtime import network, reference
+from runtime.config import RefineConfig
+from runtime.engine import OnnxEngine
+from runtime.errors import InputError, MissingBackend, VerificationFailed
+from runtime.graph_refiner import GraphRefiner
+from runtime.ops import refine, refine_with
+from runtime.preprocess import Preprocess
+from runtime.resize import resize
+
+# Least share of equal labels, and largest difference relative to the largest score, against FP32.
+AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "int8+fp16": 0.97}
+RELATIVE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int8+fp16": 0.5}
+# Relative l2 error of one step's update against float64. The cluster objectives have kinks that
+# rounding can cross (docs/architecture.md), residual has none.
+UPDATE = {"residual": 5e-5, "dynaguide": 1e-3, "dynaseg": 1e-3}
+SCORES = 1e-4  # absolute, of a soft-max
+REFINED = 0.99  # share of equal labels after the golden number of steps
+SMALL = 72 * 96  # pixels of the float64 comparison, which is slow
+
+
+def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
+    """(H, W, 3) uint8 RGB each; folders stand for the pictures in them, nothing for the demo photo
+    (NASA's portrait of Eileen Collins, public domain, which scikit-image ships).
+
+    Raises
+    ------
+    InputError : no such file, or no picture.
+    """
+    import cv2
+
+    if not paths:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise MissingBackend(
+                "the demo photo comes with scikit-image, which is not installed",
+                fix="name pictures to check with: --pictures FILE...",
+            ) from error
+        return [np.asarray(data.astronaut())]
+    out = []
+    for path in picture_files(paths):
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise InputError(f"{path} cannot be read as a picture")
+        out.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    return out
+
+
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that ``paths`` name, folders by what is in them, in name order."""
+    kinds = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(p for p in path.iterdir() if p.suffix.lower() in kinds)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
+    if not files:
+        raise InputError(f"no pictures in {', '.join(map(str, paths))}; wanted {', '.join(kinds)}")
+    return files
+
+
+def check_prior(
+    model: PriorModel,
+    frozen: bytes,
+    final: bytes,
+    precision: str,
+    preprocess: Preprocess,
+    pictures: Sequence[np.ndarray],
+    min_agreement: float | None = None,
+) -> dict[str, Any]:
+    """The frozen network beside its original, and the lower precision beside FP32.
+
+    Parameters
+    ----------
+    frozen, final : serialised ONNX in FP32, and in ``precision`` (the same for "fp32").
+    pictures : (H, W, 3) uint8 RGB.
+    min_agreement : least share of equal labels of ``final``; the precision's own when None.
+
+    Returns
+    -------
+    ``pictures``, and for "frozen" and, below FP32, for the precision's name: ``agreement`` (the
+    worst picture's), ``max_abs``, ``largest`` score.
+
+    Raises
+    ------
+    VerificationFailed : answers that differ too much, are not finite, or overflow in FP16.
+    """
+    feeds = [preprocess(picture) for picture in pictures]
+    original = _original(model)
+    with OnnxEngine(frozen, name=f"{model.name} in ONNX") as engine:
+        exact = [engine(feed)[0] for feed in feeds]
+    report: dict[str, Any] = {"pictures": len(feeds)}
+    report["frozen"] = _compare([original(f) for f in feeds], exact, "fp32", model.name, None)
+    if precision == "fp32":
+        if min_agreement is not None:
+            _refuse_low(report["frozen"], min_agreement, model.name, "fp32")
+        return report
+    if "fp16" in precision:
+        overflow = fp16_overflow(final, feeds)
+        if overflow:
+            first = overflow[0]
+            raise VerificationFailed(
+                f"{model.name} overflows in FP16: {first.tensor} of {first.node} reaches "
+                f"{first.largest:.3g} on these pictures; FP16 ends at 65504 "
+                f"({len(overflow)} tensors in all)",
+                fix="export without --half",
+            )
+        final = as_rounded_float32(final)  # what a GPU computes, on any provider
+    with OnnxEngine(final, name=f"{model.name} in {precision}") as engine:
+        lower = [engine(feed)[0] for feed in feeds]
+    report[precision] = _compare(exact, lower, precision, model.name, min_agreement)
+    return report
+
+
+def _original(model: PriorModel) -> Any:
+    """The network before freezing, as a function of the input array."""
+    if model.onnx is not None:
+        engine = OnnxEngine(model.onnx, name=model.name)
+        return lambda feed: engine(feed)[0]
+    import torch
+
+    def run(feed: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model.module(torch.from_numpy(feed)).numpy()  # type: ignore[misc]
+
+    return run
+
+
+def _compare(
+    wanted: Sequence[np.ndarray],
+    came: Sequence[np.ndarray],
+    precision: str,
+    name: str,
+    min_agreement: float | None,
+) -> dict[str, float]:
+    """Worst picture's agreement, largest difference and largest score; refused when too far."""
+    agreement, furthest, largest = 1.0, 0.0, 0.0
+    for one, two in zip(wanted, came, strict=True):
+        if one.shape != two.shape:
+            raise VerificationFailed(f"{name} in {precision} gives {two.shape}, wanted {one.shape}")
+        if not np.isfinite(two.astype(np.float64)).all():
+            raise VerificationFailed(
+                f"{name} in {precision} gives NaN or infinite scores", fix="export it in FP32"
+            )
+        scores = one.dtype.kind == "f" and one.ndim == 4
+        labels = [x.argmax(1) if scores else x for x in (one, two)]
+        agreement = min(agreement, float((labels[0] == labels[1]).mean()))
+        difference = np.abs(one.astype(np.float64) - two.astype(np.float64))
+        furthest = max(furthest, float(difference.max()) if scores else 0.0)
+        largest = max(largest, float(np.abs(one).max()))
+    report = {"agreement": agreement, "max_abs": furthest, "largest": largest}
+    _refuse_low(report, min_agreement or AGREEMENT[precision], name, precision)
+    if furthest > RELATIVE[precision] * max(largest, 1e-3):
+        raise VerificationFailed(
+            f"{name} in {precision} differs by {furthest:.3g} where scores reach {largest:.3g}; "
+            f"wanted at most {RELATIVE[precision]:g} of that",
+            fix="export it in FP32" if precision != "fp32" else "report this network",
+        )
+    return report
+
+
+def _refuse_low(report: dict[str, float], least: float, name: str, precision: str) -> None:
+    if report["agreement"] < least:
+        raise VerificationFailed(
+            f"{name} in {precision}: {report['agreement']:.2%} of the labels agree with the "
+            f"original; wanted {least:.2%}",
+            fix="leave --half or --int8 out, give --data more pictures, or lower --min-agreement",
+        )
+
+
+def check_refinement(
+    config: RefineConfig,
+    step: bytes,
+    final: bytes,
+    low: np.ndarray,
+    guide: np.ndarray,
+    initial: network.State | None,
+    steps: int,
+) -> dict[str, float]:
+    """The refinement graphs beside runtime/reference.py in float64 and beside the native core.
+
+    Parameters
+    ----------
+    low : (h, w, 3) float32 RGB in [0, 1], the picture at working size; ``guide`` as it is refined.
+    initial : state to start from for all classes of the guide; the seed's when None.
+    steps : of the comparison with the core.
+
+    Returns
+    -------
+    ``update`` relative l2 error of one step's change of weights, ``scores`` largest difference of
+    the map, ``agreement`` with the core's labels after ``steps``.
+
+    Raises
+    ------
+    VerificationFailed : one of them is too large.
+    """
+    with OnnxEngine(step, name="refine_step") as one, OnnxEngine(final, name="refine_map") as two:
+        report = _check_step(config, one, two, low, guide, initial)
+
+        def graphs(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
+            count = None if classes is None else len(classes)
+            refiner = GraphRefiner(one, two, config, height=height, width=width, classes=count)
+            if initial is not None:
+                refiner.load_state_dict(network.select_classes(config, initial, classes))
+            return refiner
+
+        short = config.options() | {"steps": steps}
+        wanted = guide if config.objective != "dynaseg" else None
+        run = RefineConfig(**short)
+        ours = refine_with(graphs, run, low, wanted, warm=initial is not None)
+        core = refine(low, wanted, initial=initial, **short)
+    report["agreement"] = float((ours.labels == core.labels).mean())
+    if report["agreement"] < REFINED:
+        raise VerificationFailed(
+            f"refine_step.onnx: {report['agreement']:.2%} of the labels agree with the native core "
+            f"after {steps} steps; wanted {REFINED:.0%}"
+        )
+    return report
+
+
+def _check_step(
+    config: RefineConfig,
+    step: OnnxEngine,
+    final: OnnxEngine,
+    low: np.ndarray,
+    guide: np.ndarray,
+    initial: network.State | None,
+) -> dict[str, float]:
+    """One step on a small picture beside float64."""
+    scale = min(1.0, (SMALL / (low.shape[0] * low.shape[1])) ** 0.5)
+    h, w = (max(2, round(n * scale)) for n in low.shape[:2])
+    image = np.ascontiguousarray(resize(low, h, w))
+    if guide.ndim == 2:
+        rows, columns = (np.linspace(0, n - 1, m).astype(int) for n, m in
+                         zip(guide.shape, (h, w), strict=True))  # fmt: skip
+        small = np.ascontiguousarray(guide[np.ix_(rows, columns)])
+    else:
+        small = np.ascontiguousarray(resize(guide, h, w))
+    kept: dict[str, Any] = {}
+
+    class Recorder(GraphRefiner):
+        """Keeps what it was given, so that the reference gets exactly the same."""
+
+        def run(self, image: np.ndarray, guide: Any = None, **options: Any) -> Any:
+            kept.update(guide=guide, before=self.state_dict())
+            result = super().run(image, guide, steps=1, warm=True)
+            kept.update(after=self.state_dict(), scores=result.scores)
+            return result
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
+        count = None if classes is None else len(classes)
+        refiner = Recorder(step, final, config, height=height, width=width, classes=count)
+        if initial is not None:
+            refiner.load_state_dict(network.select_classes(config, initial, classes))
+        return refiner
+
+    wanted_guide = None if config.objective == "dynaseg" else small
+    refine_with(make, config, image, wanted_guide)
+    used = kept["guide"]
+    if used is not None and used.ndim == 3 and config.objective == "dynaguide":
+        if not config.soft_guide:
+            used = np.where(used.sum(-1) > 0, used.argmax(-1), -1).astype(np.int32)
+    exact = used if used is None or used.ndim == 2 else used.astype(np.float64)
+    scores, _, _, _, _, after = reference.run(
+        config, kept["before"], image.astype(np.float64), exact, steps=1
+    )
+    names = [k for k in after if not k.startswith("momentum.") and "num_batches" not in k]
+    change = [(after[k] - kept["before"][k].astype(np.float64)).ravel() for k in names]
+    error = [(after[k] - kept["after"][k].astype(np.float64)).ravel() for k in names]
+    report = {
+        "update": float(np.linalg.norm(np.concatenate(error)))
+        / max(float(np.linalg.norm(np.concatenate(change))), 1e-12),
+        "scores": float(np.abs(scores - kept["scores"]).max()),
+    }
+    if not report["update"] <= UPDATE[config.objective] or not report["scores"] <= SCORES:
+        raise VerificationFailed(
+            f"refine_step.onnx: one step's update is {report['update']:.2g} from float64 (relative;"
+            f" wanted {UPDATE[config.objective]:g}), its scores {report['scores']:.2g} "
+            f"(wanted {SCORES:g})"
+        )
+    return report
+
+
+def check_cnn(
+    config: RefineConfig, cnn: bytes, state: network.State, low: np.ndarray, guide: np.ndarray
+) -> dict[str, float]:
+    """cnn.onnx, weights baked in and running statistics, beside runtime/reference.py in float64."""
+    scale = min(1.0, (SMALL / (low.shape[0] * low.shape[1])) ** 0.5)
+    h, w = (max(2, round(n * scale)) for n in low.shape[:2])
+    image = np.ascontiguousarray(resize(low, h, w))
+    wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
+    feeds, prior, x = [image.transpose(2, 0, 1)[None]], None, image.astype(np.float64)
+    if config.objective == "residual":
+        small = np.ascontiguousarray(resize(guide, h, w))
+        feeds.append(small.transpose(2, 0, 1)[None])
+        present = small.any((0, 1))
+        prior = np.where(present, np.log(np.maximum(small.astype(np.float64), 1e-4)), -1e30)
+        x = reference.residual_input(x)
+    wanted, _, _ = reference.softmax(reference.forward(config, wide, x, prior, True)[0])
+    with OnnxEngine(cnn, name="cnn") as engine:
+        came = engine(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
+    furthest = float(np.abs(wanted - came).max())
+    if furthest > SCORES:
+        raise VerificationFailed(f"cnn.onnx: scores are {furthest:.2g} from float64; {SCORES:g}")
+    return {"scores": furthest}

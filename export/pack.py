@@ -1,0 +1,453 @@
+"""From a prior to a bundle: freeze, verify, build engines, write all or nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import runtime
+from export import check
+from export.models import PriorModel
+from export.precision import to_half, to_int8
+from export.refine_step import build_map, build_step
+from export.to_onnx import freeze, frozen_preprocess
+from runtime import build as engines
+from runtime import golden, network
+from runtime.bundle import (
+    SCHEMA,
+    Bundle,
+    check_replaceable,
+    file_entry,
+    ports_entry,
+    write_bundle,
+)
+from runtime.config import RefineConfig
+from runtime.engine import OnnxEngine
+from runtime.errors import InputError, MissingBackend
+from runtime.ops import Refiner
+from runtime.preprocess import Preprocess
+from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
+
+TARGETS = ("onnx", "rtx", "trt")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is exported beside the prior itself.
+
+    Parameters
+    ----------
+    targets : of "onnx", "rtx" (TensorRT for RTX, ahead of time) and "trt" (TensorRT, on the
+        device).
+    refine : the refinement whose step is frozen.
+    imgsz : (height, width) the bundle is meant for; the model's own when None. Engines are made for
+        this size, refinement engines for ``refine.working_size`` of it.
+    initial : safetensors file with the refinement network's weights, trained beforehand.
+    half, int8 : precision of the prior; both together are INT8 with the rest in FP16.
+    data : pictures to calibrate INT8 with.
+    pictures : pictures to verify with; the demo photo when empty.
+    dynamic, min_shape, max_shape : free input size, and the profile's ends; (height, width).
+    compute_capabilities : of the GPUs that "rtx" builds for.
+    workspace, level, timing_cache, device : of the engine builder.
+    min_agreement : least share of labels equal to the original's.
+    """
+
+    targets: tuple[str, ...] = ("onnx",)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    imgsz: tuple[int, int] | None = None
+    initial: Path | None = None
+    half: bool = False
+    int8: bool = False
+    data: tuple[Path, ...] = ()
+    fraction: float = 1.0
+    pictures: tuple[Path, ...] = ()
+    dynamic: bool = False
+    min_shape: tuple[int, int] | None = None
+    max_shape: tuple[int, int] | None = None
+    opset: int | None = None
+    simplify: bool = True
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    level: int | None = None
+    timing_cache: Path | None = None
+    device: int = 0
+    min_agreement: float | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(f"target is {unknown or 'empty'}; wanted some of {TARGETS}")
+        if self.int8 and not self.data:
+            raise InputError(
+                "int8 needs pictures to calibrate with, like those it will see", fix="--data DIR"
+            )
+        if self.data and not self.int8:
+            raise InputError("data is for int8 only", fix="add --int8, or leave --data out")
+        if (self.min_shape or self.max_shape) and not self.dynamic:
+            raise InputError("min-shape and max-shape are for dynamic shapes", fix="add --dynamic")
+        if self.dynamic and set(self.targets) != {"onnx"} and not (
+            self.min_shape and self.max_shape
+        ):  # fmt: skip
+            raise InputError(
+                "dynamic engines need the smallest and the largest size",
+                fix="e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
+            )
+        if self.compute_capabilities and "rtx" not in self.targets:
+            raise InputError(
+                "compute-capability is for target rtx; trt builds for the GPU it runs on",
+                fix="leave it out, or add --target rtx",
+            )
+        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
+            raise InputError(f"min-agreement is {self.min_agreement}; wanted above 0, at most 1")
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"fraction is {self.fraction}; wanted above 0, at most 1")
+
+    @property
+    def precision(self) -> str:
+        """Of the prior, as the manifest says it."""
+        return {(0, 0): "fp32", (1, 0): "fp16", (0, 1): "int8", (1, 1): "int8+fp16"}[
+            (int(self.half), int(self.int8))
+        ]
+
+
+def export_bundle(
+    model: PriorModel,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    say: Say = lambda line: None,
+    progress: engines.Progress | None = None,
+) -> Bundle:
+    """Freeze ``model`` and the refinement network into a bundle at ``out``.
+
+    Parameters
+    ----------
+    say : called with a line before each long piece of work.
+    progress : called as progress(phase, fraction) while an engine is built.
+
+    Raises
+    ------
+    VerificationFailed : an answer too far from the original's; nothing is written.
+    MissingBackend : something is not installed. When only TensorRT or its GPU is missing, the
+        bundle has been written without those engines.
+    InputError, BundleError : a model, picture or option that cannot be used.
+    """
+    options, out = options or ExportOptions(), Path(out)
+    check_replaceable(out)
+    engines.check_targets(options.targets, options.compute_capabilities)
+    config = options.refine
+    pictures = check.read_pictures(options.pictures)
+    graphs: dict[str, bytes] = {}
+    details: dict[str, dict[str, Any]] = {}
+    verification: dict[str, Any] = {"pictures": _names(options.pictures)}
+    preprocess: Preprocess | None = None
+    if model.preprocess is None:
+        if options.half or options.int8:
+            raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
+        prior: Any = KMeansPrior()
+        size = options.imgsz or (480, 640)
+    else:
+        say(f"freeze {model.name}")
+        size = options.imgsz or model.preprocess.size(1, 1)
+        preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
+        frozen = freeze(
+            model,
+            imgsz=options.imgsz,
+            dynamic=options.dynamic,
+            opset=options.opset,
+            simplify=options.simplify,
+        )
+        graphs["prior"], details["prior"] = _lower(frozen, preprocess, options, say)
+        if "calibration" in details["prior"]:
+            verification["calibration"] = details["prior"].pop("calibration")
+        say(f"verify the prior on {len(pictures)} pictures")
+        verification["prior"] = check.check_prior(
+            model,
+            frozen,
+            graphs["prior"],
+            options.precision,
+            preprocess,
+            pictures,
+            options.min_agreement,
+        )
+        engine = OnnxEngine(graphs["prior"], name="prior.onnx")
+        prior = NetworkPrior(
+            engine, preprocess, names=model.names, output=model.output, name=model.name
+        )
+
+    low = golden.working_picture(pictures[0], config)
+    guide = as_probabilities(np.asarray(prior(pictures[0], low)), *low.shape[:2])
+    classes = _classes(model, guide)
+    say(f"emit and verify the {config.objective} step")
+    graphs["refine_step"] = build_step(config).SerializeToString()
+    graphs["refine_map"] = build_map(config).SerializeToString()
+    channels = classes if config.objective == "residual" else config.channels or 1
+    initial, trained = _initial(options.initial, config, channels)
+    start = initial if trained else None
+    steps = min(config.steps or 0, golden.STEPS)
+    verification["refine"] = check.check_refinement(
+        config, graphs["refine_step"], graphs["refine_map"], low, guide, start, steps
+    )
+    if trained:
+        graphs["cnn"] = build_map(config, state=initial).SerializeToString()
+        verification["cnn"] = check.check_cnn(config, graphs["cnn"], initial, low, guide)
+
+    files = {f"{name}.onnx": data for name, data in graphs.items()}
+    files["init.safetensors"] = _tensors(initial)
+    arrays, golden_steps = golden.make(
+        pictures[0], prior, config, native(config, start), warm=trained
+    )
+    files["golden/000.safetensors"] = _tensors(arrays)
+    files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()
+    manifest = {
+        "schema": SCHEMA,
+        "name": out.name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sdk": runtime.__version__,
+        "model": {"name": model.name, "trained": model.trained},
+        "prior": {"kind": "network", "output": model.output}
+        if preprocess
+        else {"kind": "kmeans", "clusters": prior.clusters, "temperature": prior.temperature},
+        "preprocess": preprocess.to_manifest() if preprocess else None,
+        "classes": model.names,
+        "graphs": {
+            name: _graph_entry(name, data, details.get(name, {})) for name, data in graphs.items()
+        },
+        "refine": asdict(config) | {"offsets": list(config.offsets)},
+        "init": file_entry("init.safetensors", files["init.safetensors"]),
+        "engines": [],
+        "golden": [
+            file_entry("golden/000.safetensors", files["golden/000.safetensors"])
+            | {"steps": golden_steps}
+        ],
+        "verification": verification,
+        "recipe": {
+            "command": options.command,
+            "targets": list(options.targets),
+            "compute_capabilities": list(options.compute_capabilities),
+            "workspace": options.workspace,
+            "level": options.level,
+            "dynamic": options.dynamic,
+            "shapes": {
+                name: _shapes(name, data, options, size, classes) for name, data in graphs.items()
+            },
+        },
+        "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": model.licence},
+    }
+    missing = _build_engines(manifest, graphs, files, options, say, progress)
+    say(f"write {out}")
+    bundle = write_bundle(out, manifest, files)
+    if missing is not None:
+        raise MissingBackend(
+            f"{out} is written and verified, without its TensorRT engines: "
+            f"{str(missing).splitlines()[0]}",
+            fix=f"{missing.fix}\n  then: python -m runtime build {out}",
+        )
+    return bundle
+
+
+def native(config: RefineConfig, initial: network.State | None) -> golden.Make:
+    """Makes the native core's Refiner for the classes of a picture."""
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
+        count = None if classes is None else len(classes)
+        refiner = Refiner(height, width, classes=count, **config.options())
+        if initial is not None:
+            refiner.load_state_dict(network.select_classes(config, initial, classes))
+        return refiner
+
+    return make
+
+
+def _lower(
+    frozen: bytes, preprocess: Preprocess, options: ExportOptions, say: Say
+) -> tuple[bytes, dict[str, Any]]:
+    """The prior in the precision asked for, and what the manifest says of it."""
+    if options.int8:
+        files = check.picture_files(options.data)
+        files = files[: max(1, round(len(files) * options.fraction))]
+        say(f"calibrate INT8 on {len(files)} pictures")
+        feeds = (preprocess(check.read_pictures([file])[0]) for file in files)
+        data, receipt = to_int8(frozen, feeds, half=options.half)
+        digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in files]
+        return data, {
+            "precision": options.precision,
+            "kept_fp32": receipt["kept"],
+            "calibration": {"method": receipt["method"], "sha256": digests},
+        }
+    if options.half:
+        say("convert to FP16")
+        data, kept = to_half(frozen)
+        return data, {"precision": "fp16", "kept_fp32": kept}
+    return frozen, {}
+
+
+def _classes(model: PriorModel, guide: np.ndarray) -> int:
+    if model.names:
+        return len(model.names)
+    return guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
+
+
+def _initial(path: Path | None, config: RefineConfig, classes: int) -> tuple[network.State, bool]:
+    """The weights to start from, and whether they were trained beforehand."""
+    if path is None:
+        return network.initial_state(config, classes), False
+    from runtime.bundle import load_tensors
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    state = load_tensors(data, path.name)
+    flat = network.flatten(config, classes, state)
+    return network.unflatten(config, classes, *flat), True
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    return [path.name for path in paths] or ["the demo photo"]
+
+
+def _graph_entry(name: str, data: bytes, detail: dict[str, Any]) -> dict[str, Any]:
+    import onnx
+
+    model = onnx.load_from_string(data)
+    with OnnxEngine(data, name=f"{name}.onnx") as engine:
+        inputs, outputs = ports_entry(engine.inputs), ports_entry(engine.outputs)
+    entry = file_entry(f"{name}.onnx", data) | {
+        "opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "precision": "fp32",
+        "kept_fp32": [],
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+    return entry | detail
+
+
+def _shapes(
+    name: str, data: bytes, options: ExportOptions, size: tuple[int, int], classes: int
+) -> dict[str, list[list[int]]]:
+    """Least, usual and largest shape of each input that has free dimensions."""
+    sizes = [options.min_shape or size, size, options.max_shape or size]
+    if name != "prior":
+        sizes = [options.refine.working_size(*s) for s in sizes]
+    config = options.refine
+    parameters, buffers = network.shapes(
+        config, classes if config.objective == "residual" else config.channels or 1
+    )
+    lengths = {
+        "classes": classes,
+        "parameters": sum(int(np.prod(s)) for s in parameters.values()),
+        "buffers": sum(int(np.prod(s)) for s in buffers.values()),
+    }
+    out = {}
+    with OnnxEngine(data, name=f"{name}.onnx") as engine:
+        ports = engine.inputs
+    for port in ports:
+        if all(isinstance(n, int) for n in port.shape):
+            continue
+        three = []
+        for height, width in sizes:
+            free = iter((height, width))
+            three.append(
+                [
+                    n if isinstance(n, int) else lengths[n] if n in lengths else next(free)
+                    for n in port.shape
+                ]
+            )
+        out[port.name] = three
+    return out
+
+
+def _build_engines(
+    manifest: dict[str, Any],
+    graphs: dict[str, bytes],
+    files: dict[str, bytes],
+    options: ExportOptions,
+    say: Say,
+    progress: engines.Progress | None,
+) -> MissingBackend | None:
+    """Add the engines that this machine can build; what is missing for the others."""
+    missing = None
+    cache = options.timing_cache
+    for target in options.targets:
+        if target == "onnx":
+            continue
+        try:
+            entries = engines.wanted_engines(manifest, graphs, target, device=options.device)
+        except MissingBackend as error:
+            missing = error
+            continue
+        times = None
+        if cache is not None and target == "trt":
+            times = cache.read_bytes() if cache.is_file() else b""
+        for entry in entries:
+            say(f"build {entry['graph']} for {target}")
+            whole, plan, times = engines.build(
+                entry,
+                graphs[entry["graph"]],
+                manifest["graphs"][entry["graph"]]["precision"],
+                device=options.device,
+                timing_cache=times,
+                progress=progress,
+            )
+            manifest["engines"].append(whole)
+            files[whole["file"]] = plan
+        if times and cache is not None:
+            cache.write_bytes(times)
+    return missing
+
+
+def summary(bundle: Bundle) -> list[str]:
+    """The last lines of an export: artifact, verification, receipt, next command."""
+    manifest = bundle.manifest
+    entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]
+    size = sum(e["size"] for e in [*entries, manifest["init"], manifest["licence"]])
+    lines = [
+        f"saved    {bundle.path}/  ({size / 1e6:.1f} MB, {len(manifest['graphs'])} graphs, "
+        f"{len(manifest['engines'])} engines)"
+    ]
+    done = manifest["verification"]
+    for precision, numbers in done.get("prior", {}).items():
+        if isinstance(numbers, dict):
+            against = "original" if precision == "frozen" else "fp32"
+            lines.append(
+                f"verify   prior {'fp32' if precision == 'frozen' else precision} vs {against}: "
+                f"{numbers['agreement']:.2%} of labels agree, max |d| {numbers['max_abs']:.2g}  ok"
+            )
+    refine = done["refine"]
+    lines.append(
+        f"verify   {manifest['refine']['objective']} step vs float64: update "
+        f"{refine['update']:.1e} relative; vs native core: {refine['agreement']:.2%} of labels  ok"
+    )
+    for engine in manifest["engines"]:
+        layers = engine["receipt"]["layers"]
+        total = max(1, sum(layers.values()))
+        shares = ", ".join(f"{n / total:.0%} {kind}" for kind, n in sorted(layers.items()))
+        where = ",".join(engine["compute_capabilities"]) or "this GPU"
+        lines.append(
+            f"receipt  {engine['graph']} {engine['runtime']} {engine['version']} for {where}: "
+            f"{shares} ({total} layers, by the {engine['receipt']['source']})"
+        )
+    if not manifest["model"]["trained"]:
+        lines.append("warning  the prior has RANDOM weights: its labels mean nothing (--weights)")
+    lines.append(f"next     python -m sdk predict PICTURE --prior {bundle.path}")
+    return lines
+
+
+def to_json(bundle: Bundle) -> str:
+    """One JSON document about an exported bundle."""
+    return json.dumps({"bundle": str(bundle.path), "manifest": bundle.manifest}, indent=1)

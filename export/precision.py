@@ -1,0 +1,525 @@
+"""Lower precision, written into the graph: FP16 and INT8 networks for strongly typed engines.
+
+What the ONNX file says is what every runtime computes, so one file serves ONNX Runtime, TensorRT 10
+and 11 and TensorRT for RTX, and what was checked is what is shipped.
+
+ONNX Runtime's CPU provider is no check of an FP16 graph: on x86 (seen with 1.31, at every
+optimisation level) it computes in FP32 and leaves out the rounding between operators, so a value of
+240,000 that is infinite on a GPU passes. :func:`as_rounded_float32` makes the rounding explicit,
+which ONNX Runtime keeps from 1.17 on, and :func:`fp16_overflow` looks at the magnitudes themselves.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from runtime.engine import OnnxEngine
+from runtime.errors import BundleError, InputError, MissingBackend
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+HALF_MAX = 65504.0
+LIMIT = HALF_MAX / 2  # headroom for pictures that were not tried
+# Sums over many elements, and functions that leave half's range or lose its 11 bits.
+KEPT = frozenset(
+    "BatchNormalization CumSum Exp GlobalAveragePool GlobalLpPool GridSample GroupNormalization "
+    "InstanceNormalization LayerNormalization Log LogSoftmax LpNormalization LRN "
+    "MeanVarianceNormalization Pow RMSNormalization Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare RoiAlign "
+    "Softmax Softplus Sqrt".split()
+)
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+_QUANTISED = ("Conv", "MatMul", "Gemm")
+_SHAPE_OF = ("Shape", "Size")  # their answer does not depend on the values of the input
+_TYPED = ("to", "dtype", "output_datatype")  # attributes that fix the type of an output
+
+
+class Overflow(NamedTuple):
+    """A tensor that FP16 cannot hold, or not with headroom."""
+
+    tensor: str
+    node: str
+    largest: float
+
+
+def to_half(data: bytes) -> tuple[bytes, list[str]]:
+    """The network in FP16, with FP32 inputs and outputs.
+
+    Normalisations, soft-max, reductions and powers stay FP32 (:data:`KEPT`), and so do shape
+    arithmetic, nodes next to Q/DQ, nodes with constants that FP16 cannot hold (beyond 65504, or so
+    small that they lose more than twice the precision of a normal FP16 number), and element-wise
+    nodes in between.
+
+    Parameters
+    ----------
+    data : serialised ONNX, FP32, no control flow, no external data.
+
+    Returns
+    -------
+    The serialised network, and the nodes that stay FP32, in graph order: "name (operator)" or
+    "name (operator: why)".
+
+    Raises
+    ------
+    InputError : the network has If, Loop or Scan, or FP16 already.
+    BundleError : no ONNX, or one whose types cannot be inferred.
+    """
+    from onnx import TensorProto, helper
+
+    model, types = _typed(data)
+    graph = model.graph
+    if TensorProto.FLOAT16 in types.values():
+        raise InputError("the network has FP16 tensors already; wanted FP32", fix="drop --half")
+    why = _kept(model, types)
+
+    # Which form of each FP32 tensor is made, and which are wanted
+    nothing: tuple[set[int], set[int]] = (set(), set())
+    ports = {
+        node.name: nothing if why.get(node.name, "") else _half_ports(node, model, types)
+        for node in graph.node
+    }
+    outputs = {value.name for value in graph.output}
+    other: dict[str, str] = {}  # tensor -> name of its second form
+    taken, made_half = set(types), set()
+    wanted_half, wanted_float = set(), set(outputs)
+    for node in graph.node:
+        takes, gives = ports[node.name]
+        for i, name in enumerate(node.input):
+            (wanted_half if i in takes else wanted_float).add(name)
+        made_half |= {node.output[i] for i in gives}
+
+    def second(name: str) -> str:
+        if name not in other:
+            other[name] = name + ("_float" if name in made_half - outputs else "_half")
+            while other[name] in taken:
+                other[name] += "_"
+            taken.add(other[name])
+        return other[name]
+
+    def form(name: str, half: bool) -> str:
+        """The name of a tensor in the form wanted; an output's own name is always FP32's."""
+        return name if half == (name in made_half - outputs) else second(name)
+
+    def casts(name: str) -> Iterator[NodeProto]:
+        """From the form of ``name`` that is made to the other one, where it is wanted."""
+        is_half = name in made_half
+        if types.get(name) == TensorProto.FLOAT and name in (
+            wanted_float if is_half else wanted_half
+        ):
+            to = TensorProto.FLOAT if is_half else TensorProto.FLOAT16
+            start, end = form(name, is_half), form(name, not is_half)
+            yield helper.make_node("Cast", [start], [end], name=f"cast_{end}", to=to)
+
+    nodes = [cast for value in graph.input for cast in casts(value.name)]
+    for node in graph.node:
+        takes, gives = ports[node.name]
+        made = list(node.output)
+        node.input[:] = [
+            form(name, i in takes) if types.get(name) == TensorProto.FLOAT else name
+            for i, name in enumerate(node.input)
+        ]
+        node.output[:] = [form(name, True) if i in gives else name for i, name in enumerate(made)]
+        nodes += [node, *(cast for name in made for cast in casts(name))]
+    tensors = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in wanted_float:
+            tensors.append(tensor)
+        if tensor.data_type == TensorProto.FLOAT and tensor.name in wanted_half:
+            tensors.append(_as_half(tensor, form(tensor.name, True)))
+    _replace(graph, nodes, tensors)
+    return _checked(model), [
+        f"{name} ({reason})" for name, reason in why.items() if reason and reason not in _QDQ
+    ]
+
+
+def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
+    """An FP16 network as an FP32 one that gives FP16's answers on any provider.
+
+    Every operator computes in FP32, and each of its outputs that is FP16 in ``data`` is rounded to
+    FP16, overflow to infinity included: what a GPU does that accumulates in FP32. Needs ONNX
+    Runtime 1.17: earlier ones leave out the rounding.
+
+    Parameters
+    ----------
+    rounded : False leaves out the rounding, to see by how much a value is out of range.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    model, types = _typed(data)
+    graph = model.graph
+    nodes = []
+    for node in graph.node:
+        halves = [name for name in node.output if types.get(name) == TensorProto.FLOAT16]
+        to_half_already = node.op_type == "Cast" and bool(halves)
+        if not rounded and to_half_already:
+            next(a for a in node.attribute if a.name == "to").i = TensorProto.FLOAT
+        if not rounded or not halves:
+            nodes.append(node)
+            continue
+        node.output[:] = [f"{name}/exact" if name in halves else name for name in node.output]
+        nodes.append(node)
+        for name in halves:
+            last = f"{name}/exact"
+            if not to_half_already:
+                nodes.append(
+                    helper.make_node("Cast", [last], [f"{name}/16"], to=TensorProto.FLOAT16)
+                )
+                last = f"{name}/16"
+            nodes.append(helper.make_node("Cast", [last], [name], to=TensorProto.FLOAT))
+    tensors = []
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor = numpy_helper.from_array(array, tensor.name)
+        tensors.append(tensor)
+    _replace(graph, nodes, tensors)
+    return _checked(model)
+
+
+def fp16_overflow(
+    data: bytes, feeds: Iterable[np.ndarray], *, limit: float = LIMIT
+) -> list[Overflow]:
+    """Where an FP16 network comes near the end of FP16's range, whatever the provider hides.
+
+    Parameters
+    ----------
+    data : the network in FP16 (:func:`to_half`); an FP32 one has nothing to overflow.
+    feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
+    limit : largest magnitude allowed, by default half of FP16's.
+
+    Returns
+    -------
+    The FP16 tensors whose largest magnitude, computed in FP32, is above ``limit`` or not finite, in
+    graph order, so that the first is the cause.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    half, types = _typed(data)
+    made = [
+        (name, node.name)
+        for node in half.graph.node
+        for name in node.output
+        if types.get(name) == TensorProto.FLOAT16
+    ]
+    if not made:
+        return []
+    wide = _parse(as_rounded_float32(data, rounded=False))
+    graph = wide.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat/shape"))
+    for name, _ in made:  # one number for each tensor, so that none has to be stored
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [f"{name}/abs"]),
+                helper.make_node("Reshape", [f"{name}/abs", "flat/shape"], [f"{name}/flat"]),
+                helper.make_node("ReduceMax", [f"{name}/flat"], [f"{name}/max"], keepdims=1),
+            ]
+        )
+    graph.node.append(
+        helper.make_node("Concat", [f"{name}/max" for name, _ in made], ["all/max"], axis=0)
+    )
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("all/max", TensorProto.FLOAT, [len(made)]))
+    largest = np.zeros(len(made))
+    with OnnxEngine(wide.SerializeToString(), name="the magnitudes of the FP16 network") as engine:
+        for feed in feeds:
+            here = engine(feed)[0]
+            largest = np.maximum(largest, np.where(np.isfinite(here), here, np.inf))
+    return [
+        Overflow(name, node, float(value))
+        for (name, node), value in zip(made, largest, strict=True)
+        if value > limit
+    ]
+
+
+def to_int8(
+    data: bytes, feeds: Iterable[np.ndarray], *, half: bool = False
+) -> tuple[bytes, dict[str, Any]]:
+    """The network with Q/DQ before convolutions and matrix products with constant weights.
+
+    Symmetric, per channel for weights, biases in FP32, as TensorRT wants them. The range of an
+    activation is the mean over the pictures of its largest magnitude. Only inputs are quantised, so
+    that each value is rounded once; convolutions in groups stay as they are: they gain little and
+    lose most. A trained ESPNetv2 (6 pictures, calibrated with 16 others) keeps 94 % of its FP32
+    labels this way; 92 % with the overall largest magnitude instead of the mean, 91 % with groups,
+    74 % with the overall largest magnitude, groups and quantised outputs.
+
+    Parameters
+    ----------
+    data : serialised ONNX, FP32, of fixed input size.
+    feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
+    half : the rest in FP16; operators next to Q/DQ and their scales stay FP32, so that engines
+        recognise the pattern DQ - operator - Q.
+
+    Returns
+    -------
+    The serialised network, and what was done: ``method``, ``pictures``, ``quantised`` (nodes) and
+    ``kept`` (FP32 nodes, with ``half``).
+
+    Raises
+    ------
+    InputError : no pictures, an input of free size, or nothing to quantise.
+    """
+    from onnx import helper
+
+    try:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+    except ImportError as error:
+        raise MissingBackend(
+            f"ONNX Runtime's quantisation is needed for --int8, but {error}",
+            fix="pip install 'dynaguide-edge[export]'",
+        ) from error
+
+    class Pictures(CalibrationDataReader):
+        """ONNX Runtime's way of asking for the next picture."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.count, self.feeds = name, 0, iter(feeds)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            feed = next(self.feeds, None)
+            self.count += feed is not None
+            return None if feed is None else {self.name: feed}
+
+    model = _parse(data, named=True)
+    value = model.graph.input[0]
+    if not all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim):
+        raise InputError(
+            f"INT8 wants a fixed input size; {value.name} is free", fix="drop --dynamic or --int8"
+        )
+    reader = Pictures(value.name)
+    first = next(reader.feeds, None)
+    if first is None:
+        raise InputError("INT8 needs pictures to calibrate with, got none", fix="--data DIR")
+    reader.feeds = chain([first], reader.feeds)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    grouped = [
+        n.name for n in model.graph.node if any(a.name == "group" and a.i > 1 for a in n.attribute)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "int8.onnx")
+        quantize_static(
+            model,
+            path,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=grouped,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "CalibMovingAverage": True,
+                "OpTypesToExcludeOutputQuantization": list(_QUANTISED),
+                "MatMulConstBOnly": True,  # a soft-max's output wastes half of a symmetric range
+            },
+        )
+        model = _parse(path.read_bytes())
+    helper.set_model_props(model, props)
+    scaled = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    done = [
+        n.name for n in model.graph.node if n.op_type in _QUANTISED and scaled & set(n.input[:1])
+    ]
+    if not done:
+        raise InputError(f"the network has none of {', '.join(_QUANTISED)} to quantise")
+    del model.graph.value_info[:]
+    receipt = {
+        "method": "mean over pictures of the largest magnitude",
+        "pictures": reader.count,
+        "quantised": done,
+        "kept": [],
+    }
+    out = _checked(model)
+    if half:
+        out, receipt["kept"] = to_half(out)
+    return out, receipt
+
+
+def _parse(data: bytes, *, named: bool = False) -> ModelProto:
+    """The model; ``named`` gives every node a name of its own and makes constants initializers."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_from_string(data)
+    except DecodeError as error:
+        raise BundleError(f"no ONNX model: {error}", fix="export it again") from error
+    if not named:
+        return model
+    graph, seen = model.graph, set()
+    constants = [n for n in graph.node if n.op_type == "Constant"]
+    for node in constants:
+        array = _constant(node)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
+        graph.node.remove(node)
+    for i, node in enumerate(graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.name or node.op_type}_{i}"
+        seen.add(node.name)
+    return model
+
+
+def _constant(node: NodeProto) -> np.ndarray:
+    from onnx import helper, numpy_helper
+
+    value = helper.get_attribute_value(node.attribute[0])
+    kind = node.attribute[0].name
+    if kind == "value":
+        return numpy_helper.to_array(value)
+    if kind in ("value_float", "value_floats"):
+        return np.asarray(value, np.float32)
+    if kind in ("value_int", "value_ints"):
+        return np.asarray(value, np.int64)
+    raise InputError(f"constant {node.name} is a {kind}; wanted numbers")
+
+
+def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
+    """The model, and the element type of each of its tensors."""
+    import onnx
+
+    model = _parse(data, named=True)
+    inside = [n.op_type for n in model.graph.node if any(a.HasField("g") for a in n.attribute)]
+    if inside or model.functions:
+        raise InputError(
+            f"the network has {inside[0] if inside else 'local functions'}; lower precision wants "
+            "a plain graph",
+            fix="freeze it for a fixed input size",
+        )
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(
+            f"the network's types cannot be inferred: {str(error).splitlines()[0]}"
+        ) from error
+    graph = inferred.graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    for node in graph.node:
+        for name in node.output:
+            if name and not types.get(name):
+                raise BundleError(f"the network's types cannot be inferred: {name} has none")
+    return model, types
+
+
+def _half_ports(
+    node: NodeProto, model: ModelProto, types: dict[str, int]
+) -> tuple[set[int], set[int]]:
+    """Positions of the FP32 inputs and outputs that the operator also takes in FP16."""
+    import onnx
+
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+
+    def allowed(names: Any, formal: Any) -> set[int]:
+        return {
+            i
+            for i, name in enumerate(names)
+            if types.get(name) == onnx.TensorProto.FLOAT
+            and "tensor(float16)" in formal[min(i, len(formal) - 1)].types
+        }
+
+    return allowed(node.input, schema.inputs), allowed(node.output, schema.outputs)
+
+
+def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
+    """For each node with FP32 tensors: why it stays FP32, or None when it becomes FP16."""
+    from onnx import TensorProto, numpy_helper
+
+    graph = model.graph
+    arrays = {
+        t.name: numpy_helper.to_array(t)
+        for t in graph.initializer
+        if t.data_type == TensorProto.FLOAT
+    }
+    unfit = {name for name, array in arrays.items() if not _fits(array)}
+    makers = {name: node for node in graph.node for name in node.output}
+    users: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node.name)
+    from_input = {value.name for value in graph.input}  # tensors that depend on the input's values
+    why: dict[str, str | None] = {}
+    for node in graph.node:
+        if node.op_type not in _SHAPE_OF and from_input & set(node.input):
+            from_input |= set(node.output)
+        names = [*node.input, *node.output]
+        if not any(types.get(name) == TensorProto.FLOAT for name in names):
+            continue
+        ports = _half_ports(node, model, types)
+        sources = [makers[name].op_type for name in node.input if name in makers]
+        lost = sorted(unfit & {node.input[i] for i in ports[0]})
+        why[node.name] = None
+        if node.op_type in (*KEPT, *_QDQ) or any(a.name in _TYPED for a in node.attribute):
+            why[node.name] = node.op_type
+        elif node.op_type not in _SHAPE_OF and not from_input & set(node.output):
+            why[node.name] = f"{node.op_type}: shape arithmetic"
+        elif not any(ports):
+            why[node.name] = f"{node.op_type}: FP32 only"
+        elif "DequantizeLinear" in sources:
+            why[node.name] = f"{node.op_type}: INT8"
+        elif lost:
+            why[node.name] = f"{node.op_type}: {lost[0]} does not fit FP16"
+    changed = True
+    while changed:  # what lies between FP32 nodes gains nothing from two casts
+        changed = False
+        for node in graph.node:
+            before = [makers[name].name for name in node.input if name in makers]
+            after = [name for output in node.output for name in users.get(output, [])]
+            if (
+                why.get(node.name, "") is None
+                and node.op_type not in _QUANTISED
+                and before
+                and after
+                and any(why.get(name) for name in before)
+                and all(why.get(name) for name in after)
+            ):
+                why[node.name], changed = f"{node.op_type}: between FP32 nodes", True
+    return why
+
+
+def _fits(array: np.ndarray) -> bool:
+    """Whether FP16 holds the values as well as it holds normal numbers, 11 bits, or nearly."""
+    finite = array[np.isfinite(array)].astype(np.float64)
+    if not finite.size:
+        return True
+    with np.errstate(over="ignore"):
+        error = np.linalg.norm(finite - finite.astype(np.float16))
+    return bool(error <= 2.0**-10 * np.linalg.norm(finite))
+
+
+def _as_half(tensor: TensorProto, name: str) -> TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)
+
+
+def _replace(graph: Any, nodes: list[Any], tensors: list[Any]) -> None:
+    """New nodes and initializers; those not used go, and so do the recorded types."""
+    used = {name for node in nodes for name in node.input}
+    kept_nodes, kept_tensors = list(nodes), [t for t in tensors if t.name in used]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept_nodes)
+    graph.initializer.extend(kept_tensors)
+
+
+def _checked(model: ModelProto) -> bytes:
+    """The model's bytes, once onnx has checked all of it."""
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)

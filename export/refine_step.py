@@ -1,0 +1,682 @@
+"""The refinement as ONNX graphs: one step with its gradient and SGD update, and the final map.
+
+Emitted node by node from the rules of runtime/reference.py, opset 18, standard operators only, so
+that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
+first, then H: ONNX Runtime is a hundred times less exact when it reduces both at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime import network
+from runtime.checks import check_count
+from runtime.errors import InputError
+from runtime.options import RefineOptions
+from runtime.reference import DIRECTIONS, EPS
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR = 18, 9
+VERSION = 1  # of the graphs' inputs, outputs and meaning
+NEVER = -1e30  # score of a class that takes no part
+FAR = 2**31 - 1
+FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
+
+Shape = Sequence[int | str]
+
+
+class _Value:
+    """A tensor of the graph under construction; arithmetic adds nodes."""
+
+    def __init__(self, graph: _Graph, name: str) -> None:
+        self.graph, self.name = graph, name
+
+    def __add__(self, other: Any) -> _Value:
+        return self.graph.op("Add", self, other)
+
+    def __sub__(self, other: Any) -> _Value:
+        return self.graph.op("Sub", self, other)
+
+    def __rsub__(self, other: Any) -> _Value:
+        return self.graph.op("Sub", other, self)
+
+    def __mul__(self, other: Any) -> _Value:
+        return self.graph.op("Mul", self, other)
+
+    def __truediv__(self, other: Any) -> _Value:
+        return self.graph.op("Div", self, other)
+
+    def __rtruediv__(self, other: Any) -> _Value:
+        return self.graph.op("Div", other, self)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class _Graph:
+    """Nodes, constants, inputs and outputs, and the few compositions that all graphs use."""
+
+    def __init__(self) -> None:
+        import onnx
+
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.constants: dict[tuple, Any] = {}
+        self.patches: dict[str, list[_Value]] = {}
+
+    def input(self, name: str, kind: int, shape: Shape) -> _Value:
+        self.inputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
+        return _Value(self, name)
+
+    def output(self, name: str, kind: int, shape: Shape) -> None:
+        """Declare an output; the node that makes it was given this name."""
+        self.outputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
+
+    def op(self, kind: str, *inputs: Any, name: str = "", **attributes: Any) -> _Value:
+        """The output of a new node. Inputs: values; numbers and arrays become constants."""
+        name = name or f"{kind.lower()}_{len(self.nodes)}"
+        values = [i if isinstance(i, _Value) else self.constant(i) for i in inputs]
+        names = [v.name for v in values]
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], name, **attributes))
+        return _Value(self, name)
+
+    def split(self, x: _Value, sizes: Sequence[int], axis: int = 0) -> list[_Value]:
+        at = len(self.nodes)
+        names = [f"split_{at}_{i}" for i in range(len(sizes))]
+        inputs = [x.name, self.constant(tuple(sizes)).name]
+        self.nodes.append(self.onnx.helper.make_node("Split", inputs, names, names[0], axis=axis))
+        return [_Value(self, name) for name in names]
+
+    def constant(self, value: Any) -> _Value:
+        """Floats become float32 scalars, tuples of whole numbers int64 vectors."""
+        if isinstance(value, float):
+            value = np.float32(value)
+        array = np.asarray(value, np.int64 if isinstance(value, (tuple, int)) else None)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            name = f"constant_{len(self.constants)}"
+            self.constants[key] = self.onnx.numpy_helper.from_array(array, name)
+        return _Value(self, self.constants[key].name)
+
+    def over_pixels(self, kind: str, x: _Value) -> _Value:
+        """(1, C, 1, 1): ReduceSum, ReduceMean or ReduceMax along W, then H."""
+        rows = self.op(kind, x, (3,), keepdims=1)
+        return self.op(kind, rows, (2,), keepdims=1)
+
+    def mean(self, x: _Value) -> _Value:
+        return self.over_pixels("ReduceMean", x)
+
+    def sum(self, x: _Value) -> _Value:
+        return self.over_pixels("ReduceSum", x)
+
+    def over_channels(self, kind: str, x: _Value) -> _Value:
+        """(1, 1, H, W)."""
+        return self.op(kind, x, (1,), keepdims=1)
+
+    def reshape(self, x: _Value, *shape: int) -> _Value:
+        return self.op("Reshape", x, shape)
+
+    def pad(self, x: _Value, border: int, value: float = 0.0) -> _Value:
+        return self.op("Pad", x, (0, 0, border, border) * 2, value)
+
+    def shifted(self, padded: _Value, border: int, dy: int, dx: int) -> _Value:
+        """What lies at (y + dy, x + dx), of a map padded by ``border`` >= |dy|, |dx|."""
+        starts = (border + dy, border + dx)
+        ends = tuple(d - border if d < border else FAR for d in (dy, dx))
+        return self.op("Slice", padded, starts, ends, (2, 3))
+
+    def model(self, name: str, options: RefineOptions, description: str) -> onnx.ModelProto:
+        helper = self.onnx.helper
+        needed, nodes = {o.name for o in self.outputs}, []
+        for node in reversed(self.nodes):  # leave out what no output needs
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                nodes.insert(0, node)
+        constants = [c for c in self.constants.values() if c.name in needed]
+        graph = helper.make_graph(nodes, name, self.inputs, self.outputs, constants)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR,
+            producer_name="dynaguide-edge",
+            model_version=VERSION,
+            doc_string=description,
+        )
+        metadata = {
+            "author": "dynaguide-edge",
+            "description": description,
+            "version": str(VERSION),
+            "dg.objective": options.objective,
+            "dg.options": json.dumps(asdict(options), sort_keys=True),
+        }
+        helper.set_model_props(model, metadata)
+        return model
+
+
+class _Picture:
+    """The inputs that both graphs share, and the picture's size as tensors."""
+
+    def __init__(
+        self,
+        g: _Graph,
+        options: RefineOptions,
+        classes: int | None,
+        height: int | None,
+        width: int | None,
+        guided: bool,
+    ) -> None:
+        self.dims = (height or "height", width or "width")
+        self.classes = classes or "classes"
+        self.image = g.input("image", FLOAT, (1, 3, *self.dims))
+        self.guide = None
+        if guided:
+            self.guide = g.input("guide", FLOAT, (1, self.classes, *self.dims))
+        if height and width:
+            self.plane = g.constant((1, 1, height, width))
+            self.map = g.constant((1, -1, height, width))
+            self.size = g.constant(np.array([height, width], np.float32))
+            self.n = g.constant(float(height * width))
+            return
+        size = g.op("Slice", g.op("Shape", self.image), (2,), (4,), (0,))
+        self.plane = g.op("Concat", (1, 1), size, axis=0)
+        self.map = g.op("Concat", (1, -1), size, axis=0)
+        self.size = g.op("Cast", size, to=FLOAT)
+        self.n = g.op("ReduceProd", self.size, (0,), keepdims=0)
+
+    def pairs(self, g: _Graph, offsets: Sequence[tuple[int, int]]) -> _Value:
+        """(D,): how many pixels have a neighbour at each offset."""
+        reach = np.array([(abs(dy), abs(dx)) for dy, dx in offsets], np.float32)
+        left = g.op("Max", self.size - reach, 0.0)
+        return g.op("ReduceProd", left, (1,), keepdims=0)
+
+
+class _Network:
+    """Forward and backward pass, as in runtime/reference.py."""
+
+    def __init__(
+        self,
+        g: _Graph,
+        picture: _Picture,
+        options: RefineOptions,
+        shapes: Mapping[str, tuple],
+        flat: _Value,
+        classes: int | None,
+    ) -> None:
+        self.g, self.picture, self.options, self.shapes = g, picture, options, shapes
+        self.w = self._unpack(flat, classes)
+        self.names = ["1", *(f"2.{i}" for i in range(options.blocks - 1))]
+        self.statistics: dict[str, tuple[_Value, _Value]] = {}
+        self.norms: dict[str, tuple[_Value, _Value, _Value]] = {}
+        self.inputs: dict[str, _Value] = {}
+        self.active: dict[str, _Value] = {}
+
+    def _unpack(self, flat: _Value, classes: int | None) -> dict[str, _Value]:
+        """Named tensors of the flat vector; without ``classes`` the last two have a free size."""
+        g = self.g
+        sizes = [int(np.prod(s)) for s in self.shapes.values()]
+        if classes is None:  # the tail is conv3: (classes, channels), then (classes,)
+            channels = self.shapes["conv3.weight"][1]
+            fixed = sum(sizes[:-2])
+            parts = g.split(g.op("Slice", flat, (0,), (fixed,), (0,)), sizes[:-2])
+            rows = g.reshape(g.op("Slice", flat, (fixed,), (FAR,), (0,)), channels + 1, -1)
+            parts += g.split(rows, (channels, 1))
+        else:
+            parts = g.split(flat, sizes)
+        out = {}
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            if name.startswith("bn"):
+                part = g.reshape(part, 1, -1, 1, 1)
+            elif name.startswith("conv3"):  # a matrix and a column
+                part = g.reshape(part, -1, shape[1] if len(shape) == 4 else 1)
+            elif len(shape) == 4:
+                part = g.reshape(part, *shape)
+            out[name] = part
+        return out
+
+    def _conv(self, x: _Value, name: str) -> _Value:
+        weight, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
+        return self.g.op("Conv", x, weight, bias, kernel_shape=[3, 3], pads=[1] * 4)
+
+    def _norm(self, x: _Value, name: str, running: Mapping[str, Any] | None) -> _Value:
+        g = self.g
+        if running is None:
+            mean = g.mean(x)
+            centred = x - mean
+            var = g.mean(centred * centred)
+        else:
+            mean, var = running[f"{name}.running_mean"], running[f"{name}.running_var"]
+            centred = x - mean
+        self.statistics[name] = (mean, var)
+        inverse = 1.0 / g.op("Sqrt", g.op("Add", var, float(EPS)))
+        scale = self.w[f"{name}.weight"] * inverse
+        self.norms[name] = (centred, inverse, scale)
+        return centred * scale + self.w[f"{name}.bias"]
+
+    def forward(self, x: _Value, running: Mapping[str, Any] | None = None) -> _Value:
+        """The response map, without residual's log prior."""
+        g, o = self.g, self.options
+        h, first = x, None
+        for n in self.names:
+            self.inputs[n] = h
+            z = self._conv(h, f"conv{n}")
+            first = first or z
+            self.active[n] = g.op("Relu", z)
+            h = self._norm(self.active[n], f"bn{n}", running)
+        if o.skip != "none":
+            h = h + (first if o.skip == "shared" else self._conv(x, "skip"))
+        self.inputs["3"] = h
+        # The 1x1 convolution as a matrix product: TensorRT wants fixed channels for convolutions.
+        columns = g.op("Flatten", h, axis=2)
+        r = g.op("Gemm", self.w["conv3.weight"], columns, self.w["conv3.bias"])
+        r = g.op("Reshape", r, self.picture.map)
+        return r if o.final_bn == "none" else self._norm(r, "bn3", running)
+
+    def backward(self, dr: _Value) -> _Value:
+        """The flat gradient."""
+        g, o = self.g, self.options
+        gradient: dict[str, _Value] = {}
+        if o.final_bn != "none":
+            dr = self._norm_backward(dr, "bn3", gradient)
+        self._conv_gradient(dr, "conv3", self.inputs["3"], gradient)
+        d = g.op("Gemm", self.w["conv3.weight"], g.op("Flatten", dr, axis=2), transA=1)
+        d = d_top = g.op("Reshape", d, self.picture.map)
+        if o.skip == "own":
+            self._conv_gradient(d_top, "skip", self.inputs["1"], gradient)
+        for n in reversed(self.names):
+            d = self._norm_backward(d, f"bn{n}", gradient) * g.op("Sign", self.active[n])
+            if n == "1":
+                # The shared skip is the same convolution: the two gradients add.
+                d = d + d_top if o.skip == "shared" else d
+                self._conv_gradient(d, "conv1", self.inputs["1"], gradient)
+                break
+            self._conv_gradient(d, f"conv{n}", self.inputs[n], gradient)
+            weight = self.w[f"conv{n}.weight"]
+            turned = g.op("Slice", weight, (-1, -1), (-FAR, -FAR), (2, 3), (-1, -1))
+            turned = g.op("Transpose", turned, perm=[1, 0, 2, 3])
+            d = g.op("Conv", d, turned, kernel_shape=[3, 3], pads=[1] * 4)
+        flat = [g.reshape(gradient[name], -1) for name in self.shapes]
+        return g.op("Concat", *flat, axis=0)
+
+    def _norm_backward(self, dy: _Value, name: str, gradient: dict[str, _Value]) -> _Value:
+        g = self.g
+        centred, inverse, scale = self.norms[name]
+        shift, slope = g.mean(dy), g.mean(dy * centred)
+        gradient[f"{name}.bias"] = shift * self.picture.n
+        gradient[f"{name}.weight"] = slope * inverse * self.picture.n
+        return (dy - shift - centred * (slope * inverse * inverse)) * scale
+
+    def _conv_gradient(self, dz: _Value, name: str, x: _Value, gradient: dict[str, _Value]) -> None:
+        """Weight and bias gradient: matrix products with the nine shifted inputs."""
+        g = self.g
+        gradient[f"{name}.bias"] = g.sum(dz)
+        rows = g.op("Flatten", dz, axis=2)
+        if name == "conv3":
+            columns = g.op("Flatten", x, axis=2)
+            gradient["conv3.weight"] = g.op("Gemm", rows, columns, transB=1)
+            return
+        n_out, n_in = self.shapes[f"{name}.weight"][:2]
+        if x.name not in g.patches:
+            padded = g.pad(x, 1)
+            shifts = [g.shifted(padded, 1, i - 1, j - 1) for i in range(3) for j in range(3)]
+            if n_in < 16:  # too few columns for a product of its own
+                shifts = [g.op("Concat", *shifts, axis=1)]
+            g.patches[x.name] = [g.op("Flatten", s, axis=2) for s in shifts]
+        parts = [g.op("Gemm", rows, s, transB=1) for s in g.patches[x.name]]
+        taps = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)
+        by_tap = g.reshape(taps, n_out, 9, n_in)
+        gradient[f"{name}.weight"] = g.op("Transpose", by_tap, perm=[0, 2, 1])
+
+
+def _residual_input(g: _Graph, p: _Picture) -> _Value:
+    """(1, 5, H, W): standardised RGB, and x and y in [-1, 1]."""
+    centred = p.image - g.mean(p.image)
+    deviation = g.op("Max", g.op("Sqrt", g.mean(centred * centred)), 1e-3)
+
+    def coordinate(axis: int) -> _Value:
+        length = g.op("Slice", p.plane, (axis,), (axis + 1,), (0,))
+        last = g.op("Cast", length, to=FLOAT) - 1.0
+        index = g.op("Range", 0, g.op("Squeeze", length, (0,)), 1)
+        line = g.op("Cast", index, to=FLOAT) * 2.0 / g.op("Max", last, 1.0)
+        line = line - g.op("Min", last, 1.0)  # a single pixel is at 0
+        line = g.reshape(line, *((1, 1, 1, -1) if axis == 3 else (1, 1, -1, 1)))
+        return g.op("Expand", line, p.plane)
+
+    return g.op("Concat", centred / deviation, coordinate(3), coordinate(2), axis=1)
+
+
+def _response(
+    g: _Graph, p: _Picture, net: _Network, running: Mapping[str, _Value] | None = None
+) -> _Value:
+    """The response map; residual's is a correction of the guide's logarithm."""
+    if net.options.objective != "residual":
+        return net.forward(p.image, running)
+    # A class that the guide has nowhere takes no part: a larger engine can be fed fewer classes.
+    absent = 1.0 - g.op("Sign", g.over_pixels("ReduceMax", p.guide))
+    net.w["conv3.bias"] = net.w["conv3.bias"] + g.reshape(absent, -1, 1) * NEVER
+    correction = net.forward(_residual_input(g, p), running)
+    return correction + g.op("Log", g.op("Max", p.guide, 1e-4))
+
+
+def _exponentials(g: _Graph, r: _Value) -> tuple[_Value, _Value, _Value]:
+    """r minus its largest channel, its exponential, and the sum of that over channels."""
+    t = r - g.over_channels("ReduceMax", r)
+    e = g.op("Exp", t)
+    return t, e, g.over_channels("ReduceSum", e)
+
+
+def _count(g: _Graph, present: _Value) -> _Value:
+    """K' as (1,), from 1 or 0 for each class; also the output ``clusters``."""
+    count = g.op("ReduceSum", g.reshape(present, -1), (0,), keepdims=1)
+    g.op("Cast", count, to=INT64, name="clusters")
+    g.output("clusters", INT64, (1,))
+    return count
+
+
+def _affinities(
+    g: _Graph, p: _Picture, options: RefineOptions, offsets: Sequence[tuple[int, int]]
+) -> _Value:
+    """(1, D, H, W): affinity to the neighbour at each offset, scaled; 0 where there is none."""
+    border = max(options.offsets)
+    # Outside lies a colour so far from any other that its affinity is exactly 0.
+    padded = g.pad(p.image, border, 2.0 + 100 * options.sigma)
+    squares = []
+    for dy, dx in offsets:
+        difference = g.shifted(padded, border, dy, dx) - p.image
+        squares.append(g.over_channels("ReduceSum", difference * difference))
+    square = g.op("Concat", *squares, axis=1)
+    e = g.op("Exp", square * (-0.5 / options.sigma**2))
+    pairs = g.op("Max", p.pairs(g, offsets), 1.0) * float(len(offsets))
+    return e / g.reshape(pairs, 1, -1, 1, 1)
+
+
+def _residual_losses(g: _Graph, p: _Picture, options: RefineOptions, z: _Value) -> _Value:
+    """dz of equations 12 and 13; the output ``losses``."""
+    q = p.guide
+    assert q is not None
+    distances = [(0, 1), (1, 0), (1, 1), (1, -1)]
+    offsets = [(a * s, b * s) for s in options.offsets for a, b in distances]
+    border = max(options.offsets)
+
+    area = g.mean(q)
+    weight = g.op("Pow", g.op("Max", area, 1e-3), -options.balance)
+    balanced = g.over_channels("ReduceSum", weight * area)
+    weight = weight / (g.op("Max", balanced, 1e-12) * p.n)
+    target = q * weight * g.over_channels("ReduceMax", q)
+    mass = g.over_channels("ReduceSum", target)
+
+    if options.min_labels or options.silhouette or options.early_stop:
+        labels = g.op("ArgMax", z, axis=1, keepdims=1)
+        if options.early_stop:
+            g.op("Cast", g.op("Squeeze", labels, (1,)), to=INT32, name="labels")
+            g.output("labels", INT32, (1, *p.dims))
+        index = g.op("Range", 0, g.op("Squeeze", g.op("Slice", g.op("Shape", z), (1,), (2,))), 1)
+        own = g.op("Cast", g.op("Equal", labels, g.reshape(index, 1, -1, 1, 1)), to=FLOAT)
+        _count(g, g.over_pixels("ReduceMax", own))
+
+    t, e, total = _exponentials(g, z)
+    probability = e / total
+    affinity = _affinities(g, p, options, offsets)
+    forth = g.split(affinity, [1] * len(offsets), axis=1)
+    back = g.pad(affinity, border)
+    padded = g.pad(probability, border)
+    near = None  # sum over all neighbours, on both sides, of affinity * their probability
+    for i, (dy, dx) in enumerate(offsets):
+        starts = (i, border - dy, border - dx)
+        ends = (i + 1, *(-d - border if d > -border else FAR for d in (dy, dx)))
+        behind = g.op("Slice", back, starts, ends, (1, 2, 3))
+        both = (forth[i] * g.shifted(padded, border, dy, dx)) + (
+            behind * g.shifted(padded, border, -dy, -dx)
+        )
+        near = both if near is None else near + both
+    assert near is not None
+    agreement = g.over_channels("ReduceSum", probability * near)
+
+    # Each pair is counted from both of its ends.
+    possible = g.reshape(g.sum(g.over_channels("ReduceSum", affinity)), 1)
+    pair = possible - g.reshape(g.sum(agreement), 1) * 0.5
+    surprise = mass * g.op("Log", total) - g.over_channels("ReduceSum", target * t)
+    guide = g.reshape(g.sum(surprise), 1)
+    lam = float(options.lam)
+    zero = np.zeros(1, np.float32)
+    g.op("Concat", guide + pair * lam, zero, pair, guide, axis=0, name="losses")
+    return probability * (mass + agreement * lam - near * lam) - target
+
+
+def _mapped_clusters(g: _Graph, options: RefineOptions, assign: _Value, present: _Value,
+                     count: _Value) -> _Value:  # fmt: skip
+    """(G,) the cluster of each guide class."""
+    if options.mapping == "overlap":
+        return assign
+    clusters = options.channels or 1
+    rank = np.arange(clusters, dtype=np.float32)[:, None]
+    running = g.reshape(g.op("CumSum", g.reshape(present, -1), 0), 1, -1)
+    # The j-th present cluster comes after all with at most j present ones up to them.
+    before = g.op("Cast", g.op("LessOrEqual", running, rank), to=INT64)
+    table = g.op("ReduceSum", before, (1,), keepdims=0)
+    turn = g.op("Mod", assign, g.op("Cast", count, to=INT64))
+    return g.op("Gather", table, turn)
+
+
+def _cluster_losses(g: _Graph, p: _Picture, options: RefineOptions, r: _Value,
+                    assign: _Value | None) -> _Value:  # fmt: skip
+    """dr of equations 3 to 8, times the number of pixels; the outputs ``losses`` and the like."""
+    clusters = options.channels or 1
+    t, e, total = _exponentials(g, r)
+    labels = g.op("ArgMax", r, axis=1, keepdims=0)
+    own = g.op("OneHot", labels, clusters, np.array([0, 1], np.float32), axis=1)
+    present = g.over_pixels("ReduceMax", own)
+    count = _count(g, present)
+    if options.early_stop:
+        g.op("Cast", labels, to=INT32, name="labels")
+        g.output("labels", INT32, (1, *p.dims))
+
+    log_total = g.op("Log", total)
+    similarity = g.reshape(g.mean(log_total), 1)  # t is 0 at the label
+    pull, target, guided = 1.0 / total, own, None
+    if assign is not None:
+        mass = g.over_channels("ReduceSum", p.guide)
+        # A soft guide counts every pixel, labels count those that are known.
+        known = p.n if options.soft_guide else g.op("Max", g.reshape(g.sum(mass), 1), 1.0)
+        strength = p.n / known
+        cluster = _mapped_clusters(g, options, assign, present, count)
+        column = g.op("OneHot", cluster, clusters, np.array([0, 1], np.float32), axis=0)
+        columns = g.op("Gemm", column * strength, g.op("Flatten", p.guide, axis=2))
+        target = own + g.op("Reshape", columns, p.map)
+        pull = (mass * strength + 1.0) / total
+        score = g.over_channels("ReduceSum", g.op("Gather", t, cluster, axis=1) * p.guide)
+        guided = g.reshape(g.sum(mass * log_total - score) / known, 1)
+        if options.mapping == "overlap":
+            flat = [g.op("Flatten", m, axis=2) for m in (p.guide, own)]
+            g.op("Gemm", *flat, transB=1, name="overlap")
+            g.output("overlap", FLOAT, (p.classes, clusters))
+    push, spatial = _spatial(g, p, options, r)
+    weight = g.constant(np.full(1, options.mu, np.float32))
+    if options.weighting != "fixed":
+        weight = count / float(options.beta) if options.weighting == "fsf" else weight / count
+    everything = similarity + weight * spatial
+    if guided is None:
+        guided = g.constant(np.zeros(1, np.float32))
+    else:
+        everything = everything + guided
+    g.op("Concat", everything, similarity, spatial, guided, axis=0, name="losses")
+    return e * pull - target + push * g.reshape(weight, 1, 1, 1, 1)
+
+
+def _spatial(g: _Graph, p: _Picture, options: RefineOptions, r: _Value) -> tuple[_Value, _Value]:
+    """Gradient of the continuity loss times the number of pixels, and the loss; unweighted."""
+    directions = DIRECTIONS if options.diagonals else DIRECTIONS[:2]
+    clusters = options.channels or 1
+    inside = g.pad(g.op("Expand", 1.0, p.plane), 1)
+    pairs = g.op("Max", p.pairs(g, directions), 1.0) * float(clusters)
+    scales = g.split(p.n / pairs, [1] * len(directions))
+    padded, push, loss = g.pad(r, 1), None, None
+    for (dy, dx), scale in zip(directions, scales, strict=True):
+        difference = g.shifted(padded, 1, dy, dx) - r
+        if options.continuity == "huber":
+            slope = g.op("Clip", difference, -1.0, 1.0)
+            value = difference - slope * 0.5
+        else:
+            slope, value = g.op("Sign", difference), difference
+        # The far end of each pair is pushed down, the near one up.
+        near = slope * (g.shifted(inside, 1, dy, dx) * scale)
+        both = g.shifted(g.pad(near, 1), 1, -dy, -dx) - near
+        push = both if push is None else push + both
+        part = g.over_channels("ReduceSum", near * value)
+        loss = part if loss is None else loss + part
+    assert push is not None and loss is not None
+    return push, g.reshape(g.sum(loss), 1) / p.n
+
+
+def build_step(
+    options: RefineOptions,
+    *,
+    classes: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> onnx.ModelProto:
+    """One refinement step: forward, losses, backward and SGD update, as one ONNX graph.
+
+    Parameters
+    ----------
+    options : what the step computes; steps, seed and the stop rules stay with the host.
+    classes : planes of the guide. None: free, as are ``height`` and ``width`` in pixels.
+
+    Returns
+    -------
+    Inputs, float32 unless said: ``image`` (1, 3, H, W) RGB in [0, 1]; ``guide`` (1, G, H, W)
+    probabilities or one-hot labels, 0 = unknown (not for dynaseg); for dynaguide ``assign`` (G,)
+    int64, the cluster of each class (mapping "overlap") or its rank among the classes present
+    ("index_modulo"); the state as runtime/network.py flattens it: ``parameters``, ``momenta``,
+    ``buffers``.
+    Outputs: the three with ``_out``; ``losses`` (4,): total, similarity, spatial or pair, guide;
+    where the options need them ``clusters`` (1,) int64, the labels in use, ``labels`` (1, H, W)
+    int32 and ``overlap`` (G, K), the pixels that each class shares with each label.
+    All outputs but the three are of the state before the update. With the residual objective a
+    class whose guide is 0 everywhere takes no part: its score is 0.
+
+    Raises
+    ------
+    InputError : classes, height or width out of range.
+    """
+    _check_dimensions(classes, height, width)
+    residual = options.objective == "residual"
+    clusters = classes if residual else options.channels
+    shapes, buffer_shapes = network.shapes(options, clusters or 1)
+    g = _Graph()
+    p = _Picture(g, options, classes, height, width, options.objective != "dynaseg")
+    assign = None
+    if options.objective == "dynaguide":
+        assign = g.input("assign", INT64, (p.classes,))
+    lengths = (_length(shapes) if clusters else "parameters", _length(buffer_shapes))
+    parameters = g.input("parameters", FLOAT, lengths[:1])
+    momenta = g.input("momenta", FLOAT, lengths[:1])
+    buffers = g.input("buffers", FLOAT, lengths[1:])
+
+    net = _Network(g, p, options, shapes, parameters, clusters)
+    r = _response(g, p, net)
+    if residual:
+        dr = _residual_losses(g, p, options, r)
+    else:
+        dr = _cluster_losses(g, p, options, r, assign)
+    gradient = net.backward(dr)
+    if not residual:
+        gradient = gradient / p.n
+    velocity = g.op("Add", momenta * options.momentum, gradient, name="momenta_out")
+    g.op("Sub", parameters, velocity * float(options.lr or 0), name="parameters_out")
+    g.op("Add", buffers * 0.9, _statistics(g, p, net) * 0.1, name="buffers_out")
+    g.output("parameters_out", FLOAT, lengths[:1])
+    g.output("momenta_out", FLOAT, lengths[:1])
+    g.output("buffers_out", FLOAT, lengths[1:])
+    g.output("losses", FLOAT, (4,))
+    return g.model("refine_step", options, f"one {options.objective} refinement step")
+
+
+def build_map(
+    options: RefineOptions,
+    *,
+    classes: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    state: network.State | None = None,
+) -> onnx.ModelProto:
+    """Scores and labels of a refinement network, as an ONNX graph.
+
+    Parameters
+    ----------
+    options, classes, height, width : as in :func:`build_step`.
+    state : weights to bake in; batch norms then use their running statistics. None: the weights
+        are an input and batch norms use the picture's, unless ``final_bn`` is "running".
+
+    Returns
+    -------
+    Inputs ``image``, ``guide`` (residual), ``parameters`` (without ``state``) and ``buffers``
+    (``final_bn`` "running", without ``state``). Outputs ``scores`` (1, K, H, W), the soft-max of
+    the response map, and ``labels`` (1, H, W) int32, its arg max.
+
+    Raises
+    ------
+    InputError : a size out of range, a state of another network.
+    """
+    _check_dimensions(classes, height, width)
+    residual = options.objective == "residual"
+    if state is not None and residual:
+        rows = len(state["conv3.weight"]) if "conv3.weight" in state else 1
+        if classes not in (None, rows):
+            raise InputError(f"classes is {classes}, but the state has {rows}; wanted the same")
+        classes = rows
+    clusters = classes if residual else options.channels
+    shapes, buffer_shapes = network.shapes(options, clusters or 1)
+    g = _Graph()
+    p = _Picture(g, options, classes, height, width, residual)
+    running = None
+    if state is not None:
+        flat = network.flatten(options, clusters or 1, state)
+        parameters, running = g.constant(flat[0]), g.constant(flat[2])
+    else:
+        length = _length(shapes) if clusters else "parameters"
+        parameters = g.input("parameters", FLOAT, (length,))
+        if options.final_bn == "running":
+            running = g.input("buffers", FLOAT, (_length(buffer_shapes),))
+    net = _Network(g, p, options, shapes, parameters, clusters)
+    named = None
+    if running is not None:
+        parts = g.split(running, [int(np.prod(s)) for s in buffer_shapes.values()])
+        columns = [g.reshape(part, 1, -1, 1, 1) for part in parts]
+        named = dict(zip(buffer_shapes, columns, strict=True))
+    r = _response(g, p, net, named)
+    g.op("Softmax", r, axis=1, name="scores")
+    g.op("Cast", g.op("ArgMax", r, axis=1, keepdims=0), to=INT32, name="labels")
+    g.output("scores", FLOAT, (1, clusters or "classes", *p.dims))
+    g.output("labels", INT32, (1, *p.dims))
+    return g.model("refine_map", options, f"the map of a {options.objective} refinement network")
+
+
+def _check_dimensions(classes: int | None, height: int | None, width: int | None) -> None:
+    for name, value, most in (
+        ("classes", classes, 4096),
+        ("height", height, 2**20),
+        ("width", width, 2**20),
+    ):
+        if value is not None:
+            check_count(name, value, 1, most)
+
+
+def _length(shapes: Mapping[str, tuple]) -> int:
+    return sum(int(np.prod(s)) for s in shapes.values())
+
+
+def _statistics(g: _Graph, p: _Picture, net: _Network) -> _Value:
+    """Means and unbiased variances of this picture, in the order of the buffers."""
+    unbiased = p.n / g.op("Max", p.n - 1.0, 1.0)
+    flat = []
+    for mean, var in net.statistics.values():
+        flat += [g.reshape(mean, -1), g.reshape(var * unbiased, -1)]
+    return g.op("Concat", *flat, axis=0)

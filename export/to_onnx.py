@@ -1,0 +1,297 @@
+"""Freezes a prior into one self-contained ONNX file that any runtime can load."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.models import PriorModel
+from runtime.engine import OnnxEngine
+from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
+from runtime.preprocess import MAX_SIDE, Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnx import ModelProto
+
+INPUT, OUTPUT = "images", "logits"  # of exported modules; ONNX files keep their own
+_CLOSE = 1e-4  # largest difference that simplifying may make, relative to the largest score
+_STANDARD = ("", "ai.onnx")
+
+
+def freeze(
+    model: PriorModel,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    opset: int | None = None,
+    simplify: bool = True,
+) -> bytes:
+    """A prior as serialised ONNX: batch 1, weights inside, standard operators, checked.
+
+    Nothing of the machine that made it stays in the file (no paths, no stack traces), and the same
+    model gives the same bytes with the same versions of torch and onnx. The file's metadata_props
+    say how to feed it, so that it works without a bundle: ``Segmenter("prior.onnx")``.
+
+    Parameters
+    ----------
+    imgsz : (height, width) of the input, instead of the model's own.
+    dynamic : height and width stay free.
+    opset : for modules, instead of the model's own; ONNX files keep theirs.
+    simplify : fold constants and fuse by onnxslim, and compare its answer with the original's.
+
+    Raises
+    ------
+    InputError : K-means, which is no network; operators outside of the ONNX standard; a size that
+        the file does not allow.
+    BundleError : a network that onnx's checker refuses, or of 2 GiB and more.
+    VerificationFailed : simplifying changed the answer.
+    MissingBackend : torch, onnx or onnxslim is not installed.
+    """
+    preprocess = frozen_preprocess(model, imgsz=imgsz, dynamic=dynamic)
+    if imgsz is None:
+        assert model.preprocess is not None  # frozen_preprocess has seen to it
+        imgsz = model.preprocess.size(1, 1)
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as error:
+        raise _missing("onnx", error) from error
+    if model.module is not None:
+        graph = _trace(model, imgsz, dynamic, opset or model.opset)
+    else:
+        graph = onnx.inliner.inline_local_functions(onnx.load_from_string(model.onnx or b""))
+    foreign = sorted(
+        {f"{n.domain}.{n.op_type}" for n in graph.graph.node if n.domain not in _STANDARD}
+    )
+    if foreign:
+        raise InputError(
+            f"{model.name} has operators outside of the ONNX standard: {', '.join(foreign)}",
+            fix="export it again without fusing for ONNX Runtime, before quantising",
+        )
+    _fix_shapes(graph, model.name, None if dynamic else imgsz)
+    _strip(graph)
+    if simplify:
+        graph = _simplified(graph, model.name, imgsz)
+    _set_metadata(graph, model, preprocess, imgsz, dynamic)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+        data = graph.SerializeToString(deterministic=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(
+            f"{model.name} is no valid ONNX network: {str(error).splitlines()[0]}"
+        ) from error
+    except ValueError as error:  # protobuf's own limit
+        raise BundleError(f"{model.name} has 2 GiB or more; ONNX files hold less") from error
+    return data
+
+
+def frozen_preprocess(
+    model: PriorModel, *, imgsz: tuple[int, int] | None = None, dynamic: bool = False
+) -> Preprocess:
+    """How to feed what :func:`freeze` makes with the same arguments: pictures are stretched to the
+    fixed size; a network of free size keeps their aspect and takes the long side of ``imgsz``."""
+    own = model.preprocess
+    if own is None:
+        raise InputError(f"{model.name} is no network; there is nothing to freeze")
+    height, width = imgsz or own.size(1, 1)
+    if any(n % own.multiple or n < own.minimum for n in (height, width)) and dynamic:
+        raise InputError(
+            f"imgsz is {(height, width)}; {model.name} of free size wants multiples of "
+            f"{own.multiple}, at least {own.minimum}"
+        )
+    if not dynamic:
+        return replace(own, height=height, width=width)
+    return replace(own, resize="long_side", long_side=max(height, width), height=None, width=None)
+
+
+def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
+    """The module as ONNX, by torch's exporter."""
+    try:
+        import onnxscript  # noqa: F401  (torch says only later that it needs it)
+        import torch
+    except ImportError as error:
+        raise _missing("torch", error) from error
+    assert model.module is not None and model.preprocess is not None
+    shapes = None
+    if dynamic:
+        least = model.preprocess.minimum
+        free = [torch.export.Dim(n, min=least, max=MAX_SIDE) for n in ("height", "width")]
+        shapes = ({2: free[0], 3: free[1]},)
+    # Unlike noise of another size, zeros could pass branches that depend on values; sides that
+    # differ and are no 1 keep torch from taking them for equal.
+    example = torch.rand(1, 3, *imgsz, generator=torch.Generator().manual_seed(0))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model.module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(
+            f"torch cannot export {model.name} at {imgsz}: {reason}",
+            fix="try a fixed size (no --dynamic), or export it yourself and pass --model PATH.onnx",
+        ) from error
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's notes on what it exports; its errors come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> None:
+    """Batch 1, and the input's size, or free "height" and "width"; other shapes are inferred."""
+    inner = graph.graph
+    weights = {tensor.name for tensor in inner.initializer}
+    inputs = [value for value in inner.input if value.name not in weights]
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        raise InputError(f"{name} has {len(inputs)} inputs; wanted one (1, 3, h, w)")
+    dims = inputs[0].type.tensor_type.shape.dim
+    wanted = (1, 3, *(size or (0, 0)))
+    for dim, number, free in zip(dims, wanted, ("", "", "height", "width"), strict=True):
+        if dim.dim_value and number and dim.dim_value != number:
+            came = [d.dim_value or d.dim_param for d in dims]
+            raise InputError(f"{name} has a fixed input of {came}; wanted {[*wanted]}")
+        if number:
+            dim.dim_value = number
+        elif dim.dim_value:
+            raise InputError(
+                f"{name} has a fixed {free} of {dim.dim_value}; dynamic wants it free",
+                fix="drop --dynamic",
+            )
+        else:
+            dim.dim_param = free
+    keep = [value for value in inner.input if value.name not in weights]  # older files list weights
+    del inner.input[:], inner.value_info[:]
+    inner.input.extend(keep)
+    for value in inner.output:
+        if value.type.tensor_type.HasField("shape"):
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if axis == 0:
+                    dim.dim_value = 1
+                elif not dim.dim_value:  # an expression in names that no longer hold
+                    dim.dim_param = f"{value.name}_{axis}"
+
+
+def _strip(graph: ModelProto) -> None:
+    """Removes what tells of the machine: documentation, stack traces, names of source files."""
+    inner = graph.graph
+    values = (*inner.input, *inner.output, *inner.value_info)
+    for item in (graph, inner, *inner.node, *inner.initializer, *values):
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    for node in inner.node:
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+
+
+def _simplified(graph: ModelProto, name: str, imgsz: tuple[int, int]) -> ModelProto:
+    """onnxslim's version, when it gives the same answer on noise."""
+    import onnx
+
+    try:
+        import onnxslim
+    except ImportError as error:
+        raise _missing("onnxslim", error) from error
+    before = graph.SerializeToString(deterministic=True)
+    with _quiet():
+        slim = onnxslim.slim(onnx.load_from_string(before))
+    _strip(slim)
+    del slim.graph.value_info[:]
+    x = np.random.default_rng(0).standard_normal((1, 3, *imgsz), np.float32)
+    answers = []
+    for data in (before, slim.SerializeToString(deterministic=True)):
+        with OnnxEngine(data, name=name) as engine:
+            answers.append(engine(x)[0])
+    difference = _difference(*answers)
+    if not difference <= _CLOSE:
+        raise VerificationFailed(
+            f"simplifying {name} changed its answer: relative difference {difference:.3g}, "
+            f"allowed {_CLOSE:g}",
+            fix="export with --no-simplify",
+        )
+    return slim
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> float:
+    """Largest difference, relative to the largest value; infinite where the shapes differ."""
+    if before.shape != after.shape:
+        return np.inf
+    before, after = before.astype(np.float64), after.astype(np.float64)
+    return float(np.abs(after - before).max() / (np.abs(before).max() or 1.0))
+
+
+def _set_metadata(
+    graph: ModelProto,
+    model: PriorModel,
+    preprocess: Preprocess,
+    imgsz: tuple[int, int],
+    dynamic: bool,
+) -> None:
+    """The keys that other programs parse, and those that runtime/preprocess.py reads."""
+    import onnx
+
+    height, width = imgsz
+    props: dict[str, Any] = {
+        "description": f"segmentation prior {model.name}"
+        + ("" if model.trained else ", untrained: random weights"),
+        "author": "dynaguide-edge",
+        "version": "1",
+        "license": model.licence,
+        "task": "semantic-segmentation",
+        "batch": 1,
+        "imgsz": [height, width],
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "input_size": {"width": width, "height": height},
+        "size_multiple": preprocess.multiple,
+        "minimum_size": preprocess.minimum,
+        "input_layout": f"NCHW {preprocess.color.upper()}",
+        "output": model.output,
+    }
+    if model.names is not None:
+        props["names"] = str(dict(enumerate(model.names)))  # a Python literal, as it is customary
+        props["classes"] = model.names
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in props.items()}
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, texts)
+    graph.producer_name, graph.producer_version = "dynaguide-edge", ""
+    graph.ClearField("domain")
+    graph.ClearField("model_version")
+
+
+def _missing(package: str, error: ImportError) -> MissingBackend:
+    return MissingBackend(
+        f"{package} is needed to freeze a prior, but {error}",
+        fix="pip install 'dynaguide-edge[export]'",
+    )

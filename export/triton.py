@@ -1,0 +1,81 @@
+"""A Triton Inference Server model repository for a bundle's prior."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from runtime.bundle import Bundle
+from runtime.errors import InputError
+
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "float64": "TYPE_FP64",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "uint8": "TYPE_UINT8",
+}
+
+
+def write_repository(folder: Path, bundle: Bundle) -> Path:
+    """Write ``folder``/NAME/config.pbtxt and NAME/1/model.onnx, or model.plan when the bundle has a
+    TensorRT engine of the prior. Returns ``folder``/NAME; one that is there is replaced.
+
+    Triton cannot refine: its clients get the prior's output.
+
+    Raises
+    ------
+    InputError : the prior is no network, or ``folder`` cannot be written.
+    """
+    graph = bundle.manifest["graphs"].get("prior")
+    if graph is None:
+        raise InputError(f"{bundle.name} has no network to serve")
+    engine = next(
+        (
+            e
+            for e in bundle.manifest["engines"]
+            if e["graph"] == "prior" and e["runtime"] == "tensorrt"
+        ),
+        None,
+    )
+    name = Path(bundle.manifest["name"]).stem.replace(" ", "_")
+    place = folder / name
+    if place.exists() and not (place / "config.pbtxt").is_file():
+        raise InputError(f"{place} exists and is no Triton model; it is left alone")
+    partial = folder / f".{name}.partial-{os.getpid()}"
+    try:
+        (partial / "1").mkdir(parents=True)
+        file, data = "model.onnx", bundle.read(graph)
+        if engine is not None:
+            file, data = "model.plan", bundle.read(engine)
+        (partial / "1" / file).write_bytes(data)
+        (partial / "config.pbtxt").write_text(_config(name, file, bundle, engine is not None))
+        if place.exists():
+            shutil.rmtree(place)
+        partial.rename(place)
+    except OSError as error:
+        raise InputError(f"{place} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
+    """config.pbtxt: batching off, so dims are whole shapes."""
+    graph = bundle.manifest["graphs"]["prior"]
+    lines = [
+        f'name: "{name}"',
+        f'platform: "{"tensorrt_plan" if plan else "onnxruntime_onnx"}"',
+        f'default_model_filename: "{file}"',
+        "max_batch_size: 0",
+    ]
+    for kind in ("input", "output"):
+        for port in graph[f"{kind}s"]:
+            dims = ", ".join(str(n if isinstance(n, int) else -1) for n in port["shape"])
+            lines.append(
+                f'{kind} [ {{ name: "{port["name"]}" data_type: {_TYPES[port["dtype"]]} '
+                f"dims: [ {dims} ] }} ]"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,349 @@
+"""Refinement by the exported step graph, on any engine: runtime.Refiner's loop on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime import network
+from runtime.backend import backend
+from runtime.checks import check_count, check_guide, check_image
+from runtime.errors import InputError
+from runtime.ops import Progress, Refinement, _soft, majority_classes
+from runtime.options import RefineOptions
+from runtime.reference import MAPPING_STEPS
+
+CHECK_EVERY, CHECKS = 10, 3  # the early stop looks each 10 steps; 3 calm looks in a row stop
+# What the graphs do not know: the host does it.
+_HOST = ("steps", "seed", "min_labels", "silhouette", "early_stop")
+
+
+@dataclass
+class _Run:
+    """What a loop has found so far."""
+
+    losses: list[np.ndarray] = field(default_factory=list)
+    clusters: list[int] = field(default_factory=list)
+    done: int = 0
+    stop: str = "steps"
+    made: int = 0  # steps of the engine
+    excess: int = 0  # the last so many of them are to be taken back
+
+
+class GraphRefiner:
+    """What runtime.Refiner does, with engines. Not safe for use by two threads at a time.
+
+    Parameters
+    ----------
+    step_engine, map_engine : engines of the step and the map graph, with ``inputs``, ``outputs``,
+        ``__call__`` and, for the step, ``loop(feed, state)``.
+    options : those that the graphs were exported with; steps, seed, min_labels, silhouette and
+        early_stop may differ as far as the graphs give the outputs for them.
+    height, width : size of the pictures in pixels.
+    classes : channels of the response map. Residual: the number of guide classes (required), at
+        most the engine's if that is fixed. The others: ``channels``, and may be left out.
+
+    Raises
+    ------
+    InputError : a size that the engines are not made for, other options, an output missing.
+    """
+
+    def __init__(
+        self,
+        step_engine: Any,
+        map_engine: Any,
+        options: RefineOptions,
+        *,
+        height: int,
+        width: int,
+        classes: int | None = None,
+    ) -> None:
+        self.options, self._step, self._map = options, step_engine, map_engine
+        self.height = check_count("height", height, 1, 2**20)
+        self.width = check_count("width", width, 1, 2**20)
+        for engine in (step_engine, map_engine):
+            self._check_engine(engine)
+        fixed = None
+        for port in step_engine.inputs:
+            if port.name == "guide" and _is_fixed(port.shape[1]):
+                fixed = int(port.shape[1])
+        self._planes = fixed  # of the guide, where the engine fixes them
+        if options.objective == "residual":
+            if classes is None:
+                raise InputError("classes is missing; residual needs the number of guide classes")
+            self.classes = check_count("classes", classes, 1, fixed or 4096)
+            self._rows = fixed or self.classes
+        else:
+            self._rows = options.channels or 1
+            self.classes = check_count("classes", classes or self._rows, self._rows, self._rows)
+        self._outputs = {port.name for port in step_engine.outputs}
+        needed = {"clusters"} if options.min_labels or options.silhouette else set()
+        needed |= {"labels"} if options.early_stop else set()
+        missing = needed - self._outputs
+        if missing:
+            raise InputError(
+                f"the step graph does not give {', '.join(sorted(missing))}, which min_labels, "
+                "silhouette or early_stop need",
+                fix="export it with these options",
+            )
+        self._initial = network.initial_state(options, self.classes)
+        self.load_state_dict(self._initial)
+
+    def _check_engine(self, engine: Any) -> None:
+        for port in engine.inputs:
+            if port.name != "image":
+                continue
+            for name, wanted, size in zip(
+                ("height", "width"), port.shape[2:], (self.height, self.width), strict=True
+            ):
+                if _is_fixed(wanted) and wanted != size:
+                    raise InputError(
+                        f"{name} is {size}; the engine was built for {wanted}",
+                        fix=f"use pictures of {name} {wanted}, or build the engine for {size}",
+                    )
+        known = getattr(engine, "metadata", {}).get("dg.options")
+        if known is None:
+            return
+        theirs = json.loads(known)
+        for name, ours in asdict(self.options).items():
+            ours = list(ours) if isinstance(ours, tuple) else ours
+            if name not in _HOST and theirs.get(name) != ours:
+                raise InputError(
+                    f"{name} is {ours!r}; the graph was exported with {theirs.get(name)!r}",
+                    fix="use the graph's options, or export it again",
+                )
+
+    def state_dict(self) -> network.State:
+        """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
+        return network.unflatten(self.options, self.classes, *self._state)
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of :meth:`state_dict`; momenta that are missing become zero.
+
+        Raises
+        ------
+        InputError : a missing or unknown name, a wrong shape, NaN.
+        """
+        self._state = network.flatten(self.options, self.classes, state)
+
+    def run(
+        self,
+        image: np.ndarray,
+        guide: np.ndarray | None = None,
+        *,
+        steps: int | None = None,
+        warm: bool = False,
+        progress: Progress | None = None,
+    ) -> Refinement:
+        """Refine; arguments, result and errors are those of :meth:`runtime.Refiner.run`.
+
+        Two differences: a class that a residual guide has nowhere takes no part (its score is 0),
+        and ``clusters_per_step`` is empty where the graph does not count them. The dynaseg graph
+        takes no guide.
+        """
+        image = check_image(image)
+        if image.shape[:2] != (self.height, self.width):
+            raise InputError(
+                f"image is {image.shape[0]} x {image.shape[1]} pixels; "
+                f"this GraphRefiner was made for {self.height} x {self.width}"
+            )
+        options = self.options
+        steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
+        if guide is not None:
+            if options.objective == "dynaseg":
+                raise InputError("guide was given, but the dynaseg graph takes none")
+            guide = check_guide(guide, self.height, self.width)
+        residual = options.objective == "residual"
+        if residual:
+            guide = _soft(guide, self.classes)
+        elif guide is not None and guide.ndim == 3 and not options.soft_guide:
+            known = guide.sum(-1) > 0
+            guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
+        floor = 0
+        if options.silhouette:
+            from runtime.silhouette import best_cluster_count
+
+            floor = best_cluster_count(image)
+        if not warm:
+            self.load_state_dict(self._initial)
+        feed = {"image": _planar(image)}
+        if options.objective != "dynaseg":
+            feed["guide"] = self._planar_guide(guide)
+        if options.objective == "dynaguide":
+            feed["assign"] = self._first_assignment(guide, feed["guide"].shape[1])
+        run = self._loop(feed, guide, floor, steps, progress) if steps else _Run()
+        scores, labels = self._final(feed)
+        losses = np.array(run.losses, np.float64).reshape(-1, 4)
+        names = ("total", "similarity", "pair" if residual else "spatial", "guide")
+        used = (0, 2, 3) if residual else (0, 1, 2, 3)
+        stats = {
+            "steps": run.done,
+            "stop_reason": run.stop,
+            "clusters": len(np.unique(labels)),
+            "clusters_per_step": run.clusters,
+            "losses": {names[i]: losses[:, i].tolist() for i in used},
+            "label_floor": floor,
+        }
+        if residual:
+            classes = np.arange(self.classes, dtype=np.int32)
+        else:
+            classes = majority_classes(labels, guide, self.classes)
+        return Refinement(scores, labels, classes, stats)
+
+    def _loop(
+        self,
+        feed: dict[str, np.ndarray],
+        guide: np.ndarray | None,
+        label_floor: int,
+        steps: int,
+        progress: Progress | None,
+    ) -> _Run:
+        """Step until a rule stops; the state that is left becomes this object's."""
+        options, run = self.options, _Run()
+        parameters, momenta, buffers, batches = self._state
+        state = {
+            "parameters": self._with_rows(parameters, self.classes, self._rows),
+            "momenta": self._with_rows(momenta, self.classes, self._rows),
+            "buffers": buffers,
+        }
+        loop = self._step.loop(feed, {k: (f"{k}_out", v) for k, v in state.items()})
+        floor = max(options.min_labels or 0, label_floor)
+        before, calm = (np.zeros(0, np.int32), 0.0), 0
+        try:
+            for step in range(steps):
+                solve = guide is not None and "overlap" in self._outputs
+                out = loop.step()
+                if solve and (batches + step < MAPPING_STEPS or step == 0):
+                    assign = self._assignment(out["overlap"], guide, len(feed["assign"]))
+                    if (assign != feed["assign"]).any():
+                        feed["assign"] = assign
+                        loop.undo()
+                        out = loop.step(assign=assign)
+                clusters = int(out["clusters"][0]) if "clusters" in out else 0
+                run.made = step + 1
+                if label_floor and clusters < label_floor and step:
+                    run.stop, run.excess = "silhouette", 2
+                    break
+                run.losses.append(out["losses"])
+                if "clusters" in out:
+                    run.clusters.append(clusters)
+                if not np.isfinite(out["losses"][0]):
+                    run.stop, run.excess = "diverged", 2 if step else 1
+                    break
+                run.done = step + 1
+                if progress is not None:
+                    progress(run.done, steps)
+                if floor and clusters <= floor:
+                    silhouette = label_floor >= (options.min_labels or 0)
+                    run.stop = "silhouette" if silhouette else "min_labels"
+                    break
+                if options.early_stop and step % CHECK_EVERY == 0:
+                    now = (out["labels"], float(out["losses"][0]))
+                    quiet = step > 0 and (
+                        (now[0] == before[0]).mean() >= options.early_stop
+                        and abs(now[1] - before[1]) < 0.01 * abs(before[1])
+                    )
+                    calm, before = (calm + 1 if quiet else 0), now
+                    if calm == CHECKS:
+                        run.stop = "converged"
+                        break
+            if label_floor and not run.excess and self._count(loop) < label_floor:
+                run.stop, run.excess = "silhouette", 1
+        finally:  # also when progress raises or the user interrupts
+            loop.undo(run.excess)
+            left = loop.state()
+            self._state = (
+                self._with_rows(left["parameters"], self._rows, self.classes),
+                self._with_rows(left["momenta"], self._rows, self.classes),
+                left["buffers"],
+                batches + run.made - run.excess,
+            )
+        return run
+
+    def _count(self, loop: Any) -> int:
+        """Labels of the current state: one step tells, and is taken back."""
+        clusters = int(loop.step()["clusters"][0])
+        loop.undo()
+        return clusters
+
+    def _final(self, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, K) scores and (H, W) labels of the current state."""
+        parameters, _, buffers, _ = self._state
+        parameters = self._with_rows(parameters, self.classes, self._rows)
+        known = feed | {"parameters": parameters, "buffers": buffers}
+        arrays = self._map(*(known[port.name] for port in self._map.inputs))
+        out = dict(zip((port.name for port in self._map.outputs), arrays, strict=True))
+        scores = out["scores"][0, : self.classes].transpose(1, 2, 0)
+        return np.ascontiguousarray(scores), out["labels"][0].astype(np.int32)
+
+    def _with_rows(self, vector: np.ndarray, have: int, rows: int) -> np.ndarray:
+        """Residual's parameters or momenta for ``have`` classes, cut or filled to ``rows``.
+
+        Its last layer, a weight of so many rows and a bias, ends the vector.
+        """
+        if have == rows:
+            return vector
+        channels = int(self.options.channels or 1)
+        head = len(vector) - have * (channels + 1)
+        weight = vector[head : head + have * channels].reshape(have, channels)
+        least = min(have, rows)
+        wide, bias = np.zeros((rows, channels), np.float32), np.zeros(rows, np.float32)
+        wide[:least], bias[:least] = weight[:least], vector[head + have * channels :][:least]
+        return np.concatenate([vector[:head], wide.ravel(), bias])
+
+    def _planar_guide(self, guide: np.ndarray | None) -> np.ndarray:
+        """(1, G, H, W): probabilities or one-hot labels, all zero where nothing is known."""
+        shape = (self.height, self.width)
+        if guide is None:
+            return np.zeros((1, self._planes or 1, *shape), np.float32)
+        if guide.ndim == 2:
+            count = int(guide.max()) + 1
+            soft = np.eye(count + 1, count, dtype=np.float32)[guide]  # row -1 is all zero
+            if self.options.soft_guide:  # whose graph divides by all pixels, known or not
+                soft *= np.float32(guide.size / (guide >= 0).sum())
+        else:
+            soft = guide
+        count = soft.shape[2]
+        if self._planes is not None and count > self._planes:
+            raise InputError(
+                f"guide has {count} classes; the engine was built for {self._planes}",
+                fix="build the engine for more classes",
+            )
+        out = np.zeros((1, self._planes or count, *shape), np.float32)
+        out[0, :count] = soft.transpose(2, 0, 1)
+        return out
+
+    def _first_assignment(self, guide: np.ndarray | None, planes: int) -> np.ndarray:
+        """Rank of each class among the present ones; for the overlap mapping just zeros."""
+        out = np.zeros(planes, np.int64)
+        if guide is None or self.options.mapping == "overlap":
+            return out
+        present = np.arange(guide.shape[2]) if guide.ndim == 3 else np.unique(guide[guide >= 0])
+        out[present] = np.arange(len(present))
+        return out
+
+    def _assignment(self, overlap: np.ndarray, guide: Any, planes: int) -> np.ndarray:
+        """Each class to the cluster with the largest shared area, one to one; the rest by area."""
+        count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
+        area = overlap[:count].astype(np.float64)
+        out = np.zeros(planes, np.int64)
+        out[:count] = area.argmax(1)
+        solve = backend("cpu").assign
+        if count <= area.shape[1]:
+            out[:count] = solve(np.ascontiguousarray(-area))
+        else:
+            out[solve(np.ascontiguousarray(-area.T))] = np.arange(area.shape[1])
+        return out
+
+
+def _is_fixed(dimension: Any) -> bool:
+    return isinstance(dimension, int) and dimension > 0
+
+
+def _planar(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (1, 3, H, W)."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))[None]

@@ -1,0 +1,137 @@
+"""A refinement's steps on ONNX Runtime: the state stays on the device, between three buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtime.device import parse_device
+from runtime.errors import DeviceError, InputError
+
+RING = 3  # state sets: the current one and the two before it
+
+
+class OnnxLoop:
+    """Runs a step graph whose outputs are its next inputs. Not safe for two threads at a time.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession of the step.
+    feed : input name -> array; uploaded once. Names that the step does not have are refused.
+    state : input name -> (output name, initial array). Output and input have the same shape.
+    device : "cpu", or "cuda", "cuda:1" as the session was made for.
+
+    Raises
+    ------
+    InputError : an input missing, unknown or of another shape or type.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        feed: Mapping[str, np.ndarray],
+        state: Mapping[str, tuple[str, np.ndarray]],
+        device: str = "cpu",
+    ) -> None:
+        self._session = session
+        self._device = parse_device(device)
+        self._ports = {port.name: port for port in session.get_inputs()}
+        given, wanted = {*feed, *state}, set(self._ports)
+        if given != wanted:
+            raise InputError(
+                f"the loop got the inputs {_names(given)}; the step has {_names(wanted)}"
+            )
+        self._output_of = {name: output for name, (output, _) in state.items()}
+        first = {name: self._value(name, array) for name, (_, array) in state.items()}
+        others = [
+            {name: self._value(name, array) for name, (_, array) in state.items()}
+            for _ in range(RING - 1)
+        ]
+        self._ring = [first, *others]
+        self._now = self._back = 0
+        self._bindings = [session.io_binding() for _ in range(RING)]
+        returned = [o.name for o in session.get_outputs()]
+        self._returned = [name for name in returned if name not in self._output_of.values()]
+        self._feed: dict[str, Any] = {}  # keeps what is bound alive
+        self._bind(feed)
+        for i, binding in enumerate(self._bindings):
+            for name, value in self._ring[i].items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._returned:
+                binding.bind_output(name, "cpu")
+            for name, value in self._ring[(i + 1) % RING].items():
+                binding.bind_ortvalue_output(self._output_of[name], value)
+
+    def step(self, **changed: np.ndarray) -> dict[str, np.ndarray]:
+        """Run once, with new arrays for some of the feed, which stay.
+
+        Returns
+        -------
+        The outputs that are no state, by name.
+
+        Raises
+        ------
+        InputError : a name that is no feed, a wrong type or number of dimensions.
+        DeviceError : ONNX Runtime refused: sizes that do not fit together, no memory.
+        """
+        unknown = changed.keys() - self._feed.keys()
+        if unknown:
+            raise InputError(f"step got {_names(unknown)}; the feed has {_names(self._feed)}")
+        self._bind(changed)
+        binding = self._bindings[self._now]
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except RuntimeError as error:
+            raise DeviceError(f"the step failed: {error}") from error
+        self._now = (self._now + 1) % RING
+        self._back = min(self._back + 1, RING - 1)
+        values = binding.get_outputs()[: len(self._returned)]
+        # ONNX Runtime writes the next but two step to the same memory.
+        return {n: v.numpy().copy() for n, v in zip(self._returned, values, strict=True)}
+
+    def undo(self, n: int = 1) -> None:
+        """Go back to the state before the last ``n`` steps.
+
+        Raises
+        ------
+        InputError : more steps than were made or are kept (2).
+        """
+        if not 0 <= n <= self._back:
+            raise InputError(f"undo of {n} steps; wanted 0 to {self._back}, which are kept")
+        self._now = (self._now - n) % RING
+        self._back -= n
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of the current state, by input name."""
+        return {name: value.numpy().copy() for name, value in self._ring[self._now].items()}
+
+    def _bind(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            self._feed[name] = self._value(name, array)
+            for binding in self._bindings:
+                binding.bind_ortvalue_input(name, self._feed[name])
+
+    def _value(self, name: str, array: np.ndarray) -> Any:
+        import onnxruntime
+
+        port = self._ports[name]
+        dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64}.get(port.type)
+        array = np.asarray(array)
+        fits = len(port.shape) == array.ndim and all(
+            wanted == got
+            for wanted, got in zip(port.shape, array.shape, strict=False)
+            if isinstance(wanted, int)
+        )
+        if array.dtype != dtype or not fits:
+            raise InputError(
+                f"input {name} is {array.shape} {array.dtype}; "
+                f"wanted {tuple(port.shape)} {port.type}"
+            )
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), *self._device)
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,586 @@
+"""Builds with the real TensorRT for RTX, which needs no GPU; headers, receipts and keys."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from runtime import tensorrt_build
+from runtime.device import CudaDevice
+from runtime.errors import (
+    BundleError,
+    DeviceError,
+    InputError,
+    MissingBackend,
+    VerificationFailed,
+)
+from runtime.tensorrt_build import (
+    PlanHeader,
+    build_engine,
+    check_receipt,
+    engine_key,
+    inspector_receipt,
+    load_tensorrt,
+    read_header,
+    supported_compute_capabilities,
+)
+
+onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")
+helper, numpy_helper, FLOAT = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="pip install 'dynaguide-edge[rtx]'")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(tensorrt_build, "cuda_devices", list)
+    monkeypatch.setattr(tensorrt_build, "cuda_absence", lambda: "no CUDA driver")
+
+
+def gpu(monkeypatch, capability="8.6", free=2**34):
+    """Pretend that there is one; ``free`` may be a list, one value for each time it is asked."""
+    frees = iter(free) if isinstance(free, list) else None
+    monkeypatch.setattr(
+        tensorrt_build,
+        "cuda_devices",
+        lambda: [CudaDevice(0, "Pretended", capability, 2**35, next(frees) if frees else free)],
+    )
+
+
+def model(nodes, weights, shape=(1, 3, 16, 16), dtype=np.float32, names=("image", "scores")):
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(names[0], kind, shape)],
+        [helper.make_tensor_value_info(names[1], kind, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    made = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    return made.SerializeToString()
+
+
+def kernel(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
+def convolution(dtype=np.float32, shape=(1, 3, 16, 16)):
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["scores"]),
+    ]
+    return model(nodes, {"w": kernel(4, 3, 3, 3).astype(dtype)}, shape, dtype)
+
+
+def quantized():
+    weights = {
+        "scale": np.float32(0.02),
+        "zero": np.int8(0),
+        "w": (30 * kernel(4, 3, 3, 3)).astype(np.int8),
+        "scales": np.full(4, 0.03, np.float32),
+        "zeros": np.zeros(4, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["w", "scales", "zeros"], ["k"], axis=0),
+        helper.make_node("Conv", ["x", "k"], ["scores"], pads=[1, 1, 1, 1]),
+    ]
+    return model(nodes, {name: np.asarray(value) for name, value in weights.items()})
+
+
+def product(dtype=np.float32):
+    nodes = [helper.make_node("MatMul", ["image", "w"], ["scores"])]
+    return model(nodes, {"w": kernel(32, 48).astype(dtype)}, (64, 32), dtype)
+
+
+def build(data, **options):
+    options = {"runtime": "tensorrt_rtx", "compute_capabilities": ("8.6",), **options}
+    return build_engine(data, **options)
+
+
+def only(low, usual=None, high=None):
+    return {"image": (low, usual or low, high or low)}
+
+
+# Real builds
+
+
+def test_builds_a_plan_that_says_what_it_is(rtx, no_gpu):
+    built = build(convolution(), compute_capabilities=("8.6", "8.9", "8.6"))
+    assert built.inputs == [("image", (1, 3, 16, 16), "tensor(float)")]
+    assert built.outputs == [("scores", (1, 4, 16, 16), "tensor(float)")]
+    assert built.compute_capabilities == ("8.6", "8.9")
+    assert built.version == rtx.__version__
+    assert built.timing_cache is None and built.workspace is None and 0 < built.seconds < 60
+    assert read_header(built.plan) == PlanHeader(len(built.plan), rtx.__version__)
+    assert b"image" in built.plan and b"scores" in built.plan
+    json.dumps(built.receipt)
+
+
+def test_rebuilds_are_identical(rtx, no_gpu):
+    first = build(convolution())
+    assert first.plan == build(convolution()).plan
+    assert first.plan != build(convolution(), compute_capabilities=("8.9",)).plan
+    assert first.plan != build(convolution(np.float16)).plan
+
+
+def test_one_shape_makes_a_plan_for_it_alone(rtx, no_gpu):
+    free = convolution(shape=(1, 3, "height", "width"))
+    built = build(free, shapes=only((1, 3, 16, 16)))
+    assert built.outputs[0].shape == (1, 4, 16, 16)
+    assert built.plan == build(convolution()).plan  # as if the model had said so
+
+
+def test_a_range_of_shapes_makes_a_profile(rtx, no_gpu):
+    free = convolution(shape=(1, 3, "height", "width"))
+    built = build(free, shapes=only((1, 3, 8, 8), (1, 3, 16, 16), (1, 3, 32, 64)))
+    assert built.inputs[0].shape == (1, 3, "height", "width")
+    assert built.outputs[0].shape == (1, 4, None, None)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({}, r"'image' has free dimensions, \(1, 3, any, any\), and no shape(.|\n)*--imgsz"),
+        ({"picture": only((1,))["image"]}, "name the input 'picture'; the model has image"),
+        (only((3, 8, 8)), r"wanted a least, a usual and a largest one for \(1, 3, any, any\)"),
+        (only((1, 4, 8, 8)), r"wanted least <= usual <= largest, and \(1, 3, any, any\)"),
+        (only((1, 3, 8, 0)), "wanted least <= usual <= largest"),
+        (only((1, 3, 8, 9), (1, 3, 8, 8), (1, 3, 9, 9)), "wanted least <= usual <= largest"),
+    ],
+)
+def test_shapes_that_do_not_fit(rtx, no_gpu, shapes, message):
+    with pytest.raises(InputError, match=message):
+        build(convolution(shape=(1, 3, "height", "width")), shapes=shapes)
+
+
+def test_fp32_means_fp32(rtx, no_gpu):
+    """TF32 is on where nothing is said, and changes the plan of a matrix product."""
+    assert build(product()).plan != build(product(), tf32=True).plan
+
+
+def test_bad_options(rtx, no_gpu):
+    with pytest.raises(InputError, match="level is 9; wanted 0 to 5"):
+        build(convolution(), level=9)
+    with pytest.raises(InputError, match=r"workspace \(bytes\) is 4; wanted 1048576 to"):
+        build(convolution(), workspace=4)
+    with pytest.raises(InputError, match="timing cache was given, but TensorRT for RTX times no"):
+        build(convolution(), timing_cache=b"")
+    with pytest.raises(InputError, match="runtime is 'trt'; wanted 'tensorrt' or"):
+        build(convolution(), runtime="trt")
+
+
+def test_effort_is_passed_on(rtx, no_gpu):
+    build(convolution(), level=0, workspace=2**30)
+
+
+# Which GPUs
+
+
+def test_supported_gpus_come_from_the_library(rtx):
+    found = supported_compute_capabilities()
+    assert {"7.5", "8.6", "8.9", "12.0"} <= set(found)
+    assert "8.7" not in found and found == sorted(found, key=float)
+
+
+@pytest.mark.parametrize("capability", ["8.7", "9.0", "sm_86", ""])
+def test_unsupported_gpus_need_their_device(rtx, no_gpu, capability):
+    message = f"for compute capability {capability}; it knows 7.5, .*\n  fix: Orin .8.7.*build BUND"
+    with pytest.raises(InputError, match=message):
+        build(convolution(), compute_capabilities=(capability,))
+
+
+def test_no_gpu_named_and_none_here(rtx, no_gpu):
+    with pytest.raises(InputError, match=r"no compute capability(.|\n)*no CUDA driver(.|\n)*8\.9"):
+        build(convolution(), compute_capabilities=())
+
+
+def test_the_gpu_here_is_the_default(rtx, monkeypatch):
+    gpu(monkeypatch, "8.9")
+    built = build(convolution(), compute_capabilities=())
+    assert built.compute_capabilities == ("8.9",)
+    with pytest.raises(InputError, match="device is 1; wanted 0 to 0"):
+        build(convolution(), device=1)
+
+
+def test_turing_needs_half(rtx, no_gpu):
+    with pytest.raises(InputError, match=r"(?s)Turing .*node_of_scores.*fix: Turing needs --half"):
+        build(product(), compute_capabilities=("7.5",))
+    build(product(np.float16), compute_capabilities=("7.5",))
+
+
+# Workspace
+
+
+def test_too_little_workspace_is_named(rtx, no_gpu):
+    nodes = [
+        helper.make_node("Softmax", ["image"], ["s"], axis=1),
+        helper.make_node("Conv", ["s", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Softmax", ["c"], ["scores"], axis=3),
+    ]
+    wide = model(nodes, {"w": kernel(64, 64, 3, 3).astype(np.float32)}, (1, 64, 512, 512))
+    with pytest.raises(DeviceError, match=r"out of memory \(workspace 1 MiB, no GPU here\)"):
+        build(wide, workspace=2**20)
+
+
+@pytest.mark.parametrize(
+    ("workspace", "free", "taken"),
+    [
+        (None, 2**32, 2**30),
+        (None, 2**36, 2**31),
+        (2**33, 2**34, 2**33),
+        (2**33, 2**32, 2**32),
+        (None, [2**34, 2**32], 2**30),  # something else took memory since the build began
+    ],
+)
+def test_workspace_follows_the_free_memory(rtx, monkeypatch, workspace, free, taken):
+    gpu(monkeypatch, free=free)
+    assert build(convolution(), workspace=workspace).workspace == taken
+
+
+# Models that cannot be built
+
+
+def test_garbage_is_named_by_the_parser(rtx, no_gpu):
+    with pytest.raises(BundleError, match=r"cannot read the model: .*Failed to parse the ONNX"):
+        build(b"garbage")
+
+
+def test_an_unknown_operator_is_named(rtx, no_gpu):
+    data = model([helper.make_node("Frobnicate", ["image"], ["scores"])], {})
+    with pytest.raises(BundleError, match=r"Plugin not found.* \(at Frobnicate\)"):
+        build(data)
+
+
+def test_a_failed_build_says_the_first_error(rtx, no_gpu):
+    """The log of one build is not that of the one before."""
+    with pytest.raises(InputError, match="Turing"):
+        build(product(), compute_capabilities=("7.5",))
+    with pytest.raises(BundleError) as caught:
+        build(b"garbage")
+    assert "Turing" not in str(caught.value)
+
+
+def test_other_failures_show_the_log(rtx, no_gpu):
+    class Log:
+        lines = ("first", "second")
+
+        def summary(self):
+            return "first; then second"
+
+    error = tensorrt_build._failure("tensorrt", Log(), None, None)
+    assert type(error) is BundleError and "cannot build the model: first; then second" in str(error)
+
+
+def test_out_of_memory_in_its_other_words():
+    class Log:
+        def __init__(self, line):
+            self.lines = [line]
+
+        def summary(self):
+            return self.lines[0]
+
+    for line in (
+        "Error Code 2: OutOfMemory (Requested size was 17089712 bytes.)",
+        "Requested amount of GPU memory (15485030400 bytes) could not be allocated.",
+        "Skipping tactic 1 due to insufficient memory on requested size of 15485030400",
+    ):
+        error = tensorrt_build._failure("tensorrt", Log(line), 2**30, 2**28)
+        assert type(error) is DeviceError
+        assert "(workspace 1024 MiB, 256 MiB free): " + line in str(error)
+
+
+def test_the_log_goes_to_python(rtx, no_gpu, caplog):
+    with caplog.at_level(logging.DEBUG, "dg.tensorrt"), pytest.raises(InputError):
+        build(product(), compute_capabilities=("7.5",))
+    levels = {record.levelname for record in caplog.records if record.name == "dg.tensorrt"}
+    assert "ERROR" in levels and "INFO" not in levels
+    log = tensorrt_build.bridge_log(rtx)
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "dg.tensorrt"):
+        for severity in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"):
+            log.log(getattr(rtx.ILogger, severity), severity)
+    assert [record.levelno for record in caplog.records] == [40, 40, 30, 10, 10]
+
+
+# Progress and stopping
+
+
+def test_progress_goes_from_zero_to_one_in_the_callers_thread(rtx, no_gpu):
+    told = []
+    build(convolution(), progress=lambda *a: told.append((*a, threading.current_thread())))
+    names, fractions, threads = zip(*told, strict=True)
+    assert fractions == tuple(sorted(fractions)) and fractions[-1] == 1
+    assert 0 <= fractions[0] < 0.2 and len(fractions) > 5
+    assert set(threads) == {threading.main_thread()}
+    assert all(isinstance(name, str) and name for name in names)
+
+
+def test_what_progress_raises_stops_the_build(rtx, no_gpu, caplog):
+    def stop(phase, fraction):
+        raise ZeroDivisionError(phase)
+
+    layers = [
+        helper.make_node("Conv", [f"x{i}" if i else "image", "w"], [f"x{i + 1}"], pads=[1] * 4)
+        for i in range(200)
+    ]
+    layers.append(helper.make_node("Relu", ["x200"], ["scores"]))
+    slow = model(layers, {"w": kernel(3, 3, 3, 3).astype(np.float32)})
+    with pytest.raises(ZeroDivisionError, match="Cloning"):
+        build(slow, progress=stop)
+    assert "canceled by user" in caplog.text  # it did not run on
+    build(convolution())
+
+
+def test_ctrl_c_stops_the_build(rtx, no_gpu, caplog):
+    def interrupt(phase, fraction):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        build(convolution(), progress=interrupt)
+    assert threading.active_count() == threads
+
+
+# TensorRT itself: the same builder behind its name, since it cannot run here
+
+LAYERS = {
+    "Layers": [
+        "a name alone",
+        {
+            "Name": "conv",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8"}],
+            "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
+        },
+        {
+            "LayerType": "gemm",
+            "Inputs": [{"Format/Datatype": "Half"}],
+            "Outputs": [{"Format/Datatype": "Half"}],
+        },
+        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "Float"}]},
+        {"LayerType": "Reformat", "Outputs": [{"Format/Datatype": "Float"}]},
+        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "Int32"}]},
+        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]},
+        {"LayerType": "kgen", "Outputs": []},
+    ]
+}
+
+
+def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
+    """The real builder under the name tensorrt; loading its plan is pretended."""
+    seen = []
+
+    class Context:
+        def set_input_shape(self, name, shape):
+            seen.append((name, shape))
+            return True
+
+    class Runtime:
+        def __init__(self, log):
+            pass
+
+        def deserialize_cuda_engine(self, plan):
+            inspector = types.SimpleNamespace(
+                get_engine_information=lambda kind: json.dumps(LAYERS)
+            )
+            engine = types.SimpleNamespace(
+                create_engine_inspector=lambda: inspector, create_execution_context=Context
+            )
+            return engine if loads else None
+
+    module = types.ModuleType("tensorrt")
+    module.__dict__.update(vars(rtx))
+    module.__version__, module.Runtime = version, Runtime
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorrt_builds_for_its_own_gpu(rtx, monkeypatch):
+    gpu(monkeypatch)
+    seen = pretend_tensorrt(monkeypatch, rtx)
+    built = build(convolution(), runtime="tensorrt", timing_cache=b"")
+    assert built.version == "10.3.0" and built.compute_capabilities == ("8.6",)
+    assert isinstance(built.timing_cache, bytes)
+    assert built.receipt["source"] == "engine" and built.receipt["layers"]["fp16"] == 1
+    assert built.receipt["quantize"] == 0 and not seen
+    free = convolution(shape=(1, 3, "height", "width"))
+    build(free, runtime="tensorrt", shapes=only((1, 3, 8, 8), (1, 3, 9, 9), (1, 3, 32, 64)))
+    assert seen == [("image", (1, 3, 9, 9))]
+    with pytest.raises(InputError, match=r"8\.7 was asked for; .* Pretended with 8\.6\n"):
+        build(convolution(), runtime="tensorrt", compute_capabilities=("8.7",))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_plan_that_does_not_load_is_not_returned(rtx, monkeypatch):
+    gpu(monkeypatch)
+    pretend_tensorrt(monkeypatch, rtx, loads=False)
+    with pytest.raises(DeviceError, match="the engine just built cannot be loaded"):
+        build(convolution(), runtime="tensorrt")
+
+
+def test_tensorrt_needs_its_gpu(rtx, no_gpu, monkeypatch):
+    pretend_tensorrt(monkeypatch, rtx)
+    with pytest.raises(MissingBackend, match="no CUDA driver\n  fix: on the device: python -m run"):
+        build(convolution(), runtime="tensorrt")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0.1", "0.0.1"])
+def test_other_versions_are_refused(rtx, monkeypatch, version):
+    pretend_tensorrt(monkeypatch, rtx, version)
+    with pytest.raises(MissingBackend, match=f"tensorrt {version} is installed; wanted .* 10.3"):
+        load_tensorrt("tensorrt")
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.16.1", "11.4.0.106"])
+def test_these_versions_are_taken(rtx, monkeypatch, version):
+    pretend_tensorrt(monkeypatch, rtx, version)
+    assert load_tensorrt("tensorrt").__version__ == version
+
+
+def test_a_package_that_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    with pytest.raises(MissingBackend, match="tensorrt of an unknown version is installed"):
+        load_tensorrt("tensorrt")
+
+
+@pytest.mark.parametrize(("runtime", "extra"), [("tensorrt", "trt"), ("tensorrt_rtx", "rtx")])
+def test_a_missing_package_says_how_to_get_it(monkeypatch, runtime, extra):
+    monkeypatch.setitem(sys.modules, runtime, None)
+    with pytest.raises(MissingBackend, match=rf"{runtime} is needed(.|\n)*edge\[{extra}\]") as e:
+        load_tensorrt(runtime)
+    assert e.value.exit_code == 4
+
+
+# Receipts
+
+
+def test_receipts_of_real_networks(rtx, no_gpu):
+    full = build(convolution()).receipt
+    assert full == {
+        "source": "network",
+        "layers": {"fp32": 2},
+        "matrix": {"fp32": 1},
+        "quantize": 0,
+        "other": 0,
+    }
+    half = build(convolution(np.float16)).receipt
+    assert half["layers"] == {"fp16": 2} and half["matrix"] == {"fp16": 1}
+    int8 = build(quantized()).receipt
+    assert int8["matrix"] == {"int8": 1} and int8["quantize"] == 3 and int8["other"] > 0
+    for asked, right in (("fp32", full), ("fp16", half), ("int8", int8)):
+        for receipt in (full, half, int8):
+            if receipt is right:
+                check_receipt(receipt, asked)
+            else:
+                with pytest.raises(VerificationFailed, match=f"^{asked} was asked for, but "):
+                    check_receipt(receipt, asked)
+
+
+def test_receipt_of_an_engine():
+    assert inspector_receipt(json.dumps(LAYERS)) == {
+        "source": "engine",
+        "layers": {"int8": 1, "fp16": 1, "fp32": 1},
+        "matrix": {"int8": 1, "fp16": 1},
+        "other": 5,
+    }
+
+
+def receipt(layers, matrix, quantize=0):
+    return {"source": "engine", "layers": layers, "matrix": matrix, "quantize": quantize}
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "message"),
+    [
+        ("fp32", receipt({"fp32": 9, "fp16": 1}, {}), "1 layers are below FP32, 0 quantise .eng"),
+        ("fp32", receipt({"fp32": 9}, {}, 2), "0 layers are below FP32, 2 quantise"),
+        ("fp16", receipt({"fp32": 9}, {"fp32": 4}), "no layer computes in FP16"),
+        ("fp16", receipt({"fp16": 5, "fp32": 9}, {"fp16": 1, "fp32": 3}), "only 1 of 4 conv"),
+        ("int8", receipt({"fp32": 9}, {"fp32": 4}), "no quantise or dequantise layer"),
+        ("int8", receipt({"fp16": 9}, {"fp16": 4}, 3), "none of 4 convolutions .* is INT8"),
+        ("fp16", receipt({}, {}), "no layer's precision is known .engine: nothing"),
+    ],
+)
+def test_a_receipt_that_is_not_what_was_asked(asked, found, message):
+    with pytest.raises(VerificationFailed, match=message):
+        check_receipt(found, asked)
+
+
+def test_a_receipt_that_is():
+    check_receipt(receipt({"fp16": 5, "fp32": 9}, {"fp16": 2, "fp32": 2}), "fp16")
+    check_receipt(receipt({"fp16": 5, "int8": 1}, {"fp16": 2, "int8": 1}, 2), "int8")
+    with pytest.raises(InputError, match="asked is 'half'; wanted"):
+        check_receipt(receipt({"fp16": 5}, {}), "half")
+
+
+# Headers
+
+
+HEADER = b"vtrt" + bytes(12) + (40).to_bytes(8, "little") + bytes([1, 7, 1, 116]) + bytes(12)
+
+
+def test_header():
+    assert read_header(HEADER) == PlanHeader(40, "1.7.1.116")
+    assert read_header(b"ftrt" + HEADER[4:]) is None
+    assert read_header(b"") is None
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 20, 27, 39, 41])
+def test_a_plan_of_the_wrong_size(size):
+    with pytest.raises(BundleError, match=f"the plan has {size} bytes.*(.|\n)*fix: copy it again"):
+        read_header((HEADER + b"x")[:size])
+
+
+def test_metadata_before_the_plan_is_named():
+    text = json.dumps({"task": "segment", "names": {"0": "road"}}).encode()
+    data = len(text).to_bytes(4, "little") + text + HEADER
+    with pytest.raises(BundleError, match=f"{len(text)} bytes of JSON.*Ultralytics") as caught:
+        read_header(data)
+    assert caught.value.fix == f"drop the first {len(text) + 4} bytes"
+    assert read_header(data[len(text) + 4 :]) == PlanHeader(40, "1.7.1.116")
+
+
+# Keys
+
+
+def test_key_changes_with_each_fact():
+    facts = {
+        "onnx": b"model",
+        "flags": {"level": 3, "half": False},
+        "runtime": "tensorrt",
+        "version": "10.3.0",
+        "compute_capabilities": ["8.7"],
+        "gpu_name": "Orin",
+        "l4t": "36.4.0",
+    }
+    others = {
+        "onnx": b"other",
+        "flags": {"level": 3, "half": True},
+        "runtime": "tensorrt_rtx",
+        "version": "10.3.1",
+        "compute_capabilities": ["8.6"],
+        "gpu_name": None,
+        "l4t": "36.4",
+    }
+
+    def key(onnx, flags, **rest):
+        return engine_key(onnx, flags, **rest)
+
+    keys = [key(**facts), *(key(**{**facts, name: value}) for name, value in others.items())]
+    assert len(set(keys)) == len(keys) == 8
+    assert all(len(k) == 16 and int(k, 16) >= 0 for k in keys)
+    assert key(**{**facts, "flags": {"half": False, "level": 3}}) == keys[0]
+    assert keys[0] == "b6c6edc826760463"  # bundles on disk depend on it

@@ -1,0 +1,514 @@
+"""The TensorRT engine on stand-ins for its packages: right answers, and every refusal noticed."""
+
+import sys
+
+import fake_tensorrt
+import numpy as np
+import pytest
+
+from runtime import tensorrt_engine
+from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
+from runtime.tensorrt_engine import OutputWarning, TensorRTEngine
+
+SCORES = {"image": ([1, 3, 8, 16], "FLOAT")}, {"scores": ([1, 2, 8, 16], "FLOAT")}
+FREE = {"image": ([1, 3, -1, -1], "FLOAT")}, {"scores": ([1, 2, -1, -1], "FLOAT")}
+PROFILE = {"image": ([1, 3, 8, 8], [1, 3, 8, 16], [1, 3, 32, 32])}
+STEP = (
+    {"gain": ([2], "FLOAT"), "parameters": ([4], "FLOAT"), "momenta": ([4], "FLOAT")},
+    {
+        "parameters_out": ([4], "FLOAT"),
+        "momenta_out": ([4], "FLOAT"),
+        "losses": ([2], "FLOAT"),
+    },
+)
+
+
+def channels(inputs):
+    """Scores: the first two channels."""
+    return {"scores": inputs["image"][:, :2]}
+
+
+def descend(inputs):
+    momenta = 0.5 * inputs["momenta"] + inputs["gain"][0]
+    parameters = inputs["parameters"] - momenta
+    return {
+        "parameters_out": parameters,
+        "momenta_out": momenta,
+        "losses": [parameters.sum(), momenta.sum()],
+    }
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    return fake_tensorrt.install(monkeypatch, functions={"channels": channels, "descend": descend})
+
+
+def picture(rng, *shape):
+    return rng.standard_normal(shape or (1, 3, 8, 16), dtype=np.float32)
+
+
+def scorer(**options):
+    return TensorRTEngine(fake_tensorrt.plan("channels", *SCORES), runtime="tensorrt", **options)
+
+
+def resizer(**options):
+    data = fake_tensorrt.plan("channels", *FREE, PROFILE)
+    return TensorRTEngine(data, runtime="tensorrt", **options)
+
+
+def stepper(**options):
+    return TensorRTEngine(fake_tensorrt.plan("descend", *STEP), runtime="tensorrt", **options)
+
+
+def test_runs_and_describes_itself(fake, rng):
+    with scorer(name="prior") as engine:
+        assert engine.inputs == [("image", (1, 3, 8, 16), "tensor(float)")]
+        assert engine.outputs == [("scores", (1, 2, 8, 16), "tensor(float)")]
+        assert engine.metadata == {} and not engine.warnings
+        for _ in range(4):
+            image = picture(rng)
+            (scores,) = engine(image)
+            np.testing.assert_array_equal(scores, image[:, :2])
+        kept = scores.copy()
+        engine(picture(rng))
+        np.testing.assert_array_equal(scores, kept)  # a result is the caller's
+    assert fake.contexts == 0 and fake.blocks == {} and fake.graphs == {}
+
+
+def test_contexts_and_buffers_are_made_once(fake, rng):
+    engine = scorer()
+    for _ in range(5):
+        engine(picture(rng))
+    assert fake.calls["create_execution_context"] == 1
+    assert fake.calls["mem_alloc"] == 2
+
+
+def test_converts_numbers_but_not_kinds(fake):
+    engine = scorer()
+    (scores,) = engine(np.arange(384, dtype=np.float64).reshape(1, 3, 8, 16))
+    assert scores.dtype == np.float32 and scores[0, 1, 0, 0] == 128
+    with pytest.raises(InputError, match="'image' of the engine is complex128; wanted float32"):
+        engine(np.zeros((1, 3, 8, 16), complex))
+
+
+def test_captures_a_graph_after_one_plain_run(fake, rng):
+    engine = scorer()
+    assert engine.graph == "not yet"
+    engine(picture(rng))
+    assert engine.graph == "not yet" and fake.calls["cuStreamBeginCapture_v2"] == 0
+    for _ in range(3):
+        image = picture(rng)
+        np.testing.assert_array_equal(engine(image)[0], image[:, :2])
+    assert engine.graph == "captured"
+    assert fake.calls["execute_async_v3"] == 2 and fake.calls["cuGraphLaunch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        ({"cuStreamBeginCapture_v2": 900}, "cuStreamBeginCapture_v2 gives 900"),
+        ({"cuGraphInstantiateWithFlags": 1}, "cuGraphInstantiateWithFlags gives 1"),
+        ({"cuGraphInstantiateWithFlags": "absent"}, "undefined symbol"),
+    ],
+)
+def test_without_a_graph_it_runs_plainly_and_says_so(fake, rng, codes, reason):
+    fake.codes = codes
+    engine = scorer()
+    for _ in range(3):
+        image = picture(rng)
+        np.testing.assert_array_equal(engine(image)[0], image[:, :2])
+    assert engine.graph.startswith("plain: ") and reason in engine.graph
+    assert fake.calls["cuGraphLaunch"] == 0
+    engine.close()
+    assert fake.graphs == {}
+
+
+def test_a_run_that_cannot_be_captured_runs_plainly(fake, rng):
+    engine = scorer()
+    engine(picture(rng))
+    fake.refuse.add("execute_async_v3")
+    with pytest.raises(DeviceError, match="the run was refused"):
+        engine(picture(rng))
+    assert engine.graph == "plain: the run cannot be captured" and fake.graphs == {}
+
+
+def test_no_driver_library_for_graphs(fake, rng):
+    engine = scorer()
+    engine(picture(rng))
+    fake.no_driver = True
+    engine(picture(rng))
+    assert "cannot open shared object file" in engine.graph
+
+
+def test_a_refused_graph_replays_nothing(fake, rng):
+    engine = scorer()
+    engine(picture(rng))
+    fake.codes["cuGraphLaunch"] = 700
+    with pytest.raises(DeviceError, match="CUDA graph was refused with code 700"):
+        engine(picture(rng))
+    with pytest.raises(DeviceError, match="cannot be used any more: the CUDA graph"):
+        engine(picture(rng))
+
+
+def test_rtx_captures_by_itself(fake, rng):
+    data = fake_tensorrt.plan("channels", *SCORES)
+    with TensorRTEngine(data, runtime="tensorrt_rtx") as engine:
+        for _ in range(3):
+            engine(picture(rng))
+        assert engine.graph == "by the runtime"
+        (session,) = engine._sessions.values()
+        assert session.contexts[0].config.cuda_graph_strategy == "whole"
+    assert fake.calls["cuStreamBeginCapture_v2"] == 0
+
+
+# Shapes
+
+
+def test_free_shapes_get_a_context_each(fake, rng):
+    with resizer() as engine:
+        assert engine.inputs[0].shape == (1, 3, None, None)
+        for height, width in ((8, 8), (32, 16), (8, 8), (32, 16)):
+            image = picture(rng, 1, 3, height, width)
+            np.testing.assert_array_equal(engine(image)[0], image[:, :2])
+        assert fake.calls["create_execution_context"] == 2
+        for width in range(9, 20):
+            engine(picture(rng, 1, 3, 8, width))
+        assert len(fake.blocks) == 2 * tensorrt_engine.MOST_SESSIONS
+    assert fake.blocks == {}
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        (
+            (1, 3, 7, 8),
+            r"\(1, 3, 7, 8\); it takes \(1, 3, 8, 8\) to \(1, 3, 32, 32\)\n  fix: resize",
+        ),
+        ((1, 3, 8, 33), r"it takes \(1, 3, 8, 8\) to"),
+        ((3, 8, 8), r"has shape \(3, 8, 8\)"),
+    ],
+)
+def test_shapes_are_checked_before_anything_runs(fake, rng, shape, wanted):
+    engine = resizer()
+    with pytest.raises(InputError, match=wanted):
+        engine(picture(rng, *shape))
+    assert fake.calls["set_input_shape"] == 0
+    engine(picture(rng, 1, 3, 8, 8))  # it is not dead
+
+
+def test_a_fixed_shape_names_itself(fake, rng):
+    with pytest.raises(InputError, match=r"\(1, 3, 8, 8\); it takes \(1, 3, 8, 16\)\n"):
+        scorer()(picture(rng, 1, 3, 8, 8))
+
+
+def test_the_number_of_arrays(fake):
+    with pytest.raises(InputError, match="got 0 arrays; wanted image"):
+        scorer()()
+
+
+def test_an_output_without_a_shape(fake, rng):
+    fake.refuse.add("output_shape")
+    with pytest.raises(DeviceError, match="'scores' of the engine has no fixed shape"):
+        resizer()(picture(rng))
+    assert fake.blocks == {}
+
+
+def test_a_type_that_numpy_has_not(fake):
+    data = fake_tensorrt.plan("channels", {"image": ([1], "BF16")}, {})
+    with pytest.raises(BundleError, match="image of the engine is BF16, which NumPy has not"):
+        TensorRTEngine(data, runtime="tensorrt")
+
+
+# Refusals of the device
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("set_input_shape", r"refuses shape \(1, 3, 8, 16\) for 'image'"),
+        ("set_tensor_address", "refuses a buffer for 'image'"),
+        ("create_execution_context", r"gives no execution context GPU 0 \(1 of 2 MiB free\)"),
+    ],
+)
+def test_refused_calls_are_noticed(fake, rng, call, message):
+    engine = scorer()
+    fake.refuse.add(call)
+    with pytest.raises(DeviceError, match=message):
+        engine(picture(rng))
+    assert fake.contexts == 0 and fake.blocks == {}
+    fake.refuse.clear()
+    engine(picture(rng))
+
+
+def test_a_refused_run_is_the_last(fake, rng):
+    engine = scorer(name="prior")
+    fake.refuse.add("execute_async_v3")
+    with pytest.raises(DeviceError, match="prior: the run was refused"):
+        engine(picture(rng))
+    fake.refuse.clear()
+    with pytest.raises(DeviceError, match="prior cannot be used any more: the run was refused"):
+        engine(picture(rng))
+    engine.close()
+    assert fake.blocks == {} and fake.contexts == 0
+
+
+def test_a_failing_gpu_is_the_last(fake, rng):
+    engine = scorer()
+    fake.raises = fake_tensorrt.CudaError("cuMemcpyHtoDAsync failed: an illegal memory access")
+    with pytest.raises(DeviceError, match="the GPU fails: cuMemcpyHtoDAsync failed"):
+        engine(picture(rng))
+    fake.raises = None
+    with pytest.raises(DeviceError, match="any more: the GPU fails"):
+        engine(picture(rng))
+
+
+def test_too_little_memory_is_named(fake, rng):
+    engine = scorer()
+    fake.memory = 2000  # the image takes 1536 bytes, the scores 1024
+    with pytest.raises(DeviceError, match=r"does not fit GPU 0 .* free\): cuMemAlloc failed"):
+        engine(picture(rng))
+    assert fake.blocks == {}
+    fake.memory = 2**20
+    engine(picture(rng))
+
+
+def test_a_hung_gpu_is_not_waited_for(fake, rng, monkeypatch):
+    monkeypatch.setattr(tensorrt_engine, "_HUNG", [])
+    engine = scorer(timeout_s=0.05)
+    fake.hang = True
+    with pytest.raises(DeviceError, match=r"the GPU has not answered for 0\.05 s"):
+        engine(picture(rng))
+    with pytest.raises(DeviceError, match="any more: the GPU has not answered"):
+        engine(picture(rng))
+    engine.close()
+    assert len(fake.blocks) == 2  # freeing them would wait for the GPU
+    assert fake.contexts == 0
+
+
+def test_close_is_final_and_can_be_repeated(fake, rng):
+    engine = scorer(name="prior")
+    engine(picture(rng))
+    engine.close()
+    engine.close()
+    assert fake.blocks == {} and fake.contexts == 0
+    with pytest.raises(DeviceError, match="prior is closed"):
+        engine(picture(rng))
+
+
+# Plans that do not fit
+
+
+def test_another_version(fake):
+    with pytest.raises(
+        EngineMismatch, match=r"built with tensorrt 10\.7\.0\.23; .* loaded 10\.3\.0"
+    ):
+        scorer(version="10.7.0.23")
+    assert fake.calls["deserialize"] == 0
+    scorer(version="10.3.0.30").close()
+
+
+def test_another_version_in_the_header(fake):
+    data = b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([1, 6, 0, 9])
+    with pytest.raises(EngineMismatch, match=r"1\.6\.0\.9; .*\n  fix: python -m runtime build"):
+        TensorRTEngine(data, runtime="tensorrt_rtx")
+
+
+def test_another_device(fake):
+    fake.capabilities = [(7, 5), (8, 7)]
+    with pytest.raises(
+        EngineMismatch, match=r"for .* 8\.7; GPU 0 \(.* 0\) has 7\.5\n.*'cuda:1', or"
+    ):
+        scorer(compute_capabilities=["8.7"])
+    with pytest.raises(EngineMismatch, match=r"9\.0; .* fix: python -m runtime build|9\.0"):
+        scorer(compute_capabilities=["9.0"])
+    scorer(compute_capabilities=["8.6", "8.7"], device=1).close()
+    with pytest.raises(InputError, match="device is 2; wanted 0 to 1"):
+        scorer(device=2)
+
+
+@pytest.mark.parametrize(
+    ("says", "error", "message"),
+    [
+        ("Version tag does not match. Current 239, serialized 240", EngineMismatch, "another vers"),
+        ("expecting compute 8.6 got compute 7.5", EngineMismatch, "another version or device"),
+        ("Error Code 2: OutOfMemory", DeviceError, "does not fit GPU 0"),
+        ("magicTag == rtMagicTag failed", BundleError, "no engine that TensorRT 10.3.0 can load"),
+    ],
+)
+def test_a_plan_that_is_refused_is_no_engine(fake, says, error, message):
+    fake.refuse, fake.says = {"deserialize"}, says
+    with pytest.raises(error, match=message) as caught:
+        scorer()
+    assert says in str(caught.value)
+    assert fake.contexts == 0
+
+
+def test_missing_packages(fake, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(MissingBackend, match=r"PyCUDA is needed(.|\n)*fix: pip install pycuda"):
+        scorer()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingBackend, match=r"tensorrt is needed(.|\n)*dynaguide-edge\[trt\]"):
+        scorer()
+
+
+def test_no_driver(fake):
+    fake.no_driver = True
+    with pytest.raises(MissingBackend, match="PyCUDA does not start: cuInit failed"):
+        scorer()
+
+
+# The guard
+
+
+def test_nan_is_a_warning_not_an_error(fake, rng):
+    fake.functions["channels"] = lambda inputs: {
+        "scores": np.where(inputs["image"][:, :2] > 0, np.nan, 1)
+    }
+    engine, image = scorer(), picture(rng)
+    (scores,) = engine(image)
+    count = int((image[:, :2] > 0).sum())
+    assert np.isnan(scores).sum() == count
+    assert list(engine.warnings) == [
+        OutputWarning("scores", f"{count} of 256 values are NaN or infinite")
+    ]
+    for _ in range(100):
+        engine(image)
+    assert len(engine.warnings) == 64
+
+
+def test_one_class_everywhere_is_a_warning(fake, rng):
+    engine, image = scorer(), picture(rng)
+    image[0, 1] = image[0, 0] - 1
+    engine(image)
+    assert [w.message for w in engine.warnings] == ["one class covers the whole picture"]
+    image[0, 1, 3, 5] += 2  # one other pixel, which a coarse look misses
+    engine(image)
+    assert len(engine.warnings) == 1
+
+
+def test_labels_are_guarded(fake):
+    fake.functions["labels"] = lambda inputs: {"labels": inputs["image"][:, 0].astype(np.int32)}
+    data = fake_tensorrt.plan("labels", SCORES[0], {"labels": ([1, 8, 16], "INT32")})
+    engine = TensorRTEngine(data, runtime="tensorrt")
+    (labels,) = engine(np.arange(384).reshape(1, 3, 8, 16))
+    assert labels.dtype == np.int32 and labels[0, 7, 15] == 127 and not engine.warnings
+    engine(np.full((1, 3, 8, 16), 7))
+    assert engine.warnings[0].output == "labels"
+
+
+# The loop
+
+
+def start(gain=1.0):
+    feed = {"gain": np.array([gain, 0], np.float32)}
+    state = {
+        "parameters": ("parameters_out", np.arange(4, dtype=np.float32)),
+        "momenta": ("momenta_out", np.zeros(4, np.float32)),
+    }
+    return feed, state
+
+
+def expected(gains):
+    inputs = {"parameters": np.arange(4, dtype=np.float32), "momenta": np.zeros(4, np.float32)}
+    for gain in gains:
+        out = descend({**inputs, "gain": [np.float32(gain)]})
+        inputs = {"parameters": out["parameters_out"], "momenta": out["momenta_out"]}
+    return inputs
+
+
+def assert_state(loop, gains):
+    state, wanted = loop.state(), expected(gains)
+    assert list(state) == ["parameters", "momenta"]
+    for name, value in state.items():
+        np.testing.assert_array_equal(value, wanted[name])
+
+
+def test_loop_keeps_its_state_on_the_device(fake):
+    with stepper() as engine:
+        loop = engine.loop(*start())
+        copies = fake.calls["htod"]
+        for steps in range(1, 9):  # the ring of three comes round twice, plain and captured
+            out = loop.step()
+            assert list(out) == ["losses"]
+            assert out["losses"][0] == expected([1] * steps)["parameters"].sum()
+            assert_state(loop, [1] * steps)
+        assert fake.calls["htod"] == copies
+        assert fake.calls["execute_async_v3"] == 6  # three plain runs, three captures
+        assert fake.calls["cuGraphLaunch"] == 5 and engine.graph == "captured"
+        assert len(fake.blocks) == 3 + 3 + 1 + 1
+    assert fake.blocks == {} and fake.graphs == {}
+
+
+def test_loop_takes_changes_that_stay(fake):
+    loop = stepper().loop(*start())
+    loop.step()
+    loop.step(gain=np.array([5, 0]))
+    loop.step()
+    assert_state(loop, [1, 5, 5])
+
+
+def test_loop_undoes_two_steps(fake):
+    loop = stepper().loop(*start())
+    with pytest.raises(InputError, match="n is 1; 0 steps can be undone"):
+        loop.undo()
+    for _ in range(4):
+        loop.step()
+    loop.undo(2)
+    assert_state(loop, [1, 1])
+    with pytest.raises(InputError, match="n is 1; 0 steps"):
+        loop.undo()
+    loop.step(gain=np.array([3, 0]))
+    assert_state(loop, [1, 1, 3])
+    loop.undo()
+    assert_state(loop, [1, 1])
+    with pytest.raises(InputError, match="n is 0; "):
+        loop.undo(0)
+
+
+def test_a_new_loop_starts_again_and_ends_the_old_one(fake):
+    with stepper() as engine:
+        old = engine.loop(*start())
+        old.step()
+        new = engine.loop(*start(gain=2))
+        assert fake.calls["create_execution_context"] == 3  # the same contexts and buffers
+        with pytest.raises(DeviceError, match="this loop has ended"):
+            old.step()
+        with pytest.raises(DeviceError, match="this loop has ended"):
+            old.state()
+        new.step()
+        assert_state(new, [2])
+    with pytest.raises(DeviceError, match="this loop has ended"):
+        new.step()
+
+
+def test_loop_refuses_what_does_not_fit(fake):
+    engine = stepper()
+    feed, state = start()
+    with pytest.raises(InputError, match=r"wanted each of \['gain', 'momenta', 'parameters'\]"):
+        engine.loop({}, state)
+    with pytest.raises(InputError, match="outputs among"):
+        engine.loop(feed, {**state, "momenta": ("nothing", state["momenta"][1])})
+    with pytest.raises(InputError, match=r"'losses' \(2,\) float32 cannot become input 'momenta'"):
+        engine.loop(feed, {**state, "momenta": ("losses", state["momenta"][1])})
+    loop = engine.loop(feed, state)
+    with pytest.raises(InputError, match=r"'gain' of shape \(3,\) cannot be changed"):
+        loop.step(gain=np.zeros(3))
+    with pytest.raises(InputError, match=r"'momenta' of shape \(4,\) .* wanted gain \(2,\)"):
+        loop.step(momenta=np.zeros(4))
+
+
+def test_loop_guards_its_losses(fake):
+    engine = stepper()
+    engine.loop(*start(gain=np.inf)).step()
+    assert engine.warnings[0] == OutputWarning("losses", "2 of 2 values are NaN or infinite")
+
+
+def test_loop_notices_a_refused_run(fake):
+    loop = stepper().loop(*start())
+    fake.refuse.add("execute_async_v3")
+    with pytest.raises(DeviceError, match="the run was refused"):
+        loop.step()
+    with pytest.raises(DeviceError, match="any more"):
+        loop.state()
