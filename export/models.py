@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import pkgutil
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,14 +285,15 @@ def _load_segformer(folder: Path) -> Any:
     from transformers import SegformerForSemanticSegmentation
 
     try:
-        network, info = SegformerForSemanticSegmentation.from_pretrained(
-            folder,
-            local_files_only=True,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        with redirect_stderr(io.StringIO()):  # a progress bar
+            network, info = SegformerForSemanticSegmentation.from_pretrained(
+                folder,
+                local_files_only=True,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
     except pickle.UnpicklingError as error:
         raise BundleError(
             f"the weights in {folder} are no plain weights: loading them would run code in them",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def export_bundle(
     files = {f"{name}.onnx": data for name, data in graphs.items()}
     files["init.safetensors"] = _tensors(initial)
     arrays, golden_steps = golden.make(
-        pictures[0], prior, config, native(config, start), warm=trained
+        pictures[0], prior, config, native(replace(config, steps=steps), start), warm=trained
     )
     files["golden/000.safetensors"] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()

@@ -171,6 +171,8 @@ def _quiet() -> Iterator[None]:
 
 def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> None:
     """Batch 1, and the input's size, or free "height" and "width"; other shapes are inferred."""
+    import onnx
+
     inner = graph.graph
     weights = {tensor.name for tensor in inner.initializer}
     inputs = [value for value in inner.input if value.name not in weights]
@@ -195,12 +197,16 @@ def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> N
     del inner.input[:], inner.value_info[:]
     inner.input.extend(keep)
     for value in inner.output:
-        if value.type.tensor_type.HasField("shape"):
-            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if axis == 0:
-                    dim.dim_value = 1
-                elif not dim.dim_value:  # an expression in names that no longer hold
-                    dim.dim_param = f"{value.name}_{axis}"
+        value.type.tensor_type.ClearField("shape")  # expressions in names that no longer hold
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph.output
+    del inner.output[:]
+    inner.output.extend(inferred)
+    for value in inner.output:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis == 0:
+                dim.dim_value = 1
+            elif not dim.dim_value:  # each free side has a name of its own
+                dim.dim_param = f"{value.name}_{axis}"
 
 
 def _strip(graph: ModelProto) -> None:

@@ -11,9 +11,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +51,9 @@ class Bundle(NamedTuple):
         BundleError : no bundle, damaged, of another schema, or with paths that leave it.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder", fix=f"seen from {Path.cwd()}")
+        if not os.path.isdir(folder):  # False, too, for names that no folder can have
+            fix = "unpack it" if os.path.isfile(folder) else f"seen from {os.path.abspath('.')}"
+            raise InputError(f"{str(folder)[:200]} is no folder; a bundle is one", fix=fix)
         data = _read(folder, MANIFEST, None)
         manifest = parse_manifest(data, f"{folder.name}/{MANIFEST}")
         return cls(folder, manifest)
@@ -164,23 +168,24 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} cannot be read: {error}", fix=_AGAIN) from error
+        raise BundleError(f"{name} cannot be read: {_short(error)}", fix=_AGAIN) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
+        came = repr(schema[:80]) if isinstance(schema, str) else f"of type {type(schema).__name__}"
         raise BundleError(
-            f"{name} has schema {schema!r}; this version reads {SCHEMA!r}",
+            f"{name} has schema {came}; this version reads {SCHEMA!r}",
             fix="export the bundle again with this version, or update the SDK",
         )
     try:
         _check(manifest, _SPEC, "manifest")
         sealed = seal(manifest)["sha256"]
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name}: {error}", fix=_AGAIN) from error
+        raise BundleError(f"{name}: {_short(error)}", fix=_AGAIN) from error
     if sealed != manifest["sha256"]:
         raise BundleError(f"{name} was changed after it was written", fix=_AGAIN)
     files = [entry["file"] for entry in _entries(manifest)]
-    if len(set(files)) < len(files):
-        raise BundleError(f"{name} lists a file twice", fix=_AGAIN)
+    if len({*files, MANIFEST}) < len(files) + 1:
+        raise BundleError(f"{name} lists a file twice, or itself", fix=_AGAIN)
     if manifest["preprocess"] is not None:
         Preprocess.from_manifest(manifest["preprocess"])
     kind = manifest["prior"]["kind"]
@@ -190,16 +195,28 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
         raise BundleError(f"{name}: prior, graphs and preprocess do not fit together", fix=_AGAIN)
     try:
         Bundle(Path(name), manifest).refine()
-    except (SdkError, TypeError) as error:
-        raise BundleError(f"{name}: refine: {error}", fix=_AGAIN) from error
+    except (SdkError, TypeError, OverflowError) as error:
+        raise BundleError(f"{name}: refine: {_short(error)}", fix=_AGAIN) from error
     for engine in manifest["engines"]:
         if engine["graph"] not in manifest["graphs"]:
-            raise BundleError(f"{name}: engine for an unknown graph {engine['graph']!r}")
+            raise BundleError(
+                f"{name}: engine for an unknown graph {engine['graph']!r}", fix=_AGAIN
+            )
     return manifest
 
 
 def _canonical(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """UTF-8, which half a surrogate pair does not have: no such name can be printed or saved."""
+    text = json.dumps(
+        body, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+    return text.encode()
+
+
+def _short(error: Exception) -> str:
+    """Without its fix, and without megabytes of what somebody wrote into the manifest."""
+    text = str(error).split("\n  fix: ")[0]
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -237,8 +254,15 @@ class _Count(NamedTuple):
     high: int
 
 
+class _Number(NamedTuple):
+    """A number in a range."""
+
+    low: float
+    high: float
+
+
 _PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
-_ANY = _Text(r"(?s).{0,100000}")
+_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # nothing that steers a terminal
 _FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
 _SHAPE = [(_Count(-1, 2**31), _Text(r".{1,100}"))]
 _PORT = {"name": _Text(r".{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
@@ -262,7 +286,7 @@ _ENGINE = _FILE | {
     "shapes": dict,
     "flags": dict,
     "receipt": dict,
-    "seconds": (float, _Count(0, 10**6)),
+    "seconds": _Number(0, 10**6),
     "inputs": _PORTS,
     "outputs": _PORTS,
 }
@@ -270,11 +294,11 @@ _PRIOR_NETWORK = {"kind": _Text("network"), "output": _Text("logits|probabilitie
 _PRIOR_KMEANS = {
     "kind": _Text("kmeans"),
     "clusters": _Count(1, 256),
-    "temperature": (float, _Count(1, 1000)),
+    "temperature": _Number(1e-3, 1e3),
 }
 _SPEC: dict[str, Any] = {
     "schema": _Text(re.escape(SCHEMA)),
-    "name": _Text(r"[^/\0]{1,200}"),
+    "name": _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}"),
     "created": _Text(r"[0-9TZ:.+-]{1,40}"),
     "sdk": _Text(r"[0-9A-Za-z.+-]{1,40}"),
     "prior": (_PRIOR_NETWORK, _PRIOR_KMEANS),
@@ -285,7 +309,7 @@ _SPEC: dict[str, Any] = {
     "refine": dict,
     "init": _FILE,
     "engines": [_ENGINE],
-    "golden": [_FILE | {"steps": _Count(0, 10**6)}],
+    "golden": [_FILE | {"steps": _Count(0, 100)}],
     "verification": dict,
     "recipe": dict,
     "licence": _FILE | {"text": _ANY},
@@ -300,6 +324,9 @@ def _check(value: Any, spec: Any, where: str) -> None:
     elif isinstance(spec, _Count):
         whole = isinstance(value, int) and not isinstance(value, bool)
         fits = whole and spec.low <= value <= spec.high
+    elif isinstance(spec, _Number):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = number and spec.low <= value <= spec.high
     elif isinstance(spec, tuple):  # one of these
         problems = []
         for choice in spec:
@@ -335,8 +362,9 @@ def _read(folder: Path, file: str, size: int | None) -> bytes:
     """The bytes of a regular file inside ``folder``; symbolic links are not followed."""
     *folders, name = file.split("/")
     where = f"{folder.name}/{file}"
-    opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY)]
+    opened: list[int] = []
     try:
+        opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
         for part in folders:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
             opened.append(os.open(part, flags, dir_fd=opened[-1]))
@@ -356,9 +384,10 @@ def _read(folder: Path, file: str, size: int | None) -> bytes:
         return b"".join(parts)
     except FileNotFoundError as error:
         raise BundleError(f"{where} is missing", fix=_AGAIN) from error
-    except (OSError, ValueError) as error:
-        text = getattr(error, "strerror", None) or error
-        raise BundleError(f"{where} cannot be read: {text} (links are not followed)") from error
+    except OSError as error:
+        raise BundleError(
+            f"{where} cannot be read: {error.strerror} (links are not followed)", fix=_AGAIN
+        ) from error
     finally:
         for descriptor in opened:
             os.close(descriptor)
@@ -372,82 +401,125 @@ def file_entry(file: str, data: bytes) -> dict[str, Any]:
 def write_bundle(
     path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> Bundle:
-    """Write a bundle to a temporary sibling, read it back, and rename it into place.
+    """Write a bundle beside its place, read it back, and rename it into place.
 
     An existing bundle is replaced; anything else of that name is left alone. A crash leaves the old
-    bundle, or none between two renames, never half of one.
+    bundle, or none between two renames, never half of one; the next writer cleans up.
 
     Raises
     ------
     InputError : ``path`` is something other than a bundle, or cannot be written.
+    BundleError : manifest and files do not fit together; nothing is written.
     """
-    folder = Path(path)
-    check_replaceable(folder)
-    place = folder.resolve()  # a link to a bundle keeps pointing there
-    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    replaced = place.with_name(f".{place.name}.replaced-{os.getpid()}")
+    check_replaceable(path)
+    place = Path(os.path.realpath(Path(path)))  # a link to a bundle keeps pointing there
+    data = _sealed(manifest)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place)
-        partial.mkdir(parents=True)
-        for file, data in {**files, MANIFEST: _pretty(seal(manifest))}.items():
-            target = partial / file
-            target.parent.mkdir(exist_ok=True)
-            _write_synced(target, data)
-        Bundle.open(partial).check_files()
-        if place.exists():
-            place.rename(replaced)
-        partial.rename(place)
-        _sync_folder(place.parent)
+        work = Path(tempfile.mkdtemp(prefix=_work_prefix(place), dir=place.parent))
+        try:
+            with _locked(work):
+                _fill(work / "new", {**files, MANIFEST: data})
+                Bundle.open(work / "new").check_files()
+                check_replaceable(place)  # still
+                if place.exists():
+                    place.rename(work / "old")
+                (work / "new").rename(place)
+                _sync_folder(place.parent)
+        finally:
+            _put_back(work, place)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}", fix="see -o") from error
-    finally:
-        if replaced.exists() and not place.exists():
-            replaced.rename(place)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-    return Bundle.open(folder)
+        raise _unwritable(path, error) from error
+    return Bundle.open(path)
 
 
-def check_replaceable(folder: Path) -> None:
-    """InputError when ``folder`` is something that an export must not overwrite."""
-    if folder.is_dir():
-        replaceable = not any(folder.iterdir()) or (folder / MANIFEST).is_file()
-    else:
-        replaceable = not folder.exists()
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """InputError when ``path`` is something that an export must not overwrite."""
+    folder = Path(path)  # "" is "."
+    try:
+        replaceable = not os.path.exists(folder) or not os.listdir(folder)
+        if not replaceable:  # a damaged bundle counts, another program's manifest.json does not
+            with (folder / MANIFEST).open("rb") as file:
+                replaceable = b'"dg-bundle/' in file.read(MANIFEST_BYTES)
+    except OSError:
+        replaceable = False
     if not replaceable:
         raise InputError(
-            f"{folder} exists and is no bundle; it is left alone", fix="choose another with -o"
+            f"{str(folder)[:200]} exists and is no bundle; it is left alone",
+            fix="choose another with -o",
         )
 
 
 def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
     """Put an engine into a bundle: the file first, then the manifest that names it, each renamed
-    into place. An engine of the same key is replaced."""
-    engines = [e for e in bundle.manifest["engines"] if e["key"] != entry["key"]]
-    manifest = seal({**bundle.manifest, "engines": [*engines, dict(entry)]})
-    data = _pretty(manifest)
-    parse_manifest(data, f"{bundle.name}/{MANIFEST}")
+    into place. An engine of the same key leaves the manifest before its file is replaced."""
+    if not file_entry(entry["file"], plan).items() <= entry.items():
+        raise BundleError(f"{entry['file']} is not the engine that its entry describes", fix=_AGAIN)
     try:
-        for file, content in ((entry["file"], plan), (MANIFEST, data)):
-            target = bundle.path / file
-            target.parent.mkdir(exist_ok=True)
-            partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-            try:
-                _write_synced(partial, content)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+        with _locked(bundle.path):
+            manifest = Bundle.open(bundle.path).manifest  # with what others have added meanwhile
+            others = [e for e in manifest["engines"] if e["key"] != entry["key"]]
+            without = _sealed({**manifest, "engines": others})
+            whole = _sealed({**manifest, "engines": [*others, dict(entry)]})
+            parse_manifest(whole, f"{bundle.name}/{MANIFEST}")
+            if len(others) < len(manifest["engines"]):
+                _replace(bundle.path, MANIFEST, without)
+            _replace(bundle.path, entry["file"], plan)
+            _replace(bundle.path, MANIFEST, whole)
     except OSError as error:
-        raise InputError(f"{bundle.path} cannot be written: {error.strerror}") from error
+        raise _unwritable(bundle.path, error) from error
     return Bundle.open(bundle.path)
 
 
-def _pretty(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}",
+        fix="make room or give yourself the right to write there, or choose another place",
+    )
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest's file."""
+    try:
+        return (json.dumps(seal(manifest), indent=1) + "\n").encode()
+    except ValueError as error:  # NaN, half a surrogate pair
+        raise BundleError(
+            f"the manifest cannot be written: {_short(error)}", fix="see the value it names"
+        ) from error
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with ``files``, all on the disk."""
+    folder.mkdir()
+    for file, data in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        _write_synced(folder / file, data)
+    for inner in {(folder / file).parent for file in files}:
+        _sync_folder(inner)
+
+
+def _replace(folder: Path, file: str, data: bytes) -> None:
+    """Write ``file`` under another name and rename it; never through a link."""
+    target = folder / file
+    if target.parent.is_symlink():
+        raise BundleError(f"{folder.name}/{file} lies behind a link; not written", fix=_AGAIN)
+    target.parent.mkdir(exist_ok=True)
+    prefix = f".{target.name}.partial-"
+    for name in os.listdir(target.parent):
+        if name.startswith(prefix):  # of a writer that was killed
+            (target.parent / name).unlink()
+    partial = target.with_name(prefix + secrets.token_hex(4))
+    try:
+        _write_synced(partial, data)
+        partial.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -461,23 +533,36 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Finish what a killed writer left: put a replaced bundle back, remove half-written ones."""
-    for left in place.parent.glob(f".{place.name}.*-*"):
-        kind, _, pid = left.name.rpartition("-")
-        if not pid.isdigit() or _is_running(int(pid)):
-            continue
-        if kind.endswith(".replaced") and not place.exists():
-            left.rename(place)
-        elif kind.endswith((".replaced", ".partial")):
-            shutil.rmtree(left, ignore_errors=True)
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder's lock, which ends with its holder; BlockingIOError when another has it."""
+    import fcntl  # not on every system that can import this
 
-
-def _is_running(pid: int) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _work_prefix(place: Path) -> str:
+    return f".{place.name}.partial-"
+
+
+def _put_back(work: Path, place: Path) -> None:
+    """Remove a writer's folder; a bundle that it has moved away goes back if its place is free."""
+    if (work / "old").exists() and not place.exists():
+        (work / "old").rename(place)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Clean up after writers that were killed."""
+    for name in os.listdir(place.parent):
+        if name.startswith(_work_prefix(place)) and not (place.parent / name).is_symlink():
+            try:
+                with _locked(place.parent / name, wait=False):
+                    _put_back(place.parent / name, place)
+            except OSError:  # its writer is at work, or it is none of ours
+                continue

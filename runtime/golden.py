@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.checks import check_guide
 from runtime.config import RefineConfig
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 from runtime.ops import Refinement, refine_with
 from runtime.prior import NetworkPrior, as_probabilities
 from runtime.resize import resize
@@ -26,6 +27,7 @@ from runtime.resize import resize
 STEPS = 10  # at most: longer runs of the published objectives are chaotic
 MIN_AGREEMENT = 0.99
 INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
+_EXPORT = "export the bundle again"
 
 Make = Callable[[int, int, np.ndarray | None], Any]
 
@@ -83,21 +85,35 @@ def compare(
         and labels.dtype == np.int32
     )
     if not fits or picture is None or guide is None or labels is None:
-        raise BundleError(f"{name}: the golden vectors lack arrays or have others")
-    low = working_picture(picture, config)
+        raise BundleError(f"{name}: the golden vectors lack arrays or have others", fix=_EXPORT)
     out: dict[str, float] = {}
-    if isinstance(prior, NetworkPrior):
-        x, wanted = prior.preprocess(picture), arrays.get("input")
-        if wanted is None or wanted.shape != x.shape:
-            raise BundleError(f"{name}: the golden input does not fit the preprocessing")
-        out["input"] = float(np.abs(x - wanted).max())
-    again = np.asarray(prior(picture, low))
-    if again.shape != guide.shape:
-        raise BundleError(f"{name}: the prior gives {again.shape}, golden is {guide.shape}")
-    out["prior"] = float((_hard(again) == _hard(guide)).mean())
-    refined = _labels(low, guide, config, refiner, steps, warm)
+    try:
+        low = working_picture(picture, config)
+        if isinstance(prior, NetworkPrior):
+            x, wanted = prior.preprocess(picture), arrays.get("input")
+            if wanted is None or wanted.dtype != np.float32 or wanted.shape != x.shape:
+                raise BundleError(
+                    f"{name}: the golden input does not fit the preprocessing", fix=_EXPORT
+                )
+            out["input"] = float(np.abs(x - wanted).max())
+        again = np.asarray(prior(picture, low))
+        if again.shape != guide.shape:
+            raise BundleError(
+                f"{name}: the prior gives {again.shape}, golden is {guide.shape}", fix=_EXPORT
+            )
+        check_guide(guide, *guide.shape[:2])
+        out["prior"] = float((_hard(again) == _hard(guide)).mean())
+        refined = _labels(low, guide, config, refiner, steps, warm)
+    except (InputError, BundleError) as error:
+        if isinstance(error, BundleError) and error.fix:
+            raise
+        raise BundleError(
+            f"{name}: the golden picture cannot be run: {str(error).splitlines()[0]}", fix=_EXPORT
+        ) from error
     if refined.shape != labels.shape:
-        raise BundleError(f"{name}: the refinement gives {refined.shape}, golden {labels.shape}")
+        raise BundleError(
+            f"{name}: the refinement gives {refined.shape}, golden {labels.shape}", fix=_EXPORT
+        )
     out["labels"] = float((refined == labels).mean())
     bad = [
         f"{key} {value:.4f}"

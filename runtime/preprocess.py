@@ -18,6 +18,9 @@ from runtime.errors import BundleError, InputError
 from runtime.resize import resize
 
 MAX_SIDE = 2**15  # of a network's input
+MAX_PIXELS = 2**26
+_EXPORT = "export the bundle again"
+_METADATA = "set it with onnx.helper.set_model_props(model, {...})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,9 @@ class Preprocess:
         for name in ("mean", "std"):
             object.__setattr__(self, name, _triple(name, getattr(self, name)))
         sides: list[Any] = [self.long_side, self.multiple, self.minimum]
-        if self.resize == "stretch":
-            sides += [self.height, self.width]
+        own = [self.height, self.width]
+        if self.resize == "stretch" or own != [None, None]:
+            sides += own
         if not are_sides(sides):
             raise InputError(
                 f"height, width, long_side, multiple, minimum are {self.height}, {self.width}, "
@@ -72,14 +76,27 @@ class Preprocess:
             )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The input's (h, w) for a picture of (height, width) pixels."""
+        """The input's (h, w) for a picture of (height, width) pixels.
+
+        Raises
+        ------
+        InputError : more than MAX_PIXELS.
+        """
         if self.height and self.width and self.resize == "stretch":
-            return self.height, self.width
-        scale = self.long_side / max(height, width)
-        least = math.ceil(self.minimum / self.multiple) * self.multiple
-        rounded = [max(least, round(n * scale / self.multiple) * self.multiple)
-                   for n in (height, width)]  # fmt: skip
-        return rounded[0], rounded[1]
+            h, w = self.height, self.width
+        else:
+            scale = self.long_side / max(height, width)
+            least = math.ceil(self.minimum / self.multiple) * self.multiple
+            h, w = (
+                max(least, round(n * scale / self.multiple) * self.multiple)
+                for n in (height, width)
+            )
+        if h * w > MAX_PIXELS:
+            raise InputError(
+                f"the network's input would have {h} x {w} pixels; at most {MAX_PIXELS}",
+                fix="choose a smaller imgsz",
+            )
+        return h, w
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB to (1, 3, h, w) float32, C-contiguous."""
@@ -105,20 +122,18 @@ class Preprocess:
         wanted = {f.name for f in fields(cls)} | {"layout", "order"}
         if not isinstance(entry, Mapping) or set(entry) != wanted:
             raise BundleError(
-                f"manifest: preprocess has {sorted(entry) if entry else entry!r}; "
+                f"manifest: preprocess has {str(sorted(entry) if entry else entry)[:300]}; "
                 f"wanted {', '.join(sorted(wanted))}",
-                fix="export the bundle again",
+                fix=_EXPORT,
             )
         try:
             own = cls(**{k: v for k, v in entry.items() if k not in ("layout", "order")})
         except InputError as error:
-            raise BundleError(
-                f"manifest: preprocess: {error}", fix="export the bundle again"
-            ) from error
+            raise BundleError(f"manifest: preprocess: {_line(error)}", fix=_EXPORT) from error
         if own.to_manifest() != dict(entry):
             raise BundleError(
                 "manifest: preprocess names an order or layout that this version does not know",
-                fix="export the bundle again, or update the SDK",
+                fix=f"{_EXPORT}, or update the SDK",
             )
         return own
 
@@ -142,7 +157,8 @@ class Preprocess:
         if not known or not sides or not are_sides(sides):
             raise BundleError(
                 f"{name}: metadata 'input_size' is {metadata['input_size']}; "
-                f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}'
+                f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}',
+                fix=_METADATA,
             )
         numbers = {}
         for key in ("size_multiple", "minimum_size"):
@@ -150,7 +166,8 @@ class Preprocess:
             if not are_sides([numbers[key]]):
                 raise BundleError(
                     f"{name}: metadata {key!r} is {numbers[key]!r}; wanted a number, "
-                    f"1 to {MAX_SIDE}"
+                    f"1 to {MAX_SIDE}",
+                    fix=_METADATA,
                 )
         triples = {}
         for key in ("mean", "std"):
@@ -164,7 +181,14 @@ class Preprocess:
             try:
                 triples[key] = _triple(key, value)
             except InputError as error:
-                raise BundleError(f"{name}: metadata {key!r}{str(error)[len(key) :]}") from error
+                raise BundleError(
+                    f"{name}: metadata {key!r}{_line(error)[len(key) :]}", fix=error.fix
+                ) from error
+        if fixed and not are_sides([*fixed]):
+            raise BundleError(
+                f"{name} has a fixed input of {fixed[0]} x {fixed[1]}; wanted 1 to {MAX_SIDE}",
+                fix="export it with another size",
+            )
         return cls(
             mean=triples["mean"],
             std=triples["std"],
@@ -186,7 +210,14 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name}: metadata {key!r} is no JSON: {text[:80]!r}") from error
+        raise BundleError(
+            f"{name}: metadata {key!r} is no JSON: {text[:80]!r}", fix=_METADATA
+        ) from error
+
+
+def _line(error: InputError) -> str:
+    """Without its fix, and without megabytes of what somebody wrote into the manifest."""
+    return str(error).splitlines()[0][:300]
 
 
 def are_sides(values: list[Any]) -> bool:
@@ -200,10 +231,10 @@ def _triple(name: str, value: Any) -> tuple[float, float, float]:
     numbers = [
         float(n)
         for n in (value if isinstance(value, (list, tuple)) else ())
-        if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n)
+        if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e9
     ]
     if len(numbers) != 3 or len(value) != 3 or (name == "std" and min(numbers) <= 0):
-        raise InputError(f"{name} is {value}; wanted three numbers")
+        raise InputError(f"{name} is {value}; wanted three numbers", fix="one for each colour")
     if max(abs(n) for n in numbers) > 10:
         raise InputError(
             f"{name} is {value}; wanted numbers for values in [0, 1]", fix="divide them by 255"

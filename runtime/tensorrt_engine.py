@@ -94,6 +94,7 @@ class TensorRTEngine:
         timeout_s: float = 30.0,
     ) -> None:
         self.name = name or "the engine"
+        self.backend = runtime
         self.device = device
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
@@ -114,12 +115,8 @@ class TensorRTEngine:
         self._check_device(tuple(compute_capabilities))
         self._log = bridge_log(self._trt)
         self._primary: Any = _primary_context(self._cuda, device)
-        try:
-            with self._active():
-                self._open(plan)
-        except SdkError:
-            self.close()
-            raise
+        with self._active():
+            self._open(plan)
 
     def _check_version(self, runtime: str, built: str) -> None:
         here = str(self._trt.__version__)
@@ -220,7 +217,6 @@ class TensorRTEngine:
             session = self._session(shapes, {name: out for name, (out, _) in state.items()})
             for name, array in arrays.items():
                 session.upload(name, array)
-            self._wait()  # before page-locked memory is written again
         return TensorRTLoop(self, session)
 
     def close(self) -> None:
@@ -517,6 +513,8 @@ class _Session:
             if graph is not None:
                 graph.free()
         self.user = None
+        for buffers in self.device.values():
+            buffers.clear()
         for container in (self.graphs, self.contexts, self.device, self.host):
             container.clear()
 

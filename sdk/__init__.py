@@ -25,6 +25,7 @@ from runtime.config import FilterConfig, RefineConfig
 from runtime.errors import (
     BundleError,
     DeviceError,
+    EngineMismatch,
     InputError,
     MissingBackend,
     SdkError,
@@ -35,6 +36,7 @@ from sdk.segmenter import Segmenter
 __all__ = [
     "BundleError",
     "DeviceError",
+    "EngineMismatch",
     "FilterConfig",
     "InputError",
     "MissingBackend",

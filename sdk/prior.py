@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import BundleError, InputError
+from runtime.bundle import Bundle
+from runtime.errors import InputError
 from runtime.prior import KMeansPrior, NetworkPrior, check_imgsz
 
 
@@ -61,8 +62,21 @@ class CallablePrior:
         return guide
 
 
+def open_bundle(prior: Any) -> Bundle | None:
+    """The bundle that ``prior`` names, when it names a folder."""
+    if isinstance(prior, Bundle):
+        return prior
+    if isinstance(prior, (str, os.PathLike)) and str(prior) and Path(prior).is_dir():
+        return Bundle.open(prior)
+    return None
+
+
 def make_prior(
-    prior: Any, *, imgsz: int | tuple[int, int] | None = None, threads: int | None = None
+    prior: Any,
+    *,
+    imgsz: int | tuple[int, int] | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> Prior:
     """The prior that ``prior`` names: "kmeans", an .onnx file, or a callable."""
     if imgsz is not None:
@@ -74,11 +88,10 @@ def make_prior(
     if isinstance(prior, (str, os.PathLike)):
         path = Path(prior)
         if path.suffix.lower() == ".onnx":
-            return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads)
-        if path.is_dir():
-            raise BundleError(f"{path} is a folder; this version reads .onnx files, not bundles")
+            return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
         raise InputError(
-            f"prior is {str(prior)!r}; wanted 'kmeans', an .onnx file or a callable",
+            f"prior is {str(prior)!r}; wanted 'kmeans', a bundle folder, an .onnx file or a "
+            "callable",
             fix="use Segmenter('kmeans')",
         )
     if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import runtime
-from runtime.backend import backend, default_threads
+from runtime.backend import default_threads
+from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide
 from runtime.config import FilterConfig, RefineConfig
-from runtime.errors import InputError
+from runtime.device import parse_device
+from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
+from runtime.ops import refine_with
 from runtime.prior import as_probabilities
 from runtime.resize import resize
 from sdk.image import load_image
-from sdk.prior import make_prior
+from sdk.prior import Prior, make_prior, open_bundle
 from sdk.result import Result
+
+if TYPE_CHECKING:
+    from runtime.load import Refinement
 
 
 class Segmenter:
@@ -26,34 +32,49 @@ class Segmenter:
 
     Parameters
     ----------
-    prior : "kmeans" (embedded default: no model file), an .onnx file, or a callable
-        (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w), -1 = unknown.
+    prior : "kmeans" (embedded default: no model file), a bundle folder, an .onnx file, or a
+        callable (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w),
+        -1 = unknown.
     refine : a RefineConfig, the name of one ("residual", "fast", "dynaguide", "dynaguide_code",
-        "dynaseg_fsf", "dynaseg_scf"), or None: the prior is only lifted.
+        "dynaseg_fsf", "dynaseg_scf"), None: the prior is only lifted, or "default": the bundle's
+        own, else "residual".
     filter : a FilterConfig, or None: scores are lifted bilinearly.
     min_area : regions under this many pixels join a neighbour. None: 0 when the prior names its
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu".
+    device : "cpu", or "cuda", "cuda:1": where networks and step graphs run. The guided filter and
+        the native refinement have no CUDA build yet, so a GPU needs ``refine_backend`` other than
+        "native" (or refine=None), and the filter stays on the CPU.
+    backend : what runs the prior's network: "onnx" (ONNX Runtime), or the bundle's engine of
+        TensorRT ("trt") or TensorRT for RTX ("rtx"). Nothing else is tried.
+    refine_backend : "native" (the C++ core), or the bundle's step graph on "onnx", "trt" or "rtx".
+    self_test : run a bundle's golden vectors "once" per bundle and device, "always" or "never".
     threads : most threads; all processors when None, and never more than those. The labels do not
         depend on it.
 
     Raises
     ------
-    InputError, BundleError, MissingBackend : each names what was wrong, and the fix.
+    InputError, BundleError, MissingBackend, EngineMismatch : each names what was wrong, and the
+        fix.
     """
 
     def __init__(
         self,
         prior: str | os.PathLike[str] | Callable[[np.ndarray], np.ndarray] = "kmeans",
         *,
-        refine: RefineConfig | str | None = "residual",
+        refine: RefineConfig | str | None = "default",
         filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
         min_area: int | None = None,
         imgsz: int | tuple[int, int] | None = None,
         device: str = "cpu",
+        backend: str = "onnx",
+        refine_backend: str = "native",
+        self_test: str = "once",
         threads: int | None = None,
     ) -> None:
+        bundle = open_bundle(prior)
+        if refine == "default":
+            refine = bundle.refine() if bundle else RefineConfig()
         if isinstance(refine, str):
             refine = RefineConfig.preset(refine)
         if refine is not None and not isinstance(refine, RefineConfig):
@@ -66,11 +87,72 @@ class Segmenter:
             check_count("min_area", min_area, 0, 2**31)
         if threads is not None:
             check_count("threads", threads, 1, 1024)
-        backend(device)
         self.refine, self.filter, self.min_area = refine, filter, min_area
         processors = default_threads()
         self.device, self.threads = device, min(threads or processors, processors)
-        self.prior = make_prior(prior, imgsz=imgsz, threads=self.threads)
+        if parse_device(device)[0] == "cuda" and refine is not None and refine_backend == "native":
+            raise MissingBackend(
+                f"device is {device!r}, but the native refinement has no CUDA build yet",
+                fix="use device='cpu', or refine_backend='onnx' with a bundle, or refine=None",
+            )
+        self._info: dict[str, Any] = {"device": device, "self_test": None}
+        self._refinement: Refinement | None = None
+        if bundle is not None:
+            self._open(bundle, imgsz, backend, refine_backend, self_test)
+            return
+        if backend != "onnx" or refine_backend != "native":
+            raise InputError(
+                f"backend {backend!r} and refine_backend {refine_backend!r} need a bundle, which "
+                "holds the graphs and engines",
+                fix="python -m export --model kmeans|segformer|PATH.onnx -o NAME.bundle",
+            )
+        self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
+        self._info |= {"prior": self.prior.backend, "refine": f"cpu-{runtime.target()}"}
+
+    def _open(
+        self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, self_test: str
+    ) -> None:
+        """Load what was asked for from the bundle, and nothing else."""
+        from runtime import load
+
+        if imgsz is not None:
+            raise InputError("imgsz is fixed by the bundle", fix="leave it out, or export again")
+        self.prior, loaded = load.open_prior(
+            bundle, backend=backend, device=self.device, threads=self.threads
+        )
+        if refine_backend not in ("native", *load.BACKENDS):
+            raise InputError(
+                f"refine_backend is {refine_backend!r}; wanted 'native' or one of {load.BACKENDS}"
+            )
+        on = "cpu" if refine_backend == "native" else self.device
+        self._refinement = load.open_refinement(
+            bundle, backend=refine_backend, device=on, threads=self.threads
+        )
+        self._trained = self.refine is not None and load.starts_trained(bundle, self.refine)
+        refine_text = self._refinement.text or f"cpu-{runtime.target()}"
+        self._info |= {
+            "bundle": str(bundle.path),
+            "prior": self.prior.backend,
+            "engine": loaded.key if loaded else None,
+            "precision": bundle.manifest["graphs"].get("prior", {}).get("precision", "fp32"),
+            "refine": refine_text,
+        }
+        run_by = (runtime.__version__, self.device, self.prior.backend, refine_text)
+        try:
+            self._info["self_test"] = load.self_test(
+                bundle, self.prior, self._refinement, when=self_test, run_by=run_by
+            )
+        except BundleError as error:
+            if backend == "onnx" and refine_backend in ("native", "onnx"):
+                raise
+            raise EngineMismatch(
+                str(error), fix="python -m runtime build --force BUNDLE"
+            ) from error
+
+    def info(self) -> dict[str, Any]:
+        """What runs where: device, prior, refine (backends in words), and for a bundle its path,
+        the prior's engine key and precision, and the golden self-test if it ran just now."""
+        return dict(self._info)
 
     def __call__(
         self,
@@ -93,6 +175,8 @@ class Segmenter:
 
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
+        if self._refinement is not None and self._refinement.size is not None:
+            h, w = self._refinement.size
         low = resize(picture, h, w).astype(np.float32) / 255
         clock.lap("preprocess")
 
@@ -107,6 +191,7 @@ class Segmenter:
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
             raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
+        warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
         clock.lap("prior")
 
         scores, classes, stats = self._scores(low, guide, progress)
@@ -128,7 +213,6 @@ class Segmenter:
             low_image=low_image,
             radius=radius,
             eps=eps,
-            device=self.device,
             threads=self.threads,
         )
         clock.lap("filter")
@@ -150,9 +234,15 @@ class Segmenter:
             stats=stats,
             timings=clock.timings(),
             device=self.device,
-            backend=f"{self.prior.backend} + {self.device}-{runtime.target()}",
+            backend=f"{self.prior.backend} + {self._refine_text()}",
             warnings=warnings,
         )
+
+    def _refine_text(self) -> str:
+        core = f"cpu-{runtime.target()}"
+        if self._refinement is None or self._refinement.text is None or self.refine is None:
+            return core
+        return f"{self._refinement.text} step + {core}"
 
     def _scores(
         self, low: np.ndarray, guide: np.ndarray, progress: Callable[[int, int], None] | None
@@ -165,20 +255,30 @@ class Segmenter:
             stats = {"steps": 0, "stop_reason": "no refinement"}
             classes = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
             return soft[..., classes], classes, stats
-        result = runtime.refine(
-            low,
-            None if self.refine.objective == "dynaseg" else guide,
-            device=self.device,
-            threads=self.threads,
-            progress=progress,
-            **self.refine.options(),
-        )
+        wanted = None if self.refine.objective == "dynaseg" else guide
+        if self._refinement is None:
+            options = self.refine.options()
+            result = runtime.refine(low, wanted, threads=self.threads, progress=progress, **options)
+        else:
+            make = self._refinement.make(self.refine)
+            result = refine_with(
+                make, self.refine, low, wanted, warm=self._trained, progress=progress
+            )
         classes = result.classes
         if self.prior.names is not None and self.refine.objective != "residual":
             classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats
+
+
+def _drained(prior: Any) -> list[Any]:
+    """Warnings that the prior's engine has noted since the last picture."""
+    noted = getattr(getattr(prior, "engine", None), "warnings", None)
+    out = list(noted or ())
+    if noted:
+        noted.clear()
+    return out
 
 
 def _merge_columns(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Stand-ins for tensorrt, tensorrt_rtx, pycuda.driver and the driver's graph calls.
 
-Device memory is a table of byte arrays, a plan is JSON that names a Python function. Behaviour is
-that of the real packages' documentation; ``Fake`` says what shall go wrong.
+Device memory is a table of byte arrays, a plan is JSON that names a Python function. What goes into
+the stream happens as late as it may: when somebody asks whether it is done. Behaviour is that of
+the real packages' documentation; ``Fake`` says what shall go wrong.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import types
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import numpy as np
 
@@ -49,6 +51,7 @@ class Fake:
     calls: Counter = field(default_factory=Counter)
     blocks: dict = field(default_factory=dict)  # address -> bytearray
     contexts: int = 0  # pushed and not popped
+    stream: list = field(default_factory=list)  # what has not happened yet
     captured: list | None = None
     graphs: dict = field(default_factory=dict)
     counter: itertools.count = field(default_factory=lambda: itertools.count(4096))
@@ -187,7 +190,8 @@ class Context:
         if self.fake.captured is not None:
             self.fake.captured.append((dict(self.addresses), self.compute))
         else:
-            self.compute(self.addresses)
+            addresses = dict(self.addresses)
+            self.fake.stream.append(lambda: self.compute(addresses))
         return True
 
     def view(self, name, addresses):
@@ -243,6 +247,8 @@ def module_pycuda(fake):
 
         def is_done(self):
             fake.call("is_done")
+            while fake.stream and not fake.hang:
+                fake.stream.pop(0)()
             return not fake.hang
 
     class Allocation:
@@ -266,13 +272,21 @@ def module_pycuda(fake):
         assert isinstance(stream, Stream) and host.flags.c_contiguous
         if fake.raises is not None:
             raise fake.raises
-        fake.blocks[int(to)][: host.nbytes] = host.tobytes()
+
+        def copy(address=int(to)):
+            fake.blocks[address][: host.nbytes] = host.tobytes()
+
+        fake.stream.append(copy)
 
     def memcpy_dtoh_async(host, source, stream):
         fake.call("dtoh")
         assert isinstance(stream, Stream)
-        block = np.frombuffer(fake.blocks[int(source)], np.uint8)[: host.nbytes]
-        host[...] = block.view(host.dtype).reshape(host.shape)
+
+        def copy(address=int(source)):
+            block = np.frombuffer(fake.blocks[address], np.uint8)[: host.nbytes]
+            host[...] = block.view(host.dtype).reshape(host.shape)
+
+        fake.stream.append(copy)
 
     cuda.init, cuda.Device, cuda.Context, cuda.Stream = init, Device, Context_, Stream
     cuda.mem_alloc, cuda.pagelocked_empty = Allocation, np.empty
@@ -316,8 +330,7 @@ def instantiate(fake, launchable, graph, flags):
 
 def launch(fake, launchable, stream):
     assert stream.value == 77
-    for addresses, compute in fake.graphs[launchable.value]:
-        compute(addresses)
+    fake.stream += [partial(compute, to) for to, compute in fake.graphs[launchable.value]]
 
 
 def destroy(fake, handle):

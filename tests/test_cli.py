@@ -256,7 +256,10 @@ def test_help_is_0_on_stdout(capsys, arguments):
     ("arguments", "message"),
     [
         (["missing.png"], "missing.png does not exist"),
-        (["good.png", "--prior", "resnet"], "prior is 'resnet'; wanted 'kmeans', an .onnx file"),
+        (
+            ["good.png", "--prior", "resnet"],
+            "prior is 'resnet'; wanted 'kmeans', a bundle folder, an .onnx file",
+        ),
         (["good.png", "--prior", "no.onnx"], "no.onnx does not exist or is no file"),
         (["good.png", "--steps", "-1"], "steps is -1; wanted a whole number from 0"),
         (["good.png", "--threads", "0"], "threads is 0; wanted 1 to 1024"),
@@ -307,7 +310,7 @@ def test_missing_packages_are_4(work, capsys, monkeypatch):
     [
         (b"", "m.onnx has 0 bytes"),
         (b"not a network", "m.onnx"),
-        (None, "is a folder; this version reads .onnx files, not bundles"),
+        (None, "city.bundle/manifest.json is missing"),
     ],
 )
 def test_model_files_that_cannot_be_used_are_5(work, capsys, content, message):

@@ -39,15 +39,15 @@ def engines(options, **sizes):
     return [OnnxEngine(g.SerializeToString(), threads=1) for g in graphs]
 
 
-def graph(image, options, classes=5, **sizes):
-    """Make a GraphRefiner for the picture; five guide classes for residual."""
+def graph(image, options, count=5, **sizes):
+    """Make a GraphRefiner for the picture: ``count`` classes for residual, ``sizes`` fixed."""
     o = RefineOptions(**options)
     height, width = image.shape[:2]
-    classes = classes if o.objective == "residual" else None
-    return GraphRefiner(*engines(o, **sizes), o, height=height, width=width, classes=classes)
+    count = count if o.objective == "residual" else None
+    return GraphRefiner(*engines(o, **sizes), o, height=height, width=width, classes=count)
 
 
-def assert_close(ours, native):
+def assert_close(ours, native, rtol=2e-2):
     """Same course: the two round differently, so that a few pixels may differ."""
     assert ours.stats["stop_reason"] == native.stats["stop_reason"]
     for name in ("steps", "clusters", "label_floor"):
@@ -55,7 +55,7 @@ def assert_close(ours, native):
     assert ours.stats["clusters_per_step"] in ([], native.stats["clusters_per_step"])
     assert ours.stats["losses"].keys() == native.stats["losses"].keys()
     for name, values in ours.stats["losses"].items():
-        np.testing.assert_allclose(values, native.stats["losses"][name], rtol=2e-2, atol=1e-5)
+        np.testing.assert_allclose(values, native.stats["losses"][name], rtol=rtol, atol=1e-5)
     assert (ours.labels == native.labels).mean() >= 0.99
     np.testing.assert_array_equal(ours.classes, native.classes)
     assert ours.scores.shape == native.scores.shape and ours.scores.dtype == np.float32
@@ -65,19 +65,21 @@ def assert_close(ours, native):
 # --- beside the native loop --------------------------------------------------------------------
 
 
+# Chaotic, as in test_refiner.py: where an activation or an L1 difference lies within rounding of
+# its kink, the two part. On this picture that does not happen, but to a few of dynaseg's signs.
 @pytest.mark.parametrize("options, kind", TEN_STEPS, ids=case_name)
 def test_ten_steps_beside_native(options, kind):
-    image, guide = draw(kind, 64, 96, seed=7)
+    image, guide = draw(kind, 48, 64, seed=8)
     ours, native = graph(image, options), make(image, options)
     result, expected = (r.run(image, guide, steps=10) for r in (ours, native))
-    assert_close(result, expected)
-    if options.get("objective", "residual") == "residual":  # hardly any kinks: much closer
+    o = ours.options
+    assert_close(result, expected, rtol=2e-2 if o.objective == "dynaseg" else 1e-3)
+    states = ours.state_dict(), native.state_dict()
+    if o.objective == "residual":  # hardly any kinks: much closer
         np.testing.assert_allclose(result.scores, expected.scores, atol=2e-5)
-        np.testing.assert_allclose(
-            joined(ours.state_dict()), joined(native.state_dict()), atol=1e-5
-        )
-    assert ours.state_dict().keys() == native.state_dict().keys()
-    assert ours.state_dict()["bn1.num_batches_tracked"] == 10
+        np.testing.assert_allclose(*map(joined, states), atol=1e-5)
+    assert states[0].keys() == states[1].keys()
+    assert states[0]["bn1.num_batches_tracked"] == 10
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (13, 17), (31, 37)])
@@ -127,17 +129,12 @@ def test_overlap_mapping_freezes_after_ten_steps(monkeypatch, channels, lr, seed
 @pytest.mark.parametrize("classes", [5, 6, 14])
 def test_residual_engine_with_more_classes(classes):
     image, guide = draw("soft", 24, 32)
-    free, wide = graph(image, {}), graph(image, {}, classes=5)
-    wide = GraphRefiner(
-        *engines(RefineOptions(), classes=classes, height=24, width=32),
-        RefineOptions(),
-        height=24,
-        width=32,
-        classes=5,
-    )
+    free, wide = graph(image, {}), graph(image, {}, classes=classes, height=24, width=32)
     expected, result = (r.run(image, guide) for r in (free, wide))
     np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
-    assert result.scores.shape == (24, 32, 5)
+    assert (
+        result.scores.shape == (24, 32, 5) and wide.state_dict().keys() == free.state_dict().keys()
+    )
     for name, value in free.state_dict().items():
         np.testing.assert_allclose(wide.state_dict()[name], value, atol=1e-5, err_msg=name)
     again = [r.run(image, guide, steps=3, warm=True) for r in (free, wide)]
@@ -181,18 +178,25 @@ def test_stops_where_the_native_loop_stops(monkeypatch, options, floor):
 
 
 @pytest.mark.parametrize("final_bn", ["image", "running"])
-@pytest.mark.parametrize("floor", [6, 7])
-def test_silhouette_keeps_the_last_map_with_enough_labels(monkeypatch, floor, final_bn):
+@pytest.mark.parametrize(
+    "more, floor",
+    [
+        ({}, 6),
+        ({}, 7),
+        ({"channels": 16, "lr": 0.2, "seed": 1}, 12),  # falls past the floor within one step
+        ({"channels": 16, "lr": 0.5, "seed": 1}, 9),
+    ],
+)
+def test_silhouette_keeps_the_last_map_with_enough_labels(monkeypatch, more, floor, final_bn):
     image, _ = draw("none", 24, 32)
     monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
-    options = SMALL | {"final_bn": final_bn}
+    options = SMALL | more | {"final_bn": final_bn}
     chosen = graph(image, options | {"silhouette": True})
     result = chosen.run(image, steps=100)
     assert result.stats["label_floor"] == floor and result.stats["stop_reason"] == "silhouette"
     batches = int(chosen.state_dict()["bn1.num_batches_tracked"])
     plain = graph(image, options)
-    assert_same_labels = plain.run(image, steps=batches)
-    np.testing.assert_array_equal(result.labels, assert_same_labels.labels)
+    np.testing.assert_array_equal(result.labels, plain.run(image, steps=batches).labels)
     assert_same_state(chosen.state_dict(), plain.state_dict())
     if final_bn == "image":
         assert result.stats["clusters"] >= floor
@@ -284,7 +288,7 @@ def test_state_goes_to_the_native_refiner_and_back():
 IMAGE, SOFT = scene(9, 11)[:2]
 FIXED = {"classes": 3, "height": 9, "width": 11}
 BAD = [
-    (lambda: graph(IMAGE, {}, classes=None), "classes is missing; residual needs the number"),
+    (lambda: graph(IMAGE, {}, count=None), "classes is missing; residual needs the number"),
     (lambda: graph(IMAGE[1:], GUIDE, height=9), "height is 8; the engine was built for 9"),
     (lambda: graph(IMAGE[:, 1:], GUIDE, width=11), "width is 10; the engine was built for 11"),
     (lambda: refiner_of(FIXED, 4), "classes is 4; wanted 1 to 3"),
@@ -298,8 +302,8 @@ BAD = [
     (lambda: graph(IMAGE, {}).run(IMAGE, SOFT[..., 1:]), "guide has 4 classes; wanted 5"),
     (lambda: graph(IMAGE, SEG).run(IMAGE, SOFT), "guide was given, but the dynaseg graph takes"),
     (
-        lambda: graph(IMAGE, GUIDE, **FIXED).run(IMAGE, SOFT),
-        r"guide has \d classes; the engine was built for 3",
+        lambda: graph(IMAGE, GUIDE | {"soft_guide": True}, **FIXED).run(IMAGE, SOFT),
+        "guide has 5 classes; the engine was built for 3",
     ),
 ]
 
@@ -399,7 +403,9 @@ def test_loop_refuses():
         loop.step(assign=np.zeros(5))
     with pytest.raises(InputError, match=r"input image is \(3, 9, 11\) float32; wanted \(1, 3, "):
         loop.step(image=feed["image"][0])
-    with pytest.raises(InputError, match="the loop got the inputs buffers, .*; the step has assig"):
+    with pytest.raises(
+        InputError, match=r"the loop got the inputs buffers, .*; the step has assig"
+    ):
         loop_of(engine, {"image": feed["image"]}, state)
     with pytest.raises(DeviceError, match="the step failed: "):
         loop.step(guide=feed["guide"][..., 1:])

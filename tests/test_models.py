@@ -55,9 +55,10 @@ def whole(tmp_path_factory):
     """A tiny checkpoint in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("hub") / "tiny-segformer"
     config = transformers.SegformerConfig(
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 8, 16, 16],
-        num_attention_heads=[1, 1, 2, 2],
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        hidden_sizes=[8, 16],
+        num_attention_heads=[1, 2],
         decoder_hidden_size=16,
         id2label=dict(enumerate(NAMES)),
         label2id={name: i for i, name in enumerate(NAMES)},
@@ -194,9 +195,9 @@ def test_other_ways_to_store_the_weights_give_the_same_network(whole, folder):
          "is for 'bert'; wanted 'segformer'\n.*--model PATH.onnx"),
         (lambda f: edit(f / "config.json", id2label={"0": "a", "2": "b"}), InputError,
          "id2label has other keys than 0, 1, 2"),
-        (lambda f: edit(f / "config.json", hidden_sizes=[8, 8, 16, 24]), BundleError,
+        (lambda f: edit(f / "config.json", hidden_sizes=[8, 24]), BundleError,
          "mismatched: .*and [0-9]+ more"),
-        (lambda f: edit(f / "config.json", depths=[2, 1, 1, 1]), BundleError,
+        (lambda f: edit(f / "config.json", depths=[2, 1]), BundleError,
          r"missing: segformer\.\S+, .* and [0-9]+ more"),
         (lambda f: edit(f / "config.json", depths=None, hidden_sizes=None), BundleError,
          "are not those of the network in config.json"),
@@ -267,7 +268,9 @@ def test_code_in_the_folder_does_not_run(folder):
 
 @pytest.mark.parametrize("name", ["nvidia/segformer-b0-finetuned-ade-512-512", "no-such-folder"])
 def test_nothing_is_downloaded(name):
-    with pytest.raises(InputError, match="nothing is downloaded\n  fix: .*hf download .*--weights"):
+    with pytest.raises(
+        InputError, match=r"nothing is downloaded\n  fix: .*hf download .*--weights"
+    ):
         load_model("segformer", name)
 
 
@@ -396,7 +399,7 @@ def test_weights_and_size_where_they_mean_nothing():
         load_model("kmeans", "x")
     with pytest.raises(InputError, match="imgsz is for networks; kmeans has none"):
         load_model("kmeans", None, (32, 32))
-    with pytest.raises(InputError, match="imgsz is .*wanted"):
+    with pytest.raises(InputError, match=r"imgsz is .*wanted"):
         load_model("segformer", None, (32, 0))
     model = load_model("kmeans")
     assert (model.module, model.onnx, model.preprocess, model.trained) == (None, None, None, True)
@@ -522,7 +525,7 @@ def test_frozen_file_works_without_a_bundle(whole, frozen, tmp_path):
     model = segformer(whole)
     (tmp_path / "prior.onnx").write_bytes(frozen)
     image = picture()
-    result = Segmenter(str(tmp_path / "prior.onnx"), refine=False)(image)
+    result = Segmenter(str(tmp_path / "prior.onnx"), refine=None)(image)
     assert result.names == NAMES
     wanted = run(model, model.preprocess(image))[0]
     with OnnxEngine(frozen) as engine:
@@ -606,7 +609,7 @@ def test_sizes_that_the_file_does_not_allow(tmp_path):
     assert onnx_file(fixed).preprocess.size(1, 1) == (24, 48)
     with pytest.raises(InputError, match=r"imgsz is \(8, 8\), but fixed.onnx has a fixed input"):
         onnx_file(fixed, (8, 8))
-    with pytest.raises(InputError, match="fixed input of .*; wanted .*8, 8"):
+    with pytest.raises(InputError, match=r"fixed input of .*; wanted .*8, 8"):
         freeze(onnx_file(fixed), imgsz=(8, 8))
     with pytest.raises(InputError, match="fixed height of 24; dynamic wants it free"):
         freeze(onnx_file(fixed), dynamic=True)
@@ -624,7 +627,7 @@ def test_weights_beside_the_file_are_taken_in(tmp_path):
     os.remove(tmp_path / "net.data")
     with OnnxEngine(data) as engine:
         assert engine(np.ones((1, 3, 8, 8), np.float32))[0].max() == 1
-    with pytest.raises(BundleError, match="needs its weights file 'net.data', which is missing"):
+    with pytest.raises(BundleError, match=r"needs its weights file 'net.data', which is missing"):
         onnx_file(path)
     (tmp_path / "up").mkdir()
     path = small_onnx(tmp_path / "up" / "net.onnx", outside="net.data")
@@ -709,7 +712,7 @@ def test_real_priors_freeze_fixed_and_free(name):
         data = freeze(model, dynamic=dynamic)
         assert len(onnx.load_from_string(data).graph.node) <= nodes
         with OnnxEngine(data) as engine:
-            np.testing.assert_array_equal(engine(x)[0], wanted)
+            np.testing.assert_allclose(engine(x)[0], wanted, atol=2e-6 * np.abs(wanted).max())
             assert engine.outputs[0].name == "logits"
 
 

@@ -393,8 +393,16 @@ def test_probabilities_that_are_none(tmp_path, weight):
 @pytest.mark.parametrize(
     ("prior", "error", "match"),
     [
-        ("resnet50", InputError, r"(?s)prior is 'resnet50'; wanted 'kmeans', an .onnx.*fix: use"),
-        ("weights.pt", InputError, "prior is 'weights.pt'; wanted 'kmeans', an .onnx file or a"),
+        (
+            "resnet50",
+            InputError,
+            r"(?s)prior is 'resnet50'; wanted 'kmeans', a bundle.*an .onnx.*fix: use",
+        ),
+        (
+            "weights.pt",
+            InputError,
+            "prior is 'weights.pt'; wanted 'kmeans', a bundle.*an .onnx file or a",
+        ),
         ("missing.onnx", InputError, "missing.onnx does not exist or is no file"),
         ("", (InputError, BundleError), "prior is ''|is a folder"),
         (5, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
@@ -406,8 +414,8 @@ def test_no_such_prior(prior, error, match):
         make_prior(prior)
 
 
-def test_bundle_folders_are_not_read_yet(tmp_path):
-    with pytest.raises(BundleError, match=r"is a folder; this version reads .onnx files, not bund"):
+def test_a_folder_that_is_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"manifest.json is missing"):
         Segmenter(tmp_path)
 
 

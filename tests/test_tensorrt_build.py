@@ -380,11 +380,20 @@ LAYERS = {
 
 def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
     """The real builder under the name tensorrt; loading its plan is pretended."""
-    seen = []
+    seen = types.SimpleNamespace(shapes=[], network=None, config=None, inspector=None)
+
+    class Builder(rtx.Builder):
+        def create_network(self, flags):
+            seen.network = flags
+            return super().create_network(flags)
+
+        def create_builder_config(self):
+            seen.config = super().create_builder_config()
+            return seen.config
 
     class Context:
         def set_input_shape(self, name, shape):
-            seen.append((name, shape))
+            seen.shapes.append((name, shape))
             return True
 
     class Runtime:
@@ -392,17 +401,17 @@ def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
             pass
 
         def deserialize_cuda_engine(self, plan):
-            inspector = types.SimpleNamespace(
-                get_engine_information=lambda kind: json.dumps(LAYERS)
+            seen.inspector = types.SimpleNamespace(
+                get_engine_information=lambda kind: json.dumps(LAYERS), execution_context=None
             )
             engine = types.SimpleNamespace(
-                create_engine_inspector=lambda: inspector, create_execution_context=Context
+                create_engine_inspector=lambda: seen.inspector, create_execution_context=Context
             )
             return engine if loads else None
 
     module = types.ModuleType("tensorrt")
     module.__dict__.update(vars(rtx))
-    module.__version__, module.Runtime = version, Runtime
+    module.__version__, module.Runtime, module.Builder = version, Runtime, Builder
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return seen
 
@@ -415,10 +424,14 @@ def test_tensorrt_builds_for_its_own_gpu(rtx, monkeypatch):
     assert built.version == "10.3.0" and built.compute_capabilities == ("8.6",)
     assert isinstance(built.timing_cache, bytes)
     assert built.receipt["source"] == "engine" and built.receipt["layers"]["fp16"] == 1
-    assert built.receipt["quantize"] == 0 and not seen
+    assert built.receipt["quantize"] == 0 and not seen.shapes
+    assert seen.network == 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert seen.config.profiling_verbosity == rtx.ProfilingVerbosity.DETAILED
+    assert seen.inspector.execution_context is None
     free = convolution(shape=(1, 3, "height", "width"))
     build(free, runtime="tensorrt", shapes=only((1, 3, 8, 8), (1, 3, 9, 9), (1, 3, 32, 64)))
-    assert seen == [("image", (1, 3, 9, 9))]
+    assert seen.shapes == [("image", (1, 3, 9, 9))]
+    assert seen.inspector.execution_context is not None  # else it knows no types
     with pytest.raises(InputError, match=r"8\.7 was asked for; .* Pretended with 8\.6\n"):
         build(convolution(), runtime="tensorrt", compute_capabilities=("8.7",))
 
@@ -429,6 +442,15 @@ def test_a_plan_that_does_not_load_is_not_returned(rtx, monkeypatch):
     pretend_tensorrt(monkeypatch, rtx, loads=False)
     with pytest.raises(DeviceError, match="the engine just built cannot be loaded"):
         build(convolution(), runtime="tensorrt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_where_all_networks_are_strongly_typed_there_is_no_flag(rtx, monkeypatch):
+    gpu(monkeypatch)
+    seen = pretend_tensorrt(monkeypatch, rtx, "11.4.0.106")
+    sys.modules["tensorrt"].NetworkDefinitionCreationFlag = types.SimpleNamespace()
+    build(convolution(), runtime="tensorrt")
+    assert seen.network == 0
 
 
 def test_tensorrt_needs_its_gpu(rtx, no_gpu, monkeypatch):

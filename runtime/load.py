@@ -1,0 +1,249 @@
+"""From a bundle's files to what runs: prior, refinement graphs, engines that fit this device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime import golden, network
+from runtime.build import RUNTIMES
+from runtime.bundle import Bundle
+from runtime.config import RefineConfig
+from runtime.device import cuda_devices, cuda_problem, l4t, parse_device
+from runtime.engine import OnnxEngine
+from runtime.errors import BundleError, EngineMismatch, InputError
+from runtime.graph_refiner import GraphRefiner
+from runtime.ops import Refiner
+from runtime.prior import KMeansPrior, NetworkPrior
+
+BACKENDS = ("onnx", *RUNTIMES)
+
+
+class Loaded(NamedTuple):
+    """An engine, and what it is in words: backend, precision, engine key."""
+
+    engine: Any
+    text: str
+    key: str | None
+
+
+def open_graph(
+    bundle: Bundle, graph: str, *, backend: str, device: str = "cpu", threads: int | None = None
+) -> Loaded:
+    """A graph of the bundle on ``backend``: "onnx" (ONNX Runtime), "trt" or "rtx" (its engine).
+
+    Raises
+    ------
+    InputError : another backend, or an engine on the CPU.
+    MissingBackend : no GPU, or a package that is not installed.
+    EngineMismatch : the bundle has no engine of this graph for this device.
+    BundleError : a damaged file, or inputs and outputs other than the manifest's.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; wanted one of {BACKENDS}")
+    entry = bundle.manifest["graphs"].get(graph)
+    precision = entry["precision"] if entry else ""
+    if backend == "onnx":
+        engine: Any = OnnxEngine(
+            bundle.graph(graph), name=f"{bundle.name}/{graph}.onnx", threads=threads, device=device
+        )
+        bundle.check_ports(graph, engine.inputs, engine.outputs)
+        return Loaded(engine, f"{engine.backend} {precision}", None)
+    kind, index = parse_device(device)
+    if kind != "cuda":
+        raise InputError(f"backend {backend!r} runs on a GPU; device is {device!r}",
+                         fix="device='cuda', or backend='onnx'")  # fmt: skip
+    found = fitting_engine(bundle, graph, backend, index)
+    from runtime.tensorrt_engine import TensorRTEngine
+
+    engine = TensorRTEngine(
+        bundle.read(found),
+        runtime=found["runtime"],
+        name=f"{bundle.name}/{graph}.{found['key']}",
+        device=index,
+        version=found["version"],
+        compute_capabilities=found["compute_capabilities"],
+    )
+    for which in ("inputs", "outputs"):
+        came = {(p.name, p.dtype) for p in getattr(engine, which)}
+        wanted = {(p["name"], _ort_type(p["dtype"])) for p in found[which]}
+        if came != wanted:
+            raise BundleError(
+                f"{engine.name} has {which} {sorted(came)}, the manifest says {sorted(wanted)}",
+                fix="python -m runtime build --force BUNDLE",
+            )
+    return Loaded(engine, f"{found['runtime']}-{found['version']} {precision}", found["key"])
+
+
+def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapping[str, Any]:
+    """The manifest's entry of the engine that fits GPU ``index``.
+
+    Raises
+    ------
+    MissingBackend : no GPU.
+    EngineMismatch : none fits; the message says what there is.
+    """
+    problem = cuda_problem()
+    if problem is not None:
+        raise problem
+    gpus = cuda_devices()
+    if index >= len(gpus):
+        raise InputError(f"device is cuda:{index}; this machine has {len(gpus)} GPUs")
+    gpu, has = gpus[index], []
+    for entry in bundle.manifest["engines"]:
+        if entry["graph"] != graph or entry["runtime"] != RUNTIMES[backend]:
+            continue
+        exact = entry["gpu_name"] in (None, gpu.name) and entry["l4t"] in (None, l4t())
+        if exact and gpu.compute_capability in entry["compute_capabilities"]:
+            return entry
+        name = entry["gpu_name"] or "compute capability"
+        has.append(f"{name} {','.join(entry['compute_capabilities'])}")
+    raise EngineMismatch(
+        f"{bundle.name} has no {backend} engine of {graph} for {gpu.name} "
+        f"({gpu.compute_capability}); it has {'; '.join(has) or 'none'}",
+        fix=f"python -m runtime build --target {backend} {bundle.path}",
+    )
+
+
+def open_prior(
+    bundle: Bundle, *, backend: str = "onnx", device: str = "cpu", threads: int | None = None
+) -> tuple[KMeansPrior | NetworkPrior, Loaded | None]:
+    """The bundle's prior, and the engine in it."""
+    entry = bundle.manifest["prior"]
+    if entry["kind"] == "kmeans":
+        if backend != "onnx":
+            raise InputError(f"backend is {backend!r}; {bundle.name} has no network to run there")
+        return KMeansPrior(entry["clusters"], entry["temperature"]), None
+    loaded = open_graph(bundle, "prior", backend=backend, device=device, threads=threads)
+    preprocess = bundle.preprocess()
+    assert preprocess is not None  # the manifest's form was checked
+    prior = NetworkPrior(
+        loaded.engine,
+        preprocess,
+        names=bundle.names,
+        output=entry["output"],
+        name=f"{bundle.name}/prior",
+    )
+    prior.backend = loaded.text
+    return prior, loaded
+
+
+class Refinement(NamedTuple):
+    """How pictures are refined: ``make(config)`` gives what :func:`runtime.ops.refine_with` takes;
+    ``size`` is fixed where engines fix it."""
+
+    make: Any
+    text: str | None
+    engines: tuple[Any, ...]
+    size: tuple[int, int] | None
+
+
+def open_refinement(
+    bundle: Bundle, *, backend: str = "native", device: str = "cpu", threads: int | None = None
+) -> Refinement:
+    """The refinement on the native core, or by the bundle's step graph on ``backend``."""
+    trained = trained_state(bundle)
+    own = bundle.refine()
+
+    def start(config: RefineConfig, refiner: Any, classes: np.ndarray | None) -> Any:
+        if trained is not None and _same_network(config, own):
+            refiner.load_state_dict(network.select_classes(config, trained, classes))
+        return refiner
+
+    if backend == "native":
+
+        def native(config: RefineConfig) -> golden.Make:
+            def make(height: int, width: int, classes: np.ndarray | None) -> Any:
+                count = None if classes is None else len(classes)
+                refiner = Refiner(
+                    height, width, classes=count, device=device, threads=threads, **config.options()
+                )
+                return start(config, refiner, classes)
+
+            return make
+
+        return Refinement(native, None, (), None)
+
+    step, final = (
+        open_graph(bundle, name, backend=backend, device=device, threads=threads)
+        for name in ("refine_step", "refine_map")
+    )
+
+    def graphs(config: RefineConfig) -> golden.Make:
+        def make(height: int, width: int, classes: np.ndarray | None) -> Any:
+            count = None if classes is None else len(classes)
+            refiner = GraphRefiner(
+                step.engine, final.engine, _comparable(config), height=height, width=width,
+                classes=count,
+            )  # fmt: skip
+            return start(config, refiner, classes)
+
+        return make
+
+    shape = next(p.shape for p in step.engine.inputs if p.name == "image")[2:]
+    height, width = shape
+    fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return Refinement(graphs, step.text, (step.engine, final.engine), fixed)
+
+
+def trained_state(bundle: Bundle) -> network.State | None:
+    """The weights that were trained beforehand; None where they come from the seed."""
+    if "cnn" not in bundle.manifest["graphs"]:
+        return None
+    state = bundle.tensors(bundle.manifest["init"])
+    rows = len(state["conv3.bias"]) if "conv3.bias" in state else 1
+    network.flatten(bundle.refine(), rows, state)  # names and shapes
+    return state
+
+
+def starts_trained(bundle: Bundle, config: RefineConfig) -> bool:
+    """Whether a refinement by ``config`` starts from the bundle's trained weights."""
+    return "cnn" in bundle.manifest["graphs"] and _same_network(config, bundle.refine())
+
+
+def self_test(
+    bundle: Bundle, prior: Any, refinement: Refinement, *, when: str, run_by: tuple[str, ...]
+) -> dict[str, float] | None:
+    """Run the golden vectors, "once" per bundle and ``run_by``, "always" or "never". None: not run.
+
+    Raises
+    ------
+    BundleError : the answers differ from the golden ones.
+    """
+    if when not in ("once", "always", "never"):
+        raise InputError(f"self_test is {when!r}; wanted 'once', 'always' or 'never'")
+    if when == "never" or (when == "once" and golden.was_passed(bundle, *run_by)):
+        return None
+    config, result = bundle.refine(), {}
+    for entry in bundle.manifest["golden"]:
+        result = golden.compare(
+            bundle.tensors(entry),
+            entry["steps"],
+            prior,
+            config,
+            refinement.make(replace(config, steps=entry["steps"])),
+            warm=starts_trained(bundle, config),
+            name=bundle.name,
+        )
+    golden.remember(bundle, result, *run_by)
+    return result
+
+
+def _same_network(one: RefineConfig, two: RefineConfig) -> bool:
+    names = ("objective", "channels", "blocks", "skip", "final_bn")
+    return all(getattr(one, name) == getattr(two, name) for name in names)
+
+
+def _comparable(config: RefineConfig) -> Any:
+    """The options alone: the graphs know nothing of the working size."""
+    from runtime.options import RefineOptions
+
+    return RefineOptions(**config.options())
+
+
+def _ort_type(dtype: str) -> str:
+    plain = {"float32": "float", "float64": "double"}
+    return f"tensor({plain.get(dtype, dtype)})"

@@ -1,0 +1,157 @@
+"""Small bundles, written in milliseconds, that load and pass their golden test."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from export.refine_step import build_map, build_step
+from runtime import golden, network
+from runtime.bundle import SCHEMA, file_entry, ports_entry, write_bundle
+from runtime.config import RefineConfig
+from runtime.engine import OnnxEngine
+from runtime.ops import Refiner
+from runtime.preprocess import Preprocess
+from runtime.prior import KMeansPrior, NetworkPrior
+
+CONFIG = RefineConfig(channels=4, steps=3, scale=1.0)
+PREPROCESS = Preprocess(
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), height=24, width=32, color="rgb"
+)
+COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200]], np.uint8)
+
+
+def picture(height=24, width=32):
+    """Three bands of colour, with noise: (height, width, 3) uint8."""
+    truth = np.arange(width) * 3 // width
+    noise = np.random.default_rng(0).integers(-20, 21, (height, width, 3))
+    return np.clip(COLOURS[truth][None] + noise, 0, 255).astype(np.uint8)
+
+
+def native(config=CONFIG):
+    """What runtime.ops.refine_with makes its refiner with: the native core."""
+
+    def make(height, width, classes):
+        count = None if classes is None else len(classes)
+        return Refiner(height, width, classes=count, **config.options())
+
+    return make
+
+
+def nearest_colour(scale=5.0):
+    """One 1x1 convolution that scores each of COLOURS by its distance, as ONNX bytes.
+
+    -|x - c|^2 + |x|^2 = 2 c.x - |c|^2, with x = std * input + mean.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    c, mean, std = COLOURS / 255, np.array(PREPROCESS.mean), np.array(PREPROCESS.std)
+    weight = (scale * 2 * c * std).astype(np.float32)[..., None, None]
+    bias = (scale * (2 * c @ mean - (c**2).sum(1))).astype(np.float32)
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 32))
+        for name in ("image", "scores")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "weight", "bias"], ["scores"])],
+        "network",
+        ports[:1],
+        ports[1:],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def tensors(arrays):
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def tiny_parts(*, with_network=False):
+    """(manifest, files) of a small bundle: k-means as prior, or a network of one layer."""
+    files = {
+        "refine_step.onnx": build_step(CONFIG).SerializeToString(),
+        "refine_map.onnx": build_map(CONFIG).SerializeToString(),
+    }
+    prior = KMeansPrior(3)
+    if with_network:
+        files["prior.onnx"] = nearest_colour()
+        prior = NetworkPrior(OnnxEngine(files["prior.onnx"], threads=1), PREPROCESS)
+    graphs = {}
+    for file, data in files.items():
+        with OnnxEngine(data, threads=1) as engine:
+            graphs[file.removesuffix(".onnx")] = file_entry(file, data) | {
+                "opset": 18,
+                "precision": "fp32",
+                "kept_fp32": [],
+                "inputs": ports_entry(engine.inputs),
+                "outputs": ports_entry(engine.outputs),
+            }
+    files["init.safetensors"] = tensors(network.initial_state(CONFIG, 3))
+    arrays, steps = golden.make(picture(), prior, CONFIG, native())
+    files["golden/000.safetensors"] = tensors(arrays)
+    files["LICENSE.model"] = b"nobody's: public domain\n"
+    entry, plan = tiny_engine()
+    files[entry["file"]] = plan
+    manifest = {
+        "schema": SCHEMA,
+        "name": "tiny.bundle",
+        "created": "2025-01-01T00:00:00Z",
+        "sdk": "0.1.0",
+        "model": {"name": "tiny", "trained": with_network},
+        "prior": {"kind": "network", "output": "logits"}
+        if with_network
+        else {"kind": "kmeans", "clusters": 3, "temperature": 12.0},
+        "preprocess": PREPROCESS.to_manifest() if with_network else None,
+        "classes": ["brick", "grass", "sea"] if with_network else None,
+        "graphs": graphs,
+        "refine": json.loads(json.dumps(CONFIG.__dict__)),
+        "init": file_entry("init.safetensors", files["init.safetensors"]),
+        "engines": [entry],
+        "golden": [
+            file_entry("golden/000.safetensors", files["golden/000.safetensors"])
+            | {"steps": steps}
+        ],
+        "verification": {"pictures": ["none"], "refine": {"update": 1e-7, "agreement": 1.0}},
+        "recipe": {
+            "command": "",
+            "targets": ["onnx"],
+            "compute_capabilities": [],
+            "workspace": None,
+            "level": None,
+            "dynamic": False,
+            "shapes": {name: {} for name in graphs},
+        },
+        "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": "public domain"},
+    }
+    return manifest, files
+
+
+def tiny_engine(key="0123456789abcdef", plan=b"ptrt and then no engine at all"):
+    """(entry, plan) of an engine that is none."""
+    file = f"engines/{key}.engine"
+    entry = file_entry(file, plan) | {
+        "key": key,
+        "graph": "refine_map",
+        "runtime": "tensorrt_rtx",
+        "version": "1.7.1.116",
+        "compute_capabilities": ["8.6"],
+        "gpu_name": None,
+        "l4t": None,
+        "platform": "linux-x86_64",
+        "shapes": {},
+        "flags": {},
+        "receipt": {"layers": {"fp32": 1}, "source": "parser"},
+        "seconds": 0.5,
+        "inputs": [],
+        "outputs": [],
+    }
+    return entry, plan
+
+
+def tiny_bundle(path, *, with_network=False):
+    """Write a small valid bundle to ``path``; returns it opened."""
+    return write_bundle(path, *tiny_parts(with_network=with_network))
