@@ -8,11 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from runtime.cli import Parser, run
-from tqdm import tqdm
-
+from runtime.cli import Bar, Parser, capabilities, gpu_index, run, workspace_bytes
 from runtime.config import PRESETS, RefineConfig
-from runtime.device import parse_device
 from runtime.errors import InputError
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words
@@ -132,11 +129,11 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         max_shape=_size("max-shape", args.max_shape),
         opset=args.opset,
         simplify=args.simplify,
-        compute_capabilities=_capabilities(args.compute_capability),
-        workspace=_workspace(args.workspace),
+        compute_capabilities=capabilities(args.compute_capability or ""),
+        workspace=workspace_bytes(args.workspace),
         level=args.opt_level,
         timing_cache=args.timing_cache,
-        device=_gpu(args.device),
+        device=gpu_index(args.device),
         min_agreement=args.min_agreement,
         command=shlex.join(["python", "-m", "export", *arguments]),
     )
@@ -151,56 +148,24 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
             file=sys.stderr,
         )
     out = args.out or Path(f"{model.name}.bundle")
-    with _Bar(args.quiet) as bar:
-        bundle = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
+    with Bar(args.quiet) as bar:
+        exported = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
     if args.triton:
-        write_repository(args.triton, bundle)
+        write_repository(args.triton, exported.bundle)
     if args.json:
-        print(to_json(bundle))
+        print(to_json(exported))
+    else:
+        print("\n".join(summary(exported)))
+        if args.triton:
+            print(f"triton   tritonserver --model-repository {args.triton}")
+    if exported.missing is None:
         return 0
-    for line in summary(bundle):
-        print(line)
-    if args.triton:
-        print(f"triton   tritonserver --model-repository {args.triton}")
-    return 0
-
-
-class _Bar:
-    """Lines for the stages, and a bar for each engine: on a terminal; else a line per 10 %."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.terminal, self.shown = quiet, sys.stderr.isatty(), -1
-        self.bar: tqdm | None = None
-
-    def say(self, line: str) -> None:
-        self._finish()
-        if not self.quiet:
-            print(f"{line} ...", file=sys.stderr)
-
-    def progress(self, phase: str, fraction: float) -> None:
-        if self.quiet:
-            return
-        if not self.terminal:
-            tenth = int(10 * fraction)
-            if tenth > self.shown:
-                print(f"  {10 * tenth:3d} % {phase}", file=sys.stderr)
-                self.shown = tenth
-            return
-        if self.bar is None:
-            self.bar = tqdm(total=100, bar_format="  {l_bar}{bar}| {elapsed}", leave=False)
-        self.bar.set_description_str(phase[:40], refresh=False)
-        self.bar.update(100 * fraction - self.bar.n)
-
-    def _finish(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.bar, self.shown = None, -1
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
+    print(
+        f"error: the engines are not built: {str(exported.missing).partition(chr(10))[0]}\n"
+        f"  fix: on the device: python -m runtime build {out}",
+        file=sys.stderr,
+    )
+    return exported.missing.exit_code
 
 
 def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
@@ -213,41 +178,6 @@ def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
             f"{name} is {' '.join(words)!r}; wanted HEIGHTxWIDTH in pixels, e.g. 480x640"
         )
     return int(numbers[0]), int(numbers[-1])
-
-
-def _capabilities(text: str | None) -> tuple[str, ...]:
-    """("8.6", "8.9") of "8.6,8.9" or "86,sm_89"."""
-    out = []
-    for word in (text or "").replace(" ", "").split(","):
-        if not word:
-            continue
-        found = re.fullmatch(r"(?:sm_?)?(\d{1,2})[.]?(\d)", word.lower())
-        if found is None:
-            raise InputError(f"compute-capability is {word!r}; wanted a list such as 8.6,8.9,12.0")
-        out.append(f"{found[1]}.{found[2]}")
-    return tuple(dict.fromkeys(out))
-
-
-def _workspace(text: str) -> int | None:
-    """Bytes of "2", "1.5", "2G", "2048M"; None for auto."""
-    if text.lower() == "auto":
-        return None
-    found = re.fullmatch(r"(\d+(?:[.]\d+)?)(g|gib|gb|m|mib|mb)?", text.lower())
-    size = 0
-    if found is not None:
-        size = int(float(found[1]) * (2**20 if (found[2] or "g").startswith("m") else 2**30))
-    if not 2**20 <= size <= 2**45:
-        raise InputError(f"workspace is {text!r}; wanted GiB (2), MiB (2048M) or auto")
-    return size
-
-
-def _gpu(text: str) -> int:
-    kind, index = parse_device(text)
-    if kind != "cuda":
-        raise InputError(
-            f"device is {text!r}; engines are built on a GPU", fix="--device 0, or leave it out"
-        )
-    return index
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from runtime.preprocess import Preprocess, are_sides, read_json
 from runtime.prior import check_imgsz, fixed_size
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch.nn import Module
 
 OPSET = 18
@@ -370,7 +371,7 @@ def _segformer_preprocess(
     gain = 255 * factor  # their value is gain * v for v in [0, 1]: (gain v - mean) / std
     if abs(gain - 1) < 1e-6:
         gain = 1.0
-    normalise = {}
+    normalise: dict[str, Any] = {}
     for key, default in (("mean", 0.0), ("std", 1.0)):
         given: Any = (default,) * 3
         if flags["do_normalize"]:
@@ -410,11 +411,19 @@ def _self_contained(path: Path) -> bytes:
             f"onnx is needed to freeze {path.name}, but {error}",
             fix="pip install 'dynaguide-edge[export]'",
         ) from error
-    model = onnx.load(path)
+    return serialised(onnx.load(path), path.name)
+
+
+def serialised(model: ModelProto, name: str) -> bytes:
+    """The bytes of a model that holds all of its weights; BundleError for more than fit."""
+    from google.protobuf.message import EncodeError
+
     try:
-        return model.SerializeToString()
-    except ValueError as error:  # protobuf's limit
-        raise BundleError(f"{path.name} has 2 GiB or more with its weights") from error
+        return model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise BundleError(
+            f"{name} has 2 GiB or more with its weights; ONNX files hold less"
+        ) from error
 
 
 def _users_own(text: str, imgsz: tuple[int, int] | None) -> PriorModel:

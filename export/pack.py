@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,6 +118,13 @@ class ExportOptions:
         ]
 
 
+class Exported(NamedTuple):
+    """A written bundle, and why engines that were asked for are not in it (None: all are)."""
+
+    bundle: Bundle
+    missing: MissingBackend | None
+
+
 def export_bundle(
     model: PriorModel,
     out: str | Path,
@@ -125,7 +132,7 @@ def export_bundle(
     *,
     say: Say = lambda line: None,
     progress: engines.Progress | None = None,
-) -> Bundle:
+) -> Exported:
     """Freeze ``model`` and the refinement network into a bundle at ``out``.
 
     Parameters
@@ -137,7 +144,7 @@ def export_bundle(
     ------
     VerificationFailed : an answer too far from the original's; nothing is written.
     MissingBackend : something is not installed. When only TensorRT or its GPU is missing, the
-        bundle has been written without those engines.
+        bundle is written without those engines, and the result says so.
     InputError, BundleError : a model, picture or option that cannot be used.
     """
     options, out = options or ExportOptions(), Path(out)
@@ -244,14 +251,7 @@ def export_bundle(
     }
     missing = _build_engines(manifest, graphs, files, options, say, progress)
     say(f"write {out}")
-    bundle = write_bundle(out, manifest, files)
-    if missing is not None:
-        raise MissingBackend(
-            f"{out} is written and verified, without its TensorRT engines: "
-            f"{str(missing).splitlines()[0]}",
-            fix=f"{missing.fix}\n  then: python -m runtime build {out}",
-        )
-    return bundle
+    return Exported(write_bundle(out, manifest, files), missing)
 
 
 def native(config: RefineConfig, initial: network.State | None) -> golden.Make:
@@ -411,8 +411,9 @@ def _build_engines(
     return missing
 
 
-def summary(bundle: Bundle) -> list[str]:
+def summary(exported: Exported) -> list[str]:
     """The last lines of an export: artifact, verification, receipt, next command."""
+    bundle = exported.bundle
     manifest = bundle.manifest
     entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]
     size = sum(e["size"] for e in [*entries, manifest["init"], manifest["licence"]])
@@ -444,10 +445,15 @@ def summary(bundle: Bundle) -> list[str]:
         )
     if not manifest["model"]["trained"]:
         lines.append("warning  the prior has RANDOM weights: its labels mean nothing (--weights)")
-    lines.append(f"next     python -m sdk predict PICTURE --prior {bundle.path}")
+    if exported.missing is not None:
+        lines.append(f"next     on the device: python -m runtime build {bundle.path}")
+    else:
+        lines.append(f"next     python -m sdk predict PICTURE --prior {bundle.path}")
     return lines
 
 
-def to_json(bundle: Bundle) -> str:
+def to_json(exported: Exported) -> str:
     """One JSON document about an exported bundle."""
-    return json.dumps({"bundle": str(bundle.path), "manifest": bundle.manifest}, indent=1)
+    bundle, missing = exported
+    document = {"bundle": str(bundle.path), "manifest": bundle.manifest}
+    return json.dumps(document | {"missing": str(missing) if missing else None}, indent=1)

@@ -89,7 +89,8 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
     outputs = {value.name for value in graph.output}
     other: dict[str, str] = {}  # tensor -> name of its second form
     taken, made_half = set(types), set()
-    wanted_half, wanted_float = set(), set(outputs)
+    wanted_half: set[str] = set()
+    wanted_float = set(outputs)
     for node in graph.node:
         takes, gives = ports[node.name]
         for i, name in enumerate(node.input):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.models import PriorModel
+from export.models import PriorModel, serialised
 from runtime.engine import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
 from runtime.preprocess import MAX_SIDE, Preprocess
@@ -84,14 +84,11 @@ def freeze(
     _set_metadata(graph, model, preprocess, imgsz, dynamic)
     try:
         onnx.checker.check_model(graph, full_check=True)
-        data = graph.SerializeToString(deterministic=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BundleError(
             f"{model.name} is no valid ONNX network: {str(error).splitlines()[0]}"
         ) from error
-    except ValueError as error:  # protobuf's own limit
-        raise BundleError(f"{model.name} has 2 GiB or more; ONNX files hold less") from error
-    return data
+    return serialised(graph, model.name)
 
 
 def frozen_preprocess(
@@ -143,11 +140,13 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = error.__cause__ or error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise InputError(
             f"torch cannot export {model.name} at {imgsz}: {reason}",
             fix="try a fixed size (no --dynamic), or export it yourself and pass --model PATH.onnx",
         ) from error
+    assert program is not None  # as it is for dynamo
     return program.model_proto
 
 
@@ -229,14 +228,14 @@ def _simplified(graph: ModelProto, name: str, imgsz: tuple[int, int]) -> ModelPr
         import onnxslim
     except ImportError as error:
         raise _missing("onnxslim", error) from error
-    before = graph.SerializeToString(deterministic=True)
+    before = serialised(graph, name)
     with _quiet():
         slim = onnxslim.slim(onnx.load_from_string(before))
     _strip(slim)
     del slim.graph.value_info[:]
     x = np.random.default_rng(0).standard_normal((1, 3, *imgsz), np.float32)
     answers = []
-    for data in (before, slim.SerializeToString(deterministic=True)):
+    for data in (before, serialised(slim, name)):
         with OnnxEngine(data, name=name) as engine:
             answers.append(engine(x)[0])
     difference = _difference(*answers)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from runtime.device import parse_device
@@ -172,18 +172,3 @@ def gpu_index(text: str) -> int:
             f"device is {text!r}; engines are built on a GPU", fix="--device 0, or leave it out"
         )
     return index
-
-
-def shares(counts: object) -> dict[str, float]:
-    """Each count's share of their sum, the largest first; nothing for what are no counts."""
-    if not isinstance(counts, dict):
-        return {}
-    numbers = {k: v for k, v in counts.items() if type(v) is int and 0 < v < 2**53}
-    total = sum(numbers.values())
-    return {k: v / total for k, v in sorted(numbers.items(), key=lambda pair: -pair[1])}
-
-
-def in_words(sequence: Sequence[object], most: int = 100) -> str:
-    """The members with commas; the end of a long list is counted, not listed."""
-    more = f", ... ({len(sequence)} in all)" if len(sequence) > most else ""
-    return ", ".join(map(str, sequence[:most])) + more

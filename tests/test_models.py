@@ -15,7 +15,7 @@ import pytest
 from conftest import scene
 
 from benchmarks import cases
-from export.models import PriorModel, load_model, onnx_file, segformer
+from export.models import PriorModel, load_model, onnx_file, segformer, serialised
 from export.to_onnx import freeze, frozen_preprocess
 from runtime.engine import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
@@ -691,6 +691,17 @@ def test_a_graph_that_the_checker_refuses(tmp_path):
     broken = replace(model, onnx=graph.SerializeToString())
     with pytest.raises(BundleError, match="net is no valid ONNX network: "):
         freeze(broken, simplify=False)
+
+
+def test_more_than_a_file_holds():
+    from google.protobuf.message import EncodeError
+
+    class Large:
+        def SerializeToString(self, deterministic):
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(BundleError, match="net has 2 GiB or more with its weights"):
+        serialised(Large(), "net")
 
 
 # Real priors
