@@ -17,6 +17,7 @@ from runtime.tensorrt_build import (
 )
 
 RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime
+BACKENDS = ("onnx", *RUNTIMES)  # what can run a bundle's graphs
 Progress = Callable[[str, float], None]
 
 

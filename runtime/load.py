@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime import golden, network
-from runtime.build import RUNTIMES
+from runtime.build import BACKENDS, RUNTIMES
 from runtime.bundle import Bundle
 from runtime.config import RefineConfig
 from runtime.device import cuda_devices, cuda_problem, l4t, parse_device
@@ -18,8 +18,6 @@ from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.graph_refiner import GraphRefiner
 from runtime.ops import Refiner
 from runtime.prior import KMeansPrior, NetworkPrior
-
-BACKENDS = ("onnx", *RUNTIMES)
 
 
 class Loaded(NamedTuple):

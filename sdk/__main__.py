@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from runtime.build import BACKENDS
+from runtime.cli import Parser, run
 from runtime.config import PRESETS
-from runtime.errors import BundleError, InputError, MissingBackend, SdkError
+from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.image import write_atomic
+from sdk.prior import open_bundle
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failure, 2 usage, 4 missing, 5 model file,
     130 interrupted."""
     args = _parser().parse_args(argv)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except SdkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError:
-        print(
-            "error: out of memory\n  fix: use --refine fast, or a smaller picture", file=sys.stderr
-        )
-        return 1
-    except BrokenPipeError:  # the reader of stdout has gone, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run(lambda: args.run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dg", description="Segmentation that adapts to the picture.")
+def _parser() -> Parser:
+    parser = Parser("dg", description="Segmentation that adapts to the picture.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="segment one picture and show what it took")
@@ -57,9 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
 
     for command in (demo, predict):
-        command.add_argument("--prior", default="kmeans", help="kmeans or an .onnx file")
         command.add_argument(
-            "--refine", default="residual", choices=[*PRESETS, "none"], help="(%(default)s)"
+            "--prior", default="kmeans", help="kmeans, a bundle folder, or an .onnx file"
+        )
+        command.add_argument(
+            "--refine",
+            default="default",
+            choices=["default", *PRESETS, "none"],
+            help="default: the bundle's own, else residual",
         )
         command.add_argument("--steps", type=int, help="SGD steps; the setting's own by default")
         command.add_argument("--seed", type=int, default=None, help="of the initial weights")
@@ -67,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--min-area", type=int, help="merge regions under this many pixels")
         command.add_argument(
             "--imgsz", type=_imgsz, help="ONNX prior input: long side, or HEIGHTxWIDTH"
+        )
+        command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
+        command.add_argument(
+            "--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)"
+        )
+        command.add_argument(
+            "--refine-backend",
+            default="native",
+            choices=["native", *BACKENDS],
+            help="native, or a bundle's step graph (%(default)s)",
         )
         command.add_argument("--threads", type=int, help="all processors by default")
         command.add_argument(
@@ -86,18 +87,25 @@ def _imgsz(text: str) -> int | tuple[int, int]:
 
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
-    refine = None
+    refine: RefineConfig | str | None = None
     changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
-    if args.refine != "none":
+    bundle = open_bundle(args.prior)
+    if args.refine == "default":
+        own = bundle.refine() if bundle else RefineConfig()
+        refine = replace(own, **changes)
+    elif args.refine != "none":
         refine = RefineConfig.preset(args.refine, **changes)
     elif changes:
         raise InputError(f"--refine none takes no --{' or --'.join(changes)}", fix="leave it out")
     return Segmenter(
-        args.prior,
+        bundle or args.prior,
         refine=refine,
         filter=None if args.no_filter else FilterConfig(),
         min_area=args.min_area,
         imgsz=args.imgsz,
+        device=args.device,
+        backend=args.backend,
+        refine_backend=args.refine_backend,
         threads=args.threads,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import runtime
 from runtime.backend import default_threads
+from runtime.build import BACKENDS
 from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide
 from runtime.config import FilterConfig, RefineConfig
@@ -60,7 +61,7 @@ class Segmenter:
 
     def __init__(
         self,
-        prior: str | os.PathLike[str] | Callable[[np.ndarray], np.ndarray] = "kmeans",
+        prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray] = "kmeans",
         *,
         refine: RefineConfig | str | None = "default",
         filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
@@ -120,9 +121,9 @@ class Segmenter:
         self.prior, loaded = load.open_prior(
             bundle, backend=backend, device=self.device, threads=self.threads
         )
-        if refine_backend not in ("native", *load.BACKENDS):
+        if refine_backend not in ("native", *BACKENDS):
             raise InputError(
-                f"refine_backend is {refine_backend!r}; wanted 'native' or one of {load.BACKENDS}"
+                f"refine_backend is {refine_backend!r}; wanted 'native' or one of {BACKENDS}"
             )
         on = "cpu" if refine_backend == "native" else self.device
         self._refinement = load.open_refinement(
