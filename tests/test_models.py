@@ -248,6 +248,7 @@ class Attack:
         return os.mkdir, (str(self.proof),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
 def test_pickled_code_is_refused_and_does_not_run(folder, tmp_path, write):
     proof = tmp_path / "it-ran"
