@@ -12,8 +12,10 @@ a value of 240,000 that is infinite on a GPU passes; whether it is seen depends 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -316,7 +318,7 @@ def to_int8(
             or any(a.name == "group" and a.i > 1 for a in node.attribute)
         )
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
         path = Path(folder, "int8.onnx")
         quantize_static(
             model,
@@ -355,6 +357,18 @@ def to_int8(
     if half:
         out, receipt["kept"] = to_half(out)
     return out, receipt
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """ONNX Runtime advises through the root logger to simplify first; freezing has done that."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _parse(data: bytes, *, named: bool = False) -> ModelProto:
