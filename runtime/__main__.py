@@ -18,7 +18,7 @@ import numpy as np
 from runtime.bundle import Bundle, add_engine
 from runtime.cli import Bar, Parser, capabilities, gpu_index, run, workspace_bytes
 from runtime.config import RefineConfig
-from runtime.device import cuda_absence, cuda_devices, parse_device, platform_tag
+from runtime.device import cuda_absence, cuda_devices, cuda_problem, parse_device, platform_tag
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend, SdkError
 
 WIDTH, COLUMN = 100, 14
@@ -134,9 +134,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     if prior["kind"] == "kmeans":
         what = f"kmeans, {prior['clusters']} clusters, temperature {prior['temperature']:g}"
     else:
-        trained = (
-            "trained" if model["trained"] else "UNTRAINED: random weights, labels mean nothing"
-        )
+        trained = "trained" if model["trained"] else "UNTRAINED: its labels mean nothing"
         what = f"{model['name']}, {trained}; gives {prior['output']}"
     names = m["classes"]
     yield from _rows(
@@ -163,7 +161,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
             ("  file", _file(files, engine)),
             ("  plan", _plan_words(files[engine["file"]])),
             ("  receipt", _receipt_words(engine["receipt"])),
-            ("  built", f"in {engine['seconds']:.1f} s; {_pairs(engine['flags'])}"),
+            ("  built", _pairs({"in": f"{engine['seconds']:.1f} s", **engine["flags"]})),
             *_port_rows(engine),
         )
     yield from ("", "golden")
@@ -172,8 +170,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "verification")
     yield from _rows(*_flat(m["verification"]))
     yield from ("", "recipe")
-    command = str(m["recipe"].get("command", "not recorded")) or "not recorded"
-    yield " \\\n    ".join(_wrapped(command, WIDTH - 6)).join(("  ", ""))
+    yield f"  {m['recipe'].get('command') or 'not recorded'}"  # one line, to be copied
 
 
 def _preprocess_words(bundle: Bundle) -> str:
@@ -200,8 +197,12 @@ def _changes(config: RefineConfig) -> dict[str, list[Any]]:
 def _refine_words(config: RefineConfig) -> str:
     changes = _changes(config)
     changes.pop("objective", None)
-    words = [f"{name} {value} (default {default})" for name, (value, default) in changes.items()]
-    return "; ".join([f"{config.objective}, {config.steps} steps", *words])
+    changes.setdefault("steps", [config.steps])
+    words = [
+        f"{name} {values[0]}" + (f" (default {values[1]})" if values[1:] else "")
+        for name, values in changes.items()
+    ]
+    return "; ".join([config.objective, *words])
 
 
 def _engine_words(engine: Mapping[str, Any]) -> str:
@@ -260,6 +261,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, list):
             return _list(value, 4)
+        if value is None:
+            return "default"
         return f"{value:.4g}" if isinstance(value, float) else str(value)[:80]
 
     return ", ".join(f"{name} {text(value)}" for name, value in values.items())
@@ -277,6 +280,8 @@ def _file(files: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 
 def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
@@ -310,16 +315,19 @@ class _Checks:
         self.done: list[dict[str, Any]] = []
         self.failed: list[SdkError] = []
 
-    def make(self, name: str, work: Callable[[], Any], *, may_miss: bool = False) -> Any:
-        """What ``work`` gives: None or a text or numbers for the line. With ``may_miss``, a device
+    def make(
+        self, name: str, work: Callable[..., Any], *arguments: Any, may_miss: bool = False
+    ) -> Any:
+        """What ``work`` gives: None, or a text or numbers for the line. With ``may_miss``, a device
         or a package that is not here, or is another one, is no failure."""
         told: dict[str, Any] = {"check": name, "state": "ok"}
         out = None
         try:
-            out = work()
+            out = work(*arguments)
         except SdkError as error:
-            told |= {"state": "FAILED"} | _told(error)
-            if may_miss and isinstance(error, (MissingBackend, EngineMismatch)):
+            missing = isinstance(error, MissingBackend)
+            told |= {"state": "MISSING" if missing else "FAILED"} | _told(error)
+            if may_miss and (missing or isinstance(error, EngineMismatch)):
                 told["state"] = "not run here"
             else:
                 self.failed.append(error)
@@ -331,8 +339,8 @@ class _Checks:
         if not self.quiet:
             text = told["state"] + (f": {told['detail']}" if told["detail"] else "")
             _say(f"  {line}" for line in _columns(name, text))
-            if told.get("fix") and told["state"] == "FAILED":
-                _say([f"{'':36}fix: {told['fix']}"])
+            if told.get("fix") and told["state"] != "not run here":
+                _say(f"  {line}" for line in _columns("", f"fix: {told['fix']}"))
         return out if told["state"] == "ok" else None
 
     def count(self, state: str) -> int:
@@ -345,49 +353,52 @@ class _Checks:
 
 
 def _columns(name: str, text: str) -> Iterator[str]:
-    head = f"{name:32}  "
-    for line in _wrapped(text, WIDTH - 36):
+    head = f"{name:36}"
+    for line in _wrapped(text, WIDTH - 38):
         yield head + line
-        head = " " * 34
+        head = " " * 36
 
 
 def _check(args: argparse.Namespace) -> int:
-    from runtime import load
-
     _, index = parse_device(args.device)
     bundle = Bundle.open(args.bundle)
     checks = _Checks(quiet=args.json)
     for file in _read_all(bundle)[0]:
-        checks.make(file["file"], lambda file=file: _raise_told(file) or "sha256 fits")
+        checks.make(file["file"], _file_fits, file)
     checks.make("environment", _environment)
-    for name in bundle.manifest["graphs"] if not checks.failed else ():
-        checks.make(f"graph {name}", lambda name=name: _load_graph(bundle, name, args.device))
-    if not checks.failed:  # what is damaged or not here cannot answer
-        for refine in ("native", "onnx"):
-            on = args.device if refine == "onnx" else "cpu"
-
-            def golden(refine: str = refine, on: str = on) -> dict[str, float]:
-                prior, _ = load.open_prior(bundle, device=args.device)
-                return _golden(
-                    bundle, prior, load.open_refinement(bundle, backend=refine, device=on)
-                )
-
-            checks.make(f"golden, refined by {refine}", golden)
-        _check_engines(bundle, checks, f"cuda:{index}", required=args.engines)
+    if not checks.failed:
+        for name in bundle.manifest["graphs"]:
+            checks.make(f"graph {name}", _graph_fits, bundle, name, args.device)
+    if checks.failed:
+        checks.make("golden", _not_asked, may_miss=True)
+    else:
+        on_cpu, on_device = {"backend": "native"}, {"backend": "onnx", "device": args.device}
+        for refine in (on_cpu, on_device):
+            name = f"golden, refined by {refine['backend']}"
+            checks.make(name, _golden, bundle, {"device": args.device}, refine)
+        _check_engines(bundle, checks, index, required=args.engines)
     code = checks.exit_code()
-    good, bad, left = (checks.count(state) for state in ("ok", "FAILED", "not run here"))
+    good, left = checks.count("ok"), checks.count("not run here")
+    bad, missing = checks.count("FAILED"), checks.count("MISSING")
     if args.json:
-        document = {"bundle": str(bundle.path), "ok": not bad, "device": args.device}
+        document = {"bundle": str(bundle.path), "ok": not code, "device": args.device}
         _print_json(document | {"checks": checks.done} | _told(next(iter(checks.failed), None)))
     else:
-        verdict = f"FAILED: {bad} of {good + bad} checks" if bad else f"is sound: {good} checks ok"
-        _say([f"{bundle.name} {verdict}" + (f", {left} not run here" if left else "")])
+        verdict = "FAILED" if bad else "is not wholly checked" if missing else "is sound"
+        counts = ((good, "ok"), (bad, "failed"), (missing, "missing"), (left, "not run here"))
+        told = ", ".join(f"{count} {state}" for count, state in counts if count)
+        _say([f"{bundle.name} {verdict}: {told}"])
     return code
 
 
-def _raise_told(file: Mapping[str, Any]) -> None:
+def _file_fits(file: Mapping[str, Any]) -> str:
     if not file["ok"]:
         raise BundleError(file["error"], fix=file["fix"])
+    return f"sha256 {file['sha256'][:12]}, {_size(file['size'])}"
+
+
+def _not_asked() -> None:
+    raise MissingBackend("what is damaged or lacks something gives no answers")
 
 
 def _environment() -> str:
@@ -407,7 +418,7 @@ def _environment() -> str:
     )
 
 
-def _load_graph(bundle: Bundle, name: str, device: str) -> str:
+def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
     from runtime import load
 
     loaded = load.open_graph(bundle, name, backend="onnx", device=device)
@@ -415,17 +426,26 @@ def _load_graph(bundle: Bundle, name: str, device: str) -> str:
     return f"{loaded.text}, inputs and outputs fit"
 
 
-def _golden(bundle: Bundle, prior: Any, refinement: Any) -> dict[str, float]:
-    """The golden vectors' worst numbers."""
+def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> dict[str, float]:
+    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as runtime/load.py takes
+    them."""
     from runtime import golden, load
 
-    config, worst = bundle.refine(), {}
+    opened, _ = load.open_prior(bundle, **prior)
+    refinement, config = load.open_refinement(bundle, **refine), bundle.refine()
+    worst: dict[str, float] = {}
     for entry in bundle.manifest["golden"]:
-        steps = entry["steps"]
+        steps, arrays = entry["steps"], bundle.tensors(entry)
+        height, width, *_ = (*arrays.get("labels", np.zeros(0)).shape, 0, 0)
+        if refinement.size not in (None, (height, width)):
+            raise EngineMismatch(
+                f"the golden picture is refined at {height} x {width}, the engines take "
+                f"{refinement.size[0]} x {refinement.size[1]} alone"
+            )
         result = golden.compare(
-            bundle.tensors(entry),
+            arrays,
             steps,
-            prior,
+            opened,
             config,
             refinement.make(replace(config, steps=steps)),
             warm=load.starts_trained(bundle, config),
@@ -437,39 +457,42 @@ def _golden(bundle: Bundle, prior: Any, refinement: Any) -> dict[str, float]:
     return worst
 
 
-def _check_engines(bundle: Bundle, checks: _Checks, device: str, *, required: bool) -> None:
+def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: bool) -> None:
     """Load the engines that fit this machine, and ask them for the golden answers."""
-    from runtime import load
+    from runtime.build import RUNTIMES
 
     engines = bundle.manifest["engines"]
     if required and not engines:
-        checks.make("engines", lambda: _no_engines(bundle))
-    for target, name in load.RUNTIMES.items():
-        own = [e for e in engines if e["runtime"] == name]
+        checks.make("engines", _no_engines, bundle)
+    for target, name in RUNTIMES.items():
+        here = {"backend": target, "device": f"cuda:{index}"}
         loaded = set()
-        for entry in own:
-
-            def engine(entry: Mapping[str, Any] = entry, target: str = target) -> str:
-                found = load.fitting_engine(bundle, entry["graph"], target, parse_device(device)[1])
-                if found["key"] != entry["key"]:
-                    raise EngineMismatch(f"{found['key']} is taken for this GPU")
-                opened = load.open_graph(bundle, entry["graph"], backend=target, device=device)
-                opened.engine.close()
-                return opened.text
-
+        for entry in engines:
             title = f"engine {entry['graph']} {entry['key']}"
-            if checks.make(title, engine, may_miss=not required):
+            if entry["runtime"] == name and checks.make(
+                title, _engine_fits, bundle, entry, target, index, may_miss=not required
+            ):
                 loaded.add(entry["graph"])
         refines = {"refine_step", "refine_map"} <= loaded
         if "prior" in loaded or refines:
+            prior, refine = here if "prior" in loaded else {}, here if refines else {}
+            title = f"golden, on {target} engines"
+            checks.make(title, _golden, bundle, prior, refine, may_miss=not required)
 
-            def golden(target: str = target, on: set[str] = loaded, refines: bool = refines) -> Any:
-                where = {"backend": target, "device": device}
-                prior, _ = load.open_prior(bundle, **(where if "prior" in on else {}))
-                refine = load.open_refinement(bundle, **(where if refines else {}))
-                return _golden(bundle, prior, refine)
 
-            checks.make(f"golden, {target}", golden)
+def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
+    from runtime import load
+
+    problem = cuda_problem()
+    if problem is not None:
+        why = str(problem).partition("\n")[0]
+        raise MissingBackend(f"no GPU: {why}", fix=problem.fix) from problem
+    found = load.fitting_engine(bundle, entry["graph"], target, index)
+    if found["key"] != entry["key"]:
+        raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
+    loaded = load.open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
+    loaded.engine.close()
+    return f"{loaded.text}, inputs and outputs fit"
 
 
 def _no_engines(bundle: Bundle) -> None:
@@ -500,6 +523,11 @@ def _build(args: argparse.Namespace) -> int:
     wanted, skipped = _wanted(manifest, graphs, args.target, index)
     if "tensorrt_rtx" in {entry["runtime"] for entry in wanted}:
         build.check_targets(["rtx"], recipe["compute_capabilities"])
+    if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
+        raise InputError(
+            "timing-cache is for target trt; TensorRT for RTX times nothing while it builds",
+            fix="leave it out",
+        )
     reasons = [_why(bundle, entry, args.force) for entry in wanted]
     todo = [(entry, why) for entry, why in zip(wanted, reasons, strict=True) if why]
     kept = [entry for entry, why in zip(wanted, reasons, strict=True) if not why]
@@ -508,46 +536,47 @@ def _build(args: argparse.Namespace) -> int:
         "built": [],
         "up_to_date": [entry["key"] for entry in kept],
         "not_built_here": skipped,
-        "reasons": {entry["key"]: why for entry, why in todo},
+        "to_build": [{k: e[k] for k in ("graph", "key", "runtime")} | {"why": w} for e, w in todo],
     }
     for problem in skipped:
         print(f"not built here: {problem['target']}: {problem['error']}", file=sys.stderr)
-    lines = [f"up to date  {e['graph']} {e['key']}  {_engine_words(e)}" for e in kept]
+    lines = [_told_engine("up to date", entry) for entry in kept]
     if args.dry_run:
-        lines += [f"would build {e['graph']} {e['key']}  {_engine_words(e)}: {w}" for e, w in todo]
+        lines += [_told_engine("would build", entry, f"why: {why}") for entry, why in todo]
         _finish(args.json, document, lines)
         return 0
     plans, cache = [], _Cache(args.timing_cache)
     with Bar() as bar:
         for entry, why in todo:
             bar.say(f"build {entry['graph']} with {_TITLES[entry['runtime']]} ({why})")
-            times = (
-                cache.times if entry["runtime"] == "tensorrt" or len(wanted) == len(todo) else None
-            )
-            whole, plan, cache.times = build.build(
+            timed = entry["runtime"] == "tensorrt"
+            whole, plan, times = build.build(
                 entry,
                 graphs[entry["graph"]],
                 bundle.manifest["graphs"][entry["graph"]]["precision"],
                 device=index,
-                timing_cache=times,
+                timing_cache=cache.times if timed else None,
                 progress=bar.progress,
             )
-            cache.write()
+            if timed:
+                cache.write(times)
             plans.append((whole, plan))
     for whole, plan in plans:  # all or none: an interrupted build has changed nothing
         bundle = add_engine(bundle, whole, plan)
         document["built"].append(whole)
-        lines.append(
-            f"built       {whole['graph']} {whole['key']}  {_engine_words(whole)}\n"
-            f"            {whole['file']}, {_size(whole['size'])}, {whole['seconds']:.1f} s\n"
-            f"            {_receipt_words(whole['receipt'])}"
-        )
+        file = f"{whole['file']}, {_size(whole['size'])}, {whole['seconds']:.1f} s"
+        lines.append(_told_engine("built", whole, file, _receipt_words(whole["receipt"])))
     document["seconds"] = round(time.perf_counter() - start, 3)
     document["next"] = f"python -m runtime check {bundle.path}"
     lines.append(f"{len(plans)} built, {len(kept)} up to date, {document['seconds']:.1f} s")
-    lines.append(f"next        {document['next']}")
+    lines.append(f"next         {document['next']}")
     _finish(args.json, document, lines)
     return 0
+
+
+def _told_engine(state: str, entry: Mapping[str, Any], *more: str) -> str:
+    head = f"{state:13}{entry['graph']} {entry['key']}"
+    return "\n".join([head, *(f"{'':13}{line}" for line in (_engine_words(entry), *more))])
 
 
 class _Cache:
@@ -558,19 +587,22 @@ class _Cache:
         self.times: bytes | None = None
         if path is None:
             return
+        if not path.parent.is_dir():  # said now, not after the build
+            raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
         try:
             self.times = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
 
-    def write(self) -> None:
+    def write(self, times: bytes | None) -> None:
         """Rename a new file into place."""
-        if self.path is None or self.times is None:
+        if self.path is None or times is None:
             return
+        self.times = times
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             try:
-                partial.write_bytes(self.times)
+                partial.write_bytes(times)
                 partial.replace(self.path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -587,8 +619,9 @@ def _wanted(
     those of the recipe, else "trt"; one of them must be buildable."""
     from runtime.build import RUNTIMES, wanted_engines
 
-    listed = manifest["recipe"].get("targets", [])
-    targets = [target] if target else [t for t in RUNTIMES if t in listed] or ["trt"]
+    named = manifest["recipe"].get("targets")
+    listed = [t for t in RUNTIMES if isinstance(named, list) and t in named]
+    targets = [target] if target else listed or ["trt"]
     wanted: list[dict[str, Any]] = []
     missing: list[tuple[str, MissingBackend]] = []
     for name in targets:
@@ -597,8 +630,14 @@ def _wanted(
         except MissingBackend as error:
             missing.append((name, error))
     if missing and not wanted:
-        raise missing[0][1]
-    return wanted, [{"target": name, **_told(error)} for name, error in missing]
+        first = missing[0][1]
+        if target is None and not listed:
+            raise MissingBackend(
+                f"the bundle names no target with engines, and {_told(first)['error']}",
+                fix=f"{first.fix}; or choose --target rtx",
+            ) from first
+        raise first
+    return wanted, [{"target": name, **_told(absence)} for name, absence in missing]
 
 
 def _why(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
@@ -627,22 +666,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         "compute_capabilities": "compute capability",
         "gpu_name": "GPU",
         "l4t": "L4T",
-        "shapes": "shapes",
     }
 
-    def text(value: Any) -> str:
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    def change(title: str, one: Any, two: Any) -> str:
+        words = [", ".join(v) if isinstance(v, list) else str(v) for v in (one, two)]
+        return f"{title} {words[0]} -> {words[1]}"
 
-    found = [
-        f"{title} {text(old[key])} -> {text(new[key])}"
-        for key, title in titles.items()
-        if old[key] != new[key] and key != "shapes"
-    ]
+    found = [change(titles[k], old[k], new[k]) for k in titles if old[k] != new[k]]
+    flags = [(k, old["flags"].get(k), value) for k, value in new["flags"].items()]
+    found += [change(name, one, two) for name, one, two in flags if one != two]
     found += ["other shapes"] if old["shapes"] != new["shapes"] else []
-    for name, value in new["flags"].items():
-        before = old["flags"].get(name)
-        if before != value:
-            found.append(f"{name} {before} -> {value}")
     return "; ".join(found) or "the graph has changed"
 
 
@@ -660,7 +693,7 @@ def _finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) ->
     if as_json:
         _print_json(document)
     else:
-        _say(line for text in lines for line in text.splitlines())
+        _say(lines)
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
@@ -677,7 +710,7 @@ def _plain(value: Any) -> Any:
 def _say(lines: Iterable[str]) -> None:
     """Print; what a terminal would obey or cannot show is replaced."""
     encoding = sys.stdout.encoding or "utf-8"
-    for line in lines:
+    for line in (line for text in lines for line in text.splitlines() or [""]):
         shown = "".join(c if c.isprintable() else "?" for c in line)
         print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 

@@ -31,6 +31,7 @@ SCHEMA = "dg-bundle/1"
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 2**22
 FILE_BYTES = 2**31 - 1  # of one file
+DEPTH = 20  # of the manifest's lists and objects
 GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
 _AGAIN = "export the bundle again, or copy it again from where it works"
 
@@ -97,8 +98,8 @@ class Bundle(NamedTuple):
         for kind, ports in (("inputs", inputs), ("outputs", outputs)):
             if ports_entry(ports) != entry[kind]:
                 raise BundleError(
-                    f"{self.name}: graph {name!r} has {kind} {ports_entry(ports)}, "
-                    f"the manifest says {entry[kind]}",
+                    f"{self.name}: graph {name!r} has {kind} {str(ports_entry(ports))[:800]}, "
+                    f"the manifest says {str(entry[kind])[:800]}",
                     fix=_AGAIN,
                 )
 
@@ -177,6 +178,7 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
             fix="export the bundle again with this version, or update the SDK",
         )
     try:
+        _check_depth(manifest)
         _check(manifest, _SPEC, "manifest")
         sealed = seal(manifest)["sha256"]
     except (ValueError, RecursionError) as error:
@@ -239,6 +241,16 @@ def _entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         *manifest["golden"],
         manifest["licence"],
     ]
+
+
+def _check_depth(value: Any) -> None:
+    """ValueError when lists and objects are nested deeper than printing and copying them can go."""
+    level = [value]
+    for _ in range(DEPTH):
+        nested = [v for v in level if isinstance(v, (dict, list))]
+        level = [v for box in nested for v in (box.values() if isinstance(box, dict) else box)]
+    if level:
+        raise ValueError(f"lists and objects are nested more than {DEPTH} deep")
 
 
 class _Text(NamedTuple):
@@ -552,8 +564,9 @@ def _work_prefix(place: Path) -> str:
 
 def _put_back(work: Path, place: Path) -> None:
     """Remove a writer's folder; a bundle that it has moved away goes back if its place is free."""
-    if (work / "old").exists() and not place.exists():
-        (work / "old").rename(place)
+    if (work / "old").exists():
+        # What is half removed must never be taken for what has to go back.
+        (work / "old").rename(work / "trash" if place.exists() else place)
     shutil.rmtree(work, ignore_errors=True)
 
 

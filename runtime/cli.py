@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)
+        super().__init__(*args, **{"allow_abbrev": False, **options})
         self._given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -109,7 +109,8 @@ class Bar:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=100, bar_format="  {l_bar}{bar}| {elapsed}", leave=False)
+            form = "  {l_bar}{bar}| {elapsed}"
+            self.bar = tqdm(total=100, bar_format=form, leave=False, mininterval=0)
         self.bar.set_description_str(phase[:40], refresh=False)
         self.bar.update(100 * fraction - self.bar.n)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.backend import default_threads
-from runtime.device import cuda_absence, parse_device
+from runtime.device import cuda_absence, cuda_devices, parse_device
 from runtime.errors import BundleError, InputError, MissingBackend
 
 MAX_BYTES = 2**31  # protobuf's own limit
@@ -71,7 +71,7 @@ class OnnxEngine:
         self.device = device
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
-            self._cuda_or_say_why(onnxruntime.get_available_providers())
+            self._cuda_or_say_why(onnxruntime.get_available_providers(), index)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
@@ -97,7 +97,7 @@ class OnnxEngine:
                 fix="see: python -m runtime doctor",
             )
 
-    def _cuda_or_say_why(self, available: list[str]) -> None:
+    def _cuda_or_say_why(self, available: list[str], index: int) -> None:
         absence = cuda_absence()
         if "CUDAExecutionProvider" not in available:
             absence = f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}"
@@ -106,6 +106,8 @@ class OnnxEngine:
                 f"device {self.device!r} cannot run {self.name}: {absence}",
                 fix="use device='cpu', or see: python -m runtime doctor",
             )
+        if index >= (count := len(cuda_devices())):
+            raise InputError(f"device is {self.device!r}; this machine has {count} GPUs")
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order."""

@@ -91,7 +91,11 @@ def compare(
         low = working_picture(picture, config)
         if isinstance(prior, NetworkPrior):
             x, wanted = prior.preprocess(picture), arrays.get("input")
-            if wanted is None or wanted.dtype != np.float32 or wanted.shape != x.shape:
+            if (
+                wanted is None
+                or (wanted.dtype, wanted.shape) != (x.dtype, x.shape)
+                or not np.isfinite(wanted).all()
+            ):
                 raise BundleError(
                     f"{name}: the golden input does not fit the preprocessing", fix=_EXPORT
                 )

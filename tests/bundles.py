@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 
 from export.refine_step import build_map, build_step
+from runtime import bundle as module
 from runtime import golden, network
-from runtime.bundle import SCHEMA, file_entry, ports_entry, write_bundle
+from runtime.bundle import SCHEMA, Bundle, file_entry, ports_entry, write_bundle
 from runtime.config import RefineConfig
 from runtime.engine import OnnxEngine
 from runtime.ops import Refiner
@@ -112,8 +117,7 @@ def tiny_parts(*, with_network=False):
         "init": file_entry("init.safetensors", files["init.safetensors"]),
         "engines": [entry],
         "golden": [
-            file_entry("golden/000.safetensors", files["golden/000.safetensors"])
-            | {"steps": steps}
+            file_entry("golden/000.safetensors", files["golden/000.safetensors"]) | {"steps": steps}
         ],
         "verification": {"pictures": ["none"], "refine": {"update": 1e-7, "agreement": 1.0}},
         "recipe": {
@@ -155,3 +159,45 @@ def tiny_engine(key="0123456789abcdef", plan=b"ptrt and then no engine at all"):
 def tiny_bundle(path, *, with_network=False):
     """Write a small valid bundle to ``path``; returns it opened."""
     return write_bundle(path, *tiny_parts(with_network=with_network))
+
+
+# Looking at bundles
+
+
+def lay(folder, files):
+    shutil.rmtree(folder, ignore_errors=True)
+    for file, data in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(data)
+
+
+def listing(folder, skip):
+    """Path, size, time and kind of everything beside ``skip``."""
+    out = []
+    for top, folders, files in os.walk(folder):
+        if Path(top) == skip.parent and skip.name in folders:
+            folders.remove(skip.name)
+        for name in (*folders, *files):
+            info = os.lstat(os.path.join(top, name))
+            out.append((top, name, info.st_size, info.st_mtime_ns, info.st_mode))
+    return sorted(out)
+
+
+@functools.lru_cache(maxsize=64)
+def ports(data):
+    with OnnxEngine(data, threads=1) as engine:
+        return engine.inputs, engine.outputs
+
+
+def read_all(folder):
+    """Open and read everything in a bundle: (manifest, bytes by file)."""
+    bundle = Bundle.open(folder)
+    bundle.check_files()
+    for name in bundle.manifest["graphs"]:
+        bundle.check_ports(name, *ports(bundle.graph(name)))
+    bundle.tensors(bundle.manifest["init"])
+    for entry in bundle.manifest["golden"]:
+        bundle.tensors(entry)
+    bundle.preprocess()
+    bundle.refine()
+    return bundle.manifest, {e["file"]: bundle.read(e) for e in module._entries(bundle.manifest)}

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+import runtime.engine
 from runtime import OnnxEngine, load_engine
 from runtime.engine import MAX_BYTES, _external_locations
 from runtime.errors import BundleError, InputError, MissingBackend
@@ -554,3 +555,49 @@ def test_nothing_is_printed_by_onnx_runtime(folder, capfd):
 def test_name_is_kept(tmp_path):
     path = write(tmp_path, double())
     assert load_engine(path).name == "m.onnx"
+
+
+# Devices
+
+
+def test_cuda_is_refused_with_the_reason_and_nothing_else_is_tried(tmp_path, monkeypatch):
+    path = write(tmp_path, double())
+    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "no CUDA driver: gone")
+    with pytest.raises(
+        MissingBackend, match=r"device 'cuda' cannot run m.onnx: .*\n  fix: use dev"
+    ):
+        load_engine(path, device="cuda")
+    with pytest.raises(InputError, match="device is 'tpu'; wanted 'cpu', 'cuda'"):
+        load_engine(path, device="tpu")
+
+
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
+    path = write(tmp_path, double())
+    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["one"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(InputError, match="device is 'cuda:7'; this machine has 1 GPUs"):
+        load_engine(path, device="cuda:7")
+
+
+def test_a_provider_that_falls_back_is_an_error(tmp_path, monkeypatch):
+    """ONNX Runtime without a GPU takes its CPU provider and says nothing."""
+    path = write(tmp_path, double())
+    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["one"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(
+        (MissingBackend, BundleError), match=r"ONNX Runtime took CPU|cannot be loade"
+    ):
+        load_engine(path, device="cuda")
+
+
+def test_bytes_are_loaded_like_files_but_hold_all_their_weights(tmp_path):
+    data = double().SerializeToString()
+    with OnnxEngine(data, name="from memory") as engine:
+        assert engine.name == "from memory" and engine.backend == "onnxruntime-cpu"
+    with pytest.raises(BundleError, match="from memory has 0 bytes"):
+        OnnxEngine(b"", name="from memory")
+    outside = in_initializer("beside.bin")
+    with pytest.raises(BundleError, match=r"keeps weights in 'beside.bin', outside of itself"):
+        OnnxEngine(outside.SerializeToString())
