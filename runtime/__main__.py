@@ -669,7 +669,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     }
 
     def change(title: str, one: Any, two: Any) -> str:
-        words = [", ".join(v) if isinstance(v, list) else str(v) for v in (one, two)]
+        words = [", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (one, two)]
         return f"{title} {words[0]} -> {words[1]}"
 
     found = [change(titles[k], old[k], new[k]) for k in titles if old[k] != new[k]]

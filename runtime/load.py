@@ -91,7 +91,7 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
     if index >= len(gpus):
         raise InputError(f"device is cuda:{index}; this machine has {len(gpus)} GPUs")
     gpu, has = gpus[index], []
-    for entry in bundle.manifest["engines"]:
+    for entry in reversed(bundle.manifest["engines"]):  # the newest first
         if entry["graph"] != graph or entry["runtime"] != RUNTIMES[backend]:
             continue
         exact = entry["gpu_name"] in (None, gpu.name) and entry["l4t"] in (None, l4t())

@@ -404,7 +404,7 @@ class TensorRTLoop:
 
     def undo(self, n: int = 1) -> None:
         """Go back to the state of ``n`` steps ago, at most 2."""
-        if not 1 <= n <= self._past:
+        if not 0 <= n <= self._past:
             raise InputError(f"n is {n}; {self._past} steps can be undone")
         self._at = (self._at - n) % 3
         self._past -= n

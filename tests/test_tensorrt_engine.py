@@ -464,8 +464,10 @@ def test_loop_undoes_two_steps(fake):
     assert_state(loop, [1, 1, 3])
     loop.undo()
     assert_state(loop, [1, 1])
-    with pytest.raises(InputError, match="n is 0; "):
-        loop.undo(0)
+    loop.undo(0)
+    assert_state(loop, [1, 1])
+    with pytest.raises(InputError, match="n is -1; "):
+        loop.undo(-1)
 
 
 def test_a_new_loop_starts_again_and_ends_the_old_one(fake):
