@@ -112,7 +112,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
 
     from export.models import load_model
     from export.pack import ExportOptions, export_bundle, summary, to_json
-    from export.triton import write_repository
+    from export.triton import repository_place, write_repository
 
     options = ExportOptions(
         targets=tuple(targets),
@@ -148,6 +148,8 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
             file=sys.stderr,
         )
     out = args.out or Path(f"{model.name}.bundle")
+    if args.triton:
+        repository_place(args.triton, out.name)  # said before the long work
     with Bar(args.quiet) as bar:
         exported = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
     if args.triton:

@@ -151,6 +151,7 @@ def export_bundle(
     check_replaceable(out)
     engines.check_targets(options.targets, options.compute_capabilities)
     config = options.refine
+    _timings(options.timing_cache)  # said before the long work
     pictures = check.read_pictures(options.pictures)
     graphs: dict[str, bytes] = {}
     details: dict[str, dict[str, Any]] = {}
@@ -164,6 +165,7 @@ def export_bundle(
     else:
         say(f"freeze {model.name}")
         size = options.imgsz or model.preprocess.size(1, 1)
+        _check_profile(options, size)
         preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
         frozen = freeze(
             model,
@@ -290,6 +292,17 @@ def _lower(
     return frozen, {}
 
 
+def _check_profile(options: ExportOptions, size: tuple[int, int]) -> None:
+    """InputError unless least, usual and largest size are in order."""
+    low, high = options.min_shape or size, options.max_shape or size
+    for name, came, bound, small, large in (
+        ("min-shape", low, "at most", low, size),
+        ("max-shape", high, "at least", size, high),
+    ):
+        if any(a > b for a, b in zip(small, large, strict=True)):
+            raise InputError(f"{name} is {came}; wanted {bound} {size}, the usual size")
+
+
 def _classes(model: PriorModel, guide: np.ndarray) -> int:
     if model.names:
         return len(model.names)
@@ -314,7 +327,8 @@ def _initial(path: Path | None, config: RefineConfig, classes: int) -> tuple[net
 def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save
 
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    # not np.ascontiguousarray, which makes a counter of no dimension one of one
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -381,8 +395,7 @@ def _build_engines(
     progress: engines.Progress | None,
 ) -> MissingBackend | None:
     """Add the engines that this machine can build; what is missing for the others."""
-    missing = None
-    cache = options.timing_cache
+    missing, times = None, _timings(options.timing_cache)
     for target in options.targets:
         if target == "onnx":
             continue
@@ -391,24 +404,45 @@ def _build_engines(
         except MissingBackend as error:
             missing = error
             continue
-        times = None
-        if cache is not None and target == "trt":
-            times = cache.read_bytes() if cache.is_file() else b""
+        timed = target == "trt"
         for entry in entries:
             say(f"build {entry['graph']} for {target}")
-            whole, plan, times = engines.build(
+            whole, plan, later = engines.build(
                 entry,
                 graphs[entry["graph"]],
                 manifest["graphs"][entry["graph"]]["precision"],
                 device=options.device,
-                timing_cache=times,
+                timing_cache=times if timed else None,
                 progress=progress,
             )
+            times = later if timed else times
             manifest["engines"].append(whole)
             files[whole["file"]] = plan
-        if times and cache is not None:
-            cache.write_bytes(times)
+        if timed and times and options.timing_cache is not None:
+            try:
+                options.timing_cache.write_bytes(times)
+            except OSError as error:
+                say(f"timing cache {options.timing_cache} not written: {error.strerror}")
     return missing
+
+
+def _timings(path: Path | None) -> bytes | None:
+    """TensorRT's timings so far, from a file that need not be there yet; None when not asked for.
+
+    Raises
+    ------
+    InputError : the file cannot be read, or has no folder to be made in.
+    """
+    if path is None:
+        return None
+    if not path.parent.is_dir():
+        raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
 
 
 def summary(exported: Exported) -> list[str]:

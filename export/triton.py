@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -40,10 +41,8 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
         ),
         None,
     )
-    name = Path(bundle.manifest["name"]).stem.replace(" ", "_")
-    place = folder / name
-    if place.exists() and not (place / "config.pbtxt").is_file():
-        raise InputError(f"{place} exists and is no Triton model; it is left alone")
+    place = repository_place(folder, bundle.manifest["name"])
+    name = place.name
     partial = folder / f".{name}.partial-{os.getpid()}"
     try:
         (partial / "1").mkdir(parents=True)
@@ -62,11 +61,21 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     return place
 
 
+def repository_place(folder: Path, bundle_name: str) -> Path:
+    """Where the model of a bundle of that name goes; InputError when something else is there."""
+    place = folder / Path(bundle_name).stem.replace(" ", "_")
+    if place.exists() and not (place / "config.pbtxt").is_file():
+        raise InputError(
+            f"{place} exists and is no Triton model; it is left alone", fix="choose another folder"
+        )
+    return place
+
+
 def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
     """config.pbtxt: batching off, so dims are whole shapes."""
     graph = bundle.manifest["graphs"]["prior"]
     lines = [
-        f'name: "{name}"',
+        f"name: {_quoted(name)}",
         f'platform: "{"tensorrt_plan" if plan else "onnxruntime_onnx"}"',
         f'default_model_filename: "{file}"',
         "max_batch_size: 0",
@@ -75,7 +84,12 @@ def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
         for port in graph[f"{kind}s"]:
             dims = ", ".join(str(n if isinstance(n, int) else -1) for n in port["shape"])
             lines.append(
-                f'{kind} [ {{ name: "{port["name"]}" data_type: {_TYPES[port["dtype"]]} '
+                f"{kind} [ {{ name: {_quoted(port['name'])} data_type: {_TYPES[port['dtype']]} "
                 f"dims: [ {dims} ] }} ]"
             )
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As a string of protobuf's text format, which escapes as JSON does."""
+    return json.dumps(text, ensure_ascii=False)

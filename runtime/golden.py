@@ -1,7 +1,8 @@
 """Golden vectors: what a bundle gave when it was exported, compared again on each new device.
 
 One file holds ``picture`` (H, W, 3) uint8, ``input`` (1, 3, h, w) float32 (networks only),
-``guide`` as the prior gave it, and ``labels`` (h, w) int32 after the listed number of steps.
+``guide`` as the prior gave it, ``labels`` (h, w) int32 after the listed number of steps, and the
+``losses`` (steps,) float32 before each: a step that does nothing may well leave the labels alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from runtime.resize import resize
 STEPS = 10  # at most: longer runs of the published objectives are chaotic
 MIN_AGREEMENT = 0.99
 INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
+LOSS_TOLERANCE = 0.02  # relative; measured between two CPU backends: 3e-4
 _EXPORT = "export the bundle again"
 
 Make = Callable[[int, int, np.ndarray | None], Any]
@@ -35,15 +37,13 @@ Make = Callable[[int, int, np.ndarray | None], Any]
 def make(
     picture: np.ndarray, prior: Any, config: RefineConfig, refiner: Make, warm: bool = False
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Golden arrays for ``picture``, and the number of steps in them."""
+    """Golden arrays for ``picture``, and the number of steps in them: ``config``'s, at most STEPS.
+    ``refiner`` makes one that runs so many."""
     low = working_picture(picture, config)
     guide = np.asarray(prior(picture, low))
     steps = min(config.steps or 0, STEPS)
-    arrays = {
-        "picture": picture,
-        "guide": guide,
-        "labels": _labels(low, guide, config, refiner, steps, warm),
-    }
+    labels, losses = _refined(low, guide, config, refiner, steps, warm)
+    arrays = {"picture": picture, "guide": guide, "labels": labels, "losses": losses}
     if isinstance(prior, NetworkPrior):
         arrays["input"] = prior.preprocess(picture)
     return arrays, steps
@@ -64,17 +64,19 @@ def compare(
     Returns
     -------
     ``input`` largest absolute difference of the network's input, ``prior`` and ``labels`` shares of
-    equal labels.
+    equal labels, ``losses`` largest relative difference.
 
     Raises
     ------
     BundleError : arrays of another kind, or answers that differ.
     """
-    picture, guide, labels = (arrays.get(k) for k in ("picture", "guide", "labels"))
+    names = ("picture", "guide", "labels", "losses")
+    picture, guide, labels, losses = (arrays.get(k) for k in names)
     fits = (
         picture is not None
         and guide is not None
         and labels is not None
+        and losses is not None
         and picture.dtype == np.uint8
         and picture.ndim == 3
         and picture.shape[2] == 3
@@ -83,8 +85,12 @@ def compare(
         and guide.size > 0
         and guide.dtype in (np.float32, np.int32)
         and labels.dtype == np.int32
+        and losses.dtype == np.float32
+        and losses.ndim == 1
+        and len(losses) <= steps
+        and np.isfinite(losses).all()
     )
-    if not fits or picture is None or guide is None or labels is None:
+    if not fits or picture is None or guide is None or labels is None or losses is None:
         raise BundleError(f"{name}: the golden vectors lack arrays or have others", fix=_EXPORT)
     out: dict[str, float] = {}
     try:
@@ -107,7 +113,7 @@ def compare(
             )
         check_guide(guide, *guide.shape[:2])
         out["prior"] = float((_hard(again) == _hard(guide)).mean())
-        refined = _labels(low, guide, config, refiner, steps, warm)
+        refined, again_losses = _refined(low, guide, config, refiner, steps, warm)
     except (InputError, BundleError) as error:
         if isinstance(error, BundleError) and error.fix:
             raise
@@ -119,15 +125,20 @@ def compare(
             f"{name}: the refinement gives {refined.shape}, golden {labels.shape}", fix=_EXPORT
         )
     out["labels"] = float((refined == labels).mean())
+    both = min(len(losses), len(again_losses))  # a stop rule may end one of them earlier
+    apart = np.abs(again_losses[:both] - losses[:both]) / np.maximum(np.abs(losses[:both]), 1e-6)
+    out["losses"] = float(apart.max()) if both else float(len(losses) != len(again_losses))
+    most = {"input": INPUT_TOLERANCE, "losses": LOSS_TOLERANCE}
     bad = [
         f"{key} {value:.4f}"
         for key, value in out.items()
-        if not (value <= INPUT_TOLERANCE if key == "input" else value >= MIN_AGREEMENT)
+        if not (value <= most[key] if key in most else value >= MIN_AGREEMENT)
     ]
     if bad:
         raise BundleError(
             f"{name} does not give its golden answers on this device: {', '.join(bad)} "
-            f"(wanted labels equal to {MIN_AGREEMENT:.0%}, input within {INPUT_TOLERANCE})",
+            f"(wanted labels equal to {MIN_AGREEMENT:.0%}, input within {INPUT_TOLERANCE}, "
+            f"losses within {LOSS_TOLERANCE:.0%})",
             fix="python -m runtime check BUNDLE; if it fails again, export the bundle again",
         )
     return out
@@ -143,16 +154,18 @@ def _hard(guide: np.ndarray) -> np.ndarray:
     return guide if guide.ndim == 2 else guide.argmax(-1)
 
 
-def _labels(
+def _refined(
     low: np.ndarray, guide: np.ndarray, config: RefineConfig, refiner: Make, steps: int, warm: bool
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (h, w) int32 in the guide's classes, and the loss of each step."""
     guide = as_probabilities(guide, *low.shape[:2])
     config = replace(config, steps=steps)
     wanted = None if config.objective == "dynaseg" else guide
     result: Refinement = refine_with(refiner, config, low, wanted, warm=warm)
+    labels = result.labels
     if config.objective == "residual":
-        return result.classes[result.labels].astype(np.int32)
-    return result.labels
+        labels = result.classes[labels].astype(np.int32)
+    return labels, np.asarray(result.stats["losses"]["total"], np.float32)
 
 
 def was_passed(bundle: Bundle, *run_by: str) -> bool:

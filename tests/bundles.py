@@ -72,7 +72,8 @@ def nearest_colour(scale=5.0):
 def tensors(arrays):
     from safetensors.numpy import save
 
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    # np.ascontiguousarray would give a counter of no dimension one of one
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def tiny_parts(*, with_network=False):

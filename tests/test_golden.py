@@ -53,18 +53,22 @@ def test_the_same_device_gives_the_same_answers(prior, objective):
     config = RefineConfig(objective=objective, channels=5, steps=3, scale=0.5)
     arrays, steps = made(prior, config)
     assert steps == 3 and arrays["labels"].shape == (12, 16)
-    assert set(arrays) == {"picture", "guide", "labels"} | (set() if prior else {"input"})
+    names = {"picture", "guide", "labels", "losses"}
+    assert set(arrays) == names | (set() if prior else {"input"})
+    assert arrays["losses"].shape == (3,)
     arrays = load_tensors(tensors(arrays), "golden")
-    wanted = {"prior": 1.0, "labels": 1.0} | ({} if prior else {"input": 0.0})
+    wanted = {"prior": 1.0, "labels": 1.0, "losses": 0.0} | ({} if prior else {"input": 0.0})
     assert compare(arrays, steps, prior, config) == wanted
 
 
 def test_long_refinements_are_cut_short():
-    config = replace(CONFIG, steps=1000)
-    arrays, steps = made(config=config)
-    assert steps == golden.STEPS == 10
-    assert compare(arrays, steps, config=config)["labels"] == 1
-    assert made(config=replace(CONFIG, steps=0))[1] == 0
+    config, ten = replace(CONFIG, steps=1000), native(replace(CONFIG, steps=10))
+    arrays, steps = golden.make(picture(), network_prior(), config, ten)
+    assert steps == golden.STEPS == len(arrays["losses"]) == 10
+    assert compare(arrays, steps, config=config, refiner=ten)["labels"] == 1
+    arrays, steps = made(config=replace(CONFIG, steps=0))
+    assert steps == len(arrays["losses"]) == 0
+    assert compare(arrays, steps, config=replace(CONFIG, steps=0))["losses"] == 0
 
 
 def test_labels_are_the_guides_classes():
@@ -85,7 +89,7 @@ def test_hard_guides():
         return (np.arange(24 * 32).reshape(24, 32) // 256).astype(np.int32)
 
     arrays, steps = made(prior)
-    assert compare(arrays, steps, prior) == {"prior": 1, "labels": 1}
+    assert compare(arrays, steps, prior) == {"prior": 1, "labels": 1, "losses": 0}
 
 
 def test_trained_weights_are_started_from():
@@ -126,6 +130,24 @@ def test_another_refinement():
     for other in (replace(CONFIG, lr=5.0), replace(CONFIG, lam=1000.0, lr=0.5)):
         with pytest.raises(BundleError, match=r"golden answers on this device: labels 0\.\d{4}"):
             compare(arrays, steps, unsure, other)
+
+
+def test_a_refinement_that_does_nothing():
+    """Its labels may be right all the same: those of the prior."""
+    config = replace(CONFIG, steps=10, lr=0.3)
+    arrays, steps = made(config=config)
+
+    def idle(height, width, classes):
+        return Refiner(height, width, classes=len(classes), **config.options() | {"lr": 0.0})
+
+    with pytest.raises(BundleError, match=r"on this device: losses 0\.\d{4} .*losses within 2%"):
+        compare(arrays, steps, config=config, refiner=idle)
+    arrays, steps = made()
+    with pytest.raises(BundleError, match=r"losses 1\.0000"):
+        compare(arrays | {"losses": arrays["losses"][:0]}, steps)
+    with pytest.raises(BundleError, match=r"losses 0\.0500"):
+        compare(arrays | {"losses": arrays["losses"] / np.float32(1.05)}, steps)
+    assert compare(arrays | {"losses": arrays["losses"][:2]}, steps)["losses"] == 0
 
 
 @pytest.mark.parametrize(
@@ -183,6 +205,11 @@ def test_what_another_device_may_differ_by():
         {"guide": np.zeros(24, np.float32)},
         {"guide": np.zeros((24, 0), np.int32)},
         {"labels": np.zeros((24, 32), np.int64)},
+        {"losses": None},
+        {"losses": np.zeros(3)},
+        {"losses": np.zeros(4, np.float32)},
+        {"losses": np.zeros((3, 1), np.float32)},
+        {"losses": np.full(3, np.nan, np.float32)},
     ],
     ids=lambda change: f"{next(iter(change))}",
 )
