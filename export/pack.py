@@ -192,7 +192,10 @@ def export_bundle(
             engine, preprocess, names=model.names, output=model.output, name=model.name
         )
 
-    low = golden.working_picture(pictures[0], config)
+    working = None if options.dynamic else config.working_size(*size)
+    low = golden.working_picture(
+        pictures[0], working or config.working_size(*pictures[0].shape[:2])
+    )
     guide = as_probabilities(np.asarray(prior(pictures[0], low)), *low.shape[:2])
     classes = _classes(model, guide)
     say(f"emit and verify the {config.objective} step")
@@ -212,7 +215,12 @@ def export_bundle(
     files = {f"{name}.onnx": data for name, data in graphs.items()}
     files["init.safetensors"] = _tensors(initial)
     arrays, golden_steps = golden.make(
-        pictures[0], prior, config, native(replace(config, steps=steps), start), warm=trained
+        pictures[0],
+        prior,
+        config,
+        native(replace(config, steps=steps), start),
+        size=working,
+        warm=trained,
     )
     files["golden/000.safetensors"] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()

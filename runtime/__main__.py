@@ -452,7 +452,7 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
             name=f"{bundle.name}/{entry['file']}",
         )
         for key, value in result.items():
-            pick = max if key == "input" else min
+            pick = max if key in ("input", "losses") else min
             worst[key] = pick(value, worst.get(key, value))
     return worst
 

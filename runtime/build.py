@@ -147,14 +147,38 @@ def graph_bytes(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
 def check_recipe(manifest: Mapping[str, Any]) -> None:
     """BundleError unless the recipe says what building engines needs."""
     recipe = manifest["recipe"]
-    whole = all(k in recipe for k in ("workspace", "level", "dynamic", "compute_capabilities"))
     shapes = recipe.get("shapes")
-    if (
-        not whole
-        or not isinstance(shapes, dict)
-        or not all(isinstance(shapes.get(graph), dict) for graph in manifest["graphs"])
-    ):
+    fits = (
+        isinstance(shapes, dict)
+        and all(_are_shapes(shapes.get(graph)) for graph in manifest["graphs"])
+        and _is_count(recipe.get("workspace"), none=True)
+        and _is_count(recipe.get("level"), none=True)
+        and isinstance(recipe.get("dynamic"), bool)
+        and all(_are_texts(recipe.get(name)) for name in ("targets", "compute_capabilities"))
+    )
+    if not fits:
         raise BundleError(
             "the bundle's recipe does not say how to build its engines",
             fix="export the bundle again",
         )
+
+
+def _is_count(value: Any, *, none: bool = False) -> bool:
+    if value is None:
+        return none
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**50
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_shapes(value: Any) -> bool:
+    """{input: [least, usual, largest]}, each a shape of the same rank."""
+    return isinstance(value, dict) and all(
+        isinstance(three, list)
+        and len(three) == 3
+        and all(isinstance(s, list) and s and all(map(_is_count, s)) for s in three)
+        and len({len(s) for s in three}) == 1
+        for three in value.values()
+    )

@@ -192,8 +192,13 @@ def trained_state(bundle: Bundle) -> network.State | None:
     if "cnn" not in bundle.manifest["graphs"]:
         return None
     state = bundle.tensors(bundle.manifest["init"])
-    rows = len(state["conv3.bias"]) if "conv3.bias" in state else 1
-    network.flatten(bundle.refine(), rows, state)  # names and shapes
+    rows = state["conv3.bias"].size if "conv3.bias" in state else 1
+    try:
+        network.flatten(bundle.refine(), rows, state)  # names and shapes
+    except InputError as error:
+        raise BundleError(
+            f"{bundle.name}/init.safetensors: {error}", fix="export the bundle again"
+        ) from error
     return state
 
 

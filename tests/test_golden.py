@@ -36,9 +36,9 @@ def network_prior(data=None, preprocess=PREPROCESS, **options):
     return NetworkPrior(OnnxEngine(data or nearest_colour(), threads=1), preprocess, **options)
 
 
-def made(prior=None, config=CONFIG, shot=None):
+def made(prior=None, config=CONFIG, shot=None, size=None):
     return golden.make(picture() if shot is None else shot, prior or network_prior(), config,
-                       native(config))  # fmt: skip
+                       native(config), size=size)  # fmt: skip
 
 
 def compare(arrays, steps, prior=None, config=CONFIG, refiner=None, **options):
@@ -236,8 +236,17 @@ def test_shapes_that_differ():
     arrays, steps = made()
     with pytest.raises(BundleError, match=rf"prior gives \(24, 32, 3\), golden is.*2\){EXPORT}"):
         compare(arrays | {"guide": arrays["guide"][..., :2]}, steps)
-    with pytest.raises(BundleError, match=rf"refinement gives \(24, 32\), golden.*9\){EXPORT}"):
-        compare(arrays | {"labels": arrays["labels"][:9, :9]}, steps)
+    with pytest.raises(BundleError, match="does not give its golden answers"):
+        compare(arrays | {"labels": arrays["labels"][:9, :9]}, steps)  # refined at that size
+    for labels in (arrays["labels"][0], arrays["labels"][:0]):
+        with pytest.raises(BundleError, match=f"lack arrays or have others{EXPORT}"):
+            compare(arrays | {"labels": labels}, steps)
+
+
+def test_engines_of_one_size_fix_the_working_size():
+    arrays, steps = made(size=(12, 20))
+    assert arrays["labels"].shape == (12, 20)
+    assert compare(arrays, steps)["labels"] == 1
 
 
 def test_guides_that_cannot_be_used():
