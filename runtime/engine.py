@@ -123,9 +123,7 @@ class OnnxEngine:
             shapes = ", ".join(str(np.shape(a)) for a in arrays)
             raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
 
-    def loop(
-        self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]
-    ) -> Any:
+    def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
         """Steps that feed their own outputs back: see :class:`runtime.onnx_loop.OnnxLoop`."""
         from runtime.onnx_loop import OnnxLoop
 

@@ -1,40 +1,26 @@
-"""From a prior to a bundle, by python -m export and by its Python: what is written, what the gate
-refuses, and what a Segmenter makes of it. Engines for TensorRT for RTX are really built."""
+"""From a prior to a bundle, by python -m export and by its Python: what is written, and what the
+command line takes and refuses. Engines for TensorRT for RTX are really built."""
 
-import contextlib
-import io
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
-from conftest import scene
-from test_prior import NAMES, nearest_colour, save
+from exporting import CAPABILITIES, FIXTURES, RTX, export, files, graph, needs_rtx, no_gpu
+from test_prior import NAMES
 
 import runtime
-from benchmarks import cases
-from export import check, pack
-from export.__main__ import main
-from export.models import load_model, onnx_file
-from export.pack import ExportOptions, export_bundle
+from export import pack
+from export.pack import ExportOptions
 from runtime import build as engines
-from runtime import golden
 from runtime.bundle import Bundle, file_entry, load_tensors
-from runtime.device import cuda_devices
 from runtime.engine import OnnxEngine
 from runtime.errors import (
     DeviceError,
     InputError,
-    VerificationFailed,
 )
 from runtime.ops import Refiner
 from runtime.preprocess import Preprocess
@@ -45,133 +31,8 @@ torch = pytest.importorskip("torch", reason="networks are exported by torch: pip
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("onnxslim", reason="needs onnxslim")
 
-from onnx import numpy_helper  # noqa: E402 (after importorskip)
 
-ROOT = Path(__file__).parents[1]
-SIZE = (64, 96)  # of the small SegFormer; its refinement works at half of it
-CAPABILITIES = ("8.6", "8.9", "12.0")
-RTX = ("--target", "rtx", "--compute-capability", ",".join(CAPABILITIES))
-needs_rtx = pytest.mark.skipif(
-    "tensorrt_rtx" not in {d.name for p in sys.path if os.path.isdir(p) for d in os.scandir(p)},
-    reason="TensorRT for RTX is not installed: pip install 'dynaguide-edge[rtx]'",
-)
-no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="there is a GPU here")
-needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
-)
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, code, *texts):
-        """It failed in one error with a fix or a value wanted, and said ``texts``."""
-        assert self.code == code, self
-        assert self.err.count("error: ") == 1 and "Traceback" not in self.err, self.err
-        for text in texts:
-            assert text in self.err, self.err
-        return True
-
-
-def export(*words):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main([str(w) for w in words])
-        except SystemExit as end:
-            code = end.code
-    return Ended(code, out.getvalue(), err.getvalue())
-
-
-def files(folder):
-    """Everything in a folder, by name."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
-        for p in sorted(folder.rglob("*"))
-    }
-
-
-def graph(bundle, name):
-    return onnx.load_from_string(bundle.graph(name))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Where passed golden tests are noted."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dynaguide-edge" / "golden"
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return tmp_path_factory.mktemp("export")
-
-
-@pytest.fixture(scope="module")
-def photos(work):
-    folder = work / "photos"
-    folder.mkdir()
-    for seed in range(4):
-        picture = (255 * scene(96, 144, seed=seed)[0]).astype(np.uint8)
-        assert cv2.imwrite(str(folder / f"{seed}.png"), picture[..., ::-1])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photo(photos):
-    return cv2.imread(str(photos / "1.png"))[..., ::-1].copy()
-
-
-@pytest.fixture(scope="module")
-def colours(work):
-    """A network of free size that knows four colours."""
-    return save(work / "colours.onnx", *nearest_colour(), classes=NAMES, licence="MIT")
-
-
-def save_checkpoint(folder, change=lambda head: None):
-    """A small SegFormer in Hugging Face's format; ``change`` gets its decode head."""
-    names = ["wall", "sky", "grass", "road", "tree"]
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        hidden_sizes=[8, 16],
-        num_attention_heads=[1, 2],
-        decoder_hidden_size=16,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        network = transformers.SegformerForSemanticSegmentation(config)
-    for parameter in network.parameters():  # scores that differ from place to place
-        parameter.data.mul_(4)
-    with torch.no_grad():
-        change(network.decode_head)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-        network.save_pretrained(folder)
-    height, width = SIZE
-    settings = {"size": {"height": height, "width": width}, "resample": 2}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(work):
-    return save_checkpoint(work / "hub" / "tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(work, colours, photos):
-    """The command of a small bundle, and that bundle."""
-    words = ("--model", colours, "--imgsz", "48x72", "--pictures", photos)
-    path = work / "plain.bundle"
-    assert export(*words, "-o", path, "-q").code == 0
-    return words, path
-
+cache, work, photos, photo, colours, checkpoint, plain = FIXTURES
 
 # What is written
 
@@ -368,8 +229,8 @@ def test_weights_trained_beforehand(tmp_path, plain, photo, name):
 
     words, _ = plain
     config = RefineConfig.preset(name, steps=3, lr=0.2)
-    low = golden.working_picture(photo, config)
-    h, w = low.shape[:2]
+    h, w = config.working_size(*photo.shape[:2])
+    low = np.ascontiguousarray(photo[::2, ::2], np.float32)[:h, :w] / 255
     guide = np.random.default_rng(0).dirichlet(np.ones(4), (h, w)).astype(np.float32)
     refiner = Refiner(h, w, classes=4 if name == "residual" else None, **config.options())
     refiner.run(low, guide, steps=20)
@@ -436,6 +297,30 @@ def test_trt_is_left_for_the_device(tmp_path, plain):
     assert m["recipe"]["targets"] == ["rtx", "trt"] and len(m["engines"]) == 3
     assert {e["runtime"] for e in m["engines"]} == {"tensorrt_rtx"}
     assert Segmenter(path).info()["self_test"]["labels"] == 1
+
+
+@needs_rtx
+def test_timings_are_read_and_written(tmp_path, plain, monkeypatch):
+    """TensorRT for RTX in the place of TensorRT, which needs a GPU."""
+    words, seen = plain[0], []
+    wanted, build = engines.wanted_engines, engines.build
+
+    def timed(entry, *arguments, timing_cache, **options):
+        seen.append(timing_cache)
+        whole, plan, _ = build(entry, *arguments, **options)
+        return whole, plan, (timing_cache or b"") + b"."
+
+    def both(manifest, graphs, target, **options):
+        return wanted(manifest, graphs, "rtx", **options) if target == "trt" else []
+
+    monkeypatch.setattr(engines, "wanted_engines", both)
+    monkeypatch.setattr(engines, "build", timed)
+    words += ("--target", "rtx,trt", *RTX[2:3], "8.6", "-o", tmp_path / "b", "-q")
+    words += ("--timing-cache", tmp_path / "times")
+    for count in (3, 6):
+        assert export(*words).code == 0
+        assert (tmp_path / "times").read_bytes() == count * b"."
+    assert seen == [count * b"." for count in range(6)]
 
 
 @no_gpu
@@ -639,281 +524,3 @@ def test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path, plain):
     (other / "letter.txt").write_text("keep me")
     assert export(*words, "-o", other).refused(1, "exists and is no bundle; it is left alone")
     assert files(other) == {"letter.txt": b"keep me"}
-
-
-# The gate
-
-
-@pytest.fixture
-def gate(tmp_path, plain, photos):
-    """The export of words fails with code 3 and texts, and writes nothing, where there is no bundle
-    and where there is one."""
-    new, old = tmp_path / "new.bundle", tmp_path / "old.bundle"
-    shutil.copytree(plain[1], old)
-
-    def refuses(texts, *words):
-        before = files(tmp_path)
-        for path in (new, old):
-            ended = export(*words, "--pictures", photos, "-q", "-o", path)
-            assert ended.refused(3, *texts) and ended.out == ""
-            assert files(tmp_path) == before
-
-    return refuses
-
-
-def test_a_planted_fp16_overflow(tmp_path, photos, gate):
-    """What a layer makes is 20,000 times larger and the next weights as much smaller: the answer
-    in FP32 stays, and FP16 holds all of the weights."""
-
-    def plant(head):
-        head.batch_norm.weight *= 2e4
-        head.batch_norm.bias *= 2e4
-        head.classifier.weight *= 1000 / 2e4
-        head.classifier.bias *= 1000
-
-    words = ("--model", "segformer", "--weights", save_checkpoint(tmp_path / "hub", plant))
-    assert export(*words, "--pictures", photos, "-q", "-o", tmp_path / "fp32").code == 0
-    gate(["overflows in FP16", "FP16 ends at 65504"], *words, "--half")
-
-
-def test_int8_that_has_gone_wrong(tmp_path, photos, gate):
-    """One channel of a huge range leaves the others nothing of INT8's 255 steps."""
-
-    def plant(head):
-        head.batch_norm.weight[0] *= 3000
-        head.batch_norm.bias[0] *= 3000
-        head.classifier.weight[:, 0] /= 3000
-
-    words = ("--model", "segformer", "--weights", save_checkpoint(tmp_path / "hub", plant))
-    assert export(*words, "--pictures", photos, "-q", "-o", tmp_path / "fp32").code == 0
-    words += ("--int8", "--data", photos)
-    gate(["in int8: ", "% of the labels agree", "--data more"], *words)
-
-
-def test_least_agreement_is_the_users_own(checkpoint, photos, gate):
-    words = ("--model", "segformer", "--weights", checkpoint, "--int8", "--data", photos)
-    gate(["wanted 100.00%"], *words, "--min-agreement", 1)
-
-
-def test_nan(tmp_path, gate):
-    def plant(head):
-        head.classifier.bias[2] = float("nan")
-
-    folder = save_checkpoint(tmp_path / "hub", plant)
-    texts = ["gives NaN or infinite scores"]
-    words = ("--model", "segformer", "--weights", folder, "--no-simplify")
-    gate(texts, *words)
-
-
-def changed(model, change):
-    """A model's bytes after ``change``, which gets its graph."""
-    change(model.graph)
-    return model.SerializeToString()
-
-
-def test_a_frozen_network_that_is_another(monkeypatch, colours, gate):
-    freeze = pack.freeze
-
-    def wrong(*arguments, **options):
-        model = onnx.load_from_string(freeze(*arguments, **options))
-        bias = next(t for t in model.graph.initializer if list(t.dims) == [4])
-        shifted = numpy_helper.to_array(bias) + np.float32([0, 9, 0, 0])
-        return changed(model, lambda g: bias.CopyFrom(numpy_helper.from_array(shifted, bias.name)))
-
-    monkeypatch.setattr(pack, "freeze", wrong)
-    texts = ["colours in fp32: ", "of the labels agree with the original; wanted 99.90%"]
-    gate(texts, "--model", colours)
-
-
-def test_scores_that_differ_where_labels_agree(monkeypatch, colours, gate):
-    freeze = pack.freeze
-
-    def wrong(*arguments, **options):
-        model = onnx.load_from_string(freeze(*arguments, **options))
-        tensors = [t for t in model.graph.initializer if 4 in t.dims]
-        for t in tensors:
-            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.01), t.name))
-        return model.SerializeToString()
-
-    monkeypatch.setattr(pack, "freeze", wrong)
-    gate(["differs by", "wanted at most 0.001 of that"], "--model", colours)
-
-
-@pytest.mark.parametrize("refine", ["residual", "dynaguide"])
-def test_a_step_that_climbs(monkeypatch, refine, gate):
-    build_step = pack.build_step
-
-    def wrong(config):
-        model = build_step(config)
-        (node,) = [n for n in model.graph.node if "parameters_out" in n.output]
-        assert node.op_type == "Sub"
-        node.op_type = "Add"
-        return model
-
-    monkeypatch.setattr(pack, "build_step", wrong)
-    words = ("--refine", refine, "--steps", 3, "--imgsz", "48x72")
-    gate(["refine_step.onnx: one step's update is 2 from float64"], *words)
-
-
-def scaled(model, output, factor):
-    """The model with one of its outputs multiplied."""
-    graph = model.graph
-    (node,) = [n for n in graph.node if output in n.output]
-    node.output[list(node.output).index(output)] = "before"
-    graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
-    graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], [output]))
-    return model
-
-
-@pytest.mark.parametrize("factor", [1.001, np.nan])
-def test_a_map_that_is_wrong(monkeypatch, factor, gate):
-    build_map = pack.build_map
-    monkeypatch.setattr(
-        pack, "build_map", lambda config: scaled(build_map(config), "scores", factor)
-    )
-    gate(["its scores ", "(wanted 0.0001)"], "--imgsz", "48x72")
-
-
-@pytest.mark.parametrize("factor", [1.001, np.nan])
-def test_a_trained_network_that_is_wrong(tmp_path, monkeypatch, factor, gate):
-    from safetensors.numpy import save_file
-
-    def wrong(config, state=None):
-        model = build_map(config, state=state)
-        return model if state is None else scaled(model, "scores", factor)
-
-    build_map = pack.build_map
-    monkeypatch.setattr(pack, "build_map", wrong)
-    refiner = Refiner(8, 8, classes=5, **RefineConfig().options())
-    (tmp_path / "hub").mkdir()
-    save_file(refiner.state_dict(), tmp_path / "hub" / "s.safetensors")
-    words = ("--init", tmp_path / "hub" / "s.safetensors", "--imgsz", "48x72")
-    gate(["cnn.onnx: scores are ", "from float64"], *words)
-
-
-def test_a_loop_that_ends_elsewhere(monkeypatch, gate):
-    real = check.refine
-
-    def other(low, guide, **options):
-        found = real(low, guide, **options)
-        return found._replace(labels=1 - found.labels) if hasattr(found, "_replace") else replace(
-            found, labels=1 - found.labels
-        )  # fmt: skip
-
-    monkeypatch.setattr(check, "refine", other)
-    texts = ["of the labels agree with the native core", "wanted 99%"]
-    gate(texts, "--imgsz", "48x72")
-
-
-@needs_rtx
-def test_an_engine_of_another_precision(monkeypatch, colours, gate):
-    """The builder's receipt says FP32 where FP16 was asked for."""
-    build = engines.build_engine
-
-    def wrong(data, **options):
-        built = build(data, **options)
-        layers = {"fp32": sum(built.receipt["layers"].values())}
-        return replace(built, receipt=built.receipt | {"layers": layers})
-
-    monkeypatch.setattr(engines, "build_engine", wrong)
-    words = ("--model", colours, "--imgsz", "48x72", "--half", *RTX[:3], "8.6")
-    gate(["fp16"], *words)
-
-
-def test_the_gate_in_python(tmp_path, colours, photos, monkeypatch):
-    model = onnx_file(colours, (48, 72))
-    options = ExportOptions(pictures=(photos,), min_agreement=1.0)
-    done = export_bundle(model, tmp_path / "b", options)
-    assert done.missing is None and done.bundle.manifest["recipe"]["command"] == ""
-    monkeypatch.setattr(check, "REFINED", 1.01)
-    with pytest.raises(VerificationFailed, match="agree with the native core"):
-        export_bundle(model, tmp_path / "c", options)
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
-
-
-# Interrupted
-
-
-def start(path, photos):
-    words = ("--model", "kmeans", "--imgsz", "48x72", "--pictures", photos / "0.png", "-o", path)
-    return subprocess.Popen(
-        [sys.executable, "-m", "export", *map(str, words)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_killed_at_any_moment(tmp_path, photos):
-    """The path is the old bundle, a whole new one, or absent; the next export cleans up."""
-    path = tmp_path / "x.bundle"
-    began = time.monotonic()
-    assert start(path, photos).wait(60) == 0
-    life = time.monotonic() - began
-    rng, ends, seen = np.random.default_rng(0), [], {Bundle.open(path).manifest["sha256"]}
-    for turn in range(12):
-        if turn == 6:  # from here on there is none to begin with
-            for entry in [*tmp_path.iterdir()]:
-                subprocess.run(["rm", "-r", str(entry)], check=True)
-        process = start(path, photos)
-        time.sleep(life * (rng.uniform(0, 1) if turn % 2 else rng.uniform(0.85, 1.05)))
-        process.kill()
-        process.communicate()
-        if path.exists():
-            Bundle.open(path).check_files()
-            seen.add(Bundle.open(path).manifest["sha256"])
-        ends.append(path.exists())
-        left = {p.name for p in tmp_path.iterdir()} - {path.name}
-        print(left)
-        assert all(name.startswith(".x.bundle.partial-") for name in left)
-    (tmp_path / ".x.bundle.partial-planted").mkdir()  # a writer that was killed leaves such
-    assert start(path, photos).wait(60) == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
-    assert any(ends[:6])
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_interrupted_by_the_user(tmp_path, photos, old):
-    path = tmp_path / "x.bundle"
-    if old:
-        assert start(path, photos).wait(60) == 0
-    before = files(tmp_path)
-    process = start(path, photos)
-    line = process.stderr.readline()
-    assert line == "emit and verify the residual step ...\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.startswith("error: interrupted\n")
-    assert files(tmp_path) == before
-
-
-# Real networks
-
-
-@pytest.mark.data
-@needs_data
-@pytest.mark.parametrize("half, int8", [(True, False), (False, True)])
-@pytest.mark.parametrize(
-    "network, pictures",
-    [
-        ("espnetv2_s0.5_cityscapes_512x256.onnx", "camvid"),
-        ("espnetv2_s0.5_voc_256x256.onnx", "bsds500"),
-    ],
-)
-def test_real_networks_pass_the_gate(tmp_path, record_property, network, pictures, half, int8):
-    root = cases.data_root()
-    found = sorted(p for p in (root / pictures).rglob("*.jpg"))
-    found = found or sorted((root / pictures).rglob("*.png"))
-    shown, others = found[:4], found[4:20]
-    options = ExportOptions(
-        half=half, int8=int8, data=tuple(others) if int8 else (), pictures=tuple(shown),
-        min_agreement=0.99 if half else 0.8,
-    )  # fmt: skip
-    model = load_model(str(root / "priors" / network))
-    m = export_bundle(model, tmp_path / "b", options).bundle.manifest
-    numbers = m["verification"]["prior"][options.precision]
-    record_property("agreement", numbers["agreement"])
-    print(network, options.precision, numbers)
-    assert m["verification"]["prior"]["frozen"]["agreement"] > 0.999

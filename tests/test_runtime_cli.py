@@ -700,6 +700,28 @@ def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle, given, match)
     assert code == 1 and match in document["error"] and document["fix"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shapes": {"refine_step": {"image": 5}, "refine_map": {}}},
+        {"shapes": {"refine_step": {"image": [[1], [1]]}, "refine_map": {}}},
+        {"shapes": {"refine_step": {"image": [[1, "x"], [1, 1], [1, 1]]}, "refine_map": {}}},
+        {"shapes": {"refine_step": {"image": [[1], [1, 1], [1]]}, "refine_map": {}}},
+        {"shapes": {"refine_step": {"image": [[-1], [-1], [-1]]}, "refine_map": {}}},
+        {"compute_capabilities": {"8.6": 1}},
+        {"compute_capabilities": [8.6]},
+        {"workspace": "2G"},
+        {"level": True},
+        {"dynamic": "no"},
+        {"targets": [["rtx"]]},
+    ],
+)
+def test_build_refuses_recipes_that_say_something_else(capsys, bundle, changes):
+    change(bundle, lambda m: m["recipe"].update(changes))
+    code, document = answer(capsys, "build", bundle)
+    assert code == 5 and "recipe does not say" in document["error"]
+
+
 def test_build_needs_a_recipe(capsys, bundle):
     change(bundle, lambda m: m["recipe"].pop("shapes"))
     code, document = answer(capsys, "build", bundle)
