@@ -135,7 +135,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         timing_cache=args.timing_cache,
         device=gpu_index(args.device),
         min_agreement=args.min_agreement,
-        command=shlex.join(["python", "-m", "export", *arguments]),
+        command=_command(arguments),
     )
     network = args.model != "kmeans"
     if args.triton and not network:
@@ -168,6 +168,12 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return exported.missing.exit_code
+
+
+def _command(arguments: list[str]) -> str:
+    """The command line for the bundle's recipe, absolute paths by their last part."""
+    names = [re.sub(r"^(-[^=]*=)?/.*/(?=.)", r"\1", word.rstrip("/") or word) for word in arguments]
+    return shlex.join(["python", "-m", "export", *names])
 
 
 def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:

@@ -469,7 +469,8 @@ def summary(exported: Exported) -> list[str]:
             against = "original" if precision == "frozen" else "fp32"
             lines.append(
                 f"verify   prior {'fp32' if precision == 'frozen' else precision} vs {against}: "
-                f"{numbers['agreement']:.2%} of labels agree, max |d| {numbers['max_abs']:.2g}  ok"
+                f"{numbers['agreement']:.2%} of labels agree (worst picture "
+                f"{numbers['worst']:.2%}), max |d| {numbers['max_abs']:.2g}  ok"
             )
     refine = done["refine"]
     lines.append(

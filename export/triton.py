@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from runtime.bundle import Bundle
@@ -43,8 +43,11 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     )
     place = repository_place(folder, bundle.manifest["name"])
     name = place.name
-    partial = folder / f".{name}.partial-{os.getpid()}"
+    work = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=folder))
+        partial = work / name
         (partial / "1").mkdir(parents=True)
         file, data = "model.onnx", bundle.read(graph)
         if engine is not None:
@@ -57,7 +60,8 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     except OSError as error:
         raise InputError(f"{place} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     return place
 
 
