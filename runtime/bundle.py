@@ -33,7 +33,6 @@ MANIFEST_BYTES = 2**22
 FILE_BYTES = 2**31 - 1  # of one file
 DEPTH = 20  # of the manifest's lists and objects
 GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
-_AGAIN = "export the bundle again, or copy it again from where it works"
 
 
 class Bundle(NamedTuple):
@@ -76,7 +75,6 @@ class Bundle(NamedTuple):
             raise BundleError(
                 f"{self.name}/{entry['file']} has sha256 {found[:16]}..., "
                 f"the manifest says {entry['sha256'][:16]}...",
-                fix=_AGAIN,
             )
         return data
 
@@ -86,7 +84,6 @@ class Bundle(NamedTuple):
             raise BundleError(
                 f"{self.name} has no graph {name!r}; "
                 f"it has {', '.join(self.manifest['graphs']) or 'none'}",
-                fix=_AGAIN,
             )
         data = self.read(self.manifest["graphs"][name])
         check_self_contained(data, f"{self.name}/{name}.onnx")
@@ -100,7 +97,6 @@ class Bundle(NamedTuple):
                 raise BundleError(
                     f"{self.name}: graph {name!r} has {kind} {str(ports_entry(ports))[:800]}, "
                     f"the manifest says {str(entry[kind])[:800]}",
-                    fix=_AGAIN,
                 )
 
     def tensors(self, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -136,7 +132,7 @@ def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BundleError(f"{name} is no safetensors file: {error}", fix=_AGAIN) from error
+        raise BundleError(f"{name} is no safetensors file: {error}") from error
     return {key: np.array(value) for key, value in arrays.items()}
 
 
@@ -165,11 +161,11 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
     """A manifest from its bytes, its form checked to the last key."""
     if len(data) > MANIFEST_BYTES:
-        raise BundleError(f"{name} has {len(data)} bytes; at most {MANIFEST_BYTES}", fix=_AGAIN)
+        raise BundleError(f"{name} has {len(data)} bytes; at most {MANIFEST_BYTES}")
     try:
         manifest = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} cannot be read: {_short(error)}", fix=_AGAIN) from error
+        raise BundleError(f"{name} cannot be read: {_short(error)}") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         came = repr(schema[:80]) if isinstance(schema, str) else f"of type {type(schema).__name__}"
@@ -182,28 +178,26 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
         _check(manifest, _SPEC, "manifest")
         sealed = seal(manifest)["sha256"]
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name}: {_short(error)}", fix=_AGAIN) from error
+        raise BundleError(f"{name}: {_short(error)}") from error
     if sealed != manifest["sha256"]:
-        raise BundleError(f"{name} was changed after it was written", fix=_AGAIN)
+        raise BundleError(f"{name} was changed after it was written")
     files = [entry["file"] for entry in _entries(manifest)]
     if len({*files, MANIFEST}) < len(files) + 1:
-        raise BundleError(f"{name} lists a file twice, or itself", fix=_AGAIN)
+        raise BundleError(f"{name} lists a file twice, or itself")
     if manifest["preprocess"] is not None:
         Preprocess.from_manifest(manifest["preprocess"])
     kind = manifest["prior"]["kind"]
     if (kind == "network") != ("prior" in manifest["graphs"]) or (
         (kind == "network") != (manifest["preprocess"] is not None)
     ):
-        raise BundleError(f"{name}: prior, graphs and preprocess do not fit together", fix=_AGAIN)
+        raise BundleError(f"{name}: prior, graphs and preprocess do not fit together")
     try:
         Bundle(Path(name), manifest).refine()
     except (SdkError, TypeError, OverflowError) as error:
-        raise BundleError(f"{name}: refine: {_short(error)}", fix=_AGAIN) from error
+        raise BundleError(f"{name}: refine: {_short(error)}") from error
     for engine in manifest["engines"]:
         if engine["graph"] not in manifest["graphs"]:
-            raise BundleError(
-                f"{name}: engine for an unknown graph {engine['graph']!r}", fix=_AGAIN
-            )
+            raise BundleError(f"{name}: engine for an unknown graph {engine['graph']!r}")
     return manifest
 
 
@@ -385,20 +379,20 @@ def _read(folder: Path, file: str, size: int | None) -> bytes:
         info = os.fstat(opened[-1])
         most = MANIFEST_BYTES if size is None else size
         if not stat.S_ISREG(info.st_mode):
-            raise BundleError(f"{where} is no regular file", fix=_AGAIN)
+            raise BundleError(f"{where} is no regular file")
         if info.st_size > most or (size is not None and info.st_size != size):
             wanted = f"at most {most}" if size is None else f"the manifest says {size}"
-            raise BundleError(f"{where} has {info.st_size} bytes; {wanted}", fix=_AGAIN)
+            raise BundleError(f"{where} has {info.st_size} bytes; {wanted}")
         parts, left = [], most + 1
         while left and (part_read := os.read(opened[-1], min(left, 2**24))):
             parts.append(part_read)
             left -= len(part_read)
         return b"".join(parts)
     except FileNotFoundError as error:
-        raise BundleError(f"{where} is missing", fix=_AGAIN) from error
+        raise BundleError(f"{where} is missing") from error
     except OSError as error:
         raise BundleError(
-            f"{where} cannot be read: {error.strerror} (links are not followed)", fix=_AGAIN
+            f"{where} cannot be read: {error.strerror} (links are not followed)"
         ) from error
     finally:
         for descriptor in opened:
@@ -467,7 +461,7 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
     """Put an engine into a bundle: the file first, then the manifest that names it, each renamed
     into place. An engine of the same key leaves the manifest before its file is replaced."""
     if not file_entry(entry["file"], plan).items() <= entry.items():
-        raise BundleError(f"{entry['file']} is not the engine that its entry describes", fix=_AGAIN)
+        raise BundleError(f"{entry['file']} is not the engine that its entry describes")
     try:
         with _locked(bundle.path):
             manifest = Bundle.open(bundle.path).manifest  # with what others have added meanwhile
@@ -515,7 +509,7 @@ def _replace(folder: Path, file: str, data: bytes) -> None:
     """Write ``file`` under another name and rename it; never through a link."""
     target = folder / file
     if target.parent.is_symlink():
-        raise BundleError(f"{folder.name}/{file} lies behind a link; not written", fix=_AGAIN)
+        raise BundleError(f"{folder.name}/{file} lies behind a link; not written")
     target.parent.mkdir(exist_ok=True)
     prefix = f".{target.name}.partial-"
     for name in os.listdir(target.parent):

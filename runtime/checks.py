@@ -91,6 +91,10 @@ def check_positive(name: str, value: Any) -> float:
     """A finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise InputError(f"{name} is {value!r}; wanted a number above 0")
-    if not 0 < value < np.inf:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = np.inf
+    if not 0 < number < np.inf:
         raise InputError(f"{name} is {value}; wanted a number above 0")
-    return float(value)
+    return number

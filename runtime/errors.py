@@ -38,6 +38,11 @@ class BundleError(SdkError, ValueError):
 
     exit_code = 5
 
+    def __init__(
+        self, message: str, *, fix: str = "export it again, or copy it again from where it works"
+    ) -> None:
+        super().__init__(message, fix=fix)
+
 
 class EngineMismatch(SdkError, RuntimeError):
     """An engine that was built for another device or another version."""

@@ -122,8 +122,10 @@ class RefineOptions:
         _check("lam", self.lam, 0, 1e6)
         _check("sigma", self.sigma, 1e-4, 1e4)
         _check("balance", self.balance, 0, 1)
-        if not self.offsets:
-            raise InputError("offsets is empty; wanted neighbour distances such as (1, 2)")
+        if not 1 <= len(self.offsets) <= 16:
+            raise InputError(
+                f"offsets has {len(self.offsets)} distances; wanted 1 to 16, such as (1, 2)"
+            )
         for distance in self.offsets:
             _check("offsets", distance, 1, 1024, int)
         unused = _CLUSTER_ONLY if self.objective == "residual" else _RESIDUAL_ONLY
