@@ -116,15 +116,11 @@ def compare(
             out["input"] = float(np.abs(x - wanted).max())
         again = np.asarray(prior(picture, low))
         if again.shape != guide.shape:
-            raise BundleError(
-                f"{name}: the prior gives {again.shape}, golden is {guide.shape}", fix=_EXPORT
-            )
+            raise BundleError(f"the prior gives {again.shape}, golden is {guide.shape}")
         check_guide(guide, *guide.shape[:2])
         out["prior"] = float((_hard(again) == _hard(guide)).mean())
         refined, again_losses = _refined(low, guide, config, refiner, steps, warm)
     except (InputError, BundleError) as error:
-        if isinstance(error, BundleError) and error.fix:
-            raise
         raise BundleError(
             f"{name}: the golden picture cannot be run: {str(error).splitlines()[0]}", fix=_EXPORT
         ) from error
