@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import io
 import json
 import pkgutil
@@ -429,13 +430,24 @@ def serialised(model: ModelProto, name: str) -> bytes:
 def _users_own(text: str, imgsz: tuple[int, int] | None) -> PriorModel:
     try:
         function = pkgutil.resolve_name(text)
-    except (ImportError, AttributeError, ValueError) as error:
+    except AttributeError as error:
+        raise InputError(
+            f"model is {text!r}: {error}", fix="name a function that the module defines"
+        ) from error
+    except (ImportError, ValueError) as error:
         raise InputError(
             f"model is {text!r}, which cannot be imported: {error}",
             fix="run from the folder of the module, or add that folder to PYTHONPATH",
         ) from error
     if not callable(function):
         raise InputError(f"model {text!r} is a {type(function).__name__}; wanted a function")
+    try:
+        inspect.signature(function).bind(imgsz)
+    except TypeError as error:
+        raise InputError(
+            f"{text} cannot be called with the input size: {error}",
+            fix="def NAME(imgsz): it gets (height, width) or None",
+        ) from error
     model = function(imgsz)
     if not isinstance(model, PriorModel):
         raise InputError(

@@ -204,7 +204,7 @@ def export_bundle(
     channels = classes if config.objective == "residual" else config.channels or 1
     initial, trained = _initial(options.initial, config, channels)
     start = initial if trained else None
-    steps = min(config.steps or 0, golden.STEPS)
+    steps = min(config.steps or 0, golden.STEPS[config.objective])
     verification["refine"] = check.check_refinement(
         config, graphs["refine_step"], graphs["refine_map"], low, guide, start, steps
     )

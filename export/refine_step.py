@@ -157,6 +157,11 @@ class _Graph:
             "dg.objective": options.objective,
             "dg.options": json.dumps(asdict(options), sort_keys=True),
         }
+        free = -1 if options.objective == "residual" else options.channels or 1  # of classes
+        for kind, shapes in zip(
+            ("parameters", "buffers"), network.shapes(options, free), strict=True
+        ):
+            metadata[f"dg.{kind}"] = json.dumps({name: list(s) for name, s in shapes.items()})
         helper.set_model_props(model, metadata)
         return model
 

@@ -126,6 +126,7 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
     # Unlike noise of another size, zeros could pass branches that depend on values; sides that
     # differ and are no 1 keep torch from taking them for equal.
     example = torch.rand(1, 3, *imgsz, generator=torch.Generator().manual_seed(0))
+    _check_answer(model, example)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -144,10 +145,40 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise InputError(
             f"torch cannot export {model.name} at {imgsz}: {reason}",
-            fix="try a fixed size (no --dynamic), or export it yourself and pass --model PATH.onnx",
+            fix=("try a fixed size (no --dynamic), or " if dynamic else "")
+            + "export it yourself and pass --model PATH.onnx",
         ) from error
     assert program is not None  # as it is for dynamo
     return program.model_proto
+
+
+def _check_answer(model: PriorModel, example: Any) -> None:
+    """InputError unless the module takes ``example`` and gives one array of scores or labels."""
+    import torch
+
+    assert model.module is not None
+    wanted = "one tensor: (1, C, h, w) scores or (1, h, w) labels"
+    try:
+        with torch.no_grad():
+            answer = model.module.eval()(example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{model.name} fails on {tuple(example.shape)} float32: {reason}",
+            fix="see that module(torch.rand(1, 3, H, W)) runs, and give its size with --imgsz",
+        ) from error
+    if not isinstance(answer, torch.Tensor):
+        raise InputError(
+            f"{model.name} gives a {type(answer).__name__}; wanted {wanted}",
+            fix="wrap it in a module whose forward returns the scores alone",
+        )
+    if answer.ndim not in (3, 4) or answer.shape[0] != 1:
+        raise InputError(f"{model.name} gives {tuple(answer.shape)}; wanted {wanted}")
+    if answer.ndim == 4 and model.names and len(model.names) != answer.shape[1]:
+        raise InputError(
+            f"{model.name} gives {answer.shape[1]} classes, but has {len(model.names)} names",
+            fix="give PriorModel one name for each class, or none",
+        )
 
 
 @contextmanager
@@ -238,6 +269,10 @@ def _simplified(graph: ModelProto, name: str, imgsz: tuple[int, int]) -> ModelPr
     for data in (before, serialised(slim, name)):
         with OnnxEngine(data, name=name) as engine:
             answers.append(engine(x)[0])
+    if not np.isfinite(answers[0]).all():
+        raise VerificationFailed(
+            f"{name} gives NaN or infinite scores", fix="check the network and its weights"
+        )
     difference = _difference(*answers)
     if not difference <= _CLOSE:
         raise VerificationFailed(

@@ -67,6 +67,11 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
 def repository_place(folder: Path, bundle_name: str) -> Path:
     """Where the model of a bundle of that name goes; InputError when something else is there."""
+    if folder.name == "triton" and folder.resolve().parent == Path.cwd():
+        raise InputError(
+            "a folder triton here would hide the Python package of that name from torch",
+            fix="choose another: --triton model_repository",
+        )
     place = folder / Path(bundle_name).stem.replace(" ", "_")
     if place.exists() and not (place / "config.pbtxt").is_file():
         raise InputError(

@@ -289,7 +289,7 @@ def _rows(*rows: tuple[str, str]) -> Iterator[str]:
     """Name and text in two columns, wrapped."""
     for name, text in rows:
         head = f"  {name:{COLUMN - 2}}"
-        if len(head) > COLUMN:
+        if not head.endswith(" "):  # no room for the text beside it
             yield head
             head = " " * COLUMN
         for line in _wrapped(text, WIDTH - COLUMN):

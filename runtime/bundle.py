@@ -54,6 +54,11 @@ class Bundle(NamedTuple):
         if not os.path.isdir(folder):  # False, too, for names that no folder can have
             fix = "unpack it" if os.path.isfile(folder) else f"seen from {os.path.abspath('.')}"
             raise InputError(f"{str(folder)[:200]} is no folder; a bundle is one", fix=fix)
+        if not os.path.lexists(folder / MANIFEST):
+            raise BundleError(
+                f"{str(folder)[:200]} is no bundle: it has no {MANIFEST}",
+                fix="python -m export makes bundles; name the folder that it wrote",
+            )
         data = _read(folder, MANIFEST, None)
         manifest = parse_manifest(data, f"{folder.name}/{MANIFEST}")
         return cls(folder, manifest)

@@ -56,6 +56,8 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
     0 done, 1 failure, 3 verification failed, 4 something missing, 5 bundle or model file, 130
     interrupted. Errors go to stderr; ``as_json``: to stdout, as {"error", "fix"}.
     """
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller, as >&- does
+        sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     try:
         try:
             code = work()

@@ -527,7 +527,7 @@ def test_what_each_kind_is_called(pristine, place):
     KINDS["link"](init)
     refused(r"^x.bundle/init.safetensors cannot be read: .*\(links are not followed\)\n  fix: ")
     (place / MANIFEST).unlink()
-    refused(r"^x.bundle/manifest.json is missing\n  fix: ")
+    refused(r"x.bundle is no bundle: it has no manifest.json\n  fix: ")
     os.truncate(place / MANIFEST, 2**40)
     refused(r"^x.bundle/manifest.json has 1099511627776 bytes; at most 4194304\n  fix: ")
 
@@ -597,7 +597,9 @@ def test_what_is_no_folder(pristine, place):
         Bundle.open(place)
     place.unlink()
     place.mkdir()
-    with pytest.raises(BundleError, match=r"x.bundle/manifest.json is missing\n  fix: "):
+    with pytest.raises(
+        BundleError, match=r"x.bundle is no bundle: it has no manifest.json\n  fix: "
+    ):
         Bundle.open(place)
 
 

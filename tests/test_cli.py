@@ -310,7 +310,7 @@ def test_missing_packages_are_4(work, capsys, monkeypatch):
     [
         (b"", "m.onnx has 0 bytes"),
         (b"not a network", "m.onnx"),
-        (None, "city.bundle/manifest.json is missing"),
+        (None, "city.bundle is no bundle: it has no manifest.json"),
     ],
 )
 def test_model_files_that_cannot_be_used_are_5(work, capsys, content, message):

@@ -622,3 +622,10 @@ def test_no_home_folder(machine, monkeypatch):
 def test_a_command_that_is_not_there_gives_no_output():
     code, output, error = doctor._run(["/no/such/program"])
     assert (code, output) == (127, "") and "No such file" in error
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_the_caller_has_closed(closed):
+    command = f"{sys.executable} -m runtime doctor --json {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == ""

@@ -447,13 +447,14 @@ def test_usage(words, texts):
          ["timing cache no/t.cache has no folder", "mkdir -p no"]),
         (("-o", "empty/.."), ["exists and is no bundle; it is left alone", "choose another"]),
         (("-o", "bad.png"), ["bad.png exists and is no bundle"]),
-        (("--triton", "triton", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
+        (("--triton", "models", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
+        (("--triton", "triton"), ["a folder triton here would hide the Python package"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said(tmp_path, monkeypatch, colours, photos, words, texts):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("triton/taken").mkdir(parents=True)
+    Path("models/taken").mkdir(parents=True)
     Path("bad.png").write_bytes(b"no picture")
     Path("0.png").write_bytes((photos / "0.png").read_bytes())
     before = files(tmp_path)

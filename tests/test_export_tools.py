@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import fake_tensorrt
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.numpy
 from exporting import FIXTURES, ROOT, RTX, export, graph, needs_rtx, no_gpu
 from test_prior import NAMES
 
@@ -106,6 +108,41 @@ def test_what_a_bundle_fixes(plain):
         for options in ({"backend": backend}, {"refine_backend": backend}):
             with pytest.raises(InputError, match=f"{backend}' runs on a GPU; device is 'cpu'"):
                 Segmenter(path, **options)
+
+
+def test_refinement_by_hand(plain):
+    """What docs/export.md tells those who have ONNX Runtime and OpenCV, and not this package."""
+    folder = plain[1]
+    golden = safetensors.numpy.load_file(folder / "golden" / "000.safetensors")
+    init = safetensors.numpy.load_file(folder / "init.safetensors")
+    step = onnxruntime.InferenceSession(folder / "refine_step.onnx")
+    final = onnxruntime.InferenceSession(folder / "refine_map.onnx")
+    h, w = golden["labels"].shape
+    image = cv2.resize(golden["picture"], (w, h), interpolation=cv2.INTER_AREA)
+    image = image.astype(np.float32).transpose(2, 0, 1)[None] / 255
+    small = golden["guide"].shape[0] < h or golden["guide"].shape[1] < w
+    how = cv2.INTER_LINEAR if small else cv2.INTER_AREA
+    guide = np.stack([cv2.resize(p, (w, h), interpolation=how)
+                      for p in golden["guide"].transpose(2, 0, 1)])  # fmt: skip
+    mean = guide.mean((1, 2))
+    guide[mean <= min(5e-4, mean.max() / 2)] = 0
+    guide = (guide / guide.sum(0))[None]
+    orders = step.get_modelmeta().custom_metadata_map
+    state = {
+        kind: np.concatenate([init[name].ravel() for name in json.loads(orders[f"dg.{kind}"])])
+        for kind in ("parameters", "buffers")
+    }
+    state["momenta"] = np.zeros_like(state["parameters"])
+    losses = []
+    for _ in range(10):
+        feed = {"image": image, "guide": guide, **state}
+        came = dict(zip((o.name for o in step.get_outputs()), step.run(None, feed), strict=True))
+        losses.append(came["losses"][0])
+        state = {name: came[f"{name}_out"] for name in state}
+    feed = {"image": image, "guide": guide, **state}
+    (labels,) = final.run(["labels"], {i.name: feed[i.name] for i in final.get_inputs()})
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-4)
+    assert (labels.reshape(h, w) == golden["labels"]).mean() > 0.999
 
 
 @pytest.mark.parametrize(
@@ -268,7 +305,7 @@ def test_the_command_line_takes_bundles(plain, photos, tmp_path, capsys):
 def bundle(request, work, photos, colours, checkpoint):
     words = {
         "residual": ("--model", colours, "--imgsz", "48x72", "--half"),
-        "dynaguide": ("--model", colours, "--imgsz", 48, "--refine", "dynaguide", "--steps", 2),
+        "dynaguide": ("--model", colours, "--imgsz", 48, "--refine", "dynaguide"),
         "segformer": ("--model", "segformer", "--weights", checkpoint, "--int8", "--data", photos),
     }[request.param]  # fmt: skip
     path = work / f"{request.param}.bundle"

@@ -438,6 +438,9 @@ def net(imgsz):
     pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=height, width=width, color="bgr")
     return PriorModel(name="mine", module=Net(), preprocess=pp, names=list("abcdef"), opset=18)
 
+def no_size():
+    return None
+
 def wrong(imgsz):
     return Net()
 
@@ -456,7 +459,8 @@ def test_users_own_model(tmp_path, monkeypatch):
         np.testing.assert_allclose(engine(x)[0], np.concatenate([x, -x], 1))
         assert engine.metadata["input_layout"] == "NCHW BGR"
     for text, match in (
-        ("users_nets:nothing", "cannot be imported: .*nothing.*\n.*PYTHONPATH"),
+        ("users_nets:nothing", "has no attribute 'nothing'\n  fix: name a function"),
+        ("users_nets:no_size", "cannot be called with the input size: .*\n  fix: def NAME"),
         ("no_such_file:net", "cannot be imported: No module named 'no_such_file'"),
         ("broken_nets:net", "cannot be imported: No module named 'no_such_package'"),
         ("users nets:net", "cannot be imported: "),
@@ -465,6 +469,40 @@ def test_users_own_model(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=match):
             load_model(text)
+
+
+class Answers(torch.nn.Module):
+    """Gives what ``change`` makes of one channel."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(x[:, :1])
+
+
+@pytest.mark.parametrize(
+    "change, names, match",
+    [
+        (lambda x: (x, x), None, r"net gives a tuple; wanted one tensor: .*\n  fix: wrap it"),
+        (lambda x: {"out": x}, None, r"net gives a dict; wanted one tensor"),
+        (lambda x: x[0, 0], None, r"net gives \(32, 48\); wanted one tensor"),
+        (lambda x: x, ["a", "b"], r"net gives 1 classes, but has 2 names\n  fix: "),
+        (lambda x: x.reshape(7, -1), None, r"net fails on \(1, 3, 32, 48\) float32: .*\n  fix: "),
+    ],
+)
+def test_modules_that_answer_otherwise(change, names, match):
+    pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=32, width=48)
+    with pytest.raises(InputError, match=match):
+        freeze(PriorModel(name="net", module=Answers(change), preprocess=pp, names=names))
+
+
+def test_scores_that_are_no_numbers():
+    pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=32, width=48)
+    model = PriorModel(name="net", module=Answers(lambda x: x * torch.nan), preprocess=pp)
+    with pytest.raises(VerificationFailed, match=r"net gives NaN or infinite scores\n  fix: "):
+        freeze(model)
 
 
 def test_prior_model_checks_itself():

@@ -415,7 +415,7 @@ def test_no_such_prior(prior, error, match):
 
 
 def test_a_folder_that_is_no_bundle(tmp_path):
-    with pytest.raises(BundleError, match=r"manifest.json is missing"):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest.json"):
         Segmenter(tmp_path)
 
 
