@@ -11,7 +11,7 @@ import numpy as np
 
 from export.models import PriorModel
 from export.precision import as_rounded_float32, fp16_overflow
-from runtime import network, reference
+from runtime import golden, network, reference
 from runtime.config import RefineConfig
 from runtime.engine import OnnxEngine
 from runtime.errors import InputError, MissingBackend, VerificationFailed
@@ -225,17 +225,10 @@ def check_refinement(
         guide = _split(low, guide)
     with OnnxEngine(step, name="refine_step") as one, OnnxEngine(final, name="refine_map") as two:
         report = _check_step(config, one, two, low, guide, initial)
-
-        def graphs(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
-            count = None if classes is None else len(classes)
-            refiner = GraphRefiner(one, two, short, height=height, width=width, classes=count)
-            if initial is not None:
-                refiner.load_state_dict(network.select_classes(config, initial, classes))
-            return refiner
-
         short = replace(config, steps=steps)
         wanted = guide if config.objective != "dynaseg" else None
-        ours = refine_with(graphs, short, low, wanted, warm=initial is not None)
+        make = _maker(GraphRefiner, one, two, short, initial)
+        ours = refine_with(make, short, low, wanted, warm=initial is not None)
         core = refine(low, wanted, initial=initial, **short.options())
     report["agreement"] = float((ours.labels == core.labels).mean())
     if report["agreement"] < REFINED:
@@ -245,6 +238,25 @@ def check_refinement(
             fix="report this with the command and the picture",
         )
     return report
+
+
+def _maker(
+    kind: type[GraphRefiner],
+    step: OnnxEngine,
+    final: OnnxEngine,
+    config: RefineConfig,
+    initial: network.State | None,
+) -> golden.Make:
+    """Makes a refiner of that kind for the classes of a picture."""
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
+        count = None if classes is None else len(classes)
+        refiner = kind(step, final, config, height=height, width=width, classes=count)
+        if initial is not None:
+            refiner.load_state_dict(network.select_classes(config, initial, classes))
+        return refiner
+
+    return make
 
 
 def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -302,15 +314,8 @@ def _check_step(
             kept.update(after=self.state_dict(), scores=result.scores)
             return result
 
-    def make(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
-        count = None if classes is None else len(classes)
-        refiner = Recorder(step, final, config, height=height, width=width, classes=count)
-        if initial is not None:
-            refiner.load_state_dict(network.select_classes(config, initial, classes))
-        return refiner
-
     wanted_guide = None if config.objective == "dynaseg" else small
-    refine_with(make, config, image, wanted_guide)
+    refine_with(_maker(Recorder, step, final, config, initial), config, image, wanted_guide)
     used = kept["guide"]
     if used is not None and used.ndim == 3 and config.objective == "dynaguide":
         if not config.soft_guide:

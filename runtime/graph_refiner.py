@@ -11,9 +11,9 @@ import numpy as np
 
 from runtime import network
 from runtime.backend import backend
-from runtime.checks import check_count, check_guide, check_image
+from runtime.checks import check_count, check_image
 from runtime.errors import InputError
-from runtime.ops import Progress, Refinement, _soft, majority_classes
+from runtime.ops import Progress, Refinement, majority_classes, prepared
 from runtime.options import RefineOptions
 from runtime.reference import MAPPING_STEPS
 
@@ -153,21 +153,10 @@ class GraphRefiner:
             )
         options = self.options
         steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
-        if guide is not None:
-            if options.objective == "dynaseg":
-                raise InputError("guide was given, but the dynaseg graph takes none")
-            guide = check_guide(guide, self.height, self.width)
+        if guide is not None and options.objective == "dynaseg":
+            raise InputError("guide was given, but the dynaseg graph takes none")
+        guide, floor = prepared(options, image, guide, self.classes)
         residual = options.objective == "residual"
-        if residual:
-            guide = _soft(guide, self.classes)
-        elif guide is not None and guide.ndim == 3 and not options.soft_guide:
-            known = guide.sum(-1) > 0
-            guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
-        floor = 0
-        if options.silhouette:
-            from runtime.silhouette import best_cluster_count
-
-            floor = best_cluster_count(image)
         if not warm:
             self.load_state_dict(self._initial)
         feed = {"image": _planar(image)}

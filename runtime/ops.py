@@ -149,18 +149,7 @@ class Refiner:
             )
         options = self.options
         steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
-        if guide is not None:
-            guide = check_guide(guide, self.height, self.width)
-        if options.objective == "residual":
-            guide = _soft(guide, self.classes)
-        elif guide is not None and guide.ndim == 3 and not options.soft_guide:
-            known = guide.sum(-1) > 0
-            guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
-        floor = 0
-        if options.silhouette:
-            from runtime.silhouette import best_cluster_count
-
-            floor = best_cluster_count(image)
+        guide, floor = prepared(options, image, guide, self.classes)
         if not warm:
             self.load_state_dict(self._initial)
         report = None if progress is None else lambda done: progress(done, steps)
@@ -195,6 +184,26 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
     if guide.shape[2] != classes:
         raise InputError(f"guide has {guide.shape[2]} classes; wanted {classes}")
     return guide
+
+
+def prepared(
+    options: RefineOptions, image: np.ndarray, guide: Any, classes: int
+) -> tuple[np.ndarray | None, int]:
+    """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
+    labels with -1 = unknown, or None; and the number of labels that the silhouette asks for."""
+    if guide is not None:
+        guide = check_guide(guide, *image.shape[:2])
+    if options.objective == "residual":
+        guide = _soft(guide, classes)
+    elif guide is not None and guide.ndim == 3 and not options.soft_guide:
+        known = guide.sum(-1) > 0
+        guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
+    floor = 0
+    if options.silhouette:
+        from runtime.silhouette import best_cluster_count
+
+        floor = best_cluster_count(image)
+    return guide, floor
 
 
 def _frequent(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
