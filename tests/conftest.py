@@ -35,10 +35,10 @@ def wide(argument):
     return argument.astype(np.float64) if is_float else argument
 
 
-def assert_as_exact_as_float32(result, reference_function, *args):
+def assert_as_exact_as_float32(result, reference_function, *args, times=2):
     """Compare each output with the reference in float64.
 
-    The error may be twice that of the reference in float32, plus 4 float32 eps: where the
+    The error may be ``times`` that of the reference in float32, plus 4 float32 eps: where the
     reference's few roundings happen to cancel, its own error is no bound. Integers must be equal.
 
     The norm is l2, because rounding spreads over an output and its largest element is a matter of
@@ -52,7 +52,7 @@ def assert_as_exact_as_float32(result, reference_function, *args):
         if np.asarray(true).dtype.kind in "iu":
             np.testing.assert_array_equal(ours, true)
             continue
-        bound = 2 * relative_error(rounded, true) + 4 * EPS32
+        bound = times * relative_error(rounded, true) + 4 * EPS32
         assert relative_error(ours, true) <= bound, f"output {i}"
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import assert_as_exact_as_float32, assert_is_gradient, wide
+from conftest import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
 
 from runtime import _core, reference
 
@@ -10,7 +10,7 @@ from runtime import _core, reference
 # tiles of 4 to 14 rows, primes, and the 64-pixel chunks of the weight gradient. Channels: the same
 # about one to four and seven vectors.
 SHAPES = [
-    (1, 1, 1, 1), (1, 1, 100, 33), (2, 1, 5, 17), (5, 1, 17, 5), (1, 2, 3, 100), (1, 3, 3, 16),
+    (1, 1, 100, 33), (2, 1, 5, 17), (5, 1, 17, 5), (1, 2, 3, 100), (1, 3, 3, 16),
     (1, 4, 16, 3), (1, 5, 14, 15), (2, 6, 15, 14), (5, 7, 33, 32), (1, 8, 32, 33), (2, 9, 3, 100),
     (5, 12, 100, 5), (2, 13, 16, 100), (1, 14, 100, 16), (5, 15, 5, 5), (2, 16, 17, 33),
     (5, 17, 1, 17), (2, 24, 48, 64), (1, 31, 32, 14), (2, 61, 15, 32), (1, 64, 14, 48),
@@ -18,7 +18,10 @@ SHAPES = [
 ]  # fmt: skip
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-each_kernel = pytest.mark.parametrize("kernel", [1, 3])
+# 1x1; 3x3 by tiles; 3x3 by taps, for few channels.
+each_kernel = pytest.mark.parametrize(
+    "kernel, few", [(1, False), (3, False), (3, True)], ids=["1x1", "tiles", "taps"]
+)
 
 
 def draw(rng, shape, kernel):
@@ -31,34 +34,62 @@ def draw(rng, shape, kernel):
 @each_shape
 @each_kernel
 @pytest.mark.parametrize("relu", [False, True])
-def test_conv(rng, target, shape, kernel, relu):
+def test_conv(rng, target, shape, kernel, few, relu):
     _, x, weight, bias = draw(rng, shape, kernel)
-    y = _core.conv(x, weight, bias, relu, target=target)
+    y = _core.conv(x, weight, bias, relu, few, target=target)
     assert_as_exact_as_float32(y, reference.conv, x, weight, bias, relu)
 
 
 @each_shape
 @each_kernel
-def test_conv_backward(rng, target, shape, kernel):
+def test_conv_backward(rng, target, shape, kernel, few):
     dy, x, weight, _ = draw(rng, shape, kernel)
-    gradients = _core.conv_backward(dy, x, weight, target=target)
+    gradients = _core.conv_backward(dy, x, weight, few, target=target)
     assert_as_exact_as_float32(gradients, reference.conv_backward, dy, x, weight)
 
 
 @each_shape
 @each_kernel
-def test_conv_of_whole_numbers_has_no_error(rng, target, shape, kernel):
+def test_conv_of_whole_numbers_has_no_error(rng, target, shape, kernel, few):
     dy, x, weight, bias = (np.round(2 * a) for a in draw(rng, shape, kernel))
-    y = _core.conv(x, weight, bias, target=target)
+    y = _core.conv(x, weight, bias, few=few, target=target)
     np.testing.assert_array_equal(y, reference.conv(*map(wide, (x, weight, bias))))
-    gradients = _core.conv_backward(dy, x, weight, target=target)
+    gradients = _core.conv_backward(dy, x, weight, few, target=target)
     for ours, exact in zip(
         gradients, reference.conv_backward(*map(wide, (dy, x, weight))), strict=True
     ):
         np.testing.assert_array_equal(ours, exact)
 
 
-@each_kernel
+def test_conv_of_one_pixel(rng, target):
+    """Tiles mix the taps: their error is relative to the kernel, of which a pixel sees one tap."""
+    for _ in range(100):
+        dy, x, weight, bias = draw(rng, (1, 1, 1, 1), 3)
+        bound = 4 * EPS32 * np.abs(weight).max()
+        y = _core.conv(x, weight, bias, target=target)
+        exact = reference.conv(*map(wide, (x, weight, bias)))
+        assert abs(y - exact) <= bound * abs(x) + EPS32 * abs(exact)
+        ours = _core.conv_backward(dy, x, weight, target=target)
+        exact = reference.conv_backward(*map(wide, (dy, x, weight)))
+        assert abs(ours[0] - exact[0]) <= bound * abs(dy)
+        np.testing.assert_allclose(ours[1], exact[1], rtol=4 * EPS32, atol=0)
+
+
+@each_shape
+def test_conv_of_what_a_norm_makes(rng, target, shape):
+    """Pixels outside the picture are zero after the norm, not before it."""
+
+    def normed(x, weight, bias, norm):
+        mean, scale, shift = norm
+        return reference.conv((x - mean) * scale + shift, weight, bias, False)
+
+    _, x, weight, bias = draw(rng, shape, 3)
+    norm = rng.standard_normal((3, shape[2]), dtype=np.float32)
+    y = _core.conv(x, weight, bias, norm=norm, target=target)
+    assert_as_exact_as_float32(y, normed, x, weight, bias, norm)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 1, 2, 3), (1, 7, 3, 2), (5, 6, 2, 4)])
 def test_reference_gradients_are_those_of_conv(rng, shape, kernel):
     dy, x, weight, bias = map(wide, draw(rng, shape, kernel))

@@ -28,16 +28,15 @@ def normal(rng, *shape):
 # --- batch norm --------------------------------------------------------------------------------
 
 
-def moments(x):
-    mean = x.mean((0, 1))
-    return mean, ((x - mean) ** 2).sum((0, 1))
+def moments(x, reference):
+    return (x - reference).sum((0, 1)), ((x - reference) ** 2).sum((0, 1))
 
 
 @pytest.mark.parametrize("level", [0, 100])
 @each_shape
-def test_row_moments(rng, target, shape, level):
+def test_moments(rng, target, shape, level):
     x = normal(rng, 1, shape[0] * shape[1], shape[2]) + np.float32(level)
-    assert_as_exact_as_float32(_core.row_moments(x, target=target), moments, x)
+    assert_as_exact_as_float32(_core.moments(x, x[0, 0], target=target), moments, x, x[0, 0])
 
 
 @each_shape
@@ -59,11 +58,17 @@ def test_bn_sums(rng, target, shape):
 def batch_norm_backward(dy, x, gamma, relu, target):
     """Put the kernels together as csrc/cpu/refiner.cpp does: dx, dgamma, dbeta."""
     n = x.shape[0] * x.shape[1]
-    mean, m2 = _core.row_moments(x.reshape(1, n, -1), target=target)
-    inv = 1 / np.sqrt(m2.astype(np.float64) / n + reference.EPS)
+    first, second = (
+        a.astype(np.float64) / n for a in _core.moments(x.reshape(1, n, -1), x[0, 0], target=target)
+    )
+    mean = (x[0, 0] + first).astype(np.float32)
+    inv = 1 / np.sqrt(np.maximum(second - first**2, 0) + reference.EPS)
     dbeta, product = _core.bn_sums(dy, x, mean, target=target)
-    dx = _core.bn_backward(
+    dx, total = _core.bn_backward(
         dy, x, mean, gamma * inv, dbeta / n, product * inv**2 / n, relu, target=target
+    )
+    np.testing.assert_allclose(
+        total, dx.sum((0, 1)), rtol=0, atol=1e-6 * np.abs(dx).sum((0, 1)).max()
     )
     return dx, product * inv, dbeta
 
@@ -186,16 +191,19 @@ SCALES = [(0.5, 0.25, 0, 0), (0.1, 0.2, 0.3, 0.4), (0, 0.7, 0, 0.2), (0, 0, 0, 0
 @each_huber
 @each_shape
 def test_spatial_loss(rng, target, shape, huber, scale):
-    args = normal(rng, *shape), 0.3, np.array(scale, np.float32), huber
-    result = _core.spatial_loss(*args, target=target)
-    assert_as_exact_as_float32(result, reference.spatial_loss, *args)
+    r, gain = normal(rng, *shape), normal(rng, shape[2])
+    args = 0.3, np.array(scale, np.float32), huber
+    result = _core.spatial_loss(r, gain, *args, target=target)
+    assert_as_exact_as_float32(
+        result, lambda r, gain, *args: reference.spatial_loss(r * gain, *args), r, gain, *args
+    )
 
 
 @each_huber
 def test_spatial_loss_of_a_ramp_is_known(target, huber):
     r = np.broadcast_to(3 * np.arange(7, dtype=np.float32)[None, :, None], (5, 7, 2)).copy()
     scale = np.ones(4, np.float32)
-    dr, loss = _core.spatial_loss(r, 1.0, scale, huber, target=target)
+    dr, loss = _core.spatial_loss(r, np.ones(2), 1.0, scale, huber, target=target)
     # A step right is 3, one down is 0; each diagonal sees 3 in (5 - 1) * (7 - 1) pairs.
     assert loss == (2.5 if huber else 3) * 2 * (5 * 6 + 4 * 6 + 4 * 6)
     assert not dr[:, 1:-1].any()
@@ -219,8 +227,9 @@ def test_reference_gradient_is_that_of_spatial_loss(rng, huber):
 @each_shape
 def test_affinity(rng, target, shape, sigma):
     image = rng.random((*shape[:2], 3), np.float32)
-    result = _core.affinity(image, OFFSETS, sigma, target=target)
-    assert_as_exact_as_float32(result, reference.affinity, image, OFFSETS, sigma)
+    ahead, behind = _core.affinity(image, OFFSETS, sigma, target=target).swapaxes(0, 1)
+    assert_as_exact_as_float32(ahead, reference.affinity, image, OFFSETS, sigma)
+    assert_as_exact_as_float32(behind, reference.affinity, image, -OFFSETS, sigma)
 
 
 def draw_residual_loss(rng, shape):

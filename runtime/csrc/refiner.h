@@ -71,6 +71,7 @@ class Refiner {
  private:
   struct Statistics {  // of one batch norm, [padded channels] each
     float *mean, *inv, *scale, *shift;
+    Affine affine() const { return {mean, scale, shift}; }
   };
   struct Free {
     void operator()(float* p) const;
@@ -82,32 +83,50 @@ class Refiner {
   void set_modulo_mapping(const Guide& guide);
   void pack();
   void forward(bool running);
-  void normalize(Map out, Map in, const Norm& norm, const Statistics& s, bool running);
-  void backward();
-  void norm_backward(Map dx, Map dy, Map x, const Norm& norm, const Statistics& s, bool relu);
-  void conv_gradient(const Conv& conv, Map in, Map dout, bool add);
+  void feature(Map out, int y, int x, int width) const;
+  void set_statistics(const Norm& norm, const Statistics& s, Map x, bool running);
   int find_labels();
   bool losses(StepRecord* record, const Guide& guide, int clusters);
+  void backward();
+  void norm_gradient(const Norm& norm, const Statistics& s);
+  void conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add);
+  void bias_gradient(const Conv& conv, bool add);
   void update_running(const Norm& norm, const Statistics& s);
+  // f(y, x, pixels) for the runs of a band of two rows; f(y, x, tiles, pixels) for its strips.
+  template <class F>
+  void each_run(int band, const F& f) const;
+  template <class F>
+  void each_strip(int band, const F& f) const;
+  // The sums over a band, [padded channels] each.
+  struct Sums {
+    float *a, *b, *c;
+  };
+  Sums clear_sums(int band, int channels) const;
 
   RefineOptions options_;
   Network network_;
-  int height_, width_, threads_;
+  int height_, width_, bands_, threads_;
   const Kernels* k_;
   size_t arena_floats_ = 0;
   std::unique_ptr<float, Free> arena_;
 
-  // Maps, [height][width][padded channels]; "bordered" ones have one zero pixel around them.
-  Map input_, head_, response_, d_response_, d_feature_, d_conv_, guide_, log_prior_;
-  std::vector<Map> activation_, feature_;  // after relu; after batch norm (bordered)
+  // Maps, [height][width][padded channels]; the input has one zero pixel around it.
+  Map input_;
+  std::vector<Map> activation_;  // of each block, after relu
+  Map head_;                     // the head's output before its norm; residual: the soft-max of it
+  Map d_response_, d_feature_;   // gradients
+  Map spare_;                    // d_response_'s memory, laid out like d_feature_
+  Map target_, log_prior_;       // residual: class weight * confidence * prior / pixels
   std::vector<Statistics> statistics_;
   Statistics head_statistics_{};
   std::vector<float*> packed_, turned_;  // weights as the kernels read them: blocks, skip, head
   std::vector<float*> packed_bias_;
-  float *row_a_ = nullptr, *row_b_ = nullptr;  // per-row sums, [height][padded channels]
+  float* sums_ = nullptr;  // [bands][3][padded channels]
   float *sum_a_ = nullptr, *sum_b_ = nullptr;
-  float *partial_ = nullptr, *affinity_ = nullptr, *lse_ = nullptr, *confidence_ = nullptr;
-  float *class_weight_ = nullptr, *zero_ = nullptr, *one_ = nullptr;
+  float *partial_ = nullptr,
+        *skip_partial_ = nullptr;  // weight gradients of kBlocks blocks of rows
+  float *scratch_ = nullptr, *affinity_ = nullptr, *mass_ = nullptr;
+  size_t scratch_floats_ = 0, sums_floats_ = 0;
   std::vector<float> gradient_, kept_parameters_, kept_momenta_, kept_buffers_;
   int64_t kept_batches_ = 0;
   std::vector<int32_t> labels_, checked_labels_, mapping_;

@@ -3,6 +3,7 @@
 // Every one of them is  out[p][:] += sum over k of a[p, k] * b[k][:]  with P rows of out held in
 // registers: forward, p is a pixel, k an input channel of one tap; for the weight gradient, p is
 // an input channel and k a pixel. The input gradient is a forward pass with the kernel turned.
+// 3x3 of many channels goes the same way after a change of basis, see winograd-inl.h.
 
 // Rows p that fit the registers beside V vectors of b and one of a.
 constexpr int tile_rows(int v) {
@@ -62,6 +63,7 @@ inline void product_columns(const Product& g, int rows, ptrdiff_t v0) {
   int p = 0;
   for (; p + P <= rows; p += P) product_tile<P, V>(g, p, v0);
   for (; p + 4 <= rows; p += 4) product_tile<4, V>(g, p, v0);
+  for (; p + 3 <= rows; p += 3) product_tile<3, V>(g, p, v0);
   for (; p < rows; ++p) product_tile<1, V>(g, p, v0);
 }
 
@@ -82,37 +84,36 @@ inline void product(const Product& g, int rows, int columns) {
   }
 }
 
-inline void conv(Map out, Map in, const float* w, const float* bias, Map add, int y, int width,
-                 int kernel, int in_channels, int channels, bool relu) {
-  ptrdiff_t tap[9] = {0};
-  if (kernel == 3)
-    for (int t = 0; t < 9; ++t) tap[t] = (t / 3 - 1) * in.pitch + (t % 3 - 1) * in.stride;
-  const Product g = {
-      out.row(y), in.row(y),       w,           bias, add.data ? add.row(y) : nullptr,
-      tap,        out.stride,      in.stride,   1,    padded(channels),
-      add.stride, kernel * kernel, in_channels, relu};
+// Where pixels lie next to each other, the three taps of a row are one of three times the channels.
+inline void conv(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
+                 int in_channels, int channels, bool relu) {
+  const int reach = kernel / 2;
+  const ptrdiff_t tap[3] = {-reach * (in.pitch + in.stride), -reach * in.stride,
+                            in.pitch - in.stride};
+  const Product g = {out.data,
+                     in.data,
+                     w,
+                     bias,
+                     add.data,
+                     tap,
+                     out.stride,
+                     in.stride,
+                     1,
+                     padded(channels),
+                     add.stride,
+                     kernel,
+                     kernel * in_channels,
+                     relu};
   product(g, width, channels);
 }
 
-// Pixels are taken in chunks, so that a chunk of dout stays in the first-level cache for all taps.
-inline void conv_dw(float* dw, Map in, Map dout, int y, int width, int kernel, int in_channels,
+inline void conv_dw(float* dw, Map in, Map dout, int width, int kernel, int in_channels,
                     int channels) {
-  const int chunk = 64;
-  const ptrdiff_t none[1] = {0};
-  const ptrdiff_t row = padded(channels);
-  for (int x = 0; x < width; x += chunk) {
-    const int count = width - x < chunk ? width - x : chunk;
-    for (int t = 0; t < kernel * kernel; ++t) {
-      const int dy = kernel == 3 ? t / 3 - 1 : 0, dx = kernel == 3 ? t % 3 - 1 : 0;
-      float* out = dw + t * in_channels * row;
-      const Product g = {out,           in.data + (y + dy) * in.pitch + (x + dx) * in.stride,
-                         dout.at(y, x), nullptr,
-                         out,           none,
-                         row,           1,
-                         in.stride,     dout.stride,
-                         row,           1,
-                         count,         false};
-      product(g, in_channels, channels);
-    }
+  const ptrdiff_t none[1] = {0}, row = padded(channels);
+  const int reach = kernel / 2, depth = kernel * in_channels;
+  for (int dy = -reach; dy <= reach; ++dy, dw += depth * row) {
+    const Product g = {dw, in.at(dy, -reach), dout.data,   nullptr, dw, none,  row,
+                       1,  in.stride,         dout.stride, row,     1,  width, false};
+    product(g, depth, channels);
   }
 }

@@ -111,9 +111,9 @@ inline void lift(int32_t* labels, float* confidence, const float* coefficients,
 
 #define SEG_TABLE(target, lanes)                                                                  \
   {                                                                                               \
-#target, lanes, target::conv, target::conv_dw, target::row_sum, target::row_moments,          \
-        target::normalize, target::bn_sums, target::bn_backward, target::argmax, target::softmax, \
-        target::cluster_loss, target::spatial_loss, target::affinity, target::residual_loss,      \
-        target::sgd, target::add_products, target::add_row, target::solve, target::apply,         \
-        target::lift                                                                              \
+#target, lanes, target::conv3, target::conv3_dw, target::conv, target::conv_dw, target::sums, \
+        target::moments, target::normalize, target::bn_sums, target::bn_backward, target::argmax, \
+        target::softmax, target::cross_entropy, target::cluster_loss, target::spatial_loss,       \
+        target::affinity, target::residual_loss, target::sgd, target::add_products,               \
+        target::add_row, target::solve, target::apply, target::lift                               \
   }

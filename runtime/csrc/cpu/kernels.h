@@ -1,8 +1,9 @@
 // The CPU kernels: one table per instruction set, chosen once.
 //
-// A kernel works on one picture row, runs on one thread and allocates nothing. Feature maps are
-// channels-last; a pixel's channels start at a multiple of 16 floats and the channels that pad it
-// are zero (or, in scores, so negative that no soft-max sees them).
+// A kernel works on a run of pixels of one row (a convolution by tiles: on two rows), runs on one
+// thread and allocates nothing. Feature maps are channels-last; a pixel's channels start at a
+// multiple of 16 floats and the channels that pad it are zero (or, in scores, so negative that no
+// soft-max sees them). A map that a kernel gets starts at the run's first pixel, unless it says so.
 #pragma once
 
 #include <cstddef>
@@ -10,21 +11,69 @@
 
 namespace seg {
 
-// Pixel (y, x) starts at data + y * pitch + x * stride. A map that feeds a 3x3 convolution has a
-// border of one zero pixel around it; data then points inside the border.
+// Pixel (y, x) starts at data + y * pitch + x * stride.
 struct Map {
   float* data = nullptr;
   ptrdiff_t pitch = 0;   // floats from row to row
   ptrdiff_t stride = 0;  // floats from pixel to pixel
 
-  float* row(int y) const { return data + y * pitch; }
   float* at(int y, int x) const { return data + y * pitch + x * stride; }
+  Map from(int y, int x) const { return {at(y, x), pitch, stride}; }
+};
+
+// x -> (x - mean) * scale + shift, by channel; x -> x where mean is null.
+struct Affine {
+  const float* mean = nullptr;
+  const float* scale = nullptr;
+  const float* shift = nullptr;
 };
 
 constexpr int kPad = 16;          // the lanes of the widest target
 constexpr float kNever = -1e30f;  // the score of a channel that pads a pixel
+constexpr int kStrip = 72;        // tiles that conv3 takes at a time: rows of whole product tiles
+constexpr int kRun = 64;          // pixels that other kernels should get: these stay in the cache
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
+// Floats of scratch memory that conv3 and conv3_dw want.
+inline size_t strip_floats(int in_channels, int channels) {
+  return size_t{16} * kStrip * (padded(in_channels) + padded(channels));
+}
+
+// G w G': a 3x3 kernel in the basis of the tiles, see winograd-inl.h.
+inline void to_tiles(float* u, const float* w) {
+  double r[4][3];
+  for (int j = 0; j < 3; ++j) {
+    const double even = static_cast<double>(w[j]) + w[6 + j];
+    r[0][j] = w[j];
+    r[1][j] = 0.5 * (even + w[3 + j]);
+    r[2][j] = 0.5 * (even - w[3 + j]);
+    r[3][j] = w[6 + j];
+  }
+  for (int i = 0; i < 4; ++i) {
+    const double even = r[i][0] + r[i][2];
+    u[4 * i] = static_cast<float>(r[i][0]);
+    u[4 * i + 1] = static_cast<float>(0.5 * (even + r[i][1]));
+    u[4 * i + 2] = static_cast<float>(0.5 * (even - r[i][1]));
+    u[4 * i + 3] = static_cast<float>(r[i][2]);
+  }
+}
+
+// G' u G: the gradient of the kernel from that of the tiles.
+inline void from_tiles(double* w, const double* u) {
+  double r[3][4];
+  for (int j = 0; j < 4; ++j) {
+    const double even = 0.5 * (u[4 + j] + u[8 + j]);
+    r[0][j] = u[j] + even;
+    r[1][j] = 0.5 * (u[4 + j] - u[8 + j]);
+    r[2][j] = even + u[12 + j];
+  }
+  for (int i = 0; i < 3; ++i) {
+    const double even = 0.5 * (r[i][1] + r[i][2]);
+    w[3 * i] = r[i][0] + even;
+    w[3 * i + 1] = 0.5 * (r[i][1] - r[i][2]);
+    w[3 * i + 2] = even + r[i][3];
+  }
+}
 
 // One term of the pair loss: pixel n with pixel n + (dy, dx).
 struct Offset {
@@ -35,50 +84,69 @@ struct Kernels {
   const char* name;
   int lanes;
 
-  // out = (relu)(conv(in, w) + bias + add). w is [kernel * kernel][in_channels][padded(channels)],
-  // bias is [padded(channels)] or null, add is a map like out (and may be out) or null.
-  void (*conv)(Map out, Map in, const float* w, const float* bias, Map add, int y, int width,
-               int kernel, int in_channels, int channels, bool relu);
-  // dw += the gradient of row y: dw is [kernel * kernel][in_channels][padded(channels)].
-  void (*conv_dw)(float* dw, Map in, Map dout, int y, int width, int kernel, int in_channels,
+  // 3x3 by tiles of 2x2 outputs (winograd-inl.h), at most kStrip of them from the even (y, x) on,
+  // in maps that start at the picture's first pixel: out = (relu)(conv(norm(in), w) + bias), pixels
+  // outside the picture are zero. w is [16][in_channels][padded(channels)] in the tiles' basis,
+  // bias is [padded(channels)] or null, scratch holds strip_floats().
+  void (*conv3)(Map out, Map in, Affine norm, const float* w, const float* bias, bool relu, int y,
+                int x, int tiles, int height, int width, int in_channels, int channels,
+                float* scratch);
+  // dw += the gradient of those tiles, in w's form.
+  void (*conv3_dw)(float* dw, Map in, Affine norm, Map dout, int y, int x, int tiles, int height,
+                   int width, int in_channels, int channels, float* scratch);
+  // 1x1, or 3x3 of few channels: there in.stride is in_channels, and a border of one pixel lies
+  // around the picture. out = conv(in, w) + bias + add, with relu when asked. w is
+  // [kernel * kernel][in_channels][padded(channels)], bias is [padded(channels)] or null, add is a
+  // map like out (and may be out) or null.
+  void (*conv)(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
+               int in_channels, int channels, bool relu);
+  // dw += the gradient of the run, at most kRun pixels, in w's form.
+  void (*conv_dw)(float* dw, Map in, Map dout, int width, int kernel, int in_channels,
                   int channels);
-  // sum[c] = sum over the row of x.
-  void (*row_sum)(float* sum, Map x, int y, int width, int channels);
-  // mean[c] of the row and m2[c] = sum of (x - mean)^2.
-  void (*row_moments)(float* mean, float* m2, Map x, int y, int width, int channels);
-  // out = (x - mean) * scale + shift.
-  void (*normalize)(Map out, Map x, const float* mean, const float* scale, const float* shift,
-                    int y, int width, int channels);
-  // ddy[c] = sum of dy, ddx[c] = sum of dy * (x - mean), over the row.
-  void (*bn_sums)(float* ddy, float* ddx, Map dy, Map x, const float* mean, int y, int width,
+  // sum[c] += sum over the run of x.
+  void (*sums)(float* sum, Map x, int width, int channels);
+  // sum[c] += sum over the run of x - reference, square[c] += sum of its square.
+  void (*moments)(float* sum, float* square, const float* reference, Map x, int width,
                   int channels);
-  // dx = scale * (dy - a - (x - mean) * b), and zero where relu and x <= 0. dx may be dy.
-  void (*bn_backward)(Map dx, Map dy, Map x, const float* mean, const float* scale, const float* a,
-                      const float* b, int y, int width, int channels, bool relu);
+  // out = norm(x).
+  void (*normalize)(Map out, Map x, Affine norm, int width, int channels);
+  // ddy[c] += sum of dy, ddx[c] += sum of dy * (x - mean), over the run.
+  void (*bn_sums)(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
+                  int channels);
+  // dx = scale * (dy - a - (x - mean) * b), and zero where relu and x <= 0; sum[c] += sum of dx.
+  // dx may be dy.
+  void (*bn_backward)(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
+                      const float* a, const float* b, int width, int channels, bool relu);
   // labels[x] = the first channel with the largest score.
-  void (*argmax)(int32_t* labels, Map scores, int y, int width, int channels);
+  void (*argmax)(int32_t* labels, Map scores, int width, int channels);
   // p = softmax(z), lse[x] = log(sum(exp(z))). lse may be null; p may be z.
-  void (*softmax)(Map p, float* lse, Map z, int y, int width, int channels);
+  void (*softmax)(Map p, float* lse, Map z, int width, int channels);
+  // Sum over the run of target * (lse - z).
+  double (*cross_entropy)(Map z, const float* lse, Map target, int width, int channels);
   // Cross-entropy of the scores r to their own labels, and to the guide mapped by table.
-  // hard (guide labels of the row, -1 = unknown) or soft (guide probabilities of the row,
+  // hard (guide labels of the run, -1 = unknown) or soft (guide probabilities of the run,
   // [width][guide_classes]) or neither. dr is written; losses[0] += similarity, [1] += guide.
   void (*cluster_loss)(Map dr, double* losses, Map r, const int32_t* labels, const int32_t* hard,
                        const float* soft, int guide_classes, const int32_t* table,
-                       float self_weight, float guide_weight, int y, int width, int channels);
+                       float self_weight, float guide_weight, int width, int channels);
   // Adds the gradient of weight * sum over directions of mean h(difference) to dr, and the
-  // unweighted value to *loss. scale[4] = 1 / (pairs * channels): down, right, the two diagonals
-  // (0 = direction not used).
-  void (*spatial_loss)(Map dr, double* loss, Map r, float weight, const float* scale, bool huber,
-                       int y, int height, int width, int channels);
-  // affinity[x] = exp(-|I_n - I_n+d|^2 / (2 sigma^2)) * scale, 0 where n + d is outside.
-  void (*affinity)(float* affinity, const float* image, Offset d, float sigma, float scale, int y,
-                   int height, int width);
-  // dz of the residual objective: guide and pair loss through the soft-max. affinity is
-  // [offsets][height][width]. losses[0] += guide, losses[1] += pair.
-  void (*residual_loss)(Map dz, double* losses, Map p, Map z, const float* lse, Map q,
-                        const float* confidence, const float* class_weight, const float* affinity,
-                        const Offset* offsets, int offset_count, float guide_weight, float lambda,
-                        int y, int height, int width, int channels);
+  // unweighted value to *loss, for the run from (y, x) on; maps start at the picture's first pixel.
+  // Scores are gain * r (+ anything). scale[4] = 1 / (pairs * channels): down, right, the two
+  // diagonals (0 = direction not used).
+  void (*spatial_loss)(Map dr, double* loss, Map r, const float* gain, float weight,
+                       const float* scale, bool huber, int y, int x, int width, int height,
+                       int full_width, int channels);
+  // For each pixel of row y and each offset d: out[pixel][d] = exp(-|I_n - I_n+d|^2 / (2 sigma^2))
+  // * scale[d], 0 where n + d is outside.
+  void (*affinity)(float* out, const float* image, const Offset* offsets, const float* scale,
+                   int count, float sigma, int y, int height, int width);
+  // dz of the residual objective, guide and pair loss through the soft-max, for the run from (y, x)
+  // on; maps start at the picture's first pixel. offsets come in pairs d, -d; affinity is
+  // [height][width][count]; mass[height][width] is the target's sum over channels.
+  // Returns the pair loss.
+  double (*residual_loss)(Map dz, Map p, Map target, const float* mass, const float* affinity,
+                          const Offset* offsets, int count, float lambda, int y, int x, int width,
+                          int height, int full_width, int channels);
   // v = momentum * v + dw, w -= lr * v.
   void (*sgd)(float* w, float* v, const float* dw, size_t n, float lr, float momentum);
 

@@ -29,7 +29,7 @@ void pause() {
 }
 
 struct Job {
-  void (*f)(const void*, int);
+  void (*f)(const void*, int, int);
   const void* context;
   int n;
   int wanted;                // helpers that may still join; guarded by the pool's mutex
@@ -38,9 +38,9 @@ struct Job {
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // of the first that failed
 
-  void work() noexcept {
+  void work(int slot) noexcept {
     try {
-      for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i);
+      for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i, slot);
     } catch (...) {
       next.store(n, std::memory_order_relaxed);  // nobody starts another
       if (!failed.exchange(true)) error = std::current_exception();
@@ -65,7 +65,7 @@ class Pool {
       posted_.fetch_add(1, std::memory_order_release);
     }
     if (sleeping_.load() > 0) wake_.notify_all();
-    job.work();
+    job.work(0);
     {
       const std::lock_guard<std::mutex> lock(mutex_);  // from here on nobody joins
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
@@ -90,6 +90,7 @@ class Pool {
         pause();
       }
       Job* job = nullptr;
+      int slot = 0;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         ++sleeping_;
@@ -100,10 +101,10 @@ class Pool {
           return job != nullptr;
         });
         --sleeping_;
-        --job->wanted;
+        slot = job->wanted--;
         job->helpers.fetch_add(1, std::memory_order_relaxed);
       }
-      job->work();
+      job->work(slot);
       const std::lock_guard<std::mutex> lock(mutex_);
       job->helpers.fetch_sub(1, std::memory_order_release);  // the job may be gone after this
       done_.notify_all();
@@ -136,10 +137,10 @@ Pool& pool() {
 
 }  // namespace
 
-void run_parallel(int threads, int n, void (*f)(const void*, int), const void* context) {
+void run_parallel(int threads, int n, void (*f)(const void*, int, int), const void* context) {
   const int helpers = std::min(threads, n) - 1;
   if (helpers < 1) {
-    for (int i = 0; i < n; ++i) f(context, i);
+    for (int i = 0; i < n; ++i) f(context, i, 0);
     return;
   }
   Job job;

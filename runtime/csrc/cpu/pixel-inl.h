@@ -1,68 +1,67 @@
 // Everything that is not a convolution: batch norm, soft-max, the losses and the update.
+//
+// A run is summed from zero, then added to what came before: short sums round less.
 
-inline void row_sum(float* out, Map x, int y, int width, int channels) {
-  for (int v = 0; v < vectors(channels); ++v) {
-    const float* p = x.row(y) + v * kLanes;
+inline void sums(float* sum, Map x, int width, int channels) {
+  for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
     Vec s = Vec{};
-    for (int i = 0; i < width; ++i, p += x.stride) s += load(p);
-    store(out + v * kLanes, s);
+    for (int i = 0; i < width; ++i) s += load(x.at(0, i) + c);
+    store(sum + c, load(sum + c) + s);
   }
 }
 
-inline void row_moments(float* mean, float* m2, Map x, int y, int width, int channels) {
-  for (int v = 0; v < vectors(channels); ++v) {
-    const float* p = x.row(y) + v * kLanes;
-    Vec s = Vec{};
-    for (int i = 0; i < width; ++i) s += load(p + i * x.stride);
-    const Vec m = s / splat((float)width);
-    Vec q = Vec{};
-    for (int i = 0; i < width; ++i) {
-      const Vec d = load(p + i * x.stride) - m;
-      q += d * d;
-    }
-    store(mean + v * kLanes, m);
-    store(m2 + v * kLanes, q);
-  }
-}
-
-inline void normalize(Map out, Map x, const float* mean, const float* scale, const float* shift,
-                      int y, int width, int channels) {
-  for (int i = 0; i < width; ++i) {
-    const float* p = x.at(y, i);
-    float* o = out.at(y, i);
-    for (int c = 0; c < vectors(channels) * kLanes; c += kLanes)
-      store(o + c, (load(p + c) - load(mean + c)) * load(scale + c) + load(shift + c));
-  }
-}
-
-inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, int y, int width,
+inline void moments(float* sum, float* square, const float* reference, Map x, int width,
                     int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
-    const float* d = dy.row(y) + c;
-    const float* p = x.row(y) + c;
-    const Vec m = load(mean + c);
+    const Vec r = load(reference + c);
     Vec s = Vec{}, q = Vec{};
-    for (int i = 0; i < width; ++i, d += dy.stride, p += x.stride) {
-      s += load(d);
-      q += load(d) * (load(p) - m);
+    for (int i = 0; i < width; ++i) {
+      const Vec d = load(x.at(0, i) + c) - r;
+      s += d;
+      q += d * d;
     }
-    store(ddy + c, s);
-    store(ddx + c, q);
+    store(sum + c, load(sum + c) + s);
+    store(square + c, load(square + c) + q);
   }
 }
 
-inline void bn_backward(Map dx, Map dy, Map x, const float* mean, const float* scale,
-                        const float* a, const float* b, int y, int width, int channels, bool relu) {
-  for (int i = 0; i < width; ++i) {
-    const float* d = dy.at(y, i);
-    const float* p = x.at(y, i);
-    float* o = dx.at(y, i);
-    for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
-      const Vec xc = load(p + c);
-      Vec r = load(scale + c) * (load(d + c) - load(a + c) - (xc - load(mean + c)) * load(b + c));
-      if (relu) r = zero_unless(xc > Vec{}, r);
-      store(o + c, r);
+inline void normalize(Map out, Map x, Affine norm, int width, int channels) {
+  for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
+    const Vec mean = load(norm.mean + c), scale = load(norm.scale + c),
+              shift = load(norm.shift + c);
+    for (int i = 0; i < width; ++i)
+      store(out.at(0, i) + c, (load(x.at(0, i) + c) - mean) * scale + shift);
+  }
+}
+
+inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
+                    int channels) {
+  for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
+    const Vec m = load(mean + c);
+    Vec s = Vec{}, q = Vec{};
+    for (int i = 0; i < width; ++i) {
+      const Vec d = load(dy.at(0, i) + c);
+      s += d;
+      q += d * (load(x.at(0, i) + c) - m);
     }
+    store(ddy + c, load(ddy + c) + s);
+    store(ddx + c, load(ddx + c) + q);
+  }
+}
+
+inline void bn_backward(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
+                        const float* a, const float* b, int width, int channels, bool relu) {
+  for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
+    const Vec m = load(mean + c), s = load(scale + c), ac = load(a + c), bc = load(b + c);
+    Vec total = Vec{};
+    for (int i = 0; i < width; ++i) {
+      const Vec xc = load(x.at(0, i) + c);
+      Vec r = s * (load(dy.at(0, i) + c) - ac - (xc - m) * bc);
+      if (relu) r = zero_unless(xc > Vec{}, r);
+      store(dx.at(0, i) + c, r);
+      total += r;
+    }
+    store(sum + c, load(sum + c) + total);
   }
 }
 
@@ -72,9 +71,9 @@ SEG_INLINE float largest(const float* z, int n) {
   return max(m);
 }
 
-inline void argmax(int32_t* labels, Map scores, int y, int width, int channels) {
+inline void argmax(int32_t* labels, Map scores, int width, int channels) {
   for (int i = 0; i < width; ++i) {
-    const float* z = scores.at(y, i);
+    const float* z = scores.at(0, i);
     const float m = largest(z, vectors(channels) * kLanes);
     int c = 0;
     while (c < channels - 1 && z[c] != m) ++c;
@@ -82,11 +81,11 @@ inline void argmax(int32_t* labels, Map scores, int y, int width, int channels) 
   }
 }
 
-inline void softmax(Map p, float* lse, Map z, int y, int width, int channels) {
+inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   const int n = vectors(channels) * kLanes;
   for (int i = 0; i < width; ++i) {
-    const float* s = z.at(y, i);
-    float* o = p.at(y, i);
+    const float* s = z.at(0, i);
+    float* o = p.at(0, i);
     const float m = largest(s, n);
     Vec total = Vec{};
     for (int c = 0; c < n; c += kLanes) {
@@ -100,14 +99,22 @@ inline void softmax(Map p, float* lse, Map z, int y, int width, int channels) {
   }
 }
 
+inline double cross_entropy(Map z, const float* lse, Map target, int width, int channels) {
+  Vec total = Vec{};
+  for (int i = 0; i < width; ++i)
+    for (int c = 0; c < vectors(channels) * kLanes; c += kLanes)
+      total += load(target.at(0, i) + c) * (lse[i] - load(z.at(0, i) + c));
+  return sum(total);
+}
+
 inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, const int32_t* hard,
                          const float* soft, int guide_classes, const int32_t* table,
-                         float self_weight, float guide_weight, int y, int width, int channels) {
+                         float self_weight, float guide_weight, int width, int channels) {
   const int n = vectors(channels) * kLanes;
   double similarity = 0, guide = 0;
   for (int i = 0; i < width; ++i) {
-    const float* s = r.at(y, i);
-    float* d = dr.at(y, i);
+    const float* s = r.at(0, i);
+    float* d = dr.at(0, i);
     const float m = s[labels[i]];  // the label is the arg max
     Vec total = Vec{};
     for (int c = 0; c < n; c += kLanes) {
@@ -151,105 +158,89 @@ SEG_INLINE Vec penalty_slope(Vec d, bool huber) {
   return zero_unless(d > Vec{}, splat(1.0f)) - zero_unless(d < Vec{}, splat(1.0f));
 }
 
-inline void spatial_loss(Map dr, double* loss, Map r, float weight, const float* scale, bool huber,
-                         int y, int height, int width, int channels) {
+inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float weight,
+                         const float* scale, bool huber, int y, int x, int width, int height,
+                         int full_width, int channels) {
   const int dys[4] = {1, 0, 1, 1}, dxs[4] = {0, 1, 1, -1};
-  double total = 0;
-  for (int i = 0; i < width; ++i) {
-    const float* here = r.at(y, i);
-    float* d = dr.at(y, i);
-    for (int k = 0; k < 4; ++k) {
-      if (scale[k] == 0) continue;
-      const Vec slope = splat(weight * scale[k]);
+  Vec total = Vec{};
+  for (int i = x; i < x + width; ++i) {
+    const float *here = r.at(y, i), *ahead[4], *behind[4];
+    for (int k = 0; k < 4; ++k) {  // beyond the picture lies the pixel itself: no difference
       const int y1 = y + dys[k], x1 = i + dxs[k], y0 = y - dys[k], x0 = i - dxs[k];
-      if (y1 < height && x1 >= 0 && x1 < width) {
-        const float* there = r.at(y1, x1);
-        Vec value = Vec{};
-        for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
-          const Vec e = load(there + c) - load(here + c);
-          value += penalty(e, huber);
-          store(d + c, load(d + c) - slope * penalty_slope(e, huber));
-        }
-        total += (double)sum(value) * scale[k];
+      ahead[k] = y1 < height && x1 >= 0 && x1 < full_width ? r.at(y1, x1) : here;
+      behind[k] = y0 >= 0 && x0 >= 0 && x0 < full_width ? r.at(y0, x0) : here;
+    }
+    float* d = dr.at(y, i);
+    for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
+      const Vec s = load(here + c), g = load(gain + c);
+      Vec slope = Vec{};
+      for (int k = 0; k < 4; ++k) {
+        if (scale[k] == 0) continue;
+        const Vec e = (load(ahead[k] + c) - s) * g, f = (s - load(behind[k] + c)) * g;
+        total += scale[k] * penalty(e, huber);
+        slope += scale[k] * (penalty_slope(f, huber) - penalty_slope(e, huber));
       }
-      if (y0 >= 0 && x0 >= 0 && x0 < width) {
-        const float* there = r.at(y0, x0);
-        for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
-          const Vec e = load(here + c) - load(there + c);
-          store(d + c, load(d + c) + slope * penalty_slope(e, huber));
-        }
-      }
+      store(d + c, load(d + c) + weight * slope);
     }
   }
-  *loss += total;
+  *loss += sum(total);
 }
 
-inline void affinity(float* out, const float* image, Offset d, float sigma, float scale, int y,
-                     int height, int width) {
+inline void affinity(float* out, const float* image, const Offset* offsets, const float* scale,
+                     int count, float sigma, int y, int height, int width) {
   const float k = -0.5f / (sigma * sigma);
-  for (int i = 0; i < width; ++i) {
-    out[i] = 0;
-    const int y1 = y + d.dy, x1 = i + d.dx;
-    if (y1 >= height || x1 < 0 || x1 >= width) continue;
+  for (int i = 0; i < width; ++i, out += count) {
     const float* a = image + ((ptrdiff_t)y * width + i) * 3;
-    const float* b = image + ((ptrdiff_t)y1 * width + x1) * 3;
-    const float r = a[0] - b[0], g = a[1] - b[1], l = a[2] - b[2];
-    out[i] = std::exp(k * (r * r + g * g + l * l)) * scale;
+    for (int d = 0; d < count; ++d) {
+      const int y1 = y + offsets[d].dy, x1 = i + offsets[d].dx;
+      out[d] = 0;
+      if (y1 < 0 || y1 >= height || x1 < 0 || x1 >= width) continue;
+      const float* b = image + ((ptrdiff_t)y1 * width + x1) * 3;
+      const float r = a[0] - b[0], g = a[1] - b[1], l = a[2] - b[2];
+      out[d] = std::exp(k * (r * r + g * g + l * l)) * scale[d];
+    }
   }
 }
 
-inline void residual_loss(Map dz, double* losses, Map p, Map z, const float* lse, Map q,
-                          const float* confidence, const float* class_weight, const float* affinity,
-                          const Offset* offsets, int offset_count, float guide_weight, float lambda,
-                          int y, int height, int width, int channels) {
+inline double residual_loss(Map dz, Map p, Map target, const float* mass, const float* affinity,
+                            const Offset* offsets, int count, float lambda, int y, int x, int width,
+                            int height, int full_width, int channels) {
   const int n = vectors(channels) * kLanes;
-  const ptrdiff_t plane = (ptrdiff_t)height * width;
-  double guide = 0, pair = 0;
-  for (int i = 0; i < width; ++i) {
-    const ptrdiff_t here = (ptrdiff_t)y * width + i;
-    const float* pn = p.at(y, i);
+  int reach = 0;
+  for (int k = 0; k < count; ++k) {
+    const Offset o = offsets[k];
+    reach = o.dy > reach ? o.dy : o.dx > reach ? o.dx : reach;
+  }
+  double pair = 0;
+  for (int i = x; i < x + width; ++i) {
+    const ptrdiff_t here = (ptrdiff_t)y * full_width + i;
+    const float *pn = p.at(y, i), *t = target.at(y, i), *e = affinity + here * count;
     float* d = dz.at(y, i);
-    // d = the gradient of the pair loss by p; agreement = its inner product with p.
-    for (int c = 0; c < n; c += kLanes) store(d + c, Vec{});
-    for (int k = 0; k < offset_count; ++k) {
-      const Offset o = offsets[k];
-      const float* e = affinity + k * plane;
-      const bool forward = y + o.dy < height && i + o.dx >= 0 && i + o.dx < width;
-      const bool backward = y >= o.dy && i - o.dx >= 0 && i - o.dx < width;
-      if (forward) {
-        const float* there = p.at(y + o.dy, i + o.dx);
-        const float ef = e[here];
-        Vec dot = Vec{};
-        for (int c = 0; c < n; c += kLanes) {
-          const Vec t = load(there + c);
-          dot += load(pn + c) * t;
-          store(d + c, load(d + c) - ef * t);
-        }
-        pair += (double)ef * (1.0f - sum(dot));
-      }
-      if (backward) {
-        const float* there = p.at(y - o.dy, i - o.dx);
-        const float eb = e[here - o.dy * (ptrdiff_t)width - o.dx];
-        for (int c = 0; c < n; c += kLanes) store(d + c, load(d + c) - eb * load(there + c));
-      }
-    }
-    Vec inner = Vec{}, mass = Vec{}, cross = Vec{};
+    const bool inside = y >= reach && y + reach < height && i >= reach && i + reach < full_width;
+    // d = the gradient of the pair loss by p; inner = its product with p.
+    Vec inner = Vec{};
+    float all = 0;  // of the affinities, added in the order of d
+    for (int k = 0; k < count; ++k) all += e[k];
     for (int c = 0; c < n; c += kLanes) {
-      const Vec t = load(class_weight + c) * load(q.at(y, i) + c);
-      inner += load(d + c) * load(pn + c);
-      mass += t;
-      cross += t * (lse[here] - load(z.at(y, i) + c));
+      Vec s = Vec{};
+      for (int k = 0; k < count; ++k) {
+        const Offset o = offsets[k];
+        if (!inside &&
+            (y + o.dy < 0 || y + o.dy >= height || i + o.dx < 0 || i + o.dx >= full_width))
+          continue;
+        s -= e[k] * load(pn + o.dy * p.pitch + o.dx * p.stride + c);
+      }
+      store(d + c, s);
+      inner += s * load(pn + c);
     }
-    const float g = guide_weight * confidence[here], in = sum(inner), m = sum(mass);
-    guide += (double)g * sum(cross);
+    const float in = sum(inner), m = mass[here];
+    pair += all + in;
     for (int c = 0; c < n; c += kLanes) {
-      const Vec t = load(class_weight + c) * load(q.at(y, i) + c);
       const Vec pc = load(pn + c);
-      store(d + c, g * (m * pc - t) + lambda * pc * (load(d + c) - in));
+      store(d + c, (m * pc - load(t + c)) + lambda * pc * (load(d + c) - in));
     }
   }
-  losses[0] += guide;
-  losses[1] += pair;
+  return 0.5 * pair;  // every pair was met twice
 }
 
 inline void sgd(float* w, float* v, const float* dw, size_t n, float lr, float momentum) {

@@ -23,6 +23,12 @@ constexpr float kSmallestPrior = 1e-4f;  // below it a prior's probability count
 
 int block_begin(int block, int rows) { return static_cast<int>(int64_t{rows} * block / kBlocks); }
 
+// Floats of a convolution's weights as the kernels read them: by tiles, or by taps.
+size_t weight_floats(const Conv& conv, bool tiles) {
+  const size_t taps = tiles ? 16 : static_cast<size_t>(conv.kernel) * conv.kernel;
+  return taps * conv.in * padded(conv.out);
+}
+
 }  // namespace
 
 void Refiner::Free::operator()(float* p) const { std::free(p); }
@@ -34,10 +40,10 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
       network_(options),
       height_(height),
       width_(width),
+      bands_((height + 1) / 2),
       threads_(threads),
       k_(&kernels) {
   activation_.resize(options.blocks);
-  feature_.resize(options.blocks);
   statistics_.resize(options.blocks);
   packed_.resize(options.blocks + 2);
   turned_.resize(options.blocks + 2);
@@ -45,7 +51,7 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   if (options.objective == kResidual) {
     for (const int s : options.distances) {
       for (const Offset o : {Offset{0, s}, Offset{s, 0}, Offset{s, s}, Offset{s, -s}})
-        offsets_.push_back(o);
+        offsets_.insert(offsets_.end(), {o, Offset{-o.dy, -o.dx}});
     }
   }
   parameters.assign(network_.parameters, 0.0f);
@@ -56,7 +62,7 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   labels_.assign(pixels, 0);
   checked_labels_ = labels_;
   present_.assign(options.classes, 0);
-  row_losses_.assign(3 * static_cast<size_t>(height), 0.0);
+  row_losses_.assign(3 * static_cast<size_t>(bands_), 0.0);
 
   arena_floats_ = layout(nullptr);
   void* memory = nullptr;
@@ -64,7 +70,10 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   arena_.reset(static_cast<float*>(memory));
   std::memset(memory, 0, arena_floats_ * sizeof(float));
   layout(arena_.get());
-  std::fill(one_, one_ + padded(std::max(options.channels, options.classes)), 1.0f);
+  // Of a head without norm, and of the channels that pad: no soft-max may see them.
+  const int q = padded(options.classes);
+  std::fill(head_statistics_.scale, head_statistics_.scale + options.classes, 1.0f);
+  std::fill(head_statistics_.shift + options.classes, head_statistics_.shift + q, kNever);
 }
 
 // Lays everything out after base and returns how many floats that takes.
@@ -86,23 +95,17 @@ size_t Refiner::layout(float* base) {
   const size_t pixels = static_cast<size_t>(height_) * width_;
 
   input_ = map(o.inputs(), true);
-  for (int i = 0; i < o.blocks; ++i) {
-    activation_[i] = map(c, false);
-    feature_[i] = map(c, true);
-  }
-  head_ = o.final_bn != kNormNone ? map(q, false) : Map{};
-  response_ = map(q, false);
-  d_response_ = map(q, false);
+  for (Map& activation : activation_) activation = map(c, false);
+  head_ = map(q, false);
   d_feature_ = map(c, false);
-  d_conv_ = map(c, true);
+  spare_ = map(most, false);
+  d_response_ = {spare_.data, ptrdiff_t{width_} * q, q};
+  spare_ = {spare_.data, ptrdiff_t{width_} * c, c};
   if (o.objective == kResidual) {
-    guide_ = map(q, false);
+    target_ = map(q, false);
     log_prior_ = map(q, false);
-    head_ = map(q, false);  // the soft-max of the response
     affinity_ = take(offsets_.size() * pixels);
-    lse_ = take(pixels);
-    confidence_ = take(pixels);
-    class_weight_ = take(q);
+    mass_ = take(pixels);
   }
   const auto take_statistics = [&](int n) {
     return Statistics{take(n), take(n), take(n), take(n)};
@@ -110,23 +113,25 @@ size_t Refiner::layout(float* base) {
   for (Statistics& s : statistics_) s = take_statistics(c);
   head_statistics_ = take_statistics(q);
   size_t largest = 0;
-  const auto take_conv = [&](int i, const Conv& conv) {
-    const size_t taps = static_cast<size_t>(conv.kernel) * conv.kernel;
-    packed_[i] = take(taps * conv.in * padded(conv.out));
-    turned_[i] = take(taps * conv.out * padded(conv.in));
+  const auto take_conv = [&](int i, const Conv& conv, bool tiles) {
+    packed_[i] = take(weight_floats(conv, tiles));
+    turned_[i] = take(weight_floats({conv.kernel, conv.out, conv.in, 0, 0}, tiles));
     packed_bias_[i] = take(padded(conv.out));
-    largest = std::max(largest, taps * conv.in * padded(conv.out));
+    largest = std::max(largest, weight_floats(conv, tiles));
   };
-  for (int i = 0; i < o.blocks; ++i) take_conv(i, network_.conv[i]);
-  if (o.skip != kSkipNone) take_conv(o.blocks, network_.skip);
-  take_conv(o.blocks + 1, network_.head);
+  for (int i = 0; i < o.blocks; ++i) take_conv(i, network_.conv[i], i > 0);
+  take_conv(o.blocks + 1, network_.head, false);
   partial_ = take(largest * kBlocks);
-  row_a_ = take(static_cast<size_t>(height_) * most);
-  row_b_ = take(static_cast<size_t>(height_) * most);
+  if (o.skip != kSkipNone) {
+    take_conv(o.blocks, network_.skip, false);
+    skip_partial_ = take(weight_floats(network_.skip, false) * kBlocks);
+  }
+  sums_floats_ = 3 * static_cast<size_t>(most);
+  sums_ = take(sums_floats_ * bands_);
   sum_a_ = take(most);
   sum_b_ = take(most);
-  zero_ = take(most);
-  one_ = take(most);
+  scratch_floats_ = std::max(strip_floats(c, c), static_cast<size_t>(kRun) * (c + q + 1));
+  scratch_ = take(scratch_floats_ * threads_);
   return used;
 }
 
@@ -136,7 +141,7 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   const size_t pixels = static_cast<size_t>(h) * w;
   if (options_.objective == kCluster) {
     parallel_for(threads_, h, [&](int y) {
-      std::memcpy(input_.row(y), image + static_cast<size_t>(y) * w * 3, sizeof(float) * 3 * w);
+      std::memcpy(input_.at(y, 0), image + static_cast<size_t>(y) * w * 3, sizeof(float) * 3 * w);
     });
     guide_pixels_ = 0;
     if (guide.soft != nullptr) guide_pixels_ = static_cast<double>(pixels);
@@ -163,14 +168,21 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   std::vector<double> area(classes, 0.0);
   for (size_t n = 0; n < pixels; ++n)
     for (int k = 0; k < classes; ++k) area[k] += guide.soft[n * classes + k];
+  std::vector<float> class_weight(classes);
   double balanced = 0;
   for (int k = 0; k < classes; ++k) {
     area[k] /= static_cast<double>(pixels);
-    class_weight_[k] = static_cast<float>(std::pow(std::max(area[k], 1e-3), -options_.balance));
-    balanced += class_weight_[k] * area[k];
+    class_weight[k] = static_cast<float>(std::pow(std::max(area[k], 1e-3), -options_.balance));
+    balanced += class_weight[k] * area[k];
   }
-  for (int k = 0; k < classes; ++k)
-    class_weight_[k] = static_cast<float>(class_weight_[k] / std::max(balanced, 1e-12));
+  const double share = 1.0 / (std::max(balanced, 1e-12) * static_cast<double>(pixels));
+  for (float& weight : class_weight) weight = static_cast<float>(weight * share);
+  std::vector<float> scale;  // of each offset's pairs
+  for (const Offset d : offsets_) {
+    const double pairs =
+        std::max(h - std::abs(d.dy), 0) * static_cast<double>(std::max(w - std::abs(d.dx), 0));
+    scale.push_back(pairs > 0 ? static_cast<float>(2.0 / (pairs * offsets_.size())) : 0.0f);
+  }
 
   parallel_for(threads_, h, [&](int y) {
     for (int x = 0; x < w; ++x) {
@@ -180,65 +192,99 @@ void Refiner::set_input(const float* image, const Guide& guide) {
         in[c] = static_cast<float>((image[3 * n + c] - mean[c]) / deviation[c]);
       in[3] = w > 1 ? 2.0f * x / (w - 1) - 1.0f : 0.0f;
       in[4] = h > 1 ? 2.0f * y / (h - 1) - 1.0f : 0.0f;
-      float* q = guide_.at(y, x);
-      float* u = log_prior_.at(y, x);
-      confidence_[n] = 0;
+      const float* q = guide.soft + n * classes;
+      const float confidence = *std::max_element(q, q + classes);
+      float *t = target_.at(y, x), *u = log_prior_.at(y, x);
+      mass_[n] = 0;
       for (int k = 0; k < classes; ++k) {
-        q[k] = guide.soft[n * classes + k];
+        t[k] = confidence * class_weight[k] * q[k];
+        mass_[n] += t[k];
         u[k] = std::log(std::max(q[k], kSmallestPrior));
-        confidence_[n] = std::max(confidence_[n], q[k]);
       }
       for (int k = classes; k < padded(classes); ++k) u[k] = kNever;
     }
-    for (size_t i = 0; i < offsets_.size(); ++i) {
-      const Offset d = offsets_[i];
-      const double pairs =
-          std::max(h - d.dy, 0) * static_cast<double>(std::max(w - std::abs(d.dx), 0));
-      const double scale = pairs > 0 ? 1.0 / (pairs * static_cast<double>(offsets_.size())) : 0.0;
-      k_->affinity(affinity_ + i * pixels + static_cast<size_t>(y) * w, image, d, options_.sigma,
-                   static_cast<float>(scale), y, h, w);
-    }
+    const size_t count = offsets_.size();
+    k_->affinity(affinity_ + static_cast<size_t>(y) * w * count, image, offsets_.data(),
+                 scale.data(), static_cast<int>(count), options_.sigma, y, h, w);
   });
 }
 
-// Weights from PyTorch's (out, in, k, k) to [tap][in][out], and turned for the input gradient.
-void Refiner::pack() {
-  const auto pack_conv = [&](int i, const Conv& conv) {
-    const int taps = conv.kernel * conv.kernel;
-    const float* w = parameters.data() + conv.weight;
-    const size_t out_row = padded(conv.out), in_row = padded(conv.in);
-    for (int o = 0; o < conv.out; ++o) {
-      packed_bias_[i][o] = parameters[conv.bias + o];
-      for (int c = 0; c < conv.in; ++c) {
-        for (int t = 0; t < taps; ++t) {
-          const float v = *w++;
-          packed_[i][(static_cast<size_t>(t) * conv.in + c) * out_row + o] = v;
-          turned_[i][(static_cast<size_t>(taps - 1 - t) * conv.out + o) * in_row + c] = v;
-        }
-      }
-    }
-  };
-  for (int i = 0; i < options_.blocks; ++i) pack_conv(i, network_.conv[i]);
-  if (options_.skip != kSkipNone) pack_conv(options_.blocks, network_.skip);
-  pack_conv(options_.blocks + 1, network_.head);
+template <class F>
+void Refiner::each_run(int band, const F& f) const {
+  for (int y = 2 * band; y < std::min(2 * band + 2, height_); ++y)
+    for (int x = 0; x < width_; x += kRun) f(y, x, std::min(kRun, width_ - x));
 }
 
-// out = batch norm of in, whose per-row means and deviations lie in row_a_ and row_b_.
-void Refiner::normalize(Map out, Map in, const Norm& norm, const Statistics& s, bool running) {
-  const size_t row = padded(norm.channels);
+template <class F>
+void Refiner::each_strip(int band, const F& f) const {
+  const int all = (width_ + 1) / 2;
+  int done = 0;
+  for (int left = (all + kStrip - 1) / kStrip; left > 0; --left) {  // in equal shares
+    const int tiles = (all - done + left - 1) / left;
+    f(2 * band, 2 * done, tiles, std::min(2 * tiles, width_ - 2 * done));
+    done += tiles;
+  }
+}
+
+Refiner::Sums Refiner::clear_sums(int band, int channels) const {
+  float* s = sums_ + band * sums_floats_;
+  const size_t row = sums_floats_ / 3;
+  for (int i = 0; i < 3; ++i) std::fill(s + i * row, s + i * row + padded(channels), 0.0f);
+  return {s, s + row, s + 2 * row};
+}
+
+// Weights from PyTorch's (out, in, k, k) to the kernels' form, and turned for the input gradient.
+void Refiner::pack() {
+  const auto pack_conv = [&](int i, const Conv& conv, bool tiles, bool turn) {
+    const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
+    const size_t out_row = padded(conv.out), in_row = padded(conv.in);
+    const float* weights = parameters.data() + conv.weight;
+    std::copy_n(parameters.data() + conv.bias, conv.out, packed_bias_[i]);
+    parallel_for(threads_, conv.in, [&](int c) {
+      for (int o = 0; o < conv.out; ++o) {
+        const float* w = weights + (static_cast<size_t>(o) * conv.in + c) * size;
+        float u[16];
+        if (tiles) to_tiles(u, w);
+        for (int t = 0; t < taps; ++t)
+          packed_[i][(static_cast<size_t>(t) * conv.in + c) * out_row + o] = tiles ? u[t] : w[t];
+      }
+    });
+    if (!turn) return;
+    parallel_for(threads_, conv.out, [&](int o) {
+      for (int c = 0; c < conv.in; ++c) {
+        const float* w = weights + (static_cast<size_t>(o) * conv.in + c) * size;
+        float v[9], u[16];
+        for (int t = 0; t < size; ++t) v[t] = w[size - 1 - t];
+        if (tiles) to_tiles(u, v);
+        for (int t = 0; t < taps; ++t)
+          turned_[i][(static_cast<size_t>(t) * conv.out + o) * in_row + c] = tiles ? u[t] : v[t];
+      }
+    });
+  };
+  for (int i = 0; i < options_.blocks; ++i) pack_conv(i, network_.conv[i], i > 0, i > 0);
+  if (options_.skip != kSkipNone) pack_conv(options_.blocks, network_.skip, false, false);
+  pack_conv(options_.blocks + 1, network_.head, false, true);
+}
+
+// Of x, from the bands' moments about their first pixel; or the running ones.
+void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool running) {
   for (int c = 0; c < norm.channels; ++c) {
     double mean = 0, m2 = 0;
     if (running) {
       mean = buffers[norm.mean + c];
       m2 = buffers[norm.var + c];
     } else {
-      for (int y = 0; y < height_; ++y) mean += row_a_[y * row + c];
-      mean /= height_;
-      for (int y = 0; y < height_; ++y) {
-        const double d = row_a_[y * row + c] - mean;
-        m2 += row_b_[y * row + c] + width_ * d * d;
+      double count = 0;
+      for (int band = 0; band < bands_; ++band) {  // Chan's rule joins mean and m2 of two parts
+        const double n = static_cast<double>(std::min(2, height_ - 2 * band)) * width_;
+        const float* sums = sums_ + band * sums_floats_;
+        const double sum = sums[c], square = sums[sums_floats_ / 3 + c];
+        const double d = x.at(2 * band, 0)[c] + sum / n - mean;
+        m2 += std::max(square - sum * sum / n, 0.0) + d * d * count * n / (count + n);
+        mean += d * n / (count + n);
+        count += n;
       }
-      m2 /= static_cast<double>(height_) * width_;
+      m2 /= count;
     }
     const double inv = 1.0 / std::sqrt(m2 + kEps);
     s.mean[c] = static_cast<float>(mean);
@@ -246,9 +292,6 @@ void Refiner::normalize(Map out, Map in, const Norm& norm, const Statistics& s, 
     s.scale[c] = static_cast<float>(parameters[norm.gamma + c] * inv);
     s.shift[c] = parameters[norm.beta + c];
   }
-  parallel_for(threads_, height_, [&](int y) {
-    k_->normalize(out, in, s.mean, s.scale, s.shift, y, width_, norm.channels);
-  });
 }
 
 void Refiner::update_running(const Norm& norm, const Statistics& s) {
@@ -263,137 +306,217 @@ void Refiner::update_running(const Norm& norm, const Statistics& s) {
   }
 }
 
+// What the head sees of a run: the last block after its norm, with the skip.
+void Refiner::feature(Map out, int y, int x, int width) const {
+  const Conv& skip = network_.skip;
+  const int i = options_.blocks;
+  k_->normalize(out, activation_[i - 1].from(y, x), statistics_[i - 1].affine(), width,
+                options_.channels);
+  if (options_.skip != kSkipNone)
+    k_->conv(out, input_.from(y, x), packed_[i], packed_bias_[i], out, width, 3, skip.in, skip.out,
+             false);
+}
+
 void Refiner::forward(bool running) {
   pack();
-  Map in = input_;
   for (int i = 0; i < options_.blocks; ++i) {
     const Conv& conv = network_.conv[i];
-    const size_t row = padded(conv.out);
-    parallel_for(threads_, height_, [&](int y) {
-      k_->conv(activation_[i], in, packed_[i], packed_bias_[i], Map{}, y, width_, 3, conv.in,
-               conv.out, true);
-      k_->row_moments(row_a_ + y * row, row_b_ + y * row, activation_[i], y, width_, conv.out);
+    const Map out = activation_[i];
+    parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+      const Sums s = clear_sums(band, conv.out);
+      const float* first = out.at(2 * band, 0);
+      if (i == 0) {
+        each_run(band, [&](int y, int x, int width) {
+          k_->conv(out.from(y, x), input_.from(y, x), packed_[0], packed_bias_[0], Map{}, width, 3,
+                   conv.in, conv.out, true);
+          k_->moments(s.a, s.b, first, out.from(y, x), width, conv.out);
+        });
+        return;
+      }
+      each_strip(band, [&](int y, int x, int tiles, int width) {
+        k_->conv3(out, activation_[i - 1], statistics_[i - 1].affine(), packed_[i], packed_bias_[i],
+                  true, y, x, tiles, height_, width_, conv.in, conv.out,
+                  scratch_ + slot * scratch_floats_);
+        for (int row = y; row < std::min(y + 2, height_); ++row)
+          k_->moments(s.a, s.b, first, out.from(row, x), width, conv.out);
+      });
     });
-    normalize(feature_[i], activation_[i], network_.norm[i], statistics_[i], running);
-    in = feature_[i];
+    set_statistics(network_.norm[i], statistics_[i], out, running);
   }
+
   const Conv& head = network_.head;
+  const int last = options_.blocks + 1;
   const bool residual = options_.objective == kResidual;
-  const bool norm = options_.final_bn != kNormNone;
-  const size_t row = padded(head.out);
-  const Map out = norm ? head_ : response_;
-  parallel_for(threads_, height_, [&](int y) {
-    if (options_.skip != kSkipNone)
-      k_->conv(in, input_, packed_[options_.blocks], packed_bias_[options_.blocks], in, y, width_,
-               3, network_.skip.in, network_.skip.out, false);
-    k_->conv(out, in, packed_[options_.blocks + 1], packed_bias_[options_.blocks + 1],
-             residual ? log_prior_ : Map{}, y, width_, 1, head.in, head.out, false);
-    if (norm) k_->row_moments(row_a_ + y * row, row_b_ + y * row, out, y, width_, head.out);
-  });
-  if (norm) {
-    normalize(response_, head_, network_.head_norm, head_statistics_, running);
-  }
-  if (!residual && options_.classes % kPad != 0) {  // no soft-max may see the padding
-    parallel_for(threads_, height_, [&](int y) {
-      for (int x = 0; x < width_; ++x) {
-        float* r = response_.at(y, x);
-        for (int k = options_.classes; k < padded(options_.classes); ++k) r[k] = kNever;
+  std::fill(row_losses_.begin(), row_losses_.end(), 0.0);
+  parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+    const Sums s = clear_sums(band, head.out);
+    const int c = padded(head.in), q = padded(head.out);
+    float* scratch = scratch_ + slot * scratch_floats_;
+    const Map f{scratch, 0, c}, z{scratch + kRun * c, 0, q};
+    float* lse = scratch + kRun * (c + q);
+    each_run(band, [&](int y, int x, int width) {
+      const Map out = head_.from(y, x);
+      feature(f, y, x, width);
+      if (residual) {
+        k_->conv(z, f, packed_[last], packed_bias_[last], log_prior_.from(y, x), width, 1, head.in,
+                 head.out, false);
+        k_->softmax(out, lse, z, width, head.out);
+        k_->argmax(labels_.data() + static_cast<size_t>(y) * width_ + x, z, width, head.out);
+        row_losses_[3 * band] += k_->cross_entropy(z, lse, target_.from(y, x), width, head.out);
+      } else {
+        k_->conv(out, f, packed_[last], packed_bias_[last], Map{}, width, 1, head.in, head.out,
+                 false);
+        k_->moments(s.a, s.b, head_.at(2 * band, 0), out, width, head.out);
       }
     });
-  }
+  });
+  if (options_.final_bn != kNormNone)
+    set_statistics(network_.head_norm, head_statistics_, head_, running);
+  if (residual) return;
+  parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+    const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
+    each_run(band, [&](int y, int x, int width) {
+      k_->normalize(r, head_.from(y, x), head_statistics_.affine(), width, head.out);
+      k_->argmax(labels_.data() + static_cast<size_t>(y) * width_ + x, r, width, head.out);
+    });
+  });
 }
 
-// dw and db of one convolution, summed over fixed blocks of rows, into gradient_.
-void Refiner::conv_gradient(const Conv& conv, Map in, Map dout, bool add) {
-  const int taps = conv.kernel * conv.kernel;
-  const size_t row = padded(conv.out), size = static_cast<size_t>(taps) * conv.in * row;
-  parallel_for(threads_, kBlocks, [&](int block) {
-    float* dw = partial_ + block * size;
-    std::memset(dw, 0, size * sizeof(float));
-    for (int y = block_begin(block, height_); y < block_begin(block + 1, height_); ++y)
-      k_->conv_dw(dw, in, dout, y, width_, conv.kernel, conv.in, conv.out);
-  });
-  parallel_for(threads_, height_,
-               [&](int y) { k_->row_sum(row_a_ + y * row, dout, y, width_, conv.out); });
-  parallel_for(threads_, conv.in, [&](int c) {
-    for (int t = 0; t < taps; ++t) {
-      for (int o = 0; o < conv.out; ++o) {
-        double s = 0;
-        for (int b = 0; b < kBlocks; ++b)
-          s += partial_[b * size + (static_cast<size_t>(t) * conv.in + c) * row + o];
-        float& g = gradient_[conv.weight + (static_cast<size_t>(o) * conv.in + c) * taps + t];
-        g = static_cast<float>(add ? g + s : s);
-      }
-    }
-  });
-  for (int o = 0; o < conv.out; ++o) {
-    double s = 0;
-    for (int y = 0; y < height_; ++y) s += row_a_[y * row + o];
-    float& g = gradient_[conv.bias + o];
-    g = static_cast<float>(add ? g + s : s);
-  }
-}
-
-// dx of x -> norm(x), or of x = relu(z) -> norm(x) with respect to z; dgamma, dbeta.
-void Refiner::norm_backward(Map dx, Map dy, Map x, const Norm& norm, const Statistics& s,
-                            bool relu) {
-  const size_t row = padded(norm.channels);
-  parallel_for(threads_, height_, [&](int y) {
-    k_->bn_sums(row_a_ + y * row, row_b_ + y * row, dy, x, s.mean, y, width_, norm.channels);
-  });
+// dgamma, dbeta and the means that bn_backward takes, from the bands' sums of dy and dy (x - mean).
+void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   const double n = static_cast<double>(height_) * width_;
   for (int c = 0; c < norm.channels; ++c) {
     double a = 0, b = 0;
-    for (int y = 0; y < height_; ++y) {
-      a += row_a_[y * row + c];
-      b += row_b_[y * row + c];
+    for (int band = 0; band < bands_; ++band) {
+      const float* sums = sums_ + band * sums_floats_;
+      a += sums[c];
+      b += sums[sums_floats_ / 3 + c];
     }
     gradient_[norm.beta + c] = static_cast<float>(a);
     gradient_[norm.gamma + c] = static_cast<float>(b * s.inv[c]);
     sum_a_[c] = static_cast<float>(a / n);
     sum_b_[c] = static_cast<float>(b * s.inv[c] * s.inv[c] / n);
   }
-  parallel_for(threads_, height_, [&](int y) {
-    k_->bn_backward(dx, dy, x, s.mean, s.scale, sum_a_, sum_b_, y, width_, norm.channels, relu);
+}
+
+// Sums the blocks' weight gradients into gradient_.
+void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add) {
+  const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
+  const size_t row = padded(conv.out), block = weight_floats(conv, tiles);
+  parallel_for(threads_, conv.in, [&](int c) {
+    for (int o0 = 0; o0 < conv.out; o0 += kPad) {
+      double sum[16][kPad] = {};
+      for (int t = 0; t < taps; ++t) {
+        const float* p = partial + (static_cast<size_t>(t) * conv.in + c) * row + o0;
+        for (int b = 0; b < kBlocks; ++b, p += block)
+          for (int o = 0; o < kPad; ++o) sum[t][o] += p[o];
+      }
+      for (int o = 0; o < std::min(kPad, conv.out - o0); ++o) {
+        double u[16], w[9];
+        for (int t = 0; t < taps; ++t) u[t] = sum[t][o];
+        if (tiles) from_tiles(w, u);
+        float* g = &gradient_[conv.weight + (static_cast<size_t>(o0 + o) * conv.in + c) * size];
+        for (int t = 0; t < size; ++t)
+          g[t] = static_cast<float>((add ? g[t] : 0.0f) + (tiles ? w[t] : u[t]));
+      }
+    }
   });
 }
 
-// From d_response_ to gradient_.
-void Refiner::backward() {
-  const int last = options_.blocks - 1;
-  const Conv& head = network_.head;
-  if (options_.final_bn != kNormNone)
-    norm_backward(d_response_, d_response_, head_, network_.head_norm, head_statistics_, false);
-  conv_gradient(head, feature_[last], d_response_, false);
-  parallel_for(threads_, height_, [&](int y) {
-    k_->conv(d_feature_, d_response_, turned_[options_.blocks + 1], nullptr, Map{}, y, width_, 1,
-             head.out, head.in, false);
-  });
-  // A shared skip is conv1 itself: its gradient starts here, the block's share is added below.
-  if (options_.skip != kSkipNone) conv_gradient(network_.skip, input_, d_feature_, false);
-  for (int i = last; i >= 0; --i) {
-    norm_backward(d_conv_, d_feature_, activation_[i], network_.norm[i], statistics_[i], true);
-    const Conv& conv = network_.conv[i];
-    conv_gradient(conv, i > 0 ? feature_[i - 1] : input_, d_conv_,
-                  i == 0 && options_.skip == kSkipShared);
-    if (i == 0) break;
-    parallel_for(threads_, height_, [&](int y) {
-      k_->conv(d_feature_, d_conv_, turned_[i], nullptr, Map{}, y, width_, 3, conv.out, conv.in,
-               false);
-    });
+// From the bands' sums of the gradient of the convolution's output.
+void Refiner::bias_gradient(const Conv& conv, bool add) {
+  for (int o = 0; o < conv.out; ++o) {
+    double s = 0;
+    for (int band = 0; band < bands_; ++band)
+      s += sums_[band * sums_floats_ + 2 * (sums_floats_ / 3) + o];
+    float& g = gradient_[conv.bias + o];
+    g = static_cast<float>(add ? g + s : s);
   }
 }
 
-// Labels of the response map, and how many differ.
-int Refiner::find_labels() {
-  const bool residual = options_.objective == kResidual;
-  parallel_for(threads_, height_, [&](int y) {
-    if (residual)
-      k_->softmax(head_, lse_ + static_cast<size_t>(y) * width_, response_, y, width_,
-                  options_.classes);
-    k_->argmax(labels_.data() + static_cast<size_t>(y) * width_, response_, y, width_,
-               options_.classes);
+// From d_response_ to gradient_. losses() has left the sums of the head's norm.
+void Refiner::backward() {
+  const int last = options_.blocks - 1;
+  const Conv &head = network_.head, &skip = network_.skip;
+  const bool norm = options_.final_bn != kNormNone, skips = options_.skip != kSkipNone;
+  if (norm) norm_gradient(network_.head_norm, head_statistics_);
+  size_t size = weight_floats(head, false);
+  const size_t skip_size = skips ? weight_floats(skip, false) : 0;
+  parallel_for_slots(threads_, kBlocks, [&](int block, int slot) {
+    float *dw = partial_ + block * size, *dw_skip = skip_partial_ + block * skip_size;
+    std::memset(dw, 0, size * sizeof(float));
+    if (skips) std::memset(dw_skip, 0, skip_size * sizeof(float));
+    const Map f{scratch_ + slot * scratch_floats_, 0, padded(head.in)};
+    for (int band = block_begin(block, bands_); band < block_begin(block + 1, bands_); ++band) {
+      const Sums s = clear_sums(band, std::max(head.in, head.out));
+      each_run(band, [&](int y, int x, int width) {
+        const Map d = d_response_.from(y, x), df = d_feature_.from(y, x);
+        if (norm)
+          k_->bn_backward(d, s.c, d, head_.from(y, x), head_statistics_.mean,
+                          head_statistics_.scale, sum_a_, sum_b_, width, head.out, false);
+        else
+          k_->sums(s.c, d, width, head.out);
+        feature(f, y, x, width);
+        k_->conv_dw(dw, f, d, width, 1, head.in, head.out);
+        k_->conv(df, d, turned_[last + 2], nullptr, Map{}, width, 1, head.out, head.in, false);
+        if (skips) k_->conv_dw(dw_skip, input_.from(y, x), df, width, 3, skip.in, skip.out);
+        k_->bn_sums(s.a, s.b, df, activation_[last].from(y, x), statistics_[last].mean, width,
+                    head.in);
+      });
+    }
   });
+  conv_gradient(head, partial_, false, false);
+  bias_gradient(head, false);
+
+  Map d = d_feature_, other = spare_;
+  for (int i = last; i >= 0; --i) {
+    const Conv& conv = network_.conv[i];
+    const Map x = activation_[i];
+    const Statistics& of = statistics_[i];
+    norm_gradient(network_.norm[i], of);
+    if (i == last && skips) {  // the same sum; a shared skip is conv1, whose own share comes on top
+      conv_gradient(skip, skip_partial_, false, false);
+      std::copy_n(&gradient_[network_.norm[i].beta], skip.out, &gradient_[skip.bias]);
+    }
+    size = weight_floats(conv, i > 0);
+    parallel_for_slots(threads_, kBlocks, [&](int block, int slot) {
+      float *dw = partial_ + block * size, *scratch = scratch_ + slot * scratch_floats_;
+      std::memset(dw, 0, size * sizeof(float));
+      for (int band = block_begin(block, bands_); band < block_begin(block + 1, bands_); ++band) {
+        const Sums s = clear_sums(band, conv.out);
+        each_run(band, [&](int y, int column, int width) {
+          const Map run = d.from(y, column), dz = i > 0 ? run : Map{scratch, 0, run.stride};
+          k_->bn_backward(dz, s.c, run, x.from(y, column), of.mean, of.scale, sum_a_, sum_b_, width,
+                          conv.out, true);
+          if (i == 0) k_->conv_dw(dw, input_.from(y, column), dz, width, 3, conv.in, conv.out);
+        });
+        if (i == 0) continue;
+        each_strip(band, [&](int y, int column, int tiles, int) {
+          k_->conv3_dw(dw, activation_[i - 1], statistics_[i - 1].affine(), d, y, column, tiles,
+                       height_, width_, conv.in, conv.out, scratch);
+        });
+      }
+    });
+    const bool shared = i == 0 && options_.skip == kSkipShared;
+    conv_gradient(conv, partial_, i > 0, shared);
+    bias_gradient(conv, shared);
+    if (i == 0) break;
+    parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+      const Sums s = clear_sums(band, conv.in);
+      each_strip(band, [&](int y, int column, int tiles, int width) {
+        k_->conv3(other, d, Affine{}, turned_[i], nullptr, false, y, column, tiles, height_, width_,
+                  conv.out, conv.in, scratch_ + slot * scratch_floats_);
+        for (int row = y; row < std::min(y + 2, height_); ++row)
+          k_->bn_sums(s.a, s.b, other.from(row, column), activation_[i - 1].from(row, column),
+                      statistics_[i - 1].mean, width, conv.in);
+      });
+    });
+    std::swap(d, other);
+  }
+}
+
+// How many labels differ.
+int Refiner::find_labels() {
   std::fill(present_.begin(), present_.end(), 0);
   for (const int32_t label : labels_) present_[label] = 1;
   return static_cast<int>(std::count(present_.begin(), present_.end(), 1));
@@ -506,19 +629,19 @@ void Assignment::solve() {
 bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   const int h = height_, w = width_, classes = options_.classes;
   const double pixels = static_cast<double>(h) * w;
-  std::fill(row_losses_.begin(), row_losses_.end(), 0.0);
   record->clusters = clusters;
-  if (options_.objective == kResidual) {
-    parallel_for(threads_, h, [&](int y) {
-      k_->residual_loss(d_response_, &row_losses_[3 * y], head_, response_, lse_, guide_,
-                        confidence_, class_weight_, affinity_, offsets_.data(),
-                        static_cast<int>(offsets_.size()), static_cast<float>(1.0 / pixels),
-                        options_.lambda, y, h, w, classes);
+  record->first = record->spatial = record->guide = 0;
+  if (options_.objective == kResidual) {  // forward() has summed the guide term
+    parallel_for(threads_, bands_, [&](int band) {
+      each_run(band, [&](int y, int x, int width) {
+        row_losses_[3 * band + 1] += k_->residual_loss(
+            d_response_, head_, target_, mass_, affinity_, offsets_.data(),
+            static_cast<int>(offsets_.size()), options_.lambda, y, x, width, h, w, classes);
+      });
     });
-    record->first = record->spatial = record->guide = 0;
-    for (int y = 0; y < h; ++y) {
-      record->guide += row_losses_[3 * y];
-      record->spatial += row_losses_[3 * y + 1];
+    for (int band = 0; band < bands_; ++band) {
+      record->guide += row_losses_[3 * band];
+      record->spatial += row_losses_[3 * band + 1];
     }
     record->total = record->guide + options_.lambda * record->spatial;
     return std::isfinite(record->total);
@@ -535,20 +658,29 @@ bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   }
   const float self_weight = static_cast<float>(1.0 / pixels);
   const float guide_weight = guided ? static_cast<float>(1.0 / guide_pixels_) : 0.0f;
-  parallel_for(threads_, h, [&](int y) {
-    const size_t row = static_cast<size_t>(y) * w;
-    k_->cluster_loss(d_response_, &row_losses_[3 * y], response_, labels_.data() + row,
-                     guided && guide.hard ? guide.hard + row : nullptr,
-                     guided && guide.soft ? guide.soft + row * guide.classes : nullptr,
-                     guide.classes, mapping_.data(), self_weight, guide_weight, y, w, classes);
-    k_->spatial_loss(d_response_, &row_losses_[3 * y + 2], response_, static_cast<float>(weight),
-                     scale, options_.huber, y, h, w, classes);
+  const bool norm = options_.final_bn != kNormNone;
+  parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+    const Sums s = clear_sums(band, classes);
+    const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
+    double* loss = &row_losses_[3 * band];
+    each_run(band, [&](int y, int x, int width) {
+      const size_t n = static_cast<size_t>(y) * w + x;
+      const Map d = d_response_.from(y, x);
+      k_->normalize(r, head_.from(y, x), head_statistics_.affine(), width, classes);
+      k_->cluster_loss(d, loss, r, labels_.data() + n,
+                       guided && guide.hard ? guide.hard + n : nullptr,
+                       guided && guide.soft ? guide.soft + n * guide.classes : nullptr,
+                       guide.classes, mapping_.data(), self_weight, guide_weight, width, classes);
+      k_->spatial_loss(d_response_, loss + 2, head_, head_statistics_.scale,
+                       static_cast<float>(weight), scale, options_.huber, y, x, width, h, w,
+                       classes);
+      if (norm) k_->bn_sums(s.a, s.b, d, head_.from(y, x), head_statistics_.mean, width, classes);
+    });
   });
-  record->first = record->spatial = record->guide = 0;
-  for (int y = 0; y < h; ++y) {
-    record->first += row_losses_[3 * y] / pixels;
-    if (guided) record->guide += row_losses_[3 * y + 1] / guide_pixels_;
-    record->spatial += row_losses_[3 * y + 2];
+  for (int band = 0; band < bands_; ++band) {
+    record->first += row_losses_[3 * band] / pixels;
+    if (guided) record->guide += row_losses_[3 * band + 1] / guide_pixels_;
+    record->spatial += row_losses_[3 * band + 2];
   }
   record->total = record->first + record->guide + weight * record->spatial;
   return std::isfinite(record->total);
@@ -638,13 +770,19 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   }
   std::memcpy(labels, labels_.data(), labels_.size() * sizeof(int32_t));
   const int classes = options_.classes;
-  parallel_for(threads_, height_, [&](int y) {
-    if (options_.objective == kCluster)
-      k_->softmax(d_response_, nullptr, response_, y, width_, classes);
-    const Map p = options_.objective == kCluster ? d_response_ : head_;
-    for (int x = 0; x < width_; ++x)
-      std::memcpy(scores + (static_cast<size_t>(y) * width_ + x) * classes, p.at(y, x),
-                  sizeof(float) * classes);
+  parallel_for_slots(threads_, bands_, [&](int band, int slot) {
+    const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
+    each_run(band, [&](int y, int x, int width) {
+      Map p = head_.from(y, x);
+      if (options_.objective == kCluster) {
+        k_->normalize(r, p, head_statistics_.affine(), width, classes);
+        k_->softmax(r, nullptr, r, width, classes);
+        p = r;
+      }
+      for (int i = 0; i < width; ++i)
+        std::memcpy(scores + (static_cast<size_t>(y) * width_ + x + i) * classes, p.at(0, i),
+                    sizeof(float) * classes);
+    });
   });
   return result;
 }

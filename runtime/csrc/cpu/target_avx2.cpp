@@ -19,6 +19,7 @@
 namespace seg { namespace avx2 {
 #include "simd-inl.h"
 #include "conv-inl.h"
+#include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
 }}

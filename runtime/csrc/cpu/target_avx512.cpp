@@ -20,6 +20,7 @@
 namespace seg { namespace avx512 {
 #include "simd-inl.h"
 #include "conv-inl.h"
+#include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
 }}

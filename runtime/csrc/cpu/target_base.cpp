@@ -16,6 +16,7 @@
 namespace seg { namespace base {
 #include "simd-inl.h"
 #include "conv-inl.h"
+#include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
 }}
