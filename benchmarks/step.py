@@ -1,17 +1,21 @@
-"""Time of a refinement step: the core on each instruction set, beside eager PyTorch.
+"""Time of a refinement step: the core on each instruction set, PyTorch and ONNX Runtime beside it.
 
-    python -m benchmarks step [--threads 2] [--repeats 7] [-o results.json]
+    python -m benchmarks step [--threads 1,2] [--repeats 7] [--peers ours,torch] [-o results.json]
 
-The two run turn by turn in one process, after their losses have been compared. The twin in
-tests/torch_twin.py is the peer; without PyTorch its column is left out.
+Every peer has a process of its own (:mod:`benchmarks.worker`); they run turn by turn, after their
+first losses have been compared. "tuned" is PyTorch with glibc's malloc told to keep its memory. The
+machine's own float32 matrix product and copy run in the same turns: "of matmul" is the useful
+operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) over those of
+the matrix product. Peers that are not installed are named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,123 +23,149 @@ import numpy as np
 
 import runtime
 from benchmarks import report
+from benchmarks.worker import CASES, COPY, MATRIX, refiner
 from runtime.backend import default_threads
-from runtime.errors import VerificationFailed
+from runtime.errors import InputError, VerificationFailed
 
-CASES: dict[str, tuple[int, int, int, dict[str, Any]]] = {  # height, width, steps, options
-    "dynaguide 160x240": (160, 240, 3, {"objective": "dynaguide"}),
-    "residual 180x240": (180, 240, 10, {}),
+TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
 }
-CLASSES = 14
+TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
+MACHINE = ("matmul", "copy")
 
 
-def macs_per_pixel(refiner: runtime.Refiner) -> int:
+class Worker:
+    """One peer's process."""
+
+    def __init__(self, peer: str, case: str, threads: int) -> None:
+        counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = os.environ | dict.fromkeys(counts, str(threads))
+        if peer.endswith("tuned"):
+            environment |= TUNED
+        what = json.dumps({"peer": peer, "case": case, "threads": threads})
+        self.peer, self.seconds, self.errors = peer, [], ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", what],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        answer = self.answer()
+        self.loss: float | None = answer.get("loss")
+
+    def answer(self) -> dict[str, Any]:
+        """What the process says next; empty where it has ended."""
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.errors = self.process.stderr.read().strip().rpartition("\n")[2]
+        return {}
+
+    def run(self) -> None:
+        """One run, timed by the process itself."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(self.answer()["seconds"])
+
+    def peak(self) -> float:
+        """End the process; MiB it had needed beside its libraries."""
+        self.process.stdin.close()
+        peak = self.answer().get("peak", float("nan"))
+        self.process.wait()
+        return peak
+
+
+def macs_per_pixel(case: str) -> int:
     """Multiply-accumulates of one forward pass, convolutions only."""
-    state = refiner.state_dict()
+    state = refiner(CASES[case]).state_dict()
     return sum(v.size for k, v in state.items() if v.ndim == 4 and not k.startswith("momentum."))
 
 
-def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
-    rng = np.random.default_rng(0)
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    centres = rng.random((CLASSES, 2)) * (height, width)
-    distance = np.stack([(ys - y) ** 2 + (xs - x) ** 2 for y, x in centres], -1)
-    labels = distance.argmin(-1).astype(np.int32)
-    colours = rng.random((CLASSES, 3)).astype(np.float32)
-    noise = rng.normal(0, 0.05, (height, width, 3)).astype(np.float32)
-    soft = 0.7 * np.eye(CLASSES, dtype=np.float32)[labels] + np.float32(0.3 / CLASSES)
-    return np.clip(colours[labels] + noise, 0, 1), labels, soft
-
-
-def load_twin() -> Any:
-    """The PyTorch twin, or None where PyTorch or the tests are missing."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    try:
-        from torch_twin import Twin
-    except ImportError:
-        return None
-    finally:
-        sys.path.pop(0)
-    return Twin
-
-
-def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of one case: each target, and PyTorch if it is there."""
-    height, width, steps, options = CASES[name]
-    image, labels, soft = picture(height, width)
-    residual = options.get("objective", "residual") == "residual"
-    guide = soft if residual else labels
-    runs: dict[str, Callable[[], Any]] = {}
-    losses: dict[str, float] = {}
-    for target in runtime.targets():
-        refiner = runtime.Refiner(
-            height,
-            width,
-            classes=CLASSES if residual else None,
-            threads=threads,
-            target=target,
-            **options,
-        )
-        losses[target] = refiner.run(image, guide, steps=1).stats["losses"]["total"][0]
-        # A run ends with one more forward pass; it is part of what users wait for.
-        runs[target] = lambda r=refiner: r.run(image, guide, steps=steps)
-    operations = 6 * macs_per_pixel(refiner) * height * width * steps
-    twin_class = load_twin()
-    if twin_class is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-        twin = twin_class(refiner.options, refiner._initial, image, guide, torch.float32)
-        losses["torch eager"] = twin.step()[0][0]
-
-        def torch_run() -> None:
-            for _ in range(steps):
-                twin.step()
-            twin.labels()
-
-        runs["torch eager"] = torch_run
-    reference = losses[runtime.targets()[0]]
-    for who, loss in losses.items():
-        if abs(loss - reference) > 1e-4 * abs(reference):
-            raise VerificationFailed(f"{name}: first loss of {who} is {loss}, not {reference}")
-    seconds: dict[str, list[float]] = {who: [] for who in runs}
-    for run in runs.values():
-        run()
+def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dict[str, Any]]:
+    """Rows of one case, turn by turn."""
+    workers = []
+    for peer in peers:
+        print(f"  {name}, {threads} threads: {peer} ...", file=sys.stderr)
+        worker = Worker(peer, name, threads)
+        if worker.loss is None:
+            print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
+            worker.peak()
+            continue
+        workers.append(worker)
+    losses = {w.peer: w.loss for w in workers if w.peer not in MACHINE}
+    reference = next(iter(losses.values()))
+    for peer, loss in losses.items():
+        if not abs(loss - reference) <= 1e-4 * abs(reference):
+            raise VerificationFailed(f"{name}: first loss of {peer} is {loss}, not {reference}")
     for _ in range(repeats):
-        for who, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[who].append(time.perf_counter() - start)
+        for worker in workers:
+            worker.run()
+    case = CASES[name]
+    operations = 6 * macs_per_pixel(name) * case.height * case.width * case.steps
+    medians = {w.peer: float(np.median(w.seconds)) for w in workers}
+    rate = 2 * MATRIX**3 / medians["matmul"]
     rows = []
-    peer = float(np.median(seconds["torch eager"])) if "torch eager" in seconds else None
-    for who, samples in seconds.items():
-        median = float(np.median(samples))
-        rows.append(
-            {
-                "case": name,
-                "who": who,
-                "threads": threads,
-                "steps": steps,
-                "ms/step": round(1e3 * median / steps, 1),
-                "min": round(1e3 * min(samples) / steps, 1),
-                "max": round(1e3 * max(samples) / steps, 1),
+    for worker in workers:
+        median, peak = medians[worker.peer], worker.peak()
+        row = {"case": name, "threads": threads, "who": worker.peer}
+        if worker.peer == "matmul":
+            row["GFLOP/s"] = round(rate / 1e9, 1)
+        elif worker.peer == "copy":
+            row["GB/s"] = round(2 * COPY / median / 1e9, 1)
+        else:
+            row |= {
+                "ms/step": round(1e3 * median / case.steps, 1),
+                "min": round(1e3 * min(worker.seconds) / case.steps, 1),
+                "max": round(1e3 * max(worker.seconds) / case.steps, 1),
                 "GFLOP/s": round(operations / median / 1e9, 1),
-                "x torch eager": round(peer / median, 2) if peer else "no torch",
+                "of matmul": round(operations / median / rate, 2),
+                "MiB": round(peak),
             }
-        )
+            if "torch eager" in medians:
+                row["x torch eager"] = round(medians["torch eager"] / median, 2)
+            others = [medians[p] for p in medians if p.startswith("torch")]
+            if others:
+                row["x best torch"] = round(min(others) / median, 2)
+            if "onnx" in medians:
+                row["x onnx"] = round(medians["onnx"] / median, 2)
+        rows.append(row | {"seconds": worker.seconds})
     return rows
 
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks step", description=__doc__)
-    parser.add_argument("--threads", type=int, default=default_threads(), help="(%(default)s)")
+    parser.add_argument("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="(%(default)s)")
+    parser.add_argument("--cases", default=",".join(CASES), help="(%(default)s)")
+    parser.add_argument("--peers", default="ours,torch,onnx", help="(%(default)s)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
-    rows = [row for name in CASES for row in measure(name, args.threads, args.repeats)]
-    print(report.table(rows))
+    kinds = {
+        "ours": [f"ours {t}" for t in reversed(runtime.targets())],
+        "torch": list(TORCH),
+        "onnx": ["onnx"],
+    }
+    asked, cases = args.peers.split(","), args.cases.split(",")
+    for what, known in ((asked, kinds), (cases, CASES)):
+        wrong = [word for word in what if word not in known]
+        if wrong:
+            raise InputError(f"{wrong[0]!r} is unknown; wanted some of {', '.join(known)}")
+    if not args.threads.replace(",", "").isdigit() or args.repeats < 1:
+        raise InputError(f"threads {args.threads!r}, repeats {args.repeats}; wanted 1 or more")
+    peers = [peer for kind in asked for peer in kinds[kind]] + list(MACHINE)
+    rows = [
+        row
+        for threads in map(int, args.threads.split(","))
+        for name in cases
+        for row in measure(name, threads, args.repeats, peers)
+    ]
+    print(report.table([{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
     if args.out:
         report.write_json(args.out, {"environment": report.environment(), "rows": rows})
     return 0

@@ -1,0 +1,185 @@
+"""One peer of a benchmark in a process of its own, run by :mod:`benchmarks.step` turn by turn.
+
+    python -m benchmarks.worker '{"peer": "ours avx2", "case": "residual 180x240", "threads": 1}'
+
+Prints one JSON line when ready (with its first loss), one for each line on stdin (seconds of a
+run), and one at the end of stdin (peak memory).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Run = Callable[[], Any]
+CLASSES = 14
+MATRIX = 1536  # side of the matrix product
+COPY = 2**28  # bytes
+
+
+class Case(NamedTuple):
+    """What is refined, and how many steps make a run."""
+
+    height: int
+    width: int
+    steps: int
+    options: dict[str, Any]
+
+
+CASES = {
+    "dynaguide 321x481": Case(321, 481, 2, {"objective": "dynaguide"}),
+    "residual 180x240": Case(180, 240, 10, {}),
+}
+
+
+def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
+    rng = np.random.default_rng(0)
+    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    centres = rng.random((CLASSES, 2)) * (height, width)
+    distance = np.stack([(ys - y) ** 2 + (xs - x) ** 2 for y, x in centres], -1)
+    labels = distance.argmin(-1).astype(np.int32)
+    colours = rng.random((CLASSES, 3)).astype(np.float32)
+    noise = rng.normal(0, 0.05, (height, width, 3)).astype(np.float32)
+    soft = 0.7 * np.eye(CLASSES, dtype=np.float32)[labels] + np.float32(0.3 / CLASSES)
+    return np.clip(colours[labels] + noise, 0, 1), labels, soft
+
+
+def refiner(case: Case, **more: Any) -> Any:
+    """The core's Refiner for a case."""
+    import runtime
+
+    residual = case.options.get("objective", "residual") == "residual"
+    count = CLASSES if residual else None
+    return runtime.Refiner(case.height, case.width, classes=count, **case.options, **more)
+
+
+def ours(case: Case, threads: int, target: str) -> tuple[Run, float]:
+    """The core on one instruction set. A run ends with one more forward pass, as users' runs do."""
+    image, labels, soft = picture(case.height, case.width)
+    made = refiner(case, threads=threads, target=target)
+    guide = soft if made.options.objective == "residual" else labels
+    first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
+    return lambda: made.run(image, guide, steps=case.steps), first
+
+
+def onnx(case: Case, threads: int, _: str) -> tuple[Run, float]:
+    """The step as one ONNX graph, on ONNX Runtime's CPU provider."""
+    from export.refine_step import build_map, build_step
+    from runtime.engine import OnnxEngine
+    from runtime.graph_refiner import GraphRefiner
+
+    image, labels, soft = picture(case.height, case.width)
+    o = refiner(case).options
+    graphs = (build_step(o).SerializeToString(), build_map(o).SerializeToString())
+    step, final = (OnnxEngine(g, name="graph", threads=threads) for g in graphs)
+    residual = o.objective == "residual"
+    made = GraphRefiner(
+        step, final, o, height=case.height, width=case.width, classes=CLASSES if residual else None
+    )
+    guide = soft if residual else labels
+    first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
+    return lambda: made.run(image, guide, steps=case.steps), first
+
+
+def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
+    """The twin in tests/torch_twin.py, float32: "eager", "channels-last" or "compiled"."""
+    import torch as pytorch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from torch_twin import Twin
+
+    pytorch.set_num_threads(threads)
+    image, labels, soft = picture(case.height, case.width)
+    plain = refiner(case)
+    residual = plain.options.objective == "residual"
+    twin = Twin(
+        plain.options,
+        plain.state_dict(),
+        image,
+        soft if residual else labels,
+        pytorch.float32,
+        channels_last=how != "eager",
+    )
+    first = twin.step()[0][0]
+    twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
+    if how == "compiled":
+        twin.net = pytorch.compile(twin.net)
+        if residual:
+            twin.losses = pytorch.compile(twin.losses)
+
+    def run() -> None:
+        for _ in range(case.steps):
+            twin.step()
+        twin.labels()
+
+    return run, first
+
+
+def matmul(case: Case, threads: int, _: str) -> tuple[Run, float]:
+    """NumPy's float32 matrix product; the caller has set its threads."""
+    a = np.random.default_rng(0).random((MATRIX, MATRIX), np.float32)
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, a, out=out), float("nan")
+
+
+def copy(case: Case, threads: int, _: str) -> tuple[Run, float]:
+    """NumPy's copy, an equal share on each thread."""
+    source = np.ones(COPY // 4, np.float32)
+    parts = zip(*(np.array_split(a, threads) for a in (np.empty_like(source), source)), strict=True)
+    pairs = list(parts)
+
+    def run() -> None:
+        workers = [threading.Thread(target=np.copyto, args=pair) for pair in pairs]
+        for w in workers:
+            w.start()
+        for w in workers:
+            w.join()
+
+    return run, float("nan")
+
+
+PEERS = {"ours": ours, "torch": torch, "onnx": onnx, "matmul": matmul, "copy": copy}
+
+
+def memory(field: str) -> float:
+    """MiB of this process, by the kernel; nan where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def main() -> int:
+    """Serve one peer until stdin ends."""
+    what = json.loads(sys.argv[1])
+    out = sys.stdout
+    sys.stdout = sys.stderr  # a library's chatter is no answer
+
+    def tell(**document: Any) -> None:
+        print(json.dumps(document), file=out, flush=True)
+
+    name, _, variant = what["peer"].partition(" ")
+    before = memory("VmRSS")
+    run, first = PEERS[name](CASES[what["case"]], what["threads"], variant.split(",")[0])
+    run()  # warm: caches, compilers, pools
+    run()
+    tell(loss=first)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        tell(seconds=time.perf_counter() - start)
+    tell(peak=memory("VmHWM") - before)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
