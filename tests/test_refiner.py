@@ -2,6 +2,8 @@
 
 import functools
 import multiprocessing
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -531,6 +533,60 @@ print(refiner.arena_bytes // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_m
     done = subprocess.run(child(code), capture_output=True, text=True, timeout=120, check=True)
     arena, growth = map(int, done.stdout.split())  # KiB
     assert growth < 256 < 64 * 96 * 16 * 4 / 1024 < arena
+
+
+COUNTER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stddef.h>
+atomic_long allocations;
+void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+void *malloc(size_t n) { ++allocations; return __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { ++allocations; return __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { ++allocations; return __libc_realloc(p, n); }
+int posix_memalign(void **p, size_t a, size_t n) {
+  ++allocations;
+  return (*p = __libc_memalign(a, n)) ? 0 : 12;
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts glibc's allocations and Linux's faults")
+@pytest.mark.parametrize("objective", ["residual", "dynaguide", "dynaseg"])
+def test_steps_allocate_nothing_and_meet_no_page_faults(tmp_path, objective):
+    if shutil.which("cc") is None or "LD_PRELOAD" in os.environ:
+        pytest.skip("no C compiler for the counting allocator, or another one is preloaded")
+    (tmp_path / "count.c").write_text(COUNTER)
+    library = tmp_path / "count.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", library, tmp_path / "count.c"]
+    subprocess.run(command, check=True)
+    code = f"""
+import ctypes, numpy, resource, runtime
+counter = ctypes.c_long.in_dll(ctypes.CDLL({str(library)!r}), "allocations")
+rng = numpy.random.default_rng(0)
+image, guide = rng.random((160, 240, 3), "f"), rng.random((160, 240, 5), "f")
+guide = None if "{objective}" == "dynaseg" else guide
+refiner = runtime.Refiner(160, 240, classes=5, objective="{objective}", min_labels=0, threads=2)
+seen = numpy.zeros((40, 4), int)
+def look(done, steps):
+    seen[done - 1, 0] = counter.value
+    seen[done - 1, 1] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seen[done - 1, 3] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seen[done - 1, 2] = counter.value
+refiner.run(image, guide, steps=3)
+refiner.run(image, guide, steps=40, progress=look)
+between = seen[1:, :2] - seen[:-1, 2:]
+print(counter.value, *between[3:].sum(0))
+"""
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    done = subprocess.run(
+        child(code), capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
+    counted, allocations, faults = map(int, done.stdout.split())
+    assert counted > 1000  # Python's own: the counter counts
+    assert allocations == 0 and faults == 0
 
 
 # --- state -------------------------------------------------------------------------------------
