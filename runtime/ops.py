@@ -368,8 +368,11 @@ def guided_filter(
     low = resize(guide, *values.shape[:2])
     core, threads = backend(device), _thread_count(threads)
     target()
-    coefficients = core.guided_coefficients(low, values, radius, eps, threads)
-    out = core.apply_coefficients(coefficients, guide, threads)
+    if low.shape == guide.shape:
+        out = core.guided_filter(guide, values, radius, eps, threads)
+    else:
+        coefficients = core.guided_coefficients(low, values, radius, eps, threads)
+        out = core.apply_coefficients(coefficients, guide, threads)
     return out[..., 0] if two_dimensional else out
 
 

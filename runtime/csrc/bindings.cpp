@@ -363,6 +363,18 @@ Floats guided_coefficients(const Floats& guide, const Floats& values, int radius
   return out;
 }
 
+Floats guided_filter(const Floats& guide, const Floats& values, int radius, double eps, int threads,
+                     const std::string& target) {
+  const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
+  require(values.shape(0) == h && values.shape(1) == w, "guided_filter: shapes differ");
+  Floats out({h, w, k});
+  float* data = out.mutable_data();
+  const seg::Kernels& table = kernels(target);
+  py::gil_scoped_release release;
+  seg::guided_filter(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads, table);
+  return out;
+}
+
 Floats apply_coefficients(const Floats& coefficients, const Floats& guide, int threads,
                           const std::string& target) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(1), g = guide.shape(2),
@@ -541,6 +553,8 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
         "threads"_a, "target"_a = "");
+  m.def("guided_filter", guided_filter, "guide"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
+        "target"_a = "");
   m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
         "target"_a = "");
   m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "");

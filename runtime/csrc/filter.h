@@ -15,6 +15,11 @@ void guided_coefficients(float* coefficients, const float* guide, const float* v
                          int width, int guide_channels, int classes, int radius, double eps,
                          int threads, const Kernels& k);
 
+// The same applied at once: out [height][width][classes] = a . guide + b.
+void guided_filter(float* out, const float* guide, const float* values, int height, int width,
+                   int guide_channels, int classes, int radius, double eps, int threads,
+                   const Kernels& k);
+
 // values [height][width][classes] from coefficients of [low_height][low_width], interpolated
 // bilinearly between pixel centres, and a guide of the full size.
 void apply_coefficients(float* values, const float* coefficients, const float* guide,

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "network.h"
 
 namespace seg {
@@ -73,9 +73,6 @@ class Refiner {
     float *mean, *inv, *scale, *shift;
     Affine affine() const { return {mean, scale, shift}; }
   };
-  struct Free {
-    void operator()(float* p) const;
-  };
 
   size_t layout(float* base);
   void set_input(const float* image, const Guide& guide);
@@ -108,7 +105,7 @@ class Refiner {
   int height_, width_, bands_, threads_;
   const Kernels* k_;
   size_t arena_floats_ = 0;
-  std::unique_ptr<float, Free> arena_;
+  Memory arena_;
 
   // Maps, [height][width][padded channels]; the input has one zero pixel around it.
   Map input_;

@@ -1,9 +1,11 @@
 // Guided filter: float64 column sums slide down a block of rows, window sums slide along each row.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "../filter.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace seg {
@@ -11,33 +13,32 @@ namespace {
 
 constexpr int kBlocks = 16;  // of rows, whatever the threads: same answer on any number of them
 
-struct Windows {
-  int height, width, radius;
-  size_t features;  // per pixel
-};
-
-// Calls add(column, y, sign) to add or take away row y, and emit(y, x, window sums, area) for every
-// pixel of rows [begin, end).
+// Window sums of rows [begin, end). add(column, pitch, y, sign) adds or takes away row y of the
+// column sums, emit(y, x, width, sums, share) gets the sums of a run of windows and 1 / their
+// areas.
 template <class Add, class Emit>
-void slide(const Windows& w, int begin, int end, const Add& add, const Emit& emit) {
-  std::vector<double> column(w.features * w.width, 0.0), window(w.features);
-  const int r = w.radius;
+void slide(int height, int width, int radius, int features, int begin, int end, const Kernels& k,
+           const Add& add, const Emit& emit) {
+  const int r = radius;
+  const ptrdiff_t pitch = ptrdiff_t{width} + 2 * r + 1;  // zeros around: r + 1 before, r behind
+  std::vector<double> column(pitch * features, 0.0), state(features), share(width);
+  std::vector<double> sums(static_cast<size_t>(features) * kWindows);
   int first = std::max(begin - r, 0), last = first - 1;  // rows in the column sums
   for (int y = begin; y < end; ++y) {
-    while (last < std::min(y + r, w.height - 1)) add(column.data(), ++last, 1.0);
-    while (first < y - r) add(column.data(), first++, -1.0);
-    std::fill(window.begin(), window.end(), 0.0);
-    int left = 0, right = -1;  // columns in the window
-    for (int x = 0; x < w.width; ++x) {
-      while (right < std::min(x + r, w.width - 1)) {
-        const double* c = column.data() + w.features * ++right;
-        for (size_t f = 0; f < w.features; ++f) window[f] += c[f];
-      }
-      while (left < x - r) {
-        const double* c = column.data() + w.features * left++;
-        for (size_t f = 0; f < w.features; ++f) window[f] -= c[f];
-      }
-      emit(y, x, window.data(), static_cast<double>(last - first + 1) * (right - left + 1));
+    while (last < std::min(y + r, height - 1)) add(column.data() + r + 1, pitch, ++last, 1.0);
+    while (first < y - r) add(column.data() + r + 1, pitch, first++, -1.0);
+    for (int x = 0; x < width; ++x) {
+      const int columns = std::min(x + r, width - 1) - std::max(x - r, 0) + 1;
+      share[x] = 1.0 / (static_cast<double>(last - first + 1) * columns);
+    }
+    for (int f = 0; f < features; ++f) {
+      const double* c = column.data() + f * pitch + r + 1;
+      state[f] = std::accumulate(c, c + std::min(r, width), 0.0);
+    }
+    for (int x = 0; x < width; x += kWindows) {
+      const int n = std::min(kWindows, width - x);
+      k.window_sums(sums.data(), state.data(), column.data() + x, pitch, r, n, features);
+      emit(y, x, n, sums.data(), share.data() + x);
     }
   }
 }
@@ -68,63 +69,81 @@ void mix_rows(float* out, const float* coefficients, size_t row, int low_height,
   for (size_t i = 0; i < row; ++i) out[i] = a[i] + weight * (b[i] - a[i]);
 }
 
+// Both passes; emit(y, x, n, coefficients) gets those of a run, [n][guide_channels + 1][classes].
+template <class Emit>
+void filter(const float* guide, const float* values, int height, int width, int guide_channels,
+            int classes, int radius, double eps, int threads, const Kernels& k, const Emit& emit) {
+  const int g = guide_channels, features = (g + 1) * classes;
+  const int r = std::min(radius, std::max(height, width));
+  const size_t row = static_cast<size_t>(features) * width;
+  // a and b of each window, before their own mean: planes, row by row.
+  const Memory raw = allocate(row * height);
+  parallel_for(threads, kBlocks, [&](int block) {
+    std::vector<float> planes(static_cast<size_t>(g + classes) * width);
+    float* const second = planes.data() + static_cast<size_t>(g) * width;
+    slide(
+        height, width, r, g + g * (g + 1) / 2 + classes + g * classes, block_begin(block, height),
+        block_begin(block + 1, height), k,
+        [&](double* column, ptrdiff_t pitch, int y, double sign) {
+          const size_t n = static_cast<size_t>(y) * width;
+          k.to_planes(planes.data(), guide + n * g, width, g);
+          k.to_planes(second, values + n * classes, width, classes);
+          k.add_products(column, pitch, planes.data(), second, sign, width, g, classes);
+        },
+        [&](int y, int x, int n, const double* sums, const double* share) {
+          k.solve(raw.get() + y * row + x, width, sums, share, eps, n, g, classes);
+        });
+  });
+  parallel_for(threads, kBlocks, [&](int block) {
+    std::vector<float> run(static_cast<size_t>(features) * kWindows);
+    slide(
+        height, width, r, features, block_begin(block, height), block_begin(block + 1, height), k,
+        [&](double* column, ptrdiff_t pitch, int y, double sign) {
+          k.add_planes(column, pitch, raw.get() + y * row, sign, width, features);
+        },
+        [&](int y, int x, int n, const double* sums, const double* share) {
+          k.window_means(run.data(), sums, share, n, features);
+          emit(y, x, n, run.data());
+        });
+  });
+}
+
 }  // namespace
 
 void guided_coefficients(float* coefficients, const float* guide, const float* values, int height,
                          int width, int guide_channels, int classes, int radius, double eps,
                          int threads, const Kernels& k) {
-  const int g = guide_channels;
-  const size_t pixel = static_cast<size_t>(g + 1) * classes, row = pixel * width;
-  std::vector<float> raw(row * height);  // a and b of each window, before their own mean
-  const Windows products{height, width, radius,
-                         static_cast<size_t>(g + g * (g + 1) / 2 + classes + g * classes)};
-  parallel_for(threads, kBlocks, [&](int block) {
-    slide(
-        products, block_begin(block, height), block_begin(block + 1, height),
-        [&](double* column, int y, double sign) {
-          k.add_products(column, guide + static_cast<size_t>(y) * width * g,
-                         values + static_cast<size_t>(y) * width * classes, sign, width, g,
-                         classes);
-        },
-        [&](int y, int x, const double* sums, double area) {
-          k.solve(raw.data() + y * row + x * pixel, sums, area, eps, g, classes);
-        });
-  });
-  const Windows means{height, width, radius, pixel};
-  parallel_for(threads, kBlocks, [&](int block) {
-    slide(
-        means, block_begin(block, height), block_begin(block + 1, height),
-        [&](double* column, int y, double sign) {
-          k.add_row(column, raw.data() + y * row, sign, row);
-        },
-        [&](int y, int x, const double* sums, double area) {
-          float* out = coefficients + y * row + x * pixel;
-          for (size_t i = 0; i < pixel; ++i) out[i] = static_cast<float>(sums[i] / area);
-        });
-  });
+  const size_t pixel = static_cast<size_t>(guide_channels + 1) * classes;
+  filter(guide, values, height, width, guide_channels, classes, radius, eps, threads, k,
+         [&](int y, int x, int n, const float* run) {
+           std::copy_n(run, n * pixel, coefficients + (static_cast<size_t>(y) * width + x) * pixel);
+         });
+}
+
+void guided_filter(float* out, const float* guide, const float* values, int height, int width,
+                   int guide_channels, int classes, int radius, double eps, int threads,
+                   const Kernels& k) {
+  filter(guide, values, height, width, guide_channels, classes, radius, eps, threads, k,
+         [&](int y, int x, int n, const float* run) {
+           const size_t first = static_cast<size_t>(y) * width + x;
+           k.apply(out + first * classes, run, guide + first * guide_channels, n, guide_channels,
+                   classes);
+         });
 }
 
 void apply_coefficients(float* values, const float* coefficients, const float* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k) {
   const size_t pixel = static_cast<size_t>(guide_channels + 1) * classes;
-  const bool same = low_height == height && low_width == width;
   const Positions py(height, low_height), px(width, low_width);
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> low_row(pixel * low_width), full_row(same ? 0 : pixel * width);
+    std::vector<float> low_row(pixel * low_width);
     for (int y = block_begin(block, height); y < block_begin(block + 1, height); ++y) {
-      const float* row = coefficients + y * pixel * width;
-      if (!same) {
-        mix_rows(low_row.data(), coefficients, pixel * low_width, low_height, py.low[y],
-                 py.weight[y]);
-        for (int x = 0; x < width; ++x)
-          mix_rows(full_row.data() + x * pixel, low_row.data(), pixel, low_width, px.low[x],
-                   px.weight[x]);
-        row = full_row.data();
-      }
-      k.apply(values + static_cast<size_t>(y) * width * classes, row,
-              guide + static_cast<size_t>(y) * width * guide_channels, width, guide_channels,
-              classes);
+      mix_rows(low_row.data(), coefficients, pixel * low_width, low_height, py.low[y],
+               py.weight[y]);
+      const size_t first = static_cast<size_t>(y) * width;
+      k.apply_low(values + first * classes, low_row.data(), guide + first * guide_channels,
+                  px.low.data(), px.weight.data(), low_width, width, guide_channels, classes);
     }
   });
 }

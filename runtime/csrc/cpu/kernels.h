@@ -31,6 +31,7 @@ struct Affine {
 constexpr int kPad = 16;          // the lanes of the widest target
 constexpr float kNever = -1e30f;  // the score of a channel that pads a pixel
 constexpr int kStrip = 72;        // tiles that conv3 takes at a time: rows of whole product tiles
+constexpr int kWindows = 128;     // pixels whose window sums are taken at a time
 constexpr int kRun = 64;          // pixels that other kernels should get: these stay in the cache
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -150,20 +151,37 @@ struct Kernels {
   // v = momentum * v + dw, w -= lr * v.
   void (*sgd)(float* w, float* v, const float* dw, size_t n, float lr, float momentum);
 
-  // Guided filter, see guided_filter.cpp. column[width][features] in float64.
-  void (*add_products)(double* column, const float* guide, const float* values, double sign,
-                       int width, int guide_channels, int classes);
-  void (*add_row)(double* column, const float* row, double sign, size_t n);
-  // From the window sums of one pixel (features of add_products) to its coefficients
-  // [guide_channels + 1][classes].
-  void (*solve)(float* coefficients, const double* sums, double area, double eps,
-                int guide_channels, int classes);
+  // Guided filter, see guided_filter.cpp. Column sums are float64 planes [features][pitch].
+  // planes[c][x] = row[x][c].
+  void (*to_planes)(float* planes, const float* row, int width, int channels);
+  // column += sign * the features of a row: guide, guide products, values, guide times values, of
+  // planes [channels][width].
+  void (*add_products)(double* column, ptrdiff_t pitch, const float* guide, const float* values,
+                       double sign, int width, int guide_channels, int classes);
+  // column += sign * planes [features][width].
+  void (*add_planes)(double* column, ptrdiff_t pitch, const float* planes, double sign, int width,
+                     int features);
+  // Sums of 2 radius + 1 columns: at pixel x of those up to column[x + 2 radius + 1], goes on from
+  // state[features]. sums is [features][kWindows], width at most kWindows.
+  void (*window_sums)(double* sums, double* state, const double* column, ptrdiff_t pitch,
+                      int radius, int width, int features);
+  // From window sums (features of add_products) and share = 1 / area to the coefficients, planes
+  // [guide_channels + 1][classes][pitch].
+  void (*solve)(float* out, ptrdiff_t pitch, const double* sums, const double* share, double eps,
+                int width, int guide_channels, int classes);
+  // out[x][f] = sums[f][x] * share[x].
+  void (*window_means)(float* out, const double* sums, const double* share, int width,
+                       int features);
   // values = sum over g of coefficients[g] * guide[g] + coefficients[last] for one row whose
   // coefficients are [width][guide_channels + 1][classes].
   void (*apply)(float* values, const float* coefficients, const float* guide, int width,
                 int guide_channels, int classes);
-  // The same with low-resolution coefficients of one row, already interpolated in y, and an uint8
-  // guide: interpolates in x, keeps the best class only. left[x] and weight[x] say where.
+  // The same with low-resolution coefficients of one row, already interpolated in y: interpolates
+  // in x. left[x] and weight[x] say where.
+  void (*apply_low)(float* values, const float* coefficients, const float* guide,
+                    const int32_t* left, const float* weight, int low_width, int width,
+                    int guide_channels, int classes);
+  // That for an uint8 guide, keeps the best class only.
   void (*lift)(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
                const int32_t* left, const float* weight, int low_width, int width,
                int guide_channels, int classes);

@@ -3,10 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <new>
 
 #include "parallel.h"
 
@@ -31,7 +29,6 @@ size_t weight_floats(const Conv& conv, bool tiles) {
 
 }  // namespace
 
-void Refiner::Free::operator()(float* p) const { std::free(p); }
 Refiner::~Refiner() = default;
 
 Refiner::Refiner(const RefineOptions& options, int height, int width, int threads,
@@ -65,10 +62,8 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   row_losses_.assign(3 * static_cast<size_t>(bands_), 0.0);
 
   arena_floats_ = layout(nullptr);
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, arena_floats_ * sizeof(float)) != 0) throw std::bad_alloc();
-  arena_.reset(static_cast<float*>(memory));
-  std::memset(memory, 0, arena_floats_ * sizeof(float));
+  arena_ = allocate(arena_floats_);
+  std::memset(arena_.get(), 0, arena_floats_ * sizeof(float));
   layout(arena_.get());
   // Of a head without norm, and of the channels that pad: no soft-max may see them.
   const int q = padded(options.classes);
