@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page fau
 }
 TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
 MACHINE = ("matmul", "copy")
+PAUSE = 0.3  # seconds before a turn: the threads of the peer before may still spin
 
 
 class Worker:
@@ -104,6 +106,7 @@ def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dic
             raise VerificationFailed(f"{name}: first loss of {peer} is {loss}, not {reference}")
     for _ in range(repeats):
         for worker in workers:
+            time.sleep(PAUSE)
             worker.run()
     case = CASES[name]
     operations = 6 * macs_per_pixel(name) * case.height * case.width * case.steps

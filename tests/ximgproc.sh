@@ -45,3 +45,41 @@ for name, mine in ours.items():
 print(f"{len(ours) - failed} passed, {failed} failed")
 sys.exit(failed > 0)
 PY
+
+[ "${1:-}" = time ] || exit 0
+# tests/ximgproc.sh time: milliseconds at 1920x1080, colour guide, radius 8; best of 5, turn by turn.
+measure() { # python, threads
+  PYTHONPATH=$PWD "$1" - "$2" <<'PY'
+import sys, time
+import cv2, numpy as np
+threads = int(sys.argv[1])
+cv2.setNumThreads(threads)
+rng = np.random.default_rng(0)
+guide = rng.random((1080, 1920, 3), dtype=np.float32)
+planes = {k: rng.random((1080, 1920, k), dtype=np.float32) for k in (1, 8)}
+if hasattr(cv2, "ximgproc"):
+    name = "ximgproc"
+    runs = {f"{k} planes": lambda p=p: cv2.ximgproc.guidedFilter(guide, p, 8, 1e-3) for k, p in planes.items()}
+else:
+    import runtime
+    name = "ours"
+    def run(p, **options): return runtime.guided_filter(guide, p, eps=1e-3, threads=threads, **options)
+    runs = {f"{k} planes{' fast' * (s > 1)}": lambda p=p, s=s: run(p, radius=8, subsample=s)
+            for k, p in planes.items() for s in (1, 4)}
+    runs["1 planes r=32"] = lambda: run(planes[1], radius=32)
+for what, f in runs.items():
+    f()
+    best = []
+    for _ in range(5):
+        start = time.perf_counter()
+        f()
+        best.append(time.perf_counter() - start)
+    print(f"{name:8} {threads} threads  {what:14} {1e3 * min(best):7.1f} ms")
+PY
+}
+for threads in 1 2; do
+  for turn in 1 2; do
+    measure "$python" "$threads"
+    measure "$top/venv/bin/python" "$threads"
+  done
+done
