@@ -104,9 +104,8 @@ def colours(work):
     return save(work / "colours.onnx", *nearest_colour(), classes=NAMES, licence="MIT")
 
 
-def save_checkpoint(folder, change=lambda head: None):
-    """A small SegFormer in Hugging Face's format; ``change`` gets its decode head."""
-    names = ["wall", "sky", "grass", "road", "tree"]
+def tiny_segformer(names, seed):
+    """A SegFormer of two small stages, with scores that differ from place to place."""
     config = transformers.SegformerConfig(
         num_encoder_blocks=2,
         depths=[1, 1],
@@ -117,10 +116,16 @@ def save_checkpoint(folder, change=lambda head: None):
         label2id={name: i for i, name in enumerate(names)},
     )
     with torch.random.fork_rng():
-        torch.manual_seed(2)
+        torch.manual_seed(seed)
         network = transformers.SegformerForSemanticSegmentation(config)
-    for parameter in network.parameters():  # scores that differ from place to place
+    for parameter in network.parameters():
         parameter.data.mul_(4)
+    return network
+
+
+def save_checkpoint(folder, change=lambda head: None):
+    """A small SegFormer in Hugging Face's format; ``change`` gets its decode head."""
+    network = tiny_segformer(["wall", "sky", "grass", "road", "tree"], seed=2)
     with torch.no_grad():
         change(network.decode_head)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import scene
+from exporting import tiny_segformer
 
 from benchmarks import cases
 from export.models import PriorModel, load_model, onnx_file, segformer, serialised
@@ -54,20 +55,7 @@ needs_data = pytest.mark.skipif(
 def whole(tmp_path_factory):
     """A tiny checkpoint in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("hub") / "tiny-segformer"
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        hidden_sizes=[8, 16],
-        num_attention_heads=[1, 2],
-        decoder_hidden_size=16,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: i for i, name in enumerate(NAMES)},
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = transformers.SegformerForSemanticSegmentation(config)
-        for parameter in network.parameters():  # scores that differ from place to place
-            parameter.data.mul_(4)
+    network = tiny_segformer(NAMES, seed=1)
     network.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return folder

@@ -69,36 +69,26 @@ def tiny(*, where="", scale=1.0):
     """A small SegFormer in ONNX. ``scale`` multiplies the activations of one layer and divides the
     next weights, which leaves the answer as it is and takes them out of FP16's range."""
     torch = pytest.importorskip("torch", reason="networks are exported by torch")
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
-    config = transformers.SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        hidden_sizes=[8, 16],
-        num_attention_heads=[1, 2],
-        decoder_hidden_size=16,
-        num_labels=5,
-    )
+    pytest.importorskip("transformers", reason="needs transformers")
+    from exporting import tiny_segformer
 
     class Logits(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.network = transformers.SegformerForSemanticSegmentation(config)
+            self.network = tiny_segformer("abcde", seed=0)
 
         def forward(self, images):
             return self.network(images).logits
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Logits()
-        for parameter in module.parameters():
-            parameter.data.mul_(4)
+    module = Logits()
     head = module.network.decode_head
     head.classifier.weight.data.mul_(1000)
     fuse = head.linear_fuse.weight.data
     if where == "before the concatenation":
         head.linear_projections[0].proj.weight.data.mul_(scale)
         head.linear_projections[0].proj.bias.data.mul_(scale)
-        fuse[:, -config.decoder_hidden_size :] /= scale  # stages are in reverse order
+        # Stages are in reverse order.
+        fuse[:, -module.network.config.decoder_hidden_size :] /= scale
     elif where == "before the classifier":
         head.batch_norm.weight.data.mul_(scale)
         head.batch_norm.bias.data.mul_(scale)
