@@ -15,8 +15,8 @@ struct Free {
 };
 using Memory = std::unique_ptr<float, Free>;
 
-// n floats at a multiple of 64 bytes, not set to anything. Linux clears large pages several times
-// faster than small ones (docs/performance.md).
+// n floats at a multiple of 64 bytes, not set to anything. Clearing large pages costs less
+// than clearing small ones (docs/architecture.md).
 inline Memory allocate(size_t n) {
   constexpr size_t kLarge = size_t{1} << 21;
   size_t bytes = n * sizeof(float);
