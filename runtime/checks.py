@@ -22,24 +22,32 @@ def check_image(image: Any, name: str = "image") -> np.ndarray:
     return array
 
 
-def _check_float(name: str, value: Any, wanted: str) -> np.ndarray:
+def _check_float(name: str, value: Any, wanted: str, finite: bool = True) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise InputError(f"{name} has dtype {array.dtype}; wanted {wanted}")
     if array.size == 0:
         raise InputError(f"{name} has shape {array.shape}, which holds nothing; wanted {wanted}")
     array = np.ascontiguousarray(array, np.float32)
+    if finite:
+        check_finite(name, array)
+    return array
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Refuse NaN and infinity."""
     if not np.isfinite(array).all():
         raise InputError(
             f"{name} has {int((~np.isfinite(array)).sum())} NaN or infinite values",
             fix=f"clean it first, e.g. numpy.nan_to_num({name})",
         )
-    return array
 
 
-def check_planes(name: str, value: Any, channels: tuple[int, ...] | None = None) -> np.ndarray:
+def check_planes(
+    name: str, value: Any, channels: tuple[int, ...] | None = None, finite: bool = True
+) -> np.ndarray:
     """(H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1). ``channels``: allowed K."""
-    array = _check_float(name, value, "(H, W) or (H, W, K) float32")
+    array = _check_float(name, value, "(H, W) or (H, W, K) float32", finite)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or (channels and array.shape[2] not in channels):

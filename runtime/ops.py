@@ -10,10 +10,16 @@ import numpy as np
 
 from runtime import network
 from runtime.backend import backend, default_threads, target
-from runtime.checks import check_count, check_guide, check_image, check_planes, check_positive
+from runtime.checks import (
+    check_count,
+    check_finite,
+    check_guide,
+    check_image,
+    check_planes,
+    check_positive,
+)
 from runtime.errors import InputError
 from runtime.options import RefineOptions
-from runtime.resize import resize
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged")
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
@@ -351,8 +357,8 @@ def guided_filter(
     InputError : shapes that do not fit, NaN, a radius below 1.
     """
     two_dimensional = np.ndim(values) == 2
-    guide = check_planes("guide", guide, (1, 3))
-    values = check_planes("values", values)
+    guide = check_planes("guide", guide, (1, 3), finite=False)
+    values = check_planes("values", values, finite=False)
     radius = check_count("radius", radius, 1, 2**20)
     subsample = check_count("subsample", subsample, 1, 2**20)
     eps = check_positive("eps", eps)
@@ -361,13 +367,21 @@ def guided_filter(
             f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
             fix="filter at the size of the values: resize the guide up",
         )
-    if subsample > 1:
-        size = [max(1, -(-n // subsample)) for n in values.shape[:2]]
-        values = resize(values, *size)
-        radius = max(1, round(radius / subsample))
-    low = resize(guide, *values.shape[:2])
     core, threads = backend(device), _thread_count(threads)
     target()
+    size = [-(-n // subsample) for n in values.shape[:2]]
+    if subsample > 1:
+        radius = max(1, round(radius / subsample))
+
+    def shrink(name: str, planes: np.ndarray) -> np.ndarray:
+        low = planes
+        if planes.shape[:2] != tuple(size):
+            low = core.shrink(planes, *size, threads)
+        if not np.isfinite(low).all():  # a mean shows any NaN that went into it
+            check_finite(name, planes)
+        return low
+
+    low, values = shrink("guide", guide), shrink("values", values)
     if low.shape == guide.shape:
         out = core.guided_filter(guide, values, radius, eps, threads)
     else:
@@ -412,7 +426,7 @@ def lift(
     core, threads = backend(device), _thread_count(threads)
     target()
     if low_image is None:
-        coefficients = scores[:, :, None, :]
+        coefficients = np.moveaxis(scores[:, :, None, :], 1, -1)
     else:
         low_image = check_image(low_image, "low_image")
         if low_image.shape[:2] != scores.shape[:2]:

@@ -40,6 +40,11 @@ def native(guide, values, radius, eps, target, threads=1):
     return _core.apply_coefficients(coefficients, guide, threads, target)
 
 
+def by_rows(coefficients):
+    """(H, W, G + 1, K) as the core has them: (H, G + 1, K, W)."""
+    return np.moveaxis(coefficients, 1, -1)
+
+
 # --- guided filter -----------------------------------------------------------------------------
 
 
@@ -57,7 +62,7 @@ def test_coefficients(rng, target, case):
     guide, values = draw(rng, case)
     result = _core.guided_coefficients(guide, values, *case[4:], 1, target)
     exact = reference.guided_coefficients(wide(guide), wide(values), *case[4:])
-    assert relative_error(result, exact) <= 2 * EPS32
+    assert relative_error(result, by_rows(exact)) <= 2 * EPS32
 
 
 @each_case
@@ -135,9 +140,10 @@ def test_public_filter(rng, case):
 def test_apply_coefficients(rng, target, channels, low, high):
     coefficients = rng.standard_normal((*low, channels + 1, 5), dtype=np.float32)
     guide = rng.random((*high, channels), np.float32)
-    result = _core.apply_coefficients(coefficients, guide, 1, target)
+    rows = by_rows(coefficients)
+    result = _core.apply_coefficients(rows, guide, 1, target)
     assert_as_exact_as_float32(result, reference.apply_coefficients, coefficients, guide)
-    np.testing.assert_array_equal(result, _core.apply_coefficients(coefficients, guide, 5, target))
+    np.testing.assert_array_equal(result, _core.apply_coefficients(rows, guide, 5, target))
 
 
 def resized(planes, height, width):
@@ -145,6 +151,25 @@ def resized(planes, height, width):
     cv2 = pytest.importorskip("cv2", reason="needs OpenCV, which averages the guide down")
     size, area = (width, height), cv2.INTER_AREA
     return np.dstack([cv2.resize(p, size, interpolation=area) for p in np.moveaxis(planes, -1, 0)])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (5, 7), (12, 29), (13, 29)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_shrink(rng, target, channels, size):
+    planes = rng.random((13, 29, channels), np.float32)
+    result = _core.shrink(planes, *size, 1, target)
+    np.testing.assert_allclose(result, resized(planes, *size), atol=4 * EPS32)
+    np.testing.assert_array_equal(result, _core.shrink(planes, *size, 3, target))
+
+
+@pytest.mark.parametrize("name", ["guide", "values"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [(0, 0), (16, 32), (7, 31), (16, 0)])
+def test_no_nan_hides_in_the_fast_form(rng, name, value, at):
+    arrays = {k: rng.random((17, 33, 3), np.float32) for k in ("guide", "values")}
+    arrays[name][(*at, 1)] = value
+    with pytest.raises(InputError, match=f"{name} has 1 NaN or infinite values"):
+        runtime.guided_filter(**arrays, subsample=4)
 
 
 @each_guide
@@ -177,7 +202,6 @@ def test_subsample(rng, channels, subsample, radius, low_radius):
 
 
 def test_subsampling_whole_blocks_averages_them(rng):
-    pytest.importorskip("cv2", reason="needs OpenCV, which averages the guide down")
     guide, values = draw(rng, (8, 12, 3, 5))
     blocks = [a.reshape(4, 2, 6, 2, -1).mean((1, 3)) for a in (guide, values)]
     coefficients = _core.guided_coefficients(*blocks, 2, 1e-3, 1)
@@ -199,7 +223,7 @@ def test_subsampling_whole_blocks_averages_them(rng):
 def test_lift(rng, target, low, high, guided, classes):
     image = rng.integers(0, 256, (*high, 3), np.uint8)
     coefficients = rng.random((*low, 4 if guided else 1, classes), np.float32)
-    labels, confidence = _core.lift(coefficients, image, 1, target)
+    labels, confidence = _core.lift(by_rows(coefficients), image, 1, target)
     exact_labels, exact_confidence = reference.lift(wide(coefficients), image)
     np.testing.assert_allclose(confidence, exact_confidence, atol=16 * EPS32)
 
@@ -209,21 +233,21 @@ def test_lift(rng, target, low, high, guided, classes):
     assert (values.max(-1) - chosen <= 16 * EPS32).all()  # another label only at a near tie
     assert (labels != exact_labels).mean() <= 0.01
     for threads in (2, 5):
-        again = _core.lift(coefficients, image, threads, target)
+        again = _core.lift(by_rows(coefficients), image, threads, target)
         np.testing.assert_array_equal(again[0], labels)
         np.testing.assert_array_equal(again[1], confidence)
 
 
 def test_lift_of_equal_scores_takes_the_first(target):
     labels, confidence = _core.lift(
-        np.full((2, 3, 1, 70), 0.5), np.zeros((5, 6, 3), np.uint8), 1, target
+        np.full((2, 1, 70, 3), 0.5), np.zeros((5, 6, 3), np.uint8), 1, target
     )
     assert not labels.any() and (confidence == 0.5).all()
 
 
 @pytest.mark.parametrize("value, cut", [(-0.5, 0), (0.25, 0.25), (1.5, 1)])
 def test_confidence_is_cut_to_0_1(target, value, cut):
-    coefficients = np.full((2, 3, 1, 2), value)
+    coefficients = np.full((2, 1, 2, 3), value)
     _, confidence = _core.lift(coefficients, np.zeros((5, 6, 3), np.uint8), 1, target)
     assert (confidence == np.float32(cut)).all()
 
@@ -235,7 +259,7 @@ def test_public_lift(rng):
     guided = runtime.lift(image, scores, low_image=low_image, radius=1, eps=1e-2)
     coefficients = _core.guided_coefficients(low_image, scores, 1, 1e-2, 1)
     for result, expected in (
-        (plain, _core.lift(scores[:, :, None], image, 1)),
+        (plain, _core.lift(by_rows(scores[:, :, None]), image, 1)),
         (guided, _core.lift(coefficients, image, 1)),
     ):
         np.testing.assert_array_equal(result[0], expected[0])

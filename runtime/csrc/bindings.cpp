@@ -354,12 +354,24 @@ Floats guided_coefficients(const Floats& guide, const Floats& values, int radius
                            int threads, const std::string& target) {
   const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_coefficients: shapes differ");
-  Floats out({h, w, g + 1, k});
+  Floats out({h, g + 1, k, w});
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(target);
   py::gil_scoped_release release;
   seg::guided_coefficients(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads,
                            table);
+  return out;
+}
+
+// Means of (h, w, k) over the area of each of height x width pixels.
+Floats shrink(const Floats& planes, int height, int width, int threads, const std::string& target) {
+  const int h = planes.shape(0), w = planes.shape(1), k = planes.shape(2);
+  require(height <= h && width <= w, "shrink: it would grow");
+  Floats out({height, width, k});
+  float* data = out.mutable_data();
+  const seg::Kernels& table = kernels(target);
+  py::gil_scoped_release release;
+  seg::shrink(data, planes.data(), height, width, h, w, k, threads, table);
   return out;
 }
 
@@ -377,9 +389,10 @@ Floats guided_filter(const Floats& guide, const Floats& values, int radius, doub
 
 Floats apply_coefficients(const Floats& coefficients, const Floats& guide, int threads,
                           const std::string& target) {
-  const int lh = coefficients.shape(0), lw = coefficients.shape(1), g = guide.shape(2),
-            k = coefficients.shape(3), h = guide.shape(0), w = guide.shape(1);
-  require(coefficients.shape(2) == g + 1, "apply_coefficients: shapes differ");
+  const int lh = coefficients.shape(0), lw = coefficients.shape(3), g = guide.shape(2),
+            k = coefficients.shape(2), h = guide.shape(0), w = guide.shape(1);
+  require(coefficients.shape(1) == g + 1 && lh <= h && lw <= w,
+          "apply_coefficients: shapes differ");
   Floats out({h, w, k});
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(target);
@@ -389,13 +402,13 @@ Floats apply_coefficients(const Floats& coefficients, const Floats& guide, int t
   return out;
 }
 
-// coefficients (h, w, 4, k) for a guided lift, (h, w, 1, k) for a bilinear one.
+// coefficients (h, 4, k, w) for a guided lift, (h, 1, k, w) for a bilinear one.
 py::tuple lift(const Floats& coefficients, const Bytes& image, int threads,
                const std::string& target) {
-  const int lh = coefficients.shape(0), lw = coefficients.shape(1),
-            g = static_cast<int>(coefficients.shape(2)) - 1, k = coefficients.shape(3),
+  const int lh = coefficients.shape(0), lw = coefficients.shape(3),
+            g = static_cast<int>(coefficients.shape(1)) - 1, k = coefficients.shape(2),
             h = image.shape(0), w = image.shape(1);
-  require((g == 0 || g == 3) && image.shape(2) == 3, "lift: shapes differ");
+  require((g == 0 || g == 3) && image.shape(2) == 3 && lh <= h && lw <= w, "lift: shapes differ");
   Ints labels({h, w});
   Floats confidence({h, w});
   int32_t* l = labels.mutable_data();
@@ -557,6 +570,7 @@ PYBIND11_MODULE(_core, m) {
         "target"_a = "");
   m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
         "target"_a = "");
+  m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "");
   m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "");
   m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
 

@@ -9,7 +9,7 @@ namespace seg {
 
 // Coefficients of the guided filter (He, Sun, Tang 2013): for every pixel the mean over its window
 // of a (one per guide channel) and b, so that value = a . guide + b.
-// coefficients [height][width][guide_channels + 1][classes], guide [height][width][guide_channels]
+// coefficients [height][guide_channels + 1][classes][width], guide [height][width][guide_channels]
 // (1 or 3), values [height][width][classes]. Windows are (2 radius + 1)^2, cut at the borders.
 void guided_coefficients(float* coefficients, const float* guide, const float* values, int height,
                          int width, int guide_channels, int classes, int radius, double eps,
@@ -20,8 +20,8 @@ void guided_filter(float* out, const float* guide, const float* values, int heig
                    int guide_channels, int classes, int radius, double eps, int threads,
                    const Kernels& k);
 
-// values [height][width][classes] from coefficients of [low_height][low_width], interpolated
-// bilinearly between pixel centres, and a guide of the full size.
+// values [height][width][classes] from coefficients of a picture of low_height x low_width, which
+// is at most as large, interpolated bilinearly between pixel centres, and a guide of the full size.
 void apply_coefficients(float* values, const float* coefficients, const float* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k);
@@ -31,6 +31,11 @@ void apply_coefficients(float* values, const float* coefficients, const float* g
 void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
           int low_height, int low_width, int height, int width, int guide_channels, int classes,
           int threads, const Kernels& k);
+
+// out [low_height][low_width][channels] = means of planes [height][width][channels] over the area
+// of each pixel, as OpenCV's INTER_AREA.
+void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+            int channels, int threads, const Kernels& k);
 
 // 4-connected regions of equal label, numbered 1, 2, ... in the order of their first pixel. Regions
 // under min_area pixels join the neighbour with the longest common border (ties: the larger, then

@@ -1,10 +1,37 @@
 // The guided filter's work on rows: plain loops over pixels that the compiler turns into vectors of
 // this target. Sums are float64, because a window is the difference of two long sums.
 
-inline void to_planes(float* __restrict planes, const float* __restrict row, int width,
-                      int channels) {
+inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __restrict row,
+                      int width, int channels) {
+  int x = 0;
+  if (channels == 3) {
+    IntVec first[3], second[3];  // where channel c of pixel i lies among three vectors a, b, d
+    for (int c = 0; c < 3; ++c) {
+      for (int i = 0; i < kLanes; ++i) {
+        const int n = 3 * i + c;
+        first[c][i] = n < 2 * kLanes ? n : 0;
+        second[c][i] = n < 2 * kLanes ? i : n - kLanes;
+      }
+    }
+    for (; x + kLanes <= width; x += kLanes) {
+      const float* p = row + 3 * x;
+      const Vec a = load(p), b = load(p + kLanes), d = load(p + 2 * kLanes);
+      for (int c = 0; c < 3; ++c)
+        store(planes + c * pitch + x, pick(pick(a, b, first[c]), d, second[c]));
+    }
+  }
   for (int c = 0; c < channels; ++c)
-    for (int x = 0; x < width; ++x) planes[(ptrdiff_t)c * width + x] = row[x * channels + c];
+    for (int i = x; i < width; ++i) planes[c * pitch + i] = row[i * channels + c];
+}
+
+inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
+                            int channels) {
+  float pixels[3 * kRun];
+  for (int x = 0; x < width; x += kRun) {
+    const int n = width - x < kRun ? width - x : kRun;
+    for (int i = 0; i < n * channels; ++i) pixels[i] = row[x * channels + i] * (1.0f / 255);
+    to_planes(planes + x, pitch, pixels, n, channels);
+  }
 }
 
 // Features of a pixel, in order: guide [g], guide products [g (g + 1) / 2], values [k],
@@ -119,78 +146,116 @@ inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double*
   }
 }
 
-inline void window_means(float* __restrict out, const double* __restrict sums,
+inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
                          const double* __restrict share, int width, int features) {
-  for (int x = 0; x < width; ++x)
-    for (int f = 0; f < features; ++f) *out++ = (float)(sums[f * kWindows + x] * share[x]);
+  for (int f = 0; f < features; ++f) {
+    float* __restrict mean = out + f * pitch;
+    const double* __restrict s = sums + f * kWindows;
+    for (int x = 0; x < width; ++x) mean[x] = (float)(s[x] * share[x]);
+  }
 }
 
-inline void apply(float* values, const float* coefficients, const float* guide, int width,
+inline void mix(float* out, ptrdiff_t pitch, const float* a, const float* b, float weight,
+                int width, int features) {
+  for (int f = 0; f < features; ++f, a += width, b += width) {
+    float* __restrict o = out + f * pitch;
+    const float* __restrict p = a, * __restrict q = b;
+    for (int x = 0; x < width; ++x) o[x] = p[x] + weight * (q[x] - p[x]);
+    o[width] = o[width - 1];
+  }
+}
+
+// The coefficients of kLanes pixels from x on. Between low pixels these lie among the kLanes floats
+// from left[x] on, for a picture is never smaller than its coefficients.
+struct Here {
+  Here(int x, const int32_t*, const float*) : x(x) {}
+  Vec of(const float* row) const { return load(row + x); }
+  int x;
+};
+
+struct Between {
+  SEG_INLINE Between(int x, const int32_t* left, const float* weight)
+      : low(left[x]),
+        from(*(const UnalignedIntVec*)(left + x) - left[x]),
+        share(load(weight + x)) {}
+  SEG_INLINE Vec of(const float* row) const {
+    const Vec a = pick(load(row + low), from), b = pick(load(row + low + 1), from);
+    return a + share * (b - a);
+  }
+  ptrdiff_t low;
+  IntVec from;
+  Vec share;
+};
+
+// a . guide + b of class k.
+template <class Place>
+SEG_INLINE Vec value(const Place& place, const float* rows, ptrdiff_t pitch, const Vec* guide,
+                     int guide_channels, int classes, int k) {
+  Vec v = place.of(rows + (guide_channels * classes + k) * pitch);
+  for (int g = 0; g < guide_channels; ++g)
+    v += place.of(rows + (g * classes + k) * pitch) * guide[g];
+  return v;
+}
+
+template <class Place>
+inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
+                  ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
                   int guide_channels, int classes) {
-  for (int x = 0; x < width; ++x, values += classes, guide += guide_channels) {
-    const float* c = coefficients + (ptrdiff_t)x * (guide_channels + 1) * classes;
-    for (int k = 0; k < classes; ++k) values[k] = c[guide_channels * classes + k];
-    for (int g = 0; g < guide_channels; ++g)
-      for (int k = 0; k < classes; ++k) values[k] += c[g * classes + k] * guide[g];
-  }
-}
-
-inline void apply_low(float* values, const float* coefficients, const float* guide,
-                      const int32_t* left, const float* weight, int low_width, int width,
-                      int guide_channels, int classes) {
-  const ptrdiff_t pixel = (ptrdiff_t)(guide_channels + 1) * classes;
-  for (int x = 0; x < width; ++x, values += classes, guide += guide_channels) {
-    const float* c0 = coefficients + left[x] * pixel;
-    const float* c1 = left[x] + 1 < low_width ? c0 + pixel : c0;
-    const float w1 = weight[x], w0 = 1.0f - w1;
-    if (classes == 1) {  // the compiler's vectors are over classes
-      float v = w0 * c0[guide_channels] + w1 * c1[guide_channels];
-      for (int g = 0; g < guide_channels; ++g) v += (w0 * c0[g] + w1 * c1[g]) * guide[g];
-      values[0] = v;
-      continue;
-    }
-    const ptrdiff_t last = guide_channels * classes;
-    for (int k = 0; k < classes; ++k) values[k] = w0 * c0[last + k] + w1 * c1[last + k];
-    for (int g = 0; g < guide_channels; ++g) {
-      const float *a = c0 + g * classes, *b = c1 + g * classes;
-      for (int k = 0; k < classes; ++k) values[k] += (w0 * a[k] + w1 * b[k]) * guide[g];
+  for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
+    const Place place(x, left, weight);
+    const int n = width - x < kLanes ? width - x : kLanes;
+    Vec level[3];
+    for (int g = 0; g < guide_channels; ++g) level[g] = load(guide + g * guide_pitch + x);
+    for (int k = 0; k < classes; ++k) {
+      const Vec v = value(place, rows, pitch, level, guide_channels, classes, k);
+      if (classes == 1 && n == kLanes) {
+        store(values, v);
+        continue;
+      }
+      float lane[kLanes];
+      store(lane, v);
+      for (int i = 0; i < n; ++i) values[i * classes + k] = lane[i];
     }
   }
 }
 
-inline void lift(int32_t* labels, float* confidence, const float* coefficients,
-                 const uint8_t* guide, const int32_t* left, const float* weight, int low_width,
-                 int width, int guide_channels, int classes) {
-  const ptrdiff_t pixel = (ptrdiff_t)(guide_channels + 1) * classes;
-  for (int x = 0; x < width; ++x, guide += guide_channels) {
-    const float* c0 = coefficients + left[x] * pixel;
-    const float* c1 = left[x] + 1 < low_width ? c0 + pixel : c0;
-    const float w1 = weight[x], w0 = 1.0f - w1;
-    float best = -3.0e38f;
-    int label = 0;
-    for (int k0 = 0; k0 < classes; k0 += 64) {  // 64 classes at a time on the stack
-      const int n = classes - k0 < 64 ? classes - k0 : 64;
-      float value[64];
-      for (int k = 0; k < n; ++k) {
-        const ptrdiff_t i = guide_channels * classes + k0 + k;
-        value[k] = w0 * c0[i] + w1 * c1[i];
-      }
-      for (int g = 0; g < guide_channels; ++g) {
-        const float level = guide[g] * (1.0f / 255);
-        const float s0 = w0 * level, s1 = w1 * level;
-        const ptrdiff_t i = g * classes + k0;
-        for (int k = 0; k < n; ++k) value[k] += s0 * c0[i + k] + s1 * c1[i + k];
-      }
-      for (int k = 0; k < n; ++k) {
-        if (value[k] > best) {
-          best = value[k];
-          label = k0 + k;
-        }
-      }
+inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
+                  ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
+                  int guide_channels, int classes) {
+  if (left)
+    apply<Between>(values, rows, pitch, guide, guide_pitch, left, weight, width, guide_channels,
+                   classes);
+  else
+    apply<Here>(values, rows, pitch, guide, guide_pitch, left, weight, width, guide_channels,
+                classes);
+}
+
+inline void lift(int32_t* labels, float* confidence, const float* rows, ptrdiff_t pitch,
+                 const float* guide, ptrdiff_t guide_pitch, const int32_t* left,
+                 const float* weight, int width, int guide_channels, int classes) {
+  for (int x = 0; x < width; x += kLanes) {
+    const Between place(x, left, weight);
+    Vec level[3], best = splat(-3.0e38f);
+    IntVec label = {};
+    for (int g = 0; g < guide_channels; ++g) level[g] = load(guide + g * guide_pitch + x);
+    for (int k = 0; k < classes; ++k) {
+      const Vec v = value(place, rows, pitch, level, guide_channels, classes, k);
+      const IntVec better = v > best;
+      best = better ? v : best;
+      label = better ? k - IntVec{} : label;
     }
-    labels[x] = label;
-    confidence[x] = best < 0.0f ? 0.0f : best > 1.0f ? 1.0f : best;
+    best = min(max(best, Vec{}), splat(1.0f));
+    float lane[kLanes];
+    store(lane, best);
+    for (int i = 0; i < kLanes && x + i < width; ++i) {
+      labels[x + i] = label[i];
+      confidence[x + i] = lane[i];
+    }
   }
+}
+
+inline void add_row(float* __restrict sum, const float* __restrict row, float weight, size_t n) {
+  for (size_t i = 0; i < n; ++i) sum[i] += weight * row[i];
 }
 
 #define SEG_TABLE(target, lanes)                                                                  \
@@ -199,6 +264,7 @@ inline void lift(int32_t* labels, float* confidence, const float* coefficients,
         target::moments, target::normalize, target::bn_sums, target::bn_backward, target::argmax, \
         target::softmax, target::cross_entropy, target::cluster_loss, target::spatial_loss,       \
         target::affinity, target::residual_loss, target::sgd, target::to_planes,                  \
-        target::add_products, target::add_planes, target::window_sums, target::solve,             \
-        target::window_means, target::apply, target::apply_low, target::lift                      \
+        target::bytes_to_planes, target::add_products, target::add_planes, target::window_sums,   \
+        target::solve, target::window_means, target::mix, target::apply, target::lift,            \
+        target::add_row                                                                           \
   }

@@ -45,31 +45,48 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
 
 int block_begin(int block, int rows) { return static_cast<int>(int64_t{rows} * block / kBlocks); }
 
-// Where full-resolution pixel i lies among n_low pixels: between low and low + 1, weight of the
-// second. Pixel centres correspond, as in OpenCV's INTER_LINEAR.
-void position(int i, int n, int n_low, int32_t* low, float* weight) {
-  const double p = std::clamp((i + 0.5) * n_low / n - 0.5, 0.0, n_low - 1.0);
-  *low = static_cast<int32_t>(p);
-  *weight = static_cast<float>(p - *low);
-}
+int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }  // readable past its end
 
+// Where full-resolution pixels lie among n_low: between low and low + 1, weight of the second.
+// Pixel centres correspond, as in OpenCV's INTER_LINEAR.
 struct Positions {
   std::vector<int32_t> low;
   std::vector<float> weight;
-  Positions(int n, int n_low) : low(n), weight(n) {
-    for (int i = 0; i < n; ++i) position(i, n, n_low, &low[i], &weight[i]);
+  Positions(int n, int n_low) : low(wide(n), n_low - 1), weight(wide(n)) {
+    for (int i = 0; i < n; ++i) {
+      const double p = std::clamp((i + 0.5) * n_low / n - 0.5, 0.0, n_low - 1.0);
+      low[i] = static_cast<int32_t>(p);
+      weight[i] = static_cast<float>(p - low[i]);
+    }
   }
 };
 
-// out = the coefficient row that lies at row y of the full picture.
-void mix_rows(float* out, const float* coefficients, size_t row, int low_height, int low,
-              float weight) {
-  const float* a = coefficients + low * row;
-  const float* b = low + 1 < low_height ? a + row : a;
-  for (size_t i = 0; i < row; ++i) out[i] = a[i] + weight * (b[i] - a[i]);
-}
+// The full-resolution pixels under each of n_low, and their shares of its area.
+struct Shares {
+  std::vector<int> begin;  // of each low pixel's in the two below, and the end
+  std::vector<int> pixel;
+  std::vector<float> share;
+  Shares(int n_low, int n) : begin(1, 0) {
+    const double size = static_cast<double>(n) / n_low;
+    for (int i = 0; i < n_low; ++i) {
+      const double low = i * size, high = low + size;
+      for (int j = static_cast<int>(low); j < n && j < high; ++j) {
+        const double part = std::min(high, j + 1.0) - std::max(low, static_cast<double>(j));
+        if (part < 1e-6) continue;
+        pixel.push_back(j);
+        share.push_back(static_cast<float>(part / size));
+      }
+      begin.push_back(static_cast<int>(pixel.size()));
+    }
+  }
+  template <class F>
+  void each(int low, const F& f) const {
+    for (int i = begin[low]; i < begin[low + 1]; ++i) f(static_cast<size_t>(pixel[i]), share[i]);
+  }
+};
 
-// Both passes; emit(y, x, n, coefficients) gets those of a run, [n][guide_channels + 1][classes].
+// Both passes; emit(y, x, n, sums, share, scratch) gets the window sums of a run's coefficients,
+// and floats for them and for its guide.
 template <class Emit>
 void filter(const float* guide, const float* values, int height, int width, int guide_channels,
             int classes, int radius, double eps, int threads, const Kernels& k, const Emit& emit) {
@@ -86,8 +103,8 @@ void filter(const float* guide, const float* values, int height, int width, int 
         block_begin(block + 1, height), k,
         [&](double* column, ptrdiff_t pitch, int y, double sign) {
           const size_t n = static_cast<size_t>(y) * width;
-          k.to_planes(planes.data(), guide + n * g, width, g);
-          k.to_planes(second, values + n * classes, width, classes);
+          k.to_planes(planes.data(), width, guide + n * g, width, g);
+          k.to_planes(second, width, values + n * classes, width, classes);
           k.add_products(column, pitch, planes.data(), second, sign, width, g, classes);
         },
         [&](int y, int x, int n, const double* sums, const double* share) {
@@ -95,16 +112,35 @@ void filter(const float* guide, const float* values, int height, int width, int 
         });
   });
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> run(static_cast<size_t>(features) * kWindows);
+    std::vector<float> scratch(static_cast<size_t>(features + g) * kWindows);
     slide(
         height, width, r, features, block_begin(block, height), block_begin(block + 1, height), k,
         [&](double* column, ptrdiff_t pitch, int y, double sign) {
           k.add_planes(column, pitch, raw.get() + y * row, sign, width, features);
         },
         [&](int y, int x, int n, const double* sums, const double* share) {
-          k.window_means(run.data(), sums, share, n, features);
-          emit(y, x, n, run.data());
+          emit(y, x, n, sums, share, scratch.data());
         });
+  });
+}
+
+// Rows of full-size pixels with their coefficients: emit(y, rows, pitch, px, levels), where levels
+// has room for the guide's planes.
+template <class Emit>
+void lift_rows(const float* coefficients, int low_height, int low_width, int height, int width,
+               int features, int guide_channels, int threads, const Kernels& k, const Emit& emit) {
+  const Positions py(height, low_height), px(width, low_width);
+  const int pitch = wide(low_width + 1);
+  const size_t low_row = static_cast<size_t>(features) * low_width;
+  parallel_for(threads, kBlocks, [&](int block) {
+    std::vector<float> rows(static_cast<size_t>(features) * pitch);
+    std::vector<float> levels(static_cast<size_t>(guide_channels) * wide(width));
+    for (int y = block_begin(block, height); y < block_begin(block + 1, height); ++y) {
+      const float* above = coefficients + py.low[y] * low_row;
+      k.mix(rows.data(), pitch, above, py.low[y] + 1 < low_height ? above + low_row : above,
+            py.weight[y], low_width, features);
+      emit(y, rows.data(), pitch, px, levels.data());
+    }
   });
 }
 
@@ -113,20 +149,25 @@ void filter(const float* guide, const float* values, int height, int width, int 
 void guided_coefficients(float* coefficients, const float* guide, const float* values, int height,
                          int width, int guide_channels, int classes, int radius, double eps,
                          int threads, const Kernels& k) {
-  const size_t pixel = static_cast<size_t>(guide_channels + 1) * classes;
+  const int features = (guide_channels + 1) * classes;
   filter(guide, values, height, width, guide_channels, classes, radius, eps, threads, k,
-         [&](int y, int x, int n, const float* run) {
-           std::copy_n(run, n * pixel, coefficients + (static_cast<size_t>(y) * width + x) * pixel);
+         [&](int y, int x, int n, const double* sums, const double* share, float*) {
+           k.window_means(coefficients + static_cast<size_t>(y) * features * width + x, width, sums,
+                          share, n, features);
          });
 }
 
 void guided_filter(float* out, const float* guide, const float* values, int height, int width,
                    int guide_channels, int classes, int radius, double eps, int threads,
                    const Kernels& k) {
-  filter(guide, values, height, width, guide_channels, classes, radius, eps, threads, k,
-         [&](int y, int x, int n, const float* run) {
+  const int g = guide_channels, features = (g + 1) * classes;
+  filter(guide, values, height, width, g, classes, radius, eps, threads, k,
+         [&](int y, int x, int n, const double* sums, const double* share, float* run) {
+           float* const levels = run + static_cast<size_t>(features) * kWindows;
            const size_t first = static_cast<size_t>(y) * width + x;
-           k.apply(out + first * classes, run, guide + first * guide_channels, n, guide_channels,
+           k.window_means(run, kWindows, sums, share, n, features);
+           k.to_planes(levels, kWindows, guide + first * g, n, g);
+           k.apply(out + first * classes, run, kWindows, levels, kWindows, nullptr, nullptr, n, g,
                    classes);
          });
 }
@@ -134,32 +175,47 @@ void guided_filter(float* out, const float* guide, const float* values, int heig
 void apply_coefficients(float* values, const float* coefficients, const float* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k) {
-  const size_t pixel = static_cast<size_t>(guide_channels + 1) * classes;
-  const Positions py(height, low_height), px(width, low_width);
-  parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> low_row(pixel * low_width);
-    for (int y = block_begin(block, height); y < block_begin(block + 1, height); ++y) {
-      mix_rows(low_row.data(), coefficients, pixel * low_width, low_height, py.low[y],
-               py.weight[y]);
-      const size_t first = static_cast<size_t>(y) * width;
-      k.apply_low(values + first * classes, low_row.data(), guide + first * guide_channels,
-                  px.low.data(), px.weight.data(), low_width, width, guide_channels, classes);
-    }
-  });
+  const int g = guide_channels, guide_pitch = wide(width);
+  lift_rows(coefficients, low_height, low_width, height, width, (g + 1) * classes, g, threads, k,
+            [&](int y, const float* rows, ptrdiff_t pitch, const Positions& px, float* levels) {
+              const size_t first = static_cast<size_t>(y) * width;
+              k.to_planes(levels, guide_pitch, guide + first * g, width, g);
+              k.apply(values + first * classes, rows, pitch, levels, guide_pitch, px.low.data(),
+                      px.weight.data(), width, g, classes);
+            });
 }
 
 void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
           int low_height, int low_width, int height, int width, int guide_channels, int classes,
           int threads, const Kernels& k) {
-  const size_t row = static_cast<size_t>(guide_channels + 1) * classes * low_width;
-  const Positions py(height, low_height), px(width, low_width);
+  const int g = guide_channels, guide_pitch = wide(width);
+  lift_rows(coefficients, low_height, low_width, height, width, (g + 1) * classes, g, threads, k,
+            [&](int y, const float* rows, ptrdiff_t pitch, const Positions& px, float* levels) {
+              const size_t first = static_cast<size_t>(y) * width;
+              k.bytes_to_planes(levels, guide_pitch, guide + first * g, width, g);
+              k.lift(labels + first, confidence + first, rows, pitch, levels, guide_pitch,
+                     px.low.data(), px.weight.data(), width, g, classes);
+            });
+}
+
+void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+            int channels, int threads, const Kernels& k) {
+  const size_t row = static_cast<size_t>(width) * channels, chunk = 4096;  // of a row, in the cache
+  const Shares py(low_height, height), px(low_width, width);
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> low_row(row);
-    for (int y = block_begin(block, height); y < block_begin(block + 1, height); ++y) {
-      mix_rows(low_row.data(), coefficients, row, low_height, py.low[y], py.weight[y]);
-      const size_t first = static_cast<size_t>(y) * width;
-      k.lift(labels + first, confidence + first, low_row.data(), guide + first * guide_channels,
-             px.low.data(), px.weight.data(), low_width, width, guide_channels, classes);
+    std::vector<float> sum(row);
+    for (int y = block_begin(block, low_height); y < block_begin(block + 1, low_height); ++y) {
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (size_t i = 0; i < row; i += chunk)
+        py.each(y, [&](size_t j, float share) {
+          k.add_row(sum.data() + i, planes + j * row + i, share, std::min(chunk, row - i));
+        });
+      float* pixel = out + static_cast<size_t>(y) * low_width * channels;
+      std::fill(pixel, pixel + static_cast<size_t>(low_width) * channels, 0.0f);
+      for (int x = 0; x < low_width; ++x, pixel += channels)
+        px.each(x, [&](size_t j, float share) {
+          for (int c = 0; c < channels; ++c) pixel[c] += share * sum[j * channels + c];
+        });
     }
   });
 }

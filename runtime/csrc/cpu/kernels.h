@@ -152,8 +152,10 @@ struct Kernels {
   void (*sgd)(float* w, float* v, const float* dw, size_t n, float lr, float momentum);
 
   // Guided filter, see guided_filter.cpp. Column sums are float64 planes [features][pitch].
-  // planes[c][x] = row[x][c].
-  void (*to_planes)(float* planes, const float* row, int width, int channels);
+  // planes[c * pitch + x] = row[x][c]; of bytes, / 255.
+  void (*to_planes)(float* planes, ptrdiff_t pitch, const float* row, int width, int channels);
+  void (*bytes_to_planes)(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
+                          int channels);
   // column += sign * the features of a row: guide, guide products, values, guide times values, of
   // planes [channels][width].
   void (*add_products)(double* column, ptrdiff_t pitch, const float* guide, const float* values,
@@ -169,22 +171,25 @@ struct Kernels {
   // [guide_channels + 1][classes][pitch].
   void (*solve)(float* out, ptrdiff_t pitch, const double* sums, const double* share, double eps,
                 int width, int guide_channels, int classes);
-  // out[x][f] = sums[f][x] * share[x].
-  void (*window_means)(float* out, const double* sums, const double* share, int width,
-                       int features);
-  // values = sum over g of coefficients[g] * guide[g] + coefficients[last] for one row whose
-  // coefficients are [width][guide_channels + 1][classes].
-  void (*apply)(float* values, const float* coefficients, const float* guide, int width,
+  // out[f * pitch + x] = sums[f][x] * share[x].
+  void (*window_means)(float* out, ptrdiff_t pitch, const double* sums, const double* share,
+                       int width, int features);
+  // out[f * pitch + x] = (1 - weight) a[f][x] + weight b[f][x], and its last value once more.
+  void (*mix)(float* out, ptrdiff_t pitch, const float* a, const float* b, float weight, int width,
+              int features);
+  // values[x][k] = sum over g of rows[g][k][x] * guide[g][x] + rows[last][k][x] for one row of
+  // pixels; rows and guide are planes that can be read kPad floats past their end. Where left is
+  // given, pixel x's coefficients lie between left[x] and left[x] + 1 of shorter rows, by weight[x]
+  // (both can be read past their end, too).
+  void (*apply)(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
+                ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
                 int guide_channels, int classes);
-  // The same with low-resolution coefficients of one row, already interpolated in y: interpolates
-  // in x. left[x] and weight[x] say where.
-  void (*apply_low)(float* values, const float* coefficients, const float* guide,
-                    const int32_t* left, const float* weight, int low_width, int width,
-                    int guide_channels, int classes);
-  // That for an uint8 guide, keeps the best class only.
-  void (*lift)(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
-               const int32_t* left, const float* weight, int low_width, int width,
-               int guide_channels, int classes);
+  // The class with the largest such value, the first of equals; confidence is that cut to [0, 1].
+  void (*lift)(int32_t* labels, float* confidence, const float* rows, ptrdiff_t pitch,
+               const float* guide, ptrdiff_t guide_pitch, const int32_t* left, const float* weight,
+               int width, int guide_channels, int classes);
+  // sum += weight * row.
+  void (*add_row)(float* sum, const float* row, float weight, size_t n);
 };
 
 // The table called name ("base", "avx2", "avx512"), or null if this machine cannot run it.

@@ -19,6 +19,25 @@ SEG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 SEG_INLINE Vec abs(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
 SEG_INLINE Vec zero_unless(IntVec mask, Vec a) { return (Vec)((IntVec)a & mask); }
 
+// (a, b)[i[0]], (a, b)[i[1]], ... where i counts on from a to b.
+SEG_INLINE Vec pick(Vec a, Vec b, IntVec i) {
+#if defined(__clang__)
+  Vec out;
+  for (int n = 0; n < kLanes; ++n) out[n] = i[n] < kLanes ? a[i[n]] : b[i[n] - kLanes];
+  return out;
+#else
+  return __builtin_shuffle(a, b, i);
+#endif
+}
+
+SEG_INLINE Vec pick(Vec a, IntVec i) {
+#if defined(__clang__)
+  return pick(a, a, i);
+#else
+  return __builtin_shuffle(a, i);
+#endif
+}
+
 SEG_INLINE float sum(Vec v) {
   float s[kLanes];
   store(s, v);
