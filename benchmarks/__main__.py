@@ -1,4 +1,4 @@
-"""python -m benchmarks quality | step"""
+"""python -m benchmarks quality | ops | step | photo"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from runtime.errors import SdkError
 
-COMMANDS = ("quality", "step")
+COMMANDS = ("quality", "ops", "step", "photo")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] == "quality":
             from benchmarks.quality import main as run
+        elif argv[0] == "ops":
+            from benchmarks.ops import main as run
+        elif argv[0] == "photo":
+            from benchmarks.photo import main as run
         else:
             from benchmarks.step import main as run
         return run(argv[1:])

@@ -1,12 +1,14 @@
 """Time of a refinement step: the core on each instruction set, PyTorch and ONNX Runtime beside it.
 
     python -m benchmarks step [--threads 1,2] [--repeats 7] [--peers ours,torch] [-o results.json]
+    python -m benchmarks step --peers best --cases "residual 96x96,residual 1024x1024"
 
 Every peer has a process of its own (:mod:`benchmarks.worker`); they run turn by turn, after their
 first losses have been compared. "tuned" is PyTorch with glibc's malloc told to keep its memory. The
 machine's own float32 matrix product and copy run in the same turns: "of matmul" is the useful
 operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) over those of
-the matrix product. Peers that are not installed are named and left out.
+the matrix product. Peers that are not installed are named and left out. A case is an objective and
+a size: with several sizes, "ns/pixel" shows how the cost grows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 
 import runtime
 from benchmarks import report
-from benchmarks.worker import CASES, COPY, MATRIX, refiner
+from benchmarks.worker import COPY, MATRIX, STEPS, find_case, refiner
 from runtime.backend import default_threads
 from runtime.errors import InputError, VerificationFailed
 
@@ -41,12 +43,14 @@ PAUSE = 0.3  # seconds before a turn: the threads of the peer before may still s
 class Worker:
     """One peer's process."""
 
-    def __init__(self, peer: str, case: str, threads: int) -> None:
+    def __init__(self, peer: str, case: str, threads: int, op: str = "") -> None:
         counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         environment = os.environ | dict.fromkeys(counts, str(threads))
+        if peer.startswith("ours"):
+            environment["SEG_ISA"] = peer.split()[1].rstrip(",")
         if peer.endswith("tuned"):
             environment |= TUNED
-        what = json.dumps({"peer": peer, "case": case, "threads": threads})
+        what = json.dumps({"peer": peer, "case": case, "op": op, "threads": threads})
         self.peer, self.seconds, self.errors = peer, [], ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", what],
@@ -58,7 +62,7 @@ class Worker:
             text=True,
         )
         answer = self.answer()
-        self.loss: float | None = answer.get("loss")
+        self.first: Any = answer.get("first")  # None: it did not start
 
     def answer(self) -> dict[str, Any]:
         """What the process says next; empty where it has ended."""
@@ -82,9 +86,17 @@ class Worker:
         return peak
 
 
+def rounds(workers: list[Worker], repeats: int) -> None:
+    """Turn by turn."""
+    for _ in range(repeats):
+        for worker in workers:
+            time.sleep(PAUSE)
+            worker.run()
+
+
 def macs_per_pixel(case: str) -> int:
     """Multiply-accumulates of one forward pass, convolutions only."""
-    state = refiner(CASES[case]).state_dict()
+    state = refiner(find_case(case)).state_dict()
     return sum(v.size for k, v in state.items() if v.ndim == 4 and not k.startswith("momentum."))
 
 
@@ -94,21 +106,18 @@ def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dic
     for peer in peers:
         print(f"  {name}, {threads} threads: {peer} ...", file=sys.stderr)
         worker = Worker(peer, name, threads)
-        if worker.loss is None:
+        if worker.first is None:
             print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
             worker.peak()
             continue
         workers.append(worker)
-    losses = {w.peer: w.loss for w in workers if w.peer not in MACHINE}
+    losses = {w.peer: w.first for w in workers if w.peer not in MACHINE}
     reference = next(iter(losses.values()))
     for peer, loss in losses.items():
         if not abs(loss - reference) <= 1e-4 * abs(reference):
             raise VerificationFailed(f"{name}: first loss of {peer} is {loss}, not {reference}")
-    for _ in range(repeats):
-        for worker in workers:
-            time.sleep(PAUSE)
-            worker.run()
-    case = CASES[name]
+    rounds(workers, repeats)
+    case = find_case(name)
     operations = 6 * macs_per_pixel(name) * case.height * case.width * case.steps
     medians = {w.peer: float(np.median(w.seconds)) for w in workers}
     rate = 2 * MATRIX**3 / medians["matmul"]
@@ -125,6 +134,7 @@ def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dic
                 "ms/step": round(1e3 * median / case.steps, 1),
                 "min": round(1e3 * min(worker.seconds) / case.steps, 1),
                 "max": round(1e3 * max(worker.seconds) / case.steps, 1),
+                "ns/pixel": round(1e9 * median / case.steps / (case.height * case.width)),
                 "GFLOP/s": round(operations / median / 1e9, 1),
                 "of matmul": round(operations / median / rate, 2),
                 "MiB": round(peak),
@@ -145,20 +155,32 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks step", description=__doc__)
     parser.add_argument("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--cases", default=",".join(CASES), help="(%(default)s)")
-    parser.add_argument("--peers", default="ours,torch,onnx", help="(%(default)s)")
+    parser.add_argument(
+        "--cases", default="dynaguide 321x481,residual 180x240", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--peers", default="ours,torch,onnx", help="or best: ours on its best target (%(default)s)"
+    )
     parser.add_argument("-o", "--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     kinds = {
+        "best": [f"ours {runtime.targets()[-1]}"],
         "ours": [f"ours {t}" for t in reversed(runtime.targets())],
         "torch": list(TORCH),
         "onnx": ["onnx"],
     }
     asked, cases = args.peers.split(","), args.cases.split(",")
-    for what, known in ((asked, kinds), (cases, CASES)):
-        wrong = [word for word in what if word not in known]
-        if wrong:
-            raise InputError(f"{wrong[0]!r} is unknown; wanted some of {', '.join(known)}")
+    wrong = [word for word in asked if word not in kinds]
+    if wrong:
+        raise InputError(f"peer {wrong[0]!r} is unknown; wanted some of {', '.join(kinds)}")
+    for name in cases:
+        try:
+            find_case(name)
+        except ValueError:
+            raise InputError(
+                f"case {name!r} is unknown; wanted an objective of {', '.join(STEPS)} and a size",
+                fix='e.g. --cases "residual 180x240"',
+            ) from None
     if not args.threads.replace(",", "").isdigit() or args.repeats < 1:
         raise InputError(f"threads {args.threads!r}, repeats {args.repeats}; wanted 1 or more")
     peers = [peer for kind in asked for peer in kinds[kind]] + list(MACHINE)

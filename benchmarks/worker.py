@@ -2,8 +2,8 @@
 
     python -m benchmarks.worker '{"peer": "ours avx2", "case": "residual 180x240", "threads": 1}'
 
-Prints one JSON line when ready (with its first loss), one for each line on stdin (seconds of a
-run), and one at the end of stdin (peak memory).
+Prints one JSON line when ready (with its first loss, or samples of an operation's output), one for
+each line on stdin (seconds of a run), and one at the end of stdin (peak memory).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Run = Callable[[], Any]
+Run = Callable[[], float | None]  # the seconds, where it measures them itself
 CLASSES = 14
 MATRIX = 1536  # side of the matrix product
 COPY = 2**28  # bytes
@@ -33,10 +33,16 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
-CASES = {
-    "dynaguide 321x481": Case(321, 481, 2, {"objective": "dynaguide"}),
-    "residual 180x240": Case(180, 240, 10, {}),
-}
+STEPS = {"dynaguide": 2, "residual": 10}  # a run
+
+
+def find_case(name: str) -> Case:
+    """The case called "objective HxW"; ValueError where there is none."""
+    objective, _, size = name.partition(" ")
+    height, width = map(int, size.split("x"))
+    if objective not in STEPS or height < 1 or width < 1:
+        raise ValueError(name)
+    return Case(height, width, STEPS[objective], {"objective": objective})
 
 
 def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,7 +96,8 @@ def onnx(case: Case, threads: int, _: str) -> tuple[Run, float]:
 
 
 def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
-    """The twin in tests/torch_twin.py, float32: "eager", "channels-last" or "compiled"."""
+    """The twin in tests/torch_twin.py, float32: "eager", "channels-last" or "compiled"; "eager
+    steps" leaves the last forward pass of a run out."""
     import torch as pytorch
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -106,7 +113,7 @@ def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
         image,
         soft if residual else labels,
         pytorch.float32,
-        channels_last=how != "eager",
+        channels_last=not how.startswith("eager"),
     )
     first = twin.step()[0][0]
     twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
@@ -118,7 +125,8 @@ def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
     def run() -> None:
         for _ in range(case.steps):
             twin.step()
-        twin.labels()
+        if how != "eager steps":
+            twin.labels()
 
     return run, first
 
@@ -169,14 +177,20 @@ def main() -> int:
 
     name, _, variant = what["peer"].partition(" ")
     before = memory("VmRSS")
-    run, first = PEERS[name](CASES[what["case"]], what["threads"], variant.split(",")[0])
+    if what["op"] and name not in ("matmul", "copy"):
+        from benchmarks.ops import peer
+
+        run, first = peer(what["op"], name.rstrip(","), what["threads"])
+    else:
+        case = find_case(what["case"])
+        run, first = PEERS[name](case, what["threads"], variant.split(",")[0])
     run()  # warm: caches, compilers, pools
     run()
-    tell(loss=first)
+    tell(first=first)
     for _ in sys.stdin:
         start = time.perf_counter()
-        run()
-        tell(seconds=time.perf_counter() - start)
+        measured = run()
+        tell(seconds=measured if isinstance(measured, float) else time.perf_counter() - start)
     tell(peak=memory("VmHWM") - before)
     return 0
 

@@ -10,11 +10,20 @@ Array = np.ndarray
 def targets() -> list[str]: ...
 def target() -> str: ...
 def lanes(target: str = "") -> int: ...
-def conv(x: Array, weight: Array, bias: Array, relu: bool = False, target: str = "") -> Array: ...
+def conv(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    relu: bool = False,
+    few: bool = False,
+    norm: Array = ...,
+    target: str = "",
+    repeats: int = 1,
+) -> Array: ...
 def conv_backward(
-    dy: Array, x: Array, weight: Array, target: str = ""
+    dy: Array, x: Array, weight: Array, few: bool = False, target: str = "", repeats: int = 1
 ) -> tuple[Array, Array, Array]: ...
-def row_moments(x: Array, target: str = "") -> tuple[Array, Array]: ...
+def moments(x: Array, reference: Array, target: str = "") -> tuple[Array, Array]: ...
 def normalize(x: Array, mean: Array, scale: Array, shift: Array, target: str = "") -> Array: ...
 def bn_sums(dy: Array, x: Array, mean: Array, target: str = "") -> tuple[Array, Array]: ...
 def bn_backward(
@@ -26,8 +35,9 @@ def bn_backward(
     b: Array,
     relu: bool,
     target: str = "",
-) -> Array: ...
-def softmax(r: Array, target: str = "") -> tuple[Array, Array, Array]: ...
+    repeats: int = 1,
+) -> tuple[Array, Array]: ...
+def softmax(r: Array, target: str = "", repeats: int = 1) -> tuple[Array, Array, Array]: ...
 def cluster_loss(
     r: Array,
     labels: Array,
@@ -36,9 +46,16 @@ def cluster_loss(
     self_weight: float,
     guide_weight: float,
     target: str = "",
+    repeats: int = 1,
 ) -> tuple[Array, float, float]: ...
 def spatial_loss(
-    r: Array, weight: float, scale: Array, huber: bool, target: str = ""
+    r: Array,
+    gain: Array,
+    weight: float,
+    scale: Array,
+    huber: bool,
+    target: str = "",
+    repeats: int = 1,
 ) -> tuple[Array, float]: ...
 def affinity(image: Array, offsets: Array, sigma: float, target: str = "") -> Array: ...
 def residual_loss(
@@ -50,6 +67,7 @@ def residual_loss(
     offsets: Array,
     lam: float,
     target: str = "",
+    repeats: int = 1,
 ) -> tuple[Array, float, float]: ...
 def sgd_step(
     w: Array, v: Array, dw: Array, lr: float, momentum: float, target: str = ""

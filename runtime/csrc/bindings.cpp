@@ -82,10 +82,12 @@ std::vector<float> pad(const float* values, int n) {
 }
 
 // Single operations, one thread, for tests and measurements. Arrays as in runtime/reference.py.
+// `repeats` runs the kernels so often on the same memory (what they add up, they add up again): the
+// time of n repeats less that of none is the kernels' own.
 
 // 3x3 goes by tiles, or by taps where few is true; norm is (3, channels in) or empty.
 Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu, bool few,
-            const Floats& norm, const std::string& target) {
+            const Floats& norm, const std::string& target, int repeats) {
   const seg::Kernels& k = kernels(target);
   const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
             kernel = weight.shape(2), size = kernel * kernel;
@@ -109,20 +111,21 @@ Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu
                             ? seg::Affine{affine[0].data(), affine[1].data(), affine[2].data()}
                             : seg::Affine{};
   PaddedMap input(x, few), result(h, w, out);
-  for (int y = 0; y < h; y += tiles ? 2 : 1) {
-    if (!tiles)
-      k.conv(result.row(y), input.row(y), packed.data(), b.data(), seg::Map{}, w, kernel, in, out,
-             relu);
-    for (int first = 0; tiles && first < w; first += 2 * seg::kStrip)
-      k.conv3(result.map(), input.map(), a, packed.data(), b.data(), relu, y, first,
-              std::min(seg::kStrip, (w - first + 1) / 2), h, w, in, out, scratch.data());
-  }
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; y += tiles ? 2 : 1) {
+      if (!tiles)
+        k.conv(result.row(y), input.row(y), packed.data(), b.data(), seg::Map{}, w, kernel, in, out,
+               relu);
+      for (int first = 0; tiles && first < w; first += 2 * seg::kStrip)
+        k.conv3(result.map(), input.map(), a, packed.data(), b.data(), relu, y, first,
+                std::min(seg::kStrip, (w - first + 1) / 2), h, w, in, out, scratch.data());
+    }
   return result.array(h, w, out);
 }
 
 // Returns dx, dw, db; dx of 3x3 goes by tiles.
 py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight, bool few,
-                        const std::string& target) {
+                        const std::string& target, int repeats) {
   const seg::Kernels& k = kernels(target);
   const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
             kernel = weight.shape(2), size = kernel * kernel;
@@ -137,15 +140,16 @@ py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight,
   std::vector<float> packed(static_cast<size_t>(16) * in * seg::padded(out), 0.0f),
       sum(seg::padded(out), 0.0f), scratch(seg::strip_floats(in, out));
   PaddedMap input(x, few), grad(dy);
-  for (int y = 0; y < h; ++y) {
-    k.sums(sum.data(), grad.row(y), w, out);
-    for (int first = 0; !tiles && first < w; first += seg::kRun)
-      k.conv_dw(packed.data(), input.map().from(y, first), grad.map().from(y, first),
-                std::min(seg::kRun, w - first), kernel, in, out);
-    for (int first = 0; tiles && y % 2 == 0 && first < w; first += 2 * seg::kStrip)
-      k.conv3_dw(packed.data(), input.map(), seg::Affine{}, grad.map(), y, first,
-                 std::min(seg::kStrip, (w - first + 1) / 2), h, w, in, out, scratch.data());
-  }
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y) {
+      k.sums(sum.data(), grad.row(y), w, out);
+      for (int first = 0; !tiles && first < w; first += seg::kRun)
+        k.conv_dw(packed.data(), input.map().from(y, first), grad.map().from(y, first),
+                  std::min(seg::kRun, w - first), kernel, in, out);
+      for (int first = 0; tiles && y % 2 == 0 && first < w; first += 2 * seg::kStrip)
+        k.conv3_dw(packed.data(), input.map(), seg::Affine{}, grad.map(), y, first,
+                   std::min(seg::kStrip, (w - first + 1) / 2), h, w, in, out, scratch.data());
+    }
   Floats dw({out, in, kernel, kernel});
   for (int o = 0; o < out; ++o) {
     db.mutable_data()[o] = sum[o];
@@ -159,7 +163,7 @@ py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight,
             static_cast<float>(tiles ? taps[t] : u[t]);
     }
   }
-  return py::make_tuple(conv(dy, turned, none, false, false, no_norm, target), dw, db);
+  return py::make_tuple(conv(dy, turned, none, false, false, no_norm, target, repeats), dw, db);
 }
 
 // Of one row: x is (1, n, c). Returns the sums of x - reference and of its square.
@@ -196,15 +200,17 @@ py::tuple bn_sums(const Floats& dy, const Floats& x, const Floats& mean,
 
 // Returns dx and its sum over all pixels.
 py::tuple bn_backward(const Floats& dy, const Floats& x, const Floats& mean, const Floats& scale,
-                      const Floats& a, const Floats& b, bool relu, const std::string& target) {
+                      const Floats& a, const Floats& b, bool relu, const std::string& target,
+                      int repeats) {
   PaddedMap d(dy), map(x);
   const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
   const auto m = pad(mean.data(), c), s = pad(scale.data(), c), pa = pad(a.data(), c),
              pb = pad(b.data(), c);
   std::vector<float> sum(seg::padded(c));
-  for (int y = 0; y < h; ++y)
-    kernels(target).bn_backward(d.row(y), sum.data(), d.row(y), map.row(y), m.data(), s.data(),
-                                pa.data(), pb.data(), w, c, relu);
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y)
+      kernels(target).bn_backward(d.row(y), sum.data(), d.row(y), map.row(y), m.data(), s.data(),
+                                  pa.data(), pb.data(), w, c, relu);
   return py::make_tuple(d.array(h, w, c), Floats(c, sum.data()));
 }
 
@@ -219,22 +225,23 @@ PaddedMap scores_map(const Floats& r) {
 }
 
 // Returns probabilities, log-sum-exp, labels.
-py::tuple softmax(const Floats& r, const std::string& target) {
+py::tuple softmax(const Floats& r, const std::string& target, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), p(h, w, c);
   Floats lse({h, w});
   Ints labels({h, w});
-  for (int y = 0; y < h; ++y) {
-    kernels(target).softmax(p.row(y), lse.mutable_data() + y * w, map.row(y), w, c);
-    kernels(target).argmax(labels.mutable_data() + y * w, map.row(y), w, c);
-  }
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y) {
+      kernels(target).softmax(p.row(y), lse.mutable_data() + y * w, map.row(y), w, c);
+      kernels(target).argmax(labels.mutable_data() + y * w, map.row(y), w, c);
+    }
   return py::make_tuple(p.array(h, w, c), lse, labels);
 }
 
 // Returns dr, sum of similarity terms, sum of guide terms.
 py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& guide,
                        const Ints& table, float self_weight, float guide_weight,
-                       const std::string& target) {
+                       const std::string& target, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), dr(h, w, c);
   Ints hard;
@@ -244,26 +251,28 @@ py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& gu
   if (has && !is_soft) hard = py::cast<Ints>(guide);
   const int classes = is_soft ? soft.shape(2) : table.shape(0);
   double losses[2] = {};
-  for (int y = 0; y < h; ++y)
-    kernels(target).cluster_loss(
-        dr.row(y), losses, map.row(y), labels.data() + y * w,
-        has && !is_soft ? hard.data() + y * w : nullptr,
-        is_soft ? soft.data() + static_cast<size_t>(y) * w * classes : nullptr, classes,
-        table.data(), self_weight, guide_weight, w, c);
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y)
+      kernels(target).cluster_loss(
+          dr.row(y), losses, map.row(y), labels.data() + y * w,
+          has && !is_soft ? hard.data() + y * w : nullptr,
+          is_soft ? soft.data() + static_cast<size_t>(y) * w * classes : nullptr, classes,
+          table.data(), self_weight, guide_weight, w, c);
   return py::make_tuple(dr.array(h, w, c), losses[0], losses[1]);
 }
 
 // Of the scores gain * r. Returns dr and the unweighted loss.
 py::tuple spatial_loss(const Floats& r, const Floats& gain, float weight, const Floats& scale,
-                       bool huber, const std::string& target) {
+                       bool huber, const std::string& target, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map(r), dr(h, w, c);
   const auto g = pad(gain.data(), c);
   double loss = 0;
-  for (int y = 0; y < h; ++y)
-    for (int x = 0; x < w; x += seg::kRun)
-      kernels(target).spatial_loss(dr.map(), &loss, map.map(), g.data(), weight, scale.data(),
-                                   huber, y, x, std::min(seg::kRun, w - x), h, w, c);
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y)
+      for (int x = 0; x < w; x += seg::kRun)
+        kernels(target).spatial_loss(dr.map(), &loss, map.map(), g.data(), weight, scale.data(),
+                                     huber, y, x, std::min(seg::kRun, w - x), h, w, c);
   return py::make_tuple(dr.array(h, w, c), loss);
 }
 
@@ -298,7 +307,7 @@ Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std
 // affinity (offsets, h, w) is already scaled per offset. Returns dz, guide loss, pair loss.
 py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confidence,
                         const Floats& class_weight, const Floats& affinity, const Ints& offsets,
-                        float lambda, const std::string& target) {
+                        float lambda, const std::string& target, int repeats) {
   const seg::Kernels& k = kernels(target);
   const int h = z.shape(0), w = z.shape(1), c = z.shape(2);
   PaddedMap zm = scores_map(z), p(h, w, c), t(q), dz(h, w, c);
@@ -325,9 +334,10 @@ py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confiden
     k.softmax(p.row(y), lse.data(), zm.row(y), w, c);
     guide += k.cross_entropy(zm.row(y), lse.data(), t.row(y), w, c);
   }
-  for (int y = 0; y < h; ++y)
-    pair += k.residual_loss(dz.map(), p.map(), t.map(), mass.data(), e.data(), list.data(), count,
-                            lambda, y, 0, w, h, w, c);
+  for (int n = 0; n < repeats; ++n)
+    for (int y = 0; y < h; ++y)
+      pair += k.residual_loss(dz.map(), p.map(), t.map(), mass.data(), e.data(), list.data(), count,
+                              lambda, y, 0, w, h, w, c);
   return py::make_tuple(dz.array(h, w, c), guide, pair);
 }
 
@@ -545,22 +555,22 @@ PYBIND11_MODULE(_core, m) {
       "lanes", [](const std::string& t) { return kernels(t).lanes; }, "target"_a = "");
 
   m.def("conv", conv, "x"_a, "weight"_a, "bias"_a, "relu"_a = false, "few"_a = false,
-        "norm"_a = Floats(0), "target"_a = "");
-  m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "few"_a = false,
-        "target"_a = "");
+        "norm"_a = Floats(0), "target"_a = "", "repeats"_a = 1);
+  m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "few"_a = false, "target"_a = "",
+        "repeats"_a = 1);
   m.def("moments", moments, "x"_a, "reference"_a, "target"_a = "");
   m.def("normalize", normalize, "x"_a, "mean"_a, "scale"_a, "shift"_a, "target"_a = "");
   m.def("bn_sums", bn_sums, "dy"_a, "x"_a, "mean"_a, "target"_a = "");
   m.def("bn_backward", bn_backward, "dy"_a, "x"_a, "mean"_a, "scale"_a, "a"_a, "b"_a, "relu"_a,
-        "target"_a = "");
-  m.def("softmax", softmax, "r"_a, "target"_a = "");
+        "target"_a = "", "repeats"_a = 1);
+  m.def("softmax", softmax, "r"_a, "target"_a = "", "repeats"_a = 1);
   m.def("cluster_loss", cluster_loss, "r"_a, "labels"_a, "guide"_a, "table"_a, "self_weight"_a,
-        "guide_weight"_a, "target"_a = "");
+        "guide_weight"_a, "target"_a = "", "repeats"_a = 1);
   m.def("spatial_loss", spatial_loss, "r"_a, "gain"_a, "weight"_a, "scale"_a, "huber"_a,
-        "target"_a = "");
+        "target"_a = "", "repeats"_a = 1);
   m.def("affinity", affinity, "image"_a, "offsets"_a, "sigma"_a, "target"_a = "");
   m.def("residual_loss", residual_loss, "z"_a, "q"_a, "confidence"_a, "class_weight"_a,
-        "affinity"_a, "offsets"_a, "lam"_a, "target"_a = "");
+        "affinity"_a, "offsets"_a, "lam"_a, "target"_a = "", "repeats"_a = 1);
   m.def("sgd_step", sgd_step, "w"_a, "v"_a, "dw"_a, "lr"_a, "momentum"_a, "target"_a = "");
   m.def("assign", assign, "cost"_a);
 

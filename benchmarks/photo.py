@@ -1,0 +1,139 @@
+"""From process start to the labels of one photo, and the steady state after that.
+
+    python -m benchmarks photo [--picture PATH] [--priors kmeans,A.onnx] [--threads 1,2] [-o JSON]
+
+"first" is a fresh process: start, import, load, segment. "steady" is the median of later calls on
+the same picture, "without prior" that less the prior's stage. The published procedure is 1000 eager
+PyTorch steps of dynaguide at the picture's full size, extrapolated from measured steps; the times
+of its prior and of its post-processing are left out. Each turn has new processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.step import PAUSE, Worker, rounds
+from benchmarks.worker import find_case
+from runtime.backend import default_threads
+from runtime.errors import InputError
+from runtime.resize import resize
+from sdk.image import encode_image, load_image
+
+STEPS, LONG_SIDE, CALLS = 1000, 481, 9
+CHILD = """
+import json, sys, time
+marks = [time.monotonic()]
+from sdk import Segmenter
+marks.append(time.monotonic())
+prior, picture, threads, calls = json.loads(sys.argv[1])
+segmenter = Segmenter(prior, threads=threads)
+marks.append(time.monotonic())
+results = [segmenter(picture)]
+marks.append(time.monotonic())
+results += [segmenter(picture) for _ in range(calls)]
+timings = [result.timings for result in results[1:]]
+print(json.dumps({"marks": marks, "timings": timings, "steps": results[0].stats["steps"],
+                  "size": results[0].stats["working_size"]}))
+"""
+
+
+def one_process(prior: str, picture: Path, threads: int) -> dict[str, Any]:
+    """Milliseconds of a fresh process, stage by stage, and of the calls after the first."""
+    what = json.dumps([prior, str(picture), threads, CALLS])
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{prior}: {done.stderr.strip().rpartition(chr(10))[2]}")
+    told = json.loads(done.stdout)
+    marks = np.diff([start, *told["marks"]]) * 1e3
+    told["first"] = dict(zip(("start", "import", "load", "segment"), marks, strict=True))
+    return told
+
+
+def measure(prior: str, picture: Path, threads: int, repeats: int) -> dict[str, Any]:
+    """The row of one prior, medians over processes."""
+    runs = []
+    for _ in range(repeats):
+        time.sleep(PAUSE)
+        runs.append(one_process(prior, picture, threads))
+    first = {k: [r["first"][k] for r in runs] for k in runs[0]["first"]}
+    calls = [t for r in runs for t in r["timings"]]
+    row = {"prior": Path(prior).stem, "threads": threads, "steps": runs[0]["steps"]}
+    row |= {f"{k} ms": round(float(np.median(v))) for k, v in first.items()}
+    row["first ms"] = round(float(np.median([sum(v) for v in zip(*first.values(), strict=True)])))
+    row["steady ms"] = round(float(np.median([t["total"] for t in calls])), 1)
+    alone = float(np.median([t["total"] - t["prior"] for t in calls]))
+    return row | {"without prior ms": round(alone, 1), "runs": runs}
+
+
+def published(height: int, width: int, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the published procedure: eager PyTorch, and with malloc tuned."""
+    case = f"dynaguide {height}x{width}"
+    names = ("torch eager steps", "torch eager steps, tuned")
+    workers = [Worker(name, case, threads) for name in names]
+    if any(worker.first is None for worker in workers):
+        print(f"  left out: torch: {workers[0].errors}", file=sys.stderr)
+        return []
+    rounds(workers, repeats)
+    rows = []
+    for worker in workers:
+        worker.peak()
+        step = float(np.median(worker.seconds)) / find_case(case).steps
+        name = f"published, extrapolated ({worker.peer})"
+        row = {"prior": name, "threads": threads, "steps": STEPS}
+        rows.append(row | {"without prior ms": round(1e3 * STEPS * step), "step_s": worker.seconds})
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks photo", description=__doc__)
+    parser.add_argument("--picture", help="made 481 pixels long; a photo of scikit-image's if none")
+    parser.add_argument("--priors", default="kmeans", help="kmeans or .onnx files (%(default)s)")
+    parser.add_argument("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="processes (%(default)s)")
+    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    args = parser.parse_args(argv)
+    if not args.threads.replace(",", "").isdigit() or args.repeats < 1:
+        raise InputError(f"threads {args.threads!r}, repeats {args.repeats}; wanted 1 or more")
+    if args.picture:
+        picture, _ = load_image(args.picture)
+    else:
+        from sdk.__main__ import demo_photo
+
+        picture = demo_photo()
+    scale = LONG_SIDE / max(picture.shape[:2])
+    height, width = (round(n * scale) for n in picture.shape[:2])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photo.png"
+        path.write_bytes(encode_image(resize(picture, height, width), ".png"))
+        for threads in map(int, args.threads.split(",")):
+            for prior in args.priors.split(","):
+                print(f"  {prior}, {threads} threads ...", file=sys.stderr)
+                rows.append(measure(prior, path, threads, args.repeats))
+            print(f"  published procedure, {threads} threads ...", file=sys.stderr)
+            theirs = published(height, width, threads, args.repeats)
+            for row in rows if theirs else []:
+                if row["threads"] == threads:
+                    ratios = [t["without prior ms"] / row["without prior ms"] for t in theirs]
+                    row["of published"] = f"1/{ratios[0]:.0f}"
+                    row["of tuned"] = f"1/{ratios[1]:.0f}"
+            rows += theirs
+    print(f"{height}x{width}")
+    hidden = ("runs", "step_s")
+    print(report.table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
+    if args.out:
+        document = {"environment": report.environment(), "size": [height, width], "rows": rows}
+        report.write_json(args.out, document)
+    return 0

@@ -1,0 +1,120 @@
+"""The benchmarks' own correctness: peers compute the same thing, rows hold what was measured."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import ops, photo, step, worker
+
+pytest.importorskip("torch", reason="the benchmarks' peers need PyTorch")
+
+SMALL = {
+    "conv": ops._conv(9, 11, 20, 18, 3, False),
+    "conv of few": ops._conv(9, 11, 5, 18, 3, False),
+    "conv 1x1": ops._conv(9, 11, 20, 18, 1, False),
+    "conv backward": ops._conv(9, 11, 20, 18, 3, True),
+    "conv 1x1 backward": ops._conv(9, 11, 20, 18, 1, True),
+    "cluster loss": ops._cluster_loss(9, 11, 18),
+    "spatial loss": ops._spatial_loss(9, 11, 18),
+    "guided": ops._guided(33, 39, 3),
+    "fast guided": ops._guided(33, 39, 3, 4),
+    "lift": ops._lift(24, 36, 5, 3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_peers_of_an_operation_agree(monkeypatch, name):
+    monkeypatch.setitem(ops.OPS, name, SMALL[name])
+    checks = {}
+    for who in SMALL[name].peers:
+        if who == "opencv" and "guided" in name:
+            continue  # tests/ximgproc.sh
+        run, checks[who] = ops.peer(name, who, 1)
+        assert math.isfinite(run())
+    for who, check in checks.items():
+        assert ops.agree(check, checks["ours"]), who
+
+
+def test_operations_that_differ_are_told_apart(monkeypatch):
+    guided = SMALL["guided"]
+
+    def shifted(rng):
+        guide, values = guided.make(rng)
+        return guide, np.roll(values, 1, 0)
+
+    monkeypatch.setitem(ops.OPS, "a", guided)
+    monkeypatch.setitem(ops.OPS, "b", guided._replace(make=shifted))
+    assert not ops.agree(ops.peer("a", "ours", 1)[1], ops.peer("b", "ours", 1)[1])
+
+
+@pytest.mark.parametrize("name", ["", "residual", "residual 8", "residual 0x8", "nothing 8x8"])
+def test_find_case_refuses(name):
+    with pytest.raises(ValueError):
+        worker.find_case(name)
+
+
+def run(tmp_path, *arguments):
+    """The JSON document of a benchmark."""
+    out = tmp_path / "new" / "results.json"
+    assert command.main([*arguments, "--repeats", "1", "-o", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_step(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step, "TORCH", ("torch eager",))  # the others take half a minute
+    cases = "residual 16x20,dynaguide 16x20"
+    document = run(tmp_path, "step", "--cases", cases, "--peers", "best,torch", "--threads", "1")
+    rows = {(r["case"], r["who"].split()[0]): r for r in document["rows"]}
+    assert len(document["rows"]) == 2 * (1 + 1 + 2)
+    for case in cases.split(","):
+        ours = rows[case, "ours"]
+        assert ours["ms/step"] > 0 and ours["x torch eager"] > 0 and len(ours["seconds"]) == 1
+        count = worker.find_case(case).steps
+        expected = 1e9 * ours["seconds"][0] / count / (16 * 20)
+        assert ours["ns/pixel"] == pytest.approx(expected, abs=1)
+    assert document["environment"]["commit"]
+    assert "| residual 16x20" in capsys.readouterr().out
+
+
+def test_ops(tmp_path):
+    rows = run(tmp_path, "ops", "--only", "lift")["rows"]
+    assert {r["who"].split()[0] for r in rows} == {"ours", "opencv", "matmul", "copy"}
+    assert all(0 < r["of floor"] for r in rows if "ms" in r)
+
+
+def test_photo(tmp_path, monkeypatch):
+    pytest.importorskip("skimage", reason="the photo comes with scikit-image")
+    monkeypatch.setattr(photo, "LONG_SIDE", 48)
+    document = run(tmp_path, "photo", "--threads", "1")
+    ours, eager, tuned = document["rows"]
+    stages = [ours[f"{stage} ms"] for stage in ("start", "import", "load", "segment")]
+    assert ours["first ms"] == pytest.approx(sum(stages), abs=3)
+    assert max(document["size"]) == 48 and ours["without prior ms"] < ours["steady ms"]
+    assert eager["steps"] == tuned["steps"] == 1000
+    assert eager["without prior ms"] == pytest.approx(1e6 * eager["step_s"][0] / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(("step", "--cases", "x"), "case 'x' is unknown"),
+     (("step", "--peers", "x"), "peer 'x' is unknown"),
+     (("step", "--threads", "0x"), "wanted 1 or more"),
+     (("ops", "--only", "x-ray"), "no operation's name holds 'x-ray'"),
+     (("ops", "--threads", "0"), "wanted 1 or more"),
+     (("photo", "--threads", "-1"), "wanted 1 or more"),
+     (("photo", "--picture", "none.jpg"), "none.jpg")],
+)  # fmt: skip
+def test_bad_input_is_one_error(capsys, arguments, message):
+    assert command.main(list(arguments)) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_prior_that_fails_is_one_error(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("skimage", reason="the photo comes with scikit-image")
+    monkeypatch.setattr(photo, "LONG_SIDE", 48)
+    assert command.main(["photo", "--priors", str(tmp_path / "no.onnx"), "--threads", "1"]) == 1
+    assert "no.onnx" in capsys.readouterr().err
