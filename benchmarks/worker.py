@@ -8,6 +8,7 @@ each line on stdin (seconds of a run), and one at the end of stdin (peak memory)
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 Run = Callable[[], float | None]  # the seconds, where it measures them itself
 CLASSES = 14
 MATRIX = 1536  # side of the matrix product
@@ -45,7 +47,7 @@ def find_case(name: str) -> Case:
     return Case(height, width, STEPS[objective], {"objective": objective})
 
 
-def picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def picture(height: int, width: int) -> Inputs:
     """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
     rng = np.random.default_rng(0)
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -67,22 +69,22 @@ def refiner(case: Case, **more: Any) -> Any:
     return runtime.Refiner(case.height, case.width, classes=count, **case.options, **more)
 
 
-def ours(case: Case, threads: int, target: str) -> tuple[Run, float]:
+def ours(case: Case, threads: int, target: str, inputs: Inputs) -> tuple[Run, float]:
     """The core on one instruction set. A run ends with one more forward pass, as users' runs do."""
-    image, labels, soft = picture(case.height, case.width)
+    image, labels, soft = inputs
     made = refiner(case, threads=threads, target=target)
     guide = soft if made.options.objective == "residual" else labels
     first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
     return lambda: made.run(image, guide, steps=case.steps), first
 
 
-def onnx(case: Case, threads: int, _: str) -> tuple[Run, float]:
+def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     """The step as one ONNX graph, on ONNX Runtime's CPU provider."""
     from export.refine_step import build_map, build_step
     from runtime.engine import OnnxEngine
     from runtime.graph_refiner import GraphRefiner
 
-    image, labels, soft = picture(case.height, case.width)
+    image, labels, soft = inputs
     o = refiner(case).options
     graphs = (build_step(o).SerializeToString(), build_map(o).SerializeToString())
     step, final = (OnnxEngine(g, name="graph", threads=threads) for g in graphs)
@@ -95,7 +97,7 @@ def onnx(case: Case, threads: int, _: str) -> tuple[Run, float]:
     return lambda: made.run(image, guide, steps=case.steps), first
 
 
-def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
+def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, float]:
     """The twin in tests/torch_twin.py, float32: "eager", "channels-last" or "compiled"; "eager
     steps" leaves the last forward pass of a run out."""
     import torch as pytorch
@@ -104,7 +106,7 @@ def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
     from torch_twin import Twin
 
     pytorch.set_num_threads(threads)
-    image, labels, soft = picture(case.height, case.width)
+    image, labels, soft = inputs
     plain = refiner(case)
     residual = plain.options.objective == "residual"
     twin = Twin(
@@ -131,14 +133,14 @@ def torch(case: Case, threads: int, how: str) -> tuple[Run, float]:
     return run, first
 
 
-def matmul(case: Case, threads: int, _: str) -> tuple[Run, float]:
+def matmul(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     """NumPy's float32 matrix product; the caller has set its threads."""
     a = np.random.default_rng(0).random((MATRIX, MATRIX), np.float32)
     out = np.empty_like(a)
     return lambda: np.matmul(a, a, out=out), float("nan")
 
 
-def copy(case: Case, threads: int, _: str) -> tuple[Run, float]:
+def copy(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     """NumPy's copy, an equal share on each thread."""
     source = np.ones(COPY // 4, np.float32)
     parts = zip(*(np.array_split(a, threads) for a in (np.empty_like(source), source)), strict=True)
@@ -154,6 +156,7 @@ def copy(case: Case, threads: int, _: str) -> tuple[Run, float]:
     return run, float("nan")
 
 
+LIBRARIES = {"ours": "runtime", "onnx": "onnxruntime", "torch": "torch"}
 PEERS = {"ours": ours, "torch": torch, "onnx": onnx, "matmul": matmul, "copy": copy}
 
 
@@ -176,14 +179,17 @@ def main() -> int:
         print(json.dumps(document), file=out, flush=True)
 
     name, _, variant = what["peer"].partition(" ")
+    if name in LIBRARIES:
+        importlib.import_module(LIBRARIES[name])
+    case = find_case(what["case"])
+    inputs = picture(case.height, case.width)
     before = memory("VmRSS")
     if what["op"] and name not in ("matmul", "copy"):
         from benchmarks.ops import peer
 
         run, first = peer(what["op"], name.rstrip(","), what["threads"])
     else:
-        case = find_case(what["case"])
-        run, first = PEERS[name](case, what["threads"], variant.split(",")[0])
+        run, first = PEERS[name](case, what["threads"], variant.split(",")[0], inputs)
     run()  # warm: caches, compilers, pools
     run()
     tell(first=first)
