@@ -28,6 +28,7 @@ from benchmarks.worker import COPY, MATRIX
 from runtime.errors import InputError, VerificationFailed
 
 Arrays = tuple[np.ndarray, ...]
+CALLS, KERNELS = 2, 10  # a turn: of a peer's function, of our kernels alone
 CASE = "residual 1x1"  # of the peers that have none
 
 
@@ -37,7 +38,6 @@ class Op(NamedTuple):
     operations: float  # useful ones: 2 per multiply-accumulate of the plain convolution
     bytes: float
     threads: bool  # whether it runs on more than one
-    repeats: int  # a turn
     make: Callable[[np.random.Generator], Arrays]
     peers: dict[str, Callable[..., Any]]  # "ours" takes repeats, where it runs on one thread
 
@@ -69,7 +69,7 @@ def _conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool
 
     times = 2 if backward else 1
     size = 4.0 * h * w * (times * (inputs + outputs) if backward else inputs + outputs)
-    return Op(2.0 * times * macs, size, False, 10, make, {"ours": ours, "torch": torch})
+    return Op(2.0 * times * macs, size, False, make, {"ours": ours, "torch": torch})
 
 
 def _cluster_loss(h: int, w: int, classes: int) -> Op:
@@ -93,7 +93,7 @@ def _cluster_loss(h: int, w: int, classes: int) -> Op:
         return r.grad
 
     size = 4.0 * h * w * (2 * classes + 2)
-    return Op(0, size, False, 10, make, {"ours": ours, "torch": torch})
+    return Op(0, size, False, make, {"ours": ours, "torch": torch})
 
 
 def _spatial_loss(h: int, w: int, classes: int) -> Op:
@@ -120,7 +120,7 @@ def _spatial_loss(h: int, w: int, classes: int) -> Op:
         return r.grad
 
     size = 8.0 * h * w * classes
-    return Op(0, size, False, 10, make, {"ours": ours, "torch": torch})
+    return Op(0, size, False, make, {"ours": ours, "torch": torch})
 
 
 def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
@@ -175,7 +175,7 @@ def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
     peers: dict[str, Callable[..., Any]] = {"ours": ours}
     if subsample == 1:
         peers |= {"opencv": opencv, "torch": torch}
-    return Op(0, 4.0 * h * w * (3 + 2 * planes), True, 1, make, peers)
+    return Op(0, 4.0 * h * w * (3 + 2 * planes), True, make, peers)
 
 
 def _lift(h: int, w: int, classes: int, subsample: int) -> Op:
@@ -196,7 +196,7 @@ def _lift(h: int, w: int, classes: int, subsample: int) -> Op:
         return np.stack(planes).argmax(0)
 
     size = h * w * 8.0 + 4.0 * h * w * classes / subsample**2
-    return Op(0, size, True, 3, make, {"ours": ours, "opencv": opencv})
+    return Op(0, size, True, make, {"ours": ours, "opencv": opencv})
 
 
 OPS = {
@@ -238,9 +238,9 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
 
         def run() -> float:
             start = time.perf_counter()
-            for _ in range(op.repeats):
+            for _ in range(CALLS):
                 call(*arrays, **options)
-            return (time.perf_counter() - start) / op.repeats
+            return (time.perf_counter() - start) / CALLS
 
         return run, samples
 
@@ -248,8 +248,8 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
         start = time.perf_counter()
         call(*arrays, repeats=0)
         middle = time.perf_counter()
-        call(*arrays, repeats=op.repeats)
-        return (time.perf_counter() - middle - (middle - start)) / op.repeats
+        call(*arrays, repeats=KERNELS)
+        return (time.perf_counter() - middle - (middle - start)) / KERNELS
 
     return run_kernels, samples
 

@@ -169,6 +169,13 @@ def memory(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
+def timed(run: Run) -> float:
+    """Seconds of a run, whose result is gone before the next one."""
+    start = time.perf_counter()
+    measured = run()
+    return measured if isinstance(measured, float) else time.perf_counter() - start
+
+
 def main() -> int:
     """Serve one peer until stdin ends."""
     what = json.loads(sys.argv[1])
@@ -194,9 +201,7 @@ def main() -> int:
     run()
     tell(first=first)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        measured = run()
-        tell(seconds=measured if isinstance(measured, float) else time.perf_counter() - start)
+        tell(seconds=timed(run))
     tell(peak=memory("VmHWM") - before)
     return 0
 
