@@ -23,8 +23,9 @@ import numpy as np
 
 import runtime
 from benchmarks import report
-from benchmarks.step import Worker, rounds
+from benchmarks.step import MOST_THREADS, Worker, rounds
 from benchmarks.worker import COPY, MATRIX
+from runtime.checks import check_count
 from runtime.errors import InputError, VerificationFailed
 
 Arrays = tuple[np.ndarray, ...]
@@ -329,8 +330,8 @@ def main(argv: list[str]) -> int:
     names = [name for name in OPS if args.only in name]
     if not names:
         raise InputError(f"no operation's name holds {args.only!r}: {'; '.join(OPS)}")
-    if args.repeats < 1 or args.threads < 1:
-        raise InputError(f"repeats {args.repeats}, threads {args.threads}; wanted 1 or more")
+    check_count("repeats", args.repeats, 1, 10**6)
+    check_count("threads", args.threads, 1, MOST_THREADS)
     rows = []
     for i, name in enumerate(names):
         print(f"  {i + 1} of {len(names)}: {name}", file=sys.stderr)

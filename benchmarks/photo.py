@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.step import PAUSE, Worker, rounds
+from benchmarks.step import PAUSE, Worker, rounds, thread_counts
 from benchmarks.worker import find_case
 from runtime.backend import default_threads
+from runtime.checks import check_count
 from runtime.errors import InputError
 from runtime.resize import resize
 from sdk.image import encode_image, load_image
@@ -104,8 +105,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="processes (%(default)s)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
-    if not args.threads.replace(",", "").isdigit() or args.repeats < 1:
-        raise InputError(f"threads {args.threads!r}, repeats {args.repeats}; wanted 1 or more")
+    check_count("repeats", args.repeats, 1, 10**6)
+    counts = thread_counts(args.threads)
     if args.picture:
         picture, _ = load_image(args.picture)
     else:
@@ -118,7 +119,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo.png"
         path.write_bytes(encode_image(resize(picture, height, width), ".png"))
-        for threads in map(int, args.threads.split(",")):
+        for threads in counts:
             for prior in args.priors.split(","):
                 print(f"  {prior}, {threads} threads ...", file=sys.stderr)
                 rows.append(measure(prior, path, threads, args.repeats))

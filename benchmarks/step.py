@@ -28,6 +28,7 @@ import runtime
 from benchmarks import report
 from benchmarks.worker import COPY, MATRIX, STEPS, find_case, refiner
 from runtime.backend import default_threads
+from runtime.checks import check_count
 from runtime.errors import InputError, VerificationFailed
 
 TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
@@ -37,6 +38,7 @@ TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page fau
 }
 TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
 MACHINE = ("matmul", "copy")
+MOST_THREADS = 256
 PAUSE = 0.3  # seconds before a turn: the threads of the peer before may still spin
 
 
@@ -150,6 +152,15 @@ def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dic
     return rows
 
 
+def thread_counts(text: str) -> list[int]:
+    """Of "1,2"."""
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"threads is {text!r}; wanted e.g. 1,2") from None
+    return [check_count("threads", count, 1, MOST_THREADS) for count in counts]
+
+
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks step", description=__doc__)
@@ -181,14 +192,14 @@ def main(argv: list[str]) -> int:
                 f"case {name!r} is unknown; wanted an objective of {', '.join(STEPS)} and a size",
                 fix='e.g. --cases "residual 180x240"',
             ) from None
-    if not args.threads.replace(",", "").isdigit() or args.repeats < 1:
-        raise InputError(f"threads {args.threads!r}, repeats {args.repeats}; wanted 1 or more")
+    check_count("repeats", args.repeats, 1, 10**6)
+    threads = thread_counts(args.threads)
     peers = [peer for kind in asked for peer in kinds[kind]] + list(MACHINE)
     rows = [
         row
-        for threads in map(int, args.threads.split(","))
+        for count in threads
         for name in cases
-        for row in measure(name, threads, args.repeats, peers)
+        for row in measure(name, count, args.repeats, peers)
     ]
     print(report.table([{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
     if args.out:

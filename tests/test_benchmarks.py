@@ -101,10 +101,11 @@ def test_photo(tmp_path, monkeypatch):
     "arguments, message",
     [(("step", "--cases", "x"), "case 'x' is unknown"),
      (("step", "--peers", "x"), "peer 'x' is unknown"),
-     (("step", "--threads", "0x"), "wanted 1 or more"),
+     (("step", "--threads", "0x"), "wanted e.g. 1,2"),
      (("ops", "--only", "x-ray"), "no operation's name holds 'x-ray'"),
-     (("ops", "--threads", "0"), "wanted 1 or more"),
-     (("photo", "--threads", "-1"), "wanted 1 or more"),
+     (("ops", "--threads", "100000"), "wanted 1 to 256"),
+     (("photo", "--threads", "-1"), "wanted 1 to 256"),
+        (("step", "--repeats", "0"), "repeats is 0"),
      (("photo", "--picture", "none.jpg"), "none.jpg")],
 )  # fmt: skip
 def test_bad_input_is_one_error(capsys, arguments, message):
