@@ -7,7 +7,7 @@ timed, and peers run turn by turn; "tuned" is glibc's malloc told to keep its me
 the least time an operation can take over its time: useful operations over the rate of the machine's
 float32 matrix product, or compulsory bytes (each input read once, each output written once) over
 its copy bandwidth, whichever is more; both are measured in the same turns. Kernels of the
-refinement run on one thread.
+refinement run on one thread; their time is without allocations, PyTorch's calls make their output.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 
 import runtime
 from benchmarks import report
-from benchmarks.step import MOST_THREADS, Worker, rounds
+from benchmarks.step import MACHINE, MOST_THREADS, Worker, check_peers, rounds, start, stop
 from benchmarks.worker import COPY, MATRIX
 from runtime.checks import check_count
 from runtime.errors import InputError, VerificationFailed
 
 Arrays = tuple[np.ndarray, ...]
-CALLS, KERNELS = 2, 10  # a turn: of a peer's function, of our kernels alone
+CALLS, KERNELS = 2, 1e11  # a turn: calls of a peer's function, operations of our kernels alone
 CASE = "residual 1x1"  # of the peers that have none
 
 
@@ -245,19 +245,28 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
 
         return run, samples
 
+    repeats = max(10, int(KERNELS / max(op.operations, 1e9)))
+
     def run_kernels() -> float:
+        empty = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call(*arrays, repeats=0)
+            empty.append(time.perf_counter() - start)
         start = time.perf_counter()
-        call(*arrays, repeats=0)
-        middle = time.perf_counter()
-        call(*arrays, repeats=KERNELS)
-        return (time.perf_counter() - middle - (middle - start)) / KERNELS
+        call(*arrays, repeats=repeats)
+        return (time.perf_counter() - start - sorted(empty)[1]) / repeats
 
     return run_kernels, samples
 
 
 def _to_torch(array: Any) -> Any:
-    """Maps to (1, C, H, W), channels last in memory; the rest as it is."""
-    return array.permute(2, 0, 1)[None] if array.ndim == 3 else array
+    """Maps to (1, C, H, W); these and weights channels last in memory."""
+    import torch
+
+    if array.ndim == 3:
+        array = array.permute(2, 0, 1)[None]
+    return array.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else array
 
 
 def _samples(out: Any) -> list[float]:
@@ -282,15 +291,17 @@ def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
     for other in op.peers:
         who += {"ours": [], "torch": ["torch", "torch, tuned"]}.get(other, [other])
     who += ["matmul", "copy"]
-    workers = []
-    for name_of in who:
-        worker = Worker(name_of, CASE, threads, op=name)
-        if worker.first is None:
-            print(f"  left out: {name_of}: {worker.errors}", file=sys.stderr)
-            worker.peak()
-            continue
-        workers.append(worker)
-    checks = {w.peer: w.first for w in workers if w.peer not in ("matmul", "copy")}
+    workers = start(who, CASE, threads, op=name)
+    try:
+        return _rows(workers, name, threads, repeats)
+    finally:
+        stop(workers)
+
+
+def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
+    op = OPS[name]
+    checks = {w.peer: w.first for w in workers if w.peer not in MACHINE}
+    check_peers(workers)
     reference = next(iter(checks.values()))
     for name_of, samples in checks.items():
         if not agree(samples, reference):
@@ -327,6 +338,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
+    report.check_out(args.out)
     names = [name for name in OPS if args.only in name]
     if not names:
         raise InputError(f"no operation's name holds {args.only!r}: {'; '.join(OPS)}")

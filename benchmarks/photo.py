@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.step import PAUSE, Worker, rounds, thread_counts
+from benchmarks.step import PAUSE, last_error, rounds, start, stop, thread_counts
 from benchmarks.worker import find_case
 from runtime.backend import default_threads
 from runtime.checks import check_count
@@ -54,7 +54,7 @@ def one_process(prior: str, picture: Path, threads: int) -> dict[str, Any]:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"{prior}: {done.stderr.strip().rpartition(chr(10))[2]}")
+        raise InputError(f"{prior}: {last_error(done.stderr)}")
     told = json.loads(done.stdout)
     marks = np.diff([start, *told["marks"]]) * 1e3
     told["first"] = dict(zip(("start", "import", "load", "segment"), marks, strict=True))
@@ -81,18 +81,19 @@ def published(height: int, width: int, threads: int, repeats: int) -> list[dict[
     """Rows of the published procedure: eager PyTorch, and with malloc tuned."""
     case = f"dynaguide {height}x{width}"
     names = ("torch eager steps", "torch eager steps, tuned")
-    workers = [Worker(name, case, threads) for name in names]
-    if any(worker.first is None for worker in workers):
-        print(f"  left out: torch: {workers[0].errors}", file=sys.stderr)
-        return []
-    rounds(workers, repeats)
+    workers = start(names, case, threads)
+    try:
+        rounds(workers, repeats)
+    finally:
+        stop(workers)
     rows = []
     for worker in workers:
-        worker.peak()
         step = float(np.median(worker.seconds)) / find_case(case).steps
         name = f"published, extrapolated ({worker.peer})"
         row = {"prior": name, "threads": threads, "steps": STEPS}
-        rows.append(row | {"without prior ms": round(1e3 * STEPS * step), "step_s": worker.seconds})
+        rows.append(
+            row | {"without prior ms": round(1e3 * STEPS * step), "two steps, s": worker.seconds}
+        )
     return rows
 
 
@@ -107,6 +108,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check_count("repeats", args.repeats, 1, 10**6)
     counts = thread_counts(args.threads)
+    report.check_out(args.out)
     if args.picture:
         picture, _ = load_image(args.picture)
     else:
@@ -114,7 +116,7 @@ def main(argv: list[str]) -> int:
 
         picture = demo_photo()
     scale = LONG_SIDE / max(picture.shape[:2])
-    height, width = (round(n * scale) for n in picture.shape[:2])
+    height, width = (max(1, round(n * scale)) for n in picture.shape[:2])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo.png"
@@ -129,10 +131,10 @@ def main(argv: list[str]) -> int:
                 if row["threads"] == threads:
                     ratios = [t["without prior ms"] / row["without prior ms"] for t in theirs]
                     row["of published"] = f"1/{ratios[0]:.0f}"
-                    row["of tuned"] = f"1/{ratios[1]:.0f}"
+                    row["of tuned"] = f"1/{ratios[-1]:.0f}"
             rows += theirs
     print(f"{height}x{width}")
-    hidden = ("runs", "step_s")
+    hidden = ("runs", "two steps, s")
     print(report.table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
     if args.out:
         document = {"environment": report.environment(), "size": [height, width], "rows": rows}

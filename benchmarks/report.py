@@ -15,6 +15,7 @@ import numpy as np
 
 import runtime
 from runtime.backend import default_threads
+from runtime.errors import InputError
 from sdk.image import write_atomic
 
 
@@ -60,6 +61,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
     return "\n".join([line(columns), rule, *map(line, cells)])
+
+
+def check_out(path: Path | None) -> None:
+    """InputError where a result could not be written later."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, wanted a file name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path.parent / ".writable", b"")
+        (path.parent / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, document: Any) -> None:

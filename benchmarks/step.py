@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from benchmarks import report
 from benchmarks.worker import COPY, MATRIX, STEPS, find_case, refiner
 from runtime.backend import default_threads
 from runtime.checks import check_count
-from runtime.errors import InputError, VerificationFailed
+from runtime.errors import InputError, SdkError, VerificationFailed
 
 TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
     "MALLOC_MMAP_MAX_": "0",
@@ -63,22 +64,24 @@ class Worker:
             stderr=subprocess.PIPE,
             text=True,
         )
-        answer = self.answer()
-        self.first: Any = answer.get("first")  # None: it did not start
+        self.first: Any = None  # what it gives first; None: it did not start
 
     def answer(self) -> dict[str, Any]:
         """What the process says next; empty where it has ended."""
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
-        self.errors = self.process.stderr.read().strip().rpartition("\n")[2]
+        self.errors = last_error(self.process.stderr.read())
         return {}
 
     def run(self) -> None:
         """One run, timed by the process itself."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.seconds.append(self.answer()["seconds"])
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            self.seconds.append(self.answer()["seconds"])
+        except (BrokenPipeError, KeyError):
+            raise SdkError(f"{self.peer} ended: {self.errors or 'it was killed'}") from None
 
     def peak(self) -> float:
         """End the process; MiB it had needed beside its libraries."""
@@ -86,6 +89,49 @@ class Worker:
         peak = self.answer().get("peak", float("nan"))
         self.process.wait()
         return peak
+
+
+def last_error(text: str) -> str:
+    """The last error message in what a process wrote to stderr, its fix included."""
+    lines = text.strip().split("\n")
+    first = len(lines) - 1
+    while first > 0 and lines[first].startswith("  fix:"):
+        first -= 1
+    return "; ".join(line.strip() for line in lines[first:])
+
+
+def start(peers: Iterable[str], case: str, threads: int, op: str = "") -> list[Worker]:
+    """A process for each peer; those that do not start are named and left out."""
+    workers: list[Worker] = []
+    started = False
+    try:
+        for peer in dict.fromkeys(peers):
+            print(f"  {op or case}, {threads} threads: {peer} ...", file=sys.stderr)
+            worker = Worker(peer, case, threads, op)
+            workers.append(worker)
+            worker.first = worker.answer().get("first")
+            if worker.first is None:
+                print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
+                stop([workers.pop()])
+        started = True
+    finally:  # an interrupt leaves no process behind
+        if not started:
+            stop(workers)
+    return workers
+
+
+def stop(workers: list[Worker]) -> None:
+    """End what still runs."""
+    for worker in workers:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def check_peers(workers: list[Worker]) -> None:
+    """SdkError unless the machine's rates and at least one other can be measured."""
+    names = {w.peer for w in workers}
+    if not {*MACHINE} <= names or names == {*MACHINE}:
+        raise SdkError("nothing to compare: no peer started", fix="see what was left out, above")
 
 
 def rounds(workers: list[Worker], repeats: int) -> None:
@@ -104,15 +150,15 @@ def macs_per_pixel(case: str) -> int:
 
 def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dict[str, Any]]:
     """Rows of one case, turn by turn."""
-    workers = []
-    for peer in peers:
-        print(f"  {name}, {threads} threads: {peer} ...", file=sys.stderr)
-        worker = Worker(peer, name, threads)
-        if worker.first is None:
-            print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
-            worker.peak()
-            continue
-        workers.append(worker)
+    workers = start(peers, name, threads)
+    try:
+        check_peers(workers)
+        return _rows(workers, name, threads, repeats)
+    finally:
+        stop(workers)
+
+
+def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
     losses = {w.peer: w.first for w in workers if w.peer not in MACHINE}
     reference = next(iter(losses.values()))
     for peer, loss in losses.items():
@@ -174,6 +220,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("-o", "--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
+    report.check_out(args.out)
     kinds = {
         "best": [f"ours {runtime.targets()[-1]}"],
         "ours": [f"ours {t}" for t in reversed(runtime.targets())],
@@ -189,7 +236,7 @@ def main(argv: list[str]) -> int:
             find_case(name)
         except ValueError:
             raise InputError(
-                f"case {name!r} is unknown; wanted an objective of {', '.join(STEPS)} and a size",
+                f"case {name!r} is unknown; wanted an objective and a size from 1x1 on",
                 fix='e.g. --cases "residual 180x240"',
             ) from None
     check_count("repeats", args.repeats, 1, 10**6)

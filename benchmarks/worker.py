@@ -120,8 +120,7 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
     twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
     if how == "compiled":
         twin.net = pytorch.compile(twin.net)
-        if residual:
-            twin.losses = pytorch.compile(twin.losses)
+        twin.losses = pytorch.compile(twin.losses)
 
     def run() -> None:
         for _ in range(case.steps):

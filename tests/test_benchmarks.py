@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import ops, photo, step, worker
+from runtime.errors import SdkError
+from sdk.image import encode_image
 
 pytest.importorskip("torch", reason="the benchmarks' peers need PyTorch")
 
@@ -94,7 +96,7 @@ def test_photo(tmp_path, monkeypatch):
     assert ours["first ms"] == pytest.approx(sum(stages), abs=3)
     assert max(document["size"]) == 48 and ours["without prior ms"] < ours["steady ms"]
     assert eager["steps"] == tuned["steps"] == 1000
-    assert eager["without prior ms"] == pytest.approx(1e6 * eager["step_s"][0] / 2, abs=1)
+    assert eager["without prior ms"] == pytest.approx(1e6 * eager["two steps, s"][0] / 2, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,35 @@ def test_a_prior_that_fails_is_one_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(photo, "LONG_SIDE", 48)
     assert command.main(["photo", "--priors", str(tmp_path / "no.onnx"), "--threads", "1"]) == 1
     assert "no.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("step", "--peers", "best"), ("ops", "--only", "lift"),
+                                       ("photo",)])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, capsys, arguments):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "x.json"):
+        assert command.main([*arguments, "-o", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and str(out) in error
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_peers_that_do_not_start_are_named(capsys):
+    assert command.main(["step", "--peers", "best", "--cases", "residual 99999999x99999999"]) == 1
+    error = capsys.readouterr().err
+    assert "left out: ours" in error and "error: nothing to compare" in error
+
+
+def test_a_peer_that_dies_is_named():
+    (one,) = step.start(["copy"], "residual 8x8", 1)
+    one.process.kill()
+    with pytest.raises(SdkError, match="copy ended"):
+        step.rounds([one], 1)
+
+
+def test_the_cause_is_told(monkeypatch, capsys, tmp_path):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_image(picture, ".png"))
+    arguments = ["photo", "--picture", str(tmp_path / "a.png"), "--threads", "1"]
+    assert command.main([*arguments, "--priors", "none.onnx"]) == 1
+    assert "none.onnx does not exist or is no file; fix: " in capsys.readouterr().err
