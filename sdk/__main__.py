@@ -1,4 +1,4 @@
-"""dg, or python -m sdk: demo [PICTURE] | predict PICTURE..."""
+"""dg, or python -m sdk: demo [PICTURE] | predict PICTURE... | stream SOURCE"""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime.build import BACKENDS
+from runtime.checks import check_count
 from runtime.cli import Parser, run
 from runtime.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.image import write_atomic
 from sdk.prior import open_bundle
+from sdk.record import Video, Window, frame_rate, label_name
+from sdk.stream import StreamState
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +45,29 @@ def _parser() -> Parser:
     predict.add_argument("--coco", action="store_true", help="also write out/annotations.json")
     predict.set_defaults(run=_predict)
 
-    for command in (demo, predict):
+    stream = commands.add_parser("stream", help="segment a video or a camera, frame by frame")
+    stream.add_argument(
+        "source", help="video, camera number, folder of pictures, URL, GStreamer pipeline"
+    )
+    stream.add_argument("--save", type=Path, help="annotated video: .mp4, .avi or .mkv")
+    stream.add_argument("--labels", type=Path, help="folder for label pictures, one a frame")
+    stream.add_argument("--json", action="store_true", help="one line of JSON a frame on stdout")
+    stream.add_argument("--show", action="store_true", help="live window; q ends")
+    stream.add_argument("--warm-steps", type=int, default=2, help="a frame (%(default)s)")
+    stream.add_argument(
+        "--cold-steps", type=int, default=10, help="first frame, cuts (%(default)s)"
+    )
+    stream.add_argument("--budget-ms", type=float, help="a frame; fewer steps where it is short")
+    stream.add_argument("--rate", type=float, help="frames per second")
+    stream.add_argument("--drop", choices=["oldest", "none"], help="oldest for live sources")
+    stream.add_argument("--frames", type=int, help="stop after so many")
+    stream.add_argument(
+        "--timeout", type=float, default=10.0, help="s without a frame (%(default)s)"
+    )
+    stream.add_argument("--state", type=Path, help="go on from this file if it exists; save to it")
+    stream.set_defaults(run=_stream)
+
+    for command in (demo, predict, stream):
         command.add_argument(
             "--prior", default="kmeans", help="kmeans, a bundle folder, or an .onnx file"
         )
@@ -52,7 +77,8 @@ def _parser() -> Parser:
             choices=["default", *PRESETS, "none"],
             help="default: the bundle's own, else residual",
         )
-        command.add_argument("--steps", type=int, help="SGD steps; the setting's own by default")
+        if command is not stream:
+            command.add_argument("--steps", type=int, help="SGD steps; the setting's by default")
         command.add_argument("--seed", type=int, default=None, help="of the initial weights")
         command.add_argument("--no-filter", action="store_true", help="lift bilinearly")
         command.add_argument("--min-area", type=int, help="merge regions under this many pixels")
@@ -70,9 +96,10 @@ def _parser() -> Parser:
             help="native, or a bundle's step graph (%(default)s)",
         )
         command.add_argument("--threads", type=int, help="all processors by default")
-        command.add_argument(
-            "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
-        )
+        if command is not stream:
+            command.add_argument(
+                "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
+            )
     return parser
 
 
@@ -88,7 +115,7 @@ def _imgsz(text: str) -> int | tuple[int, int]:
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
     refine: RefineConfig | str | None = None
-    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k, None)) is not None}
     bundle = open_bundle(args.prior)
     if args.refine == "default":
         own = bundle.refine() if bundle else RefineConfig()
@@ -207,6 +234,67 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(documents, indent=1))
     return 1 if failed else 0
+
+
+def _stream(args: argparse.Namespace) -> int:
+    source = int(args.source) if args.source.isdigit() else args.source
+    if args.frames is not None:
+        check_count("frames", args.frames, 1, 2**62)
+    video = window = None
+    if args.save:
+        video = Video(args.save, args.rate or frame_rate(source) or 25.0)
+    if args.labels:
+        _folder(args.labels)
+    if args.show:
+        window = Window(str(args.source))
+    state = StreamState()
+    if args.state and args.state.exists():
+        state = StreamState.load(args.state)
+    seg = _segmenter(args)
+    results = seg.stream(
+        source, warm_steps=args.warm_steps, cold_steps=args.cold_steps, budget_ms=args.budget_ms,
+        rate=args.rate, drop=args.drop, timeout=args.timeout, state=state,
+    )  # fmt: skip
+    bar = tqdm(total=args.frames, unit=" frames", desc=str(args.source), disable=None)
+    times, steps, last = [], 0, None
+    try:
+        for result in results:
+            info = result.frame
+            assert info is not None  # a stream's results have one
+            for event in info.events:
+                tqdm.write(f"frame {info.index}: {event}", file=sys.stderr)
+            for warning in result.warnings:
+                tqdm.write(f"warning: frame {info.index}: {warning}", file=sys.stderr)
+            if video:
+                video.write(result)
+            if args.labels:
+                result.save_labels(args.labels / label_name(info.index))
+            if args.json:
+                print(result.to_json(), flush=True)
+            if window:
+                window.show(result)
+            times.append(result.timings["total"])
+            steps, last = steps + result.stats["steps"], info
+            bar.update(1)
+            if len(times) == args.frames or (window and not window.open):
+                break
+    finally:  # what there is is kept, also when interrupted
+        results.close()
+        bar.close()
+        if video:
+            video.close()
+        if window:
+            window.close()
+        if args.state and state.frames:
+            state.save(args.state)
+        if last is not None:
+            p50, p99 = np.percentile(times, (50, 99))
+            print(
+                f"{len(times)} frames, {last.dropped} dropped, {steps / len(times):.1f} steps a "
+                f"frame; {p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)",
+                file=sys.stderr,
+            )
+    return 0
 
 
 def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:
