@@ -259,7 +259,7 @@ def match_classes(guide: np.ndarray, labels: np.ndarray, classes: np.ndarray) ->
     Returns
     -------
     A guide of the same kind. Each of its classes has the number of one of ``classes``, such that
-    the overlap is the largest in sum (Hungarian method), or where there are more of them, one that
+    the overlap is the largest in sum (Hungarian method); where there is no overlap, one that
     ``classes`` does not have.
     """
     own = frequent_classes(guide)
@@ -270,9 +270,11 @@ def match_classes(guide: np.ndarray, labels: np.ndarray, classes: np.ndarray) ->
     core = backend("cpu")
     ids = np.full(len(own), -1, np.int32)
     if len(own) <= len(classes):
-        ids = classes[core.assign(cost)]
+        pairs = np.arange(len(own)), np.asarray(core.assign(cost))
     else:
-        ids[core.assign(np.ascontiguousarray(cost.T))] = classes
+        pairs = np.asarray(core.assign(np.ascontiguousarray(cost.T))), np.arange(len(classes))
+    rows, columns = (p[cost[pairs] < 0] for p in pairs)
+    ids[rows] = classes[columns]
     free = np.setdiff1d(np.arange(len(own) + int(classes.max()) + 1), classes)
     ids[ids < 0] = free[: int((ids < 0).sum())]
     if guide.ndim == 2:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from runtime.cli import Parser, run
 from runtime.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
+from sdk.capture import shown_name
 from sdk.image import write_atomic
 from sdk.prior import open_bundle
 from sdk.record import Video, Window, frame_rate, label_name
@@ -238,63 +241,78 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _stream(args: argparse.Namespace) -> int:
     source = int(args.source) if args.source.isdigit() else args.source
+    shown = shown_name(args.source)
     if args.frames is not None:
         check_count("frames", args.frames, 1, 2**62)
-    video = window = None
-    if args.save:
-        video = Video(args.save, args.rate or frame_rate(source) or 25.0)
-    if args.labels:
-        _folder(args.labels)
-    if args.show:
-        window = Window(str(args.source))
+    _check_outputs(args)
     state = StreamState()
     if args.state and args.state.exists():
         state = StreamState.load(args.state)
+    video = Video(args.save, args.rate or frame_rate(source) or 25.0) if args.save else None
+    window = Window(shown) if args.show else None
     seg = _segmenter(args)
     results = seg.stream(
         source, warm_steps=args.warm_steps, cold_steps=args.cold_steps, budget_ms=args.budget_ms,
         rate=args.rate, drop=args.drop, timeout=args.timeout, state=state,
     )  # fmt: skip
-    bar = tqdm(total=args.frames, unit=" frames", desc=str(args.source), disable=None)
-    times, steps, last = [], 0, None
+    if args.labels:
+        _folder(args.labels)
+    bar = tqdm(total=args.frames, unit=" frames", desc=shown, disable=None)
+    times: deque[float] = deque(maxlen=10_000)
+    count, steps, last = 0, 0, None
+
+    def tell(text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
     try:
-        for result in results:
-            info = result.frame
-            assert info is not None  # a stream's results have one
-            for event in info.events:
-                tqdm.write(f"frame {info.index}: {event}", file=sys.stderr)
-            for warning in result.warnings:
-                tqdm.write(f"warning: frame {info.index}: {warning}", file=sys.stderr)
-            if video:
-                video.write(result)
-            if args.labels:
-                result.save_labels(args.labels / label_name(info.index))
-            if args.json:
-                print(result.to_json(), flush=True)
-            if window:
-                window.show(result)
-            times.append(result.timings["total"])
-            steps, last = steps + result.stats["steps"], info
-            bar.update(1)
-            if len(times) == args.frames or (window and not window.open):
-                break
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+            for result in results:
+                info = result.frame
+                assert info is not None  # a stream's results have one
+                for text in info.events + [f"warning: {w}" for w in result.warnings]:
+                    tell(f"frame {info.index}: {text}")
+                if video:
+                    video.write(result)
+                if args.labels:
+                    result.save_labels(args.labels / label_name(info.index))
+                if args.json:
+                    print(result.to_json(), flush=True)
+                if window:
+                    window.show(result)
+                times.append(result.timings["total"])
+                count, steps, last = count + 1, steps + result.stats["steps"], info
+                bar.update(1)
+                if count == args.frames or (window and not window.open):
+                    break
     finally:  # what there is is kept, also when interrupted
         results.close()
         bar.close()
-        if video:
-            video.close()
         if window:
             window.close()
+        if video:
+            video.close()
         if args.state and state.frames:
             state.save(args.state)
         if last is not None:
             p50, p99 = np.percentile(times, (50, 99))
-            print(
-                f"{len(times)} frames, {last.dropped} dropped, {steps / len(times):.1f} steps a "
-                f"frame; {p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)",
-                file=sys.stderr,
+            tell(
+                f"{count} frames, {last.dropped} dropped, {steps / count:.1f} steps a frame; "
+                f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
             )
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuses outputs that would overwrite the source or each other, or that cannot be written."""
+    paths = [Path(args.source), *(p for p in (args.save, args.labels, args.state) if p)]
+    paths = [p.resolve() for p in paths]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise InputError(f"{path} would be overwritten", fix="choose another output")
+    if args.state and not args.state.parent.is_dir():
+        raise InputError(f"folder {args.state.parent} does not exist",
+                         fix=f"mkdir -p {args.state.parent}")  # fmt: skip
 
 
 def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -72,12 +72,15 @@ class Capture:
             raise InputError(f"color is {color!r}; wanted 'rgb' or 'bgr'")
         self._rate = None if rate is None else check_positive("rate", rate)
         self._timeout = check_positive("timeout", timeout)
+        if self._rate is not None:
+            self._timeout = max(self._timeout, 2 / self._rate)
         self._color, self.count = color, None  # frames in the source, where it says
         self.live = False  # whether it makes frames at its own pace
         self._open = self._opener(source)
         oldest = self.live or rate is not None
         self._drop = drop or ("oldest" if oldest else "none")
         self.dropped = 0
+        self.notes: list[str] = []  # at the end: what happened after the last frame
         size = 1 if self._drop == "oldest" else QUEUE
         self._frames: queue.Queue[Frame | BaseException | None] = queue.Queue(size)
         self._ends = threading.Event()
@@ -99,9 +102,8 @@ class Capture:
                 self.live = True
                 return lambda: self._video(text, "the GStreamer pipeline", cv2.CAP_GSTREAMER)
             if re.match(r"[a-z][a-z0-9+.-]+://", text):
-                self.live = True
-                shown = re.sub(r"//[^/@]*@", "//", text)  # no password in a message
-                return lambda: self._video(text, shown)
+                self.live = not text.startswith("file:")
+                return lambda: self._video(text, shown_name(text))
             path = Path(text)
             if path.is_dir():
                 files = sorted(
@@ -128,9 +130,9 @@ class Capture:
     def _pictures(self, source: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         for index, item in enumerate(source):
             try:
-                yield index, load_image(item, color=self._color)[0]
+                yield index, load_image(item, color=self._color)
             except InputError as error:
-                yield index, error
+                yield index, InputError(f"frame {index} was left out: {error}")
 
     def _video(self, source: Any, name: str, api: int = cv2.CAP_ANY) -> Iterator[tuple[int, Any]]:
         """By OpenCV. A file that ends early says so."""
@@ -147,19 +149,30 @@ class Capture:
                 raise InputError(f"{name} cannot be opened as a video", fix=hint)
             count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
             self.count = None if self.live or count < 1 else count
-            index = -1
+            index, at = -1, 0.0
+            rate = video.get(cv2.CAP_PROP_FPS)
             while not self._ends.is_set():
                 good, frame = video.read()
                 if not good:
                     break
                 index += 1
+                at = video.get(cv2.CAP_PROP_POS_MSEC)
+                if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                    yield (
+                        index,
+                        InputError(
+                            f"frame {index} was left out: it is {frame.shape} {frame.dtype}"
+                        ),
+                    )
+                    continue
                 yield index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            if self.live and not self._ends.is_set():
+            if self.live and count < 1 and not self._ends.is_set():
                 raise InputError(f"{name} gave no further frame after {index + 1}",
                                  fix="check the connection")  # fmt: skip
-            if self.count is not None and index + 1 < 0.9 * self.count:
-                ended = f"{name} ended after {index + 1} of {self.count} frames"
-                yield index + 1, InputError(f"{ended}: the file is damaged")
+            # Where there is no index, the count is an estimate from the duration.
+            short = index + 1 < 0.9 * count and (rate <= 0 or at < 0.9e3 * count / rate)
+            if short and not self.live and not self._ends.is_set():
+                yield index + 1, InputError(f"{name} ended after {index + 1} of {count} frames")
         finally:
             video.release()
 
@@ -167,43 +180,51 @@ class Capture:
         """The thread: read, keep the pace, hand over."""
         last: BaseException | None = None
         try:
-            with closing(self._open()) as frames:
+            opened, self._open = self._open(), None  # which holds the source
+            with closing(opened) as frames:
+                del opened
                 self._hand_over_all(frames)
         except BaseException as error:  # handed to the consumer, who raises it
             last = error
         self._put(last, always=True)
 
     def _hand_over_all(self, frames: Iterator[tuple[int, Any]]) -> None:
-        start, notes, broken, taken = 0.0, [], 0, 0
+        start = due = 0.0
+        notes: list[str] = []
+        broken = 0
         for index, picture in frames:
             now = time.monotonic()
-            start = start or now
+            start, due = start or now, due or now
             if isinstance(picture, InputError):
                 broken += 1
-                notes.append(f"frame {index} was left out: {picture}".split("\n")[0])
+                notes.append(str(picture).split("\n")[0])
                 if broken >= BROKEN:
-                    raise InputError(f"{broken} frames in a row are unreadable; {picture}")
+                    raise InputError(f"{broken} frames in a row are unreadable: {picture}")
                 continue
             broken = 0
+            if isinstance(picture, tuple):
+                picture, warnings = picture
+                notes += warnings
             if self._rate is not None:
-                due = start + taken / self._rate
                 if self.live and now < due:
                     continue  # thinned out
                 if self._ends.wait(max(due - now, 0)):
                     return
-                taken += 1
                 now = time.monotonic()
+                due = max(due, now - 1 / self._rate) + 1 / self._rate  # no debt after a pause
             if not self._put(Frame(index, now - start, picture, notes)):
                 return
             notes = []
-        if notes:
-            raise InputError("at the end: " + "; ".join(notes))
+        self.notes = notes
 
     def _put(self, item: Frame | BaseException | None, *, always: bool = False) -> bool:
         """Queue it; False when nobody waits any more."""
         while not self._ends.is_set():
             try:
-                self._frames.put(item, timeout=0.1)
+                if self._drop == "oldest" and not always:
+                    self._frames.put_nowait(item)
+                else:
+                    self._frames.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 if self._drop == "oldest" and not always:
@@ -248,6 +269,11 @@ class Capture:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def shown_name(source: str) -> str:
+    """A URL without the user's name and password."""
+    return re.sub(r"//[^/]*@", "//", source)
 
 
 def _order(path: Path) -> list[Any]:

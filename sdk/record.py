@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,29 @@ class Video:
         self.path, self.rate = path, rate
         self._part = temporary_name(path)
         self._writer: Any = None
-        self._size = (0, 0)
+        self._size, self._dropped = (0, 0), 0
 
     def write(self, result: Result) -> None:
-        """Append the result's overlay."""
+        """Append the result's overlay, once more for each frame dropped since the last one."""
         drawn = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
         if self._writer is None:
             height, width = drawn.shape[:2]
             self._size = (width - width % 2, height - height % 2)  # codecs halve the colours
             code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
-            if not self._writer.isOpened():
+            writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
+            if not writer.isOpened():
+                self._part.unlink(missing_ok=True)
                 raise InputError(
-                    f"OpenCV cannot write {self.path} at {width} x {height}", fix="try .avi"
+                    f"OpenCV cannot write {self.path} at {width} x {height}",
+                    fix=f"try .avi; check the permissions of {self.path.parent}",
                 )
+            self._writer = writer
         if drawn.shape[1::-1] != self._size:
             drawn = cv2.resize(drawn, self._size, interpolation=cv2.INTER_AREA)
-        self._writer.write(drawn)
+        dropped = result.frame.dropped if result.frame else 0
+        for _ in range(1 + dropped - self._dropped):
+            self._writer.write(drawn)
+        self._dropped = dropped
 
     def close(self) -> None:
         """Finish the file and give it its name; without a frame there is none."""
@@ -96,7 +103,9 @@ def label_name(index: int) -> str:
 
 def frame_rate(source: Any) -> float | None:
     """Frames per second that a video file says it has; None for anything else."""
-    if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
+    if not isinstance(source, (str, os.PathLike)) or re.search(" ! |://", os.fspath(source)):
+        return None
+    if not Path(source).is_file():
         return None
     video = cv2.VideoCapture(os.fspath(source))
     try:

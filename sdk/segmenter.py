@@ -104,7 +104,7 @@ class Segmenter:
                 fix="use device='cpu', or refine_backend='onnx' with a bundle, or refine=None",
             )
         self._pool: ThreadPoolExecutor | None = None
-        self._places = threading.BoundedSemaphore(WAITING)
+        self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
         if bundle is not None:
@@ -182,34 +182,37 @@ class Segmenter:
         clock = Clock()
         picture, warnings = load_image(source, color=color)
         clock.lap("decode")
-        low, guide = self.observe(picture, clock)
+        low = self.working_picture(picture)
+        clock.lap("preprocess")
+        guide = self.guide(picture, low)
+        clock.lap("prior")
         scores, classes, stats = self._scores(low, guide, progress)
         clock.lap("refine")
         return self.finish(picture, low, scores, classes, stats, warnings, clock)
 
-    def observe(self, picture: np.ndarray, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
-        """The picture at working size, (h, w, 3) float32 in [0, 1], and the prior's guide there:
-        (h, w, C) float32 probabilities or (h, w) int32 labels."""
+    def working_picture(self, picture: np.ndarray) -> np.ndarray:
+        """The picture at working size, (h, w, 3) float32 in [0, 1]."""
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
-        low = resize(picture, h, w).astype(np.float32) / 255
-        clock.lap("preprocess")
+        return resize(picture, h, w).astype(np.float32) / 255
 
+    def guide(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
+        labels, -1 = unknown."""
         guide = np.asarray(self.prior(picture, low))
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior gave an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
-        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), h, w)
+        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), *low.shape[:2])
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
             raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
-        clock.lap("prior")
-        return low, guide
+        return guide
 
     def finish(
         self,
@@ -290,8 +293,9 @@ class Segmenter:
         warm_steps : refinement steps of a frame.
         cold_steps : of the first frame, and after a cut.
         budget_ms : of a frame, from when it is taken up to its result. Fewer steps are made where
-            the time does not suffice; it is exceeded by at most one step (and by a prior that takes
-            longer). Cold steps that do not fit are made up for in the next frames.
+            the time does not suffice; it is exceeded by at most one step (and by a prior, a filter
+            and regions that take longer by themselves). Cold steps that do not fit are made up for
+            in the next frames.
         rate : frames a second: files are played at it, cameras thinned out to it.
         drop : "oldest" keeps only the newest frame while one is being segmented, "none" makes the
             source wait. None: "oldest" for cameras, URLs, pipelines, and where rate is given.
@@ -333,7 +337,8 @@ class Segmenter:
         ------
         InputError : an engine of TensorRT, which runs one picture at a time.
         """
-        engines = (getattr(self.prior, "engine", None), *(self._refinement or ((),) * 4)[2])
+        own = self._refinement.engines if self._refinement else ()
+        engines = (getattr(self.prior, "engine", None), *own)
         if any(getattr(e, "backend", "").startswith("tensorrt") for e in engines):
             raise InputError(
                 "a TensorRT engine runs one picture at a time and cannot be shared",
@@ -341,19 +346,20 @@ class Segmenter:
             )
         other = copy.copy(self)
         other._info, other._pool = dict(self._info), None
-        other._places = threading.BoundedSemaphore(WAITING)
+        other._places, other._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         return other
 
     def submit(self, source: Any, *, color: str = "rgb") -> Future[Result]:
         """Segment in another thread: a future of what ``self(source, color=color)`` gives. Waits
         while WAITING pictures are on their way; an array must not change before the result is
         there. Two pictures are worked on at a time."""
-        if self._pool is None:
-            self.clone()  # says what cannot be shared
-            self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="segment")
+        worker = self.clone()  # says what cannot be shared
         self._places.acquire()
         try:
-            future = self._pool.submit(self, source, color=color)
+            with self._pool_lock:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="segment")
+                future = self._pool.submit(worker, source, color=color)
         except BaseException:
             self._places.release()
             raise
@@ -362,15 +368,24 @@ class Segmenter:
 
     def close(self) -> None:
         """Wait for the pictures submitted, and end the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        with self._pool_lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
 
     def __enter__(self) -> Segmenter:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def most_classes(self) -> int | None:
+        """How many classes a residual refinement can take, where an engine fixes that."""
+        for engine in self._refinement.engines if self._refinement else ():
+            for port in engine.inputs:
+                if port.name == "guide" and isinstance(port.shape[1], int) and port.shape[1] > 0:
+                    return int(port.shape[1])
+        return None
 
     def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
         """A refiner for pictures of this working size, with the weights that a cold start has."""

@@ -69,14 +69,16 @@ def test_a_video(tmp_path):
 
 
 def test_a_damaged_video_says_where_it_ended(tmp_path):
+    """The header says 60 frames, half of them are gone."""
     path = write_video(tmp_path / "a.avi", pictures(60))
     data = path.read_bytes()
-    index = data.rindex(b"idx1")  # the header and the index say 60 frames; half of them are gone
+    index = data.rindex(b"idx1")
     middle = data.index(b"movi") + (index - data.index(b"movi")) // 2
     path.write_bytes(data[:middle] + bytes(index - middle) + data[index:])
-    with Capture(path) as capture, pytest.raises(InputError, match="of 60 frames"):
+    with Capture(path) as capture:
         got = [level(f) for f in capture]
-        raise AssertionError(f"it ended silently after {len(got)}")
+    assert 10 < len(got) < 50
+    assert capture.notes == [f"{path} ended after {len(got)} of 60 frames"]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +145,9 @@ def test_broken_frames_are_left_out_and_named():
 
 
 def test_broken_frames_at_the_end_are_named_too():
-    with pytest.raises(InputError, match="at the end: frame 2 was left out"):
-        taken([*pictures(2), b"no picture"])
+    with Capture([*pictures(2), b"no picture"]) as capture:
+        assert len(list(capture)) == 2
+    assert capture.notes[0].startswith("frame 2 was left out") and len(capture.notes) == 1
 
 
 def test_many_broken_frames_end_it():
@@ -180,6 +183,12 @@ def test_a_stalled_source_is_an_error_and_no_hang():
     release.set()
 
 
+def told(frames, read):
+    """Frames, and an event that they have all been taken."""
+    yield from frames
+    read.set()
+
+
 def test_drop_none_waits_for_the_reader():
     ahead = 0
 
@@ -198,25 +207,47 @@ def test_drop_none_waits_for_the_reader():
 
 
 def test_drop_oldest_keeps_the_newest():
-    with Capture(iter(pictures(60)), drop="oldest") as capture:
-        time.sleep(0.3)  # all have been read
+    read = threading.Event()
+    with Capture(told(pictures(60), read), drop="oldest") as capture:
+        assert read.wait(20)
         frames = list(capture)
-        assert [f.index for f in frames] == [59] and capture.dropped == 59
+        assert frames[-1].index == 59 and capture.dropped == 60 - len(frames) >= 58
+
+
+def test_drop_oldest_never_makes_the_source_wait():
+    """A reader that takes 10 ms a frame of a source that has 2000 a second."""
+
+    def camera():
+        for frame in pictures(400):
+            time.sleep(0.0005)
+            yield frame
+
+    start = time.monotonic()
+    with Capture(camera(), drop="oldest") as capture:
+        seen = 0
+        for _ in capture:
+            time.sleep(0.01)
+            seen += 1
+        assert seen + capture.dropped == 400 and capture.dropped > 100
+    assert time.monotonic() - start < 3
 
 
 def test_dropped_frames_leave_their_notes():
     frames = pictures(6)
     frames[1] = b"no picture"
-    with Capture(iter(frames), drop="oldest") as capture:
-        time.sleep(0.3)
-        (frame,) = capture
-        assert frame.index == 5 and frame.notes[0].startswith("frame 1 was left out")
+    read = threading.Event()
+    with Capture(told(frames, read), drop="oldest") as capture:
+        assert read.wait(20)
+        notes = [n for frame in capture for n in frame.notes]
+        assert len(notes) == 1 and notes[0].startswith("frame 1 was left out")
 
 
 def test_rate_is_kept_and_a_slow_reader_drops():
     start = time.monotonic()
-    frames = taken(iter(pictures(10)), rate=50)
-    assert 0.17 <= time.monotonic() - start < 2 and len(frames) >= 8
+    with Capture(iter(pictures(10)), rate=50) as capture:
+        frames = list(capture)
+        assert len(frames) + capture.dropped == 10
+    assert 0.17 <= time.monotonic() - start < 2
     gaps = np.diff([f.time for f in frames]) / np.diff([f.index for f in frames])
     assert 0.015 < np.median(gaps) < 0.025
     with Capture(iter(pictures(20)), rate=100) as capture:
@@ -233,12 +264,39 @@ def test_closing_ends_the_thread():
         while True:
             yield pictures(1)[0]
 
-    before = threading.active_count()
     for _ in range(5):
         with Capture(endless()) as capture:
             next(iter(capture))
-    gc.collect()
-    assert threading.active_count() == before
+    deadline = time.monotonic() + 20
+    while any(t.name == "capture" for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [t for t in threading.enumerate() if t.name == "capture"]
+
+
+def test_closing_releases_the_iterable():
+    closed = threading.Event()
+
+    def camera():
+        try:
+            while True:
+                yield pictures(1)[0]
+        finally:
+            closed.set()
+
+    gc.disable()
+    try:
+        with Capture(camera()) as capture:
+            next(iter(capture))
+        del capture
+        assert closed.wait(20)
+    finally:
+        gc.enable()
+
+
+def test_a_slow_rate_is_no_stall():
+    start = time.monotonic()
+    assert len(taken(iter(pictures(2)), rate=4, timeout=0.05)) == 2
+    assert time.monotonic() - start > 0.2
 
 
 def test_an_array_may_change_after_it_was_yielded():
