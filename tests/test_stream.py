@@ -275,7 +275,7 @@ def test_a_prior_that_is_wrong_for_20_frames_is_forgotten():
 
 
 def test_a_prior_that_changes_its_mind_for_good_is_followed():
-    """The network has learned what the prior said before: without the decay it goes on saying so."""
+    """The network has learned what the prior said before."""
     frames, truths = clip(60)
     frames = [frames[0]] * 60
     wrong = {i: np.where(truths[0] == 2, 1, truths[0]) for i in range(20, 60)}
@@ -381,7 +381,7 @@ def test_a_frame_that_the_prior_knows_nothing_of():
     }
     assert accuracy(results, truths)[2] > 0.9
     prior.at = 2
-    with pytest.raises(InputError, match="zero .unknown. everywhere"):
+    with pytest.raises(InputError, match=r"zero .unknown. everywhere"):
         followed(frames[2:], sometimes)
 
 
