@@ -355,14 +355,15 @@ class Segmenter:
         there. Two pictures are worked on at a time."""
         worker = self.clone()  # says what cannot be shared
         self._places.acquire()
+        future = None
         try:
             with self._pool_lock:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="segment")
                 future = self._pool.submit(worker, source, color=color)
-        except BaseException:
-            self._places.release()
-            raise
+        finally:
+            if future is None:
+                self._places.release()
         future.add_done_callback(lambda _: self._places.release())
         return future
 

@@ -38,7 +38,7 @@ from sdk.segmenter import Clock
 if TYPE_CHECKING:
     from sdk.segmenter import Segmenter
 
-CUT_COLOURS, CUT_GUIDE = 0.35, 0.35  # distance of histograms, share of changed prior labels
+CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3  # a cut: histograms further apart, prior agrees less
 CHANNELS = 64  # at most; of more classes, those that have been away longest lose theirs
 SURE = 0.9  # probability from which the prior counts as confident
 LOST = 0.002  # share of the picture that a class must hold to be missed
@@ -166,6 +166,14 @@ def colour_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(max(0.0, 1.0 - np.sqrt(a * b).sum(dtype=np.float64))))
 
 
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's kappa of two label maps (-1 = unknown is a label, too): 1 equal, 0 as by chance."""
+    count = int(max(a.max(), b.max())) + 2
+    of_a, of_b = (np.bincount(m.ravel() + 1, minlength=count) / m.size for m in (a, b))
+    chance = float(of_a @ of_b)
+    return 1.0 if chance >= 1 else (float((a == b).mean()) - chance) / (1 - chance)
+
+
 def segment_stream(
     segmenter: Segmenter,
     capture: Capture,
@@ -236,12 +244,12 @@ class Follower:
         hard = guide if guide.ndim == 2 else hard_labels(guide)
         colours = colours_of(low)
         if state.guide is not None and state.colours is not None:
-            changed = float((hard != state.guide).mean())
+            agrees = agreement(hard, state.guide)
             distance = colour_distance(colours, state.colours)
-            if changed > CUT_GUIDE and distance > CUT_COLOURS:
+            if agrees < CUT_AGREEMENT and distance > CUT_COLOURS:
                 events.append(
-                    f"cut: colours moved by {distance:.2f}, {changed:.0%} of the prior's labels "
-                    "changed; cold start"
+                    f"cut: colours moved by {distance:.2f}, the prior agrees with its last labels "
+                    f"by {agrees:.2f}; cold start"
                 )
                 _forget(state)
         start = "cold" if state.labels is None else "warm"
@@ -392,6 +400,7 @@ class Follower:
         weights = cold
         if state.weights is not None:
             weights = dict(state.weights)
+            _check_network(weights, cold)
             if rows is not None:
                 for name in _HEAD:  # the classes so far come first
                     old = weights[name][rows]
@@ -434,6 +443,19 @@ class Follower:
 def hard_labels(guide: np.ndarray) -> np.ndarray:
     """(h, w) int32: the likeliest class, -1 where the guide knows none."""
     return np.where(guide.any(-1), guide.argmax(-1), -1).astype(np.int32)
+
+
+def _check_network(weights: network.State, cold: network.State) -> None:
+    """InputError unless a state's weights are of this network; the last layer's rows may differ."""
+    for name in {*weights, *cold}:
+        came, wanted = (np.shape(w[name]) if name in w else None for w in (weights, cold))
+        if name in _HEAD and came and wanted:
+            came, wanted = came[1:], wanted[1:]
+        if came != wanted:
+            raise InputError(
+                f"the state is of another network: its {name!r} is {came}, wanted {wanted}",
+                fix="use the options of refine that it was saved with, or state.reset()",
+            )
 
 
 def _forget(state: StreamState) -> None:

@@ -14,8 +14,8 @@ from sdk.capture import BROKEN, QUEUE, Capture, _order
 
 
 def pictures(count, height=24, width=32):
-    """Frames whose grey level is their number."""
-    return [np.full((height, width, 3), 3 * i, np.uint8) for i in range(count)]
+    """Frames whose grey level is three times their number, up to 85."""
+    return [np.full((height, width, 3), 3 * i % 256, np.uint8) for i in range(count)]
 
 
 def write_video(path, frames, rate=20):
@@ -59,7 +59,7 @@ def test_a_folder_is_read_by_number(tmp_path):
 def test_names_are_ordered_by_their_numbers(tmp_path):
     names = ["b2.png", "a10.png", "a9.png", "10.png", "9.png", "a.png"]
     ordered = sorted((tmp_path / n for n in names), key=_order)
-    assert [p.name for p in ordered] == ["9.png", "10.png", "a.png", "a9.png", "a10.png", "b2.png"]
+    assert [p.name for p in ordered] == ["9.png", "10.png", "a9.png", "a10.png", "a.png", "b2.png"]
 
 
 def test_a_video(tmp_path):
