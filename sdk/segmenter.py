@@ -232,7 +232,7 @@ class Segmenter:
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
         if names is not None or (classes >= 0).all():
             scores, classes = _merge_columns(scores, classes)
-        present = np.unique(scores.argmax(-1))  # the others cannot win anywhere that matters
+        present = _distinct(scores.argmax(-1))  # the others cannot win anywhere that matters
         scores, classes = np.ascontiguousarray(scores[..., present]), classes[present]
         low_image, radius, eps = None, 1, 3e-4
         if self.filter is not None:
@@ -254,7 +254,7 @@ class Segmenter:
             min_area = 0 if names is not None else height * width // 500
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
         stats |= {"objective": self.refine.objective if self.refine else None}
-        stats |= {"working_size": [h, w], "clusters": len(np.unique(labels))}
+        stats |= {"working_size": [h, w], "clusters": len(_distinct(labels))}
         clock.lap("postprocess")
         return Result(
             image=picture,
@@ -429,6 +429,11 @@ class Segmenter:
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats
+
+
+def _distinct(labels: np.ndarray) -> np.ndarray:
+    """The labels that occur, ascending; they are small, so counting is far faster than sorting."""
+    return np.flatnonzero(np.bincount(labels.ravel()))
 
 
 def _drained(prior: Any) -> list[Any]:
