@@ -1,4 +1,4 @@
-"""python -m benchmarks quality | ops | step | photo"""
+"""python -m benchmarks quality | ops | step | photo | stream"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from runtime.errors import SdkError
 
-COMMANDS = ("quality", "ops", "step", "photo")
+COMMANDS = ("quality", "ops", "step", "photo", "stream")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
             from benchmarks.ops import main as run
         elif argv[0] == "photo":
             from benchmarks.photo import main as run
+        elif argv[0] == "stream":
+            from benchmarks.stream import main as run
         else:
             from benchmarks.step import main as run
         return run(argv[1:])

@@ -87,6 +87,11 @@ def prior_path(name: str) -> Path:
     return _locate("priors", name)
 
 
+def clip_path(name: str) -> Path:
+    """Locate a short video, such as ``sam2_bedroom.mp4``."""
+    return _locate("clips", name)
+
+
 def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
     """Pick frames of CamVid's training part, evenly spaced in name order.
 

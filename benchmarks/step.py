@@ -27,7 +27,7 @@ import numpy as np
 
 import runtime
 from benchmarks import report
-from benchmarks.worker import COPY, MATRIX, STEPS, find_case, refiner
+from benchmarks.worker import COPY, MATRIX, find_case, refiner
 from runtime.backend import default_threads
 from runtime.checks import check_count
 from runtime.errors import InputError, SdkError, VerificationFailed

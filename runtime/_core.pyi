@@ -98,7 +98,7 @@ class Refiner:
         guide: Array | None,
         label_floor: int,
         steps: int,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], bool] | None,
     ) -> tuple[Array, Array, Array, Array, int, int, int]: ...
     def state(self) -> dict[str, Any]: ...
     def set_state(

@@ -9,6 +9,10 @@ import numpy as np
 from runtime.errors import InputError
 
 
+class UnknownGuide(InputError):
+    """A guide that knows nothing of its picture."""
+
+
 def check_image(image: Any, name: str = "image") -> np.ndarray:
     """(H, W, 3) float32 in [0, 1], C-contiguous."""
     array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]")
@@ -72,7 +76,7 @@ def check_guide(guide: Any, height: int, width: int) -> np.ndarray:
                 fix="number the classes 0, 1, ... and use -1 for unknown",
             )
         if array.max() < 0:
-            raise InputError("guide is unknown (-1) everywhere; nothing can be refined")
+            raise UnknownGuide("guide is unknown (-1) everywhere; nothing can be refined")
         return np.ascontiguousarray(array, np.int32)
     array = _check_float("guide", array, wanted)
     if array.min() < 0:
@@ -82,7 +86,7 @@ def check_guide(guide: Any, height: int, width: int) -> np.ndarray:
         )
     total = array.sum(-1, keepdims=True)
     if total.max() <= 0:
-        raise InputError("guide is zero (unknown) everywhere; nothing can be refined")
+        raise UnknownGuide("guide is zero (unknown) everywhere; nothing can be refined")
     return array / np.where(total > 0, total, 1)
 
 

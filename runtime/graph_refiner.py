@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -138,6 +139,7 @@ class GraphRefiner:
         steps: int | None = None,
         warm: bool = False,
         progress: Progress | None = None,
+        deadline: float | None = None,
     ) -> Refinement:
         """Refine; arguments, result and errors are those of :meth:`runtime.Refiner.run`.
 
@@ -159,19 +161,22 @@ class GraphRefiner:
         residual = options.objective == "residual"
         if not warm:
             self.load_state_dict(self._initial)
+        late = steps > 0 and deadline is not None and time.monotonic() >= deadline
+        if late:
+            steps = 0
         feed = {"image": _planar(image)}
         if options.objective != "dynaseg":
             feed["guide"] = self._planar_guide(guide)
         if options.objective == "dynaguide":
             feed["assign"] = self._first_assignment(guide, feed["guide"].shape[1])
-        run = self._loop(feed, guide, floor, steps, progress) if steps else _Run()
+        run = self._loop(feed, guide, floor, steps, progress, deadline) if steps else _Run()
         scores, labels = self._final(feed)
         losses = np.array(run.losses, np.float64).reshape(-1, 4)
         names = ("total", "similarity", "pair" if residual else "spatial", "guide")
         used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
             "steps": run.done,
-            "stop_reason": run.stop,
+            "stop_reason": "budget" if late else run.stop,
             "clusters": len(np.unique(labels)),
             "clusters_per_step": run.clusters,
             "losses": {names[i]: losses[:, i].tolist() for i in used},
@@ -190,6 +195,7 @@ class GraphRefiner:
         label_floor: int,
         steps: int,
         progress: Progress | None,
+        deadline: float | None,
     ) -> _Run:
         """Step until a rule stops; the state that is left becomes this object's."""
         options, run = self.options, _Run()
@@ -226,6 +232,9 @@ class GraphRefiner:
                 run.done = step + 1
                 if progress is not None:
                     progress(run.done, steps)
+                if run.done < steps and deadline is not None and time.monotonic() >= deadline:
+                    run.stop = "budget"
+                    break
                 if floor and clusters <= floor:
                     silhouette = label_floor >= (options.min_labels or 0)
                     run.stop = "silhouette" if silhouette else "min_labels"

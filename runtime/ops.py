@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from runtime.checks import (
 from runtime.errors import InputError
 from runtime.options import RefineOptions
 
-STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged")
+STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 _CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
     "skip": ("none", "shared", "own"),
@@ -43,8 +44,8 @@ class Refinement:
     labels : (H, W) int32, arg max of the scores: columns of ``scores``.
     classes : (K,) int32, the guide's class of each column, -1 where a cluster has none.
     stats : steps, stop_reason ("steps", "min_labels", "silhouette", "converged", "diverged",
-        "one class"), clusters (labels in the last map), clusters_per_step, losses (dict of lists:
-        total, similarity, spatial or pair, guide), label_floor.
+        "budget", "one class"), clusters (labels in the last map), clusters_per_step, losses (dict
+        of lists: total, similarity, spatial or pair, guide), label_floor.
     """
 
     scores: np.ndarray
@@ -129,6 +130,7 @@ class Refiner:
         steps: int | None = None,
         warm: bool = False,
         progress: Progress | None = None,
+        deadline: float | None = None,
     ) -> Refinement:
         """Refine.
 
@@ -141,6 +143,7 @@ class Refiner:
         warm : start from the state that the last run left, or that was loaded. Otherwise from the
             seed's.
         progress : called as progress(done, steps) after each step.
+        deadline : of time.monotonic(): no step begins after it.
 
         Raises
         ------
@@ -158,7 +161,16 @@ class Refiner:
         guide, floor = prepared(options, image, guide, self.classes)
         if not warm:
             self.load_state_dict(self._initial)
-        report = None if progress is None else lambda done: progress(done, steps)
+
+        def report(done: int) -> bool:
+            """Whether time is up."""
+            if progress is not None:
+                progress(done, steps)
+            return done < steps and deadline is not None and time.monotonic() >= deadline
+
+        late = steps > 0 and deadline is not None and time.monotonic() >= deadline
+        if late:
+            steps = 0
         scores, labels, losses, clusters, done, stop, last = self._native.run(
             image, guide, floor, steps, report
         )
@@ -167,7 +179,7 @@ class Refiner:
         used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
             "steps": done,
-            "stop_reason": STOPS[stop],
+            "stop_reason": "budget" if late else STOPS[stop],
             "clusters": last,
             "clusters_per_step": clusters.tolist(),
             "losses": {names[i]: losses[:, i].tolist() for i in used},
@@ -212,20 +224,66 @@ def prepared(
     return guide, floor
 
 
-def _frequent(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the classes that hold more than MIN_SHARE of the picture; those classes."""
+def frequent_classes(guide: np.ndarray) -> np.ndarray:
+    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide."""
     if guide.ndim == 2:
         share = np.bincount(guide[guide >= 0]) / guide.size
     else:
         share = guide.mean((0, 1), dtype=np.float64)
-    classes = np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
-    if guide.ndim == 2:  # label -> column; rare and unknown ones to the last row, which is zero
-        column = np.full(len(share) + 1, len(classes))
+    return np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
+
+
+def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(H, W, K) float32 probabilities of ``classes`` alone: each pixel sums to 1, or is all zero
+    where the guide knows none of them."""
+    if guide.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
+        column = np.full(max(guide.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
-        return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[guide]], classes
-    soft = guide[..., classes]
+        return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[guide]]
+    known = classes < guide.shape[2]
+    soft = np.zeros((*guide.shape[:2], len(classes)), np.float32)
+    soft[..., known] = guide[..., classes[known]]
     total = soft.sum(-1, keepdims=True)
-    return soft / np.where(total > 0, total, 1), classes
+    return soft / np.where(total > 0, total, 1)
+
+
+def match_classes(guide: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The guide of a prior whose classes have no meaning of their own, renumbered.
+
+    Parameters
+    ----------
+    guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown.
+    labels : (H, W) int32, a segmentation into ``classes``.
+    classes : (K,) int32, distinct, at least 0.
+
+    Returns
+    -------
+    A guide of the same kind. Each of its classes has the number of one of ``classes``, such that
+    the overlap is the largest in sum (Hungarian method); where there is no overlap, one that
+    ``classes`` does not have.
+    """
+    own = frequent_classes(guide)
+    soft = restricted(guide, own)
+    onto = (labels[..., None] == classes).astype(np.float32)
+    overlap = soft.reshape(-1, len(own)).T @ onto.reshape(-1, len(classes))
+    cost = -overlap.astype(np.float64)
+    core = backend("cpu")
+    ids = np.full(len(own), -1, np.int32)
+    if len(own) <= len(classes):
+        pairs = np.arange(len(own)), np.asarray(core.assign(cost))
+    else:
+        pairs = np.asarray(core.assign(np.ascontiguousarray(cost.T))), np.arange(len(classes))
+    rows, columns = (p[cost[pairs] < 0] for p in pairs)
+    ids[rows] = classes[columns]
+    free = np.setdiff1d(np.arange(len(own) + int(classes.max()) + 1), classes)
+    ids[ids < 0] = free[: int((ids < 0).sum())]
+    if guide.ndim == 2:
+        table = np.full(max(int(guide.max()), int(own.max())) + 2, -1, np.int32)
+        table[own] = ids
+        return table[guide]
+    out = np.zeros((*guide.shape[:2], int(ids.max()) + 1), np.float32)
+    out[..., ids] = soft
+    return out
 
 
 def _thread_count(threads: int | None) -> int:
@@ -315,7 +373,9 @@ def refine_with(
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior, needs one")
-    guide, classes = _frequent(check_guide(guide, height, width))
+    guide = check_guide(guide, height, width)
+    classes = frequent_classes(guide)
+    guide = restricted(guide, classes)
     refiner = make(height, width, classes)
     if len(classes) == 1:  # nothing to decide
         result = refiner.run(image, guide, steps=0, warm=warm)

@@ -30,14 +30,16 @@ from runtime.errors import (
     MissingBackend,
     SdkError,
 )
-from sdk.result import Result, Segment
+from sdk.result import FrameInfo, Result, Segment
 from sdk.segmenter import Segmenter
+from sdk.stream import StreamState
 
 __all__ = [
     "BundleError",
     "DeviceError",
     "EngineMismatch",
     "FilterConfig",
+    "FrameInfo",
     "InputError",
     "MissingBackend",
     "RefineConfig",
@@ -45,4 +47,5 @@ __all__ = [
     "SdkError",
     "Segment",
     "Segmenter",
+    "StreamState",
 ]

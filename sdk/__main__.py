@@ -1,10 +1,12 @@
-"""dg, or python -m sdk: demo [PICTURE] | predict PICTURE..."""
+"""dg, or python -m sdk: demo [PICTURE] | predict PICTURE... | stream SOURCE"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import warnings
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime.build import BACKENDS
+from runtime.checks import check_count
 from runtime.cli import Parser, run
 from runtime.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
+from sdk.capture import shown_name
 from sdk.image import write_atomic
 from sdk.prior import open_bundle
+from sdk.record import Video, Window, frame_rate, label_name
+from sdk.stream import StreamState
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +48,29 @@ def _parser() -> Parser:
     predict.add_argument("--coco", action="store_true", help="also write out/annotations.json")
     predict.set_defaults(run=_predict)
 
-    for command in (demo, predict):
+    stream = commands.add_parser("stream", help="segment a video or a camera, frame by frame")
+    stream.add_argument(
+        "source", help="video, camera number, folder of pictures, URL, GStreamer pipeline"
+    )
+    stream.add_argument("--save", type=Path, help="annotated video: .mp4, .avi or .mkv")
+    stream.add_argument("--labels", type=Path, help="folder for label pictures, one a frame")
+    stream.add_argument("--json", action="store_true", help="one line of JSON a frame on stdout")
+    stream.add_argument("--show", action="store_true", help="live window; q ends")
+    stream.add_argument("--warm-steps", type=int, default=2, help="a frame (%(default)s)")
+    stream.add_argument(
+        "--cold-steps", type=int, default=10, help="first frame, cuts (%(default)s)"
+    )
+    stream.add_argument("--budget-ms", type=float, help="a frame; fewer steps where it is short")
+    stream.add_argument("--rate", type=float, help="frames per second")
+    stream.add_argument("--drop", choices=["oldest", "none"], help="oldest for live sources")
+    stream.add_argument("--frames", type=int, help="stop after so many")
+    stream.add_argument(
+        "--timeout", type=float, default=10.0, help="s without a frame (%(default)s)"
+    )
+    stream.add_argument("--state", type=Path, help="go on from this file if it exists; save to it")
+    stream.set_defaults(run=_stream)
+
+    for command in (demo, predict, stream):
         command.add_argument(
             "--prior", default="kmeans", help="kmeans, a bundle folder, or an .onnx file"
         )
@@ -52,7 +80,8 @@ def _parser() -> Parser:
             choices=["default", *PRESETS, "none"],
             help="default: the bundle's own, else residual",
         )
-        command.add_argument("--steps", type=int, help="SGD steps; the setting's own by default")
+        if command is not stream:
+            command.add_argument("--steps", type=int, help="SGD steps; the setting's by default")
         command.add_argument("--seed", type=int, default=None, help="of the initial weights")
         command.add_argument("--no-filter", action="store_true", help="lift bilinearly")
         command.add_argument("--min-area", type=int, help="merge regions under this many pixels")
@@ -70,9 +99,10 @@ def _parser() -> Parser:
             help="native, or a bundle's step graph (%(default)s)",
         )
         command.add_argument("--threads", type=int, help="all processors by default")
-        command.add_argument(
-            "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
-        )
+        if command is not stream:
+            command.add_argument(
+                "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
+            )
     return parser
 
 
@@ -88,7 +118,7 @@ def _imgsz(text: str) -> int | tuple[int, int]:
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
     refine: RefineConfig | str | None = None
-    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k, None)) is not None}
     bundle = open_bundle(args.prior)
     if args.refine == "default":
         own = bundle.refine() if bundle else RefineConfig()
@@ -207,6 +237,82 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(documents, indent=1))
     return 1 if failed else 0
+
+
+def _stream(args: argparse.Namespace) -> int:
+    source = int(args.source) if args.source.isdigit() else args.source
+    shown = shown_name(args.source)
+    if args.frames is not None:
+        check_count("frames", args.frames, 1, 2**62)
+    _check_outputs(args)
+    state = StreamState()
+    if args.state and args.state.exists():
+        state = StreamState.load(args.state)
+    video = Video(args.save, args.rate or frame_rate(source) or 25.0) if args.save else None
+    window = Window(shown) if args.show else None
+    seg = _segmenter(args)
+    results = seg.stream(
+        source, warm_steps=args.warm_steps, cold_steps=args.cold_steps, budget_ms=args.budget_ms,
+        rate=args.rate, drop=args.drop, timeout=args.timeout, state=state,
+    )  # fmt: skip
+    if args.labels:
+        _folder(args.labels)
+    bar = tqdm(total=args.frames, unit=" frames", desc=shown, disable=None)
+    times: deque[float] = deque(maxlen=10_000)
+    count, steps, last = 0, 0, None
+
+    def tell(text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+            for result in results:
+                info = result.frame
+                assert info is not None  # a stream's results have one
+                for text in info.events + [f"warning: {w}" for w in result.warnings]:
+                    tell(f"frame {info.index}: {text}")
+                if video:
+                    video.write(result)
+                if args.labels:
+                    result.save_labels(args.labels / label_name(info.index))
+                if args.json:
+                    print(result.to_json(), flush=True)
+                if window:
+                    window.show(result)
+                times.append(result.timings["total"])
+                count, steps, last = count + 1, steps + result.stats["steps"], info
+                bar.update(1)
+                if count == args.frames or (window and not window.open):
+                    break
+    finally:  # what there is is kept, also when interrupted
+        results.close()
+        bar.close()
+        if window:
+            window.close()
+        if video:
+            video.close()
+        if args.state and state.frames:
+            state.save(args.state)
+        if last is not None:
+            p50, p99 = np.percentile(times, (50, 99))
+            tell(
+                f"{count} frames, {last.dropped} dropped, {steps / count:.1f} steps a frame; "
+                f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
+            )
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuses outputs that would overwrite the source or each other, or that cannot be written."""
+    paths = [Path(args.source), *(p for p in (args.save, args.labels, args.state) if p)]
+    paths = [p.resolve() for p in paths]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise InputError(f"{path} would be overwritten", fix="choose another output")
+    if args.state and not args.state.parent.is_dir():
+        raise InputError(f"folder {args.state.parent} does not exist",
+                         fix=f"mkdir -p {args.state.parent}")  # fmt: skip
 
 
 def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:

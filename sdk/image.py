@@ -97,7 +97,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise InputError(f"{path} is a folder, wanted a file name")
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist", fix=f"mkdir -p {path.parent}")
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = temporary_name(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -109,6 +109,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A new hidden sibling of the same type, to be renamed to ``path``."""
+    return path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
 
 
 def _check_array(array: np.ndarray) -> None:

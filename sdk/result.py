@@ -30,6 +30,17 @@ class Segment:
     confidence: float  # mean, in [0, 1]
 
 
+@dataclass(frozen=True)
+class FrameInfo:
+    """A result's place in its stream."""
+
+    index: int  # in the source, from 0; gaps where frames were dropped or left out
+    time: float  # seconds since the first frame, when it was captured
+    dropped: int  # frames dropped since the stream began
+    start: str  # "cold": from the initial weights, or "warm": from the frame's before
+    events: list[str]  # what happened, one sentence each: a cut, a new class, a broken frame
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """A segmented picture.
@@ -45,6 +56,7 @@ class Result:
     timings : milliseconds by stage.
     device, backend : where it was computed, and by what.
     warnings : sentences for the user.
+    frame : of a stream, None for a single picture.
     """
 
     image: np.ndarray
@@ -57,6 +69,7 @@ class Result:
     device: str
     backend: str
     warnings: list[str] = field(default_factory=list)
+    frame: FrameInfo | None = None
 
     def __post_init__(self) -> None:
         size = np.shape(self.image)[:2]
@@ -147,6 +160,8 @@ class Result:
             "segments": [vars(segment) for segment in self.segments],
             **{name: getattr(self, name) for name in kept},
         }
+        if self.frame is not None:
+            document["frame"] = vars(self.frame)
         return json.dumps(_plain(document), indent=indent, allow_nan=False)
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict[str, Any]:

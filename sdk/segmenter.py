@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import runtime
 from runtime.backend import default_threads
 from runtime.build import BACKENDS
 from runtime.bundle import Bundle
-from runtime.checks import check_count, check_guide
+from runtime.checks import check_count, check_guide, check_positive
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
@@ -22,10 +25,14 @@ from runtime.prior import as_probabilities
 from runtime.resize import resize
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
-from sdk.result import Result
+from sdk.result import FrameInfo, Result
 
 if TYPE_CHECKING:
     from runtime.load import Refinement
+    from sdk.stream import StreamState
+
+
+WORKERS, WAITING = 2, 4  # threads of submit(), and pictures that it takes before it waits
 
 
 class Segmenter:
@@ -96,6 +103,8 @@ class Segmenter:
                 f"device is {device!r}, but the native refinement has no CUDA build yet",
                 fix="use device='cpu', or refine_backend='onnx' with a bundle, or refine=None",
             )
+        self._pool: ThreadPoolExecutor | None = None
+        self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
         if bundle is not None:
@@ -170,39 +179,60 @@ class Segmenter:
         color : channel order of an array: "rgb", or "bgr" for OpenCV frames.
         progress : called as progress(done, steps) after each refinement step.
         """
-        clock = _Clock()
+        clock = Clock()
         picture, warnings = load_image(source, color=color)
         clock.lap("decode")
+        low = self.working_picture(picture)
+        clock.lap("preprocess")
+        guide = self.guide(picture, low)
+        clock.lap("prior")
+        scores, classes, stats = self._scores(low, guide, progress)
+        clock.lap("refine")
+        return self.finish(picture, low, scores, classes, stats, warnings, clock)
 
+    def working_picture(self, picture: np.ndarray) -> np.ndarray:
+        """The picture at working size, (h, w, 3) float32 in [0, 1]."""
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
-        low = resize(picture, h, w).astype(np.float32) / 255
-        clock.lap("preprocess")
+        return resize(picture, h, w).astype(np.float32) / 255
 
+    def guide(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
+        labels, -1 = unknown."""
         guide = np.asarray(self.prior(picture, low))
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior gave an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
-        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), h, w)
+        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), *low.shape[:2])
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
             raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
-        warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
-        clock.lap("prior")
+        return guide
 
-        scores, classes, stats = self._scores(low, guide, progress)
+    def finish(
+        self,
+        picture: np.ndarray,
+        low: np.ndarray,
+        scores: np.ndarray,
+        classes: np.ndarray,
+        stats: dict[str, Any],
+        warnings: list[str],
+        clock: Clock,
+        frame: FrameInfo | None = None,
+    ) -> Result:
+        """Scores at working size to the result: merge columns of a class, lift, regions."""
+        (height, width), (h, w), names = picture.shape[:2], low.shape[:2], self.prior.names
+        warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
         if stats["stop_reason"] == "diverged":
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
         if names is not None or (classes >= 0).all():
             scores, classes = _merge_columns(scores, classes)
-        clock.lap("refine")
-
-        present = np.unique(scores.argmax(-1))  # the others cannot win anywhere that matters
+        present = _distinct(scores.argmax(-1))  # the others cannot win anywhere that matters
         scores, classes = np.ascontiguousarray(scores[..., present]), classes[present]
         low_image, radius, eps = None, 1, 3e-4
         if self.filter is not None:
@@ -224,7 +254,7 @@ class Segmenter:
             min_area = 0 if names is not None else height * width // 500
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
         stats |= {"objective": self.refine.objective if self.refine else None}
-        stats |= {"working_size": [h, w], "clusters": len(np.unique(labels))}
+        stats |= {"working_size": [h, w], "clusters": len(_distinct(labels))}
         clock.lap("postprocess")
         return Result(
             image=picture,
@@ -237,7 +267,135 @@ class Segmenter:
             device=self.device,
             backend=f"{self.prior.backend} + {self._refine_text()}",
             warnings=warnings,
+            frame=frame,
         )
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        warm_steps: int = 2,
+        cold_steps: int = 10,
+        budget_ms: float | None = None,
+        rate: float | None = None,
+        drop: str | None = None,
+        color: str = "rgb",
+        timeout: float = 10.0,
+        state: StreamState | None = None,
+    ) -> Generator[Result, None, None]:
+        """Segment the frames of a stream; each one's refinement starts where the last one's ended.
+
+        Parameters
+        ----------
+        source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
+            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays);
+            an iterable is advanced by a thread of the stream's.
+        warm_steps : refinement steps of a frame.
+        cold_steps : of the first frame, and after a cut.
+        budget_ms : of a frame, from when it is taken up to its result. Fewer steps are made where
+            the time does not suffice; it is exceeded by at most one step (and by a prior, a filter
+            and regions that take longer by themselves). Cold steps that do not fit are made up for
+            in the next frames.
+        rate : frames a second: files are played at it, cameras thinned out to it.
+        drop : "oldest" keeps only the newest frame while one is being segmented, "none" makes the
+            source wait. None: "oldest" for cameras, URLs, pipelines, and where rate is given.
+        color : channel order of an iterable's arrays: "rgb", or "bgr" for OpenCV frames.
+        timeout : seconds without a frame after which the source counts as stalled.
+        state : to go on from, and updated with each frame; a new one when None.
+
+        Returns
+        -------
+        A generator of results whose ``frame`` says index, time, dropped frames, cold or warm start,
+        and events; ``stats`` has the steps done and why they ended. Closing it releases the source.
+
+        Raises
+        ------
+        InputError : an option out of range, or later: a source that cannot be opened, stalls, or
+            has ten unreadable frames in a row.
+        """
+        from sdk.capture import Capture
+        from sdk.stream import StreamState, segment_stream
+
+        capture = Capture(source, drop=drop, rate=rate, color=color, timeout=timeout)
+        check_count("warm_steps", warm_steps, 0, 10**6)
+        check_count("cold_steps", cold_steps, 0, 10**6)
+        if budget_ms is not None:
+            check_positive("budget_ms", budget_ms)
+        return segment_stream(
+            self,
+            capture,
+            StreamState() if state is None else state,
+            warm_steps=warm_steps,
+            cold_steps=cold_steps,
+            budget_ms=budget_ms,
+        )
+
+    def clone(self) -> Segmenter:
+        """An independent worker for another thread or stream: it shares the loaded prior.
+
+        Raises
+        ------
+        InputError : an engine of TensorRT, which runs one picture at a time.
+        """
+        own = self._refinement.engines if self._refinement else ()
+        engines = (getattr(self.prior, "engine", None), *own)
+        if any(getattr(e, "backend", "").startswith("tensorrt") for e in engines):
+            raise InputError(
+                "a TensorRT engine runs one picture at a time and cannot be shared",
+                fix="open the bundle once more: Segmenter(...)",
+            )
+        other = copy.copy(self)
+        other._info, other._pool = dict(self._info), None
+        other._places, other._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
+        return other
+
+    def submit(self, source: Any, *, color: str = "rgb") -> Future[Result]:
+        """Segment in another thread: a future of what ``self(source, color=color)`` gives. Waits
+        while WAITING pictures are on their way; an array must not change before the result is
+        there. Two pictures are worked on at a time."""
+        worker = self.clone()  # says what cannot be shared
+        self._places.acquire()
+        future = None
+        try:
+            with self._pool_lock:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="segment")
+                future = self._pool.submit(worker, source, color=color)
+        finally:
+            if future is None:
+                self._places.release()
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+    def close(self) -> None:
+        """Wait for the pictures submitted, and end the threads."""
+        with self._pool_lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def most_classes(self) -> int | None:
+        """How many classes a residual refinement can take, where an engine fixes that."""
+        for engine in self._refinement.engines if self._refinement else ():
+            for port in engine.inputs:
+                if port.name == "guide" and isinstance(port.shape[1], int) and port.shape[1] > 0:
+                    return int(port.shape[1])
+        return None
+
+    def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
+        """A refiner for pictures of this working size, with the weights that a cold start has."""
+        assert self.refine is not None
+        if self._refinement is not None:
+            return self._refinement.make(self.refine)(height, width, classes)
+        count = None if classes is None else len(classes)
+        options = self.refine.options()
+        return runtime.Refiner(height, width, classes=count, threads=self.threads, **options)
 
     def _refine_text(self) -> str:
         core = f"cpu-{runtime.target()}"
@@ -273,6 +431,11 @@ class Segmenter:
         return result.scores, classes, result.stats
 
 
+def _distinct(labels: np.ndarray) -> np.ndarray:
+    """The labels that occur, ascending; they are small, so counting is far faster than sorting."""
+    return np.flatnonzero(np.bincount(labels.ravel()))
+
+
 def _drained(prior: Any) -> list[Any]:
     """Warnings that the prior's engine has noted since the last picture."""
     noted = getattr(getattr(prior, "engine", None), "warnings", None)
@@ -292,7 +455,7 @@ def _merge_columns(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray,
     return scores @ table, kept
 
 
-class _Clock:
+class Clock:
     """Wall time by stage, in milliseconds."""
 
     def __init__(self) -> None:

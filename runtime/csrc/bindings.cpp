@@ -471,7 +471,7 @@ seg::RefineOptions to_options(const py::dict& d) {
 }
 
 py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
-              int steps, const std::function<void(int)>& progress) {
+              int steps, const std::function<bool(int)>& progress) {
   const int h = self.height(), w = self.width(), classes = self.options().classes;
   require(image.shape(0) == h && image.shape(1) == w && image.shape(2) == 3,
           "run: the image has another size");
@@ -504,7 +504,7 @@ py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, 
     result = self.run(s, l, records.data(), image.data(), g, label_floor, steps, [&](int done) {
       py::gil_scoped_acquire acquire;
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (progress) progress(done);
+      return progress && progress(done);
     });
   }
   const int written = std::min(result.steps + (result.stop == seg::kDiverged), steps);

@@ -21,7 +21,14 @@ enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2 };
 enum Weighting { kFixed = 0, kFsf = 1, kScf = 2 };
 enum Mapping { kOverlap = 0, kIndexModulo = 1 };
 enum FinalNorm { kNormNone = 0, kNormImage = 1, kNormRunning = 2 };
-enum Stop { kSteps = 0, kMinLabels = 1, kSilhouette = 2, kConverged = 3, kDiverged = 4 };
+enum Stop {
+  kSteps = 0,
+  kMinLabels = 1,
+  kSilhouette = 2,
+  kConverged = 3,
+  kDiverged = 4,
+  kBudget = 5
+};
 
 struct RefineOptions {
   int objective = kResidual;

@@ -55,10 +55,10 @@ class Refiner {
   // Up to `steps` steps on the picture, then one forward pass.
   // scores [height][width][classes] and labels [height][width] are written; records has `steps`
   // entries. image is [height][width][3] in [0, 1]. The last map with at least label_floor labels
-  // is kept (0 = off). after_step(done) runs between steps and may throw.
+  // is kept (0 = off). after_step(done) runs between steps; true ends the run; it may throw.
   RunResult run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                 const Guide& guide, int label_floor, int steps,
-                const std::function<void(int)>& after_step);
+                const std::function<bool(int)>& after_step);
 
   std::vector<float> parameters, momenta, buffers;  // PyTorch's layout, see network.h
   int64_t batches = 0;                              // steps seen by the running statistics

@@ -683,7 +683,7 @@ bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
 
 RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                        const Guide& guide, int label_floor, int steps,
-                       const std::function<void(int)>& after_step) {
+                       const std::function<bool(int)>& after_step) {
   RunResult result;
   set_input(image, guide);
   const int floor = std::max(options_.min_labels, label_floor);
@@ -728,7 +728,10 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
             options_.momentum);
     ++batches;
     result.steps = step + 1;
-    if (after_step) after_step(result.steps);
+    if (after_step && after_step(result.steps)) {
+      result.stop = kBudget;
+      break;
+    }
     if (floor > 0 && clusters <= floor) {
       result.stop = label_floor >= options_.min_labels ? kSilhouette : kMinLabels;
       break;

@@ -1,0 +1,215 @@
+"""Does going on from the last frame help a stream, what does a frame cost, does memory stay?
+
+    python -m benchmarks stream [--frames 36] [--paced 300] [--memory 10000] [-o results.json]
+
+Quality: the first frames of three DAVIS sequences, foreground = any class but the prior's
+background; the prior runs once a frame, for all rows. "flicker" is the share of pixels whose label
+changes from a frame to the next among those whose picture hardly does (after a 3x3 mean, no colour
+by more than 8 of 255). Latency: a clip at its camera's rate, newest frame first; without the
+prior, whose maps are replayed. Memory: what the process holds after so many small frames, less
+what it held after the first tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import cases, metrics, report
+from benchmarks.worker import memory
+from runtime.errors import InputError
+from runtime.prior import NetworkPrior
+from sdk import RefineConfig, Result, Segmenter
+
+STILL = 8  # of 255: a picture that changes less counts as unchanged
+SEQUENCES = ("blackswan", "car-shadow", "dog")
+
+
+class Replay:
+    """A prior that knows its maps of these frames by heart."""
+
+    def __init__(
+        self, frames: list[np.ndarray], guides: list[np.ndarray], names: list[str]
+    ) -> None:
+        keys = [f.tobytes() for f in frames]
+        self.names, self.guides = names, dict(zip(keys, guides, strict=True))
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        return self.guides[picture.tobytes()]
+
+
+def still(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where two (H, W, 3) uint8 pictures hardly differ."""
+    change = np.abs(cv2.blur(a, (3, 3)).astype(int) - cv2.blur(b, (3, 3)))
+    return np.asarray(change.max(-1) <= STILL)
+
+
+def flicker(results: list[Result]) -> list[float]:
+    """Of each frame but the first: share of changed labels where the picture stood still."""
+    shares = []
+    for before, after in pairwise(results):
+        quiet = still(before.image, after.image)
+        if quiet.any():
+            shares.append(float((before.labels != after.labels)[quiet].mean()))
+    return shares
+
+
+def methods(scale: float) -> dict[str, Callable[[Any, list[np.ndarray]], list[Result]]]:
+    """Rows, by name: (prior, frames) to results."""
+
+    def cold(steps: int) -> Callable[[Any, list[np.ndarray]], list[Result]]:
+        config = RefineConfig(scale=scale, steps=steps)
+        return lambda prior, frames: list(map(Segmenter(prior, refine=config), frames))
+
+    def warm(steps: int) -> Callable[[Any, list[np.ndarray]], list[Result]]:
+        config = RefineConfig(scale=scale)
+        return lambda prior, frames: list(
+            Segmenter(prior, refine=config).stream(frames, warm_steps=steps)
+        )
+
+    return {
+        "prior": lambda p, frames: list(map(Segmenter(p, refine=None, filter=None), frames)),
+        "prior + guided filter": lambda p, frames: list(map(Segmenter(p, refine=None), frames)),
+        "cold, 2 steps": cold(2),
+        "cold, 10 steps": cold(10),
+        "warm, 1 step": warm(1),
+        "warm, 2 steps": warm(2),
+        "warm, 4 steps": warm(4),
+    }
+
+
+def quality(count: int, scale: float) -> list[dict[str, Any]]:
+    """Rows of all methods, means over the sequences' frames."""
+    network = NetworkPrior.from_onnx(
+        cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=(480, 848)
+    )
+    clips = {}
+    for name in SEQUENCES:
+        items = [f for f in cases.davis(1) if f.sequence == name][:count]
+        frames = [item.image() for item in items]
+        bar = tqdm(frames, desc=f"{name}: prior", disable=None, leave=False)
+        clips[name] = (items, frames, [network(f, f) for f in bar])
+    rows = []
+    for title, method in methods(scale).items():
+        print(f"  {title} ...", file=sys.stderr)
+        scores: dict[str, list[float]] = {"IoU": [], "F": [], "flicker": []}
+        by_clip = {}
+        for name, (items, frames, guides) in clips.items():
+            results = method(Replay(frames, guides, network.names), frames)
+            own = []
+            for item, result in zip(items, results, strict=True):
+                predicted, mask = result.labels != 0, item.mask()
+                own.append(metrics.binary_iou(predicted, mask))
+                scores["F"].append(
+                    metrics.boundary_f(predicted.astype(np.int32), mask.astype(np.int32))
+                )
+            by_clip[name] = round(float(np.mean(own)), 3)
+            scores["IoU"] += own
+            scores["flicker"] += flicker(results)
+        means = {k: float(np.mean(v)) for k, v in scores.items()}
+        rows.append(
+            {"row": title, "IoU": round(means["IoU"], 3), "F": round(means["F"], 3)}
+            | {"flicker": f"{means['flicker']:.2%}"}
+            | by_clip
+        )
+    return rows
+
+
+def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str, Any]]:
+    """Rows of milliseconds a frame at camera rate."""
+    video = cv2.VideoCapture(str(path))
+    frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(40)]
+    video.release()
+    frames = [cv2.resize(f, (854, 480), interpolation=cv2.INTER_AREA) for f in frames]
+    network = NetworkPrior.from_onnx(cases.prior_path("espnetv2_s0.5_voc_256x256.onnx"))
+    guides = [network(f, f) for f in frames]
+
+    def camera() -> Iterator[np.ndarray]:
+        for i in range(count):
+            at = i % (2 * len(frames) - 2)  # to and fro
+            yield frames[min(at, 2 * len(frames) - 2 - at)]
+
+    rows = []
+    for scale in (0.25, 0.5):
+        for steps in (1, 2):
+            seg = Segmenter(
+                Replay(frames, guides, network.names),
+                refine=RefineConfig(scale=scale),
+                threads=threads,
+            )
+            results = list(seg.stream(camera(), warm_steps=steps, rate=rate))
+            last = results[-1].frame
+            assert last is not None
+            times = [r.timings for r in results if r.frame and r.frame.start == "warm"]
+            core = [t["refine"] + t["filter"] + t["postprocess"] for t in times]
+            total = [t["total"] for t in times]
+            row = {"scale": scale, "warm steps": steps, "threads": threads, "rate": rate}
+            row |= {"frames": len(results), "dropped": last.dropped}
+            for name, values in (("refine + filter + post", core), ("total", total)):
+                p50, p99 = np.percentile(values, (50, 99))
+                row |= {f"{name} p50 ms": round(p50, 1), f"{name} p99 ms": round(p99, 1)}
+            rows.append(row | {"frames/s": round(len(results) / (last.time or np.nan), 1)})
+    return rows
+
+
+def held(count: int) -> dict[str, Any]:
+    """MiB that the process gained between a tenth of the frames and all of them."""
+    rng = np.random.default_rng(0)
+    base = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (320, 180))
+    maps = rng.random((40, 5, 9, 16)).astype(np.float32)
+    soft = [np.moveaxis(m / m.sum(0), 0, -1) for m in maps]
+    frames = [np.roll(base, i, 1) for i in range(40)]
+
+    def camera() -> Iterator[np.ndarray]:
+        for i in range(count):
+            yield frames[i % 40]
+
+    seg = Segmenter(Replay(frames, soft, list("abcde")), refine=RefineConfig(scale=0.25))
+    sizes = []
+    for i, _ in enumerate(tqdm(seg.stream(camera(), warm_steps=1), total=count, disable=None)):
+        if (i + 1) % max(1, count // 10) == 0:
+            gc.collect()
+            sizes.append(memory("VmRSS"))
+    gained = round(sizes[-1] - sizes[0], 2)
+    return {"frames": count, "MiB by tenths": [round(s, 2) for s in sizes], "gained MiB": gained}
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks stream", description=__doc__)
+    parser.add_argument("--frames", type=int, default=36, help="a sequence (%(default)s)")
+    parser.add_argument("--scale", type=float, default=0.25, help="of quality (%(default)s)")
+    parser.add_argument("--paced", type=int, default=300, help="frames of latency (%(default)s)")
+    parser.add_argument("--rate", type=float, default=25.0, help="frames/s (%(default)s)")
+    parser.add_argument("--memory", type=int, default=10_000, help="frames (%(default)s)")
+    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    args = parser.parse_args(argv)
+    if min(args.frames, args.paced, args.memory) < 0:
+        raise InputError("frames, paced and memory are counts; 0 leaves a part out")
+    document: dict[str, Any] = {"environment": report.environment()}
+    if args.frames:
+        document["quality"] = quality(args.frames, args.scale)
+        print(report.table(document["quality"]))
+    if args.paced:
+        clip = cases.clip_path("sam2_bedroom.mp4")
+        document["latency"] = [
+            row
+            for threads in (1, document["environment"]["threads"])
+            for row in latency(clip, args.paced, args.rate, threads)
+        ]
+        print(report.table(document["latency"]))
+    if args.memory:
+        document["memory"] = held(args.memory)
+        print(report.table([document["memory"]]))
+    if args.out:
+        report.write_json(args.out, document)
+    return 0

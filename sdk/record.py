@@ -1,0 +1,115 @@
+"""Writes a stream's results: an annotated video, label pictures, JSON lines, a window."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runtime.errors import InputError, MissingBackend
+from sdk.image import temporary_name
+from sdk.result import Result
+
+VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs that pip's OpenCV has
+
+
+class Video:
+    """An annotated video. It gets its name when it is closed; frames of another size than the first
+    are scaled to that.
+
+    Parameters
+    ----------
+    path : .mp4, .avi or .mkv.
+    rate : frames per second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        if path.suffix.lower() not in VIDEOS:
+            raise InputError(f"{path} is no video; wanted {', '.join(VIDEOS)}")
+        if path.is_dir() or not path.parent.is_dir():
+            raise InputError(f"{path} cannot be written", fix=f"mkdir -p {path.parent}")
+        self.path, self.rate = path, rate
+        self._part = temporary_name(path)
+        self._writer: Any = None
+        self._size, self._dropped = (0, 0), 0
+
+    def write(self, result: Result) -> None:
+        """Append the result's overlay, once more for each frame dropped since the last one."""
+        drawn = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
+        if self._writer is None:
+            height, width = drawn.shape[:2]
+            self._size = (width - width % 2, height - height % 2)  # codecs halve the colours
+            code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
+            writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
+            if not writer.isOpened():
+                self._part.unlink(missing_ok=True)
+                raise InputError(
+                    f"OpenCV cannot write {self.path} at {width} x {height}",
+                    fix=f"try .avi; check the permissions of {self.path.parent}",
+                )
+            self._writer = writer
+        if drawn.shape[1::-1] != self._size:
+            drawn = cv2.resize(drawn, self._size, interpolation=cv2.INTER_AREA)
+        dropped = result.frame.dropped if result.frame else 0
+        for _ in range(1 + dropped - self._dropped):
+            self._writer.write(drawn)
+        self._dropped = dropped
+
+    def close(self) -> None:
+        """Finish the file and give it its name; without a frame there is none."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        os.replace(self._part, self.path)
+
+
+class Window:
+    """A live view; ``open`` is False once the user has closed it or pressed q."""
+
+    def __init__(self, title: str) -> None:
+        if sys.platform.startswith("linux") and not (
+            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        ):
+            raise InputError("there is no display", fix="leave --show out, or use --save out.mp4")
+        self.title, self.open = title, True
+
+    def show(self, result: Result) -> None:
+        """Draw one result."""
+        try:
+            cv2.imshow(self.title, cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
+            key = cv2.waitKey(1) & 0xFF
+            self.open = key != ord("q") and cv2.getWindowProperty(self.title, 0) >= 0
+        except cv2.error as error:
+            raise MissingBackend(
+                f"this OpenCV has no windows ({error.err})",
+                fix="pip install opencv-python instead of opencv-python-headless",
+            ) from error
+
+    def close(self) -> None:
+        """Take the window away."""
+        cv2.destroyAllWindows()
+
+
+def label_name(index: int) -> str:
+    """The file name of a frame's labels."""
+    return f"{index:06d}.png"
+
+
+def frame_rate(source: Any) -> float | None:
+    """Frames per second that a video file says it has; None for anything else."""
+    if not isinstance(source, (str, os.PathLike)) or re.search(" ! |://", os.fspath(source)):
+        return None
+    if not Path(source).is_file():
+        return None
+    video = cv2.VideoCapture(os.fspath(source))
+    try:
+        rate = float(video.get(cv2.CAP_PROP_FPS))
+    finally:
+        video.release()
+    return rate if np.isfinite(rate) and rate > 0 else None

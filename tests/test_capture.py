@@ -1,0 +1,310 @@
+"""sdk/capture.py: every source, its pace, and what goes wrong with it."""
+
+import gc
+import threading
+import time
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime.errors import InputError
+from sdk.capture import BROKEN, QUEUE, Capture, _order
+
+
+def pictures(count, height=24, width=32):
+    """Frames whose grey level is three times their number, up to 85."""
+    return [np.full((height, width, 3), 3 * i % 256, np.uint8) for i in range(count)]
+
+
+def write_video(path, frames, rate=20):
+    """An .avi whose frames are grey levels."""
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (width, height))
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def taken(source, **options):
+    with Capture(source, **options) as capture:
+        return list(capture)
+
+
+def level(frame):
+    return round(float(frame.picture.mean()) / 3)
+
+
+def test_an_iterable_in_order_and_its_colours():
+    frame = np.zeros((4, 5, 3), np.uint8)
+    frame[..., 0] = 200
+    rgb, bgr = (taken([frame], color=c)[0].picture for c in ("rgb", "bgr"))
+    assert (rgb == frame).all() and (bgr == frame[..., ::-1]).all()
+    frames = taken(iter(pictures(20)))
+    assert [f.index for f in frames] == list(range(20)) == [level(f) for f in frames]
+    assert all(a.time <= b.time for a, b in pairwise(frames))
+
+
+def test_a_folder_is_read_by_number(tmp_path):
+    for i in (1, 2, 10):
+        cv2.imwrite(str(tmp_path / f"frame{i}.png"), pictures(11)[i])
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [level(f) for f in taken(tmp_path)] == [1, 2, 10]
+    assert [level(f) for f in taken(str(tmp_path))] == [1, 2, 10]
+
+
+def test_names_are_ordered_by_their_numbers(tmp_path):
+    names = ["b2.png", "a10.png", "a9.png", "10.png", "9.png", "a.png"]
+    ordered = sorted((tmp_path / n for n in names), key=_order)
+    assert [p.name for p in ordered] == ["9.png", "10.png", "a9.png", "a10.png", "a.png", "b2.png"]
+
+
+def test_a_video(tmp_path):
+    frames = taken(write_video(tmp_path / "a.avi", pictures(30)))
+    assert [level(f) for f in frames] == list(range(30))
+    assert frames[0].picture.shape == (24, 32, 3) and not any(f.notes for f in frames)
+
+
+def test_a_damaged_video_says_where_it_ended(tmp_path):
+    """The header says 60 frames, half of them are gone."""
+    path = write_video(tmp_path / "a.avi", pictures(60))
+    data = path.read_bytes()
+    index = data.rindex(b"idx1")
+    middle = data.index(b"movi") + (index - data.index(b"movi")) // 2
+    path.write_bytes(data[:middle] + bytes(index - middle) + data[index:])
+    with Capture(path) as capture:
+        got = [level(f) for f in capture]
+    assert 10 < len(got) < 50
+    assert capture.notes == [f"{path} ended after {len(got)} of 60 frames"]
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [("none.mp4", "none.mp4 does not exist"), (None, "source is None"), (True, "source is True"),
+     (-1, "source is -1"), (3.5, "source is a float"), (b"abc", "source is a bytes"),
+     (np.zeros((4, 4, 3), np.uint8), "source is a ndarray")],
+)  # fmt: skip
+def test_what_is_no_source_is_refused_at_once(source, message):
+    with pytest.raises(InputError, match=message):
+        Capture(source)
+
+
+def test_files_that_are_no_stream(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), pictures(1)[0])
+    with pytest.raises(InputError, match="is a picture, not a stream\n  fix: dg predict"):
+        Capture(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no picture"):
+        Capture(tmp_path / "empty")
+    (tmp_path / "a.mp4").write_bytes(b"no video" * 99)
+    with pytest.raises(InputError, match="cannot be opened as a video\n  fix: check that"):
+        taken(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [(9876, "camera 9876 cannot be opened.*\n  fix: check that it is plugged in"),
+     ("videotestsrc ! appsink", "the GStreamer pipeline cannot be opened"),
+     ("rtsp://user:secret@127.0.0.1:9/x", "rtsp://127.0.0.1:9/x cannot be opened")],
+)  # fmt: skip
+def test_live_sources_that_are_not_there(source, message):
+    with pytest.raises(InputError, match=message) as caught:
+        taken(source)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"drop": "newest"}, "drop is 'newest'"), ({"color": "grey"}, "color is 'grey'"),
+     ({"rate": 0}, "rate is 0"), ({"rate": float("nan")}, "rate is nan"),
+     ({"timeout": -1}, "timeout is -1")],
+)  # fmt: skip
+def test_wrong_options(options, message):
+    with pytest.raises(InputError, match=message):
+        Capture([], **options)
+
+
+def test_no_frame_at_all():
+    with pytest.raises(InputError, match="the source has no frame"):
+        taken([])
+
+
+def test_broken_frames_are_left_out_and_named():
+    frames = pictures(6)
+    frames[2] = b"no picture"
+    frames[3] = np.zeros((4, 4), np.uint8)
+    got = taken(frames)
+    assert [level(f) for f in got] == [0, 1, 4, 5] == [f.index for f in got]
+    assert [n.split(":")[0] for n in got[2].notes] == [
+        "frame 2 was left out", "frame 3 was left out"
+    ]  # fmt: skip
+    assert not got[3].notes
+
+
+def test_broken_frames_at_the_end_are_named_too():
+    with Capture([*pictures(2), b"no picture"]) as capture:
+        assert len(list(capture)) == 2
+    assert capture.notes[0].startswith("frame 2 was left out") and len(capture.notes) == 1
+
+
+def test_many_broken_frames_end_it():
+    with pytest.raises(InputError, match=f"{BROKEN} frames in a row are unreadable"):
+        taken([*pictures(2), *[b"x"] * 50, *pictures(2)])
+
+
+def test_what_the_iterable_raises_passes_through():
+    def source():
+        yield pictures(1)[0]
+        raise OSError("the cable is out")
+
+    with Capture(source()) as capture:
+        frames = iter(capture)
+        assert level(next(frames)) == 0
+        with pytest.raises(OSError, match="the cable is out"):
+            next(frames)
+
+
+def test_a_stalled_source_is_an_error_and_no_hang():
+    release = threading.Event()
+
+    def source():
+        yield pictures(1)[0]
+        release.wait(30)
+
+    start = time.monotonic()
+    with Capture(source(), timeout=0.3) as capture:
+        with pytest.raises(InputError, match=r"stalled: no frame for 0.3 s"):
+            list(capture)
+        closing = time.monotonic()
+    assert closing - start < 5 and time.monotonic() - closing < 3
+    release.set()
+
+
+def told(frames, read):
+    """Frames, and an event that they have all been taken."""
+    yield from frames
+    read.set()
+
+
+def test_drop_none_waits_for_the_reader():
+    ahead = 0
+
+    def source():
+        nonlocal ahead
+        for frame in pictures(40):
+            ahead += 1
+            yield frame
+
+    with Capture(source()) as capture:
+        frames = iter(capture)
+        next(frames)
+        time.sleep(0.3)
+        assert ahead <= QUEUE + 3
+        assert [f.index for f in frames] == list(range(1, 40)) and capture.dropped == 0
+
+
+def test_drop_oldest_keeps_the_newest():
+    read = threading.Event()
+    with Capture(told(pictures(60), read), drop="oldest") as capture:
+        assert read.wait(20)
+        frames = list(capture)
+        assert frames[-1].index == 59 and capture.dropped == 60 - len(frames) >= 58
+
+
+def test_drop_oldest_never_makes_the_source_wait():
+    """A reader that takes 10 ms a frame of a source that has 2000 a second."""
+
+    def camera():
+        for frame in pictures(400):
+            time.sleep(0.0005)
+            yield frame
+
+    start = time.monotonic()
+    with Capture(camera(), drop="oldest") as capture:
+        seen = 0
+        for _ in capture:
+            time.sleep(0.01)
+            seen += 1
+        assert seen + capture.dropped == 400 and capture.dropped > 100
+    assert time.monotonic() - start < 3
+
+
+def test_dropped_frames_leave_their_notes():
+    frames = pictures(6)
+    frames[1] = b"no picture"
+    read = threading.Event()
+    with Capture(told(frames, read), drop="oldest") as capture:
+        assert read.wait(20)
+        notes = [n for frame in capture for n in frame.notes]
+        assert len(notes) == 1 and notes[0].startswith("frame 1 was left out")
+
+
+def test_rate_is_kept_and_a_slow_reader_drops():
+    start = time.monotonic()
+    with Capture(iter(pictures(10)), rate=50) as capture:
+        frames = list(capture)
+        assert len(frames) + capture.dropped == 10
+    assert 0.17 <= time.monotonic() - start < 2
+    gaps = np.diff([f.time for f in frames]) / np.diff([f.index for f in frames])
+    assert 0.015 < np.median(gaps) < 0.025
+    with Capture(iter(pictures(20)), rate=100) as capture:
+        seen = 0
+        for _ in capture:
+            time.sleep(0.05)
+            seen += 1
+        assert seen + capture.dropped == 20 and capture.dropped > 5
+    assert len(taken(iter(pictures(20)), rate=500, drop="none")) == 20
+
+
+def test_closing_ends_the_thread():
+    def endless():
+        while True:
+            yield pictures(1)[0]
+
+    for _ in range(5):
+        with Capture(endless()) as capture:
+            next(iter(capture))
+    deadline = time.monotonic() + 20
+    while any(t.name == "capture" for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [t for t in threading.enumerate() if t.name == "capture"]
+
+
+def test_closing_releases_the_iterable():
+    closed = threading.Event()
+
+    def camera():
+        try:
+            while True:
+                yield pictures(1)[0]
+        finally:
+            closed.set()
+
+    gc.disable()
+    try:
+        with Capture(camera()) as capture:
+            next(iter(capture))
+        del capture
+        assert closed.wait(20)
+    finally:
+        gc.enable()
+
+
+def test_a_slow_rate_is_no_stall():
+    start = time.monotonic()
+    assert len(taken(iter(pictures(2)), rate=4, timeout=0.05)) == 2
+    assert time.monotonic() - start > 0.2
+
+
+def test_an_array_may_change_after_it_was_yielded():
+    def camera():
+        buffer = np.zeros((4, 5, 3), np.uint8)
+        for i in range(10):
+            buffer[:] = i
+            yield buffer
+
+    frames = taken(camera())
+    assert [int(f.picture[0, 0, 0]) for f in frames] == list(range(10))

@@ -1,0 +1,684 @@
+"""sdk/stream.py: warm starts, state, budget and each rule, on clips whose truth is known."""
+
+import time
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+
+import runtime
+from runtime.errors import BundleError, InputError
+from runtime.ops import frequent_classes, match_classes, restricted
+from runtime.prior import KMeansPrior
+from sdk import RefineConfig, Segmenter, StreamState
+from sdk import stream as rules
+from sdk.capture import Frame
+from sdk.stream import Follower
+
+NAMES = ["ground", "ball", "box", "sky"]
+HEIGHT, WIDTH = 72, 96
+COLOURS = {
+    "day": [(90, 120, 70), (200, 60, 40), (60, 70, 180), (170, 200, 230)],
+    "night": [(20, 15, 30), (160, 160, 20), (10, 90, 60), (60, 20, 70)],
+}
+
+
+def view(at, *, place="day", box=True, seed=None):
+    """A frame and its truth: a ball rolls over the ground before a box and the sky."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    truth = np.where(y < 24, 3, 0)
+    if place == "night":
+        truth = np.where(x < 40, 3, 0)
+    if box:
+        truth[30:55, 60:85] = 2
+    truth[(y - 50) ** 2 + (x - 15 - 2 * at) ** 2 < 120] = 1
+    rng = np.random.default_rng(1000 + at if seed is None else seed)
+    picture = np.array(COLOURS[place])[truth] + rng.normal(0, 10, (HEIGHT, WIDTH, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8), truth
+
+
+class Prior:
+    """Knows the truth of each frame, coarsely and with ``noise``; gives what ``wrong`` says for the
+    frames in it. Frames are told by their order."""
+
+    def __init__(self, truths, names=NAMES, noise=0.1, wrong=None, sure=0.8):
+        self.truths, self.names, self.wrong = truths, names, wrong or {}
+        self.noise, self.sure, self.at = noise, sure, 0
+
+    def __call__(self, picture):
+        truth = self.wrong.get(self.at, self.truths[self.at])
+        rng = np.random.default_rng(self.at)
+        self.at += 1
+        count = max(int(t.max()) for t in [*self.truths, *self.wrong.values()]) + 1
+        soft = np.full((*truth.shape, count), (1 - self.sure) / count)
+        soft += self.sure * np.eye(count)[truth]
+        soft = cv2.resize(soft, (WIDTH // 8, HEIGHT // 8), interpolation=cv2.INTER_AREA)
+        soft = np.maximum(soft + self.noise * rng.standard_normal(soft.shape), 0) + 1e-6
+        return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def clip(count=12, **options):
+    frames, truths = zip(*(view(i, **options) for i in range(count)), strict=True)
+    return list(frames), list(truths)
+
+
+def followed(frames, prior, refine="residual", **options):
+    """Results of a stream over ``frames``."""
+    return list(Segmenter(prior, refine=refine).stream(frames, **options))
+
+
+def accuracy(results, truths):
+    return [float((r.labels == t).mean()) for r, t in zip(results, truths, strict=True)]
+
+
+def events(results):
+    return {r.frame.index: r.frame.events for r in results if r.frame.events}
+
+
+# --- what a stream is for ------------------------------------------------------------------------
+
+
+def test_warm_starts_are_better_than_the_prior_and_than_cold_ones():
+    frames, truths = clip(16)
+    warm = followed(frames, Prior(truths, noise=0.4))
+    alone = followed(frames, Prior(truths, noise=0.4), refine=None)
+    prior = Prior(truths, noise=0.4)
+    cold = list(map(Segmenter(prior, refine=RefineConfig(steps=2)), frames))
+    score = {k: np.mean(accuracy(v, truths)[4:]) for k, v in
+             {"warm": warm, "alone": alone, "cold": cold}.items()}  # fmt: skip
+    assert score["warm"] > score["cold"] + 0.003 and score["warm"] > score["alone"] + 0.02, score
+
+
+def test_results_say_what_was_done():
+    frames, truths = clip(4)
+    results = followed(frames, Prior(truths), warm_steps=3, cold_steps=7)
+    assert [r.frame.start for r in results] == ["cold", "warm", "warm", "warm"]
+    assert [r.stats["steps"] for r in results] == [7, 3, 3, 3]
+    assert [r.frame.index for r in results] == [0, 1, 2, 3]
+    assert all(r.stats["stop_reason"] == "steps" and r.names == NAMES for r in results)
+    assert all(r.frame.dropped == 0 and not r.frame.events for r in results)
+    assert '"frame": {"index": 3' in results[3].to_json()
+    assert "frame" not in Segmenter(Prior(truths))(frames[0]).to_json()
+
+
+def test_the_first_frame_is_what_a_picture_gives():
+    frames, truths = clip(1)
+    (first,) = followed(frames, Prior(truths))
+    picture = Segmenter(Prior(truths))(frames[0])
+    np.testing.assert_array_equal(first.labels, picture.labels)
+    np.testing.assert_allclose(first.confidence, picture.confidence, atol=1e-5)
+
+
+@pytest.mark.parametrize("refine", ["dynaguide", "dynaseg_fsf", "dynaguide_code", None])
+def test_every_objective_streams(refine):
+    frames, truths = clip(3)
+    config = RefineConfig.preset(refine, channels=16) if refine else None
+    for names in (NAMES, None):
+        results = followed(frames, Prior(truths, names), refine=config, cold_steps=3, warm_steps=1)
+        assert [r.stats["steps"] for r in results] == ([3, 1, 1] if refine else [0, 0, 0])
+        assert len(results) == 3 and all(r.labels.min() >= 0 for r in results)
+
+
+def test_a_stream_is_the_same_twice():
+    frames, truths = clip(5)
+    a, b = (followed(frames, Prior(truths)) for _ in range(2))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x.labels, y.labels)
+        np.testing.assert_array_equal(x.confidence, y.confidence)
+
+
+# --- state ---------------------------------------------------------------------------------------
+
+
+def test_state_saved_and_loaded_goes_on_as_if_nothing_had_happened(tmp_path):
+    frames, truths = clip(8)
+    whole = followed(frames, Prior(truths))
+    state = StreamState()
+    followed(frames[:5], Prior(truths), state=state)
+    state.save(tmp_path / "a.safetensors")
+    loaded = StreamState.load(tmp_path / "a.safetensors")
+    assert loaded.frames == 5
+    rest = followed(frames[5:], Prior(truths[5:]), state=loaded)
+    assert [r.frame.start for r in rest] == ["warm"] * 3
+    prior = Prior(truths)
+    prior.at = 5  # its noise goes by the frame
+    rest = followed(frames[5:], prior, state=StreamState.load(tmp_path / "a.safetensors"))
+    for x, y in zip(whole[5:], rest, strict=True):
+        np.testing.assert_array_equal(x.labels, y.labels)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_an_empty_state_can_be_saved(tmp_path):
+    StreamState().save(tmp_path / "a.safetensors")
+    assert vars(StreamState.load(tmp_path / "a.safetensors")) == vars(StreamState())
+
+
+def test_reset_starts_cold():
+    frames, truths = clip(4)
+    state = StreamState()
+    followed(frames[:2], Prior(truths), state=state)
+    state.reset()
+    assert vars(state) == vars(StreamState())
+    assert followed(frames[2:], Prior(truths[2:]), state=state)[0].frame.start == "cold"
+
+
+def spoiled(tmp_path):
+    """Files that are no state, by what is wrong with them."""
+    from safetensors.numpy import load, save
+
+    frames, truths = clip(2)
+    state = StreamState()
+    followed(frames, Prior(truths), state=state)
+    state.save(tmp_path / "good")
+    data = (tmp_path / "good").read_bytes()
+    arrays = load(data)
+    files = {"empty": b"", "cut": data[: len(data) // 2], "text": b"hello" * 9}
+    changes = {
+        "no counts": {"counts": None},
+        "negative counts": {"counts": np.array([-1, 0, 0])},
+        "no labels": {"labels": None},
+        "labels of another type": {"labels": arrays["labels"].astype(np.float32)},
+        "guide of another size": {"guide": arrays["guide"][1:].copy()},
+        "equal classes": {"classes": np.zeros_like(arrays["classes"])},
+        "negative class": {"classes": arrays["classes"] - 1},
+        "NaN colours": {"colours": np.full(512, np.nan, np.float32)},
+        "NaN weights": {"weights.bn1.bias": np.full(32, np.nan, np.float32)},
+        "no head": {"weights.conv3.bias": None},
+        "names that are none": {"names": np.frombuffer(b"{}", np.uint8)},
+        "something else": {"else": np.zeros(3)},
+    }
+    for name, change in changes.items():
+        files[name] = save({k: v for k, v in (arrays | change).items() if v is not None})
+    return files
+
+
+def test_files_that_are_no_state(tmp_path):
+    for name, data in spoiled(tmp_path).items():
+        (tmp_path / "bad").write_bytes(data)
+        with pytest.raises(BundleError, match=r"no (stream's state|safetensors file)"):
+            StreamState.load(tmp_path / "bad")
+            raise AssertionError(name)
+    with pytest.raises(InputError, match="cannot be read"):
+        StreamState.load(tmp_path / "none")
+
+
+def test_a_state_of_another_network_is_refused(tmp_path):
+    frames, truths = clip(2)
+    state = StreamState()
+    followed(frames, Prior(truths), state=state)
+    with pytest.raises(InputError, match="the state is of another network"):
+        followed(frames, Prior(truths), refine=RefineConfig(channels=16), state=state)
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def test_a_hard_cut_starts_cold():
+    day, night = clip(6), clip(6, place="night")
+    frames, truths = day[0] + night[0], day[1] + night[1]
+    results = followed(frames, Prior(truths))
+    assert [r.frame.start for r in results].index("cold", 1) == 6
+    assert list(events(results)) == [6] and events(results)[6][0].startswith("cut: colours moved")
+    assert results[6].stats["steps"] == 10 and results[7].stats["steps"] == 2
+    alone = np.mean(accuracy(followed(frames, Prior(truths), refine=None), truths)[6:])
+    assert np.mean(accuracy(results, truths)[6:]) > alone
+
+
+def test_a_fade_is_no_cut():
+    (day, truths), (night, others) = clip(26), clip(26, place="night")
+    coarse = np.random.default_rng(0).uniform(-70, 70, (4, 5, 3))
+    texture = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    mixed, known = [], []
+    for i in range(26):  # 20 frames long; the prior changes its mind in the middle of it
+        share = np.clip((i - 3) / 20, 0, 1)
+        both = (1 - share) * day[i] + share * night[i] + texture
+        mixed.append(np.clip(both, 0, 255).astype(np.uint8))
+        known.append(truths[i] if share < 0.5 else others[i])
+    assert not events(followed(mixed, Prior(known)))
+
+
+def test_a_shaking_camera_is_no_cut():
+    frames, truths = clip(12)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        shift = tuple(rng.integers(-6, 7, 2))
+        frames[i] = np.roll(frames[i], shift, (0, 1))
+        truths[i] = np.roll(truths[i], shift, (0, 1))
+    results = followed(frames, Prior(truths))
+    assert not events(results)
+    alone = accuracy(followed(frames, Prior(truths), refine=None), truths)
+    assert np.mean(accuracy(results, truths)) > np.mean(alone)
+
+
+def test_a_flashing_light_is_no_cut():
+    frames, truths = clip(12)
+    for i in (4, 5, 8):
+        frames[i] = np.clip(frames[i].astype(int) * 2 + 30, 0, 255).astype(np.uint8)
+    results = followed(frames, Prior(truths))
+    assert not events(results)
+    after = np.array(accuracy(results, truths))[[6, 7, 9, 10, 11]]
+    alone = accuracy(followed(frames, Prior(truths), refine=None), truths)
+    assert after.mean() > np.array(alone)[[6, 7, 9, 10, 11]].mean()
+
+
+def test_a_prior_that_is_wrong_for_20_frames_is_forgotten():
+    frames, truths = clip(36)
+    wrong = {}
+    for i in range(8, 28):  # it takes the box for a ball, and half of the ground for sky
+        wrong[i] = np.where(truths[i] == 2, 1, truths[i])
+        wrong[i][60:] = 3
+    results = followed(frames, Prior(truths, wrong=wrong, sure=0.97, noise=0.01))
+    right = followed(frames, Prior(truths, sure=0.97, noise=0.01))
+    lost = np.array(accuracy(right, truths)) - accuracy(results, truths)
+    assert lost[10:28].min() > 0.1  # nobody could know better
+    assert lost[31:].max() < 0.02, lost
+
+
+def test_a_prior_that_changes_its_mind_for_good_is_followed():
+    """The network has learned what the prior said before."""
+    frames, truths = clip(60)
+    frames = [frames[0]] * 60
+    wrong = {i: np.where(truths[0] == 2, 1, truths[0]) for i in range(20, 60)}
+    wrong |= {i: truths[0] for i in range(20)}
+    results = followed(frames, Prior(truths, wrong=wrong, sure=0.99, noise=0), warm_steps=0)
+    told = [r.frame.index for r in results if any("decay" in e for e in r.frame.events)]
+    inside = np.zeros_like(truths[0], bool)
+    inside[34:51, 64:81] = True
+    follows = [float((r.labels[inside] == 1).mean()) for r in results]
+    if told:
+        assert told[0] >= 20 + rules.PATIENCE
+    assert follows[19] == 0 and follows[-1] == 1, (follows, told)
+
+
+def test_new_classes_get_a_channel_and_the_others_keep_theirs(monkeypatch):
+    frames, truths = clip(5, box=False)
+    more = clip(5)
+    state = StreamState()
+    results = followed(frames, Prior(truths, noise=0, sure=1.0), state=state)
+    before = {k: v.copy() for k, v in state.weights.items()}
+    assert state.classes.tolist() == [0, 1, 3]
+    seg = Segmenter(Prior(more[1], noise=0, sure=1.0))
+    follower = Follower(seg, state, warm_steps=0)
+    result = follower(Frame(5, 0.0, more[0][0], []))
+    assert state.classes.tolist() == [0, 1, 3, 2] and result.frame.events == ["new class: box"]
+    for name, value in state.weights.items():
+        kept = value[:3] if "conv3" in name else value
+        np.testing.assert_array_equal(kept, before[name], err_msg=name)
+        assert not ("conv3" in name and value[3:].any())  # it starts as the prior has it
+    assert results[-1].labels.max() == 3
+    later = [follower(Frame(6 + i, 0.0, more[0][i], [])) for i in range(1, 4)]
+    assert (later[-1].labels == 2).sum() > 400 and not later[0].frame.events
+
+
+def test_the_classes_longest_away_give_up_their_channels(monkeypatch):
+    monkeypatch.setattr(rules, "CHANNELS", 3)
+    truth = np.zeros((HEIGHT, WIDTH), int)
+    shown = []
+    for k in (1, 2, 3, 1):
+        shown.append(truth.copy())
+        shown[-1][:, 40:] = k
+    picture = view(0)[0]
+    state = StreamState()
+    prior = Prior(shown, names=list("abcd"), noise=0, sure=1.0)
+    results = followed([picture] * 4, prior, state=state)
+    assert events(results) == {
+        1: ["new class: c"],
+        2: ["new class: d", "class given up: b, away for long"],
+        3: ["new class: b", "class given up: c, away for long"],
+    }
+    assert state.classes.tolist() == [0, 3, 1] and state.seen.tolist() == [3, 2, 3]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", ["first frame", "growth", "cut", "size"])
+def test_an_interrupted_frame_leaves_the_state_as_it_was(tmp_path, monkeypatch, at):
+    frames, truths = clip(3, box=False)
+    state = StreamState()
+    if at != "first frame":
+        followed(frames, Prior(truths), state=state)
+    before = {k: v for k, v in vars(state).items()}
+    other = view(3, place="night" if at == "cut" else "day")
+    picture = other[0][4:, 4:].copy() if at == "size" else other[0]
+    with monkeypatch.context() as patch:
+
+        def stopped(*_, **__):
+            raise Interrupted
+
+        patch.setattr(runtime.Refiner, "run", stopped)
+        with pytest.raises(Interrupted):
+            followed([picture], Prior([other[1]]), state=state)
+    assert all(vars(state)[k] is v for k, v in before.items())
+    state.save(tmp_path / "a")
+    loaded = StreamState.load(tmp_path / "a")
+    (result,) = followed([picture], Prior([other[1]]), state=loaded)
+    assert loaded.frames == (1 if at == "first frame" else 4)
+    assert result.frame.start == ("warm" if at == "growth" else "cold")
+
+
+def test_divergence_starts_anew():
+    frames, truths = clip(6)
+    steep = RefineConfig(lr=10.0, lam=1e6, steps=10)
+    results = followed(frames, Prior(truths), refine=steep, warm_steps=1, cold_steps=60)
+    assert any("diverged" in e for e in results[0].frame.events)
+    assert [r.frame.start for r in results].count("cold") >= 1
+    alone = followed(frames, Prior(truths), refine=None)
+    np.testing.assert_array_equal(results[0].labels, alone[0].labels)
+
+
+def test_a_frame_that_the_prior_knows_nothing_of():
+    frames, truths = clip(4)
+    prior = Prior(truths)
+
+    def sometimes(picture):
+        guide = prior(picture)
+        return np.zeros_like(guide) if prior.at == 3 else guide
+
+    sometimes.names = NAMES
+    results = followed(frames, sometimes)
+    assert events(results) == {
+        2: ["prior: it knows nothing of this frame; its last labels are used"]
+    }
+    assert accuracy(results, truths)[2] > 0.9
+    prior.at = 2
+    with pytest.raises(InputError, match=r"zero .unknown. everywhere"):
+        followed(frames[2:], sometimes)
+
+
+def test_one_class_leaves_the_cold_start_to_the_next():
+    frames, truths = clip(3)
+    truths = [np.zeros_like(truths[0]), *truths[1:]]
+    prior = Prior(truths, noise=0, sure=1.0)
+    results = followed(frames, prior)
+    assert [r.stats["steps"] for r in results] == [0, 10, 2]
+    assert results[0].stats["stop_reason"] == "one class"
+
+
+def test_a_state_of_another_prior_is_refused():
+    frames, truths = clip(2)
+    state = StreamState()
+    followed(frames, Prior(truths), state=state)
+    with pytest.raises(InputError, match="the state is of a prior with classes"):
+        followed(frames, Prior(truths, names=list("abcd")), state=state)
+
+
+def test_a_class_that_goes_away_keeps_its_channel():
+    frames, truths = clip(4)
+    gone = clip(4, box=False)
+    state = StreamState()
+    results = followed(frames + gone[0], Prior(truths + gone[1]), state=state)
+    assert state.classes.tolist() == [0, 1, 2, 3]
+    assert not (results[-1].labels == 2).sum() > 40
+
+
+def two_classes(sure=0.99):
+    """Rules 6 and 7, their state, a sure guide of two halves, and its labels."""
+    guide = np.full((20, 30, 2), 1 - sure, np.float32)
+    guide[:, :15, 0] = guide[:, 15:, 1] = sure
+    state = StreamState(classes=np.array([0, 1], np.int32))
+    state.weights = {name: np.ones((2, 4), np.float32) for name in rules._HEAD}
+    keep = Follower(Segmenter(lambda p: None), StreamState())._keep_and_decay
+    return lambda *a: keep(state, *a), state, guide, guide.argmax(-1).astype(np.int32)
+
+
+def test_a_class_that_the_prior_is_sure_of_is_kept():
+    rule, _, guide, hard = two_classes()
+    scores = np.zeros_like(guide)
+    scores[..., 0] = 1  # class 1 is lost
+    told = []
+    scores[0, 29] = (0, 1)  # one pixel is left of it
+    kept = rule(scores.copy(), guide, hard, told)
+    np.testing.assert_array_equal(kept.argmax(-1), hard)
+    assert told == ["kept: class 1, which the refinement had lost"]
+    told.clear()
+    unsure = np.where(guide > 0.5, 0.8, 0.2).astype(np.float32)
+    np.testing.assert_array_equal(rule(scores.copy(), unsure, hard, told), scores)
+    scores[:5, 15:] = (0, 1)  # a quarter of it is left: nothing was lost
+    np.testing.assert_array_equal(rule(scores.copy(), guide, hard, told), scores)
+    assert not told
+
+
+def test_long_contradiction_decays_the_correction():
+    rule, state, guide, hard = two_classes()
+    against = guide[:, ::-1].copy()
+    for i in range(1, rules.PATIENCE + 4):
+        told = []
+        rule(against.copy(), guide, hard, told)
+        halved = max(0, i - rules.PATIENCE)
+        assert any("decay" in t for t in told) == (halved > 0)
+        for name in rules._HEAD:
+            assert (state.weights[name] == 0.5**halved).all()
+    rule(guide.copy(), guide, hard, told := [])
+    assert state.doubt == 0 and not told
+
+
+def test_a_new_size_starts_anew():
+    frames, truths = clip(6)
+    frames[3:] = [f[8:, 8:].copy() for f in frames[3:]]
+    truths[3:] = [t[8:, 8:] for t in truths[3:]]
+    results = followed(frames, Prior(truths))
+    assert [r.frame.start for r in results] == ["cold", "warm", "warm", "cold", "warm", "warm"]
+    assert events(results) == {3: ["size: 36x48 became 32x44 (working size); cold start"]}
+    assert results[3].labels.shape == (64, 88)
+
+
+def test_broken_frames_are_events():
+    frames, truths = clip(4)
+    results = followed([*frames[:2], b"broken", *frames[2:]], Prior(truths))
+    assert [r.frame.index for r in results] == [0, 1, 3, 4]
+    assert events(results)[3][0].startswith("frame 2 was left out")
+
+
+# --- permanence ----------------------------------------------------------------------------------
+
+
+def test_clusters_keep_their_numbers():
+    frames, truths = clip(10)
+    shuffled = [np.random.default_rng(i).permutation(4)[t] for i, t in enumerate(truths)]
+    results = followed(frames, Prior(shuffled, names=None))
+    for before, after in pairwise(results):
+        assert (before.labels == after.labels).mean() > 0.9
+    alone = followed(frames, Prior(shuffled, names=None), refine=None)
+    assert min((a.labels == b.labels).mean() for a, b in pairwise(alone)) > 0.85
+
+
+def test_colour_clusters_keep_their_numbers():
+    frames, _ = clip(8)
+    kmeans, turns = KMeansPrior(), [np.random.default_rng(i).permutation(5) for i in range(8)]
+
+    def prior(picture):
+        low = cv2.resize(picture, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+        return kmeans(picture, low.astype(np.float32) / 255)[..., turns.pop()]
+
+    results = followed(frames, prior)
+    changed = [(a.labels != b.labels).mean() for a, b in pairwise(results)]
+    assert max(changed) < 0.1
+
+
+def test_match_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (8, 9)).astype(np.int32)
+    ids = np.array([4, 7, 9], np.int32)
+    known = ids[labels]
+    turn = np.array([2, 0, 1])
+    guide = np.eye(3, dtype=np.float32)[turn[labels]]
+    np.testing.assert_array_equal(match_classes(guide, known, ids).argmax(-1), known)
+    np.testing.assert_array_equal(match_classes(turn[labels].astype(np.int32), known, ids), known)
+    fewer = match_classes(np.minimum(labels, 1), known, ids)
+    assert set(np.unique(fewer)) <= {4, 7, 9} and (fewer[labels == 0] == 4).all()
+    more = np.where(rng.random((8, 9)) < 0.3, 3, labels).astype(np.int32)
+    matched = match_classes(more, known, ids)
+    assert set(np.unique(matched)) == {0, 4, 7, 9} and (matched == 0).sum() == (more == 3).sum()
+    fresh = match_classes(labels, np.full_like(known, 9), np.array([4, 9], np.int32))
+    assert len(np.unique(fresh)) == 3 and 4 not in fresh and 9 in fresh  # nobody was 4 before
+    unknown = np.where(labels == 1, -1, labels).astype(np.int32)
+    assert (match_classes(unknown, known, ids)[labels == 1] == -1).all()
+
+
+def test_restricted_to_classes_that_are_not_there():
+    guide = np.array([[[0.5, 0.25, 0.25], [0, 0, 1]]], np.float32)
+    soft = restricted(guide, np.array([1, 0, 8], np.int32))
+    np.testing.assert_allclose(soft, [[[1 / 3, 2 / 3, 0], [0, 0, 0]]], rtol=1e-6)
+    hard = restricted(np.array([[0, 2, -1]], np.int32), np.array([2, 5], np.int32))
+    np.testing.assert_array_equal(hard, [[[0, 0], [1, 0], [0, 0]]])
+    assert frequent_classes(np.array([[0, 2, -1]], np.int32)).tolist() == [0, 2]
+
+
+# --- budget --------------------------------------------------------------------------------------
+
+
+def test_a_budget_that_suffices_changes_nothing():
+    frames, truths = clip(3)
+    free = followed(frames, Prior(truths))
+    rich = followed(frames, Prior(truths), budget_ms=60_000)
+    for a, b in zip(free, rich, strict=True):
+        np.testing.assert_array_equal(a.labels, b.labels)
+        assert b.stats["stop_reason"] == "steps"
+
+
+def test_no_time_is_no_step_and_the_steps_are_owed():
+    frames, truths = clip(3)
+    state = StreamState()
+    results = followed(frames, Prior(truths), budget_ms=1e-3, state=state)
+    assert [r.stats["steps"] for r in results] == [0, 0, 0]
+    assert all(r.stats["stop_reason"] == "budget" for r in results) and state.owed == 10
+
+
+class Clocked:
+    """A refiner whose steps take 10 ms of a clock of its own."""
+
+    def __init__(self, real, clock):
+        self.real, self.clock, self.slow = real, clock, 1.0
+
+    def state_dict(self):
+        return self.real.state_dict()
+
+    def load_state_dict(self, state):
+        self.real.load_state_dict(state)
+
+    def run(self, low, guide, *, steps, warm, deadline=None):
+        done = 0
+        while done < steps and (deadline is None or self.clock.now < deadline):
+            self.clock.now += 0.010 * self.slow
+            done += 1
+        self.clock.now += 0.0033
+        result = self.real.run(low, guide, steps=0, warm=warm)
+        stop = "steps" if done == steps else "budget"
+        result.stats.update(steps=done, stop_reason=stop)
+        return result
+
+
+@pytest.fixture
+def clocked(monkeypatch):
+    """A follower maker whose refiners are Clocked, and the clock."""
+
+    class Clock:
+        now = 100.0
+
+    clock, made = Clock(), []
+    monkeypatch.setattr(rules.time, "monotonic", lambda: clock.now)
+
+    def follower(truths, **options):
+        seg = Segmenter(Prior(truths))
+        make = seg.make_refiner
+
+        def made_refiner(*args):
+            made.append(Clocked(make(*args), clock))
+            return made[-1]
+
+        seg.make_refiner = made_refiner
+        return Follower(seg, StreamState(), **options)
+
+    return follower, clock, made
+
+
+def test_steps_fit_the_budget_and_cold_ones_are_made_up_for(clocked):
+    follower, clock, _ = clocked
+    frames, truths = clip(12)
+    follow = follower(truths, warm_steps=1, cold_steps=12, budget_ms=44)
+    steps, took = [], []
+    for i, frame in enumerate(frames):
+        before = clock.now
+        result = follow(Frame(i, 0.0, frame, []))
+        steps.append(result.stats["steps"])
+        took.append(1e3 * (clock.now - before))
+        late = sum(steps) < 12
+        assert result.stats["stop_reason"] == ("budget" if late else "steps")
+    assert steps == [3, 4, 4, 1] + [1] * 8, steps  # the first keeps half for what it cannot know
+    assert max(took) <= 44 + 10, took
+
+
+def test_one_slow_frame_does_not_stop_refinement_for_good(clocked):
+    follower, _, made = clocked
+    frames, truths = clip(12)
+    follow = follower(truths, warm_steps=2, budget_ms=44)
+    steps = []
+    for i, frame in enumerate(frames):
+        if made:
+            made[0].slow = 50.0 if i == 1 else 1.0
+        steps.append(follow(Frame(i, 0.0, frame, [])).stats["steps"])
+    assert steps[1] == 1 and steps[-1] == 2 and min(steps) == 1, steps
+
+
+def test_budget_in_real_time():
+    frames, truths = clip(6)
+    results = followed(frames, Prior(truths), warm_steps=10**6, budget_ms=60)
+    assert all(r.stats["stop_reason"] == "budget" for r in results)
+    assert sum(r.stats["steps"] for r in results) >= 3  # also where others use the processors
+
+
+def test_deadline_of_a_run():
+    image, guide, _ = np.random.default_rng(0).random((3, 40, 50, 3), dtype=np.float32)
+    refiner = runtime.Refiner(40, 50, classes=3)
+    late = refiner.run(image, guide, steps=5, deadline=time.monotonic() - 1)
+    assert late.stats["steps"] == 0 and late.stats["stop_reason"] == "budget"
+    start = time.monotonic()
+    result = refiner.run(image, guide, steps=10**6, deadline=start + 0.2)
+    assert 0.2 <= time.monotonic() - start < 2 and result.stats["stop_reason"] == "budget"
+    assert len(result.stats["losses"]["total"]) == result.stats["steps"] > 1
+    enough = refiner.run(image, guide, steps=2, deadline=time.monotonic() + 60)
+    assert enough.stats["steps"] == 2 and enough.stats["stop_reason"] == "steps"
+
+
+# --- arguments, resources ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"warm_steps": -1}, "warm_steps is -1"), ({"cold_steps": 0.5}, "cold_steps is 0.5"),
+     ({"budget_ms": 0}, "budget_ms is 0"), ({"rate": -1}, "rate is -1"),
+     ({"drop": "all"}, "drop is 'all'"), ({"timeout": 0}, "timeout is 0")],
+)  # fmt: skip
+def test_wrong_options_at_the_call(options, message):
+    with pytest.raises(InputError, match=message):
+        Segmenter().stream([], **options)
+
+
+def test_closing_the_generator_closes_the_source():
+    closed = []
+
+    def camera():
+        try:
+            while True:
+                yield view(0)[0]
+        finally:
+            closed.append(True)
+
+    results = Segmenter("kmeans").stream(camera())
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 5
+    while not closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert closed
+
+
+def test_a_prior_that_fails_ends_the_stream_with_its_error():
+    def prior(picture):
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        list(Segmenter(prior).stream([view(0)[0]] * 3))
