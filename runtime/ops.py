@@ -157,7 +157,7 @@ class Refiner:
                 f"this Refiner was made for {self.height} x {self.width}"
             )
         options = self.options
-        steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
+        asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         guide, floor = prepared(options, image, guide, self.classes)
         if not warm:
             self.load_state_dict(self._initial)
@@ -165,14 +165,12 @@ class Refiner:
         def report(done: int) -> bool:
             """Whether time is up."""
             if progress is not None:
-                progress(done, steps)
-            return done < steps and deadline is not None and time.monotonic() >= deadline
+                progress(done, asked)
+            return done < asked and deadline is not None and time.monotonic() >= deadline
 
-        late = steps > 0 and deadline is not None and time.monotonic() >= deadline
-        if late:
-            steps = 0
+        late = asked > 0 and deadline is not None and time.monotonic() >= deadline
         scores, labels, losses, clusters, done, stop, last = self._native.run(
-            image, guide, floor, steps, report
+            image, guide, floor, 0 if late else asked, report
         )
         residual = options.objective == "residual"
         names = ("total", "similarity", "pair" if residual else "spatial", "guide")

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,8 @@ BROKEN = 10  # unreadable frames in a row end a stream
 DROPS = ("oldest", "none")
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Frame:
     """A picture of a stream."""
 
     index: int  # in the source, from 0; gaps where frames were dropped or broken
@@ -74,7 +76,8 @@ class Capture:
         self._timeout = check_positive("timeout", timeout)
         if self._rate is not None:
             self._timeout = max(self._timeout, 2 / self._rate)
-        self._color, self.count = color, None  # frames in the source, where it says
+        self._color = color
+        self.count: int | None = None  # frames in the source, where it says
         self.live = False  # whether it makes frames at its own pace
         self._open = self._opener(source)
         oldest = self.live or rate is not None
