@@ -77,7 +77,6 @@ class Capture:
         if self._rate is not None:
             self._timeout = max(self._timeout, 2 / self._rate)
         self._color = color
-        self.count: int | None = None  # frames in the source, where it says
         self.live = False  # whether it makes frames at its own pace
         self._open = self._opener(source)
         oldest = self.live or rate is not None
@@ -114,7 +113,6 @@ class Capture:
                 )
                 if not files:
                     raise InputError(f"folder {path} has no picture ({', '.join(SUFFIXES)})")
-                self.count = len(files)
                 return lambda: self._pictures(files)
             if not path.exists():
                 raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
@@ -151,7 +149,6 @@ class Capture:
                 hint = hints[0] if hints else "check that a player can open it"
                 raise InputError(f"{name} cannot be opened as a video", fix=hint)
             count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-            self.count = None if self.live or count < 1 else count
             index, at = -1, 0.0
             rate = video.get(cv2.CAP_PROP_FPS)
             while not self._ends.is_set():

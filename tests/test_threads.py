@@ -27,6 +27,12 @@ def pictures(number, count=FRAMES, height=60, width=80):
     return [np.clip(np.roll(p, i, 1), 0, 255).astype(np.uint8) for i, p in enumerate(noisy)]
 
 
+def all_same(one, other):
+    for mine, theirs in zip(one, other, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            same(a, b)
+
+
 def same(a, b):
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_array_equal(a.confidence, b.confidence)
@@ -46,9 +52,7 @@ def test_eight_clones_give_what_they_give_one_after_the_other(refine):
 
     with ThreadPoolExecutor(PEOPLE) as pool:
         together = list(pool.map(work, range(PEOPLE)))
-    for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one, other, strict=True):
-            same(a, b)
+    all_same(alone, together)
 
 
 def test_eight_streams_at_once():
@@ -60,9 +64,7 @@ def test_eight_streams_at_once():
     alone = [work(i) for i in range(PEOPLE)]
     with ThreadPoolExecutor(PEOPLE) as pool:
         together = list(pool.map(work, range(PEOPLE)))
-    for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one, other, strict=True):
-            same(a, b)
+    all_same(alone, together)
 
 
 def test_submitted_pictures_come_back_as_futures():
