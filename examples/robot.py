@@ -2,8 +2,8 @@
 
     python examples/robot.py CAMERA_OR_VIDEO BUNDLE_OR_ONNX FLOOR_CLASS[,FLOOR_CLASS...]
 
-Steers once a frame; refines as far as 40 ms leave time (a prior may take longer by itself), and goes
-on tomorrow from what it has learned today.
+Steers once a frame; refines as far as 40 ms leave time (a prior may take longer by itself), and
+goes on tomorrow from what it has learned today.
 """
 
 import sys
