@@ -197,6 +197,24 @@ SEG_INLINE Vec value(const Place& place, const float* rows, ptrdiff_t pitch, con
   return v;
 }
 
+// Four channels of kLanes pixels that lie `channels` floats apart.
+SEG_INLINE void store_pixels(float* values, ptrdiff_t channels, const Vec* v) {
+  IntVec low, high;  // interleaves the lower and the upper halves of two vectors
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + (i % 2) * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  const Vec even[2] = {pick(v[0], v[2], low), pick(v[0], v[2], high)};
+  const Vec odd[2] = {pick(v[1], v[3], low), pick(v[1], v[3], high)};
+  for (int half = 0; half < 2; ++half) {
+    float lane[2 * kLanes];
+    store(lane, pick(even[half], odd[half], low));
+    store(lane + kLanes, pick(even[half], odd[half], high));
+    for (int i = 0; i < kLanes / 2; ++i, values += channels)
+      __builtin_memcpy(values, lane + 4 * i, 4 * sizeof(float));
+  }
+}
+
 template <class Place>
 inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
                   ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
@@ -206,7 +224,14 @@ inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float
     const int n = width - x < kLanes ? width - x : kLanes;
     Vec level[3];
     for (int g = 0; g < guide_channels; ++g) level[g] = load(guide + g * guide_pitch + x);
-    for (int k = 0; k < classes; ++k) {
+    int k = 0;
+    for (; n == kLanes && k + 4 <= classes; k += 4) {
+      Vec v[4];
+      for (int j = 0; j < 4; ++j)
+        v[j] = value(place, rows, pitch, level, guide_channels, classes, k + j);
+      store_pixels(values + k, classes, v);
+    }
+    for (; k < classes; ++k) {
       const Vec v = value(place, rows, pitch, level, guide_channels, classes, k);
       if (classes == 1 && n == kLanes) {
         store(values, v);
@@ -254,8 +279,40 @@ inline void lift(int32_t* labels, float* confidence, const float* rows, ptrdiff_
   }
 }
 
-inline void add_row(float* __restrict sum, const float* __restrict row, float weight, size_t n) {
-  for (size_t i = 0; i < n; ++i) sum[i] += weight * row[i];
+inline void blend_rows(float* out, const float* const* rows, const float* weights, int count,
+                       size_t n) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vec sum = {};
+    for (int j = 0; j < count; ++j) sum += weights[j] * load(rows[j] + i);
+    store(out + i, sum);
+  }
+  for (; i < n; ++i) {
+    out[i] = 0;
+    for (int j = 0; j < count; ++j) out[i] += weights[j] * rows[j][i];
+  }
+}
+
+template <int N>
+inline void blend_channels(float* out, const float* row, const int* begin, const int* pixels,
+                           const float* weights, int width, int channels) {
+  for (int x = 0; x < width; ++x, out += channels) {
+    float sum[N] = {};
+    for (int i = begin[x]; i < begin[x + 1]; ++i)
+      for (int c = 0; c < N; ++c) sum[c] += weights[i] * row[(ptrdiff_t)pixels[i] * channels + c];
+    for (int c = 0; c < N; ++c) out[c] = sum[c];
+  }
+}
+
+inline void blend_pixels(float* out, const float* row, const int* begin, const int* pixels,
+                         const float* weights, int width, int channels) {
+  int c = 0;
+  for (; c + 8 <= channels; c += 8)
+    blend_channels<8>(out + c, row + c, begin, pixels, weights, width, channels);
+  for (; c + 3 <= channels; c += 3)
+    blend_channels<3>(out + c, row + c, begin, pixels, weights, width, channels);
+  for (; c < channels; ++c)
+    blend_channels<1>(out + c, row + c, begin, pixels, weights, width, channels);
 }
 
 #define SEG_TABLE(target, lanes)                                                                  \
@@ -266,5 +323,5 @@ inline void add_row(float* __restrict sum, const float* __restrict row, float we
         target::affinity, target::residual_loss, target::sgd, target::to_planes,                  \
         target::bytes_to_planes, target::add_products, target::add_planes, target::window_sums,   \
         target::solve, target::window_means, target::mix, target::apply, target::lift,            \
-        target::add_row                                                                           \
+        target::blend_rows, target::blend_pixels                                                                           \
   }

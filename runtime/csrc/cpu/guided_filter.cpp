@@ -79,10 +79,6 @@ struct Shares {
       begin.push_back(static_cast<int>(pixel.size()));
     }
   }
-  template <class F>
-  void each(int low, const F& f) const {
-    for (int i = begin[low]; i < begin[low + 1]; ++i) f(static_cast<size_t>(pixel[i]), share[i]);
-  }
 };
 
 // Both passes; emit(y, x, n, sums, share, scratch) gets the window sums of a run's coefficients,
@@ -200,22 +196,19 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
 
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k) {
-  const size_t row = static_cast<size_t>(width) * channels, chunk = 4096;  // of a row, in the cache
+  const size_t row = static_cast<size_t>(width) * channels;
   const Shares py(low_height, height), px(low_width, width);
   parallel_for(threads, kBlocks, [&](int block) {
     std::vector<float> sum(row);
+    std::vector<const float*> rows;
     for (int y = block_begin(block, low_height); y < block_begin(block + 1, low_height); ++y) {
-      std::fill(sum.begin(), sum.end(), 0.0f);
-      for (size_t i = 0; i < row; i += chunk)
-        py.each(y, [&](size_t j, float share) {
-          k.add_row(sum.data() + i, planes + j * row + i, share, std::min(chunk, row - i));
-        });
-      float* pixel = out + static_cast<size_t>(y) * low_width * channels;
-      std::fill(pixel, pixel + static_cast<size_t>(low_width) * channels, 0.0f);
-      for (int x = 0; x < low_width; ++x, pixel += channels)
-        px.each(x, [&](size_t j, float share) {
-          for (int c = 0; c < channels; ++c) pixel[c] += share * sum[j * channels + c];
-        });
+      rows.clear();
+      for (int i = py.begin[y]; i < py.begin[y + 1]; ++i)
+        rows.push_back(planes + py.pixel[i] * row);
+      k.blend_rows(sum.data(), rows.data(), py.share.data() + py.begin[y],
+                   static_cast<int>(rows.size()), row);
+      k.blend_pixels(out + static_cast<size_t>(y) * low_width * channels, sum.data(),
+                     px.begin.data(), px.pixel.data(), px.share.data(), low_width, channels);
     }
   });
 }

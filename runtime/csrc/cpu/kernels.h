@@ -188,8 +188,13 @@ struct Kernels {
   void (*lift)(int32_t* labels, float* confidence, const float* rows, ptrdiff_t pitch,
                const float* guide, ptrdiff_t guide_pitch, const int32_t* left, const float* weight,
                int width, int guide_channels, int classes);
-  // sum += weight * row.
-  void (*add_row)(float* sum, const float* row, float weight, size_t n);
+  // out = sum over i < count of weights[i] * rows[i].
+  void (*blend_rows)(float* out, const float* const* rows, const float* weights, int count,
+                     size_t n);
+  // out[x] = sum over begin[x] <= i < begin[x + 1] of weights[i] * row[pixels[i]], x < width, for
+  // pixels of some channels.
+  void (*blend_pixels)(float* out, const float* row, const int* begin, const int* pixels,
+                       const float* weights, int width, int channels);
 };
 
 // The table called name ("base", "avx2", "avx512"), or null if this machine cannot run it.
