@@ -323,5 +323,5 @@ inline void blend_pixels(float* out, const float* row, const int* begin, const i
         target::affinity, target::residual_loss, target::sgd, target::to_planes,                  \
         target::bytes_to_planes, target::add_products, target::add_planes, target::window_sums,   \
         target::solve, target::window_means, target::mix, target::apply, target::lift,            \
-        target::blend_rows, target::blend_pixels                                                                           \
+        target::blend_rows, target::blend_pixels                                                  \
   }
