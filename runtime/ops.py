@@ -18,6 +18,7 @@ from runtime.checks import (
     check_image,
     check_planes,
     check_positive,
+    sum_classes,
 )
 from runtime.errors import InputError
 from runtime.options import RefineOptions
@@ -238,10 +239,9 @@ def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
         column = np.full(max(guide.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
         return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[guide]]
-    known = classes < guide.shape[2]
-    soft = np.zeros((*guide.shape[:2], len(classes)), np.float32)
-    soft[..., known] = guide[..., classes[known]]
-    total = soft.sum(-1, keepdims=True)
+    soft = guide.take(classes, -1, mode="clip")
+    soft[..., classes >= guide.shape[2]] = 0
+    total = sum_classes(soft)
     return soft / np.where(total > 0, total, 1)
 
 

@@ -248,7 +248,7 @@ class Segmenter:
         )
         clock.lap("filter")
 
-        labels = classes[columns] if (classes >= 0).all() else columns
+        labels = classes.take(columns) if (classes >= 0).all() else columns
         min_area = self.min_area
         if min_area is None:
             min_area = 0 if names is not None else height * width // 500

@@ -241,7 +241,7 @@ class Follower:
         if seg.prior.names is None and (config is None or config.objective == "residual"):
             if state.labels is not None and state.classes is not None:
                 guide = match_classes(guide, state.labels, state.classes)
-        hard = guide if guide.ndim == 2 else hard_labels(guide)
+        hard, sure = hard_labels(guide)
         colours = colours_of(low)
         if state.guide is not None and state.colours is not None:
             agrees = agreement(hard, state.guide)
@@ -258,12 +258,11 @@ class Follower:
         if config is None:
             scores, classes, stats = self._unrefined(state, guide)
         elif config.objective == "residual":
-            scores, classes, stats = self._residual(state, low, guide, hard, started, events)
+            scores, classes, stats = self._residual(state, low, guide, (hard, sure), started, events)
         else:
             scores, classes, stats = self._clusters(state, low, guide, started, events)
         state.frames += 1
         state.guide, state.colours = hard, colours
-        state.labels = classes[scores.argmax(-1)]
         clock.lap("refine")
         middle = time.monotonic()
         info = FrameInfo(frame.index, frame.time, dropped, start, events)
@@ -282,6 +281,7 @@ class Follower:
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
         state.seen = np.full(len(state.classes), state.frames, np.int64)
+        state.labels = soft.argmax(-1).astype(np.int32)
         return soft[..., found], found, {"steps": 0, "stop_reason": "no refinement"}
 
     def _residual(
@@ -289,16 +289,22 @@ class Follower:
         state: StreamState,
         low: np.ndarray,
         guide: np.ndarray,
-        hard: np.ndarray,
+        prior: tuple[np.ndarray, np.ndarray],
         started: float,
         events: list[str],
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """Scores at working size, the class of each column, and stats."""
+        before = None if state.weights is None else state.classes
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
         assert state.classes is not None
+        seen = np.setdiff1d(state.classes, state.classes if before is None else before)
+        seen = seen[np.isin(seen, prior[0])]  # a little probability everywhere is no news
+        if len(seen):
+            events.append(f"new class: {', '.join(map(self._name, seen))}")
         wanted = restricted(guide, state.classes)
         if len(state.classes) == 1:  # nothing to decide
             result = refiner.run(low, wanted, steps=0, warm=True)
+            state.labels = state.classes[result.labels]
             return result.scores, state.classes, result.stats | {"stop_reason": "one class"}
         result = self._run(state, refiner, low, wanted, started)
         scores = result.scores
@@ -306,13 +312,12 @@ class Follower:
             events.append("diverged: this frame is the prior's, the next one starts cold")
             result.stats["stop_reason"] = "diverged"
             state.weights, state.owed = None, self.cold_steps
+            state.labels = state.classes[wanted.argmax(-1)]
             return wanted, state.classes, result.stats
         state.weights = refiner.state_dict()
-        return (
-            self._keep_and_decay(state, scores, wanted, hard, events),
-            state.classes,
-            result.stats,
-        )
+        state.labels = state.classes[result.labels]
+        self._keep_and_decay(state, scores, wanted, *prior, events)
+        return scores, state.classes, result.stats
 
     def _clusters(
         self,
@@ -336,6 +341,7 @@ class Follower:
             events.append("diverged: the next frame starts cold")
         if self.segmenter.prior.names is not None:
             classes = runtime.majority_classes(result.labels, guide, len(classes))
+        state.labels = classes[result.labels]
         return result.scores, classes, result.stats
 
     def _run(
@@ -377,8 +383,6 @@ class Follower:
             classes = found
             if state.classes is not None and state.seen is not None and state.weights is not None:
                 new = np.setdiff1d(found, state.classes)
-                if len(new):
-                    events.append(f"new class: {', '.join(map(self._name, new))}")
                 here = np.isin(state.classes, found)
                 state.seen = np.where(here, state.frames, state.seen)
                 most = self.segmenter.most_classes() or max(CHANNELS, len(found))
@@ -416,33 +420,39 @@ class Follower:
         scores: np.ndarray,
         guide: np.ndarray,
         hard: np.ndarray,
+        sure: np.ndarray,
         events: list[str],
-    ) -> np.ndarray:
-        """Rules 6 and 7."""
-        assert state.classes is not None
-        sure = guide.max(-1) >= SURE
-        labels = state.classes[scores.argmax(-1)]
-        for number in state.classes:
+    ) -> None:
+        """Rules 6 and 7, in place."""
+        assert state.classes is not None and state.labels is not None
+        count = int(max(hard.max(), state.classes.max())) + 1
+        right = sure & (state.labels == hard)
+        held, left = (np.bincount(hard[m], minlength=count)[state.classes] for m in (sure, right))
+        for number in state.classes[(held > LOST * hard.size) & (left < LEFT * held)]:
             mine = sure & (hard == number)
-            if mine.mean() > LOST and (labels == number)[mine].mean() < LEFT:
-                scores[mine] = guide[mine]
-                events.append(f"kept: {self._name(number)}, which the refinement had lost")
-        against = sure.mean() > LOST and (labels != hard)[sure].mean() > DOUBT
+            scores[mine] = guide[mine]
+            state.labels[mine] = number
+            events.append(f"kept: {self._name(number)}, which the refinement had lost")
+        against = held.sum() > LOST * hard.size and left.sum() < (1 - DOUBT) * held.sum()
         state.doubt = state.doubt + 1 if against else 0
         if state.doubt > PATIENCE and state.weights is not None:
             events.append(f"decay: the prior has been contradicted for {state.doubt} frames")
             for name in _HEAD:
                 state.weights[name] = state.weights[name] * np.float32(0.5)
-        return scores
 
     def _name(self, number: int) -> str:
         names = self.segmenter.prior.names
         return names[number] if names else f"class {number}"
 
 
-def hard_labels(guide: np.ndarray) -> np.ndarray:
-    """(h, w) int32: the likeliest class, -1 where the guide knows none."""
-    return np.where(guide.any(-1), guide.argmax(-1), -1).astype(np.int32)
+def hard_labels(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) int32: the likeliest class, -1 where the guide knows none; (h, w) bool: where the
+    guide is sure of it."""
+    if guide.ndim == 2:
+        return guide, guide >= 0
+    best = guide.argmax(-1)
+    share = np.take_along_axis(guide, best[..., None], -1)[..., 0]
+    return np.where(share > 0, best, -1).astype(np.int32), share >= SURE
 
 
 def _check_network(weights: network.State, cold: network.State) -> None:

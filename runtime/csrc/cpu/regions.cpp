@@ -75,17 +75,21 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
   const size_t pixels = static_cast<size_t>(height) * width;
   // Pass 1: provisional numbers, joined where they touch.
   Forest forest;
-  for (size_t n = 0; n < pixels; ++n) {
-    const bool left = n % width > 0 && labels[n - 1] == labels[n];
-    const bool up = n >= static_cast<size_t>(width) && labels[n - width] == labels[n];
-    if (left) {
-      regions[n] = regions[n - 1];
-      if (up) forest.join(regions[n], regions[n - width]);
-    } else if (up) {
-      regions[n] = regions[n - width];
-    } else {
-      regions[n] = static_cast<int32_t>(forest.parent.size());
-      forest.parent.push_back(regions[n]);
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
+      const size_t n = static_cast<size_t>(y) * width + x;
+      const bool left = x > 0 && labels[n - 1] == labels[n];
+      const bool up = y > 0 && labels[n - width] == labels[n];
+      if (left) {
+        regions[n] = regions[n - 1];
+        const bool joined = up && labels[n - width - 1] == labels[n];  // by that corner, already
+        if (up && !joined) forest.join(regions[n], regions[n - width]);
+      } else if (up) {
+        regions[n] = regions[n - width];
+      } else {
+        regions[n] = static_cast<int32_t>(forest.parent.size());
+        forest.parent.push_back(regions[n]);
+      }
     }
   }
   // Pass 2: consecutive numbers; roots come first, so order of first pixel is kept.
