@@ -258,7 +258,9 @@ class Follower:
         if config is None:
             scores, classes, stats = self._unrefined(state, guide)
         elif config.objective == "residual":
-            scores, classes, stats = self._residual(state, low, guide, (hard, sure), started, events)
+            scores, classes, stats = self._residual(
+                state, low, guide, (hard, sure), started, events
+            )
         else:
             scores, classes, stats = self._clusters(state, low, guide, started, events)
         state.frames += 1

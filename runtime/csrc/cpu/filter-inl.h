@@ -319,9 +319,9 @@ inline void blend_pixels(float* out, const float* row, const int* begin, const i
   {                                                                                               \
 #target, lanes, target::conv3, target::conv3_dw, target::conv, target::conv_dw, target::sums, \
         target::moments, target::normalize, target::bn_sums, target::bn_backward, target::argmax, \
-        target::softmax, target::cross_entropy, target::cluster_loss, target::spatial_loss,       \
-        target::affinity, target::residual_loss, target::sgd, target::to_planes,                  \
-        target::bytes_to_planes, target::add_products, target::add_planes, target::window_sums,   \
-        target::solve, target::window_means, target::mix, target::apply, target::lift,            \
-        target::blend_rows, target::blend_pixels                                                  \
+        target::softmax, target::prior, target::cross_entropy, target::cluster_loss,              \
+        target::spatial_loss, target::affinity, target::residual_loss, target::sgd,               \
+        target::to_planes, target::bytes_to_planes, target::add_products, target::add_planes,     \
+        target::window_sums, target::solve, target::window_means, target::mix, target::apply,     \
+        target::lift, target::blend_rows, target::blend_pixels                                    \
   }

@@ -122,6 +122,10 @@ struct Kernels {
   void (*argmax)(int32_t* labels, Map scores, int width, int channels);
   // p = softmax(z), lse[x] = log(sum(exp(z))). lse may be null; p may be z.
   void (*softmax)(Map p, float* lse, Map z, int width, int channels);
+  // Of the guide's probabilities q[width][classes]: logs = log(max(q, smallest)), target = the
+  // largest of the pixel * class_weight * q, mass[x] = its sum. class_weight is [padded(classes)].
+  void (*prior)(Map logs, Map target, float* mass, const float* q, const float* class_weight,
+                float smallest, int width, int classes);
   // Sum over the run of target * (lse - z).
   double (*cross_entropy)(Map z, const float* lse, Map target, int width, int channels);
   // Cross-entropy of the scores r to their own labels, and to the guide mapped by table.

@@ -99,6 +99,34 @@ inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   }
 }
 
+inline void prior(Map logs, Map target, float* mass, const float* q, const float* class_weight,
+                  float smallest, int width, int classes) {
+  const int padded = vectors(classes) * kLanes;
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  for (int x = 0; x < width; ++x, q += classes) {
+    float *u = logs.at(0, x), *t = target.at(0, x);
+    for (int c = 0; c < padded; c += kLanes) {
+      Vec p = {};
+      if ((ptrdiff_t)(width - x) * classes >= c + kLanes)  // what lies behind is the next pixel's
+        p = zero_unless(lane < classes - c, load(q + c));
+      else
+        for (int k = c; k < classes; ++k) p[k - c] = q[k];
+      const Vec l = log(max(p, splat(smallest)));
+      store(u + c, lane < classes - c ? l : splat(kNever));
+      store(t + c, p);
+    }
+    const Vec confidence = splat(largest(t, padded));
+    Vec total = {};
+    for (int c = 0; c < padded; c += kLanes) {
+      const Vec weighted = confidence * load(class_weight + c) * load(t + c);
+      store(t + c, weighted);
+      total += weighted;
+    }
+    mass[x] = sum(total);
+  }
+}
+
 inline double cross_entropy(Map z, const float* lse, Map target, int width, int channels) {
   Vec total = Vec{};
   for (int i = 0; i < width; ++i)

@@ -163,7 +163,7 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   std::vector<double> area(classes, 0.0);
   for (size_t n = 0; n < pixels; ++n)
     for (int k = 0; k < classes; ++k) area[k] += guide.soft[n * classes + k];
-  std::vector<float> class_weight(classes);
+  std::vector<float> class_weight(padded(classes));
   double balanced = 0;
   for (int k = 0; k < classes; ++k) {
     area[k] /= static_cast<double>(pixels);
@@ -187,17 +187,10 @@ void Refiner::set_input(const float* image, const Guide& guide) {
         in[c] = static_cast<float>((image[3 * n + c] - mean[c]) / deviation[c]);
       in[3] = w > 1 ? 2.0f * x / (w - 1) - 1.0f : 0.0f;
       in[4] = h > 1 ? 2.0f * y / (h - 1) - 1.0f : 0.0f;
-      const float* q = guide.soft + n * classes;
-      const float confidence = *std::max_element(q, q + classes);
-      float *t = target_.at(y, x), *u = log_prior_.at(y, x);
-      mass_[n] = 0;
-      for (int k = 0; k < classes; ++k) {
-        t[k] = confidence * class_weight[k] * q[k];
-        mass_[n] += t[k];
-        u[k] = std::log(std::max(q[k], kSmallestPrior));
-      }
-      for (int k = classes; k < padded(classes); ++k) u[k] = kNever;
     }
+    const size_t first = static_cast<size_t>(y) * w;
+    k_->prior(log_prior_.from(y, 0), target_.from(y, 0), mass_ + first,
+              guide.soft + first * classes, class_weight.data(), kSmallestPrior, w, classes);
     const size_t count = offsets_.size();
     k_->affinity(affinity_ + static_cast<size_t>(y) * w * count, image, offsets_.data(),
                  scale.data(), static_cast<int>(count), options_.sigma, y, h, w);

@@ -72,3 +72,16 @@ SEG_INLINE Vec exp(Vec x) {
   const IntVec exponent = ((IntVec)t - 0x4b400000 + 127) << 23;
   return zero_unless(x >= splat(-87.0f), e * (Vec)exponent);
 }
+
+// log(x) of normal x > 0: x = 2^n m with sqrt(1/2) <= m < sqrt(2), log m = 2 artanh(s) by its
+// series to s^9 with s = (m - 1) / (m + 1), |s| < 0.172 (relative error below 1e-9 there).
+SEG_INLINE Vec log(Vec x) {
+  const int32_t kRootHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
+  const IntVec bits = (IntVec)x - kRootHalf;
+  const Vec m = (Vec)((bits & 0x007fffff) + kRootHalf);
+  const Vec s = (m - 1.0f) / (m + 1.0f), q = s * s;
+  Vec series = q * (1.0f / 9) + 1.0f / 7;
+  series = series * q + 1.0f / 5;
+  series = series * q + 1.0f / 3;
+  return __builtin_convertvector(bits >> 23, Vec) * 0.693147181f + (2 * s + 2 * s * (q * series));
+}
