@@ -217,17 +217,24 @@ inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float w
 inline void affinity(float* out, const float* image, const Offset* offsets, const float* scale,
                      int count, float sigma, int y, int height, int width) {
   const float k = -0.5f / (sigma * sigma);
-  for (int i = 0; i < width; ++i, out += count) {
-    const float* a = image + ((ptrdiff_t)y * width + i) * 3;
-    for (int d = 0; d < count; ++d) {
-      const int y1 = y + offsets[d].dy, x1 = i + offsets[d].dx;
-      out[d] = 0;
+  const ptrdiff_t n = (ptrdiff_t)width * count;
+  for (int d = 0; d < count; ++d) {
+    const int y1 = y + offsets[d].dy;
+    for (int i = 0; i < width; ++i) {
+      const int x1 = i + offsets[d].dx;
+      out[(ptrdiff_t)i * count + d] = kNever;
       if (y1 < 0 || y1 >= height || x1 < 0 || x1 >= width) continue;
+      const float* a = image + ((ptrdiff_t)y * width + i) * 3;
       const float* b = image + ((ptrdiff_t)y1 * width + x1) * 3;
-      const float r = a[0] - b[0], g = a[1] - b[1], l = a[2] - b[2];
-      out[d] = std::exp(k * (r * r + g * g + l * l)) * scale[d];
+      const float red = a[0] - b[0], green = a[1] - b[1], blue = a[2] - b[2];
+      out[(ptrdiff_t)i * count + d] = k * (red * red + green * green + blue * blue);
     }
   }
+  ptrdiff_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, exp(load(out + i)));
+  for (; i < n; ++i) out[i] = std::exp(out[i]);
+  for (int x = 0; x < width; ++x)
+    for (int d = 0; d < count; ++d) out[(ptrdiff_t)x * count + d] *= scale[d];
 }
 
 inline double residual_loss(Map dz, Map p, Map target, const float* mass, const float* affinity,
