@@ -1,4 +1,4 @@
-"""python -m benchmarks quality | ops | step | photo | stream"""
+"""python -m benchmarks latency | compare | report | quality | ops | step | photo | stream"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from runtime.errors import SdkError
 
-COMMANDS = ("quality", "ops", "step", "photo", "stream")
+COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +18,13 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stdout if asked else sys.stderr)  # fmt: skip
         return 0 if asked else 2
     try:
-        if argv[0] == "quality":
+        if argv[0] == "latency":
+            from benchmarks.latency import main as run
+        elif argv[0] == "compare":
+            from benchmarks.compare import main as run
+        elif argv[0] == "report":
+            from benchmarks.page import main as run
+        elif argv[0] == "quality":
             from benchmarks.quality import main as run
         elif argv[0] == "ops":
             from benchmarks.ops import main as run

@@ -97,12 +97,11 @@ def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
 
 
 def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, float]:
-    """The twin in tests/torch_twin.py, float32: "eager", "channels-last" or "compiled"; "eager
+    """The twin in torch_twin.py, float32: "eager", "channels-last" or "compiled"; "eager
     steps" leaves the last forward pass of a run out."""
     import torch as pytorch
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from torch_twin import Twin
+    from benchmarks.torch_twin import Twin
 
     pytorch.set_num_threads(threads)
     image, labels, soft = inputs

@@ -98,7 +98,7 @@ def report() -> dict[str, Any]:
         "cuda": cuda,
         "libraries": _libraries(modules, trtexec),
         "trtexec": trtexec,
-        "jetson": _jetson(),
+        "jetson": jetson(),
         "owners": {name: sorted(owners.get(name, {})) for name in _OURS},
         "cache": _cache(),
     }
@@ -256,7 +256,9 @@ def _library_version(path: str) -> str | None:
     return named[1] if named else None
 
 
-def _jetson() -> dict[str, Any] | None:
+def jetson() -> dict[str, Any] | None:
+    """Model, L4T release, JetPack line, power mode and whether jetson_clocks has run; None where
+    this is no Jetson."""
     model, release = device.jetson_model(), device.l4t()
     if model is None and release is None:
         return None

@@ -175,7 +175,7 @@ def test_assignment_costs_least(rng):
 def twin(options, state, image, guide):
     pytest.importorskip("torch", reason="needs PyTorch, the oracle")
     pytest.importorskip("scipy", reason="needs SciPy, the oracle's assignment")
-    from torch_twin import Twin
+    from benchmarks.torch_twin import Twin
 
     return Twin(options, state, image, guide)
 
@@ -621,7 +621,7 @@ def test_state_goes_to_another_refiner(options, kind):
 @each_case
 def test_state_loads_in_torch(options, kind):
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    from torch_twin import Net
+    from benchmarks.torch_twin import Net
 
     image, guide = draw(kind)
     refiner = make(image, options)

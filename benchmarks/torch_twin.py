@@ -1,5 +1,5 @@
-"""The refinement in PyTorch, by autograd: the independent oracle of the tests, and the peer that
-benchmarks/step.py times. Written from docs/algorithm.md, not from runtime/reference.py."""
+"""The refinement in PyTorch, by autograd: the peer that the benchmarks time, and the tests'
+independent oracle. Written from docs/algorithm.md, not from runtime/reference.py."""
 
 from __future__ import annotations
 

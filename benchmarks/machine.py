@@ -1,0 +1,236 @@
+"""The machine that a latency was measured on: what it is, how its clocks are, what it draws.
+
+Paths are read below ``root``, so that tests can lay out a machine of their own. What a machine does
+not tell is None or absent, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("/")
+SAMPLING = 0.05  # seconds between readings of a power sensor
+
+
+def read(path: Path) -> str | None:
+    """A small file's text without the white space around it, or None."""
+    try:
+        return path.read_text(errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def number(path: Path) -> int | None:
+    """An integer in a file, or None."""
+    text = read(path)
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else None
+
+
+def cpu_mhz(root: Path = ROOT) -> list[float]:
+    """The processors' clocks now; empty where the system does not tell (most virtual machines
+    repeat a constant in /proc/cpuinfo)."""
+    policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq"))
+    clocks = [n / 1e3 for n in map(number, policies) if n is not None]
+    if clocks:
+        return clocks
+    found = re.findall(r"^cpu MHz\s*: ([\d.]+)", read(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return [float(n) for n in found]
+
+
+def temperatures(root: Path = ROOT) -> dict[str, float]:
+    """Degrees Celsius by thermal zone."""
+    out = {}
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        value = number(zone / "temp")
+        if value is not None and -40_000 < value < 200_000:
+            out[read(zone / "type") or zone.name] = value / 1e3
+    return out
+
+
+def rails(root: Path = ROOT) -> dict[str, float]:
+    """Watts by rail of a Jetson's INA3221 sensors: volts times amperes of each labelled channel."""
+    out = {}
+    for sensor in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*")):
+        for label in sorted(sensor.glob("in*_label")):
+            channel = label.name.removeprefix("in").removesuffix("_label")
+            milliamps = number(sensor / f"curr{channel}_input")
+            millivolts = number(sensor / f"in{channel}_input")
+            name = read(label)
+            if name and milliamps is not None and millivolts is not None:
+                out[name] = milliamps * millivolts / 1e6
+    return out
+
+
+def board_watts(root: Path = ROOT) -> float | None:
+    """What the whole Jetson draws: VDD_IN where there is one, else the sum of the rails."""
+    found = rails(root)
+    if not found:
+        return None
+    return found["VDD_IN"] if "VDD_IN" in found else sum(found.values())
+
+
+def package_joules(root: Path = ROOT) -> dict[str, tuple[int, int]]:
+    """Of each processor package's RAPL counter: its microjoules and where it wraps around."""
+    out = {}
+    for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
+        name, energy = read(zone / "name"), number(zone / "energy_uj")
+        if name and name.startswith("package") and energy is not None:
+            out[name] = (energy, number(zone / "max_energy_range_uj") or 2**62)
+    return out
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, driver, clocks, temperature, power and throttle reasons of each GPU, through NVML
+    (nvidia-ml-py); empty without it, without a driver, and on a Jetson, whose NVML tells little."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+
+    def ask(function: str, *args: Any) -> Any:
+        try:
+            answer = getattr(pynvml, function)(*args)
+        except pynvml.NVMLError:
+            return None
+        return answer.decode() if isinstance(answer, bytes) else answer
+
+    out = []
+    try:
+        for index in range(ask("nvmlDeviceGetCount") or 0):
+            gpu = ask("nvmlDeviceGetHandleByIndex", index)
+            if gpu is None:
+                continue
+            bits = ask("nvmlDeviceGetCurrentClocksThrottleReasons", gpu)
+            draw, limit = (
+                ask(f"nvmlDeviceGet{what}", gpu) for what in ("PowerUsage", "EnforcedPowerLimit")
+            )
+            memory = ask("nvmlDeviceGetMemoryInfo", gpu)
+            out.append(
+                {
+                    "name": ask("nvmlDeviceGetName", gpu),
+                    "driver": ask("nvmlSystemGetDriverVersion"),
+                    "sm_mhz": ask("nvmlDeviceGetClockInfo", gpu, pynvml.NVML_CLOCK_SM),
+                    "memory_mhz": ask("nvmlDeviceGetClockInfo", gpu, pynvml.NVML_CLOCK_MEM),
+                    "celsius": ask("nvmlDeviceGetTemperature", gpu, pynvml.NVML_TEMPERATURE_GPU),
+                    "watts": None if draw is None else draw / 1e3,
+                    "limit_watts": None if limit is None else limit / 1e3,
+                    "throttle": None if bits is None else throttle_reasons(bits),
+                    "used_mib": None if memory is None else round(memory.used / 2**20),
+                }
+            )
+    finally:
+        pynvml.nvmlShutdown()
+    return out
+
+
+_THROTTLE = {  # bits of nvmlClocksEventReasons
+    0x1: "idle",
+    0x2: "applications clocks setting",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks setting",
+}
+
+
+def throttle_reasons(bits: int) -> list[str]:
+    """NVML's bit mask in words."""
+    named = [name for bit, name in _THROTTLE.items() if bits & bit]
+    rest = bits & ~sum(_THROTTLE)
+    return named + ([f"unknown {rest:#x}"] if rest else [])
+
+
+def state(root: Path = ROOT) -> dict[str, Any]:
+    """What may change during a measurement; taken before and after it."""
+    loads = (read(root / "proc/loadavg") or "").split()
+    return {
+        "load_average": float(loads[0]) if loads else None,
+        "cpu_mhz": cpu_mhz(root),
+        "celsius": temperatures(root),
+        "gpus": gpus(),
+    }
+
+
+def description(root: Path = ROOT) -> dict[str, Any]:
+    """What does not change: governors, clock limits, and a Jetson's model, release and modes."""
+    from runtime import doctor
+
+    policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
+    governors = sorted({g for p in policies if (g := read(p / "scaling_governor"))})
+    limits = [
+        (number(p / "scaling_min_freq"), number(p / "scaling_max_freq")) for p in policies
+    ]  # fmt: skip
+    return {
+        "governors": governors,
+        "cpu_mhz_limits": [[n / 1e3 for n in pair if n is not None] for pair in limits],
+        "jetson": doctor.jetson(),
+        "rails": sorted(rails(root)),
+    }
+
+
+def power_source(root: Path = ROOT) -> str | None:
+    """Where :class:`PowerMeter` reads, in words; None where there is no sensor."""
+    if rails(root):
+        return "the board's INA3221 sensors"
+    if any(g["watts"] is not None for g in gpus()):
+        return "the GPUs, through NVML"
+    if package_joules(root):
+        return "the processor packages, through RAPL"
+    return None
+
+
+class PowerMeter:
+    """Joules drawn inside a with statement: RAPL's counters, or readings of the sensor every
+    SAMPLING seconds, each of which counts until the next.
+
+    ``joules`` and ``seconds`` are set at its end.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root, self.source = root, power_source(root)
+        self.joules = self.seconds = 0.0
+        self._counts = self.source is not None and "RAPL" in self.source
+        self._before: dict[str, tuple[int, int]] = {}
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
+
+    def watts(self) -> float:
+        """The sensor's reading now."""
+        board = board_watts(self.root)
+        return sum(g["watts"] or 0.0 for g in gpus()) if board is None else board
+
+    def _sample(self) -> None:
+        last = time.monotonic()
+        while not self._ends.wait(SAMPLING):
+            now = time.monotonic()
+            self.joules += self.watts() * (now - last)
+            last = now
+
+    def __enter__(self) -> PowerMeter:
+        self._start = time.monotonic()
+        if self._counts:
+            self._before = package_joules(self.root)
+        elif self.source is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._counts:
+            after = package_joules(self.root)
+            for name, (count, wraps) in self._before.items():
+                self.joules += (after.get(name, (count, wraps))[0] - count) % wraps / 1e6
+        elif self.source is not None:
+            self._ends.set()
+            self._thread.join()
+        self.seconds = time.monotonic() - self._start

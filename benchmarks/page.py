@@ -1,0 +1,243 @@
+"""One HTML page, without a network, of everything that latency documents hold.
+
+    python -m benchmarks report DIR [-o PAGE.html]
+
+Reads all JSON files in DIR that `benchmarks latency` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import compare, latency
+from runtime.errors import InputError, MissingBackend
+from sdk.image import write_atomic
+
+COLOURS = (  # Okabe and Ito's, told apart by everybody
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A8A", "#B8A900",
+)  # fmt: skip
+STAGES = (
+    *("queue", "decode", "preprocess", "prior", "refine", "filter", "postprocess"),
+    "unaccounted",
+)
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em;
+  background: #fff; color: #1a1a1a }
+h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em }
+table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
+td, th { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
+figure { margin: 1em 0 } svg { width: 100%; height: auto; background: #fff }
+figcaption, li { font-size: 13px; color: #444 } .bad { color: #b00020 }
+@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6 }
+  figcaption, li { color: #b5b5b5 } td, th { border-color: #444 } .bad { color: #ff8a8a } }
+"""
+
+
+def _figure(width: float, height: float, rows: int = 1) -> Any:
+    """A figure and its axes, one below the other."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingBackend(
+            "the page's plots need matplotlib", fix="pip install 'dynaguide-edge[bench]'"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dg", "font.size": 9}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def distributions(rows: list[dict[str, Any]]) -> str:
+    """A histogram of all samples of each row, with its percentiles."""
+    figure, axes = _figure(9, 0.6 + 1.15 * len(rows), len(rows))
+    ends = [t for r in rows for t in r["total_ms"]]
+    logarithmic = max(ends) > 10 * min(ends)
+    edges = np.linspace(min(ends) * 0.98, max(ends) * 1.02, 90)
+    if logarithmic:
+        edges = np.geomspace(min(ends) * 0.95, max(ends) * 1.05, 90)
+    for axis, row in zip(axes, rows, strict=True):
+        axis.hist(row["total_ms"], edges, color=COLOURS[0])
+        if logarithmic:
+            axis.set_xscale("log")
+        for i, (name, found) in enumerate(row["summary"]["percentiles"].items()):
+            if found["value"] is not None:
+                colour = COLOURS[(5, 3, 1, 2)[i % 4]]
+                axis.axvline(found["value"], color=colour, label=f"{name} {found['value']:.1f} ms")
+        axis.set_title(f"{row['name']} (n={len(row['total_ms'])})", loc="left", fontsize=9)
+        axis.set_yticks([])
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(
+                frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.9)
+            )
+    axes[-1].set_xlabel("milliseconds")
+    return _svg(figure)
+
+
+def waterfall(rows: list[dict[str, Any]]) -> str:
+    """The stages' medians end to end, a bar for each row."""
+    figure, (axis,) = _figure(9, 1.2 + 0.4 * len(rows))
+    for at, row in enumerate(rows):
+        left = 0.0
+        for colour, stage in zip(COLOURS[::-1], STAGES, strict=True):
+            width = max(0.0, row["stage_p50_ms"].get(stage, 0.0))
+            axis.barh(at, width, left=left, color=colour, label=stage if at == 0 else None)
+            left += width
+        axis.text(left, at, f" {left:.1f} ms", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    axis.set_xlabel("milliseconds, median of each stage")
+    axis.legend(frameon=False, ncols=4, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    return _svg(figure)
+
+
+def over_time(rows: list[dict[str, Any]]) -> str:
+    """Every sample where it was taken; outliers ringed."""
+    figure, axes = _figure(9, 0.6 + 1.3 * len(rows), len(rows))
+    for axis, row in zip(axes, rows, strict=True):
+        axis.plot(row["start_s"], row["total_ms"], ".", color=COLOURS[0], markersize=3)
+        listed = row["summary"].get("outliers", [])
+        axis.plot(
+            [o["start_s"] for o in listed],
+            [o["ms"] for o in listed],
+            "o",
+            mfc="none",
+            mec=COLOURS[5],
+            markersize=6,
+        )
+        axis.set_title(row["name"], loc="left", fontsize=9)
+        axis.set_ylabel("ms")
+        axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("seconds")
+    return _svg(figure)
+
+
+def pareto(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of (latency, quality) points that no other beats in both, by latency."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front, best = [], float("-inf")
+    for i in order:
+        if points[i][1] > best:
+            front.append(i)
+            best = points[i][1]
+    return front
+
+
+def quality(rows: list[dict[str, Any]]) -> str:
+    """Median latency against quality, with the Pareto front."""
+    figure, (axis,) = _figure(9, 4)
+    points = [(float(np.median(r["total_ms"])), float(r["quality"]["value"])) for r in rows]
+    modes = list(dict.fromkeys(r["mode"] for r in rows))
+    for (x, y), row in zip(points, rows, strict=True):
+        colour = COLOURS[modes.index(row["mode"])]
+        axis.plot(x, y, "o", color=colour)
+        text = f"{row['steps']} steps, {row['mode']}"
+        axis.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    front = [points[i] for i in pareto(points)]
+    axis.plot(*zip(*front, strict=True), "--", color=COLOURS[6], label="Pareto front")
+    axis.set_xlabel("milliseconds, median")
+    axis.set_ylabel(rows[0]["quality"]["what"])
+    axis.margins(x=0.15, y=0.15)
+    axis.legend(frameon=False)
+    return _svg(figure)
+
+
+def render(documents: dict[str, dict[str, Any]]) -> str:
+    """The whole page of documents by name."""
+    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
+    for name, document in documents.items():
+        parts.append(f"<h1>{html.escape(name)}: {html.escape(str(document['prior']))}</h1>")
+        if document.get("partial"):
+            parts.append("<p class=bad>Partial: the measurement was interrupted.</p>")
+        parts.append(f"<p>Clock: {html.escape(document['scope'])}.</p>")
+        parts.append(_tables(latency.table(document)))
+        said = "".join(f"<li>{html.escape(n)}" for n in latency.notes(document)[1:])
+        parts.append(f"<ul>{said}</ul>")
+        rows = [r for r in document["rows"] if r["total_ms"]]
+        if rows:
+            for title, draw in (
+                ("Distribution", distributions),
+                ("Stages", waterfall),
+                ("Latency over time", over_time),
+            ):
+                parts.append(f"<h2>{title}</h2><figure>{draw(rows)}</figure>")
+        parts.append("<h2>Latency and quality</h2>")
+        rated = [r for r in rows if np.isfinite(r["quality"].get("value", np.nan))]
+        if rated:
+            parts.append(f"<figure>{quality(rated)}</figure>")
+        else:
+            parts.append("<p>Quality: not measured (give --labels, or a bundle).</p>")
+        parts.append("<h2>Environment</h2>" + _facts(document))
+    return "\n".join(parts) + "</html>\n"
+
+
+_STYLE = f"<style>{STYLE}</style>"
+
+
+def _facts(document: dict[str, Any]) -> str:
+    facts = {"command": " ".join(document["command"]), **document["environment"]}
+    facts |= {f"sha256 of {k}": v for k, v in document["hashes"].items()}
+    lines = "".join(
+        f"<tr><th>{html.escape(k)}<td>{html.escape(v if isinstance(v, str) else json.dumps(v))}"
+        for k, v in facts.items()
+    )
+    return f"<table>{lines}</table>"
+
+
+def _tables(markdown: str) -> str:
+    """Markdown tables as HTML."""
+    out = []
+    for table in markdown.split("\n\n"):
+        lines = [x[2:-2].split(" | ") for x in table.splitlines() if not x.startswith("|--")]
+        head, *body = [[html.escape(cell.strip()) for cell in line] for line in lines]
+        rows = ["<tr>" + "".join(f"<th>{c}" for c in head)]
+        rows += ["<tr>" + "".join(f"<td>{c}" for c in line) for line in body]
+        out.append(f"<table>{''.join(rows)}</table>")
+    return "".join(out)
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="with JSON files of benchmarks latency")
+    parser.add_argument("-o", "--out", type=Path, help="(default: DIR/report.html)")
+    args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        raise InputError(f"{args.folder} is no folder")
+    documents = {}
+    for path in sorted(args.folder.rglob("*.json")):
+        try:
+            documents[str(path.relative_to(args.folder).with_suffix(""))] = compare.load(path)
+        except InputError:
+            continue  # other benchmarks' results, and traces
+    if not documents:
+        raise InputError(
+            f"{args.folder} holds no result of 'benchmarks latency'",
+            fix=f"python -m benchmarks latency -o {args.folder}",
+        )
+    out = args.out or args.folder / "report.html"
+    write_atomic(out, render(documents).encode())
+    print(out)
+    return 0

@@ -1,0 +1,111 @@
+"""Other people's programs for the same work on the same picture, turn by turn in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import runtime
+from runtime.errors import InputError, MissingBackend, VerificationFailed
+from runtime.ops import frequent_classes, prepared, restricted
+
+TURNS = 3  # at least
+
+
+def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> dict[str, Any]:
+    """Milliseconds of both, and how many times ours goes into theirs (median of the turns' ratios
+    with its 95 % interval)."""
+    from benchmarks import samples
+
+    times: list[tuple[float, float]] = []
+    ours(), theirs()
+    begin = time.perf_counter()
+    while len(times) < TURNS or time.perf_counter() - begin < seconds:
+        marks = [time.perf_counter()]
+        for run in (ours, theirs) if len(times) % 2 else (theirs, ours):
+            run()
+            marks.append(time.perf_counter())
+        first, second = np.diff(marks) * 1e3
+        times.append((first, second) if len(times) % 2 else (second, first))
+    mine, other = np.array(times).T
+    found = samples.estimate(other / mine, 0.5)
+    ratio = f"{np.median(other / mine):.2f}"
+    return {
+        "ours p50 ms": round(float(np.median(mine)), 2),
+        "peer p50 ms": round(float(np.median(other)), 2),
+        "peer / ours": f"{ratio} [{found.low:.2f}, {found.high:.2f}]" if found else ratio,
+        "turns": len(times),
+        "samples": {"ours_ms": mine.tolist(), "peer_ms": other.tolist()},
+    }
+
+
+def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
+    """The refinement alone, eager PyTorch as installed: same objective, steps, guide and size."""
+    try:
+        import torch
+
+        from benchmarks.torch_twin import Twin
+    except ImportError as error:
+        raise MissingBackend(
+            "the peer torch-eager needs PyTorch", fix="pip install 'dynaguide-edge[export]'"
+        ) from error
+    config = seg.refine
+    if config is None:
+        raise InputError("the peer torch-eager needs a refinement", fix="--refine 10")
+    torch.set_num_threads(seg.threads)
+    low = seg.working_picture(picture)
+    guide = seg.guide(picture, low)
+    classes = None
+    if config.objective == "residual":
+        classes = frequent_classes(guide)
+        guide = restricted(guide, classes)
+    wanted = None if config.objective == "dynaseg" else guide
+    made = seg.make_refiner(*low.shape[:2], classes)
+    plain = runtime.Refiner(
+        *low.shape[:2], classes=None if classes is None else len(classes), **config.options()
+    )
+    soft, _ = prepared(plain.options, low, wanted, plain.classes)
+    twin = Twin(plain.options, plain.state_dict(), low, soft, torch.float32)
+    first, other = made.run(low, wanted, steps=1).stats["losses"]["total"][0], twin.step()[0][0]
+    if not abs(first - other) <= 1e-3 * max(1.0, abs(first)):
+        raise VerificationFailed(
+            f"the first losses differ: ours {first:.6g}, PyTorch's {other:.6g}"
+        )
+    twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
+    steps = int(config.steps)
+
+    def theirs() -> None:
+        for _ in range(steps):
+            twin.step()
+        twin.labels()
+
+    what = f"{config.objective}, {steps} steps at {low.shape[0]}x{low.shape[1]}"
+    row = {"peer": f"torch-eager {torch.__version__}", "what": what, "threads": seg.threads}
+    return row | in_turns(lambda: made.run(low, wanted, steps=steps), theirs, seconds)
+
+
+def opencv_guided_filter(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
+    """The guided filter alone: colour guide, radius 8, the confidence as the one plane."""
+    import cv2
+
+    if not hasattr(cv2, "ximgproc"):
+        raise MissingBackend(
+            "this OpenCV has no ximgproc.guidedFilter",
+            fix="pip uninstall opencv-python; pip install opencv-contrib-python",
+        )
+    image, values = picture.astype(np.float32) / 255, seg(picture).confidence
+    cv2.setNumThreads(seg.threads)
+    height, width = picture.shape[:2]
+    row = {"peer": f"opencv-guided-filter {cv2.__version__}", "threads": seg.threads}
+    row |= {"what": f"colour guide, radius 8, 1 plane, {height}x{width}"}
+    return row | in_turns(
+        lambda: runtime.guided_filter(image, values, radius=8, eps=1e-3, threads=seg.threads),
+        lambda: cv2.ximgproc.guidedFilter(image, values, 8, 1e-3),
+        seconds,
+    )
+
+
+PEERS = {"torch-eager": torch_eager, "opencv-guided-filter": opencv_guided_filter}

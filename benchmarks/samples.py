@@ -1,0 +1,173 @@
+"""Statistics of latency samples that keep every sample: no clipping, no averaging away.
+
+Samples are 1-D float64 arrays in the order in which they were taken. Percentiles are nearest-rank:
+each is one of the samples. Shares ``q`` are in (0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+ERROR = 0.05  # of an interval: 95 % of such intervals hold the true percentile
+CORRELATED = 0.2  # lag-1 autocorrelation from which samples count as dependent
+RESAMPLES = 999
+FEW = 20  # samples under which there is no verdict
+SPREAD, DRIFT, WINDOWS = 0.10, 0.05, 0.10  # most, of a stable run on the wall clock
+OUTLIER = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993) from which a sample is listed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A percentile with its 95 % interval, in the samples' unit. ``how``: "order statistics" or
+    "block bootstrap"."""
+
+    value: float
+    low: float
+    high: float
+    how: str
+
+
+def percentile(samples: np.ndarray, q: float) -> float:
+    """The smallest sample that at least a share q of them does not exceed."""
+    ordered = np.sort(samples)
+    return float(ordered[_rank(len(ordered), q)])
+
+
+def needed(q: float) -> int:
+    """The fewest independent samples whose smallest and largest enclose percentile q with 95 %
+    confidence: q^n + (1 - q)^n <= 0.05. 6 for the median, 29 for p90, 59 for p95, 299 for p99."""
+    n = 2
+    while q**n + (1 - q) ** n > ERROR:
+        n += 1
+    return n
+
+
+def ranks(n: int, q: float) -> tuple[int, int]:
+    """The shortest pair of 0-based ranks of n ordered samples that enclose percentile q with at
+    least 95 % confidence, whatever the distribution: the number of samples below it is
+    binomial(n, q). n must be at least needed(q)."""
+    below = binom.cdf(np.arange(n), n, q)  # below[k]: that at most k samples are below
+    low = np.arange(n)  # too high if at most that many are below it; too low if all up to high are
+    rest = ERROR - below  # what the upper end may miss
+    high = np.searchsorted(below, 1 - rest)
+    width = np.where((rest >= 0) & (high < n), high - low, n)
+    best = np.lexsort((np.abs(high + low - 2 * n * q), width))[0]
+    return int(low[best]), int(high[best])
+
+
+def lag1(samples: np.ndarray) -> float:
+    """Autocorrelation of neighbouring samples, in [-1, 1]; 0 for constant ones."""
+    return float(autocorrelation(samples)[1]) if len(samples) > 2 else 0.0
+
+
+def autocorrelation(samples: np.ndarray) -> np.ndarray:
+    """(n,) by lag; 1 at lag 0, all 0 beyond for constant samples."""
+    n = len(samples)
+    centred = samples - samples.mean()
+    spectrum = np.fft.rfft(centred, 2 * n)
+    product = np.fft.irfft(spectrum * spectrum.conj(), 2 * n)[:n]
+    if product[0] <= 1e-12 * n * max(1e-300, float(np.mean(samples)) ** 2):
+        return np.eye(1, n)[0]
+    return np.asarray(product / product[0])
+
+
+def resampled(samples: np.ndarray, q: float, *, seed: int = 0) -> np.ndarray:
+    """(RESAMPLES,) percentiles q of circular block bootstrap samples. Blocks are as long as
+    Carlstein's rule (1986) for the measured lag-1 autocorrelation says; 1 for independent ones."""
+    n, rng = len(samples), np.random.default_rng(seed)
+    rho = min(max(lag1(samples), 0.0), 0.97)
+    block = 1
+    if rho > CORRELATED:
+        block = min(n, math.ceil((2 * rho / (1 - rho**2)) ** (2 / 3) * n ** (1 / 3)))
+    count = -(-n // block)
+    steps, rank = np.arange(block), _rank(n, q)
+    out = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        starts = rng.integers(0, n, count)
+        index = ((starts[:, None] + steps).ravel()[:n]) % n
+        out[i] = np.partition(samples[index], rank)[rank]
+    return out
+
+
+def estimate(samples: np.ndarray, q: float) -> Estimate | None:
+    """Percentile q with its interval, or None where there are fewer than needed(q) samples. Where
+    neighbours correlate, order statistics promise too much: the block bootstrap takes over."""
+    if len(samples) < needed(q):
+        return None
+    value = percentile(samples, q)
+    if lag1(samples) > CORRELATED:
+        low, high = np.percentile(resampled(samples, q), [50 * ERROR, 100 - 50 * ERROR])
+        return Estimate(value, float(low), float(high), "block bootstrap")
+    ordered = np.sort(samples)
+    first, last = ranks(len(samples), q)
+    return Estimate(value, float(ordered[first]), float(ordered[last]), "order statistics")
+
+
+def outliers(samples: np.ndarray) -> np.ndarray:
+    """Indices of samples far above the median; for the eye only, they stay in every figure."""
+    median = np.median(samples)
+    deviation = max(float(np.median(np.abs(samples - median))), 0.005 * float(median))
+    return np.flatnonzero(0.6745 * (samples - median) / deviation > OUTLIER)
+
+
+def period(samples: np.ndarray) -> int | None:
+    """After how many samples the latency repeats itself ("slow every 12th frame"), or None."""
+    n = len(samples)
+    most = n // 4
+    if most < 3:
+        return None
+    r = autocorrelation(samples)
+    floor = max(0.3, 4 / math.sqrt(n))
+    peaks = [
+        k for k in range(2, most) if r[k] > floor and r[k] > r[k - 1] and r[k] >= r[k + 1]
+    ]  # fmt: skip
+    if not peaks:
+        return None
+    best = max(r[k] for k in peaks)
+    first = next(k for k in peaks if r[k] > 0.8 * best)
+    return first if min(r[1:first]) < r[first] / 2 else None
+
+
+def instability(samples: np.ndarray) -> list[str]:
+    """Why the run cannot be trusted, one phrase each; empty for a stable one."""
+    n = len(samples)
+    if n < FEW:
+        return [f"only {n} samples"]
+    reasons = []
+    spread = float(samples.std() / samples.mean())
+    if spread > SPREAD:
+        reasons.append(f"spread {spread:.1%} (standard deviation / mean, limit {SPREAD:.0%})")
+    fifths = np.array_split(samples, 5)
+    drift = float(np.median(fifths[-1]) / np.median(fifths[0])) - 1
+    if abs(drift) > DRIFT:
+        reasons.append(f"drift {drift:+.1%} from the first to the last fifth (limit {DRIFT:.0%})")
+    windows = [float(np.mean(f)) for f in fifths[-3:]]
+    apart = max(windows) / min(windows) - 1
+    if apart > WINDOWS:
+        reasons.append(f"the last three windows differ by {apart:.1%} (limit {WINDOWS:.0%})")
+    return reasons
+
+
+def summary(samples: np.ndarray, percentiles: list[float]) -> dict[str, Any]:
+    """Everything that is said of a row's samples; ``percentiles`` are in per cent."""
+    out: dict[str, Any] = {"n": len(samples), "percentiles": {}}
+    if not len(samples):
+        return out | {"unstable": ["no samples"]}
+    for p in percentiles:
+        found = estimate(samples, p / 100)
+        out["percentiles"][f"p{p:g}"] = (
+            vars(found) if found else {"need": needed(p / 100), "value": None}
+        )
+    out |= {"mean": float(samples.mean()), "min": float(samples.min())}
+    out |= {"max": float(samples.max()), "std": float(samples.std())}
+    out |= {"lag1": lag1(samples), "period": period(samples)}
+    return out | {"outliers": outliers(samples).tolist(), "unstable": instability(samples)}
+
+
+def _rank(n: int, q: float) -> int:
+    return min(n - 1, max(0, math.ceil(q * n - 1e-9) - 1))

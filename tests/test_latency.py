@@ -1,0 +1,377 @@
+"""The profiler: what a row counts, what it writes, what it refuses."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="the profiler needs SciPy")
+pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
+
+from benchmarks import __main__ as command
+from benchmarks import compare, latency, page
+from runtime.errors import InputError
+from sdk.image import encode_image
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+HERE = Path(__file__).parents[1]
+
+
+class Fake:
+    """A segmenter that takes 5 ms, or what ``slow`` says for a picture's number."""
+
+    def __init__(self, slow=()):
+        self.calls, self.slow = 0, dict(slow)
+
+    def __call__(self, picture):
+        begin = time.perf_counter()
+        time.sleep(self.slow.get(self.calls, 0.005))
+        self.calls += 1
+        spent = 1e3 * (time.perf_counter() - begin)
+        timings = {"prior": 1.0, "refine": spent - 1, "unaccounted": 0.0, "total": spent}
+        return types.SimpleNamespace(timings=timings, stats={"steps": 4})
+
+
+def row(mode="back-to-back", **more):
+    return latency.Row(mode, 4, 1, **more)
+
+
+def quiet(_):
+    pass
+
+
+def test_a_late_picture_is_counted_and_its_wait_too():
+    made = row("paced", rate=20)
+    latency.paced(made, Fake({10: 0.12}), [PICTURE], 1.0, quiet)
+    times = made.total_ms
+    assert len(times) == 20 and made.unserved == 0
+    assert times[10] >= 120
+    assert times[11] >= times[10] - 50 + 4.9 and times[12] >= times[11] - 50 + 4.9  # they waited
+    assert made.late == sum(t > 50 for t in times) >= 2
+    assert made.stages_ms[11]["queue"] >= 69 > 50 > np.median(times)
+    np.testing.assert_allclose(made.start_s, np.arange(20) / 20)  # when they were due
+    for total, stages in zip(times, made.stages_ms, strict=True):
+        assert sum(stages.values()) == pytest.approx(total)
+
+
+def test_a_rate_that_is_too_high_is_said():
+    made = row("paced", rate=100)
+    latency.paced(made, Fake(dict.fromkeys(range(1000), 0.05)), [PICTURE], 0.5, quiet)
+    assert 9 <= len(made.total_ms) <= 11 and made.unserved == 50 - len(made.total_ms)
+    found = latency.summarise(made, [50.0])
+    assert any("100/s is more than it can do" in r for r in found["summary"]["unstable"])
+
+
+def test_back_to_back_leaves_nothing_out():
+    made, fake = row(), Fake({7: 0.1})
+    latency.back_to_back(made, fake, [PICTURE], 0.5, quiet)
+    assert len(made.total_ms) == fake.calls and made.total_ms[7] > 100
+    found = latency.summarise(made, [50.0, 99.0])
+    assert 7 in [o["index"] for o in found["summary"]["outliers"]]
+    assert found["summary"]["max"] == max(made.total_ms)
+    assert found["stage_p50_ms"]["refine per step"] == pytest.approx(
+        np.median([s["refine"] for s in made.stages_ms]) / 4
+    )
+    assert found["summary"]["percentiles"]["p99"]["value"] is None
+    json.dumps(found)
+
+
+def test_words_numbers_and_sizes():
+    assert latency.numbers("50,99,50", "percentile", 1, 99.99) == [50, 99]
+    assert latency.size_of("480x640") == (480, 640)
+    for wrong in ("", "a", "0", "50,,60", "nan"):
+        with pytest.raises(InputError, match="percentile is"):
+            latency.numbers(wrong, "percentile", 1, 99.99)
+    for wrong in ("480", "0x5", "4x4x4", "ax5", "-1x5"):
+        with pytest.raises(InputError, match="imgsz is"):
+            latency.size_of(wrong)
+    with pytest.raises(InputError, match="mode is 'fast'"):
+        latency.words("paced,fast", "mode", latency.MODES)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--picture", "none.png"], "none.png"),
+        (["--video", "none.mp4"], "none.mp4 does not exist"),
+        (["--picture", "a.png", "--video", "b.mp4"], "both given"),
+        (["--mode", "paced"], "paced needs a rate"),
+        (["--rate", "0"], "rate is 0"),
+        (["--duration", "nan"], "duration is nan"),
+        (["--refine", "-1"], "refine is '-1'"),
+        (["--peer", "yolo"], "peer is 'yolo'"),
+        (["--export", "pdf"], "export is 'pdf'"),
+        (["--labels", "x.png"], "1 labels for 0 pictures"),
+        (["nothing.onnx"], "nothing.onnx"),
+        (["--preset", "nothing"], "nothing"),
+        (["--threads", "0"], "threads"),
+    ],
+)
+def test_bad_options_are_named(argv, message, capsys):
+    assert command.main(["latency", *argv]) != 0
+    told = capsys.readouterr()
+    assert message in told.err and not told.out and "Traceback" not in told.err
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with all exports of a short run."""
+    folder = tmp_path_factory.mktemp("latency")
+    (folder / "picture.png").write_bytes(encode_image(PICTURE, ".png"))
+    argv = ["latency", "--picture", str(folder / "picture.png"), "--refine", "0,2", "--rate", "20"]
+    argv += ["--duration", "0.7", "--threads", "1", "--percentile", "50,90", "-o", str(folder)]
+    assert command.main(argv) == 0
+    return folder
+
+
+def test_the_document_holds_what_was_measured(measured):
+    document = compare.load(measured / "latency.json")
+    names = [r["name"] for r in document["rows"]]
+    assert len(names) == 6 and names[1] == "paced 20/s, 0 steps, 1 threads"
+    assert not document["partial"] and document["picture"] == [48, 64, 1]
+    assert {"cpu", "commit", "before", "after", "governors"} <= set(document["environment"])
+    assert document["environment"]["before"]["load_average"] is not None
+    for found in document["rows"]:
+        n = found["summary"]["n"]
+        stages = found["stages_ms"]
+        assert n == len(found["total_ms"]) == len(found["start_s"]) > 5
+        np.testing.assert_allclose(
+            np.sum([v for v in stages.values()], 0), found["total_ms"], rtol=1e-9
+        )
+        assert np.median(stages["unaccounted"]) < 0.2 * np.median(found["total_ms"])
+        assert set(found["steps_done"]) == {found["steps"]}
+        assert found["load_ms"] >= 0 and found["first_ms"] > 0
+        assert found["quality"] == {"what": "not measured"}
+    assert 0 < document["overhead"]["share"] < 0.01
+
+
+def test_csv_markdown_and_trace(measured):
+    rows = list(csv.DictReader((measured / "latency.csv").open()))
+    document = json.loads((measured / "latency.json").read_text())
+    assert [r["mode"] for r in rows] == [r["mode"] for r in document["rows"]]
+    assert float(rows[0]["p50_ms"]) == document["rows"][0]["summary"]["percentiles"]["p50"]["value"]
+    text = (measured / "latency.md").read_text()
+    assert "end-to-end wall time" in text and "| p90 ms" in text
+    trace = json.loads((measured / "trace.json").read_text())["traceEvents"]
+    whole = [e for e in trace if e["name"] == "picture" and e["pid"] == 1]
+    first = document["rows"][0]
+    assert len(whole) == first["summary"]["n"]
+    assert whole[3]["dur"] == pytest.approx(1e3 * first["total_ms"][3])
+    parts = [e for e in trace if e["pid"] == 1 and e["ph"] == "X" and e["name"] != "picture"]
+    ends = {e["ts"]: e["ts"] + e["dur"] for e in whole}
+    for part in parts:  # within its picture, in microseconds
+        begin = max(t for t in ends if t <= part["ts"])
+        assert part["ts"] + part["dur"] <= ends[begin] + 1
+
+
+def test_report_is_one_page_that_needs_nothing_else(measured, tmp_path):
+    assert command.main(["report", str(measured), "-o", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<svg") == 3 and "not measured (give --labels" in text
+    assert not re.search(r'(src|href)="(?!#)', text) and "@import" not in text
+    for word in ("paced 20/s, 2 steps", "load_average", "Environment", "back-to-back"):
+        assert word in text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium (Debian package)")
+def test_the_page_opens_in_a_browser(measured, tmp_path):
+    shot = tmp_path / "page.png"
+    page_url = (measured / "latency.html").resolve().as_uri()
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,3000",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page_url],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    picture = cv2.imread(str(shot))
+    assert picture is not None, done.stderr[-500:]
+    assert picture.shape[0] == 3000 and len(np.unique(picture[600:2600].reshape(-1, 3), axis=0)) > 8
+
+
+def test_quality_is_drawn_with_its_front(measured):
+    document = json.loads((measured / "latency.json").read_text())
+    for i, found in enumerate(document["rows"]):
+        found["quality"] = {"what": "mIoU", "value": 0.5 + 0.01 * i}
+    assert page.render({"a": document}).count("<svg") == 4
+    assert page.pareto([(5, 0.5), (1, 0.2), (3, 0.6), (2, 0.2), (9, 0.6)]) == [1, 2]
+
+
+def test_miou_of_labelled_pictures(tmp_path):
+    from benchmarks import metrics
+    from sdk import Segmenter
+
+    def prior(picture):
+        return (picture[..., 0] > 127).astype(np.int32)
+
+    seg = Segmenter(prior, refine=None, filter=None)
+    with pytest.raises(InputError, match="names its classes"):
+        latency.quality_of(seg, [PICTURE], [np.zeros((48, 64), np.uint8)])
+    seg.prior.names = ["dark", "light"]
+    truth = (PICTURE[..., 0] > 127).astype(np.uint8)
+    truth[:10] = 255
+    truth[10:20] = 1 - truth[10:20]
+    found = latency.quality_of(seg, [PICTURE], [truth])
+    counts = metrics.confusion(seg(PICTURE).labels, truth, 2, ignore=255)
+    assert found == {"what": "mIoU", "value": metrics.miou(counts), "pictures": 1}
+    assert 0.4 < found["value"] < 0.8
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path):
+    argv = ["-m", "benchmarks", "latency", "--imgsz", "64x64", "--duration", "60", "--refine", "1"]
+    (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
+    argv += ["--picture", str(tmp_path / "p.png"), "--mode", "back-to-back", "-o", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, *argv], cwd=HERE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(8)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "marked partial" in err, err
+    document = compare.load(tmp_path / "latency.json")
+    assert document["partial"] and document["rows"][0]["partial"]
+    assert document["rows"][0]["summary"]["n"] > 3 and "partial" in out
+    assert "Partial" in (tmp_path / "latency.html").read_text()
+    with pytest.raises(InputError, match="partial"):
+        compare.main([str(tmp_path / "latency.json")] * 2)
+
+
+def test_memory_and_power_are_runs_of_their_own(tmp_path, monkeypatch):
+    options = {"prior": "kmeans", "refine": None, "threads": 1}
+    found = latency.memory_run(options, PICTURE)
+    assert 0 <= found["loaded MiB"] <= found["peak MiB"] < 400
+    monkeypatch.setattr(latency.machine, "power_source", lambda: None)
+    assert latency.power_run(Fake(), [PICTURE], 1.0) is None
+
+
+def test_energy_of_a_picture_is_what_idle_does_not_draw(monkeypatch):
+    class Meter:
+        seconds, drawn = 2.0, iter((10.0, 30.0))
+
+        def __enter__(self):
+            self.joules = next(Meter.drawn)
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(latency.machine, "power_source", lambda: "a sensor")
+    monkeypatch.setattr(latency.machine, "PowerMeter", Meter)
+    monkeypatch.setattr(latency, "IDLE", 0.0)
+    found = latency.power_run(Fake(), [PICTURE], 0.2)
+    assert found["idle W"] == 5 and found["W"] == 15
+    assert found["J a picture, idle subtracted"] == pytest.approx(20 / found["pictures"])
+
+
+@pytest.mark.parametrize("preset", ["residual", "dynaguide"])
+def test_the_torch_peer_computes_the_same(preset, capsys):
+    pytest.importorskip("torch", reason="needs PyTorch")
+    from benchmarks import peers
+    from sdk import RefineConfig, Segmenter
+
+    config = RefineConfig.preset(preset)
+    seg = Segmenter("kmeans", refine=type(config)(**{**vars(config), "steps": 2}), threads=1)
+    found = peers.torch_eager(seg, PICTURE, 0.1)
+    assert found["turns"] >= 3 and len(found["samples"]["peer_ms"]) == found["turns"]
+    ratios = np.divide(found["samples"]["peer_ms"], found["samples"]["ours_ms"])
+    assert found["peer / ours"].startswith(f"{np.median(ratios):.2f}")
+
+
+def test_turns_are_told_apart():
+    from benchmarks import peers
+
+    found = peers.in_turns(lambda: time.sleep(0.002), lambda: time.sleep(0.01), 0.1)
+    assert min(found["samples"]["peer_ms"]) > max(5, found["ours p50 ms"])
+
+
+# --- compare -------------------------------------------------------------------------------------
+
+
+def document(times, **more):
+    made = row()
+    made.total_ms = list(times)
+    made.start_s = list(np.cumsum(times) / 1e3)
+    made.stages_ms = [{"refine": t} for t in times]
+    made.steps_done = [4] * len(times)
+    made.cpu_mhz = [None] * len(times)
+    found = latency.summarise(made, [50.0, 99.0])
+    return {
+        "schema": latency.SCHEMA,
+        "rows": [found],
+        "environment": {},
+        "picture": [1, 1, 1],
+    } | more
+
+
+def skewed(seed, n=1000, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return scale * (20 + rng.gamma(2, 0.5, n))
+
+
+def test_compare_finds_5_percent_and_does_not_cry_at_1():
+    found = {1.0: 0, 1.01: 0, 1.05: 0}
+    for seed in range(20):
+        a = document(skewed(seed))
+        for scale in found:
+            b = document(skewed(1000 + seed, scale=scale))
+            found[scale] += compare.compare(a, b, [50.0, 99.0], 0.03)[1]
+    assert found == {1.0: 0, 1.01: 0, 1.05: 20}
+
+
+def test_compare_says_slower_without_failing_below_the_limit():
+    a, b = document(skewed(0)), document(skewed(1, scale=1.03))
+    lines, failed = compare.compare(a, b, [50.0], 0.05)
+    assert not failed and lines[0]["verdict"] == "slower"
+    assert compare.compare(b, a, [50.0], 0.05)[0][0]["verdict"] == "faster"
+    few = compare.compare(document(skewed(0, 50)), b, [99.0], 0.05)[0]
+    assert few[0]["verdict"] == "n/a (n=50, need 299)"
+
+
+def test_compare_command(tmp_path, capsys):
+    paths = {}
+    for name, times in {
+        "a": skewed(0), "slow": skewed(1, scale=1.2), "wild": skewed(2) * np.linspace(1, 2, 1000)
+    }.items():  # fmt: skip
+        paths[name] = str(tmp_path / f"{name}.json")
+        Path(paths[name]).write_text(json.dumps(document(times)))
+    assert command.main(["compare", paths["a"], paths["a"]]) == 0
+    assert command.main(["compare", paths["a"], paths["slow"], "--fail-over", "5%"]) == 6
+    assert "REGRESSION" in capsys.readouterr().out
+    assert command.main(["compare", paths["a"], paths["slow"], "--fail-over", "0.3"]) == 0
+    assert command.main(["compare", paths["a"], paths["wild"]]) == 1
+    assert "cannot be trusted" in capsys.readouterr().err
+    assert command.main(["compare", paths["a"], paths["wild"], "--force"]) == 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema": "dg-latency/1"}', '{"schema": "dg-latency/1", "rows": [3]}'],
+)
+def test_compare_refuses_other_files(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"x\.json is"):
+        compare.load(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        compare.load(tmp_path / "none.json")
+    with pytest.raises(InputError, match="holds no result"):
+        page.main([str(tmp_path)])
+
+
+def test_compare_needs_rows_in_common(tmp_path):
+    other = document(skewed(0))
+    other["rows"][0]["steps"] = 9
+    for name, found in {"a": document(skewed(0)), "b": other}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match="no row in common"):
+        compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    with pytest.raises(InputError, match="fail-over is"):
+        compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--fail-over", "much"])
