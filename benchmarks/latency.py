@@ -32,7 +32,7 @@ from benchmarks import machine, metrics, report
 from benchmarks.step import last_error, thread_counts
 from runtime.backend import default_threads
 from runtime.checks import check_positive
-from runtime.errors import InputError
+from runtime.errors import InputError, MissingBackend
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
 from sdk.image import load_image, write_atomic
@@ -327,6 +327,8 @@ def table(document: dict[str, Any]) -> str:
 def notes(document: dict[str, Any]) -> list[str]:
     """What has to be said beside the table."""
     out = [f"clock: {document['scope']}", document["device_time"]]
+    ran = dict.fromkeys((r["backend"], r["device"], r["precision"]) for r in document["rows"])
+    out += [f"ran: {backend} on {device}, {precision}" for backend, device, precision in ran]
     for row in document["rows"]:
         s, where = row["summary"], row["name"]
         if s["unstable"]:
@@ -480,6 +482,20 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     return pictures, truths
 
 
+def check_packages(drawing: bool) -> None:
+    """MissingBackend, before anything is measured, where a package is not installed."""
+    try:
+        import scipy.stats  # noqa: F401
+
+        if drawing:
+            import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingBackend(
+            f"the profiler needs {error.name}, which is not installed",
+            fix="pip install 'dynaguide-edge[bench]' (matplotlib: or --export without html)",
+        ) from error
+
+
 def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
     """Fill the document row by row, so that an interrupt loses nothing."""
     pictures, truths = load_pictures(args)
@@ -584,6 +600,7 @@ def main(argv: list[str]) -> int:
     add("--json", action="store_true", help="print the document instead of the tables")
     args = parser.parse_args(argv)
     kinds = words(args.export, "export", EXPORTS)
+    check_packages(args.out is not None and "html" in kinds)
     if args.out:
         report.check_out(args.out / "latency.json")
     document: dict[str, Any] = {"schema": SCHEMA, "scope": SCOPE, "partial": False}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/")
+LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "torch")
 SAMPLING = 0.05  # seconds between readings of a power sensor
 
 
@@ -172,11 +173,21 @@ def description(root: Path = ROOT) -> dict[str, Any]:
         (number(p / "scaling_min_freq"), number(p / "scaling_max_freq")) for p in policies
     ]  # fmt: skip
     return {
+        "versions": versions(),
         "governors": governors,
         "cpu_mhz_limits": [[n / 1e3 for n in pair if n is not None] for pair in limits],
         "jetson": doctor.jetson(),
         "rails": sorted(rails(root)),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that may run a stage, those that are installed."""
+    from runtime import doctor
+
+    installed = doctor.owners_of_modules().values()
+    found = {k: v for distributions in installed for k, v in distributions.items()}
+    return {name: found[name] for name in LIBRARIES if name in found}
 
 
 def power_source(root: Path = ROOT) -> str | None:

@@ -82,7 +82,7 @@ def report() -> dict[str, Any]:
     problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed, may not be wanted),
         "clash" (installed twice, or in versions that differ) or "broken" (installed and failing).
     """
-    owners = _owners()
+    owners = owners_of_modules()
     cuda = _cuda()
     modules = _modules(owners, with_driver=not cuda["absence"])
     trtexec = _trtexec()
@@ -108,7 +108,7 @@ def report() -> dict[str, Any]:
 # Facts
 
 
-def _owners() -> dict[str, dict[str, str]]:
+def owners_of_modules() -> dict[str, dict[str, str]]:
     """Import name -> the distributions that install it, each with its version."""
     owners: dict[str, dict[str, str]] = {}
     for installed in metadata.distributions():

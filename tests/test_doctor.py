@@ -58,7 +58,7 @@ def machine(monkeypatch, tmp_path):
     """A machine that has the core and OpenCV and else nothing; tests add to ``modules``."""
     modules = {name: module("absent") for name in doctor._MODULES} | {"cv2": module()}
     monkeypatch.setattr(doctor, "_probe", lambda name: dict(modules[name.split(".")[0]]))
-    monkeypatch.setattr(doctor, "_owners", dict)
+    monkeypatch.setattr(doctor, "owners_of_modules", dict)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
     monkeypatch.setattr(device, "_DRIVER", str(tmp_path / "libcuda.so.1"))
     monkeypatch.setattr(device, "_TEGRA_RELEASE", tmp_path / "none")
@@ -500,13 +500,13 @@ def test_pycuda_is_loaded_whole_only_beside_a_driver(machine, monkeypatch):
 # Distributions
 
 
-OWNERS = doctor._owners  # before any test replaces it
+OWNERS = doctor.owners_of_modules  # before any test replaces it
 
 
 @pytest.fixture
 def site(machine, monkeypatch, tmp_path):
     """A folder for planted distributions, besides which none are installed."""
-    monkeypatch.setattr(doctor, "_owners", OWNERS)
+    monkeypatch.setattr(doctor, "owners_of_modules", OWNERS)
     only_planted = partial(metadata.distributions, path=[str(tmp_path / "site")])
     monkeypatch.setattr(metadata, "distributions", only_planted)
     plant_distribution(tmp_path / "site", "dynaguide-edge", "0.1.0", "sdk\nruntime\nexport")

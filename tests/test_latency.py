@@ -123,6 +123,15 @@ def test_bad_options_are_named(argv, message, capsys):
     assert message in told.err and not told.out and "Traceback" not in told.err
 
 
+@pytest.mark.parametrize("name", ["scipy", "matplotlib"])
+def test_missing_packages_are_named_before_measuring(monkeypatch, capsys, tmp_path, name):
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(latency, "measure", None)
+    assert command.main(["latency", "-o", str(tmp_path)]) == 4
+    assert f"needs {name}" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A folder with all exports of a short run."""

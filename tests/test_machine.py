@@ -153,6 +153,13 @@ def test_no_nvml_and_no_driver(nvml, monkeypatch):
     assert machine.gpus() == []
 
 
+def test_versions_of_what_is_installed(monkeypatch):
+    import numpy
+
+    monkeypatch.setattr(machine, "LIBRARIES", ("numpy", "no-such-library"))
+    assert machine.versions() == {"numpy": numpy.__version__}
+
+
 def test_throttle_reasons_in_words():
     assert machine.throttle_reasons(0) == []
     assert machine.throttle_reasons(0x8 | 0x1000) == ["hardware slowdown", "unknown 0x1000"]
