@@ -13,7 +13,9 @@ import numpy as np
 
 from sdk import Segmenter, StreamState
 
-source, prior, floor = sys.argv[1:4]
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
+source, prior, floor = sys.argv[1:]
 memory = Path("robot_state.safetensors")
 state = StreamState.load(memory) if memory.exists() else StreamState()
 segmenter = Segmenter(prior, refine="fast")
@@ -23,7 +25,7 @@ classes = [segmenter.prior.names.index(name) for name in floor.split(",")]
 
 try:
     camera = int(source) if source.isdigit() else source
-    for result in segmenter.stream(camera, budget_ms=40, drop="oldest", state=state):
+    for result in segmenter.stream(camera, budget_ms=40, state=state):
         free = np.isin(result.labels[result.labels.shape[0] // 2 :], classes)  # the lower half
         left, ahead, right = (part.mean() for part in np.array_split(free, 3, axis=1))
         turn = np.clip(right - left, -1, 1) if ahead < 0.5 else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import os
 import re
@@ -74,6 +75,12 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         return code
     except BrokenPipeError:  # the reader of stdout has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: the disk is full\n  fix: free some space", file=sys.stderr)
         return 1
 
 

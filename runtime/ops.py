@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,24 +245,23 @@ def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return soft / np.where(total > 0, total, 1)
 
 
-def match_classes(guide: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
     """The guide of a prior whose classes have no meaning of their own, renumbered.
 
     Parameters
     ----------
     guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown.
-    labels : (H, W) int32, a segmentation into ``classes``.
+    maps : (H, W) int32 segmentations into ``classes``, others and -1 being of none.
     classes : (K,) int32, distinct, at least 0.
 
     Returns
     -------
-    A guide of the same kind. Each of its classes has the number of one of ``classes``, such that
-    the overlap is the largest in sum (Hungarian method); where there is no overlap, one that
-    ``classes`` does not have.
+    A guide of the same kind. Its classes have the numbers of ``classes``, such that the overlap is
+    the largest in sum (Hungarian method), and further ones only where there are more of them.
     """
     own = frequent_classes(guide)
     soft = restricted(guide, own)
-    onto = (labels[..., None] == classes).astype(np.float32)
+    onto = sum((labels[..., None] == classes).astype(np.float32) for labels in maps)
     overlap = soft.reshape(-1, len(own)).T @ onto.reshape(-1, len(classes))
     cost = -overlap.astype(np.float64)
     core = backend("cpu")
@@ -271,8 +270,7 @@ def match_classes(guide: np.ndarray, labels: np.ndarray, classes: np.ndarray) ->
         pairs = np.arange(len(own)), np.asarray(core.assign(cost))
     else:
         pairs = np.asarray(core.assign(np.ascontiguousarray(cost.T))), np.arange(len(classes))
-    rows, columns = (p[cost[pairs] < 0] for p in pairs)
-    ids[rows] = classes[columns]
+    ids[pairs[0]] = classes[pairs[1]]
     free = np.setdiff1d(np.arange(len(own) + int(classes.max()) + 1), classes)
     ids[ids < 0] = free[: int((ids < 0).sum())]
     if guide.ndim == 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import warnings
 from collections import deque
@@ -148,7 +149,7 @@ def _folder(path: Path) -> Path:
         (path / ".dg-writable").unlink()
     except OSError as error:
         raise InputError(
-            f"folder {path} cannot be made: {error.strerror}", fix="choose another with -o"
+            f"folder {path} cannot be made: {error.strerror}", fix="choose another folder"
         ) from error
     return path
 
@@ -257,6 +258,8 @@ def _stream(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.labels:
         _folder(args.labels)
+        if older := len(list(args.labels.glob("*.png"))):
+            print(f"warning: {args.labels} already has {older} pictures", file=sys.stderr)
     bar = tqdm(total=args.frames, unit=" frames", desc=shown, disable=None)
     times: deque[float] = deque(maxlen=10_000)
     count, steps, last = 0, 0, None
@@ -264,6 +267,7 @@ def _stream(args: argparse.Namespace) -> int:
     def tell(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
+    before = signal.signal(signal.SIGTERM, _interrupt)  # what systemd and docker send
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
@@ -286,6 +290,7 @@ def _stream(args: argparse.Namespace) -> int:
                 if count == args.frames or (window and not window.open):
                     break
     finally:  # what there is is kept, also when interrupted
+        signal.signal(signal.SIGTERM, before)
         results.close()
         bar.close()
         if window:
@@ -301,6 +306,10 @@ def _stream(args: argparse.Namespace) -> int:
                 f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
             )
     return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

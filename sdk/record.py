@@ -31,18 +31,22 @@ class Video:
     def __init__(self, path: Path, rate: float) -> None:
         if path.suffix.lower() not in VIDEOS:
             raise InputError(f"{path} is no video; wanted {', '.join(VIDEOS)}")
-        if path.is_dir() or not path.parent.is_dir():
-            raise InputError(f"{path} cannot be written", fix=f"mkdir -p {path.parent}")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, wanted a file name")
+        if not path.parent.is_dir():
+            raise InputError(f"folder {path.parent} does not exist", fix=f"mkdir -p {path.parent}")
         self.path, self.rate = path, rate
         self._part = temporary_name(path)
         self._writer: Any = None
-        self._size, self._dropped = (0, 0), 0
+        self._size, self._dropped, self._written = (0, 0), 0, 0
 
     def write(self, result: Result) -> None:
         """Append the result's overlay, once more for each frame dropped since the last one."""
         drawn = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
         if self._writer is None:
             height, width = drawn.shape[:2]
+            if min(height, width) < 2:
+                raise InputError(f"a video of {width} x {height} pixels cannot be written")
             self._size = (width - width % 2, height - height % 2)  # codecs halve the colours
             code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
             writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
@@ -58,6 +62,7 @@ class Video:
         dropped = result.frame.dropped if result.frame else 0
         for _ in range(1 + dropped - self._dropped):
             self._writer.write(drawn)
+            self._written += 1
         self._dropped = dropped
 
     def close(self) -> None:
@@ -66,7 +71,23 @@ class Video:
             return
         self._writer.release()
         self._writer = None
+        if not self._whole():  # OpenCV does not say when the disk is full
+            self._part.unlink(missing_ok=True)
+            raise InputError(
+                f"{self.path} could not be written whole; what was there before is kept",
+                fix=f"free some space: df -h {self.path.parent}",
+            )
         os.replace(self._part, self.path)
+
+    def _whole(self) -> bool:
+        """Whether all frames can be found in the file, and the last one can be read."""
+        video = cv2.VideoCapture(str(self._part))
+        try:
+            count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+            video.set(cv2.CAP_PROP_POS_FRAMES, max(0, self._written - 1))
+            return video.isOpened() and count >= self._written and video.read()[0]
+        finally:
+            video.release()
 
 
 class Window:

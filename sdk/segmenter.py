@@ -321,6 +321,8 @@ class Segmenter:
         check_count("cold_steps", cold_steps, 0, 10**6)
         if budget_ms is not None:
             check_positive("budget_ms", budget_ms)
+        if state is not None and not isinstance(state, StreamState):
+            raise InputError(f"state is a {type(state).__name__}; wanted a StreamState or None")
         return segment_stream(
             self,
             capture,

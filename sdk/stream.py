@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import warnings
+import weakref
 from collections.abc import Generator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from sdk.segmenter import Clock
 if TYPE_CHECKING:
     from sdk.segmenter import Segmenter
 
+MOST_STEPS = 10**6
 CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3  # a cut: histograms further apart, prior agrees less
 CHANNELS = 64  # at most; of more classes, those that have been away longest lose theirs
 SURE = 0.9  # probability from which the prior counts as confident
@@ -47,6 +50,8 @@ DOUBT, PATIENCE = 0.2, 15  # share of sure pixels contradicted; frames in a row 
 SMOOTH = 0.3  # weight of the newest measured time
 FIRST = 0.5  # of the budget is for the refinement, until the rest has been measured
 _ARRAYS = ("classes", "seen", "labels", "guide", "colours")
+_followed: weakref.WeakSet[StreamState] = weakref.WeakSet()  # states that a stream goes on from
+_guard = threading.Lock()
 _HEAD = ("conv3.weight", "conv3.bias", "momentum.conv3.weight", "momentum.conv3.bias")
 
 
@@ -124,7 +129,8 @@ class StreamState:
         except (KeyError, ValueError, TypeError):
             counts = np.full(1, -1)
         rest = {k for k in arrays if not k.startswith(prefix)} - {*_ARRAYS, "counts", "names"}
-        if rest or counts.dtype != np.int64 or counts.min() < 0 or not state._holds_together():
+        wrong = counts.dtype != np.int64 or counts.min() < 0 or state.owed > MOST_STEPS
+        if rest or wrong or not state._holds_together():
             raise BundleError(f"{path} is no stream's state", fix="start without it, save it again")
         return state
 
@@ -147,6 +153,8 @@ class StreamState:
         if not (classes.size and labels.size and seen.shape == classes.shape):
             return False
         if guide.shape != labels.shape or colours.shape != (512,) or classes.min() < 0:
+            return False
+        if guide.min() < -1 or labels.min() < -1:
             return False
         weights = self.weights or {}
         known = not weights or set(_HEAD) <= set(weights)
@@ -186,6 +194,18 @@ def segment_stream(
     """The results of a stream, one by one; closing the generator releases the source. What is wrong
     after the last frame is a Python warning."""
     follower = Follower(segmenter, state, warm_steps, cold_steps, budget_ms)
+    with _guard:
+        if state in _followed:
+            raise InputError("the state is in use by another stream", fix="give each its own")
+        _followed.add(state)
+    try:
+        yield from _results(follower, capture)
+    finally:
+        with _guard:
+            _followed.discard(state)
+
+
+def _results(follower: Follower, capture: Capture) -> Generator[Result, None, None]:
     with capture:
         for frame in capture:
             yield follower(frame, capture.dropped)
@@ -205,10 +225,11 @@ class Follower:
         budget_ms: float | None = None,
     ) -> None:
         self.segmenter, self.state = segmenter, state
-        self.warm_steps = check_count("warm_steps", warm_steps, 0, 10**6)
-        self.cold_steps = check_count("cold_steps", cold_steps, 0, 10**6)
+        self.warm_steps = check_count("warm_steps", warm_steps, 0, MOST_STEPS)
+        self.cold_steps = check_count("cold_steps", cold_steps, 0, MOST_STEPS)
         self.budget_ms = None if budget_ms is None else check_positive("budget_ms", budget_ms)
         self._refiner: tuple[Any, Any, network.State] | None = None  # key, refiner, cold weights
+        self._told = False  # that the budget is too small
         self._step_ms: float | None = None  # measured
         self._rest_ms: float | None = None  # filter and postprocessing
         names = segmenter.prior.names
@@ -240,7 +261,8 @@ class Follower:
         config = seg.refine
         if seg.prior.names is None and (config is None or config.objective == "residual"):
             if state.labels is not None and state.classes is not None:
-                guide = match_classes(guide, state.labels, state.classes)
+                known = [m for m in (state.labels, state.guide) if m is not None]
+                guide = match_classes(guide, known, state.classes)
         hard, sure = hard_labels(guide)
         colours = colours_of(low)
         if state.guide is not None and state.colours is not None:
@@ -308,7 +330,7 @@ class Follower:
             result = refiner.run(low, wanted, steps=0, warm=True)
             state.labels = state.classes[result.labels]
             return result.scores, state.classes, result.stats | {"stop_reason": "one class"}
-        result = self._run(state, refiner, low, wanted, started)
+        result = self._run(state, refiner, low, wanted, started, events)
         scores = result.scores
         if result.stats["stop_reason"] == "diverged" or not np.isfinite(scores).all():
             events.append("diverged: this frame is the prior's, the next one starts cold")
@@ -334,7 +356,7 @@ class Follower:
         assert config is not None
         refiner = self._grown(state, low.shape[:2], None, events)
         wanted = None if config.objective == "dynaseg" else guide
-        result = self._run(state, refiner, low, wanted, started)
+        result = self._run(state, refiner, low, wanted, started, events)
         classes = np.arange(result.scores.shape[2], dtype=np.int32)
         state.classes, state.seen = classes, np.full(len(classes), state.frames, np.int64)
         state.weights = refiner.state_dict()
@@ -347,7 +369,13 @@ class Follower:
         return result.scores, classes, result.stats
 
     def _run(
-        self, state: StreamState, refiner: Any, low: np.ndarray, guide: Any, started: float
+        self,
+        state: StreamState,
+        refiner: Any,
+        low: np.ndarray,
+        guide: Any,
+        started: float,
+        events: list[str],
     ) -> runtime.Refinement:
         """As many steps as are asked for and fit the budget."""
         asked = max(state.owed, self.warm_steps)
@@ -366,6 +394,11 @@ class Follower:
         spent, done, stats = 1e3 * (time.monotonic() - before), result.stats["steps"], result.stats
         if done:
             self._step_ms = _smoothed(self._step_ms, spent / (done + 1 / 3))
+        if done == 0 and asked and self.budget_ms is not None and not self._told:
+            self._told = True
+            events.append(
+                f"budget: no step fits {self.budget_ms:g} ms, the prior and the filter take it all"
+            )
         if steps < asked and stats["stop_reason"] == "steps":
             stats["stop_reason"] = "budget"
         state.owed = max(0, state.owed - done) if stats["stop_reason"] == "budget" else 0
@@ -444,7 +477,7 @@ class Follower:
 
     def _name(self, number: int) -> str:
         names = self.segmenter.prior.names
-        return names[number] if names else f"class {number}"
+        return names[number] if names and number < len(names) else f"class {number}"
 
 
 def hard_labels(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -664,7 +664,7 @@ def test_stream_writes_video_labels_json_and_state(tmp_path, capsys):
     "arguments, message",
     [(("none.mp4",), "none.mp4 does not exist"), (("7777",), "camera 7777 cannot be opened"),
      (("a.avi", "--save", "out.txt"), "out.txt is no video; wanted .mp4"),
-     (("a.avi", "--save", "none/out.mp4"), "cannot be written\n  fix: mkdir -p none"),
+     (("a.avi", "--save", "none/out.mp4"), "none does not exist\n  fix: mkdir -p none"),
      (("a.avi", "--frames", "0"), "frames is 0"), (("a.avi", "--rate", "0"), "rate is 0"),
      (("a.avi", "--show"), "there is no display"),
      (("a.avi", "--state", "a.avi"), "a.avi would be overwritten"),
@@ -683,7 +683,8 @@ def test_stream_refuses(tmp_path, monkeypatch, capsys, arguments, message):
     assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
 
 
-def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
     for i in range(400):
         cv2.imwrite(str(tmp_path / f"{i}.png"), quadrants())
     out = tmp_path / "out"
@@ -695,7 +696,7 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
     )  # fmt: skip
     for _ in range(5):
         assert process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "s"]
@@ -703,3 +704,44 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 5
     video.release()
     assert StreamState.load(out / "s").frames >= 5
+
+
+def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
+    from sdk import Segmenter
+    from sdk.record import Video
+
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(quadrants())
+    video = Video(path, 25.0)
+    for _ in range(5):
+        video.write(result)
+    release = video._writer.release
+
+    class Full:
+        def release(self):
+            release()
+            (part,) = tmp_path.glob(".*")
+            part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+
+    video._writer = Full()
+    with pytest.raises(InputError, match="could not be written whole"):
+        video.close()
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    for size in ((1, 1), (1, 30)):
+        with pytest.raises(InputError, match="cannot be written"):
+            small = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)
+            Video(tmp_path / "b.avi", 25.0).write(small(np.zeros((*size, 3), np.uint8)))
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    cv2.imwrite(str(tmp_path / "0.png"), quadrants())
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr

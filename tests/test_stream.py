@@ -473,6 +473,45 @@ def test_long_contradiction_decays_the_correction():
     assert state.doubt == 0 and not told
 
 
+def test_a_state_serves_one_stream_at_a_time():
+    frames, truths = clip(4)
+    state = StreamState()
+    first = Segmenter(Prior(truths)).stream(frames, state=state)
+    next(first)
+    second = Segmenter(Prior(truths)).stream(frames, state=state)
+    with pytest.raises(InputError, match="in use by another stream"):
+        next(second)
+    first.close()
+    assert next(Segmenter(Prior(truths)).stream(frames, state=state)).frame.start == "warm"
+    for wrong in ("x", 5):
+        with pytest.raises(InputError, match="wanted a StreamState"):
+            Segmenter(Prior(truths)).stream(frames, state=wrong)
+
+
+def test_a_budget_that_the_prior_takes_alone_is_said_once():
+    frames, truths = clip(4)
+    prior = Prior(truths)
+
+    def slow(picture):
+        time.sleep(0.03)
+        return prior(picture)
+
+    results = list(Segmenter(slow).stream(frames, budget_ms=10))
+    assert [r.stats["steps"] for r in results] == [0, 0, 0, 0]
+    told = [e for r in results for e in r.frame.events if "no step fits 10 ms" in e]
+    assert len(told) == 1
+
+
+def test_a_state_of_another_network_is_refused_whatever_its_channels_are_called():
+    frames, truths = clip(3)
+    state = StreamState()
+    config = RefineConfig.preset("dynaguide", steps=1)
+    followed(frames, Prior(truths), refine=config, state=state, cold_steps=1)
+    again = RefineConfig(scale=config.scale)
+    with pytest.raises(InputError, match="of another network"):
+        followed(frames, Prior(truths), refine=again, state=state)
+
+
 def test_a_new_size_starts_anew():
     frames, truths = clip(6)
     frames[3:] = [f[8:, 8:].copy() for f in frames[3:]]
@@ -516,6 +555,23 @@ def test_colour_clusters_keep_their_numbers():
     assert max(changed) < 0.1
 
 
+def test_a_cluster_that_the_refinement_removes_keeps_its_number():
+    """It would come back as a new class in every frame, with a channel each."""
+    frames, truths = clip(10, box=False)
+    rng = np.random.default_rng(0)
+    names = [rng.permutation(4) for _ in frames]  # a prior whose numbers mean nothing
+    guides = []
+    for truth, name in zip(truths, names, strict=True):
+        truth = truth.copy()
+        truth[rng.random(truth.shape) < 0.03] = 2  # specks, which the refinement takes away
+        guides.append(name[truth].astype(np.int32))
+    state, told = StreamState(), iter(guides)
+    results = list(Segmenter(lambda picture: next(told)).stream(frames, state=state))
+    assert len(state.classes) == 4 and not events(results)
+    speck = state.classes[[(results[-1].labels == c).sum() < 200 for c in state.classes]]
+    assert len(speck) >= 1  # it was removed indeed
+
+
 def test_match_classes():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (8, 9)).astype(np.int32)
@@ -523,17 +579,17 @@ def test_match_classes():
     known = ids[labels]
     turn = np.array([2, 0, 1])
     guide = np.eye(3, dtype=np.float32)[turn[labels]]
-    np.testing.assert_array_equal(match_classes(guide, known, ids).argmax(-1), known)
-    np.testing.assert_array_equal(match_classes(turn[labels].astype(np.int32), known, ids), known)
-    fewer = match_classes(np.minimum(labels, 1), known, ids)
+    np.testing.assert_array_equal(match_classes(guide, [known], ids).argmax(-1), known)
+    np.testing.assert_array_equal(match_classes(turn[labels].astype(np.int32), [known], ids), known)
+    fewer = match_classes(np.minimum(labels, 1), [known], ids)
     assert set(np.unique(fewer)) <= {4, 7, 9} and (fewer[labels == 0] == 4).all()
     more = np.where(rng.random((8, 9)) < 0.3, 3, labels).astype(np.int32)
-    matched = match_classes(more, known, ids)
+    matched = match_classes(more, [known], ids)
     assert set(np.unique(matched)) == {0, 4, 7, 9} and (matched == 0).sum() == (more == 3).sum()
-    fresh = match_classes(labels, np.full_like(known, 9), np.array([4, 9], np.int32))
-    assert len(np.unique(fresh)) == 3 and 4 not in fresh and 9 in fresh  # nobody was 4 before
+    fresh = match_classes(labels, [np.full_like(known, 9)], np.array([4, 9], np.int32))
+    assert set(np.unique(fresh)) == {0, 4, 9}  # 4 is free, a third number is not known
     unknown = np.where(labels == 1, -1, labels).astype(np.int32)
-    assert (match_classes(unknown, known, ids)[labels == 1] == -1).all()
+    assert (match_classes(unknown, [known], ids)[labels == 1] == -1).all()
 
 
 def test_restricted_to_classes_that_are_not_there():
