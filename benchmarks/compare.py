@@ -3,14 +3,14 @@
     python -m benchmarks compare A.json B.json [--fail-over 5%] [--percentile 50,99] [--force]
 
 A percentile is slower when the 95 % interval of B / A (bootstrap, in blocks where neighbouring
-samples correlate) lies above 1. Exit code 6 when one is, by more than --fail-over. Unstable or
-partial runs are refused, unless forced.
+samples correlate) lies above 1. Exit code 6 when one is, by more than --fail-over; 1 when something
+could not be compared: a row that only one has, a percentile with too few samples. Runs of another
+machine, unstable and partial ones are refused. --force compares what can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report, samples
-from benchmarks.latency import SCHEMA, numbers
+from benchmarks.document import KEY, load
+from benchmarks.latency import numbers
 from runtime.errors import InputError
 
 THRESHOLD_EXCEEDED = 6
-KEY = ("mode", "rate", "steps", "threads", "device", "backend", "precision")
+AUTO = [50.0, 90.0, 95.0, 99.0]
+MACHINE = ("cpu", "target", "threads")
+SOFTWARE = ("python", "numpy", "opencv", "versions", "governors")
 
 
 def ratio(a: np.ndarray, b: np.ndarray, q: float) -> tuple[float, float, float]:
@@ -40,57 +43,31 @@ def verdict(found: tuple[float, float, float], most: float) -> str:
     return "faster" if high < 1 else "no difference"
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A latency document; InputError for anything else."""
-    try:
-        document = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    wrong = not isinstance(document, dict) or document.get("schema") != SCHEMA
-    rows = [] if wrong else document.get("rows")
-    if wrong or not isinstance(rows, list) or not all(_is_row(r) for r in rows):
-        raise InputError(f"{path} is not what 'benchmarks latency' writes ({SCHEMA})")
-    return dict(document)
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not {*KEY, "name", "total_ms", "summary"} <= set(row):
-        return False
-    times = row["total_ms"]
-    return isinstance(times, list) and all(isinstance(t, (int, float)) and t > 0 for t in times)
-
-
 def share(text: str) -> float:
     """ "5%" or "0.05" as 0.05."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 100:
-        raise InputError(f"fail-over is {text!r}; wanted a share, as 5%")
+    if not 0 <= value < 1:
+        raise InputError(f"fail-over is {text!r}; wanted a share below 100%, as 5% or 0.05")
     return value
 
 
 def compare(
-    a: dict[str, Any], b: dict[str, Any], percentiles: list[float], most: float
+    a: dict[str, Any], b: dict[str, Any], percentiles: list[float] | None, most: float
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A line for each row that both have and each percentile with enough samples; and whether
-    there is a regression."""
-    theirs = {tuple(r[k] for k in KEY): r for r in a["rows"]}
+    """A line for each row that both have and each percentile (None: those of 50, 90, 95 and 99 that
+    the samples allow); and whether there is a regression."""
     lines, failed = [], False
-    for row in b["rows"]:
-        before = theirs.get(tuple(row[k] for k in KEY))
-        if before is None:
-            continue
+    for before, row in pairs(a, b):
         old, new = (np.array(r["total_ms"], np.float64) for r in (before, row))
-        for p in percentiles:
+        worth = min(map(samples.independent, (old, new)))
+        for p in percentiles or [p for p in AUTO if samples.needed(p / 100) <= worth] or AUTO[:1]:
             line = {"row": row["name"], "percentile": f"p{p:g}"}
             need = samples.needed(p / 100)
-            if min(len(old), len(new)) < need:
-                few = f"n/a (n={min(len(old), len(new))}, need {need})"
-                lines.append(line | {"verdict": few})
+            if worth < need:
+                lines.append(line | {"verdict": f"n/a (n={worth}, need {need})"})
                 continue
             found = ratio(old, new, p / 100)
             said = verdict(found, most)
@@ -102,6 +79,25 @@ def compare(
     return lines, failed
 
 
+def pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows that both have."""
+    rows = {key(r): r for r in a["rows"] if r["total_ms"]}
+    return [(rows[key(r)], r) for r in b["rows"] if r["total_ms"] and key(r) in rows]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What two rows must have in common to be compared."""
+    return tuple(row[k] for k in KEY)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    """What is not the same in two environments, in words."""
+    ends = [
+        (n, d["environment"].get(n), e) for n in names for d, e in [(a, b["environment"].get(n))]
+    ]
+    return [f"{name} was {was}, is {now}" for name, was, now in ends if was != now]
+
+
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -111,40 +107,47 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("a", type=Path, help="before: latency.json")
     parser.add_argument("b", type=Path, help="after: latency.json")
-    parser.add_argument("--fail-over", default="5%", help="largest allowed slowdown (%(default)s)")
-    parser.add_argument("--percentile", default="50,99", help="(%(default)s)")
+    parser.add_argument("--fail-over", default="5%", help="largest allowed slowdown (5%%)")
     parser.add_argument(
-        "--force", action="store_true", help="compare unstable or partial runs, too"
+        "--percentile", help="(those of 50,90,95,99 that the samples allow, of each row)"
     )
+    parser.add_argument("--force", action="store_true", help="compare what can be compared")
     args = parser.parse_args(argv)
     most = share(args.fail_over)
-    percentiles = numbers(args.percentile, "percentile", 1, 99.99)
+    percentiles = None
+    if args.percentile is not None:
+        percentiles = numbers(args.percentile, "percentile", 1, 99.99)
     a, b = load(args.a), load(args.b)
-    doubts = [
-        f"{path}: {row['name']}: {'; '.join([*row['summary'].get('unstable', []), *_part(row)])}"
-        for path, document in ((args.a, a), (args.b, b))
-        for row in document["rows"]
-        if row["summary"].get("unstable") or row.get("partial")
-    ]
+    if a["picture"] != b["picture"]:
+        raise InputError(f"A's pictures are {a['picture']}, B's {b['picture']}")
+    both = pairs(a, b)
+    if not both:
+        raise InputError("A and B have no row in common", fix="measure both with the same options")
+    doubts = differences(a, b, MACHINE)
+    for path, rows in zip((args.a, args.b), zip(*both, strict=True), strict=True):
+        for row in rows:
+            why = [*row["summary"]["unstable"], *(["partial"] if row["partial"] else [])]
+            doubts += [f"{path}: {row['name']}: {'; '.join(why)}"] if why else []
     if doubts and not args.force:
         raise InputError(
-            "these runs cannot be trusted:\n  " + "\n  ".join(doubts),
-            fix="measure longer on a quiet machine with locked clocks, or --force",
+            "these runs cannot be compared:\n  " + "\n  ".join(doubts),
+            fix="measure longer on one quiet machine with locked clocks, or --force",
         )
-    for doubt in doubts:
-        print(f"warning: {doubt}", file=sys.stderr)
-    for what in ("cpu", "threads", "target"):
-        ends = [document["environment"].get(what) for document in (a, b)]
-        if ends[0] != ends[1]:
-            print(f"warning: {what} was {ends[0]}, is {ends[1]}", file=sys.stderr)
-    if a.get("picture") != b.get("picture"):
-        raise InputError(f"A's pictures are {a.get('picture')}, B's {b.get('picture')}")
+    warnings = doubts + differences(a, b, SOFTWARE)
+    if a["prior"] != b["prior"] or a["hashes"] != b["hashes"]:
+        warnings.append(f"the model was {a['prior']}, is {b['prior']}, or its files have changed")
+    found = {key(r) for _, r in both}
+    lone = [
+        f"{r['name']} is in one file only" for d in (a, b) for r in d["rows"] if key(r) not in found
+    ]
+    for warning in warnings + lone:
+        print(f"warning: {warning}", file=sys.stderr)
     lines, failed = compare(a, b, percentiles, most)
-    if not lines:
-        raise InputError("A and B have no row in common", fix="measure both with the same options")
     print(report.table(lines))
-    return THRESHOLD_EXCEEDED if failed else 0
-
-
-def _part(row: dict[str, Any]) -> list[str]:
-    return ["partial"] if row.get("partial") else []
+    if failed:
+        return THRESHOLD_EXCEEDED
+    missing = lone or any("n/a" in line["verdict"] for line in lines)
+    if missing and not args.force:
+        print("error: not everything could be compared", file=sys.stderr)
+        return 1
+    return 0

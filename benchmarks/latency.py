@@ -12,15 +12,15 @@ frame. No sample is left out. Without -o nothing is written; --export says what 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
+import pickle
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,70 +28,58 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks import document as documents
 from benchmarks import machine, metrics, report
+from benchmarks.document import Row, summarise
 from benchmarks.step import last_error, thread_counts
+from runtime import load
 from runtime.backend import default_threads
+from runtime.build import BACKENDS
 from runtime.checks import check_positive
-from runtime.errors import InputError, MissingBackend
+from runtime.errors import InputError, MissingBackend, SdkError
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
 from sdk.image import load_image, write_atomic
+from sdk.prior import open_bundle
 
-SCHEMA = "dg-latency/1"
 SCOPE = (
     "end-to-end wall time: uint8 RGB picture on the host to int32 labels on the host, with "
     "preprocessing, prior, all refinement steps, guided filter and postprocessing"
 )
 MODES = ("back-to-back", "paced", "stream")
-EXPORTS = ("json", "csv", "md", "html", "trace")
+EXPORTS = {
+    "json": "latency.json",
+    "csv": "latency.csv",
+    "md": "latency.md",
+    "trace": "trace.json",
+    "html": "latency.html",
+}
 PEERS = ("torch-eager", "opencv-guided-filter")
 WARM_STEPS = 2  # of a stream's frame, as in Segmenter.stream
 FRAMES = 64  # of a video, shown to and fro
 WARM_UP, WARM_CALLS = 0.5, 3  # at least so many seconds and calls, after the first one
 CLOCK_EVERY = 0.1  # seconds between readings of the processor's clock
 IDLE = 3.0  # seconds of idle power
+MEMORY = """
+import json, pickle, sys
+from benchmarks.worker import memory
+from benchmarks.machine import gpus
+options, picture = pickle.load(sys.stdin.buffer)
+from sdk import Segmenter
+import onnxruntime
+def used():
+    return [g["used_mib"] for g in gpus()]
+base, device = memory("VmRSS"), used()
+segmenter = Segmenter(**options)
+loaded, device_loaded = memory("VmRSS"), used()
+for _ in range(3):
+    segmenter(picture)
+out = {"loaded MiB": round(loaded - base, 1), "peak MiB": round(memory("VmHWM") - base, 1)}
+for i, (a, b, c) in enumerate(zip(device, device_loaded, used())):
+    out |= {f"GPU {i}, loaded MiB": b - a, f"GPU {i}, run MiB": c - a}
+print(json.dumps(out))
+"""
 SHORT = 0.1  # milliseconds; the profiler's overhead is compared with stages at least so long
-
-
-@dataclass
-class Row:
-    """One configuration's measurements; lists have an entry per sample, times in milliseconds."""
-
-    mode: str
-    steps: int
-    threads: int
-    backend: str = ""
-    precision: str = "fp32"
-    device: str = "cpu"
-    rate: float | None = None
-    load_ms: float = float("nan")
-    first_ms: float = float("nan")
-    quality: dict[str, Any] = field(default_factory=lambda: {"what": "not measured"})
-    total_ms: list[float] = field(default_factory=list)
-    start_s: list[float] = field(default_factory=list)  # from the row's first sample
-    stages_ms: list[dict[str, float]] = field(default_factory=list)
-    steps_done: list[int] = field(default_factory=list)
-    cpu_mhz: list[float | None] = field(default_factory=list)
-    late: int = 0  # paced: done after the next picture was due
-    unserved: int = 0  # paced: due, but not begun when time was up
-    partial: bool = False
-
-    def name(self) -> str:
-        """What tells rows apart."""
-        rate = f" {self.rate:g}/s" if self.rate else ""
-        return f"{self.mode}{rate}, {self.steps} steps, {self.threads} threads"
-
-    def add(self, due: float, begin: float, end: float, result: Any, clock: float | None) -> None:
-        """A sample: when it was due, begun and done, in seconds."""
-        stages = {k: v for k, v in result.timings.items() if k not in ("unaccounted", "total")}
-        if self.mode == "paced":
-            stages = {"queue": 1e3 * (begin - due)} | stages
-        total = 1e3 * (end - due)
-        self.total_ms.append(total)
-        self.stages_ms.append(stages | {"unaccounted": total - sum(stages.values())})
-        self.start_s.append(due)
-        self.steps_done.append(int(result.stats["steps"]))
-        self.cpu_mhz.append(clock)
 
 
 class Clocks:
@@ -188,34 +176,11 @@ def overhead_ms() -> float:
     return 1e3 * (time.perf_counter() - start) / laps
 
 
-def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
-    """The row as it is reported: everything measured, and what it says."""
-    from benchmarks import samples
-
-    total = np.array(row.total_ms)
-    found = samples.summary(total, percentiles)
-    if row.unserved:
-        found["unstable"].append(f"{row.unserved} pictures were never begun: {row.rate:g}/s is")
-        found["unstable"][-1] += " more than it can do"
-    names = list(dict.fromkeys(k for s in row.stages_ms for k in s))
-    columns = {k: np.array([s.get(k, 0.0) for s in row.stages_ms]) for k in names}
-    stages = {k: float(np.median(v)) for k, v in columns.items()}
-    ran = np.array(row.steps_done)
-    if "refine" in columns and ran.size and ran.min() > 0:
-        stages["refine per step"] = float(np.median(columns["refine"] / ran))
-    listed = [
-        {"index": i, "start_s": row.start_s[i], "ms": row.total_ms[i], "cpu_mhz": row.cpu_mhz[i]}
-        for i in found.get("outliers", [])
-    ]
-    document = dict(vars(row)) | {"name": row.name(), "stage_p50_ms": stages}
-    document["stages_ms"] = {k: v.tolist() for k, v in columns.items()}
-    return document | {"summary": found | {"outliers": listed}}
-
-
 def quality_of(
     seg: Segmenter, pictures: list[np.ndarray], truths: list[np.ndarray] | None
 ) -> dict[str, Any]:
-    """mIoU on the labelled pictures, or a bundle's agreement with its golden float32 labels."""
+    """mIoU on the labelled pictures; or for a bundle, the share of its golden picture with the
+    labels that the float32 prior's recorded answer gets, refined by the float32 core."""
     if truths is not None:
         names = seg.prior.names
         if names is None:
@@ -223,39 +188,33 @@ def quality_of(
         counts: Any = 0
         for picture, truth in zip(pictures, truths, strict=True):
             counts = counts + metrics.confusion(seg(picture).labels, truth, len(names), ignore=255)
-        return {"what": "mIoU", "value": metrics.miou(counts), "pictures": len(truths)}
-    tested = seg.info().get("self_test")
-    if isinstance(tested, dict) and "labels" in tested:
-        return {"what": "agreement with float32 on the golden picture", "value": tested["labels"]}
-    return {"what": "not measured"}
+        value = metrics.miou(counts)
+        if not np.isfinite(value):
+            raise InputError("the labels have no pixel that counts: all are 255")
+        return {"what": "mIoU", "value": value, "pictures": len(truths)}
+    bundle = open_bundle(seg.info()["bundle"]) if "bundle" in seg.info() else None
+    if bundle is None:
+        return {"what": "not measured"}
+    if seg.refine is not None and load.starts_trained(bundle, seg.refine):
+        return {"what": "not measured (starts from trained weights)"}
+    golden = bundle.tensors(bundle.manifest["golden"][0])
+    exact = Segmenter(
+        lambda picture: golden["guide"], refine=seg.refine, filter=seg.filter, min_area=0
+    )
+    exact.prior.names = seg.prior.names
+    tested = seg.clone()
+    tested.min_area = 0
+    same = exact(golden["picture"]).labels == tested(golden["picture"]).labels
+    return {"what": "agreement with float32 on the golden picture", "value": float(same.mean())}
 
 
 def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
-    """Peak memory of a fresh process, MiB over what it holds after the imports."""
-    child = """
-import json, pickle, sys
-from benchmarks.worker import memory
-from benchmarks.machine import gpus
-options, picture = pickle.load(sys.stdin.buffer)
-from sdk import Segmenter
-import onnxruntime
-def used():
-    return [g["used_mib"] for g in gpus()]
-base, device = memory("VmRSS"), used()
-segmenter = Segmenter(**options)
-loaded, device_loaded = memory("VmRSS"), used()
-for _ in range(3):
-    segmenter(picture)
-print(json.dumps({"loaded MiB": loaded - base, "peak MiB": memory("VmHWM") - base,
-    "device MiB": [[b - a, c - a] for a, b, c in zip(device, device_loaded, used())]}))
-"""
-    import pickle
-
+    """Memory of a fresh process, MiB over what it holds after the imports."""
     sent = pickle.dumps((options, picture))
-    done = subprocess.run([sys.executable, "-c", child], input=sent, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", MEMORY], input=sent, capture_output=True)
     if done.returncode:
         raise InputError(f"the memory run failed: {last_error(done.stderr.decode())}")
-    return dict(json.loads(done.stdout))
+    return {k: v for k, v in json.loads(done.stdout).items() if v}
 
 
 def power_run(seg: Any, pictures: list[np.ndarray], seconds: float) -> dict[str, Any] | None:
@@ -294,124 +253,23 @@ def hashes(prior: Any) -> dict[str, str]:
     }
 
 
-def table(document: dict[str, Any]) -> str:
-    """The rows for people, in Markdown."""
-
-    def cell(found: dict[str, Any], n: int) -> str:
-        if found["value"] is None:
-            return f"n/a (n={n}, need {found['need']})"
-        return f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-
-    lines = []
-    for row in document["rows"]:
-        s = row["summary"]
-        line = {"mode": row["mode"] + (f" {row['rate']:g}/s" if row["rate"] else "")}
-        line |= {"steps": row["steps"], "threads": row["threads"], "n": s["n"]}
-        line |= {f"{k} ms": cell(v, s["n"]) for k, v in s["percentiles"].items()}
-        line |= {"max ms": f"{s['max']:.1f}" if s["n"] else ""}
-        line |= {"load ms": f"{row['load_ms']:.0f}", "first ms": f"{row['first_ms']:.0f}"}
-        if row["mode"] == "paced":
-            line["late"] = row["late"] + row["unserved"]
-        q = row["quality"]
-        line["quality"] = f"{q['value']:.4f} {q['what']}" if "value" in q else q["what"]
-        line["verdict"] = "unstable" if s["unstable"] else "stable"
-        line["verdict"] += ", partial" if row["partial"] else ""
-        lines.append(line)
-    stages = [
-        {"stage, p50 ms": r["name"]} | {k: f"{v:.2f}" for k, v in r["stage_p50_ms"].items()}
-        for r in document["rows"]
-    ]
-    return report.table(lines) + "\n\n" + report.table(stages) if lines else "no rows"
-
-
-def notes(document: dict[str, Any]) -> list[str]:
-    """What has to be said beside the table."""
-    out = [f"clock: {document['scope']}", document["device_time"]]
-    ran = dict.fromkeys((r["backend"], r["device"], r["precision"]) for r in document["rows"])
-    out += [f"ran: {backend} on {device}, {precision}" for backend, device, precision in ran]
-    for row in document["rows"]:
-        s, where = row["summary"], row["name"]
-        if s["unstable"]:
-            out.append(f"{where}: unstable: {'; '.join(s['unstable'])}")
-        if s["n"] and abs(s["lag1"]) > 0.2:
-            out.append(f"{where}: neighbouring samples correlate ({s['lag1']:.2f})")
-        if s.get("period"):
-            out.append(f"{where}: repeats itself every {s['period']} samples")
-        if listed := s.get("outliers"):
-            shown = ", ".join(
-                f"#{o['index']} at {o['start_s']:.1f} s {o['ms']:.1f} ms"
-                + (f" ({o['cpu_mhz']:.0f} MHz)" if o["cpu_mhz"] else "")
-                for o in listed[:5]
-            )
-            more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-            out.append(f"{where}: outliers {shown}{more}")
-    if (o := document.get("overhead")) is not None:
-        out.append(
-            f"profiler: {1e3 * o['ms_a_stage']:.2f} us a stage, {o['share']:.3%} of the shortest "
-            f"one over {SHORT} ms ({o['of']})"
-        )
-    return out
-
-
-def as_csv(document: dict[str, Any]) -> str:
-    """One line a row."""
-    lines = []
-    for row in document["rows"]:
-        keys = ("mode", "rate", "steps", "threads", "device", "backend", "precision")
-        line = {k: row[k] for k in keys} | {"load_ms": row["load_ms"], "first_ms": row["first_ms"]}
-        s = row["summary"]
-        line |= {"n": s["n"], "mean_ms": s.get("mean"), "max_ms": s.get("max")}
-        for k, v in s["percentiles"].items():
-            line |= {f"{k}_ms": v["value"], f"{k}_low": v.get("low"), f"{k}_high": v.get("high")}
-        line |= {"late": row["late"], "unserved": row["unserved"], "partial": row["partial"]}
-        line |= {"quality": row["quality"].get("value"), "quality_what": row["quality"]["what"]}
-        lines.append(line | {"unstable": "; ".join(s["unstable"])})
-    out = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return out.getvalue()
-
-
-def as_trace(document: dict[str, Any]) -> str:
-    """Chrome's trace format, microseconds; opens in Perfetto."""
-    events: list[dict[str, Any]] = []
-    for pid, row in enumerate(document["rows"], 1):
-        about = {"ph": "M", "pid": pid, "tid": 1}
-        events.append(about | {"name": "process_name", "args": {"name": row["name"]}})
-        for i, start in enumerate(row["start_s"]):
-            whole = {"name": "picture", "cat": row["mode"], "ph": "X", "pid": pid, "tid": 1}
-            at = 1e6 * start
-            args = {"index": i, "steps": row["steps_done"][i]}
-            events.append(whole | {"ts": at, "dur": 1e3 * row["total_ms"][i], "args": args})
-            for stage, values in row["stages_ms"].items():
-                if stage != "unaccounted":  # lies between the others, nobody knows where
-                    events.append(whole | {"name": stage, "ts": at, "dur": 1e3 * values[i]})
-                    at += 1e3 * values[i]
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
-
-
-def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[Path]:
-    """Write what was asked for, each file whole or not at all."""
-    written = []
+def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> None:
+    """Write what was asked for, each file whole or not at all, the raw samples first."""
     for kind in kinds:
         if kind == "json":
-            name, text = "latency.json", json.dumps(document, indent=1, allow_nan=True) + "\n"
+            text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         elif kind == "csv":
-            name, text = "latency.csv", as_csv(document)
+            text = documents.as_csv(document)
         elif kind == "md":
-            said = "\n".join(f"- {n}" for n in notes(document))
-            name, text = "latency.md", f"{table(document)}\n\n{said}\n"
+            text = documents.as_text(document) + "\n"
         elif kind == "trace":
-            name, text = "trace.json", as_trace(document)
+            text = documents.as_trace(document)
         else:
             from benchmarks import page
 
-            name, text = "latency.html", page.render({"latency": document})
-        write_atomic(folder / name, text.encode())
-        written.append(folder / name)
-    return written
+            text = page.render({"latency": document})
+        write_atomic(folder / EXPORTS[kind], text.encode())
+        print(f"saved {folder / EXPORTS[kind]}", file=sys.stderr)
 
 
 def numbers(text: str, what: str, low: float, high: float) -> list[float]:
@@ -425,13 +283,13 @@ def numbers(text: str, what: str, low: float, high: float) -> list[float]:
     return list(dict.fromkeys(values))
 
 
-def words(text: str, what: str, known: tuple[str, ...]) -> list[str]:
-    """ "a,b" as a list of known words; InputError for others."""
-    found = list(dict.fromkeys(text.split(",")))
-    for word in found:
+def words(text: str, what: str, known: Iterable[str]) -> list[str]:
+    """Known words of "a,b", in the order in which they are known; InputError for others."""
+    asked = text.split(",")
+    for word in asked:
         if word not in known:
             raise InputError(f"{what} is {word!r}; wanted some of {', '.join(known)}")
-    return found
+    return [word for word in known if word in asked]
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -465,9 +323,11 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     size = size_of(args.imgsz) if args.imgsz else None
     truths = None
     if args.labels:
-        if not args.picture or len(args.labels) != len(pictures):
+        if not args.picture:
+            raise InputError("--labels need the --picture that they are of")
+        if len(args.labels) != len(pictures):
             raise InputError(
-                f"{len(args.labels)} labels for {len(args.picture or ())} pictures; wanted one each"
+                f"--labels has {len(args.labels)} files, --picture {len(pictures)}; wanted one each"
             )
         truths = []
         for path, picture in zip(args.labels, pictures, strict=True):
@@ -475,7 +335,12 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
             truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
             if truth is None or truth.ndim != 2:
                 raise InputError(f"{path} is no single-channel picture of class numbers")
-            height, width = size or picture.shape[:2]
+            if truth.shape != picture.shape[:2]:
+                raise InputError(
+                    f"{path} is {truth.shape[0]}x{truth.shape[1]}, its picture "
+                    f"{picture.shape[0]}x{picture.shape[1]}"
+                )
+            height, width = size or truth.shape
             truths.append(cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST))
     if size:
         pictures = [resize(p, *size) for p in pictures]
@@ -497,76 +362,97 @@ def check_packages(drawing: bool) -> None:
 
 
 def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Fill the document row by row, so that an interrupt loses nothing."""
+    """Fill the document row by row, so that an error or an interrupt loses nothing."""
     pictures, truths = load_pictures(args)
     modes = [m for m in MODES if m != "paced" or args.rate is not None]
-    if args.mode:
+    if args.mode is not None:
         modes = words(args.mode, "mode", MODES)
     if "paced" in modes and args.rate is None:
         raise InputError("paced needs a rate", fix="--rate 30")
-    percentiles = numbers(args.percentile, "percentile", 1, 99.99)
-    seconds = check_positive("duration", args.duration)
     if args.rate is not None:
         check_positive("rate", args.rate)
-    asked = None
-    if args.refine is not None:
-        asked = [int(n) for n in numbers(args.refine, "refine", 0, 100_000)]
+    percentiles = numbers(args.percentile, "percentile", 1, 99.99)
+    seconds = check_positive("duration", args.duration)
+    asked = None if args.refine is None else step_counts(args.refine)
     peers = words(args.peer, "peer", PEERS) if args.peer else []
+    if peers:
+        from benchmarks import peers as others
+
+        for peer in peers:
+            others.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
     options |= {"backend": args.backend, "refine_backend": args.refine_backend}
-    first = Segmenter(**options, refine=args.preset, threads=1, self_test="never")
-    base = first.refine
+    base = None
+    if asked != [0]:
+        base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
+    document["percentiles"] = percentiles
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
     for threads in thread_counts(args.threads):
         cv2.setNumThreads(threads)
         for steps in asked if asked is not None else [base.steps if base else 0]:
-            config = None
-            if steps:
-                config = replace(base or RefineConfig(), steps=steps)
+            config = replace(base or RefineConfig(), steps=steps) if steps else None
             made = options | {"refine": config, "threads": threads}
-            tested = Segmenter(**made, self_test="always")
-            quality = quality_of(tested, pictures, truths)
+            quality = quality_of(Segmenter(**made, self_test="always"), pictures, truths)
             for mode in modes:
                 row = Row(mode, steps, threads, device=args.device, quality=quality)
                 if mode == "stream" and asked is None:
                     row.steps = min(steps, WARM_STEPS)
                 row.rate = args.rate if mode == "paced" else None
-                start = time.perf_counter()
-                seg = Segmenter(**made, self_test="never")
-                loaded = time.perf_counter()
-                row.backend = seg(pictures[0]).backend
-                row.first_ms = 1e3 * (time.perf_counter() - loaded)
-                row.load_ms = 1e3 * (loaded - start)
-                row.precision = seg.info().get("precision", "fp32")
-                warm_up(seg, pictures)
-                bar = tqdm(total=seconds, desc=row.name(), unit="s", disable=None, leave=False)
-
-                def tell(now: float, bar: Any = bar) -> None:
-                    bar.n = min(round(now, 1), bar.total)
-                    bar.refresh() if not bar.disable and now - bar.last_print_n > 0.5 else None
-
+                if config is not None:
+                    row.refine = f"{config.objective} at scale {config.scale:g}"
                 try:
-                    RUN[mode](row, seg, pictures, seconds, tell)
-                except KeyboardInterrupt:
-                    row.partial = document["partial"] = True
+                    run_row(row, made, pictures, seconds)
+                except BaseException:
+                    row.partial = True
                     raise
                 finally:
-                    bar.close()
-                    document["rows"].append(summarise(row, percentiles))
+                    if row.total_ms:
+                        document["rows"].append(summarise(row, percentiles))
+            what = {"calls": f"{documents.counted(steps, 'step')}, "}
+            what["calls"] += documents.counted(threads, "thread")
             if args.memory:
-                document["memory"].append({"row": row.name()} | memory_run(made, pictures[0]))
+                document["memory"].append(what | memory_run(made, pictures[0]))
+            seg = Segmenter(**made, self_test="never")
             if args.power:
                 watts = power_run(seg, pictures, seconds)
-                document["power"] += [{"row": row.name()} | watts] if watts else []
+                document["power"] += [what | watts] if watts else []
             for peer in peers:
-                from benchmarks import peers as others
-
-                print(f"  {peer}, {threads} threads ...", file=sys.stderr)
+                if peer == "torch-eager" and config is None:
+                    continue  # it is a refinement
+                print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
                 document["peers"].append(others.PEERS[peer](seg, pictures[0], seconds))
 
 
-def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], seconds: float) -> None:
+    """Open, run once, warm up, measure."""
+    start = time.perf_counter()
+    seg = Segmenter(**options, self_test="never")
+    loaded = time.perf_counter()
+    row.backend = seg(pictures[0]).backend
+    row.first_ms = 1e3 * (time.perf_counter() - loaded)
+    row.load_ms = 1e3 * (loaded - start)
+    row.precision = seg.info().get("precision", "fp32")
+    warm_up(seg, pictures)
+    with tqdm(total=seconds, desc=row.name(), unit="s", disable=None, leave=False) as bar:
+
+        def tell(now: float) -> None:
+            if not bar.disable and now - bar.n > 0.5:
+                bar.n = min(round(now, 1), seconds)
+                bar.refresh()
+
+        RUN[row.mode](row, seg, pictures, seconds, tell)
+
+
+def step_counts(text: str) -> list[int]:
+    """Of "0,4,8"."""
+    counts = numbers(text, "refine", 0, 100_000)
+    if any(n % 1 for n in counts):
+        raise InputError(f"refine is {text!r}; wanted whole numbers of steps")
+    return [int(n) for n in counts]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks latency",
         description=__doc__,
@@ -575,7 +461,9 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("prior", nargs="?", default="kmeans", help="a bundle, an .onnx file, or kmeans (default)")
     add("--picture", nargs="+", help="shown in turn (default: a photo of scikit-image's)")
-    add("--labels", nargs="+", help="class numbers of each picture (255 = ignored), for mIoU")
+    add(
+        "--labels", nargs="+", help="the prior's class numbers of each picture (255: any), for mIoU"
+    )
     add("--video", help=f"its first {FRAMES} frames, to and fro")
     add("--imgsz", help="HEIGHTxWIDTH that pictures are made first (default: as they are)")
     add(
@@ -590,20 +478,26 @@ def main(argv: list[str]) -> int:
     add("--percentile", default="50,90,95,99", help="(%(default)s)")
     add("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
-    add("--backend", default="onnx", help="of a bundle's prior: onnx, trt, rtx (%(default)s)")
-    add("--refine-backend", default="native", help="native, onnx, trt, rtx (%(default)s)")
+    add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
+    backends = ("native", *BACKENDS)
+    add("--refine-backend", default="native", choices=backends, help="(%(default)s)")
     add("--peer", help=f"turn by turn in this process: {', '.join(PEERS)}")
     add("--memory", action="store_true", help="peak memory, each in a process of its own")
     add("--power", action="store_true", help="joules a picture, in a run of its own")
     add("--export", default=",".join(EXPORTS), help="written to DIR (%(default)s)")
-    add("-o", "--out", type=Path, help="folder DIR for the results")
+    add("-o", "--out", type=Path, help="folder DIR for the results; those in it are replaced")
     add("--json", action="store_true", help="print the document instead of the tables")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """The command line; returns the exit code."""
+    args = parse(argv)
     kinds = words(args.export, "export", EXPORTS)
     check_packages(args.out is not None and "html" in kinds)
-    if args.out:
-        report.check_out(args.out / "latency.json")
-    document: dict[str, Any] = {"schema": SCHEMA, "scope": SCOPE, "partial": False}
+    for kind in kinds if args.out else []:
+        report.check_out(args.out / EXPORTS[kind])
+    document: dict[str, Any] = {"schema": documents.SCHEMA, "scope": SCOPE, "partial": False}
     document["device_time"] = "device time: none, this run used no GPU"
     if args.device != "cpu":
         document["device_time"] = "device time: not measured, stages end with the GPU's answer"
@@ -612,34 +506,46 @@ def main(argv: list[str]) -> int:
     environment = report.environment() | machine.description()
     document["environment"] = environment | {"before": machine.state()}
     document |= {"rows": [], "memory": [], "power": [], "peers": []}
-    code = 0
+    code, failure = 0, None
     try:
         measure(args, document)
     except KeyboardInterrupt:
-        document["partial"], code = True, 130
-        print("interrupted: what was measured is kept and marked partial", file=sys.stderr)
+        code = 130
+    except SdkError as error:
+        failure = error
+    document["partial"] = failure is not None or code != 0
+    if not document["rows"]:
+        if failure is not None:
+            raise failure
+        print("interrupted before anything was measured; nothing is written", file=sys.stderr)
+        return code
     document["environment"]["after"] = machine.state()
+    document["overhead"] = overhead(document["rows"])
+    if args.out:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C shall lose nothing
+        try:
+            export(document, args.out, kinds)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    print(json.dumps(document, allow_nan=False) if args.json else documents.as_text(document))
+    if args.power and not document["power"] and not document["partial"]:
+        print("power: no sensor that this machine shows", file=sys.stderr)
+    if document["partial"]:
+        print("what was measured is kept and marked partial", file=sys.stderr)
+    if failure is not None:
+        raise failure
+    return code
+
+
+def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What recording a stage costs, beside the shortest stage that takes SHORT or more."""
     long = [
         (v, f"{k}, {r['name']}")
-        for r in document["rows"]
+        for r in rows
         for k, v in r["stage_p50_ms"].items()
         if v >= SHORT and k not in ("unaccounted", "queue", "refine per step")
     ]
-    if long:
-        each, shortest = overhead_ms(), min(long)
-        document["overhead"] = {"ms_a_stage": each, "share": each / shortest[0], "of": shortest[1]}
-    if args.json:
-        print(json.dumps(document))
-    else:
-        print(table(document))
-        for what in ("memory", "power", "peers"):
-            if document[what]:
-                shown = [{k: v for k, v in r.items() if k != "samples"} for r in document[what]]
-                print(f"\n{report.table(shown)}")
-        print("\n" + "\n".join(notes(document)))
-        if args.power and not document["power"] and not code:
-            print("power: no sensor that this machine shows", file=sys.stderr)
-    if args.out:
-        for path in export(document, args.out, kinds):
-            print(f"saved {path}", file=sys.stderr)
-    return code
+    if not long:
+        return None
+    each, (least, where) = overhead_ms(), min(long)
+    return {"ms_a_stage": each, "share": each / least, "of": where}

@@ -11,22 +11,20 @@ import argparse
 import html
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import compare, latency
+from benchmarks import document as documents
 from runtime.errors import InputError, MissingBackend
 from sdk.image import write_atomic
 
 COLOURS = (  # Okabe and Ito's, told apart by everybody
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A8A", "#B8A900",
 )  # fmt: skip
-STAGES = (
-    *("queue", "decode", "preprocess", "prior", "refine", "filter", "postprocess"),
-    "unaccounted",
-)
+STAGES = (*("decode", "preprocess", "prior", "refine", "filter", "postprocess", "unaccounted"),)
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em;
@@ -34,6 +32,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 td, th { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
+td:first-child { white-space: nowrap }
 figure { margin: 1em 0 } svg { width: 100%; height: auto; background: #fff }
 figcaption, li { font-size: 13px; color: #444 } .bad { color: #b00020 }
 @media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6 }
@@ -77,6 +76,8 @@ def distributions(rows: list[dict[str, Any]]) -> str:
         axis.hist(row["total_ms"], edges, color=COLOURS[0])
         if logarithmic:
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
         for i, (name, found) in enumerate(row["summary"]["percentiles"].items()):
             if found["value"] is not None:
                 colour = COLOURS[(5, 3, 1, 2)[i % 4]]
@@ -87,7 +88,7 @@ def distributions(rows: list[dict[str, Any]]) -> str:
             axis.legend(
                 frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.9)
             )
-    axes[-1].set_xlabel("milliseconds")
+    axes[-1].set_xlabel("milliseconds" + (", logarithmic" if logarithmic else ""))
     return _svg(figure)
 
 
@@ -96,7 +97,7 @@ def waterfall(rows: list[dict[str, Any]]) -> str:
     figure, (axis,) = _figure(9, 1.2 + 0.4 * len(rows))
     for at, row in enumerate(rows):
         left = 0.0
-        for colour, stage in zip(COLOURS[::-1], STAGES, strict=True):
+        for colour, stage in zip(COLOURS, STAGES, strict=False):
             width = max(0.0, row["stage_p50_ms"].get(stage, 0.0))
             axis.barh(at, width, left=left, color=colour, label=stage if at == 0 else None)
             left += width
@@ -104,7 +105,7 @@ def waterfall(rows: list[dict[str, Any]]) -> str:
     axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
     axis.invert_yaxis()
     axis.margins(x=0.1)
-    axis.set_xlabel("milliseconds, median of each stage")
+    axis.set_xlabel("milliseconds, sum of the stages' medians (without waiting)")
     axis.legend(frameon=False, ncols=4, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     return _svg(figure)
 
@@ -125,7 +126,8 @@ def over_time(rows: list[dict[str, Any]]) -> str:
         )
         axis.set_title(row["name"], loc="left", fontsize=9)
         axis.set_ylabel("ms")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.12 * max(row["total_ms"]))
+        axis.axhline(np.median(row["total_ms"]), color=COLOURS[6], linewidth=0.8)
     axes[-1].set_xlabel("seconds")
     return _svg(figure)
 
@@ -146,30 +148,32 @@ def quality(rows: list[dict[str, Any]]) -> str:
     figure, (axis,) = _figure(9, 4)
     points = [(float(np.median(r["total_ms"])), float(r["quality"]["value"])) for r in rows]
     modes = list(dict.fromkeys(r["mode"] for r in rows))
-    for (x, y), row in zip(points, rows, strict=True):
-        colour = COLOURS[modes.index(row["mode"])]
-        axis.plot(x, y, "o", color=colour)
-        text = f"{row['steps']} steps, {row['mode']}"
-        axis.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    for mode, colour in zip(modes, COLOURS, strict=False):
+        mine = [(p, r) for p, r in zip(points, rows, strict=True) if r["mode"] == mode]
+        axis.plot(*zip(*(p for p, _ in mine), strict=True), "o", color=colour, label=mode)
+        for i, (point, row) in enumerate(mine):
+            text = f"{row['steps']}/{row['threads']}"
+            axis.annotate(text, point, (4, (4, -11)[i % 2]), textcoords="offset points", fontsize=7)
     front = [points[i] for i in pareto(points)]
     axis.plot(*zip(*front, strict=True), "--", color=COLOURS[6], label="Pareto front")
-    axis.set_xlabel("milliseconds, median")
+    axis.set_xlabel("milliseconds, median (labels: steps / threads)")
     axis.set_ylabel(rows[0]["quality"]["what"])
     axis.margins(x=0.15, y=0.15)
     axis.legend(frameon=False)
     return _svg(figure)
 
 
-def render(documents: dict[str, dict[str, Any]]) -> str:
+def render(found: dict[str, dict[str, Any]]) -> str:
     """The whole page of documents by name."""
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
-    for name, document in documents.items():
+    for name, document in found.items():
         parts.append(f"<h1>{html.escape(name)}: {html.escape(str(document['prior']))}</h1>")
         if document.get("partial"):
             parts.append("<p class=bad>Partial: the measurement was interrupted.</p>")
         parts.append(f"<p>Clock: {html.escape(document['scope'])}.</p>")
-        parts.append(_tables(latency.table(document)))
-        said = "".join(f"<li>{html.escape(n)}" for n in latency.notes(document)[1:])
+        for title, lines in documents.tables(document).items():
+            parts.append(f"<h2>{title}</h2>{_table(lines)}")
+        said = "".join(f"<li>{html.escape(n)}" for n in documents.notes(document)[1:])
         parts.append(f"<ul>{said}</ul>")
         rows = [r for r in document["rows"] if r["total_ms"]]
         if rows:
@@ -202,16 +206,12 @@ def _facts(document: dict[str, Any]) -> str:
     return f"<table>{lines}</table>"
 
 
-def _tables(markdown: str) -> str:
-    """Markdown tables as HTML."""
-    out = []
-    for table in markdown.split("\n\n"):
-        lines = [x[2:-2].split(" | ") for x in table.splitlines() if not x.startswith("|--")]
-        head, *body = [[html.escape(cell.strip()) for cell in line] for line in lines]
-        rows = ["<tr>" + "".join(f"<th>{c}" for c in head)]
-        rows += ["<tr>" + "".join(f"<td>{c}" for c in line) for line in body]
-        out.append(f"<table>{''.join(rows)}</table>")
-    return "".join(out)
+def _table(lines: list[dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(k for line in lines for k in line))
+    rows = ["<tr>" + "".join(f"<th>{html.escape(c)}" for c in columns)]
+    for line in lines:
+        rows.append("<tr>" + "".join(f"<td>{html.escape(line.get(c, ''))}" for c in columns))
+    return f"<table>{''.join(rows)}</table>"
 
 
 def main(argv: list[str]) -> int:
@@ -226,18 +226,19 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise InputError(f"{args.folder} is no folder")
-    documents = {}
+    found = {}
     for path in sorted(args.folder.rglob("*.json")):
         try:
-            documents[str(path.relative_to(args.folder).with_suffix(""))] = compare.load(path)
-        except InputError:
-            continue  # other benchmarks' results, and traces
-    if not documents:
+            found[str(path.relative_to(args.folder).with_suffix(""))] = documents.load(path)
+        except InputError as error:
+            if "its schema" not in str(error):  # other benchmarks' results, and traces
+                print(f"left out: {error}", file=sys.stderr)
+    if not found:
         raise InputError(
             f"{args.folder} holds no result of 'benchmarks latency'",
             fix=f"python -m benchmarks latency -o {args.folder}",
         )
     out = args.out or args.folder / "report.html"
-    write_atomic(out, render(documents).encode())
+    write_atomic(out, render(found).encode())
     print(out)
     return 0

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 
 import runtime
-from runtime.errors import InputError, MissingBackend, VerificationFailed
+from runtime.errors import MissingBackend, VerificationFailed
 from runtime.ops import frequent_classes, prepared, restricted
 
 TURNS = 3  # at least
@@ -42,19 +43,29 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float)
     }
 
 
+def check(peer: str) -> None:
+    """MissingBackend, before anything is measured, where a peer's package is not installed."""
+    if peer == "torch-eager":
+        try:
+            import torch  # noqa: F401
+        except ImportError as error:
+            raise MissingBackend(
+                "the peer torch-eager needs PyTorch", fix="pip install 'dynaguide-edge[export]'"
+            ) from error
+    elif not hasattr(cv2, "ximgproc"):
+        raise MissingBackend(
+            "this OpenCV has no ximgproc.guidedFilter",
+            fix="pip uninstall opencv-python; pip install opencv-contrib-python",
+        )
+
+
 def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
     """The refinement alone, eager PyTorch as installed: same objective, steps, guide and size."""
-    try:
-        import torch
+    import torch
 
-        from benchmarks.torch_twin import Twin
-    except ImportError as error:
-        raise MissingBackend(
-            "the peer torch-eager needs PyTorch", fix="pip install 'dynaguide-edge[export]'"
-        ) from error
+    from benchmarks.torch_twin import Twin
+
     config = seg.refine
-    if config is None:
-        raise InputError("the peer torch-eager needs a refinement", fix="--refine 10")
     torch.set_num_threads(seg.threads)
     low = seg.working_picture(picture)
     guide = seg.guide(picture, low)
@@ -89,13 +100,6 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
 def opencv_guided_filter(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
     """The guided filter alone: colour guide, radius 8, the confidence as the one plane."""
-    import cv2
-
-    if not hasattr(cv2, "ximgproc"):
-        raise MissingBackend(
-            "this OpenCV has no ximgproc.guidedFilter",
-            fix="pip uninstall opencv-python; pip install opencv-contrib-python",
-        )
     image, values = picture.astype(np.float32) / 255, seg(picture).confidence
     cv2.setNumThreads(seg.threads)
     height, width = picture.shape[:2]

@@ -94,18 +94,33 @@ def resampled(samples: np.ndarray, q: float, *, seed: int = 0) -> np.ndarray:
     return out
 
 
+def independent(samples: np.ndarray) -> int:
+    """How many independent samples these are worth: all, or n (1 - rho) / (1 + rho) of them where
+    neighbours correlate by rho > CORRELATED (Bayley and Hammersley, 1946, of a first-order
+    process)."""
+    rho = min(lag1(samples), 0.99)
+    n = len(samples)
+    return n if rho <= CORRELATED else max(1, int(n * (1 - rho) / (1 + rho)))
+
+
 def estimate(samples: np.ndarray, q: float) -> Estimate | None:
-    """Percentile q with its interval, or None where there are fewer than needed(q) samples. Where
-    neighbours correlate, order statistics promise too much: the block bootstrap takes over."""
-    if len(samples) < needed(q):
+    """Percentile q with its interval, or None where the samples are worth fewer than needed(q).
+
+    Where neighbours correlate the interval is a block bootstrap's. In the tail that is too narrow,
+    since it cannot pass the largest sample and knows few of its kind, so it is widened to the order
+    statistics of as many samples as these are worth.
+    """
+    n, worth = len(samples), independent(samples)
+    if worth < needed(q):
         return None
-    value = percentile(samples, q)
-    if lag1(samples) > CORRELATED:
-        low, high = np.percentile(resampled(samples, q), [50 * ERROR, 100 - 50 * ERROR])
-        return Estimate(value, float(low), float(high), "block bootstrap")
-    ordered = np.sort(samples)
-    first, last = ranks(len(samples), q)
-    return Estimate(value, float(ordered[first]), float(ordered[last]), "order statistics")
+    ordered, value = np.sort(samples), percentile(samples, q)
+    first, last = ranks(worth, q)
+    if worth == n:
+        return Estimate(value, float(ordered[first]), float(ordered[last]), "order statistics")
+    first, last = first * n // worth, min(n - 1, -(-(last + 1) * n // worth) - 1)
+    low, high = np.percentile(resampled(samples, q), [50 * ERROR, 100 - 50 * ERROR])
+    ends = min(float(low), float(ordered[first])), max(float(high), float(ordered[last]))
+    return Estimate(value, *ends, "block bootstrap")
 
 
 def outliers(samples: np.ndarray) -> np.ndarray:
@@ -158,10 +173,11 @@ def summary(samples: np.ndarray, percentiles: list[float]) -> dict[str, Any]:
     out: dict[str, Any] = {"n": len(samples), "percentiles": {}}
     if not len(samples):
         return out | {"unstable": ["no samples"]}
+    worth = out["independent"] = independent(samples)
     for p in percentiles:
         found = estimate(samples, p / 100)
         out["percentiles"][f"p{p:g}"] = (
-            vars(found) if found else {"need": needed(p / 100), "value": None}
+            vars(found) if found else {"n": worth, "need": needed(p / 100), "value": None}
         )
     out |= {"mean": float(samples.mean()), "min": float(samples.min())}
     out |= {"max": float(samples.max()), "std": float(samples.std())}

@@ -38,7 +38,7 @@ def backend(device: str) -> ModuleType:
         from runtime import _core
     except ImportError as error:
         raise MissingBackend(
-            f"the C++ core is not built ({error})", fix="pip install .   (or: make)"
+            f"the C++ core is not built ({error})", fix="pip install -e .   (in a clone; or: make)"
         ) from error
     return _core
 

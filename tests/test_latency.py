@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,9 @@ pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import __main__ as command
 from benchmarks import compare, latency, page
+from benchmarks import document as documents
 from runtime.errors import InputError
+from sdk import RefineConfig
 from sdk.image import encode_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -58,10 +61,9 @@ def test_a_late_picture_is_counted_and_its_wait_too():
     assert times[10] >= 120
     assert times[11] >= times[10] - 50 + 4.9 and times[12] >= times[11] - 50 + 4.9  # they waited
     assert made.late == sum(t > 50 for t in times) >= 2
-    assert made.stages_ms[11]["queue"] >= 69 > 50 > np.median(times)
+    assert made.stages_ms["queue"][11] >= 69 > 50 > np.median(times)
     np.testing.assert_allclose(made.start_s, np.arange(20) / 20)  # when they were due
-    for total, stages in zip(times, made.stages_ms, strict=True):
-        assert sum(stages.values()) == pytest.approx(total)
+    np.testing.assert_allclose(np.sum(list(made.stages_ms.values()), 0), times)
 
 
 def test_a_rate_that_is_too_high_is_said():
@@ -80,7 +82,7 @@ def test_back_to_back_leaves_nothing_out():
     assert 7 in [o["index"] for o in found["summary"]["outliers"]]
     assert found["summary"]["max"] == max(made.total_ms)
     assert found["stage_p50_ms"]["refine per step"] == pytest.approx(
-        np.median([s["refine"] for s in made.stages_ms]) / 4
+        np.median(made.stages_ms["refine"]) / 4
     )
     assert found["summary"]["percentiles"]["p99"]["value"] is None
     json.dumps(found)
@@ -106,12 +108,14 @@ def test_words_numbers_and_sizes():
         (["--video", "none.mp4"], "none.mp4 does not exist"),
         (["--picture", "a.png", "--video", "b.mp4"], "both given"),
         (["--mode", "paced"], "paced needs a rate"),
+        (["--mode", ""], "mode is ''"),
+        (["--refine", "1.5"], "whole numbers of steps"),
         (["--rate", "0"], "rate is 0"),
         (["--duration", "nan"], "duration is nan"),
         (["--refine", "-1"], "refine is '-1'"),
         (["--peer", "yolo"], "peer is 'yolo'"),
         (["--export", "pdf"], "export is 'pdf'"),
-        (["--labels", "x.png"], "1 labels for 0 pictures"),
+        (["--labels", "x.png"], "need the --picture"),
         (["nothing.onnx"], "nothing.onnx"),
         (["--preset", "nothing"], "nothing"),
         (["--threads", "0"], "threads"),
@@ -144,9 +148,9 @@ def measured(tmp_path_factory):
 
 
 def test_the_document_holds_what_was_measured(measured):
-    document = compare.load(measured / "latency.json")
+    document = documents.load(measured / "latency.json")
     names = [r["name"] for r in document["rows"]]
-    assert len(names) == 6 and names[1] == "paced 20/s, 0 steps, 1 threads"
+    assert len(names) == 6 and names[1] == "paced 20/s, 0 steps, 1 thread"
     assert not document["partial"] and document["picture"] == [48, 64, 1]
     assert {"cpu", "commit", "before", "after", "governors"} <= set(document["environment"])
     assert document["environment"]["before"]["load_average"] is not None
@@ -168,10 +172,17 @@ def test_csv_markdown_and_trace(measured):
     rows = list(csv.DictReader((measured / "latency.csv").open()))
     document = json.loads((measured / "latency.json").read_text())
     assert [r["mode"] for r in rows] == [r["mode"] for r in document["rows"]]
+    assert {r["clock"] for r in rows} == {"end-to-end wall"}
     assert float(rows[0]["p50_ms"]) == document["rows"][0]["summary"]["percentiles"]["p50"]["value"]
     text = (measured / "latency.md").read_text()
     assert "end-to-end wall time" in text and "| p90 ms" in text
     trace = json.loads((measured / "trace.json").read_text())["traceEvents"]
+    for pid in range(1, 7):  # complete events of a thread nest
+        ends = [(e["ts"], e["ts"] + e["dur"]) for e in trace
+                if e["pid"] == pid and e["name"] == "picture"]  # fmt: skip
+        assert all(b[0] >= a[1] - 1 for a, b in pairwise(ends))
+    waits = [e for e in trace if e["name"] == "queue"]
+    assert len(waits) == 2 * sum(r["summary"]["n"] for r in document["rows"] if r["rate"])
     whole = [e for e in trace if e["name"] == "picture" and e["pid"] == 1]
     first = document["rows"][0]
     assert len(whole) == first["summary"]["n"]
@@ -207,7 +218,7 @@ def test_the_page_opens_in_a_browser(measured, tmp_path):
 
 
 def test_quality_is_drawn_with_its_front(measured):
-    document = json.loads((measured / "latency.json").read_text())
+    document = documents.load(measured / "latency.json")
     for i, found in enumerate(document["rows"]):
         found["quality"] = {"what": "mIoU", "value": 0.5 + 0.01 * i}
     assert page.render({"a": document}).count("<svg") == 4
@@ -245,12 +256,80 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "marked partial" in err, err
-    document = compare.load(tmp_path / "latency.json")
+    document = documents.load(tmp_path / "latency.json")
     assert document["partial"] and document["rows"][0]["partial"]
     assert document["rows"][0]["summary"]["n"] > 3 and "partial" in out
     assert "Partial" in (tmp_path / "latency.html").read_text()
     with pytest.raises(InputError, match="partial"):
         compare.main([str(tmp_path / "latency.json")] * 2)
+
+
+def test_an_error_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
+
+    def fails(*_):
+        raise InputError("no such memory")
+
+    monkeypatch.setattr(latency, "memory_run", fails)
+    argv = ["latency", "--picture", str(tmp_path / "p.png"), "--refine", "1", "--duration", "0.3"]
+    out = tmp_path / "out"
+    assert command.main([*argv, "--memory", "--mode", "back-to-back", "-o", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "no such memory" in told.err and "marked partial" in told.err
+    found = documents.load(out / "latency.json")
+    assert found["partial"] and len(found["rows"]) == 1 and not found["rows"][0]["partial"]
+
+
+def test_nothing_measured_replaces_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "measure", interrupted)
+    (tmp_path / "latency.json").write_text("old")
+    assert command.main(["latency", "-o", str(tmp_path)]) == 130
+    assert (tmp_path / "latency.json").read_text() == "old"
+    assert "nothing is written" in capsys.readouterr().err
+    (tmp_path / "latency.csv").mkdir()
+    assert command.main(["latency", "-o", str(tmp_path)]) == 1
+    assert "latency.csv is a folder" in capsys.readouterr().err
+
+
+def test_frames_that_start_cold_are_said():
+    made = row("stream")
+    result = Fake()(PICTURE)
+    for i in range(30):
+        result.frame = types.SimpleNamespace(start="cold" if i == 7 else "warm")
+        made.add(i, i, i + 0.01, result, None)
+    assert made.cold == 1
+    reasons = latency.summarise(made, [50.0])["summary"]["unstable"]
+    assert "1 of its frames started cold, with more steps" in reasons
+
+
+def test_quality_of_a_bundle_is_that_of_the_row(tmp_path):
+    """A prior that has gone wrong since it was recorded shows, and steps matter."""
+    from bundles import tiny_bundle
+
+    from sdk import Segmenter
+
+    tiny_bundle(tmp_path / "a.bundle", with_network=True)
+    for config in (None, RefineConfig(steps=2)):
+        seg = Segmenter(tmp_path / "a.bundle", refine=config, self_test="never")
+        found = latency.quality_of(seg, [PICTURE], None)
+        assert found["value"] == 1.0 and found["what"].startswith("agreement with float32")
+    seg.prior = Wrong(seg.prior.names)
+    assert latency.quality_of(seg, [PICTURE], None)["value"] < 1
+
+
+class Wrong:
+    """A prior that is sure of its first class everywhere."""
+
+    backend = "test"
+
+    def __init__(self, names):
+        self.names = names
+
+    def __call__(self, picture, low):
+        return np.eye(len(self.names or "abc"), dtype=np.float32)[np.zeros(low.shape[:2], int)]
 
 
 def test_memory_and_power_are_runs_of_their_own(tmp_path, monkeypatch):
@@ -308,16 +387,27 @@ def document(times, **more):
     made = row()
     made.total_ms = list(times)
     made.start_s = list(np.cumsum(times) / 1e3)
-    made.stages_ms = [{"refine": t} for t in times]
+    made.stages_ms = {"refine": list(times), "unaccounted": [0.0] * len(times)}
     made.steps_done = [4] * len(times)
     made.cpu_mhz = [None] * len(times)
     found = latency.summarise(made, [50.0, 99.0])
-    return {
-        "schema": latency.SCHEMA,
-        "rows": [found],
-        "environment": {},
-        "picture": [1, 1, 1],
-    } | more
+    return (
+        {part: [] for part in documents.PARTS}
+        | {
+            "scope": "",
+            "device_time": "",
+            "prior": "kmeans",
+            "partial": False,
+            "command": [],
+            "hashes": {},
+            "percentiles": [50.0, 99.0],
+            "schema": documents.SCHEMA,
+            "rows": [found],
+            "environment": {},
+            "picture": [1, 1, 1],
+        }
+        | more
+    )
 
 
 def skewed(seed, n=1000, scale=1.0):
@@ -344,6 +434,84 @@ def test_compare_says_slower_without_failing_below_the_limit():
     assert few[0]["verdict"] == "n/a (n=50, need 299)"
 
 
+def test_compare_looks_at_percentiles_that_the_samples_allow():
+    def looked_at(a, b):
+        return [line["percentile"] for line in compare.compare(a, b, None, 0.05)[0]]
+
+    a = document(skewed(0))
+    assert looked_at(a, a) == ["p50", "p90", "p95", "p99"]
+    assert looked_at(document(skewed(0, 100)), a) == ["p50", "p90", "p95"]
+    lines, _ = compare.compare(document(skewed(0, 5)), a, None, 0.05)
+    assert [line["verdict"] for line in lines] == ["n/a (n=5, need 6)"]
+
+
+def changed(path, **more):
+    """A good document with some things changed; "row.x" changes x in its row."""
+    found = document(skewed(0))
+    for name, value in more.items():
+        if name.startswith("row_"):
+            found["rows"][0][name.removeprefix("row_")] = value
+        else:
+            found[name] = value
+    path.write_text(json.dumps(found))
+    return str(path)
+
+
+def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
+    a = changed(tmp_path / "a.json")
+    two = document(skewed(0))
+    two["rows"].append(document(skewed(1))["rows"][0] | {"steps": 9})
+    (tmp_path / "two.json").write_text(json.dumps(two))
+    for order in ([a, str(tmp_path / "two.json")], [str(tmp_path / "two.json"), a]):
+        assert compare.main(order) == 1
+        assert "9 steps, 1 thread is in one file only" in capsys.readouterr().err
+        assert compare.main([*order, "--force"]) == 0
+    assert compare.main([a, a, "--percentile", "99.9"]) == 1
+    assert "n/a (n=1000, need 2995)" in capsys.readouterr().out
+    other = changed(tmp_path / "other.json", environment={"cpu": "another"})
+    with pytest.raises(InputError, match="cpu was None, is another"):
+        compare.main([a, other])
+    assert compare.main([a, changed(tmp_path / "m.json", hashes={"x": "1"}, prior="x.onnx")]) == 0
+    assert "the model was kmeans, is x.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"environment": "x"}, {"environment": None}, {"rows": [3]}, {"percentiles": [0]},
+        {"percentiles": ["x"]}, {"memory": [3]}, {"overhead": 5}, {"row_mode": ["x"]},
+        {"row_steps": -1}, {"row_steps": 1.5}, {"row_total_ms": [1e308]}, {"row_total_ms": "abc"},
+        {"row_total_ms": [float("nan")] * 1000}, {"row_total_ms": [float("inf")] * 1000},
+        {"row_total_ms": [-1.0] * 1000}, {"row_start_s": [1]}, {"row_stages_ms": {"refine": [1]}},
+        {"row_stages_ms": 5}, {"row_cpu_mhz": None}, {"row_quality": 5}, {"row_rate": "fast"},
+        {"row_quality": {"what": "mIoU", "value": "high"}}, {"row_total_ms": [10**400] * 1000},
+    ],
+)  # fmt: skip
+def test_hostile_documents_are_refused(tmp_path, more):
+    path = changed(tmp_path / "x.json", **more)
+    with pytest.raises(InputError, match="is not what 'benchmarks latency' writes"):
+        documents.load(Path(path))
+
+
+def test_what_a_document_says_of_its_samples_is_worked_out_again(tmp_path):
+    path = changed(tmp_path / "x.json", row_summary={"unstable": 5}, row_name=["x"])
+    found = documents.load(Path(path))["rows"][0]
+    assert found["summary"]["n"] == 1000 and found["name"] == "back-to-back, 4 steps, 1 thread"
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no JSON"):
+        documents.load(tmp_path / "deep.json")
+
+
+def test_report_leaves_broken_files_out(tmp_path, capsys):
+    changed(tmp_path / "good.json")
+    changed(tmp_path / "bad.json", row_total_ms=5)
+    (tmp_path / "other.json").write_text("{}")
+    assert page.main([str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert "left out" in told and "bad.json" in told and "other.json" not in told
+    assert "<h1>good:" in (tmp_path / "report.html").read_text()
+
+
 def test_compare_command(tmp_path, capsys):
     paths = {}
     for name, times in {
@@ -355,8 +523,10 @@ def test_compare_command(tmp_path, capsys):
     assert command.main(["compare", paths["a"], paths["slow"], "--fail-over", "5%"]) == 6
     assert "REGRESSION" in capsys.readouterr().out
     assert command.main(["compare", paths["a"], paths["slow"], "--fail-over", "0.3"]) == 0
+    assert command.main(["compare", paths["a"], paths["slow"], "--fail-over", "5"]) == 1
+    assert "as 5% or 0.05" in capsys.readouterr().err
     assert command.main(["compare", paths["a"], paths["wild"]]) == 1
-    assert "cannot be trusted" in capsys.readouterr().err
+    assert "cannot be compared" in capsys.readouterr().err
     assert command.main(["compare", paths["a"], paths["wild"], "--force"]) == 6
 
 
@@ -368,9 +538,9 @@ def test_compare_refuses_other_files(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"x\.json is"):
-        compare.load(path)
+        documents.load(path)
     with pytest.raises(InputError, match="cannot be read"):
-        compare.load(tmp_path / "none.json")
+        documents.load(tmp_path / "none.json")
     with pytest.raises(InputError, match="holds no result"):
         page.main([str(tmp_path)])
 
