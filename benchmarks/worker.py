@@ -86,7 +86,7 @@ def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     image, labels, soft = inputs
     o = refiner(case).options
     graphs = (build_step(o).SerializeToString(), build_map(o).SerializeToString())
-    step, final = (OnnxEngine(g, name="graph", threads=threads) for g in graphs)
+    step, final = (OnnxEngine(g, name="graph", threads=threads, awake=True) for g in graphs)
     residual = o.objective == "residual"
     made = GraphRefiner(
         step, final, o, height=case.height, width=case.width, classes=CLASSES if residual else None

@@ -35,6 +35,8 @@ class OnnxEngine:
     name : for messages; the file's name when left out.
     threads : most threads inside one operator; all processors when None.
     device : "cpu", or "cuda", "cuda:1": ONNX Runtime's CUDA provider. Nothing else is tried.
+    awake : keep the threads spinning after a run, for the next one. A tenth faster where nothing
+        else runs in between; otherwise they take the processors from what does.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class OnnxEngine:
         name: str = "",
         threads: int | None = None,
         device: str = "cpu",
+        awake: bool = False,
     ) -> None:
         if isinstance(source, bytes):
             self.name = name or "the model"
@@ -75,6 +78,7 @@ class OnnxEngine:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake)))
         options.log_severity_level = 4  # errors come as exceptions
         try:
             self._session = onnxruntime.InferenceSession(

@@ -46,7 +46,11 @@ def open_graph(
     precision = entry["precision"] if entry else ""
     if backend == "onnx":
         engine: Any = OnnxEngine(
-            bundle.graph(graph), name=f"{bundle.name}/{graph}.onnx", threads=threads, device=device
+            bundle.graph(graph),
+            name=f"{bundle.name}/{graph}.onnx",
+            threads=threads,
+            device=device,
+            awake=graph != "prior",  # the next step follows at once
         )
         bundle.check_ports(graph, engine.inputs, engine.outputs)
         return Loaded(engine, f"{engine.backend} {precision}", None)

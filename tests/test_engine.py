@@ -601,3 +601,13 @@ def test_bytes_are_loaded_like_files_but_hold_all_their_weights(tmp_path):
     outside = in_initializer("beside.bin")
     with pytest.raises(BundleError, match=r"keeps weights in 'beside.bin', outside of itself"):
         OnnxEngine(outside.SerializeToString())
+
+
+@pytest.mark.parametrize("awake", [False, True])
+def test_threads_do_not_spin_unless_asked(awake):
+    """They would take the processors from the refinement that follows."""
+    from bundles import nearest_colour
+
+    engine = OnnxEngine(nearest_colour(), awake=awake)
+    options = engine._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(awake))
