@@ -300,7 +300,7 @@ class Follower:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """The prior itself."""
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
-        soft = restricted(guide, np.arange(count, dtype=np.int32))
+        soft = guide if guide.ndim == 3 else restricted(guide, np.arange(count, dtype=np.int32))
         found = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
