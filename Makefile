@@ -18,11 +18,11 @@ test: $(VENV)/test
 check: $(VENV)/test
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	$(PY) -m mypy
-	clang-format --dry-run -Werror $$(find runtime/csrc -name '*.h' -o -name '*.cpp')
+	clang-format --dry-run -Werror $$(find runtime/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 format: $(VENV)/test
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
-	clang-format -i $$(find runtime/csrc -name '*.h' -o -name '*.cpp')
+	clang-format -i $$(find runtime/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON); install Python >= 3.10 (Debian: apt-get install python3-venv python3-dev)"; exit 1; }

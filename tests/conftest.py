@@ -3,10 +3,15 @@
 Imports NumPy, pytest and runtime only: tests/aarch64.sh runs tests where nothing else is installed.
 """
 
+import signal
+
 import numpy as np
 import pytest
 
 import runtime
+
+# A runner that is a background job ignores Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EPS32 = float(np.finfo(np.float32).eps)
 

@@ -13,7 +13,7 @@ SEG_SANITIZE=$kind "$python" setup.py -q build_ext --build-lib "$top/lib" --buil
 
 # A copy of what the tests import, with this core, so that the ordinary one cannot be taken.
 rm -rf "$top/tree" && mkdir "$top/tree"
-tar -c --exclude='*.so' --exclude=__pycache__ --exclude=runtime/csrc pyproject.toml runtime sdk tests | tar -x -C "$top/tree"
+tar -c --exclude='*.so' --exclude=__pycache__ --exclude=runtime/csrc/cpu pyproject.toml runtime sdk tests | tar -x -C "$top/tree"
 cp "$top"/lib/runtime/_core*.so "$top/tree/runtime/"
 
 # Python itself is not instrumented, so the sanitizer's library is loaded first; Python frees little

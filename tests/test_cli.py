@@ -395,7 +395,7 @@ def test_folder_that_cannot_be_made(work, capsys, out):
     assert main(["predict", "good.png", "-o", out]) == 1
     stdout, stderr = capsys.readouterr()
     assert stdout == "" and stderr.startswith("error: ") and out in stderr
-    assert "fix: choose another with -o" in stderr
+    assert "fix: choose another folder" in stderr
     assert files(work) == ["good.png"] and (work / "good.png").read_bytes() == before
 
 

@@ -1,0 +1,53 @@
+// What the CUDA files share: checked calls, memory that frees itself, and launches that a host
+// compiler can run as well (tests/cuda_shim.h), which is how kernels are tested without a GPU.
+#pragma once
+
+#ifndef SEG_CUDA_SHIM
+#include <cuda_runtime.h>
+
+#define SEG_LAUNCH(kernel, grid, block, shared, stream, ...)      \
+  do {                                                            \
+    kernel<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__); \
+    CUDA_CHECK(cudaGetLastError());                               \
+  } while (0)
+#define SEG_SHARED(name) extern __shared__ float name[]
+#endif
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace seg {
+
+// A CUDA call that failed; code is the runtime's cudaError_t.
+struct CudaError : std::runtime_error {
+  CudaError(int code, const std::string& text) : std::runtime_error(text), code(code) {}
+  int code;
+};
+
+inline void cuda_check(cudaError_t error, const char* call) {
+  if (error == cudaSuccess) return;
+  throw CudaError(static_cast<int>(error), std::string(call) + ": " + cudaGetErrorName(error) +
+                                               ", " + cudaGetErrorString(error));
+}
+#define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
+
+// n floats on the device.
+class DeviceBuffer {
+ public:
+  explicit DeviceBuffer(size_t n) {
+    void* p = nullptr;
+    CUDA_CHECK(cudaMalloc(&p, n * sizeof(float)));
+    data_ = static_cast<float*>(p);
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
+  ~DeviceBuffer() { cudaFree(data_); }
+  float* get() const { return data_; }
+
+ private:
+  float* data_ = nullptr;
+};
+
+}  // namespace seg

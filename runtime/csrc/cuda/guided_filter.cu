@@ -1,0 +1,301 @@
+// Guided filter: window sums slide, first down columns, then along rows, so that the cost does not
+// depend on the radius. Sums are float32 of values around zero, started afresh every kChunk pixels.
+//
+// Scratch holds planes [plane][height][width]: of the columns' sums, then of what is made of them.
+#include <algorithm>
+
+#include "common.cuh"
+#include "filter.h"
+
+namespace seg::cuda {
+namespace {
+
+constexpr int kColumns = 128;  // threads of a block that walk down columns
+constexpr int kChunk = 64;     // rows, or columns, between fresh starts
+constexpr int kTile = 32;      // pixels of a warp's step along its rows
+constexpr int kPitch = kTile + 1;
+constexpr float kCentre = 0.5f;  // guides lie in [0, 1]; centred, their products cancel less
+
+struct Size {
+  int height, width, radius;
+  __device__ size_t at(int y, int x) const { return static_cast<size_t>(y) * width + x; }
+  __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * width; }
+};
+
+// A running sum that carries along what rounding took off (Kahan, 1965): windows lose nothing by
+// how far they have slid.
+struct Sum {
+  float value = 0, lost = 0;
+  __device__ void add(float x) {
+    const float corrected = x - lost, next = value + corrected;
+    lost = (next - value) - corrected;
+    value = next;
+  }
+};
+
+// 1 / the pixels of the window around (y, x).
+__device__ float share(Size s, int y, int x) {
+  const int rows = min(y + s.radius, s.height - 1) - max(y - s.radius, 0) + 1;
+  const int columns = min(x + s.radius, s.width - 1) - max(x - s.radius, 0) + 1;
+  return 1.0f / (static_cast<float>(rows) * columns);
+}
+
+// The features of a pixel: guide [G], guide products [G (G + 1) / 2], then for each class the value
+// and guide times value [1 + G].
+template <int G>
+struct Features {
+  static constexpr int kGuide = G + G * (G + 1) / 2;
+  const float *guide, *values;
+  int classes;
+  Size size;
+
+  __device__ float operator()(int plane, int y, int x) const {
+    const size_t n = size.at(y, x);
+    const float* g = guide + n * G;
+    if (plane < G) return g[plane] - kCentre;
+    if (plane < kGuide) {
+      int i = 0, j = plane - G;
+      while (j >= G - i) j -= G - i++;
+      return (g[i] - kCentre) * (g[i + j] - kCentre);
+    }
+    const int k = (plane - kGuide) / (G + 1), c = (plane - kGuide) % (G + 1);
+    const float v = values[n * classes + k];
+    return c == 0 ? v : v * (g[c - 1] - kCentre);
+  }
+};
+
+struct Planes {
+  const float* data;
+  Size size;
+  __device__ float operator()(int plane, int y, int x) const {
+    return data[plane * size.plane() + size.at(y, x)];
+  }
+};
+
+// out[plane][y][x] = sum over the rows of the window around y. A thread walks kChunk rows down.
+template <class Source>
+__global__ void sum_columns(float* out, Source source, Size s) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, plane = blockIdx.z;
+  const int begin = blockIdx.y * kChunk, end = min(begin + kChunk, s.height);
+  if (x >= s.width) return;
+  Sum sum;
+  for (int y = max(begin - s.radius, 0); y < min(begin + s.radius, s.height); ++y)
+    sum.add(source(plane, y, x));
+  for (int y = begin; y < end; ++y) {
+    if (y + s.radius < s.height) sum.add(source(plane, y + s.radius, x));
+    out[plane * s.plane() + s.at(y, x)] = sum.value;
+    if (y >= s.radius) sum.add(-source(plane, y - s.radius, x));
+  }
+}
+
+// Window sums of N planes from column sums: emit(group, y, x, sums). A block is one warp, which
+// takes kTile rows (a lane each) along kChunk columns, kTile at a time; tiles turn in shared memory
+// so that lanes read and write neighbours.
+template <int N, class Emit>
+__global__ void sum_rows(const float* columns, Emit emit, Size s) {
+  SEG_SHARED(tile);  // [N][kTile rows][kPitch]
+  const int lane = threadIdx.x, group = blockIdx.z, top = blockIdx.y * kTile;
+  const int begin = blockIdx.x * kChunk, end = min(begin + kChunk, s.width);
+  const int rows = min(kTile, s.height - top);
+  const float* plane = columns + static_cast<size_t>(group) * N * s.plane();
+  Sum sum[N];
+  for (int n = 0; n < N; ++n) {  // of the columns before the chunk that its first window has
+    if (lane < rows)
+      for (int x = max(begin - s.radius, 0); x < min(begin + s.radius, s.width); ++x)
+        sum[n].add(plane[n * s.plane() + s.at(top + lane, x)]);
+  }
+  for (int left = begin; left < end; left += kTile) {
+    const int count = min(kTile, end - left);
+    const int ahead = left + lane + s.radius, behind = left + lane - s.radius - 1;
+    for (int n = 0; n < N; ++n)
+      for (int row = 0; row < rows; ++row) {
+        const float* p = plane + n * s.plane() + s.at(top + row, 0);
+        float change = 0;
+        if (lane < count && ahead < s.width) change += p[ahead];
+        if (lane < count && behind >= 0 && left + lane > begin) change -= p[behind];
+        tile[(n * kTile + row) * kPitch + lane] = change;
+      }
+    __syncwarp();
+    for (int n = 0; n < N; ++n)
+      for (int i = 0; i < count; ++i) {
+        float* at = tile + (n * kTile + lane) * kPitch + i;
+        if (lane >= rows) break;
+        sum[n].add(*at);
+        *at = sum[n].value;
+      }
+    __syncwarp();
+    if (lane < count)
+      for (int row = 0; row < rows; ++row) {
+        float window[N];
+        for (int n = 0; n < N; ++n) window[n] = tile[(n * kTile + row) * kPitch + lane];
+        emit(group, top + row, left + lane, window);
+      }
+    __syncwarp();
+  }
+}
+
+// Of the guide's sums: its mean [G] and the inverse of its covariance + eps [G (G + 1) / 2], the
+// upper triangle by rows.
+template <int G>
+struct Statistics {
+  float* out;
+  float eps;
+  Size size;
+
+  __device__ void operator()(int, int y, int x, const float* sums) const {
+    const float n = share(size, y, x);
+    float* p = out + size.at(y, x);
+    const size_t step = size.plane();
+    if constexpr (G == 1) {
+      const float mean = sums[0] * n;
+      p[0] = mean;
+      p[step] = 1.0f / (sums[1] * n - mean * mean + eps);
+    } else {
+      const float m0 = sums[0] * n, m1 = sums[1] * n, m2 = sums[2] * n;
+      const float c0 = sums[3] * n - m0 * m0 + eps, c1 = sums[4] * n - m0 * m1,
+                  c2 = sums[5] * n - m0 * m2, c3 = sums[6] * n - m1 * m1 + eps,
+                  c4 = sums[7] * n - m1 * m2, c5 = sums[8] * n - m2 * m2 + eps;
+      const float i0 = c3 * c5 - c4 * c4, i1 = c2 * c4 - c1 * c5, i2 = c1 * c4 - c2 * c3;
+      const float r = 1.0f / (c0 * i0 + c1 * i1 + c2 * i2);
+      p[0] = m0, p[step] = m1, p[2 * step] = m2;
+      p[3 * step] = i0 * r, p[4 * step] = i1 * r, p[5 * step] = i2 * r;
+      p[6 * step] = (c0 * c5 - c2 * c2) * r;
+      p[7 * step] = (c1 * c2 - c0 * c4) * r;
+      p[8 * step] = (c0 * c3 - c1 * c1) * r;
+    }
+  }
+};
+
+// Of a class's sums and the statistics: its coefficients a [G] and b, planes [class][G + 1].
+template <int G>
+struct Solution {
+  float* out;
+  const float* statistics;
+  Size size;
+
+  __device__ void operator()(int k, int y, int x, const float* sums) const {
+    const float n = share(size, y, x), mean = sums[0] * n;
+    const size_t step = size.plane(), at = size.at(y, x);
+    const float* s = statistics + at;
+    float* p = out + k * (G + 1) * step + at;
+    if constexpr (G == 1) {
+      const float a = (sums[1] * n - s[0] * mean) * s[step];
+      p[0] = a;
+      p[step] = mean - a * s[0];
+    } else {
+      float c[3];
+      for (int g = 0; g < 3; ++g) c[g] = sums[1 + g] * n - s[g * step] * mean;
+      const float i0 = s[3 * step], i1 = s[4 * step], i2 = s[5 * step], i3 = s[6 * step],
+                  i4 = s[7 * step], i5 = s[8 * step];
+      const float a0 = i0 * c[0] + i1 * c[1] + i2 * c[2], a1 = i1 * c[0] + i3 * c[1] + i4 * c[2],
+                  a2 = i2 * c[0] + i4 * c[1] + i5 * c[2];
+      p[0] = a0, p[step] = a1, p[2 * step] = a2;
+      p[3 * step] = mean - a0 * s[0] - a1 * s[step] - a2 * s[2 * step];
+    }
+  }
+};
+
+// The window's mean coefficients, for guides that are not centred: [height][G + 1][classes][width].
+template <int G>
+struct Store {
+  float* out;
+  int classes;
+  Size size;
+
+  __device__ void operator()(int k, int y, int x, const float* sums) const {
+    const float n = share(size, y, x);
+    float b = sums[G] * n;
+    for (int g = 0; g <= G; ++g) {
+      const float a = g < G ? sums[g] * n : b;
+      b -= kCentre * a;
+      out[((static_cast<size_t>(y) * (G + 1) + g) * classes + k) * size.width + x] = a;
+    }
+  }
+};
+
+// The filtered value: out [height][width][classes].
+template <int G>
+struct Apply {
+  float* out;
+  const float* guide;
+  int classes;
+  Size size;
+
+  __device__ void operator()(int k, int y, int x, const float* sums) const {
+    const float n = share(size, y, x);
+    const size_t at = size.at(y, x);
+    float v = sums[G] * n;
+    for (int g = 0; g < G; ++g) v += sums[g] * n * (guide[at * G + g] - kCentre);
+    out[at * classes + k] = v;
+  }
+};
+
+template <class Source>
+void columns(float* out, const Source& source, Size s, int planes, Stream stream) {
+  const dim3 grid((s.width + kColumns - 1) / kColumns, (s.height + kChunk - 1) / kChunk, planes);
+  SEG_LAUNCH(sum_columns<Source>, grid, dim3(kColumns), 0, stream, out, source, s);
+}
+
+template <int N, class Emit>
+void rows(const float* columns, const Emit& emit, Size s, int groups, Stream stream) {
+  const dim3 grid((s.width + kChunk - 1) / kChunk, (s.height + kTile - 1) / kTile, groups);
+  const size_t shared = sizeof(float) * N * kTile * kPitch;
+  SEG_LAUNCH((sum_rows<N, Emit>), grid, dim3(kTile), shared, stream, columns, emit, s);
+}
+
+// Both passes, the second of which ends in emit.
+template <int G, class Emit>
+void filter(float* scratch, const Features<G>& features, const Emit& emit, float eps,
+            Stream stream) {
+  const Size s = features.size;
+  const int classes = features.classes, made = (G + 1) * classes, guide = Features<G>::kGuide;
+  float* const sums = scratch;                                  // [guide + made] planes
+  float* const statistics = sums + (guide + made) * s.plane();  // [guide]
+  float* const raw = statistics + guide * s.plane();            // [made]
+  columns(sums, features, s, guide + made, stream);
+  rows<Features<G>::kGuide>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
+  rows<G + 1>(sums + guide * s.plane(), Solution<G>{raw, statistics, s}, s, classes, stream);
+  columns(sums, Planes{raw, s}, s, made, stream);
+  rows<G + 1>(sums, emit, s, classes, stream);
+}
+
+template <int G>
+void coefficients_of(float* out, float* scratch, const Features<G>& features, float eps,
+                     Stream stream) {
+  filter(scratch, features, Store<G>{out, features.classes, features.size}, eps, stream);
+}
+
+template <int G>
+void filter_of(float* out, float* scratch, const Features<G>& features, float eps, Stream stream) {
+  filter(scratch, features, Apply<G>{out, features.guide, features.classes, features.size}, eps,
+         stream);
+}
+
+}  // namespace
+
+size_t filter_scratch(int height, int width, int guide_channels, int classes) {
+  const size_t guide = guide_channels * (guide_channels + 3) / 2;
+  return (2 * guide + 2 * (guide_channels + 1) * static_cast<size_t>(classes)) * height * width;
+}
+
+void guided_coefficients(float* coefficients, float* scratch, const float* guide,
+                         const float* values, int height, int width, int guide_channels,
+                         int classes, int radius, float eps, Stream stream) {
+  const Size s{height, width, std::min(radius, std::max(height, width))};
+  if (guide_channels == 1)
+    coefficients_of(coefficients, scratch, Features<1>{guide, values, classes, s}, eps, stream);
+  else
+    coefficients_of(coefficients, scratch, Features<3>{guide, values, classes, s}, eps, stream);
+}
+
+void guided_filter(float* out, float* scratch, const float* guide, const float* values, int height,
+                   int width, int guide_channels, int classes, int radius, float eps,
+                   Stream stream) {
+  const Size s{height, width, std::min(radius, std::max(height, width))};
+  if (guide_channels == 1)
+    filter_of(out, scratch, Features<1>{guide, values, classes, s}, eps, stream);
+  else
+    filter_of(out, scratch, Features<3>{guide, values, classes, s}, eps, stream);
+}
+
+}  // namespace seg::cuda

@@ -1,0 +1,137 @@
+"""The CUDA kernels, run on the host by tests/cuda_shim.h and compared with the reference."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import reference
+
+HERE = Path(__file__).parent
+COMPILER = os.environ.get("CXX", "g++")
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no {COMPILER}")
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    """The kernels in a library for the host; with the sanitizers that Python was started with."""
+    out = tmp_path_factory.mktemp("shim") / "filter.so"
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared"]
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    done = subprocess.run(
+        [COMPILER, *flags, "-o", out, HERE / "cuda_filter.cpp"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(out))
+
+
+def run(shim, guide, values, radius, eps, *, coefficients=False):
+    (h, w, g), k = guide.shape, values.shape[2]
+    out = np.empty((h, g + 1, k, w) if coefficients else (h, w, k), np.float32)
+    pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (out, guide, values)]
+    shim.filter(*pointers, h, w, g, k, radius, ctypes.c_float(eps), int(coefficients))
+    return out
+
+
+def exact(guide, values, radius, eps):
+    return reference.guided_coefficients(
+        guide.astype(np.float64), values.astype(np.float64), radius, eps
+    )
+
+
+SIZES = [(1, 1), (1, 37), (33, 1), (5, 7), (32, 32), (64, 64), (65, 129), (70, 31), (97, 131)]
+
+
+def apply(coefficients, guide):
+    return np.einsum("hwgk,hwg->hwk", coefficients[..., :-1, :], guide) + coefficients[..., -1, :]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_guided_filter(shim, size, channels):
+    """Within 2e-5 of float64, also where windows are so small that covariances are singular."""
+    rng = np.random.default_rng(size[0])
+    guide = rng.random((*size, channels), dtype=np.float32)
+    guide[size[0] // 2 :] *= 0.2
+    values = rng.random((*size, 3), dtype=np.float32)
+    for radius in (1, 8, 40, 10**6):
+        cut = min(radius, 200)
+        wanted = exact(guide, values, cut, 1e-3)
+        found = run(shim, guide, values, radius, 1e-3, coefficients=True).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+        out = run(shim, guide, values, radius, 1e-3)
+        np.testing.assert_allclose(out, apply(wanted, guide), rtol=0, atol=2e-5)
+
+
+def test_flat_and_dark_pictures_keep_their_values(shim):
+    values = np.random.default_rng(0).random((40, 50, 2), dtype=np.float32)
+    for level in (0.0, 0.02, 0.97, 1.0):
+        guide = np.full((40, 50, 3), level, np.float32)
+        wanted = reference.box_mean(reference.box_mean(values.astype(np.float64), 4), 4)
+        np.testing.assert_allclose(run(shim, guide, values, 4, 1e-6), wanted, atol=1e-4)
+
+
+def test_long_walks_do_not_drift(shim):
+    """Sums slide along at most one chunk before they start afresh."""
+    rng = np.random.default_rng(0)
+    guide = (0.9 + 0.1 * rng.random((3, 1500, 3))).astype(np.float32)
+    values = rng.random((3, 1500, 1), dtype=np.float32)
+    wanted = exact(guide, values, 8, 1e-3)
+    value = apply(wanted, guide)
+    found = run(shim, guide, values, 8, 1e-3)
+    np.testing.assert_allclose(found, value, atol=5e-6)
+    tall = run(shim, guide.swapaxes(0, 1).copy(), values.swapaxes(0, 1).copy(), 8, 1e-3)
+    np.testing.assert_allclose(tall.swapaxes(0, 1), value, atol=5e-6)
+
+
+KERNEL = """
+#include "cuda_shim.h"
+#include "../runtime/csrc/cuda/common.cuh"
+void run() { %s }
+int main() { run(); }
+"""
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("SEG_LAUNCH([] { if (threadIdx.x) __syncthreads(); }, dim3(1), dim3(64), 0, nullptr, 0);",
+         "left behind"),
+        ("SEG_LAUNCH([] { if (threadIdx.x < 32) __syncthreads(); else __syncwarp(); },"
+         " dim3(1), dim3(64), 0, nullptr, 0);", "left behind"),
+        ("SEG_LAUNCH([] {}, dim3(1), dim3(2048), 0, nullptr, 0);", "a GPU would refuse"),
+    ],
+)  # fmt: skip
+def test_the_shim_sees_mistakes(tmp_path, body, message):
+    source = KERNEL % body.replace("[]", "[](int)")
+    (tmp_path / "x.cpp").write_text(source.replace('"cuda_shim.h"', f'"{HERE}/cuda_shim.h"')
+                                    .replace('"../', f'"{HERE}/../'))  # fmt: skip
+    subprocess.run([COMPILER, "-std=c++17", "-o", tmp_path / "x", tmp_path / "x.cpp"], check=True)
+    done = subprocess.run([tmp_path / "x"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
+    """Registers and shared memory let at least eight warps of the row walk run on one SM."""
+    listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
+    for arch in (75, 90):
+        if f"compute_{arch}" not in listed:
+            continue
+        done = subprocess.run(
+            ["nvcc", "-std=c++17", "-O3", "--Werror", "all-warnings", "-Xptxas", "-v",
+             f"-gencode=arch=compute_{arch},code=sm_{arch}", "-c",
+             HERE.parent / "runtime/csrc/cuda/guided_filter.cu", "-o", tmp_path / "x.o"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert not re.search("[1-9][0-9]* bytes spill", done.stderr), done.stderr
+        registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+        assert len(registers) >= 11 and max(registers) <= 80, registers
