@@ -400,11 +400,10 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
                 row.rate = args.rate if mode == "paced" else None
                 if config is not None:
                     row.refine = f"{config.objective} at scale {config.scale:g}"
+                row.partial = True
                 try:
                     run_row(row, made, pictures, seconds)
-                except BaseException:
-                    row.partial = True
-                    raise
+                    row.partial = False
                 finally:
                     if row.total_ms:
                         document["rows"].append(summarise(row, percentiles))
