@@ -116,7 +116,11 @@ class StreamState:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
-        arrays = load_tensors(data, str(path))
+        fix = "start without it, save it again"
+        try:
+            arrays = load_tensors(data, str(path))
+        except BundleError as error:
+            raise BundleError(f"{path} is no stream's state", fix=fix) from error
         prefix, state = "weights.", cls()
         weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         state.weights = weights or None
@@ -131,7 +135,7 @@ class StreamState:
         rest = {k for k in arrays if not k.startswith(prefix)} - {*_ARRAYS, "counts", "names"}
         wrong = counts.dtype != np.int64 or counts.min() < 0 or state.owed > MOST_STEPS
         if rest or wrong or not state._holds_together():
-            raise BundleError(f"{path} is no stream's state", fix="start without it, save it again")
+            raise BundleError(f"{path} is no stream's state", fix=fix)
         return state
 
     def _holds_together(self) -> bool:

@@ -22,7 +22,7 @@ pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 from benchmarks import __main__ as command
 from benchmarks import compare, latency, page
 from benchmarks import document as documents
-from runtime.errors import InputError
+from runtime.errors import InputError, MissingBackend
 from sdk import RefineConfig
 from sdk.image import encode_image
 
@@ -371,6 +371,24 @@ def test_the_torch_peer_computes_the_same(preset, capsys):
     assert found["turns"] >= 3 and len(found["samples"]["peer_ms"]) == found["turns"]
     ratios = np.divide(found["samples"]["peer_ms"], found["samples"]["ours_ms"])
     assert found["peer / ours"].startswith(f"{np.median(ratios):.2f}")
+
+
+def test_the_opencv_peer_filters_the_same_picture(monkeypatch):
+    from benchmarks import peers
+    from sdk import Segmenter
+
+    with pytest.raises(MissingBackend, match="no ximgproc"):
+        monkeypatch.delattr(cv2, "ximgproc", raising=False)
+        peers.check("opencv-guided-filter")
+    calls = []
+    fake = types.SimpleNamespace(guidedFilter=lambda *a: calls.append(a) or time.sleep(0.02))
+    monkeypatch.setattr(cv2, "ximgproc", fake, raising=False)
+    peers.check("opencv-guided-filter")
+    found = peers.opencv_guided_filter(Segmenter("kmeans", refine=None), PICTURE, 0.1)
+    guide, values, radius, eps = calls[-1]
+    assert guide.shape == (48, 64, 3) and guide.dtype == np.float32 and guide.max() <= 1
+    assert values.shape == (48, 64) and (radius, eps) == (8, 1e-3)
+    assert found["turns"] >= 3 and found["peer p50 ms"] > 15 > found["ours p50 ms"]
 
 
 def test_turns_are_told_apart():
