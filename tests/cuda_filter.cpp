@@ -3,14 +3,20 @@
 // The shim comes first: it stands in for the CUDA runtime.
 #include "../runtime/csrc/cuda/guided_filter.cu"
 
+namespace {
+
+// A copy on the "device", as large as the data and no larger.
+seg::DeviceBuffer upload(const float* from, size_t n) {
+  seg::DeviceBuffer to(n);
+  std::memcpy(to.get(), from, n * sizeof(float));
+  return to;
+}
+
+}  // namespace
+
 extern "C" void filter(float* out, const float* guide, const float* values, int height, int width,
                        int guide_channels, int classes, int radius, float eps, int coefficients) {
   const size_t pixels = static_cast<size_t>(height) * width;
-  const auto upload = [](const float* from, size_t n) {
-    seg::DeviceBuffer to(n);  // as large as the data and no larger
-    std::memcpy(to.get(), from, n * sizeof(float));
-    return to;
-  };
   const seg::DeviceBuffer g = upload(guide, pixels * guide_channels),
                           v = upload(values, pixels * classes),
                           scratch(seg::cuda::filter_scratch(height, width, guide_channels, classes));
@@ -19,5 +25,41 @@ extern "C" void filter(float* out, const float* guide, const float* values, int 
   (coefficients ? seg::cuda::guided_coefficients : seg::cuda::guided_filter)(
       made.get(), scratch.get(), g.get(), v.get(), height, width, guide_channels, classes, radius,
       eps, nullptr);
+  std::memcpy(out, made.get(), n * sizeof(float));
+}
+
+extern "C" void apply(float* out, const float* coefficients, const float* guide, int low_height,
+                      int low_width, int height, int width, int guide_channels, int classes) {
+  const size_t pixels = static_cast<size_t>(height) * width,
+               low = static_cast<size_t>(low_height) * low_width;
+  const seg::DeviceBuffer c = upload(coefficients, low * (guide_channels + 1) * classes),
+                          g = upload(guide, pixels * guide_channels), made(pixels * classes);
+  seg::cuda::apply_coefficients(made.get(), c.get(), g.get(), low_height, low_width, height, width,
+                                guide_channels, classes, nullptr);
+  std::memcpy(out, made.get(), pixels * classes * sizeof(float));
+}
+
+extern "C" void lift(int32_t* labels, float* confidence, const float* coefficients,
+                     const uint8_t* guide, int low_height, int low_width, int height, int width,
+                     int guide_channels, int classes) {
+  const size_t pixels = static_cast<size_t>(height) * width,
+               low = static_cast<size_t>(low_height) * low_width;
+  const seg::DeviceBuffer c = upload(coefficients, low * (guide_channels + 1) * classes),
+                          best(pixels);
+  const std::vector<uint8_t> g(guide, guide + pixels * guide_channels);
+  std::vector<int32_t> found(pixels, -1);
+  seg::cuda::lift(found.data(), best.get(), c.get(), g.data(), low_height, low_width, height,
+                  width, guide_channels, classes, nullptr);
+  std::copy(found.begin(), found.end(), labels);
+  std::memcpy(confidence, best.get(), pixels * sizeof(float));
+}
+
+extern "C" void shrink(float* out, const float* planes, int low_height, int low_width, int height,
+                       int width, int channels) {
+  const size_t n = static_cast<size_t>(low_height) * low_width * channels;
+  const seg::DeviceBuffer from = upload(planes, static_cast<size_t>(height) * width * channels),
+                          made(n);
+  seg::cuda::shrink(made.get(), from.get(), low_height, low_width, height, width, channels,
+                    nullptr);
   std::memcpy(out, made.get(), n * sizeof(float));
 }

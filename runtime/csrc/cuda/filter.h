@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace seg::cuda {
 
@@ -20,5 +21,19 @@ void guided_coefficients(float* coefficients, float* scratch, const float* guide
 void guided_filter(float* out, float* scratch, const float* guide, const float* values, int height,
                    int width, int guide_channels, int classes, int radius, float eps,
                    Stream stream);
+
+// The same as seg::apply_coefficients: values [height][width][classes].
+void apply_coefficients(float* values, const float* coefficients, const float* guide,
+                        int low_height, int low_width, int height, int width, int guide_channels,
+                        int classes, Stream stream);
+
+// The same as seg::lift: guide [height][width][3] bytes, guide_channels 3, or 0 to leave it out.
+void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
+          int low_height, int low_width, int height, int width, int guide_channels, int classes,
+          Stream stream);
+
+// The same as seg::shrink: out [low_height][low_width][channels].
+void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+            int channels, Stream stream);
 
 }  // namespace seg::cuda

@@ -230,6 +230,110 @@ struct Apply {
   }
 };
 
+// Where a full-size pixel lies among n_low: between low and high, weight of the second. Pixel
+// centres correspond, as in OpenCV's INTER_LINEAR.
+struct Place {
+  int low, high;
+  float weight;
+  __device__ Place(int i, int n, int n_low) {
+    const double p = min(max((i + 0.5) * n_low / n - 0.5, 0.0), n_low - 1.0);
+    low = static_cast<int>(p);
+    high = min(low + 1, n_low - 1);
+    weight = static_cast<float>(p - low);
+  }
+};
+
+// a . guide + b of a class at a full-size pixel, from coefficients [low_height][G + 1][classes]
+// [low_width]; level[g] is the guide there.
+template <int G>
+struct Lifted {
+  const float* coefficients;
+  int low_height, low_width, height, width, classes;
+
+  __device__ float operator()(const Place& y, const Place& x, int k, const float* level) const {
+    float v = 0;
+    for (int g = 0; g <= G; ++g) {
+      const float* above = row(y.low, g, k);
+      const float* below = row(y.high, g, k);
+      const float left = above[x.low] + y.weight * (below[x.low] - above[x.low]);
+      const float right = above[x.high] + y.weight * (below[x.high] - above[x.high]);
+      const float c = left + x.weight * (right - left);
+      v += g < G ? c * level[g] : c;
+    }
+    return v;
+  }
+  __device__ const float* row(int y, int g, int k) const {
+    return coefficients + ((static_cast<size_t>(y) * (G + 1) + g) * classes + k) * low_width;
+  }
+};
+
+// values [height][width][classes]. A thread has a pixel, so that neighbours share coefficients.
+template <int G>
+__global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guide) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= lifted.width) return;
+  const Place at_y(y, lifted.height, lifted.low_height), at_x(x, lifted.width, lifted.low_width);
+  const size_t n = static_cast<size_t>(y) * lifted.width + x;
+  for (int k = 0; k < lifted.classes; ++k)
+    values[n * lifted.classes + k] = lifted(at_y, at_x, k, guide + n * G);
+}
+
+// The first class with the largest value, and that cut to [0, 1].
+template <int G>
+__global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted,
+                            const uint8_t* guide) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= lifted.width) return;
+  const Place at_y(y, lifted.height, lifted.low_height), at_x(x, lifted.width, lifted.low_width);
+  const size_t n = static_cast<size_t>(y) * lifted.width + x;
+  float level[G + 1];
+  for (int g = 0; g < G; ++g) level[g] = guide[n * G + g] * (1.0f / 255);
+  float best = -3.0e38f;
+  int32_t label = 0;
+  for (int k = 0; k < lifted.classes; ++k) {
+    const float v = lifted(at_y, at_x, k, level);
+    if (v > best) best = v, label = k;
+  }
+  labels[n] = label;
+  confidence[n] = min(max(best, 0.0f), 1.0f);
+}
+
+// Means of planes [height][width][channels] over the area of each of the low pixels.
+__global__ void mean_areas(float* out, const float* planes, int low_height, int low_width,
+                           int height, int width, int channels) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (i >= low_width * channels) return;
+  const int x = i / channels, c = i % channels;
+  const double tall = static_cast<double>(height) / low_height,
+               wide = static_cast<double>(width) / low_width;
+  const double top = y * tall, left = x * wide;
+  float sum = 0;
+  for (int v = static_cast<int>(top); v < height && v < top + tall - 1e-6; ++v) {
+    const float rows = static_cast<float>((min(top + tall, v + 1.0) - max(top, 1.0 * v)) / tall);
+    float line = 0;
+    for (int u = static_cast<int>(left); u < width && u < left + wide - 1e-6; ++u) {
+      const double part = min(left + wide, u + 1.0) - max(left, 1.0 * u);
+      line += static_cast<float>(part / wide) *
+              planes[(static_cast<size_t>(v) * width + u) * channels + c];
+    }
+    sum += rows * line;
+  }
+  out[static_cast<size_t>(y) * low_width * channels + i] = sum;
+}
+
+template <int G>
+void apply_of(float* values, const Lifted<G>& lifted, const float* guide, Stream stream) {
+  const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
+  SEG_LAUNCH(apply_lifted<G>, grid, dim3(kColumns), 0, stream, values, lifted, guide);
+}
+
+template <int G>
+void lift_of(int32_t* labels, float* confidence, const Lifted<G>& lifted, const uint8_t* guide,
+             Stream stream) {
+  const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
+  SEG_LAUNCH(best_lifted<G>, grid, dim3(kColumns), 0, stream, labels, confidence, lifted, guide);
+}
+
 template <class Source>
 void columns(float* out, const Source& source, Size s, int planes, Stream stream) {
   const dim3 grid((s.width + kColumns - 1) / kColumns, (s.height + kChunk - 1) / kChunk, planes);
@@ -296,6 +400,35 @@ void guided_filter(float* out, float* scratch, const float* guide, const float* 
     filter_of(out, scratch, Features<1>{guide, values, classes, s}, eps, stream);
   else
     filter_of(out, scratch, Features<3>{guide, values, classes, s}, eps, stream);
+}
+
+void apply_coefficients(float* values, const float* coefficients, const float* guide,
+                        int low_height, int low_width, int height, int width, int guide_channels,
+                        int classes, Stream stream) {
+  if (guide_channels == 1)
+    apply_of(values, Lifted<1>{coefficients, low_height, low_width, height, width, classes}, guide,
+             stream);
+  else
+    apply_of(values, Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide,
+             stream);
+}
+
+void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
+          int low_height, int low_width, int height, int width, int guide_channels, int classes,
+          Stream stream) {
+  if (guide_channels == 0)
+    lift_of(labels, confidence,
+            Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+  else
+    lift_of(labels, confidence,
+            Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+}
+
+void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+            int channels, Stream stream) {
+  const dim3 grid((low_width * channels + kColumns - 1) / kColumns, low_height);
+  SEG_LAUNCH(mean_areas, grid, dim3(kColumns), 0, stream, out, planes, low_height, low_width,
+             height, width, channels);
 }
 
 }  // namespace seg::cuda
