@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import document as documents
-from benchmarks import machine, metrics, report
+from benchmarks import machine, metrics, peers, report
 from benchmarks.document import Row, summarise
 from benchmarks.step import last_error, thread_counts
 from runtime import load
@@ -54,7 +54,6 @@ EXPORTS = {
     "trace": "trace.json",
     "html": "latency.html",
 }
-PEERS = ("torch-eager", "opencv-guided-filter")
 WARM_STEPS = 2  # of a stream's frame, as in Segmenter.stream
 FRAMES = 64  # of a video, shown to and fro
 WARM_UP, WARM_CALLS = 0.5, 3  # at least so many seconds and calls, after the first one
@@ -374,12 +373,9 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
     percentiles = numbers(args.percentile, "percentile", 1, 99.99)
     seconds = check_positive("duration", args.duration)
     asked = None if args.refine is None else step_counts(args.refine)
-    peers = words(args.peer, "peer", PEERS) if args.peer else []
-    if peers:
-        from benchmarks import peers as others
-
-        for peer in peers:
-            others.check(peer)
+    beside = words(args.peer, "peer", peers.PEERS) if args.peer else []
+    for peer in beside:
+        peers.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
     options |= {"backend": args.backend, "refine_backend": args.refine_backend}
     base = None
@@ -415,11 +411,11 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
             if args.power:
                 watts = power_run(seg, pictures, seconds)
                 document["power"] += [what | watts] if watts else []
-            for peer in peers:
+            for peer in beside:
                 if peer == "torch-eager" and config is None:
                     continue  # it is a refinement
                 print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
-                document["peers"].append(others.PEERS[peer](seg, pictures[0], seconds))
+                document["peers"].append(peers.PEERS[peer](seg, pictures[0], seconds))
 
 
 def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], seconds: float) -> None:
@@ -480,7 +476,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
     backends = ("native", *BACKENDS)
     add("--refine-backend", default="native", choices=backends, help="(%(default)s)")
-    add("--peer", help=f"turn by turn in this process: {', '.join(PEERS)}")
+    add("--peer", help=f"turn by turn in this process: {', '.join(peers.PEERS)}")
     add("--memory", action="store_true", help="peak memory, each in a process of its own")
     add("--power", action="store_true", help="joules a picture, in a run of its own")
     add("--export", default=",".join(EXPORTS), help="written to DIR (%(default)s)")

@@ -197,7 +197,7 @@ _STYLE = f"<style>{STYLE}</style>"
 
 
 def _facts(document: dict[str, Any]) -> str:
-    facts = {"command": " ".join(document["command"]), **document["environment"]}
+    facts = {"command": " ".join(map(str, document["command"])), **document["environment"]}
     facts |= {f"sha256 of {k}": v for k, v in document["hashes"].items()}
     lines = "".join(
         f"<tr><th>{html.escape(k)}<td>{html.escape(v if isinstance(v, str) else json.dumps(v))}"

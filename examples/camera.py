@@ -5,6 +5,7 @@ Draws into a window where there is a display, else prints a line a frame. Ctrl-C
 
 import os
 import sys
+from contextlib import suppress
 
 import cv2
 
@@ -15,7 +16,7 @@ prior = sys.argv[2] if len(sys.argv) > 2 else "kmeans"
 segmenter = Segmenter(prior, refine="fast")  # a quarter of the picture's size
 display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
 
-try:
+with suppress(KeyboardInterrupt):
     for result in segmenter.stream(int(source) if source.isdigit() else source, warm_steps=1):
         frame = result.frame
         for event in frame.events:
@@ -27,5 +28,3 @@ try:
         else:
             print(f"frame {frame.index}: {len(result.segments)} regions, "
                   f"{result.timings['total']:.0f} ms, {frame.dropped} dropped")  # fmt: skip
-except KeyboardInterrupt:
-    pass

@@ -521,7 +521,7 @@ def test_what_a_document_says_of_its_samples_is_worked_out_again(tmp_path):
 
 
 def test_report_leaves_broken_files_out(tmp_path, capsys):
-    changed(tmp_path / "good.json")
+    changed(tmp_path / "good.json", command=[1, None], hashes={"a": 5})
     changed(tmp_path / "bad.json", row_total_ms=5)
     (tmp_path / "other.json").write_text("{}")
     assert page.main([str(tmp_path)]) == 0
