@@ -10,36 +10,52 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __launch_bounds__(threads)
 
+using std::isfinite;
 using std::max;
 using std::min;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
-inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorMemoryAllocation"; }
-inline const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700
+};
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost = 2,
+  cudaMemcpyDeviceToDevice = 3,
+  cudaMemcpyDefault = 4
+};
+enum { cudaStreamNonBlocking = 1, cudaHostAllocMapped = 2 };
+enum { cudaEventDefault = 0, cudaEventDisableTiming = 2 };
+enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 
-inline cudaError_t cudaMalloc(void** p, size_t bytes) {
-  *p = std::malloc(bytes);
-  if (*p == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(*p, 0xff, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFree(void* p) {
-  std::free(p);
-  return cudaSuccess;
-}
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
 
 struct dim3 {
   unsigned x, y, z;
@@ -125,6 +141,31 @@ inline void run_block(size_t threads) {
   }
 }
 
+// Work that a stream captures instead of doing it; null when none does.
+using Work = std::vector<std::function<void()>>;
+inline Work* captured = nullptr;
+inline void enqueue(std::function<void()> work) {
+  if (captured != nullptr)
+    captured->push_back(std::move(work));
+  else
+    work();
+}
+
+// What the next call of the runtime answers, once (or for ever, as after a fault on a device).
+inline cudaError_t planted = cudaSuccess;
+inline bool sticky = false;
+inline size_t allocations_left = ~size_t{0};
+// Which stream was told to wait for which, in order; and one whose work never ends.
+inline std::vector<std::pair<void*, void*>> waits;
+inline void* busy = &waits;
+// The current device of two, and where all device memory is said to lie (-1: on the host).
+inline int device = 0, memory_device = 0;
+inline cudaError_t answer() {
+  const cudaError_t now = planted;
+  if (!sticky) planted = cudaSuccess;
+  return now;
+}
+
 template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
   grid = g, block = b;
@@ -133,7 +174,7 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
       g.z > 65535 || bytes > 48 * 1024)
     fail("a launch that a GPU would refuse");
   if (fibres.size() < threads) fibres = std::vector<Fibre>(threads);
-  body = [&] { kernel(args...); };
+  body = [=] { kernel(args...); };
   for (unsigned z = 0; z < g.z; ++z)
     for (unsigned y = 0; y < g.y; ++y)
       for (unsigned x = 0; x < g.x; ++x) {
@@ -145,7 +186,186 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
       }
 }
 
+template <class Kernel, class... Args>
+cudaError_t later(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
+  const cudaError_t error = answer();
+  if (error == cudaSuccess) enqueue([=] { launch(kernel, g, b, bytes, args...); });
+  return error;
+}
+
 }  // namespace shim
+
+// The runtime's functions that the project calls. Streams do their work at once, in order.
+struct CUstream_st {};
+struct CUevent_st {
+  CUstream_st* stream = nullptr;  // that it was recorded on
+};
+struct CUgraph_st {
+  shim::Work work;
+};
+using cudaStream_t = CUstream_st*;
+using cudaEvent_t = CUevent_st*;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraph_st*;
+
+inline const char* cudaGetErrorName(cudaError_t e) {
+  return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorOther";
+}
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaErrorMemoryAllocation ? "out of memory" : "another error";
+}
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  if (const cudaError_t error = shim::answer()) return error;
+  *p = nullptr;
+  if (shim::allocations_left == 0 || (*p = std::malloc(bytes)) == nullptr)
+    return cudaErrorMemoryAllocation;
+  --shim::allocations_left;
+  std::memset(*p, 0xff, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMalloc(p, bytes); }
+inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+inline cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  *device = host;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+  const cudaError_t error = shim::answer();
+  if (error == cudaSuccess && bytes != 0) shim::enqueue([=] { std::memcpy(to, from, bytes); });
+  return error;
+}
+struct cudaPitchedPtr {
+  void* ptr;
+  size_t pitch, xsize, ysize;
+};
+struct cudaExtent {
+  size_t width, height, depth;
+};
+struct cudaMemcpy3DParms {
+  cudaPitchedPtr srcPtr, dstPtr;
+  cudaExtent extent;
+  cudaMemcpyKind kind;
+};
+inline cudaPitchedPtr make_cudaPitchedPtr(void* p, size_t pitch, size_t x, size_t y) {
+  return {p, pitch, x, y};
+}
+inline cudaExtent make_cudaExtent(size_t width, size_t height, size_t depth) {
+  return {width, height, depth};
+}
+inline cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* parms, cudaStream_t) {
+  const cudaError_t error = shim::answer();
+  const auto row = [](cudaPitchedPtr p, size_t y, size_t z) {
+    return static_cast<char*>(p.ptr) + (z * p.ysize + y) * p.pitch;
+  };
+  if (error == cudaSuccess)
+    shim::enqueue([=, p = *parms] {
+      for (size_t z = 0; z < p.extent.depth; ++z)
+        for (size_t y = 0; y < p.extent.height; ++y)
+          std::memcpy(row(p.dstPtr, y, z), row(p.srcPtr, y, z), p.extent.width);
+    });
+  return error;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  const cudaError_t error = shim::answer();
+  if (error == cudaSuccess) shim::enqueue([=] { std::memset(to, value, bytes); });
+  return error;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new CUstream_st;
+  return shim::answer();
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return shim::answer(); }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  shim::waits.emplace_back(stream, event->stream);
+  return shim::answer();
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st;
+  return shim::answer();
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  return shim::answer();
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const cudaError_t error = shim::answer();
+  return error != cudaSuccess || event->stream != shim::busy ? error : cudaErrorNotReady;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return shim::answer(); }
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+  *milliseconds = 0;
+  return shim::answer();
+}
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  shim::captured = new shim::Work;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = new CUgraph_st{std::move(*shim::captured)};
+  delete std::exchange(shim::captured, nullptr);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                                 unsigned long long) {
+  *exec = new CUgraph_st{graph->work};
+  return shim::answer();
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  const cudaError_t error = shim::answer();
+  if (error == cudaSuccess)
+    for (const auto& work : exec->work) work();
+  return error;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = shim::device;
+  return shim::answer();
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  shim::device = device;
+  return shim::answer();
+}
+inline cudaError_t cudaDeviceSynchronize() { return shim::answer(); }
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+};
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void*) {
+  *to = {shim::memory_device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice,
+         shim::memory_device};
+  return shim::answer();
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
+// One thread runs at a time.
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at += value;
+  return before;
+}
 
 #define blockIdx shim::block_index
 #define blockDim shim::block
@@ -156,6 +376,6 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
 #define SEG_LAUNCH(kernel, grid, block, shared, stream, ...)          \
   do {                                                                \
     (void)(stream);                                                   \
-    shim::launch((kernel), (grid), (block), (shared), __VA_ARGS__);   \
+    CUDA_CHECK(shim::later(kernel, grid, block, shared, __VA_ARGS__)); \
   } while (0)
 #define SEG_SHARED(name) float* const name = shim::shared

@@ -1,4 +1,5 @@
-// The refinement network: its options, and where each tensor lies in the flat state vectors.
+// The refinement network: its options, where each tensor lies in the flat state vectors, and what a
+// run takes and gives.
 //
 //   x_1 = norm(relu(conv3x3(input)))             norm is batch norm with this picture's statistics
 //   x_i = norm(relu(conv3x3(x_{i-1})))           i = 2 .. blocks
@@ -12,6 +13,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace seg {
@@ -97,6 +99,24 @@ struct Network {
     buffers += 2 * channels;
     return {channels, gamma, gamma + channels, mean, mean + channels};
   }
+};
+
+struct StepRecord {
+  double total, first, spatial, guide;  // first: similarity, or the guide term of residual
+  int32_t clusters;                     // distinct labels before the update
+};
+
+// What the prior says: hard [height][width] (-1 = unknown), soft [height][width][classes], or none.
+struct Guide {
+  const int32_t* hard = nullptr;
+  const float* soft = nullptr;
+  int classes = 0;
+};
+
+struct RunResult {
+  int steps = 0;
+  int stop = kSteps;
+  int clusters = 0;  // in the labels returned
 };
 
 }  // namespace seg

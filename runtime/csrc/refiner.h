@@ -11,24 +11,6 @@
 
 namespace seg {
 
-struct StepRecord {
-  double total, first, spatial, guide;  // first: similarity, or the guide term of residual
-  int32_t clusters;                     // distinct labels before the update
-};
-
-// What the prior says: hard [height][width] (-1 = unknown), soft [height][width][classes], or none.
-struct Guide {
-  const int32_t* hard = nullptr;
-  const float* soft = nullptr;
-  int classes = 0;
-};
-
-struct RunResult {
-  int steps = 0;
-  int stop = kSteps;
-  int clusters = 0;  // in the labels returned
-};
-
 // Rectangular assignment of rows to columns (rows <= columns) of least total cost [rows][columns].
 // Shortest augmenting paths, O(rows^2 columns). Allocates in resize() only.
 class Assignment {

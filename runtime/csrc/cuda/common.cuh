@@ -10,7 +10,7 @@
     kernel<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__); \
     CUDA_CHECK(cudaGetLastError());                               \
   } while (0)
-#define SEG_SHARED(name) extern __shared__ float name[]
+#define SEG_SHARED(name) extern __shared__ __align__(16) float name[]
 #endif
 
 #include <cstddef>
@@ -33,16 +33,20 @@ inline void cuda_check(cudaError_t error, const char* call) {
 }
 #define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
 
-// n floats on the device.
+// n floats on the device, at least one.
 class DeviceBuffer {
  public:
+  DeviceBuffer() = default;
   explicit DeviceBuffer(size_t n) {
     void* p = nullptr;
-    CUDA_CHECK(cudaMalloc(&p, n * sizeof(float)));
+    CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(float)));
     data_ = static_cast<float*>(p);
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  DeviceBuffer& operator=(DeviceBuffer&&) = delete;
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
   ~DeviceBuffer() { cudaFree(data_); }
   float* get() const { return data_; }
 
