@@ -24,7 +24,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 using std::isfinite;
 using std::max;
@@ -158,6 +158,7 @@ inline size_t allocations_left = ~size_t{0};
 // Which stream was told to wait for which, in order; and one whose work never ends.
 inline std::vector<std::pair<void*, void*>> waits;
 inline void* busy = &waits;
+inline size_t synchronisations = 0;  // of streams
 // The current device of two, and where all device memory is said to lie (-1: on the host).
 inline int device = 0, memory_device = 0;
 inline cudaError_t answer() {
@@ -184,6 +185,39 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
         run_block(threads);
         std::free(shared);
       }
+}
+
+// A warp's product on tensor cores, as runtime/csrc/cuda/tensor.cuh describes it: lanes lay down what
+// they hold, and each takes the sums that are its own.
+inline bool exact = false;  // tensor cores that round nothing: products can be compared to the bit
+inline float to_tf32(float x) {  // to the nearest, ties away from zero
+  if (exact) return x;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;
+  std::memcpy(&x, &bits, sizeof(bits));
+  return x;
+}
+struct Fragments {
+  float a[32][4], b[32][2];
+};
+inline Fragments fragments[32];  // of each warp
+inline void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  const size_t lane = current % kWarp;
+  Fragments& all = fragments[current / kWarp];
+  std::memcpy(all.a[lane], a, sizeof(a));
+  std::memcpy(all.b[lane], b, sizeof(b));
+  pause(kWarpOnly);
+  const size_t g = lane / 4, t = lane % 4;
+  for (size_t h = 0; h < 4; ++h) {
+    const size_t row = g + h / 2 * 8, column = 2 * t + h % 2;
+    double sum = 0;
+    for (size_t k = 0; k < 8; ++k)
+      sum += static_cast<double>(all.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]) *
+             all.b[column * 4 + k % 4][k / 4];
+    c[h] += static_cast<float>(sum);
+  }
+  pause(kWarpOnly);
 }
 
 template <class Kernel, class... Args>
@@ -283,7 +317,10 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return shim::answer(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++shim::synchronisations;
+  return shim::answer();
+}
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   shim::waits.emplace_back(stream, event->stream);
   return shim::answer();

@@ -393,6 +393,12 @@ __global__ void sum_parts(float* gradient, const float* parts, int n, int count,
   gradient[e] = static_cast<float>(add ? gradient[e] + sum : sum);
 }
 
+inline void run_sum(float* gradient, const float* parts, int n, int count, bool add,
+                    cudaStream_t stream) {
+  SEG_LAUNCH(sum_parts, dim3((n + kSumWide - 1) / kSumWide), dim3(kSumWide * kSumTall),
+             kSumWide * kSumTall * sizeof(double), stream, gradient, parts, n, count, add);
+}
+
 // The gradients by weights and bias, which lie behind each other; parts is scratch.
 template <int Taps, int Ins, class Source, class Slope>
 void run_conv_gradient(float* gradient, float* parts, const Source& source, const Slope& slope,
@@ -402,9 +408,7 @@ void run_conv_gradient(float* gradient, float* parts, const Source& source, cons
   SEG_LAUNCH((conv_gradient<Taps, Ins, Source, Slope>),
              dim3(p.blocks, (in + across - 1) / across, (out + down - 1) / down),
              dim3(p.outs * p.ins * p.lanes), p.shared, stream, parts, source, slope, in, out, p, s);
-  const int n = out * in * Taps * Taps + out;
-  SEG_LAUNCH(sum_parts, dim3((n + kSumWide - 1) / kSumWide), dim3(kSumWide * kSumTall),
-             kSumWide * kSumTall * sizeof(double), stream, gradient, parts, n, p.parts(), add);
+  run_sum(gradient, parts, out * in * Taps * Taps + out, p.parts(), add, stream);
 }
 
 }  // namespace seg::cuda

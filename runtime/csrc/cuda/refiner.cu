@@ -5,6 +5,7 @@
 #include "conv.cuh"
 #include "pixel.cuh"
 #include "refiner.h"
+#include "tensor.cuh"
 
 namespace seg::cuda {
 namespace {
@@ -59,7 +60,7 @@ struct Refiner::Work {
     cudaGraphExec_t exec = nullptr;
   };
 
-  Work(const RefineOptions& options, int height, int width);
+  Work(const RefineOptions& options, int height, int width, bool tensor_cores);
 
   size_t layout(float* base);
   size_t layout_guide(float* base, const Guide& guide);
@@ -78,9 +79,29 @@ struct Refiner::Work {
   bool residual() const { return options.objective == kResidual; }
   bool normed() const { return options.final_bn != kNormNone; }
   bool skips() const { return options.skip != kSkipNone; }
-  const float* weight(const Conv& conv) const { return parameters + conv.weight; }
+
+  // One of the network's convolutions, by the kernels that were chosen.
+  template <int Taps, bool Turned, class Source, class Emit>
+  void convolve(const Emit& emit, const Source& source, const Conv& conv) {
+    const int in = Turned ? conv.out : conv.in, out = Turned ? conv.in : conv.out;
+    const float* weights = parameters + conv.weight;
+    if (tensor_cores)
+      run_conv_tensor<Taps, Turned>(emit, source, weights, in, out, s, stream);
+    else
+      run_conv<Taps, Turned>(emit, source, weights, in, out, s, stream);
+  }
+  // The gradients by its weights and bias.
+  template <int Taps, int Ins>
+  void differentiate(const Input& source, const Gradient& slope, const Conv& conv, bool add) {
+    float* to = gradient + conv.weight;
+    if (tensor_cores)
+      run_conv_gradient_tensor<Taps>(to, parts, source, slope, conv.in, conv.out, add, s, stream);
+    else
+      run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s, stream);
+  }
 
   RefineOptions options;
+  bool tensor_cores;
   Network network;
   Extent s;
   size_t pixels;
@@ -114,8 +135,9 @@ struct Refiner::Work {
   GuideMemory guide{};
 };
 
-Refiner::Work::Work(const RefineOptions& options, int height, int width)
+Refiner::Work::Work(const RefineOptions& options, int height, int width, bool tensor_cores)
     : options(options),
+      tensor_cores(tensor_cores),
       network(options),
       s{height, width, (width + kRun - 1) / kRun * kRun},
       pixels(static_cast<size_t>(height) * width),
@@ -180,6 +202,7 @@ size_t Refiner::Work::layout(float* base) {
   loss_sums = take_doubles(static_cast<size_t>(kLosses) * blocks);
   size_t most = 0;
   const auto room = [&](const Conv& conv, int parts) {
+    if (tensor_cores) parts = tensor_parts(conv.in, conv.out, s);
     most = std::max(
         most,
         parts * (static_cast<size_t>(conv.kernel) * conv.kernel * conv.in * conv.out + conv.out));
@@ -317,25 +340,24 @@ void Refiner::Work::finish(const Norm& of, const NormState& state, bool running)
 
 // From the input to the labels; residual: and the soft-max and the guide term.
 void Refiner::Work::forward(bool running) {
-  Input x{input, NormState{}, nullptr, s.plane()};
+  const Input picture{input, NormState{}, nullptr, s.plane()};
+  Input x = picture;
   for (int i = 0; i < options.blocks; ++i) {
     const Conv& conv = network.conv[i];
-    run_conv<3, false>(
-        Forward{activation[i], parameters + conv.bias, nullptr, sums, conv.out, true, s}, x,
-        weight(conv), conv.in, conv.out, s, stream);
+    convolve<3, false>(
+        Forward{activation[i], parameters + conv.bias, nullptr, sums, conv.out, true, s}, x, conv);
     finish(network.norm[i], norm[i], running);
     x = {activation[i], norm[i], nullptr, s.plane()};
   }
   if (skips()) {
     const Conv& conv = network.skip;
-    run_conv<3, false>(Forward{skip, parameters + conv.bias, nullptr, nullptr, conv.out, false, s},
-                       Input{input, NormState{}, nullptr, s.plane()}, weight(conv), conv.in,
-                       conv.out, s, stream);
+    convolve<3, false>(Forward{skip, parameters + conv.bias, nullptr, nullptr, conv.out, false, s},
+                       picture, conv);
   }
   const Conv& conv = network.head;
-  run_conv<1, false>(Forward{head, parameters + conv.bias, log_prior, normed() ? sums : nullptr,
+  convolve<1, false>(Forward{head, parameters + conv.bias, log_prior, normed() ? sums : nullptr,
                              conv.out, false, s},
-                     feature(), weight(conv), conv.in, conv.out, s, stream);
+                     feature(), conv);
   if (normed()) finish(network.head_norm, head_norm, running);
   if (residual())
     SEG_LAUNCH(soften, dim3(blocks), dim3(kThreads), kThreads * sizeof(double), stream, head,
@@ -405,28 +427,23 @@ void Refiner::Work::backward() {
     norm_gradient(network.head_norm, head_norm, kShares);
     slope = {d_response, head, head_norm, false, plane};
   }
-  run_conv_gradient<1, 4>(gradient + top.weight, parts, feature(), slope, top.in, top.out, false, s,
-                          stream);
-  run_conv<1, true>(
+  differentiate<1, 4>(feature(), slope, top, false);
+  convolve<1, true>(
       Backward{d_feature, activation[last_block], norm[last_block].mean, sums, top.in, s}, slope,
-      weight(top), top.out, top.in, s, stream);
+      top);
   norm_gradient(network.norm[last_block], norm[last_block], s.tiles());
-  if (skips()) {  // a shared skip is conv1, whose own share comes on top
-    const Conv& conv = network.skip;
-    run_conv_gradient<3, 1>(gradient + conv.weight, parts, picture,
-                            Gradient{d_feature, nullptr, NormState{}, false, plane}, conv.in,
-                            conv.out, false, s, stream);
-  }
+  if (skips())  // a shared skip is conv1, whose own share comes on top
+    differentiate<3, 1>(picture, Gradient{d_feature, nullptr, NormState{}, false, plane},
+                        network.skip, false);
   float *d = d_feature, *other = spare;
   for (int i = last_block; i >= 0; --i) {
     const Conv& conv = network.conv[i];
     slope = {d, activation[i], norm[i], true, plane};
     const Input x = i > 0 ? Input{activation[i - 1], norm[i - 1], nullptr, plane} : picture;
-    run_conv_gradient<3, 1>(gradient + conv.weight, parts, x, slope, conv.in, conv.out,
-                            i == 0 && options.skip == kSkipShared, s, stream);
+    differentiate<3, 1>(x, slope, conv, i == 0 && options.skip == kSkipShared);
     if (i == 0) break;
-    run_conv<3, true>(Backward{other, activation[i - 1], norm[i - 1].mean, sums, conv.in, s}, slope,
-                      weight(conv), conv.out, conv.in, s, stream);
+    convolve<3, true>(Backward{other, activation[i - 1], norm[i - 1].mean, sums, conv.in, s}, slope,
+                      conv);
     norm_gradient(network.norm[i - 1], norm[i - 1], s.tiles());
     std::swap(d, other);
   }
@@ -489,8 +506,8 @@ int Refiner::Work::count_labels() {
   return static_cast<int>(std::count(found.begin(), found.end(), 1));
 }
 
-Refiner::Refiner(const RefineOptions& options, int height, int width)
-    : work_(std::make_unique<Work>(options, height, width)) {}
+Refiner::Refiner(const RefineOptions& options, int height, int width, bool tensor_cores)
+    : work_(std::make_unique<Work>(options, height, width, tensor_cores)) {}
 Refiner::Refiner(Refiner&&) noexcept = default;
 Refiner::~Refiner() = default;
 

@@ -15,8 +15,9 @@ namespace seg::cuda {
 
 class Refiner {
  public:
-  // On the current device, which has to be current in all calls.
-  Refiner(const RefineOptions& options, int height, int width);
+  // On the current device, which has to be current in all calls. With tensor_cores (compute
+  // capability 8.0) convolutions round their inputs to TF32; otherwise all is float32.
+  Refiner(const RefineOptions& options, int height, int width, bool tensor_cores);
   Refiner(Refiner&&) noexcept;
   ~Refiner();
 
