@@ -1,5 +1,6 @@
 # Everything from a fresh clone: make demo | test | check. Needs Python >= 3.10 with venv and headers, and a
 # C++17 compiler (Debian: python3-venv python3-dev g++).
+# Where there is nvcc, the CUDA module is built as well; setup.py says how to choose.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 
-from runtime.errors import DeviceError, InputError, MissingBackend
+from runtime.device import CudaDevice, cuda_devices, cuda_problem, parse_device
+from runtime.errors import DeviceError, MissingBackend
+
+_BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
 
 
 def devices() -> list[str]:
-    """Devices that this machine can use."""
-    return ["cpu"]
+    """Devices that this machine can use; "cuda" where at least one GPU can run the CUDA module."""
+    try:
+        compiled, problem = cuda_module().architectures(), cuda_problem()
+        able = problem is None and not all(no_code_for(gpu, compiled) for gpu in cuda_devices())
+    except (MissingBackend, DeviceError):  # no module; a GPU that cannot be described
+        able = False
+    return ["cpu", "cuda"] if able else ["cpu"]
 
 
 def targets() -> list[str]:
@@ -27,13 +37,16 @@ def target() -> str:
 
 
 def backend(device: str) -> ModuleType:
-    """The module that computes on ``device``."""
-    if device == "cuda":
-        raise MissingBackend(
-            "device 'cuda' is not in this build: it has the CPU core only", fix="use device='cpu'"
-        )
-    if device != "cpu":
-        raise InputError(f"device is {device!r}; wanted 'cpu' or 'cuda'")
+    """The module that computes on ``device``: "cpu", "cuda", or one GPU of several, "cuda:1".
+
+    Raises
+    ------
+    InputError : there is no such name. MissingBackend : its module is not built; no driver or GPU.
+    DeviceError : no GPU has this number, or the module has no code for it.
+    """
+    kind, index = parse_device(device)
+    if kind == "cuda":
+        return _cuda(index)
     try:
         from runtime import _core
     except ImportError as error:
@@ -43,8 +56,66 @@ def backend(device: str) -> ModuleType:
     return _core
 
 
+def cuda_module() -> ModuleType:
+    """The CUDA module, if it is built. Importing it needs no driver and asks for none."""
+    try:
+        import runtime._cuda as module
+    except ImportError as error:
+        raise MissingBackend(
+            f"the CUDA module is not built ({error})",
+            fix=_BUILD,
+        ) from error
+    return module
+
+
+def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
+    """One sentence that says why ``gpu`` cannot run what is compiled in; empty where it can.
+
+    Parameters
+    ----------
+    compiled : compute capabilities: "8.6" is machine code, which runs on that major version, from
+        that minor version on; "12.0+ptx" is PTX, which the driver compiles for that and all above.
+    """
+    have = _version(gpu.compute_capability)
+    for name in compiled:
+        code = _version(name.removesuffix("+ptx"))
+        if code <= have and (name.endswith("+ptx") or code[0] == have[0]):
+            return ""
+    known = ", ".join(name for name in compiled if not name.endswith("+ptx"))
+    newer = " and newer" * any(name.endswith("+ptx") for name in compiled)
+    return (
+        f"cuda:{gpu.index} ({gpu.name}, compute capability {gpu.compute_capability}) is not among "
+        f"those this build has code for: {known}{newer}"
+    )
+
+
+def build_for(capability: str) -> str:
+    """The line that builds the CUDA module for this compute capability."""
+    return f"SEG_CUDA_ARCHS={capability.replace('.', '')} {_BUILD}"
+
+
 def default_threads() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache  # a driver's answers stay; what raises is asked again
+def _cuda(index: int) -> ModuleType:
+    """The CUDA module, once it is known that this GPU can run it."""
+    module = cuda_module()
+    if problem := cuda_problem():
+        raise problem
+    gpus = cuda_devices()
+    if index >= len(gpus):
+        here = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
+        raise DeviceError(f"there is no cuda:{index}; here is {here}", fix="name one of these")
+    if why := no_code_for(gpus[index], module.architectures()):
+        raise DeviceError(why, fix=build_for(gpus[index].compute_capability))
+    return module
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

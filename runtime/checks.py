@@ -1,4 +1,8 @@
-"""Argument checks with messages that name the argument, what came, what was wanted, and the fix."""
+"""Argument checks with messages that name the argument, what came, what was wanted, and the fix.
+
+With ``gpu``, arrays of runtime._cuda pass as well. They are neither converted nor looked into, as
+that would wait for the GPU: their shape and dtype are checked, their values are not.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,48 @@ import numpy as np
 
 from runtime.errors import InputError
 
+_DLPACK_CUDA = 2  # DLPack's number for a GPU's memory
+
 
 class UnknownGuide(InputError):
     """A guide that knows nothing of its picture."""
 
 
-def check_image(image: Any, name: str = "image") -> np.ndarray:
+def on_gpu(value: Any) -> bool:
+    """Whether ``value`` is an array on a GPU: PyTorch's, CuPy's, JAX's, Numba's, or our own."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == _DLPACK_CUDA:
+        return True
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def check_host(name: str, value: Any) -> np.ndarray:
+    """An array of NumPy; one on a GPU is not copied down in silence."""
+    if on_gpu(value):
+        raise InputError(
+            f"{name} is on a GPU; wanted an array of NumPy",
+            fix="use device='cuda', or copy it first: x.cpu() in PyTorch, x.get() in CuPy",
+        )
+    return np.asarray(value)
+
+
+def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
+    """An array on a GPU that has this dtype already."""
+    if array.dtype != dtype:
+        raise InputError(
+            f"{name} has dtype {array.dtype}; wanted {wanted}",
+            fix="convert it first: arrays on a GPU are taken as they are",
+        )
+    return array
+
+
+def check_image(image: Any, name: str = "image", *, gpu: bool = False) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1], C-contiguous."""
-    array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]")
+    array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]", gpu=gpu)
     if array.ndim != 3 or array.shape[2] != 3:
         raise InputError(f"{name} has shape {array.shape}; wanted (H, W, 3)")
-    if array.size and (array.min() < -1e-3 or array.max() > 1 + 1e-3):
+    if isinstance(array, np.ndarray) and (array.min() < -1e-3 or array.max() > 1 + 1e-3):
         raise InputError(
             f"{name} has values from {array.min():g} to {array.max():g}; wanted [0, 1]",
             fix="divide 8-bit pictures by 255",
@@ -26,8 +61,12 @@ def check_image(image: Any, name: str = "image") -> np.ndarray:
     return array
 
 
-def _check_float(name: str, value: Any, wanted: str, finite: bool = True) -> np.ndarray:
-    array = np.asarray(value)
+def _check_float(
+    name: str, value: Any, wanted: str, *, finite: bool = True, gpu: bool = False
+) -> np.ndarray:
+    if gpu and on_gpu(value):
+        return check_gpu_dtype(name, value, np.float32, wanted)
+    array = check_host(name, value)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise InputError(f"{name} has dtype {array.dtype}; wanted {wanted}")
     if array.size == 0:
@@ -48,25 +87,33 @@ def check_finite(name: str, array: np.ndarray) -> None:
 
 
 def check_planes(
-    name: str, value: Any, channels: tuple[int, ...] | None = None, finite: bool = True
+    name: str,
+    value: Any,
+    channels: tuple[int, ...] | None = None,
+    finite: bool = True,
+    *,
+    gpu: bool = False,
 ) -> np.ndarray:
     """(H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1). ``channels``: allowed K."""
-    array = _check_float(name, value, "(H, W) or (H, W, K) float32", finite)
+    array = _check_float(name, value, "(H, W) or (H, W, K) float32", finite=finite, gpu=gpu)
     if array.ndim == 2:
-        array = array[..., None]
+        array = array.reshape(*array.shape, 1)
     if array.ndim != 3 or (channels and array.shape[2] not in channels):
         allowed = "K" if channels is None else " or ".join(map(str, channels))
-        raise InputError(f"{name} has shape {np.shape(value)}; wanted (H, W) or (H, W, {allowed})")
+        raise InputError(f"{name} has shape {array.shape}; wanted (H, W) or (H, W, {allowed})")
     return array
 
 
-def check_guide(guide: Any, height: int, width: int) -> np.ndarray:
+def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np.ndarray:
     """(H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero (unknown); or (H, W)
-    int32 labels with -1 = unknown."""
-    array = np.asarray(guide)
+    int32 labels with -1 = unknown. On a GPU they have to be such already."""
+    array = guide if gpu and on_gpu(guide) else check_host("guide", guide)
     wanted = f"({height}, {width}, C) probabilities or ({height}, {width}) integer labels"
-    if array.ndim not in (2, 3) or array.shape[:2] != (height, width) or array.size == 0:
+    if array.ndim not in (2, 3) or array.shape[:2] != (height, width) or 0 in array.shape:
         raise InputError(f"guide has shape {array.shape}; wanted {wanted}")
+    if not isinstance(array, np.ndarray):
+        dtype = np.int32 if array.ndim == 2 else np.float32
+        return check_gpu_dtype("guide", array, dtype, f"{wanted}, {dtype.__name__}")
     if array.ndim == 2:
         if array.dtype.kind not in "iu":
             raise InputError(f"guide has dtype {array.dtype}; labels must be integers")

@@ -77,7 +77,8 @@ def report() -> dict[str, Any]:
 
     Returns
     -------
-    package, python, modules, cuda, libraries, trtexec, jetson, owners, cache : the facts.
+    package, python, modules, cuda, cuda_module, libraries, trtexec, jetson, owners, cache : the
+        facts.
     targets : name -> {"ready": bool, "why": str, "fix": str}: what can be run and built here.
     problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed, may not be wanted),
         "clash" (installed twice, or in versions that differ) or "broken" (installed and failing).
@@ -96,6 +97,7 @@ def report() -> dict[str, Any]:
         },
         "modules": modules,
         "cuda": cuda,
+        "cuda_module": _cuda_module(cuda),
         "libraries": _libraries(modules, trtexec),
         "trtexec": trtexec,
         "jetson": jetson(),
@@ -190,6 +192,26 @@ def _cuda() -> dict[str, Any]:
     facts["absence"] = _sentence(problem) if problem else ""
     facts["fix"] = problem.fix if problem else ""
     facts["broken"] = problem is not None and not isinstance(problem, MissingBackend)
+    return facts
+
+
+def _cuda_module(cuda: dict[str, Any]) -> dict[str, Any]:
+    """What runtime._cuda is compiled for, on which GPUs it runs, and why not on the others."""
+    facts: dict[str, Any] = {"built": False, "compiled": [], "runs_on": [], "refused": []}
+    facts |= {"error": "", "fix": "", "broken": False}
+    try:
+        facts["compiled"] = backend.cuda_module().architectures()
+    except MissingBackend as error:
+        broken = not isinstance(error.__cause__, ModuleNotFoundError)
+        return facts | {"error": _sentence(error), "fix": error.fix, "broken": broken}
+    facts["built"] = True
+    for gpu in cuda["devices"]:
+        why = backend.no_code_for(device.CudaDevice(**gpu), facts["compiled"])
+        if why:
+            fix = backend.build_for(gpu["compute_capability"])
+            facts["refused"].append({"why": why, "fix": fix})
+        else:
+            facts["runs_on"].append(f"cuda:{gpu['index']}")
     return facts
 
 
@@ -408,6 +430,11 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
         found.append(("broken" if cuda["broken"] else "missing", cuda["absence"], cuda["fix"]))
     elif modules["onnxruntime"]["unresolved"]:
         found.append(("missing", *_need_provider(facts)))
+    module = facts["cuda_module"]
+    if module["broken"] or (module["error"] and cuda["devices"]):  # without a GPU none is needed
+        kind = "broken" if module["broken"] else "missing"
+        found.append((kind, module["error"], module["fix"]))
+    found += [("missing", refused["why"], refused["fix"]) for refused in module["refused"]]
     found += [("clash", *clash) for clash in (*_double_owners(facts), *_differing(facts))]
     if facts["cache"]["error"]:
         fix = "export XDG_CACHE_HOME=/a/folder/you/may/write"
@@ -490,6 +517,7 @@ def render(report: dict[str, Any]) -> str:
         memory = f"{gpu['free_bytes'] / 2**30:.1f} of {gpu['memory_bytes'] / 2**30:.1f} GiB free"
         capability = f"compute capability {gpu['compute_capability']}"
         rows.append((f"cuda:{gpu['index']}", f"{gpu['name']}, {capability}, {memory}"))
+    rows.append(("CUDA module", _render_cuda_module(report["cuda_module"])))
     for library in report["libraries"]:
         told = f"{library['version'] or 'version unknown'}  {library['path']}"
         told += f"  ({', '.join(library['found_by']) or 'not on a search path'})"
@@ -515,6 +543,15 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {problem['kind']}: {problem['what']}")
         lines.append(f"    fix: {problem['fix']}")
     return "\n".join(lines)
+
+
+def _render_cuda_module(module: dict[str, Any]) -> str:
+    if not module["built"]:
+        return f"{module['error']}; device='cuda' needs it: {module['fix']}"
+    told = f"for compute capability {', '.join(module['compiled'])}"
+    if module["runs_on"] or module["refused"]:
+        told += f"; runs on {', '.join(module['runs_on']) or 'no GPU that is here'}"
+    return told
 
 
 # The machine

@@ -144,9 +144,15 @@ class Refinement(NamedTuple):
 
 
 def open_refinement(
-    bundle: Bundle, *, backend: str = "native", device: str = "cpu", threads: int | None = None
+    bundle: Bundle,
+    *,
+    backend: str = "native",
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
 ) -> Refinement:
-    """The refinement on the native core, or by the bundle's step graph on ``backend``."""
+    """The refinement on the device's native module (in ``precision``), or by the bundle's step
+    graph on ``backend``."""
     trained = trained_state(bundle)
     own = bundle.refine()
 
@@ -161,7 +167,13 @@ def open_refinement(
             def make(height: int, width: int, classes: np.ndarray | None) -> Any:
                 count = None if classes is None else len(classes)
                 refiner = Refiner(
-                    height, width, classes=count, device=device, threads=threads, **config.options()
+                    height,
+                    width,
+                    classes=count,
+                    device=device,
+                    precision=precision,
+                    threads=threads,
+                    **config.options(),
                 )
                 return start(config, refiner, classes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +15,19 @@ from runtime.checks import (
     check_count,
     check_finite,
     check_guide,
+    check_host,
     check_image,
     check_planes,
     check_positive,
+    on_gpu,
     sum_classes,
 )
+from runtime.device import cuda_devices, parse_device
 from runtime.errors import InputError
 from runtime.options import RefineOptions
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
+_MOST_ROWS = 65535  # of a picture on a GPU, whose grids end there
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 _CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
     "skip": ("none", "shared", "own"),
@@ -63,7 +67,9 @@ class Refiner:
     height, width : size of the pictures in pixels.
     classes : channels of the response map. Residual: the number of guide classes (required).
         The others: ``channels``, and may be left out.
-    device : "cpu".
+    device : "cpu", "cuda", "cuda:1".
+    precision : "fp32"; or on a GPU of compute capability 8.0 "tf32": convolutions on tensor cores,
+        their inputs rounded to 10 bits of mantissa, sums in float32.
     threads : most threads; all processors when None. The answer does not depend on it.
     target : instruction set for tests ("" = the one in use).
     options : see :class:`RefineOptions`.
@@ -71,6 +77,7 @@ class Refiner:
     Raises
     ------
     InputError : an option or size out of range.
+    MissingBackend, DeviceError : no such GPU, or not enough memory on it.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Refiner:
         *,
         classes: int | None = None,
         device: str = "cpu",
+        precision: str = "fp32",
         threads: int | None = None,
         target: str = "",
         **options: Any,
@@ -97,7 +105,12 @@ class Refiner:
         core, threads = backend(device), _thread_count(threads)
         _target_or_default(target)
         self._native = core.Refiner(
-            self.height, self.width, _native_options(self.options, self.classes), threads, target
+            self.height,
+            self.width,
+            _native_options(self.options, self.classes),
+            threads,
+            target,
+            **check_precision(device, precision),
         )
         self._initial = network.initial_state(self.options, self.classes)
         self.load_state_dict(self._initial)
@@ -293,6 +306,31 @@ def _target_or_default(name: str) -> None:
     target()  # a wrong SEG_ISA gets its own message
 
 
+def check_precision(device: str, precision: str) -> dict[str, Any]:
+    """What a Refiner on a GPU takes besides: its number, and whether to use tensor cores.
+
+    Raises
+    ------
+    InputError : a precision that this device does not have.
+    """
+    if precision not in ("fp32", "tf32"):
+        raise InputError(f"precision is {precision!r}; wanted 'fp32' or 'tf32'")
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        if precision != "fp32":
+            raise InputError(f"precision is {precision!r}; the CPU has 'fp32' only")
+        return {}
+    if precision == "tf32":
+        gpu = next((gpu for gpu in cuda_devices() if gpu.index == index), None)
+        if gpu is not None and int(gpu.compute_capability.partition(".")[0]) < 8:
+            raise InputError(
+                f"precision 'tf32' needs compute capability 8.0; cuda:{index} ({gpu.name}) has "
+                f"{gpu.compute_capability}",
+                fix="precision='fp32'",
+            )
+    return {"device": index, "tensor_cores": precision == "tf32"}
+
+
 def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
     plain = {name: _CODES[name].index(getattr(options, name)) for name in _CODES}
     same = (
@@ -328,6 +366,7 @@ def refine(
     guide: np.ndarray | None = None,
     *,
     device: str = "cpu",
+    precision: str = "fp32",
     threads: int | None = None,
     initial: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
@@ -344,7 +383,15 @@ def refine(
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
         count = None if classes is None else len(classes)
-        refiner = Refiner(height, width, classes=count, device=device, threads=threads, **options)
+        refiner = Refiner(
+            height,
+            width,
+            classes=count,
+            device=device,
+            precision=precision,
+            threads=threads,
+            **options,
+        )
         if initial is not None:
             refiner.load_state_dict(network.select_classes(config, initial, classes))
         return refiner
@@ -389,6 +436,7 @@ def guided_filter(
     eps: float = 1e-3,
     subsample: int = 1,
     device: str = "cpu",
+    stream: int | None = None,
     threads: int | None = None,
 ) -> np.ndarray:
     """Guided filter (He, Sun, Tang, TPAMI 2013), its fast form (He, Sun 2015), joint upsampling.
@@ -403,18 +451,27 @@ def guided_filter(
         borders and divided by their true area.
     eps : regularisation: contrast (variance) below it is smoothed.
     subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
+    device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
+        PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
+        and float32. They are not copied, and not searched for NaN, which would wait for the GPU.
+    stream : the cudaStream_t to work on, as an integer; the module's own when None.
 
     Returns
     -------
-    (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped.
+    (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped. If an argument was
+    on the GPU, so is the result: a ``runtime._cuda.Array``, with both protocols and ``numpy()``,
+    which ``stream`` fills when it comes to it.
 
     Raises
     ------
     InputError : shapes that do not fit, NaN, a radius below 1.
+    DeviceError : the GPU fails, or its memory is full.
     """
+    stays = on_gpu(guide) or on_gpu(values)
+    core, where, guide, values = _placed(device, stream, guide=guide, values=values)
+    guide = check_planes("guide", guide, (1, 3), finite=bool(where), gpu=bool(where))
     two_dimensional = np.ndim(values) == 2
-    guide = check_planes("guide", guide, (1, 3), finite=False)
-    values = check_planes("values", values, finite=False)
+    values = check_planes("values", values, finite=bool(where), gpu=bool(where))
     radius = check_count("radius", radius, 1, 2**20)
     subsample = check_count("subsample", subsample, 1, 2**20)
     eps = check_positive("eps", eps)
@@ -423,8 +480,9 @@ def guided_filter(
             f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
             fix="filter at the size of the values: resize the guide up",
         )
-    core, threads = backend(device), _thread_count(threads)
+    threads = _thread_count(threads)
     target()
+    guide, values = _moved(core, where, guide=guide, values=values)
     size = [-(-n // subsample) for n in values.shape[:2]]
     if subsample > 1:
         radius = max(1, round(radius / subsample))
@@ -432,18 +490,43 @@ def guided_filter(
     def shrink(name: str, planes: np.ndarray) -> np.ndarray:
         low = planes
         if planes.shape[:2] != tuple(size):
-            low = core.shrink(planes, *size, threads)
-        if not np.isfinite(low).all():  # a mean shows any NaN that went into it
+            low = core.shrink(planes, *size, threads, **where)
+        if not where and not np.isfinite(low).all():  # a mean shows any NaN that went into it
             check_finite(name, planes)
         return low
 
     low, values = shrink("guide", guide), shrink("values", values)
     if low.shape == guide.shape:
-        out = core.guided_filter(guide, values, radius, eps, threads)
+        out = core.guided_filter(guide, values, radius, eps, threads, **where)
     else:
-        coefficients = core.guided_coefficients(low, values, radius, eps, threads)
-        out = core.apply_coefficients(coefficients, guide, threads)
-    return out[..., 0] if two_dimensional else out
+        coefficients = core.guided_coefficients(low, values, radius, eps, threads, **where)
+        out = core.apply_coefficients(coefficients, guide, threads, **where)
+    if two_dimensional:
+        out = out.reshape(*out.shape[:2])
+    return out.numpy() if where and not stays else out
+
+
+def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
+    """The device's module, the further keywords of its functions ("cuda": device and stream), and
+    the arrays, those on the GPU as the module's own."""
+    core, (kind, index) = backend(device), parse_device(device)
+    if kind == "cpu":
+        if stream is not None:
+            raise InputError(f"stream is {stream!r}, but device is 'cpu', which has none")
+        return core, {}, *arrays.values()
+    if stream is not None:
+        stream = check_count("stream", stream, 0, 2**64 - 1)
+    where = {"device": index, "stream": stream}
+    taken = (core.as_array(a, n, **where) if on_gpu(a) else a for n, a in arrays.items())
+    return core, where, *taken
+
+
+def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
+    """The checked arrays, on the GPU if that is where the work is."""
+    for name, array in arrays.items():
+        if where and array.shape[0] > _MOST_ROWS:
+            raise InputError(f"{name} has {array.shape[0]} rows; a GPU takes {_MOST_ROWS} at most")
+        yield core.to_device(array, **where) if where and not on_gpu(array) else array
 
 
 def lift(
@@ -454,6 +537,7 @@ def lift(
     radius: int = 2,
     eps: float = 1e-3,
     device: str = "cpu",
+    stream: int | None = None,
     threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels at full size from low-resolution scores, without ever holding full-size scores.
@@ -465,33 +549,45 @@ def lift(
     low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: lift with the colour
         guided filter. None: lift bilinearly.
     radius, eps : of the guided filter, radius in pixels of ``scores``.
+    device, stream : as in :func:`guided_filter`; with a GPU the arrays may lie on it, and are not
+        looked into then.
 
     Returns
     -------
     labels (H, W) int32, arg max of the lifted scores; confidence (H, W) float32, its value cut to
-    [0, 1].
+    [0, 1]. On the GPU if an argument was.
     """
-    picture = np.asarray(image)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise InputError(
-            f"image is {picture.shape} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1"
-        )
-    scores = check_planes("scores", scores)
-    if scores.shape[0] > picture.shape[0] or scores.shape[1] > picture.shape[1]:
-        raise InputError(f"scores {scores.shape[:2]} are larger than the image {picture.shape[:2]}")
-    core, threads = backend(device), _thread_count(threads)
+    stays = on_gpu(image) or on_gpu(scores) or on_gpu(low_image)
+    core, where, picture, scores, low_image = _placed(
+        device, stream, image=image, scores=scores, low_image=low_image
+    )
+    if not (where and on_gpu(picture)):
+        picture = check_host("image", picture)
+    size = picture.shape
+    if picture.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or 0 in size:
+        raise InputError(f"image is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1")
+    scores = check_planes("scores", scores, gpu=bool(where))
+    if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
+        raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")
+    threads = _thread_count(threads)
     target()
-    if low_image is None:
+    picture, scores = _moved(core, where, image=picture, scores=scores)
+    if low_image is None and where:
+        coefficients = core.bilinear_coefficients(scores, **where)
+    elif low_image is None:
         coefficients = np.moveaxis(scores[:, :, None, :], 1, -1)
     else:
-        low_image = check_image(low_image, "low_image")
+        low_image = check_image(low_image, "low_image", gpu=bool(where))
         if low_image.shape[:2] != scores.shape[:2]:
             raise InputError(
                 f"low_image is {low_image.shape[:2]}; wanted the size of scores {scores.shape[:2]}"
             )
         radius, eps = check_count("radius", radius, 1, 2**20), check_positive("eps", eps)
-        coefficients = core.guided_coefficients(low_image, scores, radius, eps, threads)
-    return core.lift(coefficients, np.ascontiguousarray(picture), threads)
+        coefficients = core.guided_coefficients(low_image, scores, radius, eps, threads, **where)
+    if not where:
+        picture = np.ascontiguousarray(picture)
+    labels, confidence = core.lift(coefficients, picture, threads, **where)
+    return (labels.numpy(), confidence.numpy()) if where and not stays else (labels, confidence)
 
 
 def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide, check_positive
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
-from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
-from runtime.ops import refine_with
+from runtime.errors import BundleError, EngineMismatch, InputError
+from runtime.ops import check_precision, refine_with
 from runtime.prior import as_probabilities
 from runtime.resize import resize
 from sdk.image import load_image
@@ -50,9 +50,11 @@ class Segmenter:
     min_area : regions under this many pixels join a neighbour. None: 0 when the prior names its
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu", or "cuda", "cuda:1": where networks and step graphs run. The guided filter and
-        the native refinement have no CUDA build yet, so a GPU needs ``refine_backend`` other than
-        "native" (or refine=None), and the filter stays on the CPU.
+    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
+        With a ``refine_backend`` other than "native", or refine=None where the CUDA module is not
+        built, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
+    precision : of the native refinement on a GPU: "fp32", or "tf32" (tensor cores, compute
+        capability 8.0): faster, and labels that differ here and there.
     backend : what runs the prior's network: "onnx" (ONNX Runtime), or the bundle's engine of
         TensorRT ("trt") or TensorRT for RTX ("rtx"). Nothing else is tried.
     refine_backend : "native" (the C++ core), or the bundle's step graph on "onnx", "trt" or "rtx".
@@ -62,8 +64,8 @@ class Segmenter:
 
     Raises
     ------
-    InputError, BundleError, MissingBackend, EngineMismatch : each names what was wrong, and the
-        fix.
+    InputError, BundleError, MissingBackend, DeviceError, EngineMismatch : each names what was
+        wrong, and the fix.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Segmenter:
         min_area: int | None = None,
         imgsz: int | tuple[int, int] | None = None,
         device: str = "cpu",
+        precision: str = "fp32",
         backend: str = "onnx",
         refine_backend: str = "native",
         self_test: str = "once",
@@ -98,11 +101,13 @@ class Segmenter:
         self.refine, self.filter, self.min_area = refine, filter, min_area
         processors = default_threads()
         self.device, self.threads = device, min(threads or processors, processors)
-        if parse_device(device)[0] == "cuda" and refine is not None and refine_backend == "native":
-            raise MissingBackend(
-                f"device is {device!r}, but the native refinement has no CUDA build yet",
-                fix="use device='cpu', or refine_backend='onnx' with a bundle, or refine=None",
-            )
+        kind, _ = parse_device(device)
+        self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
+        if refine is None and kind == "cuda" and "cuda" not in runtime.backend.devices():
+            self._core = "cpu"  # an engine may run where the CUDA module is not built
+        self._precision = precision
+        check_precision(self._core, precision)
+        runtime.backend.backend(self._core)  # says why it cannot be had
         self._pool: ThreadPoolExecutor | None = None
         self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._info: dict[str, Any] = {"device": device, "self_test": None}
@@ -117,7 +122,7 @@ class Segmenter:
                 fix="python -m export --model kmeans|segformer|PATH.onnx -o NAME.bundle",
             )
         self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
-        self._info |= {"prior": self.prior.backend, "refine": f"cpu-{runtime.target()}"}
+        self._info |= {"prior": self.prior.backend, "refine": self._core_text()}
 
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, self_test: str
@@ -134,12 +139,15 @@ class Segmenter:
             raise InputError(
                 f"refine_backend is {refine_backend!r}; wanted 'native' or one of {BACKENDS}"
             )
-        on = "cpu" if refine_backend == "native" else self.device
         self._refinement = load.open_refinement(
-            bundle, backend=refine_backend, device=on, threads=self.threads
+            bundle,
+            backend=refine_backend,
+            device=self._core if refine_backend == "native" else self.device,
+            precision=self._precision,
+            threads=self.threads,
         )
         self._trained = self.refine is not None and load.starts_trained(bundle, self.refine)
-        refine_text = self._refinement.text or f"cpu-{runtime.target()}"
+        refine_text = self._refinement.text or self._core_text()
         self._info |= {
             "bundle": str(bundle.path),
             "prior": self.prior.backend,
@@ -244,6 +252,7 @@ class Segmenter:
             low_image=low_image,
             radius=radius,
             eps=eps,
+            device=self._core,
             threads=self.threads,
         )
         clock.lap("filter")
@@ -397,10 +406,24 @@ class Segmenter:
             return self._refinement.make(self.refine)(height, width, classes)
         count = None if classes is None else len(classes)
         options = self.refine.options()
-        return runtime.Refiner(height, width, classes=count, threads=self.threads, **options)
+        return runtime.Refiner(
+            height,
+            width,
+            classes=count,
+            device=self._core,
+            precision=self._precision,
+            threads=self.threads,
+            **options,
+        )
+
+    def _core_text(self) -> str:
+        """What computes the native parts, in words."""
+        if self._core == "cpu":
+            return f"cpu-{runtime.target()}"
+        return f"cuda:{parse_device(self._core)[1]} {self._precision}"
 
     def _refine_text(self) -> str:
-        core = f"cpu-{runtime.target()}"
+        core = self._core_text()
         if self._refinement is None or self._refinement.text is None or self.refine is None:
             return core
         return f"{self._refinement.text} step + {core}"
@@ -419,7 +442,15 @@ class Segmenter:
         wanted = None if self.refine.objective == "dynaseg" else guide
         if self._refinement is None:
             options = self.refine.options()
-            result = runtime.refine(low, wanted, threads=self.threads, progress=progress, **options)
+            result = runtime.refine(
+                low,
+                wanted,
+                device=self._core,
+                precision=self._precision,
+                threads=self.threads,
+                progress=progress,
+                **options,
+            )
         else:
             make = self._refinement.make(self.refine)
             result = refine_with(

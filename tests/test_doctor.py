@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime.errors import DeviceError, MissingBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+CUDA_MODULE = backend.cuda_module  # before any test replaces it
 
 
 def compile_c(source, path, *flags):
@@ -55,10 +57,11 @@ def module(state="ready", version="", providers=(), mapped=(), error="", file=No
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine that has the core and OpenCV and else nothing; tests add to ``modules``."""
+    """A machine that has both native modules and OpenCV, else nothing; tests add to ``modules``."""
     modules = {name: module("absent") for name in doctor._MODULES} | {"cv2": module()}
     monkeypatch.setattr(doctor, "_probe", lambda name: dict(modules[name.split(".")[0]]))
     monkeypatch.setattr(doctor, "owners_of_modules", dict)
+    plant_cuda_module(monkeypatch, ["8.6", "9.0", "9.0+ptx"])
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
     monkeypatch.setattr(device, "_DRIVER", str(tmp_path / "libcuda.so.1"))
     monkeypatch.setattr(device, "_TEGRA_RELEASE", tmp_path / "none")
@@ -79,6 +82,11 @@ def plant_gpu(monkeypatch, capability="8.6", name="NVIDIA GeForce RTX 3060"):
     monkeypatch.setattr(device, "cuda_problem", lambda: None)
     monkeypatch.setattr(device, "cuda_devices", lambda: [gpu])
     monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.6")
+
+
+def plant_cuda_module(monkeypatch, compiled):
+    module = types.SimpleNamespace(architectures=lambda: compiled)
+    monkeypatch.setattr(backend, "cuda_module", lambda: module)
 
 
 def kinds(report, word):
@@ -265,6 +273,60 @@ def test_a_core_that_is_not_built(machine, monkeypatch):
         "fix": "pip install .",
     }
     assert "the C++ core is not built (no _core)" in doctor.render(report)
+
+
+def test_what_the_cuda_module_is_compiled_for_without_a_gpu(machine):
+    report = doctor.report()
+    assert report["cuda_module"] == {
+        "built": True,
+        "compiled": ["8.6", "9.0", "9.0+ptx"],
+        "runs_on": [],
+        "refused": [],
+        "error": "",
+        "fix": "",
+        "broken": False,
+    }
+    assert not kinds(report, "CUDA module") and not kinds(report, "has code for")
+    text = doctor.render(report)
+    assert "CUDA module       for compute capability 8.6, 9.0, 9.0+ptx\n" in text
+
+
+def test_a_gpu_that_the_cuda_module_runs_on(machine, monkeypatch):
+    plant_gpu(monkeypatch)
+    report = doctor.report()
+    assert report["cuda_module"]["runs_on"] == ["cuda:0"] and not kinds(report, "has code for")
+    assert "8.6, 9.0, 9.0+ptx; runs on cuda:0\n" in doctor.render(report)
+
+
+def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
+    plant_gpu(monkeypatch, "7.5", "Tesla T4")
+    report = doctor.report()
+    found = problem(report, "cuda:0 (Tesla T4, compute capability 7.5) is not among those")
+    assert found["kind"] == "missing" and "SEG_CUDA_ARCHS=75 pip install" in found["fix"]
+    assert report["cuda_module"]["runs_on"] == []
+    assert "; runs on no GPU that is here\n" in doctor.render(report)
+
+
+def test_a_cuda_module_that_is_not_built_is_missed_only_beside_a_gpu(machine, monkeypatch):
+    monkeypatch.setattr(backend, "cuda_module", CUDA_MODULE)
+    monkeypatch.setitem(sys.modules, "runtime._cuda", None)
+    report = doctor.report()
+    assert not report["cuda_module"]["built"] and not kinds(report, "CUDA module")
+    text = doctor.render(report)
+    assert "CUDA module       the CUDA module is not built (" in text
+    assert "; device='cuda' needs it: pip install -e .   (in a clone, with nvcc on PATH)\n" in text
+    plant_gpu(monkeypatch)
+    found = problem(doctor.report(), "the CUDA module is not built")
+    assert found["kind"] == "missing" and "with nvcc on PATH" in found["fix"]
+
+
+def test_a_cuda_module_that_cannot_be_loaded_is_broken(machine, monkeypatch):
+    def fail():
+        raise MissingBackend("the CUDA module is not built (undefined symbol)", fix="build it")
+
+    monkeypatch.setattr(backend, "cuda_module", fail)
+    found = problem(doctor.report(), "undefined symbol")
+    assert (found["kind"], found["fix"]) == ("broken", "build it")
 
 
 # Jetson

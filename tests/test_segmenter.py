@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import runtime
 from runtime.config import PRESETS
-from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
+from runtime.errors import BundleError, DeviceError, InputError
 from runtime.prior import KMeansPrior
 from sdk import FilterConfig, RefineConfig, Segmenter
 
@@ -674,7 +674,8 @@ def test_preset_and_its_changes():
         ({"threads": 0}, InputError, "threads is 0; wanted 1 to 1024"),
         ({"threads": True}, InputError, "threads is True; wanted a whole number"),
         ({"device": "tpu"}, InputError, "device is 'tpu'; wanted 'cpu', 'cuda'"),
-        ({"device": "cuda"}, MissingBackend, r"(?s)device is 'cuda', but the native.*fix: use"),
+        ({"precision": "tf32"}, InputError, "precision is 'tf32'; the CPU has 'fp32' only"),
+        ({"precision": "fp8"}, InputError, "precision is 'fp8'; wanted 'fp32' or 'tf32'"),
         ({"prior": "resnet"}, InputError, r"(?s)prior is 'resnet'; wanted 'kmeans'.*fix: use"),
         ({"prior": 7}, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
     ],

@@ -11,6 +11,7 @@
 
 #include "cpu/kernels.h"
 #include "filter.h"
+#include "python.h"
 #include "refiner.h"
 
 namespace py = pybind11;
@@ -445,31 +446,6 @@ py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   return py::make_tuple(regions, merged, count);
 }
 
-seg::RefineOptions to_options(const py::dict& d) {
-  seg::RefineOptions o;
-  o.objective = py::cast<int>(d["objective"]);
-  o.classes = py::cast<int>(d["classes"]);
-  o.channels = py::cast<int>(d["channels"]);
-  o.blocks = py::cast<int>(d["blocks"]);
-  o.skip = py::cast<int>(d["skip"]);
-  o.final_bn = py::cast<int>(d["final_bn"]);
-  o.weighting = py::cast<int>(d["weighting"]);
-  o.mapping = py::cast<int>(d["mapping"]);
-  o.huber = py::cast<bool>(d["huber"]);
-  o.diagonals = py::cast<bool>(d["diagonals"]);
-  o.min_labels = py::cast<int>(d["min_labels"]);
-  o.early_stop = py::cast<float>(d["early_stop"]);
-  o.lr = py::cast<float>(d["lr"]);
-  o.momentum = py::cast<float>(d["momentum"]);
-  o.mu = py::cast<float>(d["mu"]);
-  o.beta = py::cast<float>(d["beta"]);
-  o.lambda = py::cast<float>(d["lam"]);
-  o.sigma = py::cast<float>(d["sigma"]);
-  o.balance = py::cast<float>(d["balance"]);
-  o.distances = py::cast<std::vector<int>>(d["offsets"]);
-  return o;
-}
-
 py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
               int steps, const std::function<bool(int)>& progress) {
   const int h = self.height(), w = self.width(), classes = self.options().classes;
@@ -507,18 +483,7 @@ py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, 
       return progress && progress(done);
     });
   }
-  const int written = std::min(result.steps + (result.stop == seg::kDiverged), steps);
-  py::array_t<double> losses({written, 4});
-  Ints clusters(written);
-  for (int i = 0; i < written; ++i) {
-    const seg::StepRecord& r = records[i];
-    double* row = losses.mutable_data() + 4 * i;
-    row[0] = r.total;
-    row[1] = r.first;
-    row[2] = r.spatial;
-    row[3] = r.guide;
-    clusters.mutable_data()[i] = r.clusters;
-  }
+  const auto [losses, clusters] = seg::to_arrays(records, result);
   return py::make_tuple(scores, labels, losses, clusters, result.steps, result.stop,
                         result.clusters);
 }
@@ -587,7 +552,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<seg::Refiner>(m, "Refiner")
       .def(py::init([](int height, int width, const py::dict& options, int threads,
                        const std::string& target) {
-             return seg::Refiner(to_options(options), height, width, threads, kernels(target));
+             return seg::Refiner(seg::to_options(options), height, width, threads, kernels(target));
            }),
            "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "")
       .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a)

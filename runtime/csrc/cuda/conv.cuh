@@ -69,10 +69,12 @@ struct Gradient {
   }
 };
 
-// Where a thread's results lie: kRun pixels from (y, x) of four channels from o; count of the
-// pixels are in the picture.
+// Where a thread's results lie: kRun pixels from (y, x), count of which are in the picture, of a
+// column of four among span channels from first on.
 struct Place4 {
-  int o, y, x, count, column, run, span, tile;
+  int first, y, x, count, column, run, span, tile;
+  __device__ int channel(int j) const { return first + column * kFour + j; }
+  __device__ bool works() const { return column * kFour < span; }
 };
 
 __device__ inline void store_run(float* to, const float (&v)[kRun][kFour], int j) {
@@ -95,9 +97,9 @@ struct Forward {
     const size_t n = s.at(p.y, p.x);
 #pragma unroll
     for (int j = 0; j < kFour; ++j) {
-      const int c = p.o + j;
+      const int c = p.channel(j);
       float sum = 0, m2 = 0;
-      if (c < channels && p.count > 0) {
+      if (p.works() && c < channels && p.count > 0) {
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
           v[i][j] += bias[c];
@@ -111,16 +113,15 @@ struct Forward {
         for (int i = 0; i < kRun; ++i)
           if (i < p.count) m2 += (v[i][j] - mean) * (v[i][j] - mean);
       }
-      if (sums == nullptr) continue;
+      if (sums == nullptr || !p.works()) continue;
       shared[p.run * p.span + p.column * kFour + j] = sum;
       shared[(kRuns + p.run) * p.span + p.column * kFour + j] = m2;
     }
     if (sums == nullptr) return;
     __syncthreads();
-    const int first = p.o - p.column * kFour, top = p.tile / s.across() * kTall,
-              left = p.tile % s.across() * kWide;
+    const int top = p.tile / s.across() * kTall, left = p.tile % s.across() * kWide;
     for (int c = threadIdx.x; c < p.span; c += blockDim.x) {
-      if (first + c >= channels) break;
+      if (p.first + c >= channels) break;
       float total = 0, m2 = 0;
       for (int r = 0; r < kRuns; ++r) total += shared[r * p.span + c];
       const float mean = total / s.inside(p.tile);
@@ -131,8 +132,8 @@ struct Forward {
         const float off = shared[r * p.span + c] / count - mean;
         m2 += shared[(kRuns + r) * p.span + c] + count * off * off;
       }
-      sums[static_cast<size_t>(first + c) * s.tiles() + p.tile] = total;
-      sums[static_cast<size_t>(channels + first + c) * s.tiles() + p.tile] = m2;
+      sums[static_cast<size_t>(p.first + c) * s.tiles() + p.tile] = total;
+      sums[static_cast<size_t>(channels + p.first + c) * s.tiles() + p.tile] = m2;
     }
   }
 };
@@ -149,9 +150,9 @@ struct Backward {
     const size_t n = s.at(p.y, p.x);
 #pragma unroll
     for (int j = 0; j < kFour; ++j) {
-      const int c = p.o + j;
+      const int c = p.channel(j);
       float a = 0, b = 0;
-      if (c < channels && p.count > 0) {
+      if (p.works() && c < channels && p.count > 0) {
         store_run(out + c * s.plane() + n, v, j);
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
@@ -160,20 +161,20 @@ struct Backward {
           b += v[i][j] * (x[c * s.plane() + n + i] - mean[c]);
         }
       }
+      if (!p.works()) continue;
       shared[p.run * p.span + p.column * kFour + j] = a;
       shared[(kRuns + p.run) * p.span + p.column * kFour + j] = b;
     }
     __syncthreads();
-    const int first = p.o - p.column * kFour;
     for (int c = threadIdx.x; c < p.span; c += blockDim.x) {
-      if (first + c >= channels) break;
+      if (p.first + c >= channels) break;
       float a = 0, b = 0;
       for (int r = 0; r < kRuns; ++r) {
         a += shared[r * p.span + c];
         b += shared[(kRuns + r) * p.span + c];
       }
-      sums[static_cast<size_t>(first + c) * s.tiles() + p.tile] = a;
-      sums[static_cast<size_t>(channels + first + c) * s.tiles() + p.tile] = b;
+      sums[static_cast<size_t>(p.first + c) * s.tiles() + p.tile] = a;
+      sums[static_cast<size_t>(channels + p.first + c) * s.tiles() + p.tile] = b;
     }
   }
 };
@@ -251,10 +252,7 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
   }
   const int y = top + row, x0 = left + at;
   const int count = y < s.height ? max(0, min(kRun, s.width - x0)) : 0;
-  emit(
-      sum,
-      Place4{first + column * kFour, y, x0, count, column, run, span, static_cast<int>(blockIdx.x)},
-      shared);
+  emit(sum, Place4{first, y, x0, count, column, run, span, static_cast<int>(blockIdx.x)}, shared);
 }
 
 template <int Taps, bool Turned, class Source, class Emit>

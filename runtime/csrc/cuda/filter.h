@@ -4,9 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+struct CUstream_st;  // what the runtime calls a cudaStream_t points to
+
 namespace seg::cuda {
 
-using Stream = struct CUstream_st*;
+using Stream = ::CUstream_st*;
 
 // Floats of scratch memory that a picture of this size needs.
 size_t filter_scratch(int height, int width, int guide_channels, int classes);
@@ -31,6 +33,10 @@ void apply_coefficients(float* values, const float* coefficients, const float* g
 void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
           int low_height, int low_width, int height, int width, int guide_channels, int classes,
           Stream stream);
+
+// Scores [height][width][classes] as coefficients of a bilinear lift.
+void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,
+                           int classes, Stream stream);
 
 // The same as seg::shrink: out [low_height][low_width][channels].
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,

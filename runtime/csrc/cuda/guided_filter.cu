@@ -321,6 +321,15 @@ __global__ void mean_areas(float* out, const float* planes, int low_height, int 
   out[static_cast<size_t>(y) * low_width * channels + i] = sum;
 }
 
+// coefficients [height][classes][width] from scores [height][width][classes].
+__global__ void lay_rows(float* coefficients, const float* scores, size_t pixels, int width,
+                         int classes) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= pixels * classes) return;
+  const size_t n = i / classes, y = n / width;
+  coefficients[(y * classes + i % classes) * width + n % width] = scores[i];
+}
+
 template <int G>
 void apply_of(float* values, const Lifted<G>& lifted, const float* guide, Stream stream) {
   const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
@@ -422,6 +431,13 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
   else
     lift_of(labels, confidence,
             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+}
+
+void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,
+                           int classes, Stream stream) {
+  const size_t pixels = static_cast<size_t>(height) * width, n = pixels * classes;
+  SEG_LAUNCH(lay_rows, dim3(static_cast<unsigned>((n + kColumns - 1) / kColumns)), dim3(kColumns),
+             0, stream, coefficients, scores, pixels, width, classes);
 }
 
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,

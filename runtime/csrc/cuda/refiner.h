@@ -1,5 +1,5 @@
-// Test-time refinement on the device: the same as seg::Refiner, with pictures, guides and results in
-// device memory. A step is a CUDA graph that is replayed; the loop decides on the device when to
+// Test-time refinement on the device: the same as seg::Refiner, with pictures, guides and results
+// in device memory. A step is a CUDA graph that is replayed; the loop decides on the device when to
 // stop, the host looks a few steps later.
 #pragma once
 

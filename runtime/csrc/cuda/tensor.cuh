@@ -127,10 +127,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
       for (int i = 0; i < kRun; ++i)
         v[i][j] = results[(column * kFour + j) * kPartPitch + run * kRun + i];
-    const int o = first + part + column * kFour;
-    const bool used = part + column * kFour < kSpan;
-    emit(v, Place4{used ? o : out, y, x0, count, column, run, min(kPart, kSpan - part), tile},
-         room);
+    emit(v, Place4{first + part, y, x0, count, column, run, min(kPart, kSpan - part), tile}, room);
     __syncthreads();
   }
 }

@@ -1,0 +1,127 @@
+"""Types of the CUDA module: the functions of runtime._core, on a GPU.
+
+Arguments are NumPy's arrays, which are copied up, or arrays on the GPU (``__dlpack__`` or
+``__cuda_array_interface__``), which are taken as they are. Results are NumPy's if all arguments
+were, and :class:`Array` otherwise. ``threads`` and ``target`` are not used. ``stream`` is a
+cudaStream_t as an integer, None the module's own; it has to live until arrays made on it do not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+class Array:
+    """A C-contiguous array on a GPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def numpy(self) -> np.ndarray: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
+    def reshape(self, *shape: int) -> Array: ...
+
+def architectures() -> list[str]: ...
+def runtime_version() -> int: ...
+def to_device(array: np.ndarray, device: int = 0, stream: int | None = None) -> Array: ...
+def as_array(
+    value: Any, name: str = "array", device: int = 0, stream: int | None = None
+) -> Array: ...
+def guided_coefficients(
+    guide: Any,
+    values: Any,
+    radius: int,
+    eps: float,
+    threads: int,
+    target: str = "",
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any: ...
+def guided_filter(
+    guide: Any,
+    values: Any,
+    radius: int,
+    eps: float,
+    threads: int,
+    target: str = "",
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any: ...
+def apply_coefficients(
+    coefficients: Any,
+    guide: Any,
+    threads: int,
+    target: str = "",
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any: ...
+def shrink(
+    planes: Any,
+    height: int,
+    width: int,
+    threads: int,
+    target: str = "",
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any: ...
+def lift(
+    coefficients: Any,
+    image: Any,
+    threads: int,
+    target: str = "",
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> tuple[Any, Any]: ...
+def bilinear_coefficients(scores: Any, *, device: int = 0, stream: int | None = None) -> Any: ...
+
+class Refiner:
+    """As runtime._core.Refiner; ``image`` and a soft ``guide`` may lie on the GPU."""
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        options: dict[str, Any],
+        threads: int,
+        target: str = "",
+        device: int = 0,
+        tensor_cores: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        image: Any,
+        guide: Any,
+        label_floor: int,
+        steps: int,
+        progress: Callable[[int], bool] | None,
+    ) -> tuple[Any, Any, np.ndarray, np.ndarray, int, int, int]: ...
+    def state(self) -> dict[str, Any]: ...
+    def set_state(
+        self, parameters: np.ndarray, momenta: np.ndarray, buffers: np.ndarray, batches: int
+    ) -> None: ...
+    def arena_bytes(self) -> int: ...
+    def milliseconds(self) -> float:
+        """Of the last run's steps, on the GPU's clock."""

@@ -1,0 +1,205 @@
+// runtime._cuda: the functions of runtime._core on a GPU, for arrays of NumPy and for arrays that
+// are there already. runtime/ops.py has checked every argument.
+#include <sstream>
+
+#include "arrays.h"
+#include "filter.h"
+#include "refiner_binding.h"
+
+namespace cuda = seg::cuda;
+using namespace pybind11::literals;
+using cuda::Array;
+using cuda::Call;
+using cuda::on_device;
+using cuda::StreamArgument;
+
+namespace {
+
+// The last line of defence: ops.py gives better messages.
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(std::string("runtime._cuda: ") + what);
+}
+
+Array to_device(const py::array& array, int device, const StreamArgument& stream) {
+  const auto name = py::str(array.dtype().attr("name")).cast<std::string>();
+  const auto* type = std::find(std::begin(cuda::kNames), std::end(cuda::kNames), name);
+  if (type == std::end(cuda::kNames))
+    cuda::refuse("array has dtype " + name + "; wanted " + cuda::kTypes);
+  const auto compact = py::array::ensure(array, py::array::c_style);
+  return on_device(device, [&] {
+    Call call(device, stream);
+    return call.keep(call.upload("array", compact, static_cast<cuda::Type>(type - cuda::kNames)));
+  });
+}
+
+Array as_array(const py::object& value, const std::string& name, int device,
+               const StreamArgument& stream) {
+  if (!cuda::is_array(value)) cuda::refuse(name + " is no array on a GPU");
+  return on_device(device, [&] {
+    Call call(device, stream);
+    return call.keep(call.view(name, value));
+  });
+}
+
+// Threads and target are of the other modules' functions, and of no use here.
+
+py::object guided_coefficients(const py::object& guide, const py::object& values, int radius,
+                               double eps, int, const std::string&, int device,
+                               const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array g = call.take<float>("guide", guide, 3), v = call.take<float>("values", values, 3);
+    const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
+    require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
+            "guided_coefficients: shapes differ");
+    const Array out = call.make<float>({height, channels + 1, k, width});
+    float* scratch = call.scratch(cuda::filter_scratch(height, width, channels, k));
+    cuda::guided_coefficients(out.as<float>(), scratch, g.as<float>(), v.as<float>(), height, width,
+                              channels, k, radius, static_cast<float>(eps), call.stream());
+    return call.give(out);
+  });
+}
+
+py::object guided_filter(const py::object& guide, const py::object& values, int radius, double eps,
+                         int, const std::string&, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array g = call.take<float>("guide", guide, 3), v = call.take<float>("values", values, 3);
+    const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
+    require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
+            "guided_filter: shapes differ");
+    const Array out = call.make<float>({height, width, k});
+    float* scratch = call.scratch(cuda::filter_scratch(height, width, channels, k));
+    cuda::guided_filter(out.as<float>(), scratch, g.as<float>(), v.as<float>(), height, width,
+                        channels, k, radius, static_cast<float>(eps), call.stream());
+    return call.give(out);
+  });
+}
+
+py::object apply_coefficients(const py::object& coefficients, const py::object& guide, int,
+                              const std::string&, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array c = call.take<float>("coefficients", coefficients, 4),
+                g = call.take<float>("guide", guide, 3);
+    const int low_height = c.shape[0], k = c.shape[2], low_width = c.shape[3];
+    const int height = g.shape[0], width = g.shape[1], channels = g.shape[2];
+    require((channels == 1 || channels == 3) && c.shape[1] == channels + 1 &&
+                low_height <= height && low_width <= width,
+            "apply_coefficients: shapes differ");
+    const Array out = call.make<float>({height, width, k});
+    cuda::apply_coefficients(out.as<float>(), c.as<float>(), g.as<float>(), low_height, low_width,
+                             height, width, channels, k, call.stream());
+    return call.give(out);
+  });
+}
+
+py::object shrink(const py::object& planes, int height, int width, int, const std::string&,
+                  int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array p = call.take<float>("planes", planes, 3);
+    const int full_height = p.shape[0], full_width = p.shape[1], k = p.shape[2];
+    require(height > 0 && width > 0 && height <= full_height && width <= full_width,
+            "shrink: it would grow");
+    const Array out = call.make<float>({height, width, k});
+    cuda::shrink(out.as<float>(), p.as<float>(), height, width, full_height, full_width, k,
+                 call.stream());
+    return call.give(out);
+  });
+}
+
+py::tuple lift(const py::object& coefficients, const py::object& image, int, const std::string&,
+               int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array c = call.take<float>("coefficients", coefficients, 4),
+                i = call.take<uint8_t>("image", image, 3);
+    const int low_height = c.shape[0], channels = static_cast<int>(c.shape[1]) - 1, k = c.shape[2],
+              low_width = c.shape[3], height = i.shape[0], width = i.shape[1];
+    require((channels == 0 || channels == 3) && i.shape[2] == 3 && low_height <= height &&
+                low_width <= width,
+            "lift: shapes differ");
+    const Array labels = call.make<int32_t>({height, width}),
+                confidence = call.make<float>({height, width});
+    cuda::lift(labels.as<int32_t>(), confidence.as<float>(), c.as<float>(), i.as<uint8_t>(),
+               low_height, low_width, height, width, channels, k, call.stream());
+    return py::make_tuple(call.give(labels), call.give(confidence));
+  });
+}
+
+// Scores (h, w, k) as the coefficients (h, 1, k, w) of a bilinear lift.
+py::object bilinear_coefficients(const py::object& scores, int device,
+                                 const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array s = call.take<float>("scores", scores, 3);
+    const int height = s.shape[0], width = s.shape[1], k = s.shape[2];
+    const Array out = call.make<float>({height, 1, k, width});
+    cuda::bilinear_coefficients(out.as<float>(), s.as<float>(), height, width, k, call.stream());
+    return call.give(out);
+  });
+}
+
+std::vector<std::string> architectures() {
+#ifdef SEG_CUDA_ARCHITECTURES
+  std::istringstream list(SEG_CUDA_ARCHITECTURES);
+#else
+  std::istringstream list;
+#endif
+  return {std::istream_iterator<std::string>(list), {}};
+}
+
+int runtime_version() {
+  int version = 0;
+  const cudaError_t error = cudaRuntimeGetVersion(&version);  // asks no device
+  return error == cudaSuccess ? version : 0;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "The functions of runtime._core on a GPU. Call them through runtime.ops, which checks.";
+  m.def("architectures", architectures);
+  m.def("runtime_version", runtime_version);
+
+  py::class_<Array>(m, "Array", py::module_local())
+      .def_property_readonly("shape", [](const Array& a) { return py::tuple(py::cast(a.shape)); })
+      .def_property_readonly("dtype",
+                             [](const Array& a) { return py::dtype(cuda::kNames[a.type]); })
+      .def_property_readonly("ndim", [](const Array& a) { return a.shape.size(); })
+      .def_property_readonly("nbytes", &Array::bytes)
+      .def_readonly("device", &Array::device)
+      .def_property_readonly("__cuda_array_interface__", cuda::cuda_array_interface)
+      .def("__dlpack__", cuda::to_dlpack, py::kw_only(), "stream"_a = py::none(),
+           "max_version"_a = py::none(), "dl_device"_a = py::none(), "copy"_a = py::none())
+      .def("__dlpack_device__",
+           [](const Array& a) {
+             return std::make_pair(static_cast<int>(cuda::dl::kCuda), a.device);
+           })
+      .def("numpy", cuda::to_numpy)
+      .def("__array__", cuda::as_numpy, "dtype"_a = py::none(), "copy"_a = py::none())
+      .def("reshape", cuda::reshape)
+      .def("__repr__", [](const Array& a) {
+        return "Array(" + cuda::text(a.shape) + ", " + cuda::kNames[a.type] + ", GPU " +
+               std::to_string(a.device) + ")";
+      });
+  m.def("to_device", to_device, "array"_a, "device"_a = 0, "stream"_a = py::none());
+  m.def("as_array", as_array, "value"_a, "name"_a = "array", "device"_a = 0,
+        "stream"_a = py::none());
+
+  m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+        "threads"_a, "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("guided_filter", guided_filter, "guide"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
+        "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
+        "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "",
+        py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "", py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
+  m.def("bilinear_coefficients", bilinear_coefficients, "scores"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
+
+  cuda::bind_refiner(m);
+}

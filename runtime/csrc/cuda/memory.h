@@ -1,0 +1,177 @@
+// Device memory of the Python module: blocks that are used again, and the order in which streams
+// may do so.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common.cuh"
+
+namespace seg::cuda {
+
+// A fault has ended this process's use of the GPU: nothing here calls CUDA any more.
+inline std::atomic<bool> lost{false};
+
+// Makes a device the current one of this thread until the end of its scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    int current = 0;
+    CUDA_CHECK(cudaGetDevice(&current));
+    if (current == device) return;
+    CUDA_CHECK(cudaSetDevice(device));
+    before_ = current;
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() {
+    if (before_ >= 0 && !lost) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = -1;
+};
+
+// The end of all work that a stream was given so far.
+class Moment {
+ public:
+  explicit Moment(cudaStream_t stream) : stream_(stream) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    if (const cudaError_t error = cudaEventRecord(event_, stream)) {
+      cudaEventDestroy(event_);
+      cuda_check(error, "cudaEventRecord(event_, stream)");
+    }
+  }
+  Moment(const Moment&) = delete;
+  Moment& operator=(const Moment&) = delete;
+  ~Moment() {
+    if (!lost) cudaEventDestroy(event_);
+  }
+  cudaStream_t stream() const { return stream_; }
+  bool passed() const {
+    const cudaError_t error = cudaEventQuery(event_);
+    if (error == cudaErrorNotReady) {
+      cudaGetLastError();  // or the next launch would report it
+      return false;
+    }
+    cuda_check(error, "cudaEventQuery(event_)");
+    return true;
+  }
+  void wait() const { CUDA_CHECK(cudaEventSynchronize(event_)); }
+  // What the stream is given from now on waits for the moment.
+  void hold(cudaStream_t stream) const { CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0)); }
+
+ private:
+  cudaStream_t stream_;
+  cudaEvent_t event_ = nullptr;
+};
+using Moments = std::vector<std::shared_ptr<const Moment>>;
+
+struct Block {
+  void* data = nullptr;
+  size_t bytes = 0;
+  int device = 0;
+  Moments last_uses;  // the next use waits for them
+};
+
+// Blocks that nobody owns, by device and size: cudaMalloc and cudaFree would wait for the device.
+class Pool {
+ public:
+  // Never destroyed: at the end of a process CUDA may be gone before it.
+  static Pool& get() {
+    static Pool& pool = *new Pool;
+    return pool;
+  }
+
+  // A block of the current device for work on the stream.
+  Block take(size_t bytes, int device, cudaStream_t stream) {
+    const size_t size = rounded(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& blocks = free_[{device, size}];
+    for (size_t i = blocks.size(); i-- > 0;) {
+      if (!usable(blocks[i], stream)) continue;
+      for (const auto& moment : blocks[i].last_uses)  // of the stream, or of one with its number
+        if (moment->stream() == stream) moment->hold(stream);
+      Block found = std::move(blocks[i]);
+      blocks.erase(blocks.begin() + static_cast<ptrdiff_t>(i));
+      found.last_uses.clear();
+      return found;
+    }
+    Block made;
+    made.bytes = size;
+    made.device = device;
+    cudaError_t error = cudaMalloc(&made.data, size);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      clear();
+      error = cudaMalloc(&made.data, size);
+    }
+    cuda_check(error, ("cudaMalloc of " + std::to_string(size) + " bytes").c_str());
+    return made;
+  }
+
+  void give(Block&& block) {
+    if (lost) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_[{block.device, block.bytes}].push_back(std::move(block));
+  }
+
+ private:
+  // Eight sizes to a doubling, so that pictures of many sizes share blocks.
+  static size_t rounded(size_t bytes) {
+    size_t step = 512;
+    while (step * 16 <= bytes) step *= 2;
+    return (bytes + step - 1 + !bytes) / step * step;
+  }
+
+  // Whether the stream need not wait for others.
+  static bool usable(const Block& block, cudaStream_t stream) {
+    for (const auto& moment : block.last_uses)
+      if (moment->stream() != stream && !moment->passed()) return false;
+    return true;
+  }
+
+  void clear() {
+    for (auto& [key, blocks] : free_) {
+      for (; !blocks.empty(); blocks.pop_back()) {
+        for (const auto& moment : blocks.back().last_uses) moment->wait();
+        CUDA_CHECK(cudaFree(blocks.back().data));
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  std::map<std::pair<int, size_t>, std::vector<Block>> free_;
+};
+
+// A block with an owner.
+class Memory {
+ public:
+  Memory(size_t bytes, int device, cudaStream_t stream)
+      : block_(Pool::get().take(bytes, device, stream)) {}
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { Pool::get().give(std::move(block_)); }
+  void* data() const { return block_.data; }
+  // Work up to the moment uses the block. Earlier moments of its stream are implied.
+  void used(std::shared_ptr<const Moment> moment) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& m : block_.last_uses) {
+      if (m->stream() != moment->stream()) continue;
+      m = std::move(moment);
+      return;
+    }
+    block_.last_uses.push_back(std::move(moment));
+  }
+
+ private:
+  std::mutex mutex_;
+  Block block_;
+};
+
+}  // namespace seg::cuda

@@ -1,0 +1,124 @@
+// The class Refiner of runtime._cuda.
+#pragma once
+
+#include <pybind11/functional.h>
+
+#include <utility>
+
+#include "../python.h"
+#include "arrays.h"
+#include "refiner.h"
+
+namespace seg::cuda {
+
+struct BoundRefiner {
+  int device;
+  std::unique_ptr<Refiner> refiner;
+
+  BoundRefiner(int height, int width, const RefineOptions& options, int device, bool tensor_cores)
+      : device(device) {
+    on_device(device,
+              [&] { refiner = std::make_unique<Refiner>(options, height, width, tensor_cores); });
+  }
+  BoundRefiner(BoundRefiner&&) noexcept = default;
+  // Whatever a lost GPU held is lost with it.
+  ~BoundRefiner() {
+    if (refiner == nullptr) return;
+    if (lost) {
+      refiner.release();
+      return;
+    }
+    try {
+      const DeviceGuard guard(device);
+      refiner.reset();
+    } catch (const CudaError&) {
+      refiner.release();
+    }
+  }
+};
+
+inline py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide,
+                     int label_floor, int steps, const std::function<bool(int)>& progress) {
+  return on_device(self.device, [&] {
+    Refiner& refiner = *self.refiner;
+    const int height = refiner.height(), width = refiner.width(),
+              classes = refiner.options().classes;
+    Call call(self.device, reinterpret_cast<uintptr_t>(refiner.stream()));
+    const Array picture = call.take<float>("image", image, 3);
+    Guide of;
+    Array prior;
+    const auto fits = [&](const Array& a) { return a.shape[0] == height && a.shape[1] == width; };
+    if (!guide.is_none() && py::cast<int>(guide.attr("ndim")) == 2) {
+      const auto hard = guide.cast<py::array_t<int32_t, py::array::c_style>>();
+      of.classes = 1 + *std::max_element(hard.data(), hard.data() + hard.size());
+      prior = call.take<int32_t>("guide", hard, 2);
+      of.hard = prior.as<int32_t>();
+    } else if (!guide.is_none()) {
+      prior = call.take<float>("guide", guide, 3);
+      of.soft = prior.as<float>();
+      of.classes = static_cast<int>(prior.shape[2]);
+    }
+    if (!fits(picture) || picture.shape[2] != 3 || (!guide.is_none() && !fits(prior)))
+      throw std::invalid_argument("runtime._cuda: image or guide has another size");
+    if (refiner.options().objective == kResidual && (of.soft == nullptr || of.classes != classes))
+      throw std::invalid_argument("runtime._cuda: residual needs probabilities of its classes");
+    const Array scores = call.make<float>({height, width, classes});
+    const Array labels = call.make<int32_t>({height, width});
+    std::vector<StepRecord> records(steps);
+    RunResult result;
+    {
+      const py::gil_scoped_release release;
+      result = refiner.run(scores.as<float>(), labels.as<int32_t>(), records.data(),
+                           picture.as<float>(), of, label_floor, steps, [&](int done) {
+                             const py::gil_scoped_acquire acquire;
+                             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+                             return progress && progress(done);
+                           });
+    }
+    const auto [losses, clusters] = to_arrays(records, result);
+    const auto give = [&](const Array& a) -> py::object {
+      if (!call.stays()) return call.give(a);
+      Array out = call.keep(a);  // complete; the refiner's own stream may end before it
+      out.stream = own_stream(self.device);
+      return py::cast(out);
+    };
+    return py::make_tuple(give(scores), give(labels), losses, clusters, result.steps, result.stop,
+                          result.clusters);
+  });
+}
+
+inline py::dict state(const BoundRefiner& self) {
+  return on_device(self.device, [&] {
+    const Refiner::State s = self.refiner->state();
+    const auto array = [](const std::vector<float>& v) {
+      return py::array_t<float>(v.size(), v.data());
+    };
+    return py::dict("parameters"_a = array(s.parameters), "momenta"_a = array(s.momenta),
+                    "buffers"_a = array(s.buffers), "batches"_a = s.batches);
+  });
+}
+
+inline void set_state(BoundRefiner& self, const std::vector<float>& parameters,
+                      const std::vector<float>& momenta, const std::vector<float>& buffers,
+                      int64_t batches) {
+  on_device(self.device, [&] { self.refiner->set_state({parameters, momenta, buffers, batches}); });
+}
+
+inline void bind_refiner(py::module_& m) {
+  py::class_<BoundRefiner>(m, "Refiner", py::module_local())
+      .def(py::init([](int height, int width, const py::dict& options, int, const std::string&,
+                       int device, bool tensor_cores) {
+             return BoundRefiner(height, width, to_options(options), device, tensor_cores);
+           }),
+           "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "", "device"_a = 0,
+           "tensor_cores"_a = false)
+      .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a)
+      .def("state", state)
+      .def("set_state", set_state, "parameters"_a, "momenta"_a, "buffers"_a, "batches"_a)
+      .def("arena_bytes", [](const BoundRefiner& self) { return self.refiner->arena_bytes(); })
+      .def("milliseconds", [](const BoundRefiner& self) {
+        return on_device(self.device, [&] { return self.refiner->milliseconds(); });
+      });
+}
+
+}  // namespace seg::cuda

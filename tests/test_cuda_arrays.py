@@ -1,0 +1,736 @@
+"""Arrays that are on the GPU already: taken and given without copies, in order of their streams.
+
+The module runs on tests/cuda_module.py's CUDA runtime, where device memory is host memory: NumPy's
+arrays play PyTorch's and CuPy's.
+"""
+
+import ctypes
+import gc
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime import _core, reference
+from runtime.checks import check_guide, check_image, check_planes
+from runtime.errors import DeviceError, InputError
+
+pytest_plugins = ["cuda_module"]
+
+CPU, CUDA, ROCM = 1, 2, 10  # DLPack's numbers
+FILTERED = [(1, 1), (1, 37), (33, 1), (5, 7), (64, 64), (65, 129), (70, 31)]
+
+
+class Interface:
+    """An array as Numba shows it; further keywords replace entries of the interface."""
+
+    def __init__(self, array, **entries):
+        self.array = array
+        face = {"shape": array.shape, "typestr": array.dtype.str, "version": 3}
+        face |= {"data": (array.ctypes.data, False), "strides": None, "stream": None}
+        self.__cuda_array_interface__ = face | entries
+
+
+class Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", Device),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class Plain(ctypes.Structure):
+    name = b"dltensor"
+    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+class Versioned(ctypes.Structure):
+    name = b"dltensor_versioned"
+    _fields_ = (
+        ("high", ctypes.c_uint32),
+        ("low", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", Tensor),
+    )
+
+
+def capsule_functions():
+    api = ctypes.pythonapi
+    api.PyCapsule_New.restype = ctypes.py_object
+    api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = (ctypes.py_object,)
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    return api
+
+
+API = capsule_functions()
+DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+
+
+class Producer:
+    """An array as PyTorch and CuPy give it, which counts how often it is let go."""
+
+    def __init__(self, array, kind=Versioned, *, device=(CUDA, 0), strides=(), offset=0, major=1):
+        self.array, self.kind, self.device, self.asked, self.let_go = array, kind, device, [], 0
+        self.deleter = DELETER(self.delete)
+        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.strides = (ctypes.c_int64 * array.ndim)(*strides) if strides else None
+        self.held = held = kind()
+        held.deleter = ctypes.cast(self.deleter, ctypes.c_void_p)
+        if kind is Versioned:
+            held.high, held.flags = major, 1  # read-only
+        t = held.tensor
+        t.data, t.byte_offset = array.ctypes.data - offset, offset
+        t.device.type, t.device.id, t.ndim = *device, array.ndim
+        t.code, t.bits, t.lanes = CODES[array.dtype.kind], 8 * array.itemsize, 1
+        t.shape = self.shape
+        t.strides = self.strides
+
+    def delete(self, pointer):
+        assert pointer == ctypes.addressof(self.held)
+        self.let_go += 1
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None, **options):
+        if self.kind is Plain and options:
+            raise TypeError("this producer is older than DLPack 1.0")
+        self.asked.append((stream, options))
+        pointer = ctypes.addressof(self.held)
+        self.capsule = API.PyCapsule_New(pointer, self.kind.name, None)
+        return self.capsule
+
+
+class Relabelled:
+    """A module's array with the host's name on it, for NumPy and PyTorch to take."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return CPU, 0
+
+    def __dlpack__(self, *, max_version=None, **_):
+        capsule = self.array.__dlpack__(max_version=max_version)
+        kind = Versioned if max_version else Plain
+        held = kind.from_address(API.PyCapsule_GetPointer(capsule, kind.name))
+        held.tensor.device.type = CPU
+        return capsule
+
+
+def arrays(height, width, channels=3, classes=4):
+    rng = np.random.default_rng(height)
+    guide = rng.random((height, width, channels), dtype=np.float32)
+    return guide, rng.random((height, width, classes), dtype=np.float32)
+
+
+@pytest.fixture(params=[Interface, Producer])
+def wrap(request):
+    """Make a foreign array on the GPU of a NumPy array."""
+    return request.param
+
+
+# ---- Values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", FILTERED)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_filter_equals_the_core(cuda, wrap, size, channels):
+    guide, values = arrays(*size, channels)
+    wanted = runtime.guided_filter(guide, values, radius=3)
+    found = runtime.guided_filter(guide, values, radius=3, device="cuda")
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    out = runtime.guided_filter(wrap(guide), wrap(values), radius=3, device="cuda:0")
+    assert isinstance(out, cuda.Array) and out.shape == values.shape
+    np.testing.assert_array_equal(out.numpy(), found)
+    mixed = runtime.guided_filter(guide, wrap(values), radius=3, device="cuda")
+    np.testing.assert_array_equal(mixed.numpy(), found)
+    flat = runtime.guided_filter(guide, wrap(values[..., 1].copy()), radius=3, device="cuda")
+    assert flat.shape == size
+    np.testing.assert_allclose(flat.numpy(), found[..., 1], atol=1e-6)
+    flat = runtime.guided_filter(guide, values[..., 1], radius=3, device="cuda")
+    np.testing.assert_allclose(flat, found[..., 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("low, size", [((1, 1), (7, 5)), ((5, 7), (33, 41)), ((24, 31), (97, 131))])
+def test_upsampling_equals_the_core(cuda, wrap, low, size):
+    guide, values = arrays(*size)[0], arrays(*low)[1]
+    wanted = runtime.guided_filter(guide, values, radius=2)
+    out = runtime.guided_filter(wrap(guide), wrap(values), radius=2, device="cuda")
+    np.testing.assert_allclose(out.numpy(), wanted, atol=3e-5)
+    found = runtime.guided_filter(guide, values, radius=2, device="cuda")
+    np.testing.assert_array_equal(out.numpy(), found)
+
+
+@pytest.mark.parametrize("subsample", [2, 5])
+def test_subsampling_equals_the_core(cuda, wrap, subsample):
+    guide, values = arrays(43, 57)
+    wanted = runtime.guided_filter(guide, values, radius=6, subsample=subsample)
+    options = {"radius": 6, "subsample": subsample, "device": "cuda"}
+    out = runtime.guided_filter(wrap(guide), wrap(values), **options)
+    np.testing.assert_allclose(out.numpy(), wanted, atol=3e-5)
+    np.testing.assert_array_equal(out.numpy(), runtime.guided_filter(guide, values, **options))
+
+
+@pytest.mark.parametrize("low, size", [((1, 1), (1, 1)), ((1, 1), (7, 5)), ((13, 17), (53, 61))])
+@pytest.mark.parametrize("guided", [False, True])
+def test_lift_equals_the_core(cuda, wrap, low, size, guided):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    low_image, scores = arrays(*low)
+    options = {"low_image": low_image} if guided else {}
+    labels, confidence = runtime.lift(image, scores, **options)
+    found = runtime.lift(image, scores, device="cuda", **options)
+    assert isinstance(found[0], np.ndarray)
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_allclose(found[1], confidence, atol=1e-4)
+    if guided:
+        options = {"low_image": wrap(low_image)}
+    out = runtime.lift(wrap(image), wrap(scores), device="cuda", **options)
+    np.testing.assert_array_equal(out[0].numpy(), found[0])
+    np.testing.assert_array_equal(out[1].numpy(), found[1])
+    assert (out[0].dtype, out[1].dtype) == (np.int32, np.float32)
+    mixed = runtime.lift(image, wrap(scores), device="cuda", **options)
+    np.testing.assert_array_equal(mixed[0].numpy(), labels)
+
+
+def test_native_functions_take_and_give_numpy(cuda):
+    """A device is a module: the core's arguments give the core's results."""
+    guide, values = arrays(33, 41)
+    image = (255 * guide).astype(np.uint8)
+    for function, arguments in {
+        "guided_coefficients": (guide, values, 3, 1e-3, 1),
+        "guided_filter": (guide, values, 3, 1e-3, 1),
+        "shrink": (values, 9, 11, 1),
+    }.items():
+        found = getattr(cuda, function)(*arguments)
+        wanted = getattr(_core, function)(*arguments)
+        assert isinstance(found, np.ndarray) and found.dtype == wanted.dtype
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+    coefficients = _core.guided_coefficients(guide, values, 3, 1e-3, 1)
+    found = cuda.apply_coefficients(coefficients, guide, 1, "")
+    exact = coefficients.transpose(0, 3, 1, 2).astype(np.float64), guide.astype(np.float64)
+    np.testing.assert_allclose(found, reference.apply_coefficients(*exact), atol=2e-5)
+    labels, confidence = cuda.lift(coefficients, image, 1)
+    wanted = _core.lift(coefficients, image, 1)
+    np.testing.assert_array_equal(labels, wanted[0])
+    np.testing.assert_allclose(confidence, wanted[1], atol=1e-5)
+    turned = values.transpose(1, 0, 2)  # NumPy's are made compact, as the core does
+    np.testing.assert_array_equal(
+        cuda.shrink(turned, 3, 3, 1), cuda.shrink(np.ascontiguousarray(turned), 3, 3, 1)
+    )
+
+
+def test_the_module_says_what_it_is(cuda):
+    assert cuda.architectures() == ["7.5", "9.0", "9.0+ptx"]
+    assert cuda.runtime_version() == 13000
+
+
+# ---- Without copies -----------------------------------------------------------------------------
+
+
+def test_foreign_memory_is_used_as_it_is(cuda, wrap):
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    view = cuda.as_array(wrap(array))
+    assert view.__cuda_array_interface__["data"] == (array.ctypes.data, False)
+    assert (view.shape, view.dtype, view.ndim, view.nbytes) == ((2, 3, 4), np.float32, 3, 96)
+    assert view.device == 0 and repr(view) == "Array((2, 3, 4), float32, GPU 0)"
+    array += 1  # and not looked at before it must be
+    np.testing.assert_array_equal(view.numpy(), array)
+
+
+def test_nothing_is_allocated_but_results_and_scratch(cuda, cudart):
+    guide, values = map(Interface, arrays(20, 30))
+    runtime.guided_filter(guide, values, device="cuda")
+    before = cudart.allocations_left(), cudart.synchronisations()
+    out = runtime.guided_filter(guide, values, device="cuda")
+    assert before[0] - cudart.allocations_left() <= 1  # the first out is alive no more
+    assert cudart.synchronisations() == before[1]  # and nothing waits
+    out.numpy()
+    assert cudart.synchronisations() == before[1] + 1
+
+
+def test_dlpack_is_asked_before_the_interface(cuda):
+    class Both(Producer):
+        @property
+        def __cuda_array_interface__(self):
+            raise AssertionError
+
+    array = Both(arrays(4, 5)[1])
+    assert cuda.as_array(array).shape == (4, 5, 4)
+
+
+def test_numpy_inputs_may_change_when_the_call_is_back(cuda):
+    guide, values = arrays(9, 11)
+    wanted = cuda.guided_filter(guide, values, 2, 1e-3, 1)
+    out = cuda.guided_filter(guide, cuda.to_device(values), 2, 1e-3, 1)
+    guide[:] = 0
+    np.testing.assert_array_equal(out.numpy(), wanted)
+
+
+# ---- Both protocols, in -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Plain, Versioned])
+def test_capsules_are_consumed_and_let_go_once(cuda, cudart, kind):
+    producer = Producer(arrays(5, 6)[1], kind)
+    view = cuda.as_array(producer)
+    assert API.PyCapsule_GetName(producer.capsule) == b"used_" + kind.name
+    again = view.reshape(30, 4)
+    out = cuda.shrink(view, 2, 2, 1)
+    del view
+    out.numpy()
+    assert producer.let_go == 0  # ``again`` is alive
+    del again
+    cuda.to_device(np.zeros(1, np.float32))
+    assert producer.let_go == 1
+    del producer.capsule
+    gc.collect()
+    assert producer.let_go == 1
+
+
+def test_memory_is_kept_until_the_stream_has_read_it(cuda, cudart):
+    producer, seen = Producer(arrays(5, 6)[1]), np.ones((5, 6, 4), np.float32)
+    interface = Interface(seen)
+    references = len(gc.get_referrers(interface))
+    stream = ctypes.c_int64()
+    number = ctypes.addressof(stream)
+    cudart.keep_busy(number)
+    cuda.shrink(producer, 2, 2, 1, stream=number)
+    cuda.shrink(interface, 2, 2, 1, stream=number)
+    cuda.to_device(np.zeros(1, np.float32))
+    assert producer.let_go == 0
+    cudart.keep_busy(None)
+    cuda.to_device(np.zeros(1, np.float32))
+    assert producer.let_go == 1 and len(gc.get_referrers(interface)) == references
+
+
+def test_producers_are_asked_as_the_protocol_says(cuda):
+    array = arrays(4, 4)[1]
+    new, old = Producer(array), Producer(array, Plain)
+    for stream, number in [(0, 1), (1, 1), (2, 2), (77, 77)]:
+        cuda.as_array(new, stream=stream)
+        cuda.as_array(old, stream=stream)
+        assert new.asked.pop() == (number, {"max_version": (1, 0), "copy": False})
+        assert old.asked.pop() == (number, {})
+    cuda.as_array(new)
+    own = cuda.to_device(array).__cuda_array_interface__["stream"]
+    assert own > 2 and new.asked == [(own, new.asked[0][1])]
+
+
+def test_a_producer_that_refuses_is_heard(cuda):
+    class Grad(Producer):
+        def __dlpack__(self, **options):
+            raise BufferError("requires gradient")
+
+    with pytest.raises(BufferError, match="requires gradient"):
+        cuda.as_array(Grad(arrays(4, 4)[1]))
+
+
+def test_the_stream_of_an_interface_is_waited_for(cuda, cudart):
+    array, filling = arrays(4, 4)[1], ctypes.c_int64()
+    number = ctypes.addressof(filling)
+    own = cuda.to_device(array).__cuda_array_interface__["stream"]
+    cudart.waits()
+    cuda.as_array(Interface(array))
+    cuda.as_array(Interface(array, stream=own))
+    assert cudart.waits() == []
+    cuda.as_array(Interface(array, stream=number))
+    assert cudart.waits() == [(own, number)]
+    cuda.as_array(Interface(array, stream=1), stream=number)
+    assert cudart.waits() == [(number, 1)]
+
+
+def test_byte_offsets_and_strides_of_compact_arrays(cuda):
+    array = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
+    found = cuda.as_array(Producer(array, strides=(4, 99, 1), offset=16))
+    np.testing.assert_array_equal(found.numpy(), array)
+    found = cuda.as_array(Interface(array, strides=(16, 99, 4)))
+    np.testing.assert_array_equal(found.numpy(), array)
+    found = cuda.as_array(Interface(array, version=2, data=(array.ctypes.data, True)))
+    np.testing.assert_array_equal(found.numpy(), array)
+
+
+FLOATS = np.zeros((4, 5, 2), np.float32)
+REFUSED = [
+    (Interface(FLOATS, strides=(4, 16, 80)), "x is not C-contiguous; .*\n  fix: .*contiguous"),
+    (Producer(FLOATS, strides=(1, 4, 20)), "x is not C-contiguous"),
+    (Interface(FLOATS.astype(np.float64)), "x has dtype float64 on the GPU; wanted float32, int32"),
+    (Interface(FLOATS.astype(">f4")), "x has dtype float32 on the GPU"),
+    (Producer(FLOATS.astype(np.float16)), "x has dtype float16 on the GPU; .*\n  fix: convert it"),
+    (Producer(FLOATS.astype(np.int64)), "x has dtype int64 on the GPU"),
+    (Producer(FLOATS, Plain, device=(CUDA, 1)), "x is on GPU 1; wanted GPU 0\n  fix: .*cuda:1"),
+    (Producer(FLOATS, device=(CUDA, 1)), "x is on GPU 1; wanted GPU 0"),
+    (Producer(FLOATS, major=2), "x comes as DLPack 2; wanted 1"),
+    (Interface(FLOATS[:0]), r"x has shape \(0, 5, 2\), which holds nothing"),
+    (Producer(FLOATS[:, :0]), r"x has shape \(4, 0, 2\), which holds nothing"),
+    (Interface(FLOATS, version=1), "x has version 1 of __cuda_array_interface__; wanted 2 or 3"),
+    (Interface(FLOATS, version=4), "x has version 4"),
+    (Interface(FLOATS, mask=FLOATS), "x is masked"),
+    (Interface(FLOATS, stream=0), "x names stream 0, which __cuda_array_interface__ forbids"),
+    (Interface(FLOATS, data=(FLOATS.ctypes.data + 2, False)), "x begins at an address"),
+    (FLOATS, "x is no array on a GPU"),
+    (Producer(FLOATS, device=(ROCM, 0)), "x is no array on a GPU"),
+]
+
+
+@pytest.mark.parametrize("array, message", REFUSED)
+def test_what_cannot_be_taken_is_refused(cuda, array, message):
+    before = getattr(array, "let_go", None)
+    with pytest.raises(InputError, match=message):
+        cuda.as_array(array, "x")
+    cuda.to_device(np.zeros(1, np.float32))
+    if getattr(array, "asked", None):  # what was given is given back
+        assert array.let_go == before + 1
+
+
+def test_a_pointer_of_another_place_is_refused(cuda, cudart):
+    cudart.lie_on_device(1)
+    with pytest.raises(InputError, match="x is on GPU 1; wanted GPU 0"):
+        cuda.as_array(Interface(FLOATS), "x")
+    assert cuda.as_array(Interface(FLOATS), device=1).device == 1
+    cudart.lie_on_device(-1)
+    with pytest.raises(InputError, match="x is in no GPU's memory"):
+        cuda.as_array(Interface(FLOATS), "x")
+
+
+def test_a_capsule_of_no_use_is_refused(cuda):
+    class Twice(Producer):
+        def __dlpack__(self, **options):
+            return getattr(self, "capsule", None) or super().__dlpack__(**options)
+
+    producer = Twice(FLOATS)
+    kept = cuda.as_array(producer)
+    with pytest.raises(InputError, match="x gave no DLPack capsule that can be used"):
+        cuda.as_array(producer, "x")
+    assert kept.shape == FLOATS.shape
+
+
+# ---- Both protocols, out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+def test_up_and_down(cuda, dtype):
+    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+    there = cuda.to_device(array.transpose(2, 0, 1))
+    assert there.dtype == dtype and there.shape == (5, 3, 4)
+    np.testing.assert_array_equal(there.numpy(), array.transpose(2, 0, 1))
+    np.testing.assert_array_equal(np.asarray(there), array.transpose(2, 0, 1))
+    assert np.asarray(there, np.float64).dtype == np.float64
+    face = there.__cuda_array_interface__
+    assert face["typestr"] == np.dtype(dtype).str and face["strides"] is None
+    assert (face["version"], face["shape"]) == (3, (5, 3, 4))
+
+
+@pytest.mark.parametrize("max_version", [None, (1, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+def test_numpy_and_torch_take_what_is_exported(cuda, dtype, max_version):
+    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+    there = cuda.to_device(array)
+    pointer = there.__cuda_array_interface__["data"][0]
+
+    class Named(Relabelled):
+        def __dlpack__(self, **_):
+            return super().__dlpack__(max_version=max_version)
+
+    taken = np.from_dlpack(Named(there))
+    assert taken.ctypes.data == pointer
+    torch = pytest.importorskip("torch", reason="pip install torch")
+    tensor = torch.from_dlpack(Named(there))
+    assert tensor.data_ptr() == pointer
+    del there  # the memory lives on
+    gc.collect()
+    cuda.guided_filter(*arrays(30, 30), 2, 1e-3, 1)
+    np.testing.assert_array_equal(taken, array)
+    np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+def test_numpy_is_taken_through_its_own_capsules(cuda):
+    """A producer that is not of these tests' making."""
+
+    class Numpys:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack_device__(self):
+            return CUDA, 0
+
+        def __dlpack__(self, *, stream, **options):
+            options.pop("copy", None)
+            capsule = self.array.__dlpack__(**options)
+            kind = next(k for k in (Plain, Versioned) if k.name == API.PyCapsule_GetName(capsule))
+            held = kind.from_address(API.PyCapsule_GetPointer(capsule, kind.name))
+            held.tensor.device.type = CUDA
+            return capsule
+
+    array = arrays(6, 7)[1]
+    np.testing.assert_array_equal(cuda.as_array(Numpys(array)).numpy(), array)
+
+
+def test_exports_wait_in_the_consumers_stream(cuda, cudart):
+    there = cuda.to_device(FLOATS)
+    own = there.__cuda_array_interface__["stream"]
+    other = ctypes.c_int64()
+    number = ctypes.addressof(other)
+    cudart.waits()
+    for stream, expected in [(None, [(1, own)]), (2, [(2, own)]), (number, [(number, own)])]:
+        there.__dlpack__(stream=stream)
+        assert cudart.waits() == expected
+    there.__dlpack__(stream=-1)
+    there.__dlpack__(stream=own)
+    assert cudart.waits() == []
+    for forbidden in (0, -2):
+        with pytest.raises(ValueError, match=f"stream is {forbidden}; DLPack forbids it"):
+            there.__dlpack__(stream=forbidden)
+    assert there.__dlpack_device__() == (CUDA, 0)
+    there.__dlpack__(dl_device=(CUDA, 0), copy=False)
+    for elsewhere in [(CPU, 0), (CUDA, 1)]:
+        with pytest.raises(BufferError, match="its own GPU only"):
+            there.__dlpack__(dl_device=elsewhere)
+
+
+def test_streams_of_arrays_wait_for_each_other(cuda, cudart):
+    values = arrays(8, 8)[1]
+    first, second = 0x1000, 0x2000
+    there = cuda.to_device(values, stream=first)
+    assert there.__cuda_array_interface__["stream"] == first
+    cudart.waits()
+    same = cuda.shrink(there, 2, 2, 1, stream=first)
+    assert cudart.waits() == []
+    other = cuda.shrink(there, 2, 2, 1, stream=second)
+    assert cudart.waits() == [(second, first)]
+    default = cuda.shrink(there, 2, 2, 1, stream=0)
+    assert default.__cuda_array_interface__["stream"] == 1  # the protocol's number for it
+    assert cudart.waits() == [(0, first)]
+    np.testing.assert_array_equal(same.numpy(), other.numpy())
+    out = runtime.guided_filter(values[..., :3], there, device="cuda", stream=second)
+    assert out.__cuda_array_interface__["stream"] == second
+
+
+def test_an_asked_copy_is_one(cuda):
+    there = cuda.to_device(FLOATS + 5)
+    capsule = there.__dlpack__(max_version=(1, 0), copy=True)
+    held = Versioned.from_address(API.PyCapsule_GetPointer(capsule, Versioned.name))
+    assert held.tensor.data != there.__cuda_array_interface__["data"][0]
+    assert (held.flags, held.high, held.low) == (2, 1, 0)
+    assert held.tensor.shape[:3] == [4, 5, 2] and held.tensor.strides[:3] == [10, 2, 1]
+    assert (held.tensor.code, held.tensor.bits, held.tensor.lanes) == (2, 32, 1)
+    copied = (ctypes.c_float * 40).from_address(held.tensor.data)
+    assert list(copied) == [5.0] * 40
+    plain = there.__dlpack__(max_version=(0, 8))
+    assert API.PyCapsule_GetName(plain) == b"dltensor"
+
+
+def test_shapes_can_change_but_not_sizes(cuda):
+    there = cuda.to_device(FLOATS)
+    assert there.reshape(4, 10).shape == (4, 10)
+    with pytest.raises(InputError, match=r"of shape \(4, 5, 2\) cannot have shape \(4, 9\)"):
+        there.reshape(4, 9)
+    with pytest.raises(ValueError, match="cannot become NumPy's uncopied"):
+        np.array(there, copy=False)
+
+
+def test_to_device_refuses(cuda):
+    with pytest.raises(InputError, match="array has dtype float64; wanted float32, int32 or uint8"):
+        cuda.to_device(np.zeros(3))
+    with pytest.raises(InputError, match=r"array has shape .*, which holds nothing"):
+        cuda.to_device(FLOATS[:0])
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def test_blocks_are_used_again(cuda, cudart):
+    guide, values = arrays(30, 40)
+    for array in (values, cuda.to_device(values)):
+        for _ in range(3):
+            cuda.guided_filter(guide, array, 2, 1e-3, 1)
+            out = cuda.shrink(array, 5, 6, 1)
+        before = cudart.allocations_left()
+        for _ in range(1000):
+            out = cuda.shrink(array, 5, 6, 1)
+        for _ in range(20):
+            out = cuda.guided_filter(guide, array, 2, 1e-3, 1)
+        assert cudart.allocations_left() == before and out is not None
+
+
+def test_a_block_is_not_used_while_another_stream_has_it(cuda, cudart):
+    slow, fast = 0x1000, 0x2000
+    there = cuda.to_device(FLOATS, stream=slow)
+    pointer = there.__cuda_array_interface__["data"][0]
+    cudart.keep_busy(slow)
+    del there
+    other = cuda.to_device(FLOATS, stream=fast)
+    assert other.__cuda_array_interface__["data"][0] != pointer
+    cudart.waits()
+    again = cuda.to_device(FLOATS, stream=slow)  # in the stream's own order
+    assert again.__cuda_array_interface__["data"][0] == pointer
+    del again
+    cudart.keep_busy(None)
+    taken = [cuda.to_device(FLOATS, stream=fast) for _ in range(8)]
+    assert pointer in [t.__cuda_array_interface__["data"][0] for t in taken]
+
+
+@pytest.mark.parametrize("stream", [None, 0x3000])
+def test_a_block_is_not_used_while_a_consumer_has_it(cuda, cudart, stream):
+    there = cuda.to_device(FLOATS)
+    pointer = there.__cuda_array_interface__["data"][0]
+    capsule = there.__dlpack__(stream=stream)
+    cudart.keep_busy(stream or 1)
+    del there, capsule
+    taken = [cuda.to_device(FLOATS) for _ in range(8)]
+    assert pointer not in [t.__cuda_array_interface__["data"][0] for t in taken]
+    cudart.keep_busy(None)
+    taken += [cuda.to_device(FLOATS) for _ in range(8)]
+    assert pointer in [t.__cuda_array_interface__["data"][0] for t in taken]
+
+
+def test_a_consumers_stream_that_is_gone_costs_a_wait(cuda, cudart):
+    there = cuda.to_device(FLOATS)
+    capsule = there.__dlpack__(stream=0x3000)
+    cudart.plant(400)  # cudaErrorInvalidResourceHandle
+    del capsule
+    np.testing.assert_array_equal(there.numpy(), FLOATS)
+
+
+def test_full_memory_is_made_of_blocks_that_nobody_has(cuda, cudart):
+    sizes = [np.zeros(1 << n, np.uint8) for n in range(10, 20)]
+    for array in sizes:
+        cuda.to_device(array)
+    cudart.allow_allocations(0)
+    with pytest.raises(DeviceError, match="out of memory"):
+        cuda.to_device(np.zeros(3 << 20, np.uint8))
+    cudart.allow_allocations(1)
+    there = cuda.to_device(np.zeros(3 << 20, np.uint8))
+    with pytest.raises(DeviceError, match="out of memory"):  # the small ones are gone as well
+        cuda.to_device(sizes[0])
+    del there
+
+
+def test_a_second_try_for_memory_leaves_no_error_behind(cuda, cudart):
+    """The runtime keeps a failed call's error for the next launch to find."""
+    there, alive, absorbed = cuda.to_device(np.ones((300, 301, 3), np.float32)), [], 0
+    for spared in range(8):
+        cudart.plant(2, spared=spared)
+        try:
+            alive.append(cuda.shrink(there, 300, 300, 1))
+        except DeviceError:
+            continue
+        absorbed += cudart.planted() == 0
+        cudart.plant(0)
+        np.testing.assert_allclose(alive[-1].numpy(), 1, rtol=1e-6)
+    assert absorbed == 1
+
+
+def test_the_current_device_is_what_it_was(cuda, cudart):
+    there = cuda.to_device(FLOATS, device=1)
+    assert cudart.current_device() == 0 and there.device == 1
+    assert there.__dlpack_device__() == (CUDA, 1)
+    with pytest.raises(InputError, match="planes is on GPU 1; wanted GPU 0"):
+        cuda.shrink(there, 1, 1, 1)
+    np.testing.assert_array_equal(cuda.shrink(there, 1, 1, 1, device=1).numpy(), 0)
+    with pytest.raises(InputError, match=r"values is on GPU 1; wanted GPU 0\n  fix: .*cuda:1"):
+        runtime.guided_filter(FLOATS[..., :1], there, device="cuda")
+    out = runtime.guided_filter(FLOATS[..., :1], there, device="cuda:1")
+    assert out.device == 1 and cudart.current_device() == 0
+
+
+# ---- Checks of ops ------------------------------------------------------------------------------
+
+
+IMAGE = np.zeros((8, 10, 3), np.uint8)
+BAD_FILTERS = [
+    (Interface(FLOATS), Interface(FLOATS), {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
+    (Interface(IMAGE), Interface(FLOATS), {}, "guide has dtype uint8; wanted .*\n  fix: convert"),
+    (Interface(FLOATS[..., 0].copy()), Interface(FLOATS[None]), {}, r"values has shape \(1, 4, 5"),
+    (Interface(FLOATS[:2, :, 0].copy()), Interface(FLOATS), {}, r"values \(4, 5\) are larger than"),
+    (np.full((4, 5), np.nan), Interface(FLOATS), {}, "guide has 20 NaN or infinite values"),
+    (FLOATS[..., 0], Interface(FLOATS), {"stream": -1}, "stream is -1; wanted 0 to"),
+    (FLOATS[..., 0], Interface(FLOATS), {"stream": "1"}, "stream is '1'; wanted a whole number"),
+    (
+        FLOATS[..., 0],
+        Interface(FLOATS),
+        {"device": "cpu"},
+        "values is on a GPU; .*\n  fix: use",
+    ),
+    (FLOATS[..., 0], FLOATS, {"device": "cpu", "stream": 1}, "stream is 1, but device is 'cpu'"),
+    (np.zeros((65536, 5)), FLOATS, {}, "guide has 65536 rows; a GPU takes 65535 at most"),
+]
+
+
+@pytest.mark.parametrize("guide, values, options, message", BAD_FILTERS)
+def test_filter_refuses(cuda, guide, values, options, message):
+    with pytest.raises(InputError, match=message):
+        runtime.guided_filter(guide, values, **({"device": "cuda"} | options))
+
+
+BAD_LIFTS = [
+    (Interface(FLOATS), Interface(FLOATS), {}, r"image is \(4, 5, 2\) float32; wanted .* uint8"),
+    (Interface(IMAGE[..., 0].copy()), FLOATS, {}, r"image is \(8, 10\) uint8; wanted"),
+    (Interface(IMAGE), Interface(FLOATS.astype(np.int32)), {}, "scores has dtype int32; wanted"),
+    (Interface(IMAGE[:3]), Interface(FLOATS), {}, r"scores \(4, 5\) are larger than the image"),
+    (IMAGE, Interface(FLOATS), {"low_image": Interface(FLOATS)}, r"low_image has shape \(4, 5, 2"),
+    (IMAGE, Interface(FLOATS), {"low_image": FLOATS[:2, :, [0, 1, 1]]}, r"low_image is \(2, 5\)"),
+    (Interface(IMAGE), FLOATS, {"device": "cpu"}, "image is on a GPU; wanted an array of NumPy"),
+]
+
+
+@pytest.mark.parametrize("image, scores, options, message", BAD_LIFTS)
+def test_lift_refuses(cuda, image, scores, options, message):
+    with pytest.raises(InputError, match=message):
+        runtime.lift(image, scores, **({"device": "cuda"} | options))
+
+
+def test_values_on_the_gpu_are_not_looked_into(cuda):
+    values = np.full((4, 5, 2), np.nan, np.float32)
+    out = runtime.guided_filter(FLOATS[..., 0], Interface(values), device="cuda")
+    assert np.isnan(out.numpy()).all()
+
+
+def test_checks_for_arrays_on_the_gpu(cuda):
+    image, soft = cuda.to_device(FLOATS[..., [0, 0, 1]] + 7), cuda.to_device(FLOATS)
+    hard = cuda.to_device(np.zeros((4, 5), np.int32))
+    assert check_image(image, gpu=True) is image
+    assert check_guide(hard, 4, 5, gpu=True) is hard
+    assert check_guide(soft, 4, 5, gpu=True) is soft
+    with pytest.raises(InputError, match=r"guide has shape \(4, 5\); wanted \(5, 5, C\)"):
+        check_guide(hard, 5, 5, gpu=True)
+    with pytest.raises(InputError, match=r"guide has dtype int32; wanted .*, float32"):
+        check_guide(hard.reshape(4, 5, 1), 4, 5, gpu=True)
+    with pytest.raises(InputError, match=r"guide has dtype uint8; wanted .*, int32"):
+        check_guide(cuda.to_device(IMAGE[:4, :5, 0]), 4, 5, gpu=True)
+    for check in (check_image, lambda a: check_planes("x", a), lambda a: check_guide(a, 4, 5)):
+        with pytest.raises(InputError, match="is on a GPU; wanted an array of NumPy"):
+            check(soft)
+
+
+def test_native_functions_defend_themselves(cuda):
+    guide, values = arrays(5, 6)
+    with pytest.raises(InputError, match=r"values has shape \(5, 6\) and dtype float32; wanted 3"):
+        cuda.guided_filter(guide, values[..., 0], 1, 1e-3, 1)
+    for call in (
+        lambda: cuda.guided_filter(guide[:4], values, 1, 1e-3, 1),
+        lambda: cuda.guided_coefficients(guide[..., :2], values, 1, 1e-3, 1),
+        lambda: cuda.shrink(values, 6, 6, 1),
+        lambda: cuda.apply_coefficients(values[None], guide, 1),
+        lambda: cuda.lift(values[None], IMAGE, 1),
+    ):
+        with pytest.raises(ValueError, match=r"runtime._cuda: \w+: "):
+            call()

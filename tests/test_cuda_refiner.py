@@ -1,0 +1,164 @@
+"""The refinement on a GPU: the CPU's tests on runtime._cuda, whose kernels run on the host here."""
+
+import threading
+
+import numpy as np
+import pytest
+import test_refiner
+from cuda_module import cuda, cuda_path, cudart  # noqa: F401
+from test_refiner import (  # noqa: F401
+    CASES,
+    assert_same_result,
+    assert_same_state,
+    assert_step_matches,
+    case_name,
+    draw,
+    make,
+    test_all_steps_are_taken,
+    test_diverged_keeps_the_last_finite_map,
+    test_early_stop_needs_three_calm_looks,
+    test_error_in_progress_ends_the_run_after_that_step,
+    test_min_labels,
+    test_no_steps_give_the_prior,
+    test_progress_is_told_each_step,
+    test_same_bits_again,
+    test_silhouette_keeps_the_last_map_with_enough_labels,
+    test_state_goes_to_another_refiner,
+    test_stops_where_the_reference_stops,
+    test_warm_run_goes_on_where_the_last_one_stopped,
+)
+
+
+@pytest.fixture(autouse=True)
+def on_cuda(cuda, monkeypatch):  # noqa: F811
+    def on_device(image, options, **more):
+        return make(image, options, device="cuda", **more)
+
+    monkeypatch.setattr(test_refiner, "make", on_device)
+
+
+@pytest.mark.parametrize("options, kind", CASES, ids=case_name)
+def test_step(options, kind):
+    assert_step_matches(*draw(kind), options, "")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 17), (19, 1), (2, 2), (3, 61), (17, 33)])
+@pytest.mark.parametrize("options, kind", [CASES[0], CASES[3], CASES[5], CASES[12]], ids=case_name)
+def test_step_on_odd_pictures(shape, options, kind):
+    assert_step_matches(*draw(kind, *shape), options, "", times=3)
+
+
+# --- tensor cores ------------------------------------------------------------------------------
+
+TENSOR = [  # one block of 32 channels, several, one of 112, and what none of them fills
+    ({}, "soft"),
+    ({"channels": 33, "blocks": 3}, "soft"),
+    ({"objective": "dynaguide", "channels": 100}, "hard"),
+    ({"objective": "dynaguide", "channels": 7, "skip": "shared"}, "partial"),
+]
+
+
+@pytest.mark.parametrize("options, kind", TENSOR, ids=case_name)
+def test_tensor_cores_that_round_nothing_do_the_same(cudart, options, kind):  # noqa: F811
+    cudart.round_nothing(True)
+    image, guide = draw(kind, 13, 37)
+    plain, tensor = (make(image, options, device="cuda", precision=p) for p in ("fp32", "tf32"))
+    a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
+    np.testing.assert_allclose(b.scores, a.scores, rtol=0, atol=2e-6)
+    before = test_refiner.joined(make(image, options).state_dict())
+    wanted, found = (test_refiner.joined(r.state_dict()) - before for r in (plain, tensor))
+    assert test_refiner.relative_error(found, wanted) <= 2e-5
+
+
+def test_tf32_keeps_the_labels_of_ten_steps():
+    image, guide = draw("soft", 48, 64)
+    plain, tensor = (make(image, {}, device="cuda", precision=p) for p in ("fp32", "tf32"))
+    a, b = (r.run(image, guide, steps=10) for r in (plain, tensor))
+    assert (a.scores != b.scores).any()
+    assert (a.labels == b.labels).mean() >= 0.99
+    np.testing.assert_allclose(
+        b.stats["losses"]["total"], a.stats["losses"]["total"], rtol=2e-3, atol=0
+    )
+
+
+# --- guides, arrays, errors --------------------------------------------------------------------
+
+
+def test_guides_may_change_between_runs():
+    """The recorded step is recorded again where the guide's kind or its classes change."""
+    options = {"objective": "dynaguide", "channels": 6, "soft_guide": True}
+    image, soft = draw("soft", 12, 20)
+    hard = soft.argmax(-1).astype(np.int32)
+    guides = [soft, hard, None, hard, np.minimum(hard, 2), soft, soft[..., ::-1].copy()]
+    one = make(image, options, device="cuda")
+    for guide in guides:
+        fresh = make(image, options, device="cuda").run(image, guide, steps=3)
+        assert_same_result(one.run(image, guide, steps=3), fresh)
+
+
+def test_more_steps_than_before():
+    image, guide = draw("soft", 9, 11)
+    one = make(image, {}, device="cuda")
+    for steps in (1, 30, 5):
+        fresh = make(image, {}, device="cuda").run(image, guide, steps=steps)
+        assert_same_result(one.run(image, guide, steps=steps), fresh)
+
+
+def test_two_threads(cuda):  # noqa: F811
+    pictures = [draw("soft", 16, 24, seed=s) for s in (1, 2)]
+    alone = [make(i, {}, device="cuda").run(i, g, steps=5) for i, g in pictures]
+    found = [None, None]
+
+    def work(n):
+        image, guide = pictures[n]
+        refiner = make(image, {}, device="cuda")
+        for _ in range(3):
+            found[n] = refiner.run(image, guide, steps=5)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(found, alone, strict=True):
+        assert_same_result(a, b)
+
+
+@pytest.mark.parametrize("after", range(12))
+def test_memory_that_cannot_be_had(cudart, after):  # noqa: F811
+    """Whatever allocation fails, it is said, and nothing is lost for the next."""
+    from runtime.errors import DeviceError
+
+    image, guide = draw("hard", 16, 24)
+    options = {"objective": "dynaguide", "channels": 6}
+    wanted = make(image, options, device="cuda").run(image, guide, steps=2)
+    cudart.allow_allocations(after)
+    try:
+        found = make(image, options, device="cuda").run(image, guide, steps=2)
+    except DeviceError as error:
+        assert "out of memory" in str(error)
+        assert cudart.allocations_left() == 0
+    else:
+        assert_same_result(found, wanted)
+    cudart.allow_allocations(10**6)
+    assert_same_result(make(image, options, device="cuda").run(image, guide, steps=2), wanted)
+
+
+@pytest.mark.parametrize("when", ["made", "run", "read"])
+def test_a_lost_gpu_says_so(cudart, when):  # noqa: F811
+    from runtime.errors import DeviceError
+
+    image, guide = draw("soft", 9, 11)
+    refiner = make(image, {}, device="cuda")
+    acts = {
+        "made": lambda: make(image, {}, device="cuda"),
+        "run": lambda: refiner.run(image, guide, steps=2),
+        "read": refiner.state_dict,
+    }
+    cudart.plant(700, sticky=True)
+    with pytest.raises(DeviceError, match="restart the process"):
+        acts[when]()
+    cudart.plant(0)
+    for act in acts.values():
+        with pytest.raises(DeviceError, match="lost by an earlier error"):
+            act()

@@ -1,0 +1,80 @@
+"""Segmenter(device="cuda"), with the kernels on the host."""
+
+import threading
+
+import numpy as np
+import pytest
+from conftest import scene
+from cuda_module import cuda, cuda_path, cudart  # noqa: F401
+
+from runtime.errors import DeviceError
+from sdk import FilterConfig, RefineConfig, Segmenter
+
+
+@pytest.fixture
+def picture():
+    return np.ascontiguousarray((scene(36, 52, seed=3)[0] * 255).round().astype(np.uint8))
+
+
+CASES = [
+    {},
+    {"refine": None},
+    {"filter": None},
+    {"refine": RefineConfig(steps=3, scale=1.0), "filter": FilterConfig(radius=2)},
+    {"refine": RefineConfig.preset("dynaguide", channels=8, steps=3)},
+    {"refine": RefineConfig.preset("dynaseg_scf", channels=8, steps=3)},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=range(len(CASES)))
+def test_the_labels_are_those_of_the_cpu(cuda, picture, options):  # noqa: F811
+    here, there = Segmenter(**options), Segmenter(device="cuda", **options)
+    wanted, found = here(picture), there(picture)
+    assert found.device == "cuda" and "cuda:0 fp32" in found.backend
+    assert (found.labels == wanted.labels).mean() >= 0.999
+    np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-4)
+    assert found.stats["stop_reason"] == wanted.stats["stop_reason"]
+    again = there(picture)
+    np.testing.assert_array_equal(again.labels, found.labels)
+
+
+def test_streams_start_warm(cuda, picture):  # noqa: F811
+    frames = [picture, np.roll(picture, 1, 1), np.roll(picture, 2, 1)]
+    wanted = [r.labels for r in Segmenter().stream(frames)]
+    found = list(Segmenter(device="cuda").stream(frames))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.labels == b).mean() >= 0.99
+    assert [r.frame.start for r in found] == ["cold", "warm", "warm"]
+
+
+def test_clones_work_side_by_side(cuda, picture):  # noqa: F811
+    segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=4))
+    pictures = [picture, np.ascontiguousarray(picture[::-1])]
+    wanted = [segmenter(p).labels for p in pictures]
+    found = [[], []]
+
+    def work(i):
+        clone = segmenter.clone()
+        for _ in range(3):
+            found[i].append(clone(pictures[i]).labels)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in range(2):
+        for labels in found[i]:
+            np.testing.assert_array_equal(labels, wanted[i])
+
+
+def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):  # noqa: F811
+    segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=2))
+    wanted = segmenter(picture).labels
+    cudart.allow_allocations(0)
+    larger = np.tile(picture, (2, 1, 1))
+    with pytest.raises(DeviceError, match=r"out of memory.*\n  fix: use a smaller scale"):
+        segmenter(larger)
+    cudart.allow_allocations(10**6)
+    np.testing.assert_array_equal(segmenter(picture).labels, wanted)
+    assert segmenter(larger).labels.shape == (72, 52)
