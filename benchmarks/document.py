@@ -44,6 +44,7 @@ class Row:
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     steps_done: list[int] = field(default_factory=list)
     cpu_mhz: list[float | None] = field(default_factory=list)
+    device_ms: list[float | None] = field(default_factory=list)  # the steps, on the GPU's clock
     cold: int = 0  # of a stream: frames that started cold
     late: int = 0  # paced: done after the next picture was due
     unserved: int = 0  # paced: due, but not begun when time was up
@@ -70,6 +71,7 @@ class Row:
         self.start_s.append(due)
         self.steps_done.append(int(result.stats["steps"]))
         self.cpu_mhz.append(clock)
+        self.device_ms.append(result.stats.get("device_ms"))
         frame = getattr(result, "frame", None)
         self.cold += frame is not None and frame.start == "cold"
 
@@ -94,6 +96,9 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
     ran = np.array(row.steps_done)
     if "refine" in row.stages_ms and ran.size and ran.min() > 0:
         stages["refine per step"] = float(np.median(row.stages_ms["refine"] / ran))
+    device = [ms for ms in row.device_ms if ms is not None]
+    if device:
+        stages["refine, device time"] = float(np.median(device))
     listed = [
         {"index": i, "start_s": row.start_s[i], "ms": row.total_ms[i], "cpu_mhz": row.cpu_mhz[i]}
         for i in found.get("outliers", [])
@@ -119,7 +124,7 @@ def load(path: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{path} is not what 'benchmarks latency' writes: {wrong}")
     names = [f.name for f in fields(Row)]
-    rows = [Row(**{k: r[k] for k in names}) for r in document["rows"]]
+    rows = [Row(**{k: r[k] for k in names if k in r}) for r in document["rows"]]
     return document | {"rows": [summarise(row, document["percentiles"]) for row in rows]}
 
 
@@ -146,8 +151,9 @@ def _wrong(d: Any) -> str:
 
 
 def _wrong_row(r: Any) -> str:
-    if not isinstance(r, dict) or not {f.name for f in fields(Row)} <= set(r):
+    if not isinstance(r, dict) or not {f.name for f in fields(Row)} <= {*r, "device_ms"}:
         return "fields are missing"
+    r = r | {"device_ms": r.get("device_ms") or r["cpu_mhz"]}  # older files have none
     if not all(isinstance(r[k], str) for k in _TEXTS):
         return f"{', '.join(_TEXTS)} are not all texts"
     counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
@@ -155,7 +161,8 @@ def _wrong_row(r: Any) -> str:
         return "its counts are not whole numbers"
     n, stages = len(r["total_ms"]) if isinstance(r["total_ms"], list) else -1, r["stages_ms"]
     columns = [r[k] for k in _LISTS] + (list(stages.values()) if isinstance(stages, dict) else [0])
-    columns.append([0 if c is None else c for c in r["cpu_mhz"]] if _is_list(r["cpu_mhz"]) else 0)
+    for k in ("cpu_mhz", "device_ms"):  # where there was a sensor, or a GPU
+        columns.append([0 if c is None else c for c in r[k]] if _is_list(r[k]) else 0)
     if not all(_is_list(c) and len(c) == n and all(map(_is_number, c)) for c in columns):
         return "its samples are no lists of numbers of one length"
     if not all(0 < t < LONGEST for t in r["total_ms"]):
@@ -184,10 +191,11 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     rows = document["rows"]
     out = {"Latency": [_latency_line(r) for r in rows], "Stages, median ms": []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
-    order = [k for k in names if k not in ("unaccounted", "refine per step")]
+    last = ("unaccounted", "refine per step", "refine, device time")
+    order = [k for k in names if k not in last]
     for r in rows:
         line = {"row": r["name"], "ran": f"{r['backend']} on {r['device']}, {r['precision']}"}
-        for k in (*order, "unaccounted", "refine per step"):
+        for k in (*order, *(k for k in last if k in names)):
             line[k] = f"{r['stage_p50_ms'][k]:.2f}" if k in r["stage_p50_ms"] else ""
         out["Stages, median ms"].append(line)
     for part in PARTS:

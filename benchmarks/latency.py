@@ -495,7 +495,10 @@ def main(argv: list[str]) -> int:
     document: dict[str, Any] = {"schema": documents.SCHEMA, "scope": SCOPE, "partial": False}
     document["device_time"] = "device time: none, this run used no GPU"
     if args.device != "cpu":
-        document["device_time"] = "device time: not measured, stages end with the GPU's answer"
+        document["device_time"] = (
+            "device time: CUDA events around the native refinement's steps; other stages have wall "
+            "time only, which ends with the GPU's answer"
+        )
     document |= {"command": ["python", "-m", "benchmarks", "latency", *argv]}
     document |= {"prior": args.prior, "hashes": hashes(args.prior)}
     environment = report.environment() | machine.description()

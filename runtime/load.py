@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -148,11 +148,12 @@ def open_refinement(
     *,
     backend: str = "native",
     device: str = "cpu",
-    precision: str = "fp32",
     threads: int | None = None,
+    new: Callable[[RefineConfig, int, int, int | None], Refiner] | None = None,
 ) -> Refinement:
-    """The refinement on the device's native module (in ``precision``), or by the bundle's step
-    graph on ``backend``."""
+    """The refinement on the device's native module, or by the bundle's step graph on ``backend``.
+    ``new(config, height, width, classes)`` gives native refiners, in any state, where the caller
+    has them; new ones are made when None."""
     trained = trained_state(bundle)
     own = bundle.refine()
 
@@ -166,14 +167,10 @@ def open_refinement(
         def native(config: RefineConfig) -> golden.Make:
             def make(height: int, width: int, classes: np.ndarray | None) -> Any:
                 count = None if classes is None else len(classes)
+                if new is not None:
+                    return start(config, new(config, height, width, count), classes)
                 refiner = Refiner(
-                    height,
-                    width,
-                    classes=count,
-                    device=device,
-                    precision=precision,
-                    threads=threads,
-                    **config.options(),
+                    height, width, classes=count, device=device, threads=threads, **config.options()
                 )
                 return start(config, refiner, classes)
 

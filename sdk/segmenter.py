@@ -112,6 +112,7 @@ class Segmenter:
         self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
+        self._kept = threading.local()
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
             return
@@ -143,8 +144,8 @@ class Segmenter:
             bundle,
             backend=refine_backend,
             device=self._core if refine_backend == "native" else self.device,
-            precision=self._precision,
             threads=self.threads,
+            new=self._refiner,
         )
         self._trained = self.refine is not None and load.starts_trained(bundle, self.refine)
         refine_text = self._refinement.text or self._core_text()
@@ -402,19 +403,41 @@ class Segmenter:
     def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
         """A refiner for pictures of this working size, with the weights that a cold start has."""
         assert self.refine is not None
+        self._kept.refiner = None  # the next one is the caller's alone
         if self._refinement is not None:
-            return self._refinement.make(self.refine)(height, width, classes)
-        count = None if classes is None else len(classes)
-        options = self.refine.options()
-        return runtime.Refiner(
+            made = self._refinement.make(self.refine)(height, width, classes)
+        else:
+            made = self._make(height, width, classes)
+        self._kept.refiner = None
+        return made
+
+    def _refiner(
+        self, config: RefineConfig, height: int, width: int, classes: int | None
+    ) -> runtime.Refiner:
+        """A refiner in any state. On a GPU it is this thread's last one, where that fits: a new one
+        takes memory and records its steps anew."""
+        key = (config, height, width, classes)
+        kept = getattr(self._kept, "refiner", None)
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        self._kept.refiner = kept = None  # its memory first
+        made = runtime.Refiner(
             height,
             width,
-            classes=count,
+            classes=classes,
             device=self._core,
             precision=self._precision,
             threads=self.threads,
-            **options,
+            **config.options(),
         )
+        if self._core != "cpu":
+            self._kept.refiner = (key, made)
+        return made
+
+    def _make(self, height: int, width: int, classes: np.ndarray | None) -> runtime.Refiner:
+        assert self.refine is not None
+        count = None if classes is None else len(classes)
+        return self._refiner(self.refine, height, width, count)
 
     def _core_text(self) -> str:
         """What computes the native parts, in words."""
@@ -440,22 +463,10 @@ class Segmenter:
             classes = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
             return soft[..., classes], classes, stats
         wanted = None if self.refine.objective == "dynaseg" else guide
-        if self._refinement is None:
-            options = self.refine.options()
-            result = runtime.refine(
-                low,
-                wanted,
-                device=self._core,
-                precision=self._precision,
-                threads=self.threads,
-                progress=progress,
-                **options,
-            )
-        else:
-            make = self._refinement.make(self.refine)
-            result = refine_with(
-                make, self.refine, low, wanted, warm=self._trained, progress=progress
-            )
+        make, config, warm = self._make, self.refine, False
+        if self._refinement is not None:
+            make, warm = self._refinement.make(config), self._trained
+        result = refine_with(make, config, low, wanted, warm=warm, progress=progress)
         classes = result.classes
         if self.prior.names is not None and self.refine.objective != "residual":
             classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])

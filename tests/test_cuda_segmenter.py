@@ -38,6 +38,17 @@ def test_the_labels_are_those_of_the_cpu(cuda, picture, options):  # noqa: F811
     np.testing.assert_array_equal(again.labels, found.labels)
 
 
+def test_a_second_picture_takes_no_memory(cuda, cudart, picture):  # noqa: F811
+    """The refiner is kept, with its recorded steps."""
+    segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=2))
+    first = segmenter(picture)
+    before = cudart.allocations_left()
+    again = segmenter(picture)
+    assert cudart.allocations_left() == before
+    np.testing.assert_array_equal(again.labels, first.labels)
+    assert again.stats["device_ms"] >= 0
+
+
 def test_streams_start_warm(cuda, picture):  # noqa: F811
     frames = [picture, np.roll(picture, 1, 1), np.roll(picture, 2, 1)]
     wanted = [r.labels for r in Segmenter().stream(frames)]

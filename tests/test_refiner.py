@@ -98,7 +98,8 @@ def assert_same_state(a, b):
 def assert_same_result(a, b):
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_array_equal(a.scores, b.scores)
-    assert a.stats == b.stats
+    times = {"device_ms": None}  # what may differ
+    assert a.stats | times == b.stats | times
 
 
 # --- one step against the reference ------------------------------------------------------------
