@@ -95,6 +95,9 @@ def lift(
     device: int = 0,
     stream: int | None = None,
 ) -> tuple[Any, Any]: ...
+def working_picture(
+    picture: Any, height: int, width: int, *, device: int = 0, stream: int | None = None
+) -> Any: ...
 def bilinear_coefficients(scores: Any, *, device: int = 0, stream: int | None = None) -> Any: ...
 
 class Refiner:

@@ -25,6 +25,7 @@ from runtime.checks import (
 from runtime.device import cuda_devices, parse_device
 from runtime.errors import InputError
 from runtime.options import RefineOptions
+from runtime.resize import resize
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
 _MOST_ROWS = 65535  # of a picture on a GPU, whose grids end there
@@ -530,6 +531,25 @@ def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
         if where and array.shape[0] > _MOST_ROWS:
             raise InputError(f"{name} has {array.shape[0]} rows; a GPU takes {_MOST_ROWS} at most")
         yield core.to_device(array, **where) if where and not on_gpu(array) else array
+
+
+def upload(picture: np.ndarray, device: str) -> Any:
+    """The (H, W, 3) uint8 picture on the device, for several functions to take; itself on "cpu"."""
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        return picture
+    if picture.shape[0] > _MOST_ROWS:
+        raise InputError(f"picture has {picture.shape[0]} rows; a GPU takes {_MOST_ROWS} at most")
+    return backend(device).to_device(picture, device=index)
+
+
+def working_picture(picture: Any, height: int, width: int, *, device: str = "cpu") -> np.ndarray:
+    """(height, width, 3) float32 in [0, 1], in NumPy: what :func:`upload` gave, averaged down, or
+    interpolated where a side grows (:func:`runtime.resize.resize`)."""
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        return resize(picture, height, width).astype(np.float32) / 255
+    return backend(device).working_picture(picture, height, width, device=index).numpy()
 
 
 def lift(

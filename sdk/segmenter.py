@@ -20,9 +20,8 @@ from runtime.checks import check_count, check_guide, check_positive
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.ops import check_precision, refine_with
+from runtime.ops import check_precision, refine_with, upload, working_picture
 from runtime.prior import as_probabilities
-from runtime.resize import resize
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result
@@ -191,21 +190,26 @@ class Segmenter:
         clock = Clock()
         picture, warnings = load_image(source, color=color)
         clock.lap("decode")
-        low = self.working_picture(picture)
+        there = self.upload(picture)
+        low = self.working_picture(there)
         clock.lap("preprocess")
         guide = self.guide(picture, low)
         clock.lap("prior")
         scores, classes, stats = self._scores(low, guide, progress)
         clock.lap("refine")
-        return self.finish(picture, low, scores, classes, stats, warnings, clock)
+        return self.finish(picture, there, low, scores, classes, stats, warnings, clock)
 
-    def working_picture(self, picture: np.ndarray) -> np.ndarray:
-        """The picture at working size, (h, w, 3) float32 in [0, 1]."""
+    def upload(self, picture: np.ndarray) -> Any:
+        """The picture where refinement and filter run: itself, or a copy on the GPU."""
+        return upload(picture, self._core)
+
+    def working_picture(self, picture: Any) -> np.ndarray:
+        """An uploaded picture at working size, (h, w, 3) float32 in [0, 1]."""
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
-        return resize(picture, h, w).astype(np.float32) / 255
+        return working_picture(picture, h, w, device=self._core)
 
     def guide(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
         """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
@@ -226,6 +230,7 @@ class Segmenter:
     def finish(
         self,
         picture: np.ndarray,
+        there: Any,
         low: np.ndarray,
         scores: np.ndarray,
         classes: np.ndarray,
@@ -234,7 +239,8 @@ class Segmenter:
         clock: Clock,
         frame: FrameInfo | None = None,
     ) -> Result:
-        """Scores at working size to the result: merge columns of a class, lift, regions."""
+        """Scores at working size to the result: merge columns of a class, lift the rest to the
+        uploaded picture, regions."""
         (height, width), (h, w), names = picture.shape[:2], low.shape[:2], self.prior.names
         warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
         if stats["stop_reason"] == "diverged":
@@ -248,7 +254,7 @@ class Segmenter:
             low_image, eps = low, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
         columns, confidence = runtime.lift(
-            picture,
+            there,
             scores,
             low_image=low_image,
             radius=radius,
@@ -256,6 +262,8 @@ class Segmenter:
             device=self._core,
             threads=self.threads,
         )
+        if self._core != "cpu":
+            columns, confidence = np.asarray(columns), np.asarray(confidence)
         clock.lap("filter")
 
         labels = classes.take(columns) if (classes >= 0).all() else columns

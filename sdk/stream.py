@@ -248,7 +248,8 @@ class Follower:
         seg, started = self.segmenter, time.monotonic()
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
-        low = seg.working_picture(frame.picture)
+        there = seg.upload(frame.picture)
+        low = seg.working_picture(there)
         clock.lap("preprocess")
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
@@ -294,7 +295,7 @@ class Follower:
         clock.lap("refine")
         middle = time.monotonic()
         info = FrameInfo(frame.index, frame.time, dropped, start, events)
-        result = seg.finish(frame.picture, low, scores, classes, stats, [], clock, info)
+        result = seg.finish(frame.picture, there, low, scores, classes, stats, [], clock, info)
         self._rest_ms = _smoothed(self._rest_ms, 1e3 * (time.monotonic() - middle))
         vars(self.state).update(vars(state))
         return result

@@ -14,6 +14,7 @@ import runtime
 from runtime import _core, reference
 from runtime.checks import check_guide, check_image, check_planes
 from runtime.errors import DeviceError, InputError
+from runtime.resize import resize
 
 pytest_plugins = ["cuda_module"]
 
@@ -734,3 +735,21 @@ def test_native_functions_defend_themselves(cuda):
     ):
         with pytest.raises(ValueError, match=r"runtime._cuda: \w+: "):
             call()
+
+
+SIZES = [
+    ((8, 12), (4, 6)), ((9, 13), (4, 6)), ((30, 40), (10, 20)), ((33, 47), (33, 47)),
+    ((33, 47), (17, 24)), ((5, 7), (9, 11)), ((5, 70), (9, 11)), ((1, 1), (1, 1)), ((1, 9), (3, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size, low", SIZES)
+def test_working_picture_is_opencvs(cuda, size, low):
+    """Grey level by grey level; where a mean lies halfway, or a side grows, one beside it."""
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found = cuda.working_picture(picture, *low) * 255
+    wanted = resize(picture, *low).astype(np.float32)
+    np.testing.assert_allclose(found, np.round(found), atol=1e-4)
+    assert np.abs(found - wanted).max() <= 1.001
+    if low[0] <= size[0] and low[1] <= size[1]:
+        assert (np.abs(found - wanted) > 0.5).mean() <= 0.01

@@ -572,3 +572,20 @@ def test_compare_needs_rows_in_common(tmp_path):
         compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     with pytest.raises(InputError, match="fail-over is"):
         compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--fail-over", "much"])
+
+
+def test_the_device_clock_has_a_column_of_its_own():
+    """It is the native refinement's on a GPU; elsewhere there is none."""
+
+    def result(**stats):
+        return types.SimpleNamespace(
+            timings={"refine": 5.0, "total": 7.0}, stats={"steps": 2} | stats
+        )
+
+    there, here = row(), row()
+    for i in range(4):
+        there.add(i, i, i + 0.007, result(device_ms=1.0 + i), None)
+        here.add(i, i, i + 0.007, result(), None)
+    assert documents.summarise(there, [50])["stage_p50_ms"]["refine, device time"] == 2.5
+    assert "refine, device time" not in documents.summarise(here, [50])["stage_p50_ms"]
+    assert there.device_ms == [1.0, 2.0, 3.0, 4.0] and here.device_ms == [None] * 4

@@ -683,12 +683,13 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   bool have_kept = false;
   int calm = 0;
   double checked_loss = 0;
-  const auto keep_or_restore = [&](bool restore) {
-    kept_parameters_.swap(parameters);
-    kept_momenta_.swap(momenta);
-    kept_buffers_.swap(buffers);
-    std::swap(kept_batches_, batches);
-    if (restore) return;
+  const auto keep = [&] {
+    kept_parameters_ = parameters;
+    kept_momenta_ = momenta;
+    kept_buffers_ = buffers;
+    kept_batches_ = batches;
+  };
+  const auto restore = [&] {  // may come twice
     parameters = kept_parameters_;
     momenta = kept_momenta_;
     buffers = kept_buffers_;
@@ -713,7 +714,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       break;
     }
     backward();
-    keep_or_restore(false);
+    keep();
     have_kept = true;
     for (int i = 0; i < options_.blocks; ++i) update_running(network_.norm[i], statistics_[i]);
     if (options_.final_bn != kNormNone) update_running(network_.head_norm, head_statistics_);
@@ -746,11 +747,11 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   }
 
   const bool running = options_.final_bn == kNormRunning;
-  if (result.stop == kDiverged && have_kept) keep_or_restore(true);
+  if (result.stop == kDiverged && have_kept) restore();
   forward(false);
   result.clusters = find_labels();
   if (label_floor > 0 && result.clusters < label_floor && have_kept) {
-    keep_or_restore(true);
+    restore();
     forward(false);
     result.clusters = find_labels();
     result.stop = kSilhouette;

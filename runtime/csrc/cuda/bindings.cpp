@@ -141,6 +141,20 @@ py::object bilinear_coefficients(const py::object& scores, int device,
   });
 }
 
+// The picture (h, w, 3) uint8 at another size, (height, width, 3) float32 in [0, 1].
+py::object working_picture(const py::object& picture, int height, int width, int device,
+                           const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array p = call.take<uint8_t>("picture", picture, 3);
+    require(p.shape[2] == 3 && height > 0 && width > 0, "working_picture: shapes differ");
+    const Array out = call.make<float>({height, width, 3});
+    cuda::working_picture(out.as<float>(), p.as<uint8_t>(), height, width, p.shape[0], p.shape[1],
+                          call.stream());
+    return call.give(out);
+  });
+}
+
 std::vector<std::string> architectures() {
 #ifdef SEG_CUDA_ARCHITECTURES
   std::istringstream list(SEG_CUDA_ARCHITECTURES);
@@ -200,6 +214,9 @@ PYBIND11_MODULE(_cuda, m) {
         "device"_a = 0, "stream"_a = py::none());
   m.def("bilinear_coefficients", bilinear_coefficients, "scores"_a, py::kw_only(), "device"_a = 0,
         "stream"_a = py::none());
+
+  m.def("working_picture", working_picture, "picture"_a, "height"_a, "width"_a, py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
 
   cuda::bind_refiner(m);
 }

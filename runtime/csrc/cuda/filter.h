@@ -1,4 +1,5 @@
-// The guided filter on the device; all pointers are device memory, all work goes to the stream.
+// Resizing, guided filter and lift on the device; all pointers are device memory, all work goes to
+// the stream.
 #pragma once
 
 #include <cstddef>
@@ -37,6 +38,11 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
 // Scores [height][width][classes] as coefficients of a bilinear lift.
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,
                            int classes, Stream stream);
+
+// out [low_height][low_width][3] in [0, 1]: the picture [height][width][3] resized as
+// runtime/resize.py does, grey level by grey level.
+void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
+                     int width, Stream stream);
 
 // The same as seg::shrink: out [low_height][low_width][channels].
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,

@@ -1,0 +1,88 @@
+// The picture at working size, from the picture's bytes: what OpenCV gives (runtime/resize.py), so
+// that a picture goes up once.
+#include "common.cuh"
+#include "filter.h"
+
+namespace seg::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Picture {
+  const uint8_t* data;
+  int height, width;
+  __device__ int at(int y, int x, int c) const {
+    return data[(static_cast<size_t>(y) * width + x) * 3 + c];
+  }
+};
+
+// The mean over the area of a low pixel (INTER_AREA), to the nearest grey level. Of 2x2 pixels it
+// is OpenCV's integer mean, which rounds halves up, others to even.
+__device__ float mean_of(const Picture& p, int y, int x, int c, int low_height, int low_width) {
+  if (p.height == 2 * low_height && p.width == 2 * low_width) {
+    const int sum = p.at(2 * y, 2 * x, c) + p.at(2 * y, 2 * x + 1, c) + p.at(2 * y + 1, 2 * x, c) +
+                    p.at(2 * y + 1, 2 * x + 1, c);
+    return static_cast<float>((sum + 2) >> 2);
+  }
+  const double tall = static_cast<double>(p.height) / low_height,
+               wide = static_cast<double>(p.width) / low_width;
+  const double top = y * tall, left = x * wide;
+  float sum = 0;
+  for (int v = static_cast<int>(top); v < p.height && v < top + tall - 1e-6; ++v) {
+    const float rows = static_cast<float>((min(top + tall, v + 1.0) - max(top, 1.0 * v)) / tall);
+    float line = 0;
+    for (int u = static_cast<int>(left); u < p.width && u < left + wide - 1e-6; ++u) {
+      const double part = min(left + wide, u + 1.0) - max(left, 1.0 * u);
+      line += static_cast<float>(part / wide) * p.at(v, u, c);
+    }
+    sum += rows * line;
+  }
+  return rintf(sum);
+}
+
+// Where a pixel lies among n of the picture (INTER_LINEAR): between two, with their weights in
+// units of 1 / 2048.
+struct Between {
+  int low, high, first, second;
+  __device__ Between(int i, int n_low, int n) {
+    float at = static_cast<float>((i + 0.5) * (static_cast<double>(n) / n_low) - 0.5);
+    low = static_cast<int>(floorf(at));
+    at -= low;
+    if (low < 0) low = 0, at = 0;
+    if (low >= n - 1) low = n - 1, at = 0;
+    high = min(low + 1, n - 1);
+    first = static_cast<int>(rintf((1 - at) * 2048));
+    second = static_cast<int>(rintf(at * 2048));
+  }
+};
+
+// Interpolation of bytes in fixed point, as OpenCV's, whose versions differ by a grey level.
+__device__ float between(const Picture& p, int y, int x, int c, int low_height, int low_width) {
+  const Between v(y, low_height, p.height), u(x, low_width, p.width);
+  const int above = p.at(v.low, u.low, c) * u.first + p.at(v.low, u.high, c) * u.second,
+            below = p.at(v.high, u.low, c) * u.first + p.at(v.high, u.high, c) * u.second;
+  const int sum = (v.first * (above >> 4) >> 16) + (v.second * (below >> 4) >> 16);
+  return static_cast<float>((sum + 2) >> 2);
+}
+
+// A thread has a low pixel's channel; neighbours read what the cache has.
+__global__ void resize_bytes(float* out, Picture p, int low_height, int low_width) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (i >= low_width * 3) return;
+  const int x = i / 3, c = i % 3;
+  const bool shrinks = low_height <= p.height && low_width <= p.width;
+  const float level = shrinks ? mean_of(p, y, x, c, low_height, low_width)
+                              : between(p, y, x, c, low_height, low_width);
+  out[static_cast<size_t>(y) * low_width * 3 + i] = level / 255;
+}
+
+}  // namespace
+
+void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
+                     int width, Stream stream) {
+  SEG_LAUNCH(resize_bytes, dim3((low_width * 3 + kThreads - 1) / kThreads, low_height),
+             dim3(kThreads), 0, stream, out, (Picture{picture, height, width}), low_height,
+             low_width);
+}
+
+}  // namespace seg::cuda
