@@ -334,6 +334,7 @@ def _targets(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     core = (facts["package"]["error"], facts["package"]["fix"])
     needs = {
         "cpu": [core, _need(facts, "cv2")],
+        "cuda": [core, _need(facts, "cv2"), gpu, _need_cuda_module(facts)],
         "onnx": [onnx],
         "onnx on cuda": [onnx, gpu, _need_provider(facts)],
         "rtx build": [rtx],
@@ -362,6 +363,14 @@ def _need(facts: dict[str, Any], name: str) -> tuple[str, str]:
 def _need_gpu(facts: dict[str, Any]) -> tuple[str, str]:
     absence = facts["cuda"]["absence"]
     return (f"no GPU: {absence}", facts["cuda"]["fix"]) if absence else ("", "")
+
+
+def _need_cuda_module(facts: dict[str, Any]) -> tuple[str, str]:
+    module = facts["cuda_module"]
+    if module["runs_on"]:
+        return "", ""
+    refused = module["refused"][0] if module["refused"] else None
+    return (refused["why"], refused["fix"]) if refused else (module["error"], module["fix"])
 
 
 def _need_provider(facts: dict[str, Any]) -> tuple[str, str]:

@@ -295,6 +295,7 @@ def test_a_gpu_that_the_cuda_module_runs_on(machine, monkeypatch):
     plant_gpu(monkeypatch)
     report = doctor.report()
     assert report["cuda_module"]["runs_on"] == ["cuda:0"] and not kinds(report, "has code for")
+    assert report["targets"]["cuda"]["ready"]
     assert "8.6, 9.0, 9.0+ptx; runs on cuda:0\n" in doctor.render(report)
 
 
@@ -304,6 +305,7 @@ def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
     found = problem(report, "cuda:0 (Tesla T4, compute capability 7.5) is not among those")
     assert found["kind"] == "missing" and "SEG_CUDA_ARCHS=75 pip install" in found["fix"]
     assert report["cuda_module"]["runs_on"] == []
+    assert "is not among those this build has code for" in report["targets"]["cuda"]["why"]
     assert "; runs on no GPU that is here\n" in doctor.render(report)
 
 
