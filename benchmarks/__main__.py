@@ -1,4 +1,4 @@
-"""python -m benchmarks latency | compare | report | quality | ops | step | photo | stream"""
+"""python -m benchmarks latency | compare | report | quality | ops | step | photo | stream | gpu"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from runtime.errors import SdkError
 
-COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream")
+COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
             from benchmarks.photo import main as run
         elif argv[0] == "stream":
             from benchmarks.stream import main as run
+        elif argv[0] == "gpu":
+            from benchmarks.gpu import main as run
         else:
             from benchmarks.step import main as run
         return run(argv[1:])

@@ -39,15 +39,17 @@ class Net(nn.Module):
         return r if self.final_bn == "none" else self.bn3(r)
 
 
-def planes(array, dtype):
+def planes(array, dtype, device="cpu"):
     """(H, W, C) NumPy to (1, C, H, W)."""
-    return torch.from_numpy(array).to(dtype).permute(2, 0, 1)[None].contiguous()
+    return torch.from_numpy(array).to(device, dtype).permute(2, 0, 1)[None].contiguous()
 
 
 class Twin:
     """Steps of any objective. ``guide``: (H, W, C) soft or (H, W) hard with -1, or None."""
 
-    def __init__(self, options, state, image, guide, dtype=torch.float64, channels_last=False):
+    def __init__(
+        self, options, state, image, guide, dtype=torch.float64, channels_last=False, device="cpu"
+    ):
         self.o, self.dtype = options, dtype
         self.classes = state["conv3.weight"].shape[0]
         residual = options.objective == "residual"
@@ -57,14 +59,14 @@ class Twin:
         )  # fmt: skip
         own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
         self.net.load_state_dict(own, strict=True)
-        self.net.to(dtype).train()
+        self.net.to(device, dtype).train()
         self.sgd = torch.optim.SGD(self.net.parameters(), lr=options.lr, momentum=options.momentum)
-        self.image = planes(image, dtype)
-        self.guide = None if guide is None else torch.from_numpy(guide)
+        self.image = planes(image, dtype, device)
+        self.guide = None if guide is None else torch.from_numpy(guide).to(device)
         self.table = None
         self.step_count = 0
         self.x = self.image
-        self.prior = torch.zeros((), dtype=dtype)
+        self.prior = torch.zeros((), dtype=dtype, device=device)
         if residual:
             self._prepare_residual(guide)
         if channels_last:
@@ -77,10 +79,10 @@ class Twin:
         h, w = image.shape[2:]
         ys = torch.linspace(-1, 1, h, dtype=self.dtype) if h > 1 else torch.zeros(1)
         xs = torch.linspace(-1, 1, w, dtype=self.dtype) if w > 1 else torch.zeros(1)
-        grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None].to(self.dtype)
+        grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1])[None].to(image)
         standard = (image - image.mean((2, 3), keepdim=True)) / deviation
         self.x = torch.cat([standard, grid], 1)
-        self.q = planes(guide, self.dtype)
+        self.q = planes(guide, self.dtype, image.device)
         self.prior = self.q.clamp_min(1e-4).log()
         area = self.q.mean((0, 2, 3))
         weight = area.clamp_min(1e-3) ** -self.o.balance
@@ -116,7 +118,7 @@ class Twin:
             pair = pair / (4 * len(o.offsets))
             return guide + o.lam * pair, torch.zeros(()), pair, guide
         labels = r.detach().argmax(1)
-        clusters = len(torch.unique(labels))
+        clusters = self.count(labels)
         own = F.cross_entropy(r, labels)
         spatial = 0
         directions = ((1, 0), (0, 1), (1, 1), (1, -1)) if o.diagonals else ((1, 0), (0, 1))
@@ -128,7 +130,8 @@ class Twin:
         weight = {"fixed": o.mu, "fsf": clusters / o.beta, "scf": o.mu / clusters}[o.weighting]
         guide = torch.zeros(())
         if self.guide is not None:
-            self._map(labels[0], clusters)
+            if o.mapping == "index_modulo" or self.step_count < 10:
+                self._map(labels[0], clusters)
             if self.guide.ndim == 2:
                 target = torch.where(self.guide < 0, -100, self.table[self.guide.clamp_min(0)])
                 guide = F.cross_entropy(r, target[None].long())
@@ -138,15 +141,20 @@ class Twin:
                 guide = -(target * F.log_softmax(r, 1)).sum(1).mean()
         return own + weight * spatial + guide, own, spatial, guide
 
+    def count(self, labels):
+        """How many different ones."""
+        return len(torch.unique(labels))
+
     def _map(self, labels, clusters):
-        hard = self.guide.ndim == 2
+        hard, device = self.guide.ndim == 2, labels.device
         classes = int(self.guide.max()) + 1 if hard else self.guide.shape[2]
         if self.o.mapping == "index_modulo":
-            known = self.guide[self.guide >= 0].unique() if hard else torch.arange(classes)
+            every = torch.arange(classes, device=device)
+            known = self.guide[self.guide >= 0].unique() if hard else every
             targets = labels.unique()
-            self.table = torch.zeros(classes, dtype=torch.long)
-            self.table[known.long()] = targets[torch.arange(len(known)) % clusters]
-        elif self.step_count < 10:
+            self.table = torch.zeros_like(every)
+            self.table[known.long()] = targets[every[: len(known)] % clusters]
+        else:
             from scipy.optimize import linear_sum_assignment
 
             one_hot = F.one_hot(labels, self.classes).double()
@@ -157,8 +165,8 @@ class Twin:
                 soft = self.guide.double()
             area = torch.einsum("hwc,hwk->ck", soft, one_hot)
             self.table = area.argmax(1)
-            rows, columns = linear_sum_assignment(-area.numpy())
-            self.table[torch.from_numpy(rows)] = torch.from_numpy(columns)
+            rows, columns = linear_sum_assignment(-area.cpu().numpy())
+            self.table[torch.from_numpy(rows)] = torch.from_numpy(columns).to(device)
 
     def step(self):
         """One SGD step; returns the four losses before it and the number of labels."""
@@ -179,8 +187,8 @@ class Twin:
             r = self.net(self.x) + self.prior
         self.net.load_state_dict(tracked)
         self.net.train()
-        return r.argmax(1)[0].numpy()
+        return r.argmax(1)[0].cpu().numpy()
 
     def state(self):
         """Parameters as NumPy arrays."""
-        return {k: v.detach().numpy().copy() for k, v in self.net.named_parameters()}
+        return {k: v.detach().cpu().numpy().copy() for k, v in self.net.named_parameters()}

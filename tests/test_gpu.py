@@ -1,0 +1,528 @@
+"""The CUDA module on a real GPU: what tests/test_cuda_*.py prove of its sources on the host.
+
+Where there is no GPU, the bodies of the tests that need little of one run on the host's module, at
+the smallest sizes, so that they are in order when a GPU comes; the others skip. On a machine with a
+GPU: benchmarks/gpu_check.sh FOLDER.
+"""
+
+import contextlib
+import functools
+import gc
+import threading
+
+import numpy as np
+import pytest
+import test_refiner
+from test_cuda_arrays import Interface, Relabelled
+from test_refiner import (  # noqa: F401
+    CASES,
+    STOPS,
+    TEN_SEEDS,
+    TEN_STEPS,
+    assert_same_result,
+    assert_same_state,
+    assert_step_matches,
+    case_name,
+    draw,
+    joined,
+    make,
+    test_all_steps_are_taken,
+    test_diverged_keeps_the_last_finite_map,
+    test_early_stop_needs_three_calm_looks,
+    test_error_in_progress_ends_the_run_after_that_step,
+    test_min_labels,
+    test_no_steps_give_the_prior,
+    test_progress_is_told_each_step,
+    test_same_bits_again,
+    test_silhouette_keeps_the_last_map_with_enough_labels,
+    test_state_goes_to_another_refiner,
+    test_warm_run_goes_on_where_the_last_one_stopped,
+)
+
+import runtime
+from benchmarks.worker import CLASSES, picture
+from runtime.device import cuda_absence
+from runtime.errors import DeviceError
+
+pytest_plugins = ["cuda_module"]
+
+ABSENCE = cuda_absence() or ("" if "cuda" in runtime.devices() else "runtime._cuda cannot run here")
+needs_gpu = pytest.mark.skipif(bool(ABSENCE), reason=f"no GPU to test on: {ABSENCE}")
+FULL = (1080, 1920)
+
+
+class OnGpu:
+    """Arrays of PyTorch on the GPU, on its current stream."""
+
+    name = "gpu"
+    sizes = ((1, 1), (1, 37), (33, 1), (65, 129), (270, 481), (719, 1283), FULL)
+    lifts = (((1, 1), (7, 5)), ((24, 31), (97, 131)), ((180, 240), (360, 480)), ((270, 480), FULL))
+    large = (180, 240)
+    runs, slack = 200, 2**23  # of streams that are not done yet
+
+    @functools.cached_property
+    def torch(self):
+        """Loaded by the tests that need it: it is slow under compute-sanitizer."""
+        torch = pytest.importorskip("torch", reason="needs PyTorch on the GPU")
+        if not torch.cuda.is_available():
+            pytest.skip("this PyTorch sees no GPU")
+        return torch
+
+    def put(self, array):
+        return self.torch.from_numpy(array).cuda()
+
+    def pointer(self, array):
+        return array.data_ptr()
+
+    def stream(self):
+        return self.torch.cuda.current_stream().cuda_stream
+
+    def take(self, array):
+        """Our array as PyTorch's."""
+        return self.torch.from_dlpack(array)
+
+    def used(self):
+        """Bytes of the GPU that somebody has."""
+        self.torch.cuda.synchronize()
+        free, total = self.torch.cuda.mem_get_info()
+        return total - free
+
+    @contextlib.contextmanager
+    def too_small(self):
+        """The size of a Refiner that no GPU has the memory for."""
+        yield 2**14, 2**14
+
+
+class OnHost:
+    """Arrays of NumPy that play the GPU's, on the module that runs on the host."""
+
+    name = "host"
+    sizes = ((1, 1), (1, 7), (5, 7))
+    lifts = (((1, 1), (3, 2)), ((3, 5), (7, 11)))
+    large = (12, 16)
+    runs, slack = 5, 0
+
+    def __init__(self, cudart):
+        self.cudart = cudart
+
+    def put(self, array):
+        return Interface(array)
+
+    def pointer(self, array):
+        return array.array.ctypes.data
+
+    def stream(self):
+        return None
+
+    def take(self, array):
+        torch = pytest.importorskip("torch", reason="needs PyTorch")
+        return torch.from_dlpack(Relabelled(array))
+
+    def used(self):
+        return -self.cudart.allocations_left()
+
+    @contextlib.contextmanager
+    def too_small(self):
+        self.cudart.allow_allocations(0)
+        yield 8, 9
+        self.cudart.allow_allocations(2**62)
+
+
+@pytest.fixture(params=["gpu", "host"])
+def place(request):
+    """Where the tests run: on the GPU if there is one, else on the host's module."""
+    if request.param == "gpu":
+        if ABSENCE:
+            pytest.skip(f"no GPU to test on: {ABSENCE}")
+        return OnGpu()
+    if not ABSENCE:
+        pytest.skip("there is a GPU")
+    request.getfixturevalue("cuda")
+    return OnHost(request.getfixturevalue("cudart"))
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(request, monkeypatch):
+    """The Refiner's own tests take one on the GPU; on the host, tests/test_cuda_refiner.py runs
+    them."""
+    if request.function.__module__ != test_refiner.__name__:
+        return
+    if ABSENCE:
+        pytest.skip(f"no GPU to test on: {ABSENCE}")
+    monkeypatch.setattr(test_refiner, "make", on_cuda)
+
+
+def on_cuda(image, options, **more):
+    return make(image, options, device="cuda", **more)
+
+
+def some(cases):
+    """All of them on a GPU, the first where there is none."""
+    return cases[:1] if ABSENCE else cases
+
+
+# ---- Filters and lifts --------------------------------------------------------------------------
+
+
+def arrays(size, channels, classes):
+    rng = np.random.default_rng(size[0])
+    guide = rng.random((*size, channels), dtype=np.float32)
+    return guide, rng.random((*size, classes), dtype=np.float32)
+
+
+@pytest.mark.parametrize("channels, classes, radius", [(3, 1, 8), (3, 5, 3), (1, 4, 2), (3, 8, 40)])
+def test_filter_equals_the_core(place, channels, classes, radius):
+    for size in place.sizes:
+        guide, values = arrays(size, channels, classes)
+        wanted = runtime.guided_filter(guide, values, radius=radius)
+        found = runtime.guided_filter(guide, values, radius=radius, device="cuda")
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+        out = runtime.guided_filter(
+            place.put(guide), place.put(values), radius=radius, device="cuda", stream=place.stream()
+        )
+        np.testing.assert_array_equal(out.numpy(), found, err_msg=f"{size}")
+
+
+@pytest.mark.parametrize("subsample", [2, 4])
+def test_subsampling_equals_the_core(place, subsample):
+    for size in place.sizes[2:]:
+        guide, values = arrays(size, 3, 3)
+        options = {"radius": 8, "subsample": subsample}
+        wanted = runtime.guided_filter(guide, values, **options)
+        found = runtime.guided_filter(guide, values, device="cuda", **options)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_upsampling_equals_the_core(place, channels):
+    for low, size in place.lifts:
+        guide, values = arrays(size, channels, 1)[0], arrays(low, 1, 8)[1]
+        wanted = runtime.guided_filter(guide, values, radius=2)
+        found = runtime.guided_filter(guide, values, radius=2, device="cuda")
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+
+
+def test_shrinking_equals_the_core(place):
+    for low, size in place.lifts:
+        planes = arrays(size, 1, 3)[1]
+        wanted, found = (
+            runtime.backend.backend(device).shrink(planes, *low, 1) for device in ("cpu", "cuda")
+        )
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_lift_equals_the_core(place, guided):
+    for low, size in place.lifts:
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        small, scores = arrays(low, 3, 14)
+        options = {"low_image": small} if guided else {}
+        labels, confidence = runtime.lift(image, scores, **options)
+        found = runtime.lift(image, scores, device="cuda", **options)
+        np.testing.assert_allclose(found[1], confidence, rtol=0, atol=2e-4, err_msg=f"{size}")
+        assert (found[0] == labels).mean() >= 0.999, size  # near-ties may differ
+        there = {name: place.put(array) for name, array in options.items()}
+        out = runtime.lift(
+            place.put(image), place.put(scores), device="cuda", stream=place.stream(), **there
+        )
+        np.testing.assert_array_equal(out[0].numpy(), found[0])
+        np.testing.assert_array_equal(out[1].numpy(), found[1])
+
+
+# ---- Arrays of PyTorch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+def test_round_trip_without_copies(place, dtype):
+    module = runtime.backend.backend("cuda")
+    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+    theirs = place.put(array)
+    ours = module.as_array(theirs, stream=place.stream())
+    assert ours.__cuda_array_interface__["data"][0] == place.pointer(theirs)
+    np.testing.assert_array_equal(ours.numpy(), array)
+    made = module.to_device(array, stream=place.stream())
+    tensor = place.take(made)
+    assert tensor.data_ptr() == made.__cuda_array_interface__["data"][0]
+    del made  # the memory lives on
+    gc.collect()
+    np.testing.assert_array_equal(tensor.cpu().numpy(), array)
+
+
+@needs_gpu
+def test_pytorch_takes_the_interface_and_gives_it():
+    torch = OnGpu().torch
+    module = runtime.backend.backend("cuda")
+    theirs = torch.rand(4, 5, device="cuda")
+
+    class Shown:  # without DLPack
+        __cuda_array_interface__ = theirs.__cuda_array_interface__
+
+    ours = module.as_array(Shown())
+    assert ours.__cuda_array_interface__["data"][0] == theirs.data_ptr()
+    made = module.to_device(np.ones((4, 5), np.float32))
+    tensor = torch.as_tensor(made, device="cuda")
+    assert tensor.data_ptr() == made.__cuda_array_interface__["data"][0]
+    torch.cuda.synchronize()
+    assert tensor.sum().item() == 20
+
+
+@needs_gpu
+def test_streams_are_waited_for():
+    """Values that are late on one stream are there for the filter, and its result for another."""
+    torch = OnGpu().torch
+    guide, values = arrays((97, 131), 3, 4)
+    wanted = runtime.guided_filter(guide, values, device="cuda")
+    on_gpu = torch.from_numpy(guide).cuda(), torch.from_numpy(values).cuda()
+    for filter_on in (torch.cuda.Stream(), torch.cuda.default_stream(), None):
+        first, last = torch.cuda.Stream(), torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(first):
+            late = [torch.zeros_like(a) for a in on_gpu]
+            torch.cuda._sleep(50_000_000)
+            for to, source in zip(late, on_gpu, strict=True):
+                to.copy_(source)
+            number = None if filter_on is None else filter_on.cuda_stream
+            out = runtime.guided_filter(*late, device="cuda", stream=number)
+        with torch.cuda.stream(last):
+            tensor = torch.from_dlpack(out).clone()
+        last.synchronize()
+        np.testing.assert_array_equal(tensor.cpu().numpy(), wanted)
+
+
+# ---- Refinement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options, kind", some(CASES), ids=case_name)
+def test_step(place, monkeypatch, options, kind):
+    """Against the reference in float64, and beside the core."""
+    image, guide = draw(kind)
+    here, there = make(image, options), on_cuda(image, options)
+    wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-4)
+    assert (found.labels == wanted.labels).mean() >= 0.99
+    monkeypatch.setattr(test_refiner, "make", on_cuda)
+    assert_step_matches(image, guide, options, "", times=4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (19, 1), (3, 61), (33, 65), (321, 481)])
+@pytest.mark.parametrize("options, kind", [CASES[0], CASES[3], CASES[12]], ids=case_name)
+def test_step_of_other_sizes(shape, options, kind):
+    image, guide = draw(kind, *shape)
+    here, there = make(image, options), on_cuda(image, options)
+    start = joined(here.state_dict())
+    wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
+    first, second = (joined(r.state_dict()) - start for r in (here, there))
+    assert test_refiner.relative_error(second, first) <= 1e-3
+    assert (found.labels == wanted.labels).mean() >= 0.999
+    total = [r.stats["losses"]["total"][0] for r in (found, wanted)]
+    assert total[0] == pytest.approx(total[1], rel=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
+def test_ten_steps_beside_the_core(case):
+    options, kind = TEN_STEPS[case]
+    image, guide = draw(kind, 64, 96, seed=TEN_SEEDS[case])
+    wanted, found = (m(image, options).run(image, guide, steps=10) for m in (make, on_cuda))
+    far, least = (2e-3, 0.99) if "objective" in options else (2e-4, 0.999)  # others are chaotic
+    for name, losses in wanted.stats["losses"].items():
+        np.testing.assert_allclose(
+            found.stats["losses"][name], losses, rtol=far, atol=1e-6, err_msg=name
+        )
+    assert (found.labels == wanted.labels).mean() >= least
+
+
+@pytest.mark.parametrize("precision, least", [("fp32", 0.999), ("tf32", 0.99)])
+def test_labels_after_ten_steps_of_residual(place, precision, least):
+    image, _, soft = picture(*place.large)
+    options = {"classes": CLASSES, "precision": precision}
+    there = runtime.Refiner(*place.large, device="cuda", **options)
+    wanted = runtime.Refiner(*place.large, classes=CLASSES).run(image, soft, steps=10)
+    found = there.run(image, soft, steps=10)
+    assert (found.labels == wanted.labels).mean() >= least
+    np.testing.assert_allclose(found.scores.sum(-1), 1, rtol=1e-5)
+    assert_same_result(there.run(image, soft, steps=10), found)  # replayed from the first step on
+    again = runtime.Refiner(*place.large, device="cuda", **options)
+    assert_same_result(again.run(image, soft, steps=10), found)
+
+
+@needs_gpu
+@pytest.mark.parametrize("options, kind", CASES, ids=case_name)
+def test_tensor_cores_take_the_same_step_but_for_rounding(options, kind):
+    """One pixel whose label flips is a 200th of the gradient; a mistake is most of it."""
+    image, guide = draw(kind)
+    plain, tensor = (on_cuda(image, options, precision=p) for p in ("fp32", "tf32"))
+    start = joined(plain.state_dict())
+    a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
+    wanted, found = (joined(r.state_dict()) - start for r in (plain, tensor))
+    assert test_refiner.relative_error(found, wanted) <= 0.25
+    assert (a.labels == b.labels).mean() >= 0.9
+    total = [r.stats["losses"]["total"][0] for r in (a, b)]
+    assert total[1] == pytest.approx(total[0], rel=2e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("options, floor", STOPS)
+def test_stops_where_the_core_stops(monkeypatch, options, floor):
+    image, guide = draw("none" if "objective" in options else "soft", 24, 32)
+    monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
+    options = options | {"silhouette": floor > 0}
+    wanted, found = (m(image, options).run(image, guide, steps=150) for m in (make, on_cuda))
+    assert found.stats["stop_reason"] == wanted.stats["stop_reason"] != "steps"
+    assert found.stats["clusters_per_step"] == wanted.stats["clusters_per_step"]
+    assert (found.labels == wanted.labels).mean() >= 0.99
+
+
+def test_guides_and_steps_may_change_between_runs(place):
+    """The recorded step is recorded again where it has to be."""
+    options = {"objective": "dynaguide", "channels": 6, "soft_guide": True}
+    image, soft = draw("soft", *place.large)
+    hard = soft.argmax(-1).astype(np.int32)
+    one = on_cuda(image, options)
+    for guide, steps in ((soft, 2), (hard, 1), (None, 1), (np.minimum(hard, 2), 20), (soft, 2)):
+        fresh = on_cuda(image, options).run(image, guide, steps=steps)
+        assert_same_result(one.run(image, guide, steps=steps), fresh)
+        if place.name == "host" and steps == 1:
+            return
+
+
+def test_two_threads_give_what_each_gives_alone(place):
+    inputs = [picture(*place.large)[::2], [a[::-1].copy() for a in picture(*place.large)[::2]]]
+    options = {"classes": CLASSES, "device": "cuda"}
+    refiners = [runtime.Refiner(*place.large, **options) for _ in inputs]
+    alone = [r.run(*i, steps=2) for r, i in zip(refiners, inputs, strict=True)]
+    found = [[], []]
+
+    def work(n):
+        for _ in range(1 + place.runs // 20):
+            found[n].append(refiners[n].run(*inputs[n], steps=2))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(2):
+        assert len(found[n]) == 1 + place.runs // 20
+        for result in found[n]:
+            assert_same_result(result, alone[n])
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def test_memory_that_cannot_be_had_is_an_error_and_no_more(place):
+    guide, values = arrays((9, 11), 3, 2)
+    wanted = runtime.guided_filter(guide, values, device="cuda")
+    with place.too_small() as (height, width):
+        with pytest.raises(DeviceError, match="out of memory"):
+            runtime.Refiner(height, width, classes=1024, device="cuda")
+    found = runtime.guided_filter(guide, values, device="cuda")
+    np.testing.assert_array_equal(found, wanted)
+    image, soft = draw("soft", 9, 11)
+    runtime.Refiner(9, 11, classes=5, device="cuda").run(image, soft, steps=1)
+
+
+def test_memory_does_not_grow(place):
+    guide, values = arrays(place.large, 3, 2)
+    image, soft = draw("soft", *place.large)
+    refiner = on_cuda(image, {})
+
+    def work():
+        out = runtime.guided_filter(
+            place.put(guide), place.put(values), radius=2, device="cuda", stream=place.stream()
+        )
+        runtime.guided_filter(guide, values, radius=2, device="cuda")
+        runtime.lift((255 * guide).astype(np.uint8), values, device="cuda")
+        refiner.run(image, soft, steps=1)
+        return out
+
+    for _ in range(3):
+        work()
+    gc.collect()
+    before = place.used()
+    for _ in range(place.runs):
+        work()
+    gc.collect()
+    assert place.used() <= before + place.slack
+
+
+@needs_gpu
+def test_memory_of_refiners_comes_back():
+    place = OnGpu()
+
+    def work():
+        image, soft = draw("soft", 64, 96)
+        on_cuda(image, {}).run(image, soft, steps=2)
+
+    work()
+    gc.collect()
+    before = place.used()
+    for _ in range(30):
+        work()
+    gc.collect()
+    assert place.used() <= before + place.slack
+
+
+# ---- For compute-sanitizer: all kernels, at small sizes -----------------------------------------
+
+SMALL = [
+    ({}, "soft"),
+    ({"blocks": 3, "channels": 33, "early_stop": 0.9}, "unknown"),
+    ({"objective": "dynaguide", "channels": 9}, "hard"),
+    ({"objective": "dynaguide", "channels": 9, "soft_guide": True, "skip": "shared"}, "soft"),
+    ({"objective": "dynaguide", "channels": 9, "mapping": "index_modulo"}, "partial"),
+    ({"objective": "dynaseg", "channels": 9, "final_bn": "running"}, "none"),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("options, kind", some(SMALL), ids=case_name)
+def test_every_kernel_of_the_refinement(place, options, kind, precision):
+    image, guide = draw(kind, 13, 37)
+    result = on_cuda(image, options, precision=precision).run(image, guide, steps=3)
+    assert np.isfinite(result.scores).all()
+    np.testing.assert_allclose(result.scores.sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kernel_of_the_filter(place, channels):
+    size = (45, 71) if place.name == "gpu" else (5, 7)
+    guide, values = arrays(size, channels, 3)
+    for options in ({"radius": 3}, {"radius": 4, "subsample": 2}):
+        out = runtime.guided_filter(guide, values, device="cuda", **options)
+        assert np.isfinite(out).all()
+    scores, small = arrays((4, 6), 3, 5)[::-1]
+    assert np.isfinite(runtime.guided_filter(guide, scores, radius=1, device="cuda")).all()
+    image = (255 * np.resize(guide, (*size, 3))).astype(np.uint8)
+    for options in ({}, {"low_image": small}):
+        labels, confidence = runtime.lift(image, scores, device="cuda", **options)
+        assert labels.max() < 5 and np.isfinite(confidence).all()
+
+
+# ---- ONNX Runtime -------------------------------------------------------------------------------
+
+
+@needs_gpu
+def test_onnx_runtimes_cuda_provider_runs_a_network():
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
+    onnx = pytest.importorskip("onnx", reason="needs onnx, to make a network")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    from runtime.engine import OnnxEngine
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, 9, 11])
+        for name, channels in (("x", 3), ("y", 4))
+    ]
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    held = [onnx.numpy_helper.from_array(weights, "w")]
+    graph = onnx.helper.make_graph([node], "conv", ports[:1], ports[1:], held)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    x = rng.random((1, 3, 9, 11), dtype=np.float32)
+    (wanted,), (found,) = (OnnxEngine(model, device=d)(x) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2)  # its convolutions may use TF32

@@ -1,0 +1,424 @@
+"""benchmarks/gpu.py without a GPU: its arithmetic, its order, its JSON, and what it says where it
+cannot run. Our kernels and PyTorch run on the host, at tiny sizes, and the time is made up."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import gpu
+from runtime.device import cuda_absence
+from runtime.errors import DeviceError, InputError
+
+torch = pytest.importorskip("torch", reason="the peers need PyTorch")
+pytestmark = pytest.mark.skipif(not cuda_absence(), reason="there is a GPU")
+pytest_plugins = ["cuda_module"]
+ROOT = Path(__file__).parents[1]
+
+
+class Host(gpu.Gpu):
+    """The host in a GPU's place; every run takes a millisecond more than the last."""
+
+    name = "cpu"
+
+    def __init__(self):
+        self.torch, self.clock, self.bursts = torch, itertools.count(1), 0
+
+    def stream(self):
+        return None
+
+    def time(self, run, after=None, *, ahead=False):
+        run()
+        self.bursts += ahead
+        if after is not None:
+            after()
+        now = float(next(self.clock))
+        return now, now + 0.5
+
+    def record(self, step):
+        step()
+        return step
+
+    def peak(self, make):
+        return make(), {"torch": 1.0, "others": 2.0}
+
+    def clean(self):
+        pass
+
+    def describe(self):
+        return {"name": "the host"}
+
+
+@pytest.fixture
+def host(cuda, monkeypatch):
+    """Our module is the one that runs on the host, with few channels, and its clock stands; the
+    compiler hands back what it is given."""
+    sizes = {"COPY": 2**10, "MATRIX": 8, "MOST": 2, "LEAST": 1, "SETS": 2, "BURST": 2}
+    for name, size in sizes.items():
+        monkeypatch.setattr(gpu, name, size)
+    find, ours = gpu.find_case, gpu.ours
+
+    def narrow(name):
+        case = find(name)
+        return case._replace(options=case.options | {"channels": 6})
+
+    monkeypatch.setattr(gpu, "find_case", narrow)
+    monkeypatch.setattr(gpu, "ours", lambda *a: ours(*a)._replace(clock=lambda: 0.5))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.compiler, "reset", gpu.nothing)
+    yield Host()
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+
+
+SMALL = {
+    "guided filter, 1": lambda *a: gpu.filter_case(*a, (11, 13), (11, 13), 1),
+    "guided filter, 3": lambda *a: gpu.filter_case(*a, (7, 5), (7, 5), 3),
+    "joint upsampling": lambda *a: gpu.filter_case(*a, (12, 20), (3, 5), 2),
+    "lift": lambda *a: gpu.lift_case(*a, (12, 20), (3, 5), False),
+    "guided lift": lambda *a: gpu.lift_case(*a, (12, 20), (3, 5), True),
+    "residual": lambda *a: gpu.steps_case(*a, "residual 5x7", 2),
+    "dynaguide": lambda *a: gpu.steps_case(*a, "dynaguide 5x7", 2),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_peers_agree(host, name):
+    case = SMALL[name](host, name, True)
+    assert case.left_out == case.wrong == []
+    who = [f"{who} {precision}".strip() for who, precision in case.peers]
+    if name in ("residual", "dynaguide"):
+        torchs = ("eager", "graph", "graph, channels last")
+        by_hand = [w for p in ("fp32", "tf32") for w in ("ours", *(f"torch {t}" for t in torchs))
+                   for w in [f"{w} {p}"]]  # fmt: skip
+        compiled = [f"torch {c} {p}" for p in ("fp32", "tf32") for c in
+                    ("compiled", "compiled, graph")]  # fmt: skip
+        assert who == [*by_hand, *compiled, "copy", "matmul fp32", "matmul tf32"]
+    else:
+        assert who == ["ours", "torch eager", "torch compiled", "copy"]
+    found = gpu.measure(case)
+    assert [(row["who"], row["precision"]) for row in found] == list(case.peers)
+    assert all(len(row["samples"]["device ms"]) == gpu.MOST for row in found)
+
+
+def test_the_twins_steps_are_those_that_wait(host):
+    """Without the waits a step does the same."""
+    from benchmarks.torch_twin import Twin
+
+    case = gpu.find_case("dynaguide 12x16")
+    image, hard, _ = gpu.picture(12, 16)
+    plain = gpu.refiner(case)
+    arguments = (plain.options, plain.state_dict(), image, hard, torch.float32)
+    twin, loop = Twin(*arguments), gpu.Loop(Twin(*arguments), torch)
+    losses, wanted = [], []
+    for _ in range(3):
+        loop.step()
+        losses.append(loop.last.item())
+        wanted.append(twin.step()[0][0])
+        twin.step_count = 10  # the mapping of the first step stays
+    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    loop.restore()
+    loop.step()
+    assert loop.last.item() == losses[0]
+
+
+def test_a_peer_that_differs_or_fails_is_left_out(host, capsys):
+    case = gpu.Case(host, "work")
+    case.add("ours", lambda: gpu.Peer(gpu.nothing, (np.ones(3),)))
+    case.add("torch eager", lambda: gpu.Peer(gpu.nothing, (np.full(3, 1.001),)))
+    case.add("torch compiled", lambda: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
+    assert list(case.peers) == [("ours", "")] and len(case.left_out) == 2
+    assert case.wrong == [
+        "work: torch eager : it gives another result than our first: 0.001 of 1"
+    ]  # fmt: skip
+    assert case.left_out[1]["why"] == "RuntimeError: no compiler\nat all"
+    assert "left out: torch compiled : RuntimeError: no compiler\n" in capsys.readouterr().out
+
+    def full():
+        raise DeviceError("memory is full")
+
+    case.add("ours", full, "tf32")
+    assert case.wrong[1] == "work: ours tf32: DeviceError: memory is full"
+    with pytest.raises(DeviceError, match="memory is full"):
+        gpu.Case(host, "work").add("ours", full)
+
+
+@pytest.fixture
+def played():
+    """The real Gpu on a torch.cuda that is played: it knows the real one's names, and keeps what
+    was called."""
+    made = gpu.Gpu()
+    made.cuda = mock.MagicMock(spec=torch.cuda)
+    for name in ("Event", "Stream", "CUDAGraph", "current_stream"):
+        real = torch.cuda.Stream if name == "current_stream" else getattr(torch.cuda, name)
+        getattr(made.cuda, name).return_value = mock.Mock(spec=real)
+    return made
+
+
+def test_what_is_asked_of_the_gpu(played):
+    cuda = played.cuda
+    event = cuda.Event.return_value
+    event.elapsed_time.return_value = 2.5
+    seen = []
+    cuda.synchronize.side_effect = lambda: seen.append("wait")
+    cuda._sleep.side_effect = lambda cycles: seen.append("sleep")
+    event.record.side_effect = lambda: seen.append("event")
+    ways = played.time(lambda: seen.append("run"), lambda: seen.append("after"), ahead=True)
+    assert seen == ["wait", "sleep", "event", "run", "event", "after", "wait"]
+    assert ways[0] == 2.5 and ways[1] > 0
+    assert played.time(gpu.nothing)[0] == 2.5 and seen.count("sleep") == 1
+
+    cuda.current_stream.return_value.cuda_stream = 77
+    assert played.stream() == 77
+    steps = []
+    replay = played.record(lambda: steps.append(1))
+    assert replay is cuda.CUDAGraph.return_value.replay and len(steps) == 4
+    cuda.graph.assert_called_once_with(cuda.CUDAGraph.return_value)
+
+    cuda.memory_allocated.return_value = 2**20
+    cuda.max_memory_allocated.return_value = 5 * 2**20
+    cuda.memory_reserved.return_value = 6 * 2**20
+    cuda.mem_get_info.side_effect = [(90 * 2**20, 100 * 2**20), (88 * 2**20, 100 * 2**20)]
+    assert played.peak(lambda: "made") == ("made", {"torch": 4.0, "others": 2.0})
+
+
+def test_the_gpu_is_described(played, cuda):
+    found = played.cuda.get_device_properties.return_value
+    found.name, found.major, found.minor, found.L2_cache_size = "A GPU", 9, 0, 2**25
+    found.multi_processor_count, found.total_memory = 132, 2**33
+    told = json.loads(json.dumps(played.describe()))
+    assert (told["name"], told["compute_capability"], told["l2_bytes"]) == ("A GPU", "9.0", 2**25)
+    assert told["torch"] == torch.__version__ and told["module_architectures"]
+
+
+def test_differences():
+    ones, labels = np.ones((2, 3)), np.arange(2000)
+    assert gpu.difference((ones, labels), (ones, labels), 1e-4) == ""
+    assert gpu.difference((ones + 5e-5,), (ones,), 1e-4) == ""
+    assert gpu.difference((ones * np.nan,), (ones,), 1e-4) == "nan of 1"
+    assert gpu.difference((ones[:1],), (ones,), 1e-4) == "shape (1, 3), not (2, 3)"
+    few = labels.copy()
+    few[0] = 7
+    assert gpu.difference((few,), (labels,), 1e-4) == ""
+    assert gpu.difference((labels[::-1],), (labels,), 1e-4) == "100.00% of the labels"
+
+
+def test_turn_by_turn(host):
+    seen = []
+    case = gpu.Case(host, "work")
+    for who in ("ours", "torch eager", "copy"):
+        case.peers[who, ""] = gpu.Peer(lambda who=who: seen.append(who))
+        case.memory[who, ""] = {}
+    gpu.measure(case)
+    assert seen == ["ours", "torch eager", "copy"] * (gpu.WARM + gpu.MOST)
+
+
+def test_a_case_ends_when_its_time_is_up(host, monkeypatch):
+    monkeypatch.setattr(gpu, "SECONDS", 0.0)
+    case = gpu.Case(host, "work")
+    case.peers["copy", ""] = gpu.Peer(gpu.nothing)
+    (row,) = gpu.measure(case)
+    assert len(row["samples"]["wall ms"]) == gpu.LEAST < gpu.MOST
+
+
+def test_what_a_turn_takes(host):
+    calls = []
+    burst = gpu.Peer(lambda: calls.append(1), burst=4)
+    assert gpu.turn(host, burst, "") == (1 / 4, 2.5)
+    assert len(calls) == 5 and host.bursts == 1
+    steps = gpu.Peer(
+        lambda: calls.append("steps"),
+        before=lambda: calls.append("before"),
+        after=lambda: calls.append("after"),
+    )
+    assert gpu.turn(host, steps, "tf32") == (3.0, 3.5)
+    assert calls[5:] == ["before", "steps", "after"]
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    assert gpu.turn(host, gpu.Peer(gpu.nothing, clock=lambda: 0.25), "fp32") == (0.25, 4.5)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_arithmetic(host):
+    case = gpu.Case(host, "work", bytes=1e6, operations=512.0, steps=10)
+    keys = [("ours", "fp32"), ("torch eager", "fp32"), ("copy", ""), ("matmul", "fp32")]
+    case.memory = {key: {} for key in keys}
+    taken = {key: [(ms, 9.0)] * 7 for key, ms in zip(keys, (2.0, 8.0, 0.5, 0.25), strict=True)}
+    taken["ours", "fp32"] = [(ms, 9.0) for ms in (1.0, 3.0, 2.0, 2.0, 2.0, 9.0, 1.0)]
+    ours, eager, copy, matmul = gpu.rows(case, taken)
+    assert (ours["device ms"], ours["wall ms"], ours["ms/step"]) == (2.0, 9.0, 0.2)
+    assert copy["GB/s"] == pytest.approx(2 * 2**10 / 0.5e-3 / 1e9)
+    assert ours["of copy"] == pytest.approx(1e6 / 2e-3 / 1e9 / copy["GB/s"])
+    assert matmul["TFLOP/s"] == pytest.approx(2 * 8**3 / 0.25e-3 / 1e12)
+    assert ours["of matmul"] == pytest.approx(512 / 2e-3 / 1e12 / matmul["TFLOP/s"])
+    assert (eager["x ours"], ours["x ours"]) == (4.0, 1.0)
+    assert ours["samples"]["device ms"] == [1.0, 3.0, 2.0, 2.0, 2.0, 9.0, 1.0]
+    assert ours["statistics"]["device"]["percentiles"]["p50"]["value"] == 2.0
+
+
+def row(who, precision="", **values):
+    return {"who": who, "precision": precision} | values
+
+
+def test_goals():
+    found = [row("ours", **{"of copy": 0.62}), row("torch eager", **{"x ours": 4.9})]
+    first, second = gpu.goals("guided filter, 1, 1080x1920", found)
+    assert first == {
+        "goal": "guided filter, 1, 1080x1920: of copy >= 0.5",
+        "value": 0.62,
+        "met": True,
+    }
+    assert (second["value"], second["met"]) == (4.9, False)
+    found = [
+        row("ours", "fp32", **{"device ms": 30.0, "ms/step": 2.4}),
+        row("torch eager", "fp32", **{"x ours": 4.0}),
+        row("torch graph", "fp32", **{"x ours": 3.0}),
+        row("torch compiled, graph", "fp32", **{"x ours": 1.9}),
+        row("torch graph", "tf32", **{"x ours": 9.0}),
+    ]
+    told = {g["goal"]: (g["value"], g["met"]) for g in gpu.goals("dynaguide 321x481", found)}
+    assert told == {
+        "dynaguide 321x481: fp32, ms/step <= 2.5": (2.4, True),
+        "dynaguide 321x481: fp32, x torch eager >= 4": (4.0, True),
+        "dynaguide 321x481: fp32, x best graphed or compiled torch >= 2": (1.9, False),
+        "dynaguide 321x481: tf32, ms/step <= 0.6": (None, None),
+        "dynaguide 321x481: tf32, x torch eager >= 4": (None, None),
+        "dynaguide 321x481: tf32, x best graphed or compiled torch >= 2": (9.0, True),
+    }
+    assert len(gpu.goals("residual 180x240, 10 steps", [])) == 6
+    assert gpu.goals("lift, 14", []) == []
+
+
+def test_cases_are_what_their_names_say():
+    with_goals = [name for name in gpu.CASES if gpu.goals(name, [])]
+    assert len(with_goals) == 4
+    for name in gpu.CASES:
+        if "steps" in name:
+            size, steps = name.rsplit(",", 1)
+            assert gpu.find_case(size) and steps == f" {gpu.STEPS[size.split()[0]]} steps"
+
+
+@pytest.fixture
+def told(host, monkeypatch):
+    """The command line with a GPU that is the host."""
+    monkeypatch.setattr(gpu, "find_gpu", lambda: host)
+    monkeypatch.setattr(gpu, "CASES", {k: SMALL[k] for k in ("guided filter, 3", "lift")})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_document(told, tmp_path, capsys, compiled):
+    out = tmp_path / "new" / "folder"
+    assert command.main(["gpu", "-o", str(out), *["--compiled"] * compiled]) == 0
+    (path,) = out.iterdir()
+    assert path.name == ("gpu-compiled.json" if compiled else "gpu.json")
+    document = json.loads(path.read_text())
+    assert document["complete"] and document["failed"] == document["wrong"] == []
+    assert document["command"][:5] == ["python", "-m", "benchmarks", "gpu", "-o"]
+    assert {"commit", "sources", "date", "gpu", "machine", "before", "after"} <= set(document)
+    assert {row["case"] for row in document["rows"]} == set(gpu.CASES)
+    assert ("torch compiled" in {row["who"] for row in document["rows"]}) == compiled
+    assert all(len(row["samples"]["device ms"]) == gpu.MOST for row in document["rows"])
+    assert [g["goal"] for g in document["goals"]] == [
+        "guided filter, 3: of copy >= 0.5",
+        "guided filter, 3: x torch eager >= 5",
+    ]
+    printed = capsys.readouterr().out
+    assert "1 of 2: guided filter, 3\n" in printed and "NOT MET" in printed
+
+
+def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch):
+    def broken(*_):
+        raise DeviceError("lost")
+
+    monkeypatch.setitem(gpu.CASES, "guided filter, 3", broken)
+    assert command.main(["gpu", "-o", str(tmp_path)]) == 1
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert document["failed"] == ["guided filter, 3: DeviceError: lost"]
+    assert {row["case"] for row in document["rows"]} == {"lift"}
+
+
+def test_another_result_is_an_error_of_its_own(told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.TorchFilter, "apply", lambda self, coefficients, guide: guide)
+    assert command.main(["gpu", "-o", str(tmp_path), "--only", "filter"]) == 3
+    assert "another result than our first: shape (7, 5, 3)" not in capsys.readouterr().err
+    monkeypatch.setattr(gpu.TorchFilter, "apply", lambda self, c, guide: c[0])
+    assert command.main(["gpu", "-o", str(tmp_path), "--only", "filter"]) == 3
+    assert "torch eager : it gives another result than our first" in capsys.readouterr().err
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert {row["who"] for row in document["rows"]} == {"ours", "copy"} and document["complete"]
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(InputError, match="no case's name holds 'none': guided filter, 1"):
+        gpu.main(["-o", str(tmp_path), "--only", "none"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is no folder to write to"):
+        gpu.main(["-o", str(tmp_path / "file")])
+
+
+def test_without_a_gpu_it_says_why(tmp_path, monkeypatch, capsys):
+    def answer():
+        assert command.main(["gpu", "-o", str(tmp_path)]) == 4
+        return capsys.readouterr().err
+
+    assert "error: no GPU to measure: " in answer()
+    monkeypatch.setattr(gpu, "backend", lambda device: None)
+    assert f"error: PyTorch {torch.__version__} sees no GPU" in answer()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "error: PyTorch and SciPy are needed, but " in answer()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_driver_is_asked_if_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.nvidia_smi() == {}
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'A GPU, 580.1, P0, 345 MHz, 2619 MHz, 1980 MHz'\n")
+    smi.chmod(0o755)
+    told = gpu.nvidia_smi()
+    assert (told["name"], told["driver_version"], told["clocks.sm"]) == (
+        "A GPU",
+        "580.1",
+        "345 MHz",
+    )
+
+
+def test_the_check_says_of_each_phase_why_it_cannot(tmp_path):
+    """benchmarks/gpu_check.sh where there is no GPU: nothing is built, all is told, and it ends."""
+    script = ROOT / "benchmarks/gpu_check.sh"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHON": sys.executable},
+    )
+    assert done.returncode == 1, done.stderr
+    document = json.loads((tmp_path / "out/gpu_check.json").read_text())
+    assert document["ok"] is False and document["complete"]
+    phases = {phase["name"]: phase for phase in document["phases"]}
+    assert list(phases) == [
+        *("requirements", "build", "tests", "benchmarks", "memcheck", "racecheck", "initcheck"),
+        "compiled",
+    ]
+    for name in ("requirements", "build", "tests", "benchmarks"):
+        assert phases[name]["result"] == "failed" and "GPU" in phases[name]["log"]
+    for phase in phases.values():
+        assert phase["result"] in ("failed", "skipped") and phase["log"]
+        assert 0 <= phase["seconds"] <= phase["limit"]
+
+
+def test_the_check_wants_a_folder(tmp_path):
+    script = ROOT / "benchmarks/gpu_check.sh"
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "usage: benchmarks/gpu_check.sh FOLDER" in done.stderr
+    environment = os.environ | {"PYTHON": str(tmp_path / "none")}
+    command = ["bash", script, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "no Python 3.10 or newer" in done.stderr
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["ok"] is False
