@@ -178,6 +178,8 @@ class Refiner:
         if not warm:
             self.load_state_dict(self._initial)
 
+        told = progress is not None or deadline is not None
+
         def report(done: int) -> bool:
             """Whether time is up."""
             if progress is not None:
@@ -186,7 +188,7 @@ class Refiner:
 
         late = asked > 0 and deadline is not None and time.monotonic() >= deadline
         scores, labels, losses, clusters, done, stop, last = self._native.run(
-            image, guide, floor, 0 if late else asked, report
+            image, guide, floor, 0 if late else asked, report if told else None
         )
         residual = options.objective == "residual"
         names = ("total", "similarity", "pair" if residual else "spatial", "guide")

@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+from cuda_module import cuda, cuda_path, cudart  # noqa: F401  (fixtures)
 
 import runtime
 

@@ -36,6 +36,8 @@ HOOK void plant(int code, int sticky, size_t spared) {
 }
 HOOK int planted() { return shim::planted; }
 HOOK void round_nothing(bool exact) { shim::exact = exact; }
+HOOK void forbid_capture(int code) { shim::no_capture = static_cast<cudaError_t>(code); }
+HOOK void compile_for(int ptx) { shim::compiled_for = ptx; }
 HOOK void recover() {
   shim::last = cudaSuccess;
   seg::cuda::lost = false;
@@ -83,6 +85,14 @@ class Cudart:
     def round_nothing(self, exact):
         """Have tensor cores compute in float32."""
         self.library.round_nothing(exact)
+
+    def forbid_capture(self, code):
+        """Let beginning to capture answer ``code``; 0: succeed."""
+        self.library.forbid_capture(code)
+
+    def compile_for(self, ptx):
+        """Say that kernels were compiled for this architecture: 90 is 9.0."""
+        self.library.compile_for(ptx)
 
     def allow_allocations(self, count):
         """Let so many calls of cudaMalloc succeed."""
@@ -180,6 +190,8 @@ def cudart(cuda_path):
     yield played
     played.recover()
     played.round_nothing(False)
+    played.forbid_capture(0)
+    played.compile_for(90)
     played.allow_allocations(2**62)
     played.keep_busy(None)
     played.lie_on_device(0)

@@ -182,6 +182,8 @@ inline void enqueue(std::function<void()> work) {
 
 // What the next call of the runtime answers, once (or for ever, as after a fault on a device).
 inline cudaError_t planted = cudaSuccess;
+inline cudaError_t no_capture = cudaSuccess;  // what beginning to capture answers
+inline int compiled_for = 90;
 inline bool sticky = false;
 inline size_t allocations_left = ~size_t{0};
 // Which stream was told to wait for which, in order; and one whose work never ends.
@@ -350,9 +352,18 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEv
   *milliseconds = 0;
   return shim::answer();
 }
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = shim::compiled_for;
+  return shim::answer();
+}
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-  shim::captured = new shim::Work;
-  return cudaSuccess;
+  const cudaError_t error = shim::answer();
+  if (error == cudaSuccess && shim::no_capture == cudaSuccess) shim::captured = new shim::Work;
+  return error != cudaSuccess ? error : shim::no_capture;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   *graph = new CUgraph_st{std::move(*shim::captured)};

@@ -16,8 +16,6 @@ from runtime.checks import check_guide, check_image, check_planes
 from runtime.errors import DeviceError, InputError
 from runtime.resize import resize
 
-pytest_plugins = ["cuda_module"]
-
 CPU, CUDA, ROCM = 1, 2, 10  # DLPack's numbers
 FILTERED = [(1, 1), (1, 37), (33, 1), (5, 7), (64, 64), (65, 129), (70, 31)]
 

@@ -12,8 +12,6 @@ from runtime import device
 from runtime.device import CUDA_FAULTS, CudaDevice, cuda_error, cuda_lost
 from runtime.errors import DeviceError
 
-pytest_plugins = ["cuda_module"]
-
 ROOT = Path(__file__).resolve().parents[1]
 PLANES = np.ones((6, 7, 3), np.float32)
 GIB = 2**30

@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 import test_refiner
-from cuda_module import cuda, cuda_path, cudart  # noqa: F401
 from test_refiner import (  # noqa: F401
     CASES,
     assert_same_result,
@@ -30,7 +29,7 @@ from test_refiner import (  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
-def on_cuda(cuda, monkeypatch):  # noqa: F811
+def on_cuda(cuda, monkeypatch):
     def on_device(image, options, **more):
         return make(image, options, device="cuda", **more)
 
@@ -59,7 +58,7 @@ TENSOR = [  # one block of 32 channels, several, one of 112, and what none of th
 
 
 @pytest.mark.parametrize("options, kind", TENSOR, ids=case_name)
-def test_tensor_cores_that_round_nothing_do_the_same(cudart, options, kind):  # noqa: F811
+def test_tensor_cores_that_round_nothing_do_the_same(cudart, options, kind):
     cudart.round_nothing(True)
     image, guide = draw(kind, 13, 37)
     plain, tensor = (make(image, options, device="cuda", precision=p) for p in ("fp32", "tf32"))
@@ -104,7 +103,7 @@ def test_more_steps_than_before():
         assert_same_result(one.run(image, guide, steps=steps), fresh)
 
 
-def test_two_threads(cuda):  # noqa: F811
+def test_two_threads(cuda):
     pictures = [draw("soft", 16, 24, seed=s) for s in (1, 2)]
     alone = [make(i, {}, device="cuda").run(i, g, steps=5) for i, g in pictures]
     found = [None, None]
@@ -125,7 +124,7 @@ def test_two_threads(cuda):  # noqa: F811
 
 
 @pytest.mark.parametrize("after", range(12))
-def test_memory_that_cannot_be_had(cudart, after):  # noqa: F811
+def test_memory_that_cannot_be_had(cudart, after):
     """Whatever allocation fails, it is said, and nothing is lost for the next."""
     from runtime.errors import DeviceError
 
@@ -145,7 +144,7 @@ def test_memory_that_cannot_be_had(cudart, after):  # noqa: F811
 
 
 @pytest.mark.parametrize("when", ["made", "run", "read"])
-def test_a_lost_gpu_says_so(cudart, when):  # noqa: F811
+def test_a_lost_gpu_says_so(cudart, when):
     from runtime.errors import DeviceError
 
     image, guide = draw("soft", 9, 11)
@@ -162,3 +161,42 @@ def test_a_lost_gpu_says_so(cudart, when):  # noqa: F811
     for act in acts.values():
         with pytest.raises(DeviceError, match="lost by an earlier error"):
             act()
+
+
+@pytest.mark.parametrize("code", [0, 900, 906, 1])
+def test_a_step_that_cannot_be_recorded_is_run(cudart, code):
+    """Another thread that waits for the device undoes a recording; other errors are errors."""
+    from runtime.errors import DeviceError
+
+    image, guide = draw("soft", 9, 11)
+    wanted = make(image, {}, device="cuda").run(image, guide, steps=5)
+    refiner = make(image, {}, device="cuda")
+    cudart.forbid_capture(code)
+    if code == 1:
+        with pytest.raises(DeviceError):
+            refiner.run(image, guide, steps=5)
+    else:
+        assert_same_result(refiner.run(image, guide, steps=5), wanted)
+    cudart.forbid_capture(0)
+    assert_same_result(refiner.run(image, guide, steps=5), wanted)
+
+
+def test_code_for_older_gpus_has_no_tensor_cores(cudart):
+    image, _ = draw("soft", 9, 11)
+    cudart.compile_for(75)
+    with pytest.raises(ValueError, match="no code for tensor cores"):
+        make(image, {}, device="cuda", precision="tf32")
+    make(image, {}, device="cuda")
+
+
+def test_a_deadline_in_the_last_step_changes_nothing():
+    import time
+
+    image, guide = draw("soft", 9, 11)
+    refiner = make(image, {}, device="cuda")
+    result = refiner.run(image, guide, steps=1, deadline=time.monotonic() + 0.05)
+    assert result.stats["stop_reason"] == "steps"
+    slow = refiner.run(
+        image, guide, steps=5, deadline=time.monotonic() + 0.2, progress=lambda *_: time.sleep(0.3)
+    )
+    assert (slow.stats["stop_reason"], slow.stats["steps"]) == ("budget", 1)

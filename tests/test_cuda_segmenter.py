@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 from conftest import scene
-from cuda_module import cuda, cuda_path, cudart  # noqa: F401
 
 from runtime.errors import DeviceError
 from sdk import FilterConfig, RefineConfig, Segmenter
@@ -27,7 +26,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("options", CASES, ids=range(len(CASES)))
-def test_the_labels_are_those_of_the_cpu(cuda, picture, options):  # noqa: F811
+def test_the_labels_are_those_of_the_cpu(cuda, picture, options):
     here, there = Segmenter(**options), Segmenter(device="cuda", **options)
     wanted, found = here(picture), there(picture)
     assert found.device == "cuda" and "cuda:0 fp32" in found.backend
@@ -38,7 +37,7 @@ def test_the_labels_are_those_of_the_cpu(cuda, picture, options):  # noqa: F811
     np.testing.assert_array_equal(again.labels, found.labels)
 
 
-def test_a_second_picture_takes_no_memory(cuda, cudart, picture):  # noqa: F811
+def test_a_second_picture_takes_no_memory(cuda, cudart, picture):
     """The refiner is kept, with its recorded steps."""
     segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=2))
     first = segmenter(picture)
@@ -49,7 +48,7 @@ def test_a_second_picture_takes_no_memory(cuda, cudart, picture):  # noqa: F811
     assert again.stats["device_ms"] >= 0
 
 
-def test_streams_start_warm(cuda, picture):  # noqa: F811
+def test_streams_start_warm(cuda, picture):
     frames = [picture, np.roll(picture, 1, 1), np.roll(picture, 2, 1)]
     wanted = [r.labels for r in Segmenter().stream(frames)]
     found = list(Segmenter(device="cuda").stream(frames))
@@ -58,7 +57,7 @@ def test_streams_start_warm(cuda, picture):  # noqa: F811
     assert [r.frame.start for r in found] == ["cold", "warm", "warm"]
 
 
-def test_clones_work_side_by_side(cuda, picture):  # noqa: F811
+def test_clones_work_side_by_side(cuda, picture):
     segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=4))
     pictures = [picture, np.ascontiguousarray(picture[::-1])]
     wanted = [segmenter(p).labels for p in pictures]
@@ -79,7 +78,7 @@ def test_clones_work_side_by_side(cuda, picture):  # noqa: F811
             np.testing.assert_array_equal(labels, wanted[i])
 
 
-def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):  # noqa: F811
+def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):
     segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=2))
     wanted = segmenter(picture).labels
     cudart.allow_allocations(0)

@@ -44,8 +44,6 @@ from benchmarks.worker import CLASSES, picture
 from runtime.device import cuda_absence
 from runtime.errors import DeviceError
 
-pytest_plugins = ["cuda_module"]
-
 ABSENCE = cuda_absence() or ("" if "cuda" in runtime.devices() else "runtime._cuda cannot run here")
 needs_gpu = pytest.mark.skipif(bool(ABSENCE), reason=f"no GPU to test on: {ABSENCE}")
 FULL = (1080, 1920)

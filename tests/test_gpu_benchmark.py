@@ -19,7 +19,6 @@ from runtime.errors import DeviceError, InputError
 
 torch = pytest.importorskip("torch", reason="the peers need PyTorch")
 pytestmark = pytest.mark.skipif(not cuda_absence(), reason="there is a GPU")
-pytest_plugins = ["cuda_module"]
 ROOT = Path(__file__).parents[1]
 
 

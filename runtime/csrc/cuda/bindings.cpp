@@ -218,5 +218,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("working_picture", working_picture, "picture"_a, "height"_a, "width"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
 
+  seg::give_memory_back = [] { cuda::Pool::get().empty(); };
   cuda::bind_refiner(m);
 }

@@ -33,13 +33,23 @@ inline void cuda_check(cudaError_t error, const char* call) {
 }
 #define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
 
+// Called where memory is short, before that is an error; may be null.
+inline void (*give_memory_back)() = nullptr;
+
 // n floats on the device, at least one.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
   explicit DeviceBuffer(size_t n) {
     void* p = nullptr;
-    CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(float)));
+    const size_t bytes = (n + !n) * sizeof(float);
+    cudaError_t error = cudaMalloc(&p, bytes);
+    if (error == cudaErrorMemoryAllocation && give_memory_back != nullptr) {
+      cudaGetLastError();
+      give_memory_back();
+      error = cudaMalloc(&p, bytes);
+    }
+    cuda_check(error, ("cudaMalloc of " + std::to_string(bytes) + " bytes").c_str());
     data_ = static_cast<float*>(p);
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}

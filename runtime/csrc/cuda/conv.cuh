@@ -16,6 +16,7 @@ constexpr int kRuns = kTall * kWide / kRun;
 constexpr int kRowPitch = kWide + 4;  // of a tile with its border in shared memory
 constexpr int kDepth = 8;             // input channels that are in shared memory at a time
 constexpr int kMostColumns = 32;      // groups of four output channels that a block computes
+constexpr int kLeast = 128;           // threads of a block: what few channels need not, loads
 constexpr int kGradientRows = 4;      // of the tiles that weight gradients are summed over
 constexpr int kGradientBlocks = 264;  // blocks that share a weight gradient: two for each of an
                                       // H100's multiprocessors, the same on every device
@@ -83,6 +84,13 @@ __device__ inline void store_run(float* to, const float (&v)[kRun][kFour], int j
   p[1] = float4{v[4][j], v[5][j], v[6][j], v[7][j]};
 }
 
+__device__ inline void load_run(float (&v)[kRun], const float* from) {
+  const float4* p = reinterpret_cast<const float4*>(from);
+  const float4 a = p[0], b = p[1];
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+  v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
 // Writes x conv w + bias (+ prior), after relu where asked, and the moments of each channel over
 // the tile: sums [2][out][tiles] of x and of (x - its mean)^2.
 struct Forward {
@@ -100,10 +108,11 @@ struct Forward {
       const int c = p.channel(j);
       float sum = 0, m2 = 0;
       if (p.works() && c < channels && p.count > 0) {
+        float more[kRun] = {};
+        if (prior != nullptr) load_run(more, prior + c * s.plane() + n);
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
-          v[i][j] += bias[c];
-          if (prior != nullptr && i < p.count) v[i][j] += prior[c * s.plane() + n + i];
+          v[i][j] += bias[c] + more[i];
           if (relu && v[i][j] < 0) v[i][j] = 0;  // NaN stays
           if (i < p.count) sum += v[i][j];
         }
@@ -154,11 +163,13 @@ struct Backward {
       float a = 0, b = 0;
       if (p.works() && c < channels && p.count > 0) {
         store_run(out + c * s.plane() + n, v, j);
+        float of[kRun];
+        load_run(of, x + c * s.plane() + n);
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
           if (i >= p.count) break;
           a += v[i][j];
-          b += v[i][j] * (x[c * s.plane() + n + i] - mean[c]);
+          b += v[i][j] * (of[i] - mean[c]);
         }
       }
       if (!p.works()) continue;
@@ -197,6 +208,7 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
   const int top = blockIdx.x / s.across() * kTall, left = blockIdx.x % s.across() * kWide;
   const int first = blockIdx.y * span;
   const int row = run / (kWide / kRun), at = run % (kWide / kRun) * kRun;
+  const bool works = run < kRuns;  // the others help to load
   float sum[kRun][kFour] = {};
 
   for (int c0 = 0; c0 < in; c0 += kDepth) {
@@ -223,7 +235,7 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
     }
     __syncthreads();
 #pragma unroll 1
-    for (int c = 0; c < depth; ++c) {
+    for (int c = 0; works && c < depth; ++c) {
 #pragma unroll
       for (int dy = 0; dy < Taps; ++dy) {
         const float4* from =
@@ -252,7 +264,10 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
   }
   const int y = top + row, x0 = left + at;
   const int count = y < s.height ? max(0, min(kRun, s.width - x0)) : 0;
-  emit(sum, Place4{first, y, x0, count, column, run, span, static_cast<int>(blockIdx.x)}, shared);
+  emit(sum,
+       Place4{first, y, x0, count, works ? column : columns, run, span,
+              static_cast<int>(blockIdx.x)},
+       shared);
 }
 
 template <int Taps, bool Turned, class Source, class Emit>
@@ -263,8 +278,8 @@ void run_conv(const Emit& emit, const Source& source, const float* weights, int 
   const size_t shared =
       std::max<size_t>(kDepth * (Taps * Taps * (span + 4) + rows * kRowPitch), 2 * kRuns * span);
   SEG_LAUNCH((conv<Taps, Turned, Source, Emit>), dim3(s.tiles(), (out + span - 1) / span),
-             dim3(columns * kRuns), shared * sizeof(float), stream, emit, source, weights, in, out,
-             columns, s);
+             dim3(std::max(kLeast, columns * kRuns)), shared * sizeof(float), stream, emit, source,
+             weights, in, out, columns, s);
 }
 
 // The split of a weight gradient's sum: threads hold outs x ins groups of channels, lanes of them
@@ -305,6 +320,7 @@ __global__ void __launch_bounds__(512)
   const int og = me % p.outs, ig = me / p.outs % p.ins, lane = me / (p.outs * p.ins);
   const int o0 = blockIdx.z * span, i0 = blockIdx.y * p.ins * Ins;
   const int tiles = s.across() * ((s.height + kGradientRows - 1) / kGradientRows);
+  const bool works = lane < p.lanes;  // the others help to load
   float sum[Ins][kTaps][kFour] = {}, bias[kFour] = {};
 
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -322,7 +338,7 @@ __global__ void __launch_bounds__(512)
       xs[(i * kRows + v) * kRowPitch + u] = used ? source(i0 + i, s.at(y, x)) : 0;
     }
     __syncthreads();
-    for (int row = lane; row < kGradientRows; row += p.lanes)
+    for (int row = lane; works && row < kGradientRows; row += p.lanes)
 #pragma unroll 1
       for (int col = 0; col < kWide; col += 4) {
         float d[4][kFour];
@@ -355,6 +371,7 @@ __global__ void __launch_bounds__(512)
       }
     __syncthreads();
   }
+  if (!works) return;
   float* const part = parts + (static_cast<size_t>(blockIdx.x) * p.lanes + lane) *
                                   (static_cast<size_t>(out) * in * kTaps + out);
 #pragma unroll
@@ -405,7 +422,8 @@ void run_conv_gradient(float* gradient, float* parts, const Source& source, cons
   const int across = p.ins * Ins, down = p.outs * kFour;
   SEG_LAUNCH((conv_gradient<Taps, Ins, Source, Slope>),
              dim3(p.blocks, (in + across - 1) / across, (out + down - 1) / down),
-             dim3(p.outs * p.ins * p.lanes), p.shared, stream, parts, source, slope, in, out, p, s);
+             dim3(std::max(kLeast, p.outs * p.ins * p.lanes)), p.shared, stream, parts, source,
+             slope, in, out, p, s);
   run_sum(gradient, parts, out * in * Taps * Taps + out, p.parts(), add, stream);
 }
 

@@ -121,6 +121,12 @@ class Pool {
     free_[{block.device, block.bytes}].push_back(std::move(block));
   }
 
+  // Gives back to CUDA all that nobody owns.
+  void empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clear();
+  }
+
  private:
   // Eight sizes to a doubling, so that pictures of many sizes share blocks.
   static size_t rounded(size_t bytes) {

@@ -9,10 +9,11 @@
 
 namespace seg::cuda {
 
-constexpr int kThreads = 128;  // of a block with a pixel, or a channel, each
-constexpr int kJudges = 256;   // of a block that works alone
-constexpr int kNorms = 4;      // most norms of a network
-constexpr int kLosses = 3;     // sums: similarity, guide, spatial (residual: pairs)
+constexpr int kThreads = 128;    // of a block with a pixel, or a channel, each
+constexpr int kJudges = 256;     // of a block that works alone
+constexpr int kNorms = 4;        // most norms of a network
+constexpr int kAreaShares = 32;  // blocks that share a class's area
+constexpr int kLosses = 3;       // sums: similarity, guide, spatial (residual: pairs)
 constexpr int kMappingSteps = 10;
 constexpr int kCheckEvery = 10;  // steps between two looks of the early stop
 constexpr int kChecks = 3;       // calm looks in a row that stop
@@ -568,7 +569,8 @@ __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, i
     c->stop = c->label_floor >= min_labels ? kSilhouette : kMinLabels;
     c->stopped = 1;
   } else if (early_stop > 0 && step % kCheckEvery == 0) {
-    const bool quiet = step > 0 && static_cast<double>(c->same) >= early_stop * pixels &&
+    const bool quiet = step > 0 &&
+                       static_cast<float>(c->same) >= early_stop * static_cast<float>(pixels) &&
                        fabs(c->loss - c->checked_loss) < 0.01 * fabs(c->checked_loss);
     c->calm = quiet ? c->calm + 1 : 0;
     c->checked_loss = c->loss;
@@ -628,13 +630,16 @@ __global__ void set_input(float* input, const float* image, const double* moment
   input[4 * plane + p.n] = s.height > 1 ? 2.0f * p.y / (s.height - 1) - 1.0f : 0.0f;
 }
 
-// area [classes] of a soft guide [pixels][classes]. A block has a class.
+// Sums [classes][kAreaShares] of a soft guide [pixels][classes]. Blocks: (share, class).
 __global__ void guide_area(double* area, const float* soft, size_t pixels) {
   SEG_SHARED(memory);
+  const size_t k = blockIdx.y, classes = gridDim.y;
   double sum = 0;
-  for (size_t n = threadIdx.x; n < pixels; n += blockDim.x) sum += soft[n * gridDim.x + blockIdx.x];
+  for (size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < pixels;
+       n += static_cast<size_t>(gridDim.x) * blockDim.x)
+    sum += soft[n * classes + k];
   sum = block_sum(sum, reinterpret_cast<double*>(memory));
-  if (threadIdx.x == 0) area[blockIdx.x] = sum / static_cast<double>(pixels);
+  if (threadIdx.x == 0) area[k * gridDim.x + blockIdx.x] = sum;
 }
 
 // Class weights over pixels, from the areas. One block.
@@ -643,8 +648,11 @@ __global__ void balance_classes(float* weight, const double* area, int classes, 
   SEG_SHARED(memory);
   double balanced = 0;
   for (int k = threadIdx.x; k < classes; k += blockDim.x) {
-    weight[k] = static_cast<float>(pow(fmax(area[k], 1e-3), -balance));
-    balanced += weight[k] * area[k];
+    double share = 0;
+    for (int i = 0; i < kAreaShares; ++i) share += area[k * kAreaShares + i];
+    share /= pixels;
+    weight[k] = static_cast<float>(pow(fmax(share, 1e-3), -balance));
+    balanced += weight[k] * share;
   }
   balanced = block_sum(balanced, reinterpret_cast<double*>(memory));
   const double share = 1.0 / (fmax(balanced, 1e-12) * pixels);

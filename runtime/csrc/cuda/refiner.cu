@@ -10,9 +10,10 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kAhead = 4;      // steps that the device may be behind the host
-constexpr int kShares = 64;    // blocks that share a channel's sums
-constexpr size_t kAlign = 64;  // floats
+constexpr int kAhead = 4;            // steps that the device may be behind the host
+constexpr int kShares = 64;          // blocks that share a channel's sums
+constexpr size_t kAlign = 64;        // floats
+constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
 
 int blocks_of(size_t n, int threads) { return static_cast<int>((n + threads - 1) / threads); }
 
@@ -148,6 +149,14 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
       for (const Offset2 o : {Offset2{0, d}, Offset2{d, 0}, Offset2{d, d}, Offset2{d, -d}})
         offset_list.insert(offset_list.end(), {o, Offset2{-o.dy, -o.dx}});
   }
+  if (tensor_cores) {  // code for older GPUs has none, and would compute zeros
+    cudaFuncAttributes code{};
+    CUDA_CHECK(cudaFuncGetAttributes(&code, conv_tensor<1, false, 2, 4, Input, Forward>));
+    if (code.ptxVersion < 80)
+      throw std::invalid_argument(
+          "this build has no code for tensor cores on this GPU; build for "
+          "compute capability 8.0 or above");
+  }
   activation.resize(options.blocks);
   norm.resize(options.blocks);
   arena_floats = layout(nullptr);
@@ -192,7 +201,7 @@ size_t Refiner::Work::layout(float* base) {
     mass = take(plane);
     affinity = take(offset_list.size() * plane);
     class_weight = take(q);
-    area = take_doubles(q);
+    area = take_doubles(q * kAreaShares);
     moments = take_doubles(6);
     offsets = reinterpret_cast<Offset2*>(take(2 * offset_list.size()));
   }
@@ -259,6 +268,7 @@ void Refiner::Work::set_guide(const Guide& of) {
   if (!same) {
     replay.clear();
     held = Guide{};
+    guide_memory = DeviceBuffer();  // the old before the new
     guide_memory = DeviceBuffer(layout_guide(nullptr, of));
     layout_guide(guide_memory.get(), of);
     held = of;
@@ -287,10 +297,11 @@ void Refiner::Work::set_guide(const Guide& of) {
 // Fills the network's input and, for residual, all that stays the same from step to step.
 void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor, int steps) {
   if (static_cast<size_t>(steps) > record_capacity) {
-    replay.clear();
     record_capacity = 0;
-    const size_t n = std::max(steps, 16);
-    record_memory = DeviceBuffer(n * sizeof(StepRecord) / sizeof(float));
+    const size_t n = std::max(steps, 16), floats = n * sizeof(StepRecord) / sizeof(float);
+    record_memory = DeviceBuffer();
+    record_memory = DeviceBuffer(floats);
+    CUDA_CHECK(cudaMemsetAsync(record_memory.get(), 0, floats * sizeof(float), stream));
     record_capacity = n;
   }
   control = Control{};
@@ -308,8 +319,8 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
       SEG_LAUNCH(finish_image, dim3(1), dim3(kJudges), shared, stream, moments + 3 * deviation,
                  static_cast<const double*>(loss_sums), some, count, deviation);
     }
-    SEG_LAUNCH(guide_area, dim3(options.classes), dim3(kJudges), shared, stream, area, of.soft,
-               pixels);
+    SEG_LAUNCH(guide_area, dim3(kAreaShares, options.classes), dim3(kJudges), shared, stream, area,
+               of.soft, pixels);
     SEG_LAUNCH(balance_classes, dim3(1), dim3(kJudges), shared, stream, class_weight,
                static_cast<const double*>(area), options.classes,
                static_cast<double>(options.balance), count);
@@ -475,16 +486,23 @@ void Refiner::Work::step() {
              options.early_stop, told.device);
 }
 
+// Records a step.
 void Refiner::Work::capture() {
   cudaGraph_t graph = nullptr;
-  CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   try {
-    step();
-  } catch (const CudaError&) {
-    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
-    throw;
+    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    try {
+      step();
+    } catch (const CudaError&) {
+      if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+      throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  } catch (const CudaError& error) {
+    if (error.code < kCaptureErrors || error.code >= kCaptureErrors + 8) throw;
+    cudaGetLastError();  // another thread has waited for the device; the next step tries again
+    return;
   }
-  CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
   const cudaError_t error = cudaGraphInstantiateWithFlags(&replay.exec, graph, 0);
   cudaGraphDestroy(graph);
   cuda_check(error, "cudaGraphInstantiateWithFlags");
@@ -513,7 +531,7 @@ Refiner::~Refiner() = default;
 
 RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                        const Guide& guide, int label_floor, int steps,
-                       const std::function<bool(int)>& after_step) {
+                       const std::function<bool(int)>& after_step, bool in_step) {
   Work& w = *work_;
   RunResult result;
   bool ended = false;
@@ -532,6 +550,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
         w.capture();
       }
       CUDA_CHECK(cudaEventRecord(passed, w.stream));
+      if (in_step) CUDA_CHECK(cudaEventSynchronize(passed));
       while (after_step && !ended && heard < w.told.host[0]) ended = after_step(++heard);
     }
     CUDA_CHECK(cudaEventRecord(w.last.event, w.stream));
@@ -548,7 +567,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   const Control& c = w.control;
   w.batches = c.batches;
   result.steps = c.step;
-  result.stop = c.stopped ? c.stop : ended ? kBudget : kSteps;
+  result.stop = c.stopped ? c.stop : ended && c.step < steps ? kBudget : kSteps;
   if (result.stop == kDiverged && c.have_kept) w.restore();
   CUDA_CHECK(cudaMemsetAsync(w.present, 0, w.options.classes * sizeof(int), w.stream));
   w.forward(false);

@@ -68,12 +68,18 @@ inline py::tuple run(BoundRefiner& self, const py::object& image, const py::obje
     RunResult result;
     {
       const py::gil_scoped_release release;
-      result = refiner.run(scores.as<float>(), labels.as<int32_t>(), records.data(),
-                           picture.as<float>(), of, label_floor, steps, [&](int done) {
-                             const py::gil_scoped_acquire acquire;
-                             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-                             return progress && progress(done);
-                           });
+      result = refiner.run(
+          scores.as<float>(), labels.as<int32_t>(), records.data(), picture.as<float>(), of,
+          label_floor, steps,
+          [&](int done) {
+            const py::gil_scoped_acquire acquire;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            if (!progress) return false;
+            const bool end = progress(done);
+            CUDA_CHECK(cudaSetDevice(self.device));  // whatever it did
+            return end;
+          },
+          static_cast<bool>(progress));
     }
     const auto [losses, clusters] = to_arrays(records, result);
     const auto give = [&](const Array& a) -> py::object {
