@@ -44,7 +44,7 @@ class Row:
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     steps_done: list[int] = field(default_factory=list)
     cpu_mhz: list[float | None] = field(default_factory=list)
-    device_ms: list[float | None] = field(default_factory=list)  # the steps, on the GPU's clock
+    device_ms: dict[str, list[float]] = field(default_factory=dict)  # stages, by the GPU's clock
     cold: int = 0  # of a stream: frames that started cold
     late: int = 0  # paced: done after the next picture was due
     unserved: int = 0  # paced: due, but not begun when time was up
@@ -71,7 +71,8 @@ class Row:
         self.start_s.append(due)
         self.steps_done.append(int(result.stats["steps"]))
         self.cpu_mhz.append(clock)
-        self.device_ms.append(result.stats.get("device_ms"))
+        for name, ms in result.stats.get("device_ms", {}).items():
+            self.device_ms.setdefault(name, []).append(ms)
         frame = getattr(result, "frame", None)
         self.cold += frame is not None and frame.start == "cold"
 
@@ -96,9 +97,7 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
     ran = np.array(row.steps_done)
     if "refine" in row.stages_ms and ran.size and ran.min() > 0:
         stages["refine per step"] = float(np.median(row.stages_ms["refine"] / ran))
-    device = [ms for ms in row.device_ms if ms is not None]
-    if device:
-        stages["refine, device time"] = float(np.median(device))
+    stages |= {f"{k}, device time": float(np.median(v)) for k, v in row.device_ms.items() if v}
     listed = [
         {"index": i, "start_s": row.start_s[i], "ms": row.total_ms[i], "cpu_mhz": row.cpu_mhz[i]}
         for i in found.get("outliers", [])
@@ -153,7 +152,7 @@ def _wrong(d: Any) -> str:
 def _wrong_row(r: Any) -> str:
     if not isinstance(r, dict) or not {f.name for f in fields(Row)} <= {*r, "device_ms"}:
         return "fields are missing"
-    r = r | {"device_ms": r.get("device_ms") or r["cpu_mhz"]}  # older files have none
+    device = r.get("device_ms", {})  # older files have none
     if not all(isinstance(r[k], str) for k in _TEXTS):
         return f"{', '.join(_TEXTS)} are not all texts"
     counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
@@ -161,8 +160,8 @@ def _wrong_row(r: Any) -> str:
         return "its counts are not whole numbers"
     n, stages = len(r["total_ms"]) if isinstance(r["total_ms"], list) else -1, r["stages_ms"]
     columns = [r[k] for k in _LISTS] + (list(stages.values()) if isinstance(stages, dict) else [0])
-    for k in ("cpu_mhz", "device_ms"):  # where there was a sensor, or a GPU
-        columns.append([0 if c is None else c for c in r[k]] if _is_list(r[k]) else 0)
+    columns.append([0 if c is None else c for c in r["cpu_mhz"]] if _is_list(r["cpu_mhz"]) else 0)
+    columns += list(device.values()) if isinstance(device, dict) else [0]
     if not all(_is_list(c) and len(c) == n and all(map(_is_number, c)) for c in columns):
         return "its samples are no lists of numbers of one length"
     if not all(0 < t < LONGEST for t in r["total_ms"]):
@@ -191,7 +190,7 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     rows = document["rows"]
     out = {"Latency": [_latency_line(r) for r in rows], "Stages, median ms": []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
-    last = ("unaccounted", "refine per step", "refine, device time")
+    last = ["unaccounted", "refine per step", *(k for k in names if k.endswith("device time"))]
     order = [k for k in names if k not in last]
     for r in rows:
         line = {"row": r["name"], "ran": f"{r['backend']} on {r['device']}, {r['precision']}"}

@@ -496,8 +496,9 @@ def main(argv: list[str]) -> int:
     document["device_time"] = "device time: none, this run used no GPU"
     if args.device != "cpu":
         document["device_time"] = (
-            "device time: CUDA events around the native refinement's steps; other stages have wall "
-            "time only, which ends with the GPU's answer"
+            "device time: CUDA events around what preprocess, the native refinement's steps and the "
+            "filter do on the GPU, copies included; other stages have wall time only, which ends "
+            "with the GPU's answer"
         )
     document |= {"command": ["python", "-m", "benchmarks", "latency", *argv]}
     document |= {"prior": args.prior, "hashes": hashes(args.prior)}

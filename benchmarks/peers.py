@@ -12,6 +12,7 @@ import numpy as np
 import runtime
 from runtime.errors import MissingBackend, VerificationFailed
 from runtime.ops import frequent_classes, prepared, restricted
+from sdk.segmenter import Clock
 
 TURNS = 3  # at least
 
@@ -67,7 +68,7 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
     config = seg.refine
     torch.set_num_threads(seg.threads)
-    low = seg.working_picture(picture)
+    _, low = seg.prepare(picture, Clock())
     guide = seg.guide(picture, low)
     classes = None
     if config.objective == "residual":

@@ -545,6 +545,13 @@ def upload(picture: np.ndarray, device: str) -> Any:
     return backend(device).to_device(picture, device=index)
 
 
+def mark(device: str) -> Any:
+    """The moment that the module's stream on a GPU has come to; ``a.until(b)`` are milliseconds of
+    its own clock. None on "cpu"."""
+    kind, index = parse_device(device)
+    return None if kind == "cpu" else backend(device).mark(index)
+
+
 def working_picture(picture: Any, height: int, width: int, *, device: str = "cpu") -> np.ndarray:
     """(height, width, 3) float32 in [0, 1], in NumPy: what :func:`upload` gave, averaged down, or
     interpolated where a side grows (:func:`runtime.resize.resize`)."""

@@ -20,7 +20,7 @@ from runtime.checks import check_count, check_guide, check_positive
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.ops import check_precision, refine_with, upload, working_picture
+from runtime.ops import check_precision, mark, refine_with, upload, working_picture
 from runtime.prior import as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
@@ -190,26 +190,25 @@ class Segmenter:
         clock = Clock()
         picture, warnings = load_image(source, color=color)
         clock.lap("decode")
-        there = self.upload(picture)
-        low = self.working_picture(there)
-        clock.lap("preprocess")
+        there, low = self.prepare(picture, clock)
         guide = self.guide(picture, low)
         clock.lap("prior")
         scores, classes, stats = self._scores(low, guide, progress)
         clock.lap("refine")
         return self.finish(picture, there, low, scores, classes, stats, warnings, clock)
 
-    def upload(self, picture: np.ndarray) -> Any:
-        """The picture where refinement and filter run: itself, or a copy on the GPU."""
-        return upload(picture, self._core)
-
-    def working_picture(self, picture: Any) -> np.ndarray:
-        """An uploaded picture at working size, (h, w, 3) float32 in [0, 1]."""
+    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, np.ndarray]:
+        """The picture where refinement and filter run (itself, or a copy on the GPU), and at
+        working size: (h, w, 3) float32 in [0, 1]."""
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
-        return working_picture(picture, h, w, device=self._core)
+        begin = mark(self._core)
+        there = upload(picture, self._core)
+        low = working_picture(there, h, w, device=self._core)
+        clock.lap("preprocess", begin, mark(self._core))
+        return there, low
 
     def guide(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
         """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
@@ -253,6 +252,7 @@ class Segmenter:
         if self.filter is not None:
             low_image, eps = low, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
+        begin = mark(self._core)
         columns, confidence = runtime.lift(
             there,
             scores,
@@ -264,7 +264,10 @@ class Segmenter:
         )
         if self._core != "cpu":
             columns, confidence = np.asarray(columns), np.asarray(confidence)
-        clock.lap("filter")
+        clock.lap("filter", begin, mark(self._core))
+        if self._core != "cpu":  # the steps have told theirs
+            own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
+            stats["device_ms"] = clock.device_ms | own
 
         labels = classes.take(columns) if (classes >= 0).all() else columns
         min_area = self.min_area
@@ -508,13 +511,17 @@ def _merge_columns(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray,
 
 
 class Clock:
-    """Wall time by stage, in milliseconds."""
+    """Time by stage, in milliseconds: the wall's, and a GPU's own."""
 
     def __init__(self) -> None:
         self.start = self.last = time.perf_counter()
         self.laps: dict[str, float] = {}
+        self.device_ms: dict[str, float] = {}
 
-    def lap(self, stage: str) -> None:
+    def lap(self, stage: str, begin: Any = None, end: Any = None) -> None:
+        """The stage is over; ``begin`` and ``end`` mark it on a GPU's stream."""
+        if begin is not None:
+            self.device_ms[stage] = begin.until(end)
         now = time.perf_counter()
         self.laps[stage] = (now - self.last) * 1e3
         self.last = now

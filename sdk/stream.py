@@ -248,9 +248,7 @@ class Follower:
         seg, started = self.segmenter, time.monotonic()
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
-        there = seg.upload(frame.picture)
-        low = seg.working_picture(there)
-        clock.lap("preprocess")
+        there, low = seg.prepare(frame.picture, clock)
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
             events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")

@@ -155,6 +155,38 @@ py::object working_picture(const py::object& picture, int height, int width, int
   });
 }
 
+// A moment of a stream, on the device's clock.
+struct Mark {
+  int device;
+  std::shared_ptr<CUevent_st> event;
+};
+
+Mark mark(int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    const cudaStream_t on = stream ? cuda::as_stream(*stream) : cuda::own_stream(device);
+    cudaEvent_t event = nullptr;
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault));
+    Mark made{device, {event, [](cudaEvent_t e) {
+                         if (!cuda::lost) cudaEventDestroy(e);
+                       }}};
+    CUDA_CHECK(cudaEventRecord(event, on));
+    return made;
+  });
+}
+
+// Milliseconds from one mark to another; waits for that.
+float milliseconds(const Mark& from, const Mark& to) {
+  return on_device(to.device, [&] {
+    float out = 0;
+    {
+      const py::gil_scoped_release release;
+      CUDA_CHECK(cudaEventSynchronize(to.event.get()));
+    }
+    CUDA_CHECK(cudaEventElapsedTime(&out, from.event.get(), to.event.get()));
+    return out;
+  });
+}
+
 std::vector<std::string> architectures() {
 #ifdef SEG_CUDA_ARCHITECTURES
   std::istringstream list(SEG_CUDA_ARCHITECTURES);
@@ -198,6 +230,8 @@ PYBIND11_MODULE(_cuda, m) {
         return "Array(" + cuda::text(a.shape) + ", " + cuda::kNames[a.type] + ", GPU " +
                std::to_string(a.device) + ")";
       });
+  py::class_<Mark>(m, "Mark", py::module_local()).def("until", milliseconds, "later"_a);
+  m.def("mark", mark, "device"_a = 0, "stream"_a = py::none());
   m.def("to_device", to_device, "array"_a, "device"_a = 0, "stream"_a = py::none());
   m.def("as_array", as_array, "value"_a, "name"_a = "array", "device"_a = 0,
         "stream"_a = py::none());
