@@ -496,8 +496,8 @@ def main(argv: list[str]) -> int:
     document["device_time"] = "device time: none, this run used no GPU"
     if args.device != "cpu":
         document["device_time"] = (
-            "device time: CUDA events around what preprocess, the native refinement's steps and the "
-            "filter do on the GPU, copies included; other stages have wall time only, which ends "
+            "device time: CUDA events around preprocess, the native refinement's steps and the "
+            "filter, copies included; other stages have wall time only, which ends "
             "with the GPU's answer"
         )
     document |= {"command": ["python", "-m", "benchmarks", "latency", *argv]}
