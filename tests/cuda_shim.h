@@ -10,6 +10,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -269,6 +270,7 @@ cudaError_t later(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
 struct CUstream_st {};
 struct CUevent_st {
   CUstream_st* stream = nullptr;  // that it was recorded on
+  std::chrono::steady_clock::time_point when;
 };
 struct CUgraph_st {
   shim::Work work;
@@ -340,6 +342,7 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->stream = stream;
+  event->when = std::chrono::steady_clock::now();
   return shim::answer();
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -348,8 +351,8 @@ inline cudaError_t cudaEventQuery(cudaEvent_t event) {
   return shim::last = cudaErrorNotReady;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return shim::answer(); }
-inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
-  *milliseconds = 0;
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
   return shim::answer();
 }
 struct cudaFuncAttributes {

@@ -168,6 +168,24 @@ def test_the_document_holds_what_was_measured(measured):
     assert 0 < document["overhead"]["share"] < 0.01
 
 
+def test_a_run_on_a_gpu_has_two_clocks(cuda, tmp_path):
+    """The kernels run on the host here: its times stand in for a GPU's."""
+    (tmp_path / "picture.png").write_bytes(encode_image(PICTURE, ".png"))
+    argv = ["latency", "--picture", str(tmp_path / "picture.png"), "--refine", "0,1"]
+    argv += ["--device", "cuda", "--duration", "0.5", "--threads", "1", "-o", str(tmp_path)]
+    assert command.main(argv) == 0
+    document = documents.load(tmp_path / "latency.json")
+    assert document["device_time"].startswith("device time: CUDA events around preprocess")
+    plain, refined = (r for r in document["rows"] if r["mode"] == "back-to-back")
+    assert set(plain["device_ms"]) == {"preprocess", "filter"}
+    assert set(refined["device_ms"]) == {"preprocess", "refine", "filter"}
+    for stage, times in refined["device_ms"].items():
+        assert len(times) == refined["summary"]["n"]
+        assert 0 < refined["stage_p50_ms"][f"{stage}, device time"] <= max(times)
+        assert (np.array(times) <= refined["stages_ms"][stage]).all()
+    assert "refine, device time" in (tmp_path / "latency.md").read_text()
+
+
 def test_csv_markdown_and_trace(measured):
     rows = list(csv.DictReader((measured / "latency.csv").open()))
     document = json.loads((measured / "latency.json").read_text())
