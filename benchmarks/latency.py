@@ -378,6 +378,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
         peers.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
     options |= {"backend": args.backend, "refine_backend": args.refine_backend}
+    options["precision"] = args.precision
     base = None
     if asked != [0]:
         base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
@@ -473,6 +474,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--percentile", default="50,90,95,99", help="(%(default)s)")
     add("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
+    precisions = ("fp32", "tf32")
+    add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
     add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
     backends = ("native", *BACKENDS)
     add("--refine-backend", default="native", choices=backends, help="(%(default)s)")

@@ -91,6 +91,12 @@ def _parser() -> Parser:
         )
         command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
         command.add_argument(
+            "--precision",
+            default="fp32",
+            choices=["fp32", "tf32"],
+            help="of the native refinement on a GPU (%(default)s)",
+        )
+        command.add_argument(
             "--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)"
         )
         command.add_argument(
@@ -135,6 +141,7 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
         min_area=args.min_area,
         imgsz=args.imgsz,
         device=args.device,
+        precision=args.precision,
         backend=args.backend,
         refine_backend=args.refine_backend,
         threads=args.threads,
