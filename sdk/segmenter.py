@@ -49,7 +49,8 @@ class Segmenter:
     min_area : regions under this many pixels join a neighbour. None: 0 when the prior names its
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
+    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables, the resizing
+        and soft-max around a prior's network, and regions.
         With a ``refine_backend`` other than "native", or refine=None where the CUDA module is not
         built, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
     precision : of the native refinement on a GPU: "fp32", or "tf32" (tensor cores, compute
