@@ -62,15 +62,25 @@ def check_image(image: Any, name: str = "image", *, gpu: bool = False) -> np.nda
 
 
 def _check_float(
-    name: str, value: Any, wanted: str, *, finite: bool = True, gpu: bool = False
+    name: str,
+    value: Any,
+    wanted: str,
+    *,
+    finite: bool = True,
+    gpu: bool = False,
+    levels: bool = False,
 ) -> np.ndarray:
+    """``levels``: uint8 stays as it is."""
     if gpu and on_gpu(value):
-        return check_gpu_dtype(name, value, np.float32, wanted)
+        dtype = np.uint8 if levels and value.dtype == np.uint8 else np.float32
+        return check_gpu_dtype(name, value, dtype, wanted)
     array = check_host(name, value)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise InputError(f"{name} has dtype {array.dtype}; wanted {wanted}")
     if array.size == 0:
         raise InputError(f"{name} has shape {array.shape}, which holds nothing; wanted {wanted}")
+    if levels and array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
     array = np.ascontiguousarray(array, np.float32)
     if finite:
         check_finite(name, array)
@@ -93,9 +103,12 @@ def check_planes(
     finite: bool = True,
     *,
     gpu: bool = False,
+    levels: bool = False,
 ) -> np.ndarray:
-    """(H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1). ``channels``: allowed K."""
-    array = _check_float(name, value, "(H, W) or (H, W, K) float32", finite=finite, gpu=gpu)
+    """(H, W, K) float32, or with ``levels`` uint8 too, C-contiguous; (H, W) becomes (H, W, 1).
+    ``channels``: allowed K."""
+    wanted = f"(H, W) or (H, W, K) float32{' or uint8' * levels}"
+    array = _check_float(name, value, wanted, finite=finite, gpu=gpu, levels=levels)
     if array.ndim == 2:
         array = array.reshape(*array.shape, 1)
     if array.ndim != 3 or (channels and array.shape[2] not in channels):

@@ -441,6 +441,7 @@ def guided_filter(
     radius: int = 8,
     eps: float = 1e-3,
     subsample: int = 1,
+    out: np.ndarray | None = None,
     device: str = "cpu",
     stream: int | None = None,
     threads: int | None = None,
@@ -449,7 +450,8 @@ def guided_filter(
 
     Parameters
     ----------
-    guide : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1].
+    guide : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
+        counts as level / 255 and is faster: a camera's picture is taken as it is.
     values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guide:
         then it is lifted to the guide's size (the guide is averaged down to (h, w) for the
         coefficients, which are interpolated bilinearly).
@@ -457,6 +459,9 @@ def guided_filter(
         borders and divided by their true area.
     eps : regularisation: contrast (variance) below it is smoothed.
     subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
+    out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guide``; it
+        may be ``values``. Saves the system's clearing of new memory, a sixth of the fast form's
+        time. On the CPU only: memory on a GPU is kept for the next call.
     device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
         PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
         and float32. They are not copied, and not searched for NaN, which would wait for the GPU.
@@ -473,9 +478,10 @@ def guided_filter(
     InputError : shapes that do not fit, NaN, a radius below 1.
     DeviceError : the GPU fails, or its memory is full.
     """
+    given = out
     stays = on_gpu(guide) or on_gpu(values)
     core, where, guide, values = _placed(device, stream, guide=guide, values=values)
-    guide = check_planes("guide", guide, (1, 3), finite=bool(where), gpu=bool(where))
+    guide = check_planes("guide", guide, (1, 3), finite=bool(where), gpu=bool(where), levels=True)
     two_dimensional = np.ndim(values) == 2
     values = check_planes("values", values, finite=bool(where), gpu=bool(where))
     radius = check_count("radius", radius, 1, 2**20)
@@ -486,9 +492,14 @@ def guided_filter(
             f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
             fix="filter at the size of the values: resize the guide up",
         )
+    height, width, classes = *guide.shape[:2], values.shape[2]
+    if out is not None:
+        out = _check_out(out, (height, width, classes), two_dimensional, guide, bool(where))
     threads = _thread_count(threads)
     target()
     guide, values = _moved(core, where, guide=guide, values=values)
+    if where and guide.dtype == np.uint8:
+        guide = core.working_picture(guide, height, width, **where)
     size = [-(-n // subsample) for n in values.shape[:2]]
     if subsample > 1:
         radius = max(1, round(radius / subsample))
@@ -502,14 +513,34 @@ def guided_filter(
         return low
 
     low, values = shrink("guide", guide), shrink("values", values)
+    to = {} if out is None else {"out": out}
     if low.shape == guide.shape:
-        out = core.guided_filter(guide, values, radius, eps, threads, **where)
+        out = core.guided_filter(guide, values, radius, eps, threads, **where, **to)
     else:
         coefficients = core.guided_coefficients(low, values, radius, eps, threads, **where)
-        out = core.apply_coefficients(coefficients, guide, threads, **where)
+        out = core.apply_coefficients(coefficients, guide, threads, **where, **to)
+    if given is not None:
+        return given
     if two_dimensional:
-        out = out.reshape(*out.shape[:2])
+        out = out.reshape(height, width)
     return out.numpy() if where and not stays else out
+
+
+def _check_out(
+    out: Any, shape: tuple[int, ...], two_dimensional: bool, guide: np.ndarray, gpu: bool
+) -> np.ndarray:
+    """``out`` of guided_filter, with three dimensions."""
+    if gpu:
+        raise InputError("out is for device 'cpu'", fix="leave it out: a GPU's memory is kept")
+    wanted = shape[:2] if two_dimensional else shape
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != wanted:
+        found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {found}; wanted {wanted} float32")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise InputError("out is not C-contiguous, or may not be written to")
+    if np.may_share_memory(out, guide):
+        raise InputError("out is part of the guide, which is read to the end")
+    return out.reshape(shape)
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:

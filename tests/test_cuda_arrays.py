@@ -168,6 +168,22 @@ def test_filter_equals_the_core(cuda, wrap, size, channels):
     np.testing.assert_allclose(flat, found[..., 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("subsample", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_filter_takes_bytes(cuda, wrap, channels, subsample):
+    guide, values = arrays(33, 41, channels)
+    guide = (guide * 256).astype(np.uint8)
+    options = {"radius": 3, "subsample": subsample}
+    wanted = runtime.guided_filter(guide, values, **options)
+    found = runtime.guided_filter(guide, values, device="cuda", **options)
+    np.testing.assert_allclose(found, wanted, atol=3e-5)
+    out = runtime.guided_filter(wrap(guide), wrap(values), device="cuda", **options)
+    np.testing.assert_array_equal(out.numpy(), found)
+    if channels == 1:
+        flat = runtime.guided_filter(wrap(guide[..., 0].copy()), values, device="cuda", **options)
+        np.testing.assert_array_equal(flat.numpy(), found)
+
+
 @pytest.mark.parametrize("low, size", [((1, 1), (7, 5)), ((5, 7), (33, 41)), ((24, 31), (97, 131))])
 def test_upsampling_equals_the_core(cuda, wrap, low, size):
     guide, values = arrays(*size)[0], arrays(*low)[1]
@@ -657,7 +673,13 @@ def test_the_current_device_is_what_it_was(cuda, cudart):
 IMAGE = np.zeros((8, 10, 3), np.uint8)
 BAD_FILTERS = [
     (Interface(FLOATS), Interface(FLOATS), {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
-    (Interface(IMAGE), Interface(FLOATS), {}, "guide has dtype uint8; wanted .*\n  fix: convert"),
+    (
+        Interface(IMAGE.astype(np.int32)),
+        FLOATS,
+        {},
+        "guide has dtype int32; wanted .*\n  fix: convert",
+    ),
+    (IMAGE, FLOATS, {"out": FLOATS.copy()}, "out is for device 'cpu'\n  fix: leave it out"),
     (Interface(FLOATS[..., 0].copy()), Interface(FLOATS[None]), {}, r"values has shape \(1, 4, 5"),
     (Interface(FLOATS[:2, :, 0].copy()), Interface(FLOATS), {}, r"values \(4, 5\) are larger than"),
     (np.full((4, 5), np.nan), Interface(FLOATS), {}, "guide has 20 NaN or infinite values"),

@@ -130,6 +130,16 @@ def test_public_filter(rng, case):
         np.testing.assert_array_equal(grey, result)
 
 
+@each_case
+def test_bytes_are_levels_of_255(rng, target, case):
+    guide, values = draw(rng, case)
+    guide = (guide * 256).astype(np.uint8)
+    result = _core.guided_filter(guide, values, *case[4:], 1, target)
+    exact = filtered(wide(guide) / 255, wide(values), *case[4:])
+    assert relative_error(result, exact) <= 4 * EPS32
+    np.testing.assert_array_equal(result, _core.guided_filter(guide, values, *case[4:], 5, target))
+
+
 # --- joint upsampling --------------------------------------------------------------------------
 
 
@@ -161,6 +171,49 @@ def test_shrink(rng, target, channels, size):
     result = _core.shrink(planes, *size, 1, target)
     np.testing.assert_allclose(result, resized(planes, *size), atol=4 * EPS32)
     np.testing.assert_array_equal(result, _core.shrink(planes, *size, 3, target))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 7), (12, 29), (13, 29)])
+@pytest.mark.parametrize("channels, width", [(1, 29), (3, 29), (3, 700)])
+def test_shrink_bytes(rng, target, channels, width, size):
+    picture = rng.integers(0, 256, (13, width, channels), np.uint8)
+    result = _core.shrink(picture, *size, 1, target)
+    np.testing.assert_allclose(result, resized(picture / 255, *size), atol=4 * EPS32)
+    np.testing.assert_array_equal(result, _core.shrink(picture, *size, 3, target))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsample": 2}, {"low": True}], ids=str)
+@each_guide
+def test_public_filter_of_bytes(rng, channels, options):
+    """A picture as a camera gives it, also as a view that is not contiguous."""
+    picture = rng.integers(0, 256, (37, 300, channels), np.uint8)
+    values = rng.random((9, 70, 3) if options.pop("low", False) else (37, 300, 3), np.float32)
+    result = runtime.guided_filter(picture, values, **options)
+    levels = runtime.guided_filter(picture / np.float32(255), values, **options)
+    np.testing.assert_allclose(result, levels, atol=1e-5)
+    backwards = np.ascontiguousarray(picture[..., ::-1])[..., ::-1]
+    assert not (channels == 3 and backwards.flags.c_contiguous)
+    np.testing.assert_array_equal(result, runtime.guided_filter(backwards, values, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsample": 3}], ids=str)
+@pytest.mark.parametrize("two_dimensional", [False, True])
+def test_out(rng, two_dimensional, options):
+    guide, values = draw(rng, (23, 31, 3, 5))
+    values = values[..., 0].copy() if two_dimensional else values
+    wanted = runtime.guided_filter(guide, values, **options)
+    out = np.full_like(values, np.nan)
+    assert runtime.guided_filter(guide, values, out=out, **options) is out
+    np.testing.assert_array_equal(out, wanted)
+    assert runtime.guided_filter(guide, values, out=values, **options) is values
+    np.testing.assert_array_equal(values, wanted)
+
+
+def test_the_core_takes_no_out_that_does_not_fit(rng):
+    guide, values = draw(rng, (4, 5, 3, 2))
+    for out in (values[:3].copy(), values.astype(float), np.asfortranarray(values), [1.0]):
+        with pytest.raises(ValueError, match="out is no such array"):
+            _core.guided_filter(guide, values, 1, 1e-3, 1, out=out)
 
 
 @pytest.mark.parametrize("name", ["guide", "values"])
@@ -295,6 +348,11 @@ BAD_FILTERS = [
     (GUIDE, VALUES, {"threads": -1}, "threads is -1; wanted 1 to"),
     (GUIDE, VALUES, {"threads": 1.5}, "threads is 1.5; wanted a whole number"),
     (GUIDE, VALUES, {"device": "tpu"}, "device is 'tpu'; wanted 'cpu', 'cuda'"),
+    (GUIDE, VALUES, {"out": VALUES[0]}, r"out is \(5, 2\) float32; wanted \(4, 5, 2\) float32"),
+    (GUIDE, VALUES, {"out": VALUES.astype(float)}, r"out is \(4, 5, 2\) float64; wanted"),
+    (GUIDE, VALUES, {"out": "x"}, r"out is str; wanted \(4, 5, 2\) float32"),
+    (GUIDE, VALUES, {"out": np.asfortranarray(VALUES)}, "out is not C-contiguous"),
+    (GUIDE, GUIDE, {"out": GUIDE}, "out is part of the guide"),
     (GUIDE[..., :2], VALUES, {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
     (GUIDE, VALUES[None], {}, r"values has shape \(1, 4, 5, 2\); wanted"),
     (GUIDE + np.nan, VALUES, {}, "guide has 60 NaN or infinite values\n  fix: clean it"),

@@ -191,6 +191,17 @@ def test_subsampling_equals_the_core(place, subsample):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
 
 
+@pytest.mark.parametrize("channels, subsample", [(1, 1), (3, 1), (3, 4)])
+def test_filter_takes_bytes(place, channels, subsample):
+    for size in place.sizes[2:]:
+        guide, values = arrays(size, channels, 3)
+        guide = (guide * 256).astype(np.uint8)
+        options = {"radius": 8, "subsample": subsample}
+        wanted = runtime.guided_filter(guide, values, **options)
+        found = runtime.guided_filter(guide, values, device="cuda", **options)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_upsampling_equals_the_core(place, channels):
     for low, size in place.lifts:

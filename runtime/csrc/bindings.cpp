@@ -374,8 +374,11 @@ Floats guided_coefficients(const Floats& guide, const Floats& values, int radius
   return out;
 }
 
+// A guide is Bytes or Floats; m.def below lists Bytes first and lets nothing be converted to them.
+
 // Means of (h, w, k) over the area of each of height x width pixels.
-Floats shrink(const Floats& planes, int height, int width, int threads, const std::string& target) {
+template <class Planes>
+Floats shrink(const Planes& planes, int height, int width, int threads, const std::string& target) {
   const int h = planes.shape(0), w = planes.shape(1), k = planes.shape(2);
   require(height <= h && width <= w, "shrink: it would grow");
   Floats out({height, width, k});
@@ -386,11 +389,23 @@ Floats shrink(const Floats& planes, int height, int width, int threads, const st
   return out;
 }
 
-Floats guided_filter(const Floats& guide, const Floats& values, int radius, double eps, int threads,
-                     const std::string& target) {
+// out: (h, w, k), C-contiguous, or None.
+Floats result(const py::object& out, int h, int w, int k) {
+  if (out.is_none()) return Floats({h, w, k});
+  require(py::isinstance<py::array_t<float, py::array::c_style>>(out), "out is no such array");
+  Floats floats = Floats::ensure(out);
+  require(floats.ndim() == 3 && floats.shape(0) == h && floats.shape(1) == w &&
+              floats.shape(2) == k && floats.ptr() == out.ptr(),
+          "out is no such array");
+  return floats;
+}
+
+template <class Guide>
+Floats guided_filter(const Guide& guide, const Floats& values, int radius, double eps, int threads,
+                     const std::string& target, const py::object& given) {
   const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_filter: shapes differ");
-  Floats out({h, w, k});
+  Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(target);
   py::gil_scoped_release release;
@@ -398,13 +413,14 @@ Floats guided_filter(const Floats& guide, const Floats& values, int radius, doub
   return out;
 }
 
-Floats apply_coefficients(const Floats& coefficients, const Floats& guide, int threads,
-                          const std::string& target) {
+template <class Guide>
+Floats apply_coefficients(const Floats& coefficients, const Guide& guide, int threads,
+                          const std::string& target, const py::object& given) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(3), g = guide.shape(2),
             k = coefficients.shape(2), h = guide.shape(0), w = guide.shape(1);
   require(coefficients.shape(1) == g + 1 && lh <= h && lw <= w,
           "apply_coefficients: shapes differ");
-  Floats out({h, w, k});
+  Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(target);
   py::gil_scoped_release release;
@@ -541,11 +557,17 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
         "threads"_a, "target"_a = "");
-  m.def("guided_filter", guided_filter, "guide"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
+  m.def("guided_filter", guided_filter<Bytes>, "guide"_a.noconvert(), "values"_a, "radius"_a,
+        "eps"_a, "threads"_a, "target"_a = "", "out"_a = py::none());
+  m.def("guided_filter", guided_filter<Floats>, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+        "threads"_a, "target"_a = "", "out"_a = py::none());
+  m.def("apply_coefficients", apply_coefficients<Bytes>, "coefficients"_a, "guide"_a.noconvert(),
+        "threads"_a, "target"_a = "", "out"_a = py::none());
+  m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guide"_a, "threads"_a,
+        "target"_a = "", "out"_a = py::none());
+  m.def("shrink", shrink<Bytes>, "planes"_a.noconvert(), "height"_a, "width"_a, "threads"_a,
         "target"_a = "");
-  m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
-        "target"_a = "");
-  m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "");
+  m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "");
   m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "");
   m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
 

@@ -15,14 +15,17 @@ void guided_coefficients(float* coefficients, const float* guide, const float* v
                          int width, int guide_channels, int classes, int radius, double eps,
                          int threads, const Kernels& k);
 
-// The same applied at once: out [height][width][classes] = a . guide + b.
-void guided_filter(float* out, const float* guide, const float* values, int height, int width,
+// The same applied at once: out [height][width][classes] = a . guide + b. A guide of bytes counts
+// as these / 255, here and below.
+template <class Guide>
+void guided_filter(float* out, const Guide* guide, const float* values, int height, int width,
                    int guide_channels, int classes, int radius, double eps, int threads,
                    const Kernels& k);
 
 // values [height][width][classes] from coefficients of a picture of low_height x low_width, which
 // is at most as large, interpolated bilinearly between pixel centres, and a guide of the full size.
-void apply_coefficients(float* values, const float* coefficients, const float* guide,
+template <class Guide>
+void apply_coefficients(float* values, const float* coefficients, const Guide* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k);
 
@@ -33,8 +36,9 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
           int threads, const Kernels& k);
 
 // out [low_height][low_width][channels] = means of planes [height][width][channels] over the area
-// of each pixel, as OpenCV's INTER_AREA.
-void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+// of each pixel, as OpenCV's INTER_AREA; of bytes, / 255.
+template <class T>
+void shrink(float* out, const T* planes, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k);
 
 // 4-connected regions of equal label, numbered 1, 2, ... in the order of their first pixel. Regions

@@ -24,12 +24,18 @@ inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[i * channels + c];
 }
 
+// Not inlined: then the compiler knows that the two do not overlap, and makes vectors of it.
+__attribute__((noinline)) inline void to_levels(float* __restrict levels,
+                                                const uint8_t* __restrict bytes, size_t n) {
+  for (size_t i = 0; i < n; ++i) levels[i] = bytes[i] * (1.0f / 255);
+}
+
 inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
                             int channels) {
   float pixels[3 * kRun];
   for (int x = 0; x < width; x += kRun) {
     const int n = width - x < kRun ? width - x : kRun;
-    for (int i = 0; i < n * channels; ++i) pixels[i] = row[x * channels + i] * (1.0f / 255);
+    to_levels(pixels, row + (ptrdiff_t)x * channels, n * channels);
     to_planes(planes + x, pitch, pixels, n, channels);
   }
 }
@@ -155,29 +161,11 @@ inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
   }
 }
 
-inline void mix(float* out, ptrdiff_t pitch, const float* a, const float* b, float weight,
-                int width, int features) {
-  for (int f = 0; f < features; ++f, a += width, b += width) {
-    float* __restrict o = out + f * pitch;
-    const float* __restrict p = a, * __restrict q = b;
-    for (int x = 0; x < width; ++x) o[x] = p[x] + weight * (q[x] - p[x]);
-    o[width] = o[width - 1];
-  }
-}
-
-// The coefficients of kLanes pixels from x on. Between low pixels these lie among the kLanes floats
-// from left[x] on, for a picture is never smaller than its coefficients.
-struct Here {
-  Here(int x, const int32_t*, const float*) : x(x) {}
-  Vec of(const float* row) const { return load(row + x); }
-  int x;
-};
-
+// The coefficients of kLanes pixels from x on lie among the kLanes + 1 floats from left[x] on, for a
+// picture is never smaller than they are.
 struct Between {
-  SEG_INLINE Between(int x, const int32_t* left, const float* weight)
-      : low(left[x]),
-        from(*(const UnalignedIntVec*)(left + x) - left[x]),
-        share(load(weight + x)) {}
+  SEG_INLINE Between(const int32_t* left, const float* weight)
+      : low(*left), from(*(const UnalignedIntVec*)left - *left), share(load(weight)) {}
   SEG_INLINE Vec of(const float* row) const {
     const Vec a = pick(load(row + low), from), b = pick(load(row + low + 1), from);
     return a + share * (b - a);
@@ -187,14 +175,25 @@ struct Between {
   Vec share;
 };
 
-// a . guide + b of class k.
-template <class Place>
-SEG_INLINE Vec value(const Place& place, const float* rows, ptrdiff_t pitch, const Vec* guide,
-                     int guide_channels, int classes, int k) {
-  Vec v = place.of(rows + (guide_channels * classes + k) * pitch);
-  for (int g = 0; g < guide_channels; ++g)
-    v += place.of(rows + (g * classes + k) * pitch) * guide[g];
-  return v;
+// out[r * stride] = a . guide + b of class k, for every row of the band: they share what lies
+// between the low pixels.
+template <int G>
+SEG_INLINE void values_of(Vec* out, int stride, const Band& band, const Between& place, int x,
+                          int classes, int k) {
+  Vec top[G + 1], step[G + 1];
+  for (int g = 0; g <= G; ++g) {
+    const ptrdiff_t plane = (g * classes + k) * band.pitch;
+    top[g] = place.of(band.above + plane);
+    step[g] = place.of(band.below + plane) - top[g];
+  }
+  const float* guide = band.guide + x;
+  for (int r = 0; r < band.rows; ++r, out += stride) {
+    const float share = band.share[r];
+    Vec v = top[G] + share * step[G];
+    for (int g = 0; g < G; ++g, guide += band.guide_pitch)
+      v += (top[g] + share * step[g]) * load(guide);
+    *out = v;
+  }
 }
 
 // Four channels of kLanes pixels that lie `channels` floats apart.
@@ -215,68 +214,85 @@ SEG_INLINE void store_pixels(float* values, ptrdiff_t channels, const Vec* v) {
   }
 }
 
-template <class Place>
-inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
-                  ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
-                  int guide_channels, int classes) {
-  for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
-    const Place place(x, left, weight);
-    const int n = width - x < kLanes ? width - x : kLanes;
-    Vec level[3];
-    for (int g = 0; g < guide_channels; ++g) level[g] = load(guide + g * guide_pitch + x);
-    int k = 0;
-    for (; n == kLanes && k + 4 <= classes; k += 4) {
-      Vec v[4];
-      for (int j = 0; j < 4; ++j)
-        v[j] = value(place, rows, pitch, level, guide_channels, classes, k + j);
-      store_pixels(values + k, classes, v);
-    }
-    for (; k < classes; ++k) {
-      const Vec v = value(place, rows, pitch, level, guide_channels, classes, k);
-      if (classes == 1 && n == kLanes) {
-        store(values, v);
-        continue;
-      }
-      float lane[kLanes];
-      store(lane, v);
-      for (int i = 0; i < n; ++i) values[i * classes + k] = lane[i];
-    }
-  }
-}
-
-inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
-                  ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
-                  int guide_channels, int classes) {
-  if (left)
-    apply<Between>(values, rows, pitch, guide, guide_pitch, left, weight, width, guide_channels,
-                   classes);
-  else
-    apply<Here>(values, rows, pitch, guide, guide_pitch, left, weight, width, guide_channels,
-                classes);
-}
-
-inline void lift(int32_t* labels, float* confidence, const float* rows, ptrdiff_t pitch,
-                 const float* guide, ptrdiff_t guide_pitch, const int32_t* left,
-                 const float* weight, int width, int guide_channels, int classes) {
-  for (int x = 0; x < width; x += kLanes) {
-    const Between place(x, left, weight);
-    Vec level[3], best = splat(-3.0e38f);
-    IntVec label = {};
-    for (int g = 0; g < guide_channels; ++g) level[g] = load(guide + g * guide_pitch + x);
-    for (int k = 0; k < classes; ++k) {
-      const Vec v = value(place, rows, pitch, level, guide_channels, classes, k);
-      const IntVec better = v > best;
-      best = better ? v : best;
-      label = better ? k - IntVec{} : label;
-    }
-    best = min(max(best, Vec{}), splat(1.0f));
+// The values of pixels, v[k] of class k, to where `classes` of them lie side by side.
+SEG_INLINE void store_some(float* values, int classes, const Vec* v, int count, int pixels) {
+  if (count == 4 && pixels == kLanes) return store_pixels(values, classes, v);
+  if (classes == 1 && pixels == kLanes) return store(values, v[0]);
+  for (int k = 0; k < count; ++k) {
     float lane[kLanes];
-    store(lane, best);
-    for (int i = 0; i < kLanes && x + i < width; ++i) {
-      labels[x + i] = label[i];
-      confidence[x + i] = lane[i];
+    store(lane, v[k]);
+    for (int i = 0; i < pixels; ++i) values[i * classes + k] = lane[i];
+  }
+}
+
+inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
+                  ptrdiff_t guide_pitch, int width, int guide_channels, int classes) {
+  for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
+    for (int k = 0; k < classes; k += 4) {
+      const int some = classes - k < 4 ? classes - k : 4;
+      Vec v[4];
+      for (int j = 0; j < some; ++j) {
+        const float* row = rows + (k + j) * pitch + x;
+        v[j] = load(row + guide_channels * classes * pitch);
+        for (int g = 0; g < guide_channels; ++g, row += classes * pitch)
+          v[j] += load(row) * load(guide + g * guide_pitch + x);
+      }
+      store_some(values + k, classes, v, some, width - x < kLanes ? width - x : kLanes);
     }
   }
+}
+
+template <int G>
+inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width, int classes) {
+  for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
+    const Between place(band.left + x, band.weight + x);
+    for (int k = 0; k < classes; k += 4) {
+      const int some = classes - k < 4 ? classes - k : 4;
+      Vec v[4 * kBand];
+      for (int j = 0; j < some; ++j) values_of<G>(v + j, 4, band, place, x, classes, k + j);
+      for (int r = 0; r < band.rows; ++r)
+        store_some(values + r * row + k, classes, v + 4 * r, some,
+                   width - x < kLanes ? width - x : kLanes);
+    }
+  }
+}
+
+inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width,
+                       int guide_channels, int classes) {
+  (guide_channels == 1 ? apply_band<1> : apply_band<3>)(values, row, band, width, classes);
+}
+
+template <int G>
+inline void lift_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
+                      int width, int classes) {
+  for (int x = 0; x < width; x += kLanes) {
+    const Between place(band.left + x, band.weight + x);
+    Vec best[kBand], v[kBand];
+    IntVec label[kBand];
+    for (int r = 0; r < band.rows; ++r) best[r] = splat(-3.0e38f), label[r] = IntVec{};
+    for (int k = 0; k < classes; ++k) {
+      values_of<G>(v, 1, band, place, x, classes, k);
+      for (int r = 0; r < band.rows; ++r) {
+        const IntVec better = v[r] > best[r];
+        best[r] = better ? v[r] : best[r];
+        label[r] = better ? k - IntVec{} : label[r];
+      }
+    }
+    for (int r = 0; r < band.rows; ++r) {
+      float lane[kLanes];
+      store(lane, min(max(best[r], Vec{}), splat(1.0f)));
+      for (int i = 0; i < kLanes && x + i < width; ++i) {
+        labels[r * row + x + i] = label[r][i];
+        confidence[r * row + x + i] = lane[i];
+      }
+    }
+  }
+}
+
+inline void lift_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
+                      int width, int guide_channels, int classes) {
+  (guide_channels == 0 ? lift_band<0> : lift_band<3>)(labels, confidence, row, band, width,
+                                                      classes);
 }
 
 inline void blend_rows(float* out, const float* const* rows, const float* weights, int count,
@@ -290,6 +306,22 @@ inline void blend_rows(float* out, const float* const* rows, const float* weight
   for (; i < n; ++i) {
     out[i] = 0;
     for (int j = 0; j < count; ++j) out[i] += weights[j] * rows[j][i];
+  }
+}
+
+inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float* weights, int count,
+                            size_t n) {
+  float levels[4][kBlend];
+  const float* const floats[4] = {levels[0], levels[1], levels[2], levels[3]};
+  for (size_t x = 0; x < n; x += kBlend) {
+    const size_t part = n - x < kBlend ? n - x : kBlend;
+    for (int first = 0; first < count; first += 4) {
+      const int some = count - first < 4 ? count - first : 4;
+      for (int j = 0; j < some; ++j) to_levels(levels[j], rows[first + j] + x, part);
+      float sum[kBlend];
+      blend_rows(first ? sum : out + x, floats, weights + first, some, part);
+      for (size_t i = 0; first && i < part; ++i) out[x + i] += sum[i];
+    }
   }
 }
 
@@ -322,6 +354,7 @@ inline void blend_pixels(float* out, const float* row, const int* begin, const i
         target::softmax, target::prior, target::cross_entropy, target::cluster_loss,              \
         target::spatial_loss, target::affinity, target::residual_loss, target::sgd,               \
         target::to_planes, target::bytes_to_planes, target::add_products, target::add_planes,     \
-        target::window_sums, target::solve, target::window_means, target::mix, target::apply,     \
-        target::lift, target::blend_rows, target::blend_pixels                                    \
+        target::window_sums, target::solve, target::window_means, target::apply,                  \
+        target::apply_band, target::lift_band, target::blend_rows, target::blend_byte_rows,       \
+        target::blend_pixels                                                                      \
   }

@@ -11,6 +11,7 @@
 namespace seg {
 namespace {
 
+constexpr int kLift = 256;   // pixels of a row that are lifted at a time: they stay in the cache
 constexpr int kBlocks = 16;  // of rows, whatever the threads: same answer on any number of them
 
 // Window sums of rows [begin, end). add(column, pitch, y, sign) adds or takes away row y of the
@@ -81,10 +82,30 @@ struct Shares {
   }
 };
 
+void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const float* row, int width,
+               int channels) {
+  k.to_planes(planes, pitch, row, width, channels);
+}
+
+void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
+               int channels) {
+  k.bytes_to_planes(planes, pitch, row, width, channels);
+}
+
+void blend_rows(const Kernels& k, float* out, const float* const* rows, const float* weights,
+                int count, size_t n) {
+  k.blend_rows(out, rows, weights, count, n);
+}
+
+void blend_rows(const Kernels& k, float* out, const uint8_t* const* rows, const float* weights,
+                int count, size_t n) {
+  k.blend_byte_rows(out, rows, weights, count, n);
+}
+
 // Both passes; emit(y, x, n, sums, share, scratch) gets the window sums of a run's coefficients,
 // and floats for them and for its guide.
-template <class Emit>
-void filter(const float* guide, const float* values, int height, int width, int guide_channels,
+template <class Guide, class Emit>
+void filter(const Guide* guide, const float* values, int height, int width, int guide_channels,
             int classes, int radius, double eps, int threads, const Kernels& k, const Emit& emit) {
   const int g = guide_channels, features = (g + 1) * classes;
   const int r = std::min(radius, std::max(height, width));
@@ -99,7 +120,7 @@ void filter(const float* guide, const float* values, int height, int width, int 
         block_begin(block + 1, height), k,
         [&](double* column, ptrdiff_t pitch, int y, double sign) {
           const size_t n = static_cast<size_t>(y) * width;
-          k.to_planes(planes.data(), width, guide + n * g, width, g);
+          to_planes(k, planes.data(), width, guide + n * g, width, g);
           k.to_planes(second, width, values + n * classes, width, classes);
           k.add_products(column, pitch, planes.data(), second, sign, width, g, classes);
         },
@@ -120,22 +141,42 @@ void filter(const float* guide, const float* values, int height, int width, int 
   });
 }
 
-// Rows of full-size pixels with their coefficients: emit(y, rows, pitch, px, levels), where levels
-// has room for the guide's planes.
-template <class Emit>
-void lift_rows(const float* coefficients, int low_height, int low_width, int height, int width,
-               int features, int guide_channels, int threads, const Kernels& k, const Emit& emit) {
+// Bands of full-size pixels: emit(first pixel, band, width), with the guide's
+// planes in it.
+template <class Guide, class Emit>
+void lift_bands(const float* coefficients, const Guide* guide, int low_height, int low_width,
+                int height, int width, int features, int guide_channels, int threads,
+                const Kernels& k, const Emit& emit) {
   const Positions py(height, low_height), px(width, low_width);
-  const int pitch = wide(low_width + 1);
-  const size_t low_row = static_cast<size_t>(features) * low_width;
+  const int g = guide_channels, pitch = wide(low_width + 1);
+  const size_t row = static_cast<size_t>(features) * pitch;
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> rows(static_cast<size_t>(features) * pitch);
-    std::vector<float> levels(static_cast<size_t>(guide_channels) * wide(width));
-    for (int y = block_begin(block, height); y < block_begin(block + 1, height); ++y) {
-      const float* above = coefficients + py.low[y] * low_row;
-      k.mix(rows.data(), pitch, above, py.low[y] + 1 < low_height ? above + low_row : above,
-            py.weight[y], low_width, features);
-      emit(y, rows.data(), pitch, px, levels.data());
+    std::vector<float> rows(2 * row);  // an even low row and an odd one
+    std::vector<float> levels(static_cast<size_t>(kBand) * g * kLift);
+    const int end = block_begin(block + 1, height);
+    int ready = -1;  // the last low row in rows
+    for (int y = block_begin(block, height); y < end;) {
+      const int low = py.low[y], next = std::min(low + 1, low_height - 1);
+      for (ready = std::max(ready, low - 1); ready < next;) {
+        ++ready;
+        const float* plane = coefficients + static_cast<size_t>(ready) * features * low_width;
+        float* to = rows.data() + (ready % 2) * row;
+        for (int f = 0; f < features; ++f, plane += low_width, to += pitch)
+          std::fill(std::copy(plane, plane + low_width, to), to + pitch, plane[low_width - 1]);
+      }
+      Band band = {rows.data() + (low % 2) * row, rows.data() + (next % 2) * row, pitch};
+      band.guide = levels.data(), band.guide_pitch = kLift;
+      const int first = y;
+      for (; y < end && py.low[y] == low && band.rows < kBand; ++y)
+        band.share[band.rows++] = py.weight[y];
+      for (int x = 0; x < width; x += kLift) {
+        const int n = std::min(kLift, width - x);
+        band.left = px.low.data() + x, band.weight = px.weight.data() + x;
+        for (int r = 0; r < band.rows; ++r)
+          to_planes(k, levels.data() + static_cast<size_t>(r) * g * kLift, kLift,
+                    guide + (static_cast<size_t>(first + r) * width + x) * g, n, g);
+        emit(static_cast<size_t>(first) * width + x, band, n);
+      }
     }
   });
 }
@@ -153,7 +194,8 @@ void guided_coefficients(float* coefficients, const float* guide, const float* v
          });
 }
 
-void guided_filter(float* out, const float* guide, const float* values, int height, int width,
+template <class Guide>
+void guided_filter(float* out, const Guide* guide, const float* values, int height, int width,
                    int guide_channels, int classes, int radius, double eps, int threads,
                    const Kernels& k) {
   const int g = guide_channels, features = (g + 1) * classes;
@@ -162,55 +204,62 @@ void guided_filter(float* out, const float* guide, const float* values, int heig
            float* const levels = run + static_cast<size_t>(features) * kWindows;
            const size_t first = static_cast<size_t>(y) * width + x;
            k.window_means(run, kWindows, sums, share, n, features);
-           k.to_planes(levels, kWindows, guide + first * g, n, g);
-           k.apply(out + first * classes, run, kWindows, levels, kWindows, nullptr, nullptr, n, g,
-                   classes);
+           to_planes(k, levels, kWindows, guide + first * g, n, g);
+           k.apply(out + first * classes, run, kWindows, levels, kWindows, n, g, classes);
          });
 }
 
-void apply_coefficients(float* values, const float* coefficients, const float* guide,
+template <class Guide>
+void apply_coefficients(float* values, const float* coefficients, const Guide* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k) {
-  const int g = guide_channels, guide_pitch = wide(width);
-  lift_rows(coefficients, low_height, low_width, height, width, (g + 1) * classes, g, threads, k,
-            [&](int y, const float* rows, ptrdiff_t pitch, const Positions& px, float* levels) {
-              const size_t first = static_cast<size_t>(y) * width;
-              k.to_planes(levels, guide_pitch, guide + first * g, width, g);
-              k.apply(values + first * classes, rows, pitch, levels, guide_pitch, px.low.data(),
-                      px.weight.data(), width, g, classes);
-            });
+  lift_bands(coefficients, guide, low_height, low_width, height, width,
+             (guide_channels + 1) * classes, guide_channels, threads, k,
+             [&](size_t first, const Band& band, int n) {
+               k.apply_band(values + first * classes, static_cast<ptrdiff_t>(width) * classes, band,
+                            n, guide_channels, classes);
+             });
 }
 
 void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
           int low_height, int low_width, int height, int width, int guide_channels, int classes,
           int threads, const Kernels& k) {
-  const int g = guide_channels, guide_pitch = wide(width);
-  lift_rows(coefficients, low_height, low_width, height, width, (g + 1) * classes, g, threads, k,
-            [&](int y, const float* rows, ptrdiff_t pitch, const Positions& px, float* levels) {
-              const size_t first = static_cast<size_t>(y) * width;
-              k.bytes_to_planes(levels, guide_pitch, guide + first * g, width, g);
-              k.lift(labels + first, confidence + first, rows, pitch, levels, guide_pitch,
-                     px.low.data(), px.weight.data(), width, g, classes);
-            });
+  lift_bands(
+      coefficients, guide, low_height, low_width, height, width, (guide_channels + 1) * classes,
+      guide_channels, threads, k, [&](size_t first, const Band& band, int n) {
+        k.lift_band(labels + first, confidence + first, width, band, n, guide_channels, classes);
+      });
 }
 
-void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+template <class T>
+void shrink(float* out, const T* planes, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k) {
   const size_t row = static_cast<size_t>(width) * channels;
   const Shares py(low_height, height), px(low_width, width);
   parallel_for(threads, kBlocks, [&](int block) {
     std::vector<float> sum(row);
-    std::vector<const float*> rows;
+    std::vector<const T*> rows;
     for (int y = block_begin(block, low_height); y < block_begin(block + 1, low_height); ++y) {
       rows.clear();
       for (int i = py.begin[y]; i < py.begin[y + 1]; ++i)
         rows.push_back(planes + py.pixel[i] * row);
-      k.blend_rows(sum.data(), rows.data(), py.share.data() + py.begin[y],
-                   static_cast<int>(rows.size()), row);
+      blend_rows(k, sum.data(), rows.data(), py.share.data() + py.begin[y],
+                 static_cast<int>(rows.size()), row);
       k.blend_pixels(out + static_cast<size_t>(y) * low_width * channels, sum.data(),
                      px.begin.data(), px.pixel.data(), px.share.data(), low_width, channels);
     }
   });
 }
+
+template void guided_filter(float*, const float*, const float*, int, int, int, int, int, double,
+                            int, const Kernels&);
+template void guided_filter(float*, const uint8_t*, const float*, int, int, int, int, int, double,
+                            int, const Kernels&);
+template void apply_coefficients(float*, const float*, const float*, int, int, int, int, int, int,
+                                 int, const Kernels&);
+template void apply_coefficients(float*, const float*, const uint8_t*, int, int, int, int, int, int,
+                                 int, const Kernels&);
+template void shrink(float*, const float*, int, int, int, int, int, int, const Kernels&);
+template void shrink(float*, const uint8_t*, int, int, int, int, int, int, const Kernels&);
 
 }  // namespace seg

@@ -32,6 +32,8 @@ constexpr int kPad = 16;          // the lanes of the widest target
 constexpr float kNever = -1e30f;  // the score of a channel that pads a pixel
 constexpr int kStrip = 72;        // tiles that conv3 takes at a time: rows of whole product tiles
 constexpr int kWindows = 128;     // pixels whose window sums are taken at a time
+constexpr int kBand = 4;          // rows that are lifted together, at most
+constexpr size_t kBlend = 512;    // floats that are averaged at a time: they stay in the cache
 constexpr int kRun = 64;          // pixels that other kernels should get: these stay in the cache
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -79,6 +81,18 @@ inline void from_tiles(double* w, const double* u) {
 // One term of the pair loss: pixel n with pixel n + (dy, dx).
 struct Offset {
   int dy, dx;
+};
+
+// Rows of pixels whose filter coefficients lie between the same two rows of low pixels.
+struct Band {
+  const float *above, *below;  // planes [guide_channels + 1][classes][pitch], readable past the end
+  ptrdiff_t pitch;
+  const int32_t* left;  // pixel x lies between low pixels left[x] and left[x] + 1,
+  const float* weight;  // weight[x] of the second; both readable past their end
+  int rows;
+  float share[kBand];  // of below, in each row
+  const float* guide;  // planes [rows][guide_channels][guide_pitch], readable past their end
+  ptrdiff_t guide_pitch;
 };
 
 struct Kernels {
@@ -178,23 +192,21 @@ struct Kernels {
   // out[f * pitch + x] = sums[f][x] * share[x].
   void (*window_means)(float* out, ptrdiff_t pitch, const double* sums, const double* share,
                        int width, int features);
-  // out[f * pitch + x] = (1 - weight) a[f][x] + weight b[f][x], and its last value once more.
-  void (*mix)(float* out, ptrdiff_t pitch, const float* a, const float* b, float weight, int width,
-              int features);
   // values[x][k] = sum over g of rows[g][k][x] * guide[g][x] + rows[last][k][x] for one row of
-  // pixels; rows and guide are planes that can be read kPad floats past their end. Where left is
-  // given, pixel x's coefficients lie between left[x] and left[x] + 1 of shorter rows, by weight[x]
-  // (both can be read past their end, too).
+  // pixels; rows and guide are planes that can be read kPad floats past their end.
   void (*apply)(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
-                ptrdiff_t guide_pitch, const int32_t* left, const float* weight, int width,
-                int guide_channels, int classes);
+                ptrdiff_t guide_pitch, int width, int guide_channels, int classes);
+  // The same for the rows of a band, `row` floats apart.
+  void (*apply_band)(float* values, ptrdiff_t row, const Band& band, int width, int guide_channels,
+                     int classes);
   // The class with the largest such value, the first of equals; confidence is that cut to [0, 1].
-  void (*lift)(int32_t* labels, float* confidence, const float* rows, ptrdiff_t pitch,
-               const float* guide, ptrdiff_t guide_pitch, const int32_t* left, const float* weight,
-               int width, int guide_channels, int classes);
-  // out = sum over i < count of weights[i] * rows[i].
+  void (*lift_band)(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band, int width,
+                    int guide_channels, int classes);
+  // out = sum over i < count of weights[i] * rows[i]; of bytes, / 255.
   void (*blend_rows)(float* out, const float* const* rows, const float* weights, int count,
                      size_t n);
+  void (*blend_byte_rows)(float* out, const uint8_t* const* rows, const float* weights, int count,
+                          size_t n);
   // out[x] = sum over begin[x] <= i < begin[x + 1] of weights[i] * row[pixels[i]], x < width, for
   // pixels of some channels.
   void (*blend_pixels)(float* out, const float* row, const int* begin, const int* pixels,

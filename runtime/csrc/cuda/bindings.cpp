@@ -141,16 +141,18 @@ py::object bilinear_coefficients(const py::object& scores, int device,
   });
 }
 
-// The picture (h, w, 3) uint8 at another size, (height, width, 3) float32 in [0, 1].
+// The picture (h, w, c) uint8 at another size, (height, width, c) float32 in [0, 1].
 py::object working_picture(const py::object& picture, int height, int width, int device,
                            const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
     const Array p = call.take<uint8_t>("picture", picture, 3);
-    require(p.shape[2] == 3 && height > 0 && width > 0, "working_picture: shapes differ");
-    const Array out = call.make<float>({height, width, 3});
+    const int channels = p.shape[2];
+    require((channels == 1 || channels == 3) && height > 0 && width > 0,
+            "working_picture: shapes differ");
+    const Array out = call.make<float>({height, width, channels});
     cuda::working_picture(out.as<float>(), p.as<uint8_t>(), height, width, p.shape[0], p.shape[1],
-                          call.stream());
+                          channels, call.stream());
     return call.give(out);
   });
 }

@@ -39,10 +39,10 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,
                            int classes, Stream stream);
 
-// out [low_height][low_width][3] in [0, 1]: the picture [height][width][3] resized as
+// out [low_height][low_width][channels] in [0, 1]: the picture [height][width][channels] resized as
 // runtime/resize.py does, grey level by grey level.
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
-                     int width, Stream stream);
+                     int width, int channels, Stream stream);
 
 // The same as seg::shrink: out [low_height][low_width][channels].
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,

@@ -10,9 +10,9 @@ constexpr int kThreads = 128;
 
 struct Picture {
   const uint8_t* data;
-  int height, width;
+  int height, width, channels;
   __device__ int at(int y, int x, int c) const {
-    return data[(static_cast<size_t>(y) * width + x) * 3 + c];
+    return data[(static_cast<size_t>(y) * width + x) * channels + c];
   }
 };
 
@@ -68,21 +68,21 @@ __device__ float between(const Picture& p, int y, int x, int c, int low_height, 
 // A thread has a low pixel's channel; neighbours read what the cache has.
 __global__ void resize_bytes(float* out, Picture p, int low_height, int low_width) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
-  if (i >= low_width * 3) return;
-  const int x = i / 3, c = i % 3;
+  if (i >= low_width * p.channels) return;
+  const int x = i / p.channels, c = i % p.channels;
   const bool shrinks = low_height <= p.height && low_width <= p.width;
   const float level = shrinks ? mean_of(p, y, x, c, low_height, low_width)
                               : between(p, y, x, c, low_height, low_width);
-  out[static_cast<size_t>(y) * low_width * 3 + i] = level / 255;
+  out[static_cast<size_t>(y) * low_width * p.channels + i] = level / 255;
 }
 
 }  // namespace
 
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
-                     int width, Stream stream) {
-  SEG_LAUNCH(resize_bytes, dim3((low_width * 3 + kThreads - 1) / kThreads, low_height),
-             dim3(kThreads), 0, stream, out, (Picture{picture, height, width}), low_height,
-             low_width);
+                     int width, int channels, Stream stream) {
+  SEG_LAUNCH(resize_bytes, dim3((low_width * channels + kThreads - 1) / kThreads, low_height),
+             dim3(kThreads), 0, stream, out, (Picture{picture, height, width, channels}),
+             low_height, low_width);
 }
 
 }  // namespace seg::cuda
