@@ -68,8 +68,8 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
     config = seg.refine
     torch.set_num_threads(seg.threads)
-    _, low = seg.prepare(picture, Clock())
-    guide = seg.guide(picture, low)
+    there, low = seg.prepare(picture, Clock())
+    guide = seg.guide(picture, there, low, Clock())
     classes = None
     if config.objective == "residual":
         classes = frequent_classes(guide)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.backend import default_threads
+from runtime.backend import backend, default_threads
 from runtime.device import cuda_absence, cuda_devices, parse_device
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
 MAX_BYTES = 2**31  # protobuf's own limit
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -23,6 +23,29 @@ class Port(NamedTuple):
     name: str
     shape: tuple[int | str | None, ...]
     dtype: str
+
+
+class GpuValue:
+    """An output that stays on the GPU; others take it by ``__cuda_array_interface__``."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.shape = tuple(value.shape())
+        self.dtype = np.dtype(_DTYPES.get(value.data_type(), np.void))
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._value.data_ptr(), True),
+            "strides": None,
+            "version": 3,
+        }
+
+    def numpy(self) -> np.ndarray:
+        """A copy in NumPy."""
+        return self._value.numpy()
 
 
 class OnnxEngine:
@@ -71,11 +94,12 @@ class OnnxEngine:
                 fix="pip install onnxruntime",
             ) from error
         kind, index = parse_device(device)
-        self.device = device
+        self.device, self._index = device, index
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
             self._cuda_or_say_why(onnxruntime.get_available_providers(), index)
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+            chosen = {"device_id": index} | self._stream_of_ours()
+            providers.insert(0, ("CUDAExecutionProvider", chosen))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake)))
@@ -113,6 +137,27 @@ class OnnxEngine:
         if index >= (count := len(cuda_devices())):
             raise InputError(f"device is {self.device!r}; this machine has {count} GPUs")
 
+    def _stream_of_ours(self) -> dict[str, str]:
+        """Work in line with the CUDA module's, where that is built: then neither waits for the
+        other, and its events time this network, too."""
+        try:
+            return {"user_compute_stream": str(backend(self.device).stream(self._index))}
+        except (MissingBackend, DeviceError):
+            return {}
+
+    def on_gpu(self, array: Any) -> list[GpuValue]:
+        """Outputs for the one input, float32 on this engine's GPU (``__cuda_array_interface__``,
+        filled by the CUDA module's own stream). They are left there, and are complete when that
+        stream has come to them."""
+        face, (port,) = array.__cuda_array_interface__, self.inputs
+        place = ("cuda", self._index)
+        binding = self._session.io_binding()
+        binding.bind_input(port.name, *place, np.float32, face["shape"], face["data"][0])
+        for output in self.outputs:
+            binding.bind_output(output.name, *place)
+        self._run(str(face["shape"]), lambda: self._session.run_with_iobinding(binding))
+        return [GpuValue(value) for value in binding.get_outputs()]
+
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order."""
         if len(arrays) != len(self.inputs):
@@ -121,10 +166,13 @@ class OnnxEngine:
         feed: dict[str, Any] = {}
         for port, array in zip(self.inputs, arrays, strict=True):
             feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype))
+        shapes = ", ".join(str(np.shape(a)) for a in arrays)
+        return self._run(shapes, lambda: self._session.run(None, feed))
+
+    def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
         try:
-            return self._session.run(None, feed)
+            return run()
         except Exception as error:
-            shapes = ", ".join(str(np.shape(a)) for a in arrays)
             raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:

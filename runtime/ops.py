@@ -515,15 +515,15 @@ def guided_filter(
     low, values = shrink("guide", guide), shrink("values", values)
     to = {} if out is None else {"out": out}
     if low.shape == guide.shape:
-        out = core.guided_filter(guide, values, radius, eps, threads, **where, **to)
+        made = core.guided_filter(guide, values, radius, eps, threads, **where, **to)
     else:
         coefficients = core.guided_coefficients(low, values, radius, eps, threads, **where)
-        out = core.apply_coefficients(coefficients, guide, threads, **where, **to)
+        made = core.apply_coefficients(coefficients, guide, threads, **where, **to)
     if given is not None:
         return given
     if two_dimensional:
-        out = out.reshape(height, width)
-    return out.numpy() if where and not stays else out
+        made = made.reshape(height, width)
+    return made.numpy() if where and not stays else made
 
 
 def _check_out(
@@ -590,6 +590,23 @@ def working_picture(picture: Any, height: int, width: int, *, device: str = "cpu
     if kind == "cpu":
         return resize(picture, height, width).astype(np.float32) / 255
     return backend(device).working_picture(picture, height, width, device=index).numpy()
+
+
+def network_input(
+    picture: Any, size: tuple[int, int], mean: Any, std: Any, bgr: bool, device: str
+) -> Any:
+    """What :class:`runtime.preprocess.Preprocess` makes of the picture that :func:`upload` put on
+    a GPU, made and left there: (1, 3, height, width) float32."""
+    index = parse_device(device)[1]
+    return backend(device).network_input(picture, *size, mean, std, bgr, device=index)
+
+
+def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, device: str) -> np.ndarray:
+    """(1, C, h, w) float32 scores on a GPU as a guide of another size, (height, width, C), in
+    NumPy: their soft-max if ``exponents``, else they are probabilities. NaN where they are not
+    finite, or no probabilities."""
+    index = parse_device(device)[1]
+    return backend(device).soft_guide(scores, *size, exponents, device=index).numpy()
 
 
 def lift(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime import ops
 from runtime.checks import check_count, check_positive
 from runtime.engine import Port, load_engine
 from runtime.errors import BundleError, InputError
@@ -97,6 +98,8 @@ class NetworkPrior:
     ) -> None:
         self.engine, self.preprocess, self.names = engine, preprocess, names
         self.output, self.name, self.backend = output, name, engine.backend
+        device = getattr(engine, "device", "cpu")
+        self.gpu = device if hasattr(engine, "on_gpu") and device != "cpu" else None
         _check_ports(engine.inputs, name)
 
     @classmethod
@@ -141,6 +144,23 @@ class NetworkPrior:
         (out, *_) = self.engine(self.preprocess(picture))
         return self.guide(out)
 
+    def on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray:
+        """The same for a picture that lies on ``gpu`` already (:func:`runtime.ops.upload`), for
+        which the input is made there, and of which the guide alone comes down: at (h, w) = size;
+        labels, and scores other than float32, at the network's own."""
+        assert self.gpu is not None
+        p = self.preprocess
+        own = p.size(*picture.shape[:2])
+        x = ops.network_input(picture, own, p.mean, p.std, p.color == "bgr", self.gpu)
+        (out, *_) = self.engine.on_gpu(x)  # type: ignore[attr-defined]
+        if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
+            return self.guide(out.numpy())
+        self._check_names(out.shape[1])
+        guide = ops.soft_guide(out, size, self.output != "probabilities", self.gpu)
+        if not np.isfinite(guide).all():
+            return self.guide(out.numpy())  # which says what is wrong
+        return guide
+
     def guide(self, out: np.ndarray) -> np.ndarray:
         """The network's output as probabilities or labels."""
         labels = out.dtype.kind in "iu" and out.ndim >= 2
@@ -152,16 +172,17 @@ class NetworkPrior:
             )
         if not np.isfinite(out).all():
             raise BundleError(f"{self.name} gave NaN or infinite scores for this picture")
-        if self.names is not None and len(self.names) != out.shape[1]:
-            raise BundleError(
-                f"{self.name} gave {out.shape[1]} classes, but names {len(self.names)}"
-            )
+        self._check_names(out.shape[1])
         scores = out[0].astype(np.float32)
         if self.output != "probabilities":
             scores = np.exp(scores - scores.max(0))
         elif scores.min() < 0 or scores.sum(0).min() <= 0:
             raise BundleError(f"{self.name} calls its output probabilities, but they are none")
         return np.ascontiguousarray((scores / scores.sum(0)).transpose(1, 2, 0))
+
+    def _check_names(self, classes: int) -> None:
+        if self.names is not None and len(self.names) != classes:
+            raise BundleError(f"{self.name} gave {classes} classes, but names {len(self.names)}")
 
 
 def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -192,8 +192,7 @@ class Segmenter:
         picture, warnings = load_image(source, color=color)
         clock.lap("decode")
         there, low = self.prepare(picture, clock)
-        guide = self.guide(picture, low)
-        clock.lap("prior")
+        guide = self.guide(picture, there, low, clock)
         scores, classes, stats = self._scores(low, guide, progress)
         clock.lap("refine")
         return self.finish(picture, there, low, scores, classes, stats, warnings, clock)
@@ -208,13 +207,25 @@ class Segmenter:
         begin = mark(self._core)
         there = upload(picture, self._core)
         low = working_picture(there, h, w, device=self._core)
-        clock.lap("preprocess", begin, mark(self._core))
+        clock.device("preprocess", begin, mark(self._core))
+        clock.lap("preprocess")
         return there, low
 
-    def guide(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+    def guide(self, picture: np.ndarray, there: Any, low: np.ndarray, clock: Clock) -> np.ndarray:
         """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
-        labels, -1 = unknown."""
-        guide = np.asarray(self.prior(picture, low))
+        labels, -1 = unknown. A network on the uploaded picture's GPU takes that."""
+        try:
+            if self._core != "cpu" and getattr(self.prior, "gpu", None) == self._core:
+                begin = mark(self._core)
+                guide = self.prior.on_gpu(there, low.shape[:2])  # type: ignore[attr-defined]
+                clock.device("prior", begin, mark(self._core))
+            else:
+                guide = np.asarray(self.prior(picture, low))
+            return self._at_working_size(guide, low)
+        finally:
+            clock.lap("prior")
+
+    def _at_working_size(self, guide: np.ndarray, low: np.ndarray) -> np.ndarray:
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior gave an array of shape {guide.shape}; "
@@ -265,7 +276,8 @@ class Segmenter:
         )
         if self._core != "cpu":
             columns, confidence = np.asarray(columns), np.asarray(confidence)
-        clock.lap("filter", begin, mark(self._core))
+        clock.device("filter", begin, mark(self._core))
+        clock.lap("filter")
         if self._core != "cpu":  # the steps have told theirs
             own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
             stats["device_ms"] = clock.device_ms | own
@@ -519,10 +531,13 @@ class Clock:
         self.laps: dict[str, float] = {}
         self.device_ms: dict[str, float] = {}
 
-    def lap(self, stage: str, begin: Any = None, end: Any = None) -> None:
-        """The stage is over; ``begin`` and ``end`` mark it on a GPU's stream."""
+    def device(self, stage: str, begin: Any, end: Any) -> None:
+        """``begin`` and ``end`` mark the stage on a GPU's stream; they are None on the CPU."""
         if begin is not None:
             self.device_ms[stage] = begin.until(end)
+
+    def lap(self, stage: str) -> None:
+        """The stage is over."""
         now = time.perf_counter()
         self.laps[stage] = (now - self.last) * 1e3
         self.last = now

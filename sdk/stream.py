@@ -254,13 +254,12 @@ class Follower:
             events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")
             _forget(state)
         try:
-            guide = seg.guide(frame.picture, low)
+            guide = seg.guide(frame.picture, there, low, clock)
         except UnknownGuide:
             if state.guide is None or state.guide.max() < 0:
                 raise
             guide = state.guide
             events.append("prior: it knows nothing of this frame; its last labels are used")
-        clock.lap("prior")
         config = seg.refine
         if seg.prior.names is None and (config is None or config.objective == "residual"):
             if state.labels is not None and state.classes is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import runtime
+import runtime.engine
 from runtime import backend as backends
 from runtime.device import parse_device
 
@@ -172,6 +173,7 @@ def install(monkeypatch, module):
     monkeypatch.setattr(backends, "backend", backend)
     monkeypatch.setattr(backends, "devices", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(runtime.ops, "backend", backend)
+    monkeypatch.setattr(runtime.engine, "backend", backend)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 // runtime._cuda: the functions of runtime._core on a GPU, for arrays of NumPy and for arrays that
 // are there already. runtime/ops.py has checked every argument.
+#include <array>
 #include <sstream>
 
 #include "arrays.h"
@@ -157,6 +158,45 @@ py::object working_picture(const py::object& picture, int height, int width, int
   });
 }
 
+// The picture (h, w, 3) uint8 as a network takes it: (1, 3, height, width) float32, normalised.
+py::object network_input(const py::object& picture, int height, int width,
+                         const std::array<float, 3>& mean, const std::array<float, 3>& std,
+                         bool bgr, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array p = call.take<uint8_t>("picture", picture, 3);
+    require(p.shape[2] == 3 && height > 0 && width > 0, "network_input: shapes differ");
+    const Array out = call.make<float>({1, 3, height, width});
+    cuda::network_input(out.as<float>(), p.as<uint8_t>(), height, width, p.shape[0], p.shape[1],
+                        mean.data(), std.data(), bgr, call.stream());
+    return call.give(out);
+  });
+}
+
+// A network's scores (1, c, h, w) as a guide (height, width, c) of probabilities.
+py::object soft_guide(const py::object& scores, int height, int width, bool exponents, int device,
+                      const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array s = call.take<float>("scores", scores, 4);
+    require(s.shape[0] == 1 && height > 0 && width > 0, "soft_guide: shapes differ");
+    const int k = s.shape[1], from_height = s.shape[2], from_width = s.shape[3];
+    const Array own = call.make<float>({from_height, from_width, k});
+    cuda::soft_guide(own.as<float>(), s.as<float>(), from_height, from_width, k, exponents,
+                     call.stream());
+    if (from_height == height && from_width == width) return call.give(own);
+    const Array out = call.make<float>({height, width, k});
+    cuda::resize_planes(out.as<float>(), own.as<float>(), height, width, from_height, from_width, k,
+                        call.stream());
+    return call.give(out);
+  });
+}
+
+// The module's own stream, for others to work on: a cudaStream_t as a number.
+uintptr_t stream_of(int device) {
+  return on_device(device, [&] { return cuda::as_number(cuda::own_stream(device)); });
+}
+
 // A moment of a stream, on the device's clock.
 struct Mark {
   int device;
@@ -253,6 +293,12 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def("working_picture", working_picture, "picture"_a, "height"_a, "width"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
+
+  m.def("network_input", network_input, "picture"_a, "height"_a, "width"_a, "mean"_a, "std"_a,
+        "bgr"_a, py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("soft_guide", soft_guide, "scores"_a, "height"_a, "width"_a, "exponents"_a, py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
+  m.def("stream", stream_of, "device"_a = 0);
 
   seg::give_memory_back = [] { cuda::Pool::get().empty(); };
   cuda::bind_refiner(m);

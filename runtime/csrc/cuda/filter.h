@@ -44,6 +44,21 @@ void bilinear_coefficients(float* coefficients, const float* scores, int height,
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
                      int width, int channels, Stream stream);
 
+// out [3][low_height][low_width] = (level - mean) / std of the picture [height][width][3] resized
+// so; planes in the opposite order if `swapped`. mean and std are the host's.
+void network_input(float* out, const uint8_t* picture, int low_height, int low_width, int height,
+                   int width, const float* mean, const float* std, bool swapped, Stream stream);
+
+// guide [height][width][classes], each pixel's sum 1, of scores [classes][height][width]: their
+// soft-max if `exponents`, else they are probabilities. NaN where they are not what they should be.
+void soft_guide(float* guide, const float* scores, int height, int width, int classes,
+                bool exponents, Stream stream);
+
+// out [height][width][channels]: planes of another size averaged, or interpolated where a side
+// grows.
+void resize_planes(float* out, const float* planes, int height, int width, int from_height,
+                   int from_width, int channels, Stream stream);
+
 // The same as seg::shrink: out [low_height][low_width][channels].
 void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
             int channels, Stream stream);

@@ -6,6 +6,7 @@
 
 #include "common.cuh"
 #include "filter.h"
+#include "place.cuh"
 
 namespace seg::cuda {
 namespace {
@@ -227,19 +228,6 @@ struct Apply {
     float v = sums[G] * n;
     for (int g = 0; g < G; ++g) v += sums[g] * n * (guide[at * G + g] - kCentre);
     out[at * classes + k] = v;
-  }
-};
-
-// Where a full-size pixel lies among n_low: between low and high, weight of the second. Pixel
-// centres correspond, as in OpenCV's INTER_LINEAR.
-struct Place {
-  int low, high;
-  float weight;
-  __device__ Place(int i, int n, int n_low) {
-    const double p = min(max((i + 0.5) * n_low / n - 0.5, 0.0), n_low - 1.0);
-    low = static_cast<int>(p);
-    high = min(low + 1, n_low - 1);
-    weight = static_cast<float>(p - low);
   }
 };
 

@@ -65,24 +65,51 @@ __device__ float between(const Picture& p, int y, int x, int c, int low_height, 
   return static_cast<float>((sum + 2) >> 2);
 }
 
+// Where the levels go, of [0, 1]: side by side, or normalised to planes, in the other order if
+// `swapped`.
+struct Target {
+  float* out;
+  bool planes, swapped;
+  float mean[3], std[3];
+  __device__ void put(float level, int y, int x, int c, int channels, int height, int width) const {
+    if (!planes) {
+      out[(static_cast<size_t>(y) * width + x) * channels + c] = level;
+      return;
+    }
+    const int plane = swapped ? channels - 1 - c : c;
+    out[(static_cast<size_t>(plane) * height + y) * width + x] = (level - mean[plane]) / std[plane];
+  }
+};
+
 // A thread has a low pixel's channel; neighbours read what the cache has.
-__global__ void resize_bytes(float* out, Picture p, int low_height, int low_width) {
+__global__ void resize_bytes(Target to, Picture p, int low_height, int low_width) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (i >= low_width * p.channels) return;
   const int x = i / p.channels, c = i % p.channels;
   const bool shrinks = low_height <= p.height && low_width <= p.width;
   const float level = shrinks ? mean_of(p, y, x, c, low_height, low_width)
                               : between(p, y, x, c, low_height, low_width);
-  out[static_cast<size_t>(y) * low_width * p.channels + i] = level / 255;
+  to.put(level / 255, y, x, c, p.channels, low_height, low_width);
+}
+
+void resize(const Target& to, const Picture& p, int low_height, int low_width, Stream stream) {
+  SEG_LAUNCH(resize_bytes, dim3((low_width * p.channels + kThreads - 1) / kThreads, low_height),
+             dim3(kThreads), 0, stream, to, p, low_height, low_width);
 }
 
 }  // namespace
 
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
                      int width, int channels, Stream stream) {
-  SEG_LAUNCH(resize_bytes, dim3((low_width * channels + kThreads - 1) / kThreads, low_height),
-             dim3(kThreads), 0, stream, out, (Picture{picture, height, width, channels}),
-             low_height, low_width);
+  resize(Target{out, false, false, {}, {}}, Picture{picture, height, width, channels}, low_height,
+         low_width, stream);
+}
+
+void network_input(float* out, const uint8_t* picture, int low_height, int low_width, int height,
+                   int width, const float* mean, const float* std, bool swapped, Stream stream) {
+  Target to{out, true, swapped, {}, {}};
+  for (int c = 0; c < 3; ++c) to.mean[c] = mean[c], to.std[c] = std[c];
+  resize(to, Picture{picture, height, width, 3}, low_height, low_width, stream);
 }
 
 }  // namespace seg::cuda

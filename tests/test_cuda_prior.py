@@ -1,0 +1,180 @@
+"""A network's input and output on the GPU, with the kernels, and ONNX Runtime, on the host."""
+
+import numpy as np
+import pytest
+
+import runtime.engine
+from runtime import ops
+from runtime.errors import BundleError, InputError
+from runtime.preprocess import Preprocess
+from runtime.prior import NetworkPrior, as_probabilities
+from sdk import RefineConfig, Segmenter
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
+from onnxruntime.capi.onnxruntime_inference_collection import (  # noqa: E402
+    InferenceSession,
+)
+from test_prior import MEAN, STD, nearest_colour, save  # noqa: E402 (after importorskip)
+
+
+class Binding:
+    """Checks that arrays are given by their places on GPU 0, which here is the host."""
+
+    def __init__(self, binding):
+        self.real = binding
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        assert (device_type, device_id) == ("cuda", 0)
+        self.real.bind_input(name, "cpu", 0, element_type, shape, buffer_ptr)
+
+    def bind_output(self, name, device_type, device_id):
+        assert (device_type, device_id) == ("cuda", 0)
+        self.real.bind_output(name, "cpu", 0)
+
+    def get_outputs(self):
+        return self.real.get_outputs()
+
+
+class Session:
+    """ONNX Runtime's session on the CPU, which says that it is on a GPU."""
+
+    options = None  # of the last one's CUDA provider
+
+    def __init__(self, model, options, providers, enable_fallback):
+        type(self).options = dict(
+            dict(p for p in providers if p[0].startswith("CUDA")).popitem()[1]
+        )
+        self.real = InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def get_providers(self):
+        return ["CUDAExecutionProvider"]
+
+    def run(self, *_):
+        raise AssertionError("arrays of the host")
+
+    def io_binding(self):
+        return Binding(self.real.io_binding())
+
+    def run_with_iobinding(self, binding):
+        self.real.run_with_iobinding(binding.real)
+
+
+@pytest.fixture
+def gpu(cuda, monkeypatch):
+    """The module, and an ONNX Runtime with a CUDA provider."""
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, providers, **more: (
+            Session if len(providers) > 1 else InferenceSession
+        )(model, options, providers=providers, **more),
+    )
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: None)
+    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["cuda:0"])
+    return cuda
+
+
+def picture(height=36, width=52):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize("size", [(36, 52), (18, 26), (12, 13), (11, 17), (50, 70), (20, 90)])
+def test_input_is_the_preprocess_rule_s(cuda, color, size):
+    rule = Preprocess(mean=tuple(MEAN), std=tuple(STD), color=color, height=size[0], width=size[1])
+    image = picture()
+    wanted = rule(image)
+    found = ops.network_input(
+        ops.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr", "cuda"
+    )
+    assert isinstance(found, cuda.Array) and found.shape == wanted.shape == (1, 3, *size)
+    off = np.abs(found.numpy() - wanted) * 255 * STD[:, None, None]
+    assert off.max() <= 1.001  # a grey level, where OpenCV rounds otherwise
+    if size[0] <= 36 and size[1] <= 52:
+        assert (off > 1e-3).mean() <= 0.02
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 2, 19])
+@pytest.mark.parametrize("size", [(9, 13), (4, 6), (9, 6), (18, 26), (23, 13), (5, 20), (1, 1)])
+def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
+    prior = NetworkPrior.from_onnx(save(tmp_path / "m.onnx", np.eye(3)))
+    prior.output = output
+    rng = np.random.default_rng(0)
+    scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
+    wanted = as_probabilities(prior.guide(scores), *size)
+    found = ops.soft_guide(gpu.to_device(scores), size, output == "logits", "cuda")
+    assert found.shape == (*size, classes) and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
+@pytest.mark.parametrize("exponents", [True, False])
+def test_a_pixel_that_is_none_becomes_nan(cuda, value, exponents):
+    scores = np.ones((1, 3, 5, 7), np.float32)
+    scores[0, 1, 2, 3] = value
+    found = ops.soft_guide(cuda.to_device(scores), (5, 7), exponents, "cuda")
+    wrong = np.isnan(found).all(-1)
+    assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (value == -1 and exponents)
+    assert np.isfinite(found[~wrong]).all()
+    nothing = ops.soft_guide(
+        cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False, "cuda"
+    )
+    assert np.isnan(nothing).all()
+
+
+CASES = [
+    {},
+    {"refine": None},
+    {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2)},
+    {"imgsz": (16, 24)},
+    {"imgsz": 80},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=range(len(CASES)))
+def test_the_labels_are_those_of_the_cpu(cuda, monkeypatch, tmp_path, request, options):
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
+    image = picture()
+    wanted = Segmenter(path, **options)(image)
+    gpu = request.getfixturevalue("gpu")
+    there = Segmenter(path, device="cuda", **options)
+    assert Session.options == {"device_id": 0, "user_compute_stream": str(gpu.stream())}
+    found = there(image)
+    assert "onnxruntime-cuda" in found.backend
+    assert (found.labels == wanted.labels).mean() >= 0.995
+    assert 0 < found.stats["device_ms"]["prior"] <= found.timings["prior"]
+    frames = list(there.stream([image, image]))
+    assert [f.frame.start for f in frames] == ["cold", "warm"]
+    assert all("prior" in f.stats["device_ms"] for f in frames)
+
+
+@pytest.mark.parametrize("output", [np.int64, np.int32])
+def test_labels_of_a_network_are_taken_down(gpu, tmp_path, output):
+    kind = {np.int64: 7, np.int32: 6}[output]
+    tail = [("ArgMax", {"axis": 1, "keepdims": 0}), ("Cast", {"to": kind})]
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=list("abcd"))
+    clear = np.repeat(np.repeat(picture(3, 4), 12, 0), 12, 1)
+    wanted = Segmenter(path, refine=None)(clear).labels
+    found = Segmenter(path, device="cuda", refine=None)(clear)
+    assert len(np.unique(wanted)) > 1 and (found.labels == wanted).mean() >= 0.99
+
+
+def test_what_is_wrong_is_said_as_on_the_cpu(gpu, tmp_path):
+    image = picture()
+    nan = save(tmp_path / "nan.onnx", np.full((2, 3), np.inf))
+    with pytest.raises(BundleError, match=r"nan\.onnx gave NaN or infinite scores for this"):
+        Segmenter(nan, device="cuda")(image)
+    none = save(tmp_path / "p.onnx", -np.eye(3), output="probabilities, in the graph")
+    with pytest.raises(BundleError, match="calls its output probabilities, but they are none"):
+        Segmenter(none, device="cuda")(image)
+    names = save(tmp_path / "n.onnx", np.eye(3), classes=["a"])
+    with pytest.raises(BundleError, match=r"n\.onnx gave 3 classes, but names 1"):
+        Segmenter(names, device="cuda")(image)
+    engine = Segmenter(save(tmp_path / "m.onnx", np.eye(3)), device="cuda").prior.engine
+    with pytest.raises(InputError, match=r"m\.onnx fails on \(1, 5, 4, 4\): "):
+        engine.on_gpu(gpu.to_device(np.zeros((1, 5, 4, 4), np.float32)))
