@@ -69,7 +69,8 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
     config = seg.refine
     torch.set_num_threads(seg.threads)
     there, low = seg.prepare(picture, Clock())
-    guide = seg.guide(picture, there, low, Clock())
+    guide = np.asarray(seg.guide(picture, there, low, Clock()))
+    low = np.asarray(low)
     classes = None
     if config.objective == "residual":
         classes = frequent_classes(guide)

@@ -24,11 +24,10 @@ from runtime.checks import (
 )
 from runtime.device import cuda_devices, parse_device
 from runtime.errors import InputError
+from runtime.gpu import check_rows, class_shares, take_classes
 from runtime.options import RefineOptions
-from runtime.resize import resize
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
-_MOST_ROWS = 65535  # of a picture on a GPU, whose grids end there
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 _CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
     "skip": ("none", "shared", "own"),
@@ -154,7 +153,9 @@ class Refiner:
         ----------
         image : (H, W, 3) float32 RGB in [0, 1].
         guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
-            (dynaguide and dynaseg without a guide term).
+            (dynaguide and dynaseg without a guide term). For residual on a GPU, image and guide may
+            lie there as they are (:mod:`runtime.gpu`): they are not looked into, and scores and
+            labels stay there, too.
         steps : instead of the option's.
         warm : start from the state that the last run left, or that was loaded. Otherwise from the
             seed's.
@@ -166,13 +167,14 @@ class Refiner:
         InputError : a wrong size, NaN, a guide that is unknown everywhere.
         KeyboardInterrupt : between two steps.
         """
-        image = check_image(image)
+        options = self.options
+        there = self.device != "cpu" and options.objective == "residual"
+        image = check_image(image, gpu=there)
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
                 f"image is {image.shape[0]} x {image.shape[1]} pixels; "
                 f"this Refiner was made for {self.height} x {self.width}"
             )
-        options = self.options
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         guide, floor = prepared(options, image, guide, self.classes)
         if not warm:
@@ -228,7 +230,7 @@ def prepared(
     """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
     labels with -1 = unknown, or None; and the number of labels that the silhouette asks for."""
     if guide is not None:
-        guide = check_guide(guide, *image.shape[:2])
+        guide = check_guide(guide, *image.shape[:2], gpu=options.objective == "residual")
     if options.objective == "residual":
         guide = _soft(guide, classes)
     elif guide is not None and guide.ndim == 3 and not options.soft_guide:
@@ -243,8 +245,11 @@ def prepared(
 
 
 def frequent_classes(guide: np.ndarray) -> np.ndarray:
-    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide."""
-    if guide.ndim == 2:
+    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide, also of one on a
+    GPU."""
+    if on_gpu(guide):
+        share = class_shares(guide)
+    elif guide.ndim == 2:
         share = np.bincount(guide[guide >= 0]) / guide.size
     else:
         share = guide.mean((0, 1), dtype=np.float64)
@@ -253,7 +258,9 @@ def frequent_classes(guide: np.ndarray) -> np.ndarray:
 
 def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """(H, W, K) float32 probabilities of ``classes`` alone: each pixel sums to 1, or is all zero
-    where the guide knows none of them."""
+    where the guide knows none of them. On the GPU if the guide is."""
+    if on_gpu(guide):
+        return take_classes(guide, classes, True)
     if guide.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
         column = np.full(max(guide.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
@@ -416,13 +423,14 @@ def refine_with(
 ) -> Refinement:
     """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
     classes)`` gives; ``classes`` are the guide's that take part, None where all do."""
-    image = check_image(image)
+    there = config.objective == "residual"  # on a GPU they may be, if its refiner is there
+    image = check_image(image, gpu=there)
     height, width = image.shape[:2]
     if config.objective != "residual":
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior, needs one")
-    guide = check_guide(guide, height, width)
+    guide = check_guide(guide, height, width, gpu=there)
     classes = frequent_classes(guide)
     guide = restricted(guide, classes)
     refiner = make(height, width, classes)
@@ -561,52 +569,9 @@ def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
 def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
     """The checked arrays, on the GPU if that is where the work is."""
     for name, array in arrays.items():
-        if where and array.shape[0] > _MOST_ROWS:
-            raise InputError(f"{name} has {array.shape[0]} rows; a GPU takes {_MOST_ROWS} at most")
+        if where:
+            check_rows(name, array)
         yield core.to_device(array, **where) if where and not on_gpu(array) else array
-
-
-def upload(picture: np.ndarray, device: str) -> Any:
-    """The (H, W, 3) uint8 picture on the device, for several functions to take; itself on "cpu"."""
-    kind, index = parse_device(device)
-    if kind == "cpu":
-        return picture
-    if picture.shape[0] > _MOST_ROWS:
-        raise InputError(f"picture has {picture.shape[0]} rows; a GPU takes {_MOST_ROWS} at most")
-    return backend(device).to_device(picture, device=index)
-
-
-def mark(device: str) -> Any:
-    """The moment that the module's stream on a GPU has come to; ``a.until(b)`` are milliseconds of
-    its own clock. None on "cpu"."""
-    kind, index = parse_device(device)
-    return None if kind == "cpu" else backend(device).mark(index)
-
-
-def working_picture(picture: Any, height: int, width: int, *, device: str = "cpu") -> np.ndarray:
-    """(height, width, 3) float32 in [0, 1], in NumPy: what :func:`upload` gave, averaged down, or
-    interpolated where a side grows (:func:`runtime.resize.resize`)."""
-    kind, index = parse_device(device)
-    if kind == "cpu":
-        return resize(picture, height, width).astype(np.float32) / 255
-    return backend(device).working_picture(picture, height, width, device=index).numpy()
-
-
-def network_input(
-    picture: Any, size: tuple[int, int], mean: Any, std: Any, bgr: bool, device: str
-) -> Any:
-    """What :class:`runtime.preprocess.Preprocess` makes of the picture that :func:`upload` put on
-    a GPU, made and left there: (1, 3, height, width) float32."""
-    index = parse_device(device)[1]
-    return backend(device).network_input(picture, *size, mean, std, bgr, device=index)
-
-
-def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, device: str) -> np.ndarray:
-    """(1, C, h, w) float32 scores on a GPU as a guide of another size, (height, width, C), in
-    NumPy: their soft-max if ``exponents``, else they are probabilities. NaN where they are not
-    finite, or no probabilities."""
-    index = parse_device(device)[1]
-    return backend(device).soft_guide(scores, *size, exponents, device=index).numpy()
 
 
 def lift(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime import ops
+from runtime import gpu
 from runtime.checks import check_count, check_positive
 from runtime.engine import Port, load_engine
 from runtime.errors import BundleError, InputError
@@ -144,20 +144,19 @@ class NetworkPrior:
         (out, *_) = self.engine(self.preprocess(picture))
         return self.guide(out)
 
-    def on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray:
-        """The same for a picture that lies on ``gpu`` already (:func:`runtime.ops.upload`), for
-        which the input is made there, and of which the guide alone comes down: at (h, w) = size;
-        labels, and scores other than float32, at the network's own."""
+    def on_gpu(self, picture: Any, size: tuple[int, int]) -> Any:
+        """The same for a picture that lies on ``gpu`` already (:func:`runtime.gpu.upload`): the
+        input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
+        than float32, come down as they are."""
         assert self.gpu is not None
         p = self.preprocess
-        own = p.size(*picture.shape[:2])
-        x = ops.network_input(picture, own, p.mean, p.std, p.color == "bgr", self.gpu)
+        x = gpu.network_input(picture, p.size(*picture.shape[:2]), p.mean, p.std, p.color == "bgr")
         (out, *_) = self.engine.on_gpu(x)  # type: ignore[attr-defined]
         if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
             return self.guide(out.numpy())
         self._check_names(out.shape[1])
-        guide = ops.soft_guide(out, size, self.output != "probabilities", self.gpu)
-        if not np.isfinite(guide).all():
+        guide = gpu.soft_guide(out, size, self.output != "probabilities", self.gpu)
+        if not np.isfinite(gpu.class_shares(guide)).all():
             return self.guide(out.numpy())  # which says what is wrong
         return guide
 

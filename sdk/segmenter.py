@@ -16,11 +16,12 @@ import runtime
 from runtime.backend import default_threads
 from runtime.build import BACKENDS
 from runtime.bundle import Bundle
-from runtime.checks import check_count, check_guide, check_positive
+from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.ops import check_precision, mark, refine_with, upload, working_picture
+from runtime.gpu import mark, take_classes, upload, winners, working_picture
+from runtime.ops import check_precision, refine_with
 from runtime.prior import as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
@@ -197,35 +198,38 @@ class Segmenter:
         clock.lap("refine")
         return self.finish(picture, there, low, scores, classes, stats, warnings, clock)
 
-    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, np.ndarray]:
+    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, Any]:
         """The picture where refinement and filter run (itself, or a copy on the GPU), and at
-        working size: (h, w, 3) float32 in [0, 1]."""
+        working size, there: (h, w, 3) float32 in [0, 1]."""
         height, width = picture.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
         begin = mark(self._core)
         there = upload(picture, self._core)
-        low = working_picture(there, h, w, device=self._core)
+        low = working_picture(there, h, w)
         clock.device("preprocess", begin, mark(self._core))
         clock.lap("preprocess")
         return there, low
 
-    def guide(self, picture: np.ndarray, there: Any, low: np.ndarray, clock: Clock) -> np.ndarray:
+    def guide(self, picture: np.ndarray, there: Any, low: Any, clock: Clock) -> Any:
         """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
-        labels, -1 = unknown. A network on the uploaded picture's GPU takes that."""
+        labels, -1 = unknown. A network on the uploaded picture's GPU takes that, and what it says
+        stays there."""
         try:
             if self._core != "cpu" and getattr(self.prior, "gpu", None) == self._core:
                 begin = mark(self._core)
                 guide = self.prior.on_gpu(there, low.shape[:2])  # type: ignore[attr-defined]
                 clock.device("prior", begin, mark(self._core))
+                if on_gpu(guide):
+                    return guide
             else:
-                guide = np.asarray(self.prior(picture, low))
-            return self._at_working_size(guide, low)
+                guide = self.prior(picture, np.asarray(low))
+            return self._checked_guide(np.asarray(guide), low)
         finally:
             clock.lap("prior")
 
-    def _at_working_size(self, guide: np.ndarray, low: np.ndarray) -> np.ndarray:
+    def _checked_guide(self, guide: np.ndarray, low: Any) -> np.ndarray:
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior gave an array of shape {guide.shape}; "
@@ -242,8 +246,8 @@ class Segmenter:
         self,
         picture: np.ndarray,
         there: Any,
-        low: np.ndarray,
-        scores: np.ndarray,
+        low: Any,
+        scores: Any,
         classes: np.ndarray,
         stats: dict[str, Any],
         warnings: list[str],
@@ -256,10 +260,7 @@ class Segmenter:
         warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
         if stats["stop_reason"] == "diverged":
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
-        if names is not None or (classes >= 0).all():
-            scores, classes = _merge_columns(scores, classes)
-        present = _distinct(scores.argmax(-1))  # the others cannot win anywhere that matters
-        scores, classes = np.ascontiguousarray(scores[..., present]), classes[present]
+        scores, classes = _present(scores, classes, names is not None)
         low_image, radius, eps = None, 1, 3e-4
         if self.filter is not None:
             low_image, eps = low, self.filter.eps
@@ -476,9 +477,11 @@ class Segmenter:
         return f"{self._refinement.text} step + {core}"
 
     def _scores(
-        self, low: np.ndarray, guide: np.ndarray, progress: Callable[[int, int], None] | None
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        self, low: Any, guide: Any, progress: Callable[[int, int], None] | None
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """Scores at working size, the guide class of each column (-1 = none), and stats."""
+        if self.refine is None or self.refine.objective != "residual":
+            low, guide = np.asarray(low), np.asarray(guide)
         if self.refine is None:
             soft = guide
             if guide.ndim == 2:
@@ -497,6 +500,19 @@ class Segmenter:
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats
+
+
+def _present(scores: Any, classes: np.ndarray, named: bool) -> tuple[Any, np.ndarray]:
+    """The columns that are the best of some pixel; the others cannot win anywhere that matters."""
+    if on_gpu(scores):  # residual's, whose columns are distinct classes
+        found = winners(scores)
+        if len(found) < len(classes):
+            scores = take_classes(scores, found, False)
+        return scores, classes[found]
+    if named or (classes >= 0).all():
+        scores, classes = _merge_columns(scores, classes)
+    found = _distinct(scores.argmax(-1))
+    return np.ascontiguousarray(scores[..., found]), classes[found]
 
 
 def _distinct(labels: np.ndarray) -> np.ndarray:

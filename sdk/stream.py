@@ -249,12 +249,13 @@ class Follower:
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
         there, low = seg.prepare(frame.picture, clock)
+        low = np.asarray(low)
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
             events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")
             _forget(state)
         try:
-            guide = seg.guide(frame.picture, there, low, clock)
+            guide = np.asarray(seg.guide(frame.picture, there, low, clock))
         except UnknownGuide:
             if state.guide is None or state.guide.max() < 0:
                 raise

@@ -18,6 +18,7 @@ import pytest
 
 import runtime
 import runtime.engine
+import runtime.gpu
 from runtime import backend as backends
 from runtime.device import parse_device
 
@@ -174,6 +175,7 @@ def install(monkeypatch, module):
     monkeypatch.setattr(backends, "devices", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(runtime.ops, "backend", backend)
     monkeypatch.setattr(runtime.engine, "backend", backend)
+    monkeypatch.setattr(runtime.gpu, "backend", backend)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import runtime.engine
-from runtime import ops
+from runtime import gpu as gpus
 from runtime.errors import BundleError, InputError
+from runtime.ops import frequent_classes, restricted
 from runtime.preprocess import Preprocess
 from runtime.prior import NetworkPrior, as_probabilities
 from sdk import RefineConfig, Segmenter
@@ -88,8 +89,8 @@ def test_input_is_the_preprocess_rule_s(cuda, color, size):
     rule = Preprocess(mean=tuple(MEAN), std=tuple(STD), color=color, height=size[0], width=size[1])
     image = picture()
     wanted = rule(image)
-    found = ops.network_input(
-        ops.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr", "cuda"
+    found = gpus.network_input(
+        gpus.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr"
     )
     assert isinstance(found, cuda.Array) and found.shape == wanted.shape == (1, 3, *size)
     off = np.abs(found.numpy() - wanted) * 255 * STD[:, None, None]
@@ -107,9 +108,10 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
     rng = np.random.default_rng(0)
     scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
     wanted = as_probabilities(prior.guide(scores), *size)
-    found = ops.soft_guide(gpu.to_device(scores), size, output == "logits", "cuda")
+    found = gpus.soft_guide(gpu.to_device(scores), size, output == "logits", "cuda")
     assert found.shape == (*size, classes) and found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
+    np.testing.assert_allclose(gpus.class_shares(found), wanted.mean((0, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
@@ -117,14 +119,53 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
 def test_a_pixel_that_is_none_becomes_nan(cuda, value, exponents):
     scores = np.ones((1, 3, 5, 7), np.float32)
     scores[0, 1, 2, 3] = value
-    found = ops.soft_guide(cuda.to_device(scores), (5, 7), exponents, "cuda")
+    found = gpus.soft_guide(cuda.to_device(scores), (5, 7), exponents, "cuda").numpy()
     wrong = np.isnan(found).all(-1)
     assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (value == -1 and exponents)
     assert np.isfinite(found[~wrong]).all()
-    nothing = ops.soft_guide(
+    nothing = gpus.soft_guide(
         cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False, "cuda"
     )
     assert np.isnan(nothing).all()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 150])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 61)])
+def test_what_refinement_asks_of_a_guide(cuda, size, classes):
+    rng = np.random.default_rng(0)
+    guide = (rng.random((*size, classes), dtype=np.float32) ** 8).round(2)  # ties, zeros
+    guide[0, 0] = 0
+    there = cuda.to_device(guide)
+    np.testing.assert_allclose(gpus.class_shares(there), guide.mean((0, 1)), rtol=1e-5)
+    np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
+    np.testing.assert_array_equal(gpus.winners(there), np.unique(guide.argmax(-1)))
+    for columns in ([0], [*range(0, classes, 2)], [classes - 1, 0, classes + 3]):
+        columns = np.array(columns)
+        found = restricted(there, columns)
+        assert isinstance(found, cuda.Array)
+        np.testing.assert_allclose(found.numpy(), restricted(guide, columns), atol=1e-6)
+        plain = gpus.take_classes(there, columns[columns < classes], False).numpy()
+        np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
+
+
+def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch):
+    """Residual's: what comes down is the labels and what of them is counted."""
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
+    segmenter, seen = Segmenter(path, device="cuda"), {}
+    real_scores, real_finish = segmenter._scores, segmenter.finish
+
+    def scores(low, guide, progress):
+        seen.update(low=low, guide=guide)
+        return real_scores(low, guide, progress)
+
+    def finish(picture, there, low, scores, *rest):
+        seen.update(there=there, scores=scores)
+        return real_finish(picture, there, low, scores, *rest)
+
+    monkeypatch.setattr(segmenter, "_scores", scores)
+    monkeypatch.setattr(segmenter, "finish", finish)
+    segmenter(picture())
+    assert len(seen) == 4 and all(isinstance(a, gpu.Array) for a in seen.values()), seen
 
 
 CASES = [

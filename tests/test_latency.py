@@ -191,7 +191,9 @@ def test_csv_markdown_and_trace(measured):
     document = json.loads((measured / "latency.json").read_text())
     assert [r["mode"] for r in rows] == [r["mode"] for r in document["rows"]]
     assert {r["clock"] for r in rows} == {"end-to-end wall"}
-    assert float(rows[0]["p50_ms"]) == document["rows"][0]["summary"]["percentiles"]["p50"]["value"]
+    told = [r["summary"]["percentiles"]["p50"]["value"] for r in document["rows"]]
+    assert [float(r["p50_ms"]) if r["p50_ms"] else None for r in rows] == told
+    assert any(told)  # a slow machine has too few samples for some
     text = (measured / "latency.md").read_text()
     assert "end-to-end wall time" in text and "| p90 ms" in text
     trace = json.loads((measured / "trace.json").read_text())["traceEvents"]

@@ -192,6 +192,44 @@ py::object soft_guide(const py::object& scores, int height, int width, bool expo
   });
 }
 
+// Of a guide (h, w, c): sums over parts of it, (c, parts).
+py::object class_sums(const py::object& guide, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array g = call.take<float>("guide", guide, 3);
+    const Array out = call.make<float>({g.shape[2], cuda::kSumParts});
+    cuda::class_sums(out.as<float>(), g.as<float>(), g.shape[0] * g.shape[1], g.shape[2],
+                     call.stream());
+    return call.give(out);
+  });
+}
+
+py::object take_classes(const py::object& guide, const py::array_t<int32_t>& classes,
+                        bool normalised, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array g = call.take<float>("guide", guide, 3),
+                columns = call.upload("classes", classes, cuda::kInt);
+    const Array out = call.make<float>({g.shape[0], g.shape[1], columns.shape[0]});
+    cuda::take_classes(out.as<float>(), g.as<float>(), columns.as<int32_t>(),
+                       g.shape[0] * g.shape[1], g.shape[2], columns.shape[0], normalised,
+                       call.stream());
+    return call.give(out);
+  });
+}
+
+// Of scores (h, w, c): (c,) int32, 1 where the class is the first largest of some pixel.
+py::object winners(const py::object& scores, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array s = call.take<float>("scores", scores, 3);
+    const Array out = call.make<int32_t>({s.shape[2]});
+    cuda::winners(out.as<int32_t>(), s.as<float>(), s.shape[0] * s.shape[1], s.shape[2],
+                  call.stream());
+    return call.give(out);
+  });
+}
+
 // The module's own stream, for others to work on: a cudaStream_t as a number.
 uintptr_t stream_of(int device) {
   return on_device(device, [&] { return cuda::as_number(cuda::own_stream(device)); });
@@ -298,6 +336,11 @@ PYBIND11_MODULE(_cuda, m) {
         "bgr"_a, py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("soft_guide", soft_guide, "scores"_a, "height"_a, "width"_a, "exponents"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
+  m.def("class_sums", class_sums, "guide"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
+  m.def("take_classes", take_classes, "guide"_a, "classes"_a, "normalised"_a, py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
+  m.def("winners", winners, "scores"_a, py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("stream", stream_of, "device"_a = 0);
 
   seg::give_memory_back = [] { cuda::Pool::get().empty(); };

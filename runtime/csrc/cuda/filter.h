@@ -54,6 +54,18 @@ void network_input(float* out, const uint8_t* picture, int low_height, int low_w
 void soft_guide(float* guide, const float* scores, int height, int width, int classes,
                 bool exponents, Stream stream);
 
+// parts [classes][kSumParts]: sums of guide [pixels][classes] over parts of the pixels.
+constexpr int kSumParts = 64;
+void class_sums(float* parts, const float* guide, size_t pixels, int classes, Stream stream);
+
+// out [pixels][count]: columns of guide [pixels][classes], zero where there is no such; each pixel
+// scaled to sum 1, unless it is zero, if `normalised`.
+void take_classes(float* out, const float* guide, const int32_t* columns, size_t pixels,
+                  int classes, int count, bool normalised, Stream stream);
+
+// wins [classes]: 1 for those that are the first largest of some pixel of scores.
+void winners(int32_t* wins, const float* scores, size_t pixels, int classes, Stream stream);
+
 // out [height][width][channels]: planes of another size averaged, or interpolated where a side
 // grows.
 void resize_planes(float* out, const float* planes, int height, int width, int from_height,

@@ -1,0 +1,132 @@
+// A network's scores as a guide: soft-max, at working size; and what the refinement and the filter
+// ask of guides and scores, so that these need not leave the device.
+#include <cmath>
+
+#include "common.cuh"
+#include "filter.h"
+#include "place.cuh"
+
+namespace seg::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// guide [pixels][classes] of scores [classes][pixels], which are probabilities already unless
+// `exponents`. A thread has a pixel. Where scores are not finite, or probabilities are none, the
+// pixel becomes NaN: the guide is looked into when it is known to be complete.
+__global__ void soft_max(float* guide, const float* scores, size_t pixels, int classes,
+                         bool exponents) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  float top = -INFINITY, total = 0;
+  bool ok = true;
+  for (int k = 0; k < classes; ++k) {
+    const float s = scores[k * pixels + n];
+    ok = ok && isfinite(s) && (exponents || s >= 0);
+    top = max(top, s);
+  }
+  float* out = guide + n * classes;
+  for (int k = 0; k < classes; ++k) {
+    const float s = scores[k * pixels + n], p = exponents ? expf(s - top) : s;
+    total += p;
+    out[k] = p;
+  }
+  const float share = ok && total > 0 ? 1.0f / total : NAN;
+  for (int k = 0; k < classes; ++k) out[k] *= share;
+}
+
+// out [height][width][channels], between the pixel centres of planes (INTER_LINEAR).
+__global__ void interpolate(float* out, const float* planes, int height, int width, int from_height,
+                            int from_width, int channels) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (i >= width * channels) return;
+  const Place v(y, height, from_height), u(i / channels, width, from_width);
+  const auto at = [&](int row, int column) {
+    return planes[(static_cast<size_t>(row) * from_width + column) * channels + i % channels];
+  };
+  const float above = at(v.low, u.low) + u.weight * (at(v.low, u.high) - at(v.low, u.low)),
+              below = at(v.high, u.low) + u.weight * (at(v.high, u.high) - at(v.high, u.low));
+  out[static_cast<size_t>(y) * width * channels + i] = above + v.weight * (below - above);
+}
+
+// parts [classes][kSumParts] = sums of guide [pixels][classes] over a part of the pixels each. A
+// block has a part of a class; its threads' sums are added in fixed order.
+__global__ void sum_classes(float* parts, const float* guide, size_t pixels, int classes) {
+  SEG_SHARED(sums);  // [kThreads]
+  const int t = threadIdx.x, k = blockIdx.y;
+  const size_t begin = pixels * blockIdx.x / kSumParts, end = pixels * (blockIdx.x + 1) / kSumParts;
+  float sum = 0;
+  for (size_t n = begin + t; n < end; n += kThreads) sum += guide[n * classes + k];
+  sums[t] = sum;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (t < half) sums[t] += sums[t + half];
+    __syncthreads();
+  }
+  if (t == 0) parts[static_cast<size_t>(k) * kSumParts + blockIdx.x] = sums[0];
+}
+
+// out [pixels][count] = columns of guide [pixels][classes], zero where there is no such; each pixel
+// scaled to sum 1, unless it is zero, if `normalised`. A thread has a pixel.
+__global__ void take_columns(float* out, const float* guide, const int32_t* columns, size_t pixels,
+                             int classes, int count, bool normalised) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  float total = 0;
+  float* to = out + n * count;
+  for (int k = 0; k < count; ++k) {
+    const float v = columns[k] < classes ? guide[n * classes + columns[k]] : 0.0f;
+    total += v;
+    to[k] = v;
+  }
+  if (!normalised || !(total > 0)) return;
+  for (int k = 0; k < count; ++k) to[k] /= total;
+}
+
+// wins[k] = 1 for the first largest class of each pixel.
+__global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, int classes) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  int best = 0;
+  for (int k = 1; k < classes; ++k)
+    if (scores[n * classes + k] > scores[n * classes + best]) best = k;
+  wins[best] = 1;
+}
+
+dim3 over(size_t pixels) { return dim3(static_cast<unsigned>((pixels + kThreads - 1) / kThreads)); }
+
+}  // namespace
+
+void class_sums(float* parts, const float* guide, size_t pixels, int classes, Stream stream) {
+  SEG_LAUNCH(sum_classes, dim3(kSumParts, classes), dim3(kThreads), sizeof(float) * kThreads,
+             stream, parts, guide, pixels, classes);
+}
+
+void take_classes(float* out, const float* guide, const int32_t* columns, size_t pixels,
+                  int classes, int count, bool normalised, Stream stream) {
+  SEG_LAUNCH(take_columns, over(pixels), dim3(kThreads), 0, stream, out, guide, columns, pixels,
+             classes, count, normalised);
+}
+
+void winners(int32_t* wins, const float* scores, size_t pixels, int classes, Stream stream) {
+  CUDA_CHECK(cudaMemsetAsync(wins, 0, sizeof(int32_t) * classes, stream));
+  SEG_LAUNCH(find_winners, over(pixels), dim3(kThreads), 0, stream, wins, scores, pixels, classes);
+}
+
+void soft_guide(float* guide, const float* scores, int height, int width, int classes,
+                bool exponents, Stream stream) {
+  const size_t pixels = static_cast<size_t>(height) * width;
+  SEG_LAUNCH(soft_max, over(pixels), dim3(kThreads), 0, stream, guide, scores, pixels, classes,
+             exponents);
+}
+
+void resize_planes(float* out, const float* planes, int height, int width, int from_height,
+                   int from_width, int channels, Stream stream) {
+  if (height <= from_height && width <= from_width)
+    return shrink(out, planes, height, width, from_height, from_width, channels, stream);
+  SEG_LAUNCH(interpolate, dim3((width * channels + kThreads - 1) / kThreads, height),
+             dim3(kThreads), 0, stream, out, planes, height, width, from_height, from_width,
+             channels);
+}
+
+}  // namespace seg::cuda

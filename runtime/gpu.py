@@ -1,0 +1,84 @@
+"""What crosses to a GPU, and what is done there between a network, the refinement and the filter.
+
+Arrays on the GPU are those of the CUDA module (``runtime._cuda.Array``): shape, dtype, ``numpy()``.
+On "cpu" a picture stays what it is, so that one caller serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime.backend import backend
+from runtime.device import parse_device
+from runtime.errors import InputError
+from runtime.resize import resize
+
+MOST_ROWS = 65535  # of a picture, for grids end there
+
+
+def upload(picture: np.ndarray, device: str) -> Any:
+    """The (H, W, 3) uint8 picture on the device, for several functions to take; itself on "cpu"."""
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        return picture
+    check_rows("picture", picture)
+    return backend(device).to_device(picture, device=index)
+
+
+def check_rows(name: str, array: Any) -> None:
+    """InputError where an array has more rows than grids have blocks."""
+    if array.shape[0] > MOST_ROWS:
+        raise InputError(f"{name} has {array.shape[0]} rows; a GPU takes {MOST_ROWS} at most")
+
+
+def mark(device: str) -> Any:
+    """The moment that the module's stream on a GPU has come to; ``a.until(b)`` are milliseconds of
+    its own clock. None on "cpu"."""
+    kind, index = parse_device(device)
+    return None if kind == "cpu" else backend(device).mark(index)
+
+
+def working_picture(picture: Any, height: int, width: int) -> Any:
+    """(height, width, 3) float32 in [0, 1], where the picture of :func:`upload` is: averaged down,
+    or interpolated where a side grows (:func:`runtime.resize.resize`)."""
+    if isinstance(picture, np.ndarray):
+        return resize(picture, height, width).astype(np.float32) / 255
+    return _core(picture).working_picture(picture, height, width, device=picture.device)
+
+
+def network_input(picture: Any, size: tuple[int, int], mean: Any, std: Any, bgr: bool) -> Any:
+    """What :class:`runtime.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
+    float32 on the GPU, (h, w) = size."""
+    return _core(picture).network_input(picture, *size, mean, std, bgr, device=picture.device)
+
+
+def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, device: str) -> Any:
+    """(1, C, h, w) float32 scores on the GPU as a guide of another size, (height, width, C), left
+    there: their soft-max if ``exponents``, else they are probabilities. NaN in each pixel where
+    they are not finite, or no probabilities."""
+    index = parse_device(device)[1]
+    return backend(device).soft_guide(scores, *size, exponents, device=index)
+
+
+def class_shares(guide: Any) -> np.ndarray:
+    """(C,) float64 means of a guide (h, w, C) on the GPU; NaN where it has one."""
+    parts = _core(guide).class_sums(guide, device=guide.device).numpy()
+    return parts.astype(np.float64).sum(1) / (guide.shape[0] * guide.shape[1])
+
+
+def take_classes(guide: Any, classes: np.ndarray, normalised: bool) -> Any:
+    """The columns ``classes`` of (h, w, C) on the GPU; each pixel made to sum to 1, where they are
+    not all zero, if ``normalised``."""
+    columns = np.ascontiguousarray(classes, np.int32)
+    return _core(guide).take_classes(guide, columns, normalised, device=guide.device)
+
+
+def winners(scores: Any) -> np.ndarray:
+    """The classes that are the largest of some pixel of (h, w, C) on the GPU, ascending."""
+    return np.flatnonzero(_core(scores).winners(scores, device=scores.device).numpy())
+
+
+def _core(array: Any) -> Any:
+    return backend(f"cuda:{array.device}")
