@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.backend import backend, default_threads
+from runtime import gpu
+from runtime.backend import default_threads
 from runtime.device import cuda_absence, cuda_devices, parse_device
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
+from runtime.gpu import Buffer
 
 MAX_BYTES = 2**31  # protobuf's own limit
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -23,29 +25,6 @@ class Port(NamedTuple):
     name: str
     shape: tuple[int | str | None, ...]
     dtype: str
-
-
-class GpuValue:
-    """An output that stays on the GPU; others take it by ``__cuda_array_interface__``."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        self.shape = tuple(value.shape())
-        self.dtype = np.dtype(_DTYPES.get(value.data_type(), np.void))
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self._value.data_ptr(), True),
-            "strides": None,
-            "version": 3,
-        }
-
-    def numpy(self) -> np.ndarray:
-        """A copy in NumPy."""
-        return self._value.numpy()
 
 
 class OnnxEngine:
@@ -141,14 +120,22 @@ class OnnxEngine:
         """Work in line with the CUDA module's, where that is built: then neither waits for the
         other, and its events time this network, too."""
         try:
-            return {"user_compute_stream": str(backend(self.device).stream(self._index))}
+            return {"user_compute_stream": str(gpu.own_stream(self._index))}
         except (MissingBackend, DeviceError):
             return {}
 
-    def on_gpu(self, array: Any) -> list[GpuValue]:
-        """Outputs for the one input, float32 on this engine's GPU (``__cuda_array_interface__``,
-        filled by the CUDA module's own stream). They are left there, and are complete when that
-        stream has come to them."""
+    @property
+    def gpu(self) -> int | None:
+        """The GPU on which it takes arrays that lie there."""
+        return self._index if self.device != "cpu" else None
+
+    def gpu_input(self, shape: tuple[int, ...]) -> None:
+        """Where the input has to lie: anywhere."""
+
+    def on_gpu(self, array: Any) -> list[Buffer]:
+        """Outputs for the one input, float32 on this engine's GPU (``__cuda_array_interface__``),
+        in line with the CUDA module's own stream: they are left there, and complete when that has
+        come to them."""
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
         binding = self._session.io_binding()
@@ -156,7 +143,10 @@ class OnnxEngine:
         for output in self.outputs:
             binding.bind_output(output.name, *place)
         self._run(str(face["shape"]), lambda: self._session.run_with_iobinding(binding))
-        return [GpuValue(value) for value in binding.get_outputs()]
+        return [
+            Buffer(v.data_ptr(), v.shape(), _DTYPES.get(v.data_type(), np.void), v.numpy)
+            for v in binding.get_outputs()
+        ]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order."""

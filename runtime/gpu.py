@@ -6,6 +6,7 @@ On "cpu" a picture stays what it is, so that one caller serves both.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,18 +49,47 @@ def working_picture(picture: Any, height: int, width: int) -> Any:
     return _core(picture).working_picture(picture, height, width, device=picture.device)
 
 
-def network_input(picture: Any, size: tuple[int, int], mean: Any, std: Any, bgr: bool) -> Any:
+class Buffer:
+    """Memory on a GPU that somebody else owns, for others to take by
+    ``__cuda_array_interface__``; ``numpy`` gives a copy, and keeps the owner alive."""
+
+    def __init__(
+        self, address: int, shape: Sequence[int], dtype: Any, numpy: Callable[[], np.ndarray]
+    ) -> None:
+        self.shape, self.dtype, self.numpy = tuple(shape), np.dtype(dtype), numpy
+        self.__cuda_array_interface__ = {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def own_stream(index: int) -> int:
+    """The CUDA module's cudaStream_t on GPU ``index``, for others to work on in line with it."""
+    return int(backend(f"cuda:{index}").stream(index))
+
+
+def wait(index: int) -> None:
+    """Until that stream has run dry."""
+    now = mark(f"cuda:{index}")
+    now.until(now)
+
+
+def network_input(
+    picture: Any, size: tuple[int, int], mean: Any, std: Any, bgr: bool, to: Buffer | None = None
+) -> Any:
     """What :class:`runtime.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
-    float32 on the GPU, (h, w) = size."""
-    return _core(picture).network_input(picture, *size, mean, std, bgr, device=picture.device)
+    float32 on the GPU, (h, w) = size; in ``to``, if that is given."""
+    return _core(picture).network_input(picture, *size, mean, std, bgr, to, device=picture.device)
 
 
-def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, device: str) -> Any:
-    """(1, C, h, w) float32 scores on the GPU as a guide of another size, (height, width, C), left
-    there: their soft-max if ``exponents``, else they are probabilities. NaN in each pixel where
-    they are not finite, or no probabilities."""
-    index = parse_device(device)[1]
-    return backend(device).soft_guide(scores, *size, exponents, device=index)
+def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, index: int) -> Any:
+    """(1, C, h, w) float32 scores on GPU ``index`` as a guide of another size, (height, width, C),
+    left there: their soft-max if ``exponents``, else they are probabilities. NaN in each pixel
+    where they are not finite, or no probabilities."""
+    return backend(f"cuda:{index}").soft_guide(scores, *size, exponents, device=index)
 
 
 def class_shares(guide: Any) -> np.ndarray:

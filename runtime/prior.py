@@ -29,6 +29,10 @@ class Engine(Protocol):
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
 
+    def gpu_input(self, shape: tuple[int, ...]) -> gpu.Buffer | None: ...
+
+    def on_gpu(self, array: Any) -> list[gpu.Buffer]: ...
+
 
 class KMeansPrior:
     """K-means on CIE Lab colours, softened; no model, deterministic.
@@ -98,8 +102,7 @@ class NetworkPrior:
     ) -> None:
         self.engine, self.preprocess, self.names = engine, preprocess, names
         self.output, self.name, self.backend = output, name, engine.backend
-        device = getattr(engine, "device", "cpu")
-        self.gpu = device if hasattr(engine, "on_gpu") and device != "cpu" else None
+        self.gpu: int | None = getattr(engine, "gpu", None)  # where it takes uploaded pictures
         _check_ports(engine.inputs, name)
 
     @classmethod
@@ -149,15 +152,20 @@ class NetworkPrior:
         input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
         than float32, come down as they are."""
         assert self.gpu is not None
-        p = self.preprocess
-        x = gpu.network_input(picture, p.size(*picture.shape[:2]), p.mean, p.std, p.color == "bgr")
-        (out, *_) = self.engine.on_gpu(x)  # type: ignore[attr-defined]
+        p, engine = self.preprocess, self.engine
+        own = p.size(*picture.shape[:2])
+        to = engine.gpu_input((1, 3, *own))
+        x = gpu.network_input(picture, own, p.mean, p.std, p.color == "bgr", to)
+        (out, *_) = engine.on_gpu(x)
         if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
             return self.guide(out.numpy())
         self._check_names(out.shape[1])
         guide = gpu.soft_guide(out, size, self.output != "probabilities", self.gpu)
         if not np.isfinite(gpu.class_shares(guide)).all():
             return self.guide(out.numpy())  # which says what is wrong
+        tell = getattr(engine, "one_class", None)
+        if tell is not None and out.shape[1] > 1 and len(gpu.winners(guide)) == 1:
+            tell()
         return guide
 
     def guide(self, out: np.ndarray) -> np.ndarray:

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime import gpu
 from runtime.engine import Port
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
+from runtime.gpu import Buffer
 from runtime.tensorrt_build import (
     DTYPES,
     REBUILD,
@@ -31,6 +33,7 @@ from runtime.tensorrt_build import (
 )
 
 MOST_SESSIONS = 4  # sets of buffers that are kept, one for each combination of input shapes
+ONE_CLASS = "one class covers the whole picture"
 _POLL = 50e-6  # seconds between two looks at a busy stream
 _HUNG: list[Any] = []  # what a hung GPU may still use: to free it would hang, too
 _NUMPY = {
@@ -187,6 +190,33 @@ class TensorRTEngine:
         self._guard(outputs)
         return list(outputs.values())
 
+    @property
+    def gpu(self) -> int:
+        """The GPU on which it takes arrays that lie there."""
+        return self.device
+
+    def gpu_input(self, shape: Shape) -> Buffer:
+        """Where the one input of this shape has to lie."""
+        (port,) = self.inputs
+        with self._active():
+            self._check_shape(port, shape)
+            return self._session({port.name: shape}, {}).buffer(port)
+
+    def on_gpu(self, array: Any) -> list[Buffer]:
+        """Outputs for what was written to ``gpu_input``, in line with the CUDA module's own stream:
+        left there, complete when that has come to them, and overwritten by the next run."""
+        (port,) = self.inputs
+        with self._active():
+            session = self._session({port.name: tuple(array.shape)}, {})
+            if array.__cuda_array_interface__["data"][0] != int(session.device[port.name][0]):
+                raise InputError(f"the array is not where {self.name} takes {port.name!r} from")
+            session.run(0, gpu.own_stream(self.device))
+            return [session.buffer(output) for output in self.outputs]
+
+    def one_class(self) -> None:
+        """Note that the first output has one class everywhere: of a run on the GPU, others see."""
+        self.warnings.append(OutputWarning(self.outputs[0].name, ONE_CLASS))
+
     def loop(
         self, feed: Mapping[str, np.ndarray], state: Mapping[str, tuple[str, np.ndarray]]
     ) -> TensorRTLoop:
@@ -281,18 +311,22 @@ class TensorRTEngine:
         array, dtype = np.asarray(value), np.dtype(_NUMPY[port.dtype])
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise InputError(f"input {port.name!r} of {self.name} is {array.dtype}; wanted {dtype}")
-        low = high = port.shape
+        self._check_shape(port, array.shape)
+        return np.asarray(array, dtype, order="C")
+
+    def _check_shape(self, port: Port, shape: Shape) -> None:
+        low: Any = port.shape
+        high = low
         if None in port.shape:
             low, _, high = map(tuple, self._engine.get_tensor_profile_shape(port.name, 0))
-        pairs = zip(low, array.shape, high, strict=False)
-        if array.ndim != len(port.shape) or any(not a <= n <= b for a, n, b in pairs):
+        pairs = zip(low, shape, high, strict=False)
+        if len(shape) != len(port.shape) or any(not a <= n <= b for a, n, b in pairs):
             wanted = f"{low}" if low == high else f"{low} to {high}"
             raise InputError(
-                f"input {port.name!r} of {self.name} has shape {array.shape}; it takes {wanted}",
+                f"input {port.name!r} of {self.name} has shape {shape}; it takes {wanted}",
                 fix="resize the picture, or export again with --imgsz, or with --dynamic, "
                 "--min-shape and --max-shape",
             )
-        return np.asarray(array, dtype, order="C")
 
     def _session(self, shapes: dict[str, Shape], state: dict[str, str]) -> _Session:
         key = (tuple(shapes.items()), tuple(state.items()))
@@ -357,7 +391,7 @@ class TensorRTEngine:
                 message = f"{count} of {array.size} values are NaN or infinite"
                 self.warnings.append(OutputWarning(name, message))
             elif _one_class(array):
-                self.warnings.append(OutputWarning(name, "one class covers the whole picture"))
+                self.warnings.append(OutputWarning(name, ONE_CLASS))
 
 
 class TensorRTLoop:
@@ -488,25 +522,40 @@ class _Session:
         self.engine._wait()
         return {name: self.host[name].copy() for name in names}
 
-    def run(self, i: int) -> None:
-        """Enqueue context ``i``: plainly for the first time, then as a CUDA graph if it can be."""
+    def buffer(self, port: Port) -> Buffer:
+        """The first buffer of a port, for others on this GPU."""
+
+        def numpy() -> np.ndarray:
+            gpu.wait(self.engine.device)
+            with self.engine._active():
+                return self.download([port.name])[port.name]
+
+        shape, address = self.host[port.name].shape, int(self.device[port.name][0])
+        return Buffer(address, shape, _NUMPY[port.dtype], numpy)
+
+    def run(self, i: int, stream: int | None = None) -> None:
+        """Enqueue context ``i``: plainly for the first time, then as a CUDA graph if it can be; to
+        the engine's own stream, or ``stream``."""
         engine = self.engine
+        stream = engine._stream.handle if stream is None else stream
         if i in self.graphs and self.graphs[i] is None and engine.graph in ("not yet", "captured"):
             try:
-                self.graphs[i] = _CudaGraph(lambda: self._enqueue(i), engine._stream.handle)
+                self.graphs[i] = _CudaGraph(
+                    lambda: self._enqueue(i, engine._stream.handle), engine._stream.handle
+                )
                 engine.graph = "captured"
             except _NoGraph as reason:
                 engine.graph = f"plain: {reason}"
         graph = self.graphs.setdefault(i, None)
         if graph is not None:
-            code = graph.launch()
+            code = graph.launch(stream)
             if code:
                 raise engine._dies(f"the CUDA graph was refused with code {code}")
-        elif not self._enqueue(i):
+        elif not self._enqueue(i, stream):
             raise engine._dies(f"the run was refused: {engine._log.summary()}")
 
-    def _enqueue(self, i: int) -> bool:
-        return bool(self.contexts[i].execute_async_v3(self.engine._stream.handle))
+    def _enqueue(self, i: int, stream: int) -> bool:
+        return bool(self.contexts[i].execute_async_v3(stream))
 
     def free(self) -> None:
         for graph in self.graphs.values():
@@ -534,13 +583,13 @@ class _CudaGraph:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise _NoGraph(str(error)) from error
-        self._stream = ctypes.c_void_p(stream)
+        captured = ctypes.c_void_p(stream)
         self._graph, self._launchable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", self._stream, 1)  # 1: of this thread alone
+        self._call("cuStreamBeginCapture_v2", captured, 1)  # 1: of this thread alone
         try:
             accepted = enqueue()
         finally:
-            self._call("cuStreamEndCapture", self._stream, ctypes.byref(self._graph))
+            self._call("cuStreamEndCapture", captured, ctypes.byref(self._graph))
         if not accepted:
             self.free()
             raise _NoGraph("the run cannot be captured")
@@ -555,9 +604,9 @@ class _CudaGraph:
             self.free()
             raise
 
-    def launch(self) -> int:
+    def launch(self, stream: int) -> int:
         """The driver's answer: 0 if it took the graph."""
-        return int(self._driver.cuGraphLaunch(self._launchable, self._stream))
+        return int(self._driver.cuGraphLaunch(self._launchable, ctypes.c_void_p(stream)))
 
     def free(self) -> None:
         for handle, name in (

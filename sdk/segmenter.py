@@ -217,7 +217,8 @@ class Segmenter:
         labels, -1 = unknown. A network on the uploaded picture's GPU takes that, and what it says
         stays there."""
         try:
-            if self._core != "cpu" and getattr(self.prior, "gpu", None) == self._core:
+            kind, index = parse_device(self._core)
+            if kind == "cuda" and getattr(self.prior, "gpu", None) == index:
                 begin = mark(self._core)
                 guide = self.prior.on_gpu(there, low.shape[:2])  # type: ignore[attr-defined]
                 clock.device("prior", begin, mark(self._core))

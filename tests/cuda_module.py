@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import runtime
-import runtime.engine
 import runtime.gpu
 from runtime import backend as backends
 from runtime.device import parse_device
@@ -174,7 +173,6 @@ def install(monkeypatch, module):
     monkeypatch.setattr(backends, "backend", backend)
     monkeypatch.setattr(backends, "devices", lambda: ["cpu", "cuda"])
     monkeypatch.setattr(runtime.ops, "backend", backend)
-    monkeypatch.setattr(runtime.engine, "backend", backend)
     monkeypatch.setattr(runtime.gpu, "backend", backend)
 
 

@@ -22,6 +22,9 @@ TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
 
 
+OWN_STREAM = 77
+
+
 class CudaError(Exception):
     pass
 
@@ -55,6 +58,13 @@ class Fake:
     captured: list | None = None
     graphs: dict = field(default_factory=dict)
     counter: itertools.count = field(default_factory=lambda: itertools.count(4096))
+
+    def enqueue(self, stream, work):
+        """The stream of PyCUDA is late; work on the CUDA module's is done at once."""
+        if stream == OWN_STREAM:
+            self.stream.append(work)
+        else:
+            work()
 
     def call(self, name):
         assert self.contexts > 0, f"{name} without a current CUDA context"
@@ -184,14 +194,13 @@ class Context:
         return self.fake.call("set_tensor_address")
 
     def execute_async_v3(self, stream):
-        assert stream == 77 and set(self.addresses) == set(self.engine.ports)
+        assert set(self.addresses) == set(self.engine.ports)
         if not self.fake.call("execute_async_v3"):
             return False
         if self.fake.captured is not None:
             self.fake.captured.append((dict(self.addresses), self.compute))
         else:
-            addresses = dict(self.addresses)
-            self.fake.stream.append(lambda: self.compute(addresses))
+            self.fake.enqueue(stream, partial(self.compute, dict(self.addresses)))
         return True
 
     def view(self, name, addresses):
@@ -243,7 +252,7 @@ def module_pycuda(fake):
             fake.contexts -= 1
 
     class Stream:
-        handle = 77
+        handle = OWN_STREAM
 
         def is_done(self):
             fake.call("is_done")
@@ -257,8 +266,9 @@ def module_pycuda(fake):
             if used + size > fake.memory:
                 raise CudaMemoryError("cuMemAlloc failed: out of memory")
             fake.call("mem_alloc")
-            self.address = next(fake.counter)
-            fake.blocks[self.address] = bytearray(size)
+            block = bytearray(size)
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+            fake.blocks[self.address] = block
 
         def __int__(self):
             return self.address
@@ -313,7 +323,7 @@ class Driver:
 
 
 def begin(fake, stream, mode):
-    assert stream.value == 77 and mode == 1 and fake.captured is None
+    assert stream.value == OWN_STREAM and mode == 1 and fake.captured is None
     fake.captured = []
 
 
@@ -329,8 +339,8 @@ def instantiate(fake, launchable, graph, flags):
 
 
 def launch(fake, launchable, stream):
-    assert stream.value == 77
-    fake.stream += [partial(compute, to) for to, compute in fake.graphs[launchable.value]]
+    for to, compute in fake.graphs[launchable.value]:
+        fake.enqueue(stream.value, partial(compute, to))
 
 
 def destroy(fake, handle):

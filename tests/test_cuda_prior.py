@@ -1,5 +1,8 @@
 """A network's input and output on the GPU, with the kernels, and ONNX Runtime, on the host."""
 
+from dataclasses import replace
+
+import fake_tensorrt
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from runtime.errors import BundleError, InputError
 from runtime.ops import frequent_classes, restricted
 from runtime.preprocess import Preprocess
 from runtime.prior import NetworkPrior, as_probabilities
+from runtime.tensorrt_engine import TensorRTEngine
 from sdk import RefineConfig, Segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
@@ -108,7 +112,7 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
     rng = np.random.default_rng(0)
     scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
     wanted = as_probabilities(prior.guide(scores), *size)
-    found = gpus.soft_guide(gpu.to_device(scores), size, output == "logits", "cuda")
+    found = gpus.soft_guide(gpu.to_device(scores), size, output == "logits", 0)
     assert found.shape == (*size, classes) and found.dtype == np.float32
     np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
     np.testing.assert_allclose(gpus.class_shares(found), wanted.mean((0, 1)), atol=1e-6)
@@ -119,13 +123,11 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
 def test_a_pixel_that_is_none_becomes_nan(cuda, value, exponents):
     scores = np.ones((1, 3, 5, 7), np.float32)
     scores[0, 1, 2, 3] = value
-    found = gpus.soft_guide(cuda.to_device(scores), (5, 7), exponents, "cuda").numpy()
+    found = gpus.soft_guide(cuda.to_device(scores), (5, 7), exponents, 0).numpy()
     wrong = np.isnan(found).all(-1)
     assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (value == -1 and exponents)
     assert np.isfinite(found[~wrong]).all()
-    nothing = gpus.soft_guide(
-        cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False, "cuda"
-    )
+    nothing = gpus.soft_guide(cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False, 0)
     assert np.isnan(nothing).all()
 
 
@@ -219,3 +221,75 @@ def test_what_is_wrong_is_said_as_on_the_cpu(gpu, tmp_path):
     engine = Segmenter(save(tmp_path / "m.onnx", np.eye(3)), device="cuda").prior.engine
     with pytest.raises(InputError, match=r"m\.onnx fails on \(1, 5, 4, 4\): "):
         engine.on_gpu(gpu.to_device(np.zeros((1, 5, 4, 4), np.float32)))
+
+
+# ---- TensorRT ------------------------------------------------------------------------------------
+
+SIZE = (18, 26)
+PORTS = {"image": ([1, 3, *SIZE], "FLOAT")}, {"scores": ([1, 4, *SIZE], "FLOAT")}
+RULE = Preprocess(mean=tuple(MEAN), std=tuple(STD), height=SIZE[0], width=SIZE[1])
+
+
+def colours(inputs):
+    weight, bias = nearest_colour()
+    scores = np.einsum("kc,nchw->nkhw", weight, inputs["image"]) + bias[:, None, None]
+    return {"scores": scores.astype(np.float32)}
+
+
+def flat(inputs):
+    return {"scores": np.arange(4, dtype=np.float32)[None, :, None, None]}
+
+
+def nan(inputs):
+    return {"scores": np.full((1, 4, *SIZE), np.nan)}
+
+
+def labels(inputs):
+    return {"labels": colours(inputs)["scores"].argmax(1)}
+
+
+def tensorrt_prior(function, ports=PORTS):
+    engine = TensorRTEngine(fake_tensorrt.plan(function, *ports), runtime="tensorrt")
+    return NetworkPrior(engine, RULE, names=list("abcd"), name="the plan")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    functions = {f.__name__: f for f in (colours, flat, nan, labels)}
+    return fake_tensorrt.install(monkeypatch, functions=functions)
+
+
+def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
+    """The input is written where the engine takes it from, and its output read where it lies."""
+    prior, image = tensorrt_prior("colours"), picture()
+    there = gpus.upload(image, "cuda")
+    assert prior.gpu == 0
+    for size in (SIZE, (9, 13), (36, 40)):
+        wanted = as_probabilities(prior(image, None), *size)
+        copies = fake.calls["htod"], fake.calls["dtoh"]
+        found = prior.on_gpu(there, size)
+        assert isinstance(found, gpu.Array)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)  # grey levels at halves
+        assert (np.abs(found.numpy() - wanted) > 1e-4).mean() < 0.05
+        assert copies == (fake.calls["htod"], fake.calls["dtoh"])
+    assert prior.engine.graph == "captured" and not prior.engine.warnings
+    elsewhere = gpu.to_device(np.zeros((1, 3, *SIZE), np.float32))
+    with pytest.raises(InputError, match="the array is not where the engine takes 'image' from"):
+        tensorrt_prior("colours").engine.on_gpu(elsewhere)
+
+
+def test_tensorrt_s_odd_answers_are_told(gpu, fake):
+    there = gpus.upload(picture(), "cuda")
+    prior = tensorrt_prior("flat")
+    prior.on_gpu(there, SIZE)
+    told = "one class covers the whole picture"
+    assert [(w.output, w.message) for w in prior.engine.warnings] == [("scores", told)]
+    with pytest.raises(BundleError, match="the plan gave NaN or infinite scores"):
+        tensorrt_prior("nan").on_gpu(there, SIZE)
+    ports = PORTS[0], {"labels": ([1, *SIZE], "INT64")}
+    prior = tensorrt_prior("labels", ports)
+    found, wanted = prior.on_gpu(there, SIZE), prior(picture(), None)
+    assert found.dtype == np.int32 and (found == wanted).mean() >= 0.99
+    wrong = NetworkPrior(prior.engine, replace(RULE, height=20), name="the plan")
+    with pytest.raises(InputError, match=r"has shape \(1, 3, 20, 26\); it takes \(1, 3, 18, 26\)"):
+        wrong.on_gpu(there, SIZE)

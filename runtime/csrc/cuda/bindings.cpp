@@ -158,15 +158,18 @@ py::object working_picture(const py::object& picture, int height, int width, int
   });
 }
 
-// The picture (h, w, 3) uint8 as a network takes it: (1, 3, height, width) float32, normalised.
+// The picture (h, w, 3) uint8 as a network takes it: (1, 3, height, width) float32, normalised; to
+// `to` on the device if that is not None.
 py::object network_input(const py::object& picture, int height, int width,
                          const std::array<float, 3>& mean, const std::array<float, 3>& std,
-                         bool bgr, int device, const StreamArgument& stream) {
+                         bool bgr, const py::object& to, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
     const Array p = call.take<uint8_t>("picture", picture, 3);
+    const cuda::Shape shape{1, 3, height, width};
     require(p.shape[2] == 3 && height > 0 && width > 0, "network_input: shapes differ");
-    const Array out = call.make<float>({1, 3, height, width});
+    const Array out = to.is_none() ? call.make<float>(shape) : call.take<float>("to", to, 4);
+    require(out.shape == shape, "network_input: shapes differ");
     cuda::network_input(out.as<float>(), p.as<uint8_t>(), height, width, p.shape[0], p.shape[1],
                         mean.data(), std.data(), bgr, call.stream());
     return call.give(out);
@@ -333,7 +336,7 @@ PYBIND11_MODULE(_cuda, m) {
         "device"_a = 0, "stream"_a = py::none());
 
   m.def("network_input", network_input, "picture"_a, "height"_a, "width"_a, "mean"_a, "std"_a,
-        "bgr"_a, py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+        "bgr"_a, "to"_a = py::none(), py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("soft_guide", soft_guide, "scores"_a, "height"_a, "width"_a, "exponents"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
   m.def("class_sums", class_sums, "guide"_a, py::kw_only(), "device"_a = 0,
