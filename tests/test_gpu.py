@@ -41,8 +41,11 @@ from test_refiner import (  # noqa: F401
 
 import runtime
 from benchmarks.worker import CLASSES, picture
+from runtime import gpu
 from runtime.device import cuda_absence
 from runtime.errors import DeviceError
+from runtime.preprocess import Preprocess
+from runtime.resize import resize
 
 ABSENCE = cuda_absence() or ("" if "cuda" in runtime.devices() else "runtime._cuda cannot run here")
 needs_gpu = pytest.mark.skipif(bool(ABSENCE), reason=f"no GPU to test on: {ABSENCE}")
@@ -200,6 +203,30 @@ def test_filter_takes_bytes(place, channels, subsample):
         wanted = runtime.guided_filter(guide, values, **options)
         found = runtime.guided_filter(guide, values, device="cuda", **options)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+
+
+def test_a_network_s_input_and_its_guide(place):
+    """What the prior's rule, and what it makes of the scores, are on the host."""
+    pytest.importorskip("cv2", reason="needs OpenCV, which resizes on the host")
+    rng = np.random.default_rng(0)
+    for low, size in place.lifts:
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        rule = Preprocess(mean=(0.4,) * 3, std=(0.2,) * 3, color="bgr", height=low[0], width=low[1])
+        there = gpu.upload(image, "cuda")
+        found = gpu.network_input(there, low, rule.mean, rule.std, True).numpy()
+        np.testing.assert_allclose(found, rule(image), rtol=0, atol=1.001 / 255 / 0.2)
+        scores = rng.standard_normal((1, 7, *low), np.float32)
+        soft = np.exp(scores[0] - scores[0].max(0))
+        for shape in (low, size):
+            wanted = resize((soft / soft.sum(0)).transpose(1, 2, 0).copy(), *shape)
+            guide = gpu.soft_guide(place.put(scores), shape, True, 0)
+            np.testing.assert_allclose(guide.numpy(), wanted, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(gpu.class_shares(guide), wanted.mean((0, 1)), rtol=1e-4)
+            columns = np.array([5, 0, 2])
+            found = gpu.take_classes(guide, columns, False).numpy()
+            np.testing.assert_array_equal(found, guide.numpy()[..., columns])
+            winners = np.unique(guide.numpy().argmax(-1))
+            np.testing.assert_array_equal(gpu.winners(guide), winners)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -510,6 +537,20 @@ def test_every_kernel_of_the_filter(place, channels):
         assert labels.max() < 5 and np.isfinite(confidence).all()
 
 
+def test_every_kernel_of_the_guide(place):
+    """Those that test_a_network_s_input_and_its_guide compares, without OpenCV."""
+    rng = np.random.default_rng(0)
+    there = gpu.upload(rng.integers(0, 256, (9, 13, 3), np.uint8), "cuda")
+    for size in ((5, 7), (9, 13), (12, 20)):
+        assert np.isfinite(
+            gpu.network_input(there, size, [0.5] * 3, [0.2] * 3, False).numpy()
+        ).all()
+        guide = gpu.soft_guide(place.put(rng.random((1, 4, 6, 11), np.float32)), size, True, 0)
+        assert np.isclose(gpu.class_shares(guide).sum(), 1, rtol=1e-4)
+        assert gpu.take_classes(guide, np.arange(3), True).shape == (*size, 3)
+        assert len(gpu.winners(guide)) > 0
+
+
 # ---- ONNX Runtime -------------------------------------------------------------------------------
 
 
@@ -535,3 +576,22 @@ def test_onnx_runtimes_cuda_provider_runs_a_network():
     x = rng.random((1, 3, 9, 11), dtype=np.float32)
     (wanted,), (found,) = (OnnxEngine(model, device=d)(x) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2)  # its convolutions may use TF32
+
+
+@needs_gpu
+def test_onnx_runtime_s_prior_stays_on_the_gpu(tmp_path):
+    """The whole way, and the network's time on the GPU's own clock."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime-gpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    from test_prior import NAMES, blocks, nearest_colour, save
+
+    from sdk import Segmenter
+
+    path, (image, truth) = save(tmp_path / "m.onnx", *nearest_colour(), classes=NAMES), blocks()
+    seg = Segmenter(path, device="cuda")
+    for _ in range(3):
+        result = seg(image)
+        assert (result.labels == truth).mean() >= 0.99
+        assert 0 < result.stats["device_ms"]["prior"] <= result.timings["prior"]
