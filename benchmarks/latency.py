@@ -499,9 +499,8 @@ def main(argv: list[str]) -> int:
     document["device_time"] = "device time: none, this run used no GPU"
     if args.device != "cpu":
         document["device_time"] = (
-            "device time: CUDA events around preprocess, the native refinement's steps and the "
-            "filter, copies included; other stages have wall time only, which ends "
-            "with the GPU's answer"
+            "device time: CUDA events around preprocess, the network on this GPU, the native "
+            "refinement's steps and the filter, copies included; other stages do not run there"
         )
     document |= {"command": ["python", "-m", "benchmarks", "latency", *argv]}
     document |= {"prior": args.prior, "hashes": hashes(args.prior)}

@@ -53,7 +53,7 @@ class Result:
     confidence : (H, W) float32 in [0, 1].
     regions : (H, W) int32, ids of connected regions from 1, in row-major order of first pixel.
     stats : steps, stop_reason, clusters and losses per step; on a GPU device_ms: milliseconds of
-        preprocess, refine (the steps) and filter by its own clock.
+        preprocess, prior (a network there), refine (the steps) and filter by its own clock.
     timings : milliseconds by stage.
     device, backend : where it was computed, and by what.
     warnings : sentences for the user.
