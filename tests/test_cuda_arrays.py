@@ -632,7 +632,7 @@ def test_full_memory_is_made_of_blocks_that_nobody_has(cuda, cudart):
     cudart.allow_allocations(0)
     with pytest.raises(DeviceError, match="out of memory"):
         cuda.to_device(np.zeros(3 << 20, np.uint8))
-    cudart.allow_allocations(1)
+    cudart.allow_allocations(2)  # the array, and what it goes by
     there = cuda.to_device(np.zeros(3 << 20, np.uint8))
     with pytest.raises(DeviceError, match="out of memory"):  # the small ones are gone as well
         cuda.to_device(sizes[0])
@@ -755,6 +755,25 @@ def test_native_functions_defend_themselves(cuda):
     ):
         with pytest.raises(ValueError, match=r"runtime._cuda: \w+: "):
             call()
+
+
+def test_an_upload_does_not_wait(cuda, cudart):
+    """It goes by way of page-locked memory, of which there are two blocks; then the first is waited
+    for. Large arrays go the driver's way."""
+    array = np.arange(37 * 1021, dtype=np.float32).reshape(37, 1021)
+    kept, before, had = [], cudart.synchronisations(), cudart.allocations_left()
+    cudart.keep_busy(cuda.stream())
+    for _ in range(5):
+        kept.append(cuda.to_device(array))
+        array += 1
+    assert cudart.synchronisations() == before
+    assert had - cudart.allocations_left() == len(kept) + 2
+    cudart.keep_busy(None)
+    for i, there in enumerate(kept):
+        assert there.numpy()[0, 0] == i
+    before = cudart.synchronisations()
+    cuda.to_device(np.zeros((2**12 + 1, 2**13), np.uint8))
+    assert cudart.synchronisations() == before + 1
 
 
 SIZES = [

@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 #include <list>
 #include <map>
@@ -119,6 +120,7 @@ inline constexpr Type kTypeOf<int32_t> = kInt;
 template <>
 inline constexpr Type kTypeOf<uint8_t> = kByte;
 constexpr const char* kNames[] = {"float32", "int32", "uint8"};
+constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: a picture of 4K
 constexpr const char* kTypes = "float32, int32 or uint8";
 constexpr size_t kBytes[] = {4, 4, 1};
 constexpr dl::DataType kFormats[] = {{dl::kFloat, 32, 1}, {dl::kInt, 32, 1}, {dl::kUint, 8, 1}};
@@ -332,12 +334,22 @@ class Call {
     return a;
   }
 
-  // An array of NumPy, copied.
+  // An array of NumPy, copied: by way of page-locked memory, so that nobody waits for the GPU, or
+  // the driver's way if that would take much.
   Array upload(const std::string& name, const py::array& from, Type type) {
     const Shape shape(from.shape(), from.shape() + from.ndim());
     check_filled(name, shape);
     Array a = make(type, shape);
-    copy(a.data, from.data(), a.bytes(), cudaMemcpyHostToDevice, stream_);
+    if (a.bytes() > kMostStaged) {
+      copy(a.data, from.data(), a.bytes(), cudaMemcpyHostToDevice, stream_);
+      return a;
+    }
+    const void* data = from.data();
+    const py::gil_scoped_release release;
+    Memory staged(Pool::get().take_pinned(a.bytes()));
+    std::memcpy(staged.data(), data, a.bytes());
+    CUDA_CHECK(cudaMemcpyAsync(a.data, staged.data(), a.bytes(), cudaMemcpyHostToDevice, stream_));
+    staged.used(std::make_shared<Moment>(stream_));
     return a;
   }
 

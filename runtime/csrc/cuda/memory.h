@@ -2,6 +2,7 @@
 // may do so.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -79,6 +80,9 @@ struct Block {
   Moments last_uses;  // the next use waits for them
 };
 
+constexpr int kPinned = -1;        // in place of a block's device: page-locked memory of the host
+constexpr size_t kMostPinned = 2;  // blocks of a size; then uploads wait for each other
+
 // Blocks that nobody owns, by device and size: cudaMalloc and cudaFree would wait for the device.
 class Pool {
  public:
@@ -102,17 +106,28 @@ class Pool {
       found.last_uses.clear();
       return found;
     }
-    Block made;
-    made.bytes = size;
-    made.device = device;
-    cudaError_t error = cudaMalloc(&made.data, size);
-    if (error == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      clear();
-      error = cudaMalloc(&made.data, size);
+    return made(size, device);
+  }
+
+  // A block of the host that CUDA has locked, and that no stream reads any more.
+  Block take_pinned(size_t bytes) {
+    const size_t size = rounded(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& blocks = free_[{kPinned, size}];
+    const auto idle = [](const Block& b) {
+      return std::all_of(b.last_uses.begin(), b.last_uses.end(),
+                         [](const auto& moment) { return moment->passed(); });
+    };
+    auto found = std::find_if(blocks.begin(), blocks.end(), idle);
+    if (found == blocks.end()) {
+      if (blocks.size() < kMostPinned) return made(size, kPinned);
+      found = blocks.begin();  // the one that was used first
+      for (const auto& moment : found->last_uses) moment->wait();
     }
-    cuda_check(error, ("cudaMalloc of " + std::to_string(size) + " bytes").c_str());
-    return made;
+    Block block = std::move(*found);
+    blocks.erase(found);
+    block.last_uses.clear();
+    return block;
   }
 
   void give(Block&& block) {
@@ -142,11 +157,34 @@ class Pool {
     return true;
   }
 
+  Block made(size_t size, int device) {
+    Block block;
+    block.bytes = size;
+    block.device = device;
+    const auto allocate = [&] {
+      return device == kPinned ? cudaHostAlloc(&block.data, size, cudaHostAllocPortable)
+                               : cudaMalloc(&block.data, size);
+    };
+    cudaError_t error = allocate();
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      clear();
+      error = allocate();
+    }
+    const std::string call = device == kPinned ? "cudaHostAlloc" : "cudaMalloc";
+    cuda_check(error, (call + " of " + std::to_string(size) + " bytes").c_str());
+    return block;
+  }
+
   void clear() {
     for (auto& [key, blocks] : free_) {
       for (; !blocks.empty(); blocks.pop_back()) {
         for (const auto& moment : blocks.back().last_uses) moment->wait();
-        CUDA_CHECK(cudaFree(blocks.back().data));
+        void* data = blocks.back().data;
+        if (key.first == kPinned)
+          CUDA_CHECK(cudaFreeHost(data));
+        else
+          CUDA_CHECK(cudaFree(data));
       }
     }
   }
@@ -160,6 +198,7 @@ class Memory {
  public:
   Memory(size_t bytes, int device, cudaStream_t stream)
       : block_(Pool::get().take(bytes, device, stream)) {}
+  explicit Memory(Block&& block) : block_(std::move(block)) {}
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() { Pool::get().give(std::move(block_)); }
