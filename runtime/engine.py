@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -74,11 +76,17 @@ class OnnxEngine:
             ) from error
         kind, index = parse_device(device)
         self.device, self._index = device, index
+        # The GPU on which it takes arrays that lie there. On a stream of ours ONNX Runtime has one
+        # set of library handles, so that runs take turns; each ends when the stream has run dry.
+        self.gpu: int | None = None
+        self._turn: AbstractContextManager[Any] = nullcontext()
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
             self._cuda_or_say_why(onnxruntime.get_available_providers(), index)
-            chosen = {"device_id": index} | self._stream_of_ours()
-            providers.insert(0, ("CUDAExecutionProvider", chosen))
+            ours = self._stream_of_ours()
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index} | ours))
+            if ours:
+                self.gpu, self._turn = index, threading.Lock()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake)))
@@ -117,17 +125,12 @@ class OnnxEngine:
             raise InputError(f"device is {self.device!r}; this machine has {count} GPUs")
 
     def _stream_of_ours(self) -> dict[str, str]:
-        """Work in line with the CUDA module's, where that is built: then neither waits for the
-        other, and its events time this network, too."""
+        """Work in line with the CUDA module's, where that is built: then it need not be waited for
+        first, and its events time this network, too."""
         try:
             return {"user_compute_stream": str(gpu.own_stream(self._index))}
         except (MissingBackend, DeviceError):
             return {}
-
-    @property
-    def gpu(self) -> int | None:
-        """The GPU on which it takes arrays that lie there."""
-        return self._index if self.device != "cpu" else None
 
     def gpu_input(self, shape: tuple[int, ...]) -> None:
         """Where the input has to lie: anywhere."""
@@ -161,7 +164,8 @@ class OnnxEngine:
 
     def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
         try:
-            return run()
+            with self._turn:
+                return run()
         except Exception as error:
             raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
 
@@ -169,7 +173,7 @@ class OnnxEngine:
         """Steps that feed their own outputs back: see :class:`runtime.onnx_loop.OnnxLoop`."""
         from runtime.onnx_loop import OnnxLoop
 
-        return OnnxLoop(self._session, feed, state, self.device)
+        return OnnxLoop(self._session, feed, state, self.device, self._turn)
 
     def close(self) -> None:
         """Free the network."""

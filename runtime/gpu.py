@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backend import backend
+from runtime.checks import on_gpu
 from runtime.device import parse_device
 from runtime.errors import InputError
 from runtime.resize import resize
@@ -51,7 +52,7 @@ def working_picture(picture: Any, height: int, width: int) -> Any:
 
 class Buffer:
     """Memory on a GPU that somebody else owns, for others to take by
-    ``__cuda_array_interface__``; ``numpy`` gives a copy, and keeps the owner alive."""
+    ``__cuda_array_interface__``; ``numpy`` gives a copy. Good until the owner's next run."""
 
     def __init__(
         self, address: int, shape: Sequence[int], dtype: Any, numpy: Callable[[], np.ndarray]
@@ -85,11 +86,27 @@ def network_input(
     return _core(picture).network_input(picture, *size, mean, std, bgr, to, device=picture.device)
 
 
-def soft_guide(scores: Any, size: tuple[int, int], exponents: bool, index: int) -> Any:
-    """(1, C, h, w) float32 scores on GPU ``index`` as a guide of another size, (height, width, C),
-    left there: their soft-max if ``exponents``, else they are probabilities. NaN in each pixel
-    where they are not finite, or no probabilities."""
-    return backend(f"cuda:{index}").soft_guide(scores, *size, exponents, device=index)
+def soft_guide(scores: Any, exponents: bool, index: int) -> Any:
+    """(1, C, h, w) float32 scores on GPU ``index`` as a guide (h, w, C) there: their soft-max if
+    ``exponents``, else they are probabilities. NaN in each pixel where they are not finite, or no
+    probabilities."""
+    return backend(f"cuda:{index}").soft_guide(scores, exponents, device=index)
+
+
+def resized(planes: Any, size: tuple[int, int]) -> Any:
+    """(h, w, C) float32 on the GPU at another size, (height, width, C), as
+    :func:`runtime.resize.resize` has it."""
+    if planes.shape[:2] == tuple(size):
+        return planes
+    return _core(planes).resize_planes(planes, *size, device=planes.device)
+
+
+def taken(name: str, array: Any, device: str) -> Any:
+    """An array that lies on this GPU as the module's own, whoever made it; others as they are."""
+    kind, index = parse_device(device)
+    if kind == "cpu" or not on_gpu(array):
+        return array
+    return backend(device).as_array(array, name, device=index)
 
 
 def class_shares(guide: Any) -> np.ndarray:

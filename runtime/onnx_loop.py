@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class OnnxLoop:
     feed : input name -> array; uploaded once. Names that the step does not have are refused.
     state : input name -> (output name, initial array). Output and input have the same shape.
     device : "cpu", or "cuda", "cuda:1" as the session was made for.
+    turn : held during each run; by others who run the session, too.
 
     Raises
     ------
@@ -34,8 +36,9 @@ class OnnxLoop:
         feed: Mapping[str, np.ndarray],
         state: Mapping[str, tuple[str, np.ndarray]],
         device: str = "cpu",
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self._session = session
+        self._session, self._turn = session, turn or nullcontext()
         self._device = parse_device(device)
         self._ports = {port.name: port for port in session.get_inputs()}
         given, wanted = {*feed, *state}, set(self._ports)
@@ -82,8 +85,9 @@ class OnnxLoop:
         self._bind(changed)
         binding = self._bindings[self._now]
         try:
-            self._session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            with self._turn:
+                self._session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
         except RuntimeError as error:
             raise DeviceError(f"the step failed: {error}") from error
         self._now = (self._now + 1) % RING

@@ -12,6 +12,7 @@ import numpy as np
 from runtime import network
 from runtime.backend import backend, default_threads, target
 from runtime.checks import (
+    UnknownGuide,
     check_count,
     check_finite,
     check_guide,
@@ -24,7 +25,7 @@ from runtime.checks import (
 )
 from runtime.device import cuda_devices, parse_device
 from runtime.errors import InputError
-from runtime.gpu import check_rows, class_shares, take_classes
+from runtime.gpu import check_rows, class_shares, take_classes, taken
 from runtime.options import RefineOptions
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
@@ -169,6 +170,9 @@ class Refiner:
         """
         options = self.options
         there = self.device != "cpu" and options.objective == "residual"
+        if there:
+            image, guide = taken("image", image, self.device), taken("guide", guide, self.device)
+            guide = _on_the_host_if_hard(guide)
         image = check_image(image, gpu=there)
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
@@ -176,7 +180,7 @@ class Refiner:
                 f"this Refiner was made for {self.height} x {self.width}"
             )
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
-        guide, floor = prepared(options, image, guide, self.classes)
+        guide, floor = prepared(options, image, guide, self.classes, gpu=there)
         if not warm:
             self.load_state_dict(self._initial)
 
@@ -212,6 +216,11 @@ class Refiner:
         return Refinement(scores, labels, classes, stats)
 
 
+def _on_the_host_if_hard(guide: Any) -> Any:
+    """Labels become probabilities on the host, wherever they were."""
+    return guide.numpy() if on_gpu(guide) and guide.ndim == 2 else guide
+
+
 def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior and needs one")
@@ -225,12 +234,12 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
 
 
 def prepared(
-    options: RefineOptions, image: np.ndarray, guide: Any, classes: int
+    options: RefineOptions, image: np.ndarray, guide: Any, classes: int, *, gpu: bool = False
 ) -> tuple[np.ndarray | None, int]:
     """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
     labels with -1 = unknown, or None; and the number of labels that the silhouette asks for."""
     if guide is not None:
-        guide = check_guide(guide, *image.shape[:2], gpu=options.objective == "residual")
+        guide = check_guide(guide, *image.shape[:2], gpu=gpu)
     if options.objective == "residual":
         guide = _soft(guide, classes)
     elif guide is not None and guide.ndim == 3 and not options.soft_guide:
@@ -240,7 +249,7 @@ def prepared(
     if options.silhouette:
         from runtime.silhouette import best_cluster_count
 
-        floor = best_cluster_count(image)
+        floor = best_cluster_count(np.asarray(image))
     return guide, floor
 
 
@@ -249,6 +258,8 @@ def frequent_classes(guide: np.ndarray) -> np.ndarray:
     GPU."""
     if on_gpu(guide):
         share = class_shares(guide)
+        if not share.max() > 0:
+            raise UnknownGuide("guide is zero (unknown) everywhere, or has NaN")
     elif guide.ndim == 2:
         share = np.bincount(guide[guide >= 0]) / guide.size
     else:
@@ -388,11 +399,15 @@ def refine(
     """Refine one picture; see :class:`Refiner` and :class:`RefineOptions`.
 
     With the residual objective the network gets only the classes that hold more than 0.05 % of the
-    picture; ``classes`` of the result says which those were.
+    picture; ``classes`` of the result says which those were. With it and a GPU, ``image`` and
+    ``guide`` may lie there, as :meth:`Refiner.run` takes them.
 
     ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
     """
     config = RefineOptions(**options)
+    if config.objective == "residual":
+        image, guide = taken("image", image, device), taken("guide", guide, device)
+        guide = _on_the_host_if_hard(guide)
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
         count = None if classes is None else len(classes)
@@ -409,7 +424,8 @@ def refine(
             refiner.load_state_dict(network.select_classes(config, initial, classes))
         return refiner
 
-    return refine_with(make, config, image, guide, warm=initial is not None, progress=progress)
+    there, warm = parse_device(device)[0] == "cuda", initial is not None
+    return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=there)
 
 
 def refine_with(
@@ -420,10 +436,13 @@ def refine_with(
     *,
     warm: bool = False,
     progress: Progress | None = None,
+    gpu: bool = False,
 ) -> Refinement:
     """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
-    classes)`` gives; ``classes`` are the guide's that take part, None where all do."""
-    there = config.objective == "residual"  # on a GPU they may be, if its refiner is there
+    classes)`` gives; ``classes`` are the guide's that take part, None where all do.
+
+    ``gpu``: it is on a GPU, where with residual both arrays may be, as the CUDA module's own."""
+    there = gpu and config.objective == "residual"
     image = check_image(image, gpu=there)
     height, width = image.shape[:2]
     if config.objective != "residual":
@@ -472,7 +491,8 @@ def guided_filter(
         time. On the CPU only: memory on a GPU is kept for the next call.
     device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
         PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
-        and float32. They are not copied, and not searched for NaN, which would wait for the GPU.
+        and float32, the guide also uint8. They are not copied, and not searched for NaN, which
+        would wait for the GPU.
     stream : the cudaStream_t to work on, as an integer; the module's own when None.
 
     Returns
@@ -544,11 +564,11 @@ def _check_out(
     if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != wanted:
         found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out is {found}; wanted {wanted} float32")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise InputError("out is not C-contiguous, or may not be written to")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise InputError("out is not C-contiguous or aligned, or may not be written to")
     if np.may_share_memory(out, guide):
         raise InputError("out is part of the guide, which is read to the end")
-    return out.reshape(shape)
+    return np.asarray(out).reshape(shape)  # also of np.memmap
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:

@@ -160,13 +160,14 @@ class NetworkPrior:
         if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
             return self.guide(out.numpy())
         self._check_names(out.shape[1])
-        guide = gpu.soft_guide(out, size, self.output != "probabilities", self.gpu)
+        guide = gpu.soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(gpu.class_shares(guide)).all():
             return self.guide(out.numpy())  # which says what is wrong
-        tell = getattr(engine, "one_class", None)
-        if tell is not None and out.shape[1] > 1 and len(gpu.winners(guide)) == 1:
-            tell()
-        return guide
+        tell, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
+        if tell is not None and classes > 1 and math.prod(pixels) > 1:
+            if len(gpu.winners(guide)) == 1:
+                tell()
+        return gpu.resized(guide, size)
 
     def guide(self, out: np.ndarray) -> np.ndarray:
         """The network's output as probabilities or labels."""

@@ -68,7 +68,8 @@ class TensorRTEngine:
     name : for messages.
     device : the GPU's number.
     version, compute_capabilities : what the plan was built with and for, from its manifest.
-    timeout_s : a run that takes longer counts as hung.
+    timeout_s : a run that takes longer counts as hung; but for :meth:`on_gpu`, whose end is waited
+        for elsewhere.
 
     Attributes
     ----------
@@ -106,7 +107,7 @@ class TensorRTEngine:
         self.graph = "not yet"
         self.timeout_s = timeout_s
         self._dead = ""
-        self._hung = False
+        self._hung = self._in_line = False
         self._sessions: dict[Any, _Session] = {}
         self._runtime: Any = None
         self._engine: Any = None
@@ -179,6 +180,9 @@ class TensorRTEngine:
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
             raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
+        if self._in_line:  # buffers may be in use on that stream
+            gpu.wait(self.device)
+            self._in_line = False
         with self._active():
             pairs = zip(self.inputs, arrays, strict=True)
             feed = {port.name: self._checked(port, array) for port, array in pairs}
@@ -210,6 +214,7 @@ class TensorRTEngine:
             session = self._session({port.name: tuple(array.shape)}, {})
             if array.__cuda_array_interface__["data"][0] != int(session.device[port.name][0]):
                 raise InputError(f"the array is not where {self.name} takes {port.name!r} from")
+            self._in_line = True
             session.run(0, gpu.own_stream(self.device))
             return [session.buffer(output) for output in self.outputs]
 
@@ -528,7 +533,11 @@ class _Session:
         def numpy() -> np.ndarray:
             gpu.wait(self.engine.device)
             with self.engine._active():
-                return self.download([port.name])[port.name]
+                if port.name not in self.host:
+                    raise InputError(f"the buffer of {port.name!r} was given up: other shapes ran")
+                found = self.download([port.name])
+            self.engine._guard(found)
+            return found[port.name]
 
         shape, address = self.host[port.name].shape, int(self.device[port.name][0])
         return Buffer(address, shape, _NUMPY[port.dtype], numpy)

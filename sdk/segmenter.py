@@ -50,8 +50,7 @@ class Segmenter:
     min_area : regions under this many pixels join a neighbour. None: 0 when the prior names its
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables, the resizing
-        and soft-max around a prior's network, and regions.
+    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
         With a ``refine_backend`` other than "native", or refine=None where the CUDA module is not
         built, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
     precision : of the native refinement on a GPU: "fp32", or "tf32" (tensor cores, compute
@@ -494,7 +493,8 @@ class Segmenter:
         make, config, warm = self._make, self.refine, False
         if self._refinement is not None:
             make, warm = self._refinement.make(config), self._trained
-        result = refine_with(make, config, low, wanted, warm=warm, progress=progress)
+        on = self._core != "cpu"
+        result = refine_with(make, config, low, wanted, warm=warm, progress=progress, gpu=on)
         classes = result.classes
         if self.prior.names is not None and self.refine.objective != "residual":
             classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])

@@ -1,13 +1,17 @@
 """A network's input and output on the GPU, with the kernels, and ONNX Runtime, on the host."""
 
+import time
 from dataclasses import replace
 
 import fake_tensorrt
 import numpy as np
 import pytest
+from conftest import scene
+from test_cuda_arrays import Interface
 
 import runtime.engine
 from runtime import gpu as gpus
+from runtime.checks import UnknownGuide
 from runtime.errors import BundleError, InputError
 from runtime.ops import frequent_classes, restricted
 from runtime.preprocess import Preprocess
@@ -83,6 +87,10 @@ def gpu(cuda, monkeypatch):
     return cuda
 
 
+def guide_of(scores, size, exponents):
+    return gpus.resized(gpus.soft_guide(scores, exponents, 0), size)
+
+
 def picture(height=36, width=52):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
@@ -112,10 +120,24 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
     rng = np.random.default_rng(0)
     scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
     wanted = as_probabilities(prior.guide(scores), *size)
-    found = gpus.soft_guide(gpu.to_device(scores), size, output == "logits", 0)
+    found = guide_of(gpu.to_device(scores), size, output == "logits")
     assert found.shape == (*size, classes) and found.dtype == np.float32
     np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
     np.testing.assert_allclose(gpus.class_shares(found), wanted.mean((0, 1)), atol=1e-6)
+
+
+def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
+    """A side that shrinks by interpolation skips pixels."""
+    prior = NetworkPrior.from_onnx(
+        save(tmp_path / "m.onnx", np.eye(3)), device="cuda", imgsz=(9, 40)
+    )
+    scores = np.ones((1, 3, 9, 40), np.float32)
+    scores[0, 0, 4, 1] = np.nan
+    prior.engine.on_gpu = lambda _: [
+        gpus.Buffer(scores.ctypes.data, scores.shape, "f4", scores.copy)
+    ]
+    with pytest.raises(BundleError, match="gave NaN"):
+        prior.on_gpu(gpus.upload(picture(), "cuda"), (18, 13))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
@@ -123,11 +145,11 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
 def test_a_pixel_that_is_none_becomes_nan(cuda, value, exponents):
     scores = np.ones((1, 3, 5, 7), np.float32)
     scores[0, 1, 2, 3] = value
-    found = gpus.soft_guide(cuda.to_device(scores), (5, 7), exponents, 0).numpy()
+    found = guide_of(cuda.to_device(scores), (5, 7), exponents).numpy()
     wrong = np.isnan(found).all(-1)
     assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (value == -1 and exponents)
     assert np.isfinite(found[~wrong]).all()
-    nothing = gpus.soft_guide(cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False, 0)
+    nothing = guide_of(cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False)
     assert np.isnan(nothing).all()
 
 
@@ -139,7 +161,8 @@ def test_what_refinement_asks_of_a_guide(cuda, size, classes):
     guide[0, 0] = 0
     there = cuda.to_device(guide)
     np.testing.assert_allclose(gpus.class_shares(there), guide.mean((0, 1)), rtol=1e-5)
-    np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
+    if guide.any():
+        np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
     np.testing.assert_array_equal(gpus.winners(there), np.unique(guide.argmax(-1)))
     for columns in ([0], [*range(0, classes, 2)], [classes - 1, 0, classes + 3]):
         columns = np.array(columns)
@@ -170,8 +193,52 @@ def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch):
     assert len(seen) == 4 and all(isinstance(a, gpu.Array) for a in seen.values()), seen
 
 
+def test_refine_takes_guides_on_the_gpu_from_anybody(cuda):
+    image, guide = scene(20, 28, classes=3)[:2]
+    image, guide = np.ascontiguousarray(image, np.float32), np.ascontiguousarray(guide, np.float32)
+    options = {"device": "cuda", "steps": 2, "channels": 8}
+    wanted = runtime.refine(image, guide, **options)
+    found = runtime.refine(Interface(image), Interface(guide), **options)
+    assert isinstance(found.scores, cuda.Array)
+    np.testing.assert_array_equal(found.classes, wanted.classes)
+    np.testing.assert_allclose(found.scores.numpy(), wanted.scores, atol=1e-5)
+    hard = guide.argmax(-1).astype(np.int32)
+    wanted = runtime.refine(image, hard, **options)
+    found = runtime.refine(Interface(image), Interface(hard), **options)
+    np.testing.assert_allclose(found.scores.numpy(), wanted.scores, atol=1e-5)
+    for nothing in (guide * 0, guide * np.nan):
+        with pytest.raises(UnknownGuide, match="guide is zero"):
+            runtime.refine(Interface(image), Interface(nothing.astype(np.float32)), **options)
+    with pytest.raises(InputError, match=r"is on a GPU"):
+        runtime.refine(Interface(image), guide)
+    with pytest.raises(InputError, match=r"is on a GPU"):
+        runtime.refine(image, Interface(guide), objective="dynaguide", device="cuda")
+
+
+def test_two_threads_take_turns_with_the_network(gpu, tmp_path, monkeypatch):
+    """ONNX Runtime has one set of library handles on a stream of ours."""
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
+    segmenter, inside, most = Segmenter(path, device="cuda", refine=None), [], []
+    real = Session.run_with_iobinding
+
+    def run(self, binding):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        real(self, binding)
+        inside.pop()
+
+    monkeypatch.setattr(Session, "run_with_iobinding", run)
+    wanted = segmenter(picture()).labels
+    for future in [segmenter.submit(picture()) for _ in range(6)]:
+        np.testing.assert_array_equal(future.result().labels, wanted)
+    segmenter.close()
+    assert len(most) == 7 and max(most) == 1
+
+
 CASES = [
     {},
+    {"refine": RefineConfig(silhouette=True, steps=3)},
     {"refine": None},
     {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2)},
     {"imgsz": (16, 24)},
@@ -248,6 +315,10 @@ def labels(inputs):
     return {"labels": colours(inputs)["scores"].argmax(1)}
 
 
+def flat_labels(inputs):
+    return {"labels": np.full((1, *SIZE), 2)}
+
+
 def tensorrt_prior(function, ports=PORTS):
     engine = TensorRTEngine(fake_tensorrt.plan(function, *ports), runtime="tensorrt")
     return NetworkPrior(engine, RULE, names=list("abcd"), name="the plan")
@@ -255,7 +326,7 @@ def tensorrt_prior(function, ports=PORTS):
 
 @pytest.fixture
 def fake(monkeypatch):
-    functions = {f.__name__: f for f in (colours, flat, nan, labels)}
+    functions = {f.__name__: f for f in (colours, flat, nan, labels, flat_labels)}
     return fake_tensorrt.install(monkeypatch, functions=functions)
 
 
@@ -290,6 +361,9 @@ def test_tensorrt_s_odd_answers_are_told(gpu, fake):
     prior = tensorrt_prior("labels", ports)
     found, wanted = prior.on_gpu(there, SIZE), prior(picture(), None)
     assert found.dtype == np.int32 and (found == wanted).mean() >= 0.99
+    prior = tensorrt_prior("flat_labels", ports)
+    prior.on_gpu(there, SIZE)
+    assert [w.message for w in prior.engine.warnings] == [told]
     wrong = NetworkPrior(prior.engine, replace(RULE, height=20), name="the plan")
     with pytest.raises(InputError, match=r"has shape \(1, 3, 20, 26\); it takes \(1, 3, 18, 26\)"):
         wrong.on_gpu(there, SIZE)

@@ -209,6 +209,13 @@ def test_out(rng, two_dimensional, options):
     np.testing.assert_array_equal(values, wanted)
 
 
+def test_out_may_be_a_file(rng, tmp_path):
+    guide, values = draw(rng, (23, 31, 3, 5))
+    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=values.shape)
+    assert runtime.guided_filter(guide, values, out=out) is out
+    np.testing.assert_array_equal(out, runtime.guided_filter(guide, values))
+
+
 def test_the_core_takes_no_out_that_does_not_fit(rng):
     guide, values = draw(rng, (4, 5, 3, 2))
     for out in (values[:3].copy(), values.astype(float), np.asfortranarray(values), [1.0]):

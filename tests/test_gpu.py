@@ -219,7 +219,7 @@ def test_a_network_s_input_and_its_guide(place):
         soft = np.exp(scores[0] - scores[0].max(0))
         for shape in (low, size):
             wanted = resize((soft / soft.sum(0)).transpose(1, 2, 0).copy(), *shape)
-            guide = gpu.soft_guide(place.put(scores), shape, True, 0)
+            guide = gpu.resized(gpu.soft_guide(place.put(scores), True, 0), shape)
             np.testing.assert_allclose(guide.numpy(), wanted, rtol=0, atol=1e-5)
             np.testing.assert_allclose(gpu.class_shares(guide), wanted.mean((0, 1)), rtol=1e-4)
             columns = np.array([5, 0, 2])
@@ -545,7 +545,8 @@ def test_every_kernel_of_the_guide(place):
         assert np.isfinite(
             gpu.network_input(there, size, [0.5] * 3, [0.2] * 3, False).numpy()
         ).all()
-        guide = gpu.soft_guide(place.put(rng.random((1, 4, 6, 11), np.float32)), size, True, 0)
+        guide = gpu.soft_guide(place.put(rng.random((1, 4, 6, 11), np.float32)), True, 0)
+        guide = gpu.resized(guide, size)
         assert np.isclose(gpu.class_shares(guide).sum(), 1, rtol=1e-4)
         assert gpu.take_classes(guide, np.arange(3), True).shape == (*size, 3)
         assert len(gpu.winners(guide)) > 0

@@ -161,8 +161,8 @@ inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
   }
 }
 
-// The coefficients of kLanes pixels from x on lie among the kLanes + 1 floats from left[x] on, for a
-// picture is never smaller than they are.
+// The coefficients of kLanes pixels from x on lie among the kLanes + 1 floats from left[x] on, for
+// a picture is never smaller than they are.
 struct Between {
   SEG_INLINE Between(const int32_t* left, const float* weight)
       : low(*left), from(*(const UnalignedIntVec*)left - *left), share(load(weight)) {}

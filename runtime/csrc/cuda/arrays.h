@@ -349,7 +349,12 @@ class Call {
     Memory staged(Pool::get().take_pinned(a.bytes()));
     std::memcpy(staged.data(), data, a.bytes());
     CUDA_CHECK(cudaMemcpyAsync(a.data, staged.data(), a.bytes(), cudaMemcpyHostToDevice, stream_));
-    staged.used(std::make_shared<Moment>(stream_));
+    try {
+      staged.used(std::make_shared<Moment>(stream_));
+    } catch (...) {
+      cudaStreamSynchronize(stream_);  // before somebody else takes it
+      throw;
+    }
     return a;
   }
 

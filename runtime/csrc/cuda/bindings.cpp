@@ -176,20 +176,29 @@ py::object network_input(const py::object& picture, int height, int width,
   });
 }
 
-// A network's scores (1, c, h, w) as a guide (height, width, c) of probabilities.
-py::object soft_guide(const py::object& scores, int height, int width, bool exponents, int device,
+// A network's scores (1, c, h, w) as a guide (h, w, c) of probabilities.
+py::object soft_guide(const py::object& scores, bool exponents, int device,
                       const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
     const Array s = call.take<float>("scores", scores, 4);
-    require(s.shape[0] == 1 && height > 0 && width > 0, "soft_guide: shapes differ");
-    const int k = s.shape[1], from_height = s.shape[2], from_width = s.shape[3];
-    const Array own = call.make<float>({from_height, from_width, k});
-    cuda::soft_guide(own.as<float>(), s.as<float>(), from_height, from_width, k, exponents,
-                     call.stream());
-    if (from_height == height && from_width == width) return call.give(own);
+    require(s.shape[0] == 1, "soft_guide: shapes differ");
+    const int k = s.shape[1], height = s.shape[2], width = s.shape[3];
     const Array out = call.make<float>({height, width, k});
-    cuda::resize_planes(out.as<float>(), own.as<float>(), height, width, from_height, from_width, k,
+    cuda::soft_guide(out.as<float>(), s.as<float>(), height, width, k, exponents, call.stream());
+    return call.give(out);
+  });
+}
+
+py::object resize_planes(const py::object& planes, int height, int width, int device,
+                         const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array p = call.take<float>("planes", planes, 3);
+    require(height > 0 && width > 0, "resize_planes: shapes differ");
+    const int from_height = p.shape[0], from_width = p.shape[1], k = p.shape[2];
+    const Array out = call.make<float>({height, width, k});
+    cuda::resize_planes(out.as<float>(), p.as<float>(), height, width, from_height, from_width, k,
                         call.stream());
     return call.give(out);
   });
@@ -337,7 +346,9 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def("network_input", network_input, "picture"_a, "height"_a, "width"_a, "mean"_a, "std"_a,
         "bgr"_a, "to"_a = py::none(), py::kw_only(), "device"_a = 0, "stream"_a = py::none());
-  m.def("soft_guide", soft_guide, "scores"_a, "height"_a, "width"_a, "exponents"_a, py::kw_only(),
+  m.def("soft_guide", soft_guide, "scores"_a, "exponents"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
+  m.def("resize_planes", resize_planes, "planes"_a, "height"_a, "width"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
   m.def("class_sums", class_sums, "guide"_a, py::kw_only(), "device"_a = 0,
         "stream"_a = py::none());
