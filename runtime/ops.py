@@ -487,7 +487,8 @@ def guided_filter(
     eps : regularisation: contrast (variance) below it is smoothed.
     subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
     out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guide``; it
-        may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on a GPU is kept for the next call.
+        may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on a
+        GPU is kept for the next call.
     device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
         PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
         and float32, the guide also uint8. They are not copied, and not searched for NaN, which
