@@ -77,10 +77,18 @@ def guided_coefficients(
     guide: Array, values: Array, radius: int, eps: float, threads: int, target: str = ""
 ) -> Array: ...
 def guided_filter(
-    guide: Array, values: Array, radius: int, eps: float, threads: int, target: str = ""
-) -> Array: ...
+    guide: Array,
+    values: Array,
+    radius: int,
+    eps: float,
+    threads: int,
+    target: str = "",
+    out: Array | None = None,
+) -> Array:
+    """A guide of uint8 counts as level / 255, here and below."""
+
 def apply_coefficients(
-    coefficients: Array, guide: Array, threads: int, target: str = ""
+    coefficients: Array, guide: Array, threads: int, target: str = "", out: Array | None = None
 ) -> Array: ...
 def shrink(planes: Array, height: int, width: int, threads: int, target: str = "") -> Array: ...
 def lift(

@@ -135,3 +135,35 @@ class Refiner:
     def arena_bytes(self) -> int: ...
     def milliseconds(self) -> float:
         """Of the last run's steps, on the GPU's clock."""
+
+def network_input(
+    picture: Any,
+    height: int,
+    width: int,
+    mean: Any,
+    std: Any,
+    bgr: bool,
+    to: Any = None,
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any:
+    """(1, 3, height, width) float32, in ``to`` if that is given."""
+
+def soft_guide(
+    scores: Any, exponents: bool, *, device: int = 0, stream: int | None = None
+) -> Any: ...
+def resize_planes(
+    planes: Any, height: int, width: int, *, device: int = 0, stream: int | None = None
+) -> Any: ...
+def class_sums(guide: Any, *, device: int = 0, stream: int | None = None) -> Any:
+    """(C, parts) float32: sums of (h, w, C) over parts of the pixels."""
+
+def take_classes(
+    guide: Any, classes: np.ndarray, normalised: bool, *, device: int = 0, stream: int | None = None
+) -> Any: ...
+def winners(scores: Any, *, device: int = 0, stream: int | None = None) -> Any:
+    """(C,) int32: 1 where the class is the first largest of some pixel."""
+
+def stream(device: int = 0) -> int:
+    """The module's own cudaStream_t."""
