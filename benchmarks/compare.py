@@ -4,22 +4,23 @@
 
 A percentile is slower when the 95 % interval of B / A (bootstrap, in blocks where neighbouring
 samples correlate) lies above 1. Exit code 6 when one is, by more than --fail-over; 1 when something
-could not be compared: a row that only one has, a percentile with too few samples. Runs of another
-machine, unstable and partial ones are refused. --force compares what can be compared.
+could not be compared: a row that only one has, too few samples for p50 or for a percentile that
+--percentile names. Runs of another machine, unstable and partial ones are refused. --force compares
+what can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import report, samples
 from benchmarks.document import KEY, load
-from benchmarks.latency import numbers
+from benchmarks.latency import percentiles
+from runtime.cli import Parser, option, some_path
 from runtime.errors import InputError
 
 THRESHOLD_EXCEEDED = 6
@@ -57,13 +58,13 @@ def share(text: str) -> float:
 def compare(
     a: dict[str, Any], b: dict[str, Any], percentiles: list[float] | None, most: float
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A line for each row that both have and each percentile (None: those of 50, 90, 95 and 99 that
-    the samples allow); and whether there is a regression."""
+    """A line for each row that both have and each percentile (None: 50, 90, 95 and 99); and whether
+    there is a regression."""
     lines, failed = [], False
     for before, row in pairs(a, b):
         old, new = (np.array(r["total_ms"], np.float64) for r in (before, row))
         worth = min(map(samples.independent, (old, new)))
-        for p in percentiles or [p for p in AUTO if samples.needed(p / 100) <= worth] or AUTO[:1]:
+        for p in percentiles or AUTO:
             line = {"row": row["name"], "percentile": f"p{p:g}"}
             need = samples.needed(p / 100)
             if worth < need:
@@ -100,23 +101,23 @@ def differences(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) ->
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m benchmarks compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", type=Path, help="before: latency.json")
-    parser.add_argument("b", type=Path, help="after: latency.json")
-    parser.add_argument("--fail-over", default="5%", help="largest allowed slowdown (5%%)")
+    parser.add_argument("a", type=some_path, help="before: latency.json")
+    parser.add_argument("b", type=some_path, help="after: latency.json")
     parser.add_argument(
-        "--percentile", help="(those of 50,90,95,99 that the samples allow, of each row)"
+        "--fail-over", type=option(share), default="5%", help="largest allowed slowdown (5%%)"
+    )
+    parser.add_argument(
+        "--percentile",
+        type=option(percentiles),
+        help="that must be compared (p50, and those of p90, p95, p99 that the samples allow)",
     )
     parser.add_argument("--force", action="store_true", help="compare what can be compared")
     args = parser.parse_args(argv)
-    most = share(args.fail_over)
-    percentiles = None
-    if args.percentile is not None:
-        percentiles = numbers(args.percentile, "percentile", 1, 99.99)
     a, b = load(args.a), load(args.b)
     if a["picture"] != b["picture"]:
         raise InputError(f"A's pictures are {a['picture']}, B's {b['picture']}")
@@ -142,11 +143,12 @@ def main(argv: list[str]) -> int:
     ]
     for warning in warnings + lone:
         print(f"warning: {warning}", file=sys.stderr)
-    lines, failed = compare(a, b, percentiles, most)
+    lines, failed = compare(a, b, args.percentile, args.fail_over)
     print(report.table(lines))
     if failed:
         return THRESHOLD_EXCEEDED
-    missing = lone or any("n/a" in line["verdict"] for line in lines)
+    must = lines if args.percentile else [line for line in lines if line["percentile"] == "p50"]
+    missing = lone or any("n/a" in line["verdict"] for line in must)
     if missing and not args.force:
         print("error: not everything could be compared", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ SCHEMA = "dg-latency/1"
 KEY = ("mode", "rate", "refine", "steps", "threads", "device", "backend", "precision")
 PARTS = ("memory", "power", "peers")  # tables beside the rows
 LONGEST = 1e9  # milliseconds
+STAGES = "Stages, median ms (medians need not add up)"
 _TEXTS = ("mode", "refine", "device", "backend", "precision")
 _LISTS = ("total_ms", "start_s", "steps_done")
 
@@ -146,7 +147,12 @@ def _wrong(d: Any) -> str:
         isinstance(o, dict) and all(_is_number(o.get(k)) for k in ("ms_a_stage", "share"))
     ):
         return "overhead is none"
-    return next((f"row {i}: {w}" for i, r in enumerate(d["rows"]) if (w := _wrong_row(r))), "")
+    for i, row in enumerate(d["rows"]):
+        if wrong := _wrong_row(row):
+            return f"row {i}: {wrong}"
+    if len({tuple(row[k] for k in KEY) for row in d["rows"]}) < len(d["rows"]):
+        return "two of its rows are of the same configuration"
+    return ""
 
 
 def _wrong_row(r: Any) -> str:
@@ -188,7 +194,7 @@ def _is_number(value: Any) -> bool:
 def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     """All tables, by title."""
     rows = document["rows"]
-    out = {"Latency": [_latency_line(r) for r in rows], "Stages, median ms": []}
+    out = {"Latency, end-to-end wall time": [_latency_line(r) for r in rows], STAGES: []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
     last = ["unaccounted", "refine per step", *(k for k in names if k.endswith("device time"))]
     order = [k for k in names if k not in last]
@@ -196,7 +202,7 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
         line = {"row": r["name"], "ran": f"{r['backend']} on {r['device']}, {r['precision']}"}
         for k in (*order, *(k for k in last if k in names)):
             line[k] = f"{r['stage_p50_ms'][k]:.2f}" if k in r["stage_p50_ms"] else ""
-        out["Stages, median ms"].append(line)
+        out[STAGES].append(line)
     for part in PARTS:
         lines = [{k: _shown(v) for k, v in p.items() if k != "samples"} for p in document[part]]
         out[part.capitalize()] = lines
@@ -265,7 +271,7 @@ def notes(document: dict[str, Any]) -> list[str]:
 
 def as_text(document: dict[str, Any]) -> str:
     """Tables and notes for people, in Markdown."""
-    parts = [report.table(lines) for lines in tables(document).values()]
+    parts = [f"{title}:\n\n{report.table(lines)}" for title, lines in tables(document).items()]
     return "\n\n".join([*parts, "\n".join(f"- {n}" for n in notes(document))])
 
 

@@ -16,7 +16,6 @@ minutes. FOLDER/gpu.json, or gpu-compiled.json, has the raw samples; it is writt
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import gc
 import hashlib
@@ -37,6 +36,7 @@ import runtime
 from benchmarks import machine
 from benchmarks.worker import CLASSES, find_case, picture, refiner
 from runtime.backend import backend, cuda_module
+from runtime.cli import Parser, some_path
 from runtime.errors import InputError, MissingBackend, SdkError, VerificationFailed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -718,8 +718,8 @@ def state() -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks gpu", description=__doc__)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the JSON")
+    parser = Parser("python -m benchmarks gpu", description=__doc__)
+    parser.add_argument("-o", "--out", type=some_path, required=True, help="folder for the JSON")
     parser.add_argument("--compiled", action="store_true", help="torch.compile as a peer too")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args(argv)

@@ -35,7 +35,9 @@ from benchmarks.step import last_error, thread_counts
 from runtime import load
 from runtime.backend import default_threads
 from runtime.build import BACKENDS
-from runtime.checks import check_positive
+from runtime.bundle import MANIFEST
+from runtime.cli import Parser, option, some_path
+from runtime.config import PRESETS
 from runtime.errors import InputError, MissingBackend, SdkError
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
@@ -241,19 +243,19 @@ def power_run(seg: Any, pictures: list[np.ndarray], seconds: float) -> dict[str,
     }
 
 
-def hashes(prior: Any) -> dict[str, str]:
-    """sha256 of a bundle's manifest and files, or of the model file."""
-    path = Path(prior) if isinstance(prior, str) and prior != "kmeans" else None
-    if path is None or not path.exists():
+def hashes(prior: str) -> dict[str, str]:
+    """sha256 of a model file, or of a bundle's manifest, which holds those of its other files."""
+    path = Path(prior)
+    bundle = open_bundle(prior)
+    if bundle is None and not path.is_file():
         return {}
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return {
-        str(p.relative_to(path.parent)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
+    file = path if bundle is None else bundle.path / MANIFEST
+    return {str(file.relative_to(path.parent)): hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> None:
     """Write what was asked for, each file whole or not at all, the raw samples first."""
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         if kind == "json":
             text = json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -269,6 +271,17 @@ def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> None:
             text = page.render({"latency": document})
         write_atomic(folder / EXPORTS[kind], text.encode())
         print(f"saved {folder / EXPORTS[kind]}", file=sys.stderr)
+
+
+def positive(text: str) -> float:
+    """ "0.5" as a finite number above 0; InputError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"it is {text!r}; wanted a number above 0")
+    return value
 
 
 def numbers(text: str, what: str, low: float, high: float) -> list[float]:
@@ -301,8 +314,6 @@ def size_of(text: str) -> tuple[int, int]:
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
     """The pictures, and their truth where labels were given, at the size asked for."""
-    if args.picture and args.video:
-        raise InputError("--picture and --video are both given; wanted one of them")
     if args.video:
         if not Path(args.video).exists():
             raise InputError(f"{args.video} does not exist", fix=f"seen from {Path.cwd()}")
@@ -319,11 +330,8 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
         from sdk.__main__ import demo_photo
 
         pictures = [demo_photo()]
-    size = size_of(args.imgsz) if args.imgsz else None
-    truths = None
+    size, truths = args.imgsz, None
     if args.labels:
-        if not args.picture:
-            raise InputError("--labels need the --picture that they are of")
         if len(args.labels) != len(pictures):
             raise InputError(
                 f"--labels has {len(args.labels)} files, --picture {len(pictures)}; wanted one each"
@@ -363,18 +371,9 @@ def check_packages(drawing: bool) -> None:
 def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
     """Fill the document row by row, so that an error or an interrupt loses nothing."""
     pictures, truths = load_pictures(args)
-    modes = [m for m in MODES if m != "paced" or args.rate is not None]
-    if args.mode is not None:
-        modes = words(args.mode, "mode", MODES)
-    if "paced" in modes and args.rate is None:
-        raise InputError("paced needs a rate", fix="--rate 30")
-    if args.rate is not None:
-        check_positive("rate", args.rate)
-    percentiles = numbers(args.percentile, "percentile", 1, 99.99)
-    seconds = check_positive("duration", args.duration)
-    asked = None if args.refine is None else step_counts(args.refine)
-    beside = words(args.peer, "peer", peers.PEERS) if args.peer else []
-    for peer in beside:
+    modes = args.mode or [m for m in MODES if m != "paced" or args.rate is not None]
+    seconds, asked = args.duration, args.refine
+    for peer in args.peer:
         peers.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
     options |= {"backend": args.backend, "refine_backend": args.refine_backend}
@@ -382,9 +381,9 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
     base = None
     if asked != [0]:
         base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
-    document["percentiles"] = percentiles
+    document["percentiles"] = args.percentile
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
-    for threads in thread_counts(args.threads):
+    for threads in args.threads:
         cv2.setNumThreads(threads)
         for steps in asked if asked is not None else [base.steps if base else 0]:
             config = replace(base or RefineConfig(), steps=steps) if steps else None
@@ -403,7 +402,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
                     row.partial = False
                 finally:
                     if row.total_ms:
-                        document["rows"].append(summarise(row, percentiles))
+                        document["rows"].append(summarise(row, args.percentile))
             what = {"calls": f"{documents.counted(steps, 'step')}, "}
             what["calls"] += documents.counted(threads, "thread")
             if args.memory:
@@ -412,7 +411,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
             if args.power:
                 watts = power_run(seg, pictures, seconds)
                 document["power"] += [what | watts] if watts else []
-            for peer in beside:
+            for peer in args.peer:
                 if peer == "torch-eager" and config is None:
                     continue  # it is a refinement
                 print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
@@ -439,6 +438,11 @@ def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], secon
         RUN[row.mode](row, seg, pictures, seconds, tell)
 
 
+def percentiles(text: str) -> list[float]:
+    """Of "50,99"."""
+    return numbers(text, "percentile", 1, 99.99)
+
+
 def step_counts(text: str) -> list[int]:
     """Of "0,4,8"."""
     counts = numbers(text, "refine", 0, 100_000)
@@ -448,8 +452,8 @@ def step_counts(text: str) -> list[int]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(
+    """The options; a wrong one ends the process with code 2."""
+    parser = Parser(
         "python -m benchmarks latency",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -461,39 +465,70 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--labels", nargs="+", help="the prior's class numbers of each picture (255: any), for mIoU"
     )
     add("--video", help=f"its first {FRAMES} frames, to and fro")
-    add("--imgsz", help="HEIGHTxWIDTH that pictures are made first (default: as they are)")
+    add(
+        "--imgsz",
+        type=option(size_of),
+        help="HEIGHTxWIDTH that pictures are made first (default: as they are)",
+    )
     add(
         "--refine",
+        type=option(step_counts),
         help="steps, e.g. 0,4,8; 0 = the prior alone (default: the preset's; "
         f"{WARM_STEPS} a frame of a stream)",
     )
-    add("--preset", default="default", help="refinement: residual, fast, dynaguide, ...")
-    add("--mode", help="some of back-to-back,paced,stream (default: all; paced if --rate is given)")
-    add("--rate", type=float, help="pictures/s of paced")
-    add("--duration", type=float, default=10.0, help="seconds a row (%(default)g)")
-    add("--percentile", default="50,90,95,99", help="(%(default)s)")
-    add("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
+    presets = ("default", *PRESETS)
+    add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
+    add(
+        "--mode",
+        type=option(lambda text: words(text, "mode", MODES)),
+        help="some of back-to-back,paced,stream (default: all; paced if --rate is given)",
+    )
+    add("--rate", type=option(positive), help="pictures/s of paced")
+    add("--duration", type=option(positive), default=10.0, help="seconds a row (%(default)g)")
+    add("--percentile", type=option(percentiles), default="50,90,95,99", help="(%(default)s)")
+    add(
+        "--threads",
+        type=option(thread_counts),
+        default=str(default_threads()),
+        help="e.g. 1,2 (%(default)s)",
+    )
     add("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
     precisions = ("fp32", "tf32")
     add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
     add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
     backends = ("native", *BACKENDS)
     add("--refine-backend", default="native", choices=backends, help="(%(default)s)")
-    add("--peer", help=f"turn by turn in this process: {', '.join(peers.PEERS)}")
+    add(
+        "--peer",
+        type=option(lambda text: words(text, "peer", peers.PEERS)),
+        default=[],
+        help=f"turn by turn in this process: {', '.join(peers.PEERS)}",
+    )
     add("--memory", action="store_true", help="peak memory, each in a process of its own")
     add("--power", action="store_true", help="joules a picture, in a run of its own")
-    add("--export", default=",".join(EXPORTS), help="written to DIR (%(default)s)")
-    add("-o", "--out", type=Path, help="folder DIR for the results; those in it are replaced")
+    add(
+        "--export",
+        type=option(lambda text: words(text, "export", EXPORTS)),
+        default=",".join(EXPORTS),
+        help="written to DIR (%(default)s)",
+    )
+    add("-o", "--out", type=some_path, help="folder DIR for the results; those in it are replaced")
     add("--json", action="store_true", help="print the document instead of the tables")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.picture and args.video:
+        parser.error("--picture and --video are both given; wanted one of them")
+    if args.labels and not args.picture:
+        parser.error("--labels need the --picture that they are of")
+    if args.mode and "paced" in args.mode and args.rate is None:
+        parser.error("--mode paced needs a rate, as --rate 30")
+    return args
 
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     args = parse(argv)
-    kinds = words(args.export, "export", EXPORTS)
-    check_packages(args.out is not None and "html" in kinds)
-    for kind in kinds if args.out else []:
+    check_packages(args.out is not None and "html" in args.export)
+    for kind in args.export if args.out else []:
         report.check_out(args.out / EXPORTS[kind])
     document: dict[str, Any] = {"schema": documents.SCHEMA, "scope": SCOPE, "partial": False}
     document["device_time"] = "device time: none, this run used no GPU"
@@ -525,7 +560,7 @@ def main(argv: list[str]) -> int:
     if args.out:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C shall lose nothing
         try:
-            export(document, args.out, kinds)
+            export(document, args.out, args.export)
         finally:
             signal.signal(signal.SIGINT, before)
     print(json.dumps(document, allow_nan=False) if args.json else documents.as_text(document))

@@ -12,11 +12,9 @@ refinement run on one thread; their time is without allocations, PyTorch's calls
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from benchmarks import report
 from benchmarks.step import MACHINE, MOST_THREADS, Worker, check_peers, rounds, start, stop
 from benchmarks.worker import COPY, MATRIX
 from runtime.checks import check_count
+from runtime.cli import Parser, some_path
 from runtime.errors import InputError, VerificationFailed
 
 Arrays = tuple[np.ndarray, ...]
@@ -332,11 +331,11 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks ops", description=__doc__)
+    parser = Parser("python -m benchmarks ops", description=__doc__)
     parser.add_argument("--only", default="", help="operations whose name holds this")
     parser.add_argument("--threads", type=int, default=1, help="of filter and lift (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
-    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     report.check_out(args.out)
     names = [name for name in OPS if args.only in name]

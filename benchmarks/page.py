@@ -12,12 +12,12 @@ import html
 import io
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import document as documents
+from runtime.cli import Parser, some_path
 from runtime.errors import InputError, MissingBackend
 from sdk.image import write_atomic
 
@@ -216,13 +216,13 @@ def _table(lines: list[dict[str, str]]) -> str:
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m benchmarks report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="with JSON files of benchmarks latency")
-    parser.add_argument("-o", "--out", type=Path, help="(default: DIR/report.html)")
+    parser.add_argument("folder", type=some_path, help="with JSON files of benchmarks latency")
+    parser.add_argument("-o", "--out", type=some_path, help="(default: DIR/report.html)")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         raise InputError(f"{args.folder} is no folder")

@@ -10,7 +10,6 @@ of its prior and of its post-processing are left out. Each turn has new processe
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from benchmarks.step import PAUSE, last_error, rounds, start, stop, thread_count
 from benchmarks.worker import find_case
 from runtime.backend import default_threads
 from runtime.checks import check_count
+from runtime.cli import Parser, option, some_path
 from runtime.errors import InputError
 from runtime.resize import resize
 from sdk.image import encode_image, load_image
@@ -99,15 +99,17 @@ def published(height: int, width: int, threads: int, repeats: int) -> list[dict[
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks photo", description=__doc__)
+    parser = Parser("python -m benchmarks photo", description=__doc__)
     parser.add_argument("--picture", help="made 481 pixels long; a photo of scikit-image's if none")
     parser.add_argument("--priors", default="kmeans", help="kmeans or .onnx files (%(default)s)")
-    parser.add_argument("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
+    parser.add_argument(
+        "--threads", type=option(thread_counts), default=str(default_threads()),
+        help="e.g. 1,2 (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="processes (%(default)s)")
-    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     check_count("repeats", args.repeats, 1, 10**6)
-    counts = thread_counts(args.threads)
     report.check_out(args.out)
     if args.picture:
         picture, _ = load_image(args.picture)
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo.png"
         path.write_bytes(encode_image(resize(picture, height, width), ".png"))
-        for threads in counts:
+        for threads in args.threads:
             for prior in args.priors.split(","):
                 print(f"  {prior}, {threads} threads ...", file=sys.stderr)
                 rows.append(measure(prior, path, threads, args.repeats))

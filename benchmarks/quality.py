@@ -5,7 +5,6 @@ python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 import runtime
 from benchmarks import cases, metrics, report
+from runtime.cli import Parser, some_path
 from runtime.prior import KMeansPrior, NetworkPrior
 from runtime.resize import resize
 from sdk import FilterConfig, RefineConfig, Segmenter
@@ -262,14 +262,14 @@ def panels(folder: Path, count: int = 3) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks quality", description=__doc__)
+    parser = Parser("python -m benchmarks quality", description=__doc__)
     parser.add_argument("--sets", default="camvid,davis,bsds", help="comma list")
     parser.add_argument("--pictures", type=int, default=12, help="pictures per set (%(default)s)")
     parser.add_argument(
         "--slow", type=int, default=0,
         help="also run dynaguide and dynaseg (20 and 200 steps) on this many pictures per set",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", type=Path, help="folder for quality.json and pictures")
+    parser.add_argument("-o", "--out", type=some_path, help="folder for quality.json and pictures")
     args = parser.parse_args(argv)
     runners: dict[str, Callable[[int, bool], tuple[str, list[Row], str]]] = {
         "camvid s=0.5": lambda n, slow: camvid("s=0.5", n, slow),

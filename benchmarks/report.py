@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import secrets
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ def check_out(path: Path | None) -> None:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, wanted a file name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path.parent / ".writable", b"")
-        (path.parent / ".writable").unlink()
+        place = next(p for p in path.absolute().parents if p.exists())
+        made = place / f".{secrets.token_hex(8)}"
+        made.mkdir()  # as the missing folders will be, or a file
+        made.rmdir()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -13,7 +13,6 @@ a size: with several sizes, "ns/pixel" shows how the cost grows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -30,6 +29,7 @@ from benchmarks import report
 from benchmarks.worker import COPY, MATRIX, find_case, refiner
 from runtime.backend import default_threads
 from runtime.checks import check_count
+from runtime.cli import Parser, option, some_path
 from runtime.errors import InputError, SdkError, VerificationFailed
 
 TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
@@ -204,13 +204,16 @@ def thread_counts(text: str) -> list[int]:
         counts = [int(word) for word in text.split(",")]
     except ValueError:
         raise InputError(f"threads is {text!r}; wanted e.g. 1,2") from None
-    return [check_count("threads", count, 1, MOST_THREADS) for count in counts]
+    return list(dict.fromkeys(check_count("threads", n, 1, MOST_THREADS) for n in counts))
 
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks step", description=__doc__)
-    parser.add_argument("--threads", default=str(default_threads()), help="e.g. 1,2 (%(default)s)")
+    parser = Parser("python -m benchmarks step", description=__doc__)
+    parser.add_argument(
+        "--threads", type=option(thread_counts), default=str(default_threads()),
+        help="e.g. 1,2 (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=7, help="(%(default)s)")
     parser.add_argument(
         "--cases", default="dynaguide 321x481,residual 180x240", help="(%(default)s)"
@@ -218,7 +221,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--peers", default="ours,torch,onnx", help="or best: ours on its best target (%(default)s)"
     )
-    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     report.check_out(args.out)
     kinds = {
@@ -240,11 +243,10 @@ def main(argv: list[str]) -> int:
                 fix='e.g. --cases "residual 180x240"',
             ) from None
     check_count("repeats", args.repeats, 1, 10**6)
-    threads = thread_counts(args.threads)
     peers = [peer for kind in asked for peer in kinds[kind]] + list(MACHINE)
     rows = [
         row
-        for count in threads
+        for count in args.threads
         for name in cases
         for row in measure(name, count, args.repeats, peers)
     ]

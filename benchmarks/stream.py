@@ -12,7 +12,6 @@ what it held after the first tenth.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import cases, metrics, report
 from benchmarks.worker import memory
+from runtime.cli import Parser, some_path
 from runtime.errors import InputError
 from runtime.prior import NetworkPrior
 from sdk import RefineConfig, Result, Segmenter
@@ -187,13 +187,13 @@ def held(count: int) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m benchmarks stream", description=__doc__)
+    parser = Parser("python -m benchmarks stream", description=__doc__)
     parser.add_argument("--frames", type=int, default=36, help="a sequence (%(default)s)")
     parser.add_argument("--scale", type=float, default=0.25, help="of quality (%(default)s)")
     parser.add_argument("--paced", type=int, default=300, help="frames of latency (%(default)s)")
     parser.add_argument("--rate", type=float, default=25.0, help="frames/s (%(default)s)")
     parser.add_argument("--memory", type=int, default=10_000, help="frames (%(default)s)")
-    parser.add_argument("-o", "--out", type=Path, help="JSON file")
+    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     if min(args.frames, args.paced, args.memory) < 0:
         raise InputError("frames, paced and memory are counts; 0 leaves a part out")

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from runtime.cli import Bar, Parser, capabilities, gpu_index, run, workspace_bytes
+from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.config import PRESETS, RefineConfig
 from runtime.errors import InputError
 
@@ -35,7 +35,9 @@ def _parser() -> Parser:
         default="kmeans",
         help="kmeans, segformer, PATH.onnx, or module:function of your own (%(default)s)",
     )
-    what.add_argument("--weights", type=Path, help="SegFormer checkpoint folder (Hugging Face's)")
+    what.add_argument(
+        "--weights", type=some_path, help="SegFormer checkpoint folder (Hugging Face's)"
+    )
     what.add_argument(
         "--target",
         "--format",
@@ -43,7 +45,7 @@ def _parser() -> Parser:
         metavar="LIST",
         help="onnx, rtx (ahead of time, no GPU needed), trt (on the device), or several: onnx,rtx",
     )
-    what.add_argument("-o", "--out", type=Path, help="bundle folder (NAME.bundle)")
+    what.add_argument("-o", "--out", type=some_path, help="bundle folder (NAME.bundle)")
     what.add_argument("--imgsz", nargs="+", metavar="N", help="input size; the model's own")
     what.add_argument("--batch", type=int, default=1, choices=[1], help="pictures at a time")
     what.add_argument("--opset", type=int, help="of exported modules (18)")
@@ -64,7 +66,7 @@ def _parser() -> Parser:
     refine.add_argument("--scale", type=float, help="working size over picture size")
     refine.add_argument(
         "--init",
-        type=Path,
+        type=some_path,
         help="safetensors of a network trained before; also writes cnn.onnx",
     )
 
@@ -73,7 +75,7 @@ def _parser() -> Parser:
     precision.add_argument(
         "--int8", action="store_true", help="Q/DQ; with --half the rest is FP16 (needs --data)"
     )
-    precision.add_argument("--data", type=Path, nargs="+", help="pictures to calibrate with")
+    precision.add_argument("--data", type=some_path, nargs="+", help="pictures to calibrate with")
     precision.add_argument("--fraction", type=float, default=1.0, help="of --data to use")
 
     shapes = parser.add_argument_group("shapes")
@@ -85,15 +87,19 @@ def _parser() -> Parser:
     build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
     build.add_argument("--workspace", default="auto", help="GiB (2), MiB (2048M), or auto")
     build.add_argument("--opt-level", type=int, choices=range(6), help="builder's effort")
-    build.add_argument("--timing-cache", type=Path, help="file, read and written (trt)")
+    build.add_argument("--timing-cache", type=some_path, help="file, read and written (trt)")
     build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
 
     check = parser.add_argument_group("verification")
-    check.add_argument("--pictures", type=Path, nargs="+", help="to verify with; the demo photo")
+    check.add_argument(
+        "--pictures", type=some_path, nargs="+", help="to verify with; the demo photo"
+    )
     check.add_argument("--min-agreement", type=float, help="least share of equal labels")
 
     out = parser.add_argument_group("output")
-    out.add_argument("--triton", type=Path, metavar="DIR", help="also a Triton model repository")
+    out.add_argument(
+        "--triton", type=some_path, metavar="DIR", help="also a Triton model repository"
+    )
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser

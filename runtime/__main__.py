@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle, add_engine
-from runtime.cli import Bar, Parser, capabilities, gpu_index, run, workspace_bytes
+from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.config import RefineConfig
 from runtime.device import cuda_absence, cuda_devices, cuda_problem, parse_device, platform_tag
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend, SdkError
@@ -48,14 +48,16 @@ def _parser() -> Parser:
         command.set_defaults(run=work)
         command.add_argument("--json", action="store_true", help="one JSON document on stdout")
         if command is not doctor:
-            command.add_argument("bundle", metavar="BUNDLE", type=Path, help="its folder")
+            command.add_argument("bundle", metavar="BUNDLE", type=some_path, help="its folder")
     check.add_argument("--device", default="cpu", help="where graphs run: cpu, cuda, cuda:1")
     check.add_argument("--engines", action="store_true", help="fail unless every engine runs here")
     build.add_argument("--target", choices=["trt", "rtx"], help="the bundle's own by default")
     build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
     build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
     build.add_argument("--workspace", help="GiB (2), MiB (2048M) or auto; the bundle's own")
-    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and written (trt)")
+    build.add_argument(
+        "--timing-cache", type=some_path, metavar="FILE", help="read and written (trt)"
+    )
     build.add_argument("--force", action="store_true", help="also what is up to date")
     build.add_argument("--dry-run", action="store_true", help="only say what would be built")
     return parser

@@ -10,12 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from runtime.device import parse_device
 from runtime.errors import InputError, SdkError
 
 INTERRUPTED = 130
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,6 +135,30 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._finish()
+
+
+def option(read: Callable[[str], T]) -> Callable[[str], T]:
+    """``read`` as a type of argparse's: a word that it refuses is a usage error."""
+
+    def typed(text: str) -> T:
+        try:
+            return read(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return typed
+
+
+def some_path(text: str) -> Path:
+    """A path that is not "", which would be the current folder.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError : it is.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; wanted a path")
+    return Path(text)
 
 
 def capabilities(text: str) -> tuple[str, ...]:

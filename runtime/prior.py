@@ -16,6 +16,7 @@ from runtime.engine import Port, load_engine
 from runtime.errors import BundleError, InputError
 from runtime.preprocess import Preprocess, are_sides, read_json
 from runtime.resize import resize
+from runtime.silhouette import distinct_rows
 
 KMEANS_SAMPLES = 20_000
 
@@ -59,7 +60,7 @@ class KMeansPrior:
         lab = cv2.cvtColor(low, cv2.COLOR_RGB2Lab).reshape(-1, 3)
         picked = np.linspace(0, len(lab) - 1, min(KMEANS_SAMPLES, len(lab))).astype(int)
         samples = lab[picked]
-        distinct = len(np.unique(samples, axis=0))
+        distinct = distinct_rows(samples)
         cv2.setRNGSeed(0)
         criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
         count, no_labels = min(self.clusters, distinct), np.zeros(0, np.int32)

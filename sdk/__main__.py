@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from runtime.build import BACKENDS
 from runtime.checks import check_count
-from runtime.cli import Parser, run
+from runtime.cli import Parser, run, some_path
 from runtime.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
@@ -53,8 +53,8 @@ def _parser() -> Parser:
     stream.add_argument(
         "source", help="video, camera number, folder of pictures, URL, GStreamer pipeline"
     )
-    stream.add_argument("--save", type=Path, help="annotated video: .mp4, .avi or .mkv")
-    stream.add_argument("--labels", type=Path, help="folder for label pictures, one a frame")
+    stream.add_argument("--save", type=some_path, help="annotated video: .mp4, .avi or .mkv")
+    stream.add_argument("--labels", type=some_path, help="folder for label pictures, one a frame")
     stream.add_argument("--json", action="store_true", help="one line of JSON a frame on stdout")
     stream.add_argument("--show", action="store_true", help="live window; q ends")
     stream.add_argument("--warm-steps", type=int, default=2, help="a frame (%(default)s)")
@@ -68,7 +68,9 @@ def _parser() -> Parser:
     stream.add_argument(
         "--timeout", type=float, default=10.0, help="s without a frame (%(default)s)"
     )
-    stream.add_argument("--state", type=Path, help="go on from this file if it exists; save to it")
+    stream.add_argument(
+        "--state", type=some_path, help="go on from this file if it exists; save to it"
+    )
     stream.set_defaults(run=_stream)
 
     for command in (demo, predict, stream):
@@ -108,7 +110,7 @@ def _parser() -> Parser:
         command.add_argument("--threads", type=int, help="all processors by default")
         if command is not stream:
             command.add_argument(
-                "-o", "--out", type=Path, default=Path("out"), help="folder (%(default)s)"
+                "-o", "--out", type=some_path, default=Path("out"), help="folder (%(default)s)"
             )
     return parser
 

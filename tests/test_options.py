@@ -6,7 +6,7 @@ import pytest
 import runtime
 from runtime import RefineOptions, checks
 from runtime.errors import InputError
-from runtime.silhouette import best_cluster_count, mean_silhouette
+from runtime.silhouette import best_cluster_count, distinct_rows, mean_silhouette
 
 # --- options -----------------------------------------------------------------------------------
 
@@ -224,3 +224,10 @@ def test_silhouette_option_sets_the_floor(rng):
     )
     assert result.stats["label_floor"] == 4
     assert result.stats["clusters"] >= 4
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 3), (500, 3), (400, 1)])
+def test_distinct_rows_are_those_of_numpy(shape):
+    for levels in (1, 2, 5, 1000):
+        rows = np.random.default_rng(levels).integers(-levels, levels, shape).astype(np.float32)
+        assert distinct_rows(rows) == len(np.unique(rows, axis=0))
