@@ -78,7 +78,7 @@ def test_guide_far_from_zero(rng, target, case):
 
 
 @each_guide
-@pytest.mark.parametrize("radius", [1, 2, 8, 100])
+@pytest.mark.parametrize("radius", [1, 2, 3, 4, 8, 100])
 def test_constants_stay(rng, target, channels, radius):
     guide, values = rng.random((13, 17, channels), np.float32), np.zeros((13, 17, 3), np.float32)
     values[:] = [0.3, -7, 0]
@@ -103,7 +103,7 @@ def test_linear_in_the_values(rng, target, channels):
     np.testing.assert_allclose(both, 2 * apart[0] - 3 * apart[1], atol=16 * EPS32)
 
 
-@pytest.mark.parametrize("radius", [1, 8, 64])
+@pytest.mark.parametrize("radius", [1, 2, 3, 8, 64])
 def test_same_bits_on_any_number_of_threads(rng, target, radius):
     guide, values = draw(rng, (53, 31, 3, 5))
     one = native(guide, values, radius, 1e-3, target)
@@ -180,6 +180,18 @@ def test_shrink_bytes(rng, target, channels, width, size):
     result = _core.shrink(picture, *size, 1, target)
     np.testing.assert_allclose(result, resized(picture / 255, *size), atol=4 * EPS32)
     np.testing.assert_array_equal(result, _core.shrink(picture, *size, 3, target))
+
+
+@pytest.mark.parametrize("factors", [(1, 2), (2, 2), (4, 4), (3, 5), (16, 16), (1, 256), (1, 257)])
+def test_shrink_bytes_by_whole_factors(rng, target, factors):
+    """Of colours that is a sum of whole numbers, in 16 bits as far as they reach."""
+    size, channels = (3, 7), 3
+    shape = (size[0] * factors[0], size[1] * factors[1], channels)
+    for picture in (rng.integers(0, 256, shape, np.uint8), np.full(shape, 255, np.uint8)):
+        result = _core.shrink(picture, *size, 1, target)
+        exact = (picture / 255).reshape(size[0], factors[0], size[1], factors[1], 3).mean((1, 3))
+        np.testing.assert_allclose(result, exact, atol=4 * EPS32)
+        np.testing.assert_array_equal(result, _core.shrink(picture, *size, 3, target))
 
 
 @pytest.mark.parametrize("options", [{}, {"subsample": 2}, {"low": True}], ids=str)

@@ -32,12 +32,36 @@ __attribute__((noinline)) inline void to_levels(float* __restrict levels,
 
 inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
                             int channels) {
-  float pixels[3 * kRun];
-  for (int x = 0; x < width; x += kRun) {
-    const int n = width - x < kRun ? width - x : kRun;
-    to_levels(pixels, row + (ptrdiff_t)x * channels, n * channels);
-    to_planes(planes + x, pitch, pixels, n, channels);
+  if (channels < 3) return to_levels(planes, row, (size_t)width * channels);
+  if constexpr (kLanes == 4) {  // SSE2 shifts all lanes alike
+    float pixels[3 * kRun];
+    for (int x = 0; x < width; x += kRun) {
+      const int n = width - x < kRun ? width - x : kRun;
+      to_levels(pixels, row + 3 * (ptrdiff_t)x, 3 * n);
+      to_planes(planes + x, pitch, pixels, n, 3);
+    }
+    return;
   }
+  IntVec word[3], shift[3];  // where byte c of pixel i lies
+  for (int c = 0; c < 3; ++c) {
+    for (int i = 0; i < kLanes; ++i) {
+      word[c][i] = (3 * i + c) / 4;
+      shift[c][i] = (3 * i + c) % 4 * 8;
+    }
+  }
+  int x = 0;
+  for (; x + kLanes <= width; x += kLanes) {
+    // Four bytes a pixel are read, so the last pixels' begin earlier.
+    const int back = x + 2 * kLanes > width ? kLanes / 4 : 0;
+    if (back > 3 * x / 4) break;
+    const Vec bytes = *(const UnalignedVec*)(row + 3 * (ptrdiff_t)x - 4 * back);
+    for (int c = 0; c < 3; ++c) {
+      const IntVec level = (IntVec)pick(bytes, word[c] + back) >> shift[c] & 255;
+      store(planes + c * pitch + x, __builtin_convertvector(level, Vec) * (1.0f / 255));
+    }
+  }
+  for (int c = 0; c < 3; ++c)
+    for (int i = x; i < width; ++i) planes[c * pitch + i] = row[3 * i + c] * (1.0f / 255);
 }
 
 // Features of a pixel, in order: guide [g], guide products [g (g + 1) / 2], values [k],
@@ -87,8 +111,26 @@ inline void slide_windows(double* __restrict sums, double* __restrict state,
   for (int j = 0; j < N; ++j) state[j] = s[j];
 }
 
+// Of a small window the sum itself is faster.
+template <int R>
+inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int width,
+                        int features) {
+  for (int f = 0; f < features; ++f, sums += kWindows, column += pitch) {
+    double* __restrict out = sums;
+    const double* __restrict in = column;
+    for (int x = 0; x < width; ++x) {
+      double s = in[x];
+      for (int j = 1; j <= 2 * R; ++j) s += (in + j)[x];
+      out[x] = s;
+    }
+  }
+}
+
 inline void window_sums(double* sums, double* state, const double* column, ptrdiff_t pitch,
                         int radius, int width, int features) {
+  if (radius == 1) return add_windows<1>(sums, column + 1, pitch, width, features);
+  if (radius == 2) return add_windows<2>(sums, column + 1, pitch, width, features);
+  if (radius == 3) return add_windows<3>(sums, column + 1, pitch, width, features);
   const ptrdiff_t reach = 2 * (ptrdiff_t)radius + 1;
   int f = 0;
   for (; f + 4 <= features; f += 4)
@@ -325,26 +367,76 @@ inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float*
   }
 }
 
-template <int N>
-inline void blend_channels(float* out, const float* row, const int* begin, const int* pixels,
-                           const float* weights, int width, int channels) {
-  for (int x = 0; x < width; ++x, out += channels) {
-    float sum[N] = {};
-    for (int i = begin[x]; i < begin[x + 1]; ++i)
-      for (int c = 0; c < N; ++c) sum[c] += weights[i] * row[(ptrdiff_t)pixels[i] * channels + c];
-    for (int c = 0; c < N; ++c) out[c] = sum[c];
+// Not inlined, as to_levels.
+__attribute__((noinline)) inline void add_bytes(uint16_t* __restrict sums,
+                                                const uint8_t* __restrict bytes, size_t n) {
+  for (size_t i = 0; i < n; ++i) sums[i] = sums[i] + bytes[i];
+}
+
+__attribute__((noinline)) inline void to_means(float* __restrict out,
+                                               const uint16_t* __restrict sums, float share,
+                                               size_t n) {
+  for (size_t i = 0; i < n; ++i) out[i] = sums[i] * share;
+}
+
+inline void mean_colours(float* out, const uint8_t* const* rows, int count, int pixels, int width) {
+  const float share = 1.0f / (255.0f * count * pixels);
+  uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];  // four of them are moved for three
+  const int most = kMeans / pixels;
+  for (int x = 0; x < width; x += most) {
+    const int some = width - x < most ? width - x : most;
+    const size_t n = 3 * (size_t)some * pixels, begin = 3 * (size_t)x * pixels;
+    for (size_t i = 0; i <= n; ++i) sums[i] = 0;
+    for (int j = 0; j < count; ++j) add_bytes(sums, rows[j] + begin, n);
+    const uint16_t* at = sums;
+    for (int i = 0; i < some; ++i) {
+      uint64_t all = 0;  // 16 bits a channel: nothing is carried over
+      for (int j = 0; j < pixels; ++j, at += 3) {
+        uint64_t four;
+        __builtin_memcpy(&four, at, sizeof(four));
+        all += four;
+      }
+      __builtin_memcpy(means + 3 * i, &all, sizeof(all));
+    }
+    to_means(out + 3 * (size_t)x, means, share, 3 * some);
   }
 }
 
-inline void blend_pixels(float* out, const float* row, const int* begin, const int* pixels,
+// N channels, held in a T; four neighbours, as when a picture is made a quarter of its size,
+// without a loop.
+template <class T, int N>
+inline void blend_channels(float* __restrict out, const float* row, const int* first,
+                           const int* begin, const float* weights, int width, int channels) {
+  for (int x = 0; x < width; ++x, out += channels) {
+    const float* w = weights + begin[x];
+    const float* p = row + (ptrdiff_t)first[x] * channels;
+    const int n = begin[x + 1] - begin[x];
+    const auto at = [&](ptrdiff_t i) {
+      T pixel;
+      __builtin_memcpy(&pixel, p + i * channels, sizeof(T));
+      return w[i] * pixel;
+    };
+    T sum = at(0);
+    if (n == 4) {
+      sum += at(1), sum += at(2), sum += at(3);
+    } else {
+      for (int i = 1; i < n; ++i) sum += at(i);
+    }
+    __builtin_memcpy(out, &sum, N * sizeof(float));
+  }
+}
+
+inline void blend_pixels(float* out, const float* row, const int* first, const int* begin,
                          const float* weights, int width, int channels) {
+  typedef float Four __attribute__((vector_size(16)));
+  typedef float Eight __attribute__((vector_size(32)));
   int c = 0;
   for (; c + 8 <= channels; c += 8)
-    blend_channels<8>(out + c, row + c, begin, pixels, weights, width, channels);
+    blend_channels<Eight, 8>(out + c, row + c, first, begin, weights, width, channels);
   for (; c + 3 <= channels; c += 3)
-    blend_channels<3>(out + c, row + c, begin, pixels, weights, width, channels);
+    blend_channels<Four, 3>(out + c, row + c, first, begin, weights, width, channels);
   for (; c < channels; ++c)
-    blend_channels<1>(out + c, row + c, begin, pixels, weights, width, channels);
+    blend_channels<float, 1>(out + c, row + c, first, begin, weights, width, channels);
 }
 
 #define SEG_TABLE(target, lanes)                                                                  \
@@ -356,5 +448,5 @@ inline void blend_pixels(float* out, const float* row, const int* begin, const i
         target::to_planes, target::bytes_to_planes, target::add_products, target::add_planes,     \
         target::window_sums, target::solve, target::window_means, target::apply,                  \
         target::apply_band, target::lift_band, target::blend_rows, target::blend_byte_rows,       \
-        target::blend_pixels                                                                      \
+        target::mean_colours, target::blend_pixels                                                \
   }

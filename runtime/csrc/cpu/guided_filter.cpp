@@ -64,8 +64,8 @@ struct Positions {
 
 // The full-resolution pixels under each of n_low, and their shares of its area.
 struct Shares {
-  std::vector<int> begin;  // of each low pixel's in the two below, and the end
-  std::vector<int> pixel;
+  std::vector<int> first;  // pixel under each
+  std::vector<int> begin;  // of each one's shares, and their end
   std::vector<float> share;
   Shares(int n_low, int n) : begin(1, 0) {
     const double size = static_cast<double>(n) / n_low;
@@ -74,10 +74,10 @@ struct Shares {
       for (int j = static_cast<int>(low); j < n && j < high; ++j) {
         const double part = std::min(high, j + 1.0) - std::max(low, static_cast<double>(j));
         if (part < 1e-6) continue;
-        pixel.push_back(j);
+        if (static_cast<int>(share.size()) == begin.back()) first.push_back(j);
         share.push_back(static_cast<float>(part / size));
       }
-      begin.push_back(static_cast<int>(pixel.size()));
+      begin.push_back(static_cast<int>(share.size()));
     }
   }
 };
@@ -90,6 +90,17 @@ void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const float* ro
 void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
                int channels) {
   k.bytes_to_planes(planes, pitch, row, width, channels);
+}
+
+bool mean(const Kernels&, float*, const float* const*, int, int, int, int) { return false; }
+
+// Sums of bytes are whole numbers, which is faster: of colours, where every share is the same.
+bool mean(const Kernels& k, float* out, const uint8_t* const* rows, int count, int low_width,
+          int width, int channels) {
+  const int pixels = width / low_width;
+  if (channels != 3 || width % low_width || count * pixels > kMeans) return false;
+  k.mean_colours(out, rows, count, pixels, low_width);
+  return true;
 }
 
 void blend_rows(const Kernels& k, float* out, const float* const* rows, const float* weights,
@@ -148,23 +159,21 @@ void lift_bands(const float* coefficients, const Guide* guide, int low_height, i
                 int height, int width, int features, int guide_channels, int threads,
                 const Kernels& k, const Emit& emit) {
   const Positions py(height, low_height), px(width, low_width);
-  const int g = guide_channels, pitch = wide(low_width + 1);
-  const size_t row = static_cast<size_t>(features) * pitch;
+  const int g = guide_channels;
+  const size_t row = static_cast<size_t>(features) * low_width;
+  // A row is read past its end. There the next one is, but after the last.
+  const float* const bottom = coefficients + (low_height - 1) * row;
+  std::vector<float> last(bottom, bottom + row);
+  last.resize(row + kPad);
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> rows(2 * row);  // an even low row and an odd one
     std::vector<float> levels(static_cast<size_t>(kBand) * g * kLift);
     const int end = block_begin(block + 1, height);
-    int ready = -1;  // the last low row in rows
+    const auto at = [&](int y) {
+      return y == low_height - 1 ? last.data() : coefficients + y * row;
+    };
     for (int y = block_begin(block, height); y < end;) {
-      const int low = py.low[y], next = std::min(low + 1, low_height - 1);
-      for (ready = std::max(ready, low - 1); ready < next;) {
-        ++ready;
-        const float* plane = coefficients + static_cast<size_t>(ready) * features * low_width;
-        float* to = rows.data() + (ready % 2) * row;
-        for (int f = 0; f < features; ++f, plane += low_width, to += pitch)
-          std::fill(std::copy(plane, plane + low_width, to), to + pitch, plane[low_width - 1]);
-      }
-      Band band = {rows.data() + (low % 2) * row, rows.data() + (next % 2) * row, pitch};
+      const int low = py.low[y];
+      Band band = {at(low), at(std::min(low + 1, low_height - 1)), low_width};
       band.guide = levels.data(), band.guide_pitch = kLift;
       const int first = y;
       for (; y < end && py.low[y] == low && band.rows < kBand; ++y)
@@ -237,16 +246,20 @@ void shrink(float* out, const T* planes, int low_height, int low_width, int heig
   const size_t row = static_cast<size_t>(width) * channels;
   const Shares py(low_height, height), px(low_width, width);
   parallel_for(threads, kBlocks, [&](int block) {
-    std::vector<float> sum(row);
+    std::vector<float> sum(row + 1);
     std::vector<const T*> rows;
     for (int y = block_begin(block, low_height); y < block_begin(block + 1, low_height); ++y) {
       rows.clear();
-      for (int i = py.begin[y]; i < py.begin[y + 1]; ++i)
-        rows.push_back(planes + py.pixel[i] * row);
-      blend_rows(k, sum.data(), rows.data(), py.share.data() + py.begin[y],
-                 static_cast<int>(rows.size()), row);
-      k.blend_pixels(out + static_cast<size_t>(y) * low_width * channels, sum.data(),
-                     px.begin.data(), px.pixel.data(), px.share.data(), low_width, channels);
+      for (int i = 0; i < py.begin[y + 1] - py.begin[y]; ++i)
+        rows.push_back(planes + (py.first[y] + i) * row);
+      float* const means = out + static_cast<size_t>(y) * low_width * channels;
+      const int count = static_cast<int>(rows.size());
+      if (height % low_height == 0 &&
+          mean(k, means, rows.data(), count, low_width, width, channels))
+        continue;
+      blend_rows(k, sum.data(), rows.data(), py.share.data() + py.begin[y], count, row);
+      k.blend_pixels(means, sum.data(), px.first.data(), px.begin.data(), px.share.data(),
+                     low_width, channels);
     }
   });
 }

@@ -34,6 +34,7 @@ constexpr int kStrip = 72;        // tiles that conv3 takes at a time: rows of w
 constexpr int kWindows = 128;     // pixels whose window sums are taken at a time
 constexpr int kBand = 4;          // rows that are lifted together, at most
 constexpr size_t kBlend = 512;    // floats that are averaged at a time: they stay in the cache
+constexpr int kMeans = 256;       // bytes whose sum fits 16 bits
 constexpr int kRun = 64;          // pixels that other kernels should get: these stay in the cache
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -207,9 +208,13 @@ struct Kernels {
                      size_t n);
   void (*blend_byte_rows)(float* out, const uint8_t* const* rows, const float* weights, int count,
                           size_t n);
-  // out[x] = sum over begin[x] <= i < begin[x + 1] of weights[i] * row[pixels[i]], x < width, for
-  // pixels of some channels.
-  void (*blend_pixels)(float* out, const float* row, const int* begin, const int* pixels,
+  // The means of `pixels` neighbours of `count` rows of colours, / 255; pixels * count at most
+  // kMeans.
+  void (*mean_colours)(float* out, const uint8_t* const* rows, int count, int pixels, int width);
+  // out[x] = sum over i of weights[begin[x] + i] * row[first[x] + i], as many as until begin[x +
+  // 1], at least one, x < width, for pixels of some channels; row can be read one float past its
+  // end.
+  void (*blend_pixels)(float* out, const float* row, const int* first, const int* begin,
                        const float* weights, int width, int channels);
 };
 
