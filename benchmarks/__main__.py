@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from runtime.errors import SdkError
+from runtime import cli
 
 COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
 
@@ -17,31 +18,29 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]",
               file=sys.stdout if asked else sys.stderr)  # fmt: skip
         return 0 if asked else 2
-    try:
-        if argv[0] == "latency":
-            from benchmarks.latency import main as run
-        elif argv[0] == "compare":
-            from benchmarks.compare import main as run
-        elif argv[0] == "report":
-            from benchmarks.page import main as run
-        elif argv[0] == "quality":
-            from benchmarks.quality import main as run
-        elif argv[0] == "ops":
-            from benchmarks.ops import main as run
-        elif argv[0] == "photo":
-            from benchmarks.photo import main as run
-        elif argv[0] == "stream":
-            from benchmarks.stream import main as run
-        elif argv[0] == "gpu":
-            from benchmarks.gpu import main as run
-        else:
-            from benchmarks.step import main as run
-        return run(argv[1:])
-    except SdkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return cli.run(lambda: _command(argv[0])(argv[1:]))
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name == "latency":
+        from benchmarks.latency import main
+    elif name == "compare":
+        from benchmarks.compare import main
+    elif name == "report":
+        from benchmarks.page import main
+    elif name == "quality":
+        from benchmarks.quality import main
+    elif name == "ops":
+        from benchmarks.ops import main
+    elif name == "photo":
+        from benchmarks.photo import main
+    elif name == "stream":
+        from benchmarks.stream import main
+    elif name == "gpu":
+        from benchmarks.gpu import main
+    else:
+        from benchmarks.step import main
+    return main
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from runtime.errors import InputError
 
 THRESHOLD_EXCEEDED = 6
 AUTO = [50.0, 90.0, 95.0, 99.0]
-MACHINE = ("cpu", "target", "threads")
-SOFTWARE = ("python", "numpy", "opencv", "versions", "governors")
+MACHINE = ("cpu", "target", "threads", "jetson", "cpu_mhz_limits", "GPUs")
+SOFTWARE = ("python", "numpy", "opencv", "versions", "governors", "drivers")
 
 
 def ratio(a: np.ndarray, b: np.ndarray, q: float) -> tuple[float, float, float]:
@@ -91,11 +91,19 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in KEY)
 
 
+def environment(document: dict[str, Any]) -> dict[str, Any]:
+    """A document's environment, with the names and drivers of its GPUs."""
+    found = document["environment"]
+    before = found.get("before")
+    gpus = before.get("gpus") if isinstance(before, dict) else None
+    listed = [g for g in gpus if isinstance(g, dict)] if isinstance(gpus, list) else []
+    return found | {"GPUs": [g.get("name") for g in listed],
+                    "drivers": [g.get("driver") for g in listed]}  # fmt: skip
+
+
 def differences(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> list[str]:
     """What is not the same in two environments, in words."""
-    ends = [
-        (n, d["environment"].get(n), e) for n in names for d, e in [(a, b["environment"].get(n))]
-    ]
+    ends = [(name, *(environment(d).get(name) for d in (a, b))) for name in names]
     return [f"{name} was {was}, is {now}" for name, was, now in ends if was != now]
 
 
@@ -136,7 +144,8 @@ def main(argv: list[str]) -> int:
         )
     warnings = doubts + differences(a, b, SOFTWARE)
     if a["prior"] != b["prior"] or a["hashes"] != b["hashes"]:
-        warnings.append(f"the model was {a['prior']}, is {b['prior']}, or its files have changed")
+        now = f"is {b['prior']}; or its files or the pictures have changed"
+        warnings.append(f"the model was {a['prior']}, {now}")
     found = {key(r) for _, r in both}
     lone = [
         f"{r['name']} is in one file only" for d in (a, b) for r in d["rows"] if key(r) not in found

@@ -17,6 +17,8 @@ from benchmarks import report
 from runtime.errors import InputError
 
 SCHEMA = "dg-latency/1"
+MODES = ("back-to-back", "paced", "stream")
+MOST_ROWS = 100
 KEY = ("mode", "rate", "refine", "steps", "threads", "device", "backend", "precision")
 PARTS = ("memory", "power", "peers")  # tables beside the rows
 LONGEST = 1e9  # milliseconds
@@ -116,6 +118,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_bytes())
+        json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -138,13 +141,18 @@ def _wrong(d: Any) -> str:
     for name, kind in kinds.items():
         if not isinstance(d.get(name), kind):
             return f"{name} is missing or no {kind.__name__}"
-    if not all(_is_number(p) and 0 < p < 100 for p in d["percentiles"]):
-        return "percentiles are not between 0 and 100"
+    wanted = d["percentiles"]
+    if len(wanted) > MOST_ROWS or not all(_is_number(p) and 1 <= p <= 99.99 for p in wanted):
+        return f"percentiles are not at most {MOST_ROWS} numbers from 1 to 99.99"
+    if len(d["rows"]) > MOST_ROWS:
+        return f"it has {len(d['rows'])} rows; wanted at most {MOST_ROWS}"
     if not all(isinstance(part, dict) for name in PARTS for part in d[name]):
         return f"{', '.join(PARTS)} hold something else than tables"
     o = d.get("overhead")
     if o is not None and not (
-        isinstance(o, dict) and all(_is_number(o.get(k)) for k in ("ms_a_stage", "share"))
+        isinstance(o, dict)
+        and all(_is_number(o.get(k)) for k in ("ms_a_stage", "share"))
+        and isinstance(o.get("of"), str)
     ):
         return "overhead is none"
     for i, row in enumerate(d["rows"]):
@@ -161,6 +169,8 @@ def _wrong_row(r: Any) -> str:
     device = r.get("device_ms", {})  # older files have none
     if not all(isinstance(r[k], str) for k in _TEXTS):
         return f"{', '.join(_TEXTS)} are not all texts"
+    if r["mode"] not in MODES or (r["rate"] is None) == (r["mode"] == "paced"):
+        return f"its mode is none of {', '.join(MODES)}, or its rate is not that of a paced one"
     counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
     if not all(isinstance(n, int) and 0 <= n < 2**53 for n in counts):
         return "its counts are not whole numbers"

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks import document as documents
 from benchmarks import machine, metrics, peers, report
-from benchmarks.document import Row, summarise
+from benchmarks.document import MODES, Row, summarise
 from benchmarks.step import last_error, thread_counts
 from runtime import load
 from runtime.backend import default_threads
@@ -38,6 +38,7 @@ from runtime.build import BACKENDS
 from runtime.bundle import MANIFEST
 from runtime.cli import Parser, option, some_path
 from runtime.config import PRESETS
+from runtime.device import parse_device
 from runtime.errors import InputError, MissingBackend, SdkError
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
@@ -48,7 +49,6 @@ SCOPE = (
     "end-to-end wall time: uint8 RGB picture on the host to int32 labels on the host, with "
     "preprocessing, prior, all refinement steps, guided filter and postprocessing"
 )
-MODES = ("back-to-back", "paced", "stream")
 EXPORTS = {
     "json": "latency.json",
     "csv": "latency.csv",
@@ -250,27 +250,44 @@ def hashes(prior: str) -> dict[str, str]:
     if bundle is None and not path.is_file():
         return {}
     file = path if bundle is None else bundle.path / MANIFEST
-    return {str(file.relative_to(path.parent)): hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {str(file.relative_to(path.parent)): hash_of(file.read_bytes())}
 
 
-def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> None:
-    """Write what was asked for, each file whole or not at all, the raw samples first."""
-    folder.mkdir(parents=True, exist_ok=True)
+def hash_of(data: bytes) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[InputError]:
+    """Write what was asked for, each file whole or not at all, the raw samples first; what could
+    not be written."""
+    failures = []
     for kind in kinds:
-        if kind == "json":
-            text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        elif kind == "csv":
-            text = documents.as_csv(document)
-        elif kind == "md":
-            text = documents.as_text(document) + "\n"
-        elif kind == "trace":
-            text = documents.as_trace(document)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / EXPORTS[kind], exported(document, kind).encode())
+        except OSError as error:
+            failures.append(InputError(f"{folder} cannot be made: {error.strerror}"))
+        except InputError as error:
+            failures.append(error)
         else:
-            from benchmarks import page
+            print(f"saved {folder / EXPORTS[kind]}", file=sys.stderr)
+    return failures
 
-            text = page.render({"latency": document})
-        write_atomic(folder / EXPORTS[kind], text.encode())
-        print(f"saved {folder / EXPORTS[kind]}", file=sys.stderr)
+
+def exported(document: dict[str, Any], kind: str) -> str:
+    """The document as one of EXPORTS."""
+    if kind == "json":
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if kind == "csv":
+        return documents.as_csv(document)
+    if kind == "md":
+        return documents.as_text(document) + "\n"
+    if kind == "trace":
+        return documents.as_trace(document)
+    from benchmarks import page
+
+    return page.render({"latency": document})
 
 
 def positive(text: str) -> float:
@@ -308,8 +325,14 @@ def size_of(text: str) -> tuple[int, int]:
     """ "480x640" as height and width."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdigit() and 0 < int(p) <= 16384 for p in parts):
-        raise InputError(f"imgsz is {text!r}; wanted HEIGHTxWIDTH, as 480x640")
+        raise InputError(f"imgsz is {text!r}; wanted HEIGHTxWIDTH up to 16384, as 480x640")
     return int(parts[0]), int(parts[1])
+
+
+def device_of(text: str) -> str:
+    """A device's name; InputError for anything else."""
+    parse_device(text)
+    return text
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
@@ -338,6 +361,8 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
             )
         truths = []
         for path, picture in zip(args.labels, pictures, strict=True):
+            if not Path(path).exists():
+                raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
             data = np.fromfile(path, np.uint8) if Path(path).is_file() else np.empty(0, np.uint8)
             truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
             if truth is None or truth.ndim != 2:
@@ -368,8 +393,8 @@ def check_packages(drawing: bool) -> None:
         ) from error
 
 
-def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Fill the document row by row, so that an error or an interrupt loses nothing."""
+def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row]) -> None:
+    """Fill the document and the rows one by one, so that an error or an interrupt loses nothing."""
     pictures, truths = load_pictures(args)
     modes = args.mode or [m for m in MODES if m != "paced" or args.rate is not None]
     seconds, asked = args.duration, args.refine
@@ -383,6 +408,9 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
         base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
     document["percentiles"] = args.percentile
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
+    document["hashes"]["pictures"] = hash_of(b"".join(p.tobytes() for p in pictures))
+    # What libraries do once in a process is in no row.
+    Segmenter(**options, refine=base, threads=1, self_test="never")(pictures[0])
     for threads in args.threads:
         cv2.setNumThreads(threads)
         for steps in asked if asked is not None else [base.steps if base else 0]:
@@ -395,14 +423,11 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
                     row.steps = min(steps, WARM_STEPS)
                 row.rate = args.rate if mode == "paced" else None
                 if config is not None:
-                    row.refine = f"{config.objective} at scale {config.scale:g}"
+                    row.refine = refinement(config)
                 row.partial = True
-                try:
-                    run_row(row, made, pictures, seconds)
-                    row.partial = False
-                finally:
-                    if row.total_ms:
-                        document["rows"].append(summarise(row, args.percentile))
+                rows.append(row)
+                run_row(row, made, pictures, seconds)
+                row.partial = False
             what = {"calls": f"{documents.counted(steps, 'step')}, "}
             what["calls"] += documents.counted(threads, "thread")
             if args.memory:
@@ -416,6 +441,13 @@ def measure(args: argparse.Namespace, document: dict[str, Any]) -> None:
                     continue  # it is a refinement
                 print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
                 document["peers"].append(peers.PEERS[peer](seg, pictures[0], seconds))
+
+
+def refinement(config: RefineConfig) -> str:
+    """The objective, the working scale, and settings that are not the objective's own."""
+    changes = config.changes()
+    words = [f"{k} {v[0]}" for k, v in changes.items() if k not in ("steps", "seed", "scale")]
+    return ", ".join([f"{config.objective} at scale {config.scale:g}", *words])
 
 
 def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], seconds: float) -> None:
@@ -481,7 +513,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--mode",
         type=option(lambda text: words(text, "mode", MODES)),
-        help="some of back-to-back,paced,stream (default: all; paced if --rate is given)",
+        help="some of back-to-back,paced,stream (default: all, paced only with --rate)",
     )
     add("--rate", type=option(positive), help="pictures/s of paced")
     add("--duration", type=option(positive), default=10.0, help="seconds a row (%(default)g)")
@@ -492,7 +524,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=str(default_threads()),
         help="e.g. 1,2 (%(default)s)",
     )
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
+    add("--device", type=option(device_of), default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
     precisions = ("fp32", "tf32")
     add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
     add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
@@ -509,10 +541,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--export",
         type=option(lambda text: words(text, "export", EXPORTS)),
-        default=",".join(EXPORTS),
-        help="written to DIR (%(default)s)",
+        help=f"written to DIR ({','.join(EXPORTS)})",
     )
-    add("-o", "--out", type=some_path, help="folder DIR for the results; those in it are replaced")
+    add("-o", "--out", type=some_path, help="folder DIR; files of the same names are replaced")
     add("--json", action="store_true", help="print the document instead of the tables")
     args = parser.parse_args(argv)
     if args.picture and args.video:
@@ -521,6 +552,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--labels need the --picture that they are of")
     if args.mode and "paced" in args.mode and args.rate is None:
         parser.error("--mode paced needs a rate, as --rate 30")
+    if args.mode and "paced" not in args.mode and args.rate is not None:
+        parser.error("--rate is for --mode paced")
+    if args.export and args.out is None:
+        parser.error("--export needs a folder, as -o DIR")
+    args.export = args.export or list(EXPORTS)
     return args
 
 
@@ -537,40 +573,51 @@ def main(argv: list[str]) -> int:
             "device time: CUDA events around preprocess, the network on this GPU, the native "
             "refinement's steps and the filter, copies included; other stages do not run there"
         )
-    document |= {"command": ["python", "-m", "benchmarks", "latency", *argv]}
-    document |= {"prior": args.prior, "hashes": hashes(args.prior)}
+    said = [w.encode(errors="replace").decode() for w in (args.prior, *argv)]  # odd file names
+    document |= {"command": ["python", "-m", "benchmarks", "latency", *said[1:]]}
+    document |= {"prior": said[0], "hashes": hashes(args.prior)}
     environment = report.environment() | machine.description()
     document["environment"] = environment | {"before": machine.state()}
     document |= {"rows": [], "memory": [], "power": [], "peers": []}
+    rows: list[Row] = []
     code, failure = 0, None
+    before = signal.signal(signal.SIGINT, interrupt_once)
     try:
-        measure(args, document)
-    except KeyboardInterrupt:
-        code = 130
-    except SdkError as error:
-        failure = error
-    document["partial"] = failure is not None or code != 0
-    if not document["rows"]:
-        if failure is not None:
-            raise failure
-        print("interrupted before anything was measured; nothing is written", file=sys.stderr)
-        return code
-    document["environment"]["after"] = machine.state()
-    document["overhead"] = overhead(document["rows"])
-    if args.out:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C shall lose nothing
         try:
-            export(document, args.out, args.export)
-        finally:
-            signal.signal(signal.SIGINT, before)
+            measure(args, document, rows)
+        except KeyboardInterrupt:
+            code = 130
+        except SdkError as error:
+            failure = error
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is lost from here on
+        document["rows"] = [summarise(r, args.percentile) for r in rows if r.total_ms]
+        document["partial"] = failure is not None or code != 0
+        if not document["rows"]:
+            if failure is not None:
+                raise failure
+            print("interrupted before anything was measured; nothing is written", file=sys.stderr)
+            return code
+        document["environment"]["after"] = machine.state()
+        document["overhead"] = overhead(document["rows"])
+        unwritten = export(document, args.out, args.export) if args.out else []
+    finally:
+        signal.signal(signal.SIGINT, before)
     print(json.dumps(document, allow_nan=False) if args.json else documents.as_text(document))
     if args.power and not document["power"] and not document["partial"]:
         print("power: no sensor that this machine shows", file=sys.stderr)
     if document["partial"]:
         print("what was measured is kept and marked partial", file=sys.stderr)
+    if unwritten:
+        raise unwritten[0]
     if failure is not None:
         raise failure
     return code
+
+
+def interrupt_once(*_: Any) -> None:
+    """Of Ctrl-C: a second one shall not lose what the first one keeps."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

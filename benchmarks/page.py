@@ -40,14 +40,19 @@ figcaption, li { font-size: 13px; color: #444 } .bad { color: #b00020 }
 """
 
 
-def _figure(width: float, height: float, rows: int = 1) -> Any:
-    """A figure and its axes, one below the other."""
+def _check_matplotlib() -> None:
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MissingBackend(
             "the page's plots need matplotlib", fix="pip install 'dynaguide-edge[bench]'"
         ) from error
+
+
+def _figure(width: float, height: float, rows: int = 1) -> Any:
+    """A figure and its axes, one below the other."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=rows > 1, squeeze=False)[:, 0]
     for axis in axes:
@@ -165,6 +170,14 @@ def quality(rows: list[dict[str, Any]]) -> str:
 
 def render(found: dict[str, dict[str, Any]]) -> str:
     """The whole page of documents by name."""
+    _check_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+        return _render(found)
+
+
+def _render(found: dict[str, dict[str, Any]]) -> str:
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
     for name, document in found.items():
         parts.append(f"<h1>{html.escape(name)}: {html.escape(str(document['prior']))}</h1>")

@@ -28,6 +28,9 @@ def environment() -> dict[str, Any]:
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
+        else:  # ARM's names no model; the board's does
+            board = Path("/proc/device-tree/model")
+            cpu = board.read_text().strip("\0\n") if board.exists() else cpu
     except OSError:
         pass  # not Linux
     return {

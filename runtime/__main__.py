@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _inspect(args: argparse.Namespace) -> int:
             "bundle": str(bundle.path),
             "ok": problem is None,
             "manifest": bundle.manifest,
-            "refine_changes": _changes(bundle.refine()),
+            "refine_changes": bundle.refine().changes(),
             "files": files,
         }
         _print_json(document | _told(problem))
@@ -190,14 +190,8 @@ def _preprocess_words(bundle: Bundle) -> str:
     )
 
 
-def _changes(config: RefineConfig) -> dict[str, list[Any]]:
-    """Settings that are not their objective's own: name -> [value, default]."""
-    default = asdict(RefineConfig(objective=config.objective))
-    return {k: [v, default[k]] for k, v in asdict(config).items() if v != default[k]}
-
-
 def _refine_words(config: RefineConfig) -> str:
-    changes = _changes(config)
+    changes = config.changes()
     changes.pop("objective", None)
     changes.setdefault("steps", [config.steps])
     words = [

@@ -58,6 +58,11 @@ class RefineConfig(RefineOptions):
             raise InputError(f"refine is {name!r}; wanted one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
+    def changes(self) -> dict[str, list[Any]]:
+        """Settings that are not their objective's own: name -> [value, default]."""
+        default = asdict(RefineConfig(objective=self.objective))
+        return {k: [v, default[k]] for k, v in asdict(self).items() if v != default[k]}
+
     def options(self) -> dict[str, Any]:
         """The part that :func:`runtime.refine` takes."""
         own = {f.name for f in fields(RefineOptions)}

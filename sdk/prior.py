@@ -89,10 +89,11 @@ def make_prior(
         path = Path(prior)
         if path.suffix.lower() == ".onnx":
             return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
+        there = "" if path.exists() else ", which does not exist"
         raise InputError(
-            f"prior is {str(prior)!r}; wanted 'kmeans', a bundle folder, an .onnx file or a "
+            f"prior is {str(prior)!r}{there}; wanted 'kmeans', a bundle folder, an .onnx file or a "
             "callable",
-            fix="use Segmenter('kmeans')",
+            fix=f"check the name; seen from {Path.cwd()}",
         )
     if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):
         return prior

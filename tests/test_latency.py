@@ -122,6 +122,10 @@ def test_words_numbers_and_sizes():
         (["--preset", "nothing"], "nothing"),
         (["--threads", "0"], "threads"),
         (["-o", ""], "it is empty; wanted a path"),
+        (["--rate", "9", "--mode", "stream"], "--rate is for --mode paced"),
+        (["--export", "json"], "--export needs a folder"),
+        (["--device", "foo"], "device is 'foo'"),
+        (["--imgsz", "99999x99999"], "up to 16384"),
         (["--durations", "1"], "did you mean --duration?"),
     ],
 )
@@ -138,7 +142,8 @@ def test_bad_options_are_usage_errors(argv, message, capsys):
         (["--picture", "none.png"], "none.png"),
         (["--video", "none.mp4"], "none.mp4 does not exist"),
         (["nothing.onnx"], "nothing.onnx"),
-        (["nothing"], "nothing"),
+        (["nothing"], "which does not exist"),
+        (["--picture", "tests/test_latency.py", "--labels", "none.png"], "test_latency.py"),
     ],
 )
 def test_files_that_are_missing_are_named(argv, message, capsys):
@@ -354,6 +359,63 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
     assert "Partial" in (tmp_path / "latency.html").read_text()
     with pytest.raises(InputError, match="partial"):
         compare.main([str(tmp_path / "latency.json")] * 2)
+
+
+def test_a_second_interrupt_loses_nothing(tmp_path):
+    """Summing up takes a while: it is not to be interrupted."""
+    (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
+    code = (
+        "import signal, sys\n"
+        "from benchmarks import __main__ as command, latency\n"
+        "real, calls = latency.back_to_back, []\n"
+        "def first(row, seg, pictures, seconds, tell):\n"
+        "    real(row, seg, pictures, 0.3, tell)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "latency.RUN['back-to-back'] = first\n"
+        "summed = latency.summarise\n"
+        "def again(*args):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    return summed(*args)\n"
+        "latency.summarise = again\n"
+        "sys.exit(command.main(sys.argv[1:]))\n"
+    )
+    argv = ["latency", "--picture", str(tmp_path / "p.png"), "--refine", "1", "--threads", "1"]
+    argv += ["--mode", "back-to-back", "-o", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=HERE, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 130 and "marked partial" in done.stderr, done.stderr
+    found = documents.load(tmp_path / "latency.json")
+    assert found["partial"] and found["rows"][0]["summary"]["n"] > 3
+
+
+def test_what_cannot_be_written_costs_nothing_else(tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
+    real = latency.write_atomic
+
+    def full(path, data):
+        if path.name in ("latency.json", "latency.md"):
+            raise InputError(f"{path} cannot be written: File too large")
+        real(path, data)
+
+    monkeypatch.setattr(latency, "write_atomic", full)
+    argv = ["latency", "--picture", str(tmp_path / "p.png"), "--refine", "1", "--duration", "0.3"]
+    out = tmp_path / "out"
+    assert command.main([*argv, "--mode", "back-to-back", "-o", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "latency.json cannot be written" in told.err and "| back-to-back, 1 step" in told.out
+    assert sorted(p.name for p in out.iterdir()) == ["latency.csv", "latency.html", "trace.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *argv, "--mode", "back-to-back"],
+        cwd=HERE, stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr
+
+
+def test_refinements_are_told_apart():
+    names = {latency.refinement(RefineConfig.preset(p)) for p in latency.PRESETS}
+    assert len(names) == len(latency.PRESETS)
+    assert latency.refinement(RefineConfig(steps=3, seed=7)) == "residual at scale 0.5"
 
 
 def test_an_error_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
@@ -587,9 +649,23 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
         assert compare.main([*order, "--force"]) == 0
     assert compare.main([a, a, "--percentile", "99.9"]) == 1
     assert "n/a (n=1000, need 2995)" in capsys.readouterr().out
-    other = changed(tmp_path / "other.json", environment={"cpu": "another"})
-    with pytest.raises(InputError, match="cpu was None, is another"):
-        compare.main([a, other])
+    for there, message in (
+        ({"cpu": "another"}, "cpu was None, is another"),
+        ({"jetson": {"model": "Orin", "power_mode": "7W"}}, "jetson was None, is {'model'"),
+        ({"cpu_mhz_limits": [[1000, 2000]]}, "cpu_mhz_limits was None"),
+        ({"before": {"gpus": [{"name": "X"}]}}, r"GPUs was \[\], is \['X'\]"),
+    ):
+        other = changed(tmp_path / "other.json", environment=there)
+        with pytest.raises(InputError, match=message):
+            compare.main([a, other])
+    drivers = [
+        changed(
+            tmp_path / f"{d}.json", environment={"before": {"gpus": [{"name": "X", "driver": d}]}}
+        )
+        for d in "12"
+    ]
+    assert compare.main(drivers) == 0
+    assert "drivers was ['1'], is ['2']" in capsys.readouterr().err
     assert compare.main([a, changed(tmp_path / "m.json", hashes={"x": "1"}, prior="x.onnx")]) == 0
     assert "the model was kmeans, is x.onnx" in capsys.readouterr().err
 
@@ -604,6 +680,10 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
         {"row_total_ms": [-1.0] * 1000}, {"row_start_s": [1]}, {"row_stages_ms": {"refine": [1]}},
         {"row_stages_ms": 5}, {"row_cpu_mhz": None}, {"row_quality": 5}, {"row_rate": "fast"},
         {"row_quality": {"what": "mIoU", "value": "high"}}, {"row_total_ms": [10**400] * 1000},
+        {"percentiles": [1e-9]}, {"percentiles": [99.9999999]}, {"percentiles": [50] * 3000},
+        {"row_unserved": 3, "row_mode": "paced"}, {"row_rate": 5.0}, {"row_mode": "$\\frac{$"},
+        {"overhead": {"ms_a_stage": 1, "share": 0.1}},
+        {"rows": [document([1.0] * 9)["rows"][0] | {"steps": i} for i in range(101)]},
     ],
 )  # fmt: skip
 def test_hostile_documents_are_refused(tmp_path, more):
@@ -628,6 +708,11 @@ def test_report_leaves_broken_files_out(tmp_path, capsys):
     assert page.main([str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert "left out" in told and "bad.json" in told and "other.json" not in told
+    odd = {"what": "mIoU $\\frac{$", "value": 0.5}
+    changed(tmp_path / "odd.json", row_quality=odd, row_backend="$x^$")
+    assert page.main([str(tmp_path)]) == 0 and "odd.json" not in capsys.readouterr().err
+    changed(tmp_path / "half.json", scope="\ud800")
+    assert page.main([str(tmp_path)]) == 0 and "half.json is no JSON" in capsys.readouterr().err
     assert "<h1>good:" in (tmp_path / "report.html").read_text()
 
 

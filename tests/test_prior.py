@@ -396,12 +396,12 @@ def test_probabilities_that_are_none(tmp_path, weight):
         (
             "resnet50",
             InputError,
-            r"(?s)prior is 'resnet50'; wanted 'kmeans', a bundle.*an .onnx.*fix: use",
+            r"(?s)prior is 'resnet50', which does not exist; wanted 'kmeans'.*fix: check the name",
         ),
         (
             "weights.pt",
             InputError,
-            "prior is 'weights.pt'; wanted 'kmeans', a bundle.*an .onnx file or a",
+            "prior is 'weights.pt', which does not exist; wanted .*an .onnx file or a",
         ),
         ("missing.onnx", InputError, "missing.onnx does not exist or is no file"),
         ("", (InputError, BundleError), "prior is ''|is a folder"),
