@@ -171,6 +171,8 @@ def _wrong_row(r: Any) -> str:
         return f"{', '.join(_TEXTS)} are not all texts"
     if r["mode"] not in MODES or (r["rate"] is None) == (r["mode"] == "paced"):
         return f"its mode is none of {', '.join(MODES)}, or its rate is not that of a paced one"
+    if r["mode"] != "paced" and (r["late"] or r["unserved"]):
+        return "late and unserved are of paced rows"
     counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
     if not all(isinstance(n, int) and 0 <= n < 2**53 for n in counts):
         return "its counts are not whole numbers"

@@ -681,7 +681,7 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
         {"row_stages_ms": 5}, {"row_cpu_mhz": None}, {"row_quality": 5}, {"row_rate": "fast"},
         {"row_quality": {"what": "mIoU", "value": "high"}}, {"row_total_ms": [10**400] * 1000},
         {"percentiles": [1e-9]}, {"percentiles": [99.9999999]}, {"percentiles": [50] * 3000},
-        {"row_unserved": 3, "row_mode": "paced"}, {"row_rate": 5.0}, {"row_mode": "$\\frac{$"},
+        {"row_unserved": 3}, {"row_mode": "paced"}, {"row_rate": 5.0}, {"row_mode": "$\\frac{$"},
         {"overhead": {"ms_a_stage": 1, "share": 0.1}},
         {"rows": [document([1.0] * 9)["rows"][0] | {"steps": i} for i in range(101)]},
     ],
