@@ -4,7 +4,9 @@
 inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __restrict row,
                       int width, int channels) {
   int x = 0;
-  if (channels == 3) {
+  if (channels == 1) {
+    for (; x < width; ++x) planes[x] = row[x];
+  } else if (channels == 3) {
     IntVec first[3], second[3];  // where channel c of pixel i lies among three vectors a, b, d
     for (int c = 0; c < 3; ++c) {
       for (int i = 0; i < kLanes; ++i) {

@@ -24,13 +24,16 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
   const ptrdiff_t pitch = ptrdiff_t{width} + 2 * r + 1;  // zeros around: r + 1 before, r behind
   std::vector<double> column(pitch * features, 0.0), state(features), share(width);
   std::vector<double> sums(static_cast<size_t>(features) * kWindows);
-  int first = std::max(begin - r, 0), last = first - 1;  // rows in the column sums
+  int first = std::max(begin - r, 0), last = first - 1, rows = 0;  // in the column sums
   for (int y = begin; y < end; ++y) {
     while (last < std::min(y + r, height - 1)) add(column.data() + r + 1, pitch, ++last, 1.0);
     while (first < y - r) add(column.data() + r + 1, pitch, first++, -1.0);
-    for (int x = 0; x < width; ++x) {
-      const int columns = std::min(x + r, width - 1) - std::max(x - r, 0) + 1;
-      share[x] = 1.0 / (static_cast<double>(last - first + 1) * columns);
+    if (last - first + 1 != rows) {
+      rows = last - first + 1;
+      for (int x = 0; x < width; ++x) {
+        const int columns = std::min(x + r, width - 1) - std::max(x - r, 0) + 1;
+        share[x] = 1.0 / (static_cast<double>(rows) * columns);
+      }
     }
     for (int f = 0; f < features; ++f) {
       const double* c = column.data() + f * pitch + r + 1;
