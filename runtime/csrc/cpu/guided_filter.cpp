@@ -176,7 +176,9 @@ void lift_bands(const float* coefficients, const Guide* guide, int low_height, i
     };
     for (int y = block_begin(block, height); y < end;) {
       const int low = py.low[y];
-      Band band = {at(low), at(std::min(low + 1, low_height - 1)), low_width};
+      Band band = {};
+      band.above = at(low), band.below = at(std::min(low + 1, low_height - 1));
+      band.pitch = low_width;
       band.guide = levels.data(), band.guide_pitch = kLift;
       const int first = y;
       for (; y < end && py.low[y] == low && band.rows < kBand; ++y)

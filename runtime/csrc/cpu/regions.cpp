@@ -68,10 +68,8 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
   }
 }
 
-}  // namespace
-
-int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
-                          int64_t min_area) {
+// regions = 0, 1, ... of connected equal labels, in the order of their first pixels; how many.
+int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int width) {
   const size_t pixels = static_cast<size_t>(height) * width;
   // Pass 1: provisional numbers, joined where they touch.
   Forest forest;
@@ -93,17 +91,22 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
     }
   }
   // Pass 2: consecutive numbers; roots come first, so order of first pixel is kept.
-  const auto renumber = [&](Forest& f) {
-    std::vector<int32_t> number(f.parent.size(), 0);
-    int32_t count = 0;
-    for (size_t i = 0; i < number.size(); ++i)
-      number[i] = f.parent[i] == static_cast<int32_t>(i) ? count++
-                                                         : number[f.find(static_cast<int32_t>(i))];
-    for (size_t n = 0; n < pixels; ++n) regions[n] = number[regions[n]];
-    return count;
-  };
-  const int32_t count = renumber(forest);
+  std::vector<int32_t> number(forest.parent.size(), 0);
+  int32_t count = 0;
+  for (size_t i = 0; i < number.size(); ++i) {
+    const int32_t root = forest.find(static_cast<int32_t>(i));
+    number[i] = root == static_cast<int32_t>(i) ? count++ : number[root];
+  }
+  for (size_t n = 0; n < pixels; ++n) regions[n] = number[regions[n]];
+  return count;
+}
 
+}  // namespace
+
+int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
+                          int64_t min_area) {
+  const size_t pixels = static_cast<size_t>(height) * width;
+  int32_t count = number_regions(regions, labels, height, width);
   if (min_area > 1 && count > 1) {
     std::vector<Region> region(count);
     for (size_t n = 0; n < pixels; ++n) {
@@ -128,7 +131,7 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
     merge_small(merged, region, min_area);
     for (size_t n = 0; n < pixels; ++n) labels[n] = region[merged.find(regions[n])].label;
     // Regions of one label that now touch are one region.
-    return connected_regions(regions, labels, height, width, 0);
+    count = number_regions(regions, labels, height, width);
   }
   for (size_t n = 0; n < pixels; ++n) ++regions[n];
   return count;
