@@ -70,6 +70,19 @@ def test_guided_filter(shim, size, channels):
         np.testing.assert_allclose(out, apply(wanted, guide), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("classes", [1, 4, 5, 9])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classes_are_summed_some_at_a_time(shim, channels, classes):
+    """A class gets bit by bit what it gets alone."""
+    rng = np.random.default_rng(classes)
+    guide = rng.random((21, 70, channels), dtype=np.float32)
+    values = rng.random((21, 70, classes), dtype=np.float32)
+    found = run(shim, guide, values, 3, 1e-3)
+    for k in range(classes):
+        alone = run(shim, guide, values[..., k : k + 1].copy(), 3, 1e-3)
+        np.testing.assert_array_equal(found[..., k], alone[..., 0])
+
+
 def test_flat_and_dark_pictures_keep_their_values(shim):
     values = np.random.default_rng(0).random((40, 50, 2), dtype=np.float32)
     for level in (0.0, 0.02, 0.97, 1.0):

@@ -49,43 +49,76 @@ struct Features {
   const float *guide, *values;
   int classes;
   Size size;
+};
 
-  __device__ float operator()(int plane, int y, int x) const {
-    const size_t n = size.at(y, x);
-    const float* g = guide + n * G;
-    if (plane < G) return g[plane] - kCentre;
-    if (plane < kGuide) {
-      int i = 0, j = plane - G;
-      while (j >= G - i) j -= G - i++;
-      return (g[i] - kCentre) * (g[i + j] - kCentre);
+// What a thread adds up of a pixel of its column: load(y, x), then N values.
+template <int G>
+struct GuideFeatures {
+  static constexpr int N = Features<G>::kGuide;
+  Features<G> of;
+
+  __device__ void load(float* out, int, int y, int x) const {
+    float* products = out + G;
+    for (int g = 0; g < G; ++g) out[g] = of.guide[of.size.at(y, x) * G + g] - kCentre;
+    for (int i = 0; i < G; ++i)
+      for (int j = i; j < G; ++j) *products++ = out[i] * out[j];
+  }
+  __device__ int first(int) const { return 0; }
+  __device__ int count(int) const { return N; }
+};
+
+// Of kTogether classes: the guide is read once for them, and values that lie side by side at once.
+template <int G>
+struct ClassFeatures {
+  static constexpr int kTogether = 4, N = kTogether * (G + 1);
+  Features<G> of;
+
+  __device__ void load(float* out, int group, int y, int x) const {
+    const size_t n = of.size.at(y, x);
+    const float* values = of.values + n * of.classes + group * kTogether;
+    for (int k = 0; k < kTogether; ++k) {
+      const float v = group * kTogether + k < of.classes ? values[k] : 0.0f;
+      out[k * (G + 1)] = v;
+      for (int g = 0; g < G; ++g) out[k * (G + 1) + 1 + g] = v * (of.guide[n * G + g] - kCentre);
     }
-    const int k = (plane - kGuide) / (G + 1), c = (plane - kGuide) % (G + 1);
-    const float v = values[n * classes + k];
-    return c == 0 ? v : v * (g[c - 1] - kCentre);
+  }
+  __device__ int first(int group) const { return Features<G>::kGuide + group * N; }
+  __device__ int count(int group) const {
+    return min(N, (of.classes - group * kTogether) * (G + 1));
   }
 };
 
 struct Planes {
+  static constexpr int N = 1;
   const float* data;
   Size size;
-  __device__ float operator()(int plane, int y, int x) const {
-    return data[plane * size.plane() + size.at(y, x)];
+  __device__ void load(float* out, int plane, int y, int x) const {
+    *out = data[plane * size.plane() + size.at(y, x)];
   }
+  __device__ int first(int plane) const { return plane; }
+  __device__ int count(int) const { return 1; }
 };
 
 // out[plane][y][x] = sum over the rows of the window around y. A thread walks kChunk rows down.
 template <class Source>
 __global__ void sum_columns(float* out, Source source, Size s) {
-  const int x = blockIdx.x * blockDim.x + threadIdx.x, plane = blockIdx.z;
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, group = blockIdx.z;
   const int begin = blockIdx.y * kChunk, end = min(begin + kChunk, s.height);
   if (x >= s.width) return;
-  Sum sum;
-  for (int y = max(begin - s.radius, 0); y < min(begin + s.radius, s.height); ++y)
-    sum.add(source(plane, y, x));
+  Sum sum[Source::N];
+  const auto add = [&](int y, float sign) {
+    float value[Source::N];
+    source.load(value, group, y, x);
+    for (int i = 0; i < Source::N; ++i) sum[i].add(sign * value[i]);
+  };
+  float* const planes = out + source.first(group) * s.plane();
+  const int count = source.count(group);
+  for (int y = max(begin - s.radius, 0); y < min(begin + s.radius, s.height); ++y) add(y, 1);
   for (int y = begin; y < end; ++y) {
-    if (y + s.radius < s.height) sum.add(source(plane, y + s.radius, x));
-    out[plane * s.plane() + s.at(y, x)] = sum.value;
-    if (y >= s.radius) sum.add(-source(plane, y - s.radius, x));
+    if (y + s.radius < s.height) add(y + s.radius, 1);
+    for (int i = 0; i < Source::N; ++i)
+      if (i < count) planes[i * s.plane() + s.at(y, x)] = sum[i].value;
+    if (y >= s.radius) add(y - s.radius, -1);
   }
 }
 
@@ -332,8 +365,8 @@ void lift_of(int32_t* labels, float* confidence, const Lifted<G>& lifted, const 
 }
 
 template <class Source>
-void columns(float* out, const Source& source, Size s, int planes, Stream stream) {
-  const dim3 grid((s.width + kColumns - 1) / kColumns, (s.height + kChunk - 1) / kChunk, planes);
+void columns(float* out, const Source& source, Size s, int groups, Stream stream) {
+  const dim3 grid((s.width + kColumns - 1) / kColumns, (s.height + kChunk - 1) / kChunk, groups);
   SEG_LAUNCH(sum_columns<Source>, grid, dim3(kColumns), 0, stream, out, source, s);
 }
 
@@ -353,7 +386,9 @@ void filter(float* scratch, const Features<G>& features, const Emit& emit, float
   float* const sums = scratch;                                  // [guide + made] planes
   float* const statistics = sums + (guide + made) * s.plane();  // [guide]
   float* const raw = statistics + guide * s.plane();            // [made]
-  columns(sums, features, s, guide + made, stream);
+  constexpr int kTogether = ClassFeatures<G>::kTogether;
+  columns(sums, GuideFeatures<G>{features}, s, 1, stream);
+  columns(sums, ClassFeatures<G>{features}, s, (classes + kTogether - 1) / kTogether, stream);
   rows<Features<G>::kGuide>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
   rows<G + 1>(sums + guide * s.plane(), Solution<G>{raw, statistics, s}, s, classes, stream);
   columns(sums, Planes{raw, s}, s, made, stream);
