@@ -143,9 +143,10 @@ def main(argv: list[str]) -> int:
             fix="measure longer on one quiet machine with locked clocks, or --force",
         )
     warnings = doubts + differences(a, b, SOFTWARE)
-    if a["prior"] != b["prior"] or a["hashes"] != b["hashes"]:
-        now = f"is {b['prior']}; or its files or the pictures have changed"
-        warnings.append(f"the model was {a['prior']}, {now}")
+    if a["prior"] != b["prior"]:
+        warnings.append(f"the model was {a['prior']}, is {b['prior']}")
+    files = sorted({*a["hashes"], *b["hashes"]})
+    warnings += [f"{f} differ" for f in files if a["hashes"].get(f) != b["hashes"].get(f)]
     found = {key(r) for _, r in both}
     lone = [
         f"{r['name']} is in one file only" for d in (a, b) for r in d["rows"] if key(r) not in found

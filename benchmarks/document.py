@@ -94,7 +94,7 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
         found["unstable"].append(
             f"{row.unserved} pictures were never begun: {row.rate:g}/s is more than it can do"
         )
-    if row.cold:
+    if row.cold and row.steps:
         found["unstable"].append(f"{row.cold} of its frames started cold, with more steps")
     stages = {k: float(np.median(v)) for k, v in row.stages_ms.items() if v}
     ran = np.array(row.steps_done)
@@ -235,11 +235,10 @@ def _latency_line(row: dict[str, Any]) -> dict[str, str]:
             line[f"{p} ms"] = f"{v['value']:.1f} [{v['low']:.1f}, {v['high']:.1f}]"
     line |= {"max ms": f"{s['max']:.1f}" if n else "", "first ms": f"{row['first_ms']:.0f}"}
     line |= {"load ms": f"{row['load_ms']:.0f}"}
-    paced = row["mode"] == "paced"
-    line |= {"late": str(row["late"]) if paced else ""}
-    line |= {"not begun": str(row["unserved"]) if paced else ""}
+    if row["mode"] == "paced":
+        line |= {"late": str(row["late"]), "not begun": str(row["unserved"])}
     q = row["quality"]
-    line["quality"] = f"{q['value']:.4f} {q['what']}" if "value" in q else q["what"]
+    line["quality"] = f"{q['value']:.4f}" if "value" in q else q["what"]
     line["verdict"] = "unstable" if s["unstable"] else "stable"
     line["verdict"] += ", partial" if row["partial"] else ""
     return line
@@ -251,6 +250,8 @@ def notes(document: dict[str, Any]) -> list[str]:
     out = [f"clock: {document['scope']}", document["device_time"]]
     made = [str(e.get(k)) for k in ("cpu", "target", "date", "commit") if e.get(k)]
     out += ["made on: " + ", ".join(made), "command: " + " ".join(map(str, document["command"]))]
+    rated = dict.fromkeys(r["quality"]["what"] for r in document["rows"] if "value" in r["quality"])
+    out += [f"quality: {what}" for what in rated]
     for row in document["rows"]:
         s, where = row["summary"], row["name"]
         if s["unstable"]:
@@ -281,9 +282,10 @@ def notes(document: dict[str, Any]) -> list[str]:
     return out
 
 
-def as_text(document: dict[str, Any]) -> str:
-    """Tables and notes for people, in Markdown."""
-    parts = [f"{title}:\n\n{report.table(lines)}" for title, lines in tables(document).items()]
+def as_text(document: dict[str, Any], columns: int = 0) -> str:
+    """Tables and notes for people, in Markdown; tables no wider than so many columns, if any."""
+    found = tables(document).items()
+    parts = [f"{title}:\n\n{report.fitted(lines, columns)}" for title, lines in found]
     return "\n\n".join([*parts, "\n".join(f"- {n}" for n in notes(document))])
 
 

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,10 +41,12 @@ from runtime.cli import Parser, option, some_path
 from runtime.config import PRESETS
 from runtime.device import parse_device
 from runtime.errors import InputError, MissingBackend, SdkError
+from runtime.prior import KMeansPrior
 from runtime.resize import resize
 from sdk import RefineConfig, Segmenter
 from sdk.image import load_image, write_atomic
 from sdk.prior import open_bundle
+from sdk.segmenter import Clock
 
 SCOPE = (
     "end-to-end wall time: uint8 RGB picture on the host to int32 labels on the host, with "
@@ -168,8 +171,6 @@ def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
 
 def overhead_ms() -> float:
     """What recording one stage costs: a lap of the pipeline's clock."""
-    from sdk.segmenter import Clock
-
     clock, laps = Clock(), 20_000
     start = time.perf_counter()
     for _ in range(laps):
@@ -199,14 +200,24 @@ def quality_of(
     if seg.refine is not None and load.starts_trained(bundle, seg.refine):
         return {"what": "not measured (starts from trained weights)"}
     golden = bundle.tensors(bundle.manifest["golden"][0])
-    exact = Segmenter(
-        lambda picture: golden["guide"], refine=seg.refine, filter=seg.filter, min_area=0
-    )
-    exact.prior.names = seg.prior.names
-    tested = seg.clone()
+    tested, picture, guide = seg.clone(), golden["picture"], golden["guide"]
     tested.min_area = 0
-    same = exact(golden["picture"]).labels == tested(golden["picture"]).labels
+    low = np.asarray(tested.prepare(picture, Clock())[1])
+    if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
+        guide = seg.prior(picture, low)
+    exact = Reference(lambda _: guide, refine=seg.refine, filter=seg.filter, min_area=0)
+    exact.low, exact.prior.names = low, seg.prior.names
+    same = exact(picture).labels == tested(picture).labels
     return {"what": "agreement with float32 on the golden picture", "value": float(same.mean())}
+
+
+class Reference(Segmenter):
+    """The float32 core at a working size that something else has chosen."""
+
+    low: np.ndarray
+
+    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
+        return picture, self.low
 
 
 def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
@@ -406,6 +417,8 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     base = None
     if asked != [0]:
         base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
+    if base is not None and args.scale is not None:
+        base = replace(base, scale=args.scale)
     document["percentiles"] = args.percentile
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
     document["hashes"]["pictures"] = hash_of(b"".join(p.tobytes() for p in pictures))
@@ -419,6 +432,8 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
             quality = quality_of(Segmenter(**made, self_test="always"), pictures, truths)
             for mode in modes:
                 row = Row(mode, steps, threads, device=args.device, quality=quality)
+                if mode == "stream" and steps:
+                    row.quality = {"what": "not measured"}  # that is of a cold start
                 if mode == "stream" and asked is None:
                     row.steps = min(steps, WARM_STEPS)
                 row.rate = args.rate if mode == "paced" else None
@@ -438,7 +453,8 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
                 document["power"] += [what | watts] if watts else []
             for peer in args.peer:
                 if peer == "torch-eager" and config is None:
-                    continue  # it is a refinement
+                    print("  torch-eager has nothing to do in 0 steps: left out", file=sys.stderr)
+                    continue
                 print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
                 document["peers"].append(peers.PEERS[peer](seg, pictures[0], seconds))
 
@@ -508,6 +524,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="steps, e.g. 0,4,8; 0 = the prior alone (default: the preset's; "
         f"{WARM_STEPS} a frame of a stream)",
     )
+    add(
+        "--scale",
+        type=option(lambda text: numbers(text, "scale", 0.01, 1)[0]),
+        help="of the refinement's picture, 0.01 to 1 (the preset's)",
+    )
     presets = ("default", *PRESETS)
     add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
     add(
@@ -556,6 +577,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--rate is for --mode paced")
     if args.export and args.out is None:
         parser.error("--export needs a folder, as -o DIR")
+    if "torch-eager" in args.peer and args.refine == [0]:
+        parser.error("--peer torch-eager has nothing to do in 0 steps")
     args.export = args.export or list(EXPORTS)
     return args
 
@@ -602,7 +625,11 @@ def main(argv: list[str]) -> int:
         unwritten = export(document, args.out, args.export) if args.out else []
     finally:
         signal.signal(signal.SIGINT, before)
-    print(json.dumps(document, allow_nan=False) if args.json else documents.as_text(document))
+    if args.json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print(documents.as_text(document, columns))
     if args.power and not document["power"] and not document["partial"]:
         print("power: no sensor that this machine shows", file=sys.stderr)
     if document["partial"]:

@@ -156,16 +156,28 @@ def quality(rows: list[dict[str, Any]]) -> str:
     for mode, colour in zip(modes, COLOURS, strict=False):
         mine = [(p, r) for p, r in zip(points, rows, strict=True) if r["mode"] == mode]
         axis.plot(*zip(*(p for p, _ in mine), strict=True), "o", color=colour, label=mode)
-        for i, (point, row) in enumerate(mine):
-            text = f"{row['steps']}/{row['threads']}"
-            axis.annotate(text, point, (4, (4, -11)[i % 2]), textcoords="offset points", fontsize=7)
     front = [points[i] for i in pareto(points)]
-    axis.plot(*zip(*front, strict=True), "--", color=COLOURS[6], label="Pareto front")
+    if len(front) > 1:
+        axis.plot(*zip(*front, strict=True), "--", color=COLOURS[6], label="Pareto front")
     axis.set_xlabel("milliseconds, median (labels: steps / threads)")
     axis.set_ylabel(rows[0]["quality"]["what"])
     axis.margins(x=0.15, y=0.15)
     axis.legend(frameon=False)
+    figure.draw_without_rendering()  # now it is known where points lie
+    taken: list[tuple[float, float]] = []
+    for point, row in sorted(zip(points, rows, strict=True), key=lambda both: both[0]):
+        x, y = axis.transData.transform(point) * 72 / figure.dpi
+        free = (n for n in (4, -11, 13, -20, 22, -29, 31) if _free(x + 4, y + n, taken))
+        up = next(free, 4)
+        taken.append((x + 4, y + up))
+        text = f"{row['steps']}/{row['threads']}"
+        axis.annotate(text, point, (4, up), textcoords="offset points", fontsize=7)
     return _svg(figure)
+
+
+def _free(x: float, y: float, taken: list[tuple[float, float]]) -> bool:
+    """Whether a label there, in points, touches no other."""
+    return all(abs(x - a) > 20 or abs(y - b) > 8 for a, b in taken)
 
 
 def render(found: dict[str, dict[str, Any]]) -> str:
@@ -178,6 +190,8 @@ def render(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _render(found: dict[str, dict[str, Any]]) -> str:
+    from benchmarks.samples import needed
+
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
     for name, document in found.items():
         parts.append(f"<h1>{html.escape(name)}: {html.escape(str(document['prior']))}</h1>")
@@ -197,11 +211,14 @@ def _render(found: dict[str, dict[str, Any]]) -> str:
             ):
                 parts.append(f"<h2>{title}</h2><figure>{draw(rows)}</figure>")
         parts.append("<h2>Latency and quality</h2>")
-        rated = [r for r in rows if np.isfinite(r["quality"].get("value", np.nan))]
+        enough = [r for r in rows if r["summary"]["independent"] >= needed(0.5)]
+        rated = [r for r in enough if np.isfinite(r["quality"].get("value", np.nan))]
         if rated:
             parts.append(f"<figure>{quality(rated)}</figure>")
         else:
-            parts.append("<p>Quality: not measured (give --labels, or a bundle).</p>")
+            parts.append(
+                "<p>Quality: not measured (give --labels, or a bundle), or of too few samples.</p>"
+            )
         parts.append("<h2>Environment</h2>" + _facts(document))
     return "\n".join(parts) + "</html>\n"
 
@@ -211,6 +228,8 @@ _STYLE = f"<style>{STYLE}</style>"
 
 def _facts(document: dict[str, Any]) -> str:
     facts = {"command": " ".join(map(str, document["command"])), **document["environment"]}
+    if "threads" in facts:
+        facts["threads of the machine"] = facts.pop("threads")
     facts |= {f"sha256 of {k}": v for k, v in document["hashes"].items()}
     lines = "".join(
         f"<tr><th>{html.escape(k)}<td>{html.escape(v if isinstance(v, str) else json.dumps(v))}"

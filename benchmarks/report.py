@@ -56,8 +56,33 @@ def _commit() -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table; columns in the order of first appearance."""
+    return _lines(*_cells(rows))
+
+
+def fitted(rows: list[dict[str, Any]], width: int) -> str:
+    """A table no wider than that, if it can be: else with the rows side by side, some at a time.
+    0: of any width."""
+    whole = table(rows)
+    if not width or len(whole.partition("\n")[0]) <= width:
+        return whole
+    columns, cells = _cells(rows)
+    for count in range(len(rows), 0, -1):
+        parts = []
+        for i in range(0, len(rows), count):
+            some = cells[i : i + count]
+            turned = [[c, *(row[n] for row in some)] for n, c in enumerate(columns)]
+            parts.append(_lines(turned[0], [line for line in turned[1:] if any(line[1:])]))
+        if count == 1 or max(len(p.partition("\n")[0]) for p in parts) <= width:
+            break
+    return "\n\n".join(parts)
+
+
+def _cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[str(row.get(c, "")) for c in columns] for row in rows]
+    return columns, [[str(row.get(c, "")) for c in columns] for row in rows]
+
+
+def _lines(columns: list[str], cells: list[list[str]]) -> str:
     widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
 
     def line(values: list[str]) -> str:
