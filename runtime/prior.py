@@ -67,10 +67,13 @@ class KMeansPrior:
         _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
         centres = np.asarray(found)
         centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
-        square = np.maximum(((lab[:, None] - centres[None]) ** 2).sum(-1), 0)
-        score = -np.sqrt(square) / self.temperature
-        score = np.exp(score - score.max(1, keepdims=True))
-        return (score / score.sum(1, keepdims=True)).reshape(*low.shape[:2], -1)
+        score = np.empty((len(centres), len(lab)), np.float32)  # by cluster: NumPy is fast on that
+        for centre, out in zip(centres, score, strict=True):
+            away = lab - centre
+            np.einsum("ij,ij->i", away, away, out=out)
+        score = np.sqrt(score, out=score) / -self.temperature
+        score = np.exp(score - score.max(0))
+        return np.ascontiguousarray((score / score.sum(0)).T).reshape(*low.shape[:2], -1)
 
 
 class NetworkPrior:
