@@ -67,11 +67,11 @@ class KMeansPrior:
         _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
         centres = np.asarray(found)
         centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
-        score = np.empty((len(centres), len(lab)), np.float32)  # by cluster: NumPy is fast on that
-        for centre, out in zip(centres, score, strict=True):
+        square = np.empty((len(centres), len(lab)), np.float32)  # by cluster: NumPy is fast on that
+        for centre, out in zip(centres, square, strict=True):
             away = lab - centre
             np.einsum("ij,ij->i", away, away, out=out)
-        score = np.sqrt(score, out=score) / -self.temperature
+        score: np.ndarray = np.sqrt(square) / -self.temperature
         score = np.exp(score - score.max(0))
         return np.ascontiguousarray((score / score.sum(0)).T).reshape(*low.shape[:2], -1)
 

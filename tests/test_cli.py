@@ -259,7 +259,7 @@ def test_help_is_0_on_stdout(capsys, arguments):
         (["missing.png"], "missing.png does not exist"),
         (
             ["good.png", "--prior", "resnet"],
-            "prior is 'resnet'; wanted 'kmeans', a bundle folder, an .onnx file",
+            "prior is 'resnet', which does not exist; wanted 'kmeans', a bundle",
         ),
         (["good.png", "--prior", "no.onnx"], "no.onnx does not exist or is no file"),
         (["good.png", "--steps", "-1"], "steps is -1; wanted a whole number from 0"),

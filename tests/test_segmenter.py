@@ -676,7 +676,11 @@ def test_preset_and_its_changes():
         ({"device": "tpu"}, InputError, "device is 'tpu'; wanted 'cpu', 'cuda'"),
         ({"precision": "tf32"}, InputError, "precision is 'tf32'; the CPU has 'fp32' only"),
         ({"precision": "fp8"}, InputError, "precision is 'fp8'; wanted 'fp32' or 'tf32'"),
-        ({"prior": "resnet"}, InputError, r"(?s)prior is 'resnet', which does not exist; wanted 'kmeans'.*fix: check"),
+        (
+            {"prior": "resnet"},
+            InputError,
+            r"(?s)prior is 'resnet', which does not exist; wanted 'kmeans'.*fix: check",
+        ),
         ({"prior": 7}, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
     ],
 )
