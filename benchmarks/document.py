@@ -276,8 +276,8 @@ def notes(document: dict[str, Any]) -> list[str]:
             out.append(f"{where}: outliers {shown}{more}")
     if (o := document.get("overhead")) is not None:
         out.append(
-            f"profiler: {1e3 * o['ms_a_stage']:.2f} us a stage, {o['share']:.3%} of the shortest "
-            f"that takes 0.1 ms or more ({o['of']})"
+            f"profiler: {1e3 * o['ms_a_stage']:.2f} us a stage, {o['share']:.2%} of the shortest "
+            f"({o['of']})"
         )
     return out
 

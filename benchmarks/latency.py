@@ -83,7 +83,6 @@ for i, (a, b, c) in enumerate(zip(device, device_loaded, used())):
     out |= {f"GPU {i}, loaded MiB": b - a, f"GPU {i}, run MiB": c - a}
 print(json.dumps(out))
 """
-SHORT = 0.1  # milliseconds; the profiler's overhead is compared with stages at least so long
 
 
 class Clocks:
@@ -648,14 +647,16 @@ def interrupt_once(*_: Any) -> None:
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What recording a stage costs, beside the shortest stage that takes SHORT or more."""
-    long = [
+    """What recording a stage costs, beside the shortest stage."""
+    found = [
         (v, f"{k}, {r['name']}")
         for r in rows
         for k, v in r["stage_p50_ms"].items()
-        if v >= SHORT and k not in ("unaccounted", "queue", "refine per step")
+        if v > 0
+        and k not in ("unaccounted", "queue", "refine per step")
+        and not k.endswith("device time")
     ]
-    if not long:
+    if not found:
         return None
-    each, (least, where) = overhead_ms(), min(long)
+    each, (least, where) = overhead_ms(), min(found)
     return {"ms_a_stage": each, "share": each / least, "of": where}

@@ -235,7 +235,10 @@ def test_the_document_holds_what_was_measured(measured):
         assert set(found["steps_done"]) == {found["steps"]}
         assert found["load_ms"] >= 0 and found["first_ms"] > 0
         assert found["quality"] == {"what": "not measured"}
-    assert 0 < document["overhead"]["share"] < 0.01
+    shortest = min(r["stage_p50_ms"]["decode"] for r in document["rows"] if r["mode"] != "stream")
+    told = document["overhead"]
+    assert 0 < told["ms_a_stage"] < 0.002 and told["of"].startswith("decode")
+    assert told["share"] == pytest.approx(told["ms_a_stage"] / shortest)
 
 
 def test_a_run_on_a_gpu_has_two_clocks(cuda, tmp_path):
