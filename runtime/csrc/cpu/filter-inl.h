@@ -56,7 +56,8 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
     // Four bytes a pixel are read, so the last pixels' begin earlier.
     const int back = x + 2 * kLanes > width ? kLanes / 4 : 0;
     if (back > 3 * x / 4) break;
-    const Vec bytes = *(const UnalignedVec*)(row + 3 * (ptrdiff_t)x - 4 * back);
+    Vec bytes;
+    __builtin_memcpy(&bytes, row + 3 * (ptrdiff_t)x - 4 * back, sizeof(bytes));
     for (int c = 0; c < 3; ++c) {
       const IntVec level = (IntVec)pick(bytes, word[c] + back) >> shift[c] & 255;
       store(planes + c * pitch + x, __builtin_convertvector(level, Vec) * (1.0f / 255));

@@ -164,15 +164,16 @@ void lift_bands(const float* coefficients, const Guide* guide, int low_height, i
   const Positions py(height, low_height), px(width, low_width);
   const int g = guide_channels;
   const size_t row = static_cast<size_t>(features) * low_width;
-  // A row is read past its end. There the next one is, but after the last.
-  const float* const bottom = coefficients + (low_height - 1) * row;
-  std::vector<float> last(bottom, bottom + row);
-  last.resize(row + kPad);
+  // Rows are read kPad floats past their end. There the next ones are, but after the last few.
+  const int few = static_cast<int>(std::min<size_t>(low_height, (kPad + row - 1) / row));
+  const int whole = low_height - few;
+  std::vector<float> last(coefficients + whole * row, coefficients + low_height * row);
+  last.resize(few * row + kPad);
   parallel_for(threads, kBlocks, [&](int block) {
     std::vector<float> levels(static_cast<size_t>(kBand) * g * kLift);
     const int end = block_begin(block + 1, height);
     const auto at = [&](int y) {
-      return y == low_height - 1 ? last.data() : coefficients + y * row;
+      return y < whole ? coefficients + y * row : last.data() + (y - whole) * row;
     };
     for (int y = block_begin(block, height); y < end;) {
       const int low = py.low[y];
