@@ -145,8 +145,12 @@ def main(argv: list[str]) -> int:
     warnings = doubts + differences(a, b, SOFTWARE)
     if a["prior"] != b["prior"]:
         warnings.append(f"the model was {a['prior']}, is {b['prior']}")
-    files = sorted({*a["hashes"], *b["hashes"]})
-    warnings += [f"{f} differ" for f in files if a["hashes"].get(f) != b["hashes"].get(f)]
+    for file in sorted({*a["hashes"], *b["hashes"]}):
+        was, now = (d["hashes"].get(file) for d in (a, b))
+        if None in (was, now):
+            warnings.append(f"only one of them tells the sha256 of {file}")
+        elif was != now:
+            warnings.append(f"{file} differ")
     found = {key(r) for _, r in both}
     lone = [
         f"{r['name']} is in one file only" for d in (a, b) for r in d["rows"] if key(r) not in found

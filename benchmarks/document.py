@@ -34,7 +34,7 @@ class Row:
     mode: str
     steps: int  # asked for
     threads: int
-    refine: str = "none"  # the objective and its working scale
+    refine: str = "none"  # the objective, its working scale and unusual settings
     backend: str = ""
     precision: str = "fp32"
     device: str = "cpu"
@@ -79,6 +79,19 @@ class Row:
         frame = getattr(result, "frame", None)
         self.cold += frame is not None and frame.start == "cold"
 
+    def cut(self) -> None:
+        """Leave the samples that are whole: an interrupt may have come within the last one."""
+        columns = [self.total_ms, self.start_s, self.steps_done, self.cpu_mhz]
+        columns += [*self.stages_ms.values(), *self.device_ms.values()]
+        n = min(map(len, columns))
+        for column in columns:
+            del column[n:]
+
+
+def shown(text: str) -> str:
+    """Without what is no text: file names may hold any bytes."""
+    return text.encode(errors="replace").decode()
+
 
 def counted(n: int, what: str) -> str:
     """ "1 step", "2 steps"."""
@@ -89,6 +102,7 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
     """The row as it is reported: everything measured, and what it says."""
     from benchmarks import samples
 
+    row.cut()
     found = samples.summary(np.array(row.total_ms, np.float64), percentiles)
     if row.unserved:
         found["unstable"].append(

@@ -199,14 +199,15 @@ def quality_of(
     if seg.refine is not None and load.starts_trained(bundle, seg.refine):
         return {"what": "not measured (starts from trained weights)"}
     golden = bundle.tensors(bundle.manifest["golden"][0])
-    tested, picture, guide = seg.clone(), golden["picture"], golden["guide"]
-    tested.min_area = 0
-    low = np.asarray(tested.prepare(picture, Clock())[1])
+    picture, guide = golden["picture"], golden["guide"]
+    low = np.asarray(seg.prepare(picture, Clock())[1])
     if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
         guide = seg.prior(picture, low)
     exact = Reference(lambda _: guide, refine=seg.refine, filter=seg.filter, min_area=0)
     exact.low, exact.prior.names = low, seg.prior.names
-    same = exact(picture).labels == tested(picture).labels
+    area, seg.min_area = seg.min_area, 0
+    same = exact(picture).labels == seg(picture).labels
+    seg.min_area = area
     return {"what": "agreement with float32 on the golden picture", "value": float(same.mean())}
 
 
@@ -257,15 +258,22 @@ def hashes(prior: str) -> dict[str, str]:
     """sha256 of a model file, or of a bundle's manifest, which holds those of its other files."""
     path = Path(prior)
     bundle = open_bundle(prior)
-    if bundle is None and not path.is_file():
+    if bundle is None and (prior == "kmeans" or not path.is_file()):
         return {}
     file = path if bundle is None else bundle.path / MANIFEST
-    return {str(file.relative_to(path.parent)): hash_of(file.read_bytes())}
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    return {documents.shown(str(file.relative_to(path.parent))): hash_of([data])}
 
 
-def hash_of(data: bytes) -> str:
-    """sha256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def hash_of(parts: Iterable[Any]) -> str:
+    """sha256 of buffers, one after another, in hexadecimal."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return found.hexdigest()
 
 
 def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[InputError]:
@@ -276,12 +284,12 @@ def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[Inp
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / EXPORTS[kind], exported(document, kind).encode())
-        except OSError as error:
-            failures.append(InputError(f"{folder} cannot be made: {error.strerror}"))
         except InputError as error:
             failures.append(error)
+        except (OSError, ValueError) as error:
+            failures.append(InputError(f"{folder / EXPORTS[kind]} cannot be written: {error}"))
         else:
-            print(f"saved {folder / EXPORTS[kind]}", file=sys.stderr)
+            print(f"saved {documents.shown(str(folder / EXPORTS[kind]))}", file=sys.stderr)
     return failures
 
 
@@ -308,6 +316,14 @@ def positive(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise InputError(f"it is {text!r}; wanted a number above 0")
+    return value
+
+
+def scale_of(text: str) -> float:
+    """ "0.5" as a number above 0, at most 1; InputError for anything else."""
+    value = positive(text)
+    if value > 1:
+        raise InputError(f"it is {text!r}; wanted a number above 0, at most 1")
     return value
 
 
@@ -420,9 +436,10 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
         base = replace(base, scale=args.scale)
     document["percentiles"] = args.percentile
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
-    document["hashes"]["pictures"] = hash_of(b"".join(p.tobytes() for p in pictures))
+    document["hashes"]["pictures"] = hash_of(pictures)
     # What libraries do once in a process is in no row.
-    Segmenter(**options, refine=base, threads=1, self_test="never")(pictures[0])
+    one = base and replace(base, steps=min(base.steps or 0, 1))
+    Segmenter(**options, refine=one, threads=1, self_test="never")(pictures[0])
     for threads in args.threads:
         cv2.setNumThreads(threads)
         for steps in asked if asked is not None else [base.steps if base else 0]:
@@ -525,8 +542,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add(
         "--scale",
-        type=option(lambda text: numbers(text, "scale", 0.01, 1)[0]),
-        help="of the refinement's picture, 0.01 to 1 (the preset's)",
+        type=option(scale_of),
+        help="of the refinement's picture, up to 1 (the preset's)",
     )
     presets = ("default", *PRESETS)
     add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
@@ -578,6 +595,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--export needs a folder, as -o DIR")
     if "torch-eager" in args.peer and args.refine == [0]:
         parser.error("--peer torch-eager has nothing to do in 0 steps")
+    if args.scale is not None and (args.refine == [0] or args.refine_backend != "native"):
+        parser.error("--scale is for the native refinement: a step graph has its own, 0 steps none")
     args.export = args.export or list(EXPORTS)
     return args
 
@@ -595,23 +614,26 @@ def main(argv: list[str]) -> int:
             "device time: CUDA events around preprocess, the network on this GPU, the native "
             "refinement's steps and the filter, copies included; other stages do not run there"
         )
-    said = [w.encode(errors="replace").decode() for w in (args.prior, *argv)]  # odd file names
+    said = [documents.shown(word) for word in (args.prior, *argv)]
     document |= {"command": ["python", "-m", "benchmarks", "latency", *said[1:]]}
     document |= {"prior": said[0], "hashes": hashes(args.prior)}
     environment = report.environment() | machine.description()
     document["environment"] = environment | {"before": machine.state()}
     document |= {"rows": [], "memory": [], "power": [], "peers": []}
     rows: list[Row] = []
-    code, failure = 0, None
-    before = signal.signal(signal.SIGINT, interrupt_once)
+    code, failure, unwritten = 0, None, []
+    ctrl_c = Interrupts()
+    before = signal.signal(signal.SIGINT, ctrl_c)
     try:
         try:
-            measure(args, document, rows)
+            try:
+                measure(args, document, rows)
+            finally:
+                ctrl_c.wanted = False  # nothing is lost from here on
         except KeyboardInterrupt:
             code = 130
-        except SdkError as error:
+        except (SdkError, MemoryError, OSError, RuntimeError, ValueError, cv2.error) as error:
             failure = error
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is lost from here on
         document["rows"] = [summarise(r, args.percentile) for r in rows if r.total_ms]
         document["partial"] = failure is not None or code != 0
         if not document["rows"]:
@@ -621,7 +643,8 @@ def main(argv: list[str]) -> int:
             return code
         document["environment"]["after"] = machine.state()
         document["overhead"] = overhead(document["rows"])
-        unwritten = export(document, args.out, args.export) if args.out else []
+        if args.out:
+            unwritten = export(document, args.out, args.export)
     finally:
         signal.signal(signal.SIGINT, before)
     if args.json:
@@ -633,17 +656,25 @@ def main(argv: list[str]) -> int:
         print("power: no sensor that this machine shows", file=sys.stderr)
     if document["partial"]:
         print("what was measured is kept and marked partial", file=sys.stderr)
-    if unwritten:
-        raise unwritten[0]
+    for error in unwritten:
+        print(f"error: {error}", file=sys.stderr)
     if failure is not None:
         raise failure
-    return code
+    return code or int(bool(unwritten))
 
 
-def interrupt_once(*_: Any) -> None:
-    """Of Ctrl-C: a second one shall not lose what the first one keeps."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class Interrupts:
+    """Ctrl-C while something is measured; those that follow at once shall not lose what the first
+    one keeps."""
+
+    def __init__(self) -> None:
+        self.wanted, self.last = True, -1.0
+
+    def __call__(self, *_: Any) -> None:
+        now = time.monotonic()
+        if self.wanted and now - self.last > 1:
+            self.last = now
+            raise KeyboardInterrupt
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

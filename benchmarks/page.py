@@ -261,7 +261,8 @@ def main(argv: list[str]) -> int:
     found = {}
     for path in sorted(args.folder.rglob("*.json")):
         try:
-            found[str(path.relative_to(args.folder).with_suffix(""))] = documents.load(path)
+            name = documents.shown(str(path.relative_to(args.folder).with_suffix("")))
+            found[name] = documents.load(path)
         except InputError as error:
             if "its schema" not in str(error):  # other benchmarks' results, and traces
                 print(f"left out: {error}", file=sys.stderr)
@@ -272,5 +273,5 @@ def main(argv: list[str]) -> int:
         )
     out = args.out or args.folder / "report.html"
     write_atomic(out, render(found).encode())
-    print(out)
+    print(documents.shown(str(out)))
     return 0

@@ -125,7 +125,10 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
     assert "drivers was ['1'], is ['2']" in capsys.readouterr().err
     assert compare.main([a, changed(tmp_path / "m.json", hashes={"x": "1"}, prior="x.onnx")]) == 0
     told = capsys.readouterr().err
-    assert "the model was kmeans, is x.onnx" in told and "warning: x differ" in told
+    assert "the model was kmeans, is x.onnx" in told
+    assert "only one of them tells the sha256 of x" in told
+    two = [changed(tmp_path / f"{n}.json", hashes={"pictures": n}) for n in "12"]
+    assert compare.main(two) == 0 and "warning: pictures differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

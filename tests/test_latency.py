@@ -125,7 +125,8 @@ def test_words_numbers_and_sizes():
         (["--rate", "9", "--mode", "stream"], "--rate is for --mode paced"),
         (["--export", "json"], "--export needs a folder"),
         (["--peer", "torch-eager", "--refine", "0"], "nothing to do in 0 steps"),
-        (["--scale", "1.5"], "scale is '1.5'"),
+        (["--scale", "1.5"], "--scale: it is '1.5'"),
+        (["--scale", "0.5", "--refine", "0"], "--scale is for the native refinement"),
         (["--device", "foo"], "device is 'foo'"),
         (["--imgsz", "99999x99999"], "up to 16384"),
         (["--durations", "1"], "did you mean --duration?"),
@@ -400,6 +401,63 @@ def test_a_second_interrupt_loses_nothing(tmp_path):
     assert done.returncode == 130 and "marked partial" in done.stderr, done.stderr
     found = documents.load(tmp_path / "latency.json")
     assert found["partial"] and found["rows"][0]["summary"]["n"] > 3
+
+
+@pytest.mark.parametrize("column", ["stages_ms", "total_ms", "start_s", "steps_done", "cpu_mhz"])
+def test_an_interrupt_within_a_sample_costs_that_sample(column):
+    made, result = row(), Fake()(PICTURE)
+    for i in range(30):
+        made.add(i, i, i + 0.01 + 0.001 * (i % 3), result, 1000.0)
+    columns = made.stages_ms["refine"] if column == "stages_ms" else getattr(made, column)
+    columns.append(5.0)
+    found = latency.summarise(made, [50.0])
+    assert found["summary"]["n"] == 30 and {len(c) for c in made.stages_ms.values()} == {30}
+    made.start_s.pop()
+    assert latency.summarise(made, [50.0])["summary"]["n"] == 29
+
+
+@pytest.mark.parametrize("kind", [MemoryError, OSError, RuntimeError])
+def test_any_failure_keeps_what_was_measured(tmp_path, monkeypatch, kind):
+    (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
+
+    def fails(*_):
+        raise kind("no memory")
+
+    monkeypatch.setattr(latency, "memory_run", fails)
+    argv = ["--picture", str(tmp_path / "p.png"), "--refine", "1", "--duration", "0.3", "--memory"]
+    with pytest.raises(kind):
+        latency.main([*argv, "--mode", "back-to-back", "-o", str(tmp_path)])
+    assert documents.load(tmp_path / "latency.json")["partial"]
+
+
+def test_ctrl_c_counts_once_a_second_and_only_while_measuring():
+    ctrl_c = latency.Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+    ctrl_c()  # at once: the first one is at work
+    ctrl_c.last -= 2
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()  # something has swallowed the first one
+    ctrl_c.last, ctrl_c.wanted = -1.0, False
+    ctrl_c()
+
+
+def test_odd_file_names_are_shown(tmp_path, capsys):
+    folder = tmp_path / "r\udcff"
+    folder.mkdir()
+    (folder / "p\udcff.png").write_bytes(encode_image(PICTURE, ".png"))
+    argv = [
+        "latency",
+        "--picture",
+        str(folder / "p\udcff.png"),
+        "--refine",
+        "0",
+        "--duration",
+        "0.3",
+    ]
+    assert command.main([*argv, "--mode", "back-to-back", "-o", str(folder)]) == 0
+    assert command.main(["report", str(tmp_path)]) == 0
+    assert "r?" in (tmp_path / "report.html").read_text()
 
 
 def test_what_cannot_be_written_costs_nothing_else(tmp_path, monkeypatch, capsys):
