@@ -365,8 +365,12 @@ def test_json_is_one_document(tmp_path, plain):
     assert ended.code == 0 and ended.err == "" and document["missing"] is None
     assert document["bundle"] == str(tmp_path / "b")
     assert document["manifest"] == Bundle.open(tmp_path / "b").manifest
-    ended = export(*words, "--json", "-o", "", "--target", "onnx")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("")
+    ended = export(*words, "--json", "-o", tmp_path / "other", "--target", "onnx")
     assert ended.code == 1 and "is left alone" in json.loads(ended.out)["error"]
+    ended = export(*words, "--json", "-o", "")
+    assert ended.code == 2 and "it is empty; wanted a path" in json.loads(ended.out)["error"]
     ended = export(*words, "--json", "--taregt", "onnx")
     assert ended.code == 2 and json.loads(ended.out)["fix"] == "did you mean --target?"
 
