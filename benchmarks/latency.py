@@ -424,6 +424,8 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     pictures, truths = load_pictures(args)
     modes = args.mode or [m for m in MODES if m != "paced" or args.rate is not None]
     seconds, asked = args.duration, args.refine
+    if (n := len(modes) * len(args.threads) * len(asked or [0])) > documents.MOST_ROWS:
+        raise InputError(f"these are {n} rows; wanted at most {documents.MOST_ROWS}")
     for peer in args.peer:
         peers.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}

@@ -68,7 +68,7 @@ def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
 
 
 def distinct_rows(array: np.ndarray) -> int:
-    """How many different rows a 2-D array has. NumPy's unique does it ten times slower, and loses
+    """How many different rows a 2-D array has. NumPy's unique is slower, and loses
     a Ctrl-C that comes while it compares (a TypeError instead)."""
     ordered = array[np.lexsort(array.T)]
     return 1 + int(np.count_nonzero((ordered[1:] != ordered[:-1]).any(1)))

@@ -146,6 +146,7 @@ def test_bad_options_are_usage_errors(argv, message, capsys):
         (["--video", "none.mp4"], "none.mp4 does not exist"),
         (["nothing.onnx"], "nothing.onnx"),
         (["nothing"], "which does not exist"),
+        (["--refine", ",".join(map(str, range(60)))], "these are 120 rows; wanted at most 100"),
         (["--picture", "tests/test_latency.py", "--labels", "none.png"], "test_latency.py"),
     ],
 )
