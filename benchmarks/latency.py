@@ -564,7 +564,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="e.g. 1,2 (%(default)s)",
     )
     add("--device", type=option(device_of), default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
-    precisions = ("fp32", "tf32")
+    precisions = ("fp32", "fp16")
     add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
     add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
     backends = ("native", *BACKENDS)

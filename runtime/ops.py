@@ -70,8 +70,8 @@ class Refiner:
     classes : channels of the response map. Residual: the number of guide classes (required).
         The others: ``channels``, and may be left out.
     device : "cpu", "cuda", "cuda:1".
-    precision : "fp32"; or on a GPU of compute capability 8.0 "tf32": convolutions on tensor cores,
-        their inputs rounded to 10 bits of mantissa, sums in float32.
+    precision : "fp32"; or on a GPU of compute capability 7.5 "fp16": convolutions on tensor cores,
+        their inputs rounded to half precision (10 bits of mantissa), sums in float32.
     threads : most threads; all processors when None. The answer does not depend on it.
     target : instruction set for tests ("" = the one in use).
     options : see :class:`RefineOptions`.
@@ -337,22 +337,22 @@ def check_precision(device: str, precision: str) -> dict[str, Any]:
     ------
     InputError : a precision that this device does not have.
     """
-    if precision not in ("fp32", "tf32"):
-        raise InputError(f"precision is {precision!r}; wanted 'fp32' or 'tf32'")
+    if precision not in ("fp32", "fp16"):
+        raise InputError(f"precision is {precision!r}; wanted 'fp32' or 'fp16'")
     kind, index = parse_device(device)
     if kind == "cpu":
         if precision != "fp32":
             raise InputError(f"precision is {precision!r}; the CPU has 'fp32' only")
         return {}
-    if precision == "tf32":
+    if precision == "fp16":
         gpu = next((gpu for gpu in cuda_devices() if gpu.index == index), None)
-        if gpu is not None and int(gpu.compute_capability.partition(".")[0]) < 8:
+        if gpu is not None and float(gpu.compute_capability) < 7.5:
             raise InputError(
-                f"precision 'tf32' needs compute capability 8.0; cuda:{index} ({gpu.name}) has "
+                f"precision 'fp16' needs compute capability 7.5; cuda:{index} ({gpu.name}) has "
                 f"{gpu.compute_capability}",
                 fix="precision='fp32'",
             )
-    return {"device": index, "tensor_cores": precision == "tf32"}
+    return {"device": index, "tensor_cores": precision == "fp16"}
 
 
 def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _parser() -> Parser:
         command.add_argument(
             "--precision",
             default="fp32",
-            choices=["fp32", "tf32"],
+            choices=["fp32", "fp16"],
             help="of the native refinement on a GPU (%(default)s)",
         )
         command.add_argument(

@@ -53,8 +53,8 @@ class Segmenter:
     device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
         With a ``refine_backend`` other than "native", or refine=None where the CUDA module is not
         built, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
-    precision : of the native refinement on a GPU: "fp32", or "tf32" (tensor cores, compute
-        capability 8.0): faster, and labels that differ here and there.
+    precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores, compute
+        capability 7.5): faster, and labels that differ here and there.
     backend : what runs the prior's network: "onnx" (ONNX Runtime), or the bundle's engine of
         TensorRT ("trt") or TensorRT for RTX ("rtx"). Nothing else is tried.
     refine_backend : "native" (the C++ core), or the bundle's step graph on "onnx", "trt" or "rtx".

@@ -36,7 +36,10 @@ HOOK void plant(int code, int sticky, size_t spared) {
   shim::sticky = sticky != 0;
 }
 HOOK int planted() { return shim::planted; }
-HOOK void round_nothing(bool exact) { shim::exact = exact; }
+HOOK void round_nothing(bool exact) {
+  shim::exact = exact;
+  shim::pairs = {};
+}
 HOOK void forbid_capture(int code) { shim::no_capture = static_cast<cudaError_t>(code); }
 HOOK void compile_for(int ptx) { shim::compiled_for = ptx; }
 HOOK void recover() {

@@ -58,6 +58,12 @@ struct alignas(16) float4 {
 struct alignas(8) float2 {
   float x, y;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 
 struct dim3 {
   unsigned x, y, z;
@@ -226,20 +232,45 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
 
 // A warp's product on tensor cores, as runtime/csrc/cuda/tensor.cuh describes it: lanes lay down what
 // they hold, and each takes the sums that are its own.
-inline bool exact = false;  // tensor cores that round nothing: products can be compared to the bit
-inline float to_tf32(float x) {  // to the nearest, ties away from zero
-  if (exact) return x;
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;
-  std::memcpy(&x, &bits, sizeof(bits));
-  return x;
+inline uint16_t to_half(float x) {  // to the nearest, ties to even
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const float size = std::fabs(x);
+  if (size == 0) return sign;
+  if (!(size < 65520)) return sign | (std::isnan(x) ? 0x7e00 : 0x7c00);
+  int exponent = 0;
+  std::frexp(size, &exponent);  // size < 2^exponent
+  exponent = std::max(exponent, -13);
+  const auto units = static_cast<int>(std::nearbyint(std::ldexp(size, 11 - exponent)));
+  return sign | static_cast<uint16_t>(((exponent + 13) << 10) + units);  // carries fit
+}
+inline float from_half(unsigned h) {
+  const unsigned exponent = h >> 10 & 31, units = h & 1023;
+  const float size = exponent == 31  ? (units != 0 ? NAN : INFINITY)
+                     : exponent == 0 ? std::ldexp(units, -24)
+                                     : std::ldexp(units + 1024, static_cast<int>(exponent) - 25);
+  return (h & 0x8000) != 0 ? -size : size;
+}
+// A word is two halves; or, where tensor cores are told to round nothing, so that products can be
+// compared to the bit, the number of a pair of floats.
+inline bool exact = false;
+inline std::vector<std::pair<float, float>> pairs;
+inline unsigned halves(float a, float b) {
+  if (!exact) return to_half(a) | static_cast<unsigned>(to_half(b)) << 16;
+  pairs.emplace_back(a, b);
+  return static_cast<unsigned>(pairs.size() - 1);
+}
+inline std::pair<float, float> floats(unsigned word) {
+  if (!exact) return {from_half(word & 0xffff), from_half(word >> 16)};
+  return word < pairs.size() ? pairs[word] : std::pair<float, float>(NAN, NAN);
+}
+inline unsigned straddle(unsigned low, unsigned high) {
+  return exact ? halves(floats(low).second, floats(high).first) : low >> 16 | high << 16;
 }
 struct Fragments {
-  float a[32][4], b[32][2];
+  unsigned a[32][4], b[32][2];
 };
 inline Fragments fragments[32];  // of each warp
-inline void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   const size_t lane = current % kWarp;
   Fragments& all = fragments[current / kWarp];
   std::memcpy(all.a[lane], a, sizeof(a));
@@ -249,9 +280,11 @@ inline void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   for (size_t h = 0; h < 4; ++h) {
     const size_t row = g + h / 2 * 8, column = 2 * t + h % 2;
     double sum = 0;
-    for (size_t k = 0; k < 8; ++k)
-      sum += static_cast<double>(all.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]) *
-             all.b[column * 4 + k % 4][k / 4];
+    for (size_t k = 0; k < 8; ++k) {  // words, of two neighbours each
+      const auto [a0, a1] = floats(all.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]);
+      const auto [b0, b1] = floats(all.b[column * 4 + k % 4][k / 4]);
+      sum += static_cast<double>(a0) * b0 + static_cast<double>(a1) * b1;
+    }
     c[h] += static_cast<float>(sum);
   }
   pause(kWarpOnly);

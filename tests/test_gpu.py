@@ -369,7 +369,7 @@ def test_ten_steps_beside_the_core(case):
     assert (found.labels == wanted.labels).mean() >= least
 
 
-@pytest.mark.parametrize("precision, least", [("fp32", 0.999), ("tf32", 0.99)])
+@pytest.mark.parametrize("precision, least", [("fp32", 0.999), ("fp16", 0.99)])
 def test_labels_after_ten_steps_of_residual(place, precision, least):
     image, _, soft = picture(*place.large)
     options = {"classes": CLASSES, "precision": precision}
@@ -388,7 +388,7 @@ def test_labels_after_ten_steps_of_residual(place, precision, least):
 def test_tensor_cores_take_the_same_step_but_for_rounding(options, kind):
     """One pixel whose label flips is a 200th of the gradient; a mistake is most of it."""
     image, guide = draw(kind)
-    plain, tensor = (on_cuda(image, options, precision=p) for p in ("fp32", "tf32"))
+    plain, tensor = (on_cuda(image, options, precision=p) for p in ("fp32", "fp16"))
     start = joined(plain.state_dict())
     a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
     wanted, found = (joined(r.state_dict()) - start for r in (plain, tensor))
@@ -513,7 +513,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("options, kind", some(SMALL), ids=case_name)
 def test_every_kernel_of_the_refinement(place, options, kind, precision):
     image, guide = draw(kind, 13, 37)

@@ -93,12 +93,10 @@ def test_peers_agree(host, name):
     assert case.left_out == case.wrong == []
     who = [f"{who} {precision}".strip() for who, precision in case.peers]
     if name in ("residual", "dynaguide"):
-        torchs = ("eager", "graph", "graph, channels last")
-        by_hand = [w for p in ("fp32", "tf32") for w in ("ours", *(f"torch {t}" for t in torchs))
-                   for w in [f"{w} {p}"]]  # fmt: skip
-        compiled = [f"torch {c} {p}" for p in ("fp32", "tf32") for c in
-                    ("compiled", "compiled, graph")]  # fmt: skip
-        assert who == [*by_hand, *compiled, "copy", "matmul fp32", "matmul tf32"]
+        how = ("eager", "graph", "graph, channels last", "compiled", "compiled, graph")
+        torchs = [f"torch {h} {p}" for h in how for p in ("fp32", "tf32", "fp16")]
+        products = ["matmul fp32", "matmul tf32", "matmul fp16"]
+        assert who == ["ours fp32", "ours fp16", *torchs, "copy", *products]
     else:
         assert who == ["ours", "torch eager", "torch compiled", "copy"]
     found = gpu.measure(case)
@@ -106,7 +104,8 @@ def test_peers_agree(host, name):
     assert all(len(row["samples"]["device ms"]) == gpu.MOST for row in found)
 
 
-def test_the_twins_steps_are_those_that_wait(host):
+@pytest.mark.parametrize("precision, close", [("fp32", 1e-4), ("tf32", 1e-4), ("fp16", 3e-2)])
+def test_the_twins_steps_are_those_that_wait(host, precision, close):
     """Without the waits a step does the same."""
     from benchmarks.torch_twin import Twin
 
@@ -114,14 +113,15 @@ def test_the_twins_steps_are_those_that_wait(host):
     image, hard, _ = gpu.picture(12, 16)
     plain = gpu.refiner(case)
     arguments = (plain.options, plain.state_dict(), image, hard, torch.float32)
-    twin, loop = Twin(*arguments), gpu.Loop(Twin(*arguments), torch)
+    twin, loop = Twin(*arguments), gpu.Loop(Twin(*arguments), torch, precision)
     losses, wanted = [], []
     for _ in range(3):
         loop.step()
         losses.append(loop.last.item())
         wanted.append(twin.step()[0][0])
         twin.step_count = 10  # the mapping of the first step stays
-    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    np.testing.assert_allclose(losses, wanted, rtol=close)
+    assert (losses != wanted) == (precision == "fp16")
     loop.restore()
     loop.step()
     assert loop.last.item() == losses[0]
@@ -142,8 +142,8 @@ def test_a_peer_that_differs_or_fails_is_left_out(host, capsys):
     def full():
         raise DeviceError("memory is full")
 
-    case.add("ours", full, "tf32")
-    assert case.wrong[1] == "work: ours tf32: DeviceError: memory is full"
+    case.add("ours", full, "fp16")
+    assert case.wrong[1] == "work: ours fp16: DeviceError: memory is full"
     with pytest.raises(DeviceError, match="memory is full"):
         gpu.Case(host, "work").add("ours", full)
 
@@ -279,15 +279,17 @@ def test_goals():
         row("torch graph", "fp32", **{"x ours": 3.0}),
         row("torch compiled, graph", "fp32", **{"x ours": 1.9}),
         row("torch graph", "tf32", **{"x ours": 9.0}),
+        row("torch graph, channels last", "fp16", **{"x ours": 8.0}),
+        row("torch eager", "tf32", **{"x ours": 9.5}),
     ]
     told = {g["goal"]: (g["value"], g["met"]) for g in gpu.goals("dynaguide 321x481", found)}
     assert told == {
         "dynaguide 321x481: fp32, ms/step <= 2.5": (2.4, True),
         "dynaguide 321x481: fp32, x torch eager >= 4": (4.0, True),
         "dynaguide 321x481: fp32, x best graphed or compiled torch >= 2": (1.9, False),
-        "dynaguide 321x481: tf32, ms/step <= 0.6": (None, None),
-        "dynaguide 321x481: tf32, x torch eager >= 4": (None, None),
-        "dynaguide 321x481: tf32, x best graphed or compiled torch >= 2": (9.0, True),
+        "dynaguide 321x481: fp16, ms/step <= 0.6": (None, None),
+        "dynaguide 321x481: fp16, x torch eager >= 4": (9.5, True),
+        "dynaguide 321x481: fp16, x best graphed or compiled torch >= 2": (8.0, True),
     }
     assert len(gpu.goals("residual 180x240, 10 steps", [])) == 6
     assert gpu.goals("lift, 14", []) == []

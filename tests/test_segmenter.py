@@ -674,8 +674,8 @@ def test_preset_and_its_changes():
         ({"threads": 0}, InputError, "threads is 0; wanted 1 to 1024"),
         ({"threads": True}, InputError, "threads is True; wanted a whole number"),
         ({"device": "tpu"}, InputError, "device is 'tpu'; wanted 'cpu', 'cuda'"),
-        ({"precision": "tf32"}, InputError, "precision is 'tf32'; the CPU has 'fp32' only"),
-        ({"precision": "fp8"}, InputError, "precision is 'fp8'; wanted 'fp32' or 'tf32'"),
+        ({"precision": "fp16"}, InputError, "precision is 'fp16'; the CPU has 'fp32' only"),
+        ({"precision": "fp8"}, InputError, "precision is 'fp8'; wanted 'fp32' or 'fp16'"),
         (
             {"prior": "resnet"},
             InputError,

@@ -41,6 +41,10 @@ struct NormState {
   float *mean, *inv, *scale, *shift, *a, *b;
 };
 
+__device__ inline float4 load_four(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+
 // What a convolution reads: x, or its norm, and the skip on top.
 struct Input {
   const float* x;
@@ -51,6 +55,18 @@ struct Input {
     float v = x[c * plane + n];
     if (norm.scale != nullptr) v = (v - norm.mean[c]) * norm.scale[c] + norm.shift[c];
     return skip != nullptr ? v + skip[c * plane + n] : v;
+  }
+  // Of n .. n + 3, n a multiple of 4.
+  __device__ float4 four(int c, size_t n) const {
+    float4 v = load_four(x + c * plane + n);
+    if (norm.scale != nullptr) {
+      const float mean = norm.mean[c], scale = norm.scale[c], shift = norm.shift[c];
+      v.x = (v.x - mean) * scale + shift, v.y = (v.y - mean) * scale + shift;
+      v.z = (v.z - mean) * scale + shift, v.w = (v.w - mean) * scale + shift;
+    }
+    if (skip == nullptr) return v;
+    const float4 more = load_four(skip + c * plane + n);
+    return float4{v.x + more.x, v.y + more.y, v.z + more.z, v.w + more.w};
   }
 };
 
@@ -68,7 +84,55 @@ struct Gradient {
     if (relu && a <= 0) return 0;
     return norm.scale[c] * (v - norm.a[c] - (a - norm.mean[c]) * norm.b[c]);
   }
+  __device__ float4 four(int c, size_t n) const {
+    const float4 v = load_four(d + c * plane + n);
+    if (x == nullptr) return v;
+    const float4 a = load_four(x + c * plane + n);
+    const float scale = norm.scale[c], off = norm.a[c], mean = norm.mean[c], share = norm.b[c];
+    const auto behind = [&](float from, float at) {
+      return relu && at <= 0 ? 0.0f : scale * (from - off - (at - mean) * share);
+    };
+    return float4{behind(v.x, a.x), behind(v.y, a.y), behind(v.z, a.z), behind(v.w, a.w)};
+  }
 };
+
+// A convolution's weights in the order in which blocks take them into shared memory, so that they
+// are copied in one piece: words [input channels / depth][groups of output channels][kDepth]
+// [Taps^2][pitch] for a span of output channels in each group; a word holds the weight of one input
+// channel, or (tensor.cuh) of two in half precision.
+struct Packed {
+  size_t weight;  // where they lie among the parameters, [out][in][Taps^2]; or, turned, as those of
+                  // the gradient by the input, [in][out][Taps^2] from the last tap on
+  void* words;
+  int in, out, taps, span, pitch, depth;
+  bool turned;
+  __host__ __device__ int groups() const { return (out + span - 1) / span; }
+  __host__ __device__ int part() const { return kDepth * taps * pitch; }  // that a block takes
+  __host__ __device__ int count() const { return (in + depth - 1) / depth * groups() * part(); }
+  __device__ float value(const float* parameters, int channel, int o, int tap) const {
+    const float* const from = parameters + weight;
+    if (channel >= in || o >= out) return 0;
+    return turned ? from[(static_cast<size_t>(channel) * out + o) * taps + taps - 1 - tap]
+                  : from[(static_cast<size_t>(o) * in + channel) * taps + tap];
+  }
+};
+
+constexpr int kMostPacked = 8;  // of a network: three blocks, skip and head, and three turned
+struct PackedList {
+  Packed of[kMostPacked];
+  int count;
+};
+
+// Lays the weights out for conv(). Blocks: (words, list).
+__global__ void pack(PackedList list, const float* parameters) {
+  const Packed p = list.of[blockIdx.y];
+  const int e = blockIdx.x * blockDim.x + threadIdx.x;
+  if (e >= p.count()) return;
+  const int o = e % p.pitch, tap = e / p.pitch % p.taps, row = e / (p.pitch * p.taps) % kDepth;
+  const int group = e / p.part() % p.groups(), stage = e / p.part() / p.groups();
+  static_cast<float*>(p.words)[e] =
+      o < p.span ? p.value(parameters, stage * kDepth + row, group * p.span + o, tap) : 0;
+}
 
 // Where a thread's results lie: kRun pixels from (y, x), count of which are in the picture, of a
 // column of four among span channels from first on.
@@ -192,12 +256,10 @@ struct Backward {
 
 // A block computes a tile of pixels for up to 128 channels: input channels come into shared memory
 // eight at a time, with a border, and their weights beside them. A thread keeps 8 pixels x 4
-// channels in registers; with 3x3 taps, a row of 12 inputs serves 96 products. The weights are
-// [out][in][Taps^2]; Turned reads them as those of the gradient by the input, [in][out][Taps^2]
-// from the last tap to the first.
-template <int Taps, bool Turned, class Source, class Emit>
+// channels in registers; with 3x3 taps, a row of 12 inputs serves 96 products.
+template <int Taps, class Source, class Emit>
 __global__ void __launch_bounds__(kMostColumns* kRuns)
-    conv(Emit emit, Source source, const float* weights, int in, int out, int columns, Extent s) {
+    conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s) {
   SEG_SHARED(shared);
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2;
   constexpr int kRows = kTall + 2 * kBorder, kAcross = kWide + 2 * kBorder;
@@ -212,21 +274,11 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
   float sum[kRun][kFour] = {};
 
   for (int c0 = 0; c0 < in; c0 += kDepth) {
-    const int depth = min(kDepth, in - c0);
-    if constexpr (Turned) {
-      for (int c = 0; c < depth; ++c)
-        for (int e = me; e < span * kTaps; e += threads) {
-          const int o = e / kTaps, t = e % kTaps;
-          const size_t from = (static_cast<size_t>(c0 + c) * out + first + o) * kTaps;
-          w[(c * kTaps + t) * pitch + o] = first + o < out ? weights[from + kTaps - 1 - t] : 0;
-        }
-    } else {
-      for (int e = me; e < span * kDepth * kTaps; e += threads) {
-        const int o = e / (kDepth * kTaps), i = e % (kDepth * kTaps);
-        const size_t from = (static_cast<size_t>(first + o) * in + c0) * kTaps + i;
-        if (i < depth * kTaps) w[i * pitch + o] = first + o < out ? weights[from] : 0;
-      }
-    }
+    const int depth = min(kDepth, in - c0), part = depth * kTaps * pitch;
+    const float* const from = packed + (static_cast<size_t>(c0 / kDepth) * gridDim.y + blockIdx.y) *
+                                           kDepth * kTaps * pitch;
+    for (int e = me * 4; e < part; e += threads * 4)
+      *reinterpret_cast<float4*>(w + e) = load_four(from + e);
     for (int e = me; e < depth * kRows * kAcross; e += threads) {
       const int c = e / (kRows * kAcross), v = e / kAcross % kRows, u = e % kAcross;
       const int y1 = top + v - kBorder, x1 = left + u - kBorder;
@@ -270,16 +322,20 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
        shared);
 }
 
-template <int Taps, bool Turned, class Source, class Emit>
-void run_conv(const Emit& emit, const Source& source, const float* weights, int in, int out,
-              Extent s, cudaStream_t stream) {
-  const int columns = std::min(kMostColumns, (out + kFour - 1) / kFour), span = columns * kFour;
-  const int rows = kTall + 2 * (Taps / 2);
-  const size_t shared =
-      std::max<size_t>(kDepth * (Taps * Taps * (span + 4) + rows * kRowPitch), 2 * kRuns * span);
-  SEG_LAUNCH((conv<Taps, Turned, Source, Emit>), dim3(s.tiles(), (out + span - 1) / span),
+// How run_conv() wants the weights of in channels, taps^2 each, for out channels.
+inline Packed packed_for_conv(int taps, int in, int out) {
+  const int span = std::min(kMostColumns, (out + kFour - 1) / kFour) * kFour;
+  return {0, nullptr, in, out, taps * taps, span, span + 4, kDepth, false};
+}
+
+template <int Taps, class Source, class Emit>
+void run_conv(const Emit& emit, const Source& source, const Packed& p, Extent s,
+              cudaStream_t stream) {
+  const int columns = p.span / kFour, rows = kTall + 2 * (Taps / 2);
+  const size_t shared = std::max<size_t>(p.part() + kDepth * rows * kRowPitch, 2 * kRuns * p.span);
+  SEG_LAUNCH((conv<Taps, Source, Emit>), dim3(s.tiles(), p.groups()),
              dim3(std::max(kLeast, columns * kRuns)), shared * sizeof(float), stream, emit, source,
-             weights, in, out, columns, s);
+             static_cast<const float*>(p.words), p.in, columns, s);
 }
 
 // The split of a weight gradient's sum: threads hold outs x ins groups of channels, lanes of them

@@ -1,4 +1,5 @@
 // The refinement loop on the device.
+#include <cmath>
 #include <cstring>
 
 #include "common.cuh"
@@ -75,28 +76,32 @@ struct Refiner::Work {
   void restore();
   int count_labels();
   Input feature() const;
+  void list_packed(const Conv& conv, bool turned);
+  void pack_weights();
+  const Packed& packed_of(const Conv& conv, bool turned) const;
   void finish(const Norm& of, const NormState& state, bool running);
 
   bool residual() const { return options.objective == kResidual; }
   bool normed() const { return options.final_bn != kNormNone; }
   bool skips() const { return options.skip != kSkipNone; }
 
-  // One of the network's convolutions, by the kernels that were chosen.
+  // One of the network's convolutions, by the kernels that were chosen; Turned: the gradient by its
+  // input.
   template <int Taps, bool Turned, class Source, class Emit>
   void convolve(const Emit& emit, const Source& source, const Conv& conv) {
-    const int in = Turned ? conv.out : conv.in, out = Turned ? conv.in : conv.out;
-    const float* weights = parameters + conv.weight;
+    const Packed& weights = packed_of(conv, Turned);
     if (tensor_cores)
-      run_conv_tensor<Taps, Turned>(emit, source, weights, in, out, s, stream);
+      run_conv_tensor<Taps>(emit, source, weights, Turned ? gain : 1.0f, s, stream);
     else
-      run_conv<Taps, Turned>(emit, source, weights, in, out, s, stream);
+      run_conv<Taps>(emit, source, weights, s, stream);
   }
   // The gradients by its weights and bias.
   template <int Taps, int Ins>
   void differentiate(const Input& source, const Gradient& slope, const Conv& conv, bool add) {
     float* to = gradient + conv.weight;
     if (tensor_cores)
-      run_conv_gradient_tensor<Taps>(to, parts, source, slope, conv.in, conv.out, add, s, stream);
+      run_conv_gradient_tensor<Taps>(to, parts, source, slope, conv.in, conv.out, gain, add, s,
+                                     stream);
     else
       run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s, stream);
   }
@@ -107,6 +112,7 @@ struct Refiner::Work {
   Extent s;
   size_t pixels;
   int blocks;  // of a kernel with a thread per pixel
+  float gain;  // of slopes on tensor cores
   OwnStream own;
   cudaStream_t stream;
   Event passed[kAhead], first, last;
@@ -130,6 +136,7 @@ struct Refiner::Work {
   std::vector<Offset2> offset_list;
   std::vector<NormState> norm;
   NormState head_norm{};
+  PackedList packed{};
   int32_t *labels = nullptr, *checked = nullptr;
   int* present = nullptr;
   Control* on_device = nullptr;
@@ -143,6 +150,7 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
       s{height, width, (width + kRun - 1) / kRun * kRun},
       pixels(static_cast<size_t>(height) * width),
       blocks(blocks_of(pixels, kThreads)),
+      gain(std::exp2(std::ceil(std::log2(static_cast<float>(pixels))))),  // slopes are means'
       stream(own.stream) {
   if (residual()) {
     for (const int d : options.distances)
@@ -151,12 +159,17 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
   }
   if (tensor_cores) {  // code for older GPUs has none, and would compute zeros
     cudaFuncAttributes code{};
-    CUDA_CHECK(cudaFuncGetAttributes(&code, conv_tensor<1, false, 2, 4, Input, Forward>));
-    if (code.ptxVersion < 80)
+    CUDA_CHECK(cudaFuncGetAttributes(&code, conv_tensor<1, 2, 4, Input, Forward>));
+    if (code.ptxVersion < 75)
       throw std::invalid_argument(
           "this build has no code for tensor cores on this GPU; build for "
-          "compute capability 8.0 or above");
+          "compute capability 7.5 or above");
   }
+  for (const Conv& conv : network.conv) list_packed(conv, false);
+  for (size_t i = 1; i < network.conv.size(); ++i) list_packed(network.conv[i], true);
+  if (options.skip == kSkipOwn) list_packed(network.skip, false);
+  list_packed(network.head, false);
+  list_packed(network.head, true);
   activation.resize(options.blocks);
   norm.resize(options.blocks);
   arena_floats = layout(nullptr);
@@ -220,6 +233,7 @@ size_t Refiner::Work::layout(float* base) {
   if (skips()) room(network.skip, split_of<3, 1>(network.skip.in, network.skip.out, s).parts());
   room(network.head, split_of<1, 4>(network.head.in, network.head.out, s).parts());
   parts = take(most);
+  for (Packed* p = packed.of; p != packed.of + packed.count; ++p) p->words = take(p->count());
   labels = reinterpret_cast<int32_t*>(take(pixels));
   checked = reinterpret_cast<int32_t*>(take(options.early_stop > 0 ? pixels : 0));
   present = reinterpret_cast<int*>(take(q));
@@ -338,6 +352,33 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
   told.host[0] = told.host[1] = 0;
 }
 
+// Makes room for a convolution's weights, as its kernel wants them, in the list.
+void Refiner::Work::list_packed(const Conv& conv, bool turned) {
+  const int in = turned ? conv.out : conv.in, out = turned ? conv.in : conv.out;
+  Packed& p = packed.of[packed.count++];
+  p = tensor_cores ? packed_for_tensor(conv.kernel, in, out)
+                   : packed_for_conv(conv.kernel, in, out);
+  p.weight = conv.weight;
+  p.turned = turned;
+}
+
+const Packed& Refiner::Work::packed_of(const Conv& conv, bool turned) const {
+  return *std::find_if(packed.of, packed.of + packed.count, [&](const Packed& p) {
+    return p.weight == conv.weight && p.turned == turned;
+  });
+}
+
+void Refiner::Work::pack_weights() {
+  int most = 0;
+  for (int i = 0; i < packed.count; ++i) most = std::max(most, packed.of[i].count());
+  const dim3 grid(blocks_of(most, kThreads), packed.count);
+  const float* weights = parameters;
+  if (tensor_cores)
+    SEG_LAUNCH(pack_halves, grid, dim3(kThreads), 0, stream, packed, weights);
+  else
+    SEG_LAUNCH(pack, grid, dim3(kThreads), 0, stream, packed, weights);
+}
+
 // What the head reads: the last block after its norm, with the skip.
 Input Refiner::Work::feature() const { return {activation.back(), norm.back(), skip, s.plane()}; }
 
@@ -353,6 +394,7 @@ void Refiner::Work::finish(const Norm& of, const NormState& state, bool running)
 void Refiner::Work::forward(bool running) {
   const Input picture{input, NormState{}, nullptr, s.plane()};
   Input x = picture;
+  pack_weights();
   for (int i = 0; i < options.blocks; ++i) {
     const Conv& conv = network.conv[i];
     convolve<3, false>(

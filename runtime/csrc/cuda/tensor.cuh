@@ -1,7 +1,12 @@
-// The convolutions of conv.cuh on tensor cores: inputs rounded to TF32 (10 bits of mantissa, the
-// range of float32), sums in float32. mma.sync m16n8k8, which every GPU from compute capability
-// 8.0 on has.
+// The convolutions of conv.cuh on tensor cores: inputs in half precision, sums in float32 (mma.sync
+// m16n8k16, on compute capability 7.5 as two of m16n8k8). Halves have TF32's 10 bits of mantissa
+// but end at 65504 and 6e-8, so that slopes, which shrink with the number of pixels, are multiplied
+// by a power of two on the way in (gain) and results divided by it.
 #pragma once
+
+#ifndef SEG_CUDA_SHIM
+#include <cuda_fp16.h>
+#endif
 
 #include "conv.cuh"
 
@@ -11,79 +16,127 @@ constexpr int kWarps = 4;  // of a block
 constexpr int kPart = 32;  // channels that an epilogue hands on at a time
 constexpr int kPartPitch = kTall * kWide + 4;
 constexpr int kTensorIns = kWarps * 8;  // input channels of a block's weight gradient
-constexpr int kSlopePitch = kGradientRows * kWide + 4;  // 4 mod 32: lanes meet different banks
 
 #ifdef SEG_CUDA_SHIM
+using shim::halves;
 using shim::multiply;
-using shim::to_tf32;
+using shim::straddle;
 #else
-__device__ inline float to_tf32(float x) {
-  unsigned out = 0;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(x));
-#endif
-  return __uint_as_float(out);
+// A word of two halves: a below b.
+__device__ inline unsigned halves(float a, float b) {
+  const __half2 h = __floats2half2_rn(a, b);
+  return *reinterpret_cast<const unsigned*>(&h);
+}
+// The upper half of one word and the lower of the next.
+__device__ inline unsigned straddle(unsigned low, unsigned high) {
+  return __byte_perm(low, high, 0x5432);
 }
 
-// c += a b by a warp, a 16 x 8, b 8 x 8. Lane 4 g + t holds a (g, t), (g + 8, t), (g, t + 4),
-// (g + 8, t + 4); b (t, g), (t + 4, g); c (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
-__device__ inline void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+// c += a b by a warp, a 16 x 16, b 16 x 8. Lane 4 g + t holds in words of two neighbours in the
+// inner dimension, k = 2 t and k = 2 t + 8: a (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8); b (k,
+// g), (k + 8, g); and c (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif __CUDA_ARCH__ >= 750
+  for (int h = 0; h < 2; ++h)
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[2 * h]), "r"(a[2 * h + 1]), "r"(b[h]));
 #endif
 }
 #endif
 
+// Four neighbours in a row, from their first: of channel c from (y, x) on, zero outside.
+template <class Source>
+__device__ float4 four_of(const Source& source, int c, int channels, int y, int x, Extent s) {
+  if (c >= channels || y < 0 || y >= s.height || x >= s.width) return float4{0, 0, 0, 0};
+  float4 v = source.four(c, s.at(y, x));
+  if (x + 1 >= s.width) v.y = 0;
+  if (x + 2 >= s.width) v.z = 0;
+  if (x + 3 >= s.width) v.w = 0;
+  return v;
+}
+
+template <class Source>
+__device__ float one_of(const Source& source, int c, int channels, int y, int x, Extent s) {
+  const bool inside = c < channels && y >= 0 && y < s.height && x >= 0 && x < s.width;
+  return inside ? source(c, s.at(y, x)) : 0;
+}
+
+// Lays the weights out for conv_tensor(): words of channels c and c + 1. Blocks: (words, list).
+__global__ void pack_halves(PackedList list, const float* parameters) {
+  const Packed p = list.of[blockIdx.y];
+  const int e = blockIdx.x * blockDim.x + threadIdx.x;
+  if (e >= p.count()) return;
+  const int o = e % p.pitch, tap = e / p.pitch % p.taps, row = e / (p.pitch * p.taps) % kDepth;
+  const int group = e / p.part() % p.groups(), stage = e / p.part() / p.groups();
+  const int c = stage * p.depth + 2 * row, at = group * p.span + o;
+  static_cast<unsigned*>(p.words)[e] =
+      o < p.span ? halves(p.value(parameters, c, at, tap), p.value(parameters, c + 1, at, tap))
+                 : halves(0, 0);
+}
+
+// What conv_tensor() has in shared memory, in words: lanes of a product read four pairs of channels
+// x eight neighbours, and 8 or 24 words mod 32 between pairs keep them on different banks.
+template <int Taps>
+struct TensorTile {
+  static constexpr int kRows = kTall + 2 * (Taps / 2);
+  static constexpr int kPitch = Taps == 3 ? 20 : 16;  // of a row of pixels
+  static constexpr int kFirst = Taps == 3 ? 4 : 0;    // where the tile's own pixels begin
+  static constexpr int kPlane = kRows * kPitch + (Taps == 3 ? 0 : 8);
+  static constexpr int kWords = kFirst + kDepth * kPlane;
+};
+__host__ __device__ constexpr int tensor_pitch(int span) { return span + 8 + span % 16; }
+
 // As conv(): a warp computes Rows rows of 16 pixels of the tile for Eights x 8 channels, taking the
-// eight input channels in shared memory as the products' inner dimension, tap by tap.
-template <int Taps, bool Turned, int Rows, int Eights, class Source, class Emit>
+// sixteen input channels in shared memory as the products' inner dimension, tap by tap.
+template <int Taps, int Rows, int Eights, class Source, class Emit>
 __global__ void __launch_bounds__(kWarps * 32, 2)
-    conv_tensor(Emit emit, Source source, const float* weights, int in, int out, Extent s) {
+    conv_tensor(Emit emit, Source source, const uint4* packed, int in, float gain, Extent s) {
   SEG_SHARED(shared);
+  using Tile = TensorTile<Taps>;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2, kThreads = kWarps * 32;
-  constexpr int kRows = kTall + 2 * kBorder, kAcross = kWide + 2 * kBorder;
   constexpr int kDown = kTall / Rows, kSpan = kWarps / kDown * Eights * 8;
-  // Lanes of a product read four channels x eight neighbours: 8 or 24 mod 32 floats between
-  // channels keep them on different banks.
-  constexpr int kPitch = kSpan + 8 + kSpan % 16, kXPitch = Taps == 3 ? 20 : 21;
-  float* const w = shared;                       // [kDepth][kTaps][kPitch]
-  float* const x = w + kDepth * kTaps * kPitch;  // [kDepth][kRows][kXPitch]
+  constexpr int kPitch = tensor_pitch(kSpan), kWeights = kDepth * kTaps * kPitch;
+  unsigned* const w = reinterpret_cast<unsigned*>(shared);  // [kDepth][kTaps][kPitch]
+  unsigned* const x = w + kWeights + Tile::kFirst;          // [kDepth][kRows][Tile::kPitch]
   const int me = threadIdx.x, warp = me / 32, g = me % 32 / 4, t = me % 4;
   const int row0 = warp % kDown * Rows, side = warp / kDown * Eights * 8;
   const int tile = blockIdx.x, first = blockIdx.y * kSpan;
   const int top = tile / s.across() * kTall, left = tile % s.across() * kWide;
   float sum[Rows][Eights][4] = {};
 
-  for (int c0 = 0; c0 < in; c0 += kDepth) {
-    for (int e = me; e < kSpan * kDepth * kTaps; e += kThreads) {
-      int c, o, tap;
-      if constexpr (Turned) {
-        c = e / (kSpan * kTaps), o = e / kTaps % kSpan, tap = e % kTaps;
-      } else {
-        o = e / (kDepth * kTaps), c = e / kTaps % kDepth, tap = e % kTaps;
-      }
-      float v = 0;
-      if (c0 + c < in && first + o < out)
-        v = Turned
-                ? weights[(static_cast<size_t>(c0 + c) * out + first + o) * kTaps + kTaps - 1 - tap]
-                : weights[(static_cast<size_t>(first + o) * in + c0 + c) * kTaps + tap];
-      w[(c * kTaps + tap) * kPitch + o] = to_tf32(v);
+  for (int c0 = 0; c0 < in; c0 += 2 * kDepth) {
+    const uint4* const from =
+        packed + (static_cast<size_t>(c0 / (2 * kDepth)) * gridDim.y + blockIdx.y) * (kWeights / 4);
+    for (int e = me; e < kWeights / 4; e += kThreads) reinterpret_cast<uint4*>(w)[e] = from[e];
+    for (int e = me; e < kDepth * Tile::kRows * (kWide / 4); e += kThreads) {
+      const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);  // of all pairs
+      const int c = c0 + row / Tile::kRows * 2, y = top + row % Tile::kRows - kBorder;
+      const float4 a = four_of(source, c, in, y, left + u, s),
+                   b = four_of(source, c + 1, in, y, left + u, s);
+      *reinterpret_cast<uint4*>(x + row / Tile::kRows * Tile::kPlane +
+                                row % Tile::kRows * Tile::kPitch + u) =
+          uint4{halves(a.x * gain, b.x * gain), halves(a.y * gain, b.y * gain),
+                halves(a.z * gain, b.z * gain), halves(a.w * gain, b.w * gain)};
     }
-    for (int e = me; e < kDepth * kRows * kAcross; e += kThreads) {
-      const int c = e / (kRows * kAcross), v = e / kAcross % kRows, u = e % kAcross;
-      const int y = top + v - kBorder, col = left + u - kBorder;
-      const bool used = c0 + c < in && y >= 0 && y < s.height && col >= 0 && col < s.width;
-      x[(c * kRows + v) * kXPitch + u] = to_tf32(used ? source(c0 + c, s.at(y, col)) : 0);
+    for (int e = me; e < kDepth * Tile::kRows * 2 * kBorder; e += kThreads) {
+      const int u = e % 2 == 0 ? -1 : kWide, row = e / 2;
+      const int c = c0 + row / Tile::kRows * 2, y = top + row % Tile::kRows - kBorder;
+      x[row / Tile::kRows * Tile::kPlane + row % Tile::kRows * Tile::kPitch + u] =
+          halves(one_of(source, c, in, y, left + u, s) * gain,
+                 one_of(source, c + 1, in, y, left + u, s) * gain);
     }
     __syncthreads();
 #pragma unroll 1
     for (int tap = 0; tap < kTaps; ++tap) {
-      const int dy = tap / Taps, dx = tap % Taps;
-      float b[Eights][2];
+      const int dy = tap / Taps, dx = tap % Taps - kBorder;
+      unsigned b[Eights][2];
 #pragma unroll
       for (int e = 0; e < Eights; ++e)
 #pragma unroll
@@ -91,10 +144,11 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
           b[e][h] = w[((t + 4 * h) * kTaps + tap) * kPitch + side + e * 8 + g];
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
-        float a[4];
+        unsigned a[4];
 #pragma unroll
         for (int h = 0; h < 4; ++h)
-          a[h] = x[((t + h / 2 * 4) * kRows + row0 + r + dy) * kXPitch + g + h % 2 * 8 + dx];
+          a[h] = x[(t + h / 2 * 4) * Tile::kPlane + (row0 + r + dy) * Tile::kPitch + g + h % 2 * 8 +
+                   dx];
 #pragma unroll
         for (int e = 0; e < Eights; ++e) multiply(sum[r][e], a, b[e]);
       }
@@ -108,6 +162,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const int column = me % (kPart / kFour), run = me / (kPart / kFour);
   const int y = top + run / (kWide / kRun), x0 = left + run % (kWide / kRun) * kRun;
   const int count = y < s.height ? max(0, min(kRun, s.width - x0)) : 0;
+  const float share = 1.0f / gain;
   for (int part = 0; part < kSpan; part += kPart) {
 #pragma unroll
     for (int e = 0; e < Eights; ++e) {
@@ -118,7 +173,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 #pragma unroll
         for (int h = 0; h < 4; ++h)
           results[(o + 2 * t + h % 2) * kPartPitch + (row0 + r) * kWide + g + h / 2 * 8] =
-              sum[r][e][h];
+              sum[r][e][h] * share;
     }
     __syncthreads();
     float v[kRun][kFour];
@@ -132,62 +187,96 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   }
 }
 
+// What conv_gradient_tensor() has in shared memory, in words of two neighbours in a row: 4, 20 or
+// 28 words mod 32 between channels keep lanes on different banks.
+template <int Taps>
+struct GradientTile {
+  static constexpr int kRows = kGradientRows + 2 * (Taps / 2);
+  static constexpr int kPitch = kWide / 2 + Taps / 2;  // of a row of input pixels, with its border
+  static constexpr int kPlane = Taps == 3 ? 60 : 36;   // of an input channel
+  static constexpr int kSlopes = kGradientRows * kWide / 2 + 4;  // of an output channel
+};
+
 // As conv_gradient(): a warp sums up to Sixteens x 16 output channels x 8 input channels x all
-// taps, with eight pixels of a row as the products' inner dimension.
+// taps, with the sixteen pixels of a row as the products' inner dimension. Inputs of a row at the
+// middle tap lie across two words.
 template <int Taps, int Sixteens, class Source, class Slope>
 __global__ void __launch_bounds__(kWarps * 32, 2)
-    conv_gradient_tensor(float* parts, Source source, Slope slope, int in, int out, Extent s) {
+    conv_gradient_tensor(float* parts, Source source, Slope slope, int in, int out, float gain,
+                         Extent s) {
   SEG_SHARED(shared);
+  using Tile = GradientTile<Taps>;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2, kThreads = kWarps * 32;
-  constexpr int kRows = kGradientRows + 2 * kBorder, kAcross = kWide + 2 * kBorder;
-  constexpr int kOuts = Sixteens * 16, kPlane = kRows * kAcross + (Taps == 1 ? 4 : 0);
-  float* const ds = shared;                    // [kOuts][kSlopePitch]
-  float* const xs = ds + kOuts * kSlopePitch;  // [kTensorIns][kPlane], 4 or 12 mod 32
+  constexpr int kOuts = Sixteens * 16, kQuads = kGradientRows * kWide / 4;
+  constexpr int kTurns = kOuts * kQuads / kThreads;          // of a thread's loads of slopes
+  unsigned* const ds = reinterpret_cast<unsigned*>(shared);  // [kOuts][kSlopes]
+  unsigned* const xs = ds + kOuts * Tile::kSlopes;           // [kTensorIns][kPlane]
   const int me = threadIdx.x, warp = me / 32, g = me % 32 / 4, t = me % 4;
   const int o0 = blockIdx.z * kOuts, i0 = blockIdx.y * kTensorIns;
   const int tiles = s.across() * ((s.height + kGradientRows - 1) / kGradientRows);
-  float sum[Sixteens][kTaps][4] = {}, bias[Sixteens][2] = {};
+  float sum[Sixteens][kTaps][4] = {}, bias[kTurns] = {};
 
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int top = tile / s.across() * kGradientRows, left = tile % s.across() * kWide;
-    for (int e = me; e < kOuts * kGradientRows * kWide; e += kThreads) {
-      const int o = e / (kGradientRows * kWide), n = e % (kGradientRows * kWide);
-      const int y = top + n / kWide, x = left + n % kWide;
-      const bool used = o0 + o < out && y < s.height && x < s.width;
-      ds[o * kSlopePitch + n] = to_tf32(used ? slope(o0 + o, s.at(y, x)) : 0);
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int o = me / kQuads + turn * (kThreads / kQuads), n = me % kQuads * 4;
+      const float4 d = four_of(slope, o0 + o, out, top + n / kWide, left + n % kWide, s);
+      bias[turn] += (d.x + d.y) + (d.z + d.w);
+      *reinterpret_cast<uint2*>(ds + o * Tile::kSlopes + n / 2) =
+          uint2{halves(d.x * gain, d.y * gain), halves(d.z * gain, d.w * gain)};
     }
-    for (int e = me; e < kTensorIns * kRows * kAcross; e += kThreads) {
-      const int i = e / (kRows * kAcross), v = e / kAcross % kRows, u = e % kAcross;
-      const int y = top + v - kBorder, x = left + u - kBorder;
-      const bool used = i0 + i < in && y >= 0 && y < s.height && x >= 0 && x < s.width;
-      xs[i * kPlane + v * kAcross + u] = to_tf32(used ? source(i0 + i, s.at(y, x)) : 0);
+    // Words of an input's row begin a pixel left of the tile; the quads that they are read by do
+    // not, so that a quad's thread makes the word before its last pixel's, too.
+    for (int e = me; e < kTensorIns * Tile::kRows * (kWide / 4); e += kThreads) {
+      const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);
+      const int c = i0 + row / Tile::kRows, y = top + row % Tile::kRows - kBorder;
+      const float4 v = four_of(source, c, in, y, left + u, s);
+      unsigned* const to =
+          xs + row / Tile::kRows * Tile::kPlane + row % Tile::kRows * Tile::kPitch + u / 2;
+      if constexpr (Taps == 1) {
+        *reinterpret_cast<uint2*>(to) = uint2{halves(v.x, v.y), halves(v.z, v.w)};
+      } else {
+        const float before = one_of(source, c, in, y, left + u - 1, s);
+        to[0] = halves(before, v.x);
+        to[1] = halves(v.y, v.z);
+        if (u == kWide - 4) to[2] = halves(v.w, one_of(source, c, in, y, left + kWide, s));
+      }
     }
     __syncthreads();
     if (i0 + warp * 8 < in)
 #pragma unroll 1
-      for (int n = 0; n < kGradientRows * kWide; n += 8) {
-        float a[Sixteens][4];
+      for (int row = 0; row < kGradientRows; ++row) {
+        unsigned a[Sixteens][4];
 #pragma unroll
-        for (int m = 0; m < Sixteens; ++m) {
+        for (int m = 0; m < Sixteens; ++m)
 #pragma unroll
           for (int h = 0; h < 4; ++h)
-            a[m][h] = ds[(m * 16 + g + h % 2 * 8) * kSlopePitch + n + t + h / 2 * 4];
-          bias[m][0] += a[m][0] + a[m][2];
-          bias[m][1] += a[m][1] + a[m][3];
-        }
-        const float* from = xs + (warp * 8 + g) * kPlane + n / kWide * kAcross + n % kWide + t;
+            a[m][h] =
+                ds[(m * 16 + g + h % 2 * 8) * Tile::kSlopes + row * (kWide / 2) + t + h / 2 * 4];
 #pragma unroll
-        for (int tap = 0; tap < kTaps; ++tap) {
-          const float* at = from + tap / Taps * kAcross + tap % Taps;
-          const float b[2] = {at[0], at[4]};
+        for (int dy = 0; dy < Taps; ++dy) {
+          const unsigned* from = xs + (warp * 8 + g) * Tile::kPlane + (row + dy) * Tile::kPitch + t;
+          unsigned b[Taps][2];
 #pragma unroll
-          for (int m = 0; m < Sixteens; ++m)
-            if (o0 + m * 16 < out) multiply(sum[m][tap], a[m], b);
+          for (int h = 0; h < 2; ++h) {
+            b[0][h] = from[4 * h];
+            if constexpr (Taps == 3) {
+              b[2][h] = from[4 * h + 1];
+              b[1][h] = straddle(b[0][h], b[2][h]);
+            }
+          }
+#pragma unroll
+          for (int dx = 0; dx < Taps; ++dx)
+#pragma unroll
+            for (int m = 0; m < Sixteens; ++m)
+              if (o0 + m * 16 < out) multiply(sum[m][dy * Taps + dx], a[m], b[dx]);
         }
       }
     __syncthreads();
   }
   float* const part = parts + blockIdx.x * (static_cast<size_t>(out) * in * kTaps + out);
+  const float share = 1.0f / gain;
 #pragma unroll
   for (int m = 0; m < Sixteens; ++m)
 #pragma unroll
@@ -196,40 +285,47 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       if (o >= out || i >= in) continue;
 #pragma unroll
       for (int tap = 0; tap < kTaps; ++tap)
-        part[(static_cast<size_t>(o) * in + i) * kTaps + tap] = sum[m][tap][h];
+        part[(static_cast<size_t>(o) * in + i) * kTaps + tap] = sum[m][tap][h] * share;
     }
   if (blockIdx.y != 0) return;
-  float* const rows = shared;  // [kOuts][4]
-  if (warp == 0)
-    for (int m = 0; m < Sixteens; ++m)
-      for (int h = 0; h < 2; ++h) rows[(m * 16 + g + h * 8) * 4 + t] = bias[m][h];
+  float* const rows = shared;  // [kOuts][kQuads + 1]
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn)
+    rows[(me / kQuads + turn * (kThreads / kQuads)) * (kQuads + 1) + me % kQuads] = bias[turn];
   __syncthreads();
-  if (me < kOuts && o0 + me < out)
-    part[static_cast<size_t>(out) * in * kTaps + o0 + me] =
-        (rows[me * 4] + rows[me * 4 + 1]) + (rows[me * 4 + 2] + rows[me * 4 + 3]);
+  if (me >= kOuts || o0 + me >= out) return;
+  float total = 0;
+  for (int i = 0; i < kQuads; ++i) total += rows[me * (kQuads + 1) + i];
+  part[static_cast<size_t>(out) * in * kTaps + o0 + me] = total;
+}
+
+// How run_conv_tensor() wants the weights: 112 channels a block where that wastes little, else 32.
+inline Packed packed_for_tensor(int taps, int in, int out) {
+  const int span = (out + 111) / 112 * 112 <= (out + 31) / 32 * 32 ? 112 : 32;
+  return {0, nullptr, in, out, taps * taps, span, tensor_pitch(span), 2 * kDepth, false};
 }
 
 // run_conv() on tensor cores.
-template <int Taps, bool Turned, int Rows, int Eights, class Source, class Emit>
-void run_conv_tensor(const Emit& emit, const Source& source, const float* weights, int in, int out,
-                     Extent s, cudaStream_t stream) {
-  constexpr int kSpan = kWarps * Rows / kTall * Eights * 8, kRows = kTall + 2 * (Taps / 2);
-  constexpr int kPitch = kSpan + 8 + kSpan % 16, kXPitch = Taps == 3 ? 20 : 21;
-  const size_t shared = std::max<size_t>(kDepth * (Taps * Taps * kPitch + kRows * kXPitch),
-                                         kPart * kPartPitch + 2 * kRuns * kPart);
-  SEG_LAUNCH((conv_tensor<Taps, Turned, Rows, Eights, Source, Emit>),
-             dim3(s.tiles(), (out + kSpan - 1) / kSpan), dim3(kWarps * 32), shared * sizeof(float),
-             stream, emit, source, weights, in, out, s);
+template <int Taps, int Rows, int Eights, class Source, class Emit>
+void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
+                     cudaStream_t stream) {
+  constexpr int kSpan = kWarps * Rows / kTall * Eights * 8;
+  constexpr int kWords = kDepth * Taps * Taps * tensor_pitch(kSpan) + TensorTile<Taps>::kWords;
+  constexpr size_t kBytes =
+      sizeof(float) * std::max(kWords, kPart * kPartPitch + 2 * kRuns * kPart);
+  static_assert(kBytes <= kShared);
+  SEG_LAUNCH((conv_tensor<Taps, Rows, Eights, Source, Emit>), dim3(s.tiles(), p.groups()),
+             dim3(kWarps * 32), kBytes, stream, emit, source, static_cast<const uint4*>(p.words),
+             p.in, gain, s);
 }
 
-// 112 channels a block where that wastes little, else 32.
-template <int Taps, bool Turned, class Source, class Emit>
-void run_conv_tensor(const Emit& emit, const Source& source, const float* weights, int in, int out,
-                     Extent s, cudaStream_t stream) {
-  if ((out + 111) / 112 * 112 <= (out + 31) / 32 * 32)
-    run_conv_tensor<Taps, Turned, 4, 7>(emit, source, weights, in, out, s, stream);
+template <int Taps, class Source, class Emit>
+void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
+                     cudaStream_t stream) {
+  if (p.span == 112)
+    run_conv_tensor<Taps, 4, 7>(emit, source, p, gain, s, stream);
   else
-    run_conv_tensor<Taps, Turned, 2, 4>(emit, source, weights, in, out, s, stream);
+    run_conv_tensor<Taps, 2, 4>(emit, source, p, gain, s, stream);
 }
 
 inline int tensor_outs(int out) { return out > 32 ? 64 : 32; }
@@ -245,24 +341,27 @@ inline int tensor_parts(int in, int out, Extent s) {
 // run_conv_gradient() on tensor cores.
 template <int Taps, int Sixteens, class Source, class Slope>
 void run_conv_gradient_tensor(float* parts, const Source& source, const Slope& slope, int in,
-                              int out, Extent s, cudaStream_t stream) {
+                              int out, float gain, Extent s, cudaStream_t stream) {
+  using Tile = GradientTile<Taps>;
   constexpr int kOuts = Sixteens * 16;
-  const int rows = kGradientRows + 2 * (Taps / 2), across = kWide + 2 * (Taps / 2);
-  const size_t shared = kOuts * kSlopePitch + kTensorIns * (rows * across + (Taps == 1 ? 4 : 0));
+  constexpr size_t kBytes =
+      sizeof(float) * std::max(kOuts * Tile::kSlopes + kTensorIns * Tile::kPlane,
+                               kOuts * (kGradientRows * kWide / 4 + 1));
+  static_assert(kBytes <= kShared);
   SEG_LAUNCH(
       (conv_gradient_tensor<Taps, Sixteens, Source, Slope>),
       dim3(tensor_parts(in, out, s), (in + kTensorIns - 1) / kTensorIns, (out + kOuts - 1) / kOuts),
-      dim3(kWarps * 32), shared * sizeof(float), stream, parts, source, slope, in, out, s);
+      dim3(kWarps * 32), kBytes, stream, parts, source, slope, in, out, gain, s);
 }
 
 template <int Taps, class Source, class Slope>
 void run_conv_gradient_tensor(float* gradient, float* parts, const Source& source,
-                              const Slope& slope, int in, int out, bool add, Extent s,
+                              const Slope& slope, int in, int out, float gain, bool add, Extent s,
                               cudaStream_t stream) {
   if (tensor_outs(out) == 64)
-    run_conv_gradient_tensor<Taps, 4>(parts, source, slope, in, out, s, stream);
+    run_conv_gradient_tensor<Taps, 4>(parts, source, slope, in, out, gain, s, stream);
   else
-    run_conv_gradient_tensor<Taps, 2>(parts, source, slope, in, out, s, stream);
+    run_conv_gradient_tensor<Taps, 2>(parts, source, slope, in, out, gain, s, stream);
   run_sum(gradient, parts, out * in * Taps * Taps + out, tensor_parts(in, out, s), add, stream);
 }
 
