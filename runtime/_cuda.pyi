@@ -108,7 +108,8 @@ def working_picture(
 def bilinear_coefficients(scores: Any, *, device: int = 0, stream: int | None = None) -> Any: ...
 
 class Refiner:
-    """As runtime._core.Refiner; ``image`` and a soft ``guide`` may lie on the GPU."""
+    """As runtime._core.Refiner; ``image`` and ``guide`` may lie on the GPU. A guide of labels needs
+    the number of its classes."""
 
     def __init__(
         self,
@@ -127,6 +128,7 @@ class Refiner:
         label_floor: int,
         steps: int,
         progress: Callable[[int], bool] | None,
+        guide_classes: int = 0,
     ) -> tuple[Any, Any, np.ndarray, np.ndarray, int, int, int]: ...
     def state(self) -> dict[str, Any]: ...
     def set_state(
@@ -164,6 +166,34 @@ def take_classes(
 ) -> Any: ...
 def winners(scores: Any, *, device: int = 0, stream: int | None = None) -> Any:
     """(C,) int32: 1 where the class is the first largest of some pixel."""
+
+def hard_labels(guide: Any, *, device: int = 0, stream: int | None = None) -> tuple[Any, Any]:
+    """(h, w) int32: the first largest class of (h, w, C), -1 where all are zero, -2 where one is
+    NaN; and (h, w) float32, its value."""
+
+def pair_counts(
+    labels: Any,
+    hard: Any,
+    clusters: int,
+    classes: int,
+    *,
+    device: int = 0,
+    stream: int | None = None,
+) -> Any:
+    """(clusters, classes) int32: how many pixels of two (h, w) int32 maps have both."""
+
+def merge_classes(
+    scores: Any, to: np.ndarray, count: int, *, device: int = 0, stream: int | None = None
+) -> Any:
+    """(h, w, count) from (h, w, C): column k is added to column to[k], unless that is negative."""
+
+def keep_pixels(
+    scores: Any, guide: Any, mask: np.ndarray, *, device: int = 0, stream: int | None = None
+) -> Any:
+    """In place: scores become the guide's where the (h, w) mask is not zero."""
+
+def colour_counts(picture: Any, *, device: int = 0, stream: int | None = None) -> Any:
+    """(512,) int32: pixels of each of 8 x 8 x 8 colours of (h, w, 3) float32 in [0, 1]."""
 
 def stream(device: int = 0) -> int:
     """The module's own cudaStream_t."""

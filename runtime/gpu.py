@@ -122,6 +122,37 @@ def take_classes(guide: Any, classes: np.ndarray, normalised: bool) -> Any:
     return _core(guide).take_classes(guide, columns, normalised, device=guide.device)
 
 
+def merge_classes(scores: Any, to: np.ndarray, count: int) -> Any:
+    """(h, w, count) from (h, w, C) on the GPU: column k is added to column to[k], unless that is
+    negative."""
+    to = np.ascontiguousarray(to, np.int32)
+    return _core(scores).merge_classes(scores, to, count, device=scores.device)
+
+
+def keep_pixels(scores: Any, guide: Any, mask: np.ndarray) -> None:
+    """In place: scores (h, w, C) on the GPU become the guide's where the (h, w) mask is set."""
+    _core(scores).keep_pixels(scores, guide, np.ascontiguousarray(mask), device=scores.device)
+
+
+def hard_labels(guide: Any) -> tuple[Any, Any]:
+    """(h, w) int32: the first largest class of (h, w, C) on the GPU, -1 where all are zero, -2
+    where one is NaN; and (h, w) float32, its value. Both there."""
+    return _core(guide).hard_labels(guide, device=guide.device)
+
+
+def pair_counts(labels: Any, hard: Any, clusters: int, classes: int) -> np.ndarray:
+    """(clusters, classes) int32: how many pixels of two (h, w) int32 maps on the GPU have both;
+    negative labels do not count."""
+    core = _core(labels)
+    return core.pair_counts(labels, hard, clusters, classes, device=labels.device).numpy()
+
+
+def colour_counts(picture: Any) -> np.ndarray:
+    """(512,) int32: pixels of each of 8 x 8 x 8 colours of (h, w, 3) float32 in [0, 1] on the
+    GPU."""
+    return _core(picture).colour_counts(picture, device=picture.device).numpy()
+
+
 def winners(scores: Any) -> np.ndarray:
     """The classes that are the largest of some pixel of (h, w, C) on the GPU, ascending."""
     return np.flatnonzero(_core(scores).winners(scores, device=scores.device).numpy())

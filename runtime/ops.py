@@ -25,7 +25,15 @@ from runtime.checks import (
 )
 from runtime.device import cuda_devices, parse_device
 from runtime.errors import InputError
-from runtime.gpu import check_rows, class_shares, take_classes, taken
+from runtime.gpu import (
+    check_rows,
+    class_shares,
+    hard_labels,
+    pair_counts,
+    take_classes,
+    taken,
+    winners,
+)
 from runtime.options import RefineOptions
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
@@ -154,9 +162,8 @@ class Refiner:
         ----------
         image : (H, W, 3) float32 RGB in [0, 1].
         guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
-            (dynaguide and dynaseg without a guide term). For residual on a GPU, image and guide may
-            lie there as they are (:mod:`runtime.gpu`): they are not looked into, and scores and
-            labels stay there, too.
+            (dynaguide and dynaseg without a guide term). On a GPU, image and probabilities may lie
+            there as they are (:mod:`runtime.gpu`); scores and labels stay there, too.
         steps : instead of the option's.
         warm : start from the state that the last run left, or that was loaded. Otherwise from the
             seed's.
@@ -169,7 +176,7 @@ class Refiner:
         KeyboardInterrupt : between two steps.
         """
         options = self.options
-        there = self.device != "cpu" and options.objective == "residual"
+        residual, there = options.objective == "residual", self.device != "cpu"
         if there:
             image, guide = taken("image", image, self.device), taken("guide", guide, self.device)
             guide = _on_the_host_if_hard(guide)
@@ -181,6 +188,7 @@ class Refiner:
             )
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         guide, floor = prepared(options, image, guide, self.classes, gpu=there)
+        native, more = (guide, {}) if residual or not there else _labels_for_gpu(options, guide)
         if not warm:
             self.load_state_dict(self._initial)
 
@@ -194,9 +202,8 @@ class Refiner:
 
         late = asked > 0 and deadline is not None and time.monotonic() >= deadline
         scores, labels, losses, clusters, done, stop, last = self._native.run(
-            image, guide, floor, 0 if late else asked, report if told else None
+            image, native, floor, 0 if late else asked, report if told else None, **more
         )
-        residual = options.objective == "residual"
         names = ("total", "similarity", "pair" if residual else "spatial", "guide")
         used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
@@ -221,6 +228,18 @@ def _on_the_host_if_hard(guide: Any) -> Any:
     return guide.numpy() if on_gpu(guide) and guide.ndim == 2 else guide
 
 
+def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:
+    """The guide as a published objective on a GPU takes it, and how many classes labels have."""
+    if guide is None:
+        return None, {}
+    if on_gpu(guide):
+        known_shares(guide)
+        if options.soft_guide:
+            return guide, {}
+        return hard_labels(guide)[0], {"guide_classes": int(winners(guide).max()) + 1}
+    return guide, {"guide_classes": int(guide.max()) + 1} if guide.ndim == 2 else {}
+
+
 def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior and needs one")
@@ -237,12 +256,13 @@ def prepared(
     options: RefineOptions, image: np.ndarray, guide: Any, classes: int, *, gpu: bool = False
 ) -> tuple[np.ndarray | None, int]:
     """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
-    labels with -1 = unknown, or None; and the number of labels that the silhouette asks for."""
+    labels with -1 = unknown, or None; and the number of labels that the silhouette asks for.
+    Probabilities on a GPU stay what they are."""
     if guide is not None:
         guide = check_guide(guide, *image.shape[:2], gpu=gpu)
     if options.objective == "residual":
         guide = _soft(guide, classes)
-    elif guide is not None and guide.ndim == 3 and not options.soft_guide:
+    elif isinstance(guide, np.ndarray) and guide.ndim == 3 and not options.soft_guide:
         known = guide.sum(-1) > 0
         guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
     floor = 0
@@ -253,13 +273,19 @@ def prepared(
     return guide, floor
 
 
+def known_shares(guide: Any) -> np.ndarray:
+    """(C,) float64 means of a guide (H, W, C) on a GPU that is no NaN and not all zero."""
+    share = class_shares(guide)
+    if not share.max() > 0:
+        raise UnknownGuide("guide is zero (unknown) everywhere, or has NaN")
+    return share
+
+
 def frequent_classes(guide: np.ndarray) -> np.ndarray:
     """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide, also of one on a
     GPU."""
     if on_gpu(guide):
-        share = class_shares(guide)
-        if not share.max() > 0:
-            raise UnknownGuide("guide is zero (unknown) everywhere, or has NaN")
+        share = known_shares(guide)
     elif guide.ndim == 2:
         share = np.bincount(guide[guide >= 0]) / guide.size
     else:
@@ -373,15 +399,19 @@ def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
 
 
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
-    """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one."""
-    out = np.full(clusters, -1, np.int32)
+    """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one.
+    Labels and probabilities may both lie on a GPU."""
     if guide is None:
-        return out
-    hard = guide if guide.ndim == 2 else np.where(guide.sum(-1) > 0, guide.argmax(-1), -1)
-    known = hard >= 0
-    count = int(hard.max()) + 1
-    pairs = labels[known].astype(np.int64) * count + hard[known]
-    table = np.bincount(pairs, minlength=clusters * count).reshape(clusters, count)
+        return np.full(clusters, -1, np.int32)
+    if on_gpu(labels) and on_gpu(guide):
+        table = pair_counts(labels, hard_labels(guide)[0], clusters, guide.shape[2])
+    else:
+        labels, guide = np.asarray(labels), np.asarray(guide)
+        hard = guide if guide.ndim == 2 else np.where(guide.sum(-1) > 0, guide.argmax(-1), -1)
+        known = hard >= 0
+        count = max(1, int(hard.max()) + 1)
+        pairs = labels[known].astype(np.int64) * count + hard[known]
+        table = np.bincount(pairs, minlength=clusters * count).reshape(clusters, count)
     return np.where(table.any(1), table.argmax(1), -1).astype(np.int32)
 
 
@@ -399,15 +429,14 @@ def refine(
     """Refine one picture; see :class:`Refiner` and :class:`RefineOptions`.
 
     With the residual objective the network gets only the classes that hold more than 0.05 % of the
-    picture; ``classes`` of the result says which those were. With it and a GPU, ``image`` and
-    ``guide`` may lie there, as :meth:`Refiner.run` takes them.
+    picture; ``classes`` of the result says which those were. On a GPU, ``image`` and ``guide`` may
+    lie there, as :meth:`Refiner.run` takes them.
 
     ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
     """
     config = RefineOptions(**options)
-    if config.objective == "residual":
-        image, guide = taken("image", image, device), taken("guide", guide, device)
-        guide = _on_the_host_if_hard(guide)
+    image, guide = taken("image", image, device), taken("guide", guide, device)
+    guide = _on_the_host_if_hard(guide)
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
         count = None if classes is None else len(classes)
@@ -441,15 +470,14 @@ def refine_with(
     """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
     classes)`` gives; ``classes`` are the guide's that take part, None where all do.
 
-    ``gpu``: it is on a GPU, where with residual both arrays may be, as the CUDA module's own."""
-    there = gpu and config.objective == "residual"
-    image = check_image(image, gpu=there)
+    ``gpu``: it is on a GPU, where both arrays may be, as the CUDA module's own."""
+    image = check_image(image, gpu=gpu)
     height, width = image.shape[:2]
     if config.objective != "residual":
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior, needs one")
-    guide = check_guide(guide, height, width, gpu=there)
+    guide = check_guide(guide, height, width, gpu=gpu)
     classes = frequent_classes(guide)
     guide = restricted(guide, classes)
     refiner = make(height, width, classes)

@@ -20,8 +20,8 @@ from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.gpu import mark, take_classes, upload, winners, working_picture
-from runtime.ops import check_precision, refine_with
+from runtime.gpu import mark, merge_classes, take_classes, upload, winners, working_picture
+from runtime.ops import check_precision, known_shares, refine_with
 from runtime.prior import as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
@@ -480,15 +480,8 @@ class Segmenter:
         self, low: Any, guide: Any, progress: Callable[[int, int], None] | None
     ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """Scores at working size, the guide class of each column (-1 = none), and stats."""
-        if self.refine is None or self.refine.objective != "residual":
-            low, guide = np.asarray(low), np.asarray(guide)
         if self.refine is None:
-            soft = guide
-            if guide.ndim == 2:
-                soft = np.eye(guide.max() + 2, guide.max() + 1, dtype=np.float32)[guide]
-            stats = {"steps": 0, "stop_reason": "no refinement"}
-            classes = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
-            return soft[..., classes], classes, stats
+            return *prior_scores(guide), {"steps": 0, "stop_reason": "no refinement"}
         wanted = None if self.refine.objective == "dynaseg" else guide
         make, config, warm = self._make, self.refine, False
         if self._refinement is not None:
@@ -503,15 +496,28 @@ class Segmenter:
         return result.scores, classes, result.stats
 
 
+def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
+    """The guide's own classes that occur at all: (h, w, K) probabilities, where the guide lies, and
+    (K,) int32."""
+    if on_gpu(guide):
+        classes = np.flatnonzero(known_shares(guide)).astype(np.int32)
+        return take_classes(guide, classes, False), classes
+    soft = guide
+    if guide.ndim == 2:
+        soft = np.eye(guide.max() + 2, guide.max() + 1, dtype=np.float32)[guide]
+    classes = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
+    return soft[..., classes], classes
+
+
 def _present(scores: Any, classes: np.ndarray, named: bool) -> tuple[Any, np.ndarray]:
     """The columns that are the best of some pixel; the others cannot win anywhere that matters."""
-    if on_gpu(scores):  # residual's, whose columns are distinct classes
+    if named or (classes >= 0).all():
+        scores, classes = _merge_columns(scores, classes)
+    if on_gpu(scores):
         found = winners(scores)
         if len(found) < len(classes):
             scores = take_classes(scores, found, False)
         return scores, classes[found]
-    if named or (classes >= 0).all():
-        scores, classes = _merge_columns(scores, classes)
     found = _distinct(scores.argmax(-1))
     return np.ascontiguousarray(scores[..., found]), classes[found]
 
@@ -530,12 +536,15 @@ def _drained(prior: Any) -> list[Any]:
     return out
 
 
-def _merge_columns(scores: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
     """Columns of one class added up; columns without a class (clusters that lie in unknown pixels
     only) dropped."""
     kept = np.unique(classes[classes >= 0])
     if len(kept) == len(classes):
         return scores, classes
+    if on_gpu(scores):
+        to = np.where(classes >= 0, np.searchsorted(kept, classes), -1)
+        return merge_classes(scores, to, len(kept)), kept
     table = (classes[:, None] == kept[None]).astype(np.float32)
     return scores @ table, kept
 

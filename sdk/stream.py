@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import runtime
-from runtime import network
+from runtime import gpu, network
 from runtime.bundle import load_tensors
-from runtime.checks import UnknownGuide, check_count, check_positive
+from runtime.checks import UnknownGuide, check_count, check_positive, on_gpu
 from runtime.errors import BundleError, InputError
 from runtime.ops import frequent_classes, match_classes, restricted
 from sdk.capture import Capture, Frame
 from sdk.image import write_atomic
 from sdk.result import FrameInfo, Result
-from sdk.segmenter import Clock
+from sdk.segmenter import Clock, prior_scores
 
 if TYPE_CHECKING:
     from sdk.segmenter import Segmenter
@@ -166,8 +166,11 @@ class StreamState:
         return known and finite and colours.min() >= 0 and len(np.unique(classes)) == len(classes)
 
 
-def colours_of(low: np.ndarray) -> np.ndarray:
-    """(512,) float32, shares of 8 x 8 x 8 colours of a (h, w, 3) float32 picture in [0, 1]."""
+def colours_of(low: Any) -> np.ndarray:
+    """(512,) float32, shares of 8 x 8 x 8 colours of a (h, w, 3) float32 picture in [0, 1], also of
+    one on a GPU."""
+    if on_gpu(low):
+        return (gpu.colour_counts(low) / (low.shape[0] * low.shape[1])).astype(np.float32)
     bins = np.minimum((low * 8).astype(np.int32), 7)
     flat = (bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]).ravel()
     return (np.bincount(flat, minlength=512) / flat.size).astype(np.float32)
@@ -249,13 +252,12 @@ class Follower:
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
         there, low = seg.prepare(frame.picture, clock)
-        low = np.asarray(low)
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
             events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")
             _forget(state)
         try:
-            guide = np.asarray(seg.guide(frame.picture, there, low, clock))
+            guide = seg.guide(frame.picture, there, low, clock)
         except UnknownGuide:
             if state.guide is None or state.guide.max() < 0:
                 raise
@@ -265,7 +267,7 @@ class Follower:
         if seg.prior.names is None and (config is None or config.objective == "residual"):
             if state.labels is not None and state.classes is not None:
                 known = [m for m in (state.labels, state.guide) if m is not None]
-                guide = match_classes(guide, known, state.classes)
+                guide = match_classes(np.asarray(guide), known, state.classes)
         hard, sure = hard_labels(guide)
         colours = colours_of(low)
         if state.guide is not None and state.colours is not None:
@@ -281,7 +283,7 @@ class Follower:
         if start == "cold":
             state.owed = self.cold_steps
         if config is None:
-            scores, classes, stats = self._unrefined(state, guide)
+            scores, classes, stats = self._unrefined(state, guide, hard)
         elif config.objective == "residual":
             scores, classes, stats = self._residual(
                 state, low, guide, (hard, sure), started, events
@@ -299,27 +301,25 @@ class Follower:
         return result
 
     def _unrefined(
-        self, state: StreamState, guide: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        self, state: StreamState, guide: Any, hard: np.ndarray
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """The prior itself."""
-        count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
-        soft = guide if guide.ndim == 3 else restricted(guide, np.arange(count, dtype=np.int32))
-        found = np.flatnonzero(soft.any((0, 1))).astype(np.int32)
+        scores, found = prior_scores(guide)
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
         state.seen = np.full(len(state.classes), state.frames, np.int64)
-        state.labels = soft.argmax(-1).astype(np.int32)
-        return soft[..., found], found, {"steps": 0, "stop_reason": "no refinement"}
+        state.labels = np.maximum(hard, 0)
+        return scores, found, {"steps": 0, "stop_reason": "no refinement"}
 
     def _residual(
         self,
         state: StreamState,
-        low: np.ndarray,
-        guide: np.ndarray,
+        low: Any,
+        guide: Any,
         prior: tuple[np.ndarray, np.ndarray],
         started: float,
         events: list[str],
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """Scores at working size, the class of each column, and stats."""
         before = None if state.weights is None else state.classes
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
@@ -331,29 +331,29 @@ class Follower:
         wanted = restricted(guide, state.classes)
         if len(state.classes) == 1:  # nothing to decide
             result = refiner.run(low, wanted, steps=0, warm=True)
-            state.labels = state.classes[result.labels]
+            state.labels = state.classes[np.asarray(result.labels)]
             return result.scores, state.classes, result.stats | {"stop_reason": "one class"}
         result = self._run(state, refiner, low, wanted, started, events)
         scores = result.scores
-        if result.stats["stop_reason"] == "diverged" or not np.isfinite(scores).all():
+        if result.stats["stop_reason"] == "diverged" or not _finite(scores):
             events.append("diverged: this frame is the prior's, the next one starts cold")
             result.stats["stop_reason"] = "diverged"
             state.weights, state.owed = None, self.cold_steps
-            state.labels = state.classes[wanted.argmax(-1)]
+            state.labels = state.classes[np.maximum(hard_labels(wanted)[0], 0)]
             return wanted, state.classes, result.stats
         state.weights = refiner.state_dict()
-        state.labels = state.classes[result.labels]
+        state.labels = state.classes[np.asarray(result.labels)]
         self._keep_and_decay(state, scores, wanted, *prior, events)
         return scores, state.classes, result.stats
 
     def _clusters(
         self,
         state: StreamState,
-        low: np.ndarray,
-        guide: np.ndarray,
+        low: Any,
+        guide: Any,
         started: float,
         events: list[str],
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """The same for objectives whose channels find a meaning of their own."""
         config = self.segmenter.refine
         assert config is not None
@@ -368,14 +368,14 @@ class Follower:
             events.append("diverged: the next frame starts cold")
         if self.segmenter.prior.names is not None:
             classes = runtime.majority_classes(result.labels, guide, len(classes))
-        state.labels = classes[result.labels]
+        state.labels = classes[np.asarray(result.labels)]
         return result.scores, classes, result.stats
 
     def _run(
         self,
         state: StreamState,
         refiner: Any,
-        low: np.ndarray,
+        low: Any,
         guide: Any,
         started: float,
         events: list[str],
@@ -455,8 +455,8 @@ class Follower:
     def _keep_and_decay(
         self,
         state: StreamState,
-        scores: np.ndarray,
-        guide: np.ndarray,
+        scores: Any,
+        guide: Any,
         hard: np.ndarray,
         sure: np.ndarray,
         events: list[str],
@@ -468,7 +468,10 @@ class Follower:
         held, left = (np.bincount(hard[m], minlength=count)[state.classes] for m in (sure, right))
         for number in state.classes[(held > LOST * hard.size) & (left < LEFT * held)]:
             mine = sure & (hard == number)
-            scores[mine] = guide[mine]
+            if on_gpu(scores):
+                gpu.keep_pixels(scores, guide, mine)
+            else:
+                scores[mine] = guide[mine]
             state.labels[mine] = number
             events.append(f"kept: {self._name(number)}, which the refinement had lost")
         against = held.sum() > LOST * hard.size and left.sum() < (1 - DOUBT) * held.sum()
@@ -483,14 +486,22 @@ class Follower:
         return names[number] if names and number < len(names) else f"class {number}"
 
 
-def hard_labels(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) int32: the likeliest class, -1 where the guide knows none; (h, w) bool: where the
     guide is sure of it."""
+    if on_gpu(guide):
+        labels, share = gpu.hard_labels(guide)
+        return labels.numpy(), share.numpy() >= SURE
     if guide.ndim == 2:
         return guide, guide >= 0
     best = guide.argmax(-1)
     share = np.take_along_axis(guide, best[..., None], -1)[..., 0]
     return np.where(share > 0, best, -1).astype(np.int32), share >= SURE
+
+
+def _finite(scores: Any) -> bool:
+    """Whether probabilities are."""
+    return bool(np.isfinite(gpu.class_shares(scores) if on_gpu(scores) else scores).all())
 
 
 def _check_network(weights: network.State, cold: network.State) -> None:

@@ -18,6 +18,7 @@ from runtime.preprocess import Preprocess
 from runtime.prior import NetworkPrior, as_probabilities
 from runtime.tensorrt_engine import TensorRTEngine
 from sdk import RefineConfig, Segmenter
+from sdk.stream import colours_of
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 from onnxruntime.capi.onnxruntime_inference_collection import (  # noqa: E402
@@ -173,24 +174,84 @@ def test_what_refinement_asks_of_a_guide(cuda, size, classes):
         np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
 
 
-def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch):
-    """Residual's: what comes down is the labels and what of them is counted."""
-    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
-    segmenter, seen = Segmenter(path, device="cuda"), {}
-    real_scores, real_finish = segmenter._scores, segmenter.finish
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 61)])
+def test_what_streams_and_clusters_ask(cuda, size):
+    rng = np.random.default_rng(0)
+    guide = (rng.random((*size, 5), dtype=np.float32) ** 8).round(2)  # ties, zeros
+    guide[0, 0] = 0
+    wanted = np.where(guide.any(-1), guide.argmax(-1), -1)
+    labels, share = gpus.hard_labels(cuda.to_device(guide))
+    np.testing.assert_array_equal(labels.numpy(), wanted)
+    np.testing.assert_array_equal(share.numpy(), guide.max(-1))
+    damaged = guide.copy()
+    damaged[-1, -1, 3] = np.nan
+    assert (gpus.hard_labels(cuda.to_device(damaged))[0].numpy() == -2).sum() == 1
 
-    def scores(low, guide, progress):
-        seen.update(low=low, guide=guide)
-        return real_scores(low, guide, progress)
+    clusters = rng.integers(0, 3, size).astype(np.int32)
+    table = gpus.pair_counts(cuda.to_device(clusters), labels, 3, 5)
+    for c, k in np.ndindex(3, 5):
+        assert table[c, k] == ((clusters == c) & (wanted == k)).sum()
+    there = cuda.to_device(clusters), cuda.to_device(guide)
+    np.testing.assert_array_equal(
+        runtime.majority_classes(*there, 3), runtime.majority_classes(clusters, guide, 3)
+    )
+
+    merged = gpus.merge_classes(cuda.to_device(guide), np.array([1, -1, 0, 1, 0]), 2).numpy()
+    np.testing.assert_allclose(merged[..., 0], guide[..., 2] + guide[..., 4], rtol=1e-6)
+    np.testing.assert_allclose(merged[..., 1], guide[..., 0] + guide[..., 3], rtol=1e-6)
+
+    mask, other = rng.random(size) < 0.5, rng.random((*size, 5), dtype=np.float32)
+    scores = cuda.to_device(guide)
+    gpus.keep_pixels(scores, cuda.to_device(other), mask)
+    np.testing.assert_array_equal(scores.numpy(), np.where(mask[..., None], other, guide))
+
+    image = rng.random((*size, 3), dtype=np.float32)
+    image[0, 0] = (0, 1, 0.5)
+    np.testing.assert_array_equal(colours_of(cuda.to_device(image)), colours_of(image))
+
+
+STAYS = {
+    "residual": {},
+    "dynaguide": {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2)},
+    "soft": {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2, soft_guide=True)},
+    "dynaseg": {"refine": RefineConfig.preset("dynaseg_scf", channels=8, steps=2)},
+    "none": {"refine": None},
+}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("name", STAYS)
+def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch, name, streams):
+    """What comes down is labels, and what of them is counted."""
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
+    wanted = Segmenter(path, **STAYS[name])
+    segmenter, seen = Segmenter(path, device="cuda", **STAYS[name]), {}
+    real_guide, real_finish, real_run = segmenter.guide, segmenter.finish, runtime.Refiner.run
+
+    def guide(*arguments):
+        seen["guide"] = real_guide(*arguments)
+        return seen["guide"]
 
     def finish(picture, there, low, scores, *rest):
-        seen.update(there=there, scores=scores)
+        seen.update(there=there, low=low, scores=scores)
         return real_finish(picture, there, low, scores, *rest)
 
-    monkeypatch.setattr(segmenter, "_scores", scores)
+    def run(self, image, guide=None, **options):
+        if self.device != "cpu":
+            seen.update(image=image, of=image if guide is None else guide)
+        return real_run(self, image, guide, **options)
+
+    monkeypatch.setattr(segmenter, "guide", guide)
     monkeypatch.setattr(segmenter, "finish", finish)
-    segmenter(picture())
-    assert len(seen) == 4 and all(isinstance(a, gpu.Array) for a in seen.values()), seen
+    monkeypatch.setattr(runtime.Refiner, "run", run)
+    image = np.ascontiguousarray((scene(36, 52, seed=3)[0] * 255).round().astype(np.uint8))
+    results = segmenter.stream([image] * 3) if streams else [segmenter(image)]
+    hosts = wanted.stream([image] * 3) if streams else [wanted(image)]
+    for found, host in zip(results, hosts, strict=True):
+        assert len(seen) == (4 if name == "none" else 6)
+        assert all(isinstance(a, gpu.Array) for a in seen.values()), seen
+        assert (found.labels == host.labels).mean() >= 0.99
+        assert found.stats["stop_reason"] == host.stats["stop_reason"]
 
 
 def test_refine_takes_guides_on_the_gpu_from_anybody(cuda):
@@ -211,8 +272,31 @@ def test_refine_takes_guides_on_the_gpu_from_anybody(cuda):
             runtime.refine(Interface(image), Interface(nothing.astype(np.float32)), **options)
     with pytest.raises(InputError, match=r"is on a GPU"):
         runtime.refine(Interface(image), guide)
-    with pytest.raises(InputError, match=r"is on a GPU"):
-        runtime.refine(image, Interface(guide), objective="dynaguide", device="cuda")
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_published_objectives_take_guides_on_the_gpu(cuda, soft):
+    """Labels have as many classes as on the host, where the guide names more."""
+    image, guide = scene(20, 28, classes=3)[:2]
+    image = np.ascontiguousarray(image, np.float32)
+    guide = np.concatenate([guide, 0.1 * guide, np.zeros_like(guide)], -1).astype(np.float32)
+    guide /= guide.sum(-1, keepdims=True)
+    options = {"device": "cuda", "objective": "dynaguide", "steps": 2, "channels": 8}
+    options |= {"soft_guide": soft}
+    wanted = runtime.refine(image, guide, **options)
+    found = runtime.refine(Interface(image), Interface(guide), **options)
+    assert isinstance(found.scores, cuda.Array) and isinstance(found.labels, cuda.Array)
+    np.testing.assert_array_equal(found.classes, wanted.classes)
+    near = 2e-5 if soft else 0  # the host makes pixels sum to 1 once more
+    np.testing.assert_allclose(found.scores.numpy(), wanted.scores, rtol=0, atol=near)
+    mixed = runtime.refine(image, Interface(guide), **options)
+    np.testing.assert_array_equal(mixed.scores.numpy(), found.scores.numpy())
+    labels = guide.argmax(-1).astype(np.int32)
+    mixed = runtime.refine(Interface(image), labels, **options)
+    np.testing.assert_array_equal(mixed.classes, runtime.refine(image, labels, **options).classes)
+    for nothing in (guide * 0, guide * np.nan):
+        with pytest.raises(UnknownGuide, match="guide is zero"):
+            runtime.refine(image, Interface(nothing.astype(np.float32)), **options)
 
 
 def test_two_threads_take_turns_with_the_network(gpu, tmp_path, monkeypatch):

@@ -242,6 +242,78 @@ py::object winners(const py::object& scores, int device, const StreamArgument& s
   });
 }
 
+// Of a guide (h, w, c): (h, w) int32 labels and (h, w) float32 shares.
+py::tuple hard_labels(const py::object& guide, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array g = call.take<float>("guide", guide, 3);
+    const Array labels = call.make<int32_t>({g.shape[0], g.shape[1]}),
+                shares = call.make<float>({g.shape[0], g.shape[1]});
+    cuda::hard_labels(labels.as<int32_t>(), shares.as<float>(), g.as<float>(),
+                      g.shape[0] * g.shape[1], g.shape[2], call.stream());
+    return py::make_tuple(call.give(labels), call.give(shares));
+  });
+}
+
+// Of labels and classes (h, w): (clusters, classes) int32.
+py::object pair_counts(const py::object& labels, const py::object& hard, int clusters, int classes,
+                       int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array l = call.take<int32_t>("labels", labels, 2),
+                h = call.take<int32_t>("hard", hard, 2);
+    require(l.shape == h.shape && clusters > 0 && classes > 0, "pair_counts: shapes differ");
+    const Array out = call.make<int32_t>({clusters, classes});
+    cuda::pair_counts(out.as<int32_t>(), l.as<int32_t>(), h.as<int32_t>(), l.shape[0] * l.shape[1],
+                      clusters, classes, call.stream());
+    return call.give(out);
+  });
+}
+
+// Scores (h, w, c) as (h, w, count): column k is added to column to[k], unless that is negative.
+py::object merge_classes(const py::object& scores, const py::array_t<int32_t>& to, int count,
+                         int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array s = call.take<float>("scores", scores, 3), t = call.upload("to", to, cuda::kInt);
+    require(t.shape[0] == s.shape[2] && count > 0 &&
+                *std::max_element(to.data(), to.data() + to.size()) < count,
+            "merge_classes: shapes differ");
+    const Array out = call.make<float>({s.shape[0], s.shape[1], count});
+    cuda::merge_classes(out.as<float>(), s.as<float>(), t.as<int32_t>(), s.shape[0] * s.shape[1],
+                        s.shape[2], count, call.stream());
+    return call.give(out);
+  });
+}
+
+// Changes scores (h, w, c) on the device: where mask (h, w) is not zero they become the guide's.
+py::object keep_pixels(const py::object& scores, const py::object& guide,
+                       const py::array_t<uint8_t>& mask, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array s = call.take<float>("scores", scores, 3), g = call.take<float>("guide", guide, 3),
+                m = call.upload("mask", mask, cuda::kByte);
+    require(s.shape == g.shape && m.shape.size() == 2 && m.shape[0] == s.shape[0] &&
+                m.shape[1] == s.shape[1] && call.stays(),
+            "keep_pixels: shapes differ");
+    cuda::keep_pixels(s.as<float>(), g.as<float>(), m.as<uint8_t>(), s.shape[0] * s.shape[1],
+                      s.shape[2], call.stream());
+    return call.give(s);
+  });
+}
+
+// Of a picture (h, w, 3) float32 in [0, 1]: (512,) int32.
+py::object colour_counts(const py::object& picture, int device, const StreamArgument& stream) {
+  return on_device(device, [&] {
+    Call call(device, stream);
+    const Array p = call.take<float>("picture", picture, 3);
+    require(p.shape[2] == 3, "colour_counts: shapes differ");
+    const Array out = call.make<int32_t>({cuda::kColours});
+    cuda::colour_counts(out.as<int32_t>(), p.as<float>(), p.shape[0] * p.shape[1], call.stream());
+    return call.give(out);
+  });
+}
+
 // The module's own stream, for others to work on: a cudaStream_t as a number.
 uintptr_t stream_of(int device) {
   return on_device(device, [&] { return cuda::as_number(cuda::own_stream(device)); });
@@ -355,6 +427,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("take_classes", take_classes, "guide"_a, "classes"_a, "normalised"_a, py::kw_only(),
         "device"_a = 0, "stream"_a = py::none());
   m.def("winners", winners, "scores"_a, py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("hard_labels", hard_labels, "guide"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
+  m.def("pair_counts", pair_counts, "labels"_a, "hard"_a, "clusters"_a, "classes"_a, py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
+  m.def("merge_classes", merge_classes, "scores"_a, "to"_a, "count"_a, py::kw_only(),
+        "device"_a = 0, "stream"_a = py::none());
+  m.def("keep_pixels", keep_pixels, "scores"_a, "guide"_a, "mask"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
+  m.def("colour_counts", colour_counts, "picture"_a, py::kw_only(), "device"_a = 0,
+        "stream"_a = py::none());
   m.def("stream", stream_of, "device"_a = 0);
 
   seg::give_memory_back = [] { cuda::Pool::get().empty(); };

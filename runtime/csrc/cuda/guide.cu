@@ -93,6 +93,61 @@ __global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, 
   wins[best] = 1;
 }
 
+// The first largest class of each pixel of guide [pixels][classes], -1 where all are zero, -2 where
+// one is NaN; and its value. A thread has a pixel.
+__global__ void find_hard(int32_t* labels, float* shares, const float* guide, size_t pixels,
+                          int classes) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  float best = 0;
+  int32_t label = -1;
+  bool ok = true;
+  for (int k = 0; k < classes; ++k) {
+    const float v = guide[n * classes + k];
+    ok = ok && v == v;
+    if (v > best) best = v, label = k;
+  }
+  labels[n] = ok ? label : -2;
+  shares[n] = best;
+}
+
+// table [clusters][classes] += the pixels that have the cluster and the class.
+__global__ void count_both(int32_t* table, const int32_t* labels, const int32_t* hard,
+                           size_t pixels, int classes) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n < pixels && labels[n] >= 0 && hard[n] >= 0)
+    atomicAdd(table + static_cast<size_t>(labels[n]) * classes + hard[n], 1);
+}
+
+// out [pixels][count]: column k of scores [pixels][classes] added to column to[k], if that is not
+// negative. A thread has a pixel.
+__global__ void add_columns(float* out, const float* scores, const int32_t* to, size_t pixels,
+                            int classes, int count) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  float* const sums = out + n * count;
+  for (int j = 0; j < count; ++j) sums[j] = 0;
+  for (int k = 0; k < classes; ++k)
+    if (to[k] >= 0) sums[to[k]] += scores[n * classes + k];
+}
+
+// Takes guide's pixels over where the mask is not zero.
+__global__ void replace_pixels(float* scores, const float* guide, const uint8_t* mask,
+                               size_t pixels, int classes) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < pixels * classes && mask[i / classes] != 0) scores[i] = guide[i];
+}
+
+// counts [8][8][8] += the pixels of a picture [pixels][3] in [0, 1] of each colour.
+__global__ void count_colours(int32_t* counts, const float* picture, size_t pixels) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels) return;
+  int bin = 0;
+  for (int c = 0; c < 3; ++c)
+    bin = bin * 8 + min(max(static_cast<int>(picture[3 * n + c] * 8), 0), 7);
+  atomicAdd(counts + bin, 1);
+}
+
 dim3 over(size_t pixels) { return dim3(static_cast<unsigned>((pixels + kThreads - 1) / kThreads)); }
 
 }  // namespace
@@ -111,6 +166,37 @@ void take_classes(float* out, const float* guide, const int32_t* columns, size_t
 void winners(int32_t* wins, const float* scores, size_t pixels, int classes, Stream stream) {
   CUDA_CHECK(cudaMemsetAsync(wins, 0, sizeof(int32_t) * classes, stream));
   SEG_LAUNCH(find_winners, over(pixels), dim3(kThreads), 0, stream, wins, scores, pixels, classes);
+}
+
+void hard_labels(int32_t* labels, float* shares, const float* guide, size_t pixels, int classes,
+                 Stream stream) {
+  SEG_LAUNCH(find_hard, over(pixels), dim3(kThreads), 0, stream, labels, shares, guide, pixels,
+             classes);
+}
+
+void pair_counts(int32_t* table, const int32_t* labels, const int32_t* hard, size_t pixels,
+                 int clusters, int classes, Stream stream) {
+  CUDA_CHECK(
+      cudaMemsetAsync(table, 0, sizeof(int32_t) * clusters * static_cast<size_t>(classes), stream));
+  SEG_LAUNCH(count_both, over(pixels), dim3(kThreads), 0, stream, table, labels, hard, pixels,
+             classes);
+}
+
+void merge_classes(float* out, const float* scores, const int32_t* to, size_t pixels, int classes,
+                   int count, Stream stream) {
+  SEG_LAUNCH(add_columns, over(pixels), dim3(kThreads), 0, stream, out, scores, to, pixels, classes,
+             count);
+}
+
+void keep_pixels(float* scores, const float* guide, const uint8_t* mask, size_t pixels, int classes,
+                 Stream stream) {
+  SEG_LAUNCH(replace_pixels, over(pixels * classes), dim3(kThreads), 0, stream, scores, guide, mask,
+             pixels, classes);
+}
+
+void colour_counts(int32_t* counts, const float* picture, size_t pixels, Stream stream) {
+  CUDA_CHECK(cudaMemsetAsync(counts, 0, sizeof(int32_t) * kColours, stream));
+  SEG_LAUNCH(count_colours, over(pixels), dim3(kThreads), 0, stream, counts, picture, pixels);
 }
 
 void soft_guide(float* guide, const float* scores, int height, int width, int classes,

@@ -38,7 +38,8 @@ struct BoundRefiner {
 };
 
 inline py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide,
-                     int label_floor, int steps, const std::function<bool(int)>& progress) {
+                     int label_floor, int steps, const std::function<bool(int)>& progress,
+                     int guide_classes) {
   return on_device(self.device, [&] {
     Refiner& refiner = *self.refiner;
     const int height = refiner.height(), width = refiner.width(),
@@ -49,10 +50,9 @@ inline py::tuple run(BoundRefiner& self, const py::object& image, const py::obje
     Array prior;
     const auto fits = [&](const Array& a) { return a.shape[0] == height && a.shape[1] == width; };
     if (!guide.is_none() && py::cast<int>(guide.attr("ndim")) == 2) {
-      const auto hard = guide.cast<py::array_t<int32_t, py::array::c_style>>();
-      of.classes = 1 + *std::max_element(hard.data(), hard.data() + hard.size());
-      prior = call.take<int32_t>("guide", hard, 2);
+      prior = call.take<int32_t>("guide", guide, 2);
       of.hard = prior.as<int32_t>();
+      of.classes = guide_classes;
     } else if (!guide.is_none()) {
       prior = call.take<float>("guide", guide, 3);
       of.soft = prior.as<float>();
@@ -60,6 +60,8 @@ inline py::tuple run(BoundRefiner& self, const py::object& image, const py::obje
     }
     if (!fits(picture) || picture.shape[2] != 3 || (!guide.is_none() && !fits(prior)))
       throw std::invalid_argument("runtime._cuda: image or guide has another size");
+    if (of.hard != nullptr && of.classes <= 0)
+      throw std::invalid_argument("runtime._cuda: labels need the number of their classes");
     if (refiner.options().objective == kResidual && (of.soft == nullptr || of.classes != classes))
       throw std::invalid_argument("runtime._cuda: residual needs probabilities of its classes");
     const Array scores = call.make<float>({height, width, classes});
@@ -118,7 +120,8 @@ inline void bind_refiner(py::module_& m) {
            }),
            "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "", "device"_a = 0,
            "tensor_cores"_a = false)
-      .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a)
+      .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a,
+           "guide_classes"_a = 0)
       .def("state", state)
       .def("set_state", set_state, "parameters"_a, "momenta"_a, "buffers"_a, "batches"_a)
       .def("arena_bytes", [](const BoundRefiner& self) { return self.refiner->arena_bytes(); })
