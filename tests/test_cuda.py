@@ -73,7 +73,8 @@ def test_guided_filter(shim, size, channels):
 @pytest.mark.parametrize("classes", [1, 4, 5, 9])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_classes_are_summed_some_at_a_time(shim, channels, classes):
-    """A class gets bit by bit what it gets alone."""
+    """A class gets bit by bit what it gets alone, in the same turn as others or in another (of four
+    classes, for tests have little scratch memory)."""
     rng = np.random.default_rng(classes)
     guide = rng.random((21, 70, channels), dtype=np.float32)
     values = rng.random((21, 70, classes), dtype=np.float32)
@@ -81,6 +82,10 @@ def test_classes_are_summed_some_at_a_time(shim, channels, classes):
     for k in range(classes):
         alone = run(shim, guide, values[..., k : k + 1].copy(), 3, 1e-3)
         np.testing.assert_array_equal(found[..., k], alone[..., 0])
+    found = run(shim, guide, values, 3, 1e-3, coefficients=True)
+    for k in range(classes):
+        alone = run(shim, guide, values[..., k : k + 1].copy(), 3, 1e-3, coefficients=True)
+        np.testing.assert_array_equal(found[:, :, k], alone[:, :, 0])
 
 
 def test_flat_and_dark_pictures_keep_their_values(shim):

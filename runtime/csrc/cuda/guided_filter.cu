@@ -8,6 +8,10 @@
 #include "filter.h"
 #include "place.cuh"
 
+#ifndef SEG_FILTER_SCRATCH
+#define SEG_FILTER_SCRATCH (64 << 20)  // bytes for the classes of a turn; tests take fewer
+#endif
+
 namespace seg::cuda {
 namespace {
 
@@ -47,7 +51,7 @@ template <int G>
 struct Features {
   static constexpr int kGuide = G + G * (G + 1) / 2;
   const float *guide, *values;
-  int classes;
+  int classes, first, end;  // of all classes, those of this turn
   Size size;
 };
 
@@ -75,16 +79,17 @@ struct ClassFeatures {
 
   __device__ void load(float* out, int group, int y, int x) const {
     const size_t n = of.size.at(y, x);
-    const float* values = of.values + n * of.classes + group * kTogether;
+    const int first = of.first + group * kTogether;
+    const float* values = of.values + n * of.classes + first;
     for (int k = 0; k < kTogether; ++k) {
-      const float v = group * kTogether + k < of.classes ? values[k] : 0.0f;
+      const float v = first + k < of.end ? values[k] : 0.0f;
       out[k * (G + 1)] = v;
       for (int g = 0; g < G; ++g) out[k * (G + 1) + 1 + g] = v * (of.guide[n * G + g] - kCentre);
     }
   }
   __device__ int first(int group) const { return Features<G>::kGuide + group * N; }
   __device__ int count(int group) const {
-    return min(N, (of.classes - group * kTogether) * (G + 1));
+    return min(N, (of.end - of.first - group * kTogether) * (G + 1));
   }
 };
 
@@ -233,7 +238,7 @@ struct Solution {
 template <int G>
 struct Store {
   float* out;
-  int classes;
+  int classes, first;
   Size size;
 
   __device__ void operator()(int k, int y, int x, const float* sums) const {
@@ -242,7 +247,7 @@ struct Store {
     for (int g = 0; g <= G; ++g) {
       const float a = g < G ? sums[g] * n : b;
       b -= kCentre * a;
-      out[((static_cast<size_t>(y) * (G + 1) + g) * classes + k) * size.width + x] = a;
+      out[((static_cast<size_t>(y) * (G + 1) + g) * classes + first + k) * size.width + x] = a;
     }
   }
 };
@@ -252,7 +257,7 @@ template <int G>
 struct Apply {
   float* out;
   const float* guide;
-  int classes;
+  int classes, first;
   Size size;
 
   __device__ void operator()(int k, int y, int x, const float* sums) const {
@@ -260,7 +265,7 @@ struct Apply {
     const size_t at = size.at(y, x);
     float v = sums[G] * n;
     for (int g = 0; g < G; ++g) v += sums[g] * n * (guide[at * G + g] - kCentre);
-    out[at * classes + k] = v;
+    out[at * classes + first + k] = v;
   }
 };
 
@@ -377,41 +382,55 @@ void rows(const float* columns, const Emit& emit, Size s, int groups, Stream str
   SEG_LAUNCH((sum_rows<N, Emit>), grid, dim3(kTile), shared, stream, columns, emit, s);
 }
 
-// Both passes, the second of which ends in emit.
+// How many classes are filtered in a turn: what their planes take does not grow with the classes.
+int classes_of_a_turn(size_t pixels, int guide_channels, int classes) {
+  constexpr size_t kTogether = ClassFeatures<1>::kTogether;
+  const size_t each = 2 * sizeof(float) * (guide_channels + 1) * pixels;
+  return static_cast<int>(std::min<size_t>(
+      classes, std::max<size_t>(1, SEG_FILTER_SCRATCH / (each * kTogether)) * kTogether));
+}
+
+// Both passes, the second of which ends in emit, whose first is the turn's first class.
 template <int G, class Emit>
-void filter(float* scratch, const Features<G>& features, const Emit& emit, float eps,
-            Stream stream) {
+void filter(float* scratch, Features<G> features, Emit emit, float eps, Stream stream) {
   const Size s = features.size;
-  const int classes = features.classes, made = (G + 1) * classes, guide = Features<G>::kGuide;
-  float* const sums = scratch;                                  // [guide + made] planes
-  float* const statistics = sums + (guide + made) * s.plane();  // [guide]
-  float* const raw = statistics + guide * s.plane();            // [made]
-  constexpr int kTogether = ClassFeatures<G>::kTogether;
+  const int turn = classes_of_a_turn(s.plane(), G, features.classes);
+  constexpr int kGuide = Features<G>::kGuide, kTogether = ClassFeatures<G>::kTogether;
+  float* const sums = scratch;  // [guide + turn's] planes
+  float* const statistics = sums + (kGuide + (G + 1) * turn) * s.plane();  // [guide]
+  float* const raw = statistics + kGuide * s.plane();                      // [turn's]
   columns(sums, GuideFeatures<G>{features}, s, 1, stream);
-  columns(sums, ClassFeatures<G>{features}, s, (classes + kTogether - 1) / kTogether, stream);
-  rows<Features<G>::kGuide>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
-  rows<G + 1>(sums + guide * s.plane(), Solution<G>{raw, statistics, s}, s, classes, stream);
-  columns(sums, Planes{raw, s}, s, made, stream);
-  rows<G + 1>(sums, emit, s, classes, stream);
+  rows<kGuide>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
+  for (int first = 0; first < features.classes; first += turn) {
+    emit.first = features.first = first;
+    features.end = std::min(first + turn, features.classes);
+    const int count = features.end - first;
+    columns(sums, ClassFeatures<G>{features}, s, (count + kTogether - 1) / kTogether, stream);
+    rows<G + 1>(sums + kGuide * s.plane(), Solution<G>{raw, statistics, s}, s, count, stream);
+    columns(sums, Planes{raw, s}, s, (G + 1) * count, stream);
+    rows<G + 1>(sums, emit, s, count, stream);
+  }
 }
 
 template <int G>
 void coefficients_of(float* out, float* scratch, const Features<G>& features, float eps,
                      Stream stream) {
-  filter(scratch, features, Store<G>{out, features.classes, features.size}, eps, stream);
+  filter(scratch, features, Store<G>{out, features.classes, 0, features.size}, eps, stream);
 }
 
 template <int G>
 void filter_of(float* out, float* scratch, const Features<G>& features, float eps, Stream stream) {
-  filter(scratch, features, Apply<G>{out, features.guide, features.classes, features.size}, eps,
+  filter(scratch, features, Apply<G>{out, features.guide, features.classes, 0, features.size}, eps,
          stream);
 }
 
 }  // namespace
 
 size_t filter_scratch(int height, int width, int guide_channels, int classes) {
-  const size_t guide = guide_channels * (guide_channels + 3) / 2;
-  return (2 * guide + 2 * (guide_channels + 1) * static_cast<size_t>(classes)) * height * width;
+  const size_t guide = guide_channels * (guide_channels + 3) / 2,
+               pixels = static_cast<size_t>(height) * width;
+  return 2 * (guide + (guide_channels + 1) * classes_of_a_turn(pixels, guide_channels, classes)) *
+         pixels;
 }
 
 void guided_coefficients(float* coefficients, float* scratch, const float* guide,
@@ -419,9 +438,11 @@ void guided_coefficients(float* coefficients, float* scratch, const float* guide
                          int classes, int radius, float eps, Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
   if (guide_channels == 1)
-    coefficients_of(coefficients, scratch, Features<1>{guide, values, classes, s}, eps, stream);
+    coefficients_of(coefficients, scratch, Features<1>{guide, values, classes, 0, classes, s}, eps,
+                    stream);
   else
-    coefficients_of(coefficients, scratch, Features<3>{guide, values, classes, s}, eps, stream);
+    coefficients_of(coefficients, scratch, Features<3>{guide, values, classes, 0, classes, s}, eps,
+                    stream);
 }
 
 void guided_filter(float* out, float* scratch, const float* guide, const float* values, int height,
@@ -429,9 +450,9 @@ void guided_filter(float* out, float* scratch, const float* guide, const float* 
                    Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
   if (guide_channels == 1)
-    filter_of(out, scratch, Features<1>{guide, values, classes, s}, eps, stream);
+    filter_of(out, scratch, Features<1>{guide, values, classes, 0, classes, s}, eps, stream);
   else
-    filter_of(out, scratch, Features<3>{guide, values, classes, s}, eps, stream);
+    filter_of(out, scratch, Features<3>{guide, values, classes, 0, classes, s}, eps, stream);
 }
 
 void apply_coefficients(float* values, const float* coefficients, const float* guide,
