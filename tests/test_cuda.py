@@ -70,10 +70,10 @@ def test_guided_filter(shim, size, channels):
         np.testing.assert_allclose(out, apply(wanted, guide), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("classes", [1, 4, 5, 9])
+@pytest.mark.parametrize("classes", [1, 4, 5, 9, 17])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_classes_are_summed_some_at_a_time(shim, channels, classes):
-    """A class gets bit by bit what it gets alone, in the same turn as others or in another (of four
+    """A class gets bit by bit what it gets alone, in the same turn as others or in another (of eight
     classes, for tests have little scratch memory)."""
     rng = np.random.default_rng(classes)
     guide = rng.random((21, 70, channels), dtype=np.float32)

@@ -1,5 +1,6 @@
 // Guided filter: window sums slide, first down columns, then along rows, so that the cost does not
-// depend on the radius. Sums are float32 of values around zero, started afresh every kChunk pixels.
+// depend on the radius. Sums are float32 of values around zero, started afresh every chunk of
+// pixels.
 //
 // Scratch holds planes [plane][height][width]: of the columns' sums, then of what is made of them.
 #include <algorithm>
@@ -16,13 +17,18 @@ namespace seg::cuda {
 namespace {
 
 constexpr int kColumns = 128;  // threads of a block that walk down columns
-constexpr int kChunk = 64;     // rows, or columns, between fresh starts
+constexpr int kChunk = 64;     // least rows, or columns, between fresh starts
 constexpr int kTile = 32;      // pixels of a warp's step along its rows
 constexpr int kPitch = kTile + 1;
 constexpr float kCentre = 0.5f;  // guides lie in [0, 1]; centred, their products cancel less
 
 struct Size {
   int height, width, radius;
+  // Rows, or columns, between fresh starts, which cost 2 radius pixels.
+  __host__ __device__ int chunk() const {
+    const int most = height > width ? height : width, wanted = (4 * radius + 31) / 32 * 32;
+    return wanted < kChunk ? kChunk : wanted < most ? wanted : (most + 31) / 32 * 32;
+  }
   __device__ size_t at(int y, int x) const { return static_cast<size_t>(y) * width + x; }
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * width; }
 };
@@ -104,11 +110,12 @@ struct Planes {
   __device__ int count(int) const { return 1; }
 };
 
-// out[plane][y][x] = sum over the rows of the window around y. A thread walks kChunk rows down.
+// out[plane][y][x] = sum over the rows of the window around y. A thread walks a chunk of rows down.
+// Blocks: (group, columns, chunk), so that those of all groups meet their pixels in the caches.
 template <class Source>
 __global__ void sum_columns(float* out, Source source, Size s) {
-  const int x = blockIdx.x * blockDim.x + threadIdx.x, group = blockIdx.z;
-  const int begin = blockIdx.y * kChunk, end = min(begin + kChunk, s.height);
+  const int x = blockIdx.y * blockDim.x + threadIdx.x, group = blockIdx.x;
+  const int begin = blockIdx.z * s.chunk(), end = min(begin + s.chunk(), s.height);
   if (x >= s.width) return;
   Sum sum[Source::N];
   const auto add = [&](int y, float sign) {
@@ -128,30 +135,28 @@ __global__ void sum_columns(float* out, Source source, Size s) {
 }
 
 // Window sums of N planes from column sums: emit(group, y, x, sums). A block is one warp, which
-// takes kTile rows (a lane each) along kChunk columns, kTile at a time; tiles turn in shared memory
-// so that lanes read and write neighbours.
+// takes kTile rows (a lane each) along a chunk of columns, kTile at a time; tiles turn in shared
+// memory so that lanes read and write neighbours. Blocks: (group, chunk, rows).
 template <int N, class Emit>
 __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   SEG_SHARED(tile);  // [N][kTile rows][kPitch]
-  const int lane = threadIdx.x, group = blockIdx.z, top = blockIdx.y * kTile;
-  const int begin = blockIdx.x * kChunk, end = min(begin + kChunk, s.width);
+  const int lane = threadIdx.x, group = blockIdx.x, top = blockIdx.z * kTile;
+  const int begin = blockIdx.y * s.chunk(), end = min(begin + s.chunk(), s.width);
   const int rows = min(kTile, s.height - top);
   const float* plane = columns + static_cast<size_t>(group) * N * s.plane();
+  const int before = (2 * s.radius + kTile - 1) / kTile * kTile;  // to fill the first window
   Sum sum[N];
-  for (int n = 0; n < N; ++n) {  // of the columns before the chunk that its first window has
-    if (lane < rows)
-      for (int x = max(begin - s.radius, 0); x < min(begin + s.radius, s.width); ++x)
-        sum[n].add(plane[n * s.plane() + s.at(top + lane, x)]);
-  }
-  for (int left = begin; left < end; left += kTile) {
+  for (int left = begin - before; left < end; left += kTile) {
     const int count = min(kTile, end - left);
     const int ahead = left + lane + s.radius, behind = left + lane - s.radius - 1;
+    const bool enters = lane < count && ahead >= max(begin - s.radius, 0) && ahead < s.width,
+               leaves = lane < count && behind >= 0 && left + lane > begin;
     for (int n = 0; n < N; ++n)
       for (int row = 0; row < rows; ++row) {
         const float* p = plane + n * s.plane() + s.at(top + row, 0);
         float change = 0;
-        if (lane < count && ahead < s.width) change += p[ahead];
-        if (lane < count && behind >= 0 && left + lane > begin) change -= p[behind];
+        if (enters) change += p[ahead];
+        if (leaves) change -= p[behind];
         tile[(n * kTile + row) * kPitch + lane] = change;
       }
     __syncwarp();
@@ -163,7 +168,7 @@ __global__ void sum_rows(const float* columns, Emit emit, Size s) {
         *at = sum[n].value;
       }
     __syncwarp();
-    if (lane < count)
+    if (lane < count && left >= begin)
       for (int row = 0; row < rows; ++row) {
         float window[N];
         for (int n = 0; n < N; ++n) window[n] = tile[(n * kTile + row) * kPitch + lane];
@@ -371,23 +376,24 @@ void lift_of(int32_t* labels, float* confidence, const Lifted<G>& lifted, const 
 
 template <class Source>
 void columns(float* out, const Source& source, Size s, int groups, Stream stream) {
-  const dim3 grid((s.width + kColumns - 1) / kColumns, (s.height + kChunk - 1) / kChunk, groups);
+  const dim3 grid(groups, (s.width + kColumns - 1) / kColumns,
+                  (s.height + s.chunk() - 1) / s.chunk());
   SEG_LAUNCH(sum_columns<Source>, grid, dim3(kColumns), 0, stream, out, source, s);
 }
 
 template <int N, class Emit>
 void rows(const float* columns, const Emit& emit, Size s, int groups, Stream stream) {
-  const dim3 grid((s.width + kChunk - 1) / kChunk, (s.height + kTile - 1) / kTile, groups);
+  const dim3 grid(groups, (s.width + s.chunk() - 1) / s.chunk(), (s.height + kTile - 1) / kTile);
   const size_t shared = sizeof(float) * N * kTile * kPitch;
   SEG_LAUNCH((sum_rows<N, Emit>), grid, dim3(kTile), shared, stream, columns, emit, s);
 }
 
 // How many classes are filtered in a turn: what their planes take does not grow with the classes.
+// Eight at least, for that many values share a sector of memory.
 int classes_of_a_turn(size_t pixels, int guide_channels, int classes) {
-  constexpr size_t kTogether = ClassFeatures<1>::kTogether;
-  const size_t each = 2 * sizeof(float) * (guide_channels + 1) * pixels;
-  return static_cast<int>(std::min<size_t>(
-      classes, std::max<size_t>(1, SEG_FILTER_SCRATCH / (each * kTogether)) * kTogether));
+  const size_t eight = 8 * 2 * sizeof(float) * (guide_channels + 1) * pixels;
+  return static_cast<int>(
+      std::min<size_t>(classes, 8 * std::max<size_t>(1, SEG_FILTER_SCRATCH / eight)));
 }
 
 // Both passes, the second of which ends in emit, whose first is the turn's first class.
