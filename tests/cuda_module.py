@@ -40,6 +40,7 @@ HOOK void round_nothing(bool exact) {
   shim::exact = exact;
   shim::pairs = {};
 }
+HOOK void favour_the_first_stream(bool yes) { shim::favour_the_first = yes; }
 HOOK void forbid_capture(int code) { shim::no_capture = static_cast<cudaError_t>(code); }
 HOOK void compile_for(int ptx) { shim::compiled_for = ptx; }
 HOOK void recover() {
@@ -89,6 +90,10 @@ class Cudart:
     def round_nothing(self, exact):
         """Have tensor cores compute in float32."""
         self.library.round_nothing(exact)
+
+    def favour_the_first_stream(self, yes):
+        """Whether a graph's first stream runs ahead of the others, as far as it may, or behind."""
+        self.library.favour_the_first_stream(yes)
 
     def forbid_capture(self, code):
         """Let beginning to capture answer ``code``; 0: succeed."""
@@ -195,6 +200,7 @@ def cudart(cuda_path):
     yield played
     played.recover()
     played.round_nothing(False)
+    played.favour_the_first_stream(True)
     played.forbid_capture(0)
     played.compile_for(90)
     played.allow_allocations(2**62)

@@ -175,16 +175,54 @@ inline void run_block(size_t threads) {
   }
 }
 
-// Work that a stream captures instead of doing it; null when none does.
-using Work = std::vector<std::function<void()>>;
+// What streams capture instead of doing it, in the order in which it came; null when none does. An
+// entry records a moment of its stream, waits for one, or is work.
+struct Entry {
+  void* stream;
+  size_t records, awaits;  // moments count from 1
+  std::function<void()> work;
+};
+using Work = std::vector<Entry>;
 inline thread_local Work* captured = nullptr;
+inline size_t moments = 0;
 // The device does one kernel at a time, whichever of the host's threads has launched it.
 inline std::mutex device_is_busy;
-inline void enqueue(std::function<void()> work) {
+inline void enqueue(void* stream, std::function<void()> work) {
   if (captured != nullptr)
-    captured->push_back(std::move(work));
+    captured->push_back({stream, 0, 0, std::move(work)});
   else
     work();
+}
+
+// Does captured work as a device may: each stream in its order, and beyond that whichever stream is
+// the favourite goes on until it has to wait. The order of the calls is only one that is allowed.
+inline bool favour_the_first = true;  // the first stream of the graph; or the last one
+inline void replay(const Work& work) {
+  std::vector<void*> streams;
+  for (const Entry& e : work)
+    if (std::find(streams.begin(), streams.end(), e.stream) == streams.end())
+      streams.push_back(e.stream);
+  if (!favour_the_first) std::reverse(streams.begin(), streams.end());
+  std::vector<size_t> next(streams.size(), 0);
+  std::vector<size_t> passed;
+  for (bool more = true; more;) {
+    more = false;
+    for (size_t i = 0; i < streams.size() && !more; ++i) {
+      for (; next[i] < work.size(); ++next[i]) {
+        const Entry& e = work[next[i]];
+        if (e.stream != streams[i]) continue;
+        if (e.awaits != 0 && std::find(passed.begin(), passed.end(), e.awaits) == passed.end())
+          break;
+        if (e.records != 0) passed.push_back(e.records);
+        if (e.work) e.work();
+        more = true;
+        ++next[i];
+        break;
+      }
+    }
+  }
+  for (const size_t n : next)
+    if (n < work.size()) fail("a graph whose streams wait for each other");
 }
 
 // What the next call of the runtime answers, once (or for ever, as after a fault on a device).
@@ -291,9 +329,9 @@ inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[
 }
 
 template <class Kernel, class... Args>
-cudaError_t later(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
+cudaError_t later(void* stream, Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
   const cudaError_t error = answer();
-  if (error == cudaSuccess) enqueue([=] { launch(kernel, g, b, bytes, args...); });
+  if (error == cudaSuccess) enqueue(stream, [=] { launch(kernel, g, b, bytes, args...); });
   return std::exchange(last, cudaSuccess);
 }
 
@@ -303,6 +341,7 @@ cudaError_t later(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
 struct CUstream_st {};
 struct CUevent_st {
   CUstream_st* stream = nullptr;  // that it was recorded on
+  size_t moment = 0;              // while it captured
   std::chrono::steady_clock::time_point when;
 };
 struct CUgraph_st {
@@ -339,14 +378,14 @@ inline cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned)
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t) {
+                                   cudaStream_t stream) {
   const cudaError_t error = shim::answer();
-  if (error == cudaSuccess && bytes != 0) shim::enqueue([=] { std::memcpy(to, from, bytes); });
+  if (error == cudaSuccess && bytes != 0) shim::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
   return error;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const cudaError_t error = shim::answer();
-  if (error == cudaSuccess) shim::enqueue([=] { std::memset(to, value, bytes); });
+  if (error == cudaSuccess) shim::enqueue(stream, [=] { std::memset(to, value, bytes); });
   return error;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -362,7 +401,10 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return shim::answer();
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  shim::waits.emplace_back(stream, event->stream);
+  if (shim::captured != nullptr)
+    shim::captured->push_back({stream, 0, event->moment, nullptr});
+  else
+    shim::waits.emplace_back(stream, event->stream);
   return shim::answer();
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -376,6 +418,10 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->stream = stream;
   event->when = std::chrono::steady_clock::now();
+  if (shim::captured != nullptr) {
+    event->moment = ++shim::moments;
+    shim::captured->push_back({stream, event->moment, 0, nullptr});
+  }
   return shim::answer();
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -413,8 +459,7 @@ inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGrap
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   const cudaError_t error = shim::answer();
-  if (error == cudaSuccess)
-    for (const auto& work : exec->work) work();
+  if (error == cudaSuccess) shim::replay(exec->work);
   return error;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -463,7 +508,6 @@ T atomicAdd(T* at, T value) {
 #define __syncwarp() shim::pause(shim::kWarpOnly)
 #define SEG_LAUNCH(kernel, grid, block, shared, stream, ...)          \
   do {                                                                \
-    (void)(stream);                                                   \
-    CUDA_CHECK(shim::later(kernel, grid, block, shared, __VA_ARGS__)); \
+    CUDA_CHECK(shim::later(stream, kernel, grid, block, shared, __VA_ARGS__)); \
   } while (0)
 #define SEG_SHARED(name) float* const name = shim::shared

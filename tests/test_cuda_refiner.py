@@ -95,6 +95,31 @@ def test_guides_may_change_between_runs():
         assert_same_result(one.run(image, guide, steps=3), fresh)
 
 
+@pytest.mark.parametrize(
+    "options, kind",
+    [
+        ({}, "soft"),
+        ({"blocks": 3}, "soft"),
+        ({"objective": "dynaguide", "channels": 8, "blocks": 3}, "hard"),
+        ({"objective": "dynaguide", "channels": 8, "blocks": 3, "skip": "shared"}, "hard"),
+        ({"objective": "dynaseg", "channels": 8}, "hard"),
+    ],
+    ids=case_name,
+)
+def test_streams_of_a_step_wait_for_each_other(cudart, options, kind):
+    """Whichever of a recorded step's two streams is ahead, the result has the same bits, which are
+    those of steps that nobody recorded."""
+    image, guide = draw(kind, 19, 45)
+    guide = None if options.get("objective") == "dynaseg" else guide
+    cudart.forbid_capture(900)
+    wanted = make(image, options, device="cuda").run(image, guide, steps=4)
+    cudart.forbid_capture(0)
+    for first in (True, False):
+        cudart.favour_the_first_stream(first)
+        found = make(image, options, device="cuda").run(image, guide, steps=4)
+        assert_same_result(found, wanted)
+
+
 def test_more_steps_than_before():
     image, guide = draw("soft", 9, 11)
     one = make(image, {}, device="cuda")

@@ -73,6 +73,8 @@ struct Refiner::Work {
   void backward();
   void step();
   void capture();
+  void follow(cudaStream_t later, cudaStream_t earlier);
+  void judge_step();
   void restore();
   int count_labels();
   Input feature() const;
@@ -95,15 +97,17 @@ struct Refiner::Work {
     else
       run_conv<Taps>(emit, source, weights, s, stream);
   }
-  // The gradients by its weights and bias.
+  // The gradients by its weights and bias, beside what the stream is given from now on.
   template <int Taps, int Ins>
   void differentiate(const Input& source, const Gradient& slope, const Conv& conv, bool add) {
     float* to = gradient + conv.weight;
+    follow(side.stream, stream);
     if (tensor_cores)
       run_conv_gradient_tensor<Taps>(to, parts, source, slope, conv.in, conv.out, gain, add, s,
-                                     stream);
+                                     side.stream);
     else
-      run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s, stream);
+      run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s,
+                                   side.stream);
   }
 
   RefineOptions options;
@@ -111,11 +115,11 @@ struct Refiner::Work {
   Network network;
   Extent s;
   size_t pixels;
-  int blocks;  // of a kernel with a thread per pixel
-  float gain;  // of slopes on tensor cores
-  OwnStream own;
+  int blocks;           // of a kernel with a thread per pixel
+  float gain;           // of slopes on tensor cores
+  OwnStream own, side;  // side: what a step's backward pass need not wait for
   cudaStream_t stream;
-  Event passed[kAhead], first, last;
+  Event passed[kAhead], first, last, order;
   Told told;
   Replay replay;
   DeviceBuffer arena, guide_memory, record_memory;
@@ -420,7 +424,21 @@ void Refiner::Work::forward(bool running) {
                (Input{head, head_norm, nullptr, s.plane()}), options.classes, s);
 }
 
-// The mapping, d_response, and the record of the step.
+// What `later` is given from now on waits for what `earlier` was given so far.
+void Refiner::Work::follow(cudaStream_t later, cudaStream_t earlier) {
+  CUDA_CHECK(cudaEventRecord(order.event, earlier));
+  CUDA_CHECK(cudaStreamWaitEvent(later, order.event, 0));
+}
+
+// The record of the step, beside its backward pass.
+void Refiner::Work::judge_step() {
+  follow(side.stream, stream);
+  SEG_LAUNCH(judge, dim3(1), dim3(kJudges), kJudges * sizeof(double), side.stream, on_device,
+             static_cast<const double*>(loss_sums), blocks, static_cast<double>(pixels), residual(),
+             options.lambda);
+}
+
+// The mapping and d_response.
 void Refiner::Work::losses() {
   const size_t shared = kJudges * (sizeof(double) + sizeof(int));
   SEG_LAUNCH(begin_step, dim3(1), dim3(kJudges), shared, stream, on_device,
@@ -455,12 +473,10 @@ void Refiner::Work::losses() {
                static_cast<const float*>(head), head_norm, own_labels, guide, c, spatial,
                options.classes, s);
   }
-  SEG_LAUNCH(judge, dim3(1), dim3(kJudges), shared, stream, on_device,
-             static_cast<const double*>(loss_sums), blocks, static_cast<double>(pixels), residual(),
-             options.lambda);
 }
 
-// From d_response to gradient.
+// From d_response to gradient. The stream goes down the network; what it leaves behind, weights'
+// gradients and the losses' judgement, is made on the side, and is there when the stream goes on.
 void Refiner::Work::backward() {
   const int last_block = options.blocks - 1;
   const double count = static_cast<double>(pixels);
@@ -493,6 +509,7 @@ void Refiner::Work::backward() {
     const Conv& conv = network.conv[i];
     slope = {d, activation[i], norm[i], true, plane};
     const Input x = i > 0 ? Input{activation[i - 1], norm[i - 1], nullptr, plane} : picture;
+    if (0 < i && i < last_block) follow(stream, side.stream);  // the side has read `other`
     differentiate<3, 1>(x, slope, conv, i == 0 && options.skip == kSkipShared);
     if (i == 0) break;
     convolve<3, true>(Backward{other, activation[i - 1], norm[i - 1].mean, sums, conv.in, s}, slope,
@@ -500,11 +517,13 @@ void Refiner::Work::backward() {
     norm_gradient(network.norm[i - 1], norm[i - 1], s.tiles());
     std::swap(d, other);
   }
+  follow(stream, side.stream);
 }
 
 void Refiner::Work::step() {
   forward(false);
   losses();
+  judge_step();
   backward();
   const int n = static_cast<int>(network.parameters);
   const Control* c = on_device;
@@ -600,6 +619,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     CUDA_CHECK(cudaStreamSynchronize(w.stream));
     while (after_step && !ended && heard < w.control.step) ended = after_step(++heard);
   } catch (...) {  // the arrays are the caller's: nothing may run on them when this returns
+    cudaStreamSynchronize(w.side.stream);
     cudaStreamSynchronize(w.stream);
     copy(&w.control, static_cast<const Control*>(w.on_device), 1, w.stream);
     cudaStreamSynchronize(w.stream);
