@@ -73,8 +73,8 @@ def test_guided_filter(shim, size, channels):
 @pytest.mark.parametrize("classes", [1, 4, 5, 9, 17])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_classes_are_summed_some_at_a_time(shim, channels, classes):
-    """A class gets bit by bit what it gets alone, in the same turn as others or in another (of eight
-    classes, for tests have little scratch memory)."""
+    """A class gets bit by bit what it gets alone, in the same turn as others or in another (of
+    eight classes, for tests have little scratch memory)."""
     rng = np.random.default_rng(classes)
     guide = rng.random((21, 70, channels), dtype=np.float32)
     values = rng.random((21, 70, classes), dtype=np.float32)
