@@ -10,10 +10,10 @@ and the labels on the host. "of copy" is the least traffic (inputs read once, ou
 over the rate of a large copy on the device, bytes read and written; "of matmul" the useful
 operations (2 x 3 passes x multiply-accumulates of the plain convolutions) over the rate of a large
 matrix product of the same precision. Both are measured in the same turns. Precisions: float32; and
-on tensor cores half precision, ours, and PyTorch's (autocast) and TF32, whichever is faster there.
-Peers: eager PyTorch, the
-same recorded as a CUDA graph, and with --compiled what torch.compile makes of it, which takes
-minutes. FOLDER/gpu.json, or gpu-compiled.json, has the raw samples; it is written after each case.
+on tensor cores half precision, ours beside PyTorch's (autocast) and TF32, whichever is faster
+there. Peers: eager PyTorch, the same recorded as a CUDA graph, and with --compiled what
+torch.compile makes of it, which takes minutes. FOLDER/gpu.json, or gpu-compiled.json, has the raw
+samples; it is written after each case.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MOST, LEAST, SECONDS = 25, 6, 8.0  # turns of a case; it ends between them when 
 WARM = 1  # turns before those that count
 STEPS = {"residual": 10, "dynaguide": 50}  # of a run
 TOLERANCE = {"": 1e-4, "fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2}
+HOW = ("eager", "graph", "graph, channels last", "compiled", "compiled, graph")
 FAST = ("tf32", "fp16")  # that PyTorch may use beside our fp16
 FAILURES = (RuntimeError, ImportError, OSError, subprocess.SubprocessError, AssertionError)
 
@@ -265,18 +266,16 @@ def ceilings(case: Case, *, matmul: bool) -> None:
         target = torch.empty_like(source)
         return Peer(lambda: target.copy_(source), (), burst=BURST)
 
-    def product(dtype: Any = torch.float32) -> Peer:
+    def product(dtype: Any) -> Peer:
         a, b = (torch.rand(MATRIX, MATRIX, device=where, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         return Peer(lambda: torch.mm(a, b, out=out), ())
 
-    for who, make, precision in (
-        ("copy", copy, ""),
-        *((("matmul", product, "fp32"), ("matmul", product, "tf32")) if matmul else ()),
-        *((("matmul", lambda: product(torch.float16), "fp16"),) if matmul else ()),
-    ):
+    case.peers["copy", ""] = copy()
+    types = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}
+    for precision, dtype in types.items() if matmul else ():
         set_precision(torch, precision)
-        case.peers[who, precision] = make()
+        case.peers["matmul", precision] = product(dtype)
 
 
 # ---- Filters and lifts --------------------------------------------------------------------------
@@ -509,11 +508,10 @@ def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Ca
     out = Case(gpu, name, operations=operations, steps=steps)
     for precision in ("fp32", "fp16"):
         out.add("ours", lambda p=precision: ours(case, p, image, guide, steps), precision)
-    peers = ["eager", "graph", "graph, channels last"]
-    for how in [*peers, *(["compiled", "compiled, graph"] if compiled else [])]:
-        for precision in ("fp32", *FAST):
-            made = _torch_peer(gpu, how, precision, plain.options, state, image, guide, steps)
-            out.add(f"torch {how}", made, precision)
+    peers, arguments = HOW[: None if compiled else 3], (plain.options, state, image, guide)
+    for how, precision in itertools.product(peers, ("fp32", *FAST)):
+        made = _torch_peer(gpu, how, precision, steps, arguments)
+        out.add(f"torch {how}", made, precision)
     ceilings(out, matmul=True)
     return out
 
@@ -530,23 +528,15 @@ def ours(case: Any, precision: str, image: np.ndarray, guide: np.ndarray, steps:
 
 
 def _torch_peer(
-    gpu: Gpu,
-    how: str,
-    precision: str,
-    options: Any,
-    state: Any,
-    image: np.ndarray,
-    guide: np.ndarray,
-    steps: int,
+    gpu: Gpu, how: str, precision: str, steps: int, arguments: tuple[Any, ...]
 ) -> Callable[[], Peer]:
-    """What makes a peer of the twin: "eager", "graph", "graph, channels last", "compiled",
-    "compiled, graph"."""
+    """What makes a peer of the twin, which ``arguments`` give, as ``how`` of HOW says."""
 
     def make() -> Peer:
         from benchmarks.torch_twin import Twin
 
         torch, layout = gpu.torch, how.endswith("last")
-        twin = Twin(options, state, image, guide, torch.float32, layout, gpu.name)
+        twin = Twin(*arguments, torch.float32, layout, gpu.name)
         loop = Loop(twin, torch, precision)
         if how.startswith("compiled"):
             loop.forward = torch.compile(loop.loss, fullgraph=True)
