@@ -129,9 +129,11 @@ def merge_classes(scores: Any, to: np.ndarray, count: int) -> Any:
     return _core(scores).merge_classes(scores, to, count, device=scores.device)
 
 
-def keep_pixels(scores: Any, guide: Any, mask: np.ndarray) -> None:
-    """In place: scores (h, w, C) on the GPU become the guide's where the (h, w) mask is set."""
-    _core(scores).keep_pixels(scores, guide, np.ascontiguousarray(mask), device=scores.device)
+def keep_pixels(scores: Any, guide: Any, mask: np.ndarray) -> Any:
+    """In place: scores (h, w, C) on the GPU become the guide's where the (h, w) mask is set. The
+    result is the same memory, complete when that is done."""
+    mask = np.ascontiguousarray(mask)
+    return _core(scores).keep_pixels(scores, guide, mask, device=scores.device)
 
 
 def hard_labels(guide: Any) -> tuple[Any, Any]:
@@ -142,7 +144,7 @@ def hard_labels(guide: Any) -> tuple[Any, Any]:
 
 def pair_counts(labels: Any, hard: Any, clusters: int, classes: int) -> np.ndarray:
     """(clusters, classes) int32: how many pixels of two (h, w) int32 maps on the GPU have both;
-    negative labels do not count."""
+    other labels do not count."""
     core = _core(labels)
     return core.pair_counts(labels, hard, clusters, classes, device=labels.device).numpy()
 

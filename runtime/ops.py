@@ -400,10 +400,10 @@ def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
 
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
     """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one.
-    Labels and probabilities may both lie on a GPU."""
+    Labels and probabilities may both be arrays of the CUDA module."""
     if guide is None:
         return np.full(clusters, -1, np.int32)
-    if on_gpu(labels) and on_gpu(guide):
+    if on_gpu(labels) and on_gpu(guide) and guide.ndim == 3:
         table = pair_counts(labels, hard_labels(guide)[0], clusters, guide.shape[2])
     else:
         labels, guide = np.asarray(labels), np.asarray(guide)

@@ -343,7 +343,7 @@ class Follower:
             return wanted, state.classes, result.stats
         state.weights = refiner.state_dict()
         state.labels = state.classes[np.asarray(result.labels)]
-        self._keep_and_decay(state, scores, wanted, *prior, events)
+        scores = self._keep_and_decay(state, scores, wanted, *prior, events)
         return scores, state.classes, result.stats
 
     def _clusters(
@@ -460,8 +460,8 @@ class Follower:
         hard: np.ndarray,
         sure: np.ndarray,
         events: list[str],
-    ) -> None:
-        """Rules 6 and 7, in place."""
+    ) -> Any:
+        """Rules 6 and 7, in place; the scores."""
         assert state.classes is not None and state.labels is not None
         count = int(max(hard.max(), state.classes.max())) + 1
         right = sure & (state.labels == hard)
@@ -469,7 +469,7 @@ class Follower:
         for number in state.classes[(held > LOST * hard.size) & (left < LEFT * held)]:
             mine = sure & (hard == number)
             if on_gpu(scores):
-                gpu.keep_pixels(scores, guide, mine)
+                scores = gpu.keep_pixels(scores, guide, mine)
             else:
                 scores[mine] = guide[mine]
             state.labels[mine] = number
@@ -480,6 +480,7 @@ class Follower:
             events.append(f"decay: the prior has been contradicted for {state.doubt} frames")
             for name in _HEAD:
                 state.weights[name] = state.weights[name] * np.float32(0.5)
+        return scores
 
     def _name(self, number: int) -> str:
         names = self.segmenter.prior.names

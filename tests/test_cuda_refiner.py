@@ -80,6 +80,33 @@ def test_half_precision_keeps_the_labels_of_ten_steps():
     )
 
 
+@pytest.mark.parametrize("known", [1, 3])
+def test_half_precision_bears_guides_that_know_few_pixels(known):
+    """A slope is a mean over those pixels, far larger than one over all."""
+    image, guide = draw("hard", 128, 160)
+    sparse = np.full_like(guide, -1)
+    sparse.reshape(-1)[:: sparse.size // known] = np.maximum(guide, 0).reshape(-1)[:known].max()
+    options = {"objective": "dynaguide", "channels": 8}
+    plain, tensor = (
+        make(image, options, device="cuda", precision=p).run(image, sparse, steps=3)
+        for p in ("fp32", "fp16")
+    )
+    assert tensor.stats["stop_reason"] == plain.stats["stop_reason"] == "steps"
+    wanted, found = (r.stats["losses"]["total"] for r in (plain, tensor))
+    np.testing.assert_allclose(found, wanted, rtol=2e-2)
+
+
+@pytest.mark.parametrize("objective", ["residual", "dynaguide", "dynaseg"])
+def test_half_precision_bears_black_pictures(objective):
+    """Norms of flat channels multiply slopes by 316 each: what halves cannot hold is cut."""
+    image, guide = draw("soft" if objective == "residual" else "hard", 64, 96)
+    options = {"objective": objective, "channels": 12}
+    refiner = make(image * 0, options, device="cuda", precision="fp16")
+    result = refiner.run(image * 0, None if objective == "dynaseg" else guide, steps=6)
+    assert result.stats["stop_reason"] == "steps"
+    assert np.isfinite(result.scores).all()
+
+
 # --- guides, arrays, errors --------------------------------------------------------------------
 
 

@@ -187,8 +187,8 @@ struct Forward {
           if (i < p.count) m2 += (v[i][j] - mean) * (v[i][j] - mean);
       }
       if (sums == nullptr || !p.works()) continue;
-      shared[p.run * p.span + p.column * kFour + j] = sum;
-      shared[(kRuns + p.run) * p.span + p.column * kFour + j] = m2;
+      shared[p.run * (p.span + 1) + p.column * kFour + j] = sum;
+      shared[(kRuns + p.run) * (p.span + 1) + p.column * kFour + j] = m2;
     }
     if (sums == nullptr) return;
     __syncthreads();
@@ -196,14 +196,14 @@ struct Forward {
     for (int c = threadIdx.x; c < p.span; c += blockDim.x) {
       if (p.first + c >= channels) break;
       float total = 0, m2 = 0;
-      for (int r = 0; r < kRuns; ++r) total += shared[r * p.span + c];
+      for (int r = 0; r < kRuns; ++r) total += shared[r * (p.span + 1) + c];
       const float mean = total / s.inside(p.tile);
       for (int r = 0; r < kRuns; ++r) {  // Chan's rule
         const int y = top + r / (kWide / kRun), x = left + r % (kWide / kRun) * kRun;
         const int count = y < s.height ? max(0, min(kRun, s.width - x)) : 0;
         if (count == 0) continue;
-        const float off = shared[r * p.span + c] / count - mean;
-        m2 += shared[(kRuns + r) * p.span + c] + count * off * off;
+        const float off = shared[r * (p.span + 1) + c] / count - mean;
+        m2 += shared[(kRuns + r) * (p.span + 1) + c] + count * off * off;
       }
       sums[static_cast<size_t>(p.first + c) * s.tiles() + p.tile] = total;
       sums[static_cast<size_t>(channels + p.first + c) * s.tiles() + p.tile] = m2;
@@ -237,16 +237,16 @@ struct Backward {
         }
       }
       if (!p.works()) continue;
-      shared[p.run * p.span + p.column * kFour + j] = a;
-      shared[(kRuns + p.run) * p.span + p.column * kFour + j] = b;
+      shared[p.run * (p.span + 1) + p.column * kFour + j] = a;
+      shared[(kRuns + p.run) * (p.span + 1) + p.column * kFour + j] = b;
     }
     __syncthreads();
     for (int c = threadIdx.x; c < p.span; c += blockDim.x) {
       if (p.first + c >= channels) break;
       float a = 0, b = 0;
       for (int r = 0; r < kRuns; ++r) {
-        a += shared[r * p.span + c];
-        b += shared[(kRuns + r) * p.span + c];
+        a += shared[r * (p.span + 1) + c];
+        b += shared[(kRuns + r) * (p.span + 1) + c];
       }
       sums[static_cast<size_t>(p.first + c) * s.tiles() + p.tile] = a;
       sums[static_cast<size_t>(channels + p.first + c) * s.tiles() + p.tile] = b;
@@ -332,7 +332,8 @@ template <int Taps, class Source, class Emit>
 void run_conv(const Emit& emit, const Source& source, const Packed& p, Extent s,
               cudaStream_t stream) {
   const int columns = p.span / kFour, rows = kTall + 2 * (Taps / 2);
-  const size_t shared = std::max<size_t>(p.part() + kDepth * rows * kRowPitch, 2 * kRuns * p.span);
+  const size_t shared =
+      std::max<size_t>(p.part() + kDepth * rows * kRowPitch, 2 * kRuns * (p.span + 1));
   SEG_LAUNCH((conv<Taps, Source, Emit>), dim3(s.tiles(), p.groups()),
              dim3(std::max(kLeast, columns * kRuns)), shared * sizeof(float), stream, emit, source,
              static_cast<const float*>(p.words), p.in, columns, s);

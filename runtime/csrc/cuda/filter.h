@@ -71,7 +71,7 @@ void winners(int32_t* wins, const float* scores, size_t pixels, int classes, Str
 void hard_labels(int32_t* labels, float* shares, const float* guide, size_t pixels, int classes,
                  Stream stream);
 
-// table [clusters][classes]: how many pixels have a label and a class; negative ones do not count.
+// table [clusters][classes]: how many pixels have a label and a class; others do not count.
 void pair_counts(int32_t* table, const int32_t* labels, const int32_t* hard, size_t pixels,
                  int clusters, int classes, Stream stream);
 

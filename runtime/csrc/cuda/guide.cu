@@ -113,10 +113,12 @@ __global__ void find_hard(int32_t* labels, float* shares, const float* guide, si
 
 // table [clusters][classes] += the pixels that have the cluster and the class.
 __global__ void count_both(int32_t* table, const int32_t* labels, const int32_t* hard,
-                           size_t pixels, int classes) {
+                           size_t pixels, int clusters, int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (n < pixels && labels[n] >= 0 && hard[n] >= 0)
-    atomicAdd(table + static_cast<size_t>(labels[n]) * classes + hard[n], 1);
+  if (n >= pixels) return;
+  const int cluster = labels[n], k = hard[n];
+  if (cluster >= 0 && cluster < clusters && k >= 0 && k < classes)
+    atomicAdd(table + static_cast<size_t>(cluster) * classes + k, 1);
 }
 
 // out [pixels][count]: column k of scores [pixels][classes] added to column to[k], if that is not
@@ -179,7 +181,7 @@ void pair_counts(int32_t* table, const int32_t* labels, const int32_t* hard, siz
   CUDA_CHECK(
       cudaMemsetAsync(table, 0, sizeof(int32_t) * clusters * static_cast<size_t>(classes), stream));
   SEG_LAUNCH(count_both, over(pixels), dim3(kThreads), 0, stream, table, labels, hard, pixels,
-             classes);
+             clusters, classes);
 }
 
 void merge_classes(float* out, const float* scores, const int32_t* to, size_t pixels, int classes,

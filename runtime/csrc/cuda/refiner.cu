@@ -11,7 +11,10 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kAhead = 4;            // steps that the device may be behind the host
+constexpr int kAhead = 4;  // steps that the device may be behind the host
+// Slopes are means', so that a gain of the number of pixels brings them near 1. These bits are for
+// norms, which multiply them by up to 316, and for guides that know few pixels.
+constexpr int kHeadroom = 7;
 constexpr int kShares = 64;          // blocks that share a channel's sums
 constexpr size_t kAlign = 64;        // floats
 constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
@@ -154,7 +157,7 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
       s{height, width, (width + kRun - 1) / kRun * kRun},
       pixels(static_cast<size_t>(height) * width),
       blocks(blocks_of(pixels, kThreads)),
-      gain(std::exp2(std::ceil(std::log2(static_cast<float>(pixels))))),  // slopes are means'
+      gain(std::exp2(std::ceil(std::log2(static_cast<float>(pixels))) - kHeadroom)),
       stream(own.stream) {
   if (residual()) {
     for (const int d : options.distances)

@@ -16,7 +16,7 @@ namespace seg::cuda {
 class Refiner {
  public:
   // On the current device, which has to be current in all calls. With tensor_cores (compute
-  // capability 8.0) convolutions round their inputs to TF32; otherwise all is float32.
+  // capability 7.5) convolutions round their inputs to half precision; otherwise all is float32.
   Refiner(const RefineOptions& options, int height, int width, bool tensor_cores);
   Refiner(Refiner&&) noexcept;
   ~Refiner();

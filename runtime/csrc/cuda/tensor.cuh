@@ -1,7 +1,7 @@
 // The convolutions of conv.cuh on tensor cores: inputs in half precision, sums in float32 (mma.sync
 // m16n8k16, on compute capability 7.5 as two of m16n8k8). Halves have TF32's 10 bits of mantissa
 // but end at 65504 and 6e-8, so that slopes, which shrink with the number of pixels, are multiplied
-// by a power of two on the way in (gain) and results divided by it.
+// by a power of two on the way in (gain) and results divided by it. What is still larger is cut.
 #pragma once
 
 #ifndef SEG_CUDA_SHIM
@@ -15,6 +15,8 @@ namespace seg::cuda {
 constexpr int kWarps = 4;  // of a block
 constexpr int kPart = 32;  // channels that an epilogue hands on at a time
 constexpr int kPartPitch = kTall * kWide + 4;
+constexpr int kPartWords = kPart * kPartPitch + kPart;
+constexpr float kMostHalf = 65504;
 constexpr int kTensorIns = kWarps * 8;  // input channels of a block's weight gradient
 
 #ifdef SEG_CUDA_SHIM
@@ -67,6 +69,15 @@ __device__ float one_of(const Source& source, int c, int channels, int y, int x,
   const bool inside = c < channels && y >= 0 && y < s.height && x >= 0 && x < s.width;
   return inside ? source(c, s.at(y, x)) : 0;
 }
+
+__device__ inline float cut(float v) {  // NaN stays
+  return v > kMostHalf ? kMostHalf : v < -kMostHalf ? -kMostHalf : v;
+}
+__device__ inline unsigned cut_halves(float a, float b) { return halves(cut(a), cut(b)); }
+
+// Where channel c's results of a part begin: groups of four lie 4 words apart from each other's
+// banks, so that lanes that read them meet different ones.
+__device__ inline int part_at(int c) { return c * kPartPitch + c / kFour * 4; }
 
 // Lays the weights out for conv_tensor(): words of channels c and c + 1. Blocks: (words, list).
 __global__ void pack_halves(PackedList list, const float* parameters) {
@@ -122,15 +133,15 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
                    b = four_of(source, c + 1, in, y, left + u, s);
       *reinterpret_cast<uint4*>(x + row / Tile::kRows * Tile::kPlane +
                                 row % Tile::kRows * Tile::kPitch + u) =
-          uint4{halves(a.x * gain, b.x * gain), halves(a.y * gain, b.y * gain),
-                halves(a.z * gain, b.z * gain), halves(a.w * gain, b.w * gain)};
+          uint4{cut_halves(a.x * gain, b.x * gain), cut_halves(a.y * gain, b.y * gain),
+                cut_halves(a.z * gain, b.z * gain), cut_halves(a.w * gain, b.w * gain)};
     }
     for (int e = me; e < kDepth * Tile::kRows * 2 * kBorder; e += kThreads) {
       const int u = e % 2 == 0 ? -1 : kWide, row = e / 2;
       const int c = c0 + row / Tile::kRows * 2, y = top + row % Tile::kRows - kBorder;
       x[row / Tile::kRows * Tile::kPlane + row % Tile::kRows * Tile::kPitch + u] =
-          halves(one_of(source, c, in, y, left + u, s) * gain,
-                 one_of(source, c + 1, in, y, left + u, s) * gain);
+          cut_halves(one_of(source, c, in, y, left + u, s) * gain,
+                     one_of(source, c + 1, in, y, left + u, s) * gain);
     }
     __syncthreads();
 #pragma unroll 1
@@ -157,8 +168,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   }
 
   // The results change hands in shared memory, kPart channels at a time.
-  float* const results = shared;  // [kPart][kPartPitch]
-  float* const room = results + kPart * kPartPitch;
+  float* const results = shared;  // [kPartWords]
+  float* const room = results + kPartWords;
   const int column = me % (kPart / kFour), run = me / (kPart / kFour);
   const int y = top + run / (kWide / kRun), x0 = left + run % (kWide / kRun) * kRun;
   const int count = y < s.height ? max(0, min(kRun, s.width - x0)) : 0;
@@ -172,7 +183,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       for (int r = 0; r < Rows; ++r)
 #pragma unroll
         for (int h = 0; h < 4; ++h)
-          results[(o + 2 * t + h % 2) * kPartPitch + (row0 + r) * kWide + g + h / 2 * 8] =
+          results[part_at(o + 2 * t + h % 2) + (row0 + r) * kWide + g + h / 2 * 8] =
               sum[r][e][h] * share;
     }
     __syncthreads();
@@ -181,14 +192,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     for (int j = 0; j < kFour; ++j)
 #pragma unroll
       for (int i = 0; i < kRun; ++i)
-        v[i][j] = results[(column * kFour + j) * kPartPitch + run * kRun + i];
+        v[i][j] = results[part_at(column * kFour + j) + run * kRun + i];
     emit(v, Place4{first + part, y, x0, count, column, run, min(kPart, kSpan - part), tile}, room);
     __syncthreads();
   }
 }
 
-// What conv_gradient_tensor() has in shared memory, in words of two neighbours in a row: 4, 20 or
-// 28 words mod 32 between channels keep lanes on different banks.
+// What conv_gradient_tensor() has in shared memory, in words of two neighbours in a row: 4 or 28
+// words mod 32 between channels keep lanes on different banks.
 template <int Taps>
 struct GradientTile {
   static constexpr int kRows = kGradientRows + 2 * (Taps / 2);
@@ -224,10 +235,10 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       const float4 d = four_of(slope, o0 + o, out, top + n / kWide, left + n % kWide, s);
       bias[turn] += (d.x + d.y) + (d.z + d.w);
       *reinterpret_cast<uint2*>(ds + o * Tile::kSlopes + n / 2) =
-          uint2{halves(d.x * gain, d.y * gain), halves(d.z * gain, d.w * gain)};
+          uint2{cut_halves(d.x * gain, d.y * gain), cut_halves(d.z * gain, d.w * gain)};
     }
-    // Words of an input's row begin a pixel left of the tile; the quads that they are read by do
-    // not, so that a quad's thread makes the word before its last pixel's, too.
+    // Words of an input's row begin a pixel left of the tile: a quad's thread makes those that end
+    // with its first and its third pixel, and the row's last one the word beyond.
     for (int e = me; e < kTensorIns * Tile::kRows * (kWide / 4); e += kThreads) {
       const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);
       const int c = i0 + row / Tile::kRows, y = top + row % Tile::kRows - kBorder;
@@ -235,12 +246,12 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       unsigned* const to =
           xs + row / Tile::kRows * Tile::kPlane + row % Tile::kRows * Tile::kPitch + u / 2;
       if constexpr (Taps == 1) {
-        *reinterpret_cast<uint2*>(to) = uint2{halves(v.x, v.y), halves(v.z, v.w)};
+        *reinterpret_cast<uint2*>(to) = uint2{cut_halves(v.x, v.y), cut_halves(v.z, v.w)};
       } else {
         const float before = one_of(source, c, in, y, left + u - 1, s);
-        to[0] = halves(before, v.x);
-        to[1] = halves(v.y, v.z);
-        if (u == kWide - 4) to[2] = halves(v.w, one_of(source, c, in, y, left + kWide, s));
+        to[0] = cut_halves(before, v.x);
+        to[1] = cut_halves(v.y, v.z);
+        if (u == kWide - 4) to[2] = cut_halves(v.w, one_of(source, c, in, y, left + kWide, s));
       }
     }
     __syncthreads();
@@ -270,7 +281,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
           for (int dx = 0; dx < Taps; ++dx)
 #pragma unroll
             for (int m = 0; m < Sixteens; ++m)
-              if (o0 + m * 16 < out) multiply(sum[m][dy * Taps + dx], a[m], b[dx]);
+              if (m == 0 || o0 + m * 16 < out) multiply(sum[m][dy * Taps + dx], a[m], b[dx]);
         }
       }
     __syncthreads();
@@ -311,8 +322,7 @@ void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, fl
                      cudaStream_t stream) {
   constexpr int kSpan = kWarps * Rows / kTall * Eights * 8;
   constexpr int kWords = kDepth * Taps * Taps * tensor_pitch(kSpan) + TensorTile<Taps>::kWords;
-  constexpr size_t kBytes =
-      sizeof(float) * std::max(kWords, kPart * kPartPitch + 2 * kRuns * kPart);
+  constexpr size_t kBytes = sizeof(float) * std::max(kWords, kPartWords + 2 * kRuns * (kPart + 1));
   static_assert(kBytes <= kShared);
   SEG_LAUNCH((conv_tensor<Taps, Rows, Eights, Source, Emit>), dim3(s.tiles(), p.groups()),
              dim3(kWarps * 32), kBytes, stream, emit, source, static_cast<const uint4*>(p.words),
