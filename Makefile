@@ -6,7 +6,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 CORE   := setup.py pyproject.toml $(shell find runtime/csrc -type f)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format clean asked
 
 demo: $(VENV)/demo
 	$(PY) -m sdk demo -o out
@@ -30,12 +30,17 @@ $(VENV)/bin/python:
 	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler (Debian: apt-get install g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: venv failed (Debian: apt-get install python3-venv)"; exit 1; }
 
+# What SEG_CUDA and SEG_CUDA_ARCHS asked for last: another wish builds the core afresh.
+$(VENV)/asked: asked $(VENV)/bin/python
+	@echo "$(SEG_CUDA) $(SEG_CUDA_ARCHS)" > $@.new
+	@test -e $@ && { test -z "$(SEG_CUDA)$(SEG_CUDA_ARCHS)" || cmp -s $@ $@.new; } && rm $@.new || mv $@.new $@
+
 # One stamp per set of packages; both rebuild the core when its sources change.
-$(VENV)/demo: $(VENV)/bin/python $(CORE)
+$(VENV)/demo: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
-$(VENV)/test: $(VENV)/bin/python $(CORE)
+$(VENV)/test: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 

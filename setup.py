@@ -70,7 +70,10 @@ def refuse(what: str, fix: str) -> SystemExit:
 
 
 def ask(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise refuse(f"{command[0]} cannot be run: {error.strerror}", WITHOUT) from error
     if done.returncode:
         words = (done.stderr + done.stdout).strip()
         raise refuse(f"{' '.join(command)} fails: {words}", f"{WITHOUT}; {COMPILER}")
@@ -92,8 +95,15 @@ def cuda_version(told: str) -> tuple[int, int]:
 def architectures(listed: str, wanted: str | None) -> list[int]:
     """What to build for, the newest last, from what ``nvcc --list-gpu-arch`` lists."""
     known = sorted(int(n) for n in re.findall(r"\bcompute_(\d+)\b", listed))
+    usual = [n for n in ARCHITECTURES if n in known]
+    if not usual:
+        raise refuse(
+            f"this nvcc knows none of {list(ARCHITECTURES)}: nvcc --list-gpu-arch gives "
+            f"{listed.strip()!r}",
+            f"CUDA_HOME=/another/toolkit, or {WITHOUT}",
+        )
     if not wanted:
-        return [n for n in ARCHITECTURES if n in known]
+        return usual
     if not re.fullmatch(r"\d+(,\d+)*", wanted):
         raise refuse(f"SEG_CUDA_ARCHS is {wanted!r}", "SEG_CUDA_ARCHS=87, or 80,90")
     chosen = sorted({int(n) for n in wanted.split(",")})
@@ -191,6 +201,9 @@ def cuda(nvcc: str) -> Pybind11Extension:
 
 if __name__ == "__main__":
     nvcc = None if sanitize or os.environ.get("SEG_CUDA") == "0" else find_nvcc()
+    if os.environ.get("SEG_CUDA") == "0":
+        for path in glob("runtime/_cuda.*.so"):  # of an earlier build, which would still be used
+            os.remove(path)
     ParallelCompile("SEG_BUILD_JOBS", default=os.cpu_count() or 1).install()
     setup(
         ext_modules=[core, cuda(nvcc)] if nvcc else [core],

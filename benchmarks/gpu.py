@@ -151,12 +151,14 @@ def set_precision(torch: Any, precision: str) -> None:
 
 def find_gpu() -> Gpu:
     """The GPU, or MissingBackend that says why there is none."""
-    fix = "on a machine with a GPU: benchmarks/gpu_check.sh FOLDER, which builds what is missing"
+    fix = "on a machine with a GPU, nvcc and PyTorch: benchmarks/gpu_check.sh FOLDER"
     try:
         import scipy  # noqa: F401  for the statistics
         import torch
     except ImportError as error:
-        raise MissingBackend(f"PyTorch and SciPy are needed, but {error}", fix=fix) from error
+        raise MissingBackend(
+            f"PyTorch and SciPy are needed, but {error}", fix="pip install torch scipy"
+        ) from error
     try:
         backend("cuda")
     except SdkError as error:

@@ -8,9 +8,14 @@
 # Ends with 1 where a phase failed. PYTHON names the Python to use (python3).
 # shellcheck disable=SC2317 # phases are called by name
 set -uo pipefail
+case "${1-}" in '' | -*) set -- ;; esac
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu_check.sh FOLDER" >&2 && exit 2; }
-mkdir -p "$1" || exit 2
-out=$(cd "$1" && pwd)
+unset CDPATH
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+if [ -d "$out/gpu_check.json" ] || ! touch "$out/gpu_check.json"; then
+  echo "gpu_check: $out/gpu_check.json cannot be written; name another folder" >&2
+  exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 work
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then

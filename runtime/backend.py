@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
-from runtime.device import CudaDevice, cuda_devices, cuda_problem, parse_device
-from runtime.errors import DeviceError, MissingBackend
+from runtime.device import CudaDevice, cuda_devices, cuda_problem, old_driver, parse_device
+from runtime.errors import DeviceError, MissingBackend, SdkError
 
 _BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
 
@@ -16,7 +17,8 @@ _BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
 def devices() -> list[str]:
     """Devices that this machine can use; "cuda" where at least one GPU can run the CUDA module."""
     try:
-        compiled, problem = cuda_module().architectures(), cuda_problem()
+        module = cuda_module()
+        compiled, problem = module.architectures(), _driver_problem(module)
         able = problem is None and not all(no_code_for(gpu, compiled) for gpu in cuda_devices())
     except (MissingBackend, DeviceError):  # no module; a GPU that cannot be described
         able = False
@@ -91,7 +93,9 @@ def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
 
 def build_for(capability: str) -> str:
     """The line that builds the CUDA module for this compute capability."""
-    return f"SEG_CUDA_ARCHS={capability.replace('.', '')} {_BUILD}"
+    line = f"SEG_CUDA_ARCHS={capability.replace('.', '')} {_BUILD}"
+    old = re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < (7, 5)
+    return f"{line}; that takes a CUDA 12 toolkit, for 13 begins at 7.5" if old else line
 
 
 def default_threads() -> int:
@@ -105,7 +109,7 @@ def default_threads() -> int:
 def _cuda(index: int) -> ModuleType:
     """The CUDA module, once it is known that this GPU can run it."""
     module = cuda_module()
-    if problem := cuda_problem():
+    if problem := _driver_problem(module):
         raise problem
     gpus = cuda_devices()
     if index >= len(gpus):
@@ -114,6 +118,11 @@ def _cuda(index: int) -> ModuleType:
     if why := no_code_for(gpus[index], module.architectures()):
         raise DeviceError(why, fix=build_for(gpus[index].compute_capability))
     return module
+
+
+def _driver_problem(module: ModuleType) -> SdkError | None:
+    """Why the driver can run nothing of the module's on any GPU."""
+    return cuda_problem() or old_driver(module.runtime_version())
 
 
 def _version(text: str) -> tuple[int, int]:

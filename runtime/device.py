@@ -105,6 +105,24 @@ def cuda_driver_version() -> str | None:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
+def old_driver(needed: int) -> DeviceError | None:
+    """Why what is built with this CUDA (13000 is 13.0) cannot run on the driver; None where it can:
+    a driver runs all that toolkits of its own major version, or older ones, have built."""
+    version = cuda_driver_version()
+    if version is None or int(version.partition(".")[0]) >= needed // 1000:
+        return None
+    what, fix = _too_old(version, needed)
+    return DeviceError(what, fix=fix)
+
+
+def _too_old(version: str, needed: int) -> tuple[str, str]:
+    return (
+        f"the driver is too old: it runs CUDA {version}, this build needs "
+        f"{needed // 1000}.{needed % 1000 // 10}",
+        f"update NVIDIA's driver, or build with a toolkit of CUDA {version} or older",
+    )
+
+
 def cuda_devices() -> list[CudaDevice]:
     """All GPUs that the driver shows this process, in the driver's order; none is an empty list.
 
@@ -167,12 +185,7 @@ def _explained(code: int, device: int) -> tuple[str, str]:
         version = cuda_driver_version()
         if version is None:
             return "there is no CUDA driver", "install NVIDIA's driver"
-        needed = _cuda.runtime_version()
-        return (
-            f"the driver is too old: it runs CUDA {version}, this build needs "
-            f"{needed // 1000}.{needed % 1000 // 10}",
-            f"update NVIDIA's driver, or build with a toolkit of CUDA {version} or older",
-        )
+        return _too_old(version, _cuda.runtime_version())
     if code == _NO_DEVICE:
         error = _no_gpu()
         return str(error).partition("\n")[0], error.fix

@@ -200,12 +200,16 @@ def _cuda_module(cuda: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"built": False, "compiled": [], "runs_on": [], "refused": []}
     facts |= {"error": "", "fix": "", "broken": False}
     try:
-        facts["compiled"] = backend.cuda_module().architectures()
+        module = backend.cuda_module()
     except MissingBackend as error:
         broken = not isinstance(error.__cause__, ModuleNotFoundError)
         return facts | {"error": _sentence(error), "fix": error.fix, "broken": broken}
-    facts["built"] = True
+    facts |= {"built": True, "compiled": module.architectures()}
+    old = device.old_driver(module.runtime_version())
     for gpu in cuda["devices"]:
+        if old:
+            facts["refused"].append({"why": _sentence(old), "fix": old.fix})
+            continue
         why = backend.no_code_for(device.CudaDevice(**gpu), facts["compiled"])
         if why:
             fix = backend.build_for(gpu["compute_capability"])

@@ -368,7 +368,9 @@ def check_precision(device: str, precision: str) -> dict[str, Any]:
     kind, index = parse_device(device)
     if kind == "cpu":
         if precision != "fp32":
-            raise InputError(f"precision is {precision!r}; the CPU has 'fp32' only")
+            raise InputError(
+                f"precision is {precision!r}; the CPU has 'fp32' only", fix="device='cuda'"
+            )
         return {}
     if precision == "fp16":
         gpu = next((gpu for gpu in cuda_devices() if gpu.index == index), None)

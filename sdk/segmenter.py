@@ -19,10 +19,10 @@ from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
-from runtime.errors import BundleError, EngineMismatch, InputError
+from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
 from runtime.gpu import mark, merge_classes, take_classes, upload, winners, working_picture
 from runtime.ops import check_precision, known_shares, refine_with
-from runtime.prior import as_probabilities
+from runtime.prior import NetworkPrior, as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result
@@ -103,9 +103,15 @@ class Segmenter:
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
         self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
-        if refine is None and kind == "cuda" and "cuda" not in runtime.backend.devices():
-            self._core = "cpu"  # an engine may run where the CUDA module is not built
+        network_only = refine is None and kind == "cuda" and not _module_is_built()
+        if network_only:
+            self._core = "cpu"
         self._precision = precision
+        if kind == "cuda" and self._core == "cpu" and precision == "fp16":
+            raise InputError(
+                "precision 'fp16' is of the native refinement on a GPU, and none runs here",
+                fix="precision='fp32'",
+            )
         check_precision(self._core, precision)
         runtime.backend.backend(self._core)  # says why it cannot be had
         self._pool: ThreadPoolExecutor | None = None
@@ -115,6 +121,8 @@ class Segmenter:
         self._kept = threading.local()
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
+            if network_only and not isinstance(self.prior, NetworkPrior):
+                runtime.backend.backend(device)  # nothing runs on the GPU: says why
             return
         if backend != "onnx" or refine_backend != "native":
             raise InputError(
@@ -123,6 +131,8 @@ class Segmenter:
                 fix="python -m export --model kmeans|segformer|PATH.onnx -o NAME.bundle",
             )
         self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
+        if network_only and not isinstance(self.prior, NetworkPrior):
+            runtime.backend.backend(device)  # nothing runs on the GPU: says why
         self._info |= {"prior": self.prior.backend, "refine": self._core_text()}
 
     def _open(
@@ -494,6 +504,14 @@ class Segmenter:
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats
+
+
+def _module_is_built() -> bool:
+    try:
+        runtime.backend.cuda_module()
+    except MissingBackend:
+        return False
+    return True
 
 
 def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:

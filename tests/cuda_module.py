@@ -52,6 +52,13 @@ HOOK size_t allocations_left() { return shim::allocations_left; }
 HOOK void keep_busy(void* stream) { shim::busy = stream; }
 HOOK void lie_on_device(int device) { shim::memory_device = device; }
 HOOK size_t synchronisations() { return shim::synchronisations; }
+HOOK void shared_memory(char* out, size_t size) {
+  std::string told;
+  for (const auto& [name, bytes] : shim::most_shared)
+    told += name + "=" + std::to_string(bytes) + ";";
+  std::snprintf(out, size, "%s", told.c_str());
+  shim::most_shared.clear();
+}
 HOOK int current_device() { return shim::device; }
 HOOK size_t waits(void** out, size_t most) {
   size_t n = 0;
@@ -122,6 +129,14 @@ class Cudart:
     def synchronisations(self):
         """How often a stream was waited for, so far."""
         return self.library.synchronisations()
+
+    def shared_memory(self):
+        """The most bytes of shared memory that a launch of each kernel has asked for since the last
+        time."""
+        told = ctypes.create_string_buffer(1 << 16)
+        self.library.shared_memory(told, ctypes.c_size_t(len(told)))
+        pairs = (pair.split("=") for pair in told.value.decode().split(";") if pair)
+        return {name: int(taken) for name, taken in pairs}
 
     def current_device(self):
         """The device that is current."""

@@ -17,8 +17,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -328,9 +330,15 @@ inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[
   pause(kWarpOnly);
 }
 
+// The most shared memory that launches of each kernel have asked for, by the kernel's words.
+inline std::map<std::string, size_t> most_shared;
 template <class Kernel, class... Args>
-cudaError_t later(void* stream, Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
+cudaError_t later(const char* name, void* stream, Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
   const cudaError_t error = answer();
+  {
+    const std::lock_guard<std::mutex> alone(device_is_busy);
+    most_shared[name] = std::max(most_shared[name], bytes);
+  }
   if (error == cudaSuccess) enqueue(stream, [=] { launch(kernel, g, b, bytes, args...); });
   return std::exchange(last, cudaSuccess);
 }
@@ -508,6 +516,6 @@ T atomicAdd(T* at, T value) {
 #define __syncwarp() shim::pause(shim::kWarpOnly)
 #define SEG_LAUNCH(kernel, grid, block, shared, stream, ...)          \
   do {                                                                \
-    CUDA_CHECK(shim::later(stream, kernel, grid, block, shared, __VA_ARGS__)); \
+    CUDA_CHECK(shim::later(#kernel, stream, kernel, grid, block, shared, __VA_ARGS__)); \
   } while (0)
 #define SEG_SHARED(name) float* const name = shim::shared

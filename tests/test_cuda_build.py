@@ -16,6 +16,8 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cuda_module
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,11 +137,62 @@ def write_table():
         f'  {json.dumps(key)}: {{"registers": {v["registers"]}, "shared": {v["shared"]}}}'
         for key, v in sorted(kernels.items())
     ]
-    text = '{{\n"nvcc": "{}.{}",\n"kernels": {{\n{}\n}}\n}}\n'.format(*version, ",\n".join(lines))
-    TABLE.write_text(text)
+    module, played = cuda_module.loaded(cuda_module.built(folder))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cuda_module.install(monkeypatch, module)
+        launches = json.dumps(shared_memory_of_launches(played), indent=1, sort_keys=True)
+    head = '{{\n"nvcc": "{}.{}",\n"launches": {},\n"kernels": {{\n'.format(*version, launches)
+    TABLE.write_text(head + ",\n".join(lines) + "\n}\n}\n")
     print(f"{TABLE}: {len(kernels)} kernels")
     for key in spilling(kernels):
         print(f"{key} spills {kernels[key]['spills']} bytes, which the test refuses")
+
+
+def shared_memory_of_launches(played):
+    """Bytes that launches ask for, by kernel, of everything the module does: with the channels of
+    the presets, for what a launch takes grows with them, up to a bound."""
+    import runtime
+    from runtime import gpu
+
+    played.shared_memory()
+    rng = np.random.default_rng(0)
+    image = rng.random((9, 37, 3), np.float32)
+    soft = rng.random((9, 37, 14), np.float32) + 0.1
+    hard = soft.argmax(-1).astype(np.int32)
+    published = {"objective": "dynaguide", "early_stop": 0.9}
+    for precision in ("fp32", "fp16"):
+        how = {"device": "cuda", "precision": precision, "steps": 2}
+        runtime.refine(image, soft, **how)
+        runtime.refine(image, soft, channels=200, blocks=3, **how)
+        runtime.refine(image, hard, **published, channels=100, skip="own", **how)
+        runtime.refine(image, hard, **published, mapping="index_modulo", channels=7, **how)
+    for guide in (image, image[..., :1].copy()):
+        runtime.guided_filter(guide, soft, radius=2, device="cuda")
+        runtime.guided_filter(guide, soft[::3, ::3].copy(), radius=1, device="cuda")
+    picture = (image * 255).astype(np.uint8)
+    low = {"low_image": image[::3, ::3].copy()}
+    for more in (low, {}):
+        runtime.lift(picture, soft[::3, ::3].copy(), radius=1, eps=1e-3, device="cuda", **more)
+    there = gpu.upload(picture, "cuda")
+    gpu.working_picture(there, 5, 20)
+    rule = np.zeros(3, np.float32), np.ones(3, np.float32)
+    scores = gpu.network_input(there, (5, 20), *rule, False)
+    guide = gpu.resized(gpu.soft_guide(scores, True, 0), (9, 37))
+    gpu.class_shares(guide)
+    gpu.winners(guide)
+    labels, _ = gpu.hard_labels(guide)
+    gpu.pair_counts(labels, labels, 3, 3)
+    gpu.merge_classes(guide, np.array([0, 1, 0]), 2)
+    gpu.keep_pixels(guide, gpu.take_classes(guide, np.arange(3), True), hard > 3)
+    gpu.colour_counts(gpu.working_picture(there, 5, 20))
+    return played.shared_memory()
+
+
+def test_launches_ask_for_the_shared_memory_of_the_table(cuda, cudart):
+    """It is not static, so that ptxas says nothing of it."""
+    found, table = shared_memory_of_launches(cudart), json.loads(TABLE.read_text())["launches"]
+    assert found == table, AGAIN
+    assert max(found.values()) <= 48 * 1024  # what a launch may have without asking first
 
 
 def test_kernels_take_what_the_table_says_and_spill_nothing(project, tmp_path):
@@ -392,7 +445,10 @@ def machine(monkeypatch):
     """A machine with the module and the GPUs that the test puts into the list."""
     from runtime import backend
 
-    gpus, module = [], types.SimpleNamespace(architectures=lambda: ALL)
+    gpus, module = (
+        [],
+        types.SimpleNamespace(architectures=lambda: ALL, runtime_version=lambda: 13000),
+    )
     monkeypatch.setattr(backend, "cuda_module", lambda: module)
     monkeypatch.setattr(backend, "cuda_problem", lambda: None)
     monkeypatch.setattr(backend, "cuda_devices", lambda: gpus)

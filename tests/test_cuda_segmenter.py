@@ -1,12 +1,16 @@
 """Segmenter(device="cuda"), with the kernels on the host."""
 
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
 from conftest import scene
 
-from runtime.errors import DeviceError
+import runtime
+from runtime import backend
+from runtime.errors import DeviceError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Segmenter
 
 
@@ -78,6 +82,24 @@ def test_clones_work_side_by_side(cuda, picture):
     for i in range(2):
         for labels in found[i]:
             np.testing.assert_array_equal(labels, wanted[i])
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, built):
+    """Only a network runs on a GPU without the CUDA module; nothing else falls back on the host."""
+    problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
+    monkeypatch.setattr(backend, "cuda_problem", lambda: problem)
+    module = types.SimpleNamespace(architectures=lambda: ["9.0"], runtime_version=lambda: 13000)
+    monkeypatch.setitem(sys.modules, "runtime._cuda", module if built else None)
+    monkeypatch.setattr(runtime, "_cuda", module, raising=False)
+    backend._cuda.cache_clear()
+    why = "no CUDA driver" if built else "CUDA module is not built"
+    for prior in ("kmeans", lambda image: np.zeros(image.shape[:2], int)):
+        with pytest.raises(MissingBackend, match=why):
+            Segmenter(prior, device="cuda", refine=None)
+    if not built:
+        with pytest.raises(InputError, match="precision 'fp16' is of the native refinement"):
+            Segmenter(device="cuda", refine=None, precision="fp16")
 
 
 def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):

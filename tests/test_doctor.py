@@ -85,7 +85,7 @@ def plant_gpu(monkeypatch, capability="8.6", name="NVIDIA GeForce RTX 3060"):
 
 
 def plant_cuda_module(monkeypatch, compiled):
-    module = types.SimpleNamespace(architectures=lambda: compiled)
+    module = types.SimpleNamespace(architectures=lambda: compiled, runtime_version=lambda: 12060)
     monkeypatch.setattr(backend, "cuda_module", lambda: module)
 
 
