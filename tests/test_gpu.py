@@ -550,6 +550,17 @@ def test_every_kernel_of_the_guide(place):
         assert np.isclose(gpu.class_shares(guide).sum(), 1, rtol=1e-4)
         assert gpu.take_classes(guide, np.arange(3), True).shape == (*size, 3)
         assert len(gpu.winners(guide)) > 0
+        labels, share = gpu.hard_labels(guide)
+        np.testing.assert_array_equal(labels.numpy(), guide.numpy().argmax(-1))
+        np.testing.assert_array_equal(share.numpy(), guide.numpy().max(-1))
+        pixels = size[0] * size[1]
+        assert np.trace(gpu.pair_counts(labels, labels, 4, 4)) == pixels
+        merged = gpu.merge_classes(guide, np.array([0, 1, 0, -1]), 2).numpy()
+        np.testing.assert_allclose(merged.sum(-1), guide.numpy()[..., :3].sum(-1), rtol=1e-5)
+        assert gpu.colour_counts(gpu.working_picture(there, *size)).sum() == pixels
+        mask = labels.numpy() > 0
+        kept = gpu.keep_pixels(gpu.take_classes(guide, np.arange(4)[::-1], False), guide, mask)
+        np.testing.assert_array_equal(kept.numpy()[mask], guide.numpy()[mask])
 
 
 # ---- ONNX Runtime -------------------------------------------------------------------------------
