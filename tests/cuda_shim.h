@@ -249,9 +249,31 @@ inline cudaError_t answer() {
   return now;
 }
 
+// Mapped memory: what the device has written there, and what of it the host has seen, which is when
+// it waits: the host is late, as it may be. What the host writes, the device has with the next launch.
+struct Mapped {
+  std::vector<char> written, seen;
+};
+inline std::map<void*, Mapped> mapped;
+inline void look() {
+  const std::lock_guard<std::mutex> alone(device_is_busy);
+  for (auto& [host, m] : mapped) {
+    if (m.written != m.seen) std::memcpy(host, m.written.data(), m.written.size());
+    m.seen = m.written;
+  }
+}
+inline void hand_over() {
+  for (auto& [host, m] : mapped) {
+    if (std::memcmp(host, m.seen.data(), m.seen.size()) == 0) continue;
+    std::memcpy(m.seen.data(), host, m.seen.size());
+    m.written = m.seen;
+  }
+}
+
 template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
   const std::lock_guard<std::mutex> alone(device_is_busy);
+  hand_over();
   grid = g, block = b;
   const size_t threads = size_t{b.x} * b.y * b.z;
   if (threads == 0 || threads > 1024 || g.x == 0 || g.y == 0 || g.z == 0 || g.y > 65535 ||
@@ -379,10 +401,20 @@ inline cudaError_t cudaFree(void* p) {
   std::free(p);
   return cudaSuccess;
 }
-inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMalloc(p, bytes); }
-inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned flags) {
+  const cudaError_t error = cudaMalloc(p, bytes);
+  const std::lock_guard<std::mutex> alone(shim::device_is_busy);
+  if (error == cudaSuccess && flags == cudaHostAllocMapped)
+    shim::mapped[*p] = {std::vector<char>(bytes), std::vector<char>(bytes)};
+  return error;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  const std::lock_guard<std::mutex> alone(shim::device_is_busy);
+  shim::mapped.erase(p);
+  return cudaFree(p);
+}
 inline cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
-  *device = host;
+  *device = shim::mapped[host].written.data();
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
@@ -437,7 +469,10 @@ inline cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (error != cudaSuccess || event->stream != shim::busy) return error;
   return shim::last = cudaErrorNotReady;
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return shim::answer(); }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  shim::look();
+  return shim::answer();
+}
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
   return shim::answer();

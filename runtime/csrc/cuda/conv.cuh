@@ -259,8 +259,10 @@ struct Backward {
 // channels in registers; with 3x3 taps, a row of 12 inputs serves 96 products.
 template <int Taps, class Source, class Emit>
 __global__ void __launch_bounds__(kMostColumns* kRuns)
-    conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s) {
+    conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s,
+         const int* over) {
   SEG_SHARED(shared);
+  if (over != nullptr && *over != 0) return;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2;
   constexpr int kRows = kTall + 2 * kBorder, kAcross = kWide + 2 * kBorder;
   const int span = columns * kFour, pitch = span + 4, threads = blockDim.x, me = threadIdx.x;
@@ -328,15 +330,16 @@ inline Packed packed_for_conv(int taps, int in, int out) {
   return {0, nullptr, in, out, taps * taps, span, span + 4, kDepth, false};
 }
 
+// Nothing is done where `over` says so when its turn comes.
 template <int Taps, class Source, class Emit>
-void run_conv(const Emit& emit, const Source& source, const Packed& p, Extent s,
+void run_conv(const Emit& emit, const Source& source, const Packed& p, Extent s, const int* over,
               cudaStream_t stream) {
   const int columns = p.span / kFour, rows = kTall + 2 * (Taps / 2);
   const size_t shared =
       std::max<size_t>(p.part() + kDepth * rows * kRowPitch, 2 * kRuns * (p.span + 1));
   SEG_LAUNCH((conv<Taps, Source, Emit>), dim3(s.tiles(), p.groups()),
              dim3(std::max(kLeast, columns * kRuns)), shared * sizeof(float), stream, emit, source,
-             static_cast<const float*>(p.words), p.in, columns, s);
+             static_cast<const float*>(p.words), p.in, columns, s, over);
 }
 
 // The split of a weight gradient's sum: threads hold outs x ins groups of channels, lanes of them
@@ -367,8 +370,10 @@ Split split_of(int in, int out, Extent s) {
 // shared memory, four pixels of both serve 16 products a tap.
 template <int Taps, int Ins, class Source, class Slope>
 __global__ void __launch_bounds__(512)
-    conv_gradient(float* parts, Source source, Slope slope, int in, int out, Split p, Extent s) {
+    conv_gradient(float* parts, Source source, Slope slope, int in, int out, Split p, Extent s,
+                  const int* over) {
   SEG_SHARED(shared);
+  if (over != nullptr && *over != 0) return;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2;
   constexpr int kRows = kGradientRows + 2 * kBorder, kAcross = kWide + 2 * kBorder;
   const int span = p.outs * kFour, pitch = span + 4, threads = blockDim.x, me = threadIdx.x;
@@ -474,13 +479,13 @@ inline void run_sum(float* gradient, const float* parts, int n, int count, bool 
 // The gradients by weights and bias, which lie behind each other; parts is scratch.
 template <int Taps, int Ins, class Source, class Slope>
 void run_conv_gradient(float* gradient, float* parts, const Source& source, const Slope& slope,
-                       int in, int out, bool add, Extent s, cudaStream_t stream) {
+                       int in, int out, bool add, Extent s, const int* over, cudaStream_t stream) {
   const Split p = split_of<Taps, Ins>(in, out, s);
   const int across = p.ins * Ins, down = p.outs * kFour;
   SEG_LAUNCH((conv_gradient<Taps, Ins, Source, Slope>),
              dim3(p.blocks, (in + across - 1) / across, (out + down - 1) / down),
              dim3(std::max(kLeast, p.outs * p.ins * p.lanes)), p.shared, stream, parts, source,
-             slope, in, out, p, s);
+             slope, in, out, p, s, over);
   run_sum(gradient, parts, out * in * Taps * Taps + out, p.parts(), add, stream);
 }
 

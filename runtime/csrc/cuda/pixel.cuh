@@ -31,6 +31,7 @@ struct Control {
   float weight;             // of the spatial loss in this step
   int label_floor, floor;
   int step, stop, stopped, have_kept, clusters, calm;
+  int over;  // as stopped, but changed between steps only
 };
 
 // A picture's pixel: its number, and its place in a plane.
@@ -545,7 +546,7 @@ __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, i
                          volatile int* told) {
   for (int k = threadIdx.x; k < classes; k += blockDim.x) present[k] = 0;
   if (c->stopped) {
-    if (threadIdx.x == 0) told[1] = 1;
+    if (threadIdx.x == 0) told[1] = c->over = 1;
     return;
   }
   for (int i = 0; i < norms.count; ++i) {
@@ -580,6 +581,7 @@ __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, i
       c->stopped = 1;
     }
   }
+  c->over = c->stopped;
   told[0] = c->step;
   told[1] = c->stopped;
 }

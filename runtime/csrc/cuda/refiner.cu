@@ -79,7 +79,7 @@ struct Refiner::Work {
   void follow(cudaStream_t later, cudaStream_t earlier);
   void judge_step();
   void restore();
-  int count_labels();
+  int last_forward(bool running);
   Input feature() const;
   void list_packed(const Conv& conv, bool turned);
   void pack_weights();
@@ -96,9 +96,9 @@ struct Refiner::Work {
   void convolve(const Emit& emit, const Source& source, const Conv& conv) {
     const Packed& weights = packed_of(conv, Turned);
     if (tensor_cores)
-      run_conv_tensor<Taps>(emit, source, weights, Turned ? gain : 1.0f, s, stream);
+      run_conv_tensor<Taps>(emit, source, weights, Turned ? gain : 1.0f, s, over, stream);
     else
-      run_conv<Taps>(emit, source, weights, s, stream);
+      run_conv<Taps>(emit, source, weights, s, over, stream);
   }
   // The gradients by its weights and bias, beside what the stream is given from now on.
   template <int Taps, int Ins>
@@ -107,9 +107,9 @@ struct Refiner::Work {
     follow(side.stream, stream);
     if (tensor_cores)
       run_conv_gradient_tensor<Taps>(to, parts, source, slope, conv.in, conv.out, gain, add, s,
-                                     side.stream);
+                                     over, side.stream);
     else
-      run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s,
+      run_conv_gradient<Taps, Ins>(to, parts, source, slope, conv.in, conv.out, add, s, over,
                                    side.stream);
   }
 
@@ -147,6 +147,7 @@ struct Refiner::Work {
   int32_t *labels = nullptr, *checked = nullptr;
   int* present = nullptr;
   Control* on_device = nullptr;
+  const int* over = nullptr;  // of the steps: those that were queued when the run ended
   GuideMemory guide{};
 };
 
@@ -524,6 +525,7 @@ void Refiner::Work::backward() {
 }
 
 void Refiner::Work::step() {
+  over = &on_device->over;
   forward(false);
   losses();
   judge_step();
@@ -579,8 +581,10 @@ void Refiner::Work::restore() {
   batches = control.batches - 1;
 }
 
-// Distinct labels of the last forward pass.
-int Refiner::Work::count_labels() {
+// A forward pass outside the steps; returns its distinct labels.
+int Refiner::Work::last_forward(bool running) {
+  over = nullptr;
+  forward(running);
   std::vector<int> found(options.classes);
   copy(found.data(), static_cast<const int*>(present), found.size(), stream);
   CUDA_CHECK(cudaMemsetAsync(present, 0, found.size() * sizeof(int), stream));
@@ -635,18 +639,13 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   result.stop = c.stopped ? c.stop : ended && c.step < steps ? kBudget : kSteps;
   if (result.stop == kDiverged && c.have_kept) w.restore();
   CUDA_CHECK(cudaMemsetAsync(w.present, 0, w.options.classes * sizeof(int), w.stream));
-  w.forward(false);
-  result.clusters = w.count_labels();
+  result.clusters = w.last_forward(false);
   if (label_floor > 0 && result.clusters < label_floor && c.have_kept) {
     w.restore();
-    w.forward(false);
-    result.clusters = w.count_labels();
+    result.clusters = w.last_forward(false);
     result.stop = kSilhouette;
   }
-  if (w.options.final_bn == kNormRunning) {
-    w.forward(true);
-    result.clusters = w.count_labels();
-  }
+  if (w.options.final_bn == kNormRunning) result.clusters = w.last_forward(true);
   const Input response = w.residual() ? Input{w.head, NormState{}, nullptr, w.s.plane()}
                                       : Input{w.head, w.head_norm, nullptr, w.s.plane()};
   SEG_LAUNCH(write_scores, dim3(w.blocks), dim3(kThreads), 0, w.stream, scores, response,

@@ -108,8 +108,10 @@ __host__ __device__ constexpr int tensor_pitch(int span) { return span + 8 + spa
 // sixteen input channels in shared memory as the products' inner dimension, tap by tap.
 template <int Taps, int Rows, int Eights, class Source, class Emit>
 __global__ void __launch_bounds__(kWarps * 32, 2)
-    conv_tensor(Emit emit, Source source, const uint4* packed, int in, float gain, Extent s) {
+    conv_tensor(Emit emit, Source source, const uint4* packed, int in, float gain, Extent s,
+                const int* over) {
   SEG_SHARED(shared);
+  if (over != nullptr && *over != 0) return;
   using Tile = TensorTile<Taps>;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2, kThreads = kWarps * 32;
   constexpr int kDown = kTall / Rows, kSpan = kWarps / kDown * Eights * 8;
@@ -214,8 +216,9 @@ struct GradientTile {
 template <int Taps, int Sixteens, class Source, class Slope>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     conv_gradient_tensor(float* parts, Source source, Slope slope, int in, int out, float gain,
-                         Extent s) {
+                         Extent s, const int* over) {
   SEG_SHARED(shared);
+  if (over != nullptr && *over != 0) return;
   using Tile = GradientTile<Taps>;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2, kThreads = kWarps * 32;
   constexpr int kOuts = Sixteens * 16, kQuads = kGradientRows * kWide / 4;
@@ -319,23 +322,23 @@ inline Packed packed_for_tensor(int taps, int in, int out) {
 // run_conv() on tensor cores.
 template <int Taps, int Rows, int Eights, class Source, class Emit>
 void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
-                     cudaStream_t stream) {
+                     const int* over, cudaStream_t stream) {
   constexpr int kSpan = kWarps * Rows / kTall * Eights * 8;
   constexpr int kWords = kDepth * Taps * Taps * tensor_pitch(kSpan) + TensorTile<Taps>::kWords;
   constexpr size_t kBytes = sizeof(float) * std::max(kWords, kPartWords + 2 * kRuns * (kPart + 1));
   static_assert(kBytes <= kShared);
   SEG_LAUNCH((conv_tensor<Taps, Rows, Eights, Source, Emit>), dim3(s.tiles(), p.groups()),
              dim3(kWarps * 32), kBytes, stream, emit, source, static_cast<const uint4*>(p.words),
-             p.in, gain, s);
+             p.in, gain, s, over);
 }
 
 template <int Taps, class Source, class Emit>
 void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
-                     cudaStream_t stream) {
+                     const int* over, cudaStream_t stream) {
   if (p.span == 112)
-    run_conv_tensor<Taps, 4, 7>(emit, source, p, gain, s, stream);
+    run_conv_tensor<Taps, 4, 7>(emit, source, p, gain, s, over, stream);
   else
-    run_conv_tensor<Taps, 2, 4>(emit, source, p, gain, s, stream);
+    run_conv_tensor<Taps, 2, 4>(emit, source, p, gain, s, over, stream);
 }
 
 inline int tensor_outs(int out) { return out > 32 ? 64 : 32; }
@@ -351,7 +354,7 @@ inline int tensor_parts(int in, int out, Extent s) {
 // run_conv_gradient() on tensor cores.
 template <int Taps, int Sixteens, class Source, class Slope>
 void run_conv_gradient_tensor(float* parts, const Source& source, const Slope& slope, int in,
-                              int out, float gain, Extent s, cudaStream_t stream) {
+                              int out, float gain, Extent s, const int* over, cudaStream_t stream) {
   using Tile = GradientTile<Taps>;
   constexpr int kOuts = Sixteens * 16;
   constexpr size_t kBytes =
@@ -361,17 +364,17 @@ void run_conv_gradient_tensor(float* parts, const Source& source, const Slope& s
   SEG_LAUNCH(
       (conv_gradient_tensor<Taps, Sixteens, Source, Slope>),
       dim3(tensor_parts(in, out, s), (in + kTensorIns - 1) / kTensorIns, (out + kOuts - 1) / kOuts),
-      dim3(kWarps * 32), kBytes, stream, parts, source, slope, in, out, gain, s);
+      dim3(kWarps * 32), kBytes, stream, parts, source, slope, in, out, gain, s, over);
 }
 
 template <int Taps, class Source, class Slope>
 void run_conv_gradient_tensor(float* gradient, float* parts, const Source& source,
                               const Slope& slope, int in, int out, float gain, bool add, Extent s,
-                              cudaStream_t stream) {
+                              const int* over, cudaStream_t stream) {
   if (tensor_outs(out) == 64)
-    run_conv_gradient_tensor<Taps, 4>(parts, source, slope, in, out, gain, s, stream);
+    run_conv_gradient_tensor<Taps, 4>(parts, source, slope, in, out, gain, s, over, stream);
   else
-    run_conv_gradient_tensor<Taps, 2>(parts, source, slope, in, out, gain, s, stream);
+    run_conv_gradient_tensor<Taps, 2>(parts, source, slope, in, out, gain, s, over, stream);
   run_sum(gradient, parts, out * in * Taps * Taps + out, tensor_parts(in, out, s), add, stream);
 }
 
