@@ -156,9 +156,8 @@ def find_gpu() -> Gpu:
         import scipy  # noqa: F401  for the statistics
         import torch
     except ImportError as error:
-        raise MissingBackend(
-            f"PyTorch and SciPy are needed, but {error}", fix="pip install torch scipy"
-        ) from error
+        why = f"PyTorch and SciPy are needed, but {error}"
+        raise MissingBackend(why, fix="pip install torch scipy") from error
     try:
         backend("cuda")
     except SdkError as error:
@@ -498,8 +497,7 @@ class Loop:
 
 
 def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Case:
-    """A cold run of so many steps, exact and on tensor cores. What is compared is the first
-    loss."""
+    """A cold run of so many steps in each precision. What is compared is the first loss."""
     case = find_case(size)
     image, hard, soft = picture(case.height, case.width)
     plain = refiner(case)

@@ -19,7 +19,7 @@ from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.config import FilterConfig, RefineConfig
 from runtime.device import parse_device
-from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
+from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.gpu import mark, merge_classes, take_classes, upload, winners, working_picture
 from runtime.ops import check_precision, known_shares, refine_with
 from runtime.prior import NetworkPrior, as_probabilities
@@ -51,8 +51,8 @@ class Segmenter:
         classes, 0.2 % of the picture when it does not.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
     device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
-        With a ``refine_backend`` other than "native", or refine=None where the CUDA module is not
-        built, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
+        With a ``refine_backend`` other than "native", or refine=None where the CUDA module cannot
+        be used, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
     precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores, compute
         capability 7.5): faster, and labels that differ here and there.
     backend : what runs the prior's network: "onnx" (ONNX Runtime), or the bundle's engine of
@@ -103,16 +103,16 @@ class Segmenter:
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
         self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
-        network_only = refine is None and kind == "cuda" and not _module_is_built()
+        network_only = refine is None and kind == "cuda" and "cuda" not in runtime.backend.devices()
         if network_only:
             self._core = "cpu"
         self._precision = precision
-        if kind == "cuda" and self._core == "cpu" and precision == "fp16":
+        if kind == "cuda" and refine_backend != "native" and precision == "fp16":
             raise InputError(
-                "precision 'fp16' is of the native refinement on a GPU, and none runs here",
+                "precision 'fp16' is of the native refinement, and none runs here",
                 fix="precision='fp32'",
             )
-        check_precision(self._core, precision)
+        check_precision(device if network_only else self._core, precision)
         runtime.backend.backend(self._core)  # says why it cannot be had
         self._pool: ThreadPoolExecutor | None = None
         self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
@@ -504,14 +504,6 @@ class Segmenter:
         elif self.refine.objective != "residual":
             classes = np.full(result.scores.shape[2], -1, np.int32)  # clusters keep their own ids
         return result.scores, classes, result.stats
-
-
-def _module_is_built() -> bool:
-    try:
-        runtime.backend.cuda_module()
-    except MissingBackend:
-        return False
-    return True
 
 
 def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:

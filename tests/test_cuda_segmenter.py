@@ -86,7 +86,7 @@ def test_clones_work_side_by_side(cuda, picture):
 
 @pytest.mark.parametrize("built", [False, True])
 def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, built):
-    """Only a network runs on a GPU without the CUDA module; nothing else falls back on the host."""
+    """Only a network can run on a GPU without the CUDA module; nothing falls back on the host."""
     problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
     monkeypatch.setattr(backend, "cuda_problem", lambda: problem)
     module = types.SimpleNamespace(architectures=lambda: ["9.0"], runtime_version=lambda: 13000)
@@ -95,11 +95,11 @@ def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, bui
     backend._cuda.cache_clear()
     why = "no CUDA driver" if built else "CUDA module is not built"
     for prior in ("kmeans", lambda image: np.zeros(image.shape[:2], int)):
-        with pytest.raises(MissingBackend, match=why):
-            Segmenter(prior, device="cuda", refine=None)
-    if not built:
-        with pytest.raises(InputError, match="precision 'fp16' is of the native refinement"):
-            Segmenter(device="cuda", refine=None, precision="fp16")
+        for precision in ("fp32", "fp16"):
+            with pytest.raises(MissingBackend, match=why):
+                Segmenter(prior, device="cuda", refine=None, precision=precision)
+    with pytest.raises(InputError, match="precision 'fp16' is of the native refinement"):
+        Segmenter(device="cuda", refine_backend="onnx", precision="fp16")
 
 
 def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):
