@@ -402,7 +402,10 @@ def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
 
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
     """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one.
-    Labels and probabilities may both be arrays of the CUDA module."""
+
+    ``labels`` are (H, W) int32 below K = ``clusters``; ``guide`` is (H, W, C) float32 probabilities
+    or (H, W) int32 labels with -1 = unknown, or None. Labels and probabilities may both be arrays
+    of the CUDA module."""
     if guide is None:
         return np.full(clusters, -1, np.int32)
     if on_gpu(labels) and on_gpu(guide) and guide.ndim == 3:

@@ -121,19 +121,17 @@ class Segmenter:
         self._kept = threading.local()
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
-            if network_only and not isinstance(self.prior, NetworkPrior):
-                runtime.backend.backend(device)  # nothing runs on the GPU: says why
-            return
-        if backend != "onnx" or refine_backend != "native":
+        elif backend != "onnx" or refine_backend != "native":
             raise InputError(
                 f"backend {backend!r} and refine_backend {refine_backend!r} need a bundle, which "
                 "holds the graphs and engines",
                 fix="python -m export --model kmeans|segformer|PATH.onnx -o NAME.bundle",
             )
-        self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
+        else:
+            self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
+            self._info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
             runtime.backend.backend(device)  # nothing runs on the GPU: says why
-        self._info |= {"prior": self.prior.backend, "refine": self._core_text()}
 
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, self_test: str
@@ -507,8 +505,8 @@ class Segmenter:
 
 
 def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
-    """The guide's own classes that occur at all: (h, w, K) probabilities, where the guide lies, and
-    (K,) int32."""
+    """The guide's own classes that occur at all: (h, w, K) float32 probabilities, where the guide
+    lies, and (K,) int32. UnknownGuide: one on a GPU is zero everywhere, or has NaN."""
     if on_gpu(guide):
         classes = np.flatnonzero(known_shares(guide)).astype(np.int32)
         return take_classes(guide, classes, False), classes

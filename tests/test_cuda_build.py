@@ -515,6 +515,19 @@ def test_no_driver(machine, monkeypatch):
             machine.backend(name)
 
 
+def test_a_driver_older_than_the_build(machine, monkeypatch):
+    from runtime import device
+    from runtime.errors import DeviceError
+
+    machine.gpus.append(gpu("9.0"))
+    for version, able in (("12.9", False), ("13.0", True), ("14.1", True)):
+        monkeypatch.setattr(device, "cuda_driver_version", lambda version=version: version)
+        assert devices() == ["cpu", "cuda"][: 1 + able]
+    monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.9")
+    with pytest.raises(DeviceError, match=r"too old: it runs CUDA 12\.9, this build needs 13\.0"):
+        machine.backend("cuda")
+
+
 def test_an_answer_is_asked_for_once_and_a_refusal_again(machine, monkeypatch):
     from runtime import backend
     from runtime.errors import DeviceError

@@ -109,9 +109,13 @@ struct Packed {
   __host__ __device__ int groups() const { return (out + span - 1) / span; }
   __host__ __device__ int part() const { return kDepth * taps * pitch; }  // that a block takes
   __host__ __device__ int count() const { return (in + depth - 1) / depth * groups() * part(); }
-  __device__ float value(const float* parameters, int channel, int o, int tap) const {
+  // The weight, of those that word e holds, with this number.
+  __device__ float value(const float* parameters, int e, int number) const {
+    const int column = e % pitch, tap = e / pitch % taps, row = e / (pitch * taps) % kDepth;
+    const int channel = e / part() / groups() * depth + row * (depth / kDepth) + number,
+              o = e / part() % groups() * span + column;
+    if (column >= span || channel >= in || o >= out) return 0;
     const float* const from = parameters + weight;
-    if (channel >= in || o >= out) return 0;
     return turned ? from[(static_cast<size_t>(channel) * out + o) * taps + taps - 1 - tap]
                   : from[(static_cast<size_t>(o) * in + channel) * taps + tap];
   }
@@ -127,11 +131,7 @@ struct PackedList {
 __global__ void pack(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
-  if (e >= p.count()) return;
-  const int o = e % p.pitch, tap = e / p.pitch % p.taps, row = e / (p.pitch * p.taps) % kDepth;
-  const int group = e / p.part() % p.groups(), stage = e / p.part() / p.groups();
-  static_cast<float*>(p.words)[e] =
-      o < p.span ? p.value(parameters, stage * kDepth + row, group * p.span + o, tap) : 0;
+  if (e < p.count()) static_cast<float*>(p.words)[e] = p.value(parameters, e, 0);
 }
 
 // Where a thread's results lie: kRun pixels from (y, x), count of which are in the picture, of a

@@ -83,13 +83,9 @@ __device__ inline int part_at(int c) { return c * kPartPitch + c / kFour * 4; }
 __global__ void pack_halves(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
-  if (e >= p.count()) return;
-  const int o = e % p.pitch, tap = e / p.pitch % p.taps, row = e / (p.pitch * p.taps) % kDepth;
-  const int group = e / p.part() % p.groups(), stage = e / p.part() / p.groups();
-  const int c = stage * p.depth + 2 * row, at = group * p.span + o;
-  static_cast<unsigned*>(p.words)[e] =
-      o < p.span ? halves(p.value(parameters, c, at, tap), p.value(parameters, c + 1, at, tap))
-                 : halves(0, 0);
+  if (e < p.count())
+    static_cast<unsigned*>(p.words)[e] =
+        halves(p.value(parameters, e, 0), p.value(parameters, e, 1));
 }
 
 // What conv_tensor() has in shared memory, in words: lanes of a product read four pairs of channels
