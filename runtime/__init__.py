@@ -1,6 +1,6 @@
 """The runtime without PyTorch: refinement, guided filter, regions, engines."""
 
-from runtime.backend import devices, target, targets
+from runtime.device.choose import devices, target, targets
 from runtime.engine import OnnxEngine, load_engine
 from runtime.ops import (
     Refinement,

@@ -18,7 +18,13 @@ import numpy as np
 from runtime.bundle import Bundle, add_engine
 from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.config import RefineConfig
-from runtime.device import cuda_absence, cuda_devices, cuda_problem, parse_device, platform_tag
+from runtime.device.driver import (
+    cuda_absence,
+    cuda_devices,
+    cuda_problem,
+    parse_device,
+    platform_tag,
+)
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend, SdkError
 
 WIDTH, COLUMN = 100, 14
@@ -399,7 +405,7 @@ def _not_asked() -> None:
 
 def _environment() -> str:
     """What the checks run on."""
-    from runtime.backend import target
+    from runtime.device.choose import target
 
     try:
         import onnxruntime

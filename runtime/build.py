@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.bundle import Bundle, file_entry, ports_entry
-from runtime.device import cuda_absence, cuda_devices, l4t, platform_tag
+from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
 from runtime.errors import BundleError, InputError, MissingBackend
 from runtime.tensorrt_build import (
     build_engine,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from runtime.device import parse_device
+from runtime.device.driver import parse_device
 from runtime.errors import InputError, SdkError
 
 INTERRUPTED = 130

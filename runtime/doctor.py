@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import backend, device
+from runtime.device import choose, driver
 from runtime.errors import MissingBackend, SdkError
 
 _DISTRIBUTION = "dynaguide-edge"
@@ -92,7 +92,7 @@ def report() -> dict[str, Any]:
         "python": {
             "version": sys.version.split()[0],
             "executable": sys.executable,
-            "platform": device.platform_tag(),
+            "platform": driver.platform_tag(),
             "numpy": np.__version__,
         },
         "modules": modules,
@@ -139,7 +139,7 @@ def _package(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
         "fix": "",
     }
     try:
-        facts["targets"], facts["target"] = backend.targets(), backend.target()
+        facts["targets"], facts["target"] = choose.targets(), choose.target()
     except SdkError as error:
         facts["error"], facts["fix"] = _sentence(error), error.fix
     return facts
@@ -183,10 +183,10 @@ def _unresolved(onnxruntime: str | None) -> list[str]:
 
 
 def _cuda() -> dict[str, Any]:
-    facts: dict[str, Any] = {"driver": device.cuda_driver_version(), "devices": []}
-    problem = device.cuda_problem()
+    facts: dict[str, Any] = {"driver": driver.cuda_driver_version(), "devices": []}
+    problem = driver.cuda_problem()
     try:
-        facts["devices"] = [asdict(gpu) for gpu in device.cuda_devices()]
+        facts["devices"] = [asdict(gpu) for gpu in driver.cuda_devices()]
     except SdkError as error:
         problem = error
     facts["absence"] = _sentence(problem) if problem else ""
@@ -200,19 +200,19 @@ def _cuda_module(cuda: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"built": False, "compiled": [], "runs_on": [], "refused": []}
     facts |= {"error": "", "fix": "", "broken": False}
     try:
-        module = backend.cuda_module()
+        module = choose.cuda_module()
     except MissingBackend as error:
         broken = not isinstance(error.__cause__, ModuleNotFoundError)
         return facts | {"error": _sentence(error), "fix": error.fix, "broken": broken}
     facts |= {"built": True, "compiled": module.architectures()}
-    old = device.old_driver(module.runtime_version())
+    old = driver.old_driver(module.runtime_version())
     for gpu in cuda["devices"]:
         if old:
             facts["refused"].append({"why": _sentence(old), "fix": old.fix})
             continue
-        why = backend.no_code_for(device.CudaDevice(**gpu), facts["compiled"])
+        why = driver.no_code_for(driver.CudaDevice(**gpu), facts["compiled"])
         if why:
-            fix = backend.build_for(gpu["compute_capability"])
+            fix = driver.build_for(gpu["compute_capability"])
             facts["refused"].append({"why": why, "fix": fix})
         else:
             facts["runs_on"].append(f"cuda:{gpu['index']}")
@@ -285,7 +285,7 @@ def _library_version(path: str) -> str | None:
 def jetson() -> dict[str, Any] | None:
     """Model, L4T release, JetPack line, power mode and whether jetson_clocks has run; None where
     this is no Jetson."""
-    model, release = device.jetson_model(), device.l4t()
+    model, release = driver.jetson_model(), driver.l4t()
     if model is None and release is None:
         return None
     line = _JETPACKS.get(int(release.split(".")[0])) if release else None

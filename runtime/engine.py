@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime import gpu
-from runtime.backend import default_threads
-from runtime.device import cuda_absence, cuda_devices, parse_device
+from runtime.device import transfer
+from runtime.device.choose import default_threads
+from runtime.device.driver import cuda_absence, cuda_devices, parse_device
+from runtime.device.transfer import Buffer
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
-from runtime.gpu import Buffer
 
 MAX_BYTES = 2**31  # protobuf's own limit
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -128,7 +128,7 @@ class OnnxEngine:
         """Work in line with the CUDA module's, where that is built: then it need not be waited for
         first, and its events time this network, too."""
         try:
-            return {"user_compute_stream": str(gpu.own_stream(self._index))}
+            return {"user_compute_stream": str(transfer.own_stream(self._index))}
         except (MissingBackend, DeviceError):
             return {}
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from runtime import network
-from runtime.backend import backend
 from runtime.checks import check_count, check_image
+from runtime.device.choose import backend
 from runtime.errors import InputError
 from runtime.ops import Progress, Refinement, majority_classes, prepared
 from runtime.options import RefineOptions

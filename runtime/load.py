@@ -12,7 +12,7 @@ from runtime import golden, network
 from runtime.build import BACKENDS, RUNTIMES
 from runtime.bundle import Bundle
 from runtime.config import RefineConfig
-from runtime.device import cuda_devices, cuda_problem, l4t, parse_device
+from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engine import OnnxEngine
 from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.graph_refiner import GraphRefiner

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.device import parse_device
+from runtime.device.driver import parse_device
 from runtime.errors import DeviceError, InputError
 
 RING = 3  # state sets: the current one and the two before it

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from runtime import network
-from runtime.backend import backend, default_threads, target
 from runtime.checks import (
     UnknownGuide,
     check_count,
@@ -23,17 +22,11 @@ from runtime.checks import (
     on_gpu,
     sum_classes,
 )
-from runtime.device import cuda_devices, parse_device
+from runtime.core.classes_cuda import hard, pairs, shares, take, winners
+from runtime.device.choose import backend, target, thread_count
+from runtime.device.driver import cuda_devices, parse_device
+from runtime.device.transfer import check_rows, taken
 from runtime.errors import InputError
-from runtime.gpu import (
-    check_rows,
-    class_shares,
-    hard_labels,
-    pair_counts,
-    take_classes,
-    taken,
-    winners,
-)
 from runtime.options import RefineOptions
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
@@ -112,7 +105,7 @@ class Refiner:
         else:
             channels = self.options.channels or 1
             self.classes = check_count("classes", classes or channels, 1, 4096)
-        core, threads = backend(device), _thread_count(threads)
+        core, threads = backend(device), thread_count(threads)
         _target_or_default(target)
         self._native = core.Refiner(
             self.height,
@@ -236,7 +229,7 @@ def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, 
         known_shares(guide)
         if options.soft_guide:
             return guide, {}
-        return hard_labels(guide)[0], {"guide_classes": int(winners(guide).max()) + 1}
+        return hard(guide)[0], {"guide_classes": int(winners(guide).max()) + 1}
     return guide, {"guide_classes": int(guide.max()) + 1} if guide.ndim == 2 else {}
 
 
@@ -275,7 +268,7 @@ def prepared(
 
 def known_shares(guide: Any) -> np.ndarray:
     """(C,) float64 means of a guide (H, W, C) on a GPU that is no NaN and not all zero."""
-    share = class_shares(guide)
+    share = shares(guide)
     if not share.max() > 0:
         raise UnknownGuide("guide is zero (unknown) everywhere, or has NaN")
     return share
@@ -297,7 +290,7 @@ def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """(H, W, K) float32 probabilities of ``classes`` alone: each pixel sums to 1, or is all zero
     where the guide knows none of them. On the GPU if the guide is."""
     if on_gpu(guide):
-        return take_classes(guide, classes, True)
+        return take(guide, classes, True)
     if guide.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
         column = np.full(max(guide.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
@@ -343,10 +336,6 @@ def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.nda
     out = np.zeros((*guide.shape[:2], int(ids.max()) + 1), np.float32)
     out[..., ids] = soft
     return out
-
-
-def _thread_count(threads: int | None) -> int:
-    return default_threads() if threads is None else check_count("threads", threads, 1, 1024)
 
 
 def _target_or_default(name: str) -> None:
@@ -409,7 +398,7 @@ def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int
     if guide is None:
         return np.full(clusters, -1, np.int32)
     if on_gpu(labels) and on_gpu(guide) and guide.ndim == 3:
-        table = pair_counts(labels, hard_labels(guide)[0], clusters, guide.shape[2])
+        table = pairs(labels, hard(guide)[0], clusters, guide.shape[2])
     else:
         labels, guide = np.asarray(labels), np.asarray(guide)
         hard = guide if guide.ndim == 2 else np.where(guide.sum(-1) > 0, guide.argmax(-1), -1)
@@ -556,7 +545,7 @@ def guided_filter(
     height, width, classes = *guide.shape[:2], values.shape[2]
     if out is not None:
         out = _check_out(out, (height, width, classes), two_dimensional, guide, bool(where))
-    threads = _thread_count(threads)
+    threads = thread_count(threads)
     target()
     guide, values = _moved(core, where, guide=guide, values=values)
     if where and guide.dtype == np.uint8:
@@ -667,7 +656,7 @@ def lift(
     scores = check_planes("scores", scores, gpu=bool(where))
     if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
         raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")
-    threads = _thread_count(threads)
+    threads = thread_count(threads)
     target()
     picture, scores = _moved(core, where, image=picture, scores=scores)
     if low_image is None and where:

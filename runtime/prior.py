@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime import gpu
 from runtime.checks import check_count, check_positive
+from runtime.core import classes_cuda, resize
+from runtime.device import transfer
+from runtime.device.choose import backend
 from runtime.engine import Port, load_engine
 from runtime.errors import BundleError, InputError
 from runtime.preprocess import Preprocess, are_sides, read_json
@@ -30,9 +32,9 @@ class Engine(Protocol):
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
 
-    def gpu_input(self, shape: tuple[int, ...]) -> gpu.Buffer | None: ...
+    def gpu_input(self, shape: tuple[int, ...]) -> transfer.Buffer | None: ...
 
-    def on_gpu(self, array: Any) -> list[gpu.Buffer]: ...
+    def on_gpu(self, array: Any) -> list[transfer.Buffer]: ...
 
 
 class KMeansPrior:
@@ -152,26 +154,26 @@ class NetworkPrior:
         return self.guide(out)
 
     def on_gpu(self, picture: Any, size: tuple[int, int]) -> Any:
-        """The same for a picture that lies on ``gpu`` already (:func:`runtime.gpu.upload`): the
+        """The same for a picture that lies on ``gpu`` already (:func:`runtime.device.transfer.upload`): the
         input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
         than float32, come down as they are."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine
         own = p.size(*picture.shape[:2])
         to = engine.gpu_input((1, 3, *own))
-        x = gpu.network_input(picture, own, p.mean, p.std, p.color == "bgr", to)
+        x = network_input(picture, own, p.mean, p.std, p.color == "bgr", to)
         (out, *_) = engine.on_gpu(x)
         if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
             return self.guide(out.numpy())
         self._check_names(out.shape[1])
-        guide = gpu.soft_guide(out, self.output != "probabilities", self.gpu)
-        if not np.isfinite(gpu.class_shares(guide)).all():
+        guide = soft_guide(out, self.output != "probabilities", self.gpu)
+        if not np.isfinite(classes_cuda.shares(guide)).all():
             return self.guide(out.numpy())  # which says what is wrong
         tell, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
         if tell is not None and classes > 1 and math.prod(pixels) > 1:
-            if len(gpu.winners(guide)) == 1:
+            if len(classes_cuda.winners(guide)) == 1:
                 tell()
-        return gpu.resized(guide, size)
+        return resize.resized(guide, size)
 
     def guide(self, out: np.ndarray) -> np.ndarray:
         """The network's output as probabilities or labels."""
@@ -249,3 +251,25 @@ def _check_ports(inputs: list[Port], name: str) -> None:
         isinstance(n, int) and n != wanted for n, wanted in zip(shape[:2], (1, 3), strict=True)
     ):
         raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32")
+
+
+def network_input(
+    picture: Any,
+    size: tuple[int, int],
+    mean: Any,
+    std: Any,
+    bgr: bool,
+    to: transfer.Buffer | None = None,
+) -> Any:
+    """What :class:`runtime.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
+    float32 on the GPU, (h, w) = size; in ``to``, if that is given."""
+    return transfer.core_of(picture).network_input(
+        picture, *size, mean, std, bgr, to, device=picture.device
+    )
+
+
+def soft_guide(scores: Any, exponents: bool, index: int) -> Any:
+    """(1, C, h, w) float32 scores on GPU ``index`` as a guide (h, w, C) there: their soft-max if
+    ``exponents``, else they are probabilities. NaN in each pixel where they are not finite, or no
+    probabilities."""
+    return backend(f"cuda:{index}").soft_guide(scores, exponents, device=index)

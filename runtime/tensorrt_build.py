@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from runtime.checks import check_count
-from runtime.device import CudaDevice, cuda_absence, cuda_devices
+from runtime.device.driver import CudaDevice, cuda_absence, cuda_devices
 from runtime.engine import Port
 from runtime.errors import (
     BundleError,

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime import gpu
+from runtime.device import transfer
+from runtime.device.transfer import Buffer
 from runtime.engine import Port
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
-from runtime.gpu import Buffer
 from runtime.tensorrt_build import (
     DTYPES,
     REBUILD,
@@ -181,7 +181,7 @@ class TensorRTEngine:
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
             raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
         if self._in_line:  # buffers may be in use on that stream
-            gpu.wait(self.device)
+            transfer.wait(self.device)
             self._in_line = False
         with self._active():
             pairs = zip(self.inputs, arrays, strict=True)
@@ -215,7 +215,7 @@ class TensorRTEngine:
             if array.__cuda_array_interface__["data"][0] != int(session.device[port.name][0]):
                 raise InputError(f"the array is not where {self.name} takes {port.name!r} from")
             self._in_line = True
-            session.run(0, gpu.own_stream(self.device))
+            session.run(0, transfer.own_stream(self.device))
             return [session.buffer(output) for output in self.outputs]
 
     def one_class(self) -> None:
@@ -531,7 +531,7 @@ class _Session:
         """The first buffer of a port, for others on this GPU."""
 
         def numpy() -> np.ndarray:
-            gpu.wait(self.engine.device)
+            transfer.wait(self.engine.device)
             with self.engine._active():
                 if port.name not in self.host:
                     raise InputError(f"the buffer of {port.name!r} was given up: other shapes ran")

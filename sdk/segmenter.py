@@ -11,16 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from runtime.core.resize import working_picture
 
 import runtime
-from runtime.backend import default_threads
 from runtime.build import BACKENDS
 from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.config import FilterConfig, RefineConfig
-from runtime.device import parse_device
+from runtime.core.classes_cuda import merge, take, winners
+from runtime.device.choose import default_threads
+from runtime.device.driver import parse_device
+from runtime.device.transfer import mark, upload
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.gpu import mark, merge_classes, take_classes, upload, winners, working_picture
 from runtime.ops import check_precision, known_shares, refine_with
 from runtime.prior import NetworkPrior, as_probabilities
 from sdk.image import load_image
@@ -103,7 +105,9 @@ class Segmenter:
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
         self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
-        network_only = refine is None and kind == "cuda" and "cuda" not in runtime.backend.devices()
+        network_only = (
+            refine is None and kind == "cuda" and "cuda" not in runtime.device.choose.devices()
+        )
         if network_only:
             self._core = "cpu"
         self._precision = precision
@@ -113,7 +117,7 @@ class Segmenter:
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
-        runtime.backend.backend(self._core)  # says why it cannot be had
+        runtime.device.choose.backend(self._core)  # says why it cannot be had
         self._pool: ThreadPoolExecutor | None = None
         self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         self._info: dict[str, Any] = {"device": device, "self_test": None}
@@ -131,7 +135,7 @@ class Segmenter:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self._info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
-            runtime.backend.backend(device)  # nothing runs on the GPU: says why
+            runtime.device.choose.backend(device)  # nothing runs on the GPU: says why
 
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, self_test: str
@@ -509,7 +513,7 @@ def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
     lies, and (K,) int32. UnknownGuide: one on a GPU is zero everywhere, or has NaN."""
     if on_gpu(guide):
         classes = np.flatnonzero(known_shares(guide)).astype(np.int32)
-        return take_classes(guide, classes, False), classes
+        return take(guide, classes, False), classes
     soft = guide
     if guide.ndim == 2:
         soft = np.eye(guide.max() + 2, guide.max() + 1, dtype=np.float32)[guide]
@@ -524,7 +528,7 @@ def _present(scores: Any, classes: np.ndarray, named: bool) -> tuple[Any, np.nda
     if on_gpu(scores):
         found = winners(scores)
         if len(found) < len(classes):
-            scores = take_classes(scores, found, False)
+            scores = take(scores, found, False)
         return scores, classes[found]
     found = _distinct(scores.argmax(-1))
     return np.ascontiguousarray(scores[..., found]), classes[found]
@@ -552,7 +556,7 @@ def _merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
         return scores, classes
     if on_gpu(scores):
         to = np.where(classes >= 0, np.searchsorted(kept, classes), -1)
-        return merge_classes(scores, to, len(kept)), kept
+        return merge(scores, to, len(kept)), kept
     table = (classes[:, None] == kept[None]).astype(np.float32)
     return scores @ table, kept
 

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import runtime
-from runtime import gpu, network
+from runtime import network
 from runtime.bundle import load_tensors
 from runtime.checks import UnknownGuide, check_count, check_positive, on_gpu
+from runtime.core import classes_cuda
 from runtime.errors import BundleError, InputError
 from runtime.ops import frequent_classes, match_classes, restricted
 from sdk.capture import Capture, Frame
@@ -170,7 +171,7 @@ def colours_of(low: Any) -> np.ndarray:
     """(512,) float32, shares of 8 x 8 x 8 colours of a (h, w, 3) float32 picture in [0, 1], also of
     one on a GPU."""
     if on_gpu(low):
-        return (gpu.colour_counts(low) / (low.shape[0] * low.shape[1])).astype(np.float32)
+        return (classes_cuda.colour_counts(low) / (low.shape[0] * low.shape[1])).astype(np.float32)
     bins = np.minimum((low * 8).astype(np.int32), 7)
     flat = (bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]).ravel()
     return (np.bincount(flat, minlength=512) / flat.size).astype(np.float32)
@@ -469,7 +470,7 @@ class Follower:
         for number in state.classes[(held > LOST * hard.size) & (left < LEFT * held)]:
             mine = sure & (hard == number)
             if on_gpu(scores):
-                scores = gpu.keep_pixels(scores, guide, mine)
+                scores = classes_cuda.keep(scores, guide, mine)
             else:
                 scores[mine] = guide[mine]
             state.labels[mine] = number
@@ -491,7 +492,7 @@ def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) int32: the likeliest class, -1 where the guide knows none; (h, w) bool: where the
     guide is sure of it."""
     if on_gpu(guide):
-        labels, share = gpu.hard_labels(guide)
+        labels, share = classes_cuda.hard(guide)
         return labels.numpy(), share.numpy() >= SURE
     if guide.ndim == 2:
         return guide, guide >= 0
@@ -502,7 +503,7 @@ def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _finite(scores: Any) -> bool:
     """Whether probabilities are."""
-    return bool(np.isfinite(gpu.class_shares(scores) if on_gpu(scores) else scores).all())
+    return bool(np.isfinite(classes_cuda.shares(scores) if on_gpu(scores) else scores).all())
 
 
 def _check_network(weights: network.State, cold: network.State) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,16 @@ _DRIVER = "libcuda.so.1"
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _TREE_MODEL = Path("/proc/device-tree/model")
 _MEMINFO = Path("/proc/meminfo")
-
 # Values of cuda.h.
 _INTEGRATED, _CC_MAJOR, _CC_MINOR = 18, 75, 76
-_NO_DEVICE = 100
-_FIXES = {  # of what cuInit answers, by the code that means it
+NO_DEVICE = 100
+FIXES = {  # of what cuInit answers, by the code that means it
     34: "take the toolkit's stubs folder out of LD_LIBRARY_PATH",
     802: "start the fabric manager: systemctl start nvidia-fabricmanager",
     803: "restart the machine: the driver was updated, its kernel module not yet",
     804: "remove the cuda-compat package, or update the driver",
     999: "see that /dev/nvidia* exist and may be opened; after a suspend: modprobe -r nvidia_uvm",
 }
-
-# Codes of the CUDA runtime, as driver_types.h numbers them.
-_OUT_OF_MEMORY, _OLD_DRIVER, _BAD_DEVICE, _NO_CODE, _NEW_PTX = 2, 35, 101, 209, 222
-_HARDWARE = {  # faults of the GPU itself
-    214: "its memory has an error that ECC cannot correct",
-    220: "its NVLink has an error that cannot be corrected",
-    226: "its memory has an error",
-}
-# After these a process can never use its GPU again.
-CUDA_FAULTS = frozenset(
-    (*_HARDWARE, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911)
-)
 
 
 @dataclass(frozen=True)
@@ -111,11 +99,11 @@ def old_driver(needed: int) -> DeviceError | None:
     version = cuda_driver_version()
     if version is None or int(version.partition(".")[0]) >= needed // 1000:
         return None
-    what, fix = _too_old(version, needed)
+    what, fix = too_old(version, needed)
     return DeviceError(what, fix=fix)
 
 
-def _too_old(version: str, needed: int) -> tuple[str, str]:
+def too_old(version: str, needed: int) -> tuple[str, str]:
     return (
         f"the driver is too old: it runs CUDA {version}, this build needs "
         f"{needed // 1000}.{needed % 1000 // 10}",
@@ -140,85 +128,6 @@ def cuda_devices() -> list[CudaDevice]:
     count = ctypes.c_int()
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
     return [_describe(driver, index) for index in range(count.value)]
-
-
-def cuda_error(code: int, call: str, device: int) -> DeviceError:
-    """The error for a call of the CUDA runtime that failed.
-
-    Parameters
-    ----------
-    code : a cudaError_t.
-    call : the call, with the runtime's own name and text of the error.
-    device : the GPU's number.
-    """
-    what, fix = _explained(code, device)
-    return DeviceError(f"{what} ({call})", fix=fix)
-
-
-def cuda_lost(call: str) -> DeviceError:
-    """The error for every use of a GPU after one of CUDA_FAULTS; ``call`` as for cuda_error."""
-    return DeviceError(
-        f"the GPU was lost by an earlier error: {call}; this process cannot use it any more",
-        fix="restart the process",
-    )
-
-
-def _explained(code: int, device: int) -> tuple[str, str]:
-    """What the code of a cudaError_t means here, and what to do about it."""
-    from runtime import _cuda  # which made the call
-    from runtime.backend import build_for, no_code_for  # which stands above this module
-
-    gpu = f"GPU {device}"
-    if code == _OUT_OF_MEMORY:
-        return f"{gpu} is out of memory{_memory(device)}", (
-            "use a smaller scale or max_pixels, or fewer streams; close other processes that "
-            "nvidia-smi lists"
-        )
-    if code in (_NO_CODE, _NEW_PTX):
-        found, compiled = _found(device), _cuda.architectures()
-        why = found and no_code_for(found, compiled)
-        return (
-            why or f"{gpu} and its driver cannot run what this build has: {', '.join(compiled)}",
-            build_for(found.compute_capability if found else "<its compute capability>"),
-        )
-    if code == _OLD_DRIVER:
-        version = cuda_driver_version()
-        if version is None:
-            return "there is no CUDA driver", "install NVIDIA's driver"
-        return _too_old(version, _cuda.runtime_version())
-    if code == _NO_DEVICE:
-        error = _no_gpu()
-        return str(error).partition("\n")[0], error.fix
-    if code == _BAD_DEVICE:
-        return f"there is no {gpu}", (
-            "see what nvidia-smi lists; numbers begin at 0 and count those that "
-            "CUDA_VISIBLE_DEVICES shows"
-        )
-    if code in _HARDWARE:
-        return f"{gpu} is broken: {_HARDWARE[code]}", (
-            "restart the process; if it comes back, reset or replace the GPU: nvidia-smi -q"
-        )
-    if code in CUDA_FAULTS:
-        return f"the context of this process on {gpu} is lost; nothing on it can be used", (
-            "restart the process, and report what it did"
-        )
-    return f"{gpu} fails", _FIXES.get(code, "see what nvidia-smi says")
-
-
-def _found(device: int) -> CudaDevice | None:
-    """What the driver says of a GPU; None if it cannot."""
-    try:
-        return next((d for d in cuda_devices() if d.index == device), None)
-    except DeviceError:
-        return None
-
-
-def _memory(device: int) -> str:
-    found = _found(device)
-    if found is None:
-        return ""
-    free, total = found.free_bytes / 2**30, found.memory_bytes / 2**30
-    return f": {free:.1f} of {total:.1f} GiB are free"
 
 
 def l4t() -> str | None:
@@ -254,21 +163,21 @@ def _driver() -> ctypes.CDLL:
     """The driver, initialised and with at least one GPU."""
     library = _library()
     code = _function(library, "cuInit")(0)
-    if code == _NO_DEVICE:
-        raise _no_gpu()
+    if code == NO_DEVICE:
+        raise no_gpu()
     if code:
         raise DeviceError(
             f"the CUDA driver does not start: cuInit gives {code} ({_error_name(library, code)})",
-            fix=_FIXES.get(code, "see what nvidia-smi says; update the driver"),
+            fix=FIXES.get(code, "see what nvidia-smi says; update the driver"),
         )
     count = ctypes.c_int()
     _call(library, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
-        raise _no_gpu()
+        raise no_gpu()
     return library
 
 
-def _no_gpu() -> MissingBackend:
+def no_gpu() -> MissingBackend:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
     return MissingBackend(
@@ -349,3 +258,39 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
+
+
+def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
+    """One sentence that says why ``gpu`` cannot run what is compiled in; empty where it can.
+
+    Parameters
+    ----------
+    compiled : compute capabilities: "8.6" is machine code, which runs on that major version, from
+        that minor version on; "12.0+ptx" is PTX, which the driver compiles for that and all above.
+    """
+    have = _version(gpu.compute_capability)
+    for name in compiled:
+        code = _version(name.removesuffix("+ptx"))
+        if code <= have and (name.endswith("+ptx") or code[0] == have[0]):
+            return ""
+    known = ", ".join(name for name in compiled if not name.endswith("+ptx"))
+    newer = " and newer" * any(name.endswith("+ptx") for name in compiled)
+    return (
+        f"cuda:{gpu.index} ({gpu.name}, compute capability {gpu.compute_capability}) is not among "
+        f"those this build has code for: {known}{newer}"
+    )
+
+
+def build_for(capability: str) -> str:
+    """The line that builds the CUDA module for this compute capability."""
+    line = f"SEG_CUDA_ARCHS={capability.replace('.', '')} {BUILD}"
+    old = re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < (7, 5)
+    return f"{line}; that takes a CUDA 12 toolkit, for 13 begins at 7.5" if old else line
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
-from runtime.device import CudaDevice, cuda_devices, cuda_problem, old_driver, parse_device
+from runtime.checks import check_count
+from runtime.device.driver import (
+    BUILD,
+    build_for,
+    cuda_devices,
+    cuda_problem,
+    no_code_for,
+    old_driver,
+    parse_device,
+)
 from runtime.errors import DeviceError, MissingBackend, SdkError
-
-_BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
 
 
 def devices() -> list[str]:
@@ -65,37 +70,9 @@ def cuda_module() -> ModuleType:
     except ImportError as error:
         raise MissingBackend(
             f"the CUDA module is not built ({error})",
-            fix=_BUILD,
+            fix=BUILD,
         ) from error
     return module
-
-
-def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
-    """One sentence that says why ``gpu`` cannot run what is compiled in; empty where it can.
-
-    Parameters
-    ----------
-    compiled : compute capabilities: "8.6" is machine code, which runs on that major version, from
-        that minor version on; "12.0+ptx" is PTX, which the driver compiles for that and all above.
-    """
-    have = _version(gpu.compute_capability)
-    for name in compiled:
-        code = _version(name.removesuffix("+ptx"))
-        if code <= have and (name.endswith("+ptx") or code[0] == have[0]):
-            return ""
-    known = ", ".join(name for name in compiled if not name.endswith("+ptx"))
-    newer = " and newer" * any(name.endswith("+ptx") for name in compiled)
-    return (
-        f"cuda:{gpu.index} ({gpu.name}, compute capability {gpu.compute_capability}) is not among "
-        f"those this build has code for: {known}{newer}"
-    )
-
-
-def build_for(capability: str) -> str:
-    """The line that builds the CUDA module for this compute capability."""
-    line = f"SEG_CUDA_ARCHS={capability.replace('.', '')} {_BUILD}"
-    old = re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < (7, 5)
-    return f"{line}; that takes a CUDA 12 toolkit, for 13 begins at 7.5" if old else line
 
 
 def default_threads() -> int:
@@ -125,6 +102,6 @@ def _driver_problem(module: ModuleType) -> SdkError | None:
     return cuda_problem() or old_driver(module.runtime_version())
 
 
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")
-    return int(major), int(minor)
+def thread_count(threads: int | None) -> int:
+    """``threads`` as a checked number; all processors when None."""
+    return default_threads() if threads is None else check_count("threads", threads, 1, 1024)

@@ -1,0 +1,1 @@
+"""Refinement, guided filter and regions on arrays: checks, then the device's module."""

@@ -1,0 +1,106 @@
+"""From error codes of the CUDA runtime to errors that say what happened and what to do."""
+
+from __future__ import annotations
+
+from runtime.device.driver import (
+    FIXES,
+    NO_DEVICE,
+    CudaDevice,
+    build_for,
+    cuda_devices,
+    cuda_driver_version,
+    no_code_for,
+    no_gpu,
+    too_old,
+)
+from runtime.errors import DeviceError
+
+# Codes of the CUDA runtime, as driver_types.h numbers them.
+_OUT_OF_MEMORY, _OLD_DRIVER, _BAD_DEVICE, _NO_CODE, _NEW_PTX = 2, 35, 101, 209, 222
+_HARDWARE = {  # faults of the GPU itself
+    214: "its memory has an error that ECC cannot correct",
+    220: "its NVLink has an error that cannot be corrected",
+    226: "its memory has an error",
+}
+# After these a process can never use its GPU again.
+CUDA_FAULTS = frozenset(
+    (*_HARDWARE, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911)
+)
+
+
+def cuda_error(code: int, call: str, device: int) -> DeviceError:
+    """The error for a call of the CUDA runtime that failed.
+
+    Parameters
+    ----------
+    code : a cudaError_t.
+    call : the call, with the runtime's own name and text of the error.
+    device : the GPU's number.
+    """
+    what, fix = _explained(code, device)
+    return DeviceError(f"{what} ({call})", fix=fix)
+
+
+def cuda_lost(call: str) -> DeviceError:
+    """The error for every use of a GPU after one of CUDA_FAULTS; ``call`` as for cuda_error."""
+    return DeviceError(
+        f"the GPU was lost by an earlier error: {call}; this process cannot use it any more",
+        fix="restart the process",
+    )
+
+
+def _explained(code: int, device: int) -> tuple[str, str]:
+    """What the code of a cudaError_t means here, and what to do about it."""
+    from runtime import _cuda  # which made the call
+
+    gpu = f"GPU {device}"
+    if code == _OUT_OF_MEMORY:
+        return f"{gpu} is out of memory{_memory(device)}", (
+            "use a smaller scale or max_pixels, or fewer streams; close other processes that "
+            "nvidia-smi lists"
+        )
+    if code in (_NO_CODE, _NEW_PTX):
+        found, compiled = _found(device), _cuda.architectures()
+        why = found and no_code_for(found, compiled)
+        return (
+            why or f"{gpu} and its driver cannot run what this build has: {', '.join(compiled)}",
+            build_for(found.compute_capability if found else "<its compute capability>"),
+        )
+    if code == _OLD_DRIVER:
+        version = cuda_driver_version()
+        if version is None:
+            return "there is no CUDA driver", "install NVIDIA's driver"
+        return too_old(version, _cuda.runtime_version())
+    if code == NO_DEVICE:
+        error = no_gpu()
+        return str(error).partition("\n")[0], error.fix
+    if code == _BAD_DEVICE:
+        return f"there is no {gpu}", (
+            "see what nvidia-smi lists; numbers begin at 0 and count those that "
+            "CUDA_VISIBLE_DEVICES shows"
+        )
+    if code in _HARDWARE:
+        return f"{gpu} is broken: {_HARDWARE[code]}", (
+            "restart the process; if it comes back, reset or replace the GPU: nvidia-smi -q"
+        )
+    if code in CUDA_FAULTS:
+        return f"the context of this process on {gpu} is lost; nothing on it can be used", (
+            "restart the process, and report what it did"
+        )
+    return f"{gpu} fails", FIXES.get(code, "see what nvidia-smi says")
+
+
+def _found(device: int) -> CudaDevice | None:
+    """What the driver says of a GPU; None if it cannot."""
+    try:
+        return next((d for d in cuda_devices() if d.index == device), None)
+    except DeviceError:
+        return None
+
+
+def _memory(device: int) -> str:
+    found = _found(device)
+    if found is None:
+        return ""
+    free, total = found.free_bytes / 2**30, found.memory_bytes / 2**30
+    return f": {free:.1f} of {total:.1f} GiB are free"
