@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
-from runtime.config import PRESETS, RefineConfig
+from runtime.core.config import PRESETS, RefineConfig
 from runtime.errors import InputError
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words

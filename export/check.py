@@ -11,15 +11,16 @@ import numpy as np
 
 from export.models import PriorModel
 from export.precision import as_rounded_float32, fp16_overflow
-from runtime import golden, network, reference
-from runtime.config import RefineConfig
+from runtime import golden
+from runtime.core import parameters, reference
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import refine, refine_with
+from runtime.core.resize import resize
 from runtime.engine import OnnxEngine
 from runtime.errors import InputError, MissingBackend, VerificationFailed
 from runtime.graph_refiner import GraphRefiner
-from runtime.ops import refine, refine_with
 from runtime.preprocess import Preprocess
 from runtime.prior import KMeansPrior
-from runtime.resize import resize
 
 # Least share of equal labels over all pictures, and largest difference relative to the largest
 # score, against FP32.
@@ -200,10 +201,10 @@ def check_refinement(
     final: bytes,
     low: np.ndarray,
     guide: np.ndarray,
-    initial: network.State | None,
+    initial: parameters.State | None,
     steps: int,
 ) -> dict[str, float]:
-    """The refinement graphs beside runtime/reference.py in float64 and beside the native core.
+    """The refinement graphs beside runtime/core/reference.py in float64 and beside the native core.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ def _maker(
     step: OnnxEngine,
     final: OnnxEngine,
     config: RefineConfig,
-    initial: network.State | None,
+    initial: parameters.State | None,
 ) -> golden.Make:
     """Makes a refiner of that kind for the classes of a picture."""
 
@@ -253,7 +254,7 @@ def _maker(
         count = None if classes is None else len(classes)
         refiner = kind(step, final, config, height=height, width=width, classes=count)
         if initial is not None:
-            refiner.load_state_dict(network.select_classes(config, initial, classes))
+            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
         return refiner
 
     return make
@@ -295,7 +296,7 @@ def _check_step(
     final: OnnxEngine,
     low: np.ndarray,
     guide: np.ndarray,
-    initial: network.State | None,
+    initial: parameters.State | None,
 ) -> dict[str, float]:
     """One step on a small picture beside float64."""
     image, small = _smaller(low, guide, SMALL)
@@ -347,7 +348,7 @@ def _check_step(
     return report
 
 
-def _groups(state: network.State) -> list[list[str]]:
+def _groups(state: parameters.State) -> list[list[str]]:
     """Names of weights, momenta and running statistics: each is compared by itself, for one changes
     a hundred times as much as another."""
     groups: dict[str, list[str]] = {"weights": [], "momentum.": [], "running_": []}
@@ -358,9 +359,9 @@ def _groups(state: network.State) -> list[list[str]]:
 
 
 def check_cnn(
-    config: RefineConfig, cnn: bytes, state: network.State, low: np.ndarray, guide: np.ndarray
+    config: RefineConfig, cnn: bytes, state: parameters.State, low: np.ndarray, guide: np.ndarray
 ) -> dict[str, float]:
-    """cnn.onnx, weights baked in and running statistics, beside runtime/reference.py in float64."""
+    """cnn.onnx, weights baked in and running statistics, beside runtime/core/reference.py in float64."""
     image, small = _smaller(low, guide, SMALL)
     wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
     feeds, prior, x = [image.transpose(2, 0, 1)[None]], None, image.astype(np.float64)

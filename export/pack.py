@@ -18,7 +18,7 @@ from export.precision import to_half, to_int8
 from export.refine_step import build_map, build_step
 from export.to_onnx import freeze, frozen_preprocess
 from runtime import build as engines
-from runtime import golden, network
+from runtime import golden
 from runtime.bundle import (
     SCHEMA,
     Bundle,
@@ -27,10 +27,11 @@ from runtime.bundle import (
     ports_entry,
     write_bundle,
 )
-from runtime.config import RefineConfig
+from runtime.core import parameters
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import Refiner
 from runtime.engine import OnnxEngine
 from runtime.errors import InputError, MissingBackend
-from runtime.ops import Refiner
 from runtime.preprocess import Preprocess
 from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
 
@@ -264,14 +265,14 @@ def export_bundle(
     return Exported(write_bundle(out, manifest, files), missing)
 
 
-def native(config: RefineConfig, initial: network.State | None) -> golden.Make:
+def native(config: RefineConfig, initial: parameters.State | None) -> golden.Make:
     """Makes the native core's Refiner for the classes of a picture."""
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
         count = None if classes is None else len(classes)
         refiner = Refiner(height, width, classes=count, **config.options())
         if initial is not None:
-            refiner.load_state_dict(network.select_classes(config, initial, classes))
+            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
         return refiner
 
     return make
@@ -317,10 +318,12 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
     return guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
 
 
-def _initial(path: Path | None, config: RefineConfig, classes: int) -> tuple[network.State, bool]:
+def _initial(
+    path: Path | None, config: RefineConfig, classes: int
+) -> tuple[parameters.State, bool]:
     """The weights to start from, and whether they were trained beforehand."""
     if path is None:
-        return network.initial_state(config, classes), False
+        return parameters.initial_state(config, classes), False
     from runtime.bundle import load_tensors
 
     try:
@@ -328,8 +331,8 @@ def _initial(path: Path | None, config: RefineConfig, classes: int) -> tuple[net
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     state = load_tensors(data, path.name)
-    flat = network.flatten(config, classes, state)
-    return network.unflatten(config, classes, *flat), True
+    flat = parameters.flatten(config, classes, state)
+    return parameters.unflatten(config, classes, *flat), True
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
@@ -367,7 +370,7 @@ def _shapes(
     if name != "prior":
         sizes = [options.refine.working_size(*s) for s in sizes]
     config = options.refine
-    parameters, buffers = network.shapes(
+    parameters, buffers = parameters.shapes(
         config, classes if config.objective == "residual" else config.channels or 1
     )
     lengths = {

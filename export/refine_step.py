@@ -1,6 +1,6 @@
 """The refinement as ONNX graphs: one step with its gradient and SGD update, and the final map.
 
-Emitted node by node from the rules of runtime/reference.py, opset 18, standard operators only, so
+Emitted node by node from the rules of runtime/core/reference.py, opset 18, standard operators only, so
 that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
 first, then H: ONNX Runtime is a hundred times less exact when it reduces both at once.
 """
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime import network
 from runtime.checks import check_count
+from runtime.core import parameters
+from runtime.core.options import RefineOptions
+from runtime.core.reference import DIRECTIONS, EPS
 from runtime.errors import InputError
-from runtime.options import RefineOptions
-from runtime.reference import DIRECTIONS, EPS
 
 if TYPE_CHECKING:
     import onnx
@@ -159,7 +159,7 @@ class _Graph:
         }
         free = -1 if options.objective == "residual" else options.channels or 1  # of classes
         for kind, shapes in zip(
-            ("parameters", "buffers"), network.shapes(options, free), strict=True
+            ("parameters", "buffers"), parameters.shapes(options, free), strict=True
         ):
             metadata[f"dg.{kind}"] = json.dumps({name: list(s) for name, s in shapes.items()})
         helper.set_model_props(model, metadata)
@@ -204,7 +204,7 @@ class _Picture:
 
 
 class _Network:
-    """Forward and backward pass, as in runtime/reference.py."""
+    """Forward and backward pass, as in runtime/core/reference.py."""
 
     def __init__(
         self,
@@ -559,7 +559,7 @@ def build_step(
     Inputs, float32 unless said: ``image`` (1, 3, H, W) RGB in [0, 1]; ``guide`` (1, G, H, W)
     probabilities or one-hot labels, 0 = unknown (not for dynaseg); for dynaguide ``assign`` (G,)
     int64, the cluster of each class (mapping "overlap") or its rank among the classes present
-    ("index_modulo"); the state as runtime/network.py flattens it: ``parameters``, ``momenta``,
+    ("index_modulo"); the state as runtime/core/parameters.py flattens it: ``parameters``, ``momenta``,
     ``buffers``.
     Outputs: the three with ``_out``; ``losses`` (4,): total, similarity, spatial or pair, guide;
     where the options need them ``clusters`` (1,) int64, the labels in use, ``labels`` (1, H, W)
@@ -574,7 +574,7 @@ def build_step(
     _check_dimensions(classes, height, width)
     residual = options.objective == "residual"
     clusters = classes if residual else options.channels
-    shapes, buffer_shapes = network.shapes(options, clusters or 1)
+    shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
     g = _Graph()
     p = _Picture(g, options, classes, height, width, options.objective != "dynaseg")
     assign = None
@@ -610,7 +610,7 @@ def build_map(
     classes: int | None = None,
     height: int | None = None,
     width: int | None = None,
-    state: network.State | None = None,
+    state: parameters.State | None = None,
 ) -> onnx.ModelProto:
     """Scores and labels of a refinement network, as an ONNX graph.
 
@@ -638,12 +638,12 @@ def build_map(
             raise InputError(f"classes is {classes}, but the state has {rows}; wanted the same")
         classes = rows
     clusters = classes if residual else options.channels
-    shapes, buffer_shapes = network.shapes(options, clusters or 1)
+    shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
     g = _Graph()
     p = _Picture(g, options, classes, height, width, residual)
     running = None
     if state is not None:
-        flat = network.flatten(options, clusters or 1, state)
+        flat = parameters.flatten(options, clusters or 1, state)
         parameters, running = g.constant(flat[0]), g.constant(flat[2])
     else:
         length = _length(shapes) if clusters else "parameters"

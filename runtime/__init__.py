@@ -1,17 +1,12 @@
 """The runtime without PyTorch: refinement, guided filter, regions, engines."""
 
+from runtime.core.classes import majority_classes
+from runtime.core.guided_filter import guided_filter, lift
+from runtime.core.options import RefineOptions
+from runtime.core.refiner import Refinement, Refiner, refine
+from runtime.core.regions import connected_regions
 from runtime.device.choose import devices, target, targets
 from runtime.engine import OnnxEngine, load_engine
-from runtime.ops import (
-    Refinement,
-    Refiner,
-    connected_regions,
-    guided_filter,
-    lift,
-    majority_classes,
-    refine,
-)
-from runtime.options import RefineOptions
 
 __dist__ = "dynaguide-edge"
 __version__ = "0.1.0"

@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.bundle import Bundle, add_engine
 from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
-from runtime.config import RefineConfig
+from runtime.core.config import RefineConfig
 from runtime.device.driver import (
     cuda_absence,
     cuda_devices,

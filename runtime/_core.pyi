@@ -1,4 +1,4 @@
-"""Types of the C++ core. Shapes and meanings are those of runtime/reference.py."""
+"""Types of the C++ core. Shapes and meanings are those of runtime/core/reference.py."""
 
 from collections.abc import Callable
 from typing import Any

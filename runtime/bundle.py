@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime.config import RefineConfig
+from runtime.core.config import RefineConfig
 from runtime.engine import Port, check_self_contained
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.preprocess import Preprocess

@@ -19,11 +19,11 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.checks import check_guide
-from runtime.config import RefineConfig
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import Refinement, refine_with
+from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
-from runtime.ops import Refinement, refine_with
 from runtime.prior import NetworkPrior, as_probabilities
-from runtime.resize import resize
 
 # At most so many steps: the published objectives are chaotic, kinks that rounding crosses grow.
 STEPS = {"residual": 10, "dynaguide": 3, "dynaseg": 3}

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime import network
 from runtime.checks import check_count, check_image
+from runtime.core import parameters
+from runtime.core.classes import majority_classes
+from runtime.core.options import RefineOptions
+from runtime.core.reference import MAPPING_STEPS
+from runtime.core.refiner import Progress, Refinement, prepared
 from runtime.device.choose import backend
 from runtime.errors import InputError
-from runtime.ops import Progress, Refinement, majority_classes, prepared
-from runtime.options import RefineOptions
-from runtime.reference import MAPPING_STEPS
 
 CHECK_EVERY, CHECKS = 10, 3  # the early stop looks each 10 steps; 3 calm looks in a row stop
 # What the graphs do not know: the host does it.
@@ -91,7 +92,7 @@ class GraphRefiner:
                 "silhouette or early_stop need",
                 fix="export it with these options",
             )
-        self._initial = network.initial_state(options, self.classes)
+        self._initial = parameters.initial_state(options, self.classes)
         self.load_state_dict(self._initial)
 
     def _check_engine(self, engine: Any) -> None:
@@ -118,9 +119,9 @@ class GraphRefiner:
                     fix="use the graph's options, or export it again",
                 )
 
-    def state_dict(self) -> network.State:
+    def state_dict(self) -> parameters.State:
         """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
-        return network.unflatten(self.options, self.classes, *self._state)
+        return parameters.unflatten(self.options, self.classes, *self._state)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Inverse of :meth:`state_dict`; momenta that are missing become zero.
@@ -129,7 +130,7 @@ class GraphRefiner:
         ------
         InputError : a missing or unknown name, a wrong shape, NaN.
         """
-        self._state = network.flatten(self.options, self.classes, state)
+        self._state = parameters.flatten(self.options, self.classes, state)
 
     def run(
         self,

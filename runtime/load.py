@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime import golden, network
+from runtime import golden
 from runtime.build import BACKENDS, RUNTIMES
 from runtime.bundle import Bundle
-from runtime.config import RefineConfig
+from runtime.core import parameters
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import Refiner
 from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engine import OnnxEngine
 from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.graph_refiner import GraphRefiner
-from runtime.ops import Refiner
 from runtime.prior import KMeansPrior, NetworkPrior
 
 
@@ -134,7 +135,7 @@ def open_prior(
 
 
 class Refinement(NamedTuple):
-    """How pictures are refined: ``make(config)`` gives what :func:`runtime.ops.refine_with` takes;
+    """How pictures are refined: ``make(config)`` gives what :func:`runtime.core.refiner.refine_with` takes;
     ``size`` is fixed where engines fix it."""
 
     make: Any
@@ -159,7 +160,7 @@ def open_refinement(
 
     def start(config: RefineConfig, refiner: Any, classes: np.ndarray | None) -> Any:
         if trained is not None and _same_network(config, own):
-            refiner.load_state_dict(network.select_classes(config, trained, classes))
+            refiner.load_state_dict(parameters.select_classes(config, trained, classes))
         return refiner
 
     if backend == "native":
@@ -200,14 +201,14 @@ def open_refinement(
     return Refinement(graphs, step.text, (step.engine, final.engine), fixed)
 
 
-def trained_state(bundle: Bundle) -> network.State | None:
+def trained_state(bundle: Bundle) -> parameters.State | None:
     """The weights that were trained beforehand; None where they come from the seed."""
     if "cnn" not in bundle.manifest["graphs"]:
         return None
     state = bundle.tensors(bundle.manifest["init"])
     rows = state["conv3.bias"].size if "conv3.bias" in state else 1
     try:
-        network.flatten(bundle.refine(), rows, state)  # names and shapes
+        parameters.flatten(bundle.refine(), rows, state)  # names and shapes
     except InputError as error:
         raise BundleError(
             f"{bundle.name}/init.safetensors: {error}", fix="export the bundle again"
@@ -255,7 +256,7 @@ def _same_network(one: RefineConfig, two: RefineConfig) -> bool:
 
 def _comparable(config: RefineConfig) -> Any:
     """The options alone: the graphs know nothing of the working size."""
-    from runtime.options import RefineOptions
+    from runtime.core.options import RefineOptions
 
     return RefineOptions(**config.options())
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
-from runtime.resize import resize
 
 MAX_SIDE = 2**15  # of a network's input
 MAX_PIXELS = 2**26

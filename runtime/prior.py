@@ -12,13 +12,13 @@ import numpy as np
 
 from runtime.checks import check_count, check_positive
 from runtime.core import classes_cuda, resize
+from runtime.core.resize import resize
+from runtime.core.silhouette import distinct_rows
 from runtime.device import transfer
 from runtime.device.choose import backend
 from runtime.engine import Port, load_engine
 from runtime.errors import BundleError, InputError
 from runtime.preprocess import Preprocess, are_sides, read_json
-from runtime.resize import resize
-from runtime.silhouette import distinct_rows
 
 KMEANS_SAMPLES = 20_000
 

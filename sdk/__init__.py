@@ -21,7 +21,7 @@ except ImportError as error:  # its wheel needs system libraries that bare machi
         fix="apt-get install libgl1 libglib2.0-0, or pip install opencv-python",
     ) from error
 
-from runtime.config import FilterConfig, RefineConfig
+from runtime.core.config import FilterConfig, RefineConfig
 from runtime.errors import (
     BundleError,
     DeviceError,

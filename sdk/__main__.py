@@ -18,7 +18,7 @@ from tqdm import tqdm
 from runtime.build import BACKENDS
 from runtime.checks import check_count
 from runtime.cli import Parser, run, some_path
-from runtime.config import PRESETS
+from runtime.core.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.capture import shown_name

@@ -11,19 +11,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from runtime.core.resize import working_picture
 
 import runtime
 from runtime.build import BACKENDS
 from runtime.bundle import Bundle
 from runtime.checks import check_count, check_guide, check_positive, on_gpu
-from runtime.config import FilterConfig, RefineConfig
+from runtime.core.classes import known_shares
 from runtime.core.classes_cuda import merge, take, winners
+from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.refiner import check_precision, refine_with
+from runtime.core.resize import working_picture
 from runtime.device.choose import default_threads
 from runtime.device.driver import parse_device
 from runtime.device.transfer import mark, upload
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.ops import check_precision, known_shares, refine_with
 from runtime.prior import NetworkPrior, as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle

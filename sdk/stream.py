@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import runtime
-from runtime import network
 from runtime.bundle import load_tensors
 from runtime.checks import UnknownGuide, check_count, check_positive, on_gpu
-from runtime.core import classes_cuda
+from runtime.core import classes_cuda, parameters
+from runtime.core.classes import frequent_classes, match_classes, restricted
 from runtime.errors import BundleError, InputError
-from runtime.ops import frequent_classes, match_classes, restricted
 from sdk.capture import Capture, Frame
 from sdk.image import write_atomic
 from sdk.result import FrameInfo, Result
@@ -81,7 +80,7 @@ class StreamState:
     owed: int = 0
     doubt: int = 0
     names: list[str] | None = None
-    weights: network.State | None = None
+    weights: parameters.State | None = None
     classes: np.ndarray | None = None
     seen: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -236,7 +235,7 @@ class Follower:
         self.warm_steps = check_count("warm_steps", warm_steps, 0, MOST_STEPS)
         self.cold_steps = check_count("cold_steps", cold_steps, 0, MOST_STEPS)
         self.budget_ms = None if budget_ms is None else check_positive("budget_ms", budget_ms)
-        self._refiner: tuple[Any, Any, network.State] | None = None  # key, refiner, cold weights
+        self._refiner: tuple[Any, Any, parameters.State] | None = None  # key, refiner, cold weights
         self._told = False  # that the budget is too small
         self._step_ms: float | None = None  # measured
         self._rest_ms: float | None = None  # filter and postprocessing
@@ -506,7 +505,7 @@ def _finite(scores: Any) -> bool:
     return bool(np.isfinite(classes_cuda.shares(scores) if on_gpu(scores) else scores).all())
 
 
-def _check_network(weights: network.State, cold: network.State) -> None:
+def _check_network(weights: parameters.State, cold: parameters.State) -> None:
     """InputError unless a state's weights are of this network; the last layer's rows may differ."""
     for name in {*weights, *cold}:
         came, wanted = (np.shape(w[name]) if name in w else None for w in (weights, cold))

@@ -24,7 +24,7 @@ import pytest
 
 import runtime
 from runtime.bundle import Bundle
-from runtime.config import PRESETS, RefineConfig
+from runtime.core.config import PRESETS, RefineConfig
 from sdk import Segmenter
 
 DATA = Path(__file__).resolve().parent / "data"

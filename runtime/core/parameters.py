@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from runtime.core.options import RefineOptions
 from runtime.errors import InputError
-from runtime.options import RefineOptions
 
 State = dict[str, np.ndarray]
 

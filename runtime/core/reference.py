@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.options import RefineOptions
+from runtime.core.options import RefineOptions
 
 Array = np.ndarray
 EPS = 1e-5  # of batch norm

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from runtime.checks import check_count, check_positive
+from runtime.core.options import RefineOptions
 from runtime.errors import InputError
-from runtime.options import RefineOptions
 
 # Named settings, as (options, working scale).
 PRESETS: dict[str, dict[str, Any]] = {

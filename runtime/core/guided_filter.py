@@ -1,0 +1,216 @@
+"""The guided filter and joint upsampling: they check, then call the device's module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from runtime.checks import (
+    check_count,
+    check_finite,
+    check_host,
+    check_image,
+    check_planes,
+    check_positive,
+    on_gpu,
+)
+from runtime.device.choose import backend, target, thread_count
+from runtime.device.driver import parse_device
+from runtime.device.transfer import check_rows
+from runtime.errors import InputError
+
+
+def guided_filter(
+    guide: np.ndarray,
+    values: np.ndarray,
+    *,
+    radius: int = 8,
+    eps: float = 1e-3,
+    subsample: int = 1,
+    out: np.ndarray | None = None,
+    device: str = "cpu",
+    stream: int | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Guided filter (He, Sun, Tang, TPAMI 2013), its fast form (He, Sun 2015), joint upsampling.
+
+    Parameters
+    ----------
+    guide : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
+        counts as level / 255 and is faster: a camera's picture is taken as it is.
+    values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guide:
+        then it is lifted to the guide's size (the guide is averaged down to (h, w) for the
+        coefficients, which are interpolated bilinearly).
+    radius : of the (2 radius + 1)^2 window, in pixels of ``values``. Windows are cut at the
+        borders and divided by their true area.
+    eps : regularisation: contrast (variance) below it is smoothed.
+    subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
+    out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guide``; it
+        may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on a
+        GPU is kept for the next call.
+    device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
+        PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
+        and float32, the guide also uint8. They are not copied, and not searched for NaN, which
+        would wait for the GPU.
+    stream : the cudaStream_t to work on, as an integer; the module's own when None.
+
+    Returns
+    -------
+    (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped. If an argument was
+    on the GPU, so is the result: a ``runtime._cuda.Array``, with both protocols and ``numpy()``,
+    which ``stream`` fills when it comes to it.
+
+    Raises
+    ------
+    InputError : shapes that do not fit, NaN, a radius below 1.
+    DeviceError : the GPU fails, or its memory is full.
+    """
+    given = out
+    stays = on_gpu(guide) or on_gpu(values)
+    core, where, guide, values = _placed(device, stream, guide=guide, values=values)
+    guide = check_planes("guide", guide, (1, 3), finite=bool(where), gpu=bool(where), levels=True)
+    two_dimensional = np.ndim(values) == 2
+    values = check_planes("values", values, finite=bool(where), gpu=bool(where))
+    radius = check_count("radius", radius, 1, 2**20)
+    subsample = check_count("subsample", subsample, 1, 2**20)
+    eps = check_positive("eps", eps)
+    if values.shape[0] > guide.shape[0] or values.shape[1] > guide.shape[1]:
+        raise InputError(
+            f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
+            fix="filter at the size of the values: resize the guide up",
+        )
+    height, width, classes = *guide.shape[:2], values.shape[2]
+    if out is not None:
+        out = _check_out(out, (height, width, classes), two_dimensional, guide, bool(where))
+    threads = thread_count(threads)
+    target()
+    guide, values = _moved(core, where, guide=guide, values=values)
+    if where and guide.dtype == np.uint8:
+        guide = core.working_picture(guide, height, width, **where)
+    size = [-(-n // subsample) for n in values.shape[:2]]
+    if subsample > 1:
+        radius = max(1, round(radius / subsample))
+
+    def shrink(name: str, planes: np.ndarray) -> np.ndarray:
+        low = planes
+        if planes.shape[:2] != tuple(size):
+            low = core.shrink(planes, *size, threads, **where)
+        if not where and not np.isfinite(low).all():  # a mean shows any NaN that went into it
+            check_finite(name, planes)
+        return low
+
+    low, values = shrink("guide", guide), shrink("values", values)
+    to = {} if out is None else {"out": out}
+    if low.shape == guide.shape:
+        made = core.guided_filter(guide, values, radius, eps, threads, **where, **to)
+    else:
+        coefficients = core.guided_coefficients(low, values, radius, eps, threads, **where)
+        made = core.apply_coefficients(coefficients, guide, threads, **where, **to)
+    if given is not None:
+        return given
+    if two_dimensional:
+        made = made.reshape(height, width)
+    return made.numpy() if where and not stays else made
+
+
+def _check_out(
+    out: Any, shape: tuple[int, ...], two_dimensional: bool, guide: np.ndarray, gpu: bool
+) -> np.ndarray:
+    """``out`` of guided_filter, with three dimensions."""
+    if gpu:
+        raise InputError("out is for device 'cpu'", fix="leave it out: a GPU's memory is kept")
+    wanted = shape[:2] if two_dimensional else shape
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != wanted:
+        found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {found}; wanted {wanted} float32")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise InputError("out is not C-contiguous or aligned, or may not be written to")
+    if np.may_share_memory(out, guide):
+        raise InputError("out is part of the guide, which is read to the end")
+    return np.asarray(out).reshape(shape)  # also of np.memmap
+
+
+def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
+    """The device's module, the further keywords of its functions ("cuda": device and stream), and
+    the arrays, those on the GPU as the module's own."""
+    core, (kind, index) = backend(device), parse_device(device)
+    if kind == "cpu":
+        if stream is not None:
+            raise InputError(f"stream is {stream!r}, but device is 'cpu', which has none")
+        return core, {}, *arrays.values()
+    if stream is not None:
+        stream = check_count("stream", stream, 0, 2**64 - 1)
+    where = {"device": index, "stream": stream}
+    taken = (core.as_array(a, n, **where) if on_gpu(a) else a for n, a in arrays.items())
+    return core, where, *taken
+
+
+def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
+    """The checked arrays, on the GPU if that is where the work is."""
+    for name, array in arrays.items():
+        if where:
+            check_rows(name, array)
+        yield core.to_device(array, **where) if where and not on_gpu(array) else array
+
+
+def lift(
+    image: np.ndarray,
+    scores: np.ndarray,
+    *,
+    low_image: np.ndarray | None = None,
+    radius: int = 2,
+    eps: float = 1e-3,
+    device: str = "cpu",
+    stream: int | None = None,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels at full size from low-resolution scores, without ever holding full-size scores.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 RGB.
+    scores : (h, w, K) float32 probabilities, at most as large as ``image``.
+    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: lift with the colour
+        guided filter. None: lift bilinearly.
+    radius, eps : of the guided filter, radius in pixels of ``scores``.
+    device, stream : as in :func:`guided_filter`; with a GPU the arrays may lie on it, and are not
+        looked into then.
+
+    Returns
+    -------
+    labels (H, W) int32, arg max of the lifted scores; confidence (H, W) float32, its value cut to
+    [0, 1]. On the GPU if an argument was.
+    """
+    stays = on_gpu(image) or on_gpu(scores) or on_gpu(low_image)
+    core, where, picture, scores, low_image = _placed(
+        device, stream, image=image, scores=scores, low_image=low_image
+    )
+    if not (where and on_gpu(picture)):
+        picture = check_host("image", picture)
+    size = picture.shape
+    if picture.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or 0 in size:
+        raise InputError(f"image is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1")
+    scores = check_planes("scores", scores, gpu=bool(where))
+    if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
+        raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")
+    threads = thread_count(threads)
+    target()
+    picture, scores = _moved(core, where, image=picture, scores=scores)
+    if low_image is None and where:
+        coefficients = core.bilinear_coefficients(scores, **where)
+    elif low_image is None:
+        coefficients = np.moveaxis(scores[:, :, None, :], 1, -1)
+    else:
+        low_image = check_image(low_image, "low_image", gpu=bool(where))
+        if low_image.shape[:2] != scores.shape[:2]:
+            raise InputError(
+                f"low_image is {low_image.shape[:2]}; wanted the size of scores {scores.shape[:2]}"
+            )
+        radius, eps = check_count("radius", radius, 1, 2**20), check_positive("eps", eps)
+        coefficients = core.guided_coefficients(low_image, scores, radius, eps, threads, **where)
+    if not where:
+        picture = np.ascontiguousarray(picture)
+    labels, confidence = core.lift(coefficients, picture, threads, **where)
+    return (labels.numpy(), confidence.numpy()) if where and not stays else (labels, confidence)

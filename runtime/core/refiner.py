@@ -1,0 +1,379 @@
+"""Refinement of one picture: it checks, then runs the device's native loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from runtime.checks import check_count, check_guide, check_image, on_gpu
+from runtime.core import parameters
+from runtime.core.classes import frequent_classes, known_shares, majority_classes, restricted
+from runtime.core.classes_cuda import hard, winners
+from runtime.core.options import RefineOptions
+from runtime.device.choose import backend, target, thread_count
+from runtime.device.driver import cuda_devices, parse_device
+from runtime.device.transfer import taken
+from runtime.errors import InputError
+
+STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
+_CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
+    "skip": ("none", "shared", "own"),
+    "weighting": ("fixed", "fsf", "scf"),
+    "mapping": ("overlap", "index_modulo"),
+    "final_bn": ("none", "image", "running"),
+}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a refinement gives.
+
+    Attributes
+    ----------
+    scores : (H, W, K) float32 in [0, 1], soft-max of the response map; sums to 1.
+    labels : (H, W) int32, arg max of the scores: columns of ``scores``.
+    classes : (K,) int32, the guide's class of each column, -1 where a cluster has none.
+    stats : steps, stop_reason ("steps", "min_labels", "silhouette", "converged", "diverged",
+        "budget", "one class"), clusters (labels in the last map), clusters_per_step, losses (dict
+        of lists: total, similarity, spatial or pair, guide), label_floor; on a GPU device_ms: the
+        steps' time on its own clock (CUDA events).
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    stats: dict[str, Any]
+
+
+class Refiner:
+    """A refinement network for one picture size. Not safe for use by two threads at a time.
+
+    Parameters
+    ----------
+    height, width : size of the pictures in pixels.
+    classes : channels of the response map. Residual: the number of guide classes (required).
+        The others: ``channels``, and may be left out.
+    device : "cpu", "cuda", "cuda:1".
+    precision : "fp32"; or on a GPU of compute capability 7.5 "fp16": convolutions on tensor cores,
+        their inputs rounded to half precision (10 bits of mantissa), sums in float32.
+    threads : most threads; all processors when None. The answer does not depend on it.
+    target : instruction set for tests ("" = the one in use).
+    options : see :class:`RefineOptions`.
+
+    Raises
+    ------
+    InputError : an option or size out of range.
+    MissingBackend, DeviceError : no such GPU, or not enough memory on it.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        classes: int | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+        target: str = "",
+        **options: Any,
+    ) -> None:
+        self.options, self.device = RefineOptions(**options), device
+        self.height = check_count("height", height, 1, 2**20)
+        self.width = check_count("width", width, 1, 2**20)
+        if self.options.objective == "residual":
+            if classes is None:
+                raise InputError("classes is missing; residual needs the number of guide classes")
+            self.classes = check_count("classes", classes, 1, 4096)
+        else:
+            channels = self.options.channels or 1
+            self.classes = check_count("classes", classes or channels, 1, 4096)
+        core, threads = backend(device), thread_count(threads)
+        _target_or_default(target)
+        self._native = core.Refiner(
+            self.height,
+            self.width,
+            _native_options(self.options, self.classes),
+            threads,
+            target,
+            **check_precision(device, precision),
+        )
+        self._initial = parameters.initial_state(self.options, self.classes)
+        self.load_state_dict(self._initial)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of all maps, in bytes."""
+        return self._native.arena_bytes()
+
+    def state_dict(self) -> parameters.State:
+        """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
+        s = self._native.state()
+        return parameters.unflatten(
+            self.options, self.classes, s["parameters"], s["momenta"], s["buffers"], s["batches"]
+        )
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Inverse of :meth:`state_dict`; momenta that are missing become zero.
+
+        Raises
+        ------
+        InputError : a missing or unknown name, a wrong shape, NaN.
+        """
+        self._native.set_state(*parameters.flatten(self.options, self.classes, state))
+
+    def run(
+        self,
+        image: np.ndarray,
+        guide: np.ndarray | None = None,
+        *,
+        steps: int | None = None,
+        warm: bool = False,
+        progress: Progress | None = None,
+        deadline: float | None = None,
+    ) -> Refinement:
+        """Refine.
+
+        Parameters
+        ----------
+        image : (H, W, 3) float32 RGB in [0, 1].
+        guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
+            (dynaguide and dynaseg without a guide term). On a GPU, image and probabilities may lie
+            there as they are (:mod:`runtime.gpu`); scores and labels stay there, too.
+        steps : instead of the option's.
+        warm : start from the state that the last run left, or that was loaded. Otherwise from the
+            seed's.
+        progress : called as progress(done, steps) after each step.
+        deadline : of time.monotonic(): no step begins after it.
+
+        Raises
+        ------
+        InputError : a wrong size, NaN, a guide that is unknown everywhere.
+        KeyboardInterrupt : between two steps.
+        """
+        options = self.options
+        residual, there = options.objective == "residual", self.device != "cpu"
+        if there:
+            image, guide = taken("image", image, self.device), taken("guide", guide, self.device)
+            guide = _on_the_host_if_hard(guide)
+        image = check_image(image, gpu=there)
+        if image.shape[:2] != (self.height, self.width):
+            raise InputError(
+                f"image is {image.shape[0]} x {image.shape[1]} pixels; "
+                f"this Refiner was made for {self.height} x {self.width}"
+            )
+        asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
+        guide, floor = prepared(options, image, guide, self.classes, gpu=there)
+        native, more = (guide, {}) if residual or not there else _labels_for_gpu(options, guide)
+        if not warm:
+            self.load_state_dict(self._initial)
+
+        told = progress is not None or deadline is not None
+
+        def report(done: int) -> bool:
+            """Whether time is up."""
+            if progress is not None:
+                progress(done, asked)
+            return done < asked and deadline is not None and time.monotonic() >= deadline
+
+        late = asked > 0 and deadline is not None and time.monotonic() >= deadline
+        scores, labels, losses, clusters, done, stop, last = self._native.run(
+            image, native, floor, 0 if late else asked, report if told else None, **more
+        )
+        names = ("total", "similarity", "pair" if residual else "spatial", "guide")
+        used = (0, 2, 3) if residual else (0, 1, 2, 3)
+        stats = {
+            "steps": done,
+            "stop_reason": "budget" if late else STOPS[stop],
+            "clusters": last,
+            "clusters_per_step": clusters.tolist(),
+            "losses": {names[i]: losses[:, i].tolist() for i in used},
+            "label_floor": floor,
+        }
+        if self.device != "cpu":
+            stats["device_ms"] = self._native.milliseconds()
+        if residual:
+            classes = np.arange(self.classes, dtype=np.int32)
+        else:
+            classes = majority_classes(labels, guide, self.classes)
+        return Refinement(scores, labels, classes, stats)
+
+
+def _on_the_host_if_hard(guide: Any) -> Any:
+    """Labels become probabilities on the host, wherever they were."""
+    return guide.numpy() if on_gpu(guide) and guide.ndim == 2 else guide
+
+
+def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:
+    """The guide as a published objective on a GPU takes it, and how many classes labels have."""
+    if guide is None:
+        return None, {}
+    if on_gpu(guide):
+        known_shares(guide)
+        if options.soft_guide:
+            return guide, {}
+        return hard(guide)[0], {"guide_classes": int(winners(guide).max()) + 1}
+    return guide, {"guide_classes": int(guide.max()) + 1} if guide.ndim == 2 else {}
+
+
+def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
+    if guide is None:
+        raise InputError("guide is None; the residual objective corrects a prior and needs one")
+    if guide.ndim == 2:
+        if guide.max() >= classes:
+            raise InputError(f"guide has label {guide.max()}; wanted less than {classes} classes")
+        return np.eye(classes + 1, classes, dtype=np.float32)[guide]  # row -1 is all zero
+    if guide.shape[2] != classes:
+        raise InputError(f"guide has {guide.shape[2]} classes; wanted {classes}")
+    return guide
+
+
+def prepared(
+    options: RefineOptions, image: np.ndarray, guide: Any, classes: int, *, gpu: bool = False
+) -> tuple[np.ndarray | None, int]:
+    """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
+    labels with -1 = unknown, or None; and the number of labels that the silhouette asks for.
+    Probabilities on a GPU stay what they are."""
+    if guide is not None:
+        guide = check_guide(guide, *image.shape[:2], gpu=gpu)
+    if options.objective == "residual":
+        guide = _soft(guide, classes)
+    elif isinstance(guide, np.ndarray) and guide.ndim == 3 and not options.soft_guide:
+        known = guide.sum(-1) > 0
+        guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
+    floor = 0
+    if options.silhouette:
+        from runtime.core.silhouette import best_cluster_count
+
+        floor = best_cluster_count(np.asarray(image))
+    return guide, floor
+
+
+def _target_or_default(name: str) -> None:
+    if name and name not in backend("cpu").targets():
+        usable = ", ".join(backend("cpu").targets())
+        raise InputError(f"target is {name!r}; this machine runs {usable}")
+    target()  # a wrong SEG_ISA gets its own message
+
+
+def check_precision(device: str, precision: str) -> dict[str, Any]:
+    """What a Refiner on a GPU takes besides: its number, and whether to use tensor cores.
+
+    Raises
+    ------
+    InputError : a precision that this device does not have.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise InputError(f"precision is {precision!r}; wanted 'fp32' or 'fp16'")
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        if precision != "fp32":
+            raise InputError(
+                f"precision is {precision!r}; the CPU has 'fp32' only", fix="device='cuda'"
+            )
+        return {}
+    if precision == "fp16":
+        gpu = next((gpu for gpu in cuda_devices() if gpu.index == index), None)
+        if gpu is not None and float(gpu.compute_capability) < 7.5:
+            raise InputError(
+                f"precision 'fp16' needs compute capability 7.5; cuda:{index} ({gpu.name}) has "
+                f"{gpu.compute_capability}",
+                fix="precision='fp32'",
+            )
+    return {"device": index, "tensor_cores": precision == "fp16"}
+
+
+def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
+    plain = {name: _CODES[name].index(getattr(options, name)) for name in _CODES}
+    same = (
+        *("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu"),
+        *("beta", "lam", "sigma", "balance", "offsets"),
+    )
+    return (
+        plain
+        | {name: getattr(options, name) for name in same}
+        | {
+            "classes": classes,
+            "objective": 0 if options.objective == "residual" else 1,
+            "huber": options.continuity == "huber",
+        }
+    )
+
+
+def refine(
+    image: np.ndarray,
+    guide: np.ndarray | None = None,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+    initial: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Refinement:
+    """Refine one picture; see :class:`Refiner` and :class:`RefineOptions`.
+
+    With the residual objective the network gets only the classes that hold more than 0.05 % of the
+    picture; ``classes`` of the result says which those were. On a GPU, ``image`` and ``guide`` may
+    lie there, as :meth:`Refiner.run` takes them.
+
+    ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
+    """
+    config = RefineOptions(**options)
+    image, guide = taken("image", image, device), taken("guide", guide, device)
+    guide = _on_the_host_if_hard(guide)
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
+        count = None if classes is None else len(classes)
+        refiner = Refiner(
+            height,
+            width,
+            classes=count,
+            device=device,
+            precision=precision,
+            threads=threads,
+            **options,
+        )
+        if initial is not None:
+            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
+        return refiner
+
+    there, warm = parse_device(device)[0] == "cuda", initial is not None
+    return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=there)
+
+
+def refine_with(
+    make: Callable[[int, int, np.ndarray | None], Any],
+    config: RefineOptions,
+    image: np.ndarray,
+    guide: np.ndarray | None = None,
+    *,
+    warm: bool = False,
+    progress: Progress | None = None,
+    gpu: bool = False,
+) -> Refinement:
+    """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
+    classes)`` gives; ``classes`` are the guide's that take part, None where all do.
+
+    ``gpu``: it is on a GPU, where both arrays may be, as the CUDA module's own."""
+    image = check_image(image, gpu=gpu)
+    height, width = image.shape[:2]
+    if config.objective != "residual":
+        return make(height, width, None).run(image, guide, warm=warm, progress=progress)
+    if guide is None:
+        raise InputError("guide is None; the residual objective corrects a prior, needs one")
+    guide = check_guide(guide, height, width, gpu=gpu)
+    classes = frequent_classes(guide)
+    guide = restricted(guide, classes)
+    refiner = make(height, width, classes)
+    if len(classes) == 1:  # nothing to decide
+        result = refiner.run(image, guide, steps=0, warm=warm)
+        result.stats["stop_reason"] = "one class"
+    else:
+        result = refiner.run(image, guide, warm=warm, progress=progress)
+    return replace(result, classes=classes)

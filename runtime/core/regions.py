@@ -1,0 +1,35 @@
+"""Connected regions of a label map."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.checks import check_count
+from runtime.device.choose import backend
+from runtime.errors import InputError
+
+
+def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """4-connected regions of equal label; small ones join the neighbour with the longest border.
+
+    Parameters
+    ----------
+    labels : (H, W) integers.
+    min_area : regions under this many pixels are merged, smallest first; they take the label of
+        the region that they join. 0 merges nothing.
+
+    Returns
+    -------
+    regions (H, W) int32, numbered 1, 2, ... in the order of their first pixel; labels (H, W) int32
+    after merging.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:
+        raise InputError(f"labels is {array.shape} {array.dtype}; wanted (H, W) integers")
+    if array.min() < -(2**31) or array.max() >= 2**31:
+        raise InputError(f"labels span {array.min()} to {array.max()}; wanted 32-bit integers")
+    min_area = check_count("min_area", min_area, 0, 2**62)
+    regions, merged, _ = backend("cpu").connected_regions(
+        np.ascontiguousarray(array, np.int32), min_area
+    )
+    return regions, merged
