@@ -16,9 +16,9 @@ from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import refine, refine_with
 from runtime.core.resize import resize
-from runtime.engine import OnnxEngine
+from runtime.engines.graph_refiner import GraphRefiner
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend, VerificationFailed
-from runtime.graph_refiner import GraphRefiner
 from runtime.preprocess import Preprocess
 from runtime.prior import KMeansPrior
 

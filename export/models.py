@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend
 from runtime.preprocess import Preprocess, are_sides, read_json
 from runtime.prior import check_imgsz, fixed_size

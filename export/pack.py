@@ -30,7 +30,7 @@ from runtime.bundle import (
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend
 from runtime.preprocess import Preprocess
 from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities

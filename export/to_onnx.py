@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.models import PriorModel, serialised
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
 from runtime.preprocess import MAX_SIDE, Preprocess
 

@@ -6,7 +6,7 @@ from runtime.core.options import RefineOptions
 from runtime.core.refiner import Refinement, Refiner, refine
 from runtime.core.regions import connected_regions
 from runtime.device.choose import devices, target, targets
-from runtime.engine import OnnxEngine, load_engine
+from runtime.engines.onnx import OnnxEngine, load_engine
 
 __dist__ = "dynaguide-edge"
 __version__ = "0.1.0"

@@ -104,7 +104,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
     """Read every file against its hash: what each is, and the first problem."""
-    from runtime.tensorrt_build import read_header
+    from runtime.engines.plan import read_header
 
     manifest, out, first = bundle.manifest, [], None
     entries = [("graph", e) for e in manifest["graphs"].values()]

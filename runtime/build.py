@@ -7,14 +7,10 @@ from typing import Any
 
 from runtime.bundle import Bundle, file_entry, ports_entry
 from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
+from runtime.engines.plan import check_receipt, engine_key
+from runtime.engines.tensorrt import load_tensorrt, supported_compute_capabilities
+from runtime.engines.tensorrt_build import build_engine
 from runtime.errors import BundleError, InputError, MissingBackend
-from runtime.tensorrt_build import (
-    build_engine,
-    check_receipt,
-    engine_key,
-    load_tensorrt,
-    supported_compute_capabilities,
-)
 
 RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime
 BACKENDS = ("onnx", *RUNTIMES)  # what can run a bundle's graphs
@@ -111,7 +107,7 @@ def build(
     Raises
     ------
     VerificationFailed : the engine computes in another precision than ``precision``.
-    And what :func:`runtime.tensorrt_build.build_engine` raises.
+    And what :func:`runtime.engines.tensorrt_build.build_engine` raises.
     """
     shapes: Any = {name: tuple(map(tuple, three)) for name, three in entry["shapes"].items()}
     capabilities = entry["compute_capabilities"] if entry["runtime"] == "tensorrt_rtx" else ()

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.core.config import RefineConfig
-from runtime.engine import Port, check_self_contained
+from runtime.engines.onnx_file import check_self_contained
+from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.preprocess import Preprocess
 

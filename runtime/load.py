@@ -15,9 +15,9 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
-from runtime.engine import OnnxEngine
+from runtime.engines.graph_refiner import GraphRefiner
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.graph_refiner import GraphRefiner
 from runtime.prior import KMeansPrior, NetworkPrior
 
 
@@ -60,7 +60,7 @@ def open_graph(
         raise InputError(f"backend {backend!r} runs on a GPU; device is {device!r}",
                          fix="device='cuda', or backend='onnx'")  # fmt: skip
     found = fitting_engine(bundle, graph, backend, index)
-    from runtime.tensorrt_engine import TensorRTEngine
+    from runtime.engines.tensorrt_engine import TensorRTEngine
 
     engine = TensorRTEngine(
         bundle.read(found),

@@ -16,7 +16,8 @@ from runtime.core.resize import resize
 from runtime.core.silhouette import distinct_rows
 from runtime.device import transfer
 from runtime.device.choose import backend
-from runtime.engine import Port, load_engine
+from runtime.engines.onnx import load_engine
+from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
 from runtime.preprocess import Preprocess, are_sides, read_json
 
@@ -24,7 +25,7 @@ KMEANS_SAMPLES = 20_000
 
 
 class Engine(Protocol):
-    """What a prior needs of a frozen network (runtime/engine.py, runtime/tensorrt_engine.py)."""
+    """What a prior needs of a frozen network (runtime/engine.py, runtime/engines/tensorrt_engine.py)."""
 
     backend: str
     inputs: list[Port]

@@ -6,72 +6,37 @@ needs its GPU and has not been run.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import logging
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from runtime.checks import check_count
 from runtime.device.driver import CudaDevice, cuda_absence, cuda_devices
-from runtime.engine import Port
-from runtime.errors import (
-    BundleError,
-    DeviceError,
-    InputError,
-    MissingBackend,
-    VerificationFailed,
+from runtime.engines.plan import engine_receipt, network_receipt
+from runtime.engines.port import Port, Shape, Shapes
+from runtime.engines.tensorrt import (
+    DTYPES,
+    LOG,
+    REBUILD,
+    bridge_log,
+    load_pycuda,
+    load_tensorrt,
+    supported_compute_capabilities,
 )
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
-REBUILD = "python -m runtime build BUNDLE"
-INSTALL = {
-    "tensorrt": "pip install 'dynaguide-edge[trt]'; on a Jetson it comes with JetPack: apt-get "
-    "install python3-libnvinfer, and a venv made with --system-site-packages",
-    "tensorrt_rtx": "pip install 'dynaguide-edge[rtx]'",
-}
 AUTO_WORKSPACE = 2**31  # most that is taken unasked; else a quarter of the free memory
-_LOG = logging.getLogger("dg.tensorrt")
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 Progress = Callable[[str, float], object]
-
-# TensorRT's names of types, as ONNX Runtime spells them, and of the ones that layers compute in.
-DTYPES = {
-    "FLOAT": "tensor(float)",
-    "HALF": "tensor(float16)",
-    "BF16": "tensor(bfloat16)",
-    "INT8": "tensor(int8)",
-    "INT32": "tensor(int32)",
-    "INT64": "tensor(int64)",
-    "UINT8": "tensor(uint8)",
-    "BOOL": "tensor(bool)",
-}
-_PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-_MATRIX = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"}
-_PLUMBING = set(
-    "CAST CONCATENATION CONSTANT FILL GATHER IDENTITY SHAPE SHUFFLE SLICE SQUEEZE UNSQUEEZE".split()
-)
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|insufficient (memory|workspace)|MemoryAllocation|within workspace limit"
     r"|amount of GPU memory",
     re.IGNORECASE,
 )
-
-
-class PlanHeader(NamedTuple):
-    """What a plan says of itself: its size in bytes, and the version that built it."""
-
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)
@@ -93,45 +58,6 @@ class Built:
     compute_capabilities: tuple[str, ...]
     workspace: int | None
     timing_cache: bytes | None
-
-
-def load_tensorrt(runtime: str) -> Any:
-    """The module ``tensorrt`` or ``tensorrt_rtx``, of a version that this package knows.
-
-    Raises
-    ------
-    InputError : another name.
-    MissingBackend : not installed, without its libraries, or of another version.
-    """
-    if runtime not in INSTALL:
-        raise InputError(f"runtime is {runtime!r}; wanted 'tensorrt' or 'tensorrt_rtx'")
-    trt: Any
-    try:
-        if runtime == "tensorrt":
-            import tensorrt
-
-            trt = tensorrt
-        else:
-            import tensorrt_rtx
-
-            trt = tensorrt_rtx
-    except (ImportError, OSError) as error:  # OSError: the library beside the module
-        raise MissingBackend(f"{runtime} is needed, but {error}", fix=INSTALL[runtime]) from error
-    version = str(getattr(trt, "__version__", "of an unknown version"))
-    number = [int(part) for part in re.findall(r"\d+", version)[:2]]
-    if not hasattr(trt, "Builder") or (runtime == "tensorrt" and not [10, 3] <= number < [12]):
-        raise MissingBackend(
-            f"{runtime} {version} is installed; wanted TensorRT 10.3 or later, below 12",
-            fix=INSTALL[runtime],
-        )
-    return trt
-
-
-def supported_compute_capabilities() -> list[str]:
-    """What the installed TensorRT for RTX can build for, e.g. ["7.5", "8.0", ...]."""
-    names = dir(load_tensorrt("tensorrt_rtx").ComputeCapability)
-    numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
-    return [f"{number // 10}.{number % 10}" for number in numbers]
 
 
 def build_engine(
@@ -306,7 +232,7 @@ def _build(
     free = None if device is None else cuda_devices()[device].free_bytes
     if free is not None:
         if workspace is not None and workspace > free:
-            _LOG.warning("workspace of %s bytes cut to the %s that are free", workspace, free)
+            LOG.warning("workspace of %s bytes cut to the %s that are free", workspace, free)
         workspace = min(workspace or min(free // 4, AUTO_WORKSPACE), free)
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
@@ -315,7 +241,7 @@ def _build(
         raise _failure(runtime, log, workspace, free)
     plan = bytes(serialized)
     if runtime == "tensorrt":
-        receipt |= _engine_receipt(trt, log, plan, shapes)
+        receipt |= engine_receipt(trt, log, plan, shapes)
     return Built(
         plan=plan,
         inputs=inputs,
@@ -404,44 +330,6 @@ def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) ->
     )
 
 
-@functools.cache
-def bridge_log(trt: Any) -> Any:
-    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and keeps the last lines.
-
-    There is one for the process: TensorRT ignores a second one while anything uses the first.
-    Errors and warnings keep their level; information and chatter become DEBUG. ``lines`` holds the
-    last 50 errors and warnings since ``clear()``; ``summary()`` is the first error (the cause) and
-    what came of it.
-    """
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: deque[str] = deque(maxlen=50)
-            self.errors: list[str] = []
-
-        def clear(self) -> None:
-            self.lines.clear()
-            self.errors.clear()
-
-        def log(self, severity: Any, message: str) -> None:
-            level = logging.DEBUG
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                level = logging.ERROR
-                self.errors = [*self.errors[:3], message]
-            elif severity == trt.ILogger.WARNING:
-                level = logging.WARNING
-            if level > logging.DEBUG:
-                self.lines.append(message)
-            _LOG.log(level, "%s", message)
-
-        def summary(self) -> str:
-            said = self.errors or self.lines
-            return "; then ".join(line[:400] for line in said) or "it does not say why"
-
-    return Log()
-
-
 def _monitor(trt: Any) -> Any:
     """A progress monitor: puts (phase, fraction of the whole) into ``events``; can be cancelled."""
 
@@ -493,194 +381,3 @@ def _current(device: int) -> Iterator[None]:
         yield
     finally:
         cuda.Context.pop()
-
-
-def load_pycuda() -> Any:
-    """The module pycuda.driver, initialised.
-
-    Raises
-    ------
-    MissingBackend : not installed, or no driver.
-    """
-    try:
-        import pycuda.driver as cuda
-    except ImportError as error:  # also without the driver's library
-        raise MissingBackend(
-            f"PyCUDA is needed to run engines, but {error}",
-            fix="pip install pycuda; for a missing libcuda install NVIDIA's driver",
-        ) from error
-    try:
-        cuda.init()
-    except cuda.Error as error:
-        raise MissingBackend(
-            f"PyCUDA does not start: {error}", fix="python -m runtime doctor"
-        ) from error
-    return cuda
-
-
-def network_receipt(network: Any) -> dict[str, Any]:
-    """How many layers of a parsed network compute in which precision; see ``Built``."""
-    layers: Counter[str] = Counter()
-    matrix: Counter[str] = Counter()
-    quantize = other = 0
-    made_by: dict[str, str] = {}  # tensor -> kind of its layer
-    for layer in map(network.get_layer, range(network.num_layers)):
-        kind, output = layer.type.name, layer.get_output(0)
-        precision = None if output is None else _PRECISIONS.get(output.dtype.name)
-        if output is not None:
-            made_by[output.name] = kind
-        if kind in ("QUANTIZE", "DEQUANTIZE"):
-            quantize += 1
-        elif precision is None or kind in _PLUMBING:
-            other += 1
-        else:
-            if kind in _MATRIX:
-                read = layer.get_input(0)
-                int8 = made_by.get(read.name) == "DEQUANTIZE"
-                precision = "int8" if int8 else _PRECISIONS.get(read.dtype.name, precision)
-                matrix[precision] += 1
-            layers[precision] += 1
-    return {
-        "source": "network",
-        "layers": dict(layers),
-        "matrix": dict(matrix),
-        "quantize": quantize,
-        "other": other,
-    }
-
-
-def _engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str, Any]:
-    """The same counts from a built engine, read back on its device by the engine inspector."""
-    runtime = trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise DeviceError(f"the engine just built cannot be loaded: {log.summary()}")
-    inspector = engine.create_engine_inspector()
-    if any(three[0] != three[2] for three in shapes.values()):
-        context = engine.create_execution_context()  # types are known for known shapes alone
-        if context is None or not all(
-            context.set_input_shape(name, usual) for name, (_, usual, _) in shapes.items()
-        ):
-            raise DeviceError(f"the engine just built takes no shapes: {log.summary()}")
-        inspector.execution_context = context
-    return inspector_receipt(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def inspector_receipt(text: str) -> dict[str, Any]:
-    """``source``, ``layers``, ``matrix`` and ``other`` from the engine inspector's JSON."""
-    layers: Counter[str] = Counter()
-    matrix: Counter[str] = Counter()
-    other = 0
-    for layer in json.loads(text)["Layers"]:
-        details = layer if isinstance(layer, dict) else {}  # a name alone tells nothing
-        kind = f"{details.get('LayerType', '')} {details.get('ParameterType', '')}".lower()
-        is_matrix = re.search("conv|gemm|matrix|matmul|einsum|mha", kind) is not None
-        ports = details.get("Inputs" if is_matrix else "Outputs") or [{}]
-        precision = _format_precision(
-            ports[0].get("Format/Datatype") or ports[0].get("Datatype", "")
-        )
-        plumbing = re.search("reformat|noop|constant|shape|shuffle|signal|wait|cast", kind)
-        if precision is None or (plumbing and not is_matrix):
-            other += 1
-            continue
-        layers[precision] += 1
-        if is_matrix:
-            matrix[precision] += 1
-    return {"source": "engine", "layers": dict(layers), "matrix": dict(matrix), "other": other}
-
-
-def _format_precision(text: str) -> str | None:
-    """ "Row major linear FP16 format" -> "fp16"; None for integers and what is unknown."""
-    words = {"int8": "int8", "fp8": "fp8", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16",
-             "half": "fp16", "float16": "fp16", "fp32": "fp32", "float": "fp32",
-             "float32": "fp32"}  # fmt: skip
-    found = [words[word] for word in re.findall(r"\w+", text.lower()) if word in words]
-    return found[0] if found else None
-
-
-def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
-    """Whether an engine computes in the precision that was asked for.
-
-    Parameters
-    ----------
-    receipt : ``Built.receipt``.
-    asked : "fp32": every layer; "fp16": at least half of the convolutions and matrix products;
-        "int8": some of them, with quantise layers in the network.
-
-    Raises
-    ------
-    VerificationFailed : it does not.
-    """
-    layers, matrix = Counter(receipt["layers"]), Counter(receipt["matrix"])
-    products = sum(matrix.values())
-    lower = sum(layers.values()) - layers["fp32"]
-    problem = ""
-    if asked not in ("fp32", "fp16", "int8"):
-        raise InputError(f"asked is {asked!r}; wanted 'fp32', 'fp16' or 'int8'")
-    if not layers:
-        problem = "no layer's precision is known"
-    elif asked == "fp32" and (lower or receipt["quantize"]):
-        problem = f"{lower} layers are below FP32, {receipt['quantize']} quantise"
-    elif asked == "fp16" and not layers["fp16"]:
-        problem = "no layer computes in FP16"
-    elif asked == "fp16" and 2 * matrix["fp16"] < products:
-        problem = f"only {matrix['fp16']} of {products} convolutions and matrix products are FP16"
-    elif asked == "int8" and not receipt["quantize"]:
-        problem = "the model has no quantise or dequantise layer"
-    elif asked == "int8" and not matrix["int8"]:
-        problem = f"none of {products} convolutions and matrix products is INT8"
-    if problem:
-        counts = ", ".join(f"{n} {name}" for name, n in sorted(layers.items()))
-        raise VerificationFailed(
-            f"{asked} was asked for, but {problem} ({receipt['source']}: {counts or 'nothing'})",
-            fix="precision is in the ONNX graph: export it again with or without --half or --int8",
-        )
-
-
-def read_header(plan: bytes) -> PlanHeader | None:
-    """What the first bytes of a plan say, read without TensorRT: for messages, not for trust.
-
-    The layout was found by looking at plans of TensorRT for RTX 1.7: "vtrt", the size at byte 16
-    (u64, little endian), the version at byte 24 (four bytes).
-
-    Returns
-    -------
-    None for a layout that is not known.
-
-    Raises
-    ------
-    BundleError : a plan that is cut short or longer than it says, or that starts with JSON.
-    """
-    if plan[:4] == b"vtrt"[: max(1, len(plan))]:
-        size = int.from_bytes(plan[16:24], "little")
-        if len(plan) < 28 or size != len(plan):
-            wanted = f"; it says {size}" if len(plan) >= 24 else ""
-            raise BundleError(
-                f"the plan has {len(plan)} bytes{wanted}: it was cut short or changed",
-                fix=f"copy it again as binary, or build it again: {REBUILD}",
-            )
-        return PlanHeader(size, ".".join(map(str, plan[24:28])))
-    length = int.from_bytes(plan[:4], "little")
-    if plan[4:5] == b"{" and length < 2**24:
-        raise BundleError(
-            f"{length} bytes of JSON metadata stand before the plan, as Ultralytics writes them; "
-            f"TensorRT reads raw plans alone",
-            fix=f"drop the first {length + 4} bytes",
-        )
-    return None
-
-
-def engine_key(
-    onnx: bytes,
-    flags: Mapping[str, Any],
-    *,
-    runtime: str,
-    version: str,
-    compute_capabilities: Sequence[str],
-    gpu_name: str | None = None,
-    l4t: str | None = None,
-) -> str:
-    """16 hexadecimal digits: the same for the same model, flags, version and device."""
-    facts = [runtime, version, list(compute_capabilities), gpu_name, l4t]
-    text = json.dumps([hashlib.sha256(onnx).hexdigest(), dict(flags), *facts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -21,16 +21,10 @@ import numpy as np
 
 from runtime.device import transfer
 from runtime.device.transfer import Buffer
-from runtime.engine import Port
+from runtime.engines.plan import read_header
+from runtime.engines.port import Port
+from runtime.engines.tensorrt import DTYPES, REBUILD, bridge_log, load_pycuda, load_tensorrt
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
-from runtime.tensorrt_build import (
-    DTYPES,
-    REBUILD,
-    bridge_log,
-    load_pycuda,
-    load_tensorrt,
-    read_header,
-)
 
 MOST_SESSIONS = 4  # sets of buffers that are kept, one for each combination of input shapes
 ONE_CLASS = "one class covers the whole picture"

@@ -1,0 +1,1 @@
+"""Frozen networks: ONNX Runtime, TensorRT and TensorRT for RTX."""

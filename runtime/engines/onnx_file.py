@@ -1,0 +1,128 @@
+"""Checks of an ONNX file before ONNX Runtime reads it: its size, and where its weights lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from runtime.errors import BundleError, InputError
+
+MAX_BYTES = 2**31  # protobuf's own limit
+
+
+def check_self_contained(data: bytes, name: str) -> None:
+    """BundleError unless ``data`` looks like ONNX and keeps all weights inside."""
+    if not 0 < len(data) < MAX_BYTES:
+        raise BundleError(f"{name} has {len(data)} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
+    try:
+        outside = next(external_locations(data), None)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{name} is no ONNX file: {error}", fix="export it again") from error
+    if outside is not None:
+        raise BundleError(
+            f"{name} keeps weights in {outside!r}, outside of itself; not loaded",
+            fix="save the model without external data",
+        )
+
+
+def check_file(path: Path) -> None:
+    if not _is_file(path):
+        raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
+    size = path.stat().st_size
+    if not 0 < size < MAX_BYTES:
+        raise BundleError(f"{path} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
+    folder = path.parent.resolve()
+    try:
+        locations = set(external_locations(path.read_bytes()))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
+    for location in locations:
+        parts = PurePosixPath(location.replace("\\", "/")).parts
+        outside = PurePosixPath(location).is_absolute() or ".." in parts
+        if outside or not _stays_in(folder, location):
+            raise BundleError(
+                f"{path} keeps weights in {location!r}, outside its own folder; not loaded",
+                fix="save the model with its data beside it (onnx.save_model, location='NAME')",
+            )
+        if not _is_file(folder / location):
+            raise BundleError(f"{path} needs its weights file {location!r}, which is missing")
+
+
+def _is_file(path: Path) -> bool:
+    """False also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _stays_in(folder: Path, location: str) -> bool:
+    """Whether the location, links followed, is in the folder; a loop of links is not."""
+    try:
+        return (folder / location).resolve().is_relative_to(folder)
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+# Where onnx.proto keeps tensors: message -> {field: message inside}. A tensor's field 13 holds its
+# external_data entries (key 1, value 2).
+_NESTED = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def external_locations(data: bytes) -> Iterator[str]:
+    """Every external data location in a serialised ModelProto, whatever runtime will read it."""
+    todo = [("model", memoryview(data))]
+    while todo:
+        kind, message = todo.pop()
+        entry: dict[int, memoryview] = {}
+        for number, value in _fields(message):
+            if kind == "entry":
+                entry[number] = value
+            elif number in _NESTED[kind]:
+                todo.append((_NESTED[kind][number], value))
+        if kind == "entry" and bytes(entry.get(1, b"")) == b"location":
+            yield bytes(entry.get(2, b"")).decode()
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of the length-delimited fields of a protobuf message."""
+    at, size = 0, len(message)
+
+    def varint() -> int:
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    while at < size:
+        key = varint() & 0xFFFFFFFF  # as protobuf reads it
+        wire = key & 7
+        if wire == 2:
+            length = varint()
+            if at + length > size:
+                raise ValueError("a field reaches past the end of the file")
+            yield key >> 3, message[at : at + length]
+            at += length
+        elif wire == 0:
+            varint()
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")

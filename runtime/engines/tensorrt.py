@@ -1,0 +1,130 @@
+"""TensorRT's Python packages: which one is here, its log, and PyCUDA."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections import deque
+from typing import Any
+
+from runtime.errors import InputError, MissingBackend
+
+REBUILD = "python -m runtime build BUNDLE"
+INSTALL = {
+    "tensorrt": "pip install 'dynaguide-edge[trt]'; on a Jetson it comes with JetPack: apt-get "
+    "install python3-libnvinfer, and a venv made with --system-site-packages",
+    "tensorrt_rtx": "pip install 'dynaguide-edge[rtx]'",
+}
+LOG = logging.getLogger("dg.tensorrt")
+# TensorRT's names of types, as ONNX Runtime spells them, and of the ones that layers compute in.
+DTYPES = {
+    "FLOAT": "tensor(float)",
+    "HALF": "tensor(float16)",
+    "BF16": "tensor(bfloat16)",
+    "INT8": "tensor(int8)",
+    "INT32": "tensor(int32)",
+    "INT64": "tensor(int64)",
+    "UINT8": "tensor(uint8)",
+    "BOOL": "tensor(bool)",
+}
+
+
+def load_tensorrt(runtime: str) -> Any:
+    """The module ``tensorrt`` or ``tensorrt_rtx``, of a version that this package knows.
+
+    Raises
+    ------
+    InputError : another name.
+    MissingBackend : not installed, without its libraries, or of another version.
+    """
+    if runtime not in INSTALL:
+        raise InputError(f"runtime is {runtime!r}; wanted 'tensorrt' or 'tensorrt_rtx'")
+    trt: Any
+    try:
+        if runtime == "tensorrt":
+            import tensorrt
+
+            trt = tensorrt
+        else:
+            import tensorrt_rtx
+
+            trt = tensorrt_rtx
+    except (ImportError, OSError) as error:  # OSError: the library beside the module
+        raise MissingBackend(f"{runtime} is needed, but {error}", fix=INSTALL[runtime]) from error
+    version = str(getattr(trt, "__version__", "of an unknown version"))
+    number = [int(part) for part in re.findall(r"\d+", version)[:2]]
+    if not hasattr(trt, "Builder") or (runtime == "tensorrt" and not [10, 3] <= number < [12]):
+        raise MissingBackend(
+            f"{runtime} {version} is installed; wanted TensorRT 10.3 or later, below 12",
+            fix=INSTALL[runtime],
+        )
+    return trt
+
+
+def supported_compute_capabilities() -> list[str]:
+    """What the installed TensorRT for RTX can build for, e.g. ["7.5", "8.0", ...]."""
+    names = dir(load_tensorrt("tensorrt_rtx").ComputeCapability)
+    numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
+    return [f"{number // 10}.{number % 10}" for number in numbers]
+
+
+@functools.cache
+def bridge_log(trt: Any) -> Any:
+    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and keeps the last lines.
+
+    There is one for the process: TensorRT ignores a second one while anything uses the first.
+    Errors and warnings keep their level; information and chatter become DEBUG. ``lines`` holds the
+    last 50 errors and warnings since ``clear()``; ``summary()`` is the first error (the cause) and
+    what came of it.
+    """
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: deque[str] = deque(maxlen=50)
+            self.errors: list[str] = []
+
+        def clear(self) -> None:
+            self.lines.clear()
+            self.errors.clear()
+
+        def log(self, severity: Any, message: str) -> None:
+            level = logging.DEBUG
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                level = logging.ERROR
+                self.errors = [*self.errors[:3], message]
+            elif severity == trt.ILogger.WARNING:
+                level = logging.WARNING
+            if level > logging.DEBUG:
+                self.lines.append(message)
+            LOG.log(level, "%s", message)
+
+        def summary(self) -> str:
+            said = self.errors or self.lines
+            return "; then ".join(line[:400] for line in said) or "it does not say why"
+
+    return Log()
+
+
+def load_pycuda() -> Any:
+    """The module pycuda.driver, initialised.
+
+    Raises
+    ------
+    MissingBackend : not installed, or no driver.
+    """
+    try:
+        import pycuda.driver as cuda
+    except ImportError as error:  # also without the driver's library
+        raise MissingBackend(
+            f"PyCUDA is needed to run engines, but {error}",
+            fix="pip install pycuda; for a missing libcuda install NVIDIA's driver",
+        ) from error
+    try:
+        cuda.init()
+    except cuda.Error as error:
+        raise MissingBackend(
+            f"PyCUDA does not start: {error}", fix="python -m runtime doctor"
+        ) from error
+    return cuda
