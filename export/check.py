@@ -19,8 +19,8 @@ from runtime.core.resize import resize
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend, VerificationFailed
-from runtime.preprocess import Preprocess
-from runtime.prior import KMeansPrior
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.preprocess import Preprocess
 
 # Least share of equal labels over all pictures, and largest difference relative to the largest
 # score, against FP32.

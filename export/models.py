@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend
-from runtime.preprocess import Preprocess, are_sides, read_json
-from runtime.prior import check_imgsz, fixed_size
+from runtime.prior.network import check_imgsz, fixed_size
+from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -127,7 +127,7 @@ def kmeans() -> PriorModel:
 def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     """An existing ONNX segmentation network; its metadata_props say how to feed it.
 
-    Metadata: what :meth:`runtime.preprocess.Preprocess.from_metadata` reads, ``classes`` (JSON list
+    Metadata: what :meth:`runtime.prior.preprocess.Preprocess.from_metadata` reads, ``classes`` (JSON list
     of names), ``output`` (starts with "probabilities" or "labels"), ``licence``.
 
     Parameters

@@ -32,8 +32,9 @@ from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend
-from runtime.preprocess import Preprocess
-from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior, as_probabilities
+from runtime.prior.preprocess import Preprocess
 
 TARGETS = ("onnx", "rtx", "trt")
 Say = Callable[[str], None]

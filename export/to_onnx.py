@@ -15,7 +15,7 @@ import numpy as np
 from export.models import PriorModel, serialised
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
-from runtime.preprocess import MAX_SIDE, Preprocess
+from runtime.prior.preprocess import MAX_SIDE, Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -298,7 +298,7 @@ def _set_metadata(
     imgsz: tuple[int, int],
     dynamic: bool,
 ) -> None:
-    """The keys that other programs parse, and those that runtime/preprocess.py reads."""
+    """The keys that other programs parse, and those that runtime/prior/preprocess.py reads."""
     import onnx
 
     height, width = imgsz

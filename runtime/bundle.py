@@ -26,7 +26,7 @@ from runtime.core.config import RefineConfig
 from runtime.engines.onnx_file import check_self_contained
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError, SdkError
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 
 SCHEMA = "dg-bundle/1"
 MANIFEST = "manifest.json"

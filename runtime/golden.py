@@ -23,7 +23,7 @@ from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refinement, refine_with
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
-from runtime.prior import NetworkPrior, as_probabilities
+from runtime.prior.network import NetworkPrior, as_probabilities
 
 # At most so many steps: the published objectives are chaotic, kinks that rounding crosses grow.
 STEPS = {"residual": 10, "dynaguide": 3, "dynaseg": 3}

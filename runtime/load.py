@@ -18,7 +18,8 @@ from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.prior import KMeansPrior, NetworkPrior
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior
 
 
 class Loaded(NamedTuple):

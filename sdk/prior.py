@@ -12,7 +12,8 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import InputError
-from runtime.prior import KMeansPrior, NetworkPrior, check_imgsz
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior, check_imgsz
 
 
 class Prior(Protocol):

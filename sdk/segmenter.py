@@ -25,7 +25,7 @@ from runtime.device.choose import default_threads
 from runtime.device.driver import parse_device
 from runtime.device.transfer import mark, upload
 from runtime.errors import BundleError, EngineMismatch, InputError
-from runtime.prior import NetworkPrior, as_probabilities
+from runtime.prior.network import NetworkPrior, as_probabilities
 from sdk.image import load_image
 from sdk.prior import Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result

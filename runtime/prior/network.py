@@ -1,4 +1,4 @@
-"""Priors that a device can run: what gives a first, coarse segmentation of a picture."""
+"""A frozen segmentation network as a prior, and how its output becomes a guide."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.checks import check_count, check_positive
-from runtime.core import classes_cuda, resize
+from runtime.core import classes_cuda
 from runtime.core.resize import resize
-from runtime.core.silhouette import distinct_rows
+from runtime.core.resize import resized as resized_planes
 from runtime.device import transfer
 from runtime.device.choose import backend
 from runtime.engines.onnx import load_engine
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
-from runtime.preprocess import Preprocess, are_sides, read_json
-
-KMEANS_SAMPLES = 20_000
+from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 
 class Engine(Protocol):
@@ -36,47 +33,6 @@ class Engine(Protocol):
     def gpu_input(self, shape: tuple[int, ...]) -> transfer.Buffer | None: ...
 
     def on_gpu(self, array: Any) -> list[transfer.Buffer]: ...
-
-
-class KMeansPrior:
-    """K-means on CIE Lab colours, softened; no model, deterministic.
-
-    Distances to the cluster centres become probabilities, exp(-d / temperature) normalised.
-
-    Parameters
-    ----------
-    clusters : 1 to 256.
-    temperature : in Lab units (L from 0 to 100).
-    """
-
-    names: list[str] | None = None
-    backend = "opencv-kmeans"
-
-    def __init__(self, clusters: int = 5, temperature: float = 12.0) -> None:
-        self.clusters = check_count("clusters", clusters, 1, 256)
-        self.temperature = check_positive("temperature", temperature)
-
-    def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """(h, w, clusters) float32; fewer clusters when the picture has fewer colours."""
-        import cv2
-
-        lab = cv2.cvtColor(low, cv2.COLOR_RGB2Lab).reshape(-1, 3)
-        picked = np.linspace(0, len(lab) - 1, min(KMEANS_SAMPLES, len(lab))).astype(int)
-        samples = lab[picked]
-        distinct = distinct_rows(samples)
-        cv2.setRNGSeed(0)
-        criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
-        count, no_labels = min(self.clusters, distinct), np.zeros(0, np.int32)
-        _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
-        centres = np.asarray(found)
-        centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
-        square = np.empty((len(centres), len(lab)), np.float32)  # by cluster: NumPy is fast on that
-        for centre, out in zip(centres, square, strict=True):
-            away = lab - centre
-            np.einsum("ij,ij->i", away, away, out=out)
-        score: np.ndarray = np.sqrt(square) / -self.temperature
-        score = np.exp(score - score.max(0))
-        return np.ascontiguousarray((score / score.sum(0)).T).reshape(*low.shape[:2], -1)
 
 
 class NetworkPrior:
@@ -123,7 +79,7 @@ class NetworkPrior:
     ) -> NetworkPrior:
         """An .onnx file whose metadata_props say how to feed it.
 
-        Metadata, JSON where not plain: what :meth:`runtime.preprocess.Preprocess.from_metadata`
+        Metadata, JSON where not plain: what :meth:`runtime.prior.preprocess.Preprocess.from_metadata`
         reads, ``classes`` (list of names), ``output`` (starts with "probabilities" when the
         soft-max is in the graph).
 
@@ -144,7 +100,7 @@ class NetworkPrior:
         fixed = fixed_size(engine.inputs[0])
         preprocess = Preprocess.from_metadata(engine.metadata, name, fixed)
         if imgsz is not None:
-            preprocess = resized(preprocess, imgsz, fixed, name)
+            preprocess = with_input_size(preprocess, imgsz, fixed, name)
         soft = engine.metadata.get("output", "").startswith("probabilities")
         output = "probabilities" if soft else "logits"
         return cls(engine, preprocess, names=names, output=output, name=name)
@@ -174,7 +130,7 @@ class NetworkPrior:
         if tell is not None and classes > 1 and math.prod(pixels) > 1:
             if len(classes_cuda.winners(guide)) == 1:
                 tell()
-        return resize.resized(guide, size)
+        return resized_planes(guide, size)
 
     def guide(self, out: np.ndarray) -> np.ndarray:
         """The network's output as probabilities or labels."""
@@ -213,7 +169,7 @@ def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-def resized(
+def with_input_size(
     preprocess: Preprocess, imgsz: Any, fixed: tuple[int, int] | None, name: str
 ) -> Preprocess:
     """``preprocess`` with an input size that the user chose: (height, width), or the long side."""
@@ -262,7 +218,7 @@ def network_input(
     bgr: bool,
     to: transfer.Buffer | None = None,
 ) -> Any:
-    """What :class:`runtime.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
+    """What :class:`runtime.prior.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
     float32 on the GPU, (h, w) = size; in ``to``, if that is given."""
     return transfer.core_of(picture).network_input(
         picture, *size, mean, std, bgr, to, device=picture.device
