@@ -11,7 +11,7 @@ import numpy as np
 
 from export.models import PriorModel
 from export.precision import as_rounded_float32, fp16_overflow
-from runtime import golden
+from runtime.bundle import golden
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import refine, refine_with

@@ -17,16 +17,10 @@ from export.models import PriorModel
 from export.precision import to_half, to_int8
 from export.refine_step import build_map, build_step
 from export.to_onnx import freeze, frozen_preprocess
-from runtime import build as engines
-from runtime import golden
-from runtime.bundle import (
-    SCHEMA,
-    Bundle,
-    check_replaceable,
-    file_entry,
-    ports_entry,
-    write_bundle,
-)
+from runtime.bundle import engines, golden
+from runtime.bundle.manifest import SCHEMA, file_entry, ports_entry
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
@@ -325,7 +319,7 @@ def _initial(
     """The weights to start from, and whether they were trained beforehand."""
     if path is None:
         return parameters.initial_state(config, classes), False
-    from runtime.bundle import load_tensors
+    from runtime.bundle.read import load_tensors
 
     try:
         data = path.read_bytes()

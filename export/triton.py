@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from runtime.bundle import Bundle
+from runtime.bundle.read import Bundle
 from runtime.errors import InputError
 
 _TYPES = {

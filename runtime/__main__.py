@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import Bundle, add_engine
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import add_engine
 from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.core.config import RefineConfig
 from runtime.device.driver import (
@@ -44,12 +45,12 @@ def _parser() -> Parser:
     doctor = commands.add_parser("doctor", help="what is installed here, and what is wrong with it")
     inspect = commands.add_parser("inspect", help="what is in a bundle; needs no TensorRT")
     check = commands.add_parser("check", help="whether a bundle gives its golden answers here")
-    build = commands.add_parser("build", help="build the engines that a bundle lacks here")
+    engines = commands.add_parser("build", help="build the engines that a bundle lacks here")
     for command, work in (
         (doctor, _doctor),
         (inspect, _inspect),
         (check, _check),
-        (build, _build),
+        (engines, _build),
     ):
         command.set_defaults(run=work)
         command.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -57,15 +58,15 @@ def _parser() -> Parser:
             command.add_argument("bundle", metavar="BUNDLE", type=some_path, help="its folder")
     check.add_argument("--device", default="cpu", help="where graphs run: cpu, cuda, cuda:1")
     check.add_argument("--engines", action="store_true", help="fail unless every engine runs here")
-    build.add_argument("--target", choices=["trt", "rtx"], help="the bundle's own by default")
-    build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
-    build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
-    build.add_argument("--workspace", help="GiB (2), MiB (2048M) or auto; the bundle's own")
-    build.add_argument(
+    engines.add_argument("--target", choices=["trt", "rtx"], help="the bundle's own by default")
+    engines.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
+    engines.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
+    engines.add_argument("--workspace", help="GiB (2), MiB (2048M) or auto; the bundle's own")
+    engines.add_argument(
         "--timing-cache", type=some_path, metavar="FILE", help="read and written (trt)"
     )
-    build.add_argument("--force", action="store_true", help="also what is up to date")
-    build.add_argument("--dry-run", action="store_true", help="only say what would be built")
+    engines.add_argument("--force", action="store_true", help="also what is up to date")
+    engines.add_argument("--dry-run", action="store_true", help="only say what would be built")
     return parser
 
 
@@ -421,20 +422,20 @@ def _environment() -> str:
 
 
 def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
-    from runtime import load
+    from runtime.bundle import open
 
-    loaded = load.open_graph(bundle, name, backend="onnx", device=device)
+    loaded = open.open_graph(bundle, name, backend="onnx", device=device)
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"
 
 
 def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> dict[str, float]:
-    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as runtime/load.py takes
+    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as runtime/bundle/open.py takes
     them."""
-    from runtime import golden, load
+    from runtime.bundle import golden, open
 
-    opened, _ = load.open_prior(bundle, **prior)
-    refinement, config = load.open_refinement(bundle, **refine), bundle.refine()
+    opened, _ = open.open_prior(bundle, **prior)
+    refinement, config = open.open_refinement(bundle, **refine), bundle.refine()
     worst: dict[str, float] = {}
     for entry in bundle.manifest["golden"]:
         steps, arrays = entry["steps"], bundle.tensors(entry)
@@ -450,7 +451,7 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
             opened,
             config,
             refinement.make(replace(config, steps=steps)),
-            warm=load.starts_trained(bundle, config),
+            warm=open.starts_trained(bundle, config),
             name=f"{bundle.name}/{entry['file']}",
         )
         for key, value in result.items():
@@ -461,7 +462,7 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
 
 def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: bool) -> None:
     """Load the engines that fit this machine, and ask them for the golden answers."""
-    from runtime.build import RUNTIMES
+    from runtime.bundle.engines import RUNTIMES
 
     engines = bundle.manifest["engines"]
     if required and not engines:
@@ -483,16 +484,16 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
 
 
 def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
-    from runtime import load
+    from runtime.bundle import open
 
     problem = cuda_problem()
     if problem is not None:
         why = str(problem).partition("\n")[0]
         raise MissingBackend(f"no GPU: {why}", fix=problem.fix) from problem
-    found = load.fitting_engine(bundle, entry["graph"], target, index)
+    found = open.fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
         raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
-    loaded = load.open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
+    loaded = open.open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"
 
@@ -507,24 +508,24 @@ def _no_engines(bundle: Bundle) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from runtime import build
+    from runtime.bundle import engines
 
     start = time.perf_counter()
     bundle, index = Bundle.open(args.bundle), gpu_index(args.device)
     gpus = cuda_devices()
     if gpus and index >= len(gpus):
         raise InputError(f"device is {index}; wanted 0 to {len(gpus) - 1}")
-    build.check_recipe(bundle.manifest)
+    engines.check_recipe(bundle.manifest)
     recipe = dict(bundle.manifest["recipe"])
     if args.workspace is not None:
         recipe["workspace"] = workspace_bytes(args.workspace)
     if args.compute_capability is not None:
         recipe["compute_capabilities"] = list(capabilities(args.compute_capability))
     manifest = {**bundle.manifest, "recipe": recipe}
-    graphs = dict(build.graph_bytes(bundle))
+    graphs = dict(engines.graph_bytes(bundle))
     wanted, skipped = _wanted(manifest, graphs, args.target, index)
     if "tensorrt_rtx" in {entry["runtime"] for entry in wanted}:
-        build.check_targets(["rtx"], recipe["compute_capabilities"])
+        engines.check_targets(["rtx"], recipe["compute_capabilities"])
     if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
         raise InputError(
             "timing-cache is for target trt; TensorRT for RTX times nothing while it builds",
@@ -552,7 +553,7 @@ def _build(args: argparse.Namespace) -> int:
         for entry, why in todo:
             bar.say(f"build {entry['graph']} with {_TITLES[entry['runtime']]} ({why})")
             timed = entry["runtime"] == "tensorrt"
-            whole, plan, times = build.build(
+            whole, plan, times = engines.build(
                 entry,
                 graphs[entry["graph"]],
                 bundle.manifest["graphs"][entry["graph"]]["precision"],
@@ -619,7 +620,7 @@ def _wanted(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Every engine for the targets, and the targets that cannot be built here. Without ``target``,
     those of the recipe, else "trt"; one of them must be buildable."""
-    from runtime.build import RUNTIMES, wanted_engines
+    from runtime.bundle.engines import RUNTIMES, wanted_engines
 
     named = manifest["recipe"].get("targets")
     listed = [t for t in RUNTIMES if isinstance(named, list) and t in named]

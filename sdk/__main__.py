@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.build import BACKENDS
+from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.cli import Parser, run, some_path
 from runtime.core.config import PRESETS

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle.read import Bundle
 from runtime.errors import InputError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, check_imgsz

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import runtime
-from runtime.build import BACKENDS
-from runtime.bundle import Bundle
+from runtime.bundle.engines import BACKENDS
+from runtime.bundle.read import Bundle
 from runtime.checks import check_count, check_guide, check_positive, on_gpu
 from runtime.core.classes import known_shares
 from runtime.core.classes_cuda import merge, take, winners
@@ -31,7 +31,7 @@ from sdk.prior import Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result
 
 if TYPE_CHECKING:
-    from runtime.load import Refinement
+    from runtime.bundle.open import Refinement
     from sdk.stream import StreamState
 
 
@@ -142,25 +142,25 @@ class Segmenter:
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, self_test: str
     ) -> None:
         """Load what was asked for from the bundle, and nothing else."""
-        from runtime import load
+        from runtime.bundle import open
 
         if imgsz is not None:
             raise InputError("imgsz is fixed by the bundle", fix="leave it out, or export again")
-        self.prior, loaded = load.open_prior(
+        self.prior, loaded = open.open_prior(
             bundle, backend=backend, device=self.device, threads=self.threads
         )
         if refine_backend not in ("native", *BACKENDS):
             raise InputError(
                 f"refine_backend is {refine_backend!r}; wanted 'native' or one of {BACKENDS}"
             )
-        self._refinement = load.open_refinement(
+        self._refinement = open.open_refinement(
             bundle,
             backend=refine_backend,
             device=self._core if refine_backend == "native" else self.device,
             threads=self.threads,
             new=self._refiner,
         )
-        self._trained = self.refine is not None and load.starts_trained(bundle, self.refine)
+        self._trained = self.refine is not None and open.starts_trained(bundle, self.refine)
         refine_text = self._refinement.text or self._core_text()
         self._info |= {
             "bundle": str(bundle.path),
@@ -171,7 +171,7 @@ class Segmenter:
         }
         run_by = (runtime.__version__, self.device, self.prior.backend, refine_text)
         try:
-            self._info["self_test"] = load.self_test(
+            self._info["self_test"] = open.self_test(
                 bundle, self.prior, self._refinement, when=self_test, run_by=run_by
             )
         except BundleError as error:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import runtime
-from runtime.bundle import load_tensors
+from runtime.bundle.read import load_tensors
 from runtime.checks import UnknownGuide, check_count, check_positive, on_gpu
 from runtime.core import classes_cuda, parameters
 from runtime.core.classes import frequent_classes, match_classes, restricted

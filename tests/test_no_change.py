@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.bundle import Bundle
+from runtime.bundle.read import Bundle
 from runtime.core.config import PRESETS, RefineConfig
 from sdk import Segmenter
 

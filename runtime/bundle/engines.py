@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.bundle import Bundle, file_entry, ports_entry
+from runtime.bundle.manifest import file_entry, ports_entry
+from runtime.bundle.read import Bundle
 from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
 from runtime.engines.plan import check_receipt, engine_key
 from runtime.engines.tensorrt import load_tensorrt, supported_compute_capabilities

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle.read import Bundle
 from runtime.checks import check_guide
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refinement, refine_with

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime import golden
-from runtime.build import BACKENDS, RUNTIMES
-from runtime.bundle import Bundle
+from runtime.bundle import golden
+from runtime.bundle.engines import BACKENDS, RUNTIMES
+from runtime.bundle.read import Bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner

@@ -1,0 +1,1 @@
+"""Bundles: the manifest, reading, writing, golden vectors, and what a bundle runs."""

@@ -1,0 +1,248 @@
+"""The manifest: its form, its seal, and how it is read from bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from runtime.core.config import RefineConfig
+from runtime.engines.port import Port
+from runtime.errors import BundleError, SdkError
+from runtime.prior.preprocess import Preprocess
+
+SCHEMA = "dg-bundle/1"
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 2**22
+FILE_BYTES = 2**31 - 1  # of one file
+DEPTH = 20  # of the manifest's lists and objects
+GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
+
+
+def ports_entry(ports: list[Port]) -> list[dict[str, Any]]:
+    """Ports as the manifest writes them: dtype "float32", free dimensions by name or -1."""
+    plain = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+    return [
+        {
+            "name": p.name,
+            "dtype": plain.get(p.dtype, p.dtype.removeprefix("tensor(").removesuffix(")")),
+            "shape": [-1 if n is None else n for n in p.shape],
+        }
+        for p in ports
+    ]
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the sha256 of its own content, which catches a change by hand."""
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    return body | {"sha256": hashlib.sha256(_canonical(body)).hexdigest()}
+
+
+def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
+    """A manifest from its bytes, its form checked to the last key."""
+    if len(data) > MANIFEST_BYTES:
+        raise BundleError(f"{name} has {len(data)} bytes; at most {MANIFEST_BYTES}")
+    try:
+        manifest = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} cannot be read: {short(error)}") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        came = repr(schema[:80]) if isinstance(schema, str) else f"of type {type(schema).__name__}"
+        raise BundleError(
+            f"{name} has schema {came}; this version reads {SCHEMA!r}",
+            fix="export the bundle again with this version, or update the SDK",
+        )
+    try:
+        _check_depth(manifest)
+        _check(manifest, _SPEC, "manifest")
+        sealed = seal(manifest)["sha256"]
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name}: {short(error)}") from error
+    if sealed != manifest["sha256"]:
+        raise BundleError(f"{name} was changed after it was written")
+    files = [entry["file"] for entry in entries(manifest)]
+    if len({*files, MANIFEST}) < len(files) + 1:
+        raise BundleError(f"{name} lists a file twice, or itself")
+    if manifest["preprocess"] is not None:
+        Preprocess.from_manifest(manifest["preprocess"])
+    kind = manifest["prior"]["kind"]
+    if (kind == "network") != ("prior" in manifest["graphs"]) or (
+        (kind == "network") != (manifest["preprocess"] is not None)
+    ):
+        raise BundleError(f"{name}: prior, graphs and preprocess do not fit together")
+    try:
+        RefineConfig(**manifest["refine"])
+    except (SdkError, TypeError, OverflowError) as error:
+        raise BundleError(f"{name}: refine: {short(error)}") from error
+    for engine in manifest["engines"]:
+        if engine["graph"] not in manifest["graphs"]:
+            raise BundleError(f"{name}: engine for an unknown graph {engine['graph']!r}")
+    return manifest
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    """UTF-8, which half a surrogate pair does not have: no such name can be printed or saved."""
+    text = json.dumps(
+        body, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+    return text.encode()
+
+
+def short(error: Exception) -> str:
+    """Without its fix, and without megabytes of what somebody wrote into the manifest."""
+    text = str(error).split("\n  fix: ")[0]
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError(f"a key comes twice among {sorted(key for key, _ in pairs)[:8]}")
+    return out
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every file that the manifest lists."""
+    return [
+        *manifest["graphs"].values(),
+        manifest["init"],
+        *manifest["engines"],
+        *manifest["golden"],
+        manifest["licence"],
+    ]
+
+
+def _check_depth(value: Any) -> None:
+    """ValueError when lists and objects are nested deeper than printing and copying them can go."""
+    level = [value]
+    for _ in range(DEPTH):
+        nested = [v for v in level if isinstance(v, (dict, list))]
+        level = [v for box in nested for v in (box.values() if isinstance(box, dict) else box)]
+    if level:
+        raise ValueError(f"lists and objects are nested more than {DEPTH} deep")
+
+
+class _Text(NamedTuple):
+    """A string that matches a pattern."""
+
+    pattern: str
+
+
+class _Count(NamedTuple):
+    """A whole number in a range."""
+
+    low: int
+    high: int
+
+
+class _Number(NamedTuple):
+    """A number in a range."""
+
+    low: float
+    high: float
+
+
+_PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
+_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # nothing that steers a terminal
+_FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
+_SHAPE = [(_Count(-1, 2**31), _Text(r".{1,100}"))]
+_PORT = {"name": _Text(r".{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
+_PORTS = [_PORT]
+_GRAPH = _FILE | {
+    "opset": _Count(1, 1000),
+    "precision": _Text("fp32|fp16|int8|int8[+]fp16"),
+    "inputs": _PORTS,
+    "outputs": _PORTS,
+    "kept_fp32": [_ANY],
+}
+_ENGINE = _FILE | {
+    "key": _Text("[0-9a-f]{16}"),
+    "graph": _Text("|".join(GRAPHS)),
+    "runtime": _Text("tensorrt|tensorrt_rtx"),
+    "version": _Text(r"[0-9]{1,5}([.][0-9]{1,5}){1,3}"),
+    "compute_capabilities": [_Text("[0-9]{1,2}[.][0-9]")],
+    "gpu_name": (_ANY, None),
+    "l4t": (_ANY, None),
+    "platform": _ANY,
+    "shapes": dict,
+    "flags": dict,
+    "receipt": dict,
+    "seconds": _Number(0, 10**6),
+    "inputs": _PORTS,
+    "outputs": _PORTS,
+}
+_PRIOR_NETWORK = {"kind": _Text("network"), "output": _Text("logits|probabilities|labels")}
+_PRIOR_KMEANS = {
+    "kind": _Text("kmeans"),
+    "clusters": _Count(1, 256),
+    "temperature": _Number(1e-3, 1e3),
+}
+_SPEC: dict[str, Any] = {
+    "schema": _Text(re.escape(SCHEMA)),
+    "name": _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}"),
+    "created": _Text(r"[0-9TZ:.+-]{1,40}"),
+    "sdk": _Text(r"[0-9A-Za-z.+-]{1,40}"),
+    "prior": (_PRIOR_NETWORK, _PRIOR_KMEANS),
+    "model": {"name": _ANY, "trained": bool},
+    "preprocess": (dict, None),
+    "classes": ([_ANY], None),
+    "graphs": {f"{name}?": _GRAPH for name in GRAPHS},
+    "refine": dict,
+    "init": _FILE,
+    "engines": [_ENGINE],
+    "golden": [_FILE | {"steps": _Count(0, 100)}],
+    "verification": dict,
+    "recipe": dict,
+    "licence": _FILE | {"text": _ANY},
+    "sha256": _Text("[0-9a-f]{64}"),
+}
+
+
+def _check(value: Any, spec: Any, where: str) -> None:
+    """ValueError, naming the place, unless ``value`` has the form of ``spec``."""
+    if isinstance(spec, _Text):
+        fits = isinstance(value, str) and re.fullmatch(spec.pattern, value) is not None
+    elif isinstance(spec, _Count):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = whole and spec.low <= value <= spec.high
+    elif isinstance(spec, _Number):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = number and spec.low <= value <= spec.high
+    elif isinstance(spec, tuple):  # one of these
+        problems = []
+        for choice in spec:
+            try:
+                return _check(value, choice, where)
+            except ValueError as error:
+                problems.append(str(error))
+        raise ValueError(problems[0])
+    elif isinstance(spec, list):
+        fits = isinstance(value, list)
+        for i, item in enumerate(value if fits else ()):
+            _check(item, spec[0], f"{where}[{i}]")
+    elif isinstance(spec, dict):  # exactly these keys; "key?" may be missing
+        fits = isinstance(value, dict)
+        if fits:
+            keys = {key.removesuffix("?"): item for key, item in spec.items()}
+            missing = sorted(k for k in spec if not k.endswith("?") and k not in value)
+            if missing or not set(value) <= set(keys):
+                unknown = sorted(set(value) - set(keys))
+                raise ValueError(f"{where} lacks {missing} or has unknown {unknown}")
+            for key, item in value.items():
+                _check(item, keys[key], f"{where}.{key}")
+    else:
+        fits = value is None if spec is None else isinstance(value, spec)
+    if not fits:
+        raise ValueError(f"{where} is {str(value)[:80]!r}, which does not fit")
+
+
+def file_entry(file: str, data: bytes) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}

@@ -1,0 +1,165 @@
+"""The bundle: a folder with a manifest, ONNX files, initial weights, engines and golden vectors.
+
+Reading trusts nothing: the manifest's form, every path, size and hash are checked, and the bytes
+that were hashed are the bytes that are used. Hashes catch damage and mix-ups; whoever can rewrite a
+bundle can rewrite its hashes, so an engine, which is native code, is as trustworthy as its origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime.bundle.manifest import MANIFEST, MANIFEST_BYTES, entries, parse_manifest, ports_entry
+from runtime.core.config import RefineConfig
+from runtime.engines.onnx_file import check_self_contained
+from runtime.engines.port import Port
+from runtime.errors import BundleError, InputError
+from runtime.prior.preprocess import Preprocess
+
+
+class Bundle(NamedTuple):
+    """A bundle whose manifest has been checked; files are checked when they are read."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and check the manifest.
+
+        Raises
+        ------
+        InputError : no such folder.
+        BundleError : no bundle, damaged, of another schema, or with paths that leave it.
+        """
+        folder = Path(path)
+        if not os.path.isdir(folder):  # False, too, for names that no folder can have
+            fix = "unpack it" if os.path.isfile(folder) else f"seen from {os.path.abspath('.')}"
+            raise InputError(f"{str(folder)[:200]} is no folder; a bundle is one", fix=fix)
+        if not os.path.lexists(folder / MANIFEST):
+            raise BundleError(
+                f"{str(folder)[:200]} is no bundle: it has no {MANIFEST}",
+                fix="python -m export makes bundles; name the folder that it wrote",
+            )
+        data = read_file(folder, MANIFEST, None)
+        manifest = parse_manifest(data, f"{folder.name}/{MANIFEST}")
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def names(self) -> list[str] | None:
+        """Class names, or None."""
+        return self.manifest["classes"]
+
+    def read(self, entry: Mapping[str, Any]) -> bytes:
+        """The bytes of a file that the manifest lists, of the listed size and sha256."""
+        data = read_file(self.path, entry["file"], entry["size"])
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry["sha256"]:
+            raise BundleError(
+                f"{self.name}/{entry['file']} has sha256 {found[:16]}..., "
+                f"the manifest says {entry['sha256'][:16]}...",
+            )
+        return data
+
+    def graph(self, name: str) -> bytes:
+        """The ONNX bytes of a graph, without external data."""
+        if name not in self.manifest["graphs"]:
+            raise BundleError(
+                f"{self.name} has no graph {name!r}; "
+                f"it has {', '.join(self.manifest['graphs']) or 'none'}",
+            )
+        data = self.read(self.manifest["graphs"][name])
+        check_self_contained(data, f"{self.name}/{name}.onnx")
+        return data
+
+    def check_ports(self, name: str, inputs: list[Port], outputs: list[Port]) -> None:
+        """BundleError unless a loaded graph has the inputs and outputs that the manifest says."""
+        entry = self.manifest["graphs"][name]
+        for kind, ports in (("inputs", inputs), ("outputs", outputs)):
+            if ports_entry(ports) != entry[kind]:
+                raise BundleError(
+                    f"{self.name}: graph {name!r} has {kind} {str(ports_entry(ports))[:800]}, "
+                    f"the manifest says {str(entry[kind])[:800]}",
+                )
+
+    def tensors(self, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of a safetensors file."""
+        return load_tensors(self.read(entry), f"{self.name}/{entry['file']}")
+
+    def preprocess(self) -> Preprocess | None:
+        """How the prior's network is fed; None without a network."""
+        entry = self.manifest["preprocess"]
+        return None if entry is None else Preprocess.from_manifest(entry)
+
+    def refine(self) -> RefineConfig:
+        """The refinement that the graphs were exported with."""
+        return RefineConfig(**self.manifest["refine"])
+
+    def check_files(self) -> None:
+        """Read and check every file."""
+        for entry in entries(self.manifest):
+            self.read(entry)
+
+
+def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """Arrays of safetensors bytes; BundleError when they are none."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+    except ImportError as error:
+        from runtime.errors import MissingBackend
+
+        raise MissingBackend(
+            f"safetensors is needed to read {name}, but {error}", fix="pip install safetensors"
+        ) from error
+    try:
+        arrays = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise BundleError(f"{name} is no safetensors file: {error}") from error
+    return {key: np.array(value) for key, value in arrays.items()}
+
+
+def read_file(folder: Path, file: str, size: int | None) -> bytes:
+    """The bytes of a regular file inside ``folder``; symbolic links are not followed."""
+    *folders, name = file.split("/")
+    where = f"{folder.name}/{file}"
+    opened: list[int] = []
+    try:
+        opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        for part in folders:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            opened.append(os.open(part, flags, dir_fd=opened[-1]))
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not block
+        opened.append(os.open(name, flags, dir_fd=opened[-1]))
+        info = os.fstat(opened[-1])
+        most = MANIFEST_BYTES if size is None else size
+        if not stat.S_ISREG(info.st_mode):
+            raise BundleError(f"{where} is no regular file")
+        if info.st_size > most or (size is not None and info.st_size != size):
+            wanted = f"at most {most}" if size is None else f"the manifest says {size}"
+            raise BundleError(f"{where} has {info.st_size} bytes; {wanted}")
+        parts, left = [], most + 1
+        while left and (part_read := os.read(opened[-1], min(left, 2**24))):
+            parts.append(part_read)
+            left -= len(part_read)
+        return b"".join(parts)
+    except FileNotFoundError as error:
+        raise BundleError(f"{where} is missing") from error
+    except OSError as error:
+        raise BundleError(
+            f"{where} cannot be read: {error.strerror} (links are not followed)"
+        ) from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

@@ -1,0 +1,195 @@
+"""Writing a bundle whole or not at all, and adding an engine to one."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle.manifest import (
+    MANIFEST,
+    MANIFEST_BYTES,
+    file_entry,
+    parse_manifest,
+    seal,
+    short,
+)
+from runtime.bundle.read import Bundle
+from runtime.errors import BundleError, InputError
+
+
+def write_bundle(
+    path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes]
+) -> Bundle:
+    """Write a bundle beside its place, read it back, and rename it into place.
+
+    An existing bundle is replaced; anything else of that name is left alone. A crash leaves the old
+    bundle, or none between two renames, never half of one; the next writer cleans up.
+
+    Raises
+    ------
+    InputError : ``path`` is something other than a bundle, or cannot be written.
+    BundleError : manifest and files do not fit together; nothing is written.
+    """
+    check_replaceable(path)
+    place = Path(os.path.realpath(Path(path)))  # a link to a bundle keeps pointing there
+    data = _sealed(manifest)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place)
+        work = Path(tempfile.mkdtemp(prefix=_work_prefix(place), dir=place.parent))
+        try:
+            with _locked(work):
+                _fill(work / "new", {**files, MANIFEST: data})
+                Bundle.open(work / "new").check_files()
+                check_replaceable(place)  # still
+                if place.exists():
+                    place.rename(work / "old")
+                (work / "new").rename(place)
+                _sync_folder(place.parent)
+        finally:
+            _put_back(work, place)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return Bundle.open(path)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """InputError when ``path`` is something that an export must not overwrite."""
+    folder = Path(path)  # "" is "."
+    try:
+        replaceable = not os.path.exists(folder) or not os.listdir(folder)
+        if not replaceable:  # a damaged bundle counts, another program's manifest.json does not
+            with (folder / MANIFEST).open("rb") as file:
+                replaceable = b'"dg-bundle/' in file.read(MANIFEST_BYTES)
+    except OSError:
+        replaceable = False
+    if not replaceable:
+        raise InputError(
+            f"{str(folder)[:200]} exists and is no bundle; it is left alone",
+            fix="choose another with -o",
+        )
+
+
+def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
+    """Put an engine into a bundle: the file first, then the manifest that names it, each renamed
+    into place. An engine of the same key leaves the manifest before its file is replaced."""
+    if not file_entry(entry["file"], plan).items() <= entry.items():
+        raise BundleError(f"{entry['file']} is not the engine that its entry describes")
+    try:
+        with _locked(bundle.path):
+            manifest = Bundle.open(bundle.path).manifest  # with what others have added meanwhile
+            others = [e for e in manifest["engines"] if e["key"] != entry["key"]]
+            without = _sealed({**manifest, "engines": others})
+            whole = _sealed({**manifest, "engines": [*others, dict(entry)]})
+            parse_manifest(whole, f"{bundle.name}/{MANIFEST}")
+            if len(others) < len(manifest["engines"]):
+                _replace(bundle.path, MANIFEST, without)
+            _replace(bundle.path, entry["file"], plan)
+            _replace(bundle.path, MANIFEST, whole)
+    except OSError as error:
+        raise _unwritable(bundle.path, error) from error
+    return Bundle.open(bundle.path)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}",
+        fix="make room or give yourself the right to write there, or choose another place",
+    )
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest's file."""
+    try:
+        return (json.dumps(seal(manifest), indent=1) + "\n").encode()
+    except ValueError as error:  # NaN, half a surrogate pair
+        raise BundleError(
+            f"the manifest cannot be written: {short(error)}", fix="see the value it names"
+        ) from error
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder with ``files``, all on the disk."""
+    folder.mkdir()
+    for file, data in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        _write_synced(folder / file, data)
+    for inner in {(folder / file).parent for file in files}:
+        _sync_folder(inner)
+
+
+def _replace(folder: Path, file: str, data: bytes) -> None:
+    """Write ``file`` under another name and rename it; never through a link."""
+    target = folder / file
+    if target.parent.is_symlink():
+        raise BundleError(f"{folder.name}/{file} lies behind a link; not written")
+    target.parent.mkdir(exist_ok=True)
+    prefix = f".{target.name}.partial-"
+    for name in os.listdir(target.parent):
+        if name.startswith(prefix):  # of a writer that was killed
+            (target.parent / name).unlink()
+    partial = target.with_name(prefix + secrets.token_hex(4))
+    try:
+        _write_synced(partial, data)
+        partial.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder's lock, which ends with its holder; BlockingIOError when another has it."""
+    import fcntl  # not on every system that can import this
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _work_prefix(place: Path) -> str:
+    return f".{place.name}.partial-"
+
+
+def _put_back(work: Path, place: Path) -> None:
+    """Remove a writer's folder; a bundle that it has moved away goes back if its place is free."""
+    if (work / "old").exists():
+        # What is half removed must never be taken for what has to go back.
+        (work / "old").rename(work / "trash" if place.exists() else place)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Clean up after writers that were killed."""
+    for name in os.listdir(place.parent):
+        if name.startswith(_work_prefix(place)) and not (place.parent / name).is_symlink():
+            try:
+                with _locked(place.parent / name, wait=False):
+                    _put_back(place.parent / name, place)
+            except OSError:  # its writer is at work, or it is none of ours
+                continue
