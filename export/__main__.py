@@ -8,9 +8,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from runtime.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.errors import InputError
+from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words
 

@@ -365,12 +365,12 @@ def _shapes(
     if name != "prior":
         sizes = [options.refine.working_size(*s) for s in sizes]
     config = options.refine
-    parameters, buffers = parameters.shapes(
+    weights, buffers = parameters.shapes(
         config, classes if config.objective == "residual" else config.channels or 1
     )
     lengths = {
         "classes": classes,
-        "parameters": sum(int(np.prod(s)) for s in parameters.values()),
+        "parameters": sum(int(np.prod(s)) for s in weights.values()),
         "buffers": sum(int(np.prod(s)) for s in buffers.values()),
     }
     out = {}

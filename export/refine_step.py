@@ -581,11 +581,11 @@ def build_step(
     if options.objective == "dynaguide":
         assign = g.input("assign", INT64, (p.classes,))
     lengths = (_length(shapes) if clusters else "parameters", _length(buffer_shapes))
-    parameters = g.input("parameters", FLOAT, lengths[:1])
+    weights = g.input("parameters", FLOAT, lengths[:1])
     momenta = g.input("momenta", FLOAT, lengths[:1])
     buffers = g.input("buffers", FLOAT, lengths[1:])
 
-    net = _Network(g, p, options, shapes, parameters, clusters)
+    net = _Network(g, p, options, shapes, weights, clusters)
     r = _response(g, p, net)
     if residual:
         dr = _residual_losses(g, p, options, r)
@@ -595,7 +595,7 @@ def build_step(
     if not residual:
         gradient = gradient / p.n
     velocity = g.op("Add", momenta * options.momentum, gradient, name="momenta_out")
-    g.op("Sub", parameters, velocity * float(options.lr or 0), name="parameters_out")
+    g.op("Sub", weights, velocity * float(options.lr or 0), name="parameters_out")
     g.op("Add", buffers * 0.9, _statistics(g, p, net) * 0.1, name="buffers_out")
     g.output("parameters_out", FLOAT, lengths[:1])
     g.output("momenta_out", FLOAT, lengths[:1])
@@ -644,13 +644,13 @@ def build_map(
     running = None
     if state is not None:
         flat = parameters.flatten(options, clusters or 1, state)
-        parameters, running = g.constant(flat[0]), g.constant(flat[2])
+        weights, running = g.constant(flat[0]), g.constant(flat[2])
     else:
         length = _length(shapes) if clusters else "parameters"
-        parameters = g.input("parameters", FLOAT, (length,))
+        weights = g.input("parameters", FLOAT, (length,))
         if options.final_bn == "running":
             running = g.input("buffers", FLOAT, (_length(buffer_shapes),))
-    net = _Network(g, p, options, shapes, parameters, clusters)
+    net = _Network(g, p, options, shapes, weights, clusters)
     named = None
     if running is not None:
         parts = g.split(running, [int(np.prod(s)) for s in buffer_shapes.values()])

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
-from runtime.cli import Parser, run, some_path
 from runtime.core.config import PRESETS
 from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.tools.cli import Parser, run, some_path
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.capture import shown_name
 from sdk.image import write_atomic

@@ -1,52 +1,51 @@
-"""Questions to a guide's classes: which ones matter, which a cluster overlaps, how they are renumbered."""
+"""Decisions about the classes of a guide: which ones take part, and what a cluster or column is.
+
+Each function works where its array is: :func:`classes_of` picks the module that computes there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from runtime.checks import UnknownGuide, on_gpu, sum_classes
-from runtime.core.classes_cuda import hard, pairs, shares, take
+from runtime.checks import UnknownGuide, on_gpu
+from runtime.core import classes_cuda, classes_host
 from runtime.device.choose import backend
 
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 
 
+def classes_of(array: Any) -> ModuleType:
+    """The module that computes where ``array`` is: ``classes_host`` or ``classes_cuda``."""
+    return classes_cuda if on_gpu(array) else classes_host
+
+
 def known_shares(guide: Any) -> np.ndarray:
-    """(C,) float64 means of a guide (H, W, C) on a GPU that is no NaN and not all zero."""
-    share = shares(guide)
-    if not share.max() > 0:
+    """(C,) float64: the mean of each class of a guide, wherever it is.
+
+    Raises
+    ------
+    UnknownGuide : the guide is zero everywhere, or has NaN.
+    """
+    share = classes_of(guide).shares(guide)
+    if not (share.size and share.max() > 0):
         raise UnknownGuide("guide is zero (unknown) everywhere, or has NaN")
     return share
 
 
-def frequent_classes(guide: np.ndarray) -> np.ndarray:
-    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide, also of one on a
-    GPU."""
-    if on_gpu(guide):
-        share = known_shares(guide)
-    elif guide.ndim == 2:
-        share = np.bincount(guide[guide >= 0]) / guide.size
-    else:
-        share = guide.mean((0, 1), dtype=np.float64)
+def frequent_classes(guide: Any) -> np.ndarray:
+    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide."""
+    share = known_shares(guide)
     return np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
 
 
-def restricted(guide: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def restricted(guide: Any, classes: np.ndarray) -> Any:
     """(H, W, K) float32 probabilities of ``classes`` alone: each pixel sums to 1, or is all zero
     where the guide knows none of them. On the GPU if the guide is."""
-    if on_gpu(guide):
-        return take(guide, classes, True)
-    if guide.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
-        column = np.full(max(guide.max(), classes.max()) + 2, len(classes))
-        column[classes] = np.arange(len(classes))
-        return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[guide]]
-    soft = guide.take(classes, -1, mode="clip")
-    soft[..., classes >= guide.shape[2]] = 0
-    total = sum_classes(soft)
-    return soft / np.where(total > 0, total, 1)
+    return classes_of(guide).take(guide, classes, True)
 
 
 def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
@@ -94,13 +93,42 @@ def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int
     of the CUDA module."""
     if guide is None:
         return np.full(clusters, -1, np.int32)
-    if on_gpu(labels) and on_gpu(guide) and guide.ndim == 3:
-        table = pairs(labels, hard(guide)[0], clusters, guide.shape[2])
-    else:
+    if not (on_gpu(labels) and on_gpu(guide) and guide.ndim == 3):
         labels, guide = np.asarray(labels), np.asarray(guide)
-        hard = guide if guide.ndim == 2 else np.where(guide.sum(-1) > 0, guide.argmax(-1), -1)
-        known = hard >= 0
-        count = max(1, int(hard.max()) + 1)
-        pairs = labels[known].astype(np.int64) * count + hard[known]
-        table = np.bincount(pairs, minlength=clusters * count).reshape(clusters, count)
+    module = classes_of(guide)
+    hard, _ = module.hard(guide)
+    count = guide.shape[2] if guide.ndim == 3 else max(1, int(hard.max()) + 1)
+    table = module.pairs(labels, hard, clusters, count)
     return np.where(table.any(1), table.argmax(1), -1).astype(np.int32)
+
+
+def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
+    """The guide's own classes that occur at all: (H, W, K) float32 probabilities, where the guide
+    is, and (K,) int32.
+
+    Raises
+    ------
+    UnknownGuide : the guide is zero everywhere, or has NaN.
+    """
+    classes = np.flatnonzero(known_shares(guide)).astype(np.int32)
+    return classes_of(guide).take(guide, classes, False), classes
+
+
+def merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Scores (H, W, K) with the columns of one class added up, and the class of each column.
+    Columns without a class (clusters that lie in unknown pixels only) are dropped."""
+    kept = np.unique(classes[classes >= 0])
+    if len(kept) == len(classes):
+        return scores, classes
+    to = np.where(classes >= 0, np.searchsorted(kept, classes), -1)
+    return classes_of(scores).merge(scores, to, len(kept)), kept
+
+
+def winning_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The columns of scores (H, W, K) that are the largest of some pixel, and their classes. The
+    others could win between pixels only, where their neighbours are as good."""
+    module = classes_of(scores)
+    found = module.winners(scores)
+    if len(found) < len(classes):
+        scores = module.take(scores, found, False)
+    return scores, classes[found]

@@ -1,0 +1,1 @@
+"""The commands of python -m runtime, and what all command lines share."""

@@ -1,0 +1,193 @@
+"""python -m runtime build: the engines that a bundle lacks on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import add_engine
+from runtime.device.driver import cuda_devices
+from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.tools.cli import Bar, capabilities, gpu_index, workspace_bytes
+from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_words, size
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from runtime.bundle import engines
+
+    start = time.perf_counter()
+    bundle, index = Bundle.open(args.bundle), gpu_index(args.device)
+    gpus = cuda_devices()
+    if gpus and index >= len(gpus):
+        raise InputError(f"device is {index}; wanted 0 to {len(gpus) - 1}")
+    engines.check_recipe(bundle.manifest)
+    recipe = dict(bundle.manifest["recipe"])
+    if args.workspace is not None:
+        recipe["workspace"] = workspace_bytes(args.workspace)
+    if args.compute_capability is not None:
+        recipe["compute_capabilities"] = list(capabilities(args.compute_capability))
+    manifest = {**bundle.manifest, "recipe": recipe}
+    graphs = dict(engines.graph_bytes(bundle))
+    wanted, skipped = _wanted(manifest, graphs, args.target, index)
+    if "tensorrt_rtx" in {entry["runtime"] for entry in wanted}:
+        engines.check_targets(["rtx"], recipe["compute_capabilities"])
+    if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
+        raise InputError(
+            "timing-cache is for target trt; TensorRT for RTX times nothing while it builds",
+            fix="leave it out",
+        )
+    reasons = [_why(bundle, entry, args.force) for entry in wanted]
+    todo = [(entry, why) for entry, why in zip(wanted, reasons, strict=True) if why]
+    kept = [entry for entry, why in zip(wanted, reasons, strict=True) if not why]
+    document: dict[str, Any] = {
+        "bundle": str(bundle.path),
+        "built": [],
+        "up_to_date": [entry["key"] for entry in kept],
+        "not_built_here": skipped,
+        "to_build": [{k: e[k] for k in ("graph", "key", "runtime")} | {"why": w} for e, w in todo],
+    }
+    for problem in skipped:
+        print(f"not built here: {problem['target']}: {problem['error']}", file=sys.stderr)
+    lines = [_told_engine("up to date", entry) for entry in kept]
+    if args.dry_run:
+        lines += [_told_engine("would build", entry, f"why: {why}") for entry, why in todo]
+        finish(args.json, document, lines)
+        return 0
+    plans, cache = [], _Cache(args.timing_cache)
+    with Bar() as bar:
+        for entry, why in todo:
+            bar.say(f"build {entry['graph']} with {TITLES[entry['runtime']]} ({why})")
+            timed = entry["runtime"] == "tensorrt"
+            whole, plan, times = engines.build(
+                entry,
+                graphs[entry["graph"]],
+                bundle.manifest["graphs"][entry["graph"]]["precision"],
+                device=index,
+                timing_cache=cache.times if timed else None,
+                progress=bar.progress,
+            )
+            if timed:
+                cache.write(times)
+            plans.append((whole, plan))
+    for whole, plan in plans:  # all or none: an interrupted build has changed nothing
+        bundle = add_engine(bundle, whole, plan)
+        document["built"].append(whole)
+        file = f"{whole['file']}, {size(whole['size'])}, {whole['seconds']:.1f} s"
+        lines.append(_told_engine("built", whole, file, receipt_words(whole["receipt"])))
+    document["seconds"] = round(time.perf_counter() - start, 3)
+    document["next"] = f"python -m runtime check {bundle.path}"
+    lines.append(f"{len(plans)} built, {len(kept)} up to date, {document['seconds']:.1f} s")
+    lines.append(f"next         {document['next']}")
+    finish(args.json, document, lines)
+    return 0
+
+
+def _told_engine(state: str, entry: Mapping[str, Any], *more: str) -> str:
+    head = f"{state:13}{entry['graph']} {entry['key']}"
+    return "\n".join([head, *(f"{'':13}{line}" for line in (engine_words(entry), *more))])
+
+
+class _Cache:
+    """TensorRT's timings, in a file that need not be there yet."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.times: bytes | None = None
+        if path is None:
+            return
+        if not path.parent.is_dir():  # said now, not after the build
+            raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
+        try:
+            self.times = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
+
+    def write(self, times: bytes | None) -> None:
+        """Rename a new file into place."""
+        if self.path is None or times is None:
+            return
+        self.times = times
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            try:
+                partial.write_bytes(times)
+                partial.replace(self.path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"timing cache {self.path} cannot be written: {error.strerror}"
+            ) from error
+
+
+def _wanted(
+    manifest: Mapping[str, Any], graphs: Mapping[str, bytes], target: str | None, index: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Every engine for the targets, and the targets that cannot be built here. Without ``target``,
+    those of the recipe, else "trt"; one of them must be buildable."""
+    from runtime.bundle.engines import RUNTIMES, wanted_engines
+
+    named = manifest["recipe"].get("targets")
+    listed = [t for t in RUNTIMES if isinstance(named, list) and t in named]
+    targets = [target] if target else listed or ["trt"]
+    wanted: list[dict[str, Any]] = []
+    missing: list[tuple[str, MissingBackend]] = []
+    for name in targets:
+        try:
+            wanted += wanted_engines(manifest, graphs, name, device=index)
+        except MissingBackend as error:
+            missing.append((name, error))
+    if missing and not wanted:
+        first = missing[0][1]
+        if target is None and not listed:
+            raise MissingBackend(
+                f"the bundle names no target with engines, and {as_json(first)['error']}",
+                fix=f"{first.fix}; or choose --target rtx",
+            ) from first
+        raise first
+    return wanted, [{"target": name, **as_json(absence)} for name, absence in missing]
+
+
+def _why(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
+    """Why an engine has to be built; nothing where the bundle has it."""
+    own = [
+        e
+        for e in bundle.manifest["engines"]
+        if e["graph"] == entry["graph"] and e["runtime"] == entry["runtime"]
+    ]
+    if not own:
+        return "the bundle has none"
+    same = next((e for e in own if e["key"] == entry["key"]), None)
+    if same is None:
+        return _differences(own[-1], entry)
+    try:
+        bundle.read(same)
+    except BundleError as error:
+        return str(error).partition("\n")[0]
+    return "--force" if force else ""
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What became of a stale engine, as in "TensorRT 10.3.0 -> 10.7.0"."""
+    titles = {
+        "version": TITLES[new["runtime"]],
+        "compute_capabilities": "compute capability",
+        "gpu_name": "GPU",
+        "l4t": "L4T",
+    }
+
+    def change(title: str, one: Any, two: Any) -> str:
+        words = [", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (one, two)]
+        return f"{title} {words[0]} -> {words[1]}"
+
+    found = [change(titles[k], old[k], new[k]) for k in titles if old[k] != new[k]]
+    flags = [(k, old["flags"].get(k), value) for k, value in new["flags"].items()]
+    found += [change(name, one, two) for name, one, two in flags if one != two]
+    found += ["other shapes"] if old["shapes"] != new["shapes"] else []
+    return "; ".join(found) or "the graph has changed"

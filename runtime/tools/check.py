@@ -1,0 +1,216 @@
+"""python -m runtime check: whether a bundle gives its golden answers on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle.read import Bundle
+from runtime.device.driver import (
+    cuda_absence,
+    cuda_devices,
+    cuda_problem,
+    parse_device,
+    platform_tag,
+)
+from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend, SdkError
+from runtime.tools.inspect import read_all
+from runtime.tools.output import WIDTH, as_json, pairs, print_json, say, size, wrapped
+
+
+class _Checks:
+    """The checks that were made; each is printed as soon as it is known."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.done: list[dict[str, Any]] = []
+        self.failed: list[SdkError] = []
+
+    def make(
+        self, name: str, work: Callable[..., Any], *arguments: Any, may_miss: bool = False
+    ) -> Any:
+        """What ``work`` gives: None, or a text or numbers for the line. With ``may_miss``, a device
+        or a package that is not here, or is another one, is no failure."""
+        told: dict[str, Any] = {"check": name, "state": "ok"}
+        out = None
+        try:
+            out = work(*arguments)
+        except SdkError as error:
+            missing = isinstance(error, MissingBackend)
+            told |= {"state": "MISSING" if missing else "FAILED"} | as_json(error)
+            if may_miss and (missing or isinstance(error, EngineMismatch)):
+                told["state"] = "not run here"
+            else:
+                self.failed.append(error)
+        if isinstance(out, dict):
+            told["numbers"] = out
+        detail = told.get("error") or (pairs(out) if isinstance(out, dict) else out)
+        told["detail"] = detail if isinstance(detail, str) else ""
+        self.done.append(told)
+        if not self.quiet:
+            text = told["state"] + (f": {told['detail']}" if told["detail"] else "")
+            say(f"  {line}" for line in _columns(name, text))
+            if told.get("fix") and told["state"] != "not run here":
+                say(f"  {line}" for line in _columns("", f"fix: {told['fix']}"))
+        return out if told["state"] == "ok" else None
+
+    def count(self, state: str) -> int:
+        return sum(check["state"] == state for check in self.done)
+
+    def exit_code(self) -> int:
+        """5 for a bundle that is bad, 4 where something is missing, 1 where the device fails."""
+        codes = {5 if isinstance(error, InputError) else error.exit_code for error in self.failed}
+        return max(codes, default=0)
+
+
+def _columns(name: str, text: str) -> Iterator[str]:
+    head = f"{name:36}"
+    for line in wrapped(text, WIDTH - 38):
+        yield head + line
+        head = " " * 36
+
+
+def run_check(args: argparse.Namespace) -> int:
+    _, index = parse_device(args.device)
+    bundle = Bundle.open(args.bundle)
+    checks = _Checks(quiet=args.json)
+    for file in read_all(bundle)[0]:
+        checks.make(file["file"], _file_fits, file)
+    checks.make("environment", _environment)
+    if not checks.failed:
+        for name in bundle.manifest["graphs"]:
+            checks.make(f"graph {name}", _graph_fits, bundle, name, args.device)
+    if checks.failed:
+        checks.make("golden", _not_asked, may_miss=True)
+    else:
+        on_cpu, on_device = {"backend": "native"}, {"backend": "onnx", "device": args.device}
+        for refine in (on_cpu, on_device):
+            name = f"golden, refined by {refine['backend']}"
+            checks.make(name, _golden, bundle, {"device": args.device}, refine)
+        _check_engines(bundle, checks, index, required=args.engines)
+    code = checks.exit_code()
+    good, left = checks.count("ok"), checks.count("not run here")
+    bad, missing = checks.count("FAILED"), checks.count("MISSING")
+    if args.json:
+        document = {"bundle": str(bundle.path), "ok": not code, "device": args.device}
+        print_json(document | {"checks": checks.done} | as_json(next(iter(checks.failed), None)))
+    else:
+        verdict = "FAILED" if bad else "is not wholly checked" if missing else "is sound"
+        counts = ((good, "ok"), (bad, "failed"), (missing, "missing"), (left, "not run here"))
+        told = ", ".join(f"{count} {state}" for count, state in counts if count)
+        say([f"{bundle.name} {verdict}: {told}"])
+    return code
+
+
+def _file_fits(file: Mapping[str, Any]) -> str:
+    if not file["ok"]:
+        raise BundleError(file["error"], fix=file["fix"])
+    return f"sha256 {file['sha256'][:12]}, {size(file['size'])}"
+
+
+def _not_asked() -> None:
+    raise MissingBackend("what is damaged or lacks something gives no answers")
+
+
+def _environment() -> str:
+    """What the checks run on."""
+    from runtime.device.choose import target
+
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingBackend(
+            f"ONNX Runtime is needed to check a bundle, but {error}", fix="pip install onnxruntime"
+        ) from error
+    gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in cuda_devices())
+    return (
+        f"{platform_tag()}, core {target()}, ONNX Runtime {onnxruntime.__version__}, "
+        f"{gpus or f'no GPU: {cuda_absence()}'}"
+    )
+
+
+def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
+    from runtime.bundle import open
+
+    loaded = open.open_graph(bundle, name, backend="onnx", device=device)
+    loaded.engine.close()
+    return f"{loaded.text}, inputs and outputs fit"
+
+
+def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> dict[str, float]:
+    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as runtime/bundle/open.py takes
+    them."""
+    from runtime.bundle import golden, open
+
+    opened, _ = open.open_prior(bundle, **prior)
+    refinement, config = open.open_refinement(bundle, **refine), bundle.refine()
+    worst: dict[str, float] = {}
+    for entry in bundle.manifest["golden"]:
+        steps, arrays = entry["steps"], bundle.tensors(entry)
+        height, width, *_ = (*arrays.get("labels", np.zeros(0)).shape, 0, 0)
+        if refinement.size not in (None, (height, width)):
+            raise EngineMismatch(
+                f"the golden picture is refined at {height} x {width}, the engines take "
+                f"{refinement.size[0]} x {refinement.size[1]} alone"
+            )
+        result = golden.compare(
+            arrays,
+            steps,
+            opened,
+            config,
+            refinement.make(replace(config, steps=steps)),
+            warm=open.starts_trained(bundle, config),
+            name=f"{bundle.name}/{entry['file']}",
+        )
+        for key, value in result.items():
+            pick = max if key in ("input", "losses") else min
+            worst[key] = pick(value, worst.get(key, value))
+    return worst
+
+
+def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: bool) -> None:
+    """Load the engines that fit this machine, and ask them for the golden answers."""
+    from runtime.bundle.engines import RUNTIMES
+
+    engines = bundle.manifest["engines"]
+    if required and not engines:
+        checks.make("engines", _no_engines, bundle)
+    for target, name in RUNTIMES.items():
+        here = {"backend": target, "device": f"cuda:{index}"}
+        loaded = set()
+        for entry in engines:
+            title = f"engine {entry['graph']} {entry['key']}"
+            if entry["runtime"] == name and checks.make(
+                title, _engine_fits, bundle, entry, target, index, may_miss=not required
+            ):
+                loaded.add(entry["graph"])
+        refines = {"refine_step", "refine_map"} <= loaded
+        if "prior" in loaded or refines:
+            prior, refine = here if "prior" in loaded else {}, here if refines else {}
+            title = f"golden, on {target} engines"
+            checks.make(title, _golden, bundle, prior, refine, may_miss=not required)
+
+
+def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
+    from runtime.bundle import open
+
+    problem = cuda_problem()
+    if problem is not None:
+        why = str(problem).partition("\n")[0]
+        raise MissingBackend(f"no GPU: {why}", fix=problem.fix) from problem
+    found = open.fitting_engine(bundle, entry["graph"], target, index)
+    if found["key"] != entry["key"]:
+        raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
+    loaded = open.open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
+    loaded.engine.close()
+    return f"{loaded.text}, inputs and outputs fit"
+
+
+def _no_engines(bundle: Bundle) -> None:
+    raise MissingBackend(
+        f"{bundle.name} has no engines", fix=f"python -m runtime build {bundle.path}"
+    )

@@ -1,0 +1,294 @@
+"""What this machine has for running and building bundles, what it lacks, and how to mend it.
+
+:func:`report` gathers facts, judges them, and never raises.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from runtime.device import driver
+from runtime.tools.probe import DISTRIBUTION, MODULES, OURS, cache_facts, cuda_facts, cuda_module_facts, jetson, library_facts, module_facts, owners_of_modules, package_facts, trtexec_facts
+
+_TITLES = {
+    "cv2": "OpenCV",
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT for RTX",
+    "pycuda": "PyCUDA",
+}
+_TENSORRT = ((10, 3), (12,))  # from, below
+_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+def report() -> dict[str, Any]:
+    """Facts about this machine and a judgement of them; JSON can hold it.
+
+    Returns
+    -------
+    package, python, modules, cuda, cuda_module, libraries, trtexec, jetson, owners, cache : the
+        facts.
+    targets : name -> {"ready": bool, "why": str, "fix": str}: what can be run and built here.
+    problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed, may not be wanted),
+        "clash" (installed twice, or in versions that differ) or "broken" (installed and failing).
+    """
+    owners = owners_of_modules()
+    cuda = cuda_facts()
+    modules = module_facts(owners, with_driver=not cuda["absence"])
+    trtexec = trtexec_facts()
+    facts = {
+        "package": package_facts(owners),
+        "python": {
+            "version": sys.version.split()[0],
+            "executable": sys.executable,
+            "platform": driver.platform_tag(),
+            "numpy": np.__version__,
+        },
+        "modules": modules,
+        "cuda": cuda,
+        "cuda_module": cuda_module_facts(cuda),
+        "libraries": library_facts(modules, trtexec),
+        "trtexec": trtexec,
+        "jetson": jetson(),
+        "owners": {name: sorted(owners.get(name, {})) for name in OURS},
+        "cache": cache_facts(),
+    }
+    return facts | {"targets": _targets(facts), "problems": _problems(facts)}
+
+
+def _targets(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each target with the first need that is not met."""
+    onnx, gpu = _need(facts, "onnxruntime"), _need_gpu(facts)
+    rtx, pycuda = _need(facts, "tensorrt_rtx"), _need(facts, "pycuda")
+    core = (facts["package"]["error"], facts["package"]["fix"])
+    needs = {
+        "cpu": [core, _need(facts, "cv2")],
+        "cuda": [core, _need(facts, "cv2"), gpu, _need_cuda_module(facts)],
+        "onnx": [onnx],
+        "onnx on cuda": [onnx, gpu, _need_provider(facts)],
+        "rtx build": [rtx],
+        "rtx run": [rtx, gpu, _need_rtx_gpu(facts), pycuda],
+        "trt": [_need_tensorrt(facts), gpu, pycuda],
+    }
+    verdicts = {}
+    for name, unmet in needs.items():
+        why, fix = next(((w, f) for w, f in unmet if w), ("", ""))
+        verdicts[name] = {"ready": not why, "why": why, "fix": fix}
+    return verdicts
+
+
+def _need(facts: dict[str, Any], name: str) -> tuple[str, str]:
+    """Why the module cannot be used, and the fix."""
+    module, fix = facts["modules"][name], _install(facts, name)
+    if module["state"] == "absent":
+        return f"{_TITLES[name]} is not installed", fix
+    if module["state"] == "broken":
+        if name == "cv2":
+            fix = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python"
+        return f"{_TITLES[name]} is installed but cannot be imported: {module['error']}", fix
+    return "", ""
+
+
+def _need_gpu(facts: dict[str, Any]) -> tuple[str, str]:
+    absence = facts["cuda"]["absence"]
+    return (f"no GPU: {absence}", facts["cuda"]["fix"]) if absence else ("", "")
+
+
+def _need_cuda_module(facts: dict[str, Any]) -> tuple[str, str]:
+    module = facts["cuda_module"]
+    if module["runs_on"]:
+        return "", ""
+    refused = module["refused"][0] if module["refused"] else None
+    return (refused["why"], refused["fix"]) if refused else (module["error"], module["fix"])
+
+
+def _need_provider(facts: dict[str, Any]) -> tuple[str, str]:
+    module, fix = facts["modules"]["onnxruntime"], _install(facts, "onnxruntime")
+    if "CUDAExecutionProvider" not in module["providers"]:
+        if "gpu" not in fix:
+            fix = "use target trt: the package index has no ONNX Runtime with CUDA for this machine"
+        return f"this ONNX Runtime has no CUDA provider, only {', '.join(module['providers'])}", fix
+    if module["unresolved"]:
+        return (
+            f"ONNX Runtime's CUDA provider needs {', '.join(module['unresolved'])}",
+            "install these CUDA and cuDNN libraries and put their folder in LD_LIBRARY_PATH",
+        )
+    return "", ""
+
+
+def _need_tensorrt(facts: dict[str, Any]) -> tuple[str, str]:
+    why, fix = _need(facts, "tensorrt")
+    version = facts["modules"]["tensorrt"]["version"]
+    low, below = _TENSORRT
+    if not why and not low <= tuple(map(int, re.findall(r"\d+", version)[:2])) < below:
+        why = f"tensorrt {version or 'without a version'} is installed; wanted 10.3 up to 11"
+        fix = f"pip uninstall tensorrt; {fix}"
+    return why, fix
+
+
+def _need_rtx_gpu(facts: dict[str, Any]) -> tuple[str, str]:
+    have = [gpu["compute_capability"] for gpu in facts["cuda"]["devices"]]
+    if set(have) & set(_RTX_CAPABILITIES):
+        return "", ""
+    return (
+        f"TensorRT for RTX runs on compute capability {', '.join(_RTX_CAPABILITIES)}; "
+        f"here is {', '.join(have)}",
+        "use target trt",
+    )
+
+
+def _install(facts: dict[str, Any], name: str) -> str:
+    """The line that installs the module on this kind of machine."""
+    if name == "tensorrt" and facts["jetson"]:
+        return (
+            "apt-get install python3-libnvinfer (JetPack 6 or later); "
+            "make virtual environments with --system-site-packages"
+        )
+    on_pc = facts["python"]["platform"] == "linux-x86_64"
+    return {
+        "cv2": "pip install opencv-python",
+        "onnxruntime": "pip install onnxruntime-gpu" if on_pc else "pip install onnxruntime",
+        "tensorrt": "pip install 'tensorrt>=10.3,<12'",
+        "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+        "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda   (needs the CUDA toolkit)",
+    }[name]
+
+
+def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
+    found: list[tuple[str, str, str]] = []
+    package, cuda, modules = facts["package"], facts["cuda"], facts["modules"]
+    if package["error"]:
+        found.append(("broken", package["error"], package["fix"]))
+    for name in MODULES:
+        why, fix = _need_tensorrt(facts) if name == "tensorrt" else _need(facts, name)
+        absent = modules[name]["state"] == "absent"
+        if why and not (absent and name == "tensorrt_rtx" and facts["jetson"]):  # not for Jetson
+            found.append(("missing" if absent else "broken", why, fix))
+    if cuda["absence"]:
+        found.append(("broken" if cuda["broken"] else "missing", cuda["absence"], cuda["fix"]))
+    elif modules["onnxruntime"]["unresolved"]:
+        found.append(("missing", *_need_provider(facts)))
+    module = facts["cuda_module"]
+    if module["broken"] or (module["error"] and cuda["devices"]):  # without a GPU none is needed
+        kind = "broken" if module["broken"] else "missing"
+        found.append((kind, module["error"], module["fix"]))
+    found += [("missing", refused["why"], refused["fix"]) for refused in module["refused"]]
+    found += [("clash", *clash) for clash in (*_double_owners(facts), *_differing(facts))]
+    if facts["cache"]["error"]:
+        fix = "export XDG_CACHE_HOME=/a/folder/you/may/write"
+        found.append(("broken", facts["cache"]["error"], fix))
+    return [{"kind": kind, "what": what, "fix": fix} for kind, what, fix in found]
+
+
+def _double_owners(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Import names that several distributions install, one over the other's files."""
+    for name, owners in facts["owners"].items():
+        if foreign := [owner for owner in owners if owner != DISTRIBUTION]:
+            yield (
+                f"the import name {name!r} is also installed by {', '.join(foreign)}",
+                f"pip uninstall {' '.join(foreign)}; "
+                f"pip install --force-reinstall --no-deps {DISTRIBUTION}",
+            )
+    for name in ("cv2", "onnxruntime"):
+        owners = sorted(facts["modules"][name]["distributions"])
+        if len(owners) > 1:
+            yield (
+                f"{' and '.join(owners)} are installed over each other as {name!r}",
+                f"pip uninstall -y {' '.join(owners)}; {_install(facts, name)}",
+            )
+
+
+def _differing(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Libraries of one name in several versions: an engine of one is refused by the other."""
+    for family, name in (("libnvinfer", "tensorrt"), ("libtensorrt_rtx", "tensorrt_rtx")):
+        libraries = [lib for lib in facts["libraries"] if lib["family"] == family]
+        if len({lib["version"] for lib in libraries if lib["version"]}) > 1:
+            listed = ", ".join(f"{lib['version']} in {lib['path']}" for lib in libraries)
+            taken = [lib for lib in libraries if name in lib["loaded_by"]]
+            python = f"; Python loads {taken[0]['version']}" if taken else ""
+            yield (
+                f"{_TITLES[name]} is here in several versions: {listed}{python}",
+                "remove all but one, or build and run engines with the same one: "
+                "python -m runtime build BUNDLE",
+            )
+        module = facts["modules"][name]
+        for library in libraries:
+            if name in library["loaded_by"] and not _agree(module["version"], library["version"]):
+                yield (
+                    f"Python's {name} is {module['version']}, but the library that it loads, "
+                    f"{library['path']}, is {library['version']}",
+                    "take other TensorRT folders out of LD_LIBRARY_PATH",
+                )
+
+
+def _agree(one: str, other: str | None) -> bool:
+    """Whether the versions are equal as far as both go."""
+    pairs = zip(one.split("."), (other or one).split("."), strict=False)
+    return all(a == b for a, b in pairs)
+
+
+def render(report: dict[str, Any]) -> str:
+    """What :func:`report` found, for a person: facts, then targets, then problems with fixes."""
+    package, python, cuda = report["package"], report["python"], report["cuda"]
+    core = package["error"] or f"{package['target']} (of {', '.join(package['targets'])})"
+    if package["isa"]:
+        core += f", SEG_ISA={package['isa']}"
+    rows = [
+        (DISTRIBUTION, f"{package['version'] or 'not installed'}, in {package['folder']}"),
+        ("core", core),
+        ("Python", f"{python['version']}, {python['platform']}, {python['executable']}"),
+        ("NumPy", python["numpy"]),
+    ]
+    for name, module in report["modules"].items():
+        text = {"absent": "not installed", "broken": f"broken: {module['error']}"}
+        told = text.get(module["state"], module["version"])
+        if module["distributions"]:
+            told += f" ({', '.join(f'{n} {v}' for n, v in module['distributions'].items())})"
+        if module["providers"]:
+            told += f", with {', '.join(module['providers'])}"
+        rows.append((_TITLES[name], told))
+    rows.append(("CUDA driver", cuda["absence"] or f"CUDA {cuda['driver']}"))
+    for gpu in cuda["devices"]:
+        memory = f"{gpu['free_bytes'] / 2**30:.1f} of {gpu['memory_bytes'] / 2**30:.1f} GiB free"
+        capability = f"compute capability {gpu['compute_capability']}"
+        rows.append((f"cuda:{gpu['index']}", f"{gpu['name']}, {capability}, {memory}"))
+    rows.append(("CUDA module", _render_cuda_module(report["cuda_module"])))
+    for library in report["libraries"]:
+        told = f"{library['version'] or 'version unknown'}  {library['path']}"
+        told += f"  ({', '.join(library['found_by']) or 'not on a search path'})"
+        if library["loaded_by"]:
+            told += f"  <- {', '.join(library['loaded_by'])}"
+        rows.append((library["family"], told))
+    if trtexec := report["trtexec"]:
+        linked = trtexec["library"] or "no TensorRT: it opens one when it runs"
+        rows.append(("trtexec", f"{trtexec['path']}, links {linked}"))
+    if jetson := report["jetson"]:
+        rows.append(("Jetson", f"{jetson['model']}, L4T {jetson['l4t']}, {jetson['jetpack']}"))
+        locked = {True: "locked", False: "not locked: sudo jetson_clocks", None: "unknown"}
+        clocks = locked[jetson["clocks_locked"]]
+        rows.append(("power", f"mode {jetson['power_mode'] or 'unknown'}, clocks {clocks}"))
+    rows.append(("cache", report["cache"]["error"] or report["cache"]["folder"]))
+    lines = [f"{name:18}{told}" for name, told in rows] + ["", "targets"]
+    for name, verdict in report["targets"].items():
+        lines.append(f"  {name + ':':16}{verdict['why'] or 'ready'}")
+        if verdict["fix"]:
+            lines.append(f"{'':18}fix: {verdict['fix']}")
+    lines += ["", "problems" if report["problems"] else "no problems"]
+    for problem in report["problems"]:
+        lines.append(f"  {problem['kind']}: {problem['what']}")
+        lines.append(f"    fix: {problem['fix']}")
+    return "\n".join(lines)
+
+
+def _render_cuda_module(module: dict[str, Any]) -> str:
+    if not module["built"]:
+        return f"{module['error']}; device='cuda' needs it: {module['fix']}"
+    told = f"for compute capability {', '.join(module['compiled'])}"
+    if module["runs_on"] or module["refused"]:
+        told += f"; runs on {', '.join(module['runs_on']) or 'no GPU that is here'}"
+    return told

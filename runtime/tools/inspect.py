@@ -1,0 +1,179 @@
+"""python -m runtime inspect: everything that a bundle's manifest says, and whether its files are whole."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runtime.bundle.read import Bundle
+from runtime.core.config import RefineConfig
+from runtime.errors import BundleError, SdkError
+from runtime.tools.output import (
+    as_json,
+    engine_words,
+    listed,
+    pairs,
+    print_json,
+    receipt_words,
+    rows,
+    say,
+    size,
+)
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    bundle = Bundle.open(args.bundle)
+    files, problem = read_all(bundle)
+    if args.json:
+        document = {
+            "bundle": str(bundle.path),
+            "ok": problem is None,
+            "manifest": bundle.manifest,
+            "refine_changes": bundle.refine().changes(),
+            "files": files,
+        }
+        print_json(document | as_json(problem))
+        return problem.exit_code if problem else 0
+    say(_described(bundle, {f["file"]: f for f in files}))
+    if problem:
+        raise problem
+    return 0
+
+
+def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
+    """Read every file against its hash: what each is, and the first problem."""
+    from runtime.engines.plan import read_header
+
+    manifest, out, first = bundle.manifest, [], None
+    entries = [("graph", e) for e in manifest["graphs"].values()]
+    entries += [("init", manifest["init"]), *(("engine", e) for e in manifest["engines"])]
+    entries += [*(("golden", e) for e in manifest["golden"]), ("licence", manifest["licence"])]
+    for role, entry in entries:
+        found: dict[str, Any] = {"role": role, **{k: entry[k] for k in ("file", "size", "sha256")}}
+        problem: SdkError | None = None
+        try:
+            data = bundle.read(entry)
+            if role == "engine":
+                header = read_header(data)
+                found["header"] = header._asdict() if header else None
+                if header and header.version != entry["version"]:
+                    raise BundleError(
+                        f"{bundle.name}/{entry['file']} says that version {header.version} built "
+                        f"it, the manifest says {entry['version']}",
+                        fix=f"python -m runtime build --force {bundle.path}",
+                    )
+        except SdkError as error:
+            problem = error
+            first = first or error
+        out.append(found | {"ok": problem is None} | as_json(problem))
+    return out, first
+
+
+def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
+    """Everything that the manifest says, for a person."""
+    m = bundle.manifest
+    total = sum(f["size"] for f in files.values())
+    bad = sum(not f["ok"] for f in files.values())
+    verdict = f"{bad} DAMAGED" if bad else "every sha256 OK"
+    yield f"{m['name']}   {size(total)} in {len(files)} files, {verdict}"
+    prior, model = m["prior"], m["model"]
+    if prior["kind"] == "kmeans":
+        what = f"kmeans, {prior['clusters']} clusters, temperature {prior['temperature']:g}"
+    else:
+        trained = "trained" if model["trained"] else "UNTRAINED: its labels mean nothing"
+        what = f"{model['name']}, {trained}; gives {prior['output']}"
+    names = m["classes"]
+    yield from rows(
+        ("created", f"{m['created']} by dynaguide-edge {m['sdk']}"),
+        ("prior", what),
+        ("licence", f"{m['licence']['text']}  ({_file(files, m['licence'])})"),
+        ("preprocess", _preprocess_words(bundle)),
+        ("classes", "without names" if names is None else f"{len(names)}: {listed(names, 200)}"),
+        ("refine", _refine_words(bundle.refine())),
+        ("weights", _file(files, m["init"])),
+    )
+    yield from ("", "graphs")
+    for name, graph in m["graphs"].items():
+        kept = graph["kept_fp32"]
+        yield from rows(
+            (name, f"{_file(files, graph)}  opset {graph['opset']}  {graph['precision']}"),
+            *_port_rows(graph),
+            *([("  kept FP32", listed(kept, 12))] if kept else []),
+        )
+    yield from ("", "engines" if m["engines"] else "no engines")
+    for engine in m["engines"]:
+        yield from rows(
+            (engine["graph"], f"{engine['key']}  {engine_words(engine)}"),
+            ("  file", _file(files, engine)),
+            ("  plan", _plan_words(files[engine["file"]])),
+            ("  receipt", receipt_words(engine["receipt"])),
+            ("  built", pairs({"in": f"{engine['seconds']:.1f} s", **engine["flags"]})),
+            *_port_rows(engine),
+        )
+    yield from ("", "golden")
+    for golden in m["golden"]:
+        yield from rows(("", f"{_file(files, golden)}  {golden['steps']} steps"))
+    yield from ("", "verification")
+    yield from rows(*_flat(m["verification"]))
+    yield from ("", "recipe")
+    yield f"  {m['recipe'].get('command') or 'not recorded'}"  # one line, to be copied
+
+
+def _preprocess_words(bundle: Bundle) -> str:
+    pp = bundle.preprocess()
+    if pp is None:
+        return "none: the prior sees the picture at the refinement's size"
+    size = f"stretch to {pp.height} x {pp.width}"
+    if pp.resize == "long_side":
+        size = f"long side to {pp.long_side}, both sides multiples of {pp.multiple}"
+        size += f", at least {pp.minimum}" if pp.minimum > 1 else ""
+    mean, std = (" ".join(f"{x:g}" for x in triple) for triple in (pp.mean, pp.std))
+    return (
+        f"{size} ({pp.interpolation}; bilinear where it grows); {pp.color.upper()} / 255, "
+        f"minus {mean}, over {std}; 1 x 3 x h x w float32"
+    )
+
+
+def _refine_words(config: RefineConfig) -> str:
+    changes = config.changes()
+    changes.pop("objective", None)
+    changes.setdefault("steps", [config.steps])
+    words = [
+        f"{name} {values[0]}" + (f" (default {values[1]})" if values[1:] else "")
+        for name, values in changes.items()
+    ]
+    return "; ".join([config.objective, *words])
+
+
+def _plan_words(file: Mapping[str, Any]) -> str:
+    header = file.get("header")
+    if not file["ok"]:
+        return file["error"]
+    if header is None:
+        return "its header is of an unknown layout"
+    return f"its header says version {header['version']}, {header['size']} bytes"
+
+
+def _port_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    ports = [(kind, p) for kind in ("inputs", "outputs") for p in entry[kind]]
+    widest = min(max((len(p["name"]) for _, p in ports), default=0), 30)
+    for kind, p in ports:
+        shape = " x ".join("any" if n == -1 else str(n) for n in p["shape"]) or "one number"
+        yield f"  {kind[:-1]}", f"{p['name']:{widest}}  {p['dtype']:8} {shape}"
+
+
+def _flat(value: Mapping[str, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """A row for the plain values of each mapping in a mapping."""
+    nested = {k: v for k, v in value.items() if isinstance(v, dict) and depth < 4}
+    plain = {k: v for k, v in value.items() if k not in nested}
+    if plain:
+        yield name, pairs(plain)
+    for key, inner in nested.items():
+        yield from _flat(inner, f"{name} {key}".strip(), depth + 1)
+
+
+def _file(files: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    found = files[entry["file"]]
+    state = "OK" if found["ok"] else "DAMAGED"
+    return f"{entry['file']}  {size(entry['size'])}  sha256 {entry['sha256'][:12]} {state}"

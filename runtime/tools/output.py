@@ -1,0 +1,115 @@
+"""Text and JSON on stdout, as the commands of python -m runtime print them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import SdkError
+
+WIDTH, COLUMN = 100, 14
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+
+
+def engine_words(engine: Mapping[str, Any]) -> str:
+    gpus = f"compute capability {', '.join(engine['compute_capabilities']) or 'unknown'}"
+    if engine["gpu_name"]:
+        gpus = f"{engine['gpu_name']} alone ({gpus})"
+    l4t = f", L4T {engine['l4t']}" if engine["l4t"] else ""
+    title = f"{TITLES[engine['runtime']]} {engine['version']}"
+    return f"{title} for {gpus}{l4t}, built on {engine['platform']}"
+
+
+def receipt_words(receipt: Mapping[str, Any]) -> str:
+    """Shares of layers, and of convolutions and matrix products, by precision."""
+    parts = []
+    for key, title in (("layers", "layers"), ("matrix", "convolutions and matrix products")):
+        counts = receipt.get(key)
+        numbers = counts if isinstance(counts, dict) else {}
+        numbers = {k: v for k, v in numbers.items() if type(v) is int and 0 < v < 2**53}
+        total = sum(numbers.values())
+        told = [
+            f"{v / total:.0%} {k}" for k, v in sorted(numbers.items(), key=lambda pair: -pair[1])
+        ]
+        if told:
+            parts.append(f"{total} {title}: {', '.join(told)}")
+    return f"{'; '.join(parts) or 'no layers counted'} (by the {receipt.get('source', '?')})"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return listed(value, 4)
+        if value is None:
+            return "default"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)[:80]
+
+    return ", ".join(f"{name} {text(value)}" for name, value in values.items())
+
+
+def listed(members: Sequence[Any], most: int) -> str:
+    more = f", ... ({len(members)} in all)" if len(members) > most else ""
+    return ", ".join(str(member)[:80] for member in members[:most]) + more
+
+
+def size(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def rows(*rows: tuple[str, str]) -> Iterator[str]:
+    """Name and text in two columns, wrapped."""
+    for name, text in rows:
+        head = f"  {name:{COLUMN - 2}}"
+        if not head.endswith(" "):  # no room for the text beside it
+            yield head
+            head = " " * COLUMN
+        for line in wrapped(text, WIDTH - COLUMN):
+            yield head + line
+            head = " " * COLUMN
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    kept = textwrap.wrap(
+        text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=True
+    )
+    return kept or [""]
+
+
+def as_json(problem: SdkError | None) -> dict[str, str]:
+    """An error as JSON has it."""
+    if problem is None:
+        return {}
+    return {"error": str(problem).partition("\n  fix: ")[0], "fix": problem.fix}
+
+
+def finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        say(lines)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    print(json.dumps(document, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} in a JSON document")
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print; what a terminal would obey or cannot show is replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in (line for text in lines for line in text.splitlines() or [""]):
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)

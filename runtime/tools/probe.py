@@ -1,0 +1,341 @@
+"""Facts about this machine: packages, drivers, libraries, the Jetson. Nothing here judges them.
+
+Libraries that may crash on import are imported in processes of their own, so that a bad one is a
+line of the report and not its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from runtime.device import choose, driver
+from runtime.errors import MissingBackend, SdkError
+
+DISTRIBUTION = "dynaguide-edge"
+OURS = ("sdk", "export", "runtime", "benchmarks")
+MODULES = ("cv2", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
+_JETPACKS = {
+    35: "JetPack 5: its TensorRT 8 is too old",
+    36: "JetPack 6: TensorRT 10.3",
+    38: "JetPack 7: TensorRT 11.4 from JetPack 7.2.2 on",
+}
+_CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
+_SECONDS = 60  # most for one command
+# Imports {name} and says what came of it: nothing when it is not installed.
+_PROBE = """
+import json, sys
+try:
+    import {name} as module
+except ModuleNotFoundError as error:
+    if error.name != "{name}".partition(".")[0]:
+        raise
+    print("null")
+    sys.exit()
+try:
+    with open("/proc/self/maps", errors="replace") as maps:
+        mapped = sorted({{line.split(None, 5)[5].strip() for line in maps if ".so" in line}})
+except OSError:
+    mapped = []
+print(json.dumps({{
+    "version": str(getattr(module, "__version__", "")),
+    "file": getattr(module, "__file__", None),
+    "providers": getattr(module, "get_available_providers", list)(),
+    "mapped": mapped,
+}}))
+"""
+
+
+def owners_of_modules() -> dict[str, dict[str, str]]:
+    """Import name -> the distributions that install it, each with its version."""
+    owners: dict[str, dict[str, str]] = {}
+    for installed in metadata.distributions():
+        try:
+            name, version = installed.metadata["Name"], installed.version
+            top = (installed.read_text("top_level.txt") or "").split()
+            if not top:
+                top = [f.parts[0].removesuffix(".py") for f in installed.files or () if f.parts]
+        except (KeyError, TypeError, ValueError, OSError, csv.Error):
+            continue  # the remains of an uninstalled package own nothing
+        if name:
+            for module in set(top):
+                plain = re.sub(r"[-_.]+", "-", name).lower()
+                owners.setdefault(module, {}).setdefault(plain, version)
+    return owners
+
+
+def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "version": owners.get("runtime", {}).get(DISTRIBUTION),
+        "folder": str(Path(__file__).parent),
+        "isa": os.environ.get("SEG_ISA"),
+        "targets": [],
+        "target": None,
+        "error": "",
+        "fix": "",
+    }
+    try:
+        facts["targets"], facts["target"] = choose.targets(), choose.target()
+    except SdkError as error:
+        facts["error"], facts["fix"] = _sentence(error), error.fix
+    return facts
+
+
+def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[str, Any]:
+    """What importing each module gives; PyCUDA's own library can be loaded beside a driver only."""
+    names = [f"{n}.driver" if n == "pycuda" and with_driver else n for n in MODULES]
+    with ThreadPoolExecutor(2) as pool:
+        probed = list(pool.map(probe, names))
+    for name, facts in zip(MODULES, probed, strict=True):
+        facts["distributions"] = owners.get(name, {})
+        facts["version"] = facts["version"] or next(iter(facts["distributions"].values()), "")
+    facts = dict(zip(MODULES, probed, strict=True))
+    facts["onnxruntime"]["unresolved"] = _unresolved(facts["onnxruntime"]["file"])
+    return facts
+
+
+def probe(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
+    facts |= {"providers": [], "mapped": []}
+    code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name)])
+    if code:
+        facts["error"] = _last_line(errors) or f"it ended with {code}"
+        if code < 0:
+            facts["error"] = f"importing it is ended by {_signal_name(-code)}"
+        return facts
+    try:
+        answer = json.loads(_last_line(output))
+    except ValueError:
+        return facts | {"error": "importing it ends the interpreter"}
+    return facts | ({"state": "absent"} if answer is None else {"state": "ready"} | answer)
+
+
+def _unresolved(onnxruntime: str | None) -> list[str]:
+    """Libraries that ONNX Runtime's CUDA provider needs and the loader does not find."""
+    if onnxruntime is None:
+        return []
+    provider = Path(onnxruntime).parent / "capi/libonnxruntime_providers_cuda.so"
+    return [name for name, path in _links(provider) if path is None]
+
+
+def cuda_facts() -> dict[str, Any]:
+    facts: dict[str, Any] = {"driver": driver.cuda_driver_version(), "devices": []}
+    problem = driver.cuda_problem()
+    try:
+        facts["devices"] = [asdict(gpu) for gpu in driver.cuda_devices()]
+    except SdkError as error:
+        problem = error
+    facts["absence"] = _sentence(problem) if problem else ""
+    facts["fix"] = problem.fix if problem else ""
+    facts["broken"] = problem is not None and not isinstance(problem, MissingBackend)
+    return facts
+
+
+def cuda_module_facts(cuda: dict[str, Any]) -> dict[str, Any]:
+    """What runtime._cuda is compiled for, on which GPUs it runs, and why not on the others."""
+    facts: dict[str, Any] = {"built": False, "compiled": [], "runs_on": [], "refused": []}
+    facts |= {"error": "", "fix": "", "broken": False}
+    try:
+        module = choose.cuda_module()
+    except MissingBackend as error:
+        broken = not isinstance(error.__cause__, ModuleNotFoundError)
+        return facts | {"error": _sentence(error), "fix": error.fix, "broken": broken}
+    facts |= {"built": True, "compiled": module.architectures()}
+    old = driver.old_driver(module.runtime_version())
+    for gpu in cuda["devices"]:
+        if old:
+            facts["refused"].append({"why": _sentence(old), "fix": old.fix})
+            continue
+        why = driver.no_code_for(driver.CudaDevice(**gpu), facts["compiled"])
+        if why:
+            fix = driver.build_for(gpu["compute_capability"])
+            facts["refused"].append({"why": why, "fix": fix})
+        else:
+            facts["runs_on"].append(f"cuda:{gpu['index']}")
+    return facts
+
+
+def trtexec_facts() -> dict[str, Any] | None:
+    """Where trtexec is and the TensorRT it links; newer ones link none and open it when run."""
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/src/tensorrt/bin"])
+    path = shutil.which("trtexec", path=places)
+    if path is None:
+        return None
+    linked = (found for _, found in _links(Path(path)) if found and _family(found))
+    return {"path": path, "library": next(linked, None)}
+
+
+def library_facts(modules: dict[str, Any], trtexec: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Each TensorRT library on this machine: its version, how it is found, and who loads it."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(path: str, key: str, who: str) -> None:
+        family = _family(path)
+        if not family or not os.path.isfile(path):
+            return
+        real = os.path.realpath(path)
+        if real not in found:
+            found[real] = {"path": real, "family": family, "version": _library_version(real)}
+            found[real] |= {"found_by": [], "loaded_by": []}
+        if who not in found[real][key]:
+            found[real][key].append(who)
+
+    for name, facts in modules.items():
+        for path in facts["mapped"]:
+            add(path, "loaded_by", name)
+    if trtexec and trtexec["library"]:
+        add(trtexec["library"], "loaded_by", "trtexec")
+    for path in _mapped():
+        add(path, "loaded_by", "this process")
+    for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
+        for path in _files(folder, "lib*.so*"):
+            add(path, "found_by", "LD_LIBRARY_PATH")
+    for folder in filter(None, sys.path):
+        for path in _files(folder, "tensorrt*/lib*.so*"):
+            add(path, "found_by", "wheel")
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin"])
+    _, output, _ = run([shutil.which("ldconfig", path=places) or "ldconfig", "-p"])
+    for line in output.splitlines():
+        add(line.partition(" => ")[2], "found_by", "ldconfig")
+    return list(found.values())
+
+
+def _family(path: str) -> str | None:
+    found = re.match(r"(libnvinfer|libtensorrt_rtx)\.so", os.path.basename(path))
+    return found[1] if found else None
+
+
+def _library_version(path: str) -> str | None:
+    """The version that the library exports as a symbol, else the one in its file's name."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = re.search(rb"tensorrt_version_(\d+(?:_\d+){2,3})\0", data)
+            if found:
+                return found[1].decode().replace("_", ".")
+    except (OSError, ValueError):  # unreadable, or empty
+        return None
+    named = re.search(r"\.so\.(\d+(?:\.\d+){2,3})$", path)
+    return named[1] if named else None
+
+
+def jetson() -> dict[str, Any] | None:
+    """Model, L4T release, JetPack line, power mode and whether jetson_clocks has run; None where
+    this is no Jetson."""
+    model, release = driver.jetson_model(), driver.l4t()
+    if model is None and release is None:
+        return None
+    line = _JETPACKS.get(int(release.split(".")[0])) if release else None
+    _, output, _ = run(["nvpmodel", "-q"])
+    mode = re.search(r"NV Power Mode: *(\S+)", output)
+    return {
+        "model": model,
+        "l4t": release,
+        "jetpack": line or "not a JetPack line that this version knows",
+        "power_mode": mode[1] if mode else None,
+        "clocks_locked": _clocks_locked(),
+    }
+
+
+def _clocks_locked() -> bool | None:
+    """Whether jetson_clocks has run, which sets the least frequency to the greatest."""
+    try:
+        policies = sorted(_CPUFREQ.glob("policy*"))
+        ends = [[(p / f"scaling_{e}_freq").read_text() for e in ("min", "max")] for p in policies]
+    except OSError:
+        return None
+    return all(low == high for low, high in ends) if ends else None
+
+
+def cache_facts() -> dict[str, str]:
+    """The cache folder, and why it cannot be written. Nothing is left behind."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not folder.is_absolute():  # the convention is to ignore such a value
+            folder = Path.home() / ".cache"
+    except RuntimeError as error:
+        return {"folder": "", "error": f"there is no home folder: {error}"}
+    folder /= DISTRIBUTION
+    try:
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except (OSError, ValueError) as error:
+        return {"folder": str(folder), "error": f"{folder} cannot be written: {error}"}
+    return {"folder": str(folder), "error": ""}
+
+
+def run(command: list[str]) -> tuple[int, str, str]:
+    """Exit code and texts of a command; code 127 and no output if it cannot be run."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            timeout=_SECONDS,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{Path(command[0]).name} did not finish in {_SECONDS} s"
+    except (OSError, ValueError) as error:
+        return 127, "", str(error)
+    return (
+        done.returncode,
+        done.stdout.decode(errors="replace"),
+        done.stderr.decode("utf-8", "replace"),
+    )
+
+
+def _links(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Libraries that a program or library needs, and where the loader finds each, if it does."""
+    if os.path.isfile(path):
+        _, output, _ = run(["ldd", str(path)])
+        for name, place in re.findall(r"^\s*(\S+) => (not found|\S+)", output, re.MULTILINE):
+            yield name, None if place == "not found" else place
+
+
+def _mapped() -> list[str]:
+    """Files that this process has mapped."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.split(None, 5)[5] for line in lines if ".so" in line]
+
+
+def _files(folder: str, pattern: str) -> list[str]:
+    try:
+        return sorted(map(str, Path(folder).glob(pattern)))
+    except (OSError, ValueError):
+        return []
+
+
+def _sentence(error: SdkError) -> str:
+    """The error without its fix."""
+    return str(error).partition("\n")[0]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
