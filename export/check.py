@@ -13,6 +13,7 @@ from export.models import PriorModel
 from export.precision import as_rounded_float32, fp16_overflow
 from runtime.bundle import golden
 from runtime.core import parameters, reference
+from runtime.core.parameters import objective_of
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import refine, refine_with
 from runtime.core.resize import resize
@@ -26,9 +27,6 @@ from runtime.prior.preprocess import Preprocess
 # score, against FP32.
 AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.95, "int8+fp16": 0.95}
 RELATIVE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int8+fp16": 0.5}
-# Relative l2 error of one step's update against float64. The cluster objectives have kinks that
-# rounding can cross (docs/architecture.md), residual has none.
-UPDATE = {"residual": 5e-5, "dynaguide": 1e-3, "dynaseg": 1e-3}
 SCORES = 1e-4  # absolute, of a soft-max
 REFINED = 0.99  # share of equal labels after the golden number of steps
 SMALL = 72 * 96  # pixels of the float64 comparison, which is slow
@@ -227,7 +225,7 @@ def check_refinement(
     with OnnxEngine(step, name="refine_step") as one, OnnxEngine(final, name="refine_map") as two:
         report = _check_step(config, one, two, low, guide, initial)
         short = replace(config, steps=steps)
-        wanted = guide if config.objective != "dynaseg" else None
+        wanted = guide if objective_of(config).takes_guide else None
         make = _maker(GraphRefiner, one, two, short, initial)
         ours = refine_with(make, short, low, wanted, warm=initial is not None)
         core = refine(low, wanted, initial=initial, **short.options())
@@ -315,33 +313,33 @@ def _check_step(
             kept.update(after=self.state_dict(), scores=result.scores)
             return result
 
-    wanted_guide = None if config.objective == "dynaseg" else small
+    wanted_guide = small if objective_of(config).takes_guide else None
     refine_with(_maker(Recorder, step, final, config, initial), config, image, wanted_guide)
     used = kept["guide"]
-    if used is not None and used.ndim == 3 and config.objective == "dynaguide":
+    if used is not None and used.ndim == 3 and objective_of(config).maps_clusters:
         if not config.soft_guide:
             used = np.where(used.sum(-1) > 0, used.argmax(-1), -1).astype(np.int32)
     wide = used if used is None or used.ndim == 2 else used.astype(np.float64)
     scores, _, _, _, _, after = reference.run(
         config, kept["before"], image.astype(np.float64), wide, steps=1
     )
-    error = 0.0
+    error, tolerance = 0.0, objective_of(config).update_tolerance
     for group in _groups(after):
         exact, before, came = (
             np.concatenate([np.asarray(state[k], np.float64).ravel() for k in group])
             for state in (after, kept["before"], kept["after"])
         )
         rounding = 2.0**-23 * np.linalg.norm(exact)  # of the result: all there is where lr is tiny
-        change = max(np.linalg.norm(exact - before), rounding / UPDATE[config.objective], 1e-30)
+        change = max(np.linalg.norm(exact - before), rounding / tolerance, 1e-30)
         error = float(np.maximum(error, np.linalg.norm(came - exact) / change))  # NaN wins
     report = {
         "update": error,
         "scores": float(np.abs(scores - kept["scores"]).max()),
     }
-    if not report["update"] <= UPDATE[config.objective] or not report["scores"] <= SCORES:
+    if not report["update"] <= tolerance or not report["scores"] <= SCORES:
         raise VerificationFailed(
             f"refine_step.onnx: one step's update is {report['update']:.2g} from float64 (relative;"
-            f" wanted {UPDATE[config.objective]:g}), its scores {report['scores']:.2g} "
+            f" wanted {tolerance:g}), its scores {report['scores']:.2g} "
             f"(wanted {SCORES:g})",
             fix="report this with the command and the picture",
         )
@@ -365,7 +363,7 @@ def check_cnn(
     image, small = _smaller(low, guide, SMALL)
     wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
     feeds, prior, x = [image.transpose(2, 0, 1)[None]], None, image.astype(np.float64)
-    if config.objective == "residual":
+    if objective_of(config).channels_follow_classes:
         feeds.append(small.transpose(2, 0, 1)[None])
         present = small.any((0, 1))
         prior = np.where(present, np.log(np.maximum(small.astype(np.float64), 1e-4)), -1e30)

@@ -197,10 +197,10 @@ def export_bundle(
     say(f"emit and verify the {config.objective} step")
     graphs["refine_step"] = build_step(config).SerializeToString()
     graphs["refine_map"] = build_map(config).SerializeToString()
-    channels = classes if config.objective == "residual" else config.channels or 1
+    channels = parameters.channel_count(config, classes) or 1
     initial, trained = _initial(options.initial, config, channels)
     start = initial if trained else None
-    steps = min(config.steps or 0, golden.STEPS[config.objective])
+    steps = min(config.steps or 0, parameters.objective_of(config).golden_steps)
     verification["refine"] = check.check_refinement(
         config, graphs["refine_step"], graphs["refine_map"], low, guide, start, steps
     )
@@ -366,7 +366,7 @@ def _shapes(
         sizes = [options.refine.working_size(*s) for s in sizes]
     config = options.refine
     weights, buffers = parameters.shapes(
-        config, classes if config.objective == "residual" else config.channels or 1
+        config, parameters.channel_count(config, classes) or 1
     )
     lengths = {
         "classes": classes,

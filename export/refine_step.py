@@ -157,7 +157,7 @@ class _Graph:
             "dg.objective": options.objective,
             "dg.options": json.dumps(asdict(options), sort_keys=True),
         }
-        free = -1 if options.objective == "residual" else options.channels or 1  # of classes
+        free = parameters.channel_count(options, -1) or 1  # -1 stands for the number of classes
         for kind, shapes in zip(
             ("parameters", "buffers"), parameters.shapes(options, free), strict=True
         ):
@@ -361,7 +361,7 @@ def _response(
     g: _Graph, p: _Picture, net: _Network, running: Mapping[str, _Value] | None = None
 ) -> _Value:
     """The response map; residual's is a correction of the guide's logarithm."""
-    if net.options.objective != "residual":
+    if not parameters.objective_of(net.options).channels_follow_classes:
         return net.forward(p.image, running)
     # A class that the guide has nowhere takes no part: a larger engine can be fed fewer classes.
     absent = 1.0 - g.op("Sign", g.over_pixels("ReduceMax", p.guide))
@@ -572,13 +572,13 @@ def build_step(
     InputError : classes, height or width out of range.
     """
     _check_dimensions(classes, height, width)
-    residual = options.objective == "residual"
-    clusters = classes if residual else options.channels
+    objective = parameters.objective_of(options)
+    clusters = parameters.channel_count(options, classes)
     shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
     g = _Graph()
-    p = _Picture(g, options, classes, height, width, options.objective != "dynaseg")
+    p = _Picture(g, options, classes, height, width, objective.takes_guide)
     assign = None
-    if options.objective == "dynaguide":
+    if objective.maps_clusters:
         assign = g.input("assign", INT64, (p.classes,))
     lengths = (_length(shapes) if clusters else "parameters", _length(buffer_shapes))
     weights = g.input("parameters", FLOAT, lengths[:1])
@@ -587,12 +587,12 @@ def build_step(
 
     net = _Network(g, p, options, shapes, weights, clusters)
     r = _response(g, p, net)
-    if residual:
+    if objective.channels_follow_classes:
         dr = _residual_losses(g, p, options, r)
     else:
         dr = _cluster_losses(g, p, options, r, assign)
     gradient = net.backward(dr)
-    if not residual:
+    if not objective.channels_follow_classes:
         gradient = gradient / p.n
     velocity = g.op("Add", momenta * options.momentum, gradient, name="momenta_out")
     g.op("Sub", weights, velocity * float(options.lr or 0), name="parameters_out")
@@ -631,16 +631,16 @@ def build_map(
     InputError : a size out of range, a state of another network.
     """
     _check_dimensions(classes, height, width)
-    residual = options.objective == "residual"
-    if state is not None and residual:
+    objective = parameters.objective_of(options)
+    if state is not None and objective.channels_follow_classes:
         rows = len(state["conv3.weight"]) if "conv3.weight" in state else 1
         if classes not in (None, rows):
             raise InputError(f"classes is {classes}, but the state has {rows}; wanted the same")
         classes = rows
-    clusters = classes if residual else options.channels
+    clusters = parameters.channel_count(options, classes)
     shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
     g = _Graph()
-    p = _Picture(g, options, classes, height, width, residual)
+    p = _Picture(g, options, classes, height, width, objective.channels_follow_classes)
     running = None
     if state is not None:
         flat = parameters.flatten(options, clusters or 1, state)

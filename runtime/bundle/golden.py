@@ -20,13 +20,12 @@ import numpy as np
 from runtime.bundle.read import Bundle
 from runtime.checks import check_guide
 from runtime.core.config import RefineConfig
+from runtime.core.parameters import objective_of
 from runtime.core.refiner import Refinement, refine_with
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
 from runtime.prior.network import NetworkPrior, as_probabilities
 
-# At most so many steps: the published objectives are chaotic, kinks that rounding crosses grow.
-STEPS = {"residual": 10, "dynaguide": 3, "dynaseg": 3}
 MIN_AGREEMENT = 0.99
 INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
 LOSS_TOLERANCE = 0.02  # relative; measured between two CPU backends: 3e-4
@@ -44,11 +43,12 @@ def make(
     size: tuple[int, int] | None = None,
     warm: bool = False,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Golden arrays for ``picture``, and the number of steps in them: ``config``'s, within STEPS.
+    """Golden arrays for ``picture``, and the number of steps in them: ``config``'s, within the
+    objective's ``golden_steps``.
     ``refiner`` makes one that runs so many; ``size`` is the working size that engines fix."""
     low = working_picture(picture, size or config.working_size(*picture.shape[:2]))
     guide = np.asarray(prior(picture, low))
-    steps = min(config.steps or 0, STEPS[config.objective])
+    steps = min(config.steps or 0, objective_of(config).golden_steps)
     labels, losses = _refined(low, guide, config, refiner, steps, warm)
     arrays = {"picture": picture, "guide": guide, "labels": labels, "losses": losses}
     if isinstance(prior, NetworkPrior):
@@ -160,10 +160,10 @@ def _refined(
     """Labels (h, w) int32 in the guide's classes, and the loss of each step."""
     guide = as_probabilities(guide, *low.shape[:2])
     config = replace(config, steps=steps)
-    wanted = None if config.objective == "dynaseg" else guide
+    wanted = guide if objective_of(config).takes_guide else None
     result: Refinement = refine_with(refiner, config, low, wanted, warm=warm)
     labels = result.labels
-    if config.objective == "residual":
+    if objective_of(config).channels_follow_classes:
         labels = result.classes[labels].astype(np.int32)
     return labels, np.asarray(result.stats["losses"]["total"], np.float32)
 

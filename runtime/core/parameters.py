@@ -8,6 +8,7 @@ parameters, momenta, buffers (csrc/network.h).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,9 +18,83 @@ from runtime.errors import InputError
 State = dict[str, np.ndarray]
 
 
-def inputs(options: RefineOptions) -> int:
-    """Input channels: RGB, and for residual also the coordinates."""
-    return 5 if options.objective == "residual" else 3
+@dataclass(frozen=True)
+class Objective:
+    """What the rest of the program asks about an objective, so that none of it knows their names.
+
+    Attributes
+    ----------
+    native : its number in csrc/network.h.
+    inputs : channels of the network's input: RGB, and for residual also the coordinates.
+    channels_follow_classes : the response map has one channel for each class of the guide, starts
+        as the guide itself, and needs one. Otherwise its channels are clusters without a meaning.
+    takes_guide : a guide takes part in the losses.
+    maps_clusters : the classes of the guide are mapped to clusters.
+    losses : name of each loss -> its column among the four that the loops record.
+    golden_steps : most steps of a golden vector; the published objectives are chaotic, for kinks
+        that rounding crosses grow.
+    update_tolerance : largest relative error of one step's update against float64 at export. The
+        cluster objectives have kinks that rounding can cross (docs/architecture.md).
+    """
+
+    native: int
+    inputs: int
+    channels_follow_classes: bool
+    takes_guide: bool
+    maps_clusters: bool
+    losses: Mapping[str, int]
+    golden_steps: int
+    update_tolerance: float
+
+    @property
+    def takes_soft_guide(self) -> bool:
+        """Whether the guide's probabilities are used whatever ``soft_guide`` says."""
+        return self.channels_follow_classes
+
+
+_CLUSTER_LOSSES = {"total": 0, "similarity": 1, "spatial": 2, "guide": 3}
+OBJECTIVES = {
+    "residual": Objective(
+        native=0,
+        inputs=5,
+        channels_follow_classes=True,
+        takes_guide=True,
+        maps_clusters=False,
+        losses={"total": 0, "pair": 2, "guide": 3},
+        golden_steps=10,
+        update_tolerance=5e-5,
+    ),
+    "dynaguide": Objective(
+        native=1,
+        inputs=3,
+        channels_follow_classes=False,
+        takes_guide=True,
+        maps_clusters=True,
+        losses=_CLUSTER_LOSSES,
+        golden_steps=3,
+        update_tolerance=1e-3,
+    ),
+    "dynaseg": Objective(
+        native=1,
+        inputs=3,
+        channels_follow_classes=False,
+        takes_guide=False,
+        maps_clusters=False,
+        losses=_CLUSTER_LOSSES,
+        golden_steps=3,
+        update_tolerance=1e-3,
+    ),
+}
+
+
+def objective_of(options: RefineOptions) -> Objective:
+    """The properties of the options' objective."""
+    return OBJECTIVES[options.objective]
+
+
+def channel_count(options: RefineOptions, classes: int | None) -> int | None:
+    """Channels of the response map for a guide of ``classes`` classes; None where both are free."""
+    return classes if objective_of(options).channels_follow_classes else options.channels or 1
 
 
 def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict[str, tuple]]:
@@ -36,13 +111,13 @@ def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict
         buffers[f"{name}.running_mean"] = buffers[f"{name}.running_var"] = (n,)
 
     channels = options.channels or 0
-    conv("conv1", 3, inputs(options), channels)
+    conv("conv1", 3, objective_of(options).inputs, channels)
     norm("bn1", channels)
     for i in range(options.blocks - 1):
         conv(f"conv2.{i}", 3, channels, channels)
         norm(f"bn2.{i}", channels)
     if options.skip == "own":
-        conv("skip", 3, inputs(options), channels)
+        conv("skip", 3, objective_of(options).inputs, channels)
     conv("conv3", 1, channels, classes)
     if options.final_bn != "none":
         norm("bn3", classes)
@@ -58,6 +133,7 @@ def initial_state(options: RefineOptions, classes: int) -> State:
     """
     parameters, buffers = shapes(options, classes)
     bits = np.random.PCG64(options.seed)
+    follows = objective_of(options).channels_follow_classes
     state: State = {}
     bound = 1.0
     for name, shape in parameters.items():
@@ -69,7 +145,7 @@ def initial_state(options: RefineOptions, classes: int) -> State:
         raw = np.asarray(bits.random_raw(int(np.prod(shape)))) >> np.uint64(40)
         value = (raw.astype(np.float64) / 2**23 - 1.0) * bound
         state[name] = value.astype(np.float32).reshape(shape)
-        if options.objective == "residual" and name.startswith("conv3"):
+        if follows and name.startswith("conv3"):
             state[name] = np.zeros(shape, np.float32)
     for name, shape in buffers.items():
         state[name] = np.full(shape, float(name.endswith("var")), np.float32)
@@ -82,7 +158,7 @@ def select_classes(
     options: RefineOptions, state: Mapping[str, np.ndarray], classes: np.ndarray | None
 ) -> State:
     """``state`` with the rows of its last layer that belong to ``classes``; all when None."""
-    if classes is None or options.objective != "residual":
+    if classes is None or not objective_of(options).channels_follow_classes:
         return dict(state)
     head = [f"{m}conv3.{k}" for m in ("", "momentum.") for k in ("weight", "bias")]
     for name in head:

@@ -11,8 +11,7 @@ import numpy as np
 
 from runtime.checks import check_count, check_guide, check_image, on_gpu
 from runtime.core import parameters
-from runtime.core.classes import frequent_classes, known_shares, majority_classes, restricted
-from runtime.core.classes_cuda import hard, winners
+from runtime.core.classes import classes_of, frequent_classes, known_shares, majority_classes, restricted
 from runtime.core.options import RefineOptions
 from runtime.device.choose import backend, target, thread_count
 from runtime.device.driver import cuda_devices, parse_device
@@ -86,7 +85,7 @@ class Refiner:
         self.options, self.device = RefineOptions(**options), device
         self.height = check_count("height", height, 1, 2**20)
         self.width = check_count("width", width, 1, 2**20)
-        if self.options.objective == "residual":
+        if parameters.objective_of(self.options).channels_follow_classes:
             if classes is None:
                 raise InputError("classes is missing; residual needs the number of guide classes")
             self.classes = check_count("classes", classes, 1, 4096)
@@ -157,7 +156,7 @@ class Refiner:
         KeyboardInterrupt : between two steps.
         """
         options = self.options
-        residual, there = options.objective == "residual", self.device != "cpu"
+        objective, there = parameters.objective_of(options), self.device != "cpu"
         if there:
             image, guide = taken("image", image, self.device), taken("guide", guide, self.device)
             guide = _on_the_host_if_hard(guide)
@@ -169,7 +168,7 @@ class Refiner:
             )
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         guide, floor = prepared(options, image, guide, self.classes, gpu=there)
-        native, more = (guide, {}) if residual or not there else _labels_for_gpu(options, guide)
+        native, more = (guide, {}) if objective.takes_soft_guide or not there else _labels_for_gpu(options, guide)
         if not warm:
             self.load_state_dict(self._initial)
 
@@ -185,19 +184,17 @@ class Refiner:
         scores, labels, losses, clusters, done, stop, last = self._native.run(
             image, native, floor, 0 if late else asked, report if told else None, **more
         )
-        names = ("total", "similarity", "pair" if residual else "spatial", "guide")
-        used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
             "steps": done,
             "stop_reason": "budget" if late else STOPS[stop],
             "clusters": last,
             "clusters_per_step": clusters.tolist(),
-            "losses": {names[i]: losses[:, i].tolist() for i in used},
+            "losses": {name: losses[:, i].tolist() for name, i in objective.losses.items()},
             "label_floor": floor,
         }
         if self.device != "cpu":
             stats["device_ms"] = self._native.milliseconds()
-        if residual:
+        if objective.channels_follow_classes:
             classes = np.arange(self.classes, dtype=np.int32)
         else:
             classes = majority_classes(labels, guide, self.classes)
@@ -217,7 +214,8 @@ def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, 
         known_shares(guide)
         if options.soft_guide:
             return guide, {}
-        return hard(guide)[0], {"guide_classes": int(winners(guide).max()) + 1}
+        module = classes_of(guide)
+        return module.hard(guide)[0], {"guide_classes": int(module.winners(guide).max()) + 1}
     return guide, {"guide_classes": int(guide.max()) + 1} if guide.ndim == 2 else {}
 
 
@@ -241,11 +239,10 @@ def prepared(
     Probabilities on a GPU stay what they are."""
     if guide is not None:
         guide = check_guide(guide, *image.shape[:2], gpu=gpu)
-    if options.objective == "residual":
+    if parameters.objective_of(options).channels_follow_classes:
         guide = _soft(guide, classes)
     elif isinstance(guide, np.ndarray) and guide.ndim == 3 and not options.soft_guide:
-        known = guide.sum(-1) > 0
-        guide = np.where(known, guide.argmax(-1), -1).astype(np.int32)
+        guide, _ = classes_of(guide).hard(guide)
     floor = 0
     if options.silhouette:
         from runtime.core.silhouette import best_cluster_count
@@ -299,7 +296,7 @@ def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
         | {name: getattr(options, name) for name in same}
         | {
             "classes": classes,
-            "objective": 0 if options.objective == "residual" else 1,
+            "objective": parameters.objective_of(options).native,
             "huber": options.continuity == "huber",
         }
     )
@@ -363,7 +360,7 @@ def refine_with(
     ``gpu``: it is on a GPU, where both arrays may be, as the CUDA module's own."""
     image = check_image(image, gpu=gpu)
     height, width = image.shape[:2]
-    if config.objective != "residual":
+    if not parameters.objective_of(config).channels_follow_classes:
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior, needs one")

@@ -74,7 +74,7 @@ class GraphRefiner:
             if port.name == "guide" and _is_fixed(port.shape[1]):
                 fixed = int(port.shape[1])
         self._planes = fixed  # of the guide, where the engine fixes them
-        if options.objective == "residual":
+        if parameters.objective_of(options).channels_follow_classes:
             if classes is None:
                 raise InputError("classes is missing; residual needs the number of guide classes")
             self.classes = check_count("classes", classes, 1, fixed or 4096)
@@ -156,34 +156,32 @@ class GraphRefiner:
             )
         options = self.options
         steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
-        if guide is not None and options.objective == "dynaseg":
+        objective = parameters.objective_of(options)
+        if guide is not None and not objective.takes_guide:
             raise InputError("guide was given, but the dynaseg graph takes none")
         guide, floor = prepared(options, image, guide, self.classes)
-        residual = options.objective == "residual"
         if not warm:
             self.load_state_dict(self._initial)
         late = steps > 0 and deadline is not None and time.monotonic() >= deadline
         if late:
             steps = 0
         feed = {"image": _planar(image)}
-        if options.objective != "dynaseg":
+        if objective.takes_guide:
             feed["guide"] = self._planar_guide(guide)
-        if options.objective == "dynaguide":
+        if objective.maps_clusters:
             feed["assign"] = self._first_assignment(guide, feed["guide"].shape[1])
         run = self._loop(feed, guide, floor, steps, progress, deadline) if steps else _Run()
         scores, labels = self._final(feed)
         losses = np.array(run.losses, np.float64).reshape(-1, 4)
-        names = ("total", "similarity", "pair" if residual else "spatial", "guide")
-        used = (0, 2, 3) if residual else (0, 1, 2, 3)
         stats = {
             "steps": run.done,
             "stop_reason": "budget" if late else run.stop,
             "clusters": len(np.unique(labels)),
             "clusters_per_step": run.clusters,
-            "losses": {names[i]: losses[:, i].tolist() for i in used},
+            "losses": {name: losses[:, i].tolist() for name, i in objective.losses.items()},
             "label_floor": floor,
         }
-        if residual:
+        if objective.channels_follow_classes:
             classes = np.arange(self.classes, dtype=np.int32)
         else:
             classes = majority_classes(labels, guide, self.classes)
