@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.files import write_atomic
 from sdk import Segmenter
 from sdk.__main__ import demo_photo
-from sdk.image import encode_image, write_atomic
+from sdk.image import encode_image
 
 photo = demo_photo()
 prior = Segmenter("kmeans", refine=None, filter=None)(photo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ from export.models import PriorModel
 from export.precision import as_rounded_float32, fp16_overflow
 from runtime.bundle import golden
 from runtime.core import parameters, reference
-from runtime.core.parameters import objective_of
 from runtime.core.config import RefineConfig
+from runtime.core.parameters import objective_of
 from runtime.core.refiner import refine, refine_with
 from runtime.core.resize import resize
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
-from runtime.errors import InputError, MissingBackend, VerificationFailed
+from runtime.errors import VerificationFailed
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.preprocess import Preprocess
 
@@ -31,50 +30,6 @@ SCORES = 1e-4  # absolute, of a soft-max
 REFINED = 0.99  # share of equal labels after the golden number of steps
 SMALL = 72 * 96  # pixels of the float64 comparison, which is slow
 MIDDLE = 160 * 240  # pixels of the comparison with the core: ONNX Runtime needs seconds a step
-
-
-def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
-    """(H, W, 3) uint8 RGB each; folders stand for the pictures in them, nothing for the demo photo
-    (NASA's portrait of Eileen Collins, public domain, which scikit-image ships).
-
-    Raises
-    ------
-    InputError : no such file, or no picture.
-    """
-    import cv2
-
-    if not paths:
-        try:
-            from skimage import data
-        except ImportError as error:
-            raise MissingBackend(
-                "the demo photo comes with scikit-image, which is not installed",
-                fix="name pictures to check with: --pictures FILE...",
-            ) from error
-        return [np.asarray(data.astronaut())]
-    out = []
-    for path in picture_files(paths):
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise InputError(f"{path} cannot be read as a picture")
-        out.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-    return out
-
-
-def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that ``paths`` name, folders by what is in them, in name order."""
-    kinds = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(p for p in path.iterdir() if p.suffix.lower() in kinds)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
-    if not files:
-        raise InputError(f"no pictures in {', '.join(map(str, paths))}; wanted {', '.join(kinds)}")
-    return files
 
 
 def check_prior(
@@ -359,7 +314,7 @@ def _groups(state: parameters.State) -> list[list[str]]:
 def check_cnn(
     config: RefineConfig, cnn: bytes, state: parameters.State, low: np.ndarray, guide: np.ndarray
 ) -> dict[str, float]:
-    """cnn.onnx, weights baked in and running statistics, beside runtime/core/reference.py in float64."""
+    """cnn.onnx, weights baked in and running statistics, beside the reference in float64."""
     image, small = _smaller(low, guide, SMALL)
     wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
     feeds, prior, x = [image.transpose(2, 0, 1)[None]], None, image.astype(np.float64)

@@ -127,8 +127,8 @@ def kmeans() -> PriorModel:
 def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     """An existing ONNX segmentation network; its metadata_props say how to feed it.
 
-    Metadata: what :meth:`runtime.prior.preprocess.Preprocess.from_metadata` reads, ``classes`` (JSON list
-    of names), ``output`` (starts with "probabilities" or "labels"), ``licence``.
+    Metadata: what :meth:`Preprocess.from_metadata` reads, ``classes`` (JSON list of names), ``output``
+    (starts with "probabilities" or "labels"), ``licence``.
 
     Parameters
     ----------

@@ -26,6 +26,7 @@ from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend
+from runtime.pictures import demo_photo, picture_files, read_pictures
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
@@ -148,7 +149,10 @@ def export_bundle(
     engines.check_targets(options.targets, options.compute_capabilities)
     config = options.refine
     _timings(options.timing_cache)  # said before the long work
-    pictures = check.read_pictures(options.pictures)
+    if options.pictures:
+        pictures = read_pictures(options.pictures)
+    else:
+        pictures = [demo_photo("name pictures to check with: --pictures FILE...")]
     graphs: dict[str, bytes] = {}
     details: dict[str, dict[str, Any]] = {}
     verification: dict[str, Any] = {"pictures": _names(options.pictures)}
@@ -278,10 +282,10 @@ def _lower(
 ) -> tuple[bytes, dict[str, Any]]:
     """The prior in the precision asked for, and what the manifest says of it."""
     if options.int8:
-        files = check.picture_files(options.data)
+        files = picture_files(options.data)
         files = files[: max(1, round(len(files) * options.fraction))]
         say(f"calibrate INT8 on {len(files)} pictures")
-        feeds = (preprocess(check.read_pictures([file])[0]) for file in files)
+        feeds = (preprocess(read_pictures([file])[0]) for file in files)
         data, receipt = to_int8(frozen, feeds, half=options.half)
         digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in files]
         return data, {
@@ -365,9 +369,7 @@ def _shapes(
     if name != "prior":
         sizes = [options.refine.working_size(*s) for s in sizes]
     config = options.refine
-    weights, buffers = parameters.shapes(
-        config, parameters.channel_count(config, classes) or 1
-    )
+    weights, buffers = parameters.shapes(config, parameters.channel_count(config, classes) or 1)
     lengths = {
         "classes": classes,
         "parameters": sum(int(np.prod(s)) for s in weights.values()),

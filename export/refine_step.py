@@ -1,7 +1,6 @@
 """The refinement as ONNX graphs: one step with its gradient and SGD update, and the final map.
 
-Emitted node by node from the rules of runtime/core/reference.py, opset 18, standard operators only, so
-that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
+Emitted node by node from the rules of the reference, opset 18, standard operators only, so that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
 first, then H: ONNX Runtime is a hundred times less exact when it reduces both at once.
 """
 
@@ -559,7 +558,7 @@ def build_step(
     Inputs, float32 unless said: ``image`` (1, 3, H, W) RGB in [0, 1]; ``guide`` (1, G, H, W)
     probabilities or one-hot labels, 0 = unknown (not for dynaseg); for dynaguide ``assign`` (G,)
     int64, the cluster of each class (mapping "overlap") or its rank among the classes present
-    ("index_modulo"); the state as runtime/core/parameters.py flattens it: ``parameters``, ``momenta``,
+    ("index_modulo"); the state as ``parameters.flatten`` gives it: ``parameters``, ``momenta``,
     ``buffers``.
     Outputs: the three with ``_out``; ``losses`` (4,): total, similarity, spatial or pair, guide;
     where the options need them ``clusters`` (1,) int64, the labels in use, ``labels`` (1, H, W)

@@ -7,8 +7,8 @@ import sys
 
 from runtime.tools.build import run_build
 from runtime.tools.check import run_check
-from runtime.tools.inspect import run_inspect
 from runtime.tools.cli import Parser, run, some_path
+from runtime.tools.inspect import run_inspect
 from runtime.tools.output import print_json, say
 
 

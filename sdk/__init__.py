@@ -32,7 +32,7 @@ from runtime.errors import (
 )
 from sdk.result import FrameInfo, Result, Segment
 from sdk.segmenter import Segmenter
-from sdk.stream import StreamState
+from sdk.stream_state import StreamState
 
 __all__ = [
     "BundleError",

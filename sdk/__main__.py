@@ -18,14 +18,15 @@ from tqdm import tqdm
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.core.config import PRESETS
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.errors import BundleError, InputError
+from runtime.files import write_atomic
+from runtime.pictures import demo_photo
 from runtime.tools.cli import Parser, run, some_path
 from sdk import FilterConfig, RefineConfig, Result, Segmenter
 from sdk.capture import shown_name
-from sdk.image import write_atomic
 from sdk.prior import open_bundle
-from sdk.record import Video, Window, frame_rate, label_name
-from sdk.stream import StreamState
+from sdk.stream_state import StreamState
+from sdk.video_writer import Video, Window, frame_rate, label_name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -353,19 +354,6 @@ def timing_table(timings: dict[str, float]) -> str:
     return "\n".join(
         f"  {stage:<12}{ms:>9.1f} ms{100 * ms / total:>7.1f} %" for stage, ms in timings.items()
     )
-
-
-def demo_photo() -> np.ndarray:
-    """(512, 512, 3) uint8 RGB: NASA's portrait of Eileen Collins (public domain), which
-    scikit-image ships in its wheel."""
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise MissingBackend(
-            "the demo photo comes with scikit-image, which is not installed",
-            fix="pip install 'dynaguide-edge[demo]', or name a picture: dg demo PICTURE",
-        ) from error
-    return np.asarray(data.astronaut())
 
 
 if __name__ == "__main__":

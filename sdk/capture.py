@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.checks import check_count, check_positive
 from runtime.errors import InputError
-from sdk.image import SUFFIXES, load_image
+from runtime.pictures import SUFFIXES, load_image
 
 QUEUE = 4  # frames that wait at most
 BROKEN = 10  # unreadable frames in a row end a stream

@@ -1,65 +1,12 @@
-"""Reading pictures, encoding them, and writing files whole or not at all."""
+"""Encoding of pictures and label maps."""
 
 from __future__ import annotations
-
-import os
-import re
-import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from runtime.errors import InputError
-
-MAX_PIXELS = 2**28  # 16384 x 16384; a larger header is an accident or an attack
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-_AGAIN = "fetch or save the picture again"
-# A JPEG marker with a body, or the end marker D9. In coded data FF is followed by 00 or a restart
-# marker D0..D7, so one search walks the header and jumps over the coded data.
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
-
-_log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 keeps setLogLevel in cv2 itself
-_log_lock, _log_users, _log_level = threading.Lock(), 0, 0
-
-
-def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str]]:
-    """Read a picture.
-
-    Parameters
-    ----------
-    source : path, bytes of an encoded file, or (H, W, 3) uint8 array. A file may be grey, palette,
-        colour or CMYK, with 8 or 16 bits per channel. Its EXIF orientation is applied (in WebP from
-        OpenCV 4.13 on). Of several pages the first is read.
-    color : "rgb" or "bgr", the channel order of an array; files know their own.
-
-    Returns
-    -------
-    (H, W, 3) uint8 RGB, C-contiguous, a copy; and warnings, one sentence each.
-    """
-    if color not in ("rgb", "bgr"):
-        raise InputError(f"color is {color!r}, wanted 'rgb' or 'bgr'")
-    if isinstance(source, np.ndarray):
-        _check_array(source)
-        if color == "bgr":
-            return cv2.cvtColor(np.ascontiguousarray(source), cv2.COLOR_BGR2RGB), []
-        return np.array(source, order="C"), []
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(os.fsdecode(source))
-        return _decode(_read(path), str(path))
-    try:
-        data = bytes(memoryview(source))
-    except TypeError:
-        raise InputError(
-            f"source is a {type(source).__name__}, wanted a path, bytes or (H, W, 3) uint8 array",
-            fix="for a PIL image or a tensor on the CPU: np.asarray(source)",
-        ) from None
-    return _decode(data, f"source ({len(data)} bytes)")
+from runtime.pictures import SUFFIXES, quiet_opencv
 
 
 def encode_image(array: np.ndarray, suffix: str) -> bytes:
@@ -76,7 +23,7 @@ def encode_image(array: np.ndarray, suffix: str) -> bytes:
         raise InputError(f"{suffix} cannot hold 16 bits per pixel", fix="use .png or .tif")
     pixels = np.ascontiguousarray(array)
     try:
-        with _quiet_opencv():
+        with quiet_opencv():
             if colour:
                 pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
             done, data = cv2.imencode(suffix, pixels)
@@ -88,161 +35,3 @@ def encode_image(array: np.ndarray, suffix: str) -> bytes:
             fix="use .png: JPEG ends at 65500 pixels a side, WebP at 16383",
         )
     return data.tobytes()
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to a temporary sibling, then rename: the file is whole or untouched."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, wanted a file name")
-    if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent} does not exist", fix=f"mkdir -p {path.parent}")
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}",
-            fix=f"check the permissions of {path.parent} and the space left on it",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """A new hidden sibling of the same type, to be renamed to ``path``."""
-    return path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
-
-
-def _check_array(array: np.ndarray) -> None:
-    shape, dtype = array.shape, array.dtype
-    if array.ndim == 3 and shape[2] == 3 and dtype == np.uint8 and array.size:
-        return _check_size(shape[0], shape[1], "source")
-    came, fixes = f"a {shape} {dtype} array", []
-    if array.size == 0:
-        fixes.append("check the crop or the camera")
-    elif array.ndim == 1:
-        fixes.append("for an encoded file pass source.tobytes()")
-    elif array.ndim == 2:
-        fixes.append("np.stack([source] * 3, axis=-1) or cv2.cvtColor(source, cv2.COLOR_GRAY2RGB)")
-    elif array.ndim == 3 and shape[2] == 4:
-        fixes.append("drop alpha: source[..., :3]")
-    elif array.ndim == 3 and shape[0] == 3 != shape[2]:
-        fixes.append("source.transpose(1, 2, 0)")
-    if dtype.kind == "f":
-        if np.isnan(array).any():
-            came += " with NaN"
-            fixes.append("replace the NaN")
-        fixes.append("multiply values in [0, 1] by 255 and cast: (source * 255).astype(np.uint8)")
-    elif dtype != np.uint8:
-        fixes.append("bring the values to 0..255 and cast: source.astype(np.uint8)")
-    raise InputError(f"source is {came}, wanted (H, W, 3) uint8", fix="; ".join(fixes))
-
-
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, wanted a picture", fix="pass its files one by one")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}", fix="check its permissions") from error
-
-
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
-    if not data:
-        raise InputError(f"{name} is empty (0 bytes)", fix=_AGAIN)
-    kind, alpha = _scan(data, name)
-    if not kind:  # no header was read: decode once to learn what is stored
-        stored = _imdecode(data, cv2.IMREAD_UNCHANGED, name)
-        if stored is not None and stored.dtype not in (np.uint8, np.uint16):
-            raise InputError(
-                f"{name} holds {stored.dtype} values, wanted 8 or 16 bits per channel",
-                fix="map the values to 0..255 yourself and pass the array",
-            )
-        alpha = stored is not None and stored.ndim == 3 and stored.shape[2] == 4
-        del stored
-    picture = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
-    if picture is None:
-        what = f"a damaged or unsupported {kind}" if kind else "not a picture, or a damaged one"
-        fix = "convert it to PNG or JPEG"
-        raise InputError(f"{name} is {what}", fix=fix)
-    _check_size(picture.shape[0], picture.shape[1], name)
-    warnings = []
-    if alpha:
-        warnings.append("The alpha channel was dropped; flatten the picture if it matters.")
-    if picture.dtype == np.uint16:
-        picture = cv2.convertScaleAbs(picture, alpha=1 / 257)  # 65535 -> 255, to nearest
-        warnings.append("The picture has 16 bits per channel; it was scaled to 8.")
-    if data[4:12] == b"ftypavif" and re.search(rb"irot|imir", data[:4096]):
-        warnings.append("OpenCV ignores the rotation stored in an AVIF file.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture), warnings
-
-
-def _scan(data: bytes, name: str) -> tuple[str, bool]:
-    """Kind and alpha of a JPEG or PNG, after checking its size and its end marker.
-
-    OpenCV allocates before it looks, and its older versions fill what is missing with grey.
-    """
-    kind, alpha = "", False
-    if data.startswith(b"\xff\xd8\xff"):
-        kind, position = "JPEG", 2
-        while match := _MARKER.search(data, position):
-            marker, body = match[1][0], match.end()
-            if marker == 0xD9:
-                return kind, alpha
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-                _check_size(_uint(data, body + 3, 2), _uint(data, body + 5, 2), name)
-            position = body + _uint(data, body, 2)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        _check_size(_uint(data, 20, 4), _uint(data, 16, 4), name)
-        kind, position, alpha = "PNG", 8, data[25:26] in (b"\4", b"\6")
-        while position + 12 <= len(data):  # chunk: length, type, body, checksum
-            chunk = data[position + 4 : position + 8]
-            if chunk == b"IEND":
-                return kind, alpha
-            alpha |= chunk == b"tRNS"
-            position += 12 + _uint(data, position, 4)
-    else:
-        return kind, alpha
-    raise InputError(f"{name} is a truncated {kind}: its end marker is missing", fix=_AGAIN)
-
-
-def _uint(data: bytes, start: int, size: int) -> int:
-    return int.from_bytes(data[start : start + size], "big")
-
-
-def _check_size(height: int, width: int, name: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {width} x {height} pixels, wanted at most {MAX_PIXELS}",
-            fix="scale it down or cut it into tiles",
-        )
-
-
-def _imdecode(data: bytes, flags: int, name: str) -> np.ndarray | None:
-    try:
-        with _quiet_opencv():
-            return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # its limits on width, height and pixels
-        raise InputError(f"OpenCV refuses {name}: {error.err}", fix="scale it down") from error
-
-
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Silence OpenCV. Its level is global: the first thread in lowers it, the last one restores."""
-    global _log_users, _log_level
-    with _log_lock:
-        if _log_users == 0:
-            _log_level = _log.setLogLevel(0)
-        _log_users += 1
-    try:
-        yield
-    finally:
-        with _log_lock:
-            _log_users -= 1
-            if _log_users == 0:
-                _log.setLogLevel(_log_level)

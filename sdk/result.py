@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import InputError
-from sdk.image import encode_image, write_atomic
+from runtime.files import write_atomic
+from sdk.image import encode_image
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ def shares(guide: np.ndarray) -> np.ndarray:
 
 
 def take(scores: np.ndarray, classes: np.ndarray, normalised: bool) -> np.ndarray:
-    """(H, W, K) float32: the columns ``classes`` of scores (H, W, C), zero for classes from C on, or
-    of labels (H, W). ``normalised``: each pixel is scaled to sum 1 where it is not all zero."""
+    """(H, W, K) float32: the columns ``classes`` of scores (H, W, C), or the same of labels (H, W).
+
+    Classes that the scores do not have are zero. ``normalised``: each pixel is scaled to sum 1
+    where it is not all zero."""
     if scores.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
         column = np.full(max(scores.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))

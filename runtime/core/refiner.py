@@ -11,7 +11,13 @@ import numpy as np
 
 from runtime.checks import check_count, check_guide, check_image, on_gpu
 from runtime.core import parameters
-from runtime.core.classes import classes_of, frequent_classes, known_shares, majority_classes, restricted
+from runtime.core.classes import (
+    classes_of,
+    frequent_classes,
+    known_shares,
+    majority_classes,
+    restricted,
+)
 from runtime.core.options import RefineOptions
 from runtime.device.choose import backend, target, thread_count
 from runtime.device.driver import cuda_devices, parse_device
@@ -168,7 +174,11 @@ class Refiner:
             )
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         guide, floor = prepared(options, image, guide, self.classes, gpu=there)
-        native, more = (guide, {}) if objective.takes_soft_guide or not there else _labels_for_gpu(options, guide)
+        native, more = (
+            (guide, {})
+            if objective.takes_soft_guide or not there
+            else _labels_for_gpu(options, guide)
+        )
         if not warm:
             self.load_state_dict(self._initial)
 

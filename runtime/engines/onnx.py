@@ -163,7 +163,7 @@ class OnnxEngine:
             raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
-        """Steps that feed their own outputs back: see :class:`runtime.engines.onnx_loop.OnnxLoop`."""
+        """Steps that feed their own outputs back: see :class:`OnnxLoop`."""
         from runtime.engines.onnx_loop import OnnxLoop
 
         return OnnxLoop(self._session, feed, state, self.device, self._turn)

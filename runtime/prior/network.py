@@ -22,7 +22,7 @@ from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 
 class Engine(Protocol):
-    """What a prior needs of a frozen network (runtime/engine.py, runtime/engines/tensorrt_engine.py)."""
+    """What a prior needs of a frozen network (``OnnxEngine``, ``TensorRTEngine``)."""
 
     backend: str
     inputs: list[Port]
@@ -79,8 +79,7 @@ class NetworkPrior:
     ) -> NetworkPrior:
         """An .onnx file whose metadata_props say how to feed it.
 
-        Metadata, JSON where not plain: what :meth:`runtime.prior.preprocess.Preprocess.from_metadata`
-        reads, ``classes`` (list of names), ``output`` (starts with "probabilities" when the
+        Metadata, JSON where not plain: what :meth:`Preprocess.from_metadata` reads, ``classes`` (list of names), ``output`` (starts with "probabilities" when the
         soft-max is in the graph).
 
         Parameters
@@ -111,8 +110,7 @@ class NetworkPrior:
         return self.guide(out)
 
     def on_gpu(self, picture: Any, size: tuple[int, int]) -> Any:
-        """The same for a picture that lies on ``gpu`` already (:func:`runtime.device.transfer.upload`): the
-        input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
+        """The same for a picture that lies on ``gpu`` already (:func:`upload`): the input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
         than float32, come down as they are."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine

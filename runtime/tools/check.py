@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bundle import golden
+from runtime.bundle.open import (
+    fitting_engine,
+    open_graph,
+    open_prior,
+    open_refinement,
+    starts_trained,
+)
 from runtime.bundle.read import Bundle
 from runtime.device.driver import (
     cuda_absence,
@@ -134,20 +142,16 @@ def _environment() -> str:
 
 
 def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
-    from runtime.bundle import open
-
-    loaded = open.open_graph(bundle, name, backend="onnx", device=device)
+    loaded = open_graph(bundle, name, backend="onnx", device=device)
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"
 
 
 def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> dict[str, float]:
-    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as runtime/bundle/open.py takes
-    them."""
-    from runtime.bundle import golden, open
-
-    opened, _ = open.open_prior(bundle, **prior)
-    refinement, config = open.open_refinement(bundle, **refine), bundle.refine()
+    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as arguments of
+    :mod:`runtime.bundle.open`."""
+    opened, _ = open_prior(bundle, **prior)
+    refinement, config = open_refinement(bundle, **refine), bundle.refine()
     worst: dict[str, float] = {}
     for entry in bundle.manifest["golden"]:
         steps, arrays = entry["steps"], bundle.tensors(entry)
@@ -163,7 +167,7 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
             opened,
             config,
             refinement.make(replace(config, steps=steps)),
-            warm=open.starts_trained(bundle, config),
+            warm=starts_trained(bundle, config),
             name=f"{bundle.name}/{entry['file']}",
         )
         for key, value in result.items():
@@ -196,16 +200,14 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
 
 
 def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
-    from runtime.bundle import open
-
     problem = cuda_problem()
     if problem is not None:
         why = str(problem).partition("\n")[0]
         raise MissingBackend(f"no GPU: {why}", fix=problem.fix) from problem
-    found = open.fitting_engine(bundle, entry["graph"], target, index)
+    found = fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
         raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
-    loaded = open.open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
+    loaded = open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"
 

@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 
 from runtime.device import driver
-from runtime.tools.probe import DISTRIBUTION, MODULES, OURS, cache_facts, cuda_facts, cuda_module_facts, jetson, library_facts, module_facts, owners_of_modules, package_facts, trtexec_facts
+from runtime.tools.probe import (
+    DISTRIBUTION,
+    MODULES,
+    OURS,
+    cache_facts,
+    cuda_facts,
+    cuda_module_facts,
+    jetson,
+    library_facts,
+    module_facts,
+    owners_of_modules,
+    package_facts,
+    trtexec_facts,
+)
 
 _TITLES = {
     "cv2": "OpenCV",

@@ -1,4 +1,4 @@
-"""python -m runtime inspect: everything that a bundle's manifest says, and whether its files are whole."""
+"""python -m runtime inspect: a bundle's manifest in words, and whether its files are whole."""
 
 from __future__ import annotations
 

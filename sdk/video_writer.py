@@ -1,4 +1,4 @@
-"""Writes a stream's results: an annotated video, label pictures, JSON lines, a window."""
+"""Annotated videos, the live window, and the names of label pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import InputError, MissingBackend
-from sdk.image import temporary_name
+from runtime.files import temporary_name
 from sdk.result import Result
 
 VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs that pip's OpenCV has

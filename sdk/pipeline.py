@@ -1,0 +1,397 @@
+"""The way of a picture: working size, prior, refinement, guided filter, regions, result."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import runtime
+from runtime.bundle.engines import BACKENDS
+from runtime.bundle.read import Bundle
+from runtime.checks import check_count, check_guide, on_gpu
+from runtime.core.classes import merge_columns, prior_scores, winning_columns
+from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.parameters import objective_of
+from runtime.core.refiner import check_precision, refine_with
+from runtime.core.resize import working_picture
+from runtime.device.choose import backend as device_module
+from runtime.device.choose import default_threads, devices
+from runtime.device.driver import parse_device
+from runtime.device.transfer import mark, upload
+from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior, as_probabilities
+from sdk.prior import Prior, make_prior, open_bundle
+from sdk.result import FrameInfo, Result
+from sdk.timing import Clock
+
+if TYPE_CHECKING:
+    from runtime.bundle.open import Refinement
+
+
+class Pipeline:
+    """The stages that a picture passes, with everything that was loaded for them. It keeps no state
+    between pictures. Arguments: see :class:`sdk.Segmenter`."""
+
+    def __init__(
+        self,
+        prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray] = "kmeans",
+        *,
+        refine: RefineConfig | str | None = "default",
+        filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
+        min_area: int | None = None,
+        imgsz: int | tuple[int, int] | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+        backend: str = "onnx",
+        refine_backend: str = "native",
+        self_test: str = "once",
+        threads: int | None = None,
+    ) -> None:
+        bundle = open_bundle(prior)
+        if refine == "default":
+            refine = bundle.refine() if bundle else RefineConfig()
+        if isinstance(refine, str):
+            refine = RefineConfig.preset(refine)
+        if refine is not None and not isinstance(refine, RefineConfig):
+            raise InputError(
+                f"refine is a {type(refine).__name__}; wanted a RefineConfig or a name"
+            )
+        if filter is not None and not isinstance(filter, FilterConfig):
+            raise InputError(f"filter is a {type(filter).__name__}; wanted a FilterConfig or None")
+        if min_area is not None:
+            check_count("min_area", min_area, 0, 2**31)
+        if threads is not None:
+            check_count("threads", threads, 1, 1024)
+        self.refine, self.filter, self.min_area = refine, filter, min_area
+        processors = default_threads()
+        self.device, self.threads = device, min(threads or processors, processors)
+        kind, _ = parse_device(device)
+        self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
+        network_only = refine is None and kind == "cuda" and "cuda" not in devices()
+        if network_only:
+            self._core = "cpu"
+        self._precision = precision
+        if kind == "cuda" and refine_backend != "native" and precision == "fp16":
+            raise InputError(
+                "precision 'fp16' is of the native refinement, and none runs here",
+                fix="precision='fp32'",
+            )
+        check_precision(device if network_only else self._core, precision)
+        device_module(self._core)  # says why it cannot be had
+        self.info: dict[str, Any] = {"device": device, "self_test": None}
+        self._refinement: Refinement | None = None
+        self._kept = threading.local()
+        if bundle is not None:
+            self._open(bundle, imgsz, backend, refine_backend, self_test)
+        elif backend != "onnx" or refine_backend != "native":
+            raise InputError(
+                f"backend {backend!r} and refine_backend {refine_backend!r} need a bundle, which "
+                "holds the graphs and engines",
+                fix="python -m export --model kmeans|segformer|PATH.onnx -o NAME.bundle",
+            )
+        else:
+            self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
+            self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
+        if network_only and not isinstance(self.prior, NetworkPrior):
+            device_module(device)  # nothing runs on the GPU: says why
+        self._standing_in = ""  # why the filter runs on the CPU although a GPU was asked for
+        if network_only:
+            self._standing_in = _why_not(device)
+            self.info["refine"] = f"{self.info['refine']} ({self._standing_in})"
+
+    def _open(
+        self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, when: str
+    ) -> None:
+        """Load what was asked for from the bundle, and nothing else."""
+        from runtime.bundle.open import open_prior, open_refinement, self_test, starts_trained
+
+        if imgsz is not None:
+            raise InputError("imgsz is fixed by the bundle", fix="leave it out, or export again")
+        self.prior, loaded = open_prior(
+            bundle, backend=backend, device=self.device, threads=self.threads
+        )
+        if refine_backend not in ("native", *BACKENDS):
+            raise InputError(
+                f"refine_backend is {refine_backend!r}; wanted 'native' or one of {BACKENDS}"
+            )
+        self._refinement = open_refinement(
+            bundle,
+            backend=refine_backend,
+            device=self._core if refine_backend == "native" else self.device,
+            threads=self.threads,
+            new=self._refiner,
+        )
+        self._trained = self.refine is not None and starts_trained(bundle, self.refine)
+        refine_text = self._refinement.text or self._core_text()
+        self.info |= {
+            "bundle": str(bundle.path),
+            "prior": self.prior.backend,
+            "engine": loaded.key if loaded else None,
+            "precision": bundle.manifest["graphs"].get("prior", {}).get("precision", "fp32"),
+            "refine": refine_text,
+        }
+        run_by = (runtime.__version__, self.device, self.prior.backend, refine_text)
+        try:
+            self.info["self_test"] = self_test(
+                bundle, self.prior, self._refinement, when=when, run_by=run_by
+            )
+        except BundleError as error:
+            if backend == "onnx" and refine_backend in ("native", "onnx"):
+                raise
+            raise EngineMismatch(
+                str(error), fix="python -m runtime build --force BUNDLE"
+            ) from error
+
+    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, Any]:
+        """The picture where refinement and filter run (itself, or a copy on the GPU), and at
+        working size, there: (h, w, 3) float32 in [0, 1]."""
+        height, width = picture.shape[:2]
+        h, w = (self.refine or RefineConfig()).working_size(height, width)
+        if self._refinement is not None and self._refinement.size is not None:
+            h, w = self._refinement.size
+        begin = mark(self._core)
+        there = upload(picture, self._core)
+        low = working_picture(there, h, w)
+        clock.device("preprocess", begin, mark(self._core))
+        clock.lap("preprocess")
+        return there, low
+
+    def guide(self, picture: np.ndarray, there: Any, low: Any, clock: Clock) -> tuple[Any, bool]:
+        """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
+        labels, -1 = unknown; and whether its classes have a meaning. A network on the uploaded
+        picture's GPU takes that, and its guide stays on that GPU."""
+        try:
+            kind, index = parse_device(self._core)
+            if kind == "cuda" and getattr(self.prior, "gpu", None) == index:
+                begin = mark(self._core)
+                guide = self.prior.on_gpu(there, low.shape[:2])  # type: ignore[attr-defined]
+                clock.device("prior", begin, mark(self._core))
+                if on_gpu(guide):
+                    return guide, True  # only probabilities stay there
+            else:
+                guide = self.prior(picture, np.asarray(low))
+            guide = np.asarray(guide)
+            return self._checked_guide(guide, low), self._has_meaning(guide)
+        finally:
+            clock.lap("prior")
+
+    def _has_meaning(self, guide: np.ndarray) -> bool:
+        """Whether a guide's classes mean something: they have names, or are a callable's or a
+        network's probabilities. K-means clusters and label maps without names do not."""
+        if self.prior.names is not None:
+            return True
+        return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
+
+    def _checked_guide(self, guide: np.ndarray, low: Any) -> np.ndarray:
+        if guide.ndim not in (2, 3) or guide.size == 0:
+            raise InputError(
+                f"the prior gave an array of shape {guide.shape}; "
+                "wanted (h, w, C) probabilities or (h, w) integer labels"
+            )
+        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), *low.shape[:2])
+        names = self.prior.names
+        count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
+        if names is not None and count > len(names):
+            raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
+        return guide
+
+    def finish(
+        self,
+        picture: np.ndarray,
+        there: Any,
+        low: Any,
+        scores: Any,
+        classes: np.ndarray,
+        stats: dict[str, Any],
+        warnings: list[str],
+        clock: Clock,
+        semantic: bool,
+        frame: FrameInfo | None = None,
+    ) -> Result:
+        """Scores at working size to the result: merge columns of a class, lift the rest to the
+        uploaded picture, regions."""
+        (height, width), (h, w), names = picture.shape[:2], low.shape[:2], self.prior.names
+        warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
+        if stats["stop_reason"] == "diverged":
+            warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
+        if self._standing_in:
+            warnings.append(self._standing_in)
+        if names is not None or (classes >= 0).all():
+            scores, classes = merge_columns(scores, classes)
+        scores, classes = winning_columns(scores, classes)
+        low_image, radius, eps = None, 1, 3e-4
+        if self.filter is not None:
+            low_image, eps = low, self.filter.eps
+            radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
+        begin = mark(self._core)
+        columns, confidence = runtime.lift(
+            there,
+            scores,
+            low_image=low_image,
+            radius=radius,
+            eps=eps,
+            device=self._core,
+            threads=self.threads,
+        )
+        if self._core != "cpu":
+            columns, confidence = np.asarray(columns), np.asarray(confidence)
+        clock.device("filter", begin, mark(self._core))
+        clock.lap("filter")
+        if self._core != "cpu":  # the steps have told theirs
+            own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
+            stats["device_ms"] = clock.device_ms | own
+
+        labels = classes.take(columns) if (classes >= 0).all() else columns
+        min_area = self.min_area
+        if min_area is None:
+            min_area = 0 if self._keeps_small_regions(semantic) else height * width // 500
+        regions, labels = runtime.connected_regions(labels, min_area=min_area)
+        stats |= {"objective": self.refine.objective if self.refine else None}
+        stats |= {
+            "working_size": [h, w],
+            "clusters": int(np.count_nonzero(np.bincount(labels.ravel()))),
+        }
+        clock.lap("postprocess")
+        return Result(
+            image=picture,
+            labels=labels,
+            names=names,
+            confidence=confidence,
+            regions=regions,
+            stats=stats,
+            timings=clock.timings(),
+            device=self.device,
+            backend=f"{self.prior.backend} + {self._refine_text()}",
+            warnings=warnings,
+            frame=frame,
+        )
+
+    def _keeps_small_regions(self, semantic: bool) -> bool:
+        """Whether small regions are left alone when ``min_area`` is None: labels that are classes
+        with a meaning may well be poles and pedestrians."""
+        if self.refine is not None and not objective_of(self.refine).channels_follow_classes:
+            return self.prior.names is not None  # else the labels are clusters
+        return semantic
+
+    def most_classes(self) -> int | None:
+        """How many classes a residual refinement can take, where an engine fixes that."""
+        for engine in self._refinement.engines if self._refinement else ():
+            for port in engine.inputs:
+                if port.name == "guide" and isinstance(port.shape[1], int) and port.shape[1] > 0:
+                    return int(port.shape[1])
+        return None
+
+    def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
+        """A refiner for pictures of this working size, with the weights that a cold start has."""
+        assert self.refine is not None
+        self._kept.refiner = None  # the next one is the caller's alone
+        if self._refinement is not None:
+            made = self._refinement.make(self.refine)(height, width, classes)
+        else:
+            made = self._make(height, width, classes)
+        self._kept.refiner = None
+        return made
+
+    def _refiner(
+        self, config: RefineConfig, height: int, width: int, classes: int | None
+    ) -> runtime.Refiner:
+        """A refiner in any state. On a GPU it is this thread's last one, where that fits: a new one
+        takes memory and records its steps anew."""
+        key = (config, height, width, classes)
+        kept = getattr(self._kept, "refiner", None)
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        self._kept.refiner = kept = None  # its memory first
+        made = runtime.Refiner(
+            height,
+            width,
+            classes=classes,
+            device=self._core,
+            precision=self._precision,
+            threads=self.threads,
+            **config.options(),
+        )
+        if self._core != "cpu":
+            self._kept.refiner = (key, made)
+        return made
+
+    def _make(self, height: int, width: int, classes: np.ndarray | None) -> runtime.Refiner:
+        assert self.refine is not None
+        count = None if classes is None else len(classes)
+        return self._refiner(self.refine, height, width, count)
+
+    def _core_text(self) -> str:
+        """What computes the native parts, in words."""
+        if self._core == "cpu":
+            return f"cpu-{runtime.target()}"
+        return f"cuda:{parse_device(self._core)[1]} {self._precision}"
+
+    def _refine_text(self) -> str:
+        core = self._core_text()
+        if self._refinement is None or self._refinement.text is None or self.refine is None:
+            return core
+        return f"{self._refinement.text} step + {core}"
+
+    def scores(
+        self, low: Any, guide: Any, progress: Callable[[int, int], None] | None
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
+        """Scores at working size, the guide class of each column (-1 = none), and stats."""
+        if self.refine is None:
+            return *prior_scores(guide), {"steps": 0, "stop_reason": "no refinement"}
+        objective = objective_of(self.refine)
+        wanted = guide if objective.takes_guide else None
+        make, config, warm = self._make, self.refine, False
+        if self._refinement is not None:
+            make, warm = self._refinement.make(config), self._trained
+        on = self._core != "cpu"
+        result = refine_with(make, config, low, wanted, warm=warm, progress=progress, gpu=on)
+        classes = result.classes
+        if not objective.channels_follow_classes:
+            count = result.scores.shape[2]
+            classes = np.full(count, -1, np.int32)  # clusters keep their own numbers
+            if self.prior.names is not None:
+                classes = runtime.majority_classes(result.labels, guide, count)
+        return result.scores, classes, result.stats
+
+    def clone(self) -> Pipeline:
+        """A pipeline for another thread, with the same prior.
+
+        Raises
+        ------
+        InputError : an engine of TensorRT, which runs one picture at a time.
+        """
+        own = self._refinement.engines if self._refinement else ()
+        engines = (getattr(self.prior, "engine", None), *own)
+        if any(getattr(e, "backend", "").startswith("tensorrt") for e in engines):
+            raise InputError(
+                "a TensorRT engine runs one picture at a time and cannot be shared",
+                fix="open the bundle once more: Segmenter(...)",
+            )
+        other = copy.copy(self)
+        other.info = dict(self.info)
+        return other
+
+
+def _why_not(device: str) -> str:
+    """One sentence: the CUDA module cannot be used, and why."""
+    try:
+        device_module(device)
+    except (MissingBackend, DeviceError) as error:
+        why = str(error).partition("\n")[0]
+        return f"The guided filter runs on the CPU, for the CUDA module cannot be used: {why}"
+    return ""
+
+
+def _drained(prior: Any) -> list[Any]:
+    """Warnings that the prior's engine has noted since the last picture."""
+    noted = getattr(getattr(prior, "engine", None), "warnings", None)
+    out = list(noted or ())
+    if noted:
+        noted.clear()
+    return out

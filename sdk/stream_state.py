@@ -1,0 +1,172 @@
+"""What a stream remembers between frames, and the measures by which frames are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle.read import load_tensors
+from runtime.core import parameters
+from runtime.core.classes import classes_of
+from runtime.errors import BundleError, InputError
+from runtime.files import write_atomic
+
+MOST_STEPS = 10**6
+_ARRAYS = ("classes", "seen", "labels", "guide", "colours")
+HEAD = ("conv3.weight", "conv3.bias", "momentum.conv3.weight", "momentum.conv3.bias")
+
+
+@dataclass(eq=False)
+class StreamState:
+    """What a stream remembers between frames; give it to :meth:`Segmenter.stream`, save it, go on
+    later. It changes when a frame is done, so that an interrupted one leaves it as it was. Maps are
+    at working size (h, w).
+
+    Parameters
+    ----------
+    frames : frames segmented so far.
+    owed : cold steps that the budget left undone.
+    doubt : frames in a row in which a sure prior was contradicted.
+    names : the prior's class names, which a state is bound to.
+    weights : the network's state_dict with its momenta, or None before the first frame.
+    classes : (K,) int32, the prior's classes that have a channel; for objectives whose channels
+        have no fixed meaning, the channels.
+    seen : (K,) int64, the frame in which the prior last had each of them.
+    labels : (h, w) int32, the last refined labels.
+    guide : (h, w) int32, the prior's last labels, -1 = unknown.
+    colours : (512,) float32, the last picture's histogram of 8 x 8 x 8 colours.
+    """
+
+    frames: int = 0
+    owed: int = 0
+    doubt: int = 0
+    names: list[str] | None = None
+    weights: parameters.State | None = None
+    classes: np.ndarray | None = None
+    seen: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    guide: np.ndarray | None = None
+    colours: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """Forget everything: the next frame starts cold."""
+        for f in fields(self):
+            setattr(self, f.name, f.default)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, whole or not at all."""
+        from safetensors.numpy import save
+
+        arrays = {f"weights.{k}": v for k, v in (self.weights or {}).items()}
+        arrays |= {k: v for k in _ARRAYS if (v := getattr(self, k)) is not None}
+        arrays["counts"] = np.array([self.frames, self.owed, self.doubt], np.int64)
+        arrays["names"] = np.frombuffer(json.dumps(self.names).encode(), np.uint8)
+        write_atomic(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StreamState:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError : no such file.
+        BundleError : not a stream's state.
+        """
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        fix = "start without it, save it again"
+        try:
+            arrays = load_tensors(data, str(path))
+        except BundleError as error:
+            raise BundleError(f"{path} is no stream's state", fix=fix) from error
+        prefix, state = "weights.", cls()
+        weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        state.weights = weights or None
+        for name in _ARRAYS:
+            setattr(state, name, arrays.get(name))
+        try:
+            counts = arrays["counts"]
+            state.frames, state.owed, state.doubt = (int(n) for n in counts)
+            state.names = json.loads(arrays["names"].tobytes())
+        except (KeyError, ValueError, TypeError):
+            counts = np.full(1, -1)
+        rest = {k for k in arrays if not k.startswith(prefix)} - {*_ARRAYS, "counts", "names"}
+        wrong = counts.dtype != np.int64 or counts.min() < 0 or state.owed > MOST_STEPS
+        if rest or wrong or not state._holds_together():
+            raise BundleError(f"{path} is no stream's state", fix=fix)
+        return state
+
+    def _holds_together(self) -> bool:
+        """Whether the arrays have the forms that the stream gives them."""
+        arrays = [getattr(self, name) for name in _ARRAYS]
+        names = self.names
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(n, str) for n in names)
+        ):
+            return False
+        if all(a is None for a in arrays):
+            return self.weights is None
+        if any(a is None for a in arrays):
+            return False
+        classes, seen, labels, guide, colours = arrays
+        types = [(classes, "i4"), (seen, "i8"), (labels, "i4"), (guide, "i4"), (colours, "f4")]
+        if any(a.dtype != t for a, t in types) or classes.ndim != 1 or labels.ndim != 2:
+            return False
+        if not (classes.size and labels.size and seen.shape == classes.shape):
+            return False
+        if guide.shape != labels.shape or colours.shape != (512,) or classes.min() < 0:
+            return False
+        if guide.min() < -1 or labels.min() < -1:
+            return False
+        weights = self.weights or {}
+        known = not weights or set(HEAD) <= set(weights)
+        finite = all(np.isfinite(a).all() for a in (colours, *weights.values()))
+        return known and finite and colours.min() >= 0 and len(np.unique(classes)) == len(classes)
+
+
+def colours_of(low: Any) -> np.ndarray:
+    """(512,) float32, shares of 8 x 8 x 8 colours of a (h, w, 3) float32 picture in [0, 1], also of
+    one on a GPU."""
+    counts = classes_of(low).colour_counts(low)
+    return (counts / (low.shape[0] * low.shape[1])).astype(np.float32)
+
+
+def colour_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Hellinger's distance of two histograms, in [0, 1]."""
+    return float(np.sqrt(max(0.0, 1.0 - np.sqrt(a * b).sum(dtype=np.float64))))
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's kappa of two label maps (-1 = unknown is a label, too): 1 equal, 0 as by chance."""
+    count = int(max(a.max(), b.max())) + 2
+    of_a, of_b = (np.bincount(m.ravel() + 1, minlength=count) / m.size for m in (a, b))
+    chance = float(of_a @ of_b)
+    return 1.0 if chance >= 1 else (float((a == b).mean()) - chance) / (1 - chance)
+
+
+def check_network(weights: parameters.State, cold: parameters.State) -> None:
+    """InputError unless a state's weights are of this network; the last layer's rows may differ."""
+    for name in {*weights, *cold}:
+        came, wanted = (np.shape(w[name]) if name in w else None for w in (weights, cold))
+        if name in HEAD and came and wanted:
+            came, wanted = came[1:], wanted[1:]
+        if came != wanted:
+            raise InputError(
+                f"the state is of another network: its {name!r} is {came}, wanted {wanted}",
+                fix="use the options of refine that it was saved with, or state.reset()",
+            )
+
+
+def forget(state: StreamState) -> None:
+    """Start cold, but go on counting."""
+    frames, names = state.frames, state.names
+    state.reset()
+    state.frames, state.names = frames, names
