@@ -116,7 +116,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     names = ("steps", "seed", "lr", "scale")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
-    from export.models import load_model
+    from export.models.load import load_model
     from export.pack import ExportOptions, export_bundle, summary, to_json
     from export.triton import repository_place, write_repository
 

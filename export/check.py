@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from export.half import as_rounded_float32, fp16_overflow
 from export.models import PriorModel
-from export.precision import as_rounded_float32, fp16_overflow
 from runtime.bundle import golden
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig

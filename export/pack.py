@@ -13,8 +13,9 @@ import numpy as np
 
 import runtime
 from export import check
+from export.half import to_half
+from export.int8 import to_int8
 from export.models import PriorModel
-from export.precision import to_half, to_int8
 from export.refine_step import build_map, build_step
 from export.to_onnx import freeze, frozen_preprocess
 from runtime.bundle import engines, golden

@@ -1,18 +1,18 @@
 """The refinement as ONNX graphs: one step with its gradient and SGD update, and the final map.
 
-Emitted node by node from the rules of the reference, opset 18, standard operators only, so that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
+Emitted node by node from the reference's rules, opset 18, standard operators only, so
+that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
 first, then H: ONNX Runtime is a hundred times less exact when it reduces both at once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.onnx_graph import FAR, FLOAT, INT32, INT64, Graph, Value
 from runtime.checks import check_count
 from runtime.core import parameters
 from runtime.core.options import RefineOptions
@@ -22,147 +22,8 @@ from runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-OPSET, IR = 18, 9
-VERSION = 1  # of the graphs' inputs, outputs and meaning
+
 NEVER = -1e30  # score of a class that takes no part
-FAR = 2**31 - 1
-FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
-
-Shape = Sequence[int | str]
-
-
-class _Value:
-    """A tensor of the graph under construction; arithmetic adds nodes."""
-
-    def __init__(self, graph: _Graph, name: str) -> None:
-        self.graph, self.name = graph, name
-
-    def __add__(self, other: Any) -> _Value:
-        return self.graph.op("Add", self, other)
-
-    def __sub__(self, other: Any) -> _Value:
-        return self.graph.op("Sub", self, other)
-
-    def __rsub__(self, other: Any) -> _Value:
-        return self.graph.op("Sub", other, self)
-
-    def __mul__(self, other: Any) -> _Value:
-        return self.graph.op("Mul", self, other)
-
-    def __truediv__(self, other: Any) -> _Value:
-        return self.graph.op("Div", self, other)
-
-    def __rtruediv__(self, other: Any) -> _Value:
-        return self.graph.op("Div", other, self)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-
-class _Graph:
-    """Nodes, constants, inputs and outputs, and the few compositions that all graphs use."""
-
-    def __init__(self) -> None:
-        import onnx
-
-        self.onnx = onnx
-        self.nodes: list[Any] = []
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-        self.constants: dict[tuple, Any] = {}
-        self.patches: dict[str, list[_Value]] = {}
-
-    def input(self, name: str, kind: int, shape: Shape) -> _Value:
-        self.inputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
-        return _Value(self, name)
-
-    def output(self, name: str, kind: int, shape: Shape) -> None:
-        """Declare an output; the node that makes it was given this name."""
-        self.outputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
-
-    def op(self, kind: str, *inputs: Any, name: str = "", **attributes: Any) -> _Value:
-        """The output of a new node. Inputs: values; numbers and arrays become constants."""
-        name = name or f"{kind.lower()}_{len(self.nodes)}"
-        values = [i if isinstance(i, _Value) else self.constant(i) for i in inputs]
-        names = [v.name for v in values]
-        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], name, **attributes))
-        return _Value(self, name)
-
-    def split(self, x: _Value, sizes: Sequence[int], axis: int = 0) -> list[_Value]:
-        at = len(self.nodes)
-        names = [f"split_{at}_{i}" for i in range(len(sizes))]
-        inputs = [x.name, self.constant(tuple(sizes)).name]
-        self.nodes.append(self.onnx.helper.make_node("Split", inputs, names, names[0], axis=axis))
-        return [_Value(self, name) for name in names]
-
-    def constant(self, value: Any) -> _Value:
-        """Floats become float32 scalars, tuples of whole numbers int64 vectors."""
-        if isinstance(value, float):
-            value = np.float32(value)
-        array = np.asarray(value, np.int64 if isinstance(value, (tuple, int)) else None)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self.constants:
-            name = f"constant_{len(self.constants)}"
-            self.constants[key] = self.onnx.numpy_helper.from_array(array, name)
-        return _Value(self, self.constants[key].name)
-
-    def over_pixels(self, kind: str, x: _Value) -> _Value:
-        """(1, C, 1, 1): ReduceSum, ReduceMean or ReduceMax along W, then H."""
-        rows = self.op(kind, x, (3,), keepdims=1)
-        return self.op(kind, rows, (2,), keepdims=1)
-
-    def mean(self, x: _Value) -> _Value:
-        return self.over_pixels("ReduceMean", x)
-
-    def sum(self, x: _Value) -> _Value:
-        return self.over_pixels("ReduceSum", x)
-
-    def over_channels(self, kind: str, x: _Value) -> _Value:
-        """(1, 1, H, W)."""
-        return self.op(kind, x, (1,), keepdims=1)
-
-    def reshape(self, x: _Value, *shape: int) -> _Value:
-        return self.op("Reshape", x, shape)
-
-    def pad(self, x: _Value, border: int, value: float = 0.0) -> _Value:
-        return self.op("Pad", x, (0, 0, border, border) * 2, value)
-
-    def shifted(self, padded: _Value, border: int, dy: int, dx: int) -> _Value:
-        """What lies at (y + dy, x + dx), of a map padded by ``border`` >= |dy|, |dx|."""
-        starts = (border + dy, border + dx)
-        ends = tuple(d - border if d < border else FAR for d in (dy, dx))
-        return self.op("Slice", padded, starts, ends, (2, 3))
-
-    def model(self, name: str, options: RefineOptions, description: str) -> onnx.ModelProto:
-        helper = self.onnx.helper
-        needed, nodes = {o.name for o in self.outputs}, []
-        for node in reversed(self.nodes):  # leave out what no output needs
-            if needed.intersection(node.output):
-                needed.update(node.input)
-                nodes.insert(0, node)
-        constants = [c for c in self.constants.values() if c.name in needed]
-        graph = helper.make_graph(nodes, name, self.inputs, self.outputs, constants)
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR,
-            producer_name="dynaguide-edge",
-            model_version=VERSION,
-            doc_string=description,
-        )
-        metadata = {
-            "author": "dynaguide-edge",
-            "description": description,
-            "version": str(VERSION),
-            "dg.objective": options.objective,
-            "dg.options": json.dumps(asdict(options), sort_keys=True),
-        }
-        free = parameters.channel_count(options, -1) or 1  # -1 stands for the number of classes
-        for kind, shapes in zip(
-            ("parameters", "buffers"), parameters.shapes(options, free), strict=True
-        ):
-            metadata[f"dg.{kind}"] = json.dumps({name: list(s) for name, s in shapes.items()})
-        helper.set_model_props(model, metadata)
-        return model
 
 
 class _Picture:
@@ -170,7 +31,7 @@ class _Picture:
 
     def __init__(
         self,
-        g: _Graph,
+        g: Graph,
         options: RefineOptions,
         classes: int | None,
         height: int | None,
@@ -195,7 +56,7 @@ class _Picture:
         self.size = g.op("Cast", size, to=FLOAT)
         self.n = g.op("ReduceProd", self.size, (0,), keepdims=0)
 
-    def pairs(self, g: _Graph, offsets: Sequence[tuple[int, int]]) -> _Value:
+    def pairs(self, g: Graph, offsets: Sequence[tuple[int, int]]) -> Value:
         """(D,): how many pixels have a neighbour at each offset."""
         reach = np.array([(abs(dy), abs(dx)) for dy, dx in offsets], np.float32)
         left = g.op("Max", self.size - reach, 0.0)
@@ -207,22 +68,22 @@ class _Network:
 
     def __init__(
         self,
-        g: _Graph,
+        g: Graph,
         picture: _Picture,
         options: RefineOptions,
         shapes: Mapping[str, tuple],
-        flat: _Value,
+        flat: Value,
         classes: int | None,
     ) -> None:
         self.g, self.picture, self.options, self.shapes = g, picture, options, shapes
         self.w = self._unpack(flat, classes)
         self.names = ["1", *(f"2.{i}" for i in range(options.blocks - 1))]
-        self.statistics: dict[str, tuple[_Value, _Value]] = {}
-        self.norms: dict[str, tuple[_Value, _Value, _Value]] = {}
-        self.inputs: dict[str, _Value] = {}
-        self.active: dict[str, _Value] = {}
+        self.statistics: dict[str, tuple[Value, Value]] = {}
+        self.norms: dict[str, tuple[Value, Value, Value]] = {}
+        self.inputs: dict[str, Value] = {}
+        self.active: dict[str, Value] = {}
 
-    def _unpack(self, flat: _Value, classes: int | None) -> dict[str, _Value]:
+    def _unpack(self, flat: Value, classes: int | None) -> dict[str, Value]:
         """Named tensors of the flat vector; without ``classes`` the last two have a free size."""
         g = self.g
         sizes = [int(np.prod(s)) for s in self.shapes.values()]
@@ -245,11 +106,11 @@ class _Network:
             out[name] = part
         return out
 
-    def _conv(self, x: _Value, name: str) -> _Value:
+    def _conv(self, x: Value, name: str) -> Value:
         weight, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
         return self.g.op("Conv", x, weight, bias, kernel_shape=[3, 3], pads=[1] * 4)
 
-    def _norm(self, x: _Value, name: str, running: Mapping[str, Any] | None) -> _Value:
+    def _norm(self, x: Value, name: str, running: Mapping[str, Any] | None) -> Value:
         g = self.g
         if running is None:
             mean = g.mean(x)
@@ -264,7 +125,7 @@ class _Network:
         self.norms[name] = (centred, inverse, scale)
         return centred * scale + self.w[f"{name}.bias"]
 
-    def forward(self, x: _Value, running: Mapping[str, Any] | None = None) -> _Value:
+    def forward(self, x: Value, running: Mapping[str, Any] | None = None) -> Value:
         """The response map, without residual's log prior."""
         g, o = self.g, self.options
         h, first = x, None
@@ -283,10 +144,10 @@ class _Network:
         r = g.op("Reshape", r, self.picture.map)
         return r if o.final_bn == "none" else self._norm(r, "bn3", running)
 
-    def backward(self, dr: _Value) -> _Value:
+    def backward(self, dr: Value) -> Value:
         """The flat gradient."""
         g, o = self.g, self.options
-        gradient: dict[str, _Value] = {}
+        gradient: dict[str, Value] = {}
         if o.final_bn != "none":
             dr = self._norm_backward(dr, "bn3", gradient)
         self._conv_gradient(dr, "conv3", self.inputs["3"], gradient)
@@ -309,7 +170,7 @@ class _Network:
         flat = [g.reshape(gradient[name], -1) for name in self.shapes]
         return g.op("Concat", *flat, axis=0)
 
-    def _norm_backward(self, dy: _Value, name: str, gradient: dict[str, _Value]) -> _Value:
+    def _norm_backward(self, dy: Value, name: str, gradient: dict[str, Value]) -> Value:
         g = self.g
         centred, inverse, scale = self.norms[name]
         shift, slope = g.mean(dy), g.mean(dy * centred)
@@ -317,7 +178,7 @@ class _Network:
         gradient[f"{name}.weight"] = slope * inverse * self.picture.n
         return (dy - shift - centred * (slope * inverse * inverse)) * scale
 
-    def _conv_gradient(self, dz: _Value, name: str, x: _Value, gradient: dict[str, _Value]) -> None:
+    def _conv_gradient(self, dz: Value, name: str, x: Value, gradient: dict[str, Value]) -> None:
         """Weight and bias gradient: matrix products with the nine shifted inputs."""
         g = self.g
         gradient[f"{name}.bias"] = g.sum(dz)
@@ -339,12 +200,12 @@ class _Network:
         gradient[f"{name}.weight"] = g.op("Transpose", by_tap, perm=[0, 2, 1])
 
 
-def _residual_input(g: _Graph, p: _Picture) -> _Value:
+def _residual_input(g: Graph, p: _Picture) -> Value:
     """(1, 5, H, W): standardised RGB, and x and y in [-1, 1]."""
     centred = p.image - g.mean(p.image)
     deviation = g.op("Max", g.op("Sqrt", g.mean(centred * centred)), 1e-3)
 
-    def coordinate(axis: int) -> _Value:
+    def coordinate(axis: int) -> Value:
         length = g.op("Slice", p.plane, (axis,), (axis + 1,), (0,))
         last = g.op("Cast", length, to=FLOAT) - 1.0
         index = g.op("Range", 0, g.op("Squeeze", length, (0,)), 1)
@@ -357,8 +218,8 @@ def _residual_input(g: _Graph, p: _Picture) -> _Value:
 
 
 def _response(
-    g: _Graph, p: _Picture, net: _Network, running: Mapping[str, _Value] | None = None
-) -> _Value:
+    g: Graph, p: _Picture, net: _Network, running: Mapping[str, Value] | None = None
+) -> Value:
     """The response map; residual's is a correction of the guide's logarithm."""
     if not parameters.objective_of(net.options).channels_follow_classes:
         return net.forward(p.image, running)
@@ -369,14 +230,14 @@ def _response(
     return correction + g.op("Log", g.op("Max", p.guide, 1e-4))
 
 
-def _exponentials(g: _Graph, r: _Value) -> tuple[_Value, _Value, _Value]:
+def _exponentials(g: Graph, r: Value) -> tuple[Value, Value, Value]:
     """r minus its largest channel, its exponential, and the sum of that over channels."""
     t = r - g.over_channels("ReduceMax", r)
     e = g.op("Exp", t)
     return t, e, g.over_channels("ReduceSum", e)
 
 
-def _count(g: _Graph, present: _Value) -> _Value:
+def _count(g: Graph, present: Value) -> Value:
     """K' as (1,), from 1 or 0 for each class; also the output ``clusters``."""
     count = g.op("ReduceSum", g.reshape(present, -1), (0,), keepdims=1)
     g.op("Cast", count, to=INT64, name="clusters")
@@ -385,8 +246,8 @@ def _count(g: _Graph, present: _Value) -> _Value:
 
 
 def _affinities(
-    g: _Graph, p: _Picture, options: RefineOptions, offsets: Sequence[tuple[int, int]]
-) -> _Value:
+    g: Graph, p: _Picture, options: RefineOptions, offsets: Sequence[tuple[int, int]]
+) -> Value:
     """(1, D, H, W): affinity to the neighbour at each offset, scaled; 0 where there is none."""
     border = max(options.offsets)
     # Outside lies a colour so far from any other that its affinity is exactly 0.
@@ -401,7 +262,7 @@ def _affinities(
     return e / g.reshape(pairs, 1, -1, 1, 1)
 
 
-def _residual_losses(g: _Graph, p: _Picture, options: RefineOptions, z: _Value) -> _Value:
+def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) -> Value:
     """dz of equations 12 and 13; the output ``losses``."""
     q = p.guide
     assert q is not None
@@ -454,8 +315,8 @@ def _residual_losses(g: _Graph, p: _Picture, options: RefineOptions, z: _Value) 
     return probability * (mass + agreement * lam - near * lam) - target
 
 
-def _mapped_clusters(g: _Graph, options: RefineOptions, assign: _Value, present: _Value,
-                     count: _Value) -> _Value:  # fmt: skip
+def _mapped_clusters(g: Graph, options: RefineOptions, assign: Value, present: Value,
+                     count: Value) -> Value:  # fmt: skip
     """(G,) the cluster of each guide class."""
     if options.mapping == "overlap":
         return assign
@@ -469,8 +330,8 @@ def _mapped_clusters(g: _Graph, options: RefineOptions, assign: _Value, present:
     return g.op("Gather", table, turn)
 
 
-def _cluster_losses(g: _Graph, p: _Picture, options: RefineOptions, r: _Value,
-                    assign: _Value | None) -> _Value:  # fmt: skip
+def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
+                    assign: Value | None) -> Value:  # fmt: skip
     """dr of equations 3 to 8, times the number of pixels; the outputs ``losses`` and the like."""
     clusters = options.channels or 1
     t, e, total = _exponentials(g, r)
@@ -514,7 +375,7 @@ def _cluster_losses(g: _Graph, p: _Picture, options: RefineOptions, r: _Value,
     return e * pull - target + push * g.reshape(weight, 1, 1, 1, 1)
 
 
-def _spatial(g: _Graph, p: _Picture, options: RefineOptions, r: _Value) -> tuple[_Value, _Value]:
+def _spatial(g: Graph, p: _Picture, options: RefineOptions, r: Value) -> tuple[Value, Value]:
     """Gradient of the continuity loss times the number of pixels, and the loss; unweighted."""
     directions = DIRECTIONS if options.diagonals else DIRECTIONS[:2]
     clusters = options.channels or 1
@@ -574,7 +435,7 @@ def build_step(
     objective = parameters.objective_of(options)
     clusters = parameters.channel_count(options, classes)
     shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
-    g = _Graph()
+    g = Graph()
     p = _Picture(g, options, classes, height, width, objective.takes_guide)
     assign = None
     if objective.maps_clusters:
@@ -638,7 +499,7 @@ def build_map(
         classes = rows
     clusters = parameters.channel_count(options, classes)
     shapes, buffer_shapes = parameters.shapes(options, clusters or 1)
-    g = _Graph()
+    g = Graph()
     p = _Picture(g, options, classes, height, width, objective.channels_follow_classes)
     running = None
     if state is not None:
@@ -677,7 +538,7 @@ def _length(shapes: Mapping[str, tuple]) -> int:
     return sum(int(np.prod(s)) for s in shapes.values())
 
 
-def _statistics(g: _Graph, p: _Picture, net: _Network) -> _Value:
+def _statistics(g: Graph, p: _Picture, net: _Network) -> Value:
     """Means and unbiased variances of this picture, in the order of the buffers."""
     unbiased = p.n / g.op("Max", p.n - 1.0, 1.0)
     flat = []

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.models import PriorModel, serialised
+from export.models import PriorModel
+from export.models.onnx_file import serialised
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
 from runtime.prior.preprocess import MAX_SIDE, Preprocess

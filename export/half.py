@@ -1,4 +1,4 @@
-"""Lower precision, written into the graph: FP16 and INT8 networks for strongly typed engines.
+"""FP16, written into the graph: networks for strongly typed engines.
 
 What the ONNX file says is what every runtime computes, so one file serves ONNX Runtime, TensorRT 10
 and 11 and TensorRT for RTX, and what was checked is what is shipped.
@@ -12,21 +12,17 @@ a value of 240,000 that is infinite on a GPU passes; whether it is seen depends 
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from runtime.engines.onnx import OnnxEngine
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
+
 
 HALF_MAX = 65504.0
 LIMIT = HALF_MAX / 2  # headroom for pictures that were not tried
@@ -38,8 +34,8 @@ KEPT = frozenset(
     "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare RoiAlign "
     "Softmax Softplus Sqrt".split()
 )
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
-_QUANTISED = ("Conv", "MatMul", "Gemm")
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+QUANTISED = ("Conv", "MatMul", "Gemm")
 _SHAPE_OF = ("Shape", "Size")  # their answer does not depend on the values of the input
 _TYPED = ("to", "dtype", "output_datatype")  # attributes that fix the type of an output
 
@@ -138,8 +134,8 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
         if tensor.data_type == TensorProto.FLOAT and tensor.name in wanted_half:
             tensors.append(_as_half(tensor, form(tensor.name, True)))
     _replace(graph, nodes, tensors)
-    return _checked(model), [
-        f"{name} ({reason})" for name, reason in why.items() if reason and reason not in _QDQ
+    return checked(model), [
+        f"{name} ({reason})" for name, reason in why.items() if reason and reason not in QDQ
     ]
 
 
@@ -184,7 +180,7 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
             tensor = numpy_helper.from_array(array, tensor.name)
         tensors.append(tensor)
     _replace(graph, nodes, tensors)
-    return _checked(model)
+    return checked(model)
 
 
 def fp16_overflow(
@@ -214,7 +210,7 @@ def fp16_overflow(
     ]
     if not made:
         return []
-    wide = _parse(as_rounded_float32(data, rounded=False))
+    wide = parse(as_rounded_float32(data, rounded=False))
     graph = wide.graph
     graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat/shape"))
     for name, _ in made:  # one number for each tensor, so that none has to be stored
@@ -242,136 +238,7 @@ def fp16_overflow(
     ]
 
 
-def to_int8(
-    data: bytes, feeds: Iterable[np.ndarray], *, half: bool = False
-) -> tuple[bytes, dict[str, Any]]:
-    """The network with Q/DQ before convolutions and matrix products with constant weights.
-
-    Symmetric, per channel for weights, biases in FP32, as TensorRT wants them. The range of an
-    activation is the mean over the pictures of its largest magnitude. Only inputs are quantised, so
-    that each value is rounded once; convolutions in groups and products of two activations stay as
-    they are: they gain little and lose most. A trained ESPNetv2 (384 x 384, 6 pictures, calibrated
-    with 16 others) keeps 96 % of its FP32 labels this way, 79 % on the worst picture; 74 % with
-    the overall largest magnitude, outputs, groups and all products quantised.
-
-    Parameters
-    ----------
-    data : serialised ONNX, FP32, of fixed input size.
-    feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
-    half : the rest in FP16; operators next to Q/DQ and their scales stay FP32, so that engines
-        recognise the pattern DQ - operator - Q.
-
-    Returns
-    -------
-    The serialised network, and what was done: ``method``, ``pictures``, ``quantised`` (nodes) and
-    ``kept`` (FP32 nodes, with ``half``).
-
-    Raises
-    ------
-    InputError : no pictures, an input of free size, or nothing to quantise.
-    """
-    from onnx import helper
-
-    try:
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-    except ImportError as error:
-        raise MissingBackend(
-            f"ONNX Runtime's quantisation is needed for --int8, but {error}",
-            fix="pip install 'dynaguide-edge[export]'",
-        ) from error
-
-    class Pictures(CalibrationDataReader):
-        """ONNX Runtime's way of asking for the next picture."""
-
-        def __init__(self, name: str) -> None:
-            self.name, self.count, self.feeds = name, 0, iter(feeds)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            feed = next(self.feeds, None)
-            self.count += feed is not None
-            return None if feed is None else {self.name: feed}
-
-    model = _parse(data, named=True)
-    value = model.graph.input[0]
-    if not all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim):
-        raise InputError(
-            f"INT8 wants a fixed input size; {value.name} is free", fix="drop --dynamic or --int8"
-        )
-    reader = Pictures(value.name)
-    first = next(reader.feeds, None)
-    if first is None:
-        raise InputError("INT8 needs pictures to calibrate with, got none", fix="--data DIR")
-    reader.feeds = chain([first], reader.feeds)
-    props = {entry.key: entry.value for entry in model.metadata_props}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    left_out = [
-        node.name
-        for node in model.graph.node
-        if node.op_type in _QUANTISED
-        and (
-            node.input[1] not in weights  # a soft-max would waste half of a symmetric range
-            or any(a.name == "group" and a.i > 1 for a in node.attribute)
-        )
-    ]
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
-        path = Path(folder, "int8.onnx")
-        quantize_static(
-            model,
-            path,
-            reader,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=left_out,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "CalibMovingAverage": True,
-                "OpTypesToExcludeOutputQuantization": list(_QUANTISED),
-            },
-        )
-        model = _parse(path.read_bytes())
-    helper.set_model_props(model, props)
-    scaled = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    done = [
-        n.name for n in model.graph.node if n.op_type in _QUANTISED and scaled & set(n.input[:1])
-    ]
-    if not done:
-        raise InputError(f"the network has none of {', '.join(_QUANTISED)} to quantise")
-    del model.graph.value_info[:]
-    receipt = {
-        "method": "mean over pictures of the largest magnitude",
-        "pictures": reader.count,
-        "quantised": done,
-        "kept": [],
-    }
-    out = _checked(model)
-    if half:
-        out, receipt["kept"] = to_half(out)
-    return out, receipt
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """ONNX Runtime advises through the root logger to simplify first; freezing has done that."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-def _parse(data: bytes, *, named: bool = False) -> ModelProto:
+def parse(data: bytes, *, named: bool = False) -> ModelProto:
     """The model; ``named`` gives every node a name of its own and makes constants initializers."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -413,7 +280,7 @@ def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
     """The model, and the element type of each of its tensors."""
     import onnx
 
-    model = _parse(data, named=True)
+    model = parse(data, named=True)
     inside = [n.op_type for n in model.graph.node if any(a.HasField("g") for a in n.attribute)]
     if inside or model.functions:
         raise InputError(
@@ -486,7 +353,7 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
         sources = [makers[name].op_type for name in node.input if name in makers]
         lost = sorted(unfit & {node.input[i] for i in ports[0]})
         why[node.name] = None
-        if node.op_type in (*KEPT, *_QDQ) or any(a.name in _TYPED for a in node.attribute):
+        if node.op_type in (*KEPT, *QDQ) or any(a.name in _TYPED for a in node.attribute):
             why[node.name] = node.op_type
         elif node.op_type not in _SHAPE_OF and not from_input & set(node.output):
             why[node.name] = f"{node.op_type}: shape arithmetic"
@@ -504,7 +371,7 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
             after = [name for output in node.output for name in users.get(output, [])]
             if (
                 why.get(node.name, "") is None
-                and node.op_type not in _QUANTISED
+                and node.op_type not in QUANTISED
                 and before
                 and after
                 and any(why.get(name) for name in before)
@@ -539,7 +406,7 @@ def _replace(graph: Any, nodes: list[Any], tensors: list[Any]) -> None:
     graph.initializer.extend(kept_tensors)
 
 
-def _checked(model: ModelProto) -> bytes:
+def checked(model: ModelProto) -> bytes:
     """The model's bytes, once onnx has checked all of it."""
     import onnx
 

@@ -1,0 +1,145 @@
+"""INT8 by quantise and dequantise nodes (Q/DQ)."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.half import QUANTISED, checked, parse, to_half
+from runtime.errors import InputError, MissingBackend
+
+
+def to_int8(
+    data: bytes, feeds: Iterable[np.ndarray], *, half: bool = False
+) -> tuple[bytes, dict[str, Any]]:
+    """The network with Q/DQ before convolutions and matrix products with constant weights.
+
+    Symmetric, per channel for weights, biases in FP32, as TensorRT wants them. The range of an
+    activation is the mean over the pictures of its largest magnitude. Only inputs are quantised, so
+    that each value is rounded once; convolutions in groups and products of two activations stay as
+    they are: they gain little and lose most. A trained ESPNetv2 (384 x 384, 6 pictures, calibrated
+    with 16 others) keeps 96 % of its FP32 labels this way, 79 % on the worst picture; 74 % with
+    the overall largest magnitude, outputs, groups and all products quantised.
+
+    Parameters
+    ----------
+    data : serialised ONNX, FP32, of fixed input size.
+    feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
+    half : the rest in FP16; operators next to Q/DQ and their scales stay FP32, so that engines
+        recognise the pattern DQ - operator - Q.
+
+    Returns
+    -------
+    The serialised network, and what was done: ``method``, ``pictures``, ``quantised`` (nodes) and
+    ``kept`` (FP32 nodes, with ``half``).
+
+    Raises
+    ------
+    InputError : no pictures, an input of free size, or nothing to quantise.
+    """
+    from onnx import helper
+
+    try:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+    except ImportError as error:
+        raise MissingBackend(
+            f"ONNX Runtime's quantisation is needed for --int8, but {error}",
+            fix="pip install 'dynaguide-edge[export]'",
+        ) from error
+
+    class Pictures(CalibrationDataReader):
+        """ONNX Runtime's way of asking for the next picture."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.count, self.feeds = name, 0, iter(feeds)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            feed = next(self.feeds, None)
+            self.count += feed is not None
+            return None if feed is None else {self.name: feed}
+
+    model = parse(data, named=True)
+    value = model.graph.input[0]
+    if not all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim):
+        raise InputError(
+            f"INT8 wants a fixed input size; {value.name} is free", fix="drop --dynamic or --int8"
+        )
+    reader = Pictures(value.name)
+    first = next(reader.feeds, None)
+    if first is None:
+        raise InputError("INT8 needs pictures to calibrate with, got none", fix="--data DIR")
+    reader.feeds = chain([first], reader.feeds)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    left_out = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in QUANTISED
+        and (
+            node.input[1] not in weights  # a soft-max would waste half of a symmetric range
+            or any(a.name == "group" and a.i > 1 for a in node.attribute)
+        )
+    ]
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
+        path = Path(folder, "int8.onnx")
+        quantize_static(
+            model,
+            path,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTISED),
+            nodes_to_exclude=left_out,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "CalibMovingAverage": True,
+                "OpTypesToExcludeOutputQuantization": list(QUANTISED),
+            },
+        )
+        model = parse(path.read_bytes())
+    helper.set_model_props(model, props)
+    scaled = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    done = [
+        n.name for n in model.graph.node if n.op_type in QUANTISED and scaled & set(n.input[:1])
+    ]
+    if not done:
+        raise InputError(f"the network has none of {', '.join(QUANTISED)} to quantise")
+    del model.graph.value_info[:]
+    receipt = {
+        "method": "mean over pictures of the largest magnitude",
+        "pictures": reader.count,
+        "quantised": done,
+        "kept": [],
+    }
+    out = checked(model)
+    if half:
+        out, receipt["kept"] = to_half(out)
+    return out, receipt
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """ONNX Runtime advises through the root logger to simplify first; freezing has done that."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,58 @@
+"""From the text of --model to a prior, one module for each family."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from export.models.base import PriorModel
+from export.models.kmeans import kmeans
+from export.models.onnx_file import onnx_file
+from export.models.segformer import segformer
+from export.models.user import users_own
+from runtime.errors import InputError
+from runtime.prior.network import check_imgsz
+
+BUILT_IN = ("segformer", "kmeans")
+
+
+def load_model(
+    text: str, weights: str | Path | None = None, imgsz: tuple[int, int] | int | None = None
+) -> PriorModel:
+    """The prior that ``--model`` names.
+
+    Parameters
+    ----------
+    text : "segformer", "kmeans", a path ending in .onnx, or "module:function", the user's own: it
+        is called with ``imgsz`` and returns a :class:`PriorModel`.
+    weights : for "segformer" alone: a checkpoint's folder; None leaves the network untrained.
+    imgsz : input size to freeze for, (height, width) or one side of a square; None takes the
+        model's own.
+
+    Raises
+    ------
+    InputError : no such model, folder or function, or settings that this program does not know.
+    BundleError : an .onnx file or checkpoint that is broken or does not fit.
+    """
+    if imgsz is not None:
+        check_imgsz(imgsz)
+    if isinstance(imgsz, int):
+        imgsz = (imgsz, imgsz)
+    if weights is not None and text != "segformer":
+        raise InputError(f"weights are for segformer only; model is {text!r}", fix="leave them out")
+    if text == "segformer":
+        return segformer(None if weights is None else Path(weights), imgsz)
+    if text == "kmeans":
+        if imgsz is not None:
+            raise InputError("imgsz is for networks; kmeans has none", fix="leave it out")
+        return kmeans()
+    if Path(text).suffix.lower() == ".onnx":
+        return onnx_file(Path(text), imgsz)
+    if ":" in text:
+        return users_own(text, imgsz)
+    near = difflib.get_close_matches(text.lower(), BUILT_IN, 1, 0.5)
+    raise InputError(
+        f"model is {text!r}; wanted {', '.join(BUILT_IN)}, a path ending in .onnx, or "
+        "module:function",
+        fix=f"did you mean --model {near[0]}?" if near else "",
+    )
