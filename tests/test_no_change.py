@@ -1,11 +1,12 @@
 """The same labels as before: SHA-256 of what every preset gives, on every instruction set.
 
-``tests/data/no_change.json`` was written at commit 8add09d, before files were moved, by
+``tests/data/no_change.json`` was written at commit 8add09d, before files were moved, from what
 
-    python tests/test_no_change.py > tests/data/no_change.json
+    SEG_ISA=base python tests/test_no_change.py
 
-and ``tests/data/kmeans.bundle`` by the exporter of that commit. Neither is written anew when code is
-moved or renamed; only a change of the algorithm that is meant may do so, and its commit says why.
+prints for each instruction set, and ``tests/data/kmeans.bundle`` by that commit's exporter. Neither
+is written anew when code is moved or renamed. Only an intended change of the algorithm may do that,
+and its commit says why.
 
 The labels must not depend on anything but our own native code: guides are multiples of 1/64, and
 working sizes are the picture's own or divide it, so that OpenCV's and NumPy's sums are exact.

@@ -1,0 +1,112 @@
+"""What the pipeline decides by itself: which small regions are kept, and what runs where."""
+
+import numpy as np
+import pytest
+
+import runtime
+import runtime.engines.port
+from runtime.device import choose
+from runtime.errors import MissingBackend
+from runtime.prior.network import NetworkPrior
+from runtime.prior.preprocess import Preprocess
+from sdk import RefineConfig, Segmenter, pipeline
+
+PICTURE = np.full((80, 100, 3), 127, np.uint8)  # 0.2 % of it are 16 pixels
+
+
+def spot(kind, names=None):
+    """A callable prior of one class with a spot of 9 pixels of another one."""
+    labels = np.zeros(PICTURE.shape[:2], np.int32)
+    labels[40:43, 50:53] = 1
+
+    def prior(picture):
+        if kind == "labels":
+            return labels
+        return np.eye(2, dtype=np.float32)[labels]
+
+    if names:
+        prior.names = names
+    return prior
+
+
+def spots(prior, **options):
+    """How many regions the result has besides the background."""
+    segmenter = Segmenter(prior, refine=None, filter=None, **options)
+    return len(segmenter(PICTURE).segments) - 1
+
+
+@pytest.mark.parametrize(
+    "kind, names, kept",
+    [
+        ("probabilities", ["road", "pole"], 1),
+        ("probabilities", None, 1),
+        ("labels", ["road", "pole"], 1),
+        ("labels", None, 0),
+    ],
+)
+def test_small_regions_are_kept_where_labels_are_classes(kind, names, kept):
+    """A callable's or network's probabilities are classes with a meaning, named or not."""
+    assert spots(spot(kind, names)) == kept
+    assert spots(spot(kind, names), min_area=0) == 1
+    assert spots(spot(kind, names), min_area=16) == 0
+
+
+def test_small_regions_of_colours_are_merged():
+    picture = PICTURE.copy()
+    picture[40:42, 50:54] = 255, 0, 0
+    segmenter = Segmenter("kmeans", refine=None, filter=None)
+    assert len(segmenter(picture).segments) == 1
+    assert len(Segmenter("kmeans", refine=None, filter=None, min_area=0)(picture).segments) == 2
+
+
+@pytest.mark.parametrize("preset", ["dynaguide", "dynaseg_fsf"])
+def test_clusters_without_names_are_no_classes(preset):
+    """The published objectives give clusters, whatever the prior's answer means."""
+    config = RefineConfig.preset(preset, steps=0)
+    noise = np.random.default_rng(0).integers(0, 256, PICTURE.shape, np.uint8)
+    smallest = [
+        min(
+            s.area
+            for s in Segmenter(spot("probabilities"), refine=config, **options)(noise).segments
+        )
+        for options in ({"min_area": 0}, {})
+    ]
+    assert smallest[0] < 16 <= smallest[1]
+
+
+def test_a_stream_follows_the_same_rule():
+    for kind, count in (("probabilities", 2), ("labels", 1)):
+        segmenter = Segmenter(spot(kind), refine=None, filter=None)
+        (result,) = segmenter.stream([PICTURE])
+        assert len(result.segments) == count, kind
+
+
+class Engine:
+    """A network of two classes that says it is on a GPU."""
+
+    backend, metadata, gpu = "onnxruntime-cuda", {}, None
+    inputs = (runtime.engines.port.Port("x", (1, 3, "h", "w"), "tensor(float)"),)
+
+    def __call__(self, x):
+        return [np.stack([x[:, 0], -x[:, 0]], 1)]
+
+
+def test_a_filter_on_the_cpu_beside_a_network_on_a_gpu_says_so(monkeypatch):
+    """Without refinement a network may run on a GPU that the CUDA module cannot use; the guided
+    filter then runs on the CPU, which the result must not hide."""
+
+    def missing(device):
+        if device == "cpu":
+            return choose.backend("cpu")
+        raise MissingBackend("the CUDA module is not built (gone)", fix="build it")
+
+    prior = NetworkPrior(Engine(), Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=80, width=100))
+    monkeypatch.setattr(pipeline, "devices", lambda: ["cpu"])
+    monkeypatch.setattr(pipeline, "device_module", missing)
+    monkeypatch.setattr(pipeline, "make_prior", lambda *_, **__: prior)
+    segmenter = Segmenter("network.onnx", refine=None, device="cuda")
+    result = segmenter(PICTURE)
+    (warning,) = result.warnings
+    assert warning.startswith("The guided filter runs on the CPU") and "(gone)" in warning
+    assert warning in segmenter.info()["refine"] and "fix" not in warning
+    assert Segmenter(prior, refine=None)(PICTURE).warnings == []
