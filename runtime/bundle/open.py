@@ -136,7 +136,8 @@ def open_prior(
 
 
 class Refinement(NamedTuple):
-    """How pictures are refined: ``make(config)`` gives what :func:`refine_with` takes; ``size`` is fixed where engines fix it."""
+    """How pictures are refined: ``make(config)`` gives what :func:`refine_with` takes; ``size`` is
+    fixed where engines fix it."""
 
     make: Any
     text: str | None

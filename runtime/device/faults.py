@@ -16,7 +16,7 @@ from runtime.device.driver import (
 from runtime.errors import DeviceError
 
 # Codes of the CUDA runtime, as driver_types.h numbers them.
-_OUT_OF_MEMORY, _OLD_DRIVER, _BAD_DEVICE, _NO_CODE, _NEW_PTX = 2, 35, 101, 209, 222
+OUT_OF_MEMORY, _OLD_DRIVER, _BAD_DEVICE, _NO_CODE, _NEW_PTX = 2, 35, 101, 209, 222
 _HARDWARE = {  # faults of the GPU itself
     214: "its memory has an error that ECC cannot correct",
     220: "its NVLink has an error that cannot be corrected",
@@ -51,15 +51,15 @@ def cuda_lost(call: str) -> DeviceError:
 
 def _explained(code: int, device: int) -> tuple[str, str]:
     """What the code of a cudaError_t means here, and what to do about it."""
-    from runtime import _cuda  # which made the call
-
     gpu = f"GPU {device}"
-    if code == _OUT_OF_MEMORY:
+    if code == OUT_OF_MEMORY:
         return f"{gpu} is out of memory{_memory(device)}", (
             "use a smaller scale or max_pixels, or fewer streams; close other processes that "
             "nvidia-smi lists"
         )
     if code in (_NO_CODE, _NEW_PTX):
+        from runtime import _cuda  # which made the call
+
         found, compiled = _found(device), _cuda.architectures()
         why = found and no_code_for(found, compiled)
         return (
@@ -70,6 +70,8 @@ def _explained(code: int, device: int) -> tuple[str, str]:
         version = cuda_driver_version()
         if version is None:
             return "there is no CUDA driver", "install NVIDIA's driver"
+        from runtime import _cuda
+
         return too_old(version, _cuda.runtime_version())
     if code == NO_DEVICE:
         error = no_gpu()

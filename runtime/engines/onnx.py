@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +15,35 @@ import numpy as np
 from runtime.device import transfer
 from runtime.device.choose import default_threads
 from runtime.device.driver import cuda_absence, cuda_devices, parse_device
+from runtime.device.faults import CUDA_FAULTS, OUT_OF_MEMORY, cuda_error
 from runtime.device.transfer import Buffer
 from runtime.engines.onnx_file import check_file, check_self_contained
-from runtime.engines.port import Port
+from runtime.engines.port import OutputWarning, Port
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
+# What ONNX Runtime's messages say of a device that fails, and of an input that does not fit. The
+# classes of its errors do not tell the two apart: both are Fail, or RuntimeError.
+_CUDA_CODE = re.compile(r"\bCUDA failure (\d+)")
+_GPU_FAILS = re.compile(r"\b(CU[A-Z_]+|NCCL) failure|\bCUDA error|\bcudaError")
+_NO_MEMORY = re.compile(
+    "out of memory|bad_alloc|failed to allocate|alloc_failed|available memory of", re.IGNORECASE
+)
+_INPUT_IS_WRONG = re.compile(
+    r"\b(dimensions?|rank|shapes?|axis|broadcast\w*|reshaped|input data type)\b", re.IGNORECASE
+)
+_SEE_GPU = "see what nvidia-smi says, and: python -m runtime doctor"
+
 
 class OnnxEngine:
     """An ONNX network on ONNX Runtime; use as a context manager or call ``close``.
+
+    INT8 networks are computed as their graph says: QuantizeLinear, DequantizeLinear, and the layer
+    between them in floating point, as TensorRT's answers are. ONNX Runtime would fuse the three
+    into integer kernels of its own, whose 16-bit sums saturate on x86 processors without VNNI:
+    there other labels come out. The price is that INT8 is not faster than FP32 on a CPU, and that
+    its weights take FP32's memory. Networks without these operators are not touched by it.
 
     Parameters
     ----------
@@ -35,10 +55,13 @@ class OnnxEngine:
     awake : keep the threads spinning after a run, for the next one. A tenth faster where nothing
         else runs in between; otherwise they take the processors from what does.
 
+    ``warnings`` : ``OutputWarning`` of this engine, for whoever makes results to take out.
+
     Raises
     ------
     BundleError : not ONNX, damaged, or with external data outside its folder.
     MissingBackend : ONNX Runtime is not installed, or has no CUDA here.
+    DeviceError : the device has too little memory, or fails.
     """
 
     def __init__(
@@ -68,7 +91,8 @@ class OnnxEngine:
                 fix="pip install onnxruntime",
             ) from error
         kind, index = parse_device(device)
-        self.device, self._index = device, index
+        self.device, self._kind, self._index = device, kind, index
+        self.warnings: list[OutputWarning] = []
         # The GPU on which it takes arrays that lie there. On a stream of ours ONNX Runtime has one
         # set of library handles, so that runs take turns; each ends when the stream has run dry.
         self.gpu: int | None = None
@@ -83,6 +107,7 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake)))
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # errors come as exceptions
         try:
             self._session = onnxruntime.InferenceSession(
@@ -92,8 +117,8 @@ class OnnxEngine:
             outputs = self._session.get_outputs()
             self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            raise BundleError(
+        except _ort_errors() as error:
+            raise self._device_error(error) or BundleError(
                 f"{where} cannot be loaded: {_first_line(error)}",
                 fix="check it with: python -m onnx.checker, or export it again",
             ) from error
@@ -119,10 +144,18 @@ class OnnxEngine:
 
     def _stream_of_ours(self) -> dict[str, str]:
         """Work in line with the CUDA module's, where that is built: then it need not be waited for
-        first, and its events time this network, too."""
+        first, and its events time this network, too. Where it is not, results say so."""
         try:
             return {"user_compute_stream": str(transfer.own_stream(self._index))}
-        except (MissingBackend, DeviceError):
+        except (MissingBackend, DeviceError) as error:
+            why = str(error).partition("\n")[0]
+            self.warnings.append(
+                OutputWarning(
+                    self.name,
+                    "the network's input and scores are copied through the host, because the CUDA "
+                    f"module cannot be used: {why}",
+                )
+            )
             return {}
 
     def gpu_input(self, shape: tuple[int, ...]) -> None:
@@ -145,7 +178,13 @@ class OnnxEngine:
         ]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Outputs for ``arrays``, one per input, in the file's order."""
+        """Outputs for ``arrays``, one per input, in the file's order.
+
+        Raises
+        ------
+        InputError : too many or too few, of another shape or type; or the engine is closed.
+        DeviceError : the device has too little memory, or fails.
+        """
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
             raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
@@ -156,11 +195,33 @@ class OnnxEngine:
         return self._run(shapes, lambda: self._session.run(None, feed))
 
     def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
+        if self._session is None:
+            raise InputError(f"{self.name} is closed")
         try:
             with self._turn:
                 return run()
-        except Exception as error:
-            raise InputError(f"{self.name} fails on {shapes}: {_first_line(error)}") from error
+        except _ort_errors() as error:
+            message = f"{self.name} fails on {shapes}: {_first_line(error)}"
+            failure = self._device_error(error)
+            if failure is None and self._kind == "cuda" and not _is_about_input(error):
+                failure = DeviceError(message, fix=_SEE_GPU)
+            raise failure or InputError(message) from error
+
+    def _device_error(self, error: Exception) -> DeviceError | None:
+        """What an error of ONNX Runtime says of the device; None where it says nothing of it."""
+        text = str(error)
+        call = f"{self.name}: {_first_line(error).partition(' ; GPU=')[0]}"
+        no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
+        if self._kind == "cpu":
+            fix = "use smaller pictures or a smaller imgsz; close other processes"
+            return DeviceError(f"the memory is too small ({call})", fix=fix) if no_memory else None
+        found = _CUDA_CODE.search(text)
+        code = OUT_OF_MEMORY if no_memory else int(found[1]) if found else None
+        if code is not None and (code == OUT_OF_MEMORY or code in CUDA_FAULTS):
+            return cuda_error(code, call, self._index)
+        if _GPU_FAILS.search(text):
+            return DeviceError(f"GPU {self._index} fails ({call})", fix=_SEE_GPU)
+        return None
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
         """Steps that feed their own outputs back: see :class:`OnnxLoop`."""
@@ -188,6 +249,21 @@ def load_engine(
     if suffix != ".onnx":
         raise InputError(f"{path} has suffix {suffix!r}; wanted an .onnx file")
     return OnnxEngine(path, threads=threads, device=device)
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its own, which share no base class, and what pybind11
+    makes of C++'s exceptions."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+
+
+def _is_about_input(error: Exception) -> bool:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    return isinstance(error, InvalidArgument) or bool(_INPUT_IS_WRONG.search(str(error)))
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -16,3 +17,11 @@ class Port(NamedTuple):
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
+
+
+@dataclass(frozen=True)
+class OutputWarning:
+    """What results have to say of an engine's output, though nothing failed."""
+
+    output: str
+    message: str

@@ -22,7 +22,7 @@ import numpy as np
 from runtime.device import transfer
 from runtime.device.transfer import Buffer
 from runtime.engines.plan import read_header
-from runtime.engines.port import Port
+from runtime.engines.port import OutputWarning, Port
 from runtime.engines.tensorrt import DTYPES, REBUILD, bridge_log, load_pycuda, load_tensorrt
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
 
@@ -41,14 +41,6 @@ _NUMPY = {
 }
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class OutputWarning:
-    """An output that is most likely wrong, though nothing failed."""
-
-    output: str
-    message: str
 
 
 class TensorRTEngine:

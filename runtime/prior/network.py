@@ -79,8 +79,8 @@ class NetworkPrior:
     ) -> NetworkPrior:
         """An .onnx file whose metadata_props say how to feed it.
 
-        Metadata, JSON where not plain: what :meth:`Preprocess.from_metadata` reads, ``classes`` (list of names), ``output`` (starts with "probabilities" when the
-        soft-max is in the graph).
+        Metadata, JSON where not plain: what :meth:`Preprocess.from_metadata` reads, ``classes``
+        (list of names), ``output`` (starts with "probabilities" when the soft-max is in the graph).
 
         Parameters
         ----------
@@ -110,8 +110,10 @@ class NetworkPrior:
         return self.guide(out)
 
     def on_gpu(self, picture: Any, size: tuple[int, int]) -> Any:
-        """The same for a picture that lies on ``gpu`` already (:func:`upload`): the input is made there, and the guide stays there, at (h, w) = size. Labels, and scores other
-        than float32, come down as they are."""
+        """The same for a picture that was uploaded to ``gpu`` already (:func:`upload`).
+
+        The input is made there, and the guide stays there, at (h, w) = size. Labels, and scores
+        other than float32, are copied to the host unchanged."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine
         own = p.size(*picture.shape[:2])
