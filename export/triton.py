@@ -8,16 +8,8 @@ import tempfile
 from pathlib import Path
 
 from runtime.bundle.read import Bundle
+from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
-
-_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "float64": "TYPE_FP64",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "uint8": "TYPE_UINT8",
-}
 
 
 def write_repository(folder: Path, bundle: Bundle) -> Path:
@@ -92,10 +84,8 @@ def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
     for kind in ("input", "output"):
         for port in graph[f"{kind}s"]:
             dims = ", ".join(str(n if isinstance(n, int) else -1) for n in port["shape"])
-            lines.append(
-                f"{kind} [ {{ name: {_quoted(port['name'])} data_type: {_TYPES[port['dtype']]} "
-                f"dims: [ {dims} ] }} ]"
-            )
+            name, dtype = _quoted(port["name"]), triton_dtype(port["dtype"])
+            lines.append(f"{kind} [ {{ name: {name} data_type: {dtype} dims: [ {dims} ] }} ]")
     return "\n".join(lines) + "\n"
 
 

@@ -18,10 +18,11 @@ from runtime.device.driver import cuda_absence, cuda_devices, parse_device
 from runtime.device.faults import CUDA_FAULTS, OUT_OF_MEMORY, cuda_error
 from runtime.device.transfer import Buffer
 from runtime.engines.onnx_file import check_file, check_self_contained
-from runtime.engines.port import OutputWarning, Port
+from runtime.engines.port import OutputWarning, Port, numpy_dtype
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+# Arrays for inputs of these types are converted; for the others they must have the type already.
+_CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
 # What ONNX Runtime's messages say of a device that fails, and of an input that does not fit. The
 # classes of its errors do not tell the two apart: both are Fail, or RuntimeError.
@@ -159,7 +160,7 @@ class OnnxEngine:
             return {}
 
     def gpu_input(self, shape: tuple[int, ...]) -> None:
-        """Where the input has to lie: anywhere."""
+        """None: the input may be in any memory."""
 
     def on_gpu(self, array: Any) -> list[Buffer]:
         """Outputs for the one input, float32 on this engine's GPU (``__cuda_array_interface__``),
@@ -173,7 +174,7 @@ class OnnxEngine:
             binding.bind_output(output.name, *place)
         self._run(str(face["shape"]), lambda: self._session.run_with_iobinding(binding))
         return [
-            Buffer(v.data_ptr(), v.shape(), _DTYPES.get(v.data_type(), np.void), v.numpy)
+            Buffer(v.data_ptr(), v.shape(), numpy_dtype(v.data_type()) or np.void, v.numpy)
             for v in binding.get_outputs()
         ]
 
@@ -190,7 +191,7 @@ class OnnxEngine:
             raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
         feed: dict[str, Any] = {}
         for port, array in zip(self.inputs, arrays, strict=True):
-            feed[port.name] = np.asarray(array, _DTYPES.get(port.dtype))
+            feed[port.name] = np.asarray(array, port.numpy if port.dtype in _CONVERTED else None)
         shapes = ", ".join(str(np.shape(a)) for a in arrays)
         return self._run(shapes, lambda: self._session.run(None, feed))
 

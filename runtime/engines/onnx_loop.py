@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.device.driver import parse_device
+from runtime.engines.port import numpy_dtype
 from runtime.errors import DeviceError, InputError
 
 RING = 3  # state sets: the current one and the two before it
@@ -122,7 +123,7 @@ class OnnxLoop:
         import onnxruntime
 
         port = self._ports[name]
-        dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64}.get(port.type)
+        dtype = numpy_dtype(port.type)
         array = np.asarray(array)
         fits = len(port.shape) == array.ndim and all(
             wanted == got
