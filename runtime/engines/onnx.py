@@ -18,7 +18,8 @@ from runtime.device.driver import cuda_absence, cuda_devices, parse_device
 from runtime.device.faults import CUDA_FAULTS, OUT_OF_MEMORY, cuda_error
 from runtime.device.transfer import Buffer
 from runtime.engines.onnx_file import check_file, check_self_contained
-from runtime.engines.port import OutputWarning, Port, numpy_dtype
+from runtime.engines.output_warnings import OutputWarning
+from runtime.engines.port import Port, numpy_dtype
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
 # Arrays for inputs of these types are converted; for the others they must have the type already.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,11 +89,3 @@ def triton_dtype(name: str) -> str:
     KeyError : Triton does not have the type.
     """
     return _BY_NAME[name].triton
-
-
-@dataclass(frozen=True)
-class OutputWarning:
-    """What results have to say of an engine's output, though nothing failed."""
-
-    output: str
-    message: str

@@ -1,0 +1,145 @@
+"""Buffers and launches of a TensorRT engine for one combination of input shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime.device import transfer
+from runtime.device.transfer import Buffer
+from runtime.engines.cuda_graph import CudaGraph, NoGraph
+from runtime.engines.port import Port, Shape
+from runtime.engines.tensorrt import REBUILD
+from runtime.engines.tensorrt_stream import EngineStream
+from runtime.errors import DeviceError, InputError
+
+
+@dataclass
+class Session:
+    """Buffers for one set of input shapes, and one execution context for each set of addresses.
+
+    ``state`` maps an input to the output that becomes it. Such an input has three buffers, and
+    context i reads buffer i and writes buffer i + 1; all other tensors have one.
+    """
+
+    gpu: EngineStream
+    inputs: list[Port]
+    outputs: list[Port]
+    state: dict[str, str]
+    contexts: list[Any] = field(default_factory=list)
+    device: dict[str, list[Any]] = field(default_factory=dict)
+    host: dict[str, np.ndarray] = field(default_factory=dict)  # page-locked
+    graphs: dict[int, CudaGraph | None] = field(default_factory=dict)
+    user: object = None
+
+    def allocate(self, port: Port, shape: Shape) -> None:
+        if min(shape, default=1) < 0:
+            raise DeviceError(f"{port.name!r} of {self.gpu.name} has no fixed shape: {shape}")
+        cuda = self.gpu.cuda
+        dtype = np.dtype(port.numpy)
+        for name, output in self.state.items():
+            if output == port.name:
+                source = self.host[name]
+                if (source.shape, source.dtype) != (shape, dtype):
+                    raise InputError(
+                        f"output {output!r} {shape} {dtype} cannot become input {name!r} "
+                        f"{source.shape} {source.dtype}"
+                    )
+                first, second, third = self.device[name]
+                self.device[output] = [second, third, first]
+                return
+        self.host[port.name] = host = cuda.pagelocked_empty(shape, dtype)
+        count = 3 if port.name in self.state else 1
+        buffers = self.device.setdefault(port.name, [])
+        for _ in range(count):
+            buffers.append(cuda.mem_alloc(max(host.nbytes, 1)))
+
+    def bind(self) -> None:
+        for i, context in enumerate(self.contexts):
+            for name, buffers in self.device.items():
+                if not context.set_tensor_address(name, int(buffers[i % len(buffers)])):
+                    raise DeviceError(
+                        f"{self.gpu.name} refuses a buffer for {name!r}: {self.gpu.log.summary()}",
+                        fix=REBUILD,
+                    )
+
+    def upload(self, name: str, array: np.ndarray) -> None:
+        """Into the first buffer of ``name``, by way of page-locked memory."""
+        self.host[name][...] = array
+        self.gpu.cuda.memcpy_htod_async(self.device[name][0], self.host[name], self.gpu.stream)
+
+    def download(self, names: Sequence[str], buffer: int = 0) -> dict[str, np.ndarray]:
+        """Copies, made when all earlier work is done."""
+        for name in names:
+            self.gpu.cuda.memcpy_dtoh_async(
+                self.host[name], self.device[name][buffer], self.gpu.stream
+            )
+        self.gpu.wait()
+        return {name: self.host[name].copy() for name in names}
+
+    def buffer(self, port: Port) -> Buffer:
+        """The first buffer of a port, for others on this GPU."""
+
+        def numpy() -> np.ndarray:
+            transfer.wait(self.gpu.device)
+            with self.gpu.active():
+                if port.name not in self.host:
+                    raise InputError(
+                        f"the buffer of {port.name!r} was freed: pictures of other shapes ran"
+                    )
+                found = self.download([port.name])
+            self.gpu.note(found)
+            return found[port.name]
+
+        shape, address = self.host[port.name].shape, int(self.device[port.name][0])
+        return Buffer(address, shape, port.numpy, numpy)
+
+    def run(self, i: int, stream: int | None = None) -> None:
+        """Enqueue context ``i``: plainly for the first time, then as a CUDA graph if it can be; to
+        the engine's own stream, or ``stream``."""
+        gpu = self.gpu
+        stream = gpu.stream.handle if stream is None else stream
+        if i in self.graphs and self.graphs[i] is None and gpu.graph in ("not yet", "captured"):
+            try:
+                self.graphs[i] = CudaGraph(
+                    lambda: self._enqueue(i, gpu.stream.handle), gpu.stream.handle
+                )
+                gpu.graph = "captured"
+            except NoGraph as reason:
+                gpu.graph = f"plain: {reason}"
+        graph = self.graphs.setdefault(i, None)
+        if graph is not None:
+            code = graph.launch(stream)
+            if code:
+                raise gpu.dies(f"the CUDA graph was refused with code {code}")
+        elif not self._enqueue(i, stream):
+            raise gpu.dies(f"the run was refused: {gpu.log.summary()}")
+
+    def _enqueue(self, i: int, stream: int) -> bool:
+        return bool(self.contexts[i].execute_async_v3(stream))
+
+    def free(self) -> None:
+        for graph in self.graphs.values():
+            if graph is not None:
+                graph.free()
+        self.user = None
+        for buffers in self.device.values():
+            buffers.clear()
+        for container in (self.graphs, self.contexts, self.device, self.host):
+            container.clear()
+
+
+def in_dtype(port: Port, value: Any, owner: str) -> np.ndarray:
+    """``value`` in the port's dtype and C order.
+
+    Raises
+    ------
+    InputError : a conversion that would lose more than precision.
+    """
+    array, dtype = np.asarray(value), np.dtype(port.numpy)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise InputError(f"input {port.name!r} of {owner} is {array.dtype}; wanted {dtype}")
+    return np.asarray(array, dtype, order="C")

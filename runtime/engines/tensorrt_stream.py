@@ -1,0 +1,119 @@
+"""The GPU, the CUDA stream and the log that all work of one TensorRT engine shares."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from runtime.engines.output_warnings import OutputWarning, output_warnings
+from runtime.errors import DeviceError
+
+_POLL = 50e-6  # seconds between two checks of a busy stream
+
+
+class EngineStream:
+    """What an engine, its sessions and its loops share; it knows whether the GPU still works.
+
+    Parameters
+    ----------
+    name : the engine's, for messages.
+    device : the GPU's number.
+    cuda : PyCUDA's driver module.
+    log : TensorRT's logger.
+    timeout_s : a run that takes longer counts as hung.
+
+    Attributes
+    ----------
+    stream : PyCUDA's stream; None until the engine is loaded and after it is closed.
+    graph : how runs are launched; see ``TensorRTEngine``.
+    warnings : the last 64 warnings of outputs.
+    hung : a run has exceeded ``timeout_s``.
+    """
+
+    def __init__(self, name: str, device: int, cuda: Any, log: Any, timeout_s: float) -> None:
+        self.name, self.device, self.cuda, self.log = name, device, cuda, log
+        self.timeout_s = timeout_s
+        self.stream: Any = None
+        self.graph = "not yet"
+        self.warnings: deque[OutputWarning] = deque(maxlen=64)
+        self.hung = False
+        self._dead = ""
+        self._primary: Any = _primary_context(cuda, device)
+
+    @property
+    def closed(self) -> bool:
+        return self._primary is None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The GPU's context is this thread's; PyCUDA's errors become this package's."""
+        if self._primary is None:
+            raise DeviceError(f"{self.name} is closed", fix="load it again")
+        if self._dead:
+            raise DeviceError(
+                f"{self.name} cannot be used any more: {self._dead}",
+                fix="load it again, in a new process if the GPU failed",
+            )
+        self._primary.push()
+        try:
+            yield
+        except self.cuda.MemoryError as error:
+            raise DeviceError(
+                f"{self.name} does not fit{self.free_memory()}: {error}",
+                fix="smaller pictures, or close what else uses the GPU",
+            ) from error
+        except self.cuda.Error as error:
+            raise self.dies(f"the GPU fails: {error}") from error
+        finally:
+            self.cuda.Context.pop()
+
+    def dies(self, why: str) -> DeviceError:
+        """The error to raise. From now on ``active`` raises it, too: no later result of this engine
+        could be trusted."""
+        self._dead = why
+        return DeviceError(f"{self.name}: {why}", fix="load it again, in a new process")
+
+    def free_memory(self) -> str:
+        """The GPU and its free memory, for a message."""
+        free, total = self.cuda.mem_get_info()
+        return f" GPU {self.device} ({free >> 20} of {total >> 20} MiB free)"
+
+    def wait(self) -> None:
+        """Wait until all work in the stream is done, at most ``timeout_s``."""
+        end = time.monotonic() + self.timeout_s
+        while not self.stream.is_done():
+            if time.monotonic() > end:
+                self.hung = True
+                raise self.dies(f"the GPU has not answered for {self.timeout_s:g} s")
+            time.sleep(_POLL)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Like ``active`` for the last time, also where the GPU has failed before."""
+        primary, self._primary = self._primary, None
+        primary.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
+
+    def abandon(self) -> None:
+        """Close without freeing anything."""
+        self._primary = None
+
+    def note(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Append to ``warnings`` what is most likely wrong with the outputs."""
+        self.warnings.extend(output_warnings(outputs))
+
+
+@functools.cache
+def _primary_context(cuda: Any, device: int) -> Any:
+    """The GPU's primary context. It is kept while the process lives: PyCUDA leaves a released one
+    current in its thread, and every later call would fail."""
+    return cuda.Device(device).retain_primary_context()
