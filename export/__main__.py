@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
+from runtime.engines.recipe import EngineRecipe
 from runtime.errors import InputError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
@@ -135,9 +136,11 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         max_shape=_size("max-shape", args.max_shape),
         opset=args.opset,
         simplify=args.simplify,
-        compute_capabilities=capabilities(args.compute_capability or ""),
-        workspace=workspace_bytes(args.workspace),
-        level=args.opt_level,
+        engine=EngineRecipe(
+            compute_capabilities=capabilities(args.compute_capability or ""),
+            workspace=workspace_bytes(args.workspace),
+            level=args.opt_level,
+        ),
         timing_cache=args.timing_cache,
         device=gpu_index(args.device),
         min_agreement=args.min_agreement,

@@ -26,6 +26,7 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.engines.onnx import OnnxEngine
+from runtime.engines.recipe import EngineRecipe
 from runtime.errors import InputError, MissingBackend
 from runtime.pictures import demo_photo, picture_files, read_pictures
 from runtime.prior.kmeans import KMeansPrior
@@ -52,8 +53,8 @@ class ExportOptions:
     data : pictures to calibrate INT8 with.
     pictures : pictures to verify with; the demo photo when empty.
     dynamic, min_shape, max_shape : free input size, and the profile's ends; (height, width).
-    compute_capabilities : of the GPUs that "rtx" builds for.
-    workspace, level, timing_cache, device : of the engine builder.
+    engine : flags of the engine builder. Its shapes and ``dynamic`` are those of the graphs.
+    timing_cache, device : of the engine builder.
     min_agreement : least share of labels equal to the original's.
     """
 
@@ -71,9 +72,7 @@ class ExportOptions:
     max_shape: tuple[int, int] | None = None
     opset: int | None = None
     simplify: bool = True
-    compute_capabilities: tuple[str, ...] = ()
-    workspace: int | None = None
-    level: int | None = None
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
     timing_cache: Path | None = None
     device: int = 0
     min_agreement: float | None = None
@@ -98,7 +97,7 @@ class ExportOptions:
                 "dynamic engines need the smallest and the largest size",
                 fix="e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
             )
-        if self.compute_capabilities and "rtx" not in self.targets:
+        if self.engine.compute_capabilities and "rtx" not in self.targets:
             raise InputError(
                 "compute-capability is for target rtx; trt builds for the GPU it runs on",
                 fix="leave it out, or add --target rtx",
@@ -147,7 +146,7 @@ def export_bundle(
     """
     options, out = options or ExportOptions(), Path(out)
     check_replaceable(out)
-    engines.check_targets(options.targets, options.compute_capabilities)
+    engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
     _timings(options.timing_cache)  # said before the long work
     if options.pictures:
@@ -250,13 +249,9 @@ def export_bundle(
         "recipe": {
             "command": options.command,
             "targets": list(options.targets),
-            "compute_capabilities": list(options.compute_capabilities),
-            "workspace": options.workspace,
-            "level": options.level,
-            "dynamic": options.dynamic,
-            "shapes": {
-                name: _shapes(name, data, options, size, classes) for name, data in graphs.items()
-            },
+            **replace(options.engine, dynamic=options.dynamic).to_manifest(
+                {name: _shapes(name, data, options, size, classes) for name, data in graphs.items()}
+            ),
         },
         "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": model.licence},
     }
@@ -405,11 +400,12 @@ def _build_engines(
 ) -> MissingBackend | None:
     """Add the engines that this machine can build; what is missing for the others."""
     missing, times = None, _timings(options.timing_cache)
+    recipes = EngineRecipe.from_manifest(manifest)
     for target in options.targets:
         if target == "onnx":
             continue
         try:
-            entries = engines.wanted_engines(manifest, graphs, target, device=options.device)
+            entries = engines.wanted_engines(recipes, graphs, target, device=options.device)
         except MissingBackend as error:
             missing = error
             continue

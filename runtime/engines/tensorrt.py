@@ -6,8 +6,10 @@ import functools
 import logging
 import re
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
+from runtime.device.driver import CudaDevice, cuda_absence
 from runtime.errors import InputError, MissingBackend
 
 REBUILD = "python -m runtime build BUNDLE"
@@ -16,18 +18,9 @@ INSTALL = {
     "install python3-libnvinfer, and a venv made with --system-site-packages",
     "tensorrt_rtx": "pip install 'dynaguide-edge[rtx]'",
 }
+VERSIONS = ((10, 3), (12,))  # of TensorRT: from, below
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT for RTX 1.7
 LOG = logging.getLogger("dg.tensorrt")
-# TensorRT's names of types, as ONNX Runtime spells them, and of the ones that layers compute in.
-DTYPES = {
-    "FLOAT": "tensor(float)",
-    "HALF": "tensor(float16)",
-    "BF16": "tensor(bfloat16)",
-    "INT8": "tensor(int8)",
-    "INT32": "tensor(int32)",
-    "INT64": "tensor(int64)",
-    "UINT8": "tensor(uint8)",
-    "BOOL": "tensor(bool)",
-}
 
 
 def load_tensorrt(runtime: str) -> Any:
@@ -53,8 +46,7 @@ def load_tensorrt(runtime: str) -> Any:
     except (ImportError, OSError) as error:  # OSError: the library beside the module
         raise MissingBackend(f"{runtime} is needed, but {error}", fix=INSTALL[runtime]) from error
     version = str(getattr(trt, "__version__", "of an unknown version"))
-    number = [int(part) for part in re.findall(r"\d+", version)[:2]]
-    if not hasattr(trt, "Builder") or (runtime == "tensorrt" and not [10, 3] <= number < [12]):
+    if not hasattr(trt, "Builder") or (runtime == "tensorrt" and not is_known(version)):
         raise MissingBackend(
             f"{runtime} {version} is installed; wanted TensorRT 10.3 or later, below 12",
             fix=INSTALL[runtime],
@@ -62,11 +54,45 @@ def load_tensorrt(runtime: str) -> Any:
     return trt
 
 
+def is_known(version: str) -> bool:
+    """Whether this package is written for that version of TensorRT."""
+    lowest, below = VERSIONS
+    return lowest <= tuple(map(int, re.findall(r"\d+", version)[:2])) < below
+
+
 def supported_compute_capabilities() -> list[str]:
     """What the installed TensorRT for RTX can build for, e.g. ["7.5", "8.0", ...]."""
     names = dir(load_tensorrt("tensorrt_rtx").ComputeCapability)
     numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
     return [f"{number // 10}.{number % 10}" for number in numbers]
+
+
+def rtx_targets(asked: Sequence[str], gpu: CudaDevice | None) -> tuple[str, ...]:
+    """The compute capabilities that TensorRT for RTX builds for: ``asked``, or else the GPU's.
+
+    Raises
+    ------
+    InputError : there is none, or one that it cannot build for.
+    MissingBackend : TensorRT for RTX is not installed.
+    """
+    targets = tuple(dict.fromkeys(asked))
+    if not targets:
+        if gpu is None:
+            raise InputError(
+                "TensorRT for RTX needs to know the GPUs to build for: no compute capability "
+                f"names one, and there is none here to ask: {cuda_absence()}",
+                fix="name the GPUs to build for: --compute-capability 8.6,8.9,12.0",
+            )
+        targets = (gpu.compute_capability,)
+    known = supported_compute_capabilities()
+    strange = [target for target in targets if target not in known]
+    if strange:
+        raise InputError(
+            f"TensorRT for RTX cannot build for compute capability {', '.join(strange)}; it knows "
+            f"{', '.join(known)}",
+            fix=f"Orin (8.7), Thor and Hopper (9.0) need --target trt on the device: {REBUILD}",
+        )
+    return targets
 
 
 @functools.cache

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
-from runtime.checks import check_count
 from runtime.device.driver import CudaDevice, cuda_absence, cuda_devices
 from runtime.engines.plan import engine_receipt, network_receipt
-from runtime.engines.port import Port, Shape, Shapes
+from runtime.engines.port import Port, Shape, Shapes, dtype_of_tensorrt
+from runtime.engines.recipe import EngineRecipe
 from runtime.engines.tensorrt import (
-    DTYPES,
     LOG,
     REBUILD,
     bridge_log,
     load_pycuda,
     load_tensorrt,
-    supported_compute_capabilities,
+    rtx_targets,
 )
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
@@ -62,14 +61,10 @@ class Built:
 
 def build_engine(
     onnx: bytes,
+    recipe: EngineRecipe,
     *,
     runtime: str,
-    shapes: Shapes | None = None,
-    compute_capabilities: Sequence[str] = (),
-    workspace: int | None = None,
-    level: int | None = None,
     timing_cache: bytes | None = None,
-    tf32: bool = False,
     device: int = 0,
     progress: Progress | None = None,
 ) -> Built:
@@ -78,16 +73,9 @@ def build_engine(
     Parameters
     ----------
     onnx : a serialised model without external data.
+    recipe : the builder's flags.
     runtime : "tensorrt", which builds for the GPU it runs on, or "tensorrt_rtx".
-    shapes : (least, usual, largest) shape for each input that has free dimensions. Where the three
-        are one, the engine is made for that shape alone.
-    compute_capabilities : for "tensorrt_rtx", the GPUs to build for, e.g. ("8.6", "8.9"); left out,
-        the one of ``device``.
-    workspace : most scratch memory of a layer, in bytes. None: a quarter of the free memory, at
-        most 2 GiB; without a GPU, the builder's own default. Never more than what is free.
-    level : the builder's effort, 0 to 5; None: its default.
     timing_cache : of an earlier build of "tensorrt" on the same kind of device, or b"".
-    tf32 : let FP32 products round their inputs to 10 bits of mantissa.
     device : the GPU to build on.
     progress : called with a phase's name and the fraction done, in [0, 1]. An exception that it
         raises, and Ctrl-C, stop the build at its next step.
@@ -100,10 +88,6 @@ def build_engine(
     DeviceError : too little memory.
     """
     trt = load_tensorrt(runtime)
-    if workspace is not None:
-        workspace = check_count("workspace (bytes)", workspace, 2**20, 2**50)
-    if level is not None:
-        level = check_count("level", level, 0, 5)
     if timing_cache is not None and runtime == "tensorrt_rtx":
         raise InputError(
             "a timing cache was given, but TensorRT for RTX times nothing while it builds and has "
@@ -114,12 +98,13 @@ def build_engine(
     gpu = found[device] if device < len(found) else None
     if found and gpu is None:
         raise InputError(f"device is {device}; wanted 0 to {len(found) - 1}")
-    targets = _targets(runtime, tuple(dict.fromkeys(compute_capabilities)), gpu)
+    recipe = replace(recipe, compute_capabilities=_targets(runtime, recipe, gpu))
 
     def build() -> Built:
         with _current(device if gpu else 0):
-            return _build(trt, monitor, log, onnx, shapes or {}, runtime, targets, workspace,
-                          level, timing_cache, tf32, device if gpu else None)  # fmt: skip
+            return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
+                onnx, timing_cache
+            )
 
     log, monitor = bridge_log(trt), _monitor(trt)
     log.clear()
@@ -137,122 +122,131 @@ def build_engine(
         return future.result()
 
 
-def _targets(runtime: str, asked: tuple[str, ...], gpu: CudaDevice | None) -> tuple[str, ...]:
+def _targets(runtime: str, recipe: EngineRecipe, gpu: CudaDevice | None) -> tuple[str, ...]:
     """The compute capabilities to build for."""
-    if runtime == "tensorrt":
-        if gpu is None:
-            raise MissingBackend(
-                f"TensorRT times kernels while it builds, on the GPU that will run them: "
-                f"{cuda_absence()}",
-                fix=f"on the device: {REBUILD}",
-            )
-        if asked not in ((), (gpu.compute_capability,)):
-            raise InputError(
-                f"compute capability {', '.join(asked)} was asked for; TensorRT builds for the GPU "
-                f"it runs on, {gpu.name} with {gpu.compute_capability}",
-                fix=f"on a device with {', '.join(asked)}: {REBUILD}",
-            )
-        return (gpu.compute_capability,)
-    if not asked and gpu is None:
-        raise InputError(
-            f"no compute capability was given, and there is no GPU to ask: {cuda_absence()}",
-            fix="name the GPUs to build for: --compute-capability 8.6,8.9,12.0",
-        )
-    if not asked and gpu is not None:
-        asked = (gpu.compute_capability,)
-    known = supported_compute_capabilities()
-    strange = [target for target in asked if target not in known]
-    if strange:
-        raise InputError(
-            f"TensorRT for RTX cannot build for compute capability {', '.join(strange)}; it knows "
-            f"{', '.join(known)}",
-            fix=f"Orin (8.7), Thor and Hopper (9.0) need TensorRT on the device: {REBUILD}",
-        )
-    return asked
-
-
-def _build(
-    trt: Any,
-    monitor: Any,
-    log: Any,
-    onnx: bytes,
-    shapes: Shapes,
-    runtime: str,
-    targets: tuple[str, ...],
-    workspace: int | None,
-    level: int | None,
-    timing_cache: bytes | None,
-    tf32: bool,
-    device: int | None,
-) -> Built:
-    """``build_engine`` after its checks; ``device`` is None without a GPU."""
-    start = time.perf_counter()
-    builder = trt.Builder(log)
-    if builder is None:
-        raise DeviceError(f"{runtime} makes no builder: {log.summary()}")
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise BundleError(
-            f"{runtime} {trt.__version__} cannot read the model: "
-            + ("; then ".join(map(_parser_error, errors)) or log.summary()),
-            fix="check it with: python -m onnx.checker; export it with opset 18",
-        )
-    config = builder.create_builder_config()
-    config.progress_monitor = monitor
-    profile = _set_shapes(network, shapes, builder.create_optimization_profile)
-    if profile is not None and config.add_optimization_profile(profile) < 0:
-        raise InputError(f"{runtime} refuses the shapes {dict(shapes)}: {log.summary()}")
-    if not tf32 and hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if level is not None:
-        config.builder_optimization_level = level
-    cache = None
+    asked = recipe.compute_capabilities
     if runtime == "tensorrt_rtx":
-        config.num_compute_capabilities = len(targets)
-        for i, target in enumerate(targets):
+        return rtx_targets(asked, gpu)
+    if gpu is None:
+        raise MissingBackend(
+            f"TensorRT times kernels while it builds, on the GPU that will run them: "
+            f"{cuda_absence()}",
+            fix=f"on the device: {REBUILD}",
+        )
+    if set(asked) - {gpu.compute_capability}:
+        raise InputError(
+            f"compute capability {', '.join(asked)} was asked for; TensorRT builds for the GPU "
+            f"it runs on, {gpu.name} with {gpu.compute_capability}",
+            fix=f"on a device with {', '.join(asked)}: {REBUILD}",
+        )
+    return (gpu.compute_capability,)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One build, after the checks; ``device`` is None without a GPU."""
+
+    trt: Any
+    runtime: str
+    recipe: EngineRecipe
+    log: Any
+    monitor: Any
+    device: int | None
+
+    def run(self, onnx: bytes, timing_cache: bytes | None) -> Built:
+        start = time.perf_counter()
+        trt, recipe, log = self.trt, self.recipe, self.log
+        builder = trt.Builder(log)
+        if builder is None:
+            raise DeviceError(f"{self.runtime} makes no builder: {log.summary()}")
+        network, parser = self._parsed(builder, onnx)
+        config = builder.create_builder_config()
+        config.progress_monitor = self.monitor
+        profile = _set_shapes(network, recipe.shapes, builder.create_optimization_profile)
+        if profile is not None and config.add_optimization_profile(profile) < 0:
+            raise InputError(
+                f"{self.runtime} refuses the shapes {dict(recipe.shapes)}: {log.summary()}"
+            )
+        self._set_flags(config)
+        cache = self._set_cache(config, timing_cache) if self.runtime == "tensorrt" else None
+        inputs = [_port(network.get_input(i)) for i in range(network.num_inputs)]
+        outputs = [_port(network.get_output(i)) for i in range(network.num_outputs)]
+        receipt = network_receipt(network)
+        # Memory is asked for last, because other builds and programs change what is free.
+        workspace, free = self._memory()
+        if workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise _failure(self.runtime, log, workspace, free)
+        plan = bytes(serialized)
+        del parser  # not earlier: it owns the weights of the network
+        if self.runtime == "tensorrt":
+            receipt |= engine_receipt(trt, log, plan, recipe.shapes)
+        return Built(
+            plan=plan,
+            inputs=inputs,
+            outputs=outputs,
+            receipt=receipt,
+            seconds=time.perf_counter() - start,
+            version=str(trt.__version__),
+            compute_capabilities=recipe.compute_capabilities,
+            workspace=workspace,
+            timing_cache=None if cache is None else bytes(config.get_timing_cache().serialize()),
+        )
+
+    def _parsed(self, builder: Any, onnx: bytes) -> tuple[Any, Any]:
+        """The network of an ONNX file, and the parser, which has to be kept until it is built."""
+        flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = self.trt.OnnxParser(network, self.log)
+        if not parser.parse(onnx):
+            errors = [parser.get_error(i) for i in range(parser.num_errors)]
+            raise BundleError(
+                f"{self.runtime} {self.trt.__version__} cannot read the model: "
+                + ("; then ".join(map(_parser_error, errors)) or self.log.summary()),
+                fix="check it with: python -m onnx.checker; export it with opset 18",
+            )
+        return network, parser
+
+    def _set_flags(self, config: Any) -> None:
+        trt, recipe = self.trt, self.recipe
+        if not recipe.tf32 and hasattr(trt.BuilderFlag, "TF32"):
+            config.clear_flag(trt.BuilderFlag.TF32)
+        if recipe.level is not None:
+            config.builder_optimization_level = recipe.level
+        if self.runtime == "tensorrt":
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the receipt needs it
+            return
+        config.num_compute_capabilities = len(recipe.compute_capabilities)
+        for i, target in enumerate(recipe.compute_capabilities):
             name = "SM" + target.replace(".", "")
             if not config.set_compute_capability(getattr(trt.ComputeCapability, name), i):
-                raise InputError(f"{runtime} refuses compute capability {target}: {log.summary()}")
-    else:
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the receipt needs it
+                raise InputError(
+                    f"{self.runtime} refuses compute capability {target}: {self.log.summary()}"
+                )
+
+    def _set_cache(self, config: Any, timing_cache: bytes | None) -> Any:
+        """TensorRT's cache of timings, which holds those of ``timing_cache``."""
         cache = config.create_timing_cache(timing_cache or b"")
         if cache is None or not config.set_timing_cache(cache, False):
             raise InputError(
-                f"the timing cache was not made by TensorRT {trt.__version__} on this kind of "
-                f"device: {log.summary()}",
+                f"the timing cache was not made by TensorRT {self.trt.__version__} on this kind "
+                f"of device: {self.log.summary()}",
                 fix="leave --timing-cache out, or name a new file",
             )
-    inputs = [_port(network.get_input(i)) for i in range(network.num_inputs)]
-    outputs = [_port(network.get_output(i)) for i in range(network.num_outputs)]
-    receipt = network_receipt(network)
-    # Last, because what is free changes: other builds, other programs.
-    free = None if device is None else cuda_devices()[device].free_bytes
-    if free is not None:
+        return cache
+
+    def _memory(self) -> tuple[int | None, int | None]:
+        """The workspace to set, None for the builder's default; the free bytes, None without a
+        GPU."""
+        workspace = self.recipe.workspace
+        if self.device is None:
+            return workspace, None
+        free = cuda_devices()[self.device].free_bytes
         if workspace is not None and workspace > free:
             LOG.warning("workspace of %s bytes cut to the %s that are free", workspace, free)
-        workspace = min(workspace or min(free // 4, AUTO_WORKSPACE), free)
-    if workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise _failure(runtime, log, workspace, free)
-    plan = bytes(serialized)
-    if runtime == "tensorrt":
-        receipt |= engine_receipt(trt, log, plan, shapes)
-    return Built(
-        plan=plan,
-        inputs=inputs,
-        outputs=outputs,
-        receipt=receipt,
-        seconds=time.perf_counter() - start,
-        version=str(trt.__version__),
-        compute_capabilities=targets,
-        workspace=workspace,
-        timing_cache=None if cache is None else bytes(config.get_timing_cache().serialize()),
-    )
+        return min(workspace or min(free // 4, AUTO_WORKSPACE), free), free
 
 
 def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) -> Any:
@@ -300,7 +294,7 @@ def _port(tensor: Any) -> Port:
         dim if dim >= 0 else tensor.get_dimension_name(i) or None
         for i, dim in enumerate(tensor.shape)
     )
-    return Port(tensor.name, shape, DTYPES.get(tensor.dtype.name, tensor.dtype.name))
+    return Port(tensor.name, shape, dtype_of_tensorrt(tensor.dtype.name))
 
 
 def _parser_error(error: Any) -> str:

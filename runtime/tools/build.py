@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import add_engine
 from runtime.device.driver import cuda_devices
+from runtime.engines.recipe import EngineRecipe
 from runtime.errors import BundleError, InputError, MissingBackend
 from runtime.tools.cli import Bar, capabilities, gpu_index, workspace_bytes
 from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_words, size
@@ -26,17 +28,22 @@ def run_build(args: argparse.Namespace) -> int:
     gpus = cuda_devices()
     if gpus and index >= len(gpus):
         raise InputError(f"device is {index}; wanted 0 to {len(gpus) - 1}")
-    engines.check_recipe(bundle.manifest)
-    recipe = dict(bundle.manifest["recipe"])
+    changes: dict[str, Any] = {}
     if args.workspace is not None:
-        recipe["workspace"] = workspace_bytes(args.workspace)
+        changes["workspace"] = workspace_bytes(args.workspace)
     if args.compute_capability is not None:
-        recipe["compute_capabilities"] = list(capabilities(args.compute_capability))
-    manifest = {**bundle.manifest, "recipe": recipe}
+        changes["compute_capabilities"] = capabilities(args.compute_capability)
+    recipes = {
+        graph: replace(recipe, **changes)
+        for graph, recipe in EngineRecipe.from_manifest(bundle.manifest).items()
+    }
     graphs = dict(engines.graph_bytes(bundle))
-    wanted, skipped = _wanted(manifest, graphs, args.target, index)
-    if "tensorrt_rtx" in {entry["runtime"] for entry in wanted}:
-        engines.check_targets(["rtx"], recipe["compute_capabilities"])
+    wanted, skipped = _wanted(
+        recipes, graphs, bundle.manifest["recipe"]["targets"], args.target, index
+    )
+    for entry in wanted:
+        if entry["runtime"] == "tensorrt_rtx":
+            engines.check_targets(["rtx"], entry["compute_capabilities"])
     if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
         raise InputError(
             "timing-cache is for target trt; TensorRT for RTX times nothing while it builds",
@@ -127,20 +134,23 @@ class _Cache:
 
 
 def _wanted(
-    manifest: Mapping[str, Any], graphs: Mapping[str, bytes], target: str | None, index: int
+    recipes: Mapping[str, EngineRecipe],
+    graphs: Mapping[str, bytes],
+    named: Sequence[str],
+    target: str | None,
+    index: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Every engine for the targets, and the targets that cannot be built here. Without ``target``,
-    those of the recipe, else "trt"; one of them must be buildable."""
+    those that are ``named``, else "trt"; one of them must be buildable."""
     from runtime.bundle.engines import RUNTIMES, wanted_engines
 
-    named = manifest["recipe"].get("targets")
-    listed = [t for t in RUNTIMES if isinstance(named, list) and t in named]
+    listed = [t for t in RUNTIMES if t in named]
     targets = [target] if target else listed or ["trt"]
     wanted: list[dict[str, Any]] = []
     missing: list[tuple[str, MissingBackend]] = []
     for name in targets:
         try:
-            wanted += wanted_engines(manifest, graphs, name, device=index)
+            wanted += wanted_engines(recipes, graphs, name, device=index)
         except MissingBackend as error:
             missing.append((name, error))
     if missing and not wanted:

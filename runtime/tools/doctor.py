@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime.device import driver
+from runtime.engines import tensorrt
 from runtime.tools.probe import (
     DISTRIBUTION,
     MODULES,
@@ -35,8 +35,6 @@ _TITLES = {
     "tensorrt_rtx": "TensorRT for RTX",
     "pycuda": "PyCUDA",
 }
-_TENSORRT = ((10, 3), (12,))  # from, below
-_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 def report() -> dict[str, Any]:
@@ -137,8 +135,7 @@ def _need_provider(facts: dict[str, Any]) -> tuple[str, str]:
 def _need_tensorrt(facts: dict[str, Any]) -> tuple[str, str]:
     why, fix = _need(facts, "tensorrt")
     version = facts["modules"]["tensorrt"]["version"]
-    low, below = _TENSORRT
-    if not why and not low <= tuple(map(int, re.findall(r"\d+", version)[:2])) < below:
+    if not why and not tensorrt.is_known(version):
         why = f"tensorrt {version or 'without a version'} is installed; wanted 10.3 up to 11"
         fix = f"pip uninstall tensorrt; {fix}"
     return why, fix
@@ -146,10 +143,10 @@ def _need_tensorrt(facts: dict[str, Any]) -> tuple[str, str]:
 
 def _need_rtx_gpu(facts: dict[str, Any]) -> tuple[str, str]:
     have = [gpu["compute_capability"] for gpu in facts["cuda"]["devices"]]
-    if set(have) & set(_RTX_CAPABILITIES):
+    if set(have) & set(tensorrt.RTX_CAPABILITIES):
         return "", ""
     return (
-        f"TensorRT for RTX runs on compute capability {', '.join(_RTX_CAPABILITIES)}; "
+        f"TensorRT for RTX runs on compute capability {', '.join(tensorrt.RTX_CAPABILITIES)}; "
         f"here is {', '.join(have)}",
         "use target trt",
     )

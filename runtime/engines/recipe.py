@@ -1,0 +1,168 @@
+"""How an engine is built: all flags of the builder in one value, and how a bundle stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from runtime.checks import check_count
+from runtime.engines.plan import engine_key
+from runtime.engines.port import Shapes
+from runtime.errors import BundleError
+
+_ALWAYS = ("workspace", "level", "dynamic")  # flags that a bundle stores whatever their values are
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecipe:
+    """What decides how an engine is built from an ONNX file, apart from the library and the device.
+
+    A new flag of the builder is a field here, a line in ``tensorrt_build`` and an option of a
+    command line. A bundle stores a new flag only where it
+    differs from its default, so that the keys of the engines that exist stay the same.
+
+    Parameters
+    ----------
+    shapes : (least, usual, largest) shape for each input that has free dimensions. Where the three
+        are equal, the engine is made for that shape alone.
+    compute_capabilities : for "tensorrt_rtx", the GPUs to build for, e.g. ("8.6", "8.9"); empty:
+        the one of the device that builds.
+    workspace : most scratch memory of a layer, in bytes. None: a quarter of the free memory, at
+        most 2 GiB; without a GPU, the builder's own default. Never more than what is free.
+    level : the builder's effort, 0 to 5; None: its default.
+    dynamic : whether the picture's size is free, within the shapes.
+    tf32 : let FP32 products round their inputs to 10 bits of mantissa.
+
+    Raises
+    ------
+    InputError : a number that is out of its range.
+    """
+
+    shapes: Shapes = field(default_factory=dict)
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    level: int | None = None
+    dynamic: bool = False
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workspace is not None:
+            check_count("workspace (bytes)", self.workspace, 2**20, 2**50)
+        if self.level is not None:
+            check_count("level", self.level, 0, 5)
+
+    def flags(self) -> dict[str, Any]:
+        """The flags as a bundle stores them; an engine's key depends on them."""
+        values = {flag: (getattr(self, flag), default) for flag, default in _FLAGS.items()}
+        return {
+            flag: value
+            for flag, (value, default) in values.items()
+            if flag in _ALWAYS or value != default
+        }
+
+    def shapes_entry(self) -> dict[str, list[list[int]]]:
+        """The shapes as a bundle stores them."""
+        return {name: [list(shape) for shape in three] for name, three in self.shapes.items()}
+
+    def key(
+        self, onnx: bytes, *, runtime: str, version: str, gpu_name: str | None, l4t: str | None
+    ) -> str:
+        """The key of the engine that this recipe makes of ``onnx``."""
+        return engine_key(
+            onnx,
+            {**self.flags(), "shapes": self.shapes_entry()},
+            runtime=runtime,
+            version=version,
+            compute_capabilities=self.compute_capabilities,
+            gpu_name=gpu_name,
+            l4t=l4t,
+        )
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> EngineRecipe:
+        """The recipe of an engine that the manifest lists, or that is to be built."""
+        return cls(
+            shapes=_shapes(entry["shapes"]),
+            compute_capabilities=tuple(entry["compute_capabilities"]),
+            **entry["flags"],
+        )
+
+    def to_manifest(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest's recipe without its command and targets. ``shapes`` are those of each
+        graph, as :meth:`shapes_entry` gives them."""
+        capabilities = list(self.compute_capabilities)
+        return {"compute_capabilities": capabilities, **self.flags(), "shapes": dict(shapes)}
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> dict[str, EngineRecipe]:
+        """The recipe of each graph's engine.
+
+        Raises
+        ------
+        BundleError : the manifest does not say what building engines needs.
+        InputError : a number that is out of its range.
+        """
+        recipe = manifest["recipe"]
+        flags = {flag: recipe.get(flag, _UNSAID) for flag in _FLAGS}
+        shapes = recipe.get("shapes")
+        fits = (
+            isinstance(shapes, dict)
+            and all(_are_shapes(shapes.get(graph)) for graph in manifest["graphs"])
+            and all(_is_flag(flag, value) for flag, value in flags.items())
+            and all(_are_texts(recipe.get(name)) for name in ("targets", "compute_capabilities"))
+        )
+        if not fits:
+            raise BundleError(
+                "the bundle's recipe does not say how to build its engines",
+                fix="export the bundle again",
+            )
+        common = cls(
+            compute_capabilities=tuple(recipe["compute_capabilities"]),
+            **{flag: value for flag, value in flags.items() if value is not _UNSAID},
+        )
+        return {
+            graph: replace(common, shapes=_shapes(shapes[graph])) for graph in manifest["graphs"]
+        }
+
+
+_UNSAID = object()  # for a flag that the manifest does not have
+_FLAGS = {  # name -> default
+    flag.name: flag.default
+    for flag in fields(EngineRecipe)
+    if flag.name not in ("shapes", "compute_capabilities")
+}
+
+
+def _is_flag(name: str, value: Any) -> bool:
+    """Whether the manifest's value of a flag has the flag's type."""
+    if value is _UNSAID:
+        return name not in _ALWAYS
+    if isinstance(_FLAGS[name], bool):
+        return isinstance(value, bool)
+    return value is None or _is_count(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**50
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_shapes(value: Any) -> bool:
+    """Whether it is {input: [least, usual, largest]}, each a shape of the same rank."""
+    return isinstance(value, dict) and all(
+        isinstance(three, list)
+        and len(three) == 3
+        and all(isinstance(s, list) and s and all(map(_is_count, s)) for s in three)
+        and len({len(s) for s in three}) == 1
+        for three in value.values()
+    )
+
+
+def _shapes(entry: Mapping[str, Any]) -> Shapes:
+    """Inverse of :meth:`EngineRecipe.shapes_entry`."""
+    made: Any = {name: tuple(map(tuple, three)) for name, three in entry.items()}
+    return made
