@@ -10,11 +10,10 @@ import numpy as np
 
 from export.half import as_rounded_float32, fp16_overflow
 from export.models import PriorModel
-from runtime.bundle import golden
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
 from runtime.core.parameters import objective_of
-from runtime.core.refiner import refine, refine_with
+from runtime.core.refiner import Make, maker, refine, refine_with
 from runtime.core.resize import resize
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
@@ -200,17 +199,13 @@ def _maker(
     final: OnnxEngine,
     config: RefineConfig,
     initial: parameters.State | None,
-) -> golden.Make:
+) -> Make:
     """Makes a refiner of that kind for the classes of a picture."""
-
-    def make(height: int, width: int, classes: np.ndarray | None) -> GraphRefiner:
-        count = None if classes is None else len(classes)
-        refiner = kind(step, final, config, height=height, width=width, classes=count)
-        if initial is not None:
-            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
-        return refiner
-
-    return make
+    return maker(
+        lambda h, w, count: kind(step, final, config, height=h, width=w, classes=count),
+        config,
+        initial,
+    )
 
 
 def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:

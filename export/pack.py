@@ -24,7 +24,7 @@ from runtime.bundle.read import Bundle
 from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
-from runtime.core.refiner import Refiner
+from runtime.core.refiner import Make, Refiner, maker
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
 from runtime.errors import InputError, MissingBackend
@@ -260,17 +260,11 @@ def export_bundle(
     return Exported(write_bundle(out, manifest, files), missing)
 
 
-def native(config: RefineConfig, initial: parameters.State | None) -> golden.Make:
+def native(config: RefineConfig, initial: parameters.State | None) -> Make:
     """Makes the native core's Refiner for the classes of a picture."""
-
-    def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
-        count = None if classes is None else len(classes)
-        refiner = Refiner(height, width, classes=count, **config.options())
-        if initial is not None:
-            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
-        return refiner
-
-    return make
+    return maker(
+        lambda h, w, count: Refiner(h, w, classes=count, **config.options()), config, initial
+    )
 
 
 def _lower(

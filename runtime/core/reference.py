@@ -6,15 +6,16 @@ PyTorch's (out, in, kh, kw). Equation numbers are those of docs/algorithm.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from runtime.core.options import RefineOptions
+from runtime.core.parameters import CALM_CHECKS, CHECK_EVERY, MAPPING_STEPS
 
 Array = np.ndarray
 EPS = 1e-5  # of batch norm
-MAPPING_STEPS = 10
 DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))  # (dy, dx): down, right, the diagonals
 
 
@@ -210,11 +211,17 @@ def overlap_mapping(guide: Array, labels: Array, classes: int, clusters: int) ->
     """Class -> cluster with the largest shared area, one to one; the rest by largest overlap."""
     one_hot = np.eye(clusters)[labels]
     soft = guide if guide.ndim == 3 else np.eye(classes + 1)[guide][..., :classes]
-    table = np.einsum("hwc,hwk->ck", soft.astype(np.float64), one_hot)
-    mapping = table.argmax(1).astype(np.int32)
-    if classes <= clusters:
-        return assign(-table)
-    mapping[assign(-table.T)] = np.arange(clusters)
+    return largest_overlap(np.einsum("hwc,hwk->ck", soft.astype(np.float64), one_hot))
+
+
+def largest_overlap(area: Array, solve: Callable[[Array], Array] = assign) -> Array:
+    """Row -> column with the largest shared area, one to one; the rows that are left over where
+    there are more of them, by their own largest area. ``solve`` is :func:`assign` or its twin."""
+    rows, columns = area.shape
+    if rows <= columns:
+        return solve(-area)
+    mapping = area.argmax(1).astype(np.int32)
+    mapping[solve(-area.T)] = np.arange(columns)
     return mapping
 
 
@@ -355,6 +362,32 @@ def losses(
     return dr + ds, (own + guided + weight * spatial, own, spatial, guided)
 
 
+class StopRules:
+    """The rules that stop a loop after a step: few labels are left, or nothing changes any more."""
+
+    def __init__(self, options: RefineOptions, label_floor: int) -> None:
+        least = options.min_labels or 0
+        self._floor = max(least, label_floor)
+        self._few = "silhouette" if label_floor >= least else "min_labels"
+        self._same = options.early_stop  # share of equal labels that counts as no change
+        self._checked: tuple[Any, float] | None = None  # labels and loss at the last check
+        self._calm = 0  # consecutive checks without a change
+
+    def after(self, step: int, clusters: int, labels: Any, loss: float) -> str:
+        """Why to stop after this step, "" to go on. Labels are used only for the early stop."""
+        if self._floor and clusters <= self._floor:
+            return self._few
+        if not self._same or step % CHECK_EVERY:
+            return ""
+        quiet = False
+        if self._checked is not None:
+            before, old = self._checked
+            quiet = (before == labels).mean() >= self._same and abs(loss - old) < 0.01 * abs(old)
+        self._calm = self._calm + 1 if quiet else 0
+        self._checked = labels, loss
+        return "converged" if self._calm == CALM_CHECKS else ""
+
+
 def run(
     options: RefineOptions, state: dict[str, Array], image: Array, guide: Array | None,
     label_floor: int = 0, steps: int | None = None,
@@ -368,8 +401,7 @@ def run(
     fixed = prepare(options, image, guide)
     table = np.zeros(max(int(guide_classes), 1), np.int32)
     rows, counts, stop, kept = [], [], "steps", None
-    floor = max(options.min_labels or 0, label_floor)
-    checked, calm = (None, 0.0), 0
+    rules = StopRules(options, label_floor)
     for step in range(options.steps or 0 if steps is None else steps):
         r, cache = forward(options, state, fixed["x"], fixed["prior"], False)
         labels = r.argmax(-1).astype(np.int32)
@@ -402,19 +434,10 @@ def run(
                 state[name], state[f"momentum.{name}"], gradient[name], float(options.lr or 0),
                 options.momentum,
             )  # fmt: skip
-        if floor and clusters <= floor:
-            stop = "silhouette" if label_floor >= (options.min_labels or 0) else "min_labels"
+        reason = rules.after(step, clusters, labels, values[0])
+        if reason:
+            stop = reason
             break
-        if options.early_stop and step % 10 == 0:
-            before, loss = checked
-            quiet = before is not None and (
-                (before == labels).mean() >= options.early_stop
-                and abs(values[0] - loss) < 0.01 * abs(loss)
-            )
-            calm, checked = (calm + 1 if quiet else 0), (labels, values[0])
-            if calm == 3:
-                stop = "converged"
-                break
     if stop == "diverged" and kept is not None:
         state = kept
     r, _ = forward(options, state, fixed["x"], fixed["prior"], False)

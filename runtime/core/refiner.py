@@ -32,6 +32,7 @@ _CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
     "final_bn": ("none", "image", "running"),
 }
 Progress = Callable[[int, int], None]
+Make = Callable[[int, int, "np.ndarray | None"], Any]  # (height, width, classes): a refiner
 
 
 @dataclass(frozen=True)
@@ -194,14 +195,15 @@ class Refiner:
         scores, labels, losses, clusters, done, stop, last = self._native.run(
             image, native, floor, 0 if late else asked, report if told else None, **more
         )
-        stats = {
-            "steps": done,
-            "stop_reason": "budget" if late else STOPS[stop],
-            "clusters": last,
-            "clusters_per_step": clusters.tolist(),
-            "losses": {name: losses[:, i].tolist() for name, i in objective.losses.items()},
-            "label_floor": floor,
-        }
+        stats = statistics(
+            options,
+            steps=done,
+            stop_reason="budget" if late else STOPS[stop],
+            clusters=last,
+            clusters_per_step=clusters.tolist(),
+            losses=losses,
+            label_floor=floor,
+        )
         if self.device != "cpu":
             stats["device_ms"] = self._native.milliseconds()
         if objective.channels_follow_classes:
@@ -209,6 +211,28 @@ class Refiner:
         else:
             classes = majority_classes(labels, guide, self.classes)
         return Refinement(scores, labels, classes, stats)
+
+
+def statistics(
+    options: RefineOptions,
+    *,
+    steps: int,
+    stop_reason: str,
+    clusters: int,
+    clusters_per_step: list[int],
+    losses: np.ndarray,
+    label_floor: int,
+) -> dict[str, Any]:
+    """``Refinement.stats``, of (steps, 4) losses."""
+    columns = parameters.objective_of(options).losses
+    return {
+        "steps": steps,
+        "stop_reason": stop_reason,
+        "clusters": clusters,
+        "clusters_per_step": clusters_per_step,
+        "losses": {name: losses[:, i].tolist() for name, i in columns.items()},
+        "label_floor": label_floor,
+    }
 
 
 def _on_the_host_if_hard(guide: Any) -> Any:
@@ -334,28 +358,34 @@ def refine(
     config = RefineOptions(**options)
     image, guide = taken("image", image, device), taken("guide", guide, device)
     guide = _on_the_host_if_hard(guide)
-
-    def make(height: int, width: int, classes: np.ndarray | None) -> Refiner:
-        count = None if classes is None else len(classes)
-        refiner = Refiner(
-            height,
-            width,
-            classes=count,
-            device=device,
-            precision=precision,
-            threads=threads,
-            **options,
-        )
-        if initial is not None:
-            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
-        return refiner
-
+    on: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    make = maker(lambda h, w, count: Refiner(h, w, classes=count, **on, **options), config, initial)
     there, warm = parse_device(device)[0] == "cuda", initial is not None
     return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=there)
 
 
+def maker(
+    new: Callable[[int, int, int | None], Any],
+    config: RefineOptions,
+    initial: Mapping[str, np.ndarray] | None = None,
+) -> Make:
+    """What :func:`refine_with` makes its refiner with.
+
+    ``new(height, width, count)`` gives a refiner for so many classes, None where their number does
+    not matter. ``initial`` is a state_dict for all classes of the guide, to start from.
+    """
+
+    def make(height: int, width: int, classes: np.ndarray | None) -> Any:
+        refiner = new(height, width, None if classes is None else len(classes))
+        if initial is not None:
+            refiner.load_state_dict(parameters.select_classes(config, initial, classes))
+        return refiner
+
+    return make
+
+
 def refine_with(
-    make: Callable[[int, int, np.ndarray | None], Any],
+    make: Make,
     config: RefineOptions,
     image: np.ndarray,
     guide: np.ndarray | None = None,
