@@ -1,4 +1,4 @@
-"""Outputs of an engine that are most likely wrong, though nothing failed."""
+"""What a result has to say about an engine and its outputs, though nothing failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONE_CLASS = "one class covers the whole picture"
 
 @dataclass(frozen=True)
 class OutputWarning:
-    """An output that is most likely wrong, though nothing failed."""
+    """A remark on an output (or on the engine, by its name): it is most likely wrong, or slow."""
 
     output: str
     message: str
