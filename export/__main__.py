@@ -17,8 +17,7 @@ _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' w
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Export one bundle; returns the exit code: 0 done, 1 failure, 2 usage, 3 verification failed
-    (nothing written), 4 something missing, 5 model file, 130 interrupted."""
+    """Export one bundle; returns its :class:`runtime.errors.ExitCode`."""
     arguments = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(arguments)
     return run(lambda: _export(args, arguments), as_json=args.json)
@@ -172,7 +171,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     if exported.missing is None:
         return 0
     print(
-        f"error: the engines are not built: {str(exported.missing).partition(chr(10))[0]}\n"
+        f"error: the engines are not built: {exported.missing.message}\n"
         f"  fix: on the device: python -m runtime build {out}",
         file=sys.stderr,
     )

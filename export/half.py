@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from runtime.engines.onnx import OnnxEngine
-from runtime.errors import BundleError, InputError
+from runtime.errors import BundleError, InputError, first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -291,9 +291,7 @@ def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
-        raise BundleError(
-            f"the network's types cannot be inferred: {str(error).splitlines()[0]}"
-        ) from error
+        raise BundleError(f"the network's types cannot be inferred: {first_line(error)}") from error
     graph = inferred.graph
     types = {t.name: t.data_type for t in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):

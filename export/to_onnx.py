@@ -15,7 +15,13 @@ import numpy as np
 from export.models import PriorModel
 from export.models.onnx_file import serialised
 from runtime.engines.onnx import OnnxEngine
-from runtime.errors import BundleError, InputError, MissingBackend, VerificationFailed
+from runtime.errors import (
+    BundleError,
+    InputError,
+    MissingBackend,
+    VerificationFailed,
+    first_line,
+)
 from runtime.prior.preprocess import MAX_SIDE, Preprocess
 
 if TYPE_CHECKING:
@@ -86,9 +92,7 @@ def freeze(
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BundleError(
-            f"{model.name} is no valid ONNX network: {str(error).splitlines()[0]}"
-        ) from error
+        raise BundleError(f"{model.name} is no valid ONNX network: {first_line(error)}") from error
     return serialised(graph, model.name)
 
 
@@ -142,8 +146,7 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise InputError(
             f"torch cannot export {model.name} at {imgsz}: {reason}",
             fix=("try a fixed size (no --dynamic), or " if dynamic else "")
@@ -163,7 +166,7 @@ def _check_answer(model: PriorModel, example: Any) -> None:
         with torch.no_grad():
             answer = model.module.eval()(example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"{model.name} fails on {tuple(example.shape)} float32: {reason}",
             fix="see that module(torch.rand(1, 3, H, W)) runs, and give its size with --imgsz",

@@ -13,8 +13,7 @@ from runtime.tools.output import print_json, say
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failure, 2 usage, 3 verification failed,
-    4 something missing, 5 bundle, 130 interrupted."""
+    """Run one command; returns its :class:`runtime.errors.ExitCode`."""
     args = _parser().parse_args(argv)
     return run(lambda: int(args.run(args)), as_json=args.json)
 

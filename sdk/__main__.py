@@ -18,7 +18,7 @@ from tqdm import tqdm
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.core.config import PRESETS
-from runtime.errors import BundleError, InputError
+from runtime.errors import BundleError, ExitCode, InputError
 from runtime.files import write_atomic
 from runtime.pictures import demo_photo
 from runtime.tools.cli import Parser, run, some_path
@@ -30,8 +30,7 @@ from sdk.video_writer import Video, Window, frame_rate, label_name
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failure, 2 usage, 4 missing, 5 model file,
-    130 interrupted."""
+    """Run one command; returns its :class:`runtime.errors.ExitCode`."""
     args = _parser().parse_args(argv)
     return run(lambda: args.run(args))
 
@@ -247,7 +246,7 @@ def _predict(args: argparse.Namespace) -> int:
         write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
     if args.json:
         print(json.dumps(documents, indent=1))
-    return 1 if failed else 0
+    return ExitCode.FAILURE if failed else ExitCode.DONE
 
 
 def _stream(args: argparse.Namespace) -> int:

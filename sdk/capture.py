@@ -197,7 +197,7 @@ class Capture:
             start, due = start or now, due or now
             if isinstance(picture, InputError):
                 broken += 1
-                notes.append(str(picture).split("\n")[0])
+                notes.append(picture.message)
                 if broken >= BROKEN:
                     raise InputError(f"{broken} frames in a row are unreadable: {picture}")
                 continue

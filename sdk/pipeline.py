@@ -145,7 +145,7 @@ class Pipeline:
             if backend == "onnx" and refine_backend in ("native", "onnx"):
                 raise
             raise EngineMismatch(
-                str(error), fix="python -m runtime build --force BUNDLE"
+                error.message, fix="python -m runtime build --force BUNDLE"
             ) from error
 
     def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, Any]:
@@ -383,8 +383,10 @@ def _why_not(device: str) -> str:
     try:
         device_module(device)
     except (MissingBackend, DeviceError) as error:
-        why = str(error).partition("\n")[0]
-        return f"The guided filter runs on the CPU, for the CUDA module cannot be used: {why}"
+        return (
+            "The guided filter runs on the CPU, for the CUDA module cannot be used: "
+            f"{error.message}"
+        )
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.models.base import PriorModel, read_object
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.errors import BundleError, InputError, MissingBackend, first_line
 from runtime.prior.preprocess import Preprocess, are_sides
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -139,9 +139,9 @@ def _load_segformer(folder: Path) -> Any:
         ImportError,
         SafetensorError,
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(
-            f"the checkpoint in {folder} cannot be loaded: {reason}", fix="copy the folder again"
+            f"the checkpoint in {folder} cannot be loaded: {first_line(error)}",
+            fix="copy the folder again",
         ) from error
     wrong = []
     for what in ("missing", "unexpected", "mismatched"):

@@ -123,7 +123,7 @@ def compare(
         refined, again_losses = _refined(low, guide, config, refiner, steps, warm)
     except (InputError, BundleError) as error:
         raise BundleError(
-            f"{name}: the golden picture cannot be run: {str(error).splitlines()[0]}", fix=_EXPORT
+            f"{name}: the golden picture cannot be run: {error.message}", fix=_EXPORT
         ) from error
     out["labels"] = float((refined == labels).mean())
     both = min(len(losses), len(again_losses))  # a stop rule may end one of them earlier

@@ -92,8 +92,9 @@ def _canonical(body: Mapping[str, Any]) -> bytes:
 
 
 def short(error: Exception) -> str:
-    """Without its fix, and without megabytes of what somebody wrote into the manifest."""
-    text = str(error).split("\n  fix: ")[0]
+    """The message without its fix, cut after 300 characters: a manifest's author chooses what a
+    message quotes."""
+    text = error.message if isinstance(error, SdkError) else str(error)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

@@ -68,7 +68,8 @@ def parse_device(device: str | int) -> tuple[str, int]:
 
 def cuda_absence() -> str:
     """One sentence that says why no GPU can be used; empty where one can."""
-    return str(cuda_problem() or "").partition("\n")[0]
+    problem = cuda_problem()
+    return problem.message if problem else ""
 
 
 def cuda_problem() -> SdkError | None:

@@ -75,7 +75,7 @@ def _explained(code: int, device: int) -> tuple[str, str]:
         return too_old(version, _cuda.runtime_version())
     if code == NO_DEVICE:
         error = no_gpu()
-        return str(error).partition("\n")[0], error.fix
+        return error.message, error.fix
     if code == _BAD_DEVICE:
         return f"there is no {gpu}", (
             "see what nvidia-smi lists; numbers begin at 0 and count those that "

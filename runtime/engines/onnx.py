@@ -20,7 +20,7 @@ from runtime.device.transfer import Buffer
 from runtime.engines.onnx_file import check_file, check_self_contained
 from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port, numpy_dtype
-from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, first_line
 
 # Arrays for inputs of these types are converted; for the others they must have the type already.
 _CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
@@ -121,7 +121,7 @@ class OnnxEngine:
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except _ort_errors() as error:
             raise self._device_error(error) or BundleError(
-                f"{where} cannot be loaded: {_first_line(error)}",
+                f"{where} cannot be loaded: {first_line(error)}",
                 fix="check it with: python -m onnx.checker, or export it again",
             ) from error
         used = self._session.get_providers()[0]
@@ -150,12 +150,11 @@ class OnnxEngine:
         try:
             return {"user_compute_stream": str(transfer.own_stream(self._index))}
         except (MissingBackend, DeviceError) as error:
-            why = str(error).partition("\n")[0]
             self.warnings.append(
                 OutputWarning(
                     self.name,
                     "the network's input and scores are copied through the host, because the CUDA "
-                    f"module cannot be used: {why}",
+                    f"module cannot be used: {error.message}",
                 )
             )
             return {}
@@ -203,7 +202,7 @@ class OnnxEngine:
             with self._turn:
                 return run()
         except _ort_errors() as error:
-            message = f"{self.name} fails on {shapes}: {_first_line(error)}"
+            message = f"{self.name} fails on {shapes}: {first_line(error)}"
             failure = self._device_error(error)
             if failure is None and self._kind == "cuda" and not _is_about_input(error):
                 failure = DeviceError(message, fix=_SEE_GPU)
@@ -212,7 +211,7 @@ class OnnxEngine:
     def _device_error(self, error: Exception) -> DeviceError | None:
         """What an error of ONNX Runtime says of the device; None where it says nothing of it."""
         text = str(error)
-        call = f"{self.name}: {_first_line(error).partition(' ; GPU=')[0]}"
+        call = f"{self.name}: {first_line(error).partition(' ; GPU=')[0]}"
         no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
         if self._kind == "cpu":
             fix = "use smaller pictures or a smaller imgsz; close other processes"
@@ -266,8 +265,3 @@ def _is_about_input(error: Exception) -> bool:
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     return isinstance(error, InvalidArgument) or bool(_INPUT_IS_WRONG.search(str(error)))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

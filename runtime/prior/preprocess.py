@@ -216,8 +216,9 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
 
 
 def _line(error: InputError) -> str:
-    """Without its fix, and without megabytes of what somebody wrote into the manifest."""
-    return str(error).splitlines()[0][:300]
+    """The message without its fix, cut after 300 characters: the file's author chooses what a
+    message quotes."""
+    return error.message[:300]
 
 
 def are_sides(values: list[Any]) -> bool:

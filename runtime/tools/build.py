@@ -179,7 +179,7 @@ def _why(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
     try:
         bundle.read(same)
     except BundleError as error:
-        return str(error).partition("\n")[0]
+        return error.message
     return "--force" if force else ""
 
 

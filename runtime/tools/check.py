@@ -25,7 +25,14 @@ from runtime.device.driver import (
     parse_device,
     platform_tag,
 )
-from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend, SdkError
+from runtime.errors import (
+    BundleError,
+    EngineMismatch,
+    ExitCode,
+    InputError,
+    MissingBackend,
+    SdkError,
+)
 from runtime.tools.inspect import read_all
 from runtime.tools.output import WIDTH, as_json, pairs, print_json, say, size, wrapped
 
@@ -69,10 +76,14 @@ class _Checks:
     def count(self, state: str) -> int:
         return sum(check["state"] == state for check in self.done)
 
-    def exit_code(self) -> int:
-        """5 for a bundle that is bad, 4 where something is missing, 1 where the device fails."""
-        codes = {5 if isinstance(error, InputError) else error.exit_code for error in self.failed}
-        return max(codes, default=0)
+    def exit_code(self) -> ExitCode:
+        """BUNDLE where the bundle is bad, else MISSING where something is missing, else FAILURE
+        where the device fails."""
+        codes = {
+            ExitCode.BUNDLE if isinstance(error, InputError) else error.exit_code
+            for error in self.failed
+        }
+        return max(codes, default=ExitCode.DONE)
 
 
 def _columns(name: str, text: str) -> Iterator[str]:
@@ -202,8 +213,7 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
 def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
     problem = cuda_problem()
     if problem is not None:
-        why = str(problem).partition("\n")[0]
-        raise MissingBackend(f"no GPU: {why}", fix=problem.fix) from problem
+        raise MissingBackend(f"no GPU: {problem.message}", fix=problem.fix) from problem
     found = fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
         raise EngineMismatch(f"engine {found['key']} is the one for this GPU")

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime.device.driver import parse_device
-from runtime.errors import InputError, SdkError
+from runtime.errors import ExitCode, InputError, SdkError
 
-INTERRUPTED = 130
 T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
     """Takes options by their whole names, and names the nearest one for a wrong one.
 
-    A usage error ends the process with code 2; where the arguments have --json, it is one JSON
-    document on stdout, too.
+    A usage error ends the process with ExitCode.USAGE; where the arguments have --json, it is one
+    JSON document on stdout, too.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -41,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return parsed, left
 
     def error(self, message: str) -> NoReturn:
-        """End with code 2 and a fix."""
+        """End with ExitCode.USAGE, and print a fix."""
         found = re.search(r"invalid choice: '?(.*?)'? \(choose from (.*?)\)", message)
         word, known = found.groups() if found else ("", "")
         self._refuse(message, word, re.findall(r"[^\s',]+", known))
@@ -50,14 +49,12 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(word, list(known), 1)
         fix = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
         _tell(what, fix, "--json" in self._given)
-        self.exit(2)
+        self.exit(ExitCode.USAGE)
 
 
 def run(work: Callable[[], int], *, as_json: bool = False) -> int:
-    """The exit code of ``work``; what it raises on purpose is told and becomes a code.
-
-    0 done, 1 failure, 3 verification failed, 4 something missing, 5 bundle or model file, 130
-    interrupted. Errors go to stderr; ``as_json``: to stdout, as {"error", "fix"}.
+    """The :class:`ExitCode` of ``work``; an error that it raises on purpose is printed and becomes
+    its exit code. Errors go to stderr; ``as_json``: to stdout, as {"error", "fix"}.
     """
     if sys.stdout is None or sys.stderr is None:  # closed by the caller, as >&- does
         sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
@@ -65,25 +62,25 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         try:
             code = work()
         except SdkError as error:
-            _tell(str(error).partition("\n  fix: ")[0], error.fix, as_json)
+            _tell(error.message, error.fix, as_json)
             code = error.exit_code
         except MemoryError:
             _tell("out of memory", "close other programs, or use a smaller size", as_json)
-            code = 1
+            code = ExitCode.FAILURE
         except KeyboardInterrupt:
             _tell("interrupted", "run it again", as_json)
-            code = INTERRUPTED
+            code = ExitCode.INTERRUPTED
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of stdout has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return ExitCode.FAILURE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("error: the disk is full\n  fix: free some space", file=sys.stderr)
-        return 1
+        return ExitCode.FAILURE
 
 
 def _tell(what: str, fix: str, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.core.config import RefineConfig
-from runtime.errors import BundleError, SdkError
+from runtime.errors import BundleError, ExitCode, SdkError
 from runtime.tools.output import (
     as_json,
     engine_words,
@@ -34,11 +34,11 @@ def run_inspect(args: argparse.Namespace) -> int:
             "files": files,
         }
         print_json(document | as_json(problem))
-        return problem.exit_code if problem else 0
+        return problem.exit_code if problem else ExitCode.DONE
     say(_described(bundle, {f["file"]: f for f in files}))
     if problem:
         raise problem
-    return 0
+    return ExitCode.DONE
 
 
 def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:

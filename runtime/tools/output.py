@@ -86,7 +86,7 @@ def as_json(problem: SdkError | None) -> dict[str, str]:
     """An error as JSON has it."""
     if problem is None:
         return {}
-    return {"error": str(problem).partition("\n  fix: ")[0], "fix": problem.fix}
+    return {"error": problem.message, "fix": problem.fix}
 
 
 def finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:

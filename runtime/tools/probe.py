@@ -91,7 +91,7 @@ def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
     try:
         facts["targets"], facts["target"] = choose.targets(), choose.target()
     except SdkError as error:
-        facts["error"], facts["fix"] = _sentence(error), error.fix
+        facts["error"], facts["fix"] = error.message, error.fix
     return facts
 
 
@@ -139,7 +139,7 @@ def cuda_facts() -> dict[str, Any]:
         facts["devices"] = [asdict(gpu) for gpu in driver.cuda_devices()]
     except SdkError as error:
         problem = error
-    facts["absence"] = _sentence(problem) if problem else ""
+    facts["absence"] = problem.message if problem else ""
     facts["fix"] = problem.fix if problem else ""
     facts["broken"] = problem is not None and not isinstance(problem, MissingBackend)
     return facts
@@ -153,12 +153,12 @@ def cuda_module_facts(cuda: dict[str, Any]) -> dict[str, Any]:
         module = choose.cuda_module()
     except MissingBackend as error:
         broken = not isinstance(error.__cause__, ModuleNotFoundError)
-        return facts | {"error": _sentence(error), "fix": error.fix, "broken": broken}
+        return facts | {"error": error.message, "fix": error.fix, "broken": broken}
     facts |= {"built": True, "compiled": module.architectures()}
     old = driver.old_driver(module.runtime_version())
     for gpu in cuda["devices"]:
         if old:
-            facts["refused"].append({"why": _sentence(old), "fix": old.fix})
+            facts["refused"].append({"why": old.message, "fix": old.fix})
             continue
         why = driver.no_code_for(driver.CudaDevice(**gpu), facts["compiled"])
         if why:
@@ -323,11 +323,6 @@ def _files(folder: str, pattern: str) -> list[str]:
         return sorted(map(str, Path(folder).glob(pattern)))
     except (OSError, ValueError):
         return []
-
-
-def _sentence(error: SdkError) -> str:
-    """The error without its fix."""
-    return str(error).partition("\n")[0]
 
 
 def _last_line(text: str) -> str:
