@@ -27,6 +27,7 @@ from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
+from runtime.engines.timing_cache import TimingCache
 from runtime.errors import InputError, MissingBackend
 from runtime.pictures import demo_photo, picture_files, read_pictures
 from runtime.prior.kmeans import KMeansPrior
@@ -148,7 +149,7 @@ def export_bundle(
     check_replaceable(out)
     engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
-    _timings(options.timing_cache)  # said before the long work
+    timings = TimingCache(options.timing_cache)  # an unusable file is reported before the long work
     if options.pictures:
         pictures = read_pictures(options.pictures)
     else:
@@ -255,7 +256,7 @@ def export_bundle(
         },
         "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": model.licence},
     }
-    missing = _build_engines(manifest, graphs, files, options, say, progress)
+    missing = _build_engines(manifest, graphs, files, options, timings, say, progress)
     say(f"write {out}")
     return Exported(write_bundle(out, manifest, files), missing)
 
@@ -389,12 +390,12 @@ def _build_engines(
     graphs: dict[str, bytes],
     files: dict[str, bytes],
     options: ExportOptions,
+    timings: TimingCache,
     say: Say,
     progress: engines.Progress | None,
 ) -> MissingBackend | None:
     """Add the engines that this machine can build; what is missing for the others."""
-    missing, times = None, _timings(options.timing_cache)
-    recipes = EngineRecipe.from_manifest(manifest)
+    missing, recipes = None, EngineRecipe.from_manifest(manifest)
     for target in options.targets:
         if target == "onnx":
             continue
@@ -406,42 +407,19 @@ def _build_engines(
         timed = target == "trt"
         for entry in entries:
             say(f"build {entry['graph']} for {target}")
-            whole, plan, later = engines.build(
+            whole, plan, times = engines.build(
                 entry,
                 graphs[entry["graph"]],
                 manifest["graphs"][entry["graph"]]["precision"],
                 device=options.device,
-                timing_cache=times if timed else None,
+                timing_cache=timings.times if timed else None,
                 progress=progress,
             )
-            times = later if timed else times
+            if timed:
+                timings.write(times)
             manifest["engines"].append(whole)
             files[whole["file"]] = plan
-        if timed and times and options.timing_cache is not None:
-            try:
-                options.timing_cache.write_bytes(times)
-            except OSError as error:
-                say(f"timing cache {options.timing_cache} not written: {error.strerror}")
     return missing
-
-
-def _timings(path: Path | None) -> bytes | None:
-    """TensorRT's timings so far, from a file that need not be there yet; None when not asked for.
-
-    Raises
-    ------
-    InputError : the file cannot be read, or has no folder to be made in.
-    """
-    if path is None:
-        return None
-    if not path.parent.is_dir():
-        raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
 
 
 def summary(exported: Exported) -> list[str]:

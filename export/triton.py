@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from runtime.bundle.read import Bundle
 from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
+from runtime.files import replaced_folder
 
 
 def write_repository(folder: Path, bundle: Bundle) -> Path:
@@ -35,25 +34,14 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     )
     place = repository_place(folder, bundle.manifest["name"])
     name = place.name
-    work = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=folder))
-        partial = work / name
-        (partial / "1").mkdir(parents=True)
-        file, data = "model.onnx", bundle.read(graph)
-        if engine is not None:
-            file, data = "model.plan", bundle.read(engine)
+    file, data = "model.onnx", bundle.read(graph)
+    if engine is not None:
+        file, data = "model.plan", bundle.read(engine)
+    config = _config(name, file, bundle, engine is not None)
+    with replaced_folder(place) as partial:
+        (partial / "1").mkdir()
         (partial / "1" / file).write_bytes(data)
-        (partial / "config.pbtxt").write_text(_config(name, file, bundle, engine is not None))
-        if place.exists():
-            shutil.rmtree(place)
-        partial.rename(place)
-    except OSError as error:
-        raise InputError(f"{place} cannot be written: {error.strerror}") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+        (partial / "config.pbtxt").write_text(config, encoding="utf-8")
     return place
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import InputError, MissingBackend
-from runtime.files import temporary_name
+from runtime.files import check_place, put_in_place, temporary_name
 from sdk.result import Result
 
 VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs that pip's OpenCV has
@@ -31,10 +31,7 @@ class Video:
     def __init__(self, path: Path, rate: float) -> None:
         if path.suffix.lower() not in VIDEOS:
             raise InputError(f"{path} is no video; wanted {', '.join(VIDEOS)}")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, wanted a file name")
-        if not path.parent.is_dir():
-            raise InputError(f"folder {path.parent} does not exist", fix=f"mkdir -p {path.parent}")
+        check_place(path)
         self.path, self.rate = path, rate
         self._part = temporary_name(path)
         self._writer: Any = None
@@ -77,7 +74,7 @@ class Video:
                 f"{self.path} could not be written whole; what was there before is kept",
                 fix=f"free some space: df -h {self.path.parent}",
             )
-        os.replace(self._part, self.path)
+        put_in_place(self._part, self.path)
 
     def _whole(self) -> bool:
         """Whether all frames can be found in the file, and the last one can be read."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from runtime.core.parameters import objective_of
 from runtime.core.refiner import Refinement, refine_with
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
+from runtime.files import cache_folder, replace_file
 from runtime.prior.network import NetworkPrior, as_probabilities
 
 MIN_AGREEMENT = 0.99
@@ -184,22 +184,9 @@ def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"bundle": bundle.name, **result}))
-        partial.replace(path)
+        replace_file(path, json.dumps({"bundle": bundle.name, **result}).encode())
     except OSError:
         return
-
-
-def cache_folder() -> Path | None:
-    """Where passed golden tests are noted: XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if base:
-        return Path(base) / "dynaguide-edge"
-    try:
-        return Path.home() / ".cache" / "dynaguide-edge"
-    except RuntimeError:  # no home
-        return None
 
 
 def _receipt(bundle: Bundle, run_by: tuple[str, ...]) -> Path | None:

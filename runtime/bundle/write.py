@@ -22,6 +22,7 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.read import Bundle
 from runtime.errors import BundleError, InputError
+from runtime.files import replace_file, sync_folder, write_new
 
 
 def write_bundle(
@@ -52,7 +53,7 @@ def write_bundle(
                 if place.exists():
                     place.rename(work / "old")
                 (work / "new").rename(place)
-                _sync_folder(place.parent)
+                sync_folder(place.parent)
         finally:
             _put_back(work, place)
     except OSError as error:
@@ -120,9 +121,9 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir()
     for file, data in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
-        _write_synced(folder / file, data)
+        write_new(folder / file, data, durable=True)
     for inner in {(folder / file).parent for file in files}:
-        _sync_folder(inner)
+        sync_folder(inner)
 
 
 def _replace(folder: Path, file: str, data: bytes) -> None:
@@ -136,27 +137,7 @@ def _replace(folder: Path, file: str, data: bytes) -> None:
         if name.startswith(prefix):  # of a writer that was killed
             (target.parent / name).unlink()
     partial = target.with_name(prefix + secrets.token_hex(4))
-    try:
-        _write_synced(partial, data)
-        partial.replace(target)
-        _sync_folder(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(target, data, temporary=partial, durable=True)
 
 
 @contextmanager

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import add_engine
 from runtime.device.driver import cuda_devices
 from runtime.engines.recipe import EngineRecipe
+from runtime.engines.timing_cache import TimingCache
 from runtime.errors import BundleError, InputError, MissingBackend
 from runtime.tools.cli import Bar, capabilities, gpu_index, workspace_bytes
 from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_words, size
@@ -66,7 +65,7 @@ def run_build(args: argparse.Namespace) -> int:
         lines += [_told_engine("would build", entry, f"why: {why}") for entry, why in todo]
         finish(args.json, document, lines)
         return 0
-    plans, cache = [], _Cache(args.timing_cache)
+    plans, cache = [], TimingCache(args.timing_cache)
     with Bar() as bar:
         for entry, why in todo:
             bar.say(f"build {entry['graph']} with {TITLES[entry['runtime']]} ({why})")
@@ -98,39 +97,6 @@ def run_build(args: argparse.Namespace) -> int:
 def _told_engine(state: str, entry: Mapping[str, Any], *more: str) -> str:
     head = f"{state:13}{entry['graph']} {entry['key']}"
     return "\n".join([head, *(f"{'':13}{line}" for line in (engine_words(entry), *more))])
-
-
-class _Cache:
-    """TensorRT's timings, in a file that need not be there yet."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.times: bytes | None = None
-        if path is None:
-            return
-        if not path.parent.is_dir():  # said now, not after the build
-            raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
-        try:
-            self.times = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
-
-    def write(self, times: bytes | None) -> None:
-        """Rename a new file into place."""
-        if self.path is None or times is None:
-            return
-        self.times = times
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            try:
-                partial.write_bytes(times)
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"timing cache {self.path} cannot be written: {error.strerror}"
-            ) from error
 
 
 def _wanted(

@@ -25,6 +25,7 @@ from typing import Any
 
 from runtime.device import choose, driver
 from runtime.errors import MissingBackend, SdkError
+from runtime.files import cache_folder
 
 DISTRIBUTION = "dynaguide-edge"
 OURS = ("sdk", "export", "runtime", "benchmarks")
@@ -262,13 +263,9 @@ def _clocks_locked() -> bool | None:
 
 def cache_facts() -> dict[str, str]:
     """The cache folder, and why it cannot be written. Nothing is left behind."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not folder.is_absolute():  # the convention is to ignore such a value
-            folder = Path.home() / ".cache"
-    except RuntimeError as error:
-        return {"folder": "", "error": f"there is no home folder: {error}"}
-    folder /= DISTRIBUTION
+    folder = cache_folder()
+    if folder is None:
+        return {"folder": "", "error": "there is no home folder"}
     try:
         there = next(p for p in (folder, *folder.parents) if p.exists())
         with tempfile.TemporaryFile(dir=there):

@@ -1,0 +1,70 @@
+"""TensorRT's timing cache: a file with the times of kernels, which makes the next build faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.files import replace_file, temporary_name, write_new
+
+
+class TimingCache:
+    """The timing cache in a file, which need not exist yet.
+
+    Whether the file can be read and written is found out here, before a build that takes minutes.
+
+    Parameters
+    ----------
+    path : the file; None for no cache at all.
+
+    Attributes
+    ----------
+    times : what the builder is given: the file's bytes, b"" for a new file, None for no cache.
+
+    Raises
+    ------
+    InputError : the file cannot be read, or its folder cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.times: bytes | None = None
+        if path is None:
+            return
+        if not path.parent.is_dir():
+            raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
+        try:
+            self.times = path.read_bytes()
+        except FileNotFoundError:
+            self.times = b""
+        except OSError as error:
+            raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
+        trial = temporary_name(path)
+        try:
+            write_new(trial, b"", durable=False)
+            trial.unlink()
+        except OSError as error:
+            raise self._unwritable(path, error) from error
+
+    def write(self, times: bytes | None) -> None:
+        """Replace the file by ``times``, which are the builder's after a build; None changes
+        nothing.
+
+        Raises
+        ------
+        InputError : the file cannot be written; it is as it was.
+        """
+        if self.path is None or times is None:
+            return
+        self.times = times
+        try:
+            replace_file(self.path, times)
+        except OSError as error:
+            raise self._unwritable(self.path, error) from error
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> InputError:
+        return InputError(
+            f"timing cache {path} cannot be written: {error.strerror}",
+            fix="name another file with --timing-cache, or leave the option out",
+        )
