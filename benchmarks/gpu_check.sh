@@ -254,7 +254,7 @@ PYTHON
 }
 
 device_tests() {
-  can_run && "$PYTHON" -m pytest tests/test_gpu.py "$@" --tb=short -p no:cacheprovider
+  can_run && "$PYTHON" -m pytest tests/cuda/test_gpu.py "$@" --tb=short -p no:cacheprovider
 }
 
 sanitizer() {
@@ -266,7 +266,7 @@ sanitizer() {
   tool=$(command -v compute-sanitizer) || { echo "compute-sanitizer is not here" && return "$SKIPPED"; }
   can_run || return 1
   "$tool" --tool "$1" --error-exitcode 9 --target-processes all --print-limit 20 "$PYTHON" \
-    -m pytest tests/test_gpu.py -k "every_kernel and not host" --tb=short -p no:cacheprovider
+    -m pytest tests/cuda/test_gpu.py -k "every_kernel and not host" --tb=short -p no:cacheprovider
 }
 
 bench() { "$PYTHON" -m benchmarks gpu -o "$work" "$@"; }

@@ -139,7 +139,7 @@ def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
         import cv2
 
         if not hasattr(cv2, "ximgproc"):
-            raise ImportError("this OpenCV has no ximgproc: tests/ximgproc.sh time fetches one")
+            raise ImportError("this OpenCV has no ximgproc: tests/rules/ximgproc.sh time fetches one")
         cv2.setNumThreads(threads)
         return cv2.ximgproc.guidedFilter(guide, values, radius, eps)
 

@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
 
-from tests.bundles import (  # noqa: E402
+from bundles import (  # noqa: E402
     CONFIG,
     PREPROCESS,
     native,

@@ -39,7 +39,7 @@ onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip in
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
 
-from tests.bundles import (  # noqa: E402
+from bundles import (  # noqa: E402
     lay,
     listing,
     native,
@@ -776,7 +776,7 @@ def test_500_damaged_graphs_with_fitting_hashes(tmp_path):
     command += "graph_cases(Path(sys.argv[1]), 500)"
     done = subprocess.run(
         [sys.executable, "-c", command, tmp_path],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install o
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
 
-from tests.bundles import listing, read_all, tiny_engine, tiny_parts
+from bundles import listing, read_all, tiny_engine, tiny_parts
 
 
 @pytest.fixture(scope="module")

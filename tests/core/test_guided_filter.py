@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import EPS32, assert_as_exact_as_float32, relative_error, scene, wide
+from exactness import EPS32, assert_as_exact_as_float32, relative_error, wide
+from scenes import scene
 
 import runtime
 from runtime import _core, reference

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
+from exactness import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
 
 from runtime import _core, reference
 

@@ -1,7 +1,7 @@
 """Arrays that are on the GPU already: taken and given without copies, in order of their streams.
 
-The module runs on tests/cuda_module.py's CUDA runtime, where device memory is host memory: NumPy's
-arrays play PyTorch's and CuPy's.
+The module runs on the CUDA runtime of tests/support/cuda_module.py, where device memory is host
+memory: NumPy's arrays play PyTorch's and CuPy's.
 """
 
 import ctypes
@@ -9,6 +9,17 @@ import gc
 
 import numpy as np
 import pytest
+from foreign_arrays import (
+    API,
+    CPU,
+    CUDA,
+    ROCM,
+    Interface,
+    Plain,
+    Producer,
+    Relabelled,
+    Versioned,
+)
 
 import runtime
 from runtime import _core, reference
@@ -16,121 +27,7 @@ from runtime.checks import check_guide, check_image, check_planes
 from runtime.errors import DeviceError, InputError
 from runtime.resize import resize
 
-CPU, CUDA, ROCM = 1, 2, 10  # DLPack's numbers
 FILTERED = [(1, 1), (1, 37), (33, 1), (5, 7), (64, 64), (65, 129), (70, 31)]
-
-
-class Interface:
-    """An array as Numba shows it; further keywords replace entries of the interface."""
-
-    def __init__(self, array, **entries):
-        self.array = array
-        face = {"shape": array.shape, "typestr": array.dtype.str, "version": 3}
-        face |= {"data": (array.ctypes.data, False), "strides": None, "stream": None}
-        self.__cuda_array_interface__ = face | entries
-
-
-class Device(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", Device),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class Plain(ctypes.Structure):
-    name = b"dltensor"
-    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
-
-
-class Versioned(ctypes.Structure):
-    name = b"dltensor_versioned"
-    _fields_ = (
-        ("high", ctypes.c_uint32),
-        ("low", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", Tensor),
-    )
-
-
-def capsule_functions():
-    api = ctypes.pythonapi
-    api.PyCapsule_New.restype = ctypes.py_object
-    api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    api.PyCapsule_GetName.restype = ctypes.c_char_p
-    api.PyCapsule_GetName.argtypes = (ctypes.py_object,)
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-    return api
-
-
-API = capsule_functions()
-DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-
-
-class Producer:
-    """An array as PyTorch and CuPy give it, which counts how often it is let go."""
-
-    def __init__(self, array, kind=Versioned, *, device=(CUDA, 0), strides=(), offset=0, major=1):
-        self.array, self.kind, self.device, self.asked, self.let_go = array, kind, device, [], 0
-        self.deleter = DELETER(self.delete)
-        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-        self.strides = (ctypes.c_int64 * array.ndim)(*strides) if strides else None
-        self.held = held = kind()
-        held.deleter = ctypes.cast(self.deleter, ctypes.c_void_p)
-        if kind is Versioned:
-            held.high, held.flags = major, 1  # read-only
-        t = held.tensor
-        t.data, t.byte_offset = array.ctypes.data - offset, offset
-        t.device.type, t.device.id, t.ndim = *device, array.ndim
-        t.code, t.bits, t.lanes = CODES[array.dtype.kind], 8 * array.itemsize, 1
-        t.shape = self.shape
-        t.strides = self.strides
-
-    def delete(self, pointer):
-        assert pointer == ctypes.addressof(self.held)
-        self.let_go += 1
-
-    def __dlpack_device__(self):
-        return self.device
-
-    def __dlpack__(self, *, stream=None, **options):
-        if self.kind is Plain and options:
-            raise TypeError("this producer is older than DLPack 1.0")
-        self.asked.append((stream, options))
-        pointer = ctypes.addressof(self.held)
-        self.capsule = API.PyCapsule_New(pointer, self.kind.name, None)
-        return self.capsule
-
-
-class Relabelled:
-    """A module's array with the host's name on it, for NumPy and PyTorch to take."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack_device__(self):
-        return CPU, 0
-
-    def __dlpack__(self, *, max_version=None, **_):
-        capsule = self.array.__dlpack__(max_version=max_version)
-        kind = Versioned if max_version else Plain
-        held = kind.from_address(API.PyCapsule_GetPointer(capsule, kind.name))
-        held.tensor.device.type = CPU
-        return capsule
 
 
 def arrays(height, width, channels=3, classes=4):

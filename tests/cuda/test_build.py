@@ -1,8 +1,8 @@
 """The CUDA module's build: what it is built for, who may use it, and what its kernels take.
 
-    python tests/test_cuda_build.py
+    python tests/cuda/test_build.py
 
-writes tests/cuda_kernels.json afresh: registers and static shared memory of every kernel.
+writes tests/support/cuda_kernels.json afresh: registers and static shared memory of every kernel.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ import cuda_module
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "tests/cuda_kernels.json"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "tests/support/cuda_kernels.json"
 BUILT_FOR = (75, 87, 90)
 MORE_REGISTERS = 8  # than the table says, which a small change may take
-AGAIN = "if that is meant: python tests/test_cuda_build.py"
+AGAIN = "if that is meant: python tests/cuda/test_build.py"
 
 
 def load_setup():

@@ -12,7 +12,7 @@ from runtime import device
 from runtime.device import CUDA_FAULTS, CudaDevice, cuda_error, cuda_lost
 from runtime.errors import DeviceError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLANES = np.ones((6, 7, 3), np.float32)
 GIB = 2**30
 TABLE = {  # code: what is said, and the fix
@@ -164,7 +164,7 @@ def test_lost_says_so():
 
 LOST_AT_THE_END = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from cuda_module import loaded
 from pathlib import Path
 import numpy as np
@@ -187,7 +187,8 @@ print("end")
 @pytest.mark.parametrize("lost", [False, True])
 def test_python_ends_in_peace(cuda_path, lost):
     """With arrays alive, an export that nobody took, and work that is not waited for."""
-    code = LOST_AT_THE_END.format(tests=str(ROOT / "tests"), path=str(cuda_path), lost=lost)
+    support = str(ROOT / "tests/support")
+    code = LOST_AT_THE_END.format(support=support, path=str(cuda_path), lost=lost)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
     assert done.stdout.endswith("end\n") and ("is lost" in done.stdout) == lost

@@ -1,4 +1,4 @@
-"""The CUDA module on a real GPU: what tests/test_cuda_*.py prove of its sources on the host.
+"""The CUDA module on a real GPU: what tests/cuda proves of its sources on the host.
 
 Where there is no GPU, the bodies of the tests that need little of one run on the host's module, at
 the smallest sizes, so that they are in order when a GPU comes; the others skip. On a machine with a
@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 import test_refiner
-from test_cuda_arrays import Interface, Relabelled
+from foreign_arrays import Interface, Relabelled
 from test_refiner import (  # noqa: F401
     CASES,
     STOPS,
@@ -144,7 +144,7 @@ def place(request):
 
 @pytest.fixture(autouse=True)
 def on_the_gpu(request, monkeypatch):
-    """The Refiner's own tests take one on the GPU; on the host, tests/test_cuda_refiner.py runs
+    """The Refiner's own tests take one on the GPU; on the host, tests/cuda/test_refiner.py runs
     them."""
     if request.function.__module__ != test_refiner.__name__:
         return
@@ -597,11 +597,13 @@ def test_onnx_runtime_s_prior_stays_on_the_gpu(tmp_path):
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA provider")
     pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
-    from test_prior import NAMES, blocks, nearest_colour, save
+    from drawn_pictures import quadrants
+    from one_layer_networks import NAMES, nearest_colour, save
 
     from sdk import Segmenter
 
-    path, (image, truth) = save(tmp_path / "m.onnx", *nearest_colour(), classes=NAMES), blocks()
+    path = save(tmp_path / "m.onnx", *nearest_colour(), classes=NAMES)
+    image, truth = quadrants(48, 64)
     seg = Segmenter(path, device="cuda")
     for _ in range(3):
         result = seg(image)

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the host by tests/cuda_shim.h and compared with the reference."""
+"""The CUDA kernels, run on the host by cuda_shim.h and compared with the reference."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from runtime import reference
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no {COMPILER}")
 
@@ -25,7 +25,7 @@ def shim(tmp_path_factory):
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     done = subprocess.run(
-        [COMPILER, *flags, "-o", out, HERE / "cuda_filter.cpp"], capture_output=True, text=True
+        [COMPILER, *flags, "-o", out, SUPPORT / "cuda_filter.cpp"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(out))
@@ -168,7 +168,7 @@ def test_shrink(shim, low, size, channels):
 
 KERNEL = """
 #include "cuda_shim.h"
-#include "../runtime/csrc/cuda/common.cuh"
+#include "../../runtime/csrc/cuda/common.cuh"
 void run() { %s }
 int main() { run(); }
 """
@@ -186,8 +186,8 @@ int main() { run(); }
 )  # fmt: skip
 def test_the_shim_sees_mistakes(tmp_path, body, message):
     source = KERNEL % body.replace("[]", "[](int)")
-    (tmp_path / "x.cpp").write_text(source.replace('"cuda_shim.h"', f'"{HERE}/cuda_shim.h"')
-                                    .replace('"../', f'"{HERE}/../'))  # fmt: skip
+    (tmp_path / "x.cpp").write_text(source.replace('"cuda_shim.h"', f'"{SUPPORT}/cuda_shim.h"')
+                                    .replace('"../../', f'"{SUPPORT}/../../'))  # fmt: skip
     subprocess.run([COMPILER, "-std=c++17", "-o", tmp_path / "x", tmp_path / "x.cpp"], check=True)
     done = subprocess.run([tmp_path / "x"], capture_output=True, text=True)
     assert done.returncode != 0

@@ -6,8 +6,9 @@ from dataclasses import replace
 import fake_tensorrt
 import numpy as np
 import pytest
-from conftest import scene
-from test_cuda_arrays import Interface
+from foreign_arrays import Interface
+from one_layer_networks import MEAN, STD, nearest_colour, save
+from scenes import scene
 
 import runtime.engine
 from runtime import gpu as gpus
@@ -24,7 +25,6 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 from onnxruntime.capi.onnxruntime_inference_collection import (  # noqa: E402
     InferenceSession,
 )
-from test_prior import MEAN, STD, nearest_colour, save  # noqa: E402 (after importorskip)
 
 
 class Binding:

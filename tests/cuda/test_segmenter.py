@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import scene
+from scenes import scene
 
 import runtime
 from runtime import backend

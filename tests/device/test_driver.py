@@ -12,7 +12,7 @@ import pytest
 from runtime import device
 from runtime.errors import DeviceError, InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 # Two GPUs: an RTX 3060 with 12 GiB, 10 free, and an integrated Orin with 8 GiB. As the real driver

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from exporting import FIXTURES, ROOT, RTX, export, files, needs_rtx, save_checkpoint
+from developer_data import needs_data
+from exporting import ROOT, RTX, export, files, needs_rtx, save_checkpoint
 
 from benchmarks import cases
 from export import check, pack
@@ -31,12 +32,6 @@ pytest.importorskip("onnxslim", reason="needs onnxslim")
 
 
 from onnx import numpy_helper  # noqa: E402 (after importorskip)
-
-cache, work, photos, photo, colours, checkpoint, plain = FIXTURES
-
-needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
-)
 
 # The gate
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import scene
+from developer_data import needs_data
 from exporting import tiny_segformer
+from scenes import scene
 
 from benchmarks import cases
 from export.models import PriorModel, load_model, onnx_file, segformer, serialised
@@ -46,9 +47,6 @@ PREPROCESSOR = {
     "do_reduce_labels": True,
 }
 META = {"mean": json.dumps(MEAN), "std": json.dumps(STD)}
-needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
-)
 
 
 @pytest.fixture(scope="module")

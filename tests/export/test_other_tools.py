@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
-from exporting import FIXTURES, ROOT, RTX, export, graph, needs_rtx, no_gpu
-from test_prior import NAMES
+from exporting import ROOT, RTX, export, graph, needs_rtx, no_gpu
+from one_layer_networks import NAMES
 
 from runtime import load
 from runtime.bundle import Bundle, add_engine, file_entry, load_tensors, write_bundle
@@ -25,8 +25,6 @@ from sdk import RefineConfig, Segmenter
 from sdk.__main__ import main as dg
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
-
-cache, work, photos, photo, colours, checkpoint, plain = FIXTURES
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from exporting import CAPABILITIES, FIXTURES, RTX, export, files, graph, needs_rtx, no_gpu
-from test_prior import NAMES
+from exporting import CAPABILITIES, RTX, export, files, graph, needs_rtx, no_gpu
+from one_layer_networks import NAMES
 
 import runtime
 from export import pack
@@ -31,8 +31,6 @@ torch = pytest.importorskip("torch", reason="networks are exported by torch: pip
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("onnxslim", reason="needs onnxslim")
 
-
-cache, work, photos, photo, colours, checkpoint, plain = FIXTURES
 
 # What is written
 

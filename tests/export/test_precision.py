@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import scene
+from developer_data import needs_data
+from scenes import scene
 
 from benchmarks import cases
 from export.models import PriorModel, onnx_file
@@ -25,9 +26,6 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402 (after importor
 
 FLOAT, HALF, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8
 SIZE = (32, 64)
-needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
-)
 
 
 def graph(nodes, tensors=(), *, shape=(1, 3, 8, 8), out="y", opset=18, out_type=FLOAT):

@@ -240,7 +240,7 @@ def test_manifest_entries_that_are_refused(entry, match):
     assert len(str(e.value)) < 1000
 
 
-# Metadata of ONNX files (what loading a network does with it is in test_prior.py)
+# Metadata of ONNX files (what loading a network does with it is in tests/sdk/test_prior.py)
 
 
 def test_from_metadata():

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs the tests of the C++ core as an aarch64 program under qemu-user, on an x86-64 Debian machine:
-#     tests/aarch64.sh tests/test_x.py -k name      (any pytest options; paths relative to the repo root)
+#     tests/rules/aarch64.sh tests/core/test_x.py -k name      (any pytest options; paths relative to the repo root)
 # What it fetches from Debian and PyPI stays in build/aarch64/: remove that folder to start afresh. The core is
 # compiled again only when its sources or flags have changed. Before the tests it prints and checks how many
 # instructions the convolution takes. PYTHON names the Python whose pip fetches the wheels and which counts, QEMU_CPU
 # the processor that is emulated.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 top=$PWD/build/aarch64 sysroot=$PWD/build/aarch64/sysroot site=$PWD/build/aarch64/site tree=$PWD/build/aarch64/tree
 host=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
@@ -57,7 +57,7 @@ if [ "$key" != "$(cat "$top/obj/key" 2>/dev/null)" ]; then
   aarch64-linux-gnu-g++ -shared -pthread "$top"/obj/runtime/csrc/{,cpu/}*.o -o "$top/obj/_core.so"
   echo "$key" >"$top/obj/key"
 fi
-"$host" tests/neon_counts.py # what its convolution costs, in instructions
+"$host" tests/rules/neon_counts.py # what its convolution costs, in instructions
 
 # 4. A copy of what the tests import, with this core, so that nothing can be taken from the work tree with its x86 one.
 rm -rf "$tree" && mkdir "$tree"

@@ -1,7 +1,8 @@
 """Counts the instructions of the NEON convolution; exits 1 when they got worse.
 
-tests/aarch64.sh runs it on the core that it has compiled. Counts, for an emulator has no times: of
-the inner loops of product_tile in the disassembly, and of one conv3 as qemu-user executes it.
+tests/rules/aarch64.sh runs it on the core that it has compiled. Counts, for an emulator has no
+times: of the inner loops of product_tile in the disassembly, and of one conv3 as qemu-user executes
+it.
 """
 
 import re
@@ -10,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/aarch64/obj"
 OBJECT = BUILD / "runtime/csrc/cpu/target_base.cpp.o"
 
@@ -103,7 +104,7 @@ def executed(program, *arguments):
 def check_conv3():
     """Print the count of one conv3; return what is wrong."""
     program = str(BUILD / "neon_conv3")
-    sources = [str(ROOT / "tests/neon_conv3.cpp"), str(OBJECT)]
+    sources = [str(ROOT / "tests/rules/neon_conv3.cpp"), str(OBJECT)]
     flags = ["-O2", "-std=c++17", "-static", f"-I{ROOT / 'runtime/csrc/cpu'}"]
     subprocess.run(["aarch64-linux-gnu-g++", *flags, *sources, "-o", program], check=True)
     one, none = (executed(program, CHANNELS, STRIP, times) for times in (1, 0))

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the core with sanitizers and runs tests with it:
-#     tests/sanitize.sh address,undefined tests/test_conv.py ...
+#     tests/rules/sanitize.sh address,undefined tests/core/test_conv.py ...
 # PYTHON names the Python to use. What it builds stays in build/sanitize/.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 kind=$1 && shift
 python=${PYTHON:-$PWD/.venv/bin/python}
 top=$PWD/build/sanitize/${kind//,/-}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("sdk", "export", "runtime", "benchmarks")
 ALLOWED = {  # of our own packages, besides itself
     "runtime": set(),

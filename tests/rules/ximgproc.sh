@@ -3,7 +3,7 @@
 # opencv-contrib-python, which replaces opencv-python: it gets an environment of its own, and the two
 # exchange arrays through files in build/ximgproc/.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}
 top=build/ximgproc
 [ -x "$top/venv/bin/python" ] || python3 -m venv "$top/venv"
@@ -47,7 +47,7 @@ sys.exit(failed > 0)
 PY
 
 [ "${1:-}" = time ] || exit 0
-# tests/ximgproc.sh time: milliseconds at 1920x1080, colour guide, radius 8; best of 5 (of 20 of the
+# tests/rules/ximgproc.sh time: milliseconds at 1920x1080, colour guide, radius 8; best of 5 (of 20 of the
 # fast form), turn by turn.
 measure() { # python, threads
   PYTHONPATH=$PWD "$1" - "$2" <<'PY'

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drawn_pictures import quadrants
 from PIL import Image
 
 import sdk.__main__
@@ -22,18 +23,13 @@ from runtime.errors import InputError
 from sdk import StreamState
 from sdk.__main__ import main, timing_table
 
-COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200], [230, 220, 60]], np.uint8)
 GIB = 2**30
-
-
-def quadrants(height=48, width=64):
-    y, x = np.mgrid[:height, :width]
-    return COLOURS[2 * (y >= height // 2) + (x >= width // 2)]
+PICTURE = quadrants(48, 64)[0]
 
 
 def picture_file(path, array=None, **options):
-    """Write ``array`` (quadrants when None) as the kind of picture that ``path`` names."""
-    Image.fromarray(quadrants() if array is None else array).save(path, **options)
+    """Write ``array`` (PICTURE when None) as the kind of picture that ``path`` names."""
+    Image.fromarray(PICTURE if array is None else array).save(path, **options)
     return str(path)
 
 
@@ -129,7 +125,7 @@ def test_process_and_console_script_agree_with_main(work):
 
 
 def test_json_is_one_document(work, capsys):
-    picture_file(work / "alpha.png", np.dstack([quadrants(), quadrants()[..., 0]]))
+    picture_file(work / "alpha.png", np.dstack([PICTURE, PICTURE[..., 0]]))
     (work / "bad.png").write_bytes(b"no picture")
     assert main(["predict", "good.png", "bad.png", "alpha.png", "--json"]) == 1
     out, err = capsys.readouterr()
@@ -145,7 +141,7 @@ def test_json_is_one_document(work, capsys):
 
 
 def test_coco_is_valid_over_all_pictures(work, capsys):
-    picture_file(work / "second.png", np.ascontiguousarray(quadrants(30, 40)[:, :20]))
+    picture_file(work / "second.png", np.ascontiguousarray(quadrants(30, 40)[0][:, :20]))
     assert main(["predict", "good.png", "second.png", "--coco", "--json"]) == 0
     strict(capsys.readouterr().out)
     coco = strict((work / "out/annotations.json").read_text())
@@ -201,7 +197,7 @@ def test_options_reach_the_segmenter(work, capsys, options, steps):
 
 def test_no_filter_min_area_and_seed_change_something(work, capsys):
     rng = np.random.default_rng(0)
-    noisy = np.clip(quadrants() + rng.normal(0, 40, (48, 64, 3)), 0, 255).astype(np.uint8)
+    noisy = np.clip(PICTURE + rng.normal(0, 40, (48, 64, 3)), 0, 255).astype(np.uint8)
     picture_file(work / "noisy.png", noisy)
 
     def run(*options):
@@ -464,9 +460,9 @@ def kinds():
         image.save(file, kind, **options)
         return file.getvalue()
 
-    rgb = Image.fromarray(quadrants())
+    rgb = Image.fromarray(PICTURE)
     jpeg, png = encoded(rgb, "JPEG", quality=95), encoded(rgb, "PNG")
-    deep = Image.fromarray(quadrants()[..., 0].astype(np.uint16) * 257)
+    deep = Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257)
     rotated = Image.Exif()
     rotated[0x0112] = 6  # a quarter turn
     size = (48, 64)
@@ -592,7 +588,7 @@ def memory():
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 @pytest.mark.skipif(memory() < 8 * GIB, reason="needs 8 GiB of memory")
 def test_a_hundred_megapixels_take_bounded_memory(work, record_property):
-    large = cv2.resize(quadrants(100, 100), (10_000, 10_000), interpolation=cv2.INTER_NEAREST)
+    large = cv2.resize(quadrants(100, 100)[0], (10_000, 10_000), interpolation=cv2.INTER_NEAREST)
     assert cv2.imwrite("large.jpg", large[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 20])
     del large
     command = [sys.executable, "-m", "sdk", "predict", "large.jpg", "--json"]
@@ -686,7 +682,7 @@ def test_stream_refuses(tmp_path, monkeypatch, capsys, arguments, message):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
     for i in range(400):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), quadrants())
+        cv2.imwrite(str(tmp_path / f"{i}.png"), PICTURE)
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
@@ -712,7 +708,7 @@ def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
 
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
-    result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(quadrants())
+    result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(PICTURE)
     video = Video(path, 25.0)
     for _ in range(5):
         video.write(result)
@@ -737,7 +733,7 @@ def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    cv2.imwrite(str(tmp_path / "0.png"), quadrants())
+    cv2.imwrite(str(tmp_path / "0.png"), PICTURE)
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--json"],

@@ -6,6 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from developer_data import needs_data
+from drawn_pictures import quadrants
+from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 
 import runtime
 from benchmarks import cases
@@ -20,67 +23,8 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402 (after importorskip)
 
-FLOAT, INT64, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-META = {"mean": json.dumps(MEAN.tolist()), "std": json.dumps(STD.tolist())}
-COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200], [230, 220, 60]], np.uint8)
-NAMES = ["brick", "grass", "sea", "sand"]
 CITYSCAPES = "espnetv2_s0.5_cityscapes_512x256.onnx"
-needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
-)
-
-
-def save(
-    path, weight, bias=None, *, tail=(), out=FLOAT, inputs=((1, 3, "h", "w"),), dtype=FLOAT, **meta
-):
-    """A 1x1 convolution with ``weight`` (C, 3), then the nodes of ``tail``; returns its path.
-
-    ``tail`` holds (operator, attributes); metadata left out is META's, None leaves a key out.
-    """
-    weight = np.asarray(weight, np.float32)
-    bias = np.zeros(len(weight)) if bias is None else bias
-    tensors = [
-        numpy_helper.from_array(weight[..., None, None], "weight"),
-        numpy_helper.from_array(np.asarray(bias, np.float32), "bias"),
-    ]
-    names = [f"image{i or ''}" for i in range(len(inputs))]
-    nodes, last = [], "image"
-    if dtype != FLOAT:
-        nodes.append(helper.make_node("Cast", [last], ["as_float"], to=FLOAT))
-        last = "as_float"
-    nodes.append(helper.make_node("Conv", [last, "weight", "bias"], ["scores"]))
-    last = "scores"
-    for i, (operator, attributes) in enumerate(tail):
-        nodes.append(helper.make_node(operator, [last], [f"t{i}"], **attributes))
-        last = f"t{i}"
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info(n, dtype, s) for n, s in zip(names, inputs, strict=True)],
-        [helper.make_tensor_value_info(last, out, None)],
-        tensors,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    meta = {k: v for k, v in {**META, **meta}.items() if v is not None}
-    helper.set_model_props(
-        model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
-    )
-    onnx.save(model, path)
-    return path
-
-
-def nearest_colour():
-    """Weight and bias that score each of COLOURS by its distance, from normalised input."""
-    c = COLOURS / 255
-    # -|x - c|^2 + |x|^2 = 2 c.x - |c|^2, with x = std * input + mean
-    return 40 * 2 * c * STD, 40 * (2 * c @ MEAN - (c**2).sum(1))
-
-
-def blocks(height=48, width=64):
-    y, x = np.mgrid[:height, :width]
-    truth = 2 * (y >= height // 2) + (x >= width // 2)
-    return COLOURS[truth], truth
+INT64, UINT8 = TensorProto.INT64, TensorProto.UINT8
 
 
 def noise(height=20, width=30):
@@ -184,7 +128,7 @@ def test_named_free_dimensions_are_free(tmp_path):
 
 def test_known_colours_are_found_with_their_names(tmp_path):
     path = save(tmp_path / "m.onnx", *nearest_colour(), classes=NAMES)
-    picture, truth = blocks()
+    picture, truth = quadrants(48, 64)
     for settings in ({}, {"refine": None}, {"refine": "fast"}):
         result = Segmenter(path, imgsz=64, **settings)(picture)
         assert np.array_equal(result.labels, truth) and result.names == NAMES
@@ -203,7 +147,7 @@ def test_path_of_any_kind(tmp_path, kind):
 
 
 def test_softmax_inside_or_outside_of_the_network(tmp_path):
-    picture, _ = blocks()
+    picture, _ = quadrants(48, 64)
     weight, bias = nearest_colour()
     outside = NetworkPrior.from_onnx(save(tmp_path / "a.onnx", weight, bias), imgsz=64)(
         picture, None
@@ -237,7 +181,7 @@ def test_large_scores_do_not_overflow(tmp_path):
 def test_integer_labels(tmp_path, keepdims, kind):
     tail = [("ArgMax", {"axis": 1, "keepdims": keepdims}), ("Cast", {"to": kind})]
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=NAMES)
-    picture, truth = blocks()
+    picture, truth = quadrants(48, 64)
     guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
     assert guide.dtype == np.int32 and np.array_equal(guide, truth)
     result = Segmenter(path, imgsz=64)(picture)
@@ -247,7 +191,7 @@ def test_integer_labels(tmp_path, keepdims, kind):
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_scores_of_another_precision(tmp_path, kind):
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("Cast", {"to": kind})], out=kind)
-    picture, truth = blocks()
+    picture, truth = quadrants(48, 64)
     guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
     assert guide.dtype == np.float32 and np.array_equal(guide.argmax(-1), truth)
 
@@ -355,7 +299,7 @@ def test_integer_labels_beyond_the_names(tmp_path):
     tail = [("ArgMax", {"axis": 1})]
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=INT64, classes=["a", "b"])
     with pytest.raises((BundleError, InputError), match=r"gave .*4 classes, but names.* 2"):
-        Segmenter(path, imgsz=64)(blocks()[0])
+        Segmenter(path, imgsz=64)(quadrants(48, 64)[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

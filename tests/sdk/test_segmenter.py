@@ -1,7 +1,6 @@
 """sdk/segmenter.py and runtime/config.py: every source, prior and setting, on pictures whose
 regions are known by construction, and every refusal."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drawn_pictures import COLOURS, disc, photo_like, quadrants
+from fingerprints import fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,34 +23,9 @@ from runtime.errors import BundleError, DeviceError, InputError
 from runtime.prior import KMeansPrior
 from sdk import FilterConfig, RefineConfig, Segmenter
 
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NAMES = ["grass", "sky", "road", "sea"]
 STAGES = ("decode", "preprocess", "prior", "refine", "filter", "postprocess")
-COLOURS = np.array([[200, 40, 40], [40, 180, 60], [40, 60, 200], [230, 220, 60]], np.uint8)
-
-
-def quadrants(height=80, width=120):
-    """Four colours, one per quadrant: the picture and which is where."""
-    y, x = np.mgrid[:height, :width]
-    truth = 2 * (y >= height // 2) + (x >= width // 2)
-    return COLOURS[truth], truth
-
-
-def disc(noise, size=96):
-    """A noisy disc on a noisy ground."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size]
-    truth = ((y - size / 2) ** 2 + (x - size / 2) ** 2 < (0.3 * size) ** 2).astype(int)
-    colours = np.array([[70, 90, 110], [170, 140, 90]])
-    picture = colours[truth] + rng.normal(0, noise, (size, size, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8), truth
-
-
-def photo_like(height=60, width=90):
-    """Smooth colours with noise, where nothing is exact and rounding could show."""
-    rng = np.random.default_rng(1)
-    coarse = rng.uniform(0, 255, (4, 6, 3)).astype(np.float32)
-    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def best_ious(found, truth):
@@ -86,12 +62,6 @@ def few_steps(name):
         return None
     config = RefineConfig.preset(name)
     return config if config.objective == "residual" else replace(config, steps=3)
-
-
-def fingerprint(result):
-    """Of every array, bit by bit."""
-    arrays = (result.labels, result.regions, result.confidence, result.image)
-    return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
 
 
 def assert_same(a, b):
@@ -208,8 +178,10 @@ def test_kmeans_is_the_same_in_every_run_and_process():
     here = fingerprint(Segmenter()(photo_like()))
     assert fingerprint(Segmenter()(photo_like())) == here
     program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_segmenter import Segmenter, fingerprint, photo_like\n"
+        f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n"
+        "from drawn_pictures import photo_like\n"
+        "from fingerprints import fingerprint\n"
+        "from sdk import Segmenter\n"
         "Segmenter()(photo_like(33, 44))\n"  # what ran before must not matter
         "print(fingerprint(Segmenter()(photo_like())))"
     )

@@ -1,6 +1,6 @@
 """Clones and submitted pictures: many threads at once give what one thread gives.
 
-tests/sanitize.sh runs this file with the thread sanitizer, too.
+tests/rules/sanitize.sh runs this file with the thread sanitizer, too.
 """
 
 import threading

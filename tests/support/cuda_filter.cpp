@@ -1,8 +1,8 @@
-// The guided filter's CUDA kernels on the host, called by test_cuda.py through ctypes.
+// The guided filter's CUDA kernels on the host, called by tests/cuda/test_guided_filter.py through ctypes.
 #include "cuda_shim.h"
 // The shim comes first: it stands in for the CUDA runtime.
 #define SEG_FILTER_SCRATCH (1 << 12)
-#include "../runtime/csrc/cuda/guided_filter.cu"
+#include "../../runtime/csrc/cuda/guided_filter.cu"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""runtime._cuda for the host: its own sources on tests/cuda_shim.h, in place of the CUDA runtime.
+"""runtime._cuda for the host: its own sources on cuda_shim.h, in place of the CUDA runtime.
 
 Device memory is host memory there, so that tests can look into it; ``cuda.planted`` and the like
 let them make the runtime fail.
@@ -22,7 +22,7 @@ from runtime import backend as backends
 from runtime.device import parse_device
 
 HERE = Path(__file__).parent
-CUDA = HERE.parent / "runtime/csrc/cuda"
+CUDA = HERE.parents[1] / "runtime/csrc/cuda"
 COMPILER = os.environ.get("CXX", "g++")
 
 # What the tests do to the runtime that is played.

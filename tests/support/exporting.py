@@ -8,11 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import pytest
-from conftest import scene
-from test_prior import NAMES, nearest_colour, save
 
 from export.__main__ import main
 from runtime.device import cuda_devices
@@ -23,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("onnxslim", reason="needs onnxslim")
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZE = (64, 96)  # of the small SegFormer; its refinement works at half of it
 CAPABILITIES = ("8.6", "8.9", "12.0")
 RTX = ("--target", "rtx", "--compute-capability", ",".join(CAPABILITIES))
@@ -72,38 +68,6 @@ def graph(bundle, name):
     return onnx.load_from_string(bundle.graph(name))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Where passed golden tests are noted."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return tmp_path_factory.mktemp("export")
-
-
-@pytest.fixture(scope="module")
-def photos(work):
-    folder = work / "photos"
-    folder.mkdir()
-    for seed in range(4):
-        picture = (255 * scene(96, 144, seed=seed)[0]).astype(np.uint8)
-        assert cv2.imwrite(str(folder / f"{seed}.png"), picture[..., ::-1])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photo(photos):
-    return cv2.imread(str(photos / "1.png"))[..., ::-1].copy()
-
-
-@pytest.fixture(scope="module")
-def colours(work):
-    """A network of free size that knows four colours."""
-    return save(work / "colours.onnx", *nearest_colour(), classes=NAMES, licence="MIT")
-
-
 def tiny_segformer(names, seed):
     """A SegFormer of two small stages, with scores that differ from place to place."""
     config = transformers.SegformerConfig(
@@ -134,21 +98,3 @@ def save_checkpoint(folder, change=lambda head: None):
     settings = {"size": {"height": height, "width": width}, "resample": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(work):
-    return save_checkpoint(work / "hub" / "tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(work, colours, photos):
-    """The command of a small bundle, and that bundle."""
-    words = ("--model", colours, "--imgsz", "48x72", "--pictures", photos)
-    path = work / "plain.bundle"
-    assert export(*words, "-o", path, "-q").code == 0
-    return words, path
-
-
-# For the modules that use them: cache, work, photos, photo, colours, checkpoint, plain = FIXTURES
-FIXTURES = (cache, work, photos, photo, colours, checkpoint, plain)

@@ -21,7 +21,7 @@ from runtime.device import CudaDevice, cuda_problem
 from runtime.engine import OnnxEngine
 from runtime.errors import DeviceError, EngineMismatch, InputError, MissingBackend
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZE, CLASSES = (24, 32), 3
 no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="says what is said without a GPU")
 

@@ -15,7 +15,7 @@ import pytest
 from runtime import backend, device, doctor
 from runtime.errors import DeviceError, MissingBackend
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 CUDA_MODULE = backend.cuda_module  # before any test replaces it
 

@@ -1,0 +1,63 @@
+"""Fixtures of the exporter's tests: a cache folder, pictures, small networks, a small bundle.
+
+Modules that need onnx or torch are imported by the fixtures that use them, because a test that
+needs neither can run without them.
+"""
+
+import cv2
+import numpy as np
+import pytest
+from scenes import scene
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Where passed golden tests are noted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder for all tests of a module."""
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def photos(work):
+    folder = work / "photos"
+    folder.mkdir()
+    for seed in range(4):
+        picture = (255 * scene(96, 144, seed=seed)[0]).astype(np.uint8)
+        assert cv2.imwrite(str(folder / f"{seed}.png"), picture[..., ::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(photos):
+    return cv2.imread(str(photos / "1.png"))[..., ::-1].copy()
+
+
+@pytest.fixture(scope="module")
+def colours(work):
+    """A network of free size that knows four colours."""
+    from one_layer_networks import NAMES, nearest_colour, save
+
+    return save(work / "colours.onnx", *nearest_colour(), classes=NAMES, licence="MIT")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(work):
+    from exporting import save_checkpoint
+
+    return save_checkpoint(work / "hub" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def plain(work, colours, photos):
+    """The command of a small bundle, and that bundle."""
+    from exporting import export
+
+    words = ("--model", colours, "--imgsz", "48x72", "--pictures", photos)
+    path = work / "plain.bundle"
+    assert export(*words, "-o", path, "-q").code == 0
+    return words, path

@@ -1,0 +1,9 @@
+"""The mark of tests that need the developer data set."""
+
+import pytest
+
+from benchmarks import cases
+
+needs_data = pytest.mark.skipif(
+    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
+)
