@@ -1,4 +1,4 @@
-"""Builds with the real TensorRT for RTX, which needs no GPU; headers, receipts and keys."""
+"""Builds with the real TensorRT for RTX, which needs no GPU."""
 
 import json
 import logging
@@ -10,40 +10,19 @@ import types
 
 import numpy as np
 import pytest
+from tensorrt_models import LAYERS, build, convolution, helper, kernel, model
 
 from runtime import tensorrt_build
 from runtime.device import CudaDevice
-from runtime.errors import (
-    BundleError,
-    DeviceError,
-    InputError,
-    MissingBackend,
-    VerificationFailed,
-)
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 from runtime.tensorrt_build import (
     PlanHeader,
-    build_engine,
-    check_receipt,
-    engine_key,
-    inspector_receipt,
     load_tensorrt,
     read_header,
     supported_compute_capabilities,
 )
 
 onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")
-helper, numpy_helper, FLOAT = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    return pytest.importorskip("tensorrt_rtx", reason="pip install 'dynaguide-edge[rtx]'")
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(tensorrt_build, "cuda_devices", list)
-    monkeypatch.setattr(tensorrt_build, "cuda_absence", lambda: "no CUDA driver")
 
 
 def gpu(monkeypatch, capability="8.6", free=2**34):
@@ -56,57 +35,9 @@ def gpu(monkeypatch, capability="8.6", free=2**34):
     )
 
 
-def model(nodes, weights, shape=(1, 3, 16, 16), dtype=np.float32, names=("image", "scores")):
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(names[0], kind, shape)],
-        [helper.make_tensor_value_info(names[1], kind, None)],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    opset = [helper.make_opsetid("", 18)]
-    made = helper.make_model(graph, opset_imports=opset, ir_version=9)
-    return made.SerializeToString()
-
-
-def kernel(*shape):
-    return np.random.default_rng(0).standard_normal(shape)
-
-
-def convolution(dtype=np.float32, shape=(1, 3, 16, 16)):
-    nodes = [
-        helper.make_node("Conv", ["image", "w"], ["c"], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["scores"]),
-    ]
-    return model(nodes, {"w": kernel(4, 3, 3, 3).astype(dtype)}, shape, dtype)
-
-
-def quantized():
-    weights = {
-        "scale": np.float32(0.02),
-        "zero": np.int8(0),
-        "w": (30 * kernel(4, 3, 3, 3)).astype(np.int8),
-        "scales": np.full(4, 0.03, np.float32),
-        "zeros": np.zeros(4, np.int8),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
-        helper.make_node("DequantizeLinear", ["w", "scales", "zeros"], ["k"], axis=0),
-        helper.make_node("Conv", ["x", "k"], ["scores"], pads=[1, 1, 1, 1]),
-    ]
-    return model(nodes, {name: np.asarray(value) for name, value in weights.items()})
-
-
 def product(dtype=np.float32):
     nodes = [helper.make_node("MatMul", ["image", "w"], ["scores"])]
     return model(nodes, {"w": kernel(32, 48).astype(dtype)}, (64, 32), dtype)
-
-
-def build(data, **options):
-    options = {"runtime": "tensorrt_rtx", "compute_capabilities": ("8.6",), **options}
-    return build_engine(data, **options)
 
 
 def only(low, usual=None, high=None):
@@ -353,31 +284,6 @@ def test_ctrl_c_stops_the_build(rtx, no_gpu, caplog):
     assert threading.active_count() == threads
 
 
-# TensorRT itself: the same builder behind its name, since it cannot run here
-
-LAYERS = {
-    "Layers": [
-        "a name alone",
-        {
-            "Name": "conv",
-            "LayerType": "CaskConvolution",
-            "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8"}],
-            "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
-        },
-        {
-            "LayerType": "gemm",
-            "Inputs": [{"Format/Datatype": "Half"}],
-            "Outputs": [{"Format/Datatype": "Half"}],
-        },
-        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "Float"}]},
-        {"LayerType": "Reformat", "Outputs": [{"Format/Datatype": "Float"}]},
-        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "Int32"}]},
-        {"LayerType": "kgen", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]},
-        {"LayerType": "kgen", "Outputs": []},
-    ]
-}
-
-
 def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
     """The real builder under the name tensorrt; loading its plan is pretended."""
     seen = types.SimpleNamespace(shapes=[], network=None, config=None, inspector=None)
@@ -484,125 +390,3 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch, runtime, extra):
     with pytest.raises(MissingBackend, match=rf"{runtime} is needed(.|\n)*edge\[{extra}\]") as e:
         load_tensorrt(runtime)
     assert e.value.exit_code == 4
-
-
-# Receipts
-
-
-def test_receipts_of_real_networks(rtx, no_gpu):
-    full = build(convolution()).receipt
-    assert full == {
-        "source": "network",
-        "layers": {"fp32": 2},
-        "matrix": {"fp32": 1},
-        "quantize": 0,
-        "other": 0,
-    }
-    half = build(convolution(np.float16)).receipt
-    assert half["layers"] == {"fp16": 2} and half["matrix"] == {"fp16": 1}
-    int8 = build(quantized()).receipt
-    assert int8["matrix"] == {"int8": 1} and int8["quantize"] == 3 and int8["other"] > 0
-    for asked, right in (("fp32", full), ("fp16", half), ("int8", int8)):
-        for receipt in (full, half, int8):
-            if receipt is right:
-                check_receipt(receipt, asked)
-            else:
-                with pytest.raises(VerificationFailed, match=f"^{asked} was asked for, but "):
-                    check_receipt(receipt, asked)
-
-
-def test_receipt_of_an_engine():
-    assert inspector_receipt(json.dumps(LAYERS)) == {
-        "source": "engine",
-        "layers": {"int8": 1, "fp16": 1, "fp32": 1},
-        "matrix": {"int8": 1, "fp16": 1},
-        "other": 5,
-    }
-
-
-def receipt(layers, matrix, quantize=0):
-    return {"source": "engine", "layers": layers, "matrix": matrix, "quantize": quantize}
-
-
-@pytest.mark.parametrize(
-    ("asked", "found", "message"),
-    [
-        ("fp32", receipt({"fp32": 9, "fp16": 1}, {}), "1 layers are below FP32, 0 quantise .eng"),
-        ("fp32", receipt({"fp32": 9}, {}, 2), "0 layers are below FP32, 2 quantise"),
-        ("fp16", receipt({"fp32": 9}, {"fp32": 4}), "no layer computes in FP16"),
-        ("fp16", receipt({"fp16": 5, "fp32": 9}, {"fp16": 1, "fp32": 3}), "only 1 of 4 conv"),
-        ("int8", receipt({"fp32": 9}, {"fp32": 4}), "no quantise or dequantise layer"),
-        ("int8", receipt({"fp16": 9}, {"fp16": 4}, 3), "none of 4 convolutions .* is INT8"),
-        ("fp16", receipt({}, {}), "no layer's precision is known .engine: nothing"),
-    ],
-)
-def test_a_receipt_that_is_not_what_was_asked(asked, found, message):
-    with pytest.raises(VerificationFailed, match=message):
-        check_receipt(found, asked)
-
-
-def test_a_receipt_that_is():
-    check_receipt(receipt({"fp16": 5, "fp32": 9}, {"fp16": 2, "fp32": 2}), "fp16")
-    check_receipt(receipt({"fp16": 5, "int8": 1}, {"fp16": 2, "int8": 1}, 2), "int8")
-    with pytest.raises(InputError, match="asked is 'half'; wanted"):
-        check_receipt(receipt({"fp16": 5}, {}), "half")
-
-
-# Headers
-
-
-HEADER = b"vtrt" + bytes(12) + (40).to_bytes(8, "little") + bytes([1, 7, 1, 116]) + bytes(12)
-
-
-def test_header():
-    assert read_header(HEADER) == PlanHeader(40, "1.7.1.116")
-    assert read_header(b"ftrt" + HEADER[4:]) is None
-    assert read_header(b"") is None
-
-
-@pytest.mark.parametrize("size", [1, 3, 4, 20, 27, 39, 41])
-def test_a_plan_of_the_wrong_size(size):
-    with pytest.raises(BundleError, match=f"the plan has {size} bytes.*(.|\n)*fix: copy it again"):
-        read_header((HEADER + b"x")[:size])
-
-
-def test_metadata_before_the_plan_is_named():
-    text = json.dumps({"task": "segment", "names": {"0": "road"}}).encode()
-    data = len(text).to_bytes(4, "little") + text + HEADER
-    with pytest.raises(BundleError, match=f"{len(text)} bytes of JSON.*Ultralytics") as caught:
-        read_header(data)
-    assert caught.value.fix == f"drop the first {len(text) + 4} bytes"
-    assert read_header(data[len(text) + 4 :]) == PlanHeader(40, "1.7.1.116")
-
-
-# Keys
-
-
-def test_key_changes_with_each_fact():
-    facts = {
-        "onnx": b"model",
-        "flags": {"level": 3, "half": False},
-        "runtime": "tensorrt",
-        "version": "10.3.0",
-        "compute_capabilities": ["8.7"],
-        "gpu_name": "Orin",
-        "l4t": "36.4.0",
-    }
-    others = {
-        "onnx": b"other",
-        "flags": {"level": 3, "half": True},
-        "runtime": "tensorrt_rtx",
-        "version": "10.3.1",
-        "compute_capabilities": ["8.6"],
-        "gpu_name": None,
-        "l4t": "36.4",
-    }
-
-    def key(onnx, flags, **rest):
-        return engine_key(onnx, flags, **rest)
-
-    keys = [key(**facts), *(key(**{**facts, name: value}) for name, value in others.items())]
-    assert len(set(keys)) == len(keys) == 8
-    assert all(len(k) == 16 and int(k, 16) >= 0 for k in keys)
-    assert key(**{**facts, "flags": {"half": False, "level": 3}}) == keys[0]
-    assert keys[0] == "b6c6edc826760463"  # bundles on disk depend on it

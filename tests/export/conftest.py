@@ -4,6 +4,10 @@ Modules that need onnx or torch are imported by the fixtures that use them, beca
 needs neither can run without them.
 """
 
+import json
+import shutil
+import socket
+
 import cv2
 import numpy as np
 import pytest
@@ -61,3 +65,33 @@ def plain(work, colours, photos):
     path = work / "plain.bundle"
     assert export(*words, "-o", path, "-q").code == 0
     return words, path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A tiny checkpoint in Hugging Face's format."""
+    from checkpoints import NAMES, PREPROCESSOR
+    from exporting import tiny_segformer
+
+    folder = tmp_path_factory.mktemp("hub") / "tiny-segformer"
+    network = tiny_segformer(NAMES, seed=1)
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test of the exporter reaches the network."""
+
+    def refuse(*_):
+        raise AssertionError("tried to reach the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -1,79 +1,22 @@
-"""sdk/stream.py: warm starts, state, budget and each rule, on clips whose truth is known."""
+"""sdk/stream.py: warm starts and each rule, on clips whose truth is known."""
 
 import time
-from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
+from clips import HEIGHT, NAMES, WIDTH, Prior, clip, events, followed, view
 
 import runtime
-from runtime.errors import BundleError, InputError
-from runtime.ops import frequent_classes, match_classes, restricted
-from runtime.prior import KMeansPrior
+from runtime.errors import InputError
 from sdk import RefineConfig, Segmenter, StreamState
 from sdk import stream as rules
 from sdk.capture import Frame
 from sdk.stream import Follower
 
-NAMES = ["ground", "ball", "box", "sky"]
-HEIGHT, WIDTH = 72, 96
-COLOURS = {
-    "day": [(90, 120, 70), (200, 60, 40), (60, 70, 180), (170, 200, 230)],
-    "night": [(20, 15, 30), (160, 160, 20), (10, 90, 60), (60, 20, 70)],
-}
-
-
-def view(at, *, place="day", box=True, seed=None):
-    """A frame and its truth: a ball rolls over the ground before a box and the sky."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    truth = np.where(y < 24, 3, 0)
-    if place == "night":
-        truth = np.where(x < 40, 3, 0)
-    if box:
-        truth[30:55, 60:85] = 2
-    truth[(y - 50) ** 2 + (x - 15 - 2 * at) ** 2 < 120] = 1
-    rng = np.random.default_rng(1000 + at if seed is None else seed)
-    picture = np.array(COLOURS[place])[truth] + rng.normal(0, 10, (HEIGHT, WIDTH, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8), truth
-
-
-class Prior:
-    """Knows the truth of each frame, coarsely and with ``noise``; gives what ``wrong`` says for the
-    frames in it. Frames are told by their order."""
-
-    def __init__(self, truths, names=NAMES, noise=0.1, wrong=None, sure=0.8):
-        self.truths, self.names, self.wrong = truths, names, wrong or {}
-        self.noise, self.sure, self.at = noise, sure, 0
-
-    def __call__(self, picture):
-        truth = self.wrong.get(self.at, self.truths[self.at])
-        rng = np.random.default_rng(self.at)
-        self.at += 1
-        count = max(int(t.max()) for t in [*self.truths, *self.wrong.values()]) + 1
-        soft = np.full((*truth.shape, count), (1 - self.sure) / count)
-        soft += self.sure * np.eye(count)[truth]
-        soft = cv2.resize(soft, (WIDTH // 8, HEIGHT // 8), interpolation=cv2.INTER_AREA)
-        soft = np.maximum(soft + self.noise * rng.standard_normal(soft.shape), 0) + 1e-6
-        return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
-
-
-def clip(count=12, **options):
-    frames, truths = zip(*(view(i, **options) for i in range(count)), strict=True)
-    return list(frames), list(truths)
-
-
-def followed(frames, prior, refine="residual", **options):
-    """Results of a stream over ``frames``."""
-    return list(Segmenter(prior, refine=refine).stream(frames, **options))
-
 
 def accuracy(results, truths):
     return [float((r.labels == t).mean()) for r, t in zip(results, truths, strict=True)]
-
-
-def events(results):
-    return {r.frame.index: r.frame.events for r in results if r.frame.events}
 
 
 # --- what a stream is for ------------------------------------------------------------------------
@@ -126,89 +69,6 @@ def test_a_stream_is_the_same_twice():
     for x, y in zip(a, b, strict=True):
         np.testing.assert_array_equal(x.labels, y.labels)
         np.testing.assert_array_equal(x.confidence, y.confidence)
-
-
-# --- state ---------------------------------------------------------------------------------------
-
-
-def test_state_saved_and_loaded_goes_on_as_if_nothing_had_happened(tmp_path):
-    frames, truths = clip(8)
-    whole = followed(frames, Prior(truths))
-    state = StreamState()
-    followed(frames[:5], Prior(truths), state=state)
-    state.save(tmp_path / "a.safetensors")
-    loaded = StreamState.load(tmp_path / "a.safetensors")
-    assert loaded.frames == 5
-    rest = followed(frames[5:], Prior(truths[5:]), state=loaded)
-    assert [r.frame.start for r in rest] == ["warm"] * 3
-    prior = Prior(truths)
-    prior.at = 5  # its noise goes by the frame
-    rest = followed(frames[5:], prior, state=StreamState.load(tmp_path / "a.safetensors"))
-    for x, y in zip(whole[5:], rest, strict=True):
-        np.testing.assert_array_equal(x.labels, y.labels)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-def test_an_empty_state_can_be_saved(tmp_path):
-    StreamState().save(tmp_path / "a.safetensors")
-    assert vars(StreamState.load(tmp_path / "a.safetensors")) == vars(StreamState())
-
-
-def test_reset_starts_cold():
-    frames, truths = clip(4)
-    state = StreamState()
-    followed(frames[:2], Prior(truths), state=state)
-    state.reset()
-    assert vars(state) == vars(StreamState())
-    assert followed(frames[2:], Prior(truths[2:]), state=state)[0].frame.start == "cold"
-
-
-def spoiled(tmp_path):
-    """Files that are no state, by what is wrong with them."""
-    from safetensors.numpy import load, save
-
-    frames, truths = clip(2)
-    state = StreamState()
-    followed(frames, Prior(truths), state=state)
-    state.save(tmp_path / "good")
-    data = (tmp_path / "good").read_bytes()
-    arrays = load(data)
-    files = {"empty": b"", "cut": data[: len(data) // 2], "text": b"hello" * 9}
-    changes = {
-        "no counts": {"counts": None},
-        "negative counts": {"counts": np.array([-1, 0, 0])},
-        "no labels": {"labels": None},
-        "labels of another type": {"labels": arrays["labels"].astype(np.float32)},
-        "guide of another size": {"guide": arrays["guide"][1:].copy()},
-        "equal classes": {"classes": np.zeros_like(arrays["classes"])},
-        "negative class": {"classes": arrays["classes"] - 1},
-        "NaN colours": {"colours": np.full(512, np.nan, np.float32)},
-        "NaN weights": {"weights.bn1.bias": np.full(32, np.nan, np.float32)},
-        "no head": {"weights.conv3.bias": None},
-        "names that are none": {"names": np.frombuffer(b"{}", np.uint8)},
-        "something else": {"else": np.zeros(3)},
-    }
-    for name, change in changes.items():
-        files[name] = save({k: v for k, v in (arrays | change).items() if v is not None})
-    return files
-
-
-def test_files_that_are_no_state(tmp_path):
-    for name, data in spoiled(tmp_path).items():
-        (tmp_path / "bad").write_bytes(data)
-        with pytest.raises(BundleError, match=r"no (stream's state|safetensors file)"):
-            StreamState.load(tmp_path / "bad")
-            raise AssertionError(name)
-    with pytest.raises(InputError, match="cannot be read"):
-        StreamState.load(tmp_path / "none")
-
-
-def test_a_state_of_another_network_is_refused(tmp_path):
-    frames, truths = clip(2)
-    state = StreamState()
-    followed(frames, Prior(truths), state=state)
-    with pytest.raises(InputError, match="the state is of another network"):
-        followed(frames, Prior(truths), refine=RefineConfig(channels=16), state=state)
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -527,194 +387,6 @@ def test_broken_frames_are_events():
     results = followed([*frames[:2], b"broken", *frames[2:]], Prior(truths))
     assert [r.frame.index for r in results] == [0, 1, 3, 4]
     assert events(results)[3][0].startswith("frame 2 was left out")
-
-
-# --- permanence ----------------------------------------------------------------------------------
-
-
-def test_clusters_keep_their_numbers():
-    frames, truths = clip(10)
-    shuffled = [np.random.default_rng(i).permutation(4)[t] for i, t in enumerate(truths)]
-    results = followed(frames, Prior(shuffled, names=None))
-    for before, after in pairwise(results):
-        assert (before.labels == after.labels).mean() > 0.9
-    alone = followed(frames, Prior(shuffled, names=None), refine=None)
-    assert min((a.labels == b.labels).mean() for a, b in pairwise(alone)) > 0.85
-
-
-def test_colour_clusters_keep_their_numbers():
-    frames, _ = clip(8)
-    kmeans, turns = KMeansPrior(), [np.random.default_rng(i).permutation(5) for i in range(8)]
-
-    def prior(picture):
-        low = cv2.resize(picture, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
-        return kmeans(picture, low.astype(np.float32) / 255)[..., turns.pop()]
-
-    results = followed(frames, prior)
-    changed = [(a.labels != b.labels).mean() for a, b in pairwise(results)]
-    assert max(changed) < 0.1
-
-
-def test_a_cluster_that_the_refinement_removes_keeps_its_number():
-    """It would come back as a new class in every frame, with a channel each."""
-    frames, truths = clip(10, box=False)
-    rng = np.random.default_rng(0)
-    names = [rng.permutation(4) for _ in frames]  # a prior whose numbers mean nothing
-    guides = []
-    for truth, name in zip(truths, names, strict=True):
-        truth = truth.copy()
-        truth[rng.random(truth.shape) < 0.03] = 2  # specks, which the refinement takes away
-        guides.append(name[truth].astype(np.int32))
-    state, told = StreamState(), iter(guides)
-    results = list(Segmenter(lambda picture: next(told)).stream(frames, state=state))
-    assert len(state.classes) == 4 and not events(results)
-    speck = state.classes[[(results[-1].labels == c).sum() < 200 for c in state.classes]]
-    assert len(speck) >= 1  # it was removed indeed
-
-
-def test_match_classes():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (8, 9)).astype(np.int32)
-    ids = np.array([4, 7, 9], np.int32)
-    known = ids[labels]
-    turn = np.array([2, 0, 1])
-    guide = np.eye(3, dtype=np.float32)[turn[labels]]
-    np.testing.assert_array_equal(match_classes(guide, [known], ids).argmax(-1), known)
-    np.testing.assert_array_equal(match_classes(turn[labels].astype(np.int32), [known], ids), known)
-    fewer = match_classes(np.minimum(labels, 1), [known], ids)
-    assert set(np.unique(fewer)) <= {4, 7, 9} and (fewer[labels == 0] == 4).all()
-    more = np.where(rng.random((8, 9)) < 0.3, 3, labels).astype(np.int32)
-    matched = match_classes(more, [known], ids)
-    assert set(np.unique(matched)) == {0, 4, 7, 9} and (matched == 0).sum() == (more == 3).sum()
-    fresh = match_classes(labels, [np.full_like(known, 9)], np.array([4, 9], np.int32))
-    assert set(np.unique(fresh)) == {0, 4, 9}  # 4 is free, a third number is not known
-    unknown = np.where(labels == 1, -1, labels).astype(np.int32)
-    assert (match_classes(unknown, [known], ids)[labels == 1] == -1).all()
-
-
-def test_restricted_to_classes_that_are_not_there():
-    guide = np.array([[[0.5, 0.25, 0.25], [0, 0, 1]]], np.float32)
-    soft = restricted(guide, np.array([1, 0, 8], np.int32))
-    np.testing.assert_allclose(soft, [[[1 / 3, 2 / 3, 0], [0, 0, 0]]], rtol=1e-6)
-    hard = restricted(np.array([[0, 2, -1]], np.int32), np.array([2, 5], np.int32))
-    np.testing.assert_array_equal(hard, [[[0, 0], [1, 0], [0, 0]]])
-    assert frequent_classes(np.array([[0, 2, -1]], np.int32)).tolist() == [0, 2]
-
-
-# --- budget --------------------------------------------------------------------------------------
-
-
-def test_a_budget_that_suffices_changes_nothing():
-    frames, truths = clip(3)
-    free = followed(frames, Prior(truths))
-    rich = followed(frames, Prior(truths), budget_ms=60_000)
-    for a, b in zip(free, rich, strict=True):
-        np.testing.assert_array_equal(a.labels, b.labels)
-        assert b.stats["stop_reason"] == "steps"
-
-
-def test_no_time_is_no_step_and_the_steps_are_owed():
-    frames, truths = clip(3)
-    state = StreamState()
-    results = followed(frames, Prior(truths), budget_ms=1e-3, state=state)
-    assert [r.stats["steps"] for r in results] == [0, 0, 0]
-    assert all(r.stats["stop_reason"] == "budget" for r in results) and state.owed == 10
-
-
-class Clocked:
-    """A refiner whose steps take 10 ms of a clock of its own."""
-
-    def __init__(self, real, clock):
-        self.real, self.clock, self.slow = real, clock, 1.0
-
-    def state_dict(self):
-        return self.real.state_dict()
-
-    def load_state_dict(self, state):
-        self.real.load_state_dict(state)
-
-    def run(self, low, guide, *, steps, warm, deadline=None):
-        done = 0
-        while done < steps and (deadline is None or self.clock.now < deadline):
-            self.clock.now += 0.010 * self.slow
-            done += 1
-        self.clock.now += 0.0033
-        result = self.real.run(low, guide, steps=0, warm=warm)
-        stop = "steps" if done == steps else "budget"
-        result.stats.update(steps=done, stop_reason=stop)
-        return result
-
-
-@pytest.fixture
-def clocked(monkeypatch):
-    """A follower maker whose refiners are Clocked, and the clock."""
-
-    class Clock:
-        now = 100.0
-
-    clock, made = Clock(), []
-    monkeypatch.setattr(rules.time, "monotonic", lambda: clock.now)
-
-    def follower(truths, **options):
-        seg = Segmenter(Prior(truths))
-        make = seg.make_refiner
-
-        def made_refiner(*args):
-            made.append(Clocked(make(*args), clock))
-            return made[-1]
-
-        seg.make_refiner = made_refiner
-        return Follower(seg, StreamState(), **options)
-
-    return follower, clock, made
-
-
-def test_steps_fit_the_budget_and_cold_ones_are_made_up_for(clocked):
-    follower, clock, _ = clocked
-    frames, truths = clip(12)
-    follow = follower(truths, warm_steps=1, cold_steps=12, budget_ms=44)
-    steps, took = [], []
-    for i, frame in enumerate(frames):
-        before = clock.now
-        result = follow(Frame(i, 0.0, frame, []))
-        steps.append(result.stats["steps"])
-        took.append(1e3 * (clock.now - before))
-        late = sum(steps) < 12
-        assert result.stats["stop_reason"] == ("budget" if late else "steps")
-    assert steps == [3, 4, 4, 1] + [1] * 8, steps  # the first keeps half for what it cannot know
-    assert max(took) <= 44 + 10, took
-
-
-def test_one_slow_frame_does_not_stop_refinement_for_good(clocked):
-    follower, _, made = clocked
-    frames, truths = clip(12)
-    follow = follower(truths, warm_steps=2, budget_ms=44)
-    steps = []
-    for i, frame in enumerate(frames):
-        if made:
-            made[0].slow = 50.0 if i == 1 else 1.0
-        steps.append(follow(Frame(i, 0.0, frame, [])).stats["steps"])
-    assert steps[1] == 1 and steps[-1] == 2 and min(steps) == 1, steps
-
-
-def test_budget_in_real_time():
-    frames, truths = clip(6)
-    results = followed(frames, Prior(truths), warm_steps=10**6, budget_ms=60)
-    assert all(r.stats["stop_reason"] == "budget" for r in results)
-    assert sum(r.stats["steps"] for r in results) >= 3  # also where others use the processors
-
-
-def test_deadline_of_a_run():
-    image, guide, _ = np.random.default_rng(0).random((3, 40, 50, 3), dtype=np.float32)
-    refiner = runtime.Refiner(40, 50, classes=3)
-    late = refiner.run(image, guide, steps=5, deadline=time.monotonic() - 1)
-    assert late.stats["steps"] == 0 and late.stats["stop_reason"] == "budget"
-    start = time.monotonic()
-    result = refiner.run(image, guide, steps=10**6, deadline=start + 0.2)
-    assert 0.2 <= time.monotonic() - start < 2 and result.stats["stop_reason"] == "budget"
-    assert len(result.stats["losses"]["total"]) == result.stats["steps"] > 1
-    enough = refiner.run(image, guide, steps=2, deadline=time.monotonic() + 60)
-    assert enough.stats["steps"] == 2 and enough.stats["stop_reason"] == "steps"
 
 
 # --- arguments, resources ------------------------------------------------------------------------

@@ -5,6 +5,8 @@ Device memory is host memory here, so that NumPy's arrays play PyTorch's and CuP
 
 import ctypes
 
+import numpy as np
+
 CPU, CUDA, ROCM = 1, 2, 10  # DLPack's numbers
 
 
@@ -119,3 +121,12 @@ class Relabelled:
         held = kind.from_address(API.PyCapsule_GetPointer(capsule, kind.name))
         held.tensor.device.type = CPU
         return capsule
+
+
+def arrays(height, width, channels=3, classes=4):
+    rng = np.random.default_rng(height)
+    guide = rng.random((height, width, channels), dtype=np.float32)
+    return guide, rng.random((height, width, classes), dtype=np.float32)
+
+
+FLOATS = np.zeros((4, 5, 2), np.float32)

@@ -1,0 +1,212 @@
+"""What may lie in the place of a bundle's file: other paths, links, pipes, folders."""
+
+import copy
+import os
+import shutil
+
+import pytest
+from hostile_bundles import at, attempt, seal_bytes
+
+from runtime import bundle as module
+from runtime.bundle import MANIFEST, Bundle, file_entry, write_bundle
+from runtime.errors import BundleError, InputError
+
+onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
+pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+from bundles import lay, read_all, tiny_engine  # noqa: E402 (after importorskip)
+
+ENTRIES = ("graphs.prior", "graphs.refine_step", "graphs.refine_map", "init", "engines.0",
+           "golden.0", "licence")  # fmt: skip
+
+# Paths
+
+PATHS = ["../outside/secret.bin", "/etc/hostname", "a\\b", "..\\outside\\secret.bin", ".", "..", "",
+         "/", "./prior.onnx", "engines/../prior.onnx", "engines//x", "engines/", "a/b/c", "\0",
+         "x\0.onnx", "x" * 101, "x" * 100_000, "é.onnx", "\u202eonnx.x", "-x", " x", "x ", "x\n",
+         ".hidden", "C:\\x", "C:/x", "file:///etc/hostname", "~/x", "$HOME/x", "%2e%2e/x", MANIFEST,
+         "MANIFEST.JSON/../manifest.json", None, 5, ["x"], {"file": "x"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ENTRIES)
+def test_36_paths_each(pristine, place, where):
+    original, files = pristine["network"]
+    data = (place.parent / "outside/secret.bin").read_bytes()
+    for path in PATHS:
+        manifest = copy.deepcopy(original)
+        at(manifest, where).update(file_entry("x", data) | {"file": path})  # only the path is wrong
+        lay(place, files | {MANIFEST: seal_bytes(manifest)})
+        assert attempt(place, f"{where} {str(path)[:60]!r}") is None
+
+
+def test_a_path_of_100_characters_in_a_folder_is_fine(pristine, place):
+    manifest, files = copy.deepcopy(pristine["kmeans"])
+    del files[MANIFEST]
+    long = f"{'d' * 100}/{'f' * 100}"
+    files[long] = files.pop("init.safetensors")
+    manifest["init"]["file"] = long
+    write_bundle(place, manifest, files)
+    assert long in attempt(place, "long")[1]
+
+
+# What a file can be
+
+
+def _hide(target):
+    """Move the true file out of the bundle, so that following a link would work."""
+    true = target.parents[2 if target.parent.suffix != ".bundle" else 1] / "outside/true"
+    shutil.move(target, true)
+    return true
+
+
+def _grow(target):
+    with target.open("ab") as file:
+        file.write(b"x")
+
+
+KINDS = {
+    "missing": lambda t: t.unlink(),
+    "link": lambda t: t.symlink_to(_hide(t)),
+    "hard link of another size": lambda t: (_hide(t), os.link(t.parent / "../pad", t)),
+    "dangling": lambda t: (t.unlink(), t.symlink_to("nowhere")),
+    "loop": lambda t: (t.unlink(), t.symlink_to(t.name)),
+    "passwd": lambda t: (t.unlink(), t.symlink_to("/etc/passwd")),
+    "self": lambda t: (t.unlink(), t.symlink_to("/proc/self/mem")),
+    "fifo": lambda t: (t.unlink(), os.mkfifo(t)),
+    "folder": lambda t: (t.unlink(), t.mkdir()),
+    "empty": lambda t: t.write_bytes(b""),
+    "longer": _grow,
+    "sparse": lambda t: os.truncate(t, 2**40),
+    "device": lambda t: (t.unlink(), os.mknod(t, 0o20666, os.makedev(1, 5))),  # /dev/zero
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_things_in_place_of_each_file(pristine, place, kind):
+    _, files = pristine["network"]
+    for file in files:
+        lay(place, files)
+        (place / "pad").write_bytes(b"pad")
+        (place.parent / "pad").write_bytes(b"pad")
+        try:
+            KINDS[kind](place / file)
+        except OSError as error:
+            pytest.skip(f"this user cannot make a {kind} here: {error}")
+        assert attempt(place, f"{kind} {file}") is None
+        (place.parent / "outside/true").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "loop", "fifo", "file", "missing"])
+@pytest.mark.parametrize("inner", ["engines", "golden"])
+def test_things_in_place_of_a_folder(pristine, place, kind, inner):
+    lay(place, pristine["network"][1])
+    true = place.parent / "outside/true"
+    shutil.move(place / inner, true)
+    target = {"link": true, "dangling": "nowhere", "loop": inner}.get(kind)
+    if target:
+        (place / inner).symlink_to(target)
+    elif kind == "fifo":
+        os.mkfifo(place / inner)
+    elif kind == "file":
+        (place / inner).write_bytes(b"x")
+    assert attempt(place, f"{kind} {inner}") is None
+    with pytest.raises(BundleError, match=f"x.bundle/{inner}/.* (is missing|cannot be read: )"):
+        read_all(place)
+
+
+def test_what_each_kind_is_called(pristine, place):
+    def refused(match):
+        with pytest.raises(BundleError, match=match):
+            read_all(place)
+        lay(place, pristine["kmeans"][1])
+
+    lay(place, pristine["kmeans"][1])
+    init = place / "init.safetensors"
+    KINDS["fifo"](init)
+    refused(r"^x.bundle/init.safetensors is no regular file\n  fix: ")
+    KINDS["longer"](init)
+    refused(r"^x.bundle/init.safetensors has \d+ bytes; the manifest says \d+\n  fix: ")
+    KINDS["missing"](init)
+    refused(r"^x.bundle/init.safetensors is missing\n  fix: ")
+    KINDS["link"](init)
+    refused(r"^x.bundle/init.safetensors cannot be read: .*\(links are not followed\)\n  fix: ")
+    (place / MANIFEST).unlink()
+    refused(r"x.bundle is no bundle: it has no manifest.json\n  fix: ")
+    os.truncate(place / MANIFEST, 2**40)
+    refused(r"^x.bundle/manifest.json has 1099511627776 bytes; at most 4194304\n  fix: ")
+
+
+def test_a_file_that_grows_while_it_is_read(pristine, place, monkeypatch):
+    lay(place, pristine["kmeans"][1])
+    stat, size = os.fstat, (place / "init.safetensors").stat().st_size
+
+    def grow(descriptor):
+        info = stat(descriptor)
+        if info.st_size == size:
+            _grow(place / "init.safetensors")
+        return info
+
+    monkeypatch.setattr(module.os, "fstat", grow)
+    with pytest.raises(BundleError, match=r"init.safetensors has sha256"):
+        read_all(place)
+
+
+def test_files_of_equal_size_that_were_swapped(pristine, place):
+    manifest, files = copy.deepcopy(pristine["kmeans"])
+    del files[MANIFEST]
+    for key, fill in (("1" * 16, b"1"), ("2" * 16, b"2")):
+        entry, files[f"engines/{key}.engine"] = tiny_engine(key, fill * 100)
+        manifest["engines"].append(entry)
+    write_bundle(place, manifest, files)
+    one, two = (place / f"engines/{key * 16}.engine" for key in "12")
+    one.rename(place / "x")
+    two.rename(one)
+    (place / "x").rename(two)
+    with pytest.raises(BundleError, match=r"engines/1111111111111111.engine has sha256"):
+        read_all(place)
+
+
+def test_extra_files_are_let_be(pristine, place):
+    lay(place, pristine["kmeans"][1])
+    (place / "notes.txt").write_text("mine")
+    os.mkfifo(place / "pipe")
+    assert attempt(place, "extra") is not None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+@pytest.mark.parametrize("file", [MANIFEST, "init.safetensors", "."])
+def test_a_file_that_may_not_be_read(pristine, place, file):
+    lay(place, pristine["kmeans"][1])
+    (place / file).chmod(0)
+    try:
+        with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+            read_all(place)
+    finally:
+        (place / file).chmod(0o700)
+
+
+def test_what_is_no_folder(pristine, place):
+    with pytest.raises(InputError, match=r"x.bundle is no folder; a bundle is one\n  fix: seen fr"):
+        Bundle.open(place)
+    for data in (b"PK\3\4 zip", b""):
+        place.write_bytes(data)
+        with pytest.raises(InputError, match=r"is no folder; a bundle is one\n  fix: unpack it"):
+            Bundle.open(place)
+    for name in ("x" * 300, "x" * 5000, "a\0b", "/dev/null", f"{place}/inside"):
+        with pytest.raises(InputError, match="is no folder"):
+            Bundle.open(name)
+    place.unlink()
+    place.symlink_to(place.name)
+    with pytest.raises(InputError, match="is no folder"):
+        Bundle.open(place)
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(
+        BundleError, match=r"x.bundle is no bundle: it has no manifest.json\n  fix: "
+    ):
+        Bundle.open(place)
+
+
+def test_a_folder_that_vanishes(place):
+    with pytest.raises(BundleError, match=r"x.bundle/manifest.json is missing\n  fix: "):
+        module._read(place, MANIFEST, None)

@@ -1,0 +1,206 @@
+"""Which GPU can run the CUDA module, and what is said where none can."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Who may use the module
+
+ALL = ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0", "12.0+ptx"]
+
+
+def gpu(capability, index=0, name="Some GPU"):
+    from runtime.device import CudaDevice
+
+    return CudaDevice(index, name, capability, 2**33, 2**32)
+
+
+@pytest.mark.parametrize(
+    "capability, compiled, runs",
+    [
+        *[(c, ALL, True) for c in ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "12.0")],
+        ("10.3", ALL, True),  # machine code of the same major version, an older minor one
+        ("12.1", ALL, True),
+        ("13.0", ALL, True),  # by PTX
+        ("7.0", ALL, False),
+        ("11.0", ALL, False),  # 10.0 is another major version, and the PTX is newer
+        ("8.6", ["8.7", "8.7+ptx"], False),
+        ("8.9", ["8.7"], True),
+        ("9.0", ["8.7"], False),
+        ("9.0", ["8.7", "8.7+ptx"], True),
+        ("10.0", ["9.0", "9.0+ptx"], True),  # as numbers, not as text
+        ("9.0", ["10.0", "10.0+ptx"], False),
+        ("9.0", [], False),
+    ],
+)
+def test_which_gpu_can_run_what(capability, compiled, runs):
+    from runtime.backend import no_code_for
+
+    assert bool(no_code_for(gpu(capability), compiled)) != runs
+
+
+def test_a_gpu_without_code_is_told_why():
+    from runtime.backend import no_code_for
+
+    assert no_code_for(gpu("7.0", 1, "Tesla V100"), ALL) == (
+        "cuda:1 (Tesla V100, compute capability 7.0) is not among those this build has code for: "
+        "7.5, 8.0, 8.6, 8.7, 8.9, 9.0, 10.0, 12.0 and newer"
+    )
+    assert no_code_for(gpu("7.0"), ["8.7"]).endswith("has code for: 8.7")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the module and the GPUs that the test puts into the list."""
+    from runtime import backend
+
+    gpus, module = (
+        [],
+        types.SimpleNamespace(architectures=lambda: ALL, runtime_version=lambda: 13000),
+    )
+    monkeypatch.setattr(backend, "cuda_module", lambda: module)
+    monkeypatch.setattr(backend, "cuda_problem", lambda: None)
+    monkeypatch.setattr(backend, "cuda_devices", lambda: gpus)
+    backend._cuda.cache_clear()
+    yield types.SimpleNamespace(gpus=gpus, module=module, backend=backend.backend)
+    backend._cuda.cache_clear()
+
+
+def devices():
+    import runtime
+
+    return runtime.devices()
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "0"])
+def test_a_gpu_that_can_run_the_module(machine, name):
+    machine.gpus.append(gpu("8.7"))
+    assert devices() == ["cpu", "cuda"] and machine.backend(name) is machine.module
+
+
+def test_one_gpu_of_two_can_run_the_module(machine):
+    from runtime.errors import DeviceError
+
+    machine.gpus += [gpu("7.0"), gpu("8.9", 1)]
+    assert devices() == ["cpu", "cuda"] and machine.backend("cuda:1") is machine.module
+    fix = r"for: 7.5, .*\n  fix: SEG_CUDA_ARCHS=70 pip install -e \..*nvcc on PATH"
+    with pytest.raises(DeviceError, match=fix):
+        machine.backend("cuda")
+    machine.gpus.pop()
+    assert devices() == ["cpu"]
+
+
+def test_a_gpu_that_is_not_there(machine):
+    from runtime.errors import DeviceError
+
+    machine.gpus += [gpu("8.6", 0, "RTX 3060"), gpu("8.7", 1, "Orin")]
+    here = r"no cuda:2; here is cuda:0 \(RTX 3060\), cuda:1 \(Orin\)\n  fix: name one of these"
+    with pytest.raises(DeviceError, match=here):
+        machine.backend("cuda:2")
+
+
+def test_a_gpu_that_cannot_be_described(machine, monkeypatch):
+    from runtime import backend
+    from runtime.errors import DeviceError
+
+    def fail():
+        raise DeviceError("the CUDA driver fails: cuDeviceGetName gives 4", fix="nvidia-smi")
+
+    monkeypatch.setattr(backend, "cuda_devices", fail)
+    assert devices() == ["cpu"]
+    with pytest.raises(DeviceError, match="cuDeviceGetName gives 4"):
+        machine.backend("cuda")
+
+
+def test_no_driver(machine, monkeypatch):
+    from runtime import backend
+    from runtime.errors import MissingBackend
+
+    problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
+    monkeypatch.setattr(backend, "cuda_problem", lambda: problem)
+    assert devices() == ["cpu"]
+    for name in ("cuda", "cuda:7"):
+        with pytest.raises(MissingBackend, match=r"no CUDA driver.*\n  fix: install NVIDIA's"):
+            machine.backend(name)
+
+
+def test_a_driver_older_than_the_build(machine, monkeypatch):
+    from runtime import device
+    from runtime.errors import DeviceError
+
+    machine.gpus.append(gpu("9.0"))
+    for version, able in (("12.9", False), ("13.0", True), ("14.1", True)):
+        monkeypatch.setattr(device, "cuda_driver_version", lambda version=version: version)
+        assert devices() == ["cpu", "cuda"][: 1 + able]
+    monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.9")
+    with pytest.raises(DeviceError, match=r"too old: it runs CUDA 12\.9, this build needs 13\.0"):
+        machine.backend("cuda")
+
+
+def test_an_answer_is_asked_for_once_and_a_refusal_again(machine, monkeypatch):
+    from runtime import backend
+    from runtime.errors import DeviceError
+
+    with pytest.raises(DeviceError, match="no cuda:0"):
+        machine.backend("cuda")
+    machine.gpus.append(gpu("9.0"))
+    assert machine.backend("cuda") is machine.module
+    monkeypatch.delattr(backend, "cuda_devices")
+    assert machine.backend("cuda") is machine.module
+
+
+def test_a_module_that_is_not_built(monkeypatch):
+    from runtime import backend
+    from runtime.errors import MissingBackend
+
+    monkeypatch.setitem(sys.modules, "runtime._cuda", None)
+    assert devices() == ["cpu"]
+    backend._cuda.cache_clear()
+    with pytest.raises(MissingBackend, match=r"CUDA module is not built .*\n  fix: .*nvcc on PATH"):
+        backend.backend("cuda")
+
+
+def test_other_names_are_no_devices():
+    from runtime.backend import backend
+    from runtime.errors import InputError
+
+    with pytest.raises(InputError, match="device is 'tpu'; wanted 'cpu', 'cuda', or"):
+        backend("tpu")
+    assert backend("cpu").targets()
+
+
+# The module, as it is built here
+
+ASK = """
+import json, sys
+import runtime
+assert "runtime._cuda" not in sys.modules
+devices = runtime.devices()
+from runtime import _cuda
+maps = open("/proc/self/maps").read()
+print(json.dumps([devices, _cuda.architectures(), _cuda.runtime_version(), "libcuda" in maps]))
+"""
+
+
+def test_the_module_can_be_imported_without_a_driver(tmp_path):
+    if importlib.util.find_spec("runtime._cuda") is None:
+        pytest.skip("runtime._cuda is not built")
+    (tmp_path / "libcuda.so.1").write_bytes(b"")  # hides a real one
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(tmp_path)}
+    command = [sys.executable, "-c", ASK]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    devices, architectures, version, mapped = json.loads(done.stdout)
+    assert devices == ["cpu"] and version >= 11040
+    assert not mapped  # the CUDA runtime is inside; the driver is not there
+    assert architectures and all(re.fullmatch(r"\d+\.\d(\+ptx)?", a) for a in architectures)
+    assert [a for a in architectures if a.endswith("+ptx")] == [f"{architectures[-2]}+ptx"]

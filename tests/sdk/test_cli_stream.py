@@ -1,0 +1,138 @@
+"""sdk/__main__.py stream: video, labels, JSON and state, also where it is interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from dg_commands import PICTURE
+
+from runtime.errors import InputError
+from sdk import StreamState
+from sdk.__main__ import main
+
+# --- stream --------------------------------------------------------------------------------------
+
+
+def clip(path, count=12):
+    """A small video: a disc that moves."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (64, 48))
+    for i in range(count):
+        frame = np.full((48, 64, 3), (40, 90, 160), np.uint8)
+        cv2.circle(frame, (10 + 3 * i, 24), 9, (200, 60, 30), -1)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_stream_writes_video_labels_json_and_state(tmp_path, capsys):
+    source, save = clip(tmp_path / "a.avi"), tmp_path / "out.mp4"
+    labels, state = tmp_path / "labels", tmp_path / "state.safetensors"
+    command = ["stream", str(source), "--save", str(save), "--labels", str(labels), "--json",
+               "--state", str(state), "--warm-steps", "1", "--cold-steps", "3"]  # fmt: skip
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [d["frame"]["index"] for d in lines] == list(range(12))
+    assert [d["stats"]["steps"] for d in lines] == [3] + [1] * 11
+    assert "12 frames, 0 dropped, 1.2 steps a frame" in err
+    assert [p.name for p in sorted(labels.iterdir())] == [f"{i:06d}.png" for i in range(12)]
+    video = cv2.VideoCapture(str(save))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 12 and video.get(cv2.CAP_PROP_FPS) == 20
+    assert video.read()[1].shape == (48, 64, 3)
+    video.release()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.avi", "out.mp4", "labels", state.name}
+    assert main([*command[:2], "--state", str(state), "--json", "--frames", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["frame"]["start"] == "warm"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(("none.mp4",), "none.mp4 does not exist"), (("7777",), "camera 7777 cannot be opened"),
+     (("a.avi", "--save", "out.txt"), "out.txt is no video; wanted .mp4"),
+     (("a.avi", "--save", "none/out.mp4"), "none does not exist\n  fix: mkdir -p none"),
+     (("a.avi", "--frames", "0"), "frames is 0"), (("a.avi", "--rate", "0"), "rate is 0"),
+     (("a.avi", "--show"), "there is no display"),
+     (("a.avi", "--state", "a.avi"), "a.avi would be overwritten"),
+     (("a.avi", "--save", "a.avi"), "a.avi would be overwritten"),
+     (("a.avi", "--state", "none/s"), "none does not exist\n  fix: mkdir -p"),
+     (("rtsp://me:secret@127.0.0.1:9/x",), "rtsp://127.0.0.1:9/x cannot be opened")],
+)  # fmt: skip
+def test_stream_refuses(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    clip(tmp_path / "a.avi", 2)
+    assert main(["stream", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert message in err and "secret" not in err and "Traceback" not in err and not out
+    assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
+    for i in range(400):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), PICTURE)
+    out = tmp_path / "out"
+    out.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--save", str(out / "a.mp4"),
+         "--state", str(out / "s"), "--json", "--warm-steps", "50", "--drop", "none"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(5):
+        assert process.stdout.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "s"]
+    video = cv2.VideoCapture(str(out / "a.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 5
+    video.release()
+    assert StreamState.load(out / "s").frames >= 5
+
+
+def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
+    from sdk import Segmenter
+    from sdk.record import Video
+
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(PICTURE)
+    video = Video(path, 25.0)
+    for _ in range(5):
+        video.write(result)
+    release = video._writer.release
+
+    class Full:
+        def release(self):
+            release()
+            (part,) = tmp_path.glob(".*")
+            part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+
+    video._writer = Full()
+    with pytest.raises(InputError, match="could not be written whole"):
+        video.close()
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    for size in ((1, 1), (1, 30)):
+        with pytest.raises(InputError, match="cannot be written"):
+            small = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)
+            Video(tmp_path / "b.avi", 25.0).write(small(np.zeros((*size, 3), np.uint8)))
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    cv2.imwrite(str(tmp_path / "0.png"), PICTURE)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr

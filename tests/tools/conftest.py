@@ -1,0 +1,93 @@
+"""Fixtures of the tests of the tools.
+
+Modules that need onnx are imported by the fixtures that use them, because a test that does not
+need it can run without it.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from planted_machines import module, plant_cuda_module, plant_program
+
+from runtime import device, doctor
+from runtime.__main__ import main
+from runtime.bundle import write_bundle
+from runtime.device import CudaDevice
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    """Two valid bundles without engines, with a recipe: "kmeans" and "network"."""
+    from bundles import tiny_parts
+    from runtime_commands import shapes
+
+    folder = tmp_path_factory.mktemp("templates")
+    for name in ("kmeans", "network"):
+        manifest, files = tiny_parts(with_network=name == "network")
+        for engine in manifest["engines"]:
+            del files[engine["file"]]
+        manifest["engines"] = []
+        manifest["recipe"] |= {
+            "command": "python -m export --model tiny --target onnx,rtx",
+            "targets": ["onnx", "rtx"],
+            "compute_capabilities": ["8.6"],
+            "shapes": shapes(manifest["graphs"]),
+        }
+        write_bundle(folder / name, manifest, files)
+    return folder
+
+
+@pytest.fixture
+def bundle(templates, tmp_path):
+    """A copy of the k-means bundle's folder."""
+    return Path(shutil.copytree(templates / "kmeans", tmp_path / "tiny.bundle"))
+
+
+@pytest.fixture(scope="module")
+def built(templates, tmp_path_factory):
+    """The k-means bundle with real engines of TensorRT for RTX."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX builds the engines")
+    place = tmp_path_factory.mktemp("built") / "tiny.bundle"
+    shutil.copytree(templates / "kmeans", place)
+    assert main(["build", str(place), "--json"]) == 0
+    return place
+
+
+@pytest.fixture
+def with_engines(built, tmp_path):
+    return Path(shutil.copytree(built, tmp_path / "tiny.bundle"))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretended GPU, for the loader and the command line."""
+    for name in ("runtime.load", "runtime.__main__"):
+        monkeypatch.setattr(f"{name}.cuda_problem", lambda: None)
+        monkeypatch.setattr(
+            f"{name}.cuda_devices", lambda: [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
+        )
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine that has both native modules and OpenCV, else nothing; tests add to ``modules``."""
+    modules = {name: module("absent") for name in doctor._MODULES} | {"cv2": module()}
+    monkeypatch.setattr(doctor, "_probe", lambda name: dict(modules[name.split(".")[0]]))
+    monkeypatch.setattr(doctor, "owners_of_modules", dict)
+    plant_cuda_module(monkeypatch, ["8.6", "9.0", "9.0+ptx"])
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
+    monkeypatch.setattr(device, "_DRIVER", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(device, "_TEGRA_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(device, "_TREE_MODEL", tmp_path / "none")
+    monkeypatch.setattr(device, "platform_tag", lambda: "linux-x86_64")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    plant_program(tools / "ldconfig", "exit 1")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.delenv("SEG_ISA", raising=False)
+    return modules

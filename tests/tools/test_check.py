@@ -1,0 +1,184 @@
+"""python -m runtime check: golden vectors, damaged bundles, engines that answer wrongly."""
+
+import sys
+
+import fake_tensorrt
+import numpy as np
+import pytest
+from bundles import CONFIG, tensors
+from runtime_commands import CLASSES, SIZE, answer, change, no_gpu, put, shapes, text
+
+from runtime.bundle import Bundle, file_entry
+from runtime.engine import OnnxEngine
+
+# check
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "network"])
+def test_check_runs_the_golden_vectors_twice(capsys, templates, kind):
+    code, out, err = text(capsys, "check", templates / kind)
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 100
+    assert out.splitlines()[-1] == f"{kind} is sound: {10 if kind == 'kmeans' else 12} ok"
+    code, document = answer(capsys, "check", templates / kind)
+    assert code == 0 and document["ok"] and document["device"] == "cpu"
+    golden = {c["check"]: c["numbers"] for c in document["checks"] if "golden, " in c["check"]}
+    assert golden.keys() == {"golden, refined by native", "golden, refined by onnx"}
+    for numbers in golden.values():
+        assert numbers["labels"] >= 0.99 and numbers["prior"] == 1
+        assert ("input" in numbers) == (kind == "network")
+
+
+def test_check_fails_for_a_damaged_file_and_asks_it_nothing(capsys, bundle):
+    (bundle / "refine_step.onnx").write_bytes(b"x" * 10)
+    code, out, _ = text(capsys, "check", bundle)
+    assert code == 5 and "refine_step.onnx" in out and "FAILED: " in out and "fix: " in out
+    assert "golden                              not run here" in out
+    code, document = answer(capsys, "check", bundle)
+    assert code == 5 and not document["ok"] and "10 bytes" in document["error"]
+
+
+def test_check_catches_changed_answers(capsys, bundle):
+    from safetensors.numpy import load
+
+    entry = Bundle.open(bundle).manifest["golden"][0]
+    arrays = load((bundle / entry["file"]).read_bytes())
+    arrays["labels"] = np.ascontiguousarray(arrays["labels"][:, ::-1])
+    put(bundle, entry, tensors(arrays))
+    code, document = answer(capsys, "check", bundle)
+    failed = [c["check"] for c in document["checks"] if c["state"] == "FAILED"]
+    assert code == 5 and failed == ["golden, refined by native", "golden, refined by onnx"]
+    assert "does not give its golden answers" in document["error"]
+
+
+def test_check_catches_a_graph_that_computes_something_else(capsys, bundle):
+    """The step graph of another learning rate: right ports and hash, wrong answers."""
+    from dataclasses import replace
+
+    from export.refine_step import build_step
+
+    entry = Bundle.open(bundle).manifest["graphs"]["refine_step"]
+    put(bundle, entry, build_step(replace(CONFIG, lr=1.0)).SerializeToString())
+    code, document = answer(capsys, "check", bundle)
+    assert code == 5
+    assert [c["check"] for c in document["checks"] if c["state"] == "FAILED"] == [
+        "golden, refined by onnx"
+    ]
+
+
+def test_check_compares_ports_with_the_manifest(capsys, bundle):
+    change(bundle, lambda m: m["graphs"]["refine_map"]["outputs"].pop())
+    code, document = answer(capsys, "check", bundle)
+    assert code == 5 and "the manifest says" in document["error"]
+
+
+def test_check_without_onnx_runtime(capsys, monkeypatch, bundle):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, out, _ = text(capsys, "check", bundle)
+    assert code == 4 and "fix: pip install onnxruntime" in out and "not wholly checked" in out
+
+
+@no_gpu
+def test_check_on_cuda_without_a_gpu(capsys, bundle):
+    code, document = answer(capsys, "check", bundle, "--device", "cuda")
+    assert code == 4 and document["fix"]
+    code, document = answer(capsys, "check", bundle, "--device", "tpu")
+    assert code == 1 and "device is 'tpu'" in document["error"]
+
+
+@no_gpu
+def test_engines_that_cannot_run_here_are_no_failure_unless_asked_for(capsys, with_engines):
+    code, out, _ = text(capsys, "check", with_engines)
+    assert code == 0 and out.count("not run here: no GPU: ") == 2
+    assert out.splitlines()[-1].endswith("is sound: 12 ok, 2 not run here")
+    code, out, _ = text(capsys, "check", with_engines, "--engines")
+    assert code == 4 and out.count("MISSING: no GPU: ") == 2
+    assert "not wholly checked" in out.splitlines()[-1]
+
+
+def test_engines_that_are_asked_for_must_be_there(capsys, bundle):
+    code, document = answer(capsys, "check", bundle, "--engines")
+    assert code == 4 and "has no engines" in document["error"]
+    assert document["fix"] == f"python -m runtime build {bundle}"
+
+
+def pretend_engines(monkeypatch, bundle, spoil=lambda outputs: outputs, size=SIZE):
+    """Put engines of the fake TensorRT into a bundle: they compute on ONNX Runtime."""
+    functions, engines = {}, []
+    manifest = Bundle.open(bundle).manifest
+    plain = {"float32": "FLOAT", "int32": "INT32", "int64": "INT64"}
+    (bundle / "engines").mkdir()
+    for i, graph in enumerate(("refine_step", "refine_map")):
+        session = OnnxEngine((bundle / f"{graph}.onnx").read_bytes())
+
+        def compute(inputs, session=session):
+            outputs = session(*(inputs[p.name] for p in session.inputs))
+            names = (p.name for p in session.outputs)
+            return spoil(dict(zip(names, outputs, strict=True)))
+
+        functions[graph] = compute
+        sizes = {"height": size[0], "width": size[1], "classes": CLASSES}
+        sizes["parameters"] = shapes(manifest["graphs"])[graph]["parameters"][0][0]
+        ports = {
+            kind: [
+                p | {"shape": [sizes.get(n, n) for n in p["shape"]]}
+                for p in manifest["graphs"][graph][kind]
+            ]
+            for kind in ("inputs", "outputs")
+        }
+        plan = fake_tensorrt.plan(
+            graph,
+            *({p["name"]: (p["shape"], plain[p["dtype"]]) for p in ps} for ps in ports.values()),
+        )
+        file = f"engines/{i:016x}.engine"
+        (bundle / file).write_bytes(plan)
+        engines.append(
+            file_entry(file, plan)
+            | {"key": f"{i:016x}", "graph": graph, "runtime": "tensorrt", "version": "10.3.0"}
+            | {"compute_capabilities": ["8.6"], "gpu_name": "Pretended", "l4t": None}
+            | {"platform": "linux-x86_64", "shapes": {}, "flags": {}, "receipt": {}, "seconds": 1}
+            | ports
+        )
+    change(bundle, lambda m: m.update(engines=engines))
+    return fake_tensorrt.install(
+        monkeypatch, functions=functions, capabilities=[(8, 6)], memory=2**24
+    )
+
+
+def test_check_asks_engines_for_the_golden_answers(capsys, monkeypatch, bundle, gpu):
+    pretend_engines(monkeypatch, bundle)
+    code, document = answer(capsys, "check", bundle, "--engines")
+    numbers = {c["check"]: c.get("numbers") for c in document["checks"]}
+    assert code == 0 and numbers["golden, on trt engines"]["labels"] >= 0.99
+    assert sum(c["check"].startswith("engine ") for c in document["checks"]) == 2
+
+
+def test_check_catches_an_engine_that_answers_wrongly(capsys, monkeypatch, bundle, gpu):
+    def spoil(outputs):
+        return {k: v[..., ::-1] if k in ("scores", "labels") else v for k, v in outputs.items()}
+
+    pretend_engines(monkeypatch, bundle, spoil)
+    code, document = answer(capsys, "check", bundle)
+    failed = [c["check"] for c in document["checks"] if c["state"] == "FAILED"]
+    assert code == 5 and failed == ["golden, on trt engines"]
+
+
+def test_engines_of_another_size_cannot_give_the_golden_answers(capsys, monkeypatch, bundle, gpu):
+    pretend_engines(monkeypatch, bundle, size=(16, 16))
+    code, document = answer(capsys, "check", bundle)
+    last = document["checks"][-1]
+    assert code == 0 and last["state"] == "not run here"
+    assert "refined at 24 x 32, the engines take 16 x 16 alone" in last["detail"]
+    assert answer(capsys, "check", bundle, "--engines")[0] == 5
+
+
+def test_check_says_which_engines_are_for_another_machine(capsys, monkeypatch, bundle, gpu):
+    fake = pretend_engines(monkeypatch, bundle)
+    change(bundle, lambda m: m["engines"][0].update(gpu_name="Orin"))
+    code, out, _ = text(capsys, "check", bundle)
+    assert code == 0 and "no trt engine of refine_step for Pretended" in " ".join(out.split())
+    assert "golden, on trt engines" not in out
+    sys.modules["tensorrt"].__version__ = fake.version = "10.7.0"
+    code, out, _ = text(capsys, "check", bundle)
+    assert code == 0 and "built with tensorrt 10.3.0" in " ".join(out.split())
+    code, document = answer(capsys, "check", bundle, "--engines")
+    assert code == 5 and "runtime build" in document["fix"]
