@@ -1,0 +1,69 @@
+"""The network's parameters: their first values, their sizes and the way into PyTorch."""
+
+import numpy as np
+import pytest
+from refinements import draw, each_case, make
+
+from runtime import RefineOptions, network
+
+
+@each_case
+def test_state_loads_in_torch(options, kind):
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    from benchmarks.torch_twin import Net
+
+    image, guide = draw(kind)
+    refiner = make(image, options)
+    refiner.run(image, guide, steps=2)
+    o, state = refiner.options, refiner.state_dict()
+    net = Net(network.inputs(o), o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
+    tensors = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
+    net.load_state_dict(tensors, strict=True)
+    shapes = {k: tuple(p.shape) for k, p in net.named_parameters()}
+    assert shapes == network.shapes(o, refiner.classes)[0]
+    refiner.load_state_dict({k: v.numpy() for k, v in net.state_dict().items()})
+
+
+@each_case
+def test_initial_weights_follow_torch(options, kind):
+    o = RefineOptions(**options)
+    state = network.initial_state(o, 5)
+    parameters, norms = network.shapes(o, 5)
+    bound = None
+    for name, shape in parameters.items():
+        value, layer = state[name], name.partition(".")[0]
+        assert value.shape == shape and value.dtype == np.float32
+        assert not state[f"momentum.{name}"].any()
+        if layer.startswith("bn"):
+            assert (value == (name.endswith("weight"))).all()
+        elif o.objective == "residual" and layer == "conv3":
+            assert not value.any()
+        else:
+            bound = np.prod(shape[1:]) ** -0.5 if name.endswith("weight") else bound
+            assert np.abs(value).max() <= bound
+            if value.size > 150:
+                assert value.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
+                assert abs(value.mean()) < bound / 5
+    for name in norms:
+        assert (state[name] == name.endswith("var")).all()
+
+
+def test_published_network_has_its_published_size():
+    parameters, _ = network.shapes(RefineOptions(objective="dynaguide"), 100)
+    assert sum(np.prod(shape) for shape in parameters.values()) == 106_400
+
+
+def test_first_weights_of_seed_0():
+    for objective, layer, first in (
+        ("residual", "conv1.weight", [0.04083407, -0.06863636, -0.13685526]),
+        ("residual", "conv2.0.bias", [0.03816873, 0.0130208, 0.05593195]),
+        ("dynaguide", "conv1.weight", [0.05271656, -0.08860916, -0.17667939]),
+        ("dynaguide", "conv3.weight", [0.08449974, -0.01899855, 0.05437833]),
+        ("dynaseg", "conv3.weight", [-0.0379197, -0.00694901, -0.01941046]),
+    ):
+        state = network.initial_state(RefineOptions(objective=objective), 100)
+        np.testing.assert_allclose(state[layer].ravel()[:3], first, rtol=1e-6)
+    seeds = [
+        network.initial_state(RefineOptions(seed=s), 5)["conv1.bias"] for s in (0, 1, 2**63 - 1)
+    ]
+    assert len({s.tobytes() for s in seeds}) == 3
