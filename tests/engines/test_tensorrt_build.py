@@ -112,8 +112,42 @@ def test_bad_options(rtx, no_gpu):
         build(convolution(), runtime="trt")
 
 
-def test_effort_is_passed_on(rtx, no_gpu):
-    build(convolution(), level=0, workspace=2**30)
+class Kept:
+    """The library, whose builders keep the configuration that they were last given to build."""
+
+    def __init__(self, library):
+        self._library, self.config = library, None
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def Builder(self, log):  # noqa: N802 (TensorRT's name)
+        kept, builder = self, self._library.Builder(log)
+
+        class Builder:
+            def __getattr__(self, name):
+                return getattr(builder, name)
+
+            def build_serialized_network(self, network, config):
+                kept.config = config
+                return builder.build_serialized_network(network, config)
+
+        return Builder()
+
+
+def test_effort_is_passed_on(rtx, no_gpu, monkeypatch):
+    kept = Kept(rtx)
+    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: kept)
+
+    def passed(**options):
+        build(convolution(), **options)
+        pool = kept.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE)
+        return kept.config.builder_optimization_level, pool
+
+    default = passed()
+    for level, workspace in ((0, 2**30), (5, 2**29), (2, 3 * 2**26)):
+        assert passed(level=level, workspace=workspace) == (level, workspace) != default
+    assert passed(level=0) == (0, default[1]) and passed(workspace=2**29) == (default[0], 2**29)
 
 
 # Which GPUs

@@ -152,33 +152,44 @@ def test_sdk_does_not_import_its_own_command_line():
 # What an import costs
 
 IMPORT = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import {module}
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, sorted({{name.split(".")[0] for name in sys.modules}})]))
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
+"""
+MEASURED = """
+import json, resource, sys
+import cv2, numpy
+before = set(sys.modules)
+start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+import sdk
+seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - start
+loaded = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(json.dumps([seconds, sorted(loaded)]))
 """
 
 
-def test_import_sdk_is_light(tmp_path):
-    seconds, loaded = [], set()
-    for _ in range(5):
-        took, modules = run(IMPORT.format(module="sdk"), cwd=tmp_path)
-        seconds.append(took)
-        loaded |= set(modules)
-    assert {"sdk", "runtime", "numpy", "cv2"} <= loaded  # it is the real one
-    assert not loaded & set(HEAVY)
-    assert min(seconds) < 0.3
+def test_import_sdk_is_light(tmp_path, record_property):
+    """What it costs beside NumPy and OpenCV, in this process's own time on a processor: other
+    programs do not count. The first process compiles the sources, and is not counted either."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "compiled")
+    measured = [run(MEASURED, cwd=tmp_path, env=environment) for _ in range(6)][1:]
+    for _, loaded in measured:
+        assert loaded == ["runtime", "sdk"]
+    seconds = sorted(took for took, _ in measured)
+    record_property("user_seconds", seconds)
+    assert seconds[2] <= 0.10, seconds
+    assert not set(run(IMPORT.format(module="sdk"), cwd=tmp_path)) & set(HEAVY)
 
 
 def test_import_runtime_does_not_even_load_opencv(tmp_path):
-    _, loaded = run(IMPORT.format(module="runtime"), cwd=tmp_path)
+    loaded = run(IMPORT.format(module="runtime"), cwd=tmp_path)
     assert not set(loaded) & {*HEAVY, "cv2", "sdk", "export", "benchmarks"}
 
 
 @pytest.mark.parametrize("module", ["export", "benchmarks", "sdk.__main__", "benchmarks.__main__"])
 def test_command_lines_and_tools_import_without_the_extras(tmp_path, module):
-    _, loaded = run(IMPORT.format(module=module), cwd=tmp_path)
+    loaded = run(IMPORT.format(module=module), cwd=tmp_path)
     assert not set(loaded) & (set(HEAVY) - {"tqdm"})
 
 
