@@ -1,0 +1,237 @@
+"""runtime/engine.py: which errors of ONNX Runtime speak of the device, the model, or the input.
+
+Stand-ins for its session raise what ONNX Runtime says, in its own classes.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import runtime.engine
+from runtime import device, gpu
+from runtime.device import CUDA_FAULTS, CudaDevice
+from runtime.engine import OnnxEngine
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
+from sdk import Segmenter
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+
+from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: E402 (after importorskip)
+    EPFail,
+    Fail,
+    InvalidArgument,
+    RuntimeException,
+)
+
+IMAGE = np.zeros((1, 3, 4, 4), np.float32)
+RUNNING = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running "
+CUDA = RUNNING + "Conv node. Name:'c' Status Message: CUDA failure {}: {} ; GPU=0 ; hostname=h ;"
+ARENA = RUNNING + (
+    "Expand node. Name:'' Status Message: /src/bfc_arena.cc:360 void* "
+    "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for "
+    "requested buffer of size 4398046511104\n"
+)
+RESHAPE = RUNNING + (
+    "Reshape node. Name:'' Status Message: /src/reshape_helper.h:91 "
+    "onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&) "
+    "input_shape_size == size was false. The input tensor cannot be reshaped to the requested shape"
+)
+ADD = RUNNING + (
+    "Add node. Name:'' Status Message: /src/element_wise_ops.h:583 void "
+    "onnxruntime::BroadcastIterator::Append(ptrdiff_t, ptrdiff_t) "
+    "axis == 1 || axis == largest was false. Attempting to broadcast an axis by a dimension"
+)
+RANK = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Invalid rank for input: x Got: 3 Expected: 4"
+BOUND = "Error in execution: Got invalid dimensions for input: x for the following indices\n index"
+SHAPES = [InvalidArgument(RANK), Fail(RESHAPE), Fail(ADD), RuntimeError(BOUND), ValueError("shape")]
+
+OUT_OF_MEMORY = [
+    Fail(ARENA),
+    Fail(CUDA.format(2, "out of memory")),
+    RuntimeError("Error in execution: " + CUDA.format(2, "out of memory")),
+    RuntimeException("/src/bfc_arena.cc:376 Available memory of 5120 is smaller than 4194304"),
+    Fail(RUNNING + "MatMul node. CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ;"),
+    MemoryError("std::bad_alloc"),
+    RuntimeException("std::bad_alloc"),
+]
+
+
+class Session:
+    """A network from "x" to "y", each run of which raises ``error``, should there be one."""
+
+    error = None
+
+    def __init__(self, model, options, providers, enable_fallback):
+        self.providers = [p if isinstance(p, str) else p[0] for p in providers]
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="x", shape=[1, 3, "h", "w"], type="tensor(float)")]
+
+    def get_outputs(self):
+        return [SimpleNamespace(name="y", shape=[1, 2, "h", "w"], type="tensor(float)")]
+
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map={"mean": "[0, 0, 0]", "std": "[1, 1, 1]"})
+
+    def get_providers(self):
+        return self.providers
+
+    def run(self, outputs, feed):
+        if self.error is not None:
+            raise self.error
+        return [np.concatenate([feed["x"][:, :1], 1 - feed["x"][:, :1]], 1)]
+
+
+@pytest.fixture
+def session(monkeypatch):
+    """The stand-in, on a machine with one GPU and no CUDA module of ours."""
+    kind = type("Session", (Session,), {})
+    here = CudaDevice(0, "RTX 3060", "8.6", 12 * 2**30, 3 * 2**29)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", kind)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: [here])
+    monkeypatch.setattr(device, "cuda_devices", lambda: [here])
+    monkeypatch.setattr(gpu, "own_stream", not_built)
+    monkeypatch.setitem(sys.modules, "runtime._cuda", None)  # the messages need no module of ours
+    return kind
+
+
+def not_built(index):
+    raise MissingBackend("the CUDA module is not built (no module)", fix="pip install -e .")
+
+
+def engine(place="cpu"):
+    return OnnxEngine(b"\x08\x08", name="net", device=place)
+
+
+def fails(monkeypatch, session, error, place):
+    """What the first run on ``place`` raises."""
+    made = engine(place)
+    monkeypatch.setattr(session, "error", error)
+    with pytest.raises((InputError, DeviceError)) as caught:
+        made(IMAGE)
+    assert caught.value.__cause__ is error
+    assert str(error).splitlines()[0].partition(" ; GPU=")[0] in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+@pytest.mark.parametrize("error", SHAPES, ids=str)
+def test_shapes_are_the_input_s_fault_on_every_device(session, monkeypatch, place, error):
+    found = fails(monkeypatch, session, error, place)
+    assert type(found) is InputError and "net fails on (1, 3, 4, 4): " in str(found)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_no_memory_is_the_device_s_fault(session, monkeypatch, error):
+    found = fails(monkeypatch, session, error, "cuda")
+    assert type(found) is DeviceError and "nvidia-smi" in found.fix
+    assert str(found).startswith("GPU 0 is out of memory: 1.5 of 12.0 GiB are free (net: ")
+    assert "hostname" not in str(found)
+    found = fails(monkeypatch, session, error, "cpu")
+    assert type(found) is DeviceError and "smaller" in found.fix
+    assert str(found).startswith("the memory is too small (net: ")
+
+
+@pytest.mark.parametrize("code", sorted(CUDA_FAULTS))
+def test_a_fault_of_the_gpu_says_what_it_means(session, monkeypatch, code):
+    found = fails(monkeypatch, session, Fail(CUDA.format(code, "an error")), "cuda")
+    assert type(found) is DeviceError and "restart" in found.fix
+    assert "is lost" in str(found) or "is broken" in str(found)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Fail(CUDA.format(209, "no kernel image is available for execution on the device")),
+        Fail(CUDA.format(35, "CUDA driver version is insufficient for CUDA runtime version")),
+        Fail(RUNNING + "MatMul node. CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR ; GPU=0 ;"),
+        Fail(RUNNING + "Conv node. CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0 ;"),
+        Fail(RUNNING + "Conv node. CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0 ;"),
+        EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the provider gave up"),
+        RuntimeException("something that nobody has seen before"),
+    ],
+    ids=str,
+)
+def test_other_errors_of_a_run_on_a_gpu_are_the_gpu_s(session, monkeypatch, error):
+    found = fails(monkeypatch, session, error, "cuda")
+    assert type(found) is DeviceError and "nvidia-smi" in found.fix and "doctor" in found.fix
+
+
+def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
+    """Arrays that lie on the GPU go by way of bindings, whose errors are all RuntimeError."""
+    monkeypatch.setattr(gpu, "own_stream", lambda index: 7)
+    made = engine("cuda")
+    error = RuntimeError("Error in execution: " + CUDA.format(700, "an illegal memory access"))
+
+    def run_with_iobinding(binding):
+        raise error
+
+    made._session.run_with_iobinding = run_with_iobinding
+    made._session.io_binding = lambda: SimpleNamespace(
+        bind_input=lambda *_: None, bind_output=lambda *_: None
+    )
+    array = SimpleNamespace(__cuda_array_interface__={"shape": IMAGE.shape, "data": (1, False)})
+    with pytest.raises(DeviceError, match=r"(?s)GPU 0 is lost.*CUDA failure 700.*fix: restart"):
+        made.on_gpu(array)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+@pytest.mark.parametrize(
+    ("place", "said"), [("cuda", "GPU 0 is out of memory"), ("cpu", "the memory is too small")]
+)
+def test_no_memory_while_loading_is_no_damaged_file(session, monkeypatch, place, said, error):
+    def raising(self, *_, **__):
+        raise error
+
+    monkeypatch.setattr(session, "__init__", raising)
+    with pytest.raises(DeviceError, match=said) as caught:
+        engine(place)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_a_damaged_file_is_one_on_every_device(session, monkeypatch, place):
+    def raising(self, *_, **__):
+        raise InvalidArgument("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : No graph was found")
+
+    monkeypatch.setattr(session, "__init__", raising)
+    with pytest.raises(BundleError, match=r"net cannot be loaded: .*No graph was found"):
+        engine(place)
+
+
+def test_errors_of_nobody_are_not_explained(session, monkeypatch):
+    """What is no word of ONNX Runtime's is a mistake of ours, and ends in a traceback."""
+    made = engine()
+    monkeypatch.setattr(session, "error", AttributeError("a typing error"))
+    with pytest.raises(AttributeError, match="a typing error"):
+        made(IMAGE)
+    made.close()
+    with pytest.raises(InputError, match="net is closed"):
+        made(IMAGE)
+
+
+# Nothing is silent
+
+
+def test_a_network_that_cannot_share_the_gpu_says_so(session, monkeypatch):
+    assert engine().warnings == []
+    (told,) = engine("cuda").warnings
+    assert told.output == "net" and told.message == (
+        "the network's input and scores are copied through the host, because the CUDA module "
+        "cannot be used: the CUDA module is not built (no module)"
+    )
+    monkeypatch.setattr(gpu, "own_stream", lambda index: 7)
+    assert engine("cuda").warnings == []
+
+
+def test_the_first_result_says_so(session, tmp_path):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"\x08\x08")
+    segmenter = Segmenter(path, device="cuda", refine=None)
+    first, second = (segmenter(np.zeros((8, 8, 3), np.uint8)).warnings for _ in range(2))
+    assert sum("copied through the host" in warning for warning in first) == 1
+    assert not any("copied through the host" in warning for warning in second)
