@@ -111,9 +111,9 @@ def test_spiral(size=129):
 @pytest.mark.parametrize("min_area, count", [(0, 512 * 512), (2, None), (2**40, 1)])
 def test_checkerboard_takes_seconds_at_most(min_area, count):
     y, x = np.indices((512, 512))
-    start = time.perf_counter()
+    start = time.process_time()
     regions, _ = runtime.connected_regions((x + y) % 2, min_area=min_area)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10  # of the processors; others' work does not count
     assert count is None or regions.max() == count
     assert np.bincount(regions.ravel())[1:].min() >= min(min_area, 512 * 512)
 

@@ -20,7 +20,7 @@ def python(code, isa=None):
     if isa is not None:
         environment["SEG_ISA"] = isa
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

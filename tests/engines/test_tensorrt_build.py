@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -48,12 +49,14 @@ def only(low, usual=None, high=None):
 
 
 def test_builds_a_plan_that_says_what_it_is(rtx, no_gpu):
+    start = time.monotonic()
     built = build(convolution(), compute_capabilities=("8.6", "8.9", "8.6"))
+    assert 0 < built.seconds <= time.monotonic() - start
     assert built.inputs == [("image", (1, 3, 16, 16), "tensor(float)")]
     assert built.outputs == [("scores", (1, 4, 16, 16), "tensor(float)")]
     assert built.compute_capabilities == ("8.6", "8.9")
     assert built.version == rtx.__version__
-    assert built.timing_cache is None and built.workspace is None and 0 < built.seconds < 60
+    assert built.timing_cache is None and built.workspace is None
     assert read_header(built.plan) == PlanHeader(len(built.plan), rtx.__version__)
     assert b"image" in built.plan and b"scores" in built.plan
     json.dumps(built.receipt)
@@ -121,7 +124,7 @@ class Kept:
     def __getattr__(self, name):
         return getattr(self._library, name)
 
-    def Builder(self, log):  # noqa: N802 (TensorRT's name)
+    def Builder(self, log):
         kept, builder = self, self._library.Builder(log)
 
         class Builder:

@@ -88,7 +88,7 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
     for _ in range(5):
         assert process.stdout.readline()
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "s"]
     video = cv2.VideoCapture(str(out / "a.mp4"))

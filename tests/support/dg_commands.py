@@ -27,7 +27,7 @@ def plain_environment():
 def dg(*arguments, **options):
     """python -m sdk in a process of its own."""
     command = [sys.executable, "-m", "sdk", *map(str, arguments)]
-    options = {"capture_output": True, "text": True, "timeout": 100, **options}
+    options = {"capture_output": True, "text": True, "timeout": 600, **options}
     return subprocess.run(command, env=plain_environment(), check=False, **options)
 
 

@@ -72,5 +72,5 @@ def text(capsys, *arguments):
 def process(*arguments, **options):
     command = [sys.executable, "-m", "runtime", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120, **options
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600, **options
     )

@@ -91,7 +91,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle):
             said = child.stderr.readline()
             assert said
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=300)
     assert child.returncode == 130 and "error: interrupted" in err and "Traceback" not in err
     assert contents(bundle) == before
 
