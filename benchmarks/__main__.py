@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 
 from runtime import cli
 
-COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
+COMMANDS = {  # the module whose main() runs each
+    "latency": "benchmarks.latency.run",
+    "compare": "benchmarks.latency.compare",
+    "report": "benchmarks.latency.page",
+    "quality": "benchmarks.quality.run",
+    "ops": "benchmarks.speed.ops",
+    "step": "benchmarks.speed.step",
+    "photo": "benchmarks.speed.photo",
+    "stream": "benchmarks.quality.stream",
+    "gpu": "benchmarks.speed.gpu.run",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,25 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    if name == "latency":
-        from benchmarks.latency import main
-    elif name == "compare":
-        from benchmarks.compare import main
-    elif name == "report":
-        from benchmarks.page import main
-    elif name == "quality":
-        from benchmarks.quality import main
-    elif name == "ops":
-        from benchmarks.ops import main
-    elif name == "photo":
-        from benchmarks.photo import main
-    elif name == "stream":
-        from benchmarks.stream import main
-    elif name == "gpu":
-        from benchmarks.gpu import main
-    else:
-        from benchmarks.step import main
-    return main
+    return importlib.import_module(COMMANDS[name]).main
 
 
 if __name__ == "__main__":

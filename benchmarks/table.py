@@ -1,60 +1,19 @@
-"""Tables for people, JSON for programs, and where the numbers were made."""
+"""Tables for people and JSON for programs."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
+import lzma
 import secrets
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-import runtime
-from runtime.backend import default_threads
 from runtime.errors import InputError
-from sdk.image import write_atomic
+
+WIDTH = 100  # of a line of JSON that holds a whole table of plain values
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions, date and commit."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
-        else:  # ARM's names no model; the board's does
-            board = Path("/proc/device-tree/model")
-            cpu = board.read_text().strip("\0\n") if board.exists() else cpu
-    except OSError:
-        pass  # not Linux
-    return {
-        "cpu": cpu,
-        "threads": default_threads(),
-        "target": runtime.target(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table; columns in the order of first appearance."""
     return _lines(*_cells(rows))
 
@@ -62,7 +21,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def fitted(rows: list[dict[str, Any]], width: int) -> str:
     """A table no wider than that, if it can be: else with the rows side by side, some at a time.
     0: of any width."""
-    whole = table(rows)
+    whole = as_markdown(rows)
     if not width or len(whole.partition("\n")[0]) <= width:
         return whole
     columns, cells = _cells(rows)
@@ -107,7 +66,42 @@ def check_out(path: Path | None) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write ``document`` whole or not at all, making the folder if needed."""
+def as_json(document: Any) -> str:
+    """The document, with one line for each list of plain values and each short table of them."""
+    return _json(document, 0) + "\n"
+
+
+def _json(value: Any, depth: int) -> str:
+    if not isinstance(value, (dict, list, tuple)) or not value:
+        return json.dumps(value)
+    held = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(v, (dict, list, tuple)) for v in held):
+        line = json.dumps(value)
+        if not isinstance(value, dict) or depth + len(line) <= WIDTH:
+            return line
+    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(str(k))}: {_json(v, depth + 1)}" for k, v in value.items()]
+        return "{" + inner + f",{inner}".join(parts) + outer + "}"
+    return "[" + inner + f",{inner}".join(_json(v, depth + 1) for v in value) + outer + "]"
+
+
+def write_json(path: Path, document: Any, raw: Any = None) -> None:
+    """Write ``document`` and, if there are any, its ``raw`` samples, each whole or not at all,
+    making the folder if needed."""
+    from sdk.image import write_atomic
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_atomic(path, as_json(document).encode())
+    if raw is not None:
+        write_atomic(raw_path(path), packed(raw))
+
+
+def raw_path(path: Path) -> Path:
+    """Where the samples of the result ``path`` are: NAME.raw.json.xz beside NAME.json."""
+    return path.with_suffix(".raw.json.xz")
+
+
+def packed(samples: Any) -> bytes:
+    """Samples as they are written: JSON, packed by xz."""
+    return lzma.compress(json.dumps(samples).encode())

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report, samples
-from benchmarks.document import KEY, load
-from benchmarks.latency import percentiles
+from benchmarks import table
+from benchmarks.latency import samples
+from benchmarks.latency.document import KEY
+from benchmarks.latency.options import percentiles
+from benchmarks.latency.reading import load
 from runtime.cli import Parser, option, some_path
 from runtime.errors import InputError
 
@@ -158,7 +160,7 @@ def main(argv: list[str]) -> int:
     for warning in warnings + lone:
         print(f"warning: {warning}", file=sys.stderr)
     lines, failed = compare(a, b, args.percentile, args.fail_over)
-    print(report.table(lines))
+    print(table.as_markdown(lines))
     if failed:
         return THRESHOLD_EXCEEDED
     must = lines if args.percentile else [line for line in lines if line["percentile"] == "p50"]

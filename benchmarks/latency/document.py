@@ -1,30 +1,32 @@
-"""What `benchmarks latency` measured, as a document: its rows, tables, CSV and trace, and the
-checks of one that comes from a file."""
+"""What `benchmarks latency` measured, as a document: its rows, tables, CSV and trace.
+
+In memory a document holds every sample of every stage. A file holds the total time of every sample
+and what was summed up of the rest (:func:`stored`); another file beside it holds the rest itself
+(:func:`raw`).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from benchmarks import report
-from runtime.errors import InputError
+from benchmarks import table
 
-SCHEMA = "dg-latency/1"
+SCHEMA = "dg-latency/2"
 MODES = ("back-to-back", "paced", "stream")
 MOST_ROWS = 100
 KEY = ("mode", "rate", "refine", "steps", "threads", "device", "backend", "precision")
+RAW = ("start_s", "stages_ms", "steps_done", "cpu_mhz", "device_ms")  # of a row, by sample
+MEASURED = ("load_ms", "first_ms", "total_ms", "summary", "stage_p50_ms", "stage_percentiles_ms")
 PARTS = ("memory", "power", "peers")  # tables beside the rows
-LONGEST = 1e9  # milliseconds
+OUTLIER = ("index", "start_s", "ms", "cpu_mhz")  # what is told of one
+REST, PER_STEP, ON_DEVICE = "unaccounted", "refine per step", ", device time"
 STAGES = "Stages, median ms (medians need not add up)"
-_TEXTS = ("mode", "refine", "device", "backend", "precision")
-_LISTS = ("total_ms", "start_s", "steps_done")
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Row:
         stages = {k: v for k, v in result.timings.items() if k not in ("unaccounted", "total")}
         if self.mode == "paced":
             stages = {"queue": 1e3 * (begin - due)} | stages
-        total = 1e3 * (end - due)
+        total = round(1e3 * (end - due), 3)  # to a microsecond
         stages["unaccounted"] = total - sum(stages.values())
         for name in dict.fromkeys((*stages, *self.stages_ms)):
             column = self.stages_ms.setdefault(name, [0.0] * len(self.total_ms))
@@ -100,9 +102,26 @@ def counted(n: int, what: str) -> str:
 
 def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
     """The row as it is reported: everything measured, and what it says."""
-    from benchmarks import samples
-
     row.cut()
+    stages = {k: float(np.median(v)) for k, v in row.stages_ms.items() if v}
+    ran = np.array(row.steps_done)
+    if "refine" in row.stages_ms and ran.size and ran.min() > 0:
+        stages[PER_STEP] = float(np.median(row.stages_ms["refine"] / ran))
+    stages |= {f"{k}{ON_DEVICE}": float(np.median(v)) for k, v in row.device_ms.items() if v}
+    spread = {k: _percentiles(v, percentiles) for k, v in row.stages_ms.items() if v}
+    spread |= {f"{k}{ON_DEVICE}": _percentiles(v, percentiles) for k, v in row.device_ms.items()}
+    told = {i: (row.start_s[i], row.cpu_mhz[i]) for i in range(len(row.total_ms))}
+    summed_up = {"stage_p50_ms": stages, "stage_percentiles_ms": spread}
+    return vars(row) | summarise_totals(row, percentiles, told) | summed_up
+
+
+def summarise_totals(
+    row: Row, percentiles: list[float], told: dict[int, tuple[float | None, float | None]]
+) -> dict[str, Any]:
+    """The row's name, and what its total times say. ``told``: by the number of a sample, when it
+    was taken and the processor's clock then, as far as they are known."""
+    from benchmarks.latency import samples
+
     found = samples.summary(np.array(row.total_ms, np.float64), percentiles)
     if row.unserved:
         found["unstable"].append(
@@ -110,111 +129,58 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
         )
     if row.cold and row.steps:
         found["unstable"].append(f"{row.cold} of its frames started cold, with more steps")
-    stages = {k: float(np.median(v)) for k, v in row.stages_ms.items() if v}
-    ran = np.array(row.steps_done)
-    if "refine" in row.stages_ms and ran.size and ran.min() > 0:
-        stages["refine per step"] = float(np.median(row.stages_ms["refine"] / ran))
-    stages |= {f"{k}, device time": float(np.median(v)) for k, v in row.device_ms.items() if v}
-    listed = [
-        {"index": i, "start_s": row.start_s[i], "ms": row.total_ms[i], "cpu_mhz": row.cpu_mhz[i]}
-        for i in found.get("outliers", [])
-    ]
-    more = {"name": row.name(), "stage_p50_ms": stages, "summary": found | {"outliers": listed}}
-    return vars(row) | more
+    listed = []
+    for i in found.get("outliers", []):
+        start, clock = told.get(i, (None, None))
+        listed.append({"index": i, "start_s": start, "ms": row.total_ms[i], "cpu_mhz": clock})
+    return {"name": row.name(), "summary": found | {"outliers": listed}}
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A document from a file. What it says of its samples is worked out again from them.
+def _percentiles(times: list[float], percentiles: list[float]) -> dict[str, float]:
+    from benchmarks.latency import samples
 
-    Raises
-    ------
-    InputError : no such file, or not what `benchmarks latency` writes.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-        json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {str(error)[:80]}") from None
-    wrong = _wrong(document)
-    if wrong:
-        raise InputError(f"{path} is not what 'benchmarks latency' writes: {wrong}")
-    names = [f.name for f in fields(Row)]
-    rows = [Row(**{k: r[k] for k in names if k in r}) for r in document["rows"]]
-    return document | {"rows": [summarise(row, document["percentiles"]) for row in rows]}
+    found = np.array(times, np.float64)
+    return {f"p{p:g}": samples.percentile(found, p / 100) for p in percentiles}
 
 
-def _wrong(d: Any) -> str:
-    """What is wrong with a document; empty for a good one."""
-    if not isinstance(d, dict) or d.get("schema") != SCHEMA:
-        return f"its schema is not {SCHEMA}"
-    kinds = {"scope": str, "device_time": str, "prior": str, "partial": bool, "command": list}
-    kinds |= {"environment": dict, "hashes": dict, "picture": list, "rows": list}
-    kinds |= dict.fromkeys((*PARTS, "percentiles"), list)
-    for name, kind in kinds.items():
-        if not isinstance(d.get(name), kind):
-            return f"{name} is missing or no {kind.__name__}"
-    wanted = d["percentiles"]
-    if len(wanted) > MOST_ROWS or not all(_is_number(p) and 1 <= p <= 99.99 for p in wanted):
-        return f"percentiles are not at most {MOST_ROWS} numbers from 1 to 99.99"
-    if len(d["rows"]) > MOST_ROWS:
-        return f"it has {len(d['rows'])} rows; wanted at most {MOST_ROWS}"
-    if not all(isinstance(part, dict) for name in PARTS for part in d[name]):
-        return f"{', '.join(PARTS)} hold something else than tables"
-    o = d.get("overhead")
-    if o is not None and not (
-        isinstance(o, dict)
-        and all(_is_number(o.get(k)) for k in ("ms_a_stage", "share"))
-        and isinstance(o.get("of"), str)
-    ):
-        return "overhead is none"
-    for i, row in enumerate(d["rows"]):
-        if wrong := _wrong_row(row):
-            return f"row {i}: {wrong}"
-    if len({tuple(row[k] for k in KEY) for row in d["rows"]}) < len(d["rows"]):
-        return "two of its rows are of the same configuration"
-    return ""
+def stages(rows: list[dict[str, Any]]) -> list[str]:
+    """The stages of all rows in the order in which they appear first, "unaccounted" at the end."""
+    names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"] if is_stage(k))
+    return sorted(names, key=lambda name: name == REST)
 
 
-def _wrong_row(r: Any) -> str:
-    if not isinstance(r, dict) or not {f.name for f in fields(Row)} <= {*r, "device_ms"}:
-        return "fields are missing"
-    device = r.get("device_ms", {})  # older files have none
-    if not all(isinstance(r[k], str) for k in _TEXTS):
-        return f"{', '.join(_TEXTS)} are not all texts"
-    if r["mode"] not in MODES or (r["rate"] is None) == (r["mode"] == "paced"):
-        return f"its mode is none of {', '.join(MODES)}, or its rate is not that of a paced one"
-    if r["mode"] != "paced" and (r["late"] or r["unserved"]):
-        return "late and unserved are of paced rows"
-    counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
-    if not all(isinstance(n, int) and 0 <= n < 2**53 for n in counts):
-        return "its counts are not whole numbers"
-    n, stages = len(r["total_ms"]) if isinstance(r["total_ms"], list) else -1, r["stages_ms"]
-    columns = [r[k] for k in _LISTS] + (list(stages.values()) if isinstance(stages, dict) else [0])
-    columns.append([0 if c is None else c for c in r["cpu_mhz"]] if _is_list(r["cpu_mhz"]) else 0)
-    columns += list(device.values()) if isinstance(device, dict) else [0]
-    if not all(_is_list(c) and len(c) == n and all(map(_is_number, c)) for c in columns):
-        return "its samples are no lists of numbers of one length"
-    if not all(0 < t < LONGEST for t in r["total_ms"]):
-        return f"its times are not within 0 to {LONGEST:g} ms"
-    single = [r["load_ms"], r["first_ms"], 1 if r["rate"] is None else r["rate"]]
-    if not all(map(_is_number, single)):
-        return "load, first or rate is no number"
-    q = r["quality"]
-    if not isinstance(q, dict) or not isinstance(q.get("what"), str):
-        return "its quality is none"
-    return "" if "value" not in q or _is_number(q["value"]) else "its quality is no number"
+def is_stage(name: str) -> bool:
+    """Whether a time is a part of the total, and not one that was worked out of others."""
+    return name != PER_STEP and not name.endswith(ON_DEVICE)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+def stored(document: dict[str, Any]) -> dict[str, Any]:
+    """The document as its file holds it: without samples, but for the rows' total times."""
+    rows = []
+    for row in document["rows"]:
+        kept = {k: v for k, v in row.items() if k not in RAW}
+        listed = row["summary"]["outliers"]
+        columns = {k: [o[k] for o in listed] for k in OUTLIER}
+        kept["summary"] = row["summary"] | {"outliers": columns}
+        rows.append(kept | {k: _rounded(kept[k]) for k in MEASURED})
+    lone = [{k: v for k, v in peer.items() if k != "samples"} for peer in document["peers"]]
+    return document | {"rows": rows, "peers": lone}
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 1e15 and not math.isnan(value)
+def raw(document: dict[str, Any]) -> dict[str, Any]:
+    """All samples of a document."""
+    names = ("name", "total_ms", *RAW)
+    rows = [{k: row[k] for k in names} for row in document["rows"]]
+    return {"rows": rows, "peers": [peer.get("samples") for peer in document["peers"]]}
+
+
+def _rounded(value: Any) -> Any:
+    """With three digits after the point: milliseconds to a microsecond."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
@@ -222,11 +188,10 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     rows = document["rows"]
     out = {"Latency, end-to-end wall time": [_latency_line(r) for r in rows], STAGES: []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
-    last = ["unaccounted", "refine per step", *(k for k in names if k.endswith("device time"))]
-    order = [k for k in names if k not in last]
+    order = [*stages(rows), *(k for k in (PER_STEP, *names) if k in names and not is_stage(k))]
     for r in rows:
         line = {"row": r["name"], "ran": f"{r['backend']} on {r['device']}, {r['precision']}"}
-        for k in (*order, *(k for k in last if k in names)):
+        for k in dict.fromkeys(order):
             line[k] = f"{r['stage_p50_ms'][k]:.2f}" if k in r["stage_p50_ms"] else ""
         out[STAGES].append(line)
     for part in PARTS:
@@ -282,7 +247,9 @@ def notes(document: dict[str, Any]) -> list[str]:
         if listed := s["outliers"]:
             clocks = len({o["cpu_mhz"] for o in listed}) > 1
             shown = ", ".join(
-                f"#{o['index']} at {o['start_s']:.1f} s {o['ms']:.1f} ms"
+                f"#{o['index']}"
+                + ("" if o["start_s"] is None else f" at {o['start_s']:.1f} s")
+                + f" {o['ms']:.1f} ms"
                 + (f" ({o['cpu_mhz']:.0f} MHz)" if clocks and o["cpu_mhz"] else "")
                 for o in listed[:5]
             )
@@ -299,7 +266,7 @@ def notes(document: dict[str, Any]) -> list[str]:
 def as_text(document: dict[str, Any], columns: int = 0) -> str:
     """Tables and notes for people, in Markdown; tables no wider than so many columns, if any."""
     found = tables(document).items()
-    parts = [f"{title}:\n\n{report.fitted(lines, columns)}" for title, lines in found]
+    parts = [f"{title}:\n\n{table.fitted(lines, columns)}" for title, lines in found]
     return "\n\n".join([*parts, "\n".join(f"- {n}" for n in notes(document))])
 
 
@@ -331,9 +298,9 @@ def as_trace(document: dict[str, Any]) -> str:
     for pid, row in enumerate(document["rows"], 1):
         about = {"pid": pid, "tid": 1}
         events.append(about | {"ph": "M", "name": "process_name", "args": {"name": row["name"]}})
-        stages = dict(row["stages_ms"])
-        queue = stages.pop("queue", [0.0] * len(row["total_ms"]))
-        stages.pop("unaccounted", None)  # lies between the others, nobody knows where
+        times = dict(row["stages_ms"])
+        queue = times.pop("queue", [0.0] * len(row["total_ms"]))
+        times.pop(REST, None)  # lies between the others, nobody knows where
         for i, start in enumerate(row["start_s"]):
             due, at = 1e6 * start, 1e6 * start + 1e3 * queue[i]
             if row["mode"] == "paced":
@@ -345,7 +312,7 @@ def as_trace(document: dict[str, Any]) -> str:
             events.append(
                 whole | {"name": "picture", "ts": at, "dur": max(0.0, done - at), "args": args}
             )
-            for stage, values in stages.items():
+            for stage, values in times.items():
                 events.append(whole | {"name": stage, "ts": at, "dur": 1e3 * values[i]})
                 at += 1e3 * values[i]
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})

@@ -8,6 +8,7 @@ Reads all JSON files in DIR that `benchmarks latency` wrote.
 from __future__ import annotations
 
 import argparse
+import colorsys
 import html
 import io
 import json
@@ -16,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import document as documents
+from benchmarks.latency import document as documents
+from benchmarks.latency import reading
 from runtime.cli import Parser, some_path
 from runtime.errors import InputError, MissingBackend
 from sdk.image import write_atomic
 
+GREY = "#8A8A8A"
 COLOURS = (  # Okabe and Ito's, told apart by everybody
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A8A", "#B8A900",
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", GREY, "#B8A900",
 )  # fmt: skip
-STAGES = (*("decode", "preprocess", "prior", "refine", "filter", "postprocess", "unaccounted"),)
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em;
@@ -99,10 +101,16 @@ def distributions(rows: list[dict[str, Any]]) -> str:
 
 def waterfall(rows: list[dict[str, Any]]) -> str:
     """The stages' medians end to end, a bar for each row."""
+    return _svg(draw_waterfall(rows))
+
+
+def draw_waterfall(rows: list[dict[str, Any]]) -> Any:
+    """The figure of :func:`waterfall`: every stage that a row has, but for waiting."""
     figure, (axis,) = _figure(9, 1.2 + 0.4 * len(rows))
+    shown = stage_colours([name for name in documents.stages(rows) if name != "queue"])
     for at, row in enumerate(rows):
         left = 0.0
-        for colour, stage in zip(COLOURS, STAGES, strict=False):
+        for stage, colour in shown.items():
             width = max(0.0, row["stage_p50_ms"].get(stage, 0.0))
             axis.barh(at, width, left=left, color=colour, label=stage if at == 0 else None)
             left += width
@@ -112,17 +120,31 @@ def waterfall(rows: list[dict[str, Any]]) -> str:
     axis.margins(x=0.1)
     axis.set_xlabel("milliseconds, sum of the stages' medians (without waiting)")
     axis.legend(frameon=False, ncols=4, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
-    return _svg(figure)
+    return figure
+
+
+def stage_colours(stages: list[str]) -> dict[str, str]:
+    """A colour of its own for each stage: first those of COLOURS, grey for what is unaccounted."""
+    named = [name for name in stages if name != documents.REST]
+    plain = [colour for colour in COLOURS if colour != GREY]
+    more = len(named) - len(plain)
+    hues = (colorsys.hsv_to_rgb((i + 0.5) / more, 0.5, 0.6) for i in range(more))
+    plain += ["#" + "".join(f"{round(255 * part):02X}" for part in rgb) for rgb in hues]
+    found = dict(zip(named, plain, strict=False)) | {documents.REST: GREY}
+    return {name: found[name] for name in stages}
 
 
 def over_time(rows: list[dict[str, Any]]) -> str:
-    """Every sample where it was taken; outliers ringed."""
+    """Every sample where it was taken; outliers ringed. Rows that do not hold when each of their
+    samples was taken are drawn by the samples' numbers."""
     figure, axes = _figure(9, 0.6 + 1.3 * len(rows), len(rows))
+    timed = all("start_s" in row for row in rows)
     for axis, row in zip(axes, rows, strict=True):
-        axis.plot(row["start_s"], row["total_ms"], ".", color=COLOURS[0], markersize=3)
+        at = row["start_s"] if timed else range(len(row["total_ms"]))
+        axis.plot(at, row["total_ms"], ".", color=COLOURS[0], markersize=3)
         listed = row["summary"].get("outliers", [])
         axis.plot(
-            [o["start_s"] for o in listed],
+            [at[o["index"]] for o in listed],
             [o["ms"] for o in listed],
             "o",
             mfc="none",
@@ -132,8 +154,8 @@ def over_time(rows: list[dict[str, Any]]) -> str:
         axis.set_title(row["name"], loc="left", fontsize=9)
         axis.set_ylabel("ms")
         axis.set_ylim(0, 1.12 * max(row["total_ms"]))
-        axis.axhline(np.median(row["total_ms"]), color=COLOURS[6], linewidth=0.8)
-    axes[-1].set_xlabel("seconds")
+        axis.axhline(np.median(row["total_ms"]), color=GREY, linewidth=0.8)
+    axes[-1].set_xlabel("seconds" if timed else "number of the sample")
     return _svg(figure)
 
 
@@ -158,7 +180,7 @@ def quality(rows: list[dict[str, Any]]) -> str:
         axis.plot(*zip(*(p for p, _ in mine), strict=True), "o", color=colour, label=mode)
     front = [points[i] for i in pareto(points)]
     if len(front) > 1:
-        axis.plot(*zip(*front, strict=True), "--", color=COLOURS[6], label="Pareto front")
+        axis.plot(*zip(*front, strict=True), "--", color=GREY, label="Pareto front")
     axis.set_xlabel("milliseconds, median (labels: steps / threads)")
     axis.set_ylabel(rows[0]["quality"]["what"])
     axis.margins(x=0.15, y=0.15)
@@ -167,7 +189,7 @@ def quality(rows: list[dict[str, Any]]) -> str:
     taken: list[tuple[float, float]] = []
     for point, row in sorted(zip(points, rows, strict=True), key=lambda both: both[0]):
         x, y = axis.transData.transform(point) * 72 / figure.dpi
-        free = (n for n in (4, -11, 13, -20, 22, -29, 31) if _free(x + 4, y + n, taken))
+        free = (n for n in (4, -11, 13, -20, 22, -29, 31) if is_free(x + 4, y + n, taken))
         up = next(free, 4)
         taken.append((x + 4, y + up))
         text = f"{row['steps']}/{row['threads']}"
@@ -175,7 +197,7 @@ def quality(rows: list[dict[str, Any]]) -> str:
     return _svg(figure)
 
 
-def _free(x: float, y: float, taken: list[tuple[float, float]]) -> bool:
+def is_free(x: float, y: float, taken: list[tuple[float, float]]) -> bool:
     """Whether a label there, in points, touches no other."""
     return all(abs(x - a) > 20 or abs(y - b) > 8 for a, b in taken)
 
@@ -190,7 +212,7 @@ def render(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _render(found: dict[str, dict[str, Any]]) -> str:
-    from benchmarks.samples import needed
+    from benchmarks.latency.samples import needed
 
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
     for name, document in found.items():
@@ -262,7 +284,7 @@ def main(argv: list[str]) -> int:
     for path in sorted(args.folder.rglob("*.json")):
         try:
             name = documents.shown(str(path.relative_to(args.folder).with_suffix("")))
-            found[name] = documents.load(path)
+            found[name] = reading.load(path)
         except InputError as error:
             if "its schema" not in str(error):  # other benchmarks' results, and traces
                 print(f"left out: {error}", file=sys.stderr)

@@ -78,7 +78,7 @@ def data_root() -> Path | None:
         if not Path(named).is_dir():
             raise InputError(f"SEG_DATA: expected a folder, got {named}", fix="set SEG_DATA=...")
         return Path(named)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     return beside if beside.is_dir() else None
 
 

@@ -15,7 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 import runtime
-from benchmarks import cases, metrics, report
+from benchmarks import environment
+from benchmarks.quality import datasets, metrics
+from benchmarks.table import as_markdown, write_json
 from runtime.cli import Parser, some_path
 from runtime.prior import KMeansPrior, NetworkPrior
 from runtime.resize import resize
@@ -132,26 +134,26 @@ def run_rows(
 def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
     """CamVid frames under a Cityscapes prior."""
     file, size = PRIORS[prior]
-    network = NetworkPrior.from_onnx(cases.prior_path(file), imgsz=size)
-    table = cases.camvid_lookup(network.names or [])
+    network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
+    table = datasets.camvid_lookup(network.names or [])
 
     def score(row: Row, item: Any, labels: np.ndarray) -> None:
         truth, predicted = item.truth(), table[labels]
         counts = metrics.confusion(
-            predicted, truth, len(cases.CAMVID_CLASSES), ignore=cases.CAMVID_VOID
+            predicted, truth, len(datasets.CAMVID_CLASSES), ignore=datasets.CAMVID_VOID
         )
         row.counts = row.counts + counts
         row.add(
             acc=metrics.accuracy(counts),
-            F=metrics.boundary_f(predicted, truth, ignore=cases.CAMVID_VOID),
-            band=metrics.band_accuracy(predicted, truth, ignore=cases.CAMVID_VOID),
+            F=metrics.boundary_f(predicted, truth, ignore=datasets.CAMVID_VOID),
+            band=metrics.band_accuracy(predicted, truth, ignore=datasets.CAMVID_VOID),
         )
 
     methods = slow_methods(network.names) if slow else {}
     base = fast_methods(network.names)
     methods = {k: v for k, v in base.items() if not slow or k in BASELINES} | methods
     rows = run_rows(
-        f"camvid {prior}", cases.camvid(count), lambda _, p: network(p, p), methods, score
+        f"camvid {prior}", datasets.camvid(count), lambda _, p: network(p, p), methods, score
     )
     for row in rows:
         row.scores["mIoU"] = [metrics.miou(row.counts)]
@@ -161,8 +163,10 @@ def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
 def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
     """DAVIS frames, foreground = any class but background, VOC prior."""
     size = (480, 848)
-    network = NetworkPrior.from_onnx(cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size)
-    frames = cases.davis()
+    network = NetworkPrior.from_onnx(
+        datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size
+    )
+    frames = datasets.davis()
     frames = [
         frames[i] for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)
     ]
@@ -211,7 +215,7 @@ def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
     )
     methods = {k: v for k, v in base.items() if not slow or k in BASELINES}
     methods |= slow_methods(None) if slow else {}
-    rows = run_rows("bsds", cases.bsds(count), guide_of, methods, score)
+    rows = run_rows("bsds", datasets.bsds(count), guide_of, methods, score)
     for row in rows:
         truth = [p[2] for p in row.predictions]
         for i, tag in ((0, "raw"), (1, "regions")):
@@ -243,8 +247,8 @@ def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
 def panels(folder: Path, count: int = 3) -> None:
     """Pictures to look at: the photo, the prior, prior + guided filter, residual."""
     file, size = PRIORS["s=0.5"]
-    network = NetworkPrior.from_onnx(cases.prior_path(file), imgsz=size)
-    for item in cases.camvid(count):
+    network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
+    for item in datasets.camvid(count):
         picture = item.image()
         guide = network(picture, picture)
         methods = fast_methods(network.names)
@@ -278,7 +282,7 @@ def main(argv: list[str]) -> int:
         "bsds": bsds,
     }
     wanted = args.sets.split(",")
-    document: dict[str, Any] = {"environment": report.environment(), "tables": []}
+    document: dict[str, Any] = {"environment": environment.describe(), "tables": []}
     for slow in (False, True) if args.slow else (False,):
         for name, runner in runners.items():
             if name.split()[0] not in wanted:
@@ -287,11 +291,11 @@ def main(argv: list[str]) -> int:
             lines = summary(rows, key)
             title = f"{title}, {len(rows[0].seconds)} pictures"
             print(f"\n{title} (wins-losses and mean difference on {key})")
-            print(report.table(lines))
+            print(as_markdown(lines))
             document["tables"].append({"title": title, "key": key, "rows": lines})
             document["tables"][-1]["by_picture"] = {r.name: r.scores[key] for r in rows}
             if args.out:
-                report.write_json(args.out / "quality.json", document)
+                write_json(args.out / "quality.json", document)
     if args.out and "camvid" in wanted:
         panels(args.out)
     return 0

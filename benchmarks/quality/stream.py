@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import cases, metrics, report
-from benchmarks.worker import memory
+from benchmarks import environment, table
+from benchmarks.quality import datasets, metrics
+from benchmarks.speed.workloads import memory
 from runtime.cli import Parser, some_path
 from runtime.errors import InputError
 from runtime.prior import NetworkPrior
@@ -90,11 +91,11 @@ def methods(scale: float) -> dict[str, Callable[[Any, list[np.ndarray]], list[Re
 def quality(count: int, scale: float) -> list[dict[str, Any]]:
     """Rows of all methods, means over the sequences' frames."""
     network = NetworkPrior.from_onnx(
-        cases.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=(480, 848)
+        datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=(480, 848)
     )
     clips = {}
     for name in SEQUENCES:
-        items = [f for f in cases.davis(1) if f.sequence == name][:count]
+        items = [f for f in datasets.davis(1) if f.sequence == name][:count]
         frames = [item.image() for item in items]
         bar = tqdm(frames, desc=f"{name}: prior", disable=None, leave=False)
         clips[name] = (items, frames, [network(f, f) for f in bar])
@@ -130,7 +131,7 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
     frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(40)]
     video.release()
     frames = [cv2.resize(f, (854, 480), interpolation=cv2.INTER_AREA) for f in frames]
-    network = NetworkPrior.from_onnx(cases.prior_path("espnetv2_s0.5_voc_256x256.onnx"))
+    network = NetworkPrior.from_onnx(datasets.prior_path("espnetv2_s0.5_voc_256x256.onnx"))
     guides = [network(f, f) for f in frames]
 
     def camera() -> Iterator[np.ndarray]:
@@ -197,21 +198,21 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if min(args.frames, args.paced, args.memory) < 0:
         raise InputError("frames, paced and memory are counts; 0 leaves a part out")
-    document: dict[str, Any] = {"environment": report.environment()}
+    document: dict[str, Any] = {"environment": environment.describe()}
     if args.frames:
         document["quality"] = quality(args.frames, args.scale)
-        print(report.table(document["quality"]))
+        print(table.as_markdown(document["quality"]))
     if args.paced:
-        clip = cases.clip_path("sam2_bedroom.mp4")
+        clip = datasets.clip_path("sam2_bedroom.mp4")
         document["latency"] = [
             row
             for threads in (1, document["environment"]["threads"])
             for row in latency(clip, args.paced, args.rate, threads)
         ]
-        print(report.table(document["latency"]))
+        print(table.as_markdown(document["latency"]))
     if args.memory:
         document["memory"] = held(args.memory)
-        print(report.table([document["memory"]]))
+        print(table.as_markdown([document["memory"]]))
     if args.out:
-        report.write_json(args.out, document)
+        table.write_json(args.out, document)
     return 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks and measures the CUDA module on a machine with a GPU, nvcc, PyTorch and this source tree:
-#     benchmarks/gpu_check.sh FOLDER
+#     benchmarks/speed/gpu_check.sh FOLDER
 # It installs nothing and needs no network: it says what is missing, builds in place and for this GPU
 # only, runs the device tests, compute-sanitizer over all kernels at small sizes, and the benchmarks
 # beside PyTorch. A phase that fails stops no other; each has its time, all together less than eight
@@ -9,14 +9,14 @@
 # shellcheck disable=SC2317 # phases are called by name
 set -uo pipefail
 case "${1-}" in '' | -*) set -- ;; esac
-[ $# -eq 1 ] || { echo "usage: benchmarks/gpu_check.sh FOLDER" >&2 && exit 2; }
+[ $# -eq 1 ] || { echo "usage: benchmarks/speed/gpu_check.sh FOLDER" >&2 && exit 2; }
 unset CDPATH
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 if [ -d "$out/gpu_check.json" ] || ! touch "$out/gpu_check.json"; then
   echo "gpu_check: $out/gpu_check.json cannot be written; name another folder" >&2
   exit 2
 fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 work
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   echo "gpu_check: no Python 3.10 or newer; PYTHON=/path/to/python names another" >&2
@@ -54,7 +54,7 @@ for line in (work / "phases").read_text().splitlines():
     phases.append({"name": name, "result": result, "exit_code": int(code), "seconds": int(seconds),
                    "limit": int(limit), "log": log[-60000:]})
 document = {
-    "command": "benchmarks/gpu_check.sh " + str(out),
+    "command": "benchmarks/speed/gpu_check.sh " + str(out),
     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     "commit": tell("git", "describe", "--always", "--dirty") or "unknown",
     "machine": {"system": " ".join(os.uname()), "processors": os.cpu_count(),

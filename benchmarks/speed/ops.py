@@ -20,9 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import runtime
-from benchmarks import report
-from benchmarks.step import MACHINE, MOST_THREADS, Worker, check_peers, rounds, start, stop
-from benchmarks.worker import COPY, MATRIX
+from benchmarks import environment, table
+from benchmarks.speed.harness import (
+    MACHINE,
+    MOST_THREADS,
+    Worker,
+    check_peers,
+    rounds,
+    start,
+    stop,
+)
+from benchmarks.speed.torch_filter import TorchFilter
+from benchmarks.speed.workloads import COPY, MATRIX
 from runtime.checks import check_count
 from runtime.cli import Parser, some_path
 from runtime.errors import InputError, VerificationFailed
@@ -42,7 +51,7 @@ class Op(NamedTuple):
     peers: dict[str, Callable[..., Any]]  # "ours" takes repeats, where it runs on one thread
 
 
-def _conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool) -> Op:
+def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool) -> Op:
     """A convolution, or both its gradients."""
     few = kernel == 3 and inputs < 16
     macs = h * w * inputs * outputs * kernel**2
@@ -72,7 +81,7 @@ def _conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool
     return Op(2.0 * times * macs, size, False, make, {"ours": ours, "torch": torch})
 
 
-def _cluster_loss(h: int, w: int, classes: int) -> Op:
+def cluster_loss(h: int, w: int, classes: int) -> Op:
     """Cross-entropy to own labels and to a guide, and the gradient of both."""
 
     def make(rng: np.random.Generator) -> Arrays:
@@ -96,7 +105,7 @@ def _cluster_loss(h: int, w: int, classes: int) -> Op:
     return Op(0, size, False, make, {"ours": ours, "torch": torch})
 
 
-def _spatial_loss(h: int, w: int, classes: int) -> Op:
+def spatial_loss(h: int, w: int, classes: int) -> Op:
     """Huber differences in four directions, and their gradient."""
 
     def make(rng: np.random.Generator) -> Arrays:
@@ -123,7 +132,7 @@ def _spatial_loss(h: int, w: int, classes: int) -> Op:
     return Op(0, size, False, make, {"ours": ours, "torch": torch})
 
 
-def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
+def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
     """The guided filter with a colour guide, radius 8."""
     radius, eps = 8, 1e-3
 
@@ -144,33 +153,9 @@ def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
         return cv2.ximgproc.guidedFilter(guide, values, radius, eps)
 
     def torch(guide: Any, values: Any) -> Any:
-        """Means over true windows: the average of each axis leaves the padding out."""
         import torch as t
 
-        def box(x: Any) -> Any:
-            for shape in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
-                pad = [n // 2 for n in shape]
-                x = t.nn.functional.avg_pool2d(x, shape, 1, pad, count_include_pad=False)
-            return x
-
-        red, green, blue = colours = guide.unbind(1)
-        mean, mean_v = box(guide), box(values)
-        pairs = t.stack([red * red, red * green, red * blue, green * green, green * blue,
-                         blue * blue], 1)  # fmt: skip
-        rr, rg, rb, gg, gb, bb = box(pairs).unbind(1)
-        mr, mg, mb = mean.unbind(1)
-        cov = t.stack([rr - mr * mr + eps, rg - mr * mg, rb - mr * mb,
-                       rg - mr * mg, gg - mg * mg + eps, gb - mg * mb,
-                       rb - mr * mb, gb - mg * mb, bb - mb * mb + eps], -1)  # fmt: skip
-        cross = t.stack([box(c[:, None] * values) for c in colours], -1)  # (1, K, H, W, 3)
-        cross = cross - mean_v[..., None] * mean.movedim(1, -1)[:, None]
-        inverse = t.linalg.inv(cov.view(*cov.shape[:-1], 3, 3))[:, None]
-        a = (inverse @ cross[..., None])[..., 0]
-        b = mean_v - (a * mean.movedim(1, -1)[:, None]).sum(-1)
-        out = box(b)
-        for i, c in enumerate(colours):
-            out = out + box(a[..., i]) * c[:, None]
-        return out
+        return TorchFilter(t, radius, eps).filter(guide, values)
 
     peers: dict[str, Callable[..., Any]] = {"ours": ours}
     if subsample == 1:
@@ -178,7 +163,7 @@ def _guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
     return Op(0, 4.0 * h * w * (3 + 2 * planes), True, make, peers)
 
 
-def _lift(h: int, w: int, classes: int, subsample: int) -> Op:
+def lift(h: int, w: int, classes: int, subsample: int) -> Op:
     """Labels at full size from scores at 1 / subsample, bilinearly."""
 
     def make(rng: np.random.Generator) -> Arrays:
@@ -200,20 +185,20 @@ def _lift(h: int, w: int, classes: int, subsample: int) -> Op:
 
 
 OPS = {
-    "conv 3x3, 100 to 100, 321x481": _conv(321, 481, 100, 100, 3, False),
-    "conv 3x3, 100 to 100, 321x481, backward": _conv(321, 481, 100, 100, 3, True),
-    "conv 1x1, 100 to 100, 321x481": _conv(321, 481, 100, 100, 1, False),
-    "conv 3x3, 3 to 100, 321x481": _conv(321, 481, 3, 100, 3, False),
-    "cluster loss, 100, 321x481": _cluster_loss(321, 481, 100),
-    "spatial loss, 100, 321x481": _spatial_loss(321, 481, 100),
-    "conv 3x3, 32 to 32, 180x240": _conv(180, 240, 32, 32, 3, False),
-    "conv 3x3, 32 to 32, 180x240, backward": _conv(180, 240, 32, 32, 3, True),
-    "conv 3x3, 5 to 32, 180x240": _conv(180, 240, 5, 32, 3, False),
-    "lift, 14, 180x240 to 360x480": _lift(360, 480, 14, 2),
-    "guided filter, 1, 1080x1920": _guided(1080, 1920, 1),
-    "guided filter, 8, 1080x1920": _guided(1080, 1920, 8),
-    "guided filter, fast, 1, 1080x1920": _guided(1080, 1920, 1, 4),
-    "guided filter, fast, 8, 1080x1920": _guided(1080, 1920, 8, 4),
+    "conv 3x3, 100 to 100, 321x481": conv(321, 481, 100, 100, 3, False),
+    "conv 3x3, 100 to 100, 321x481, backward": conv(321, 481, 100, 100, 3, True),
+    "conv 1x1, 100 to 100, 321x481": conv(321, 481, 100, 100, 1, False),
+    "conv 3x3, 3 to 100, 321x481": conv(321, 481, 3, 100, 3, False),
+    "cluster loss, 100, 321x481": cluster_loss(321, 481, 100),
+    "spatial loss, 100, 321x481": spatial_loss(321, 481, 100),
+    "conv 3x3, 32 to 32, 180x240": conv(180, 240, 32, 32, 3, False),
+    "conv 3x3, 32 to 32, 180x240, backward": conv(180, 240, 32, 32, 3, True),
+    "conv 3x3, 5 to 32, 180x240": conv(180, 240, 5, 32, 3, False),
+    "lift, 14, 180x240 to 360x480": lift(360, 480, 14, 2),
+    "guided filter, 1, 1080x1920": guided(1080, 1920, 1),
+    "guided filter, 8, 1080x1920": guided(1080, 1920, 8),
+    "guided filter, fast, 1, 1080x1920": guided(1080, 1920, 1, 4),
+    "guided filter, fast, 8, 1080x1920": guided(1080, 1920, 8, 4),
 }
 
 
@@ -337,7 +322,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
-    report.check_out(args.out)
+    table.check_out(args.out)
     names = [name for name in OPS if args.only in name]
     if not names:
         raise InputError(f"no operation's name holds {args.only!r}: {'; '.join(OPS)}")
@@ -348,7 +333,7 @@ def main(argv: list[str]) -> int:
         print(f"  {i + 1} of {len(names)}: {name}", file=sys.stderr)
         rows += measure(name, args.threads if OPS[name].threads else 1, args.repeats)
     shown = [{k: v for k, v in row.items() if k != "seconds"} for row in rows if "ms" in row]
-    print(report.table(shown))
+    print(table.as_markdown(shown))
     if args.out:
-        report.write_json(args.out, {"environment": report.environment(), "rows": rows})
+        table.write_json(args.out, {"environment": environment.describe(), "rows": rows})
     return 0

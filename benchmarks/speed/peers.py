@@ -22,7 +22,7 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float)
     """Milliseconds of both, and how many times ours goes into theirs: percentiles are nearest-rank,
     the ratio the median of the turns' ratios with its 95 % interval. Each begins every second turn,
     after a pause in which threads that wait for more work fall asleep."""
-    from benchmarks import samples
+    from benchmarks.latency import samples
 
     times: list[tuple[float, float]] = []
     ours(), theirs()
@@ -70,7 +70,7 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
     """The refinement alone, eager PyTorch as installed: same objective, steps, guide and size."""
     import torch
 
-    from benchmarks.torch_twin import Twin
+    from benchmarks.speed.torch_twin import Twin
 
     config = seg.refine
     torch.set_num_threads(seg.threads)

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report
-from benchmarks.step import PAUSE, last_error, rounds, start, stop, thread_counts
-from benchmarks.worker import find_case
+from benchmarks import environment, table
+from benchmarks.speed.harness import PAUSE, last_error, rounds, start, stop, thread_counts
+from benchmarks.speed.workloads import find_case
 from runtime.backend import default_threads
 from runtime.checks import check_count
 from runtime.cli import Parser, option, some_path
@@ -71,9 +71,13 @@ def measure(prior: str, picture: Path, threads: int, repeats: int) -> dict[str, 
     calls = [t for r in runs for t in r["timings"]]
     row = {"prior": Path(prior).stem, "threads": threads, "steps": runs[0]["steps"]}
     row |= {f"{k} ms": round(float(np.median(v))) for k, v in first.items()}
-    row["first ms"] = round(float(np.median([sum(v) for v in zip(*first.values(), strict=True)])))
-    row["steady ms"] = round(float(np.median([t["total"] for t in calls])), 1)
+    whole = [float(sum(v)) for v in zip(*first.values(), strict=True)]
+    row["first ms"] = round(float(np.median(whole)))
+    steady = [t["total"] for t in calls]
+    row["steady ms"] = round(float(np.median(steady)), 1)
     alone = float(np.median([t["total"] - t["prior"] for t in calls]))
+    row |= {"first by process, ms": [round(t, 3) for t in whole]}
+    row |= {"steady by call, ms": [round(t, 3) for t in steady]}
     return row | {"without prior ms": round(alone, 1), "runs": runs}
 
 
@@ -110,7 +114,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     check_count("repeats", args.repeats, 1, 10**6)
-    report.check_out(args.out)
+    table.check_out(args.out)
     if args.picture:
         picture, _ = load_image(args.picture)
     else:
@@ -136,9 +140,10 @@ def main(argv: list[str]) -> int:
                     row["of tuned"] = f"1/{ratios[-1]:.0f}"
             rows += theirs
     print(f"{height}x{width}")
-    hidden = ("runs", "two steps, s")
-    print(report.table([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
+    raw = [row.pop("runs", None) for row in rows]
+    hidden = ("first by process, ms", "steady by call, ms", "two steps, s")
+    print(table.as_markdown([{k: v for k, v in row.items() if k not in hidden} for row in rows]))
     if args.out:
-        document = {"environment": report.environment(), "size": [height, width], "rows": rows}
-        report.write_json(args.out, document)
+        document = {"environment": environment.describe(), "size": [height, width], "rows": rows}
+        table.write_json(args.out, document, raw)
     return 0

@@ -3,143 +3,38 @@
     python -m benchmarks step [--threads 1,2] [--repeats 7] [--peers ours,torch] [-o results.json]
     python -m benchmarks step --peers best --cases "residual 96x96,residual 1024x1024"
 
-Every peer has a process of its own (:mod:`benchmarks.worker`); they run turn by turn, after their
-first losses have been compared. "tuned" is PyTorch with glibc's malloc told to keep its memory. The
-machine's own float32 matrix product and copy run in the same turns: "of matmul" is the useful
-operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) over those of
-the matrix product. Peers that are not installed are named and left out. A case is an objective and
-a size: with several sizes, "ns/pixel" shows how the cost grows.
+Every peer has a process of its own (:mod:`benchmarks.speed.worker`); they run turn by turn, after
+their first losses have been compared. "tuned" is PyTorch with glibc's malloc told to keep its
+memory. The machine's own float32 matrix product and copy run in the same turns: "of matmul" is the
+useful operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) over
+those of the matrix product. Peers that are not installed are named and left out. A case is an
+objective and a size: with several sizes, "ns/pixel" shows how the cost grows.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import runtime
-from benchmarks import report
-from benchmarks.worker import COPY, MATRIX, find_case, refiner
+from benchmarks import environment, table
+from benchmarks.speed.harness import (
+    MACHINE,
+    Worker,
+    check_peers,
+    rounds,
+    start,
+    stop,
+    thread_counts,
+)
+from benchmarks.speed.workloads import COPY, MATRIX, find_case, refiner
 from runtime.backend import default_threads
 from runtime.checks import check_count
 from runtime.cli import Parser, option, some_path
-from runtime.errors import InputError, SdkError, VerificationFailed
+from runtime.errors import InputError, VerificationFailed
 
-TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
-MACHINE = ("matmul", "copy")
-MOST_THREADS = 256
-PAUSE = 0.3  # seconds before a turn: the threads of the peer before may still spin
-
-
-class Worker:
-    """One peer's process."""
-
-    def __init__(self, peer: str, case: str, threads: int, op: str = "") -> None:
-        counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        environment = os.environ | dict.fromkeys(counts, str(threads))
-        if peer.startswith("ours"):
-            environment["SEG_ISA"] = peer.split()[1].rstrip(",")
-        if peer.endswith("tuned"):
-            environment |= TUNED
-        what = json.dumps({"peer": peer, "case": case, "op": op, "threads": threads})
-        self.peer, self.seconds, self.errors = peer, [], ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", what],
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.first: Any = None  # what it gives first; None: it did not start
-
-    def answer(self) -> dict[str, Any]:
-        """What the process says next; empty where it has ended."""
-        line = self.process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self.errors = last_error(self.process.stderr.read())
-        return {}
-
-    def run(self) -> None:
-        """One run, timed by the process itself."""
-        try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-            self.seconds.append(self.answer()["seconds"])
-        except (BrokenPipeError, KeyError):
-            raise SdkError(f"{self.peer} ended: {self.errors or 'it was killed'}") from None
-
-    def peak(self) -> float:
-        """End the process; MiB it had needed beside its libraries."""
-        self.process.stdin.close()
-        peak = self.answer().get("peak", float("nan"))
-        self.process.wait()
-        return peak
-
-
-def last_error(text: str) -> str:
-    """The last error message in what a process wrote to stderr, its fix included."""
-    lines = text.strip().split("\n")
-    first = len(lines) - 1
-    while first > 0 and lines[first].startswith("  fix:"):
-        first -= 1
-    return "; ".join(line.strip() for line in lines[first:])
-
-
-def start(peers: Iterable[str], case: str, threads: int, op: str = "") -> list[Worker]:
-    """A process for each peer; those that do not start are named and left out."""
-    workers: list[Worker] = []
-    started = False
-    try:
-        for peer in dict.fromkeys(peers):
-            print(f"  {op or case}, {threads} threads: {peer} ...", file=sys.stderr)
-            worker = Worker(peer, case, threads, op)
-            workers.append(worker)
-            worker.first = worker.answer().get("first")
-            if worker.first is None:
-                print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
-                stop([workers.pop()])
-        started = True
-    finally:  # an interrupt leaves no process behind
-        if not started:
-            stop(workers)
-    return workers
-
-
-def stop(workers: list[Worker]) -> None:
-    """End what still runs."""
-    for worker in workers:
-        worker.process.kill()
-        worker.process.wait()
-
-
-def check_peers(workers: list[Worker]) -> None:
-    """SdkError unless the machine's rates and at least one other can be measured."""
-    names = {w.peer for w in workers}
-    if not {*MACHINE} <= names or names == {*MACHINE}:
-        raise SdkError("nothing to compare: no peer started", fix="see what was left out, above")
-
-
-def rounds(workers: list[Worker], repeats: int) -> None:
-    """Turn by turn."""
-    for _ in range(repeats):
-        for worker in workers:
-            time.sleep(PAUSE)
-            worker.run()
 
 
 def macs_per_pixel(case: str) -> int:
@@ -198,15 +93,6 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
     return rows
 
 
-def thread_counts(text: str) -> list[int]:
-    """Of "1,2"."""
-    try:
-        counts = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise InputError(f"threads is {text!r}; wanted e.g. 1,2") from None
-    return list(dict.fromkeys(check_count("threads", n, 1, MOST_THREADS) for n in counts))
-
-
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = Parser("python -m benchmarks step", description=__doc__)
@@ -223,7 +109,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
-    report.check_out(args.out)
+    table.check_out(args.out)
     kinds = {
         "best": [f"ours {runtime.targets()[-1]}"],
         "ours": [f"ours {t}" for t in reversed(runtime.targets())],
@@ -250,7 +136,7 @@ def main(argv: list[str]) -> int:
         for name in cases
         for row in measure(name, count, args.repeats, peers)
     ]
-    print(report.table([{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
+    print(table.as_markdown([{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
     if args.out:
-        report.write_json(args.out, {"environment": report.environment(), "rows": rows})
+        table.write_json(args.out, {"environment": environment.describe(), "rows": rows})
     return 0

@@ -1,9 +1,10 @@
-"""One peer of a benchmark in a process of its own, run by :mod:`benchmarks.step` turn by turn.
+"""One peer of a benchmark in a process of its own, which :mod:`benchmarks.speed.harness` starts.
 
-    python -m benchmarks.worker '{"peer": "ours avx2", "case": "residual 180x240", "threads": 1}'
+    python -m benchmarks.speed.worker '{"peer": "copy", "case": "residual 180x240", "threads": 1}'
 
 Prints one JSON line when ready (with its first loss, or samples of an operation's output), one for
-each line on stdin (seconds of a run), and one at the end of stdin (peak memory).
+each line on stdin (seconds of a run), and one at the end of stdin (peak memory). No module imports
+this one.
 """
 
 from __future__ import annotations
@@ -13,59 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
+from benchmarks.speed.workloads import (
+    CLASSES,
+    COPY,
+    MATRIX,
+    Case,
+    Inputs,
+    find_case,
+    memory,
+    picture,
+    refiner,
+)
+
 Run = Callable[[], float | None]  # the seconds, where it measures them itself
-CLASSES = 14
-MATRIX = 1536  # side of the matrix product
-COPY = 2**28  # bytes
-
-
-class Case(NamedTuple):
-    """What is refined, and how many steps make a run."""
-
-    height: int
-    width: int
-    steps: int
-    options: dict[str, Any]
-
-
-STEPS = {"dynaguide": 2, "residual": 10}  # a run
-
-
-def find_case(name: str) -> Case:
-    """The case called "objective HxW"; ValueError where there is none."""
-    objective, _, size = name.partition(" ")
-    height, width = map(int, size.split("x"))
-    if objective not in STEPS or height < 1 or width < 1:
-        raise ValueError(name)
-    return Case(height, width, STEPS[objective], {"objective": objective})
-
-
-def picture(height: int, width: int) -> Inputs:
-    """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
-    rng = np.random.default_rng(0)
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    centres = rng.random((CLASSES, 2)) * (height, width)
-    distance = np.stack([(ys - y) ** 2 + (xs - x) ** 2 for y, x in centres], -1)
-    labels = distance.argmin(-1).astype(np.int32)
-    colours = rng.random((CLASSES, 3)).astype(np.float32)
-    noise = rng.normal(0, 0.05, (height, width, 3)).astype(np.float32)
-    soft = 0.7 * np.eye(CLASSES, dtype=np.float32)[labels] + np.float32(0.3 / CLASSES)
-    return np.clip(colours[labels] + noise, 0, 1), labels, soft
-
-
-def refiner(case: Case, **more: Any) -> Any:
-    """The core's Refiner for a case."""
-    import runtime
-
-    residual = case.options.get("objective", "residual") == "residual"
-    count = CLASSES if residual else None
-    return runtime.Refiner(case.height, case.width, classes=count, **case.options, **more)
 
 
 def ours(case: Case, threads: int, target: str, inputs: Inputs) -> tuple[Run, float]:
@@ -101,7 +66,7 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
     steps" leaves the last forward pass of a run out."""
     import torch as pytorch
 
-    from benchmarks.torch_twin import Twin
+    from benchmarks.speed.torch_twin import Twin
 
     pytorch.set_num_threads(threads)
     image, labels, soft = inputs
@@ -156,15 +121,6 @@ def copy(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
 PEERS = {"ours": ours, "torch": torch, "onnx": onnx, "matmul": matmul, "copy": copy}
 
 
-def memory(field: str) -> float:
-    """MiB of this process, by the kernel; nan where it does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def timed(run: Run) -> float:
     """Seconds of a run, whose result is gone before the next one."""
     start = time.perf_counter()
@@ -192,7 +148,7 @@ def main() -> int:
     inputs = picture(case.height, case.width)
     before = memory("VmRSS")
     if what["op"] and name not in ("matmul", "copy"):
-        from benchmarks.ops import peer
+        from benchmarks.speed.ops import peer
 
         run, first = peer(what["op"], name.rstrip(","), what["threads"])
     else:

@@ -2,7 +2,7 @@
 
 Where there is no GPU, the bodies of the tests that need little of one run on the host's module, at
 the smallest sizes, so that they are in order when a GPU comes; the others skip. On a machine with a
-GPU: benchmarks/gpu_check.sh FOLDER.
+GPU: benchmarks/speed/gpu_check.sh FOLDER.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from test_refiner import (  # noqa: F401
 )
 
 import runtime
-from benchmarks.worker import CLASSES, picture
+from benchmarks.speed.workloads import CLASSES, picture
 from runtime import gpu
 from runtime.device import cuda_absence
 from runtime.errors import DeviceError

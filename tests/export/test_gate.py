@@ -13,7 +13,7 @@ import pytest
 from developer_data import needs_data
 from exporting import ROOT, RTX, export, files, needs_rtx, save_checkpoint
 
-from benchmarks import cases
+from benchmarks.quality import datasets
 from export import check, pack
 from export.models import load_model, onnx_file
 from export.pack import ExportOptions, export_bundle
@@ -315,7 +315,7 @@ def test_interrupted_by_the_user(tmp_path, photos, old):
     ],
 )
 def test_real_networks_pass_the_gate(tmp_path, record_property, network, pictures, half, int8):
-    root = cases.data_root()
+    root = datasets.data_root()
     found = sorted(p for p in (root / pictures).rglob("*.jpg"))
     found = found or sorted((root / pictures).rglob("*.png"))
     shown, others = found[:4], found[4:20]

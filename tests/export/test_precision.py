@@ -5,7 +5,7 @@ import pytest
 from developer_data import needs_data
 from scenes import scene
 
-from benchmarks import cases
+from benchmarks.quality import datasets
 from export.models import PriorModel, onnx_file
 from export.precision import (
     HALF_MAX,
@@ -455,9 +455,9 @@ def test_tensorrt_for_rtx_builds_it(network, precision):
 def test_real_prior_keeps_its_labels(precision, least):
     import cv2
 
-    model = onnx_file(cases.data_root() / "priors" / "espnetv2_s0.5_voc_256x256.onnx")
+    model = onnx_file(datasets.data_root() / "priors" / "espnetv2_s0.5_voc_256x256.onnx")
     data = freeze(model)
-    photos = sorted((cases.data_root() / "coco_mini" / "images").glob("*.jpg"))
+    photos = sorted((datasets.data_root() / "coco_mini" / "images").glob("*.jpg"))
     feeds = [model.preprocess(cv2.imread(str(p))[..., ::-1].copy()) for p in photos[:20]]
     if precision == "half":
         lower = to_half(data)[0]

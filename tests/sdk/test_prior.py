@@ -11,7 +11,7 @@ from drawn_pictures import quadrants
 from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 
 import runtime
-from benchmarks import cases
+from benchmarks.quality import datasets
 from runtime.errors import BundleError, InputError
 from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
 from runtime.resize import resize
@@ -412,8 +412,8 @@ def test_as_probabilities():
 @pytest.fixture(scope="module")
 def street():
     """A CamVid frame by daylight, its truth, and the small Cityscapes network."""
-    frame = cases.camvid(12)[8]
-    return frame.image(), frame.truth(), cases.prior_path(CITYSCAPES)
+    frame = datasets.camvid(12)[8]
+    return frame.image(), frame.truth(), datasets.prior_path(CITYSCAPES)
 
 
 @pytest.mark.data
@@ -428,11 +428,11 @@ def test_real_network_on_a_street(street):
         assert result.labels.shape == (360, 480) and result.labels.min() >= 0
         assert result.labels.max() < 20
         assert result.backend == f"onnxruntime-cpu + cpu-{runtime.target()}"
-        table = cases.camvid_lookup(result.names)
-        road = table[result.labels] == cases.CAMVID_CLASSES.index("Road")
-        true = truth == cases.CAMVID_CLASSES.index("Road")
+        table = datasets.camvid_lookup(result.names)
+        road = table[result.labels] == datasets.CAMVID_CLASSES.index("Road")
+        true = truth == datasets.CAMVID_CLASSES.index("Road")
         assert (road & true).sum() / (road | true).sum() > 0.9
-    known = truth != cases.CAMVID_VOID
+    known = truth != datasets.CAMVID_VOID
     before, after = ((table[r.labels] == truth)[known].mean() for r in (alone, refined))
     assert after > before > 0.8
     assert 0 < (alone.labels != refined.labels).mean() < 0.1  # it corrects, it does not replace

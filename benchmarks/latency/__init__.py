@@ -1,0 +1,1 @@
+"""Latency of the whole pipeline: it is measured, compared and reported."""

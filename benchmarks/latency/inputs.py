@@ -1,0 +1,87 @@
+"""What is segmented and by which model: pictures, their truth, hashes of both."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.latency import document as documents
+from runtime.bundle import MANIFEST
+from runtime.errors import InputError
+from runtime.resize import resize
+from sdk.image import load_image
+from sdk.prior import open_bundle
+
+FRAMES = 64  # of a video, shown to and fro
+
+
+def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """The pictures, and their truth where labels were given, at the size asked for."""
+    if args.video:
+        if not Path(args.video).exists():
+            raise InputError(f"{args.video} does not exist", fix=f"seen from {Path.cwd()}")
+        video, pictures = cv2.VideoCapture(args.video), []
+        while len(pictures) < FRAMES and (got := video.read())[0]:
+            pictures.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
+        video.release()
+        if not pictures:
+            raise InputError(f"{args.video} is no video that OpenCV can read")
+        pictures += pictures[-2:0:-1]  # to and fro: no jump at the end
+    elif args.picture:
+        pictures = [load_image(p)[0] for p in args.picture]
+    else:
+        from sdk.__main__ import demo_photo
+
+        pictures = [demo_photo()]
+    size, truths = args.imgsz, None
+    if args.labels:
+        if len(args.labels) != len(pictures):
+            raise InputError(
+                f"--labels has {len(args.labels)} files, --picture {len(pictures)}; wanted one each"
+            )
+        truths = []
+        for path, picture in zip(args.labels, pictures, strict=True):
+            if not Path(path).exists():
+                raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
+            data = np.fromfile(path, np.uint8) if Path(path).is_file() else np.empty(0, np.uint8)
+            truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+            if truth is None or truth.ndim != 2:
+                raise InputError(f"{path} is no single-channel picture of class numbers")
+            if truth.shape != picture.shape[:2]:
+                raise InputError(
+                    f"{path} is {truth.shape[0]}x{truth.shape[1]}, its picture "
+                    f"{picture.shape[0]}x{picture.shape[1]}"
+                )
+            height, width = size or truth.shape
+            truths.append(cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST))
+    if size:
+        pictures = [resize(p, *size) for p in pictures]
+    return pictures, truths
+
+
+def hashes(prior: str) -> dict[str, str]:
+    """sha256 of a model file, or of a bundle's manifest, which holds those of its other files."""
+    path = Path(prior)
+    bundle = open_bundle(prior)
+    if bundle is None and (prior == "kmeans" or not path.is_file()):
+        return {}
+    file = path if bundle is None else bundle.path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    return {documents.shown(str(file.relative_to(path.parent))): hash_of([data])}
+
+
+def hash_of(parts: Iterable[Any]) -> str:
+    """sha256 of buffers, one after another, in hexadecimal."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return found.hexdigest()

@@ -1,0 +1,109 @@
+"""The ways in which pictures are shown: back to back, paced, and as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.latency.document import Row
+from sdk.segmenter import Clock
+
+WARM_STEPS = 2  # of a stream's frame, as in Segmenter.stream
+WARM_UP, WARM_CALLS = 0.5, 3  # at least so many seconds and calls, after the first one
+CLOCK_EVERY = 0.1  # seconds between readings of the processor's clock
+
+
+class Clocks:
+    """The fastest processor's clock, read outside the timed calls and not too often."""
+
+    def __init__(self) -> None:
+        self.at, self.last = -1.0, None
+
+    def __call__(self) -> float | None:
+        now = time.perf_counter()
+        if now - self.at > CLOCK_EVERY:
+            self.at, self.last = now, max(machine.cpu_mhz(), default=None)
+        return self.last
+
+
+Progress = Callable[[float], None]  # is told seconds since the row's first sample
+
+
+def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
+    """Call after call for so long."""
+    clocks, origin = Clocks(), time.perf_counter()
+    while (now := time.perf_counter() - origin) < seconds:
+        tell(now)
+        picture = pictures[len(row.total_ms) % len(pictures)]
+        begin = time.perf_counter()
+        result = seg(picture)
+        end = time.perf_counter()
+        row.add(begin - origin, begin - origin, end - origin, result, clocks())
+
+
+def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
+    """A picture every 1 / rate seconds; those that come while one is worked on wait for it."""
+    assert row.rate is not None
+    clocks, origin = Clocks(), time.perf_counter()
+    count = max(1, int(seconds * row.rate))
+    for i in range(count):
+        due = i / row.rate
+        now = time.perf_counter() - origin
+        if now > max(seconds, due):
+            row.unserved = count - i
+            break
+        tell(now)
+        if now < due:
+            time.sleep(due - now)
+        begin = time.perf_counter() - origin
+        result = seg(pictures[i % len(pictures)])
+        end = time.perf_counter() - origin
+        row.late += end > due + 1 / row.rate
+        row.add(due, begin, end, result, clocks())
+
+
+def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
+    """Frame after frame of a stream, each warm from the last; its cold start is not among them."""
+
+    def frames() -> Iterator[np.ndarray]:
+        shown = 0
+        while True:
+            yield pictures[shown % len(pictures)]
+            shown += 1
+
+    results = seg.stream(frames(), drop="none", warm_steps=row.steps)
+    try:
+        next(results)
+        clocks, origin = Clocks(), time.perf_counter()
+        while (begin := time.perf_counter() - origin) < seconds:
+            tell(begin)
+            begin = time.perf_counter() - origin
+            result = next(results)
+            end = time.perf_counter() - origin
+            row.add(begin, begin, end, result, clocks())
+    finally:
+        results.close()
+
+
+RUN = {"back-to-back": back_to_back, "paced": paced, "stream": stream}
+
+
+def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
+    """Caches, pools, clocks."""
+    start, calls = time.perf_counter(), 0
+    while calls < WARM_CALLS or time.perf_counter() - start < WARM_UP:
+        seg(pictures[calls % len(pictures)])
+        calls += 1
+
+
+def overhead_ms() -> float:
+    """What recording one stage costs: a lap of the pipeline's clock."""
+    clock, laps = Clock(), 20_000
+    start = time.perf_counter()
+    for _ in range(laps):
+        clock.lap("stage")
+    return 1e3 * (time.perf_counter() - start) / laps

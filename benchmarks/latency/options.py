@@ -1,0 +1,189 @@
+"""The options of `python -m benchmarks latency`, and the values that they take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from benchmarks.latency.document import MODES
+from benchmarks.latency.inputs import FRAMES
+from benchmarks.latency.modes import WARM_STEPS
+from benchmarks.speed import peers
+from benchmarks.speed.harness import thread_counts
+from runtime.backend import default_threads
+from runtime.build import BACKENDS
+from runtime.cli import Parser, option, some_path
+from runtime.config import PRESETS
+from runtime.device import parse_device
+from runtime.errors import InputError
+
+DESCRIPTION = """Latency of the whole pipeline, from the picture to its labels.
+
+    python -m benchmarks latency [BUNDLE|PRIOR] [--picture P ...|--video V] [--refine 0,4,8]
+        [--mode back-to-back,paced,stream] [--rate 30] [--duration 10] [--threads 1,2] [-o DIR]
+
+The clock is end-to-end wall time: uint8 picture on the host to int32 labels on the host. Modes:
+"back-to-back", the next picture when the last is done; "paced", a picture every 1 / rate seconds,
+latency counted from when it was due, so that waiting shows; "stream", warm start from the last
+frame. No sample is left out. Without -o nothing is written; --export says what goes to DIR.
+"""
+
+EXPORTS = {
+    "json": "latency.json",
+    "csv": "latency.csv",
+    "md": "latency.md",
+    "trace": "trace.json",
+    "html": "latency.html",
+}
+
+
+def positive(text: str) -> float:
+    """ "0.5" as a finite number above 0; InputError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"it is {text!r}; wanted a number above 0")
+    return value
+
+
+def scale_of(text: str) -> float:
+    """ "0.5" as a number above 0, at most 1; InputError for anything else."""
+    value = positive(text)
+    if value > 1:
+        raise InputError(f"it is {text!r}; wanted a number above 0, at most 1")
+    return value
+
+
+def numbers(text: str, what: str, low: float, high: float) -> list[float]:
+    """ "50,99" as numbers in [low, high]; InputError for anything else."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= v <= high for v in values):
+        raise InputError(f"{what} is {text!r}; wanted numbers from {low:g} to {high:g}, as 1,2")
+    return list(dict.fromkeys(values))
+
+
+def words(text: str, what: str, known: Iterable[str]) -> list[str]:
+    """Known words of "a,b", in the order in which they are known; InputError for others."""
+    asked = text.split(",")
+    for word in asked:
+        if word not in known:
+            raise InputError(f"{what} is {word!r}; wanted some of {', '.join(known)}")
+    return [word for word in known if word in asked]
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """ "480x640" as height and width."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and 0 < int(p) <= 16384 for p in parts):
+        raise InputError(f"imgsz is {text!r}; wanted HEIGHTxWIDTH up to 16384, as 480x640")
+    return int(parts[0]), int(parts[1])
+
+
+def device_of(text: str) -> str:
+    """A device's name; InputError for anything else."""
+    parse_device(text)
+    return text
+
+
+def percentiles(text: str) -> list[float]:
+    """Of "50,99"."""
+    return numbers(text, "percentile", 1, 99.99)
+
+
+def step_counts(text: str) -> list[int]:
+    """Of "0,4,8"."""
+    counts = numbers(text, "refine", 0, 100_000)
+    if any(n % 1 for n in counts):
+        raise InputError(f"refine is {text!r}; wanted whole numbers of steps")
+    return [int(n) for n in counts]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; a wrong one ends the process with code 2."""
+    parser = Parser(
+        "python -m benchmarks latency",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("prior", nargs="?", default="kmeans", help="a bundle, an .onnx file, or kmeans (default)")
+    add("--picture", nargs="+", help="shown in turn (default: a photo of scikit-image's)")
+    add(
+        "--labels", nargs="+", help="the prior's class numbers of each picture (255: any), for mIoU"
+    )
+    add("--video", help=f"its first {FRAMES} frames, to and fro")
+    add(
+        "--imgsz",
+        type=option(size_of),
+        help="HEIGHTxWIDTH that pictures are made first (default: as they are)",
+    )
+    add(
+        "--refine",
+        type=option(step_counts),
+        help="steps, e.g. 0,4,8; 0 = the prior alone (default: the preset's; "
+        f"{WARM_STEPS} a frame of a stream)",
+    )
+    add(
+        "--scale",
+        type=option(scale_of),
+        help="of the refinement's picture, up to 1 (the preset's)",
+    )
+    presets = ("default", *PRESETS)
+    add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
+    add(
+        "--mode",
+        type=option(lambda text: words(text, "mode", MODES)),
+        help="some of back-to-back,paced,stream (default: all, paced only with --rate)",
+    )
+    add("--rate", type=option(positive), help="pictures/s of paced")
+    add("--duration", type=option(positive), default=10.0, help="seconds a row (%(default)g)")
+    add("--percentile", type=option(percentiles), default="50,90,95,99", help="(%(default)s)")
+    add(
+        "--threads",
+        type=option(thread_counts),
+        default=str(default_threads()),
+        help="e.g. 1,2 (%(default)s)",
+    )
+    add("--device", type=option(device_of), default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
+    precisions = ("fp32", "fp16")
+    add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
+    add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
+    backends = ("native", *BACKENDS)
+    add("--refine-backend", default="native", choices=backends, help="(%(default)s)")
+    add(
+        "--peer",
+        type=option(lambda text: words(text, "peer", peers.PEERS)),
+        default=[],
+        help=f"turn by turn in this process: {', '.join(peers.PEERS)}",
+    )
+    add("--memory", action="store_true", help="peak memory, each in a process of its own")
+    add("--power", action="store_true", help="joules a picture, in a run of its own")
+    add(
+        "--export",
+        type=option(lambda text: words(text, "export", EXPORTS)),
+        help=f"written to DIR ({','.join(EXPORTS)})",
+    )
+    add("-o", "--out", type=some_path, help="folder DIR; files of the same names are replaced")
+    add("--json", action="store_true", help="print the document instead of the tables")
+    args = parser.parse_args(argv)
+    if args.picture and args.video:
+        parser.error("--picture and --video are both given; wanted one of them")
+    if args.labels and not args.picture:
+        parser.error("--labels need the --picture that they are of")
+    if args.mode and "paced" in args.mode and args.rate is None:
+        parser.error("--mode paced needs a rate, as --rate 30")
+    if args.mode and "paced" not in args.mode and args.rate is not None:
+        parser.error("--rate is for --mode paced")
+    if args.export and args.out is None:
+        parser.error("--export needs a folder, as -o DIR")
+    if "torch-eager" in args.peer and args.refine == [0]:
+        parser.error("--peer torch-eager has nothing to do in 0 steps")
+    if args.scale is not None and (args.refine == [0] or args.refine_backend != "native"):
+        parser.error("--scale is for the native refinement: a step graph has its own, 0 steps none")
+    args.export = args.export or list(EXPORTS)
+    return args

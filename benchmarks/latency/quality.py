@@ -1,0 +1,58 @@
+"""The quality of the labels whose latency is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import metrics
+from runtime import load
+from runtime.errors import InputError
+from runtime.prior import KMeansPrior
+from sdk import Segmenter
+from sdk.prior import open_bundle
+from sdk.segmenter import Clock
+
+
+def quality_of(
+    seg: Segmenter, pictures: list[np.ndarray], truths: list[np.ndarray] | None
+) -> dict[str, Any]:
+    """mIoU on the labelled pictures; or for a bundle, the share of its golden picture with the
+    labels that the float32 prior's recorded answer gets, refined by the float32 core."""
+    if truths is not None:
+        names = seg.prior.names
+        if names is None:
+            raise InputError("labels need a prior that names its classes; this one does not")
+        counts: Any = 0
+        for picture, truth in zip(pictures, truths, strict=True):
+            counts = counts + metrics.confusion(seg(picture).labels, truth, len(names), ignore=255)
+        value = metrics.miou(counts)
+        if not np.isfinite(value):
+            raise InputError("the labels have no pixel that counts: all are 255")
+        return {"what": "mIoU", "value": value, "pictures": len(truths)}
+    bundle = open_bundle(seg.info()["bundle"]) if "bundle" in seg.info() else None
+    if bundle is None:
+        return {"what": "not measured"}
+    if seg.refine is not None and load.starts_trained(bundle, seg.refine):
+        return {"what": "not measured (starts from trained weights)"}
+    golden = bundle.tensors(bundle.manifest["golden"][0])
+    picture, guide = golden["picture"], golden["guide"]
+    low = np.asarray(seg.prepare(picture, Clock())[1])
+    if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
+        guide = seg.prior(picture, low)
+    exact = Reference(lambda _: guide, refine=seg.refine, filter=seg.filter, min_area=0)
+    exact.low, exact.prior.names = low, seg.prior.names
+    area, seg.min_area = seg.min_area, 0
+    same = exact(picture).labels == seg(picture).labels
+    seg.min_area = area
+    return {"what": "agreement with float32 on the golden picture", "value": float(same.mean())}
+
+
+class Reference(Segmenter):
+    """The float32 core at a working size that something else has chosen."""
+
+    low: np.ndarray
+
+    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
+        return picture, self.low

@@ -1,0 +1,1 @@
+"""How good the labels are: scores against people's truth, of pictures and of streams."""

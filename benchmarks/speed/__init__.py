@@ -1,0 +1,1 @@
+"""How fast single parts are, beside others that compute the same."""

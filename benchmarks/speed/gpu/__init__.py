@@ -1,0 +1,1 @@
+"""The CUDA module beside PyTorch on the same GPU: python -m benchmarks gpu."""

@@ -1,0 +1,142 @@
+"""The GPU: its clock, its memory, its description."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from runtime.backend import backend, cuda_module
+from runtime.errors import MissingBackend, SdkError
+
+AHEAD = 20_000_000  # clock cycles that the GPU waits while a burst is queued
+FAST = ("tf32", "fp16")  # that PyTorch may use beside our fp16
+
+
+class Gpu:
+    """The GPU as these measurements use it; the tests put the host in its place."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch, self.cuda = torch, torch.cuda
+        torch.backends.cudnn.benchmark = True  # PyTorch takes the fastest of its convolutions
+
+    def stream(self) -> int | None:
+        """What our functions work on: PyTorch's current stream."""
+        return self.cuda.current_stream().cuda_stream
+
+    def time(
+        self, run: Callable[[], Any], after: Callable[[], Any] | None = None, *, ahead: bool = False
+    ) -> tuple[float, float]:
+        """Milliseconds of ``run`` on the device's clock, and with ``after`` on the wall's.
+        ``ahead``: the device begins when the host is done with it."""
+        first, last = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        self.cuda.synchronize()
+        if ahead:
+            self.cuda._sleep(AHEAD)
+        begin = time.perf_counter()
+        first.record()
+        run()
+        last.record()
+        if after is not None:
+            after()
+        self.cuda.synchronize()
+        wall = time.perf_counter() - begin
+        return first.elapsed_time(last), 1e3 * wall
+
+    def record(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """The step as a CUDA graph; returns what replays it."""
+        side = self.cuda.Stream()
+        side.wait_stream(self.cuda.current_stream())
+        with self.cuda.stream(side):
+            for _ in range(3):
+                step()
+        self.cuda.current_stream().wait_stream(side)
+        graph = self.cuda.CUDAGraph()
+        with self.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def peak(self, make: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        """What it makes, and MiB of the device that took: of PyTorch's, at the peak, and of
+        others, which is what stays."""
+        self.clean()
+        self.cuda.reset_peak_memory_stats()
+        before, others = self.cuda.memory_allocated(), self._others()
+        made = make()
+        self.cuda.synchronize()
+        peak = self.cuda.max_memory_allocated() - before
+        mib = {"torch": peak / 2**20, "others": (self._others() - others) / 2**20}
+        return made, {name: round(n, 1) for name, n in mib.items()}
+
+    def _others(self) -> int:
+        free, total = self.cuda.mem_get_info()
+        return total - free - self.cuda.memory_reserved()
+
+    def clean(self) -> None:
+        """Let go of what nobody holds."""
+        gc.collect()
+        self.cuda.synchronize()
+        self.cuda.empty_cache()
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, and the versions of what runs on it."""
+        found, module = self.cuda.get_device_properties(0), cuda_module()
+        torch = self.torch
+        return {
+            "name": found.name,
+            "compute_capability": f"{found.major}.{found.minor}",
+            "multiprocessors": found.multi_processor_count,
+            "memory_bytes": found.total_memory,
+            "l2_bytes": getattr(found, "L2_cache_size", None),
+            "torch": torch.__version__,
+            "torch_cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "module_architectures": module.architectures(),
+            "module_cuda": module.runtime_version(),
+        }
+
+
+def set_precision(torch: Any, precision: str) -> None:
+    """Whether PyTorch's convolutions and matrix products may round to TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision in FAST
+
+
+def find_gpu() -> Gpu:
+    """The GPU, or MissingBackend that says why there is none."""
+    fix = "on a machine with a GPU, nvcc and PyTorch: benchmarks/speed/gpu_check.sh FOLDER"
+    try:
+        import scipy  # noqa: F401  for the statistics
+        import torch
+    except ImportError as error:
+        why = f"PyTorch and SciPy are needed, but {error}"
+        raise MissingBackend(why, fix="pip install torch scipy") from error
+    try:
+        backend("cuda")
+    except SdkError as error:
+        why = str(error).partition("\n")[0]
+        raise MissingBackend(f"no GPU to measure: {why}", fix=error.fix or fix) from error
+    if not torch.cuda.is_available():
+        raise MissingBackend(
+            f"PyTorch {torch.__version__} sees no GPU", fix="install PyTorch for CUDA"
+        )
+    return Gpu()
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Driver, clocks, power and temperature now; empty without nvidia-smi."""
+    fields = (
+        *("name", "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
+        *("clocks.max.mem", "power.draw", "power.limit", "temperature.gpu"),
+    )
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(fields, (word.strip() for word in done.stdout.split(",")), strict=False))

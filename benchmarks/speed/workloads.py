@@ -1,0 +1,63 @@
+"""The work that is measured: a benchmark and the processes of its peers both use these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
+CLASSES = 14
+MATRIX = 1536  # side of the matrix product
+COPY = 2**28  # bytes
+STEPS = {"dynaguide": 2, "residual": 10}  # a run
+
+
+class Case(NamedTuple):
+    """What is refined, and how many steps make a run."""
+
+    height: int
+    width: int
+    steps: int
+    options: dict[str, Any]
+
+
+def find_case(name: str) -> Case:
+    """The case called "objective HxW"; ValueError where there is none."""
+    objective, _, size = name.partition(" ")
+    height, width = map(int, size.split("x"))
+    if objective not in STEPS or height < 1 or width < 1:
+        raise ValueError(name)
+    return Case(height, width, STEPS[objective], {"objective": objective})
+
+
+def picture(height: int, width: int) -> Inputs:
+    """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
+    rng = np.random.default_rng(0)
+    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    centres = rng.random((CLASSES, 2)) * (height, width)
+    distance = np.stack([(ys - y) ** 2 + (xs - x) ** 2 for y, x in centres], -1)
+    labels = distance.argmin(-1).astype(np.int32)
+    colours = rng.random((CLASSES, 3)).astype(np.float32)
+    noise = rng.normal(0, 0.05, (height, width, 3)).astype(np.float32)
+    soft = 0.7 * np.eye(CLASSES, dtype=np.float32)[labels] + np.float32(0.3 / CLASSES)
+    return np.clip(colours[labels] + noise, 0, 1), labels, soft
+
+
+def refiner(case: Case, **more: Any) -> Any:
+    """The core's Refiner for a case."""
+    import runtime
+
+    residual = case.options.get("objective", "residual") == "residual"
+    count = CLASSES if residual else None
+    return runtime.Refiner(case.height, case.width, classes=count, **case.options, **more)
+
+
+def memory(field: str) -> float:
+    """MiB of this process, by the kernel; nan where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
