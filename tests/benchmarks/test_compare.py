@@ -10,19 +10,20 @@ pytest.importorskip("scipy", reason="the profiler needs SciPy")
 pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import compare, latency, page
-from benchmarks import document as documents
+from benchmarks.latency import compare, page, reading
+from benchmarks.latency import document as documents
+from benchmarks.speed import harness
 from runtime.errors import InputError
 
 
 def document(times, **more):
-    made = latency.Row("back-to-back", 4, 1)
+    made = documents.Row("back-to-back", 4, 1)
     made.total_ms = list(times)
     made.start_s = list(np.cumsum(times) / 1e3)
     made.stages_ms = {"refine": list(times), "unaccounted": [0.0] * len(times)}
     made.steps_done = [4] * len(times)
     made.cpu_mhz = [None] * len(times)
-    found = latency.summarise(made, [50.0, 99.0])
+    found = documents.summarise(made, [50.0, 99.0])
     return (
         {part: [] for part in documents.PARTS}
         | {
@@ -33,7 +34,7 @@ def document(times, **more):
             "command": [],
             "hashes": {},
             "percentiles": [50.0, 99.0],
-            "schema": documents.SCHEMA,
+            "schema": "dg-latency/1",
             "rows": [found],
             "environment": {},
             "picture": [1, 1, 1],
@@ -150,16 +151,16 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
 def test_hostile_documents_are_refused(tmp_path, more):
     path = changed(tmp_path / "x.json", **more)
     with pytest.raises(InputError, match="is not what 'benchmarks latency' writes"):
-        documents.load(Path(path))
+        reading.load(Path(path))
 
 
 def test_what_a_document_says_of_its_samples_is_worked_out_again(tmp_path):
     path = changed(tmp_path / "x.json", row_summary={"unstable": 5}, row_name=["x"])
-    found = documents.load(Path(path))["rows"][0]
+    found = reading.load(Path(path))["rows"][0]
     assert found["summary"]["n"] == 1000 and found["name"] == "back-to-back, 4 steps, 1 thread"
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="is no JSON"):
-        documents.load(tmp_path / "deep.json")
+        reading.load(tmp_path / "deep.json")
 
 
 def test_report_leaves_broken_files_out(tmp_path, capsys):
@@ -204,9 +205,9 @@ def test_compare_refuses_other_files(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"x\.json is"):
-        documents.load(path)
+        reading.load(path)
     with pytest.raises(InputError, match="cannot be read"):
-        documents.load(tmp_path / "none.json")
+        reading.load(tmp_path / "none.json")
     with pytest.raises(InputError, match="holds no result"):
         page.main([str(tmp_path)])
 
@@ -221,9 +222,9 @@ def test_compare_needs_rows_in_common(tmp_path):
 
 
 def test_one_configuration_is_one_row(tmp_path):
-    assert latency.thread_counts("2,1,2") == [2, 1]
+    assert harness.thread_counts("2,1,2") == [2, 1]
     twice = document(skewed(0))
     twice["rows"] *= 2
     (tmp_path / "twice.json").write_text(json.dumps(twice))
     with pytest.raises(InputError, match="two of its rows are of the same configuration"):
-        documents.load(tmp_path / "twice.json")
+        reading.load(tmp_path / "twice.json")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from benchmarks import cases
+from benchmarks.quality import datasets
 from runtime.errors import InputError, MissingBackend
 
 needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
+    datasets.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
 )
 
 
@@ -49,18 +49,18 @@ def numbers(pictures):
 
 
 def test_camvid_splits(fake):
-    assert numbers(cases.camvid()) == list(range(0, 92, 8))
-    assert numbers(cases.camvid(split="other")) == list(range(3, 92, 8))
+    assert numbers(datasets.camvid()) == list(range(0, 92, 8))
+    assert numbers(datasets.camvid(split="other")) == list(range(3, 92, 8))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 30, 45, 46])
 def test_camvid_splits_are_disjoint(fake, count):
-    chosen = numbers(cases.camvid(count)) + numbers(cases.camvid(count, split="other"))
+    chosen = numbers(datasets.camvid(count)) + numbers(datasets.camvid(count, split="other"))
     assert len(set(chosen)) == 2 * count
 
 
 def test_camvid_reads_rgb_and_its_own_truth(fake):
-    frame = cases.camvid()[2]
+    frame = datasets.camvid()[2]
     assert frame.name == "016"
     np.testing.assert_array_equal(frame.image()[0, 0], [16, 0, 0])
     assert frame.truth().dtype == np.uint8 and frame.truth().shape == (2, 3)
@@ -68,60 +68,60 @@ def test_camvid_reads_rgb_and_its_own_truth(fake):
 
 
 def test_davis_takes_every_step_th_frame_of_each_sequence(fake):
-    frames = cases.davis(20)
+    frames = datasets.davis(20)
     assert [f.name for f in frames[:3]] == [f"blackswan/000{i}" for i in ("00", "20", "40")]
     assert [f.sequence for f in frames] == ["blackswan"] * 3 + ["car-shadow"] * 2 + ["dog"] * 3
-    assert len(cases.davis()) == 6 + 5 + 7
-    masks = [frame.mask() for frame in cases.davis(1)[:2]]
+    assert len(datasets.davis()) == 6 + 5 + 7
+    masks = [frame.mask() for frame in datasets.davis(1)[:2]]
     assert masks[0].dtype == bool and not masks[0].any() and masks[1].all()
 
 
 def test_bsds_is_spread_from_first_to_last(fake):
-    assert numbers(cases.bsds(5)) == [0, 25, 50, 74, 99]
-    first, second = cases.bsds(1)[0].annotators()
+    assert numbers(datasets.bsds(5)) == [0, 25, 50, 74, 99]
+    first, second = datasets.bsds(1)[0].annotators()
     assert first.dtype == np.int32 and (first == 1).all() and (second == 2).all()
 
 
 def test_names_map_to_camvid_classes():
-    table = cases.camvid_lookup(["rider", "background", "sky", "terrain"])
+    table = datasets.camvid_lookup(["rider", "background", "sky", "terrain"])
     assert table.dtype == np.uint8
     np.testing.assert_array_equal(table, [10, 255, 0, 5])
-    assert set(cases.CITYSCAPES_TO_CAMVID.values()) == set(cases.CAMVID_CLASSES)
+    assert set(datasets.CITYSCAPES_TO_CAMVID.values()) == set(datasets.CAMVID_CLASSES)
 
 
 def test_data_set_beside_the_repository_is_the_default(monkeypatch, tmp_path):
     monkeypatch.delenv("SEG_DATA", raising=False)
-    monkeypatch.setattr(cases, "__file__", str(tmp_path / "repo" / "benchmarks" / "cases.py"))
-    assert cases.data_root() is None
+    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "repo" / "benchmarks" / "datasets.py"))
+    assert datasets.data_root() is None
     beside = tmp_path / "shared" / "data"
     beside.mkdir(parents=True)
-    assert cases.data_root() == beside
+    assert datasets.data_root() == beside
 
 
 def test_absent_data_set_is_named_with_its_fix(monkeypatch):
-    monkeypatch.setattr(cases, "data_root", lambda: None)
+    monkeypatch.setattr(datasets, "data_root", lambda: None)
     with pytest.raises(InputError, match=r"no camvid/train\n  fix: set SEG_DATA="):
-        cases.camvid()
+        datasets.camvid()
 
 
 def test_wrong_folder_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("SEG_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"SEG_DATA: expected a folder, got .*nowhere"):
-        cases.data_root()
+        datasets.data_root()
     monkeypatch.setenv("SEG_DATA", str(tmp_path))
     with pytest.raises(InputError, match=r"no .*priors/net.onnx\n  fix: set SEG_DATA="):
-        cases.prior_path("net.onnx")
+        datasets.prior_path("net.onnx")
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: cases.camvid(split="test"), "split: expected one of dev, other, got 'test'"),
-        (lambda: cases.bsds(split="test"), "split: expected one of train, val, got 'test'"),
-        (lambda: cases.camvid(47), "count: expected at most half of 92 frames, got 47"),
-        (lambda: cases.camvid(0), "count: expected 1 to 46, got 0"),
-        (lambda: cases.bsds(101), "count: expected 1 to 100, got 101"),
-        (lambda: cases.davis(0), "step: expected at least 1, got 0"),
+        (lambda: datasets.camvid(split="test"), "split: expected one of dev, other, got 'test'"),
+        (lambda: datasets.bsds(split="test"), "split: expected one of train, val, got 'test'"),
+        (lambda: datasets.camvid(47), "count: expected at most half of 92 frames, got 47"),
+        (lambda: datasets.camvid(0), "count: expected 1 to 46, got 0"),
+        (lambda: datasets.bsds(101), "count: expected 1 to 100, got 101"),
+        (lambda: datasets.davis(0), "step: expected at least 1, got 0"),
     ],
 )
 def test_bad_choice_is_refused(fake, call, message):
@@ -132,28 +132,28 @@ def test_bad_choice_is_refused(fake, call, message):
 def test_broken_picture_is_named(fake):
     (fake / "camvid/train/000.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"000\.png: missing or not a picture"):
-        cases.camvid()[0].image()
+        datasets.camvid()[0].image()
 
 
 def test_missing_scipy_is_named(fake, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(MissingBackend, match=r"pip install 'dynaguide-edge\[bench\]'"):
-        cases.bsds(1)[0].annotators()
+        datasets.bsds(1)[0].annotators()
 
 
 @pytest.mark.data
 @needs_data
 def test_real_camvid():
-    for frame in cases.camvid(2):
+    for frame in datasets.camvid(2):
         assert frame.image().shape == (360, 480, 3) and frame.image().dtype == np.uint8
         assert frame.truth().shape == (360, 480)
-        assert frame.truth().max() == cases.CAMVID_VOID  # every frame has void
+        assert frame.truth().max() == datasets.CAMVID_VOID  # every frame has void
 
 
 @pytest.mark.data
 @needs_data
 def test_real_davis():
-    frames = cases.davis()
+    frames = datasets.davis()
     assert len(frames) == 18
     for frame in frames[::6]:
         assert frame.image().shape == (480, 854, 3) and frame.mask().shape == (480, 854)
@@ -163,7 +163,7 @@ def test_real_davis():
 @pytest.mark.data
 @needs_data
 def test_real_bsds():
-    for picture in cases.bsds(3):
+    for picture in datasets.bsds(3):
         annotators = picture.annotators()
         assert 4 <= len(annotators) <= 9
         for labels in annotators:
@@ -174,4 +174,4 @@ def test_real_bsds():
 @pytest.mark.data
 @needs_data
 def test_real_priors():
-    assert cases.prior_path("espnetv2_s0.5_cityscapes_512x256.onnx").is_file()
+    assert datasets.prior_path("espnetv2_s0.5_cityscapes_512x256.onnx").is_file()

@@ -1,5 +1,5 @@
-"""benchmarks/gpu.py without a GPU: its arithmetic, its order, its JSON, and what it says where it
-cannot run. Our kernels and PyTorch run on the host, at tiny sizes, and the time is made up."""
+"""python -m benchmarks gpu without a GPU: its arithmetic, its order, its JSON, and what it says
+where it cannot run. Our kernels and PyTorch run on the host, at tiny sizes, and the time is made up."""
 
 import itertools
 import json
@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import gpu
+from benchmarks.speed import workloads
+from benchmarks.speed.gpu import cases, comparison, device, run, timing
+from benchmarks.speed.gpu.goals import goals
+from benchmarks.speed.torch_filter import TorchFilter
 from runtime.device import cuda_absence
 from runtime.errors import DeviceError, InputError
 
 torch = pytest.importorskip("torch", reason="the peers need PyTorch")
 pytestmark = pytest.mark.skipif(not cuda_absence(), reason="there is a GPU")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
-class Host(gpu.Gpu):
+class Host(device.Gpu):
     """The host in a GPU's place; every run takes a millisecond more than the last."""
 
     name = "cpu"
@@ -59,31 +62,35 @@ class Host(gpu.Gpu):
 def host(cuda, monkeypatch):
     """Our module is the one that runs on the host, with few channels, and its clock stands; the
     compiler hands back what it is given."""
-    sizes = {"COPY": 2**10, "MATRIX": 8, "MOST": 2, "LEAST": 1, "SETS": 2, "BURST": 2}
-    for name, size in sizes.items():
-        monkeypatch.setattr(gpu, name, size)
-    find, ours = gpu.find_case, gpu.ours
+    for module, sizes in (
+        (comparison, {"COPY": 2**10, "MATRIX": 8, "BURST": 2}),
+        (timing, {"MOST": 2, "LEAST": 1}),
+        (cases, {"SETS": 2}),
+    ):
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+    find, ours = cases.find_case, cases.ours
 
     def narrow(name):
         case = find(name)
         return case._replace(options=case.options | {"channels": 6})
 
-    monkeypatch.setattr(gpu, "find_case", narrow)
-    monkeypatch.setattr(gpu, "ours", lambda *a: ours(*a)._replace(clock=lambda: 0.5))
+    monkeypatch.setattr(cases, "find_case", narrow)
+    monkeypatch.setattr(cases, "ours", lambda *a: ours(*a)._replace(clock=lambda: 0.5))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(torch.compiler, "reset", gpu.nothing)
+    monkeypatch.setattr(torch.compiler, "reset", comparison.nothing)
     yield Host()
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
 
 
 SMALL = {
-    "guided filter, 1": lambda *a: gpu.filter_case(*a, (11, 13), (11, 13), 1),
-    "guided filter, 3": lambda *a: gpu.filter_case(*a, (7, 5), (7, 5), 3),
-    "joint upsampling": lambda *a: gpu.filter_case(*a, (12, 20), (3, 5), 2),
-    "lift": lambda *a: gpu.lift_case(*a, (12, 20), (3, 5), False),
-    "guided lift": lambda *a: gpu.lift_case(*a, (12, 20), (3, 5), True),
-    "residual": lambda *a: gpu.steps_case(*a, "residual 5x7", 2),
-    "dynaguide": lambda *a: gpu.steps_case(*a, "dynaguide 5x7", 2),
+    "guided filter, 1": lambda *a: cases.filter_case(*a, (11, 13), (11, 13), 1),
+    "guided filter, 3": lambda *a: cases.filter_case(*a, (7, 5), (7, 5), 3),
+    "joint upsampling": lambda *a: cases.filter_case(*a, (12, 20), (3, 5), 2),
+    "lift": lambda *a: cases.lift_case(*a, (12, 20), (3, 5), False),
+    "guided lift": lambda *a: cases.lift_case(*a, (12, 20), (3, 5), True),
+    "residual": lambda *a: cases.steps_case(*a, "residual 5x7", 2),
+    "dynaguide": lambda *a: cases.steps_case(*a, "dynaguide 5x7", 2),
 }
 
 
@@ -99,21 +106,21 @@ def test_peers_agree(host, name):
         assert who == ["ours fp32", "ours fp16", *torchs, "copy", *products]
     else:
         assert who == ["ours", "torch eager", "torch compiled", "copy"]
-    found = gpu.measure(case)
+    found = timing.measure(case)
     assert [(row["who"], row["precision"]) for row in found] == list(case.peers)
-    assert all(len(row["samples"]["device ms"]) == gpu.MOST for row in found)
+    assert all(len(row["samples"]["device ms"]) == timing.MOST for row in found)
 
 
 @pytest.mark.parametrize("precision, close", [("fp32", 1e-4), ("tf32", 1e-4), ("fp16", 3e-2)])
 def test_the_twins_steps_are_those_that_wait(host, precision, close):
     """Without the waits a step does the same."""
-    from benchmarks.torch_twin import Twin
+    from benchmarks.speed.torch_twin import Twin
 
-    case = gpu.find_case("dynaguide 12x16")
-    image, hard, _ = gpu.picture(12, 16)
-    plain = gpu.refiner(case)
+    case = cases.find_case("dynaguide 12x16")
+    image, hard, _ = workloads.picture(12, 16)
+    plain = workloads.refiner(case)
     arguments = (plain.options, plain.state_dict(), image, hard, torch.float32)
-    twin, loop = Twin(*arguments), gpu.Loop(Twin(*arguments), torch, precision)
+    twin, loop = Twin(*arguments), cases.Loop(Twin(*arguments), torch, precision)
     losses, wanted = [], []
     for _ in range(3):
         loop.step()
@@ -128,9 +135,9 @@ def test_the_twins_steps_are_those_that_wait(host, precision, close):
 
 
 def test_a_peer_that_differs_or_fails_is_left_out(host, capsys):
-    case = gpu.Case(host, "work")
-    case.add("ours", lambda: gpu.Peer(gpu.nothing, (np.ones(3),)))
-    case.add("torch eager", lambda: gpu.Peer(gpu.nothing, (np.full(3, 1.001),)))
+    case = comparison.Case(host, "work")
+    case.add("ours", lambda: comparison.Peer(comparison.nothing, (np.ones(3),)))
+    case.add("torch eager", lambda: comparison.Peer(comparison.nothing, (np.full(3, 1.001),)))
     case.add("torch compiled", lambda: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
     assert list(case.peers) == [("ours", "")] and len(case.left_out) == 2
     assert case.wrong == [
@@ -145,14 +152,14 @@ def test_a_peer_that_differs_or_fails_is_left_out(host, capsys):
     case.add("ours", full, "fp16")
     assert case.wrong[1] == "work: ours fp16: DeviceError: memory is full"
     with pytest.raises(DeviceError, match="memory is full"):
-        gpu.Case(host, "work").add("ours", full)
+        comparison.Case(host, "work").add("ours", full)
 
 
 @pytest.fixture
 def played():
     """The real Gpu on a torch.cuda that is played: it knows the real one's names, and keeps what
     was called."""
-    made = gpu.Gpu()
+    made = device.Gpu()
     made.cuda = mock.MagicMock(spec=torch.cuda)
     for name in ("Event", "Stream", "CUDAGraph", "current_stream"):
         real = torch.cuda.Stream if name == "current_stream" else getattr(torch.cuda, name)
@@ -171,7 +178,7 @@ def test_what_is_asked_of_the_gpu(played):
     ways = played.time(lambda: seen.append("run"), lambda: seen.append("after"), ahead=True)
     assert seen == ["wait", "sleep", "event", "run", "event", "after", "wait"]
     assert ways[0] == 2.5 and ways[1] > 0
-    assert played.time(gpu.nothing)[0] == 2.5 and seen.count("sleep") == 1
+    assert played.time(comparison.nothing)[0] == 2.5 and seen.count("sleep") == 1
 
     cuda.current_stream.return_value.cuda_stream = 77
     assert played.stream() == 77
@@ -198,58 +205,61 @@ def test_the_gpu_is_described(played, cuda):
 
 def test_differences():
     ones, labels = np.ones((2, 3)), np.arange(2000)
-    assert gpu.difference((ones, labels), (ones, labels), 1e-4) == ""
-    assert gpu.difference((ones + 5e-5,), (ones,), 1e-4) == ""
-    assert gpu.difference((ones * np.nan,), (ones,), 1e-4) == "nan of 1"
-    assert gpu.difference((ones[:1],), (ones,), 1e-4) == "shape (1, 3), not (2, 3)"
+    assert comparison.difference((ones, labels), (ones, labels), 1e-4) == ""
+    assert comparison.difference((ones + 5e-5,), (ones,), 1e-4) == ""
+    assert comparison.difference((ones * np.nan,), (ones,), 1e-4) == "nan of 1"
+    assert comparison.difference((ones[:1],), (ones,), 1e-4) == "shape (1, 3), not (2, 3)"
     few = labels.copy()
     few[0] = 7
-    assert gpu.difference((few,), (labels,), 1e-4) == ""
-    assert gpu.difference((labels[::-1],), (labels,), 1e-4) == "100.00% of the labels"
+    assert comparison.difference((few,), (labels,), 1e-4) == ""
+    assert comparison.difference((labels[::-1],), (labels,), 1e-4) == "100.00% of the labels"
 
 
 def test_turn_by_turn(host):
     seen = []
-    case = gpu.Case(host, "work")
+    case = comparison.Case(host, "work")
     for who in ("ours", "torch eager", "copy"):
-        case.peers[who, ""] = gpu.Peer(lambda who=who: seen.append(who))
+        case.peers[who, ""] = comparison.Peer(lambda who=who: seen.append(who))
         case.memory[who, ""] = {}
-    gpu.measure(case)
-    assert seen == ["ours", "torch eager", "copy"] * (gpu.WARM + gpu.MOST)
+    timing.measure(case)
+    assert seen == ["ours", "torch eager", "copy"] * (timing.WARM + timing.MOST)
 
 
 def test_a_case_ends_when_its_time_is_up(host, monkeypatch):
-    monkeypatch.setattr(gpu, "SECONDS", 0.0)
-    case = gpu.Case(host, "work")
-    case.peers["copy", ""] = gpu.Peer(gpu.nothing)
-    (row,) = gpu.measure(case)
-    assert len(row["samples"]["wall ms"]) == gpu.LEAST < gpu.MOST
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    case = comparison.Case(host, "work")
+    case.peers["copy", ""] = comparison.Peer(comparison.nothing)
+    (row,) = timing.measure(case)
+    assert len(row["samples"]["wall ms"]) == timing.LEAST < timing.MOST
 
 
 def test_what_a_turn_takes(host):
     calls = []
-    burst = gpu.Peer(lambda: calls.append(1), burst=4)
-    assert gpu.turn(host, burst, "") == (1 / 4, 2.5)
+    burst = comparison.Peer(lambda: calls.append(1), burst=4)
+    assert timing.turn(host, burst, "") == (1 / 4, 2.5)
     assert len(calls) == 5 and host.bursts == 1
-    steps = gpu.Peer(
+    steps = comparison.Peer(
         lambda: calls.append("steps"),
         before=lambda: calls.append("before"),
         after=lambda: calls.append("after"),
     )
-    assert gpu.turn(host, steps, "tf32") == (3.0, 3.5)
+    assert timing.turn(host, steps, "tf32") == (3.0, 3.5)
     assert calls[5:] == ["before", "steps", "after"]
     assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-    assert gpu.turn(host, gpu.Peer(gpu.nothing, clock=lambda: 0.25), "fp32") == (0.25, 4.5)
+    assert timing.turn(host, comparison.Peer(comparison.nothing, clock=lambda: 0.25), "fp32") == (
+        0.25,
+        4.5,
+    )
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_arithmetic(host):
-    case = gpu.Case(host, "work", bytes=1e6, operations=512.0, steps=10)
+    case = comparison.Case(host, "work", bytes=1e6, operations=512.0, steps=10)
     keys = [("ours", "fp32"), ("torch eager", "fp32"), ("copy", ""), ("matmul", "fp32")]
     case.memory = {key: {} for key in keys}
     taken = {key: [(ms, 9.0)] * 7 for key, ms in zip(keys, (2.0, 8.0, 0.5, 0.25), strict=True)}
     taken["ours", "fp32"] = [(ms, 9.0) for ms in (1.0, 3.0, 2.0, 2.0, 2.0, 9.0, 1.0)]
-    ours, eager, copy, matmul = gpu.rows(case, taken)
+    ours, eager, copy, matmul = timing.rows(case, taken)
     assert (ours["device ms"], ours["wall ms"], ours["ms/step"]) == (2.0, 9.0, 0.2)
     assert copy["GB/s"] == pytest.approx(2 * 2**10 / 0.5e-3 / 1e9)
     assert ours["of copy"] == pytest.approx(1e6 / 2e-3 / 1e9 / copy["GB/s"])
@@ -266,7 +276,7 @@ def row(who, precision="", **values):
 
 def test_goals():
     found = [row("ours", **{"of copy": 0.62}), row("torch eager", **{"x ours": 4.9})]
-    first, second = gpu.goals("guided filter, 1, 1080x1920", found)
+    first, second = goals("guided filter, 1, 1080x1920", found)
     assert first == {
         "goal": "guided filter, 1, 1080x1920: of copy >= 0.5",
         "value": 0.62,
@@ -282,7 +292,7 @@ def test_goals():
         row("torch graph, channels last", "fp16", **{"x ours": 8.0}),
         row("torch eager", "tf32", **{"x ours": 9.5}),
     ]
-    told = {g["goal"]: (g["value"], g["met"]) for g in gpu.goals("dynaguide 321x481", found)}
+    told = {g["goal"]: (g["value"], g["met"]) for g in goals("dynaguide 321x481", found)}
     assert told == {
         "dynaguide 321x481: fp32, ms/step <= 2.5": (2.4, True),
         "dynaguide 321x481: fp32, x torch eager >= 4": (4.0, True),
@@ -291,24 +301,24 @@ def test_goals():
         "dynaguide 321x481: fp16, x torch eager >= 4": (9.5, True),
         "dynaguide 321x481: fp16, x best graphed or compiled torch >= 2": (8.0, True),
     }
-    assert len(gpu.goals("residual 180x240, 10 steps", [])) == 6
-    assert gpu.goals("lift, 14", []) == []
+    assert len(goals("residual 180x240, 10 steps", [])) == 6
+    assert goals("lift, 14", []) == []
 
 
 def test_cases_are_what_their_names_say():
-    with_goals = [name for name in gpu.CASES if gpu.goals(name, [])]
+    with_goals = [name for name in run.CASES if goals(name, [])]
     assert len(with_goals) == 4
-    for name in gpu.CASES:
+    for name in run.CASES:
         if "steps" in name:
             size, steps = name.rsplit(",", 1)
-            assert gpu.find_case(size) and steps == f" {gpu.STEPS[size.split()[0]]} steps"
+            assert cases.find_case(size) and steps == f" {cases.STEPS[size.split()[0]]} steps"
 
 
 @pytest.fixture
 def told(host, monkeypatch):
     """The command line with a GPU that is the host."""
-    monkeypatch.setattr(gpu, "find_gpu", lambda: host)
-    monkeypatch.setattr(gpu, "CASES", {k: SMALL[k] for k in ("guided filter, 3", "lift")})
+    monkeypatch.setattr(run, "find_gpu", lambda: host)
+    monkeypatch.setattr(run, "CASES", {k: SMALL[k] for k in ("guided filter, 3", "lift")})
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -321,9 +331,9 @@ def test_the_document(told, tmp_path, capsys, compiled):
     assert document["complete"] and document["failed"] == document["wrong"] == []
     assert document["command"][:5] == ["python", "-m", "benchmarks", "gpu", "-o"]
     assert {"commit", "sources", "date", "gpu", "machine", "before", "after"} <= set(document)
-    assert {row["case"] for row in document["rows"]} == set(gpu.CASES)
+    assert {row["case"] for row in document["rows"]} == set(run.CASES)
     assert ("torch compiled" in {row["who"] for row in document["rows"]}) == compiled
-    assert all(len(row["samples"]["device ms"]) == gpu.MOST for row in document["rows"])
+    assert all(len(row["samples"]["device ms"]) == timing.MOST for row in document["rows"])
     assert [g["goal"] for g in document["goals"]] == [
         "guided filter, 3: of copy >= 0.5",
         "guided filter, 3: x torch eager >= 5",
@@ -336,7 +346,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch
     def broken(*_):
         raise DeviceError("lost")
 
-    monkeypatch.setitem(gpu.CASES, "guided filter, 3", broken)
+    monkeypatch.setitem(run.CASES, "guided filter, 3", broken)
     assert command.main(["gpu", "-o", str(tmp_path)]) == 1
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert document["failed"] == ["guided filter, 3: DeviceError: lost"]
@@ -344,10 +354,10 @@ def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch
 
 
 def test_another_result_is_an_error_of_its_own(told, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu.TorchFilter, "apply", lambda self, coefficients, guide: guide)
+    monkeypatch.setattr(TorchFilter, "apply", lambda self, coefficients, guide: guide)
     assert command.main(["gpu", "-o", str(tmp_path), "--only", "filter"]) == 3
     assert "another result than our first: shape (7, 5, 3)" not in capsys.readouterr().err
-    monkeypatch.setattr(gpu.TorchFilter, "apply", lambda self, c, guide: c[0])
+    monkeypatch.setattr(TorchFilter, "apply", lambda self, c, guide: c[0])
     assert command.main(["gpu", "-o", str(tmp_path), "--only", "filter"]) == 3
     assert "torch eager : it gives another result than our first" in capsys.readouterr().err
     document = json.loads((tmp_path / "gpu.json").read_text())
@@ -356,10 +366,10 @@ def test_another_result_is_an_error_of_its_own(told, tmp_path, monkeypatch, caps
 
 def test_wrong_arguments(tmp_path):
     with pytest.raises(InputError, match="no case's name holds 'none': guided filter, 1"):
-        gpu.main(["-o", str(tmp_path), "--only", "none"])
+        run.main(["-o", str(tmp_path), "--only", "none"])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is no folder to write to"):
-        gpu.main(["-o", str(tmp_path / "file")])
+        run.main(["-o", str(tmp_path / "file")])
 
 
 def test_without_a_gpu_it_says_why(tmp_path, monkeypatch, capsys):
@@ -368,7 +378,7 @@ def test_without_a_gpu_it_says_why(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().err
 
     assert "error: no GPU to measure: " in answer()
-    monkeypatch.setattr(gpu, "backend", lambda device: None)
+    monkeypatch.setattr(device, "backend", lambda device: None)
     assert f"error: PyTorch {torch.__version__} sees no GPU" in answer()
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "error: PyTorch and SciPy are needed, but " in answer()
@@ -377,11 +387,11 @@ def test_without_a_gpu_it_says_why(tmp_path, monkeypatch, capsys):
 
 def test_the_driver_is_asked_if_it_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu.nvidia_smi() == {}
+    assert device.nvidia_smi() == {}
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'A GPU, 580.1, P0, 345 MHz, 2619 MHz, 1980 MHz'\n")
     smi.chmod(0o755)
-    told = gpu.nvidia_smi()
+    told = device.nvidia_smi()
     assert (told["name"], told["driver_version"], told["clocks.sm"]) == (
         "A GPU",
         "580.1",
@@ -390,8 +400,8 @@ def test_the_driver_is_asked_if_it_is_there(tmp_path, monkeypatch):
 
 
 def test_the_check_says_of_each_phase_why_it_cannot(tmp_path):
-    """benchmarks/gpu_check.sh where there is no GPU: nothing is built, all is told, and it ends."""
-    script = ROOT / "benchmarks/gpu_check.sh"
+    """gpu_check.sh where there is no GPU: nothing is built, all is told, and it ends."""
+    script = ROOT / "benchmarks/speed/gpu_check.sh"
     done = subprocess.run(
         ["bash", script, tmp_path / "out"],
         capture_output=True,
@@ -415,9 +425,9 @@ def test_the_check_says_of_each_phase_why_it_cannot(tmp_path):
 
 
 def test_the_check_wants_a_folder(tmp_path):
-    script = ROOT / "benchmarks/gpu_check.sh"
+    script = ROOT / "benchmarks/speed/gpu_check.sh"
     done = subprocess.run(["bash", script], capture_output=True, text=True)
-    assert done.returncode == 2 and "usage: benchmarks/gpu_check.sh FOLDER" in done.stderr
+    assert done.returncode == 2 and "usage: benchmarks/speed/gpu_check.sh FOLDER" in done.stderr
     environment = os.environ | {"PYTHON": str(tmp_path / "none")}
     command = ["bash", script, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from benchmarks import metrics
+from benchmarks.quality import metrics
 
 VOID = 9
 LEFT_RIGHT = np.repeat([[0, 0, 1, 1]], 4, axis=0)

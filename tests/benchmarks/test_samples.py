@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="the statistics need SciPy")
 
-from benchmarks import samples
+from benchmarks.latency import samples
 
 TRIALS = 400
 

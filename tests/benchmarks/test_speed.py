@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ops, photo, step, worker
+from benchmarks.speed import harness, ops, photo, step, workloads
 from runtime.errors import SdkError
 from sdk.image import encode_image
 
 pytest.importorskip("torch", reason="the benchmarks' peers need PyTorch")
 
 SMALL = {
-    "conv": ops._conv(9, 11, 20, 18, 3, False),
-    "conv of few": ops._conv(9, 11, 5, 18, 3, False),
-    "conv 1x1": ops._conv(9, 11, 20, 18, 1, False),
-    "conv backward": ops._conv(9, 11, 20, 18, 3, True),
-    "conv 1x1 backward": ops._conv(9, 11, 20, 18, 1, True),
-    "cluster loss": ops._cluster_loss(9, 11, 18),
-    "spatial loss": ops._spatial_loss(9, 11, 18),
-    "guided": ops._guided(33, 39, 3),
-    "fast guided": ops._guided(33, 39, 3, 4),
-    "lift": ops._lift(24, 36, 5, 3),
+    "conv": ops.conv(9, 11, 20, 18, 3, False),
+    "conv of few": ops.conv(9, 11, 5, 18, 3, False),
+    "conv 1x1": ops.conv(9, 11, 20, 18, 1, False),
+    "conv backward": ops.conv(9, 11, 20, 18, 3, True),
+    "conv 1x1 backward": ops.conv(9, 11, 20, 18, 1, True),
+    "cluster loss": ops.cluster_loss(9, 11, 18),
+    "spatial loss": ops.spatial_loss(9, 11, 18),
+    "guided": ops.guided(33, 39, 3),
+    "fast guided": ops.guided(33, 39, 3, 4),
+    "lift": ops.lift(24, 36, 5, 3),
 }
 
 
@@ -55,7 +55,7 @@ def test_operations_that_differ_are_told_apart(monkeypatch):
 @pytest.mark.parametrize("name", ["", "residual", "residual 8", "residual 0x8", "nothing 8x8"])
 def test_find_case_refuses(name):
     with pytest.raises(ValueError):
-        worker.find_case(name)
+        workloads.find_case(name)
 
 
 def run(tmp_path, *arguments):
@@ -74,7 +74,7 @@ def test_step(tmp_path, capsys, monkeypatch):
     for case in cases.split(","):
         ours = rows[case, "ours"]
         assert ours["ms/step"] > 0 and ours["x torch eager"] > 0 and len(ours["seconds"]) == 1
-        count = worker.find_case(case).steps
+        count = workloads.find_case(case).steps
         expected = 1e9 * ours["seconds"][0] / count / (16 * 20)
         assert ours["ns/pixel"] == pytest.approx(expected, abs=1)
     assert document["environment"]["commit"]
@@ -154,10 +154,10 @@ def test_peers_that_do_not_start_are_named(capsys):
 
 
 def test_a_peer_that_dies_is_named():
-    (one,) = step.start(["copy"], "residual 8x8", 1)
+    (one,) = harness.start(["copy"], "residual 8x8", 1)
     one.process.kill()
     with pytest.raises(SdkError, match="copy ended"):
-        step.rounds([one], 1)
+        harness.rounds([one], 1)
 
 
 def test_the_cause_is_told(monkeypatch, capsys, tmp_path):

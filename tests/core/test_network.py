@@ -10,7 +10,7 @@ from runtime import RefineOptions, network
 @each_case
 def test_state_loads_in_torch(options, kind):
     torch = pytest.importorskip("torch", reason="needs PyTorch")
-    from benchmarks.torch_twin import Net
+    from benchmarks.speed.torch_twin import Net
 
     image, guide = draw(kind)
     refiner = make(image, options)

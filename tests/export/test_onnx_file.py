@@ -9,7 +9,7 @@ import pytest
 from checkpoints import picture, small_onnx
 from developer_data import needs_data
 
-from benchmarks import cases
+from benchmarks.quality import datasets
 from export.models import load_model, onnx_file, serialised
 from export.to_onnx import freeze
 from runtime.engine import OnnxEngine
@@ -161,7 +161,7 @@ def test_more_than_a_file_holds():
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["s0.5_voc_256x256", "s0.5_cityscapes_512x256"])
 def test_real_priors_freeze_fixed_and_free(name):
-    path = cases.data_root() / "priors" / f"espnetv2_{name}.onnx"
+    path = datasets.data_root() / "priors" / f"espnetv2_{name}.onnx"
     model = onnx_file(path)
     width, height = map(int, name.split("_")[-1].split("x"))
     assert model.preprocess.size(480, 640) == (height, width)
@@ -183,12 +183,12 @@ def test_labels_under_hugging_faces_resizing():
     """What averaging instead of Pillow's filter changes in the labels of a trained network."""
     import cv2
 
-    path = cases.data_root() / "priors" / "espnetv2_s2.0_voc_384x384.onnx"
+    path = datasets.data_root() / "priors" / "espnetv2_s2.0_voc_384x384.onnx"
     model = onnx_file(path)
     processor = transformers.SegformerImageProcessor(size={"height": 384, "width": 384})
     agreement = []
     with OnnxEngine(path) as engine:
-        for photo in sorted((cases.data_root() / "coco_mini" / "images").glob("*.jpg"))[:6]:
+        for photo in sorted((datasets.data_root() / "coco_mini" / "images").glob("*.jpg"))[:6]:
             image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
             theirs = processor(image, return_tensors="np")["pixel_values"]
             ours = model.preprocess(image)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import cases
+from benchmarks.quality import datasets
 
 needs_data = pytest.mark.skipif(
-    cases.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
+    datasets.data_root() is None, reason="developer data set absent: set SEG_DATA=/path/to/data"
 )

@@ -137,7 +137,7 @@ def twin(options, state, image, guide):
     """Make PyTorch's float64 refinement of the same state."""
     pytest.importorskip("torch", reason="needs PyTorch, the oracle")
     pytest.importorskip("scipy", reason="needs SciPy, the oracle's assignment")
-    from benchmarks.torch_twin import Twin
+    from benchmarks.speed.torch_twin import Twin
 
     return Twin(options, state, image, guide)
 

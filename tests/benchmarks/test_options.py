@@ -1,0 +1,62 @@
+"""The options of the profiler."""
+
+import pytest
+
+pytest.importorskip("scipy", reason="the profiler needs SciPy")
+pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
+
+from benchmarks import __main__ as command
+from benchmarks.latency import document as documents
+from benchmarks.latency import options
+from runtime.errors import InputError
+
+
+def test_words_numbers_and_sizes():
+    assert options.numbers("50,99,50", "percentile", 1, 99.99) == [50, 99]
+    assert options.size_of("480x640") == (480, 640)
+    for wrong in ("", "a", "0", "50,,60", "nan"):
+        with pytest.raises(InputError, match="percentile is"):
+            options.numbers(wrong, "percentile", 1, 99.99)
+    for wrong in ("480", "0x5", "4x4x4", "ax5", "-1x5"):
+        with pytest.raises(InputError, match="imgsz is"):
+            options.size_of(wrong)
+    with pytest.raises(InputError, match="mode is 'fast'"):
+        options.words("paced,fast", "mode", documents.MODES)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--picture", "a.png", "--video", "b.mp4"], "both given"),
+        (["--mode", "paced"], "paced needs a rate"),
+        (["--mode", ""], "mode is ''"),
+        (["--mode", "foo"], "mode is 'foo'"),
+        (["--refine", "1.5"], "whole numbers of steps"),
+        (["--refine", "0,x"], "refine is '0,x'"),
+        (["--refine=-1"], "refine is '-1'"),
+        (["--rate", "0"], "--rate: it is '0'"),
+        (["--duration", "nan"], "--duration: it is 'nan'"),
+        (["--duration=-1"], "--duration: it is '-1'"),
+        (["--percentile", "50,200"], "percentile is '50,200'"),
+        (["--imgsz", "5"], "imgsz is '5'"),
+        (["--peer", "yolo"], "peer is 'yolo'"),
+        (["--export", "pdf"], "export is 'pdf'"),
+        (["--labels", "x.png"], "need the --picture"),
+        (["--preset", "nothing"], "nothing"),
+        (["--threads", "0"], "threads"),
+        (["-o", ""], "it is empty; wanted a path"),
+        (["--rate", "9", "--mode", "stream"], "--rate is for --mode paced"),
+        (["--export", "json"], "--export needs a folder"),
+        (["--peer", "torch-eager", "--refine", "0"], "nothing to do in 0 steps"),
+        (["--scale", "1.5"], "--scale: it is '1.5'"),
+        (["--scale", "0.5", "--refine", "0"], "--scale is for the native refinement"),
+        (["--device", "foo"], "device is 'foo'"),
+        (["--imgsz", "99999x99999"], "up to 16384"),
+        (["--durations", "1"], "did you mean --duration?"),
+    ],
+)
+def test_bad_options_are_usage_errors(argv, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["latency", *argv])
+    told = capsys.readouterr()
+    assert end.value.code == 2 and message in told.err and not told.out
