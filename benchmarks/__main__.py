@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from runtime import cli
+from runtime.tools import cli
 
 COMMANDS = {  # the module whose main() runs each
     "latency": "benchmarks.latency.run",

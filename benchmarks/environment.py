@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime.backend import default_threads
+from runtime.device.choose import default_threads
 
 
 def describe() -> dict[str, Any]:

@@ -165,7 +165,7 @@ def state(root: Path = ROOT) -> dict[str, Any]:
 
 def description(root: Path = ROOT) -> dict[str, Any]:
     """What does not change: governors, clock limits, and a Jetson's model, release and modes."""
-    from runtime import doctor
+    from runtime.tools import probe
 
     policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
     governors = sorted({g for p in policies if (g := read(p / "scaling_governor"))})
@@ -176,16 +176,16 @@ def description(root: Path = ROOT) -> dict[str, Any]:
         "versions": versions(),
         "governors": governors,
         "cpu_mhz_limits": [[n / 1e3 for n in pair if n is not None] for pair in limits],
-        "jetson": doctor.jetson(),
+        "jetson": probe.jetson(),
         "rails": sorted(rails(root)),
     }
 
 
 def versions() -> dict[str, str]:
     """Of the libraries that may run a stage, those that are installed."""
-    from runtime import doctor
+    from runtime.tools import probe
 
-    installed = doctor.owners_of_modules().values()
+    installed = probe.owners_of_modules().values()
     found = {k: v for distributions in installed for k, v in distributions.items()}
     return {name: found[name] for name in LIBRARIES if name in found}
 

@@ -89,7 +89,7 @@ def _json(value: Any, depth: int) -> str:
 def write_json(path: Path, document: Any, raw: Any = None) -> None:
     """Write ``document`` and, if there are any, its ``raw`` samples, each whole or not at all,
     making the folder if needed."""
-    from sdk.image import write_atomic
+    from runtime.files import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, as_json(document).encode())

@@ -22,8 +22,8 @@ from benchmarks.latency import samples
 from benchmarks.latency.document import KEY
 from benchmarks.latency.options import percentiles
 from benchmarks.latency.reading import load
-from runtime.cli import Parser, option, some_path
 from runtime.errors import InputError
+from runtime.tools.cli import Parser, option, some_path
 
 THRESHOLD_EXCEEDED = 6
 AUTO = [50.0, 90.0, 95.0, 99.0]

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from benchmarks.latency import document as documents
-from runtime.bundle import MANIFEST
+from runtime.bundle.manifest import MANIFEST
+from runtime.core.resize import resize
 from runtime.errors import InputError
-from runtime.resize import resize
-from sdk.image import load_image
+from runtime.pictures import load_image
 from sdk.prior import open_bundle
 
 FRAMES = 64  # of a video, shown to and fro

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.latency.document import Row
-from sdk.segmenter import Clock
+from sdk.timing import Clock
 
 WARM_STEPS = 2  # of a stream's frame, as in Segmenter.stream
 WARM_UP, WARM_CALLS = 0.5, 3  # at least so many seconds and calls, after the first one

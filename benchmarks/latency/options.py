@@ -10,12 +10,12 @@ from benchmarks.latency.inputs import FRAMES
 from benchmarks.latency.modes import WARM_STEPS
 from benchmarks.speed import peers
 from benchmarks.speed.harness import thread_counts
-from runtime.backend import default_threads
-from runtime.build import BACKENDS
-from runtime.cli import Parser, option, some_path
-from runtime.config import PRESETS
-from runtime.device import parse_device
+from runtime.bundle.engines import BACKENDS
+from runtime.core.config import PRESETS
+from runtime.device.choose import default_threads
+from runtime.device.driver import parse_device
 from runtime.errors import InputError
+from runtime.tools.cli import Parser, option, some_path
 
 DESCRIPTION = """Latency of the whole pipeline, from the picture to its labels.
 

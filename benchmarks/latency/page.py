@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.latency import document as documents
 from benchmarks.latency import reading
-from runtime.cli import Parser, some_path
 from runtime.errors import InputError, MissingBackend
-from sdk.image import write_atomic
+from runtime.files import write_atomic
+from runtime.tools.cli import Parser, some_path
 
 GREY = "#8A8A8A"
 COLOURS = (  # Okabe and Ito's, told apart by everybody

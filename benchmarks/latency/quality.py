@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import metrics
-from runtime import load
+from runtime.bundle import open
 from runtime.errors import InputError
-from runtime.prior import KMeansPrior
+from runtime.prior.kmeans import KMeansPrior
 from sdk import Segmenter
 from sdk.prior import open_bundle
-from sdk.segmenter import Clock
+from sdk.timing import Clock
 
 
 def quality_of(
@@ -34,7 +34,7 @@ def quality_of(
     bundle = open_bundle(seg.info()["bundle"]) if "bundle" in seg.info() else None
     if bundle is None:
         return {"what": "not measured"}
-    if seg.refine is not None and load.starts_trained(bundle, seg.refine):
+    if seg.refine is not None and open.starts_trained(bundle, seg.refine):
         return {"what": "not measured (starts from trained weights)"}
     golden = bundle.tensors(bundle.manifest["golden"][0])
     picture, guide = golden["picture"], golden["guide"]

@@ -26,8 +26,8 @@ from benchmarks.latency.quality import quality_of
 from benchmarks.latency.resources import memory_run, power_run
 from benchmarks.speed import peers
 from runtime.errors import InputError, MissingBackend, SdkError
+from runtime.files import write_atomic
 from sdk import RefineConfig, Segmenter
-from sdk.image import write_atomic
 
 SCOPE = (
     "end-to-end wall time: uint8 RGB picture on the host to int32 labels on the host, with "

@@ -18,11 +18,13 @@ import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, metrics
 from benchmarks.table import as_markdown, write_json
-from runtime.cli import Parser, some_path
-from runtime.prior import KMeansPrior, NetworkPrior
-from runtime.resize import resize
+from runtime.core.resize import resize
+from runtime.files import write_atomic
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior
+from runtime.tools.cli import Parser, some_path
 from sdk import FilterConfig, RefineConfig, Segmenter
-from sdk.image import encode_image, write_atomic
+from sdk.image import encode_image
 from sdk.result import Result
 
 SEEDS = (0, 1, 2)

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from benchmarks import environment, table
 from benchmarks.quality import datasets, metrics
 from benchmarks.speed.workloads import memory
-from runtime.cli import Parser, some_path
 from runtime.errors import InputError
-from runtime.prior import NetworkPrior
+from runtime.prior.network import NetworkPrior
+from runtime.tools.cli import Parser, some_path
 from sdk import RefineConfig, Result, Segmenter
 
 STILL = 8  # of 255: a picture that changes less counts as unchanged

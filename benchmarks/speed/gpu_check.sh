@@ -173,7 +173,7 @@ can_run() {
   "$PYTHON" - <<'PYTHON'
 import sys
 
-from runtime.backend import backend
+from runtime.device.choose import backend
 from runtime.errors import SdkError
 
 try:

@@ -33,8 +33,8 @@ from benchmarks.speed.harness import (
 from benchmarks.speed.torch_filter import TorchFilter
 from benchmarks.speed.workloads import COPY, MATRIX
 from runtime.checks import check_count
-from runtime.cli import Parser, some_path
 from runtime.errors import InputError, VerificationFailed
+from runtime.tools.cli import Parser, some_path
 
 Arrays = tuple[np.ndarray, ...]
 CALLS, KERNELS = 2, 1e11  # a turn: calls of a peer's function, operations of our kernels alone
@@ -61,7 +61,7 @@ def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool)
         return tuple(rng.standard_normal(s, np.float32) for s in shapes)
 
     def ours(x: Any, weight: Any, bias: Any, dy: Any, repeats: int) -> Any:
-        core = runtime.backend.backend("cpu")
+        core = runtime.device.choose.backend("cpu")
         if backward:
             return core.conv_backward(dy, x, weight, few=few, repeats=repeats)
         return core.conv(x, weight, bias, few=few, repeats=repeats)
@@ -89,7 +89,7 @@ def cluster_loss(h: int, w: int, classes: int) -> Op:
         return r, r.argmax(-1).astype(np.int32), rng.integers(0, classes, (h, w), np.int32)
 
     def ours(r: Any, labels: Any, guide: Any, repeats: int) -> Any:
-        core, table = runtime.backend.backend("cpu"), np.arange(classes, dtype=np.int32)
+        core, table = runtime.device.choose.backend("cpu"), np.arange(classes, dtype=np.int32)
         share = 1 / (h * w)
         return core.cluster_loss(r, labels, guide, table, share, share, repeats=repeats)[0]
 
@@ -112,7 +112,7 @@ def spatial_loss(h: int, w: int, classes: int) -> Op:
         return (rng.standard_normal((h, w, classes), np.float32),)
 
     def ours(r: Any, repeats: int) -> Any:
-        core = runtime.backend.backend("cpu")
+        core = runtime.device.choose.backend("cpu")
         pairs = np.array([(h - 1) * w, h * (w - 1), (h - 1) * (w - 1), (h - 1) * (w - 1)])
         scale = (1 / (pairs * classes)).astype(np.float32)
         gain = np.ones(classes, np.float32)
@@ -148,7 +148,9 @@ def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
         import cv2
 
         if not hasattr(cv2, "ximgproc"):
-            raise ImportError("this OpenCV has no ximgproc: tests/rules/ximgproc.sh time fetches one")
+            raise ImportError(
+                "this OpenCV has no ximgproc: tests/rules/ximgproc.sh time fetches one"
+            )
         cv2.setNumThreads(threads)
         return cv2.ximgproc.guidedFilter(guide, values, radius, eps)
 

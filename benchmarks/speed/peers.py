@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 
 import runtime
+from runtime.core.classes import frequent_classes, restricted
+from runtime.core.refiner import prepared
 from runtime.errors import MissingBackend, VerificationFailed
-from runtime.ops import frequent_classes, prepared, restricted
-from sdk.segmenter import Clock
+from sdk.timing import Clock
 
 TURNS = 3  # at least
 PAUSE = 0.02  # seconds before each run

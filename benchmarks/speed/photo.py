@@ -23,12 +23,13 @@ import numpy as np
 from benchmarks import environment, table
 from benchmarks.speed.harness import PAUSE, last_error, rounds, start, stop, thread_counts
 from benchmarks.speed.workloads import find_case
-from runtime.backend import default_threads
 from runtime.checks import check_count
-from runtime.cli import Parser, option, some_path
+from runtime.core.resize import resize
+from runtime.device.choose import default_threads
 from runtime.errors import InputError
-from runtime.resize import resize
-from sdk.image import encode_image, load_image
+from runtime.pictures import load_image
+from runtime.tools.cli import Parser, option, some_path
+from sdk.image import encode_image
 
 STEPS, LONG_SIDE, CALLS = 1000, 481, 9
 CHILD = """

@@ -29,10 +29,10 @@ from benchmarks.speed.harness import (
     thread_counts,
 )
 from benchmarks.speed.workloads import COPY, MATRIX, find_case, refiner
-from runtime.backend import default_threads
 from runtime.checks import check_count
-from runtime.cli import Parser, option, some_path
+from runtime.device.choose import default_threads
 from runtime.errors import InputError, VerificationFailed
+from runtime.tools.cli import Parser, option, some_path
 
 TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
 

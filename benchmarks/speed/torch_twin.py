@@ -1,5 +1,5 @@
 """The refinement in PyTorch, by autograd: the peer that the benchmarks time, and the tests'
-independent oracle. Written from docs/algorithm.md, not from runtime/reference.py."""
+independent oracle. Written from docs/algorithm.md, not from runtime/core/reference.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    """The network under the state_dict names of runtime/network.py."""
+    """The network under the state_dict names of runtime/core/parameters.py."""
 
     def __init__(self, inputs, channels, classes, blocks, skip, final_bn):
         super().__init__()

@@ -45,8 +45,8 @@ def ours(case: Case, threads: int, target: str, inputs: Inputs) -> tuple[Run, fl
 def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     """The step as one ONNX graph, on ONNX Runtime's CPU provider."""
     from export.refine_step import build_map, build_step
-    from runtime.engine import OnnxEngine
-    from runtime.graph_refiner import GraphRefiner
+    from runtime.engines.graph_refiner import GraphRefiner
+    from runtime.engines.onnx import OnnxEngine
 
     image, labels, soft = inputs
     o = refiner(case).options

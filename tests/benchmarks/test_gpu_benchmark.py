@@ -17,7 +17,7 @@ from benchmarks.speed import workloads
 from benchmarks.speed.gpu import cases, comparison, device, run, timing
 from benchmarks.speed.gpu.goals import goals
 from benchmarks.speed.torch_filter import TorchFilter
-from runtime.device import cuda_absence
+from runtime.device.driver import cuda_absence
 from runtime.errors import DeviceError, InputError
 
 torch = pytest.importorskip("torch", reason="the peers need PyTorch")

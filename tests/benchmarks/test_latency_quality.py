@@ -63,7 +63,7 @@ class Wrong:
 def test_quality_at_the_size_of_a_step_graph(tmp_path):
     """It is fixed, and no other picture's: the reference is to have it, too."""
     pytest.importorskip("torch", reason="exports")
-    from export.models import load_model
+    from export.models.load import load_model
     from export.pack import ExportOptions, export_bundle
 
     options = ExportOptions(targets=("onnx",), refine=RefineConfig(steps=2), imgsz=(40, 64))

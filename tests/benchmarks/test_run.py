@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import __main__ as command
 from benchmarks.latency import compare, reading, run
-from runtime.config import PRESETS
+from runtime.core.config import PRESETS
 from runtime.errors import InputError
 from sdk import RefineConfig
 from sdk.image import encode_image

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hostile_bundles import at, attempt, damage, everything, put, run_golden
 
-from runtime.bundle import Bundle, load_tensors
+from runtime.bundle.read import Bundle, load_tensors
 from runtime.errors import BundleError, MissingBackend
 
 onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")

@@ -7,8 +7,10 @@ import shutil
 import pytest
 from hostile_bundles import at, attempt, seal_bytes
 
-from runtime import bundle as module
-from runtime.bundle import MANIFEST, Bundle, file_entry, write_bundle
+from runtime.bundle import read
+from runtime.bundle.manifest import MANIFEST, file_entry
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import write_bundle
 from runtime.errors import BundleError, InputError
 
 onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
@@ -209,4 +211,4 @@ def test_what_is_no_folder(pristine, place):
 
 def test_a_folder_that_vanishes(place):
     with pytest.raises(BundleError, match=r"x.bundle/manifest.json is missing\n  fix: "):
-        module._read(place, MANIFEST, None)
+        read.read_file(place, MANIFEST, None)

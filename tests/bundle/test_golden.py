@@ -1,4 +1,4 @@
-"""runtime/golden.py: the same answers on the same device, and every way to have others is seen."""
+"""runtime/bundle/golden.py: the same answers on the same device, and every way to have others is seen."""
 
 import json
 import os
@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime import golden, network
-from runtime.bundle import Bundle, load_tensors
-from runtime.config import RefineConfig
-from runtime.engine import OnnxEngine
+from runtime.bundle import golden
+from runtime.bundle.read import Bundle, load_tensors
+from runtime.core import parameters
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import Refiner
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError
-from runtime.ops import Refiner
-from runtime.prior import KMeansPrior, NetworkPrior
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
@@ -93,12 +95,12 @@ def test_hard_guides():
 
 
 def test_trained_weights_are_started_from():
-    state = network.initial_state(CONFIG, 3)
+    state = parameters.initial_state(CONFIG, 3)
     state["conv3.bias"] = np.array([0, 9, 0], np.float32)  # all of one class
 
     def trained(height, width, classes):
         refiner = Refiner(height, width, classes=len(classes), **CONFIG.options())
-        refiner.load_state_dict(network.select_classes(CONFIG, state, classes))
+        refiner.load_state_dict(parameters.select_classes(CONFIG, state, classes))
         return refiner
 
     arrays, steps = golden.make(picture(), network_prior(), CONFIG, trained, warm=True)

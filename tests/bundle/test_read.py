@@ -11,8 +11,8 @@ import random
 import pytest
 from hostile_bundles import NAMES, at, attempt, damage, run_golden, seal_bytes
 
-from runtime import bundle as module
-from runtime.bundle import MANIFEST, Bundle, seal
+from runtime.bundle.manifest import MANIFEST, seal
+from runtime.bundle.read import Bundle
 from runtime.errors import BundleError
 
 onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
@@ -47,7 +47,7 @@ def test_400_damaged_manifests(pristine, place, name):
         result = attempt(place, f"{name} seed {seed}")
         if result is not None:
             same += 1
-            assert result[0] == manifest and module._canonical(result[0]) == module._canonical(
+            assert result[0] == manifest and manifest._canonical(result[0]) == manifest._canonical(
                 manifest
             ), f"seed {seed} loads something else"
     assert 5 <= same < 100  # mostly refused

@@ -12,8 +12,10 @@ import time
 
 import pytest
 
-from runtime import bundle as module
-from runtime.bundle import MANIFEST, Bundle, add_engine, check_replaceable, file_entry, write_bundle
+from runtime.bundle import write
+from runtime.bundle.manifest import MANIFEST, file_entry
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import add_engine, check_replaceable, write_bundle
 from runtime.errors import BundleError, InputError
 
 pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
@@ -104,7 +106,7 @@ def test_a_writer_killed_at_each_step_leaves_the_old_or_the_new_or_none(parts, p
             break
         if event % 4 == 0 or found is None:  # the next writer cleans up
             if found is None and old:  # the old one is not lost
-                module._remove_abandoned(place)
+                write._remove_abandoned(place)
                 assert found_in(place) == "v1", event
             write_bundle(place, *version(parts, 3))
             assert found_in(place) == "v3" and beside(place) == []
@@ -209,14 +211,14 @@ def test_what_is_no_bundle_is_left_alone(parts, place, monkeypatch):
 
 
 def test_what_appears_while_writing_is_left_alone(parts, place, monkeypatch):
-    fill = module._fill
+    fill = write._fill
 
     def slow(*arguments):
         fill(*arguments)
         place.mkdir()
         (place / "mine").write_text("keep")
 
-    monkeypatch.setattr(module, "_fill", slow)
+    monkeypatch.setattr(write, "_fill", slow)
     with pytest.raises(InputError, match="is left alone"):
         write_bundle(place, *parts)
     assert os.listdir(place) == ["mine"] and beside(place) == []

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from exactness import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
 
-from runtime import _core, reference
+from runtime import _core
+from runtime.core import reference
 
 # height, width, channels in, channels out. Widths: one below, at and above 4, 8 and 16 lanes, the
 # tiles of 4 to 14 rows, primes, and the 64-pixel chunks of the weight gradient. Channels: the same

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.bundles import tiny_bundle
 
 from runtime import files
 from runtime.bundle import golden
 from runtime.errors import InputError
 from runtime.tools import probe
-from tests.bundles import tiny_bundle
 
 
 def names(folder):

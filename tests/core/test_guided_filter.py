@@ -11,8 +11,9 @@ from exactness import EPS32, assert_as_exact_as_float32, relative_error, wide
 from scenes import scene
 
 import runtime
-from runtime import _core, reference
-from runtime.device import cuda_devices
+from runtime import _core
+from runtime.core import reference
+from runtime.device.driver import cuda_devices
 from runtime.errors import InputError, MissingBackend
 
 # height, width, guide channels, values, radius, eps

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from refinements import draw, each_case, make
 
-from runtime import RefineOptions, network
+from runtime import RefineOptions
+from runtime.core import parameters
 
 
 @each_case
@@ -16,19 +17,19 @@ def test_state_loads_in_torch(options, kind):
     refiner = make(image, options)
     refiner.run(image, guide, steps=2)
     o, state = refiner.options, refiner.state_dict()
-    net = Net(network.inputs(o), o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
+    net = Net(parameters.inputs(o), o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
     tensors = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
     net.load_state_dict(tensors, strict=True)
     shapes = {k: tuple(p.shape) for k, p in net.named_parameters()}
-    assert shapes == network.shapes(o, refiner.classes)[0]
+    assert shapes == parameters.shapes(o, refiner.classes)[0]
     refiner.load_state_dict({k: v.numpy() for k, v in net.state_dict().items()})
 
 
 @each_case
 def test_initial_weights_follow_torch(options, kind):
     o = RefineOptions(**options)
-    state = network.initial_state(o, 5)
-    parameters, norms = network.shapes(o, 5)
+    state = parameters.initial_state(o, 5)
+    parameters, norms = parameters.shapes(o, 5)
     bound = None
     for name, shape in parameters.items():
         value, layer = state[name], name.partition(".")[0]
@@ -49,7 +50,7 @@ def test_initial_weights_follow_torch(options, kind):
 
 
 def test_published_network_has_its_published_size():
-    parameters, _ = network.shapes(RefineOptions(objective="dynaguide"), 100)
+    parameters, _ = parameters.shapes(RefineOptions(objective="dynaguide"), 100)
     assert sum(np.prod(shape) for shape in parameters.values()) == 106_400
 
 
@@ -61,9 +62,9 @@ def test_first_weights_of_seed_0():
         ("dynaguide", "conv3.weight", [0.08449974, -0.01899855, 0.05437833]),
         ("dynaseg", "conv3.weight", [-0.0379197, -0.00694901, -0.01941046]),
     ):
-        state = network.initial_state(RefineOptions(objective=objective), 100)
+        state = parameters.initial_state(RefineOptions(objective=objective), 100)
         np.testing.assert_allclose(state[layer].ravel()[:3], first, rtol=1e-6)
     seeds = [
-        network.initial_state(RefineOptions(seed=s), 5)["conv1.bias"] for s in (0, 1, 2**63 - 1)
+        parameters.initial_state(RefineOptions(seed=s), 5)["conv1.bias"] for s in (0, 1, 2**63 - 1)
     ]
     assert len({s.tobytes() for s in seeds}) == 3

@@ -5,8 +5,8 @@ import pytest
 
 import runtime
 from runtime import RefineOptions, checks
+from runtime.core.silhouette import best_cluster_count, distinct_rows, mean_silhouette
 from runtime.errors import InputError
-from runtime.silhouette import best_cluster_count, distinct_rows, mean_silhouette
 
 # --- options -----------------------------------------------------------------------------------
 

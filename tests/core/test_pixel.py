@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from exactness import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
 
-from runtime import _core, reference
+from runtime import _core
+from runtime.core import reference
 
 # height, width, channels: single pixels, rows and columns; channels about 1, 2 and 4 to 25 vectors.
 SHAPES = [

@@ -35,7 +35,7 @@ from refiner_promises import (  # noqa: F401
 )
 
 import runtime
-from runtime import ops
+from runtime.core import classes
 from runtime.errors import InputError
 
 
@@ -265,10 +265,10 @@ def test_hard_guide_is_the_soft_one_of_ones():
 def test_majority_classes():
     labels = np.array([[0, 0, 0, 1, 1, 3, 4, 4]])
     guide = np.array([[2, 2, 1, 0, 0, -1, -1, 1]])
-    np.testing.assert_array_equal(ops.majority_classes(labels, guide, 5), [2, 0, -1, -1, 1])
+    np.testing.assert_array_equal(classes.majority_classes(labels, guide, 5), [2, 0, -1, -1, 1])
     soft = np.eye(4)[guide] * (guide >= 0)[..., None]
-    np.testing.assert_array_equal(ops.majority_classes(labels, soft, 5), [2, 0, -1, -1, 1])
-    np.testing.assert_array_equal(ops.majority_classes(labels, None, 5), [-1] * 5)
+    np.testing.assert_array_equal(classes.majority_classes(labels, soft, 5), [2, 0, -1, -1, 1])
+    np.testing.assert_array_equal(classes.majority_classes(labels, None, 5), [-1] * 5)
 
 
 IMAGE, SOFT = np.zeros((9, 11, 3), np.float32), np.ones((9, 11, 5), np.float32)

@@ -27,7 +27,8 @@ from refinements import (
     twin,
 )
 
-from runtime import _core, reference
+from runtime import _core
+from runtime.core import reference
 
 # --- against the reference ---------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import reference
+from runtime.core import reference
 from runtime.errors import InputError
 
 

@@ -5,10 +5,11 @@ import pytest
 from foreign_arrays import FLOATS, Interface, arrays
 
 import runtime
-from runtime import _core, reference
+from runtime import _core
 from runtime.checks import check_guide, check_image, check_planes
+from runtime.core import reference
+from runtime.core.resize import resize
 from runtime.errors import InputError
-from runtime.resize import resize
 
 FILTERED = [(1, 1), (1, 37), (33, 1), (5, 7), (64, 64), (65, 129), (70, 31)]
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import device
-from runtime.device import CUDA_FAULTS, CudaDevice, cuda_error, cuda_lost
+from runtime.device import driver
+from runtime.device.driver import CudaDevice
+from runtime.device.faults import CUDA_FAULTS, cuda_error, cuda_lost
 from runtime.errors import DeviceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +42,8 @@ TABLE = {  # code: what is said, and the fix
 def driver(monkeypatch):
     """A driver of CUDA 12.6 with one RTX 3060."""
     gpu = CudaDevice(0, "RTX 3060", "8.6", 12 * GIB, 3 * GIB // 2)
-    monkeypatch.setattr(device, "cuda_devices", lambda: [gpu])
-    monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.6")
+    monkeypatch.setattr(driver, "cuda_devices", lambda: [gpu])
+    monkeypatch.setattr(driver, "cuda_driver_version", lambda: "12.6")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -103,9 +104,9 @@ def test_without_what_the_driver_knows(cuda, monkeypatch):
     def fail():
         raise DeviceError("the CUDA driver fails")
 
-    monkeypatch.setattr(device, "cuda_driver_version", lambda: None)
+    monkeypatch.setattr(driver, "cuda_driver_version", lambda: None)
     for devices in (lambda: [], fail):
-        monkeypatch.setattr(device, "cuda_devices", devices)
+        monkeypatch.setattr(driver, "cuda_devices", devices)
         assert str(cuda_error(2, "call", 0)).startswith("GPU 0 is out of memory (call)\n")
         error = cuda_error(209, "call", 0)
         assert "GPU 0 and its driver cannot run what this build has: 7.5, 9.0, 9.0+ptx" in str(

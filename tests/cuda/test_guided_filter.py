@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import reference
+from runtime.core import reference
 
 SUPPORT = Path(__file__).parents[1] / "support"
 COMPILER = os.environ.get("CXX", "g++")

@@ -139,7 +139,9 @@ def shared_memory_of_launches(played):
     """Bytes that launches ask for, by kernel, of everything the module does: with the channels of
     the presets, for what a launch takes grows with them, up to a bound."""
     import runtime
-    from runtime import gpu
+    from runtime.core import classes_cuda, resize
+    from runtime.device import transfer
+    from runtime.prior import network
 
     played.shared_memory()
     rng = np.random.default_rng(0)
@@ -160,18 +162,18 @@ def shared_memory_of_launches(played):
     low = {"low_image": image[::3, ::3].copy()}
     for more in (low, {}):
         runtime.lift(picture, soft[::3, ::3].copy(), radius=1, eps=1e-3, device="cuda", **more)
-    there = gpu.upload(picture, "cuda")
-    gpu.working_picture(there, 5, 20)
+    there = transfer.upload(picture, "cuda")
+    resize.working_picture(there, 5, 20)
     rule = np.zeros(3, np.float32), np.ones(3, np.float32)
-    scores = gpu.network_input(there, (5, 20), *rule, False)
-    guide = gpu.resized(gpu.soft_guide(scores, True, 0), (9, 37))
-    gpu.class_shares(guide)
-    gpu.winners(guide)
-    labels, _ = gpu.hard_labels(guide)
-    gpu.pair_counts(labels, labels, 3, 3)
-    gpu.merge_classes(guide, np.array([0, 1, 0]), 2)
-    gpu.keep_pixels(guide, gpu.take_classes(guide, np.arange(3), True), hard > 3)
-    gpu.colour_counts(gpu.working_picture(there, 5, 20))
+    scores = network.network_input(there, (5, 20), *rule, False)
+    guide = resize.resized(network.soft_guide(scores, True, 0), (9, 37))
+    classes_cuda.shares(guide)
+    classes_cuda.winners(guide)
+    labels, _ = classes_cuda.hard(guide)
+    classes_cuda.pairs(labels, labels, 3, 3)
+    classes_cuda.merge(guide, np.array([0, 1, 0]), 2)
+    classes_cuda.keep(guide, classes_cuda.take(guide, np.arange(3), True), hard > 3)
+    classes_cuda.colour_counts(resize.working_picture(there, 5, 20))
     return played.shared_memory()
 
 

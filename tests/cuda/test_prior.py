@@ -10,16 +10,18 @@ from foreign_arrays import Interface
 from one_layer_networks import MEAN, STD, nearest_colour, save
 from scenes import scene
 
-import runtime.engine
-from runtime import gpu as gpus
+import runtime.engines.onnx
 from runtime.checks import UnknownGuide
+from runtime.core import classes_cuda, resize
+from runtime.core.classes import frequent_classes, restricted
+from runtime.device import transfer
+from runtime.engines.tensorrt_engine import TensorRTEngine
 from runtime.errors import BundleError, InputError
-from runtime.ops import frequent_classes, restricted
-from runtime.preprocess import Preprocess
-from runtime.prior import NetworkPrior, as_probabilities
-from runtime.tensorrt_engine import TensorRTEngine
+from runtime.prior import network
+from runtime.prior.network import NetworkPrior, as_probabilities
+from runtime.prior.preprocess import Preprocess
 from sdk import RefineConfig, Segmenter
-from sdk.stream import colours_of
+from sdk.stream_state import colours_of
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
 from onnxruntime.capi.onnxruntime_inference_collection import (  # noqa: E402
@@ -83,13 +85,13 @@ def gpu(cuda, monkeypatch):
         )(model, options, providers=providers, **more),
     )
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: None)
-    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["cuda:0"])
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: None)
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_devices", lambda: ["cuda:0"])
     return cuda
 
 
 def guide_of(scores, size, exponents):
-    return gpus.resized(gpus.soft_guide(scores, exponents, 0), size)
+    return resize.resized(network.soft_guide(scores, exponents, 0), size)
 
 
 def picture(height=36, width=52):
@@ -102,8 +104,8 @@ def test_input_is_the_preprocess_rule_s(cuda, color, size):
     rule = Preprocess(mean=tuple(MEAN), std=tuple(STD), color=color, height=size[0], width=size[1])
     image = picture()
     wanted = rule(image)
-    found = gpus.network_input(
-        gpus.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr"
+    found = network.network_input(
+        transfer.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr"
     )
     assert isinstance(found, cuda.Array) and found.shape == wanted.shape == (1, 3, *size)
     off = np.abs(found.numpy() - wanted) * 255 * STD[:, None, None]
@@ -124,7 +126,7 @@ def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
     found = guide_of(gpu.to_device(scores), size, output == "logits")
     assert found.shape == (*size, classes) and found.dtype == np.float32
     np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
-    np.testing.assert_allclose(gpus.class_shares(found), wanted.mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(classes_cuda.shares(found), wanted.mean((0, 1)), atol=1e-6)
 
 
 def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
@@ -135,10 +137,10 @@ def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
     scores = np.ones((1, 3, 9, 40), np.float32)
     scores[0, 0, 4, 1] = np.nan
     prior.engine.on_gpu = lambda _: [
-        gpus.Buffer(scores.ctypes.data, scores.shape, "f4", scores.copy)
+        transfer.Buffer(scores.ctypes.data, scores.shape, "f4", scores.copy)
     ]
     with pytest.raises(BundleError, match="gave NaN"):
-        prior.on_gpu(gpus.upload(picture(), "cuda"), (18, 13))
+        prior.on_gpu(transfer.upload(picture(), "cuda"), (18, 13))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
@@ -161,16 +163,16 @@ def test_what_refinement_asks_of_a_guide(cuda, size, classes):
     guide = (rng.random((*size, classes), dtype=np.float32) ** 8).round(2)  # ties, zeros
     guide[0, 0] = 0
     there = cuda.to_device(guide)
-    np.testing.assert_allclose(gpus.class_shares(there), guide.mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(classes_cuda.shares(there), guide.mean((0, 1)), rtol=1e-5)
     if guide.any():
         np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
-    np.testing.assert_array_equal(gpus.winners(there), np.unique(guide.argmax(-1)))
+    np.testing.assert_array_equal(classes_cuda.winners(there), np.unique(guide.argmax(-1)))
     for columns in ([0], [*range(0, classes, 2)], [classes - 1, 0, classes + 3]):
         columns = np.array(columns)
         found = restricted(there, columns)
         assert isinstance(found, cuda.Array)
         np.testing.assert_allclose(found.numpy(), restricted(guide, columns), atol=1e-6)
-        plain = gpus.take_classes(there, columns[columns < classes], False).numpy()
+        plain = classes_cuda.take(there, columns[columns < classes], False).numpy()
         np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
 
 
@@ -180,15 +182,15 @@ def test_what_streams_and_clusters_ask(cuda, size):
     guide = (rng.random((*size, 5), dtype=np.float32) ** 8).round(2)  # ties, zeros
     guide[0, 0] = 0
     wanted = np.where(guide.any(-1), guide.argmax(-1), -1)
-    labels, share = gpus.hard_labels(cuda.to_device(guide))
+    labels, share = classes_cuda.hard(cuda.to_device(guide))
     np.testing.assert_array_equal(labels.numpy(), wanted)
     np.testing.assert_array_equal(share.numpy(), guide.max(-1))
     damaged = guide.copy()
     damaged[-1, -1, 3] = np.nan
-    assert (gpus.hard_labels(cuda.to_device(damaged))[0].numpy() == -2).sum() == 1
+    assert (classes_cuda.hard(cuda.to_device(damaged))[0].numpy() == -2).sum() == 1
 
     clusters = rng.integers(0, 3, size).astype(np.int32)
-    table = gpus.pair_counts(cuda.to_device(clusters), labels, 3, 5)
+    table = classes_cuda.pairs(cuda.to_device(clusters), labels, 3, 5)
     for c, k in np.ndindex(3, 5):
         assert table[c, k] == ((clusters == c) & (wanted == k)).sum()
     there = cuda.to_device(clusters), cuda.to_device(guide)
@@ -196,13 +198,13 @@ def test_what_streams_and_clusters_ask(cuda, size):
         runtime.majority_classes(*there, 3), runtime.majority_classes(clusters, guide, 3)
     )
 
-    merged = gpus.merge_classes(cuda.to_device(guide), np.array([1, -1, 0, 1, 0]), 2).numpy()
+    merged = classes_cuda.merge(cuda.to_device(guide), np.array([1, -1, 0, 1, 0]), 2).numpy()
     np.testing.assert_allclose(merged[..., 0], guide[..., 2] + guide[..., 4], rtol=1e-6)
     np.testing.assert_allclose(merged[..., 1], guide[..., 0] + guide[..., 3], rtol=1e-6)
 
     mask, other = rng.random(size) < 0.5, rng.random((*size, 5), dtype=np.float32)
     scores = cuda.to_device(guide)
-    gpus.keep_pixels(scores, cuda.to_device(other), mask)
+    classes_cuda.keep(scores, cuda.to_device(other), mask)
     np.testing.assert_array_equal(scores.numpy(), np.where(mask[..., None], other, guide))
 
     image = rng.random((*size, 3), dtype=np.float32)
@@ -417,7 +419,7 @@ def fake(monkeypatch):
 def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
     """The input is written where the engine takes it from, and its output read where it lies."""
     prior, image = tensorrt_prior("colours"), picture()
-    there = gpus.upload(image, "cuda")
+    there = transfer.upload(image, "cuda")
     assert prior.gpu == 0
     for size in (SIZE, (9, 13), (36, 40)):
         wanted = as_probabilities(prior(image, None), *size)
@@ -434,7 +436,7 @@ def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
 
 
 def test_tensorrt_s_odd_answers_are_told(gpu, fake):
-    there = gpus.upload(picture(), "cuda")
+    there = transfer.upload(picture(), "cuda")
     prior = tensorrt_prior("flat")
     prior.on_gpu(there, SIZE)
     told = "one class covers the whole picture"

@@ -4,15 +4,17 @@ import threading
 
 import numpy as np
 import pytest
-import test_refiner
-from test_refiner import (  # noqa: F401
+from exactness import relative_error
+from refinements import (
     CASES,
     assert_same_result,
-    assert_same_state,
     assert_step_matches,
     case_name,
     draw,
+    joined,
     make,
+)
+from refiner_promises import (  # noqa: F401
     test_all_steps_are_taken,
     test_diverged_keeps_the_last_finite_map,
     test_early_stop_needs_three_calm_looks,
@@ -29,22 +31,26 @@ from test_refiner import (  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
-def on_cuda(cuda, monkeypatch):
+def make_refiner(cuda):
+    """The tests of refiner_promises.py run on the CUDA module here."""
+
     def on_device(image, options, **more):
         return make(image, options, device="cuda", **more)
 
-    monkeypatch.setattr(test_refiner, "make", on_device)
+    return on_device
 
 
 @pytest.mark.parametrize("options, kind", CASES, ids=case_name)
-def test_step(options, kind):
-    assert_step_matches(*draw(kind), options, "")
+def test_step(make_refiner, options, kind):
+    image, guide = draw(kind)
+    assert_step_matches(make_refiner(image, options), image, guide)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 17), (19, 1), (2, 2), (3, 61), (17, 33)])
 @pytest.mark.parametrize("options, kind", [CASES[0], CASES[3], CASES[5], CASES[12]], ids=case_name)
-def test_step_on_odd_pictures(shape, options, kind):
-    assert_step_matches(*draw(kind, *shape), options, "", times=3)
+def test_step_on_odd_pictures(make_refiner, shape, options, kind):
+    image, guide = draw(kind, *shape)
+    assert_step_matches(make_refiner(image, options), image, guide, times=3)
 
 
 # --- tensor cores ------------------------------------------------------------------------------
@@ -64,9 +70,9 @@ def test_tensor_cores_that_round_nothing_do_the_same(cudart, options, kind):
     plain, tensor = (make(image, options, device="cuda", precision=p) for p in ("fp32", "fp16"))
     a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
     np.testing.assert_allclose(b.scores, a.scores, rtol=0, atol=2e-6)
-    before = test_refiner.joined(make(image, options).state_dict())
-    wanted, found = (test_refiner.joined(r.state_dict()) - before for r in (plain, tensor))
-    assert test_refiner.relative_error(found, wanted) <= 2e-5
+    before = joined(make(image, options).state_dict())
+    wanted, found = (joined(r.state_dict()) - before for r in (plain, tensor))
+    assert relative_error(found, wanted) <= 2e-5
 
 
 def test_half_precision_keeps_the_labels_of_ten_steps():

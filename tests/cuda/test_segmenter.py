@@ -9,7 +9,7 @@ import pytest
 from scenes import scene
 
 import runtime
-from runtime import backend
+from runtime.device import choose
 from runtime.errors import DeviceError, InputError, MissingBackend
 from sdk import FilterConfig, RefineConfig, Segmenter
 
@@ -88,11 +88,11 @@ def test_clones_work_side_by_side(cuda, picture):
 def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, built):
     """Only a network can run on a GPU without the CUDA module; nothing falls back on the host."""
     problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
-    monkeypatch.setattr(backend, "cuda_problem", lambda: problem)
+    monkeypatch.setattr(choose, "cuda_problem", lambda: problem)
     module = types.SimpleNamespace(architectures=lambda: ["9.0"], runtime_version=lambda: 13000)
     monkeypatch.setitem(sys.modules, "runtime._cuda", module if built else None)
     monkeypatch.setattr(runtime, "_cuda", module, raising=False)
-    backend._cuda.cache_clear()
+    choose._cuda.cache_clear()
     why = "no CUDA driver" if built else "CUDA module is not built"
     for prior in ("kmeans", lambda image: np.zeros(image.shape[:2], int)):
         for precision in ("fp32", "fp16"):

@@ -19,7 +19,7 @@ ALL = ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0", "12.0+ptx"]
 
 
 def gpu(capability, index=0, name="Some GPU"):
-    from runtime.device import CudaDevice
+    from runtime.device.driver import CudaDevice
 
     return CudaDevice(index, name, capability, 2**33, 2**32)
 
@@ -43,13 +43,13 @@ def gpu(capability, index=0, name="Some GPU"):
     ],
 )
 def test_which_gpu_can_run_what(capability, compiled, runs):
-    from runtime.backend import no_code_for
+    from runtime.device.driver import no_code_for
 
     assert bool(no_code_for(gpu(capability), compiled)) != runs
 
 
 def test_a_gpu_without_code_is_told_why():
-    from runtime.backend import no_code_for
+    from runtime.device.driver import no_code_for
 
     assert no_code_for(gpu("7.0", 1, "Tesla V100"), ALL) == (
         "cuda:1 (Tesla V100, compute capability 7.0) is not among those this build has code for: "
@@ -61,18 +61,18 @@ def test_a_gpu_without_code_is_told_why():
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with the module and the GPUs that the test puts into the list."""
-    from runtime import backend
+    from runtime.device import choose
 
     gpus, module = (
         [],
         types.SimpleNamespace(architectures=lambda: ALL, runtime_version=lambda: 13000),
     )
-    monkeypatch.setattr(backend, "cuda_module", lambda: module)
-    monkeypatch.setattr(backend, "cuda_problem", lambda: None)
-    monkeypatch.setattr(backend, "cuda_devices", lambda: gpus)
-    backend._cuda.cache_clear()
-    yield types.SimpleNamespace(gpus=gpus, module=module, backend=backend.backend)
-    backend._cuda.cache_clear()
+    monkeypatch.setattr(choose, "cuda_module", lambda: module)
+    monkeypatch.setattr(choose, "cuda_problem", lambda: None)
+    monkeypatch.setattr(choose, "cuda_devices", lambda: gpus)
+    choose._cuda.cache_clear()
+    yield types.SimpleNamespace(gpus=gpus, module=module, backend=choose.backend)
+    choose._cuda.cache_clear()
 
 
 def devices():
@@ -109,24 +109,24 @@ def test_a_gpu_that_is_not_there(machine):
 
 
 def test_a_gpu_that_cannot_be_described(machine, monkeypatch):
-    from runtime import backend
+    from runtime.device import choose
     from runtime.errors import DeviceError
 
     def fail():
         raise DeviceError("the CUDA driver fails: cuDeviceGetName gives 4", fix="nvidia-smi")
 
-    monkeypatch.setattr(backend, "cuda_devices", fail)
+    monkeypatch.setattr(choose, "cuda_devices", fail)
     assert devices() == ["cpu"]
     with pytest.raises(DeviceError, match="cuDeviceGetName gives 4"):
         machine.backend("cuda")
 
 
 def test_no_driver(machine, monkeypatch):
-    from runtime import backend
+    from runtime.device import choose
     from runtime.errors import MissingBackend
 
     problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
-    monkeypatch.setattr(backend, "cuda_problem", lambda: problem)
+    monkeypatch.setattr(choose, "cuda_problem", lambda: problem)
     assert devices() == ["cpu"]
     for name in ("cuda", "cuda:7"):
         with pytest.raises(MissingBackend, match=r"no CUDA driver.*\n  fix: install NVIDIA's"):
@@ -134,48 +134,47 @@ def test_no_driver(machine, monkeypatch):
 
 
 def test_a_driver_older_than_the_build(machine, monkeypatch):
-    from runtime import device
+    from runtime.device import driver
     from runtime.errors import DeviceError
 
     machine.gpus.append(gpu("9.0"))
     for version, able in (("12.9", False), ("13.0", True), ("14.1", True)):
-        monkeypatch.setattr(device, "cuda_driver_version", lambda version=version: version)
+        monkeypatch.setattr(driver, "cuda_driver_version", lambda version=version: version)
         assert devices() == ["cpu", "cuda"][: 1 + able]
-    monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.9")
+    monkeypatch.setattr(driver, "cuda_driver_version", lambda: "12.9")
     with pytest.raises(DeviceError, match=r"too old: it runs CUDA 12\.9, this build needs 13\.0"):
         machine.backend("cuda")
 
 
 def test_an_answer_is_asked_for_once_and_a_refusal_again(machine, monkeypatch):
-    from runtime import backend
+    from runtime.device import choose
     from runtime.errors import DeviceError
 
     with pytest.raises(DeviceError, match="no cuda:0"):
         machine.backend("cuda")
     machine.gpus.append(gpu("9.0"))
     assert machine.backend("cuda") is machine.module
-    monkeypatch.delattr(backend, "cuda_devices")
+    monkeypatch.delattr(choose, "cuda_devices")
     assert machine.backend("cuda") is machine.module
 
 
 def test_a_module_that_is_not_built(monkeypatch):
-    from runtime import backend
+    from runtime.device import choose
     from runtime.errors import MissingBackend
 
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)
     assert devices() == ["cpu"]
-    backend._cuda.cache_clear()
+    choose._cuda.cache_clear()
     with pytest.raises(MissingBackend, match=r"CUDA module is not built .*\n  fix: .*nvcc on PATH"):
-        backend.backend("cuda")
+        choose.backend("cuda")
 
 
 def test_other_names_are_no_devices():
-    from runtime.backend import backend
     from runtime.errors import InputError
 
     with pytest.raises(InputError, match="device is 'tpu'; wanted 'cpu', 'cuda', or"):
-        backend("tpu")
-    assert backend("cpu").targets()
+        choose("tpu")
+    assert choose("cpu").targets()
 
 
 # The module, as it is built here

@@ -6,7 +6,7 @@ need it can run without it.
 
 import pytest
 
-from runtime import tensorrt_build
+from runtime.engines import tensorrt, tensorrt_build
 
 
 @pytest.fixture
@@ -46,4 +46,4 @@ def rtx():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(tensorrt_build, "cuda_devices", list)
-    monkeypatch.setattr(tensorrt_build, "cuda_absence", lambda: "no CUDA driver")
+    monkeypatch.setattr(tensorrt, "cuda_absence", lambda: "no CUDA driver")

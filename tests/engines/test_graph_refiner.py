@@ -4,28 +4,34 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import scene
-from test_refiner import (
+from refinements import (
     GUIDE,
+    PICTURES,
     SEG,
+    SIZE,
     SMALL,
     STOPS,
     TEN_STEPS,
+    UNSTEADY,
+    assert_mapping_freezes_after_ten_steps,
     assert_same_result,
     assert_same_state,
+    assert_share,
     case_name,
     draw,
     joined,
     make,
 )
+from scenes import scene
 
 import runtime
-import runtime.silhouette
-from runtime import RefineOptions, network, reference
-from runtime.engine import OnnxEngine
+import runtime.core.silhouette
+from runtime import RefineOptions
+from runtime.core import parameters
+from runtime.engines.graph_refiner import GraphRefiner
+from runtime.engines.onnx import OnnxEngine
+from runtime.engines.onnx_loop import OnnxLoop
 from runtime.errors import DeviceError, InputError
-from runtime.graph_refiner import GraphRefiner
-from runtime.onnx_loop import OnnxLoop
 
 pytest.importorskip("onnx", reason="needs onnx, which writes the graphs")
 
@@ -52,7 +58,9 @@ def assert_close(ours, native, rtol=2e-2):
     assert ours.stats["stop_reason"] == native.stats["stop_reason"]
     for name in ("steps", "clusters", "label_floor"):
         assert ours.stats[name] == native.stats[name]
-    assert ours.stats["clusters_per_step"] in ([], native.stats["clusters_per_step"])
+    counts = ours.stats["clusters_per_step"]
+    if counts or "similarity" in native.stats["losses"]:  # residual's graph need not count labels
+        assert counts == native.stats["clusters_per_step"]
     assert ours.stats["losses"].keys() == native.stats["losses"].keys()
     for name, values in ours.stats["losses"].items():
         np.testing.assert_allclose(values, native.stats["losses"][name], rtol=rtol, atol=1e-5)
@@ -65,21 +73,43 @@ def assert_close(ours, native, rtol=2e-2):
 # --- beside the native loop --------------------------------------------------------------------
 
 
-# Chaotic, as in test_refiner.py: where an activation or an L1 difference lies within rounding of
-# its kink, the two part. On this picture that does not happen, but to a few of dynaseg's signs.
-@pytest.mark.parametrize("options, kind", TEN_STEPS, ids=case_name)
-def test_ten_steps_beside_native(options, kind):
-    image, guide = draw(kind, 48, 64, seed=3)
-    ours, native = graph(image, options), make(image, options)
+# Of the pictures 0 to 49, the share on which ten steps stay beside those of the native loop, and the
+# least share that the test allows: three binomial standard errors of 50 pictures less. A measured
+# share of 1 has no standard error, so there all 50 must pass. Both round to float32, each in its own
+# order, so that a kink may part them: see refinements.py.
+TEN_STEP_SHARES = [  # in the order of TEN_STEPS: (measured share, bound)
+    (1.00, 1.000),  # residual
+    (0.94, 0.839),  # residual, 3 blocks
+    (0.98, 0.921),  # dynaguide
+    (0.92, 0.805),  # dynaguide, 32 channels, 3 blocks, soft guide
+    (0.94, 0.839),  # dynaguide, 32 channels, shared skip, index_modulo
+    (0.86, 0.713),  # dynaseg
+    (0.92, 0.805),  # dynaseg, 32 channels, scf
+]
+
+
+def stays_beside_native(options, kind, seed):
+    image, guide = draw(kind, *SIZE, seed=seed)
+    ours, native = graph(image, options), make(image, options, threads=1)
     result, expected = (r.run(image, guide, steps=10) for r in (ours, native))
-    o = ours.options
-    assert_close(result, expected, rtol=2e-2 if o.objective == "dynaseg" else 1e-3)
+    objective = ours.options.objective
     states = ours.state_dict(), native.state_dict()
-    if o.objective == "residual":  # hardly any kinks: much closer
-        np.testing.assert_allclose(result.scores, expected.scores, atol=2e-5)
-        np.testing.assert_allclose(*map(joined, states), atol=1e-5)
     assert states[0].keys() == states[1].keys()
     assert states[0]["bn1.num_batches_tracked"] == 10
+    try:
+        assert_close(result, expected, rtol=2e-2 if objective == "dynaseg" else 1e-3)
+        if objective == "residual":  # hardly any kinks: much closer
+            np.testing.assert_allclose(result.scores, expected.scores, atol=2e-5)
+            np.testing.assert_allclose(*map(joined, states), atol=1e-5)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
+def test_ten_steps_beside_native(case):
+    fulfilled = [stays_beside_native(*TEN_STEPS[case], seed) for seed in PICTURES]
+    assert_share(fulfilled, TEN_STEP_SHARES[case])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (13, 17), (31, 37)])
@@ -109,18 +139,9 @@ def test_more_classes_than_clusters():
     assert_close(graph(image, options).run(image, guide, steps=3), native)
 
 
-@pytest.mark.parametrize("channels, lr, seed", [(9, 1.0, 10), (7, 2.0, 8)])
-def test_overlap_mapping_freezes_after_ten_steps(monkeypatch, channels, lr, seed):
-    image, guide = draw("hard", 24, 32)
-    refiner = graph(image, GUIDE | {"channels": channels, "lr": lr, "seed": seed})
-    start = refiner.state_dict()
-    ours = refiner.run(image, guide, steps=12).stats["losses"]["guide"]
-    close = {}
-    for steps in (9, 10, 11):  # the run is wild, so that the mapping still changes
-        monkeypatch.setattr(reference, "MAPPING_STEPS", steps)
-        exact = reference.run(refiner.options, start, image.astype(float), guide, steps=12)[2]
-        close[steps] = np.allclose(ours, exact[:, 3], rtol=1e-3)
-    assert close == {9: False, 10: True, 11: False}
+@pytest.mark.parametrize("case", range(len(UNSTEADY)))
+def test_overlap_mapping_freezes_after_ten_steps(case):
+    assert_mapping_freezes_after_ten_steps(graph, case)
 
 
 # --- engines with more classes than the picture has --------------------------------------------
@@ -167,11 +188,12 @@ def test_no_steps_give_the_prior():
 @pytest.mark.parametrize("options, floor", STOPS)
 def test_stops_where_the_native_loop_stops(monkeypatch, options, floor):
     image, guide = draw("none" if "objective" in options else "soft", 24, 32)
-    monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
+    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
     options = options | {"silhouette": floor > 0}
     native, ours = make(image, options), graph(image, options)
     expected, result = (r.run(image, guide, steps=150) for r in (native, ours))
     assert result.stats["stop_reason"] != "steps"
+    assert result.stats["clusters_per_step"] == expected.stats["clusters_per_step"]
     assert_close(result, expected)
     batches = "bn1.num_batches_tracked"
     assert ours.state_dict()[batches] == native.state_dict()[batches]
@@ -189,7 +211,7 @@ def test_stops_where_the_native_loop_stops(monkeypatch, options, floor):
 )
 def test_silhouette_keeps_the_last_map_with_enough_labels(monkeypatch, more, floor, final_bn):
     image, _ = draw("none", 24, 32)
-    monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
+    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
     options = SMALL | more | {"final_bn": final_bn}
     chosen = graph(image, options | {"silhouette": True})
     result = chosen.run(image, steps=100)
@@ -330,7 +352,7 @@ def test_host_options_need_not_be_those_of_the_export():
 def step_inputs(options, classes=5):
     o = RefineOptions(**options)
     clusters = classes if o.objective == "residual" else o.channels
-    state = network.flatten(o, clusters, network.initial_state(o, clusters))
+    state = parameters.flatten(o, clusters, parameters.initial_state(o, clusters))
     feed = {"image": IMAGE.transpose(2, 0, 1)[None], "guide": SOFT.transpose(2, 0, 1)[None]}
     if o.objective == "dynaguide":
         feed["assign"] = np.arange(classes)

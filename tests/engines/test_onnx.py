@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from onnx_files import field, in_initializer, in_subgraph, info, model_of, write
 
-import runtime.engine
+import runtime.engines.onnx
 from runtime import OnnxEngine, load_engine
-from runtime.engine import MAX_BYTES, _external_locations
+from runtime.engines.onnx_file import MAX_BYTES, external_locations
 from runtime.errors import BundleError, InputError, MissingBackend
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
@@ -143,7 +143,7 @@ def test_deep_nesting_is_no_recursion_and_takes_no_time(tmp_path):
     body = b""
     for _ in range(5000):  # graph > node > attribute > graph > ...
         body = field(1, field(5, field(6, body)))
-    assert list(_external_locations(field(7, body))) == []
+    assert list(external_locations(field(7, body))) == []
     with pytest.raises(BundleError, match=r"m.onnx (is no ONNX file|cannot be loaded)"):
         load_engine(write(tmp_path, field(7, body)))
 
@@ -237,7 +237,7 @@ def test_name_is_kept(tmp_path):
 
 def test_cuda_is_refused_with_the_reason_and_nothing_else_is_tried(tmp_path, monkeypatch):
     path = write(tmp_path, double())
-    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "no CUDA driver: gone")
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: "no CUDA driver: gone")
     with pytest.raises(
         MissingBackend, match=r"device 'cuda' cannot run m.onnx: .*\n  fix: use dev"
     ):
@@ -248,8 +248,8 @@ def test_cuda_is_refused_with_the_reason_and_nothing_else_is_tried(tmp_path, mon
 
 def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
     path = write(tmp_path, double())
-    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
-    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["one"])
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_devices", lambda: ["one"])
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(InputError, match="device is 'cuda:7'; this machine has 1 GPUs"):
         load_engine(path, device="cuda:7")
@@ -258,8 +258,8 @@ def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
 def test_a_provider_that_falls_back_is_an_error(tmp_path, monkeypatch):
     """ONNX Runtime without a GPU takes its CPU provider and says nothing."""
     path = write(tmp_path, double())
-    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
-    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: ["one"])
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_devices", lambda: ["one"])
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(
         (MissingBackend, BundleError), match=r"ONNX Runtime took CPU|cannot be loade"

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import runtime.engine
-from runtime import device, gpu
-from runtime.device import CUDA_FAULTS, CudaDevice
-from runtime.engine import OnnxEngine
+import runtime.engines.onnx
+from runtime.device import driver, transfer
+from runtime.device.driver import CudaDevice
+from runtime.device.faults import CUDA_FAULTS
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 from sdk import Segmenter
 
@@ -91,10 +92,10 @@ def session(monkeypatch):
     here = CudaDevice(0, "RTX 3060", "8.6", 12 * 2**30, 3 * 2**29)
     monkeypatch.setattr(onnxruntime, "InferenceSession", kind)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(runtime.engine, "cuda_absence", lambda: "")
-    monkeypatch.setattr(runtime.engine, "cuda_devices", lambda: [here])
-    monkeypatch.setattr(device, "cuda_devices", lambda: [here])
-    monkeypatch.setattr(gpu, "own_stream", not_built)
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: "")
+    monkeypatch.setattr(runtime.engines.onnx, "cuda_devices", lambda: [here])
+    monkeypatch.setattr(driver, "cuda_devices", lambda: [here])
+    monkeypatch.setattr(transfer, "own_stream", not_built)
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)  # the messages need no module of ours
     return kind
 
@@ -163,7 +164,7 @@ def test_other_errors_of_a_run_on_a_gpu_are_the_gpu_s(session, monkeypatch, erro
 
 def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
     """Arrays that lie on the GPU go by way of bindings, whose errors are all RuntimeError."""
-    monkeypatch.setattr(gpu, "own_stream", lambda index: 7)
+    monkeypatch.setattr(transfer, "own_stream", lambda index: 7)
     made = engine("cuda")
     error = RuntimeError("Error in execution: " + CUDA.format(700, "an illegal memory access"))
 
@@ -224,7 +225,7 @@ def test_a_network_that_cannot_share_the_gpu_says_so(session, monkeypatch):
         "the network's input and scores are copied through the host, because the CUDA module "
         "cannot be used: the CUDA module is not built (no module)"
     )
-    monkeypatch.setattr(gpu, "own_stream", lambda index: 7)
+    monkeypatch.setattr(transfer, "own_stream", lambda index: 7)
     assert engine("cuda").warnings == []
 
 

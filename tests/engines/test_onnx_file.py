@@ -21,7 +21,7 @@ from onnx_files import (
 )
 
 from runtime import load_engine
-from runtime.engine import _external_locations
+from runtime.engines.onnx_file import external_locations
 from runtime.errors import BundleError
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
@@ -165,7 +165,7 @@ def test_weights_outside_the_folder_are_refused(folder, not_opened, place, locat
     if location == "ABSOLUTE":
         location = str(folder.parent / "secret.bin")
     path = write(folder, place(location))
-    assert location in set(_external_locations(path.read_bytes()))
+    assert location in set(external_locations(path.read_bytes()))
     message = r"m.onnx keeps weights in .*, outside its own folder; not loaded\n  fix: save"
     with pytest.raises(BundleError, match=message):
         load_engine(path)
@@ -212,7 +212,7 @@ def test_location_that_is_no_text(folder, not_opened):
 )
 def test_entries_written_by_hand_are_understood(folder, not_opened, entry):
     path = write(folder, by_hand(entry))
-    assert list(_external_locations(path.read_bytes())) == ["../secret.bin"]
+    assert list(external_locations(path.read_bytes())) == ["../secret.bin"]
     with pytest.raises(BundleError, match="outside its own folder"):
         load_engine(path)
 

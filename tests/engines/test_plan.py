@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from tensorrt_models import LAYERS, build, convolution, helper, kernel, model
 
-from runtime.errors import BundleError, InputError, VerificationFailed
-from runtime.tensorrt_build import (
+from runtime.engines.plan import (
     PlanHeader,
     check_receipt,
     engine_key,
     inspector_receipt,
     read_header,
 )
+from runtime.errors import BundleError, InputError, VerificationFailed
 
 onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")
 

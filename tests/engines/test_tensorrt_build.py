@@ -13,15 +13,11 @@ import numpy as np
 import pytest
 from tensorrt_models import LAYERS, build, convolution, helper, kernel, model
 
-from runtime import tensorrt_build
-from runtime.device import CudaDevice
+from runtime.device.driver import CudaDevice
+from runtime.engines import tensorrt, tensorrt_build
+from runtime.engines.plan import PlanHeader, read_header
+from runtime.engines.tensorrt import load_tensorrt, supported_compute_capabilities
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
-from runtime.tensorrt_build import (
-    PlanHeader,
-    load_tensorrt,
-    read_header,
-    supported_compute_capabilities,
-)
 
 onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")
 
@@ -140,7 +136,7 @@ class Kept:
 
 def test_effort_is_passed_on(rtx, no_gpu, monkeypatch):
     kept = Kept(rtx)
-    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: kept)
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda runtime: kept)
 
     def passed(**options):
         build(convolution(), **options)
@@ -274,7 +270,7 @@ def test_the_log_goes_to_python(rtx, no_gpu, caplog):
         build(product(), compute_capabilities=("7.5",))
     levels = {record.levelname for record in caplog.records if record.name == "dg.tensorrt"}
     assert "ERROR" in levels and "INFO" not in levels
-    log = tensorrt_build.bridge_log(rtx)
+    log = tensorrt.bridge_log(rtx)
     caplog.clear()
     with caplog.at_level(logging.DEBUG, "dg.tensorrt"):
         for severity in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"):

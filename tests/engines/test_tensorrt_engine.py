@@ -6,9 +6,9 @@ import fake_tensorrt
 import numpy as np
 import pytest
 
-from runtime import tensorrt_engine
+from runtime.engines import tensorrt_engine
+from runtime.engines.tensorrt_engine import OutputWarning, TensorRTEngine
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
-from runtime.tensorrt_engine import OutputWarning, TensorRTEngine
 
 SCORES = {"image": ([1, 3, 8, 16], "FLOAT")}, {"scores": ([1, 2, 8, 16], "FLOAT")}
 FREE = {"image": ([1, 3, -1, -1], "FLOAT")}, {"scores": ([1, 2, -1, -1], "FLOAT")}

@@ -3,11 +3,11 @@
 import os
 
 import pytest
+from tests.bundles import tiny_engine
 
 from runtime.engines import timing_cache
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import InputError
-from tests.bundles import tiny_engine
 
 pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

@@ -15,14 +15,15 @@ from exporting import ROOT, RTX, export, files, needs_rtx, save_checkpoint
 
 from benchmarks.quality import datasets
 from export import check, pack
-from export.models import load_model, onnx_file
+from export.models.load import load_model
+from export.models.onnx_file import onnx_file
 from export.pack import ExportOptions, export_bundle
-from runtime import build as engines
-from runtime.bundle import Bundle
+from runtime.bundle import engines
+from runtime.bundle.read import Bundle
+from runtime.core.refiner import Refiner
 from runtime.errors import (
     VerificationFailed,
 )
-from runtime.ops import Refiner
 from sdk import RefineConfig
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")

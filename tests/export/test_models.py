@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from checkpoints import picture, small_onnx
 
-from export.models import PriorModel, load_model, onnx_file, segformer
+from export.models import PriorModel
+from export.models.load import load_model
+from export.models.onnx_file import onnx_file
+from export.models.segformer import segformer
 from export.to_onnx import freeze
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError, MissingBackend, VerificationFailed
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 
 torch = pytest.importorskip("torch", reason="networks are exported by torch: pip install torch")
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
@@ -64,7 +67,7 @@ def test_missing_packages_say_what_to_install(monkeypatch, whole, tmp_path):
 USERS = """
 import torch
 from export.models import PriorModel
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 
 class Net(torch.nn.Module):
     def forward(self, x):

@@ -10,9 +10,10 @@ from checkpoints import picture, small_onnx
 from developer_data import needs_data
 
 from benchmarks.quality import datasets
-from export.models import load_model, onnx_file, serialised
+from export.models.load import load_model
+from export.models.onnx_file import onnx_file, serialised
 from export.to_onnx import freeze
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, VerificationFailed
 
 torch = pytest.importorskip("torch", reason="networks are exported by torch: pip install torch")

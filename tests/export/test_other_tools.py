@@ -15,12 +15,14 @@ import safetensors.numpy
 from exporting import ROOT, RTX, export, graph, needs_rtx, no_gpu
 from one_layer_networks import NAMES
 
-from runtime import load
-from runtime.bundle import Bundle, add_engine, file_entry, load_tensors, write_bundle
-from runtime.device import CudaDevice
-from runtime.engine import OnnxEngine
+from runtime.bundle import open
+from runtime.bundle.manifest import file_entry
+from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.write import add_engine, write_bundle
+from runtime.device.driver import CudaDevice
+from runtime.engines.onnx import OnnxEngine
+from runtime.engines.plan import read_header
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
-from runtime.tensorrt_build import read_header
 from sdk import RefineConfig, Segmenter
 from sdk.__main__ import main as dg
 
@@ -172,9 +174,9 @@ def gpu(monkeypatch, tmp_path, plain):
     """A pretended GPU; its ``add`` puts engines into a copy of the bundle, which compute what the
     bundle's ONNX files do."""
     fake = fake_tensorrt.install(monkeypatch, memory=2**30)
-    monkeypatch.setattr(load, "cuda_problem", lambda: None)
+    monkeypatch.setattr(open, "cuda_problem", lambda: None)
     monkeypatch.setattr(
-        load, "cuda_devices", lambda: [CudaDevice(0, "Pretended GPU 0", "8.7", 2**33, 2**33)]
+        open, "cuda_devices", lambda: [CudaDevice(0, "Pretended GPU 0", "8.7", 2**33, 2**33)]
     )
     source = Bundle.open(plain[1])
     m = source.manifest

@@ -15,15 +15,16 @@ from one_layer_networks import NAMES
 import runtime
 from export import pack
 from export.pack import ExportOptions
-from runtime import build as engines
-from runtime.bundle import Bundle, file_entry, load_tensors
-from runtime.engine import OnnxEngine
+from runtime.bundle import engines
+from runtime.bundle.manifest import file_entry
+from runtime.bundle.read import Bundle, load_tensors
+from runtime.core.refiner import Refiner
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import (
     DeviceError,
     InputError,
 )
-from runtime.ops import Refiner
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 from sdk import RefineConfig, Segmenter
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
@@ -167,7 +168,7 @@ def test_an_untrained_network_says_so_loudly(tmp_path, photos, monkeypatch):
 
 def test_a_users_own_network(tmp_path, monkeypatch, photos):
     (tmp_path / "mine_for_a_test.py").write_text(
-        "import torch\nfrom export.models import PriorModel\nfrom runtime.preprocess import "
+        "import torch\nfrom export.models import PriorModel\nfrom runtime.prior.preprocess import "
         "Preprocess\n\ndef network(imgsz):\n    height, width = imgsz or (32, 48)\n"
         "    torch.manual_seed(0)\n    module = torch.nn.Conv2d(3, 4, 3, padding=1)\n"
         "    pp = Preprocess(mean=(0.5,) * 3, std=(0.1,) * 3, height=height, width=width)\n"

@@ -6,18 +6,14 @@ from developer_data import needs_data
 from scenes import scene
 
 from benchmarks.quality import datasets
-from export.models import PriorModel, onnx_file
-from export.precision import (
-    HALF_MAX,
-    as_rounded_float32,
-    fp16_overflow,
-    to_half,
-    to_int8,
-)
+from export.half import HALF_MAX, as_rounded_float32, fp16_overflow, to_half
+from export.int8 import to_int8
+from export.models import PriorModel
+from export.models.onnx_file import onnx_file
 from export.to_onnx import freeze
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

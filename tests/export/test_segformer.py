@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from checkpoints import NAMES, SIZE, picture, run
 
-from export.models import load_model, segformer
+from export.models.load import load_model
+from export.models.segformer import segformer
 from export.to_onnx import freeze
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError
 
 torch = pytest.importorskip("torch", reason="networks are exported by torch: pip install torch")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from checkpoints import NAMES, SIZE, picture, run
 
-from export.models import PriorModel, segformer
+from export.models import PriorModel
+from export.models.segformer import segformer
 from export.to_onnx import freeze, frozen_preprocess
-from runtime.engine import OnnxEngine
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import InputError
-from runtime.preprocess import Preprocess
+from runtime.prior.preprocess import Preprocess
 from sdk import Segmenter
 
 torch = pytest.importorskip("torch", reason="networks are exported by torch: pip install torch")

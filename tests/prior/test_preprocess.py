@@ -1,4 +1,4 @@
-"""runtime/preprocess.py against plain NumPy, its place in the manifest, and every refusal."""
+"""runtime/prior/preprocess.py against plain NumPy, its place in the manifest, and every refusal."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import BundleError, InputError
-from runtime.preprocess import MAX_PIXELS, MAX_SIDE, Preprocess, are_sides, read_json
+from runtime.prior.preprocess import MAX_PIXELS, MAX_SIDE, Preprocess, are_sides, read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ONE_GREY = 1 / 255

@@ -99,7 +99,7 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
 
 def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
     from sdk import Segmenter
-    from sdk.record import Video
+    from sdk.video_writer import Video
 
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")

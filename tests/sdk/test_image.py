@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-import sdk.image
+import runtime.pictures
 from runtime.errors import InputError
-from sdk.image import MAX_PIXELS, SUFFIXES, encode_image, load_image, write_atomic
+from runtime.files import write_atomic
+from runtime.pictures import MAX_PIXELS, SUFFIXES, load_image
+from sdk.image import encode_image
 
 OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
 
@@ -406,7 +408,7 @@ def test_damage_never_raises_anything_else(kind: str, draw: st.DataObject) -> No
 def test_log_level_is_restored_by_the_last_of_many_threads() -> None:
     log = getattr(cv2.utils, "logging", cv2)
     level = log.getLogLevel()
-    with sdk.image._quiet_opencv():  # as if one thread were still decoding
+    with runtime.pictures.quiet_opencv():  # as if one thread were still decoding
         load_image(encode(smooth(), "PNG"))
         assert log.getLogLevel() == 0
     assert log.getLogLevel() == level

@@ -12,9 +12,10 @@ from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 
 import runtime
 from benchmarks.quality import datasets
+from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
-from runtime.prior import KMeansPrior, NetworkPrior, as_probabilities
-from runtime.resize import resize
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior, as_probabilities
 from sdk import RefineConfig, Segmenter
 from sdk.prior import CallablePrior, make_prior
 

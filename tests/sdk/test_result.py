@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from skimage.measure import label as connected
 
 from runtime.errors import InputError
-from sdk.image import load_image
+from runtime.pictures import load_image
 from sdk.result import Result, Segment
 
 

@@ -15,9 +15,9 @@ from fingerprints import fingerprint
 from segmenting import NAMES, assert_same, few_steps, one_hot, prior_of
 
 import runtime
-from runtime.config import PRESETS
+from runtime.core.config import PRESETS
 from runtime.errors import BundleError, InputError
-from runtime.prior import KMeansPrior
+from runtime.prior.kmeans import KMeansPrior
 from sdk import RefineConfig, Segmenter
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segmenting import NAMES, assert_same, few_steps, one_hot, prior_of
 
 import runtime
-from runtime.config import PRESETS
+from runtime.core.config import PRESETS
 from runtime.errors import DeviceError, InputError
 from sdk import FilterConfig, RefineConfig, Segmenter
 
@@ -252,7 +252,7 @@ def test_wrong_instruction_set_is_named():
 
 
 def test_never_more_threads_than_processors():
-    assert Segmenter(threads=1000).threads == runtime.backend.default_threads()
+    assert Segmenter(threads=1000).threads == runtime.device.choose.default_threads()
     assert Segmenter(threads=1).threads == 1
 
 

@@ -9,8 +9,7 @@ from clips import HEIGHT, NAMES, WIDTH, Prior, clip, events, followed, view
 
 import runtime
 from runtime.errors import InputError
-from sdk import RefineConfig, Segmenter, StreamState
-from sdk import stream as rules
+from sdk import RefineConfig, Segmenter, StreamState, stream, stream_state
 from sdk.capture import Frame
 from sdk.stream import Follower
 
@@ -147,7 +146,7 @@ def test_a_prior_that_changes_its_mind_for_good_is_followed():
     inside[34:51, 64:81] = True
     follows = [float((r.labels[inside] == 1).mean()) for r in results]
     if told:
-        assert told[0] >= 20 + rules.PATIENCE
+        assert told[0] >= 20 + stream.PATIENCE
     assert follows[19] == 0 and follows[-1] == 1, (follows, told)
 
 
@@ -182,7 +181,7 @@ def test_a_class_that_is_only_possible_is_no_news():
 
 
 def test_the_classes_longest_away_give_up_their_channels(monkeypatch):
-    monkeypatch.setattr(rules, "CHANNELS", 3)
+    monkeypatch.setattr(stream, "CHANNELS", 3)
     truth = np.zeros((HEIGHT, WIDTH), int)
     shown = []
     for k in (1, 2, 3, 1):
@@ -289,13 +288,13 @@ def two_classes(sure=0.99):
     guide = np.full((20, 30, 2), 1 - sure, np.float32)
     guide[:, :15, 0] = guide[:, 15:, 1] = sure
     state = StreamState(classes=np.array([0, 1], np.int32))
-    state.weights = {name: np.ones((2, 4), np.float32) for name in rules._HEAD}
+    state.weights = {name: np.ones((2, 4), np.float32) for name in stream_state.HEAD}
     keep = Follower(Segmenter(lambda p: None), StreamState())._keep_and_decay
 
     def rule(scores, guide, told):
         scores = scores.copy()
         state.labels = scores.argmax(-1).astype(np.int32)
-        keep(state, scores, guide, *rules.hard_labels(guide), told)
+        keep(state, scores, guide, *stream.hard_labels(guide), told)
         np.testing.assert_array_equal(state.labels, scores.argmax(-1))
         return scores
 
@@ -322,12 +321,12 @@ def test_a_class_that_the_prior_is_sure_of_is_kept():
 def test_long_contradiction_decays_the_correction():
     rule, state, guide = two_classes()
     against = guide[:, ::-1].copy()
-    for i in range(1, rules.PATIENCE + 4):
+    for i in range(1, stream.PATIENCE + 4):
         told = []
         rule(against, guide, told)
-        halved = max(0, i - rules.PATIENCE)
+        halved = max(0, i - stream.PATIENCE)
         assert any("decay" in t for t in told) == (halved > 0)
-        for name in rules._HEAD:
+        for name in stream_state.HEAD:
             assert (state.weights[name] == 0.5**halved).all()
     rule(guide, guide, told := [])
     assert state.doubt == 0 and not told

@@ -8,7 +8,8 @@ from clips import Prior, clip, followed
 
 import runtime
 from sdk import Segmenter, StreamState
-from sdk import stream as rules
+
+# ?? sdk.stream
 from sdk.capture import Frame
 from sdk.stream import Follower
 

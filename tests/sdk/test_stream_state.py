@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from clips import HEIGHT, WIDTH, Prior, clip, events, followed
 
+from runtime.core.classes import frequent_classes, match_classes, restricted
 from runtime.errors import BundleError, InputError
-from runtime.ops import frequent_classes, match_classes, restricted
-from runtime.prior import KMeansPrior
+from runtime.prior.kmeans import KMeansPrior
 from sdk import RefineConfig, Segmenter, StreamState
 
 # --- state ---------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import pytest
 
 from runtime.errors import InputError
 from sdk import RefineConfig, Segmenter
-from sdk import segmenter as module
+
+# ?? sdk.segmenter
 
 PEOPLE, FRAMES = 8, 3
 

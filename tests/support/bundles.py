@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from export.refine_step import build_map, build_step
-from runtime import bundle as module
-from runtime import golden, network
-from runtime.bundle import SCHEMA, Bundle, file_entry, ports_entry, write_bundle
-from runtime.config import RefineConfig
-from runtime.engine import OnnxEngine
-from runtime.ops import Refiner
-from runtime.preprocess import Preprocess
-from runtime.prior import KMeansPrior, NetworkPrior
+from runtime.bundle import golden, manifest
+from runtime.bundle.manifest import SCHEMA, file_entry, ports_entry
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import write_bundle
+from runtime.core import parameters
+from runtime.core.config import RefineConfig
+from runtime.core.refiner import Refiner
+from runtime.engines.onnx import OnnxEngine
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior
+from runtime.prior.preprocess import Preprocess
 
 CONFIG = RefineConfig(channels=4, steps=3, scale=1.0)
 PREPROCESS = Preprocess(
@@ -35,7 +38,7 @@ def picture(height=24, width=32):
 
 
 def native(config=CONFIG):
-    """What runtime.ops.refine_with makes its refiner with: the native core."""
+    """What runtime.core.refiner.refine_with makes its refiner with: the native core."""
 
     def make(height, width, classes):
         count = None if classes is None else len(classes)
@@ -96,7 +99,7 @@ def tiny_parts(*, with_network=False):
                 "inputs": ports_entry(engine.inputs),
                 "outputs": ports_entry(engine.outputs),
             }
-    files["init.safetensors"] = tensors(network.initial_state(CONFIG, 3))
+    files["init.safetensors"] = tensors(parameters.initial_state(CONFIG, 3))
     arrays, steps = golden.make(picture(), prior, CONFIG, native())
     files["golden/000.safetensors"] = tensors(arrays)
     files["LICENSE.model"] = b"nobody's: public domain\n"
@@ -201,4 +204,4 @@ def read_all(folder):
         bundle.tensors(entry)
     bundle.preprocess()
     bundle.refine()
-    return bundle.manifest, {e["file"]: bundle.read(e) for e in module._entries(bundle.manifest)}
+    return bundle.manifest, {e["file"]: bundle.read(e) for e in manifest.entries(bundle.manifest)}

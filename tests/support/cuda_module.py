@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import runtime
-import runtime.gpu
-from runtime import backend as backends
-from runtime.device import parse_device
+import runtime.device.transfer
+from runtime.device import choose
+from runtime.device.driver import parse_device
 
 HERE = Path(__file__).parent
 CUDA = HERE.parents[1] / "runtime/csrc/cuda"
@@ -186,17 +186,17 @@ def loaded(path):
 
 def install(monkeypatch, module):
     """Make it the module of device "cuda"."""
-    real = backends.backend
+    real = choose.backend
 
     def backend(device):
         return module if parse_device(device)[0] == "cuda" else real(device)
 
     monkeypatch.setitem(sys.modules, "runtime._cuda", module)
     monkeypatch.setattr(runtime, "_cuda", module, raising=False)
-    monkeypatch.setattr(backends, "backend", backend)
-    monkeypatch.setattr(backends, "devices", lambda: ["cpu", "cuda"])
-    monkeypatch.setattr(runtime.ops, "backend", backend)
-    monkeypatch.setattr(runtime.gpu, "backend", backend)
+    monkeypatch.setattr(choose, "backend", backend)
+    monkeypatch.setattr(choose, "devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(runtime.core.classes, "backend", backend)
+    monkeypatch.setattr(runtime.device.transfer, "backend", backend)
 
 
 @pytest.fixture(scope="session")

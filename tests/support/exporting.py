@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from export.__main__ import main
-from runtime.device import cuda_devices
+from runtime.device.driver import cuda_devices
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
 torch = pytest.importorskip("torch", reason="networks are exported by torch: pip install torch")

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from runtime import golden
-from runtime.bundle import MANIFEST, Bundle, file_entry, seal, write_bundle
-from runtime.engine import OnnxEngine
+from runtime.bundle import golden
+from runtime.bundle.manifest import MANIFEST, file_entry, seal
+from runtime.bundle.read import Bundle
+from runtime.bundle.write import write_bundle
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, EngineMismatch
-from runtime.prior import KMeansPrior, NetworkPrior
+from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.network import NetworkPrior
 
 onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from runtime import backend, device
+from runtime.device import choose, driver
 
 GIB = 2**30
 
@@ -38,15 +38,15 @@ def module(state="ready", version="", providers=(), mapped=(), error="", file=No
 
 
 def plant_gpu(monkeypatch, capability="8.6", name="NVIDIA GeForce RTX 3060"):
-    gpu = device.CudaDevice(0, name, capability, 12 * GIB, 10 * GIB)
-    monkeypatch.setattr(device, "cuda_problem", lambda: None)
-    monkeypatch.setattr(device, "cuda_devices", lambda: [gpu])
-    monkeypatch.setattr(device, "cuda_driver_version", lambda: "12.6")
+    gpu = driver.CudaDevice(0, name, capability, 12 * GIB, 10 * GIB)
+    monkeypatch.setattr(driver, "cuda_problem", lambda: None)
+    monkeypatch.setattr(driver, "cuda_devices", lambda: [gpu])
+    monkeypatch.setattr(driver, "cuda_driver_version", lambda: "12.6")
 
 
 def plant_cuda_module(monkeypatch, compiled):
     module = types.SimpleNamespace(architectures=lambda: compiled, runtime_version=lambda: 12060)
-    monkeypatch.setattr(backend, "cuda_module", lambda: module)
+    monkeypatch.setattr(choose, "cuda_module", lambda: module)
 
 
 def kinds(report, word):

@@ -15,7 +15,7 @@ from exactness import assert_as_exact_as_float32, wide
 from scenes import scene
 
 import runtime
-from runtime import reference
+from runtime.core import reference
 
 SMALL = {"objective": "dynaseg", "channels": 8, "min_labels": 0}  # a quick cluster objective
 GUIDE = {"objective": "dynaguide", "channels": 7}

@@ -17,8 +17,8 @@ from refinements import (
     joined,
 )
 
-import runtime.silhouette
-from runtime import reference
+import runtime.core.silhouette
+from runtime.core import reference
 
 # --- determinism -------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def test_early_stop_needs_three_calm_looks(make_refiner):
 @pytest.mark.parametrize("options, floor", STOPS)
 def test_stops_where_the_reference_stops(make_refiner, monkeypatch, options, floor):
     image, guide = draw("none" if "objective" in options else "soft", 24, 32)
-    monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
+    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
     refiner = make_refiner(image, options | {"silhouette": floor > 0})
     start = refiner.state_dict()
     result = refiner.run(image, guide, steps=150)
@@ -103,7 +103,7 @@ def test_stops_where_the_reference_stops(make_refiner, monkeypatch, options, flo
 @pytest.mark.parametrize("floor", [6, 7])
 def test_silhouette_keeps_the_last_map_with_enough_labels(make_refiner, monkeypatch, seed, floor):
     image, _ = draw("none", 24, 32)
-    monkeypatch.setattr(runtime.silhouette, "best_cluster_count", lambda image: floor)
+    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
     chosen = make_refiner(image, SMALL | {"silhouette": True, "seed": seed})
     result = chosen.run(image, steps=100)
     assert result.stats["label_floor"] == floor

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from bundles import CONFIG
 
-from runtime import network
 from runtime.__main__ import main
-from runtime.bundle import MANIFEST, file_entry, seal
-from runtime.device import cuda_problem
+from runtime.bundle.manifest import MANIFEST, file_entry, seal
+from runtime.core import parameters
+from runtime.device.driver import cuda_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, CLASSES = (24, 32), 3
@@ -21,7 +21,7 @@ no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="says what is said wi
 
 def shapes(graphs):
     """Least, usual and largest shape of every free input: all for one picture size."""
-    parameters, _ = network.shapes(CONFIG, CLASSES)
+    parameters, _ = parameters.shapes(CONFIG, CLASSES)
     sizes = dict(zip(("height", "width"), SIZE, strict=True)) | {"classes": CLASSES}
     sizes["parameters"] = sum(int(np.prod(s)) for s in parameters.values())
     out = {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.tensorrt_build import build_engine
+from runtime.engines.tensorrt_build import build_engine
 
 onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from planted_machines import module, plant_cuda_module, plant_program
 
-from runtime import device, doctor
 from runtime.__main__ import main
-from runtime.bundle import write_bundle
-from runtime.device import CudaDevice
+from runtime.bundle.write import write_bundle
+from runtime.device import driver
+from runtime.device.driver import CudaDevice
+from runtime.tools import probe
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def with_engines(built, tmp_path):
 @pytest.fixture
 def gpu(monkeypatch):
     """A pretended GPU, for the loader and the command line."""
-    for name in ("runtime.load", "runtime.__main__"):
+    for name in ("runtime.bundle.open", "runtime.__main__"):
         monkeypatch.setattr(f"{name}.cuda_problem", lambda: None)
         monkeypatch.setattr(
             f"{name}.cuda_devices", lambda: [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
@@ -74,15 +75,15 @@ def gpu(monkeypatch):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine that has both native modules and OpenCV, else nothing; tests add to ``modules``."""
-    modules = {name: module("absent") for name in doctor._MODULES} | {"cv2": module()}
-    monkeypatch.setattr(doctor, "_probe", lambda name: dict(modules[name.split(".")[0]]))
-    monkeypatch.setattr(doctor, "owners_of_modules", dict)
+    modules = {name: module("absent") for name in probe.MODULES} | {"cv2": module()}
+    monkeypatch.setattr(probe, "probe", lambda name: dict(modules[name.split(".")[0]]))
+    monkeypatch.setattr(probe, "owners_of_modules", dict)
     plant_cuda_module(monkeypatch, ["8.6", "9.0", "9.0+ptx"])
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
-    monkeypatch.setattr(device, "_DRIVER", str(tmp_path / "libcuda.so.1"))
-    monkeypatch.setattr(device, "_TEGRA_RELEASE", tmp_path / "none")
-    monkeypatch.setattr(device, "_TREE_MODEL", tmp_path / "none")
-    monkeypatch.setattr(device, "platform_tag", lambda: "linux-x86_64")
+    monkeypatch.setattr(driver, "_DRIVER", str(tmp_path / "libcuda.so.1"))
+    monkeypatch.setattr(driver, "_TEGRA_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(driver, "_TREE_MODEL", tmp_path / "none")
+    monkeypatch.setattr(driver, "platform_tag", lambda: "linux-x86_64")
     tools = tmp_path / "tools"
     tools.mkdir()
     plant_program(tools / "ldconfig", "exit 1")

@@ -9,9 +9,10 @@ import fake_tensorrt
 import pytest
 from runtime_commands import answer, change, contents, no_gpu, text
 
-from runtime import build
-from runtime.bundle import Bundle, file_entry
-from runtime.device import CudaDevice
+from runtime.bundle import engines
+from runtime.bundle.manifest import file_entry
+from runtime.bundle.read import Bundle
+from runtime.device.driver import CudaDevice
 from runtime.errors import DeviceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ def test_a_build_that_fails_adds_nothing(capsys, monkeypatch, bundle, error, cod
         ports = {"inputs": [], "outputs": [], "receipt": {}, "seconds": 1}
         return {**entry, **file, **ports}, plan, None
 
-    monkeypatch.setattr(build, "build", fail_at_second)
+    monkeypatch.setattr(engines, "build", fail_at_second)
     before = contents(bundle)
     assert answer(capsys, "build", bundle)[0] == code
     assert len(done) == 1 and contents(bundle) == before
@@ -123,7 +124,7 @@ def test_a_build_that_fails_adds_nothing(capsys, monkeypatch, bundle, error, cod
 @pytest.fixture
 def device_build(monkeypatch, gpu):
     """TensorRT on a pretended device: building gives a plan, and times longer by one byte."""
-    monkeypatch.setattr(build, "cuda_devices", lambda: [CudaDevice(0, "Orin", "8.7", 1, 1)])
+    monkeypatch.setattr(engines, "cuda_devices", lambda: [CudaDevice(0, "Orin", "8.7", 1, 1)])
     fake_tensorrt.install(monkeypatch)
     seen = []
 
@@ -136,7 +137,7 @@ def device_build(monkeypatch, gpu):
         times = None if timing_cache is None else timing_cache + b"t"
         return {**entry, **file, **ports}, plan, times
 
-    monkeypatch.setattr(build, "build", pretend)
+    monkeypatch.setattr(engines, "build", pretend)
     return seen
 
 

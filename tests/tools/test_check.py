@@ -8,8 +8,9 @@ import pytest
 from bundles import CONFIG, tensors
 from runtime_commands import CLASSES, SIZE, answer, change, no_gpu, put, shapes, text
 
-from runtime.bundle import Bundle, file_entry
-from runtime.engine import OnnxEngine
+from runtime.bundle.manifest import file_entry
+from runtime.bundle.read import Bundle
+from runtime.engines.onnx import OnnxEngine
 
 # check
 

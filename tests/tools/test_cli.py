@@ -7,9 +7,9 @@ import sys
 import pytest
 from runtime_commands import answer, process, text
 
-from runtime import cli, doctor
 from runtime.__main__ import main
 from runtime.errors import EngineMismatch, InputError, MissingBackend
+from runtime.tools import cli, doctor
 
 # Usage
 

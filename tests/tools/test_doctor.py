@@ -18,12 +18,13 @@ from planted_machines import (
     problem,
 )
 
-from runtime import backend, device, doctor
+from runtime.device import choose, driver
 from runtime.errors import DeviceError, MissingBackend
+from runtime.tools import doctor, probe
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CUDA_MODULE = backend.cuda_module  # before any test replaces it
+CUDA_MODULE = choose.cuda_module  # before any test replaces it
 
 
 # This machine, as it is
@@ -50,12 +51,12 @@ def test_this_machine_is_reported_without_importing_anything_heavy(tmp_path):
 
 
 def test_tensorrt_for_rtx_of_this_machine_is_found_with_its_library():
-    facts = doctor._probe("tensorrt_rtx")
+    facts = probe.probe("tensorrt_rtx")
     if facts["state"] == "absent":
         pytest.skip("tensorrt_rtx is not installed")
     (library,) = [
         lib
-        for lib in doctor._libraries({"tensorrt_rtx": facts}, None)
+        for lib in probe.libraries({"tensorrt_rtx": facts}, None)
         if "tensorrt_rtx" in lib["loaded_by"]
     ]
     assert library["version"].startswith(facts["version"].split("+")[0])
@@ -140,7 +141,7 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_know(machine, monkeypatch):
 
 def test_a_driver_that_fails_is_broken_not_missing(machine, monkeypatch):
     failing = DeviceError("the CUDA driver does not start: cuInit gives 803", fix="restart")
-    monkeypatch.setattr(device, "cuda_problem", lambda: failing)
+    monkeypatch.setattr(driver, "cuda_problem", lambda: failing)
     found = problem(doctor.report(), "cuInit gives 803")
     assert found == {
         "kind": "broken",
@@ -153,8 +154,8 @@ def test_a_gpu_that_cannot_be_described_is_broken(machine, monkeypatch):
     def fail():
         raise DeviceError("the CUDA driver fails: cuDeviceGetName gives 4", fix="nvidia-smi")
 
-    monkeypatch.setattr(device, "cuda_problem", lambda: None)
-    monkeypatch.setattr(device, "cuda_devices", fail)
+    monkeypatch.setattr(driver, "cuda_problem", lambda: None)
+    monkeypatch.setattr(driver, "cuda_devices", fail)
     assert kinds(doctor.report(), "cuDeviceGetName gives 4") == ["broken"]
 
 
@@ -180,7 +181,7 @@ def test_an_onnx_runtime_whose_cuda_libraries_are_absent(machine, monkeypatch, t
 @pytest.mark.parametrize("platform, fix", [("linux-x86_64", "-gpu"), ("linux-aarch64", "use targ")])
 def test_an_onnx_runtime_without_cuda(machine, monkeypatch, platform, fix):
     plant_gpu(monkeypatch)
-    monkeypatch.setattr(device, "platform_tag", lambda: platform)
+    monkeypatch.setattr(driver, "platform_tag", lambda: platform)
     machine["onnxruntime"] = module(providers=["CPUExecutionProvider"])
     verdict = doctor.report()["targets"]["onnx on cuda"]
     assert verdict["why"] == "this ONNX Runtime has no CUDA provider, only CPUExecutionProvider"
@@ -191,7 +192,7 @@ def test_a_core_that_is_not_built(machine, monkeypatch):
     def fail():
         raise MissingBackend("the C++ core is not built (no _core)", fix="pip install .")
 
-    monkeypatch.setattr(backend, "targets", fail)
+    monkeypatch.setattr(choose, "targets", fail)
     report = doctor.report()
     assert problem(report, "core is not built")["kind"] == "broken"
     assert report["targets"]["cpu"] == {
@@ -237,7 +238,7 @@ def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
 
 
 def test_a_cuda_module_that_is_not_built_is_missed_only_beside_a_gpu(machine, monkeypatch):
-    monkeypatch.setattr(backend, "cuda_module", CUDA_MODULE)
+    monkeypatch.setattr(choose, "cuda_module", CUDA_MODULE)
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)
     report = doctor.report()
     assert not report["cuda_module"]["built"] and not kinds(report, "CUDA module")
@@ -253,7 +254,7 @@ def test_a_cuda_module_that_cannot_be_loaded_is_broken(machine, monkeypatch):
     def fail():
         raise MissingBackend("the CUDA module is not built (undefined symbol)", fix="build it")
 
-    monkeypatch.setattr(backend, "cuda_module", fail)
+    monkeypatch.setattr(choose, "cuda_module", fail)
     found = problem(doctor.report(), "undefined symbol")
     assert (found["kind"], found["fix"]) == ("broken", "build it")
 
@@ -266,11 +267,11 @@ def jetson(machine, monkeypatch, tmp_path):
     release, model = tmp_path / "release", tmp_path / "model"
     release.write_text("# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic\n")
     model.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    monkeypatch.setattr(device, "_TEGRA_RELEASE", release)
-    monkeypatch.setattr(device, "_TREE_MODEL", model)
-    monkeypatch.setattr(device, "platform_tag", lambda: "linux-aarch64")
+    monkeypatch.setattr(driver, "_TEGRA_RELEASE", release)
+    monkeypatch.setattr(driver, "_TREE_MODEL", model)
+    monkeypatch.setattr(driver, "platform_tag", lambda: "linux-aarch64")
     plant_program(tmp_path / "tools/nvpmodel", "echo 'NV Power Mode: 15W'; echo 0")
-    monkeypatch.setattr(doctor, "_CPUFREQ", tmp_path / "cpufreq")
+    monkeypatch.setattr(probe, "_CPUFREQ", tmp_path / "cpufreq")
     for n in (0, 4):
         policy = tmp_path / f"cpufreq/policy{n}"
         policy.mkdir(parents=True)
@@ -323,7 +324,7 @@ def test_jetpack_lines(jetson, release, line):
 
 
 def test_the_cache_folder_is_tried_and_nothing_is_left(machine, monkeypatch, tmp_path):
-    facts = doctor._cache()
+    facts = probe.cache()
     assert facts == {"folder": str(tmp_path / "cache/dynaguide-edge"), "error": ""}
     assert not (tmp_path / "cache").exists()
 
@@ -332,7 +333,7 @@ def test_a_relative_cache_folder_is_ignored(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("here", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert doctor._cache()["folder"] == str(tmp_path / ".cache/dynaguide-edge")
+        assert probe.cache()["folder"] == str(tmp_path / ".cache/dynaguide-edge")
 
 
 def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
@@ -348,7 +349,7 @@ def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
 def test_a_read_only_cache_folder(machine, monkeypatch, tmp_path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "sealed"))
-    assert "cannot be written" in doctor._cache()["error"]
+    assert "cannot be written" in probe.cache()["error"]
 
 
 def test_no_home_folder(machine, monkeypatch):
@@ -368,7 +369,7 @@ def test_no_home_folder(machine, monkeypatch):
 
 
 def test_a_command_that_is_not_there_gives_no_output():
-    code, output, error = doctor._run(["/no/such/program"])
+    code, output, error = probe.run(["/no/such/program"])
     assert (code, output) == (127, "") and "No such file" in error
 
 

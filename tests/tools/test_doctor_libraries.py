@@ -16,7 +16,7 @@ from planted_machines import (
     problem,
 )
 
-from runtime import doctor
+from runtime.tools import doctor, probe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,13 +92,13 @@ def test_python_bindings_that_differ_from_the_library_they_load(machine, tmp_pat
 
 def test_versions_of_libraries_come_from_the_symbol_then_from_the_name(tmp_path):
     symbol = plant_library(tmp_path / "libnvinfer.so.10.9.9", "10.3.0.30")
-    assert doctor._library_version(symbol) == "10.3.0.30"
+    assert probe._library_version(symbol) == "10.3.0.30"
     named = tmp_path / "libnvinfer.so.8.6.1"
     named.write_bytes(b"no symbol")
-    assert doctor._library_version(str(named)) == "8.6.1"
+    assert probe._library_version(str(named)) == "8.6.1"
     for name, content in (("libnvinfer.so.10", b"no symbol"), ("libnvinfer.so.8.6.2", b"")):
         (tmp_path / name).write_bytes(content)
-        assert doctor._library_version(str(tmp_path / name)) is None
+        assert probe._library_version(str(tmp_path / name)) is None
 
 
 def test_trtexec_names_the_library_it_links(machine, monkeypatch, tmp_path):
@@ -138,7 +138,7 @@ def plant_module(monkeypatch, tmp_path):
         folder = tmp_path / "site/tensorrt"
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text(source)
-        return doctor._probe("tensorrt")
+        return probe.probe("tensorrt")
 
     return plant
 
@@ -169,14 +169,14 @@ def test_a_module_that_fails_to_import_is_broken(plant_module, source, error):
 
 
 def test_a_module_that_hangs_is_broken(plant_module, monkeypatch):
-    monkeypatch.setattr(doctor, "_SECONDS", 0.5)
+    monkeypatch.setattr(probe, "_SECONDS", 0.5)
     facts = plant_module("import time\ntime.sleep(60)")
     assert facts["state"] == "broken" and "did not finish in 0.5 s" in facts["error"]
 
 
 def test_an_absent_module_is_absent():
-    assert doctor._probe("a_module_that_nobody_has")["state"] == "absent"
-    assert doctor._probe("a_module_that_nobody_has.driver")["state"] == "absent"
+    assert probe.probe("a_module_that_nobody_has")["state"] == "absent"
+    assert probe.probe("a_module_that_nobody_has.driver")["state"] == "absent"
 
 
 def test_a_broken_module_is_a_problem_with_a_fix(machine):
@@ -192,7 +192,7 @@ def test_a_broken_module_is_a_problem_with_a_fix(machine):
 
 def test_pycuda_is_loaded_whole_only_beside_a_driver(machine, monkeypatch):
     asked = []
-    monkeypatch.setattr(doctor, "_probe", lambda name: asked.append(name) or module("absent"))
+    monkeypatch.setattr(probe, "probe", lambda name: asked.append(name) or module("absent"))
     doctor.report()
     plant_gpu(monkeypatch)
     doctor.report()
@@ -202,13 +202,13 @@ def test_pycuda_is_loaded_whole_only_beside_a_driver(machine, monkeypatch):
 # Distributions
 
 
-OWNERS = doctor.owners_of_modules  # before any test replaces it
+OWNERS = probe.owners_of_modules  # before any test replaces it
 
 
 @pytest.fixture
 def site(machine, monkeypatch, tmp_path):
     """A folder for planted distributions, besides which none are installed."""
-    monkeypatch.setattr(doctor, "owners_of_modules", OWNERS)
+    monkeypatch.setattr(probe, "owners_of_modules", OWNERS)
     only_planted = partial(metadata.distributions, path=[str(tmp_path / "site")])
     monkeypatch.setattr(metadata, "distributions", only_planted)
     plant_distribution(tmp_path / "site", "dynaguide-edge", "0.1.0", "sdk\nruntime\nexport")

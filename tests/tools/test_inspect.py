@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from runtime_commands import answer, change, contents, process, put, text
 
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle.manifest import MANIFEST
+from runtime.bundle.read import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 

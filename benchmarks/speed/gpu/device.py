@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runtime.backend import backend, cuda_module
+from runtime.device.choose import backend, cuda_module
 from runtime.errors import MissingBackend, SdkError
 
 AHEAD = 20_000_000  # clock cycles that the GPU waits while a burst is queued

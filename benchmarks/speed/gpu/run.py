@@ -34,8 +34,8 @@ from benchmarks.speed.gpu.comparison import FAILURES, say
 from benchmarks.speed.gpu.device import find_gpu, nvidia_smi
 from benchmarks.speed.gpu.goals import goals
 from benchmarks.speed.gpu.timing import measure
-from runtime.cli import Parser, some_path
 from runtime.errors import InputError, SdkError, VerificationFailed
+from runtime.tools.cli import Parser, some_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
