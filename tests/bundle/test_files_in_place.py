@@ -148,7 +148,7 @@ def test_a_file_that_grows_while_it_is_read(pristine, place, monkeypatch):
             _grow(place / "init.safetensors")
         return info
 
-    monkeypatch.setattr(module.os, "fstat", grow)
+    monkeypatch.setattr(read.os, "fstat", grow)
     with pytest.raises(BundleError, match=r"init.safetensors has sha256"):
         read_all(place)
 

@@ -47,7 +47,7 @@ def test_400_damaged_manifests(pristine, place, name):
         result = attempt(place, f"{name} seed {seed}")
         if result is not None:
             same += 1
-            assert result[0] == manifest and manifest._canonical(result[0]) == manifest._canonical(
+            assert result[0] == manifest and forms._canonical(result[0]) == forms._canonical(
                 manifest
             ), f"seed {seed} loads something else"
     assert 5 <= same < 100  # mostly refused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.device import driver
+from runtime.device import driver as drv
 from runtime.errors import DeviceError, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ int cuDevicePrimaryCtxRelease_v2(int d) {
 ASK = """
 import json
 from dataclasses import asdict
-from runtime import device
+from runtime.device import driver as device
 from runtime.errors import DeviceError
 try:
     devices = [asdict(d) for d in device.cuda_devices()]
@@ -193,9 +193,9 @@ def test_a_library_that_is_no_driver(broken_driver):
 
 def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
     monkeypatch.setenv("FAKE_NAME", "4")
-    monkeypatch.setattr(driver, "_DRIVER", str(driver / "libcuda.so.1"))
+    monkeypatch.setattr(drv, "_DRIVER", str(driver / "libcuda.so.1"))
     with pytest.raises(DeviceError, match=r"cuDeviceGetName gives 4 \(unnamed\)\n  fix: "):
-        driver.cuda_devices()
+        drv.cuda_devices()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
     ],
 )
 def test_names_of_devices(name, parsed):
-    assert driver.parse_device(name) == parsed
+    assert drv.parse_device(name) == parsed
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_names_of_devices(name, parsed):
 )
 def test_other_names_are_refused(name):
     with pytest.raises(InputError, match=r"device is .*; wanted 'cpu', 'cuda', or a GPU's number"):
-        driver.parse_device(name)
+        drv.parse_device(name)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_other_names_are_refused(name):
 )
 def test_release_of_linux_for_tegra(tmp_path, monkeypatch, text, release):
     (tmp_path / "release").write_text(text)
-    monkeypatch.setattr(driver, "_TEGRA_RELEASE", tmp_path / "release")
-    assert driver.l4t() == release
+    monkeypatch.setattr(drv, "_TEGRA_RELEASE", tmp_path / "release")
+    assert drv.l4t() == release
 
 
 @pytest.mark.parametrize(
@@ -260,25 +260,25 @@ def test_release_of_linux_for_tegra(tmp_path, monkeypatch, text, release):
 )
 def test_model_of_the_board(tmp_path, monkeypatch, recorded, model):
     (tmp_path / "model").write_bytes(recorded)
-    monkeypatch.setattr(driver, "_TREE_MODEL", tmp_path / "model")
-    assert driver.jetson_model() == model
+    monkeypatch.setattr(drv, "_TREE_MODEL", tmp_path / "model")
+    assert drv.jetson_model() == model
 
 
 def test_elsewhere_there_is_no_jetson(tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "_TEGRA_RELEASE", tmp_path / "none")
-    monkeypatch.setattr(driver, "_TREE_MODEL", tmp_path)  # a folder cannot be read either
-    assert driver.l4t() is None and driver.jetson_model() is None
+    monkeypatch.setattr(drv, "_TEGRA_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(drv, "_TREE_MODEL", tmp_path)  # a folder cannot be read either
+    assert drv.l4t() is None and drv.jetson_model() is None
 
 
 def test_available_memory_is_read_from_the_kernel(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:        7802092 kB\nMemAvailable:    5123456 kB\n")
-    monkeypatch.setattr(driver, "_MEMINFO", meminfo)
-    assert driver._memory_available() == 5123456 * 1024
+    monkeypatch.setattr(drv, "_MEMINFO", meminfo)
+    assert drv._memory_available() == 5123456 * 1024
     meminfo.write_text("MemTotal:        7802092 kB\n")
-    assert driver._memory_available() == 0
+    assert drv._memory_available() == 0
 
 
 def test_platform_tag_names_system_and_processor():
-    system, processor = driver.platform_tag().split("-")
+    system, processor = drv.platform_tag().split("-")
     assert system == sys.platform and processor == os.uname().machine

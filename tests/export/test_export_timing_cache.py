@@ -13,10 +13,10 @@ pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install o
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 pytest.importorskip("skimage", reason="the demo photo is scikit-image's: pip install scikit-image")
 
-from export.models.load import load_model  # noqa: E402
-from export.pack import ExportOptions, export_bundle  # noqa: E402
-from runtime.bundle import engines  # noqa: E402
-from runtime.core.config import RefineConfig  # noqa: E402
+from export.models.load import load_model
+from export.pack import ExportOptions, export_bundle
+from runtime.bundle import engines
+from runtime.core.config import RefineConfig
 
 CONFIG = RefineConfig(channels=4, steps=1, scale=0.25)
 

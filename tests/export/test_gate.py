@@ -223,8 +223,8 @@ def test_an_engine_of_another_precision(monkeypatch, colours, gate):
     """The builder's receipt says FP32 where FP16 was asked for."""
     build = engines.build_engine
 
-    def wrong(data, **options):
-        built = build(data, **options)
+    def wrong(data, recipe, **options):
+        built = build(data, recipe, **options)
         layers = {"fp32": sum(built.receipt["layers"].values())}
         return replace(built, receipt=built.receipt | {"layers": layers})
 

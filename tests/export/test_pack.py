@@ -20,6 +20,7 @@ from runtime.bundle.manifest import file_entry
 from runtime.bundle.read import Bundle, load_tensors
 from runtime.core.refiner import Refiner
 from runtime.engines.onnx import OnnxEngine
+from runtime.engines.recipe import EngineRecipe
 from runtime.errors import (
     DeviceError,
     InputError,
@@ -351,10 +352,10 @@ def test_the_words_of_other_tools(monkeypatch, words, targets, imgsz, workspace)
     assert export("--model", "kmeans", *words).refused(1, "far enough")
     (options,) = seen
     assert [*options.targets] == targets and options.imgsz == imgsz
-    assert options.workspace == workspace and options.half == ("--fp16" in words)
+    assert options.engine.workspace == workspace and options.half == ("--fp16" in words)
     assert options.device == int("cuda:1" in words)
     assert options.simplify != ("--no-simplify" in words)
-    assert options.compute_capabilities == (("8.6", "12.0") if targets == ["rtx"] else ())
+    assert options.engine.compute_capabilities == (("8.6", "12.0") if targets == ["rtx"] else ())
 
 
 def test_json_is_one_document(tmp_path, plain):
@@ -510,7 +511,7 @@ def test_options_in_python():
         ({"data": (Path("."),)}, "data is for int8 only"),
         ({"max_shape": (64, 64)}, "add --dynamic"),
         ({"dynamic": True, "targets": ("rtx",), "min_shape": (1, 1)}, "smallest and the largest"),
-        ({"compute_capabilities": ("8.6",)}, "is for target rtx"),
+        ({"engine": EngineRecipe(compute_capabilities=("8.6",))}, "is for target rtx"),
         ({"min_agreement": 0.0}, "min-agreement is 0"),
         ({"fraction": 1.01}, "fraction is 1.01"),
     ):

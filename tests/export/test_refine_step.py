@@ -29,7 +29,7 @@ from runtime.errors import InputError
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the graphs")
 
 from export.refine_step import (
-    build_map,  # noqa: E402
+    build_map,
     build_step,
 )
 

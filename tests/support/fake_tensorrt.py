@@ -101,7 +101,7 @@ def install(monkeypatch, **options):
         assert name == "libcuda.so.1"
         return Driver(fake)
 
-    monkeypatch.setattr("runtime.engines.tensorrt_engine.ctypes.CDLL", load)
+    monkeypatch.setattr("ctypes.CDLL", load)
     return fake
 
 

@@ -21,9 +21,9 @@ no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="says what is said wi
 
 def shapes(graphs):
     """Least, usual and largest shape of every free input: all for one picture size."""
-    parameters, _ = parameters.shapes(CONFIG, CLASSES)
+    weights, _ = parameters.shapes(CONFIG, CLASSES)
     sizes = dict(zip(("height", "width"), SIZE, strict=True)) | {"classes": CLASSES}
-    sizes["parameters"] = sum(int(np.prod(s)) for s in parameters.values())
+    sizes["parameters"] = sum(int(np.prod(s)) for s in weights.values())
     out = {}
     for name, graph in graphs.items():
         free = [p for p in graph["inputs"] if any(isinstance(n, str) for n in p["shape"])]

@@ -38,7 +38,8 @@ def convolution(dtype=np.float32, shape=(1, 3, 16, 16)):
 
 def build(data, **options):
     options = {"runtime": "tensorrt_rtx", "compute_capabilities": ("8.6",), **options}
-    return build_engine(data, **options)
+    flags = {f.name: options.pop(f.name) for f in fields(EngineRecipe) if f.name in options}
+    return build_engine(data, EngineRecipe(**flags), **options)
 
 
 # TensorRT itself: the same builder behind its name, since it cannot run here

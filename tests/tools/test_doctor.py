@@ -32,7 +32,7 @@ CUDA_MODULE = choose.cuda_module  # before any test replaces it
 
 def test_this_machine_is_reported_without_importing_anything_heavy(tmp_path):
     program = (
-        "import json, sys\nfrom runtime import doctor\nreport = doctor.report()\n"
+        "import json, sys\nfrom runtime.tools import doctor\nreport = doctor.report()\n"
         "text = doctor.render(report)\n"
         "print(json.dumps([report, text, sorted({n.split('.')[0] for n in sys.modules})]))"
     )
@@ -56,7 +56,7 @@ def test_tensorrt_for_rtx_of_this_machine_is_found_with_its_library():
         pytest.skip("tensorrt_rtx is not installed")
     (library,) = [
         lib
-        for lib in probe.libraries({"tensorrt_rtx": facts}, None)
+        for lib in probe.library_facts({"tensorrt_rtx": facts}, None)
         if "tensorrt_rtx" in lib["loaded_by"]
     ]
     assert library["version"].startswith(facts["version"].split("+")[0])
@@ -64,7 +64,9 @@ def test_tensorrt_for_rtx_of_this_machine_is_found_with_its_library():
 
 
 def test_an_unknown_instruction_set_is_broken_and_has_a_fix():
-    program = "import json; from runtime import doctor; print(json.dumps(doctor._package({})))"
+    program = (
+        "import json; from runtime.tools import probe; print(json.dumps(probe.package_facts({})))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEG_ISA": "mmx"}
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
     facts = json.loads(output.stdout)
@@ -324,7 +326,7 @@ def test_jetpack_lines(jetson, release, line):
 
 
 def test_the_cache_folder_is_tried_and_nothing_is_left(machine, monkeypatch, tmp_path):
-    facts = probe.cache()
+    facts = probe.cache_facts()
     assert facts == {"folder": str(tmp_path / "cache/dynaguide-edge"), "error": ""}
     assert not (tmp_path / "cache").exists()
 
@@ -333,7 +335,7 @@ def test_a_relative_cache_folder_is_ignored(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("here", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert probe.cache()["folder"] == str(tmp_path / ".cache/dynaguide-edge")
+        assert probe.cache_facts()["folder"] == str(tmp_path / ".cache/dynaguide-edge")
 
 
 def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
@@ -349,7 +351,7 @@ def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
 def test_a_read_only_cache_folder(machine, monkeypatch, tmp_path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "sealed"))
-    assert "cannot be written" in probe.cache()["error"]
+    assert "cannot be written" in probe.cache_facts()["error"]
 
 
 def test_no_home_folder(machine, monkeypatch):
