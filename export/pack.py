@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,15 @@ from export.models import PriorModel
 from export.refine_step import build_map, build_step
 from export.to_onnx import freeze, frozen_preprocess
 from runtime.bundle import engines, golden
-from runtime.bundle.manifest import SCHEMA, file_entry, ports_entry
+from runtime.bundle.manifest import (
+    file_entry,
+    golden_entry,
+    graph_entry,
+    kmeans_prior,
+    licence_entry,
+    make_manifest,
+    network_prior,
+)
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
@@ -35,6 +42,7 @@ from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
 
 TARGETS = ("onnx", "rtx", "trt")
+GOLDEN = "golden/000.safetensors"
 Say = Callable[[str], None]
 
 
@@ -223,39 +231,33 @@ def export_bundle(
         size=working,
         warm=trained,
     )
-    files["golden/000.safetensors"] = _tensors(arrays)
+    files[GOLDEN] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()
-    manifest = {
-        "schema": SCHEMA,
-        "name": out.name,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "sdk": runtime.__version__,
-        "model": {"name": model.name, "trained": model.trained},
-        "prior": {"kind": "network", "output": model.output}
+    manifest = make_manifest(
+        name=out.name,
+        sdk=runtime.__version__,
+        model={"name": model.name, "trained": model.trained},
+        prior=network_prior(model.output)
         if preprocess
-        else {"kind": "kmeans", "clusters": prior.clusters, "temperature": prior.temperature},
-        "preprocess": preprocess.to_manifest() if preprocess else None,
-        "classes": model.names,
-        "graphs": {
+        else kmeans_prior(prior.clusters, prior.temperature),
+        preprocess=preprocess,
+        classes=model.names,
+        graphs={
             name: _graph_entry(name, data, details.get(name, {})) for name, data in graphs.items()
         },
-        "refine": asdict(config) | {"offsets": list(config.offsets)},
-        "init": file_entry("init.safetensors", files["init.safetensors"]),
-        "engines": [],
-        "golden": [
-            file_entry("golden/000.safetensors", files["golden/000.safetensors"])
-            | {"steps": golden_steps}
-        ],
-        "verification": verification,
-        "recipe": {
+        refine=config,
+        init=file_entry("init.safetensors", files["init.safetensors"]),
+        golden=[golden_entry(GOLDEN, files[GOLDEN], golden_steps)],
+        verification=verification,
+        recipe={
             "command": options.command,
             "targets": list(options.targets),
             **replace(options.engine, dynamic=options.dynamic).to_manifest(
                 {name: _shapes(name, data, options, size, classes) for name, data in graphs.items()}
             ),
         },
-        "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": model.licence},
-    }
+        licence=licence_entry("LICENSE.model", files["LICENSE.model"], model.licence),
+    )
     missing = _build_engines(manifest, graphs, files, options, timings, say, progress)
     say(f"write {out}")
     return Exported(write_bundle(out, manifest, files), missing)
@@ -341,15 +343,14 @@ def _graph_entry(name: str, data: bytes, detail: dict[str, Any]) -> dict[str, An
 
     model = onnx.load_from_string(data)
     with OnnxEngine(data, name=f"{name}.onnx") as engine:
-        inputs, outputs = ports_entry(engine.inputs), ports_entry(engine.outputs)
-    entry = file_entry(f"{name}.onnx", data) | {
-        "opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-        "precision": "fp32",
-        "kept_fp32": [],
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-    return entry | detail
+        return graph_entry(
+            f"{name}.onnx",
+            data,
+            opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+            inputs=engine.inputs,
+            outputs=engine.outputs,
+            **detail,
+        )
 
 
 def _shapes(

@@ -6,6 +6,7 @@ that would wait for the GPU: their shape and dtype are checked, their values are
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -156,9 +157,20 @@ def sum_classes(array: np.ndarray) -> np.ndarray:
     return np.einsum("hwc->hw", array)[..., None]
 
 
+def is_count(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether ``value`` is a Python int in [low, high]; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether ``value`` is a Python int or float in [low, high]; NaN, True and False are none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and low <= value <= high
+
+
 def check_count(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    """A whole number in [low, high], Python's or NumPy's."""
+    if not isinstance(value, np.integer) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a whole number")
     if not low <= value <= high:
         raise InputError(f"{name} is {value}; wanted {low} to {high}")
@@ -167,7 +179,7 @@ def check_count(name: str, value: Any, low: int, high: int) -> int:
 
 def check_positive(name: str, value: Any) -> float:
     """A finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if not isinstance(value, np.number) and not isinstance(value, float) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a number above 0")
     try:
         number = float(value)

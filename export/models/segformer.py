@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.models.base import PriorModel, read_object
+from runtime.checks import is_number
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
 from runtime.prior.preprocess import Preprocess, are_sides
 
@@ -194,7 +195,7 @@ def _segformer_preprocess(
         raise refuse("size", 'a number, {"height", "width"} or {"shortest_edge"}')
 
     factor = settings.get("rescale_factor", 1 / 255) if flags["do_rescale"] else 1.0
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 0:
+    if not is_number(factor) or factor <= 0:
         raise refuse("rescale_factor", "a number above 0")
     gain = 255 * factor  # their value is gain * v for v in [0, 1]: (gain v - mean) / std
     if abs(gain - 1) < 1e-6:

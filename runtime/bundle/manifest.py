@@ -1,13 +1,22 @@
-"""The manifest: its form, its seal, and how it is read from bytes."""
+"""The manifest: its form, its seal, how it is made and how it is read from bytes.
+
+The form stands in ``_SPEC``, and ``make_manifest`` makes it: a new field is added in these two
+places. FILE = ``docs/dg-bundle-1.schema.json`` publishes the form as a JSON Schema; write it by
+
+    python -c "import runtime.bundle.manifest as m; print(m.schema_text())" > FILE
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from runtime.checks import is_count, is_number
 from runtime.core.config import RefineConfig
 from runtime.engines.port import Port
 from runtime.errors import BundleError, SdkError
@@ -131,7 +140,7 @@ def _check_depth(value: Any) -> None:
 
 
 class _Text(NamedTuple):
-    """A string that matches a pattern."""
+    """A string that matches a pattern, which means the same in Python and in ECMAScript."""
 
     pattern: str
 
@@ -153,8 +162,8 @@ class _Number(NamedTuple):
 _PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
 _ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # nothing that steers a terminal
 _FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
-_SHAPE = [(_Count(-1, 2**31), _Text(r".{1,100}"))]
-_PORT = {"name": _Text(r".{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
+_SHAPE = [(_Count(-1, 2**31), _Text(r"[^\n]{1,100}"))]
+_PORT = {"name": _Text(r"[^\n]{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
 _PORTS = [_PORT]
 _GRAPH = _FILE | {
     "opset": _Count(1, 1000),
@@ -186,7 +195,7 @@ _PRIOR_KMEANS = {
     "temperature": _Number(1e-3, 1e3),
 }
 _SPEC: dict[str, Any] = {
-    "schema": _Text(re.escape(SCHEMA)),
+    "schema": _Text(SCHEMA),  # it has no character with a meaning in a pattern
     "name": _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}"),
     "created": _Text(r"[0-9TZ:.+-]{1,40}"),
     "sdk": _Text(r"[0-9A-Za-z.+-]{1,40}"),
@@ -211,11 +220,9 @@ def _check(value: Any, spec: Any, where: str) -> None:
     if isinstance(spec, _Text):
         fits = isinstance(value, str) and re.fullmatch(spec.pattern, value) is not None
     elif isinstance(spec, _Count):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = whole and spec.low <= value <= spec.high
+        fits = is_count(value, spec.low, spec.high)
     elif isinstance(spec, _Number):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = number and spec.low <= value <= spec.high
+        fits = is_number(value, spec.low, spec.high)
     elif isinstance(spec, tuple):  # one of these
         problems = []
         for choice in spec:
@@ -244,6 +251,157 @@ def _check(value: Any, spec: Any, where: str) -> None:
         raise ValueError(f"{where} is {str(value)[:80]!r}, which does not fit")
 
 
+# Making a manifest
+
+
+def make_manifest(
+    *,
+    name: str,
+    sdk: str,
+    model: Mapping[str, Any],
+    prior: Mapping[str, Any],
+    preprocess: Preprocess | None,
+    classes: Sequence[str] | None,
+    graphs: Mapping[str, Mapping[str, Any]],
+    refine: RefineConfig,
+    init: Mapping[str, Any],
+    golden: Sequence[Mapping[str, Any]],
+    verification: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    licence: Mapping[str, Any],
+    engines: Sequence[Mapping[str, Any]] = (),
+    created: str | None = None,
+) -> dict[str, Any]:
+    """A manifest of the form that :func:`parse_manifest` checks, not sealed yet.
+
+    Parameters
+    ----------
+    name : the bundle's. sdk : the version that makes it.
+    model : {"name", "trained"} of the prior's model.
+    prior : :func:`network_prior` or :func:`kmeans_prior`.
+    preprocess : how the prior's network is fed; None without a network.
+    classes : their names; None where they have none.
+    graphs : a :func:`graph_entry` for each of GRAPHS that the bundle has.
+    refine : the refinement that the graphs were exported with.
+    init, golden, licence : :func:`file_entry` of init.safetensors; :func:`golden_entry` of each
+        golden file; :func:`licence_entry`.
+    verification : what the checks of the export measured.
+    recipe : how the bundle was exported and how its engines are built.
+    engines : entries of :mod:`runtime.bundle.engines`.
+    created : UTC, as "2025-01-01T00:00:00Z"; now when None.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "created": created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sdk": sdk,
+        "prior": dict(prior),
+        "model": dict(model),
+        "preprocess": None if preprocess is None else preprocess.to_manifest(),
+        "classes": None if classes is None else list(classes),
+        "graphs": {graph: dict(entry) for graph, entry in graphs.items()},
+        "refine": asdict(refine) | {"offsets": list(refine.offsets)},
+        "init": dict(init),
+        "engines": [dict(entry) for entry in engines],
+        "golden": [dict(entry) for entry in golden],
+        "verification": dict(verification),
+        "recipe": dict(recipe),
+        "licence": dict(licence),
+    }
+
+
+def network_prior(output: str) -> dict[str, Any]:
+    """A prior that is a network; ``output`` is "logits", "probabilities" or "labels"."""
+    return {"kind": "network", "output": output}
+
+
+def kmeans_prior(clusters: int, temperature: float) -> dict[str, Any]:
+    """A prior that is k-means."""
+    return {"kind": "kmeans", "clusters": clusters, "temperature": temperature}
+
+
 def file_entry(file: str, data: bytes) -> dict[str, Any]:
-    """The manifest's entry of a file."""
+    """The entry of a file."""
     return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def graph_entry(
+    file: str,
+    data: bytes,
+    *,
+    opset: int,
+    inputs: list[Port],
+    outputs: list[Port],
+    precision: str = "fp32",
+    kept_fp32: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The entry of an ONNX file; ``kept_fp32`` names the nodes that a lower precision left out."""
+    return file_entry(file, data) | {
+        "opset": opset,
+        "precision": precision,
+        "inputs": ports_entry(inputs),
+        "outputs": ports_entry(outputs),
+        "kept_fp32": list(kept_fp32),
+    }
+
+
+def golden_entry(file: str, data: bytes, steps: int) -> dict[str, Any]:
+    """The entry of golden vectors; ``steps`` is the number of refinement steps in them."""
+    return file_entry(file, data) | {"steps": steps}
+
+
+def licence_entry(file: str, data: bytes, text: str) -> dict[str, Any]:
+    """The entry of the model's licence file; ``text`` is the licence's name."""
+    return file_entry(file, data) | {"text": text}
+
+
+# The published form
+
+_NAMED = {"port": _PORT, "graph": _GRAPH, "engine": _ENGINE}
+
+
+def json_schema() -> dict[str, Any]:
+    """The manifest's form as a JSON Schema (2020-12).
+
+    A manifest that :func:`parse_manifest` takes is valid. The reverse is almost true: a schema can
+    say nothing of the seal, of files listed twice, of what stands in ``preprocess`` and ``refine``,
+    and it takes 3.0 for the whole number 3.
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:{SCHEMA.replace('/', ':')}",
+        "title": f"manifest.json of a bundle, {SCHEMA}",
+        "description": "Written by runtime/bundle/manifest.py; do not edit. sha256 is that of the "
+        "other fields: JSON in UTF-8, keys sorted, no white space.",
+        **_schema_of(_SPEC),
+        "$defs": {name: _schema_of(spec, {}) for name, spec in _NAMED.items()},
+    }
+
+
+def _schema_of(spec: Any, named: Mapping[str, Any] = _NAMED) -> dict[str, Any]:
+    """What :func:`_check` does, as a schema; ``named`` are the specs to refer to by name."""
+    for name, one in named.items():
+        if spec is one:
+            return {"$ref": f"#/$defs/{name}"}
+    if isinstance(spec, _Text):  # "$" would match before a last line break in Python
+        return {"type": "string", "pattern": f"^(?:{spec.pattern})(?![\\s\\S])"}
+    if isinstance(spec, (_Count, _Number)):
+        kind = "integer" if isinstance(spec, _Count) else "number"
+        return {"type": kind, "minimum": spec.low, "maximum": spec.high}
+    if isinstance(spec, tuple):
+        return {"anyOf": [_schema_of(choice) for choice in spec]}
+    if isinstance(spec, list):
+        return {"type": "array", "items": _schema_of(spec[0])}
+    if isinstance(spec, dict):
+        return {
+            "type": "object",
+            "properties": {key.removesuffix("?"): _schema_of(one) for key, one in spec.items()},
+            "required": [key for key in spec if not key.endswith("?")],
+            "additionalProperties": False,
+        }
+    return {"type": {bool: "boolean", dict: "object", None: "null"}[spec]}
+
+
+def schema_text() -> str:
+    """The text of ``docs/dg-bundle-1.schema.json``."""
+    return json.dumps(json_schema(), indent=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from runtime.checks import is_count, is_number
 from runtime.errors import InputError
 
 OBJECTIVES = ("residual", "dynaguide", "dynaseg")
@@ -146,9 +147,6 @@ def _check_choice(name: str, value: object) -> None:
 
 
 def _check(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        number = isinstance(value, int) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
+    if not (is_count if kind is int else is_number)(value, low, high):
         what = "a whole number" if kind is int else "a number"
         raise InputError(f"{name} is {value!r}; wanted {what} from {low:g} to {high:g}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.checks import is_count, is_number
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
 
@@ -223,16 +224,14 @@ def _line(error: InputError) -> str:
 
 def are_sides(values: list[Any]) -> bool:
     """Whether all are whole numbers that a side in pixels can have."""
-    return all(
-        isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_SIDE for n in values
-    )
+    return all(is_count(n, 1, MAX_SIDE) for n in values)
 
 
 def _triple(name: str, value: Any) -> tuple[float, float, float]:
     numbers = [
         float(n)
         for n in (value if isinstance(value, (list, tuple)) else ())
-        if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e9
+        if is_number(n) and abs(n) < 1e9
     ]
     if len(numbers) != 3 or len(value) != 3 or (name == "std" and min(numbers) <= 0):
         raise InputError(f"{name} is {value}; wanted three numbers", fix="one for each colour")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,15 @@ import numpy as np
 
 from export.refine_step import build_map, build_step
 from runtime.bundle import golden, manifest
-from runtime.bundle.manifest import SCHEMA, file_entry, ports_entry
+from runtime.bundle.manifest import (
+    file_entry,
+    golden_entry,
+    graph_entry,
+    kmeans_prior,
+    licence_entry,
+    make_manifest,
+    network_prior,
+)
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import write_bundle
 from runtime.core import parameters
@@ -92,39 +99,31 @@ def tiny_parts(*, with_network=False):
     graphs = {}
     for file, data in files.items():
         with OnnxEngine(data, threads=1) as engine:
-            graphs[file.removesuffix(".onnx")] = file_entry(file, data) | {
-                "opset": 18,
-                "precision": "fp32",
-                "kept_fp32": [],
-                "inputs": ports_entry(engine.inputs),
-                "outputs": ports_entry(engine.outputs),
-            }
+            graphs[file.removesuffix(".onnx")] = graph_entry(
+                file, data, opset=18, inputs=engine.inputs, outputs=engine.outputs
+            )
     files["init.safetensors"] = tensors(parameters.initial_state(CONFIG, 3))
     arrays, steps = golden.make(picture(), prior, CONFIG, native())
     files["golden/000.safetensors"] = tensors(arrays)
     files["LICENSE.model"] = b"nobody's: public domain\n"
     entry, plan = tiny_engine()
     files[entry["file"]] = plan
-    manifest = {
-        "schema": SCHEMA,
-        "name": "tiny.bundle",
-        "created": "2025-01-01T00:00:00Z",
-        "sdk": "0.1.0",
-        "model": {"name": "tiny", "trained": with_network},
-        "prior": {"kind": "network", "output": "logits"}
-        if with_network
-        else {"kind": "kmeans", "clusters": 3, "temperature": 12.0},
-        "preprocess": PREPROCESS.to_manifest() if with_network else None,
-        "classes": ["brick", "grass", "sea"] if with_network else None,
-        "graphs": graphs,
-        "refine": json.loads(json.dumps(CONFIG.__dict__)),
-        "init": file_entry("init.safetensors", files["init.safetensors"]),
-        "engines": [entry],
-        "golden": [
-            file_entry("golden/000.safetensors", files["golden/000.safetensors"]) | {"steps": steps}
-        ],
-        "verification": {"pictures": ["none"], "refine": {"update": 1e-7, "agreement": 1.0}},
-        "recipe": {
+    golden_file = "golden/000.safetensors"
+    manifest = make_manifest(
+        name="tiny.bundle",
+        created="2025-01-01T00:00:00Z",
+        sdk="0.1.0",
+        model={"name": "tiny", "trained": with_network},
+        prior=network_prior("logits") if with_network else kmeans_prior(3, 12.0),
+        preprocess=PREPROCESS if with_network else None,
+        classes=["brick", "grass", "sea"] if with_network else None,
+        graphs=graphs,
+        refine=CONFIG,
+        init=file_entry("init.safetensors", files["init.safetensors"]),
+        engines=[entry],
+        golden=[golden_entry(golden_file, files[golden_file], steps)],
+        verification={"pictures": ["none"], "refine": {"update": 1e-7, "agreement": 1.0}},
+        recipe={
             "command": "",
             "targets": ["onnx"],
             "compute_capabilities": [],
@@ -133,8 +132,8 @@ def tiny_parts(*, with_network=False):
             "dynamic": False,
             "shapes": {name: {} for name in graphs},
         },
-        "licence": file_entry("LICENSE.model", files["LICENSE.model"]) | {"text": "public domain"},
-    }
+        licence=licence_entry("LICENSE.model", files["LICENSE.model"], "public domain"),
+    )
     return manifest, files
 
 
