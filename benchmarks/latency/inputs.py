@@ -36,7 +36,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     elif args.picture:
         pictures = [load_image(p)[0] for p in args.picture]
     else:
-        from sdk.__main__ import demo_photo
+        from runtime.pictures import demo_photo
 
         pictures = [demo_photo()]
     size, truths = args.imgsz, None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import metrics
-from runtime.bundle import open
+from runtime.bundle.open import starts_trained
 from runtime.errors import InputError
 from runtime.prior.kmeans import KMeansPrior
 from sdk import Segmenter
@@ -34,25 +34,33 @@ def quality_of(
     bundle = open_bundle(seg.info()["bundle"]) if "bundle" in seg.info() else None
     if bundle is None:
         return {"what": "not measured"}
-    if seg.refine is not None and open.starts_trained(bundle, seg.refine):
+    if seg.refine is not None and starts_trained(bundle, seg.refine):
         return {"what": "not measured (starts from trained weights)"}
     golden = bundle.tensors(bundle.manifest["golden"][0])
     picture, guide = golden["picture"], golden["guide"]
-    low = np.asarray(seg.prepare(picture, Clock())[1])
+    low = np.asarray(seg.pipeline.prepare(picture, Clock())[1])
     if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
         guide = seg.prior(picture, low)
-    exact = Reference(lambda _: guide, refine=seg.refine, filter=seg.filter, min_area=0)
-    exact.low, exact.prior.names = low, seg.prior.names
-    area, seg.min_area = seg.min_area, 0
-    same = exact(picture).labels == seg(picture).labels
-    seg.min_area = area
+    exact = float32_labels(seg, picture, low, guide)
+    area, seg.pipeline.min_area = seg.min_area, 0
+    same = exact == seg(picture).labels
+    seg.pipeline.min_area = area
     return {"what": "agreement with float32 on the golden picture", "value": float(same.mean())}
 
 
-class Reference(Segmenter):
-    """The float32 core at a working size that something else has chosen."""
+def float32_labels(
+    seg: Segmenter, picture: np.ndarray, low: np.ndarray, guide: np.ndarray
+) -> np.ndarray:
+    """(H, W) int32: what the float32 core makes of a recorded guide with the settings of ``seg``, at
+    the working size of ``low``, which an engine may have fixed."""
 
-    low: np.ndarray
+    def prior(_: np.ndarray) -> np.ndarray:
+        return guide
 
-    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
-        return picture, self.low
+    prior.names = seg.prior.names  # type: ignore[attr-defined]
+    run = Segmenter(prior, refine=seg.refine, filter=seg.filter, min_area=0).pipeline
+    clock = Clock()
+    checked, semantic = run.guide(picture, picture, low, clock)
+    scores, classes, stats = run.scores(low, checked, None)
+    result = run.finish(picture, picture, low, scores, classes, stats, [], clock, semantic)
+    return result.labels

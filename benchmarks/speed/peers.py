@@ -11,6 +11,7 @@ import numpy as np
 
 import runtime
 from runtime.core.classes import frequent_classes, restricted
+from runtime.core.parameters import objective_of
 from runtime.core.refiner import prepared
 from runtime.errors import MissingBackend, VerificationFailed
 from sdk.timing import Clock
@@ -75,15 +76,17 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
     config = seg.refine
     torch.set_num_threads(seg.threads)
-    there, low = seg.prepare(picture, Clock())
-    guide = np.asarray(seg.guide(picture, there, low, Clock()))
+    run = seg.pipeline
+    there, low = run.prepare(picture, Clock())
+    guide = np.asarray(run.guide(picture, there, low, Clock())[0])
     low = np.asarray(low)
     classes = None
-    if config.objective == "residual":
+    objective = objective_of(config)
+    if objective.channels_follow_classes:
         classes = frequent_classes(guide)
         guide = restricted(guide, classes)
-    wanted = None if config.objective == "dynaseg" else guide
-    made = seg.make_refiner(*low.shape[:2], classes)
+    wanted = guide if objective.takes_guide else None
+    made = run.make_refiner(*low.shape[:2], classes)
     plain = runtime.Refiner(
         *low.shape[:2], classes=None if classes is None else len(classes), **config.options()
     )

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
     if args.picture:
         picture, _ = load_image(args.picture)
     else:
-        from sdk.__main__ import demo_photo
+        from runtime.pictures import demo_photo
 
         picture = demo_photo()
     scale = LONG_SIDE / max(picture.shape[:2])

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runtime.core.parameters import objective_of
+
 
 class Net(nn.Module):
     """The network under the state_dict names of runtime/core/parameters.py."""
@@ -52,9 +54,9 @@ class Twin:
     ):
         self.o, self.dtype = options, dtype
         self.classes = state["conv3.weight"].shape[0]
-        residual = options.objective == "residual"
+        objective = objective_of(options)
         self.net = Net(
-            5 if residual else 3, options.channels, self.classes, options.blocks, options.skip,
+            objective.inputs, options.channels, self.classes, options.blocks, options.skip,
             options.final_bn,
         )  # fmt: skip
         own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
@@ -67,7 +69,7 @@ class Twin:
         self.step_count = 0
         self.x = self.image
         self.prior = torch.zeros((), dtype=dtype, device=device)
-        if residual:
+        if objective.channels_follow_classes:
             self._prepare_residual(guide)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -107,7 +109,7 @@ class Twin:
     def losses(self, r):
         """Total, similarity, spatial or pair, guide."""
         o = self.o
-        if o.objective == "residual":
+        if objective_of(o).channels_follow_classes:
             log_p = F.log_softmax(r, 1)
             p = log_p.exp()
             guide = -(self.confidence * (self.class_weight * self.q * log_p)).sum(1).mean()

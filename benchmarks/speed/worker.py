@@ -29,6 +29,7 @@ from benchmarks.speed.workloads import (
     picture,
     refiner,
 )
+from runtime.core.parameters import objective_of
 
 Run = Callable[[], float | None]  # the seconds, where it measures them itself
 
@@ -37,7 +38,7 @@ def ours(case: Case, threads: int, target: str, inputs: Inputs) -> tuple[Run, fl
     """The core on one instruction set. A run ends with one more forward pass, as users' runs do."""
     image, labels, soft = inputs
     made = refiner(case, threads=threads, target=target)
-    guide = soft if made.options.objective == "residual" else labels
+    guide = soft if objective_of(made.options).takes_soft_guide else labels
     first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
     return lambda: made.run(image, guide, steps=case.steps), first
 
@@ -52,11 +53,11 @@ def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     o = refiner(case).options
     graphs = (build_step(o).SerializeToString(), build_map(o).SerializeToString())
     step, final = (OnnxEngine(g, name="graph", threads=threads, awake=True) for g in graphs)
-    residual = o.objective == "residual"
+    follows = objective_of(o).channels_follow_classes
     made = GraphRefiner(
-        step, final, o, height=case.height, width=case.width, classes=CLASSES if residual else None
+        step, final, o, height=case.height, width=case.width, classes=CLASSES if follows else None
     )
-    guide = soft if residual else labels
+    guide = soft if follows else labels
     first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
     return lambda: made.run(image, guide, steps=case.steps), first
 
@@ -71,12 +72,12 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
     pytorch.set_num_threads(threads)
     image, labels, soft = inputs
     plain = refiner(case)
-    residual = plain.options.objective == "residual"
+    follows = objective_of(plain.options).channels_follow_classes
     twin = Twin(
         plain.options,
         plain.state_dict(),
         image,
-        soft if residual else labels,
+        soft if follows else labels,
         pytorch.float32,
         channels_last=not how.startswith("eager"),
     )

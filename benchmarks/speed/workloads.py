@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from runtime.core.parameters import OBJECTIVES
+
 Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 CLASSES = 14
 MATRIX = 1536  # side of the matrix product
@@ -49,8 +51,8 @@ def refiner(case: Case, **more: Any) -> Any:
     """The core's Refiner for a case."""
     import runtime
 
-    residual = case.options.get("objective", "residual") == "residual"
-    count = CLASSES if residual else None
+    objective = OBJECTIVES[case.options["objective"]]
+    count = CLASSES if objective.channels_follow_classes else None
     return runtime.Refiner(case.height, case.width, classes=count, **case.options, **more)
 
 

@@ -1,4 +1,4 @@
-"""runtime/bundle/golden.py: the same answers on the same device, and every way to have others is seen."""
+"""Golden vectors: the same answers on the same device, and every way to have others is seen."""
 
 import json
 import os

@@ -16,7 +16,7 @@ pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install o
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install jsonschema")
 
-from tests.bundles import tiny_parts  # noqa: E402
+from bundles import tiny_parts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "docs/dg-bundle-1.schema.json"

@@ -11,6 +11,7 @@ import random
 import pytest
 from hostile_bundles import NAMES, at, attempt, damage, run_golden, seal_bytes
 
+from runtime.bundle import manifest as forms
 from runtime.bundle.manifest import MANIFEST, seal
 from runtime.bundle.read import Bundle
 from runtime.errors import BundleError

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.bundles import tiny_bundle
+from bundles import tiny_bundle
 
 from runtime import files
 from runtime.bundle import golden
@@ -103,7 +103,7 @@ def test_a_folder_stays_when_filling_the_new_one_fails(tmp_path, error, raised):
     place = tmp_path / "net"
     place.mkdir()
     (place / "old").write_text("old")
-    with pytest.raises(raised, match="net cannot be written: disk full|no"):
+    with pytest.raises(raised, match=r"net cannot be written: disk full|no"):
         with files.replaced_folder(place) as new:
             (new / "new").write_text("new")
             raise error

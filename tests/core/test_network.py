@@ -17,7 +17,8 @@ def test_state_loads_in_torch(options, kind):
     refiner = make(image, options)
     refiner.run(image, guide, steps=2)
     o, state = refiner.options, refiner.state_dict()
-    net = Net(parameters.inputs(o), o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
+    inputs = parameters.objective_of(o).inputs
+    net = Net(inputs, o.channels, refiner.classes, o.blocks, o.skip, o.final_bn)
     tensors = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("momentum.")}
     net.load_state_dict(tensors, strict=True)
     shapes = {k: tuple(p.shape) for k, p in net.named_parameters()}
@@ -29,9 +30,9 @@ def test_state_loads_in_torch(options, kind):
 def test_initial_weights_follow_torch(options, kind):
     o = RefineOptions(**options)
     state = parameters.initial_state(o, 5)
-    parameters, norms = parameters.shapes(o, 5)
+    shapes, norms = parameters.shapes(o, 5)
     bound = None
-    for name, shape in parameters.items():
+    for name, shape in shapes.items():
         value, layer = state[name], name.partition(".")[0]
         assert value.shape == shape and value.dtype == np.float32
         assert not state[f"momentum.{name}"].any()
@@ -50,8 +51,8 @@ def test_initial_weights_follow_torch(options, kind):
 
 
 def test_published_network_has_its_published_size():
-    parameters, _ = parameters.shapes(RefineOptions(objective="dynaguide"), 100)
-    assert sum(np.prod(shape) for shape in parameters.values()) == 106_400
+    shapes, _ = parameters.shapes(RefineOptions(objective="dynaguide"), 100)
+    assert sum(np.prod(shape) for shape in shapes.values()) == 106_400
 
 
 def test_first_weights_of_seed_0():

@@ -41,8 +41,8 @@ from refiner_promises import (  # noqa: F401
 
 import runtime
 from benchmarks.speed.workloads import CLASSES, picture
-from runtime.core import classes_cuda, resize
-from runtime.core.resize import resize
+from runtime.core import classes_cuda
+from runtime.core.resize import resize, resized, working_picture
 from runtime.device import transfer
 from runtime.device.driver import cuda_absence
 from runtime.errors import DeviceError
@@ -146,8 +146,7 @@ def place(request):
 
 @pytest.fixture
 def make_refiner():
-    """The tests of refiner_promises.py run on the GPU here; tests/cuda/test_refiner.py runs them on the
-    host."""
+    """The tests of refiner_promises.py run on the GPU here, in test_refiner.py on the host."""
     if ABSENCE:
         pytest.skip(f"no GPU to test on: {ABSENCE}")
     return on_cuda
@@ -219,7 +218,7 @@ def test_a_network_s_input_and_its_guide(place):
         soft = np.exp(scores[0] - scores[0].max(0))
         for shape in (low, size):
             wanted = resize((soft / soft.sum(0)).transpose(1, 2, 0).copy(), *shape)
-            guide = resize.resized(network.soft_guide(place.put(scores), True, 0), shape)
+            guide = resized(network.soft_guide(place.put(scores), True, 0), shape)
             np.testing.assert_allclose(guide.numpy(), wanted, rtol=0, atol=1e-5)
             np.testing.assert_allclose(classes_cuda.shares(guide), wanted.mean((0, 1)), rtol=1e-4)
             columns = np.array([5, 0, 2])
@@ -551,7 +550,7 @@ def test_every_kernel_of_the_guide(place):
             network.network_input(there, size, [0.5] * 3, [0.2] * 3, False).numpy()
         ).all()
         guide = network.soft_guide(place.put(rng.random((1, 4, 6, 11), np.float32)), True, 0)
-        guide = resize.resized(guide, size)
+        guide = resized(guide, size)
         assert np.isclose(classes_cuda.shares(guide).sum(), 1, rtol=1e-4)
         assert classes_cuda.take(guide, np.arange(3), True).shape == (*size, 3)
         assert len(classes_cuda.winners(guide)) > 0
@@ -562,7 +561,7 @@ def test_every_kernel_of_the_guide(place):
         assert np.trace(classes_cuda.pairs(labels, labels, 4, 4)) == pixels
         merged = classes_cuda.merge(guide, np.array([0, 1, 0, -1]), 2).numpy()
         np.testing.assert_allclose(merged.sum(-1), guide.numpy()[..., :3].sum(-1), rtol=1e-5)
-        assert classes_cuda.colour_counts(resize.working_picture(there, *size)).sum() == pixels
+        assert classes_cuda.colour_counts(working_picture(there, *size)).sum() == pixels
         mask = labels.numpy() > 0
         kept = classes_cuda.keep(classes_cuda.take(guide, np.arange(4)[::-1], False), guide, mask)
         np.testing.assert_array_equal(kept.numpy()[mask], guide.numpy()[mask])

@@ -46,4 +46,5 @@ def rtx():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(tensorrt_build, "cuda_devices", list)
-    monkeypatch.setattr(tensorrt, "cuda_absence", lambda: "no CUDA driver")
+    for module in (tensorrt, tensorrt_build):
+        monkeypatch.setattr(module, "cuda_absence", lambda: "no CUDA driver")

@@ -73,10 +73,10 @@ def assert_close(ours, native, rtol=2e-2):
 # --- beside the native loop --------------------------------------------------------------------
 
 
-# Of the pictures 0 to 49, the share on which ten steps stay beside those of the native loop, and the
-# least share that the test allows: three binomial standard errors of 50 pictures less. A measured
-# share of 1 has no standard error, so there all 50 must pass. Both round to float32, each in its own
-# order, so that a kink may part them: see refinements.py.
+# Of the pictures 0 to 49, the share on which ten steps stay beside those of the native loop, and
+# the least share that the test allows: three binomial standard errors of 50 pictures less. A
+# measured share of 1 has no standard error, so there all 50 must pass. Both round to float32, each
+# in its own order, so that a kink may part them: see refinements.py.
 TEN_STEP_SHARES = [  # in the order of TEN_STEPS: (measured share, bound)
     (1.00, 1.000),  # residual
     (0.94, 0.839),  # residual, 3 blocks

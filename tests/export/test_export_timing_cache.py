@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from tests.bundles import tiny_engine
+from bundles import tiny_engine
 
 from runtime.engines import timing_cache
 from runtime.engines.timing_cache import TimingCache

@@ -28,10 +28,7 @@ from runtime.errors import InputError
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the graphs")
 
-from export.refine_step import (
-    build_map,
-    build_step,
-)
+from export.refine_step import build_map, build_step  # noqa: E402 (after importorskip)
 
 RESIDUAL_BOUND = 5e-6  # of the update: no kinks but those of ReLU; thin pictures reach 2e-6
 
@@ -59,7 +56,7 @@ def inputs(options, state, image, guide, classes=5):
     """What the step takes, and the class table that it should find."""
     o = RefineOptions(**options)
     clusters = len(state["conv3.weight"])
-    parameters, momenta, buffers, _ = parameters.flatten(o, clusters, state)
+    weights, momenta, buffers, _ = parameters.flatten(o, clusters, state)
     soft = np.zeros((*image.shape[:2], classes), np.float32)
     rank, table = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     if guide is not None:
@@ -76,7 +73,7 @@ def inputs(options, state, image, guide, classes=5):
         "image": planar(image),
         "guide": planar(soft),
         "assign": rank if o.mapping == "index_modulo" else table,
-        "parameters": parameters,
+        "parameters": weights,
         "momenta": momenta,
         "buffers": buffers,
     }
@@ -90,11 +87,11 @@ def assert_step_matches(image, guide, options, **sizes):
     feed = inputs(options, start, image, guide)
     out = run(build_step(o, **sizes), feed)
     scores, _, rows, counts, _, after = reference.run(o, start, wide(image), guide, steps=1)
-    parameters, momenta, buffers, _ = parameters.flatten(o, refiner.classes, after)
+    weights, momenta, buffers, _ = parameters.flatten(o, refiner.classes, after)
     bound = RESIDUAL_BOUND if o.objective == "residual" else GATE
     assert relative_error(out["momenta_out"], momenta) <= bound
     update = out["parameters_out"].astype(np.float64) - feed["parameters"]
-    exact = parameters.astype(np.float64) - feed["parameters"]
+    exact = weights.astype(np.float64) - feed["parameters"]
     assert relative_error(update, exact) <= bound
     assert relative_error(out["buffers_out"], buffers) <= 1e-6
     np.testing.assert_allclose(out["losses"], rows[0], rtol=1e-5, atol=2e-6)

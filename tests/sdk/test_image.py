@@ -372,9 +372,9 @@ def test_bomb_is_refused_from_its_header(make, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_too_many_pixels_are_refused_after_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdk.image, "MAX_PIXELS", 40 * 64)
+    monkeypatch.setattr(runtime.pictures, "MAX_PIXELS", 40 * 64)
     load_image(encode(smooth(), "BMP"))
-    monkeypatch.setattr(sdk.image, "MAX_PIXELS", 40 * 64 - 1)
+    monkeypatch.setattr(runtime.pictures, "MAX_PIXELS", 40 * 64 - 1)
     for kind in ("BMP", "TIFF", "PNG", "JPEG"):
         with pytest.raises(InputError, match="has 64 x 40 pixels, wanted at most 2559"):
             load_image(encode(smooth(), kind))

@@ -158,7 +158,7 @@ def test_new_classes_get_a_channel_and_the_others_keep_theirs(monkeypatch):
     before = {k: v.copy() for k, v in state.weights.items()}
     assert state.classes.tolist() == [0, 1, 3]
     seg = Segmenter(Prior(more[1], noise=0, sure=1.0))
-    follower = Follower(seg, state, warm_steps=0)
+    follower = Follower(seg.pipeline, state, warm_steps=0)
     result = follower(Frame(5, 0.0, more[0][0], []))
     assert state.classes.tolist() == [0, 1, 3, 2] and result.frame.events == ["new class: box"]
     for name, value in state.weights.items():

@@ -65,18 +65,18 @@ def clocked(monkeypatch):
         now = 100.0
 
     clock, made = Clock(), []
-    monkeypatch.setattr(rules.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
 
     def follower(truths, **options):
         seg = Segmenter(Prior(truths))
-        make = seg.make_refiner
+        make = seg.pipeline.make_refiner
 
         def made_refiner(*args):
             made.append(Clocked(make(*args), clock))
             return made[-1]
 
-        seg.make_refiner = made_refiner
-        return Follower(seg, StreamState(), **options)
+        seg.pipeline.make_refiner = made_refiner
+        return Follower(seg.pipeline, StreamState(), **options)
 
     return follower, clock, made
 

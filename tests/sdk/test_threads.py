@@ -13,6 +13,7 @@ import pytest
 
 from runtime.errors import InputError
 from sdk import RefineConfig, Segmenter
+from sdk.segmenter import WAITING, WORKERS
 
 # ?? sdk.segmenter
 
@@ -88,22 +89,22 @@ def test_submit_waits_when_enough_are_on_their_way():
         return np.zeros(picture.shape[:2], int)
 
     with Segmenter(prior, refine=None) as seg:
-        futures = [seg.submit(pictures(0)[0]) for _ in range(module.WAITING)]
+        futures = [seg.submit(pictures(0)[0]) for _ in range(WAITING)]
         one_more = threading.Thread(target=lambda: futures.append(seg.submit(pictures(0)[0])))
         one_more.start()
         one_more.join(0.3)
         deadline = time.monotonic() + 20
-        while len(begun) < module.WORKERS and time.monotonic() < deadline:
+        while len(begun) < WORKERS and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert one_more.is_alive() and len(begun) == module.WORKERS
+        assert one_more.is_alive() and len(begun) == WORKERS
         release.set()
         one_more.join(20)
-        assert [f.result().labels.max() for f in futures] == [0] * (module.WAITING + 1)
+        assert [f.result().labels.max() for f in futures] == [0] * (WAITING + 1)
 
 
 def test_an_error_of_a_submitted_picture_is_its_future_s():
     with Segmenter("kmeans", refine=None) as seg:
-        futures = [seg.submit(b"no picture") for _ in range(3 * module.WAITING)]
+        futures = [seg.submit(b"no picture") for _ in range(3 * WAITING)]
         for future in futures:
             with pytest.raises(InputError, match="not a picture"):
                 future.result()

@@ -1,8 +1,11 @@
 """Small ONNX models that TensorRT builds, as bytes."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
+from runtime.engines.recipe import EngineRecipe
 from runtime.engines.tensorrt_build import build_engine
 
 onnx = pytest.importorskip("onnx", reason="the onnx package makes the models")

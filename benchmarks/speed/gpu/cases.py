@@ -14,6 +14,7 @@ from benchmarks.speed.gpu.comparison import Case, Peer, ceilings
 from benchmarks.speed.gpu.device import FAST, Gpu
 from benchmarks.speed.torch_filter import TorchFilter, enlarged
 from benchmarks.speed.workloads import CLASSES, find_case, picture, refiner
+from runtime.core.parameters import objective_of
 
 SETS, BURST = 4, 8  # inputs that take turns; calls in a burst
 STEPS = {"residual": 10, "dynaguide": 50}  # of a run
@@ -180,8 +181,8 @@ def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Ca
     case = find_case(size)
     image, hard, soft = picture(case.height, case.width)
     plain = refiner(case)
-    residual = plain.options.objective == "residual"
-    guide, state = soft if residual else hard, plain.state_dict()
+    follows = objective_of(plain.options).channels_follow_classes
+    guide, state = soft if follows else hard, plain.state_dict()
     weights = sum(v.size for k, v in state.items() if v.ndim == 4 and "momentum" not in k)
     operations = 6.0 * weights * case.height * case.width * steps
     out = Case(gpu, name, operations=operations, steps=steps)
