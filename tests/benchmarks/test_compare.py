@@ -10,6 +10,7 @@ pytest.importorskip("scipy", reason="the profiler needs SciPy")
 pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import __main__ as command
+from benchmarks import table
 from benchmarks.latency import compare, page, reading
 from benchmarks.latency import document as documents
 from benchmarks.speed import harness
@@ -228,3 +229,53 @@ def test_one_configuration_is_one_row(tmp_path):
     (tmp_path / "twice.json").write_text(json.dumps(twice))
     with pytest.raises(InputError, match="two of its rows are of the same configuration"):
         reading.load(tmp_path / "twice.json")
+
+
+def stored(path, **more):
+    """A document as `benchmarks latency` writes it today, with some things changed in its row."""
+    found = documents.stored(document(skewed(0))) | {"schema": documents.SCHEMA}
+    found["rows"][0] |= more
+    path.write_text(table.as_json(found))
+    return path
+
+
+def test_summaries_are_read_as_the_samples_were(tmp_path):
+    """The file of today says the same as one of all samples, but for what a microsecond is."""
+    times = skewed(0).round(3)
+    times[[3, 500]] = 40.0
+    full = document(times, peers=[{"peer": "x", "samples": {"ours_ms": [1.0]}}])
+    whole, short = tmp_path / "whole.json", tmp_path / "short.json"
+    whole.write_text(json.dumps(full))
+    short.write_text(table.as_json(documents.stored(full) | {"schema": documents.SCHEMA}))
+    a, b = reading.load(whole), reading.load(short)
+    assert documents.as_text(a) == documents.as_text(b) and "outliers #3 at" in documents.as_text(b)
+    assert documents.as_csv(a) == documents.as_csv(b)
+    assert [r["total_ms"] for r in a["rows"]] == [r["total_ms"] for r in b["rows"]]
+    assert b["peers"] == [{"peer": "x"}] and "stages_ms" not in b["rows"][0]
+    assert compare.main([str(whole), str(short)]) == 0
+    assert page.main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 6 and "number of the sample" in text
+
+
+def test_a_printed_document_is_read_too(tmp_path):
+    """--json prints all samples."""
+    (tmp_path / "x.json").write_text(json.dumps(document(skewed(0)) | {"schema": documents.SCHEMA}))
+    assert "stages_ms" in reading.load(tmp_path / "x.json")["rows"][0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"total_ms": "abc"}, {"total_ms": ["x"]}, {"total_ms": [-1.0]}, {"total_ms": [1e308]},
+        {"stage_p50_ms": 5}, {"stage_p50_ms": {"prior": "x"}}, {"stage_percentiles_ms": [1]},
+        {"stage_percentiles_ms": {"prior": 5}}, {"summary": 5}, {"summary": {}},
+        {"summary": {"outliers": [5]}}, {"start_s": [1.0]},
+        {"summary": {"outliers": {"index": [1], "start_s": [], "ms": [], "cpu_mhz": []}}},
+        {"summary": {"outliers": {"index": [[]], "start_s": [1], "ms": [1], "cpu_mhz": [1]}}},
+    ],
+)  # fmt: skip
+def test_hostile_summaries_are_refused(tmp_path, more):
+    reading.load(stored(tmp_path / "good.json"))
+    with pytest.raises(InputError, match="is not what 'benchmarks latency' writes"):
+        reading.load(stored(tmp_path / "x.json", **more))

@@ -76,6 +76,23 @@ def test_davis_takes_every_step_th_frame_of_each_sequence(fake):
     assert masks[0].dtype == bool and not masks[0].any() and masks[1].all()
 
 
+def test_more_pictures_in_the_data_set_change_no_choice(fake):
+    """Folders beside those of the loaders hold other pictures; a score is of the same ones."""
+
+    def chosen():
+        pictures = [*datasets.camvid(), *datasets.davis(), *datasets.davis(1), *datasets.bsds()]
+        return [(picture.name, picture.image_path, picture.truth_path) for picture in pictures]
+
+    before, pixel = chosen(), np.zeros((2, 3), np.uint8)
+    for i in range(101):
+        for part in ("val", "valannot", "test", "testannot"):
+            write(fake / f"camvid/{part}/{i:03}.png", pixel)
+    for i in range(20):
+        write(fake / f"davis_more/frames/bear/{i:05}.jpg", pixel)
+        write(fake / f"davis_more/masks/bear/{i:05}.png", pixel)
+    assert chosen() == before
+
+
 def test_bsds_is_spread_from_first_to_last(fake):
     assert numbers(datasets.bsds(5)) == [0, 25, 50, 74, 99]
     first, second = datasets.bsds(1)[0].annotators()
@@ -91,7 +108,7 @@ def test_names_map_to_camvid_classes():
 
 def test_data_set_beside_the_repository_is_the_default(monkeypatch, tmp_path):
     monkeypatch.delenv("SEG_DATA", raising=False)
-    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "repo" / "benchmarks" / "datasets.py"))
+    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "repo/benchmarks/quality/x.py"))
     assert datasets.data_root() is None
     beside = tmp_path / "shared" / "data"
     beside.mkdir(parents=True)

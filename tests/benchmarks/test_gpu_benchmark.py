@@ -1,5 +1,6 @@
 """python -m benchmarks gpu without a GPU: its arithmetic, its order, its JSON, and what it says
-where it cannot run. Our kernels and PyTorch run on the host at tiny sizes; the time is made up."""
+where it cannot run. Our kernels and PyTorch run on the host, at tiny sizes, and the time is made
+up."""
 
 import itertools
 import json

@@ -52,3 +52,34 @@ def test_labels_of_points_do_not_lie_on_each_other():
         up = next(n for n in (4, -11, 13, -20, 22, -29, 31) if page.is_free(4, n, taken))
         taken.append((4, up))
     assert len(set(taken)) == 5 and page.is_free(40, 4, taken)
+
+
+def bar_row(**stages):
+    return {"name": f"row of {len(stages)}", "stage_p50_ms": stages}
+
+
+def test_a_new_stage_has_its_part_of_the_bar():
+    """Stages are those that the rows name, whatever they are."""
+    rows = [
+        bar_row(prior=5.0, upload=3.0, refine=2.0, unaccounted=1.0),
+        bar_row(prior=4.0, download=2.5, unaccounted=0.5),
+    ]
+    rows[0]["stage_p50_ms"] |= {"queue": 9.0, "refine per step": 1.0, "refine, device time": 1.5}
+    figure = page.draw_waterfall(rows)
+    (axis,) = figure.axes
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["prior", "upload", "refine", "download", "unaccounted"]
+    widths = {0: 0.0, 1: 0.0}
+    for part in axis.patches:
+        widths[round(part.get_y() + part.get_height() / 2)] += part.get_width()
+    assert widths == {0: 11.0, 1: 7.0}
+    said = [text.get_text() for text in axis.texts]
+    assert said == [" 11.0 ms", " 7.0 ms"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 30])
+def test_every_stage_has_a_colour_of_its_own(count):
+    names = [f"stage {i}" for i in range(count)]
+    colours = page.stage_colours([*names, "unaccounted"])
+    assert list(colours) == [*names, "unaccounted"] and colours["unaccounted"] == page.GREY
+    assert len(set(colours.values())) == count + 1

@@ -1,5 +1,7 @@
 """The command: what it measures, writes, keeps and refuses."""
 
+import json
+import lzma
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import __main__ as command
 from benchmarks.latency import compare, reading, run
+from benchmarks.latency import document as documents
 from runtime.core.config import PRESETS
 from runtime.errors import InputError
 from sdk import RefineConfig
@@ -40,25 +43,40 @@ def test_missing_packages_are_named_before_measuring(monkeypatch, capsys, tmp_pa
     assert f"needs {name}" in capsys.readouterr().err
 
 
+def samples_of(folder):
+    """Each row's samples, from the file beside the document."""
+    packed = (folder / "latency.raw.json.xz").read_bytes()
+    return json.loads(lzma.decompress(packed))["rows"]
+
+
 def test_the_document_holds_what_was_measured(measured):
-    document = reading.load(measured / "latency.json")
+    document, raw = reading.load(measured / "latency.json"), samples_of(measured)
     names = [r["name"] for r in document["rows"]]
     assert len(names) == 6 and names[1] == "paced 20/s, 0 steps, 1 thread"
     assert not document["partial"] and document["picture"] == [48, 64, 1]
     assert {"cpu", "commit", "before", "after", "governors"} <= set(document["environment"])
     assert document["environment"]["before"]["load_average"] is not None
-    for found in document["rows"]:
+    for found, beside in zip(document["rows"], raw, strict=True):
         n = found["summary"]["n"]
-        stages = found["stages_ms"]
-        assert n == len(found["total_ms"]) == len(found["start_s"]) > 0
+        stages = beside["stages_ms"]
+        assert n == len(found["total_ms"]) == len(beside["start_s"]) > 0
+        assert beside["name"] == found["name"] and beside["total_ms"] == found["total_ms"]
+        for stage, times in stages.items():
+            assert found["stage_p50_ms"][stage] == round(np.median(times), 3)
+            ordered = np.sort(times)
+            assert found["stage_percentiles_ms"][stage] == {
+                "p50": round(ordered[-(-n // 2) - 1], 3),
+                "p90": round(ordered[-(-9 * n // 10) - 1], 3),
+            }
+        assert not any(name in found for name in documents.RAW)
         np.testing.assert_allclose(
             np.sum([v for v in stages.values()], 0), found["total_ms"], rtol=1e-9
         )
         assert np.min(np.divide(stages["unaccounted"], found["total_ms"])) < 0.2
-        assert set(found["steps_done"]) == {found["steps"]}
+        assert set(beside["steps_done"]) == {found["steps"]}
         assert found["load_ms"] >= 0 and found["first_ms"] > 0
         assert found["quality"] == {"what": "not measured"}
-    shortest = min(r["stage_p50_ms"]["decode"] for r in document["rows"] if r["mode"] != "stream")
+    shortest = min(np.median(r["stages_ms"]["decode"]) for r in raw if "decode" in r["stages_ms"])
     told = document["overhead"]
     assert 0 < told["ms_a_stage"] < 0.1 and told["of"].startswith("decode")
     assert told["share"] == pytest.approx(told["ms_a_stage"] / shortest)
@@ -72,12 +90,14 @@ def test_a_run_on_a_gpu_has_two_clocks(cuda, tmp_path):
     assert command.main(argv) == 0
     document = reading.load(tmp_path / "latency.json")
     assert document["device_time"].startswith("device time: CUDA events around preprocess")
-    plain, refined = (r for r in document["rows"] if r["mode"] == "back-to-back")
+    plain, refined = (r for r in samples_of(tmp_path) if r["name"].startswith("back-to-back"))
+    told = document["rows"][[r["name"] for r in document["rows"]].index(refined["name"])]
     assert set(plain["device_ms"]) == {"preprocess", "filter"}
     assert set(refined["device_ms"]) == {"preprocess", "refine", "filter"}
     for stage, times in refined["device_ms"].items():
-        assert len(times) == refined["summary"]["n"]
-        assert 0 < refined["stage_p50_ms"][f"{stage}, device time"] <= max(times)
+        assert len(times) == told["summary"]["n"]
+        median = told["stage_p50_ms"][f"{stage}, device time"]
+        assert 0 < median == round(np.median(times), 3) <= max(times)
         assert (np.array(times) <= refined["stages_ms"][stage]).all()
     assert "refine, device time" in (tmp_path / "latency.md").read_text()
 
@@ -120,17 +140,18 @@ def test_a_second_interrupt_loses_nothing(tmp_path):
     (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
     code = (
         "import signal, sys\n"
-        "from benchmarks import __main__ as command, latency\n"
+        "from benchmarks import __main__ as command\n"
+        "from benchmarks.latency import modes, run\n"
         "real, calls = modes.back_to_back, []\n"
         "def first(row, seg, pictures, seconds, tell):\n"
         "    real(row, seg, pictures, 0.3, tell)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
-        "latency.RUN['back-to-back'] = first\n"
-        "summed = documents.summarise\n"
+        "modes.RUN['back-to-back'] = first\n"
+        "summed = run.summarise\n"
         "def again(*args):\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    return summed(*args)\n"
-        "documents.summarise = again\n"
+        "run.summarise = again\n"
         "sys.exit(command.main(sys.argv[1:]))\n"
     )
     argv = ["latency", "--picture", str(tmp_path / "p.png"), "--refine", "1", "--threads", "1"]
@@ -202,7 +223,9 @@ def test_what_cannot_be_written_costs_nothing_else(tmp_path, monkeypatch, capsys
     assert command.main([*argv, "--mode", "back-to-back", "-o", str(out)]) == 1
     told = capsys.readouterr()
     assert "latency.json cannot be written" in told.err and "| back-to-back, 1 step" in told.out
-    assert sorted(p.name for p in out.iterdir()) == ["latency.csv", "latency.html", "trace.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("latency.csv", "latency.html", "latency.raw.json.xz", "trace.json")
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *argv, "--mode", "back-to-back"],
         cwd=HERE, stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True, timeout=600,

@@ -1,5 +1,8 @@
 """Tables for people, JSON for programs."""
 
+import json
+import lzma
+
 import pytest
 
 pytest.importorskip("scipy", reason="the profiler needs SciPy")
@@ -15,3 +18,27 @@ def test_tables_fit_a_terminal():
     assert max(map(len, narrow.splitlines())) <= 38 and "late" not in narrow
     assert all(f"configuration {i}" in narrow and f"{i}.0 [1, 2]" in narrow for i in range(7))
     assert table.fitted(rows[:1], 5).count("\n") == 2  # as narrow as it can be
+
+
+def test_a_list_of_numbers_is_one_line_of_json():
+    document = {
+        "times": [1.5] * 100,
+        "rows": [{"who": "ours", "ms": 1.0}, {"who": "theirs", "seconds": [1, 2], "none": []}],
+        "odd": [None, True, float("nan"), "ä"],
+        "empty": {},
+        "long": {f"a stage of a long name, {i}": i for i in range(9)},
+    }
+    text = table.as_json(document)
+    lines = text.splitlines()
+    assert sum("1.5, 1.5" in line for line in lines) == 1 and max(map(len, lines)) > 400
+    assert '  {"who": "ours", "ms": 1.0},' in lines and '   "seconds": [1, 2],' in lines
+    assert str(json.loads(text)) == str(document)
+    assert table.as_json([]) == "[]\n" and table.as_json({"a": ()}) == '{"a": []}\n'
+
+
+def test_samples_are_packed_beside_the_result(tmp_path):
+    path = tmp_path / "new" / "speed.json"
+    table.write_json(path, {"rows": []}, [{"seconds": [1.0]}])
+    raw = table.raw_path(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["speed.json", "speed.raw.json.xz"]
+    assert json.loads(lzma.decompress(raw.read_bytes())) == [{"seconds": [1.0]}]
