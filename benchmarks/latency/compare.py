@@ -1,4 +1,4 @@
-"""Is B slower than A? Compares two latency documents row by row, from their raw samples.
+"""Is B slower than A? Compares two latency documents row by row, by the times of all samples.
 
     python -m benchmarks compare A.json B.json [--fail-over 5%] [--percentile 50,99] [--force]
 
