@@ -200,7 +200,7 @@ def library_facts(modules: dict[str, Any], trtexec: dict[str, Any] | None) -> li
             add(path, "loaded_by", name)
     if trtexec and trtexec["library"]:
         add(trtexec["library"], "loaded_by", "trtexec")
-    for path in _mapped():
+    for path in mapped_libraries():
         add(path, "loaded_by", "this process")
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         for path in _files(folder, "lib*.so*"):
@@ -306,7 +306,7 @@ def _links(path: Path) -> Iterator[tuple[str, str | None]]:
             yield name, None if place == "not found" else place
 
 
-def _mapped() -> list[str]:
+def mapped_libraries() -> list[str]:
     """Files that this process has mapped."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every CUDA kernel, compared with a table.
 
-    python tests/cuda/test_kernel_table.py
+    PYTHONPATH=.:tests/support python tests/cuda/test_kernel_table.py
 
 writes tests/support/cuda_kernels.json afresh: registers and static shared memory of every kernel.
 """
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "tests/support/cuda_kernels.json"
 BUILT_FOR = (75, 87, 90)
 MORE_REGISTERS = 8  # than the table says, which a small change may take
-AGAIN = "if that is meant: python tests/cuda/test_build.py"
+AGAIN = "if that is meant: PYTHONPATH=.:tests/support python tests/cuda/test_kernel_table.py"
 
 
 # What the kernels take

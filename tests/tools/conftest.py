@@ -16,7 +16,7 @@ from runtime.__main__ import main
 from runtime.bundle.write import write_bundle
 from runtime.device import driver
 from runtime.device.driver import CudaDevice
-from runtime.tools import probe
+from runtime.tools import doctor, probe
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +65,25 @@ def with_engines(built, tmp_path):
 @pytest.fixture
 def gpu(monkeypatch):
     """A pretended GPU, for the loader and the command line."""
-    for name in ("runtime.bundle.open", "runtime.__main__"):
-        monkeypatch.setattr(f"{name}.cuda_problem", lambda: None)
-        monkeypatch.setattr(
-            f"{name}.cuda_devices", lambda: [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
-        )
+    found = [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
+    for module in ("runtime.bundle.open", "runtime.tools.check"):
+        monkeypatch.setattr(f"{module}.cuda_problem", lambda: None)
+    for module in ("runtime.bundle.open", "runtime.tools.check", "runtime.tools.build"):
+        monkeypatch.setattr(f"{module}.cuda_devices", lambda: found)
 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine that has both native modules and OpenCV, else nothing; tests add to ``modules``."""
     modules = {name: module("absent") for name in probe.MODULES} | {"cv2": module()}
+    mapped = probe.mapped_libraries
+    before = set(mapped())  # what other tests have loaded into this process is not of the machine
+    monkeypatch.setattr(
+        probe, "mapped_libraries", lambda: [p for p in mapped() if p not in before]
+    )
     monkeypatch.setattr(probe, "probe", lambda name: dict(modules[name.split(".")[0]]))
     monkeypatch.setattr(probe, "owners_of_modules", dict)
+    monkeypatch.setattr(doctor, "owners_of_modules", dict)
     plant_cuda_module(monkeypatch, ["8.6", "9.0", "9.0+ptx"])
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
     monkeypatch.setattr(driver, "_DRIVER", str(tmp_path / "libcuda.so.1"))

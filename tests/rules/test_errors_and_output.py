@@ -1,0 +1,41 @@
+"""Which code may catch every error, and which may print."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from source_rules import PACKAGES, ROOT, parse, python_files, relative
+
+
+@pytest.mark.parametrize("path", python_files(ROOT, *PACKAGES), ids=relative)
+def test_errors_are_caught_by_name(path):
+    """One place may catch all: what ends a capture's thread is raised where its frames are read."""
+    broad = []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = "" if node.type is None else ast.unparse(node.type)
+            if not caught or re.search(r"\b(Base)?Exception\b", caught):
+                broad.append(node)
+    if relative(path) == "sdk/capture.py":
+        (caught,) = broad
+        assert "last = error" in ast.unparse(caught)
+        return
+    assert broad == []
+
+
+def test_nothing_prints_but_the_command_lines():
+    for path in python_files(ROOT, "sdk", "runtime", "export"):
+        if path.name in ("__main__.py", "cli.py"):
+            continue
+        for node in ast.walk(parse(path)):
+            called = isinstance(node, ast.Call) and ast.unparse(node.func)
+            assert called not in ("print", "sys.stdout.write", "sys.stderr.write"), path
+
+
+def test_opencv_that_cannot_be_loaded_has_a_fix():
+    code = "import sys; sys.modules['cv2'] = None; import sdk"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingBackend: OpenCV cannot be loaded" in run.stderr
+    assert "fix: apt-get install libgl1" in run.stderr
