@@ -354,8 +354,9 @@ def test_step_of_other_sizes(shape, options, kind):
     assert total[0] == pytest.approx(total[1], rel=1e-5)
 
 
-# The seeds draw pictures on which no value of ten steps on the CPU comes close to a kink. The share
-# of pictures on which the GPU stays beside the CPU is not measured.
+# These seeds were chosen: on the pictures that they draw, ten steps of the CPU stay beside those of
+# PyTorch in float64. On how many of the pictures 0 to 49 the GPU stays beside the CPU has not been
+# measured, so this test does not assert a share yet.
 TEN_SEEDS = [7, 7, 10, 10, 10, 24, 10]
 
 
