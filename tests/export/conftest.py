@@ -95,3 +95,12 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network as an ONNX file's bytes, and pictures to feed it."""
+    from graphs_of_precision import pictures, tiny
+
+    data, pp = tiny()
+    return data, pictures(pp)
