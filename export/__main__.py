@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.engines.recipe import EngineRecipe
-from runtime.errors import InputError
+from runtime.errors import DeviceError, InputError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words
@@ -170,9 +170,11 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
             print(f"triton   tritonserver --model-repository {args.triton}")
     if exported.missing is None:
         return 0
+    fix = f"on the device: python -m runtime build {out}"
+    if isinstance(exported.missing, DeviceError):  # this may be the device
+        fix = f"{exported.missing.fix}; then: python -m runtime build {out}"
     print(
-        f"error: the engines are not built: {exported.missing.message}\n"
-        f"  fix: on the device: python -m runtime build {out}",
+        f"error: the engines are not built: {exported.missing.message}\n  fix: {fix}",
         file=sys.stderr,
     )
     return exported.missing.exit_code

@@ -35,7 +35,7 @@ from runtime.core.refiner import Make, Refiner, maker
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.timing_cache import TimingCache
-from runtime.errors import InputError, MissingBackend
+from runtime.errors import DeviceError, InputError, MissingBackend
 from runtime.pictures import demo_photo, picture_files, read_pictures
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
@@ -128,7 +128,7 @@ class Exported(NamedTuple):
     """A written bundle, and why engines that were asked for are not in it (None: all are)."""
 
     bundle: Bundle
-    missing: MissingBackend | None
+    missing: MissingBackend | DeviceError | None
 
 
 def export_bundle(
@@ -149,8 +149,8 @@ def export_bundle(
     Raises
     ------
     VerificationFailed : an answer too far from the original's; nothing is written.
-    MissingBackend : something is not installed. When only TensorRT or its GPU is missing, the
-        bundle is written without those engines, and the result says so.
+    MissingBackend : something is not installed. When only TensorRT or its GPU is missing, or the
+        GPU's driver fails, the bundle is written without those engines, and the result says so.
     InputError, BundleError : a model, picture or option that cannot be used.
     """
     options, out = options or ExportOptions(), Path(out)
@@ -394,15 +394,16 @@ def _build_engines(
     timings: TimingCache,
     say: Say,
     progress: engines.Progress | None,
-) -> MissingBackend | None:
+) -> MissingBackend | DeviceError | None:
     """Add the engines that this machine can build; what is missing for the others."""
-    missing, recipes = None, EngineRecipe.from_manifest(manifest)
+    missing: MissingBackend | DeviceError | None = None
+    recipes = EngineRecipe.from_manifest(manifest)
     for target in options.targets:
         if target == "onnx":
             continue
         try:
             entries = engines.wanted_engines(recipes, graphs, target, device=options.device)
-        except MissingBackend as error:
+        except (MissingBackend, DeviceError) as error:  # DeviceError: a driver that fails
             missing = error
             continue
         timed = target == "trt"

@@ -33,10 +33,12 @@ def wanted_engines(
     Raises
     ------
     MissingBackend : TensorRT, or for "trt" a GPU, is not here.
+    DeviceError : a GPU is needed, and its driver fails.
     """
     runtime = RUNTIMES[target]
     version = str(load_tensorrt(runtime).__version__)
-    gpus = cuda_devices()
+    named = runtime == "tensorrt_rtx" and recipe["compute_capabilities"]
+    gpus = [] if named else cuda_devices()  # engines for named GPUs do not depend on this machine's
     gpu = gpus[device] if device < len(gpus) else None
     if runtime == "tensorrt" and gpu is None:
         raise MissingBackend(

@@ -113,18 +113,20 @@ def too_old(version: str, needed: int) -> tuple[str, str]:
 
 
 def cuda_devices() -> list[CudaDevice]:
-    """All GPUs that the driver shows this process, in the driver's order; none is an empty list.
+    """All GPUs that the driver shows this process, in the driver's order; without a driver or a GPU
+    an empty list.
 
     A discrete GPU gets a context for a moment, to ask how much of its memory is free. An integrated
     one (Jetson) shares the machine's memory: what is available of that is free.
 
     Raises
     ------
-    DeviceError : the driver counts a GPU but cannot describe it.
+    DeviceError : there is a driver, but it does not start or cannot describe a GPU. That is not
+        the same as no GPU.
     """
     try:
         driver = _driver()
-    except SdkError:
+    except MissingBackend:
         return []
     count = ctypes.c_int()
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))

@@ -94,7 +94,13 @@ def build_engine(
             "none to keep",
             fix="leave --timing-cache out for this target",
         )
-    found = cuda_devices()
+    try:
+        found = cuda_devices()
+    except DeviceError as error:  # TensorRT for RTX needs no GPU for named compute capabilities
+        if runtime == "tensorrt" or not compute_capabilities:
+            raise
+        LOG.warning("the engine is built without a GPU: %s", error.message)
+        found = []
     gpu = found[device] if device < len(found) else None
     if found and gpu is None:
         raise InputError(f"device is {device}; wanted 0 to {len(found) - 1}")

@@ -14,7 +14,7 @@ from runtime.bundle.write import add_engine
 from runtime.device.driver import cuda_devices
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.timing_cache import TimingCache
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, SdkError
 from runtime.tools.cli import Bar, capabilities, gpu_index, workspace_bytes
 from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_words, size
 
@@ -24,7 +24,10 @@ def run_build(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     bundle, index = Bundle.open(args.bundle), gpu_index(args.device)
-    gpus = cuda_devices()
+    try:
+        gpus = cuda_devices()
+    except DeviceError:  # reported below, for the targets that need a GPU
+        gpus = []
     if gpus and index >= len(gpus):
         raise InputError(f"device is {index}; wanted 0 to {len(gpus) - 1}")
     changes: dict[str, Any] = {}
@@ -113,15 +116,15 @@ def _wanted(
     listed = [t for t in RUNTIMES if t in named]
     targets = [target] if target else listed or ["trt"]
     wanted: list[dict[str, Any]] = []
-    missing: list[tuple[str, MissingBackend]] = []
+    missing: list[tuple[str, SdkError]] = []
     for name in targets:
         try:
             wanted += wanted_engines(recipes, graphs, name, device=index)
-        except MissingBackend as error:
+        except (MissingBackend, DeviceError) as error:  # DeviceError: a driver that fails
             missing.append((name, error))
     if missing and not wanted:
         first = missing[0][1]
-        if target is None and not listed:
+        if target is None and not listed and isinstance(first, MissingBackend):
             raise MissingBackend(
                 f"the bundle names no target with engines, and {as_json(first)['error']}",
                 fix=f"{first.fix}; or choose --target rtx",

@@ -19,7 +19,6 @@ from runtime.bundle.open import (
 )
 from runtime.bundle.read import Bundle
 from runtime.device.driver import (
-    cuda_absence,
     cuda_devices,
     cuda_problem,
     parse_device,
@@ -145,11 +144,14 @@ def _environment() -> str:
         raise MissingBackend(
             f"ONNX Runtime is needed to check a bundle, but {error}", fix="pip install onnxruntime"
         ) from error
-    gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in cuda_devices())
-    return (
-        f"{platform_tag()}, core {target()}, ONNX Runtime {onnxruntime.__version__}, "
-        f"{gpus or f'no GPU: {cuda_absence()}'}"
-    )
+    problem = cuda_problem()
+    if problem is None:
+        gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in cuda_devices())
+    elif isinstance(problem, MissingBackend):
+        gpus = f"no GPU: {problem.message}"
+    else:  # the checks on the CPU are made all the same
+        gpus = f"GPUs cannot be used: {problem.message}"
+    return f"{platform_tag()}, core {target()}, ONNX Runtime {onnxruntime.__version__}, {gpus}"
 
 
 def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
@@ -212,8 +214,10 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
 
 def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
     problem = cuda_problem()
-    if problem is not None:
+    if isinstance(problem, MissingBackend):
         raise MissingBackend(f"no GPU: {problem.message}", fix=problem.fix) from problem
+    if problem is not None:  # a driver that fails
+        raise problem
     found = fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
         raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
