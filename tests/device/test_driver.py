@@ -161,7 +161,8 @@ def test_a_gpu_that_cannot_be_described_is_an_error(driver):
 def test_a_driver_that_does_not_start_says_its_code(driver, code, why, fix):
     absence, kind, told, version, devices = ask(driver, FAKE_INIT=str(code))
     assert kind == "DeviceError" and absence == f"the CUDA driver does not start: {why}"
-    assert fix in told and version == "12.6" and devices == []
+    assert fix in told and version == "12.6"
+    assert devices == f"{absence}\n  fix: {told}"  # not an empty list
 
 
 @pytest.mark.parametrize("environment", [{"FAKE_INIT": "100"}, {"FAKE_COUNT": "0"}])
@@ -188,7 +189,8 @@ def test_a_library_that_is_no_driver(broken_driver):
     absence, kind, fix, version, devices = ask(broken_driver)
     assert kind == "DeviceError"
     assert absence.startswith("libcuda.so.1 is no usable CUDA driver: ") and "cuInit" in absence
-    assert fix == "install NVIDIA's driver" and version is None and devices == []
+    assert fix == "install NVIDIA's driver" and version is None
+    assert devices == f"{absence}\n  fix: {fix}"  # not an empty list
 
 
 def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
