@@ -51,8 +51,8 @@ def quality_of(
 def float32_labels(
     seg: Segmenter, picture: np.ndarray, low: np.ndarray, guide: np.ndarray
 ) -> np.ndarray:
-    """(H, W) int32: what the float32 core makes of a recorded guide with the settings of ``seg``, at
-    the working size of ``low``, which an engine may have fixed."""
+    """(H, W) int32: what the float32 core makes of a recorded guide with the settings of ``seg``,
+    at the working size of ``low``, which an engine may have fixed."""
 
     def prior(_: np.ndarray) -> np.ndarray:
         return guide

@@ -37,7 +37,9 @@ def wanted_engines(
     """
     runtime = RUNTIMES[target]
     version = str(load_tensorrt(runtime).__version__)
-    named = runtime == "tensorrt_rtx" and recipe["compute_capabilities"]
+    named = runtime == "tensorrt_rtx" and all(
+        recipes[graph].compute_capabilities for graph in graphs
+    )
     gpus = [] if named else cuda_devices()  # engines for named GPUs do not depend on this machine's
     gpu = gpus[device] if device < len(gpus) else None
     if runtime == "tensorrt" and gpu is None:

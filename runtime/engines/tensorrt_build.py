@@ -97,7 +97,7 @@ def build_engine(
     try:
         found = cuda_devices()
     except DeviceError as error:  # TensorRT for RTX needs no GPU for named compute capabilities
-        if runtime == "tensorrt" or not compute_capabilities:
+        if runtime == "tensorrt" or not recipe.compute_capabilities:
             raise
         LOG.warning("the engine is built without a GPU: %s", error.message)
         found = []

@@ -3,6 +3,7 @@
 import ctypes
 
 import pytest
+from tests.bundles import tiny_bundle, tiny_parts
 
 import runtime
 from runtime.bundle import engines
@@ -13,7 +14,6 @@ from runtime.device import driver
 from runtime.device.driver import cuda_devices, cuda_problem
 from runtime.errors import DeviceError, MissingBackend
 from runtime.tools import probe
-from tests.bundles import tiny_bundle, tiny_parts
 
 WHY = "the CUDA driver does not start: cuInit gives 803"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from graphs_of_precision import FLOAT, HALF, agreement, answer, graph, tiny, types
 
-from export.precision import HALF_MAX, as_rounded_float32, fp16_overflow, to_half
-from runtime.engine import OnnxEngine
+from export.half import HALF_MAX, as_rounded_float32, fp16_overflow, to_half
+from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from graphs_of_precision import FLOAT, HALF, INT8, agreement, answer, graph, types
 
-from export.precision import as_rounded_float32, fp16_overflow, to_int8
+from export.half import as_rounded_float32, fp16_overflow
+from export.int8 import to_int8
 from runtime.errors import InputError
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")

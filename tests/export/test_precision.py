@@ -6,8 +6,9 @@ from developer_data import needs_data
 from graphs_of_precision import agreement, answer
 
 from benchmarks.quality import datasets
-from export.models import onnx_file
-from export.precision import as_rounded_float32, fp16_overflow, to_half, to_int8
+from export.half import as_rounded_float32, fp16_overflow, to_half
+from export.int8 import to_int8
+from export.models.onnx_file import onnx_file
 from export.to_onnx import freeze
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")

@@ -1,6 +1,7 @@
 """Names with an underscore are used by their own module alone."""
 
 import ast
+import json
 
 import pytest
 from source_rules import PACKAGES, ROOT, private_names, private_names_of_tests, private_uses
@@ -16,7 +17,8 @@ def test_the_packages_use_no_private_names_of_others():
 def table(names):
     """A table as it stands above: what is to be copied there when a use has been taken out."""
     rows = [
-        f'    "{f}": {{{", ".join(f'"{n}"' for n in sorted(names[f]))}}},' for f in sorted(names)
+        f'    "{file}": {{{", ".join(map(json.dumps, sorted(names[file])))}}},'
+        for file in sorted(names)
     ]
     return "\n".join(rows)
 

@@ -6,8 +6,8 @@ from scenes import scene
 
 from export.models import PriorModel
 from export.to_onnx import freeze
-from runtime.engine import OnnxEngine
-from runtime.preprocess import Preprocess
+from runtime.engines.onnx import OnnxEngine
+from runtime.prior.preprocess import Preprocess
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

@@ -66,10 +66,10 @@ def with_engines(built, tmp_path):
 def gpu(monkeypatch):
     """A pretended GPU, for the loader and the command line."""
     found = [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
-    for module in ("runtime.bundle.open", "runtime.tools.check"):
-        monkeypatch.setattr(f"{module}.cuda_problem", lambda: None)
-    for module in ("runtime.bundle.open", "runtime.tools.check", "runtime.tools.build"):
-        monkeypatch.setattr(f"{module}.cuda_devices", lambda: found)
+    for name in ("runtime.bundle.open", "runtime.tools.check"):
+        monkeypatch.setattr(f"{name}.cuda_problem", lambda: None)
+    for name in ("runtime.bundle.open", "runtime.tools.check", "runtime.tools.build"):
+        monkeypatch.setattr(f"{name}.cuda_devices", lambda: found)
 
 
 @pytest.fixture
@@ -78,9 +78,7 @@ def machine(monkeypatch, tmp_path):
     modules = {name: module("absent") for name in probe.MODULES} | {"cv2": module()}
     mapped = probe.mapped_libraries
     before = set(mapped())  # what other tests have loaded into this process is not of the machine
-    monkeypatch.setattr(
-        probe, "mapped_libraries", lambda: [p for p in mapped() if p not in before]
-    )
+    monkeypatch.setattr(probe, "mapped_libraries", lambda: [p for p in mapped() if p not in before])
     monkeypatch.setattr(probe, "probe", lambda name: dict(modules[name.split(".")[0]]))
     monkeypatch.setattr(probe, "owners_of_modules", dict)
     monkeypatch.setattr(doctor, "owners_of_modules", dict)
