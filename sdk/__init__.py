@@ -16,7 +16,9 @@ if getattr(runtime, "__dist__", None) != __dist__:
 try:
     import cv2  # noqa: F401
 except ImportError as error:  # its wheel needs system libraries that bare machines lack
-    raise runtime.errors.MissingBackend(
+    from runtime.errors import MissingBackend
+
+    raise MissingBackend(
         f"OpenCV cannot be loaded ({error})",
         fix="apt-get install libgl1 libglib2.0-0, or pip install opencv-python",
     ) from error

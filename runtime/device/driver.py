@@ -105,6 +105,7 @@ def old_driver(needed: int) -> DeviceError | None:
 
 
 def too_old(version: str, needed: int) -> tuple[str, str]:
+    """What is wrong with a driver that runs this CUDA version at most, and the fix."""
     return (
         f"the driver is too old: it runs CUDA {version}, this build needs "
         f"{needed // 1000}.{needed % 1000 // 10}",
@@ -181,6 +182,7 @@ def _driver() -> ctypes.CDLL:
 
 
 def no_gpu() -> MissingBackend:
+    """The error for a driver that shows this process no GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
     return MissingBackend(

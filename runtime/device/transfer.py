@@ -78,4 +78,5 @@ def taken(name: str, array: Any, device: str) -> Any:
 
 
 def core_of(array: Any) -> Any:
+    """The CUDA module for the GPU that holds ``array``."""
     return backend(f"cuda:{array.device}")

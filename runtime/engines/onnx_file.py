@@ -26,6 +26,7 @@ def check_self_contained(data: bytes, name: str) -> None:
 
 
 def check_file(path: Path) -> None:
+    """InputError or BundleError unless ``path`` is an ONNX file whose weights lie in its folder."""
     if not _is_file(path):
         raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
     size = path.stat().st_size

@@ -20,6 +20,7 @@ from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_
 
 
 def run_build(args: argparse.Namespace) -> int:
+    """The command build; returns the exit code."""
     from runtime.bundle import engines
 
     start = time.perf_counter()

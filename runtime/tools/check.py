@@ -93,6 +93,7 @@ def _columns(name: str, text: str) -> Iterator[str]:
 
 
 def run_check(args: argparse.Namespace) -> int:
+    """The command check; returns the exit code."""
     _, index = parse_device(args.device)
     bundle = Bundle.open(args.bundle)
     checks = _Checks(quiet=args.json)

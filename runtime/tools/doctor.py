@@ -13,20 +13,8 @@ import numpy as np
 
 from runtime.device import driver
 from runtime.engines import tensorrt
-from runtime.tools.probe import (
-    DISTRIBUTION,
-    MODULES,
-    OURS,
-    cache_facts,
-    cuda_facts,
-    cuda_module_facts,
-    jetson,
-    library_facts,
-    module_facts,
-    owners_of_modules,
-    package_facts,
-    trtexec_facts,
-)
+from runtime.tools import probe
+from runtime.tools.probe import DISTRIBUTION, MODULES, OURS
 
 _TITLES = {
     "cv2": "OpenCV",
@@ -48,12 +36,12 @@ def report() -> dict[str, Any]:
     problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed, may not be wanted),
         "clash" (installed twice, or in versions that differ) or "broken" (installed and failing).
     """
-    owners = owners_of_modules()
-    cuda = cuda_facts()
-    modules = module_facts(owners, with_driver=not cuda["absence"])
-    trtexec = trtexec_facts()
+    owners = probe.owners_of_modules()
+    cuda = probe.cuda_facts()
+    modules = probe.module_facts(owners, with_driver=not cuda["absence"])
+    trtexec = probe.trtexec_facts()
     facts = {
-        "package": package_facts(owners),
+        "package": probe.package_facts(owners),
         "python": {
             "version": sys.version.split()[0],
             "executable": sys.executable,
@@ -62,12 +50,12 @@ def report() -> dict[str, Any]:
         },
         "modules": modules,
         "cuda": cuda,
-        "cuda_module": cuda_module_facts(cuda),
-        "libraries": library_facts(modules, trtexec),
+        "cuda_module": probe.cuda_module_facts(cuda),
+        "libraries": probe.library_facts(modules, trtexec),
         "trtexec": trtexec,
-        "jetson": jetson(),
+        "jetson": probe.jetson(),
         "owners": {name: sorted(owners.get(name, {})) for name in OURS},
-        "cache": cache_facts(),
+        "cache": probe.cache_facts(),
     }
     return facts | {"targets": _targets(facts), "problems": _problems(facts)}
 

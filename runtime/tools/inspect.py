@@ -23,6 +23,7 @@ from runtime.tools.output import (
 
 
 def run_inspect(args: argparse.Namespace) -> int:
+    """The command inspect; returns the exit code."""
     bundle = Bundle.open(args.bundle)
     files, problem = read_all(bundle)
     if args.json:

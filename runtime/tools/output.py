@@ -17,6 +17,7 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def engine_words(engine: Mapping[str, Any]) -> str:
+    """An engine's entry in one line: what built it, and for which GPUs."""
     gpus = f"compute capability {', '.join(engine['compute_capabilities']) or 'unknown'}"
     if engine["gpu_name"]:
         gpus = f"{engine['gpu_name']} alone ({gpus})"
@@ -42,6 +43,8 @@ def receipt_words(receipt: Mapping[str, Any]) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
+    """ "name value, name value", with numbers rounded to four digits."""
+
     def text(value: Any) -> str:
         if isinstance(value, list):
             return listed(value, 4)
@@ -53,11 +56,13 @@ def pairs(values: Mapping[str, Any]) -> str:
 
 
 def listed(members: Sequence[Any], most: int) -> str:
+    """The first ``most`` members, and how many there are if there are more."""
     more = f", ... ({len(members)} in all)" if len(members) > most else ""
     return ", ".join(str(member)[:80] for member in members[:most]) + more
 
 
 def size(count: int) -> str:
+    """A number of bytes with its unit: B, kB or MB."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
@@ -76,6 +81,7 @@ def rows(*rows: tuple[str, str]) -> Iterator[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
+    """The lines of ``text``, each at most ``width`` characters where words allow it."""
     kept = textwrap.wrap(
         text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=True
     )
@@ -90,6 +96,7 @@ def as_json(problem: SdkError | None) -> dict[str, str]:
 
 
 def finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Print the result of a command: its document as JSON, or its lines."""
     if as_json:
         print_json(document)
     else:
@@ -97,6 +104,7 @@ def finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> 
 
 
 def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document."""
     print(json.dumps(document, indent=1, default=_plain))
 
 

@@ -80,9 +80,10 @@ def owners_of_modules() -> dict[str, dict[str, str]]:
 
 
 def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """This package: its version, its folder, and the instruction sets of its core."""
     facts: dict[str, Any] = {
         "version": owners.get("runtime", {}).get(DISTRIBUTION),
-        "folder": str(Path(__file__).parent),
+        "folder": str(Path(__file__).parents[1]),
         "isa": os.environ.get("SEG_ISA"),
         "targets": [],
         "target": None,
@@ -110,6 +111,7 @@ def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[s
 
 
 def probe(name: str) -> dict[str, Any]:
+    """What importing a module in a process of its own gives."""
     facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
     facts |= {"providers": [], "mapped": []}
     code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name)])
@@ -134,6 +136,7 @@ def _unresolved(onnxruntime: str | None) -> list[str]:
 
 
 def cuda_facts() -> dict[str, Any]:
+    """The CUDA driver and its GPUs, or why there are none."""
     facts: dict[str, Any] = {"driver": driver.cuda_driver_version(), "devices": []}
     problem = driver.cuda_problem()
     try:

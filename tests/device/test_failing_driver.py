@@ -3,7 +3,7 @@
 import ctypes
 
 import pytest
-from tests.bundles import tiny_bundle, tiny_parts
+from bundles import tiny_bundle, tiny_parts
 
 import runtime
 from runtime.bundle import engines

@@ -16,7 +16,7 @@ from runtime.__main__ import main
 from runtime.bundle.write import write_bundle
 from runtime.device import driver
 from runtime.device.driver import CudaDevice
-from runtime.tools import doctor, probe
+from runtime.tools import probe
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,6 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "mapped_libraries", lambda: [p for p in mapped() if p not in before])
     monkeypatch.setattr(probe, "probe", lambda name: dict(modules[name.split(".")[0]]))
     monkeypatch.setattr(probe, "owners_of_modules", dict)
-    monkeypatch.setattr(doctor, "owners_of_modules", dict)
     plant_cuda_module(monkeypatch, ["8.6", "9.0", "9.0+ptx"])
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.endswith("-packages")])
     monkeypatch.setattr(driver, "_DRIVER", str(tmp_path / "libcuda.so.1"))
