@@ -44,7 +44,11 @@ if sys.platform == "win32":
 headers = sorted(glob("runtime/csrc/**/*.h", recursive=True) + glob("runtime/csrc/cuda/*.cuh"))
 core = Pybind11Extension(
     "runtime._core",
-    ["runtime/csrc/bindings.cpp", *sorted(glob("runtime/csrc/cpu/*.cpp"))],
+    [
+        "runtime/csrc/python/core.cpp",
+        "runtime/csrc/python/kernels.cpp",
+        *sorted(glob("runtime/csrc/cpu/*.cpp")),
+    ],
     depends=headers,
     extra_compile_args=flags,
     extra_link_args=links,

@@ -18,19 +18,55 @@
 
 namespace seg {
 
-enum Objective { kResidual = 0, kCluster = 1 };  // kCluster: dynaguide and dynaseg
-enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2 };
-enum Weighting { kFixed = 0, kFsf = 1, kScf = 2 };
-enum Mapping { kOverlap = 0, kIndexModulo = 1 };
-enum FinalNorm { kNormNone = 0, kNormImage = 1, kNormRunning = 2 };
+// The numbers of the options. The last entry of each enumeration is the number of options.
+// kCluster is the objective of dynaguide and of dynaseg.
+enum Objective { kResidual = 0, kCluster = 1, kObjectives };
+enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2, kSkips };
+enum Weighting { kFixed = 0, kFsf = 1, kScf = 2, kWeightings };
+enum Mapping { kOverlap = 0, kIndexModulo = 1, kMappings };
+enum FinalNorm { kNormNone = 0, kNormImage = 1, kNormRunning = 2, kFinalNorms };
 enum Stop {
   kSteps = 0,
   kMinLabels = 1,
   kSilhouette = 2,
   kConverged = 3,
   kDiverged = 4,
-  kBudget = 5
+  kBudget = 5,
+  kStops
 };
+
+// The constants of the algorithm. python/constants.h gives them to Python, and
+// tests/test_constants.py compares them with Python's own.
+constexpr double kNormEps = 1e-5;          // is added to the variance in a batch norm
+constexpr double kRunningShare = 0.1;      // share of a new picture in the running statistics
+constexpr int kMappingSteps = 10;          // the overlap mapping is frozen after these steps
+constexpr int kCheckEvery = 10;            // steps between two early-stop checks
+constexpr int kChecks = 3;                 // consecutive checks without a change stop the loop
+constexpr double kLossChange = 0.01;       // a smaller relative change of the loss is no change
+constexpr float kSmallestPrior = 1e-4f;    // smaller probabilities of a prior are raised to this
+constexpr float kNever = -1e30f;           // the score of a channel that only pads a pixel
+constexpr double kLeastDeviation = 1e-3;   // smaller standard deviations of a picture are raised
+constexpr double kLeastArea = 1e-3;        // smaller shares of a class in a picture are raised
+constexpr double kLeastBalanced = 1e-12;   // a smaller sum of balanced shares is raised
+
+// A neighbour of a pixel: pixel (y, x) with pixel (y + dy, x + dx).
+struct Offset {
+  int dy, dx;
+};
+
+// Each pair of neighbours once: the spatial loss of dynaguide and dynaseg uses the first two, or
+// with diagonals all four; residual uses all four at each of its distances, and the opposite ones.
+constexpr Offset kSpatialNeighbours[4] = {{1, 0}, {0, 1}, {1, 1}, {1, -1}};
+constexpr Offset kPairNeighbours[4] = {{0, 1}, {1, 0}, {1, 1}, {1, -1}};
+
+// The offsets of residual's pairs at these distances; each is followed by its opposite.
+inline std::vector<Offset> pair_offsets(const std::vector<int>& distances) {
+  std::vector<Offset> offsets;
+  for (const int s : distances)
+    for (const Offset& o : kPairNeighbours)
+      offsets.insert(offsets.end(), {{o.dy * s, o.dx * s}, {-o.dy * s, -o.dx * s}});
+  return offsets;
+}
 
 struct RefineOptions {
   int objective = kResidual;

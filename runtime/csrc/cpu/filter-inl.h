@@ -441,15 +441,3 @@ inline void blend_pixels(float* out, const float* row, const int* first, const i
   for (; c < channels; ++c)
     blend_channels<float, 1>(out + c, row + c, first, begin, weights, width, channels);
 }
-
-#define SEG_TABLE(target, lanes)                                                                  \
-  {                                                                                               \
-#target, lanes, target::conv3, target::conv3_dw, target::conv, target::conv_dw, target::sums, \
-        target::moments, target::normalize, target::bn_sums, target::bn_backward, target::argmax, \
-        target::softmax, target::prior, target::cross_entropy, target::cluster_loss,              \
-        target::spatial_loss, target::affinity, target::residual_loss, target::sgd,               \
-        target::to_planes, target::bytes_to_planes, target::add_products, target::add_planes,     \
-        target::window_sums, target::solve, target::window_means, target::apply,                  \
-        target::apply_band, target::lift_band, target::blend_rows, target::blend_byte_rows,       \
-        target::mean_colours, target::blend_pixels                                                \
-  }

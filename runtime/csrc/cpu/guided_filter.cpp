@@ -1,18 +1,18 @@
 // Guided filter: float64 column sums slide down a block of rows, window sums slide along each row.
+#include "guided_filter.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
-#include "../filter.h"
 #include "memory.h"
 #include "parallel.h"
 
 namespace seg {
 namespace {
 
-constexpr int kLift = 256;   // pixels of a row that are lifted at a time: they stay in the cache
-constexpr int kBlocks = 16;  // of rows, whatever the threads: same answer on any number of them
+constexpr int kLift = 256;  // pixels of a row that are lifted at a time: they stay in the cache
 
 // Window sums of rows [begin, end). add(column, pitch, y, sign) adds or takes away row y of the
 // column sums, emit(y, x, width, sums, share) gets the sums of a run of windows and 1 / their
@@ -46,8 +46,6 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
     }
   }
 }
-
-int block_begin(int block, int rows) { return static_cast<int>(int64_t{rows} * block / kBlocks); }
 
 int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }  // readable past its end
 

@@ -1,9 +1,9 @@
-// Guided filter and connected regions: work on one picture, own nothing.
+// The guided filter on one picture. The functions own no memory.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/kernels.h"
+#include "kernels.h"
 
 namespace seg {
 
@@ -40,12 +40,5 @@ void lift(int32_t* labels, float* confidence, const float* coefficients, const u
 template <class T>
 void shrink(float* out, const T* planes, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k);
-
-// 4-connected regions of equal label, numbered 1, 2, ... in the order of their first pixel. Regions
-// under min_area pixels join the neighbour with the longest common border (ties: the larger, then
-// the one numbered first), smallest region first, and take its label. Returns the number of
-// regions.
-int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
-                          int64_t min_area);
 
 }  // namespace seg

@@ -1,6 +1,8 @@
 // The only place that knows threads.
 #pragma once
 
+#include <cstdint>
+
 namespace seg {
 
 // Calls f(i, slot) for i = 0 ... n - 1 on at most `threads` threads, the caller among them. No two
@@ -24,6 +26,14 @@ void parallel_for_slots(int threads, int n, const F& f) {
   run_parallel(
       threads, n,
       [](const void* context, int i, int slot) { (*static_cast<const F*>(context))(i, slot); }, &f);
+}
+
+// Rows are divided into this many blocks, whatever the number of threads: sums of blocks are then
+// the same on any number of threads.
+constexpr int kBlocks = 16;
+
+inline int block_begin(int block, int rows) {
+  return static_cast<int>(int64_t{rows} * block / kBlocks);
 }
 
 }  // namespace seg

@@ -189,12 +189,12 @@ SEG_INLINE Vec penalty_slope(Vec d, bool huber) {
 inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float weight,
                          const float* scale, bool huber, int y, int x, int width, int height,
                          int full_width, int channels) {
-  const int dys[4] = {1, 0, 1, 1}, dxs[4] = {0, 1, 1, -1};
   Vec total = Vec{};
   for (int i = x; i < x + width; ++i) {
     const float *here = r.at(y, i), *ahead[4], *behind[4];
     for (int k = 0; k < 4; ++k) {  // beyond the picture lies the pixel itself: no difference
-      const int y1 = y + dys[k], x1 = i + dxs[k], y0 = y - dys[k], x0 = i - dxs[k];
+      const Offset o = kSpatialNeighbours[k];
+      const int y1 = y + o.dy, x1 = i + o.dx, y0 = y - o.dy, x0 = i - o.dx;
       ahead[k] = y1 < height && x1 >= 0 && x1 < full_width ? r.at(y1, x1) : here;
       behind[k] = y0 >= 0 && x0 >= 0 && x0 < full_width ? r.at(y0, x0) : here;
     }

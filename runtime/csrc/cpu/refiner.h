@@ -1,31 +1,17 @@
 // Test-time refinement of one picture size: owns the state and one arena, allocates nothing later.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
-#include "cpu/kernels.h"
-#include "cpu/memory.h"
-#include "network.h"
+#include "../network.h"
+#include "assignment.h"
+#include "kernels.h"
+#include "memory.h"
 
 namespace seg {
-
-// Rectangular assignment of rows to columns (rows <= columns) of least total cost [rows][columns].
-// Shortest augmenting paths, O(rows^2 columns). Allocates in resize() only.
-class Assignment {
- public:
-  void resize(int rows, int columns);
-  void solve();
-  std::vector<double> cost;
-  std::vector<int32_t> column;  // of each row
-
- private:
-  int rows_ = 0, columns_ = 0;
-  std::vector<double> u_, v_, least_;
-  std::vector<int> row_of_, from_;
-  std::vector<char> used_;
-};
 
 class Refiner {
  public:
@@ -117,5 +103,22 @@ class Refiner {
   Assignment assignment_;
   double guide_pixels_ = 0;
 };
+
+template <class F>
+void Refiner::each_run(int band, const F& f) const {
+  for (int y = 2 * band; y < std::min(2 * band + 2, height_); ++y)
+    for (int x = 0; x < width_; x += kRun) f(y, x, std::min(kRun, width_ - x));
+}
+
+template <class F>
+void Refiner::each_strip(int band, const F& f) const {
+  const int all = (width_ + 1) / 2;
+  int done = 0;
+  for (int left = (all + kStrip - 1) / kStrip; left > 0; --left) {  // in equal shares
+    const int tiles = (all - done + left - 1) / left;
+    f(2 * band, 2 * done, tiles, std::min(2 * tiles, width_ - 2 * done));
+    done += tiles;
+  }
+}
 
 }  // namespace seg

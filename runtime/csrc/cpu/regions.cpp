@@ -1,10 +1,10 @@
 // Connected regions by union-find, and merging of small ones.
+#include "regions.h"
+
 #include <algorithm>
 #include <queue>
 #include <unordered_map>
 #include <vector>
-
-#include "../filter.h"
 
 namespace seg {
 namespace {

@@ -5,7 +5,6 @@
 
 #include "kernels.h"
 
-#define SEG_TARGET avx2
 #define SEG_LANES 8
 #define SEG_REGISTERS 16
 
@@ -22,6 +21,7 @@ namespace seg { namespace avx2 {
 #include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
+#include "table-inl.h"
 }}
 // clang-format on
 #if defined(__clang__)
@@ -32,7 +32,7 @@ namespace seg { namespace avx2 {
 
 namespace seg {
 const Kernels* avx2_kernels() {
-  static const Kernels table = SEG_TABLE(avx2, SEG_LANES);
+  static constexpr Kernels table = avx2::table("avx2");
   return &table;
 }
 }  // namespace seg

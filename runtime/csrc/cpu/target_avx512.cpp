@@ -5,7 +5,6 @@
 
 #include "kernels.h"
 
-#define SEG_TARGET avx512
 #define SEG_LANES 16
 #define SEG_REGISTERS 32
 
@@ -23,6 +22,7 @@ namespace seg { namespace avx512 {
 #include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
+#include "table-inl.h"
 }}
 // clang-format on
 #if defined(__clang__)
@@ -33,7 +33,7 @@ namespace seg { namespace avx512 {
 
 namespace seg {
 const Kernels* avx512_kernels() {
-  static const Kernels table = SEG_TABLE(avx512, SEG_LANES);
+  static constexpr Kernels table = avx512::table("avx512");
   return &table;
 }
 }  // namespace seg

@@ -9,7 +9,6 @@
 
 #include "kernels.h"
 
-#define SEG_TARGET base
 #define SEG_LANES 4
 #if defined(__aarch64__)
 #define SEG_REGISTERS 32
@@ -24,12 +23,13 @@ namespace seg { namespace base {
 #include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
+#include "table-inl.h"
 }}
 // clang-format on
 
 namespace seg {
 const Kernels* base_kernels() {
-  static const Kernels table = SEG_TABLE(base, SEG_LANES);
+  static constexpr Kernels table = base::table("base");
   return &table;
 }
 }  // namespace seg

@@ -1,4 +1,4 @@
-// What the bindings of all devices share: options from Python, records to it.
+// The refiner of both modules: options are converted from Python, records of steps to arrays.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -9,12 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include "network.h"
+#include "../network.h"
 
-namespace seg {
+namespace seg::python {
 
-inline RefineOptions to_options(const pybind11::dict& d) {
-  namespace py = pybind11;
+namespace py = pybind11;
+
+inline RefineOptions to_options(const py::dict& d) {
   RefineOptions o;
   o.objective = py::cast<int>(d["objective"]);
   o.classes = py::cast<int>(d["classes"]);
@@ -40,12 +41,12 @@ inline RefineOptions to_options(const pybind11::dict& d) {
 }
 
 // Losses (steps, 4) and clusters (steps,) of the steps that a run has recorded.
-inline std::pair<pybind11::array_t<double>, pybind11::array_t<int32_t>> to_arrays(
+inline std::pair<py::array_t<double>, py::array_t<int32_t>> to_arrays(
     const std::vector<StepRecord>& records, const RunResult& result) {
   const int written =
       std::min(result.steps + (result.stop == kDiverged), static_cast<int>(records.size()));
-  pybind11::array_t<double> losses({written, 4});
-  pybind11::array_t<int32_t> clusters(written);
+  py::array_t<double> losses({written, 4});
+  py::array_t<int32_t> clusters(written);
   for (int i = 0; i < written; ++i) {
     const StepRecord& r = records[i];
     double* row = losses.mutable_data() + 4 * i;
@@ -58,4 +59,4 @@ inline std::pair<pybind11::array_t<double>, pybind11::array_t<int32_t>> to_array
   return {losses, clusters};
 }
 
-}  // namespace seg
+}  // namespace seg::python

@@ -1,0 +1,41 @@
+// The table of this target's kernels: an entry for each member of Kernels (kernels.h), in that order.
+// A missing entry is a compile error.
+
+constexpr Kernels table(const char* name) {
+  return {
+    .name = name,
+    .lanes = kLanes,
+    .conv3 = conv3,
+    .conv3_dw = conv3_dw,
+    .conv = conv,
+    .conv_dw = conv_dw,
+    .sums = sums,
+    .moments = moments,
+    .normalize = normalize,
+    .bn_sums = bn_sums,
+    .bn_backward = bn_backward,
+    .argmax = argmax,
+    .softmax = softmax,
+    .prior = prior,
+    .cross_entropy = cross_entropy,
+    .cluster_loss = cluster_loss,
+    .spatial_loss = spatial_loss,
+    .affinity = affinity,
+    .residual_loss = residual_loss,
+    .sgd = sgd,
+    .to_planes = to_planes,
+    .bytes_to_planes = bytes_to_planes,
+    .add_products = add_products,
+    .add_planes = add_planes,
+    .window_sums = window_sums,
+    .solve = solve,
+    .window_means = window_means,
+    .apply = apply,
+    .apply_band = apply_band,
+    .lift_band = lift_band,
+    .blend_rows = blend_rows,
+    .blend_byte_rows = blend_byte_rows,
+    .mean_colours = mean_colours,
+    .blend_pixels = blend_pixels,
+  };
+}

@@ -1,0 +1,37 @@
+// What the files of runtime._core share: its kinds of arrays, and checks of arguments.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../cpu/kernels.h"
+
+namespace seg::python {
+
+namespace py = pybind11;
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+// Guards against a wrong caller; Python's own checks give better messages.
+inline void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(std::string("runtime._core: ") + what);
+}
+
+// The kernels of an instruction set; of the best one where the name is empty.
+inline const Kernels& kernels(const std::string& target) {
+  if (target.empty()) return default_kernels();
+  const Kernels* found = find_kernels(target.c_str());
+  if (found == nullptr) throw std::invalid_argument("this machine cannot run target " + target);
+  return *found;
+}
+
+// Adds the functions of kernels.cpp to the module.
+void bind_kernels(py::module_& m);
+
+}  // namespace seg::python
