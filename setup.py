@@ -41,14 +41,16 @@ if os.environ.get("SEG_WERROR"):
 if sys.platform == "win32":
     raise SystemExit("dynaguide-edge: the core needs GCC or Clang; on Windows build it inside WSL")
 
+
+def python_files(*names: str) -> list[str]:
+    """The files of runtime/csrc/python, which alone include pybind11."""
+    return [f"runtime/csrc/python/{name}.cpp" for name in names]
+
+
 headers = sorted(glob("runtime/csrc/**/*.h", recursive=True) + glob("runtime/csrc/cuda/*.cuh"))
 core = Pybind11Extension(
     "runtime._core",
-    [
-        "runtime/csrc/python/core.cpp",
-        "runtime/csrc/python/kernels.cpp",
-        *sorted(glob("runtime/csrc/cpu/*.cpp")),
-    ],
+    [*python_files("core", "kernels"), *sorted(glob("runtime/csrc/cpu/*.cpp"))],
     depends=headers,
     extra_compile_args=flags,
     extra_link_args=links,
@@ -192,7 +194,7 @@ def cuda(nvcc: str) -> Pybind11Extension:
     plan = ask(nvcc, "--dryrun", "-c", sources[0])
     return Pybind11Extension(
         "runtime._cuda",
-        [*sources, "runtime/csrc/cuda/bindings.cpp"],
+        [*sources, *python_files("cuda", "cuda_refiner", "arrays")],
         depends=headers,
         define_macros=[("SEG_CUDA_ARCHITECTURES", f'"{capabilities(chosen)}"')],
         include_dirs=folders(plan, "INCLUDES"),

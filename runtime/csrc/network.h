@@ -37,17 +37,17 @@ enum Stop {
 
 // The constants of the algorithm. python/constants.h gives them to Python, and
 // tests/test_constants.py compares them with Python's own.
-constexpr double kNormEps = 1e-5;          // is added to the variance in a batch norm
-constexpr double kRunningShare = 0.1;      // share of a new picture in the running statistics
-constexpr int kMappingSteps = 10;          // the overlap mapping is frozen after these steps
-constexpr int kCheckEvery = 10;            // steps between two early-stop checks
-constexpr int kChecks = 3;                 // consecutive checks without a change stop the loop
-constexpr double kLossChange = 0.01;       // a smaller relative change of the loss is no change
-constexpr float kSmallestPrior = 1e-4f;    // smaller probabilities of a prior are raised to this
-constexpr float kNever = -1e30f;           // the score of a channel that only pads a pixel
-constexpr double kLeastDeviation = 1e-3;   // smaller standard deviations of a picture are raised
-constexpr double kLeastArea = 1e-3;        // smaller shares of a class in a picture are raised
-constexpr double kLeastBalanced = 1e-12;   // a smaller sum of balanced shares is raised
+constexpr double kNormEps = 1e-5;         // is added to the variance in a batch norm
+constexpr double kRunningShare = 0.1;     // share of a new picture in the running statistics
+constexpr int kMappingSteps = 10;         // the overlap mapping is frozen after these steps
+constexpr int kCheckEvery = 10;           // steps between two early-stop checks
+constexpr int kChecks = 3;                // consecutive checks without a change stop the loop
+constexpr double kLossChange = 0.01;      // a smaller relative change of the loss is no change
+constexpr float kSmallestPrior = 1e-4f;   // smaller probabilities of a prior are raised to this
+constexpr float kNever = -1e30f;          // the score of a channel that only pads a pixel
+constexpr double kLeastDeviation = 1e-3;  // smaller standard deviations of a picture are raised
+constexpr double kLeastArea = 1e-3;       // smaller shares of a class in a picture are raised
+constexpr double kLeastBalanced = 1e-12;  // a smaller sum of balanced shares is raised
 
 // A neighbour of a pixel: pixel (y, x) with pixel (y + dy, x + dx).
 struct Offset {

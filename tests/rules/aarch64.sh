@@ -51,10 +51,10 @@ flags=(-O3 -std=c++17 -pthread -ffp-contract=fast -fno-math-errno -Wall -Wextra 
   -isystem "$site/pybind11/include" -isystem "$sysroot/usr/include/$python" -idirafter "$sysroot/usr/include")
 key=$({ echo "${flags[@]}" && find runtime/csrc -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
 if [ "$key" != "$(cat "$top/obj/key" 2>/dev/null)" ]; then
-  rm -rf "$top/obj" && mkdir -p "$top/obj/runtime/csrc/cpu"
-  printf '%s\n' runtime/csrc/bindings.cpp runtime/csrc/cpu/*.cpp |
+  rm -rf "$top/obj" && mkdir -p "$top"/obj/runtime/csrc/{cpu,python}
+  printf '%s\n' runtime/csrc/python/{core,kernels}.cpp runtime/csrc/cpu/*.cpp |
     xargs -P "$(nproc)" -I{} aarch64-linux-gnu-g++ "${flags[@]}" -c {} -o "$top/obj/{}.o"
-  aarch64-linux-gnu-g++ -shared -pthread "$top"/obj/runtime/csrc/{,cpu/}*.o -o "$top/obj/_core.so"
+  aarch64-linux-gnu-g++ -shared -pthread "$top"/obj/runtime/csrc/{cpu,python}/*.o -o "$top/obj/_core.so"
   echo "$key" >"$top/obj/key"
 fi
 "$host" tests/rules/neon_counts.py # what its convolution costs, in instructions

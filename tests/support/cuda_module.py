@@ -164,7 +164,8 @@ def built(folder):
     sanitizers = []
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [CUDA / "bindings.cpp", *sorted(CUDA.glob("*.cu")), folder / "hooks.cpp"]
+    bindings = [CUDA.parent / f"python/{name}.cpp" for name in ("cuda", "cuda_refiner", "arrays")]
+    sources = [*bindings, *sorted(CUDA.glob("*.cu")), folder / "hooks.cpp"]
     todo = [(s, folder / f"{s.stem}.o") for s in sources]
     command = [COMPILER, *flags, *sanitizers, "-x", "c++", "-c"]
     running = [subprocess.Popen([*command, source, "-o", object_]) for source, object_ in todo]

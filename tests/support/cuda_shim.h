@@ -292,7 +292,7 @@ void launch(Kernel kernel, dim3 g, dim3 b, size_t bytes, Args... args) {
       }
 }
 
-// A warp's product on tensor cores, as runtime/csrc/cuda/tensor.cuh describes it: lanes lay down what
+// A warp's product on tensor cores, as runtime/csrc/cuda/tensor_conv.cu describes it: lanes lay down what
 // they hold, and each takes the sums that are its own.
 inline uint16_t to_half(float x) {  // to the nearest, ties to even
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;

@@ -30,13 +30,13 @@ struct Affine {
   const float* shift = nullptr;
 };
 
-constexpr int kPad = 16;          // the lanes of the widest target
-constexpr int kStrip = 72;        // tiles that conv3 takes at a time: rows of whole product tiles
-constexpr int kWindows = 128;     // pixels whose window sums are taken at a time
-constexpr int kBand = 4;          // rows that are lifted together, at most
-constexpr size_t kBlend = 512;    // floats that are averaged at a time: they stay in the cache
-constexpr int kMeans = 256;       // bytes whose sum fits 16 bits
-constexpr int kRun = 64;          // pixels that other kernels should get: these stay in the cache
+constexpr int kPad = 16;        // the lanes of the widest target
+constexpr int kStrip = 72;      // tiles that conv3 takes at a time: rows of whole product tiles
+constexpr int kWindows = 128;   // pixels whose window sums are taken at a time
+constexpr int kBand = 4;        // rows that are lifted together, at most
+constexpr size_t kBlend = 512;  // floats that are averaged at a time: they stay in the cache
+constexpr int kMeans = 256;     // bytes whose sum fits 16 bits
+constexpr int kRun = 64;        // pixels that other kernels should get: these stay in the cache
 
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
 // Floats of scratch memory that conv3 and conv3_dw want.

@@ -133,7 +133,8 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   for (size_t n = 0; n < pixels; ++n)
     for (int c = 0; c < 3; ++c)
       deviation[c] += (image[3 * n + c] - mean[c]) * (image[3 * n + c] - mean[c]);
-  for (double& d : deviation) d = std::max(std::sqrt(d / static_cast<double>(pixels)), kLeastDeviation);
+  for (double& d : deviation)
+    d = std::max(std::sqrt(d / static_cast<double>(pixels)), kLeastDeviation);
 
   std::vector<double> area(classes, 0.0);
   for (size_t n = 0; n < pixels; ++n)
@@ -142,7 +143,8 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   double balanced = 0;
   for (int k = 0; k < classes; ++k) {
     area[k] /= static_cast<double>(pixels);
-    class_weight[k] = static_cast<float>(std::pow(std::max(area[k], kLeastArea), -options_.balance));
+    class_weight[k] =
+        static_cast<float>(std::pow(std::max(area[k], kLeastArea), -options_.balance));
     balanced += class_weight[k] * area[k];
   }
   const double share = 1.0 / (std::max(balanced, kLeastBalanced) * static_cast<double>(pixels));
@@ -233,7 +235,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       for (size_t n = 0; n < labels_.size(); ++n) same += labels_[n] == checked_labels_[n];
       const double loss = records[step].total;
       const bool unchanged = step > 0 && same >= options_.early_stop * labels_.size() &&
-                         std::abs(loss - checked_loss) < kLossChange * std::abs(checked_loss);
+                             std::abs(loss - checked_loss) < kLossChange * std::abs(checked_loss);
       unchanged_checks = unchanged ? unchanged_checks + 1 : 0;
       checked_labels_ = labels_;
       checked_loss = loss;

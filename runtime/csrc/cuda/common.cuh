@@ -20,20 +20,24 @@
 
 namespace seg {
 
-// A CUDA call that failed; code is the runtime's cudaError_t.
+// A CUDA call that failed: code is the runtime's cudaError_t; device is its GPU, or -1 for the
+// current one. what() names the call and describes the error.
 struct CudaError : std::runtime_error {
-  CudaError(int code, const std::string& text) : std::runtime_error(text), code(code) {}
+  CudaError(int code, const std::string& call, const std::string& description, int device = -1)
+      : std::runtime_error(call + ": " + description), code(code), call(call), device(device) {}
   int code;
+  std::string call;
+  int device;
 };
 
-inline void cuda_check(cudaError_t error, const char* call) {
+inline void cuda_check(cudaError_t error, const char* call, int device = -1) {
   if (error == cudaSuccess) return;
-  throw CudaError(static_cast<int>(error), std::string(call) + ": " + cudaGetErrorName(error) +
-                                               ", " + cudaGetErrorString(error));
+  throw CudaError(static_cast<int>(error), call,
+                  std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error), device);
 }
 #define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
 
-// Called where memory is short, before that is an error; may be null.
+// Called when an allocation fails, before it is tried again. May be null.
 inline void (*give_memory_back)() = nullptr;
 
 // n floats on the device, at least one.

@@ -3,7 +3,8 @@
 #include <cmath>
 
 #include "common.cuh"
-#include "filter.h"
+#include "guide.h"
+#include "guided_filter.h"
 #include "place.cuh"
 
 namespace seg::cuda {

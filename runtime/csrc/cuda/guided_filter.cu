@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "common.cuh"
-#include "filter.h"
+#include "guided_filter.h"
 #include "place.cuh"
 
 #ifndef SEG_FILTER_SCRATCH

@@ -25,7 +25,7 @@ class DeviceGuard {
     int current = 0;
     CUDA_CHECK(cudaGetDevice(&current));
     if (current == device) return;
-    CUDA_CHECK(cudaSetDevice(device));
+    cuda_check(cudaSetDevice(device), "cudaSetDevice(device)", device);
     before_ = current;
   }
   DeviceGuard(const DeviceGuard&) = delete;

@@ -1,7 +1,7 @@
 // The picture at working size, from the picture's bytes: what OpenCV gives (runtime/resize.py), so
 // that a picture goes up once.
 #include "common.cuh"
-#include "filter.h"
+#include "picture.h"
 
 namespace seg::cuda {
 namespace {

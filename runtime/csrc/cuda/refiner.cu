@@ -1,25 +1,28 @@
 // The refinement loop on the device.
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "common.cuh"
-#include "conv.cuh"
-#include "pixel.cuh"
+#include "control.h"
+#include "conv.h"
+#include "handles.cuh"
+#include "losses.h"
+#include "mapping.h"
+#include "norm.h"
+#include "pixels.cuh"
+#include "preparation.h"
 #include "refiner.h"
-#include "tensor.cuh"
+#include "tensor_conv.h"
 
 namespace seg::cuda {
 namespace {
 
 constexpr int kAhead = 4;  // steps that the device may be behind the host
-// Slopes are means', so that a gain of the number of pixels brings them near 1. These bits are for
-// norms, which multiply them by up to 316, and for guides that know few pixels.
+// Gradients are divided by the number of pixels; multiplied by it they are near 1. These extra bits
+// leave room for batch norms, which multiply gradients by up to 316, and for guides with few known
+// pixels.
 constexpr int kHeadroom = 7;
-constexpr int kShares = 64;          // blocks that share a channel's sums
 constexpr size_t kAlign = 64;        // floats
 constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
-
-int blocks_of(size_t n, int threads) { return static_cast<int>((n + threads - 1) / threads); }
 
 template <class T>
 void copy(T* to, const T* from, size_t n, cudaStream_t stream) {
@@ -29,42 +32,6 @@ void copy(T* to, const T* from, size_t n, cudaStream_t stream) {
 }  // namespace
 
 struct Refiner::Work {
-  // Memory of the host that the device writes to: steps done, and whether they ended.
-  struct Told {
-    Told() {
-      void* p = nullptr;
-      CUDA_CHECK(cudaHostAlloc(&p, 2 * sizeof(int), cudaHostAllocMapped));
-      host = static_cast<volatile int*>(p);
-      CUDA_CHECK(cudaHostGetDevicePointer(&p, p, 0));
-      device = static_cast<volatile int*>(p);
-    }
-    Told(const Told&) = delete;
-    ~Told() { cudaFreeHost(const_cast<int*>(host)); }
-    volatile int *host = nullptr, *device = nullptr;
-  };
-  struct OwnStream {
-    OwnStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
-    OwnStream(const OwnStream&) = delete;
-    ~OwnStream() { cudaStreamDestroy(stream); }
-    cudaStream_t stream = nullptr;
-  };
-  struct Event {
-    Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault)); }
-    Event(const Event&) = delete;
-    ~Event() { cudaEventDestroy(event); }
-    cudaEvent_t event = nullptr;
-  };
-  struct Replay {  // of a step
-    Replay() = default;
-    Replay(const Replay&) = delete;
-    ~Replay() { clear(); }
-    void clear() {
-      if (exec != nullptr) cudaGraphExecDestroy(exec);
-      exec = nullptr;
-    }
-    cudaGraphExec_t exec = nullptr;
-  };
-
   Work(const RefineOptions& options, int height, int width, bool tensor_cores);
 
   size_t layout(float* base);
@@ -77,14 +44,12 @@ struct Refiner::Work {
   void step();
   void capture();
   void follow(cudaStream_t later, cudaStream_t earlier);
-  void judge_step();
   void restore();
   int last_forward(bool running);
   Input feature() const;
   void list_packed(const Conv& conv, bool turned);
   void pack_weights();
   const Packed& packed_of(const Conv& conv, bool turned) const;
-  void finish(const Norm& of, const NormState& state, bool running);
 
   bool residual() const { return options.objective == kResidual; }
   bool normed() const { return options.final_bn != kNormNone; }
@@ -139,8 +104,8 @@ struct Refiner::Work {
   float *target = nullptr, *log_prior = nullptr, *mass = nullptr, *affinity = nullptr;
   float *class_weight = nullptr, *sums = nullptr, *parts = nullptr;
   double *loss_sums = nullptr, *moments = nullptr, *area = nullptr;
-  Offset2* offsets = nullptr;
-  std::vector<Offset2> offset_list;
+  Offset* offsets = nullptr;
+  std::vector<Offset> offset_list;
   std::vector<NormState> norm;
   NormState head_norm{};
   PackedList packed{};
@@ -160,19 +125,11 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
       blocks(blocks_of(pixels, kThreads)),
       gain(std::exp2(std::ceil(std::log2(static_cast<float>(pixels))) - kHeadroom)),
       stream(own.stream) {
-  if (residual()) {
-    for (const int d : options.distances)
-      for (const Offset2 o : {Offset2{0, d}, Offset2{d, 0}, Offset2{d, d}, Offset2{d, -d}})
-        offset_list.insert(offset_list.end(), {o, Offset2{-o.dy, -o.dx}});
-  }
-  if (tensor_cores) {  // code for older GPUs has none, and would compute zeros
-    cudaFuncAttributes code{};
-    CUDA_CHECK(cudaFuncGetAttributes(&code, conv_tensor<1, 2, 4, Input, Forward>));
-    if (code.ptxVersion < 75)
-      throw std::invalid_argument(
-          "this build has no code for tensor cores on this GPU; build for "
-          "compute capability 7.5 or above");
-  }
+  if (residual()) offset_list = pair_offsets(options.distances);
+  if (tensor_cores && !has_tensor_code())
+    throw std::invalid_argument(
+        "this build has no code for tensor cores on this GPU; build for "
+        "compute capability 7.5 or above");
   for (const Conv& conv : network.conv) list_packed(conv, false);
   for (size_t i = 1; i < network.conv.size(); ++i) list_packed(network.conv[i], true);
   if (options.skip == kSkipOwn) list_packed(network.skip, false);
@@ -224,7 +181,7 @@ size_t Refiner::Work::layout(float* base) {
     class_weight = take(q);
     area = take_doubles(q * kAreaShares);
     moments = take_doubles(6);
-    offsets = reinterpret_cast<Offset2*>(take(2 * offset_list.size()));
+    offsets = reinterpret_cast<Offset*>(take(2 * offset_list.size()));
   }
   for (NormState& n : norm) n = take_norm(c);
   head_norm = take_norm(q);
@@ -237,9 +194,9 @@ size_t Refiner::Work::layout(float* base) {
         most,
         parts * (static_cast<size_t>(conv.kernel) * conv.kernel * conv.in * conv.out + conv.out));
   };
-  for (const Conv& conv : network.conv) room(conv, split_of<3, 1>(conv.in, conv.out, s).parts());
-  if (skips()) room(network.skip, split_of<3, 1>(network.skip.in, network.skip.out, s).parts());
-  room(network.head, split_of<1, 4>(network.head.in, network.head.out, s).parts());
+  for (const Conv& conv : network.conv) room(conv, gradient_parts<3, 1>(conv.in, conv.out, s));
+  if (skips()) room(network.skip, gradient_parts<3, 1>(network.skip.in, network.skip.out, s));
+  room(network.head, gradient_parts<1, 4>(network.head.in, network.head.out, s));
   parts = take(most);
   for (Packed* p = packed.of; p != packed.of + packed.count; ++p) p->words = take(p->count());
   labels = reinterpret_cast<int32_t*>(take(pixels));
@@ -306,13 +263,12 @@ void Refiner::Work::set_guide(const Guide& of) {
     copy(const_cast<int32_t*>(guide.hard), of.hard, pixels, stream);
     unsigned long long known = 0;
     CUDA_CHECK(cudaMemsetAsync(&on_device->same, 0, sizeof(known), stream));
-    SEG_LAUNCH(guide_census, dim3(blocks), dim3(kThreads), 0, stream, &on_device->same,
-               guide.mapping, guide.hard, pixels);
+    count_known(&on_device->same, guide, pixels, stream);
     copy(&known, &on_device->same, 1, stream);
     CUDA_CHECK(cudaStreamSynchronize(stream));
     control.guide_pixels = static_cast<double>(known);
   }
-  SEG_LAUNCH(list_present, dim3(1), dim3(kJudges), 0, stream, guide);
+  list_classes(guide, stream);
   CUDA_CHECK(cudaMemsetAsync(guide.mapping, 0, classes * sizeof(int32_t), stream));
 }
 
@@ -331,30 +287,15 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
   control.records = reinterpret_cast<StepRecord*>(record_memory.get());
   control.label_floor = label_floor;
   control.floor = std::max(options.min_labels, label_floor);
-  const double count = static_cast<double>(pixels);
-  const size_t shared = kJudges * sizeof(double);
   if (residual()) {
-    const int some = std::min(blocks, 256);
-    for (const bool deviation : {false, true}) {
-      SEG_LAUNCH(image_sums, dim3(some), dim3(kThreads), shared, stream, loss_sums, image,
-                 static_cast<const double*>(deviation ? moments : nullptr), pixels);
-      SEG_LAUNCH(finish_image, dim3(1), dim3(kJudges), shared, stream, moments + 3 * deviation,
-                 static_cast<const double*>(loss_sums), some, count, deviation);
-    }
-    SEG_LAUNCH(guide_area, dim3(kAreaShares, options.classes), dim3(kJudges), shared, stream, area,
-               of.soft, pixels);
-    SEG_LAUNCH(balance_classes, dim3(1), dim3(kJudges), shared, stream, class_weight,
-               static_cast<const double*>(area), options.classes,
-               static_cast<double>(options.balance), count);
-    SEG_LAUNCH(set_prior, dim3(blocks), dim3(kThreads), 0, stream, log_prior, target, mass,
-               affinity, of.soft, static_cast<const float*>(class_weight), image,
-               static_cast<const Offset2*>(offsets), static_cast<int>(offset_list.size()),
-               options.sigma, options.classes, s);
+    measure_image(moments, loss_sums, image, pixels, stream);
+    weigh_classes(class_weight, area, of.soft, pixels, options, stream);
+    prepare_prior(log_prior, target, mass, affinity, of.soft, class_weight, image, offsets,
+                  static_cast<int>(offset_list.size()), options, s, stream);
   } else {
     set_guide(of);
   }
-  SEG_LAUNCH(seg::cuda::set_input, dim3(blocks), dim3(kThreads), 0, stream, input, image,
-             static_cast<const double*>(moments), s);
+  prepare_input(input, image, moments, s, stream);
   copy(on_device, &control, 1, stream);
   CUDA_CHECK(cudaMemsetAsync(present, 0, options.classes * sizeof(int), stream));
   told.host[0] = told.host[1] = 0;
@@ -377,37 +318,28 @@ const Packed& Refiner::Work::packed_of(const Conv& conv, bool turned) const {
 }
 
 void Refiner::Work::pack_weights() {
-  int most = 0;
-  for (int i = 0; i < packed.count; ++i) most = std::max(most, packed.of[i].count());
-  const dim3 grid(blocks_of(most, kThreads), packed.count);
-  const float* weights = parameters;
   if (tensor_cores)
-    SEG_LAUNCH(pack_halves, grid, dim3(kThreads), 0, stream, packed, weights);
+    pack_for_tensor(packed, parameters, stream);
   else
-    SEG_LAUNCH(pack, grid, dim3(kThreads), 0, stream, packed, weights);
+    pack_for_conv(packed, parameters, stream);
 }
 
 // What the head reads: the last block after its norm, with the skip.
 Input Refiner::Work::feature() const { return {activation.back(), norm.back(), skip, s.plane()}; }
 
-void Refiner::Work::finish(const Norm& of, const NormState& state, bool running) {
-  SEG_LAUNCH(finish_norm, dim3(of.channels), dim3(kThreads), kThreads * sizeof(double), stream,
-             state, static_cast<const float*>(running ? nullptr : sums),
-             static_cast<const float*>(parameters + of.gamma),
-             static_cast<const float*>(parameters + of.beta),
-             static_cast<const float*>(buffers + of.mean), s);
-}
-
 // From the input to the labels; residual: and the soft-max and the guide term.
 void Refiner::Work::forward(bool running) {
   const Input picture{input, NormState{}, nullptr, s.plane()};
   Input x = picture;
+  const auto norm_of = [&](const Norm& of, const NormState& state) {
+    set_norm(state, running ? nullptr : sums, of, parameters, buffers, s, stream);
+  };
   pack_weights();
   for (int i = 0; i < options.blocks; ++i) {
     const Conv& conv = network.conv[i];
     convolve<3, false>(
         Forward{activation[i], parameters + conv.bias, nullptr, sums, conv.out, true, s}, x, conv);
-    finish(network.norm[i], norm[i], running);
+    norm_of(network.norm[i], norm[i]);
     x = {activation[i], norm[i], nullptr, s.plane()};
   }
   if (skips()) {
@@ -419,84 +351,51 @@ void Refiner::Work::forward(bool running) {
   convolve<1, false>(Forward{head, parameters + conv.bias, log_prior, normed() ? sums : nullptr,
                              conv.out, false, s},
                      feature(), conv);
-  if (normed()) finish(network.head_norm, head_norm, running);
+  if (normed()) norm_of(network.head_norm, head_norm);
   if (residual())
-    SEG_LAUNCH(soften, dim3(blocks), dim3(kThreads), kThreads * sizeof(double), stream, head,
-               labels, present, static_cast<const float*>(target), loss_sums, options.classes, s);
+    soften_scores(head, labels, present, target, loss_sums, options.classes, s, stream);
   else
-    SEG_LAUNCH(seg::cuda::find_labels, dim3(blocks), dim3(kThreads), 0, stream, labels, present,
-               (Input{head, head_norm, nullptr, s.plane()}), options.classes, s);
+    label_pixels(labels, present, Input{head, head_norm, nullptr, s.plane()}, options.classes, s,
+                 stream);
 }
 
-// What `later` is given from now on waits for what `earlier` was given so far.
+// Work that is queued on `later` from now on waits for the work queued on `earlier` so far.
 void Refiner::Work::follow(cudaStream_t later, cudaStream_t earlier) {
   CUDA_CHECK(cudaEventRecord(order.event, earlier));
   CUDA_CHECK(cudaStreamWaitEvent(later, order.event, 0));
 }
 
-// The record of the step, beside its backward pass.
-void Refiner::Work::judge_step() {
-  follow(side.stream, stream);
-  SEG_LAUNCH(judge, dim3(1), dim3(kJudges), kJudges * sizeof(double), side.stream, on_device,
-             static_cast<const double*>(loss_sums), blocks, static_cast<double>(pixels), residual(),
-             options.lambda);
-}
-
 // The mapping and d_response.
 void Refiner::Work::losses() {
-  const size_t shared = kJudges * (sizeof(double) + sizeof(int));
-  SEG_LAUNCH(begin_step, dim3(1), dim3(kJudges), shared, stream, on_device,
-             static_cast<const int*>(present), options.classes, options.weighting, options.mu,
-             options.beta);
   const Control* c = on_device;
+  start_step(on_device, present, options, stream);
   if (residual()) {
-    SEG_LAUNCH(residual_losses, dim3(blocks), dim3(kThreads), shared, stream, d_response, loss_sums,
-               static_cast<const float*>(head), static_cast<const float*>(target),
-               static_cast<const float*>(mass), static_cast<const float*>(affinity),
-               static_cast<const Offset2*>(offsets), static_cast<int>(offset_list.size()),
-               options.lambda, options.classes, s);
-  } else {
-    const int32_t* own_labels = labels;
-    if (guide.classes > 0 && options.mapping == kIndexModulo) {
-      SEG_LAUNCH(map_modulo, dim3(1), dim3(kJudges), 0, stream, guide, c,
-                 static_cast<const int*>(present));
-    } else if (guide.classes > 0) {
-      SEG_LAUNCH(measure_overlap, dim3(blocks), dim3(kThreads), 0, stream, guide, c, own_labels,
-                 pixels);
-      SEG_LAUNCH(assign_overlap, dim3(1), dim3(kJudges), shared, stream, guide, c);
-    }
-    SpatialLoss spatial{};
-    spatial.huber = options.huber;
-    for (int d = 0; d < 4; ++d) {
-      const double pairs =
-          static_cast<double>(d == 1 ? s.height : s.height - 1) * (d == 0 ? s.width : s.width - 1);
-      if (pairs > 0 && (d < 2 || options.diagonals))
-        spatial.scale[d] = static_cast<float>(1.0 / (pairs * options.classes));
-    }
-    SEG_LAUNCH(cluster_losses, dim3(blocks), dim3(kThreads), shared, stream, d_response, loss_sums,
-               static_cast<const float*>(head), head_norm, own_labels, guide, c, spatial,
-               options.classes, s);
+    residual_loss(d_response, loss_sums, head, target, mass, affinity, offsets,
+                  static_cast<int>(offset_list.size()), options, s, stream);
+    return;
   }
+  if (guide.classes > 0 && options.mapping == kIndexModulo)
+    set_modulo_mapping(guide, c, present, stream);
+  else if (guide.classes > 0)
+    set_overlap_mapping(guide, c, labels, pixels, stream);
+  cluster_loss(d_response, loss_sums, head, head_norm, labels, guide, c, options, s, stream);
 }
 
-// From d_response to gradient. The stream goes down the network; what it leaves behind, weights'
-// gradients and the losses' judgement, is made on the side, and is there when the stream goes on.
+// From d_response to gradient. The stream computes the gradients by the inputs of the layers, from
+// the last layer to the first; the stream `side` computes the gradients by the weights beside it.
+// At the end the stream waits for `side`.
 void Refiner::Work::backward() {
   const int last_block = options.blocks - 1;
   const double count = static_cast<double>(pixels);
-  const size_t shared = kThreads * sizeof(double), plane = s.plane();
+  const size_t plane = s.plane();
   const auto norm_gradient = [&](const Norm& of, const NormState& state, int shares) {
-    SEG_LAUNCH(finish_norm_gradient, dim3(of.channels), dim3(kThreads), shared, stream,
-               gradient + of.gamma, gradient + of.beta, state, static_cast<const float*>(sums),
-               shares, count);
+    set_norm_gradient(gradient, state, of, sums, shares, count, stream);
   };
   const Input picture{input, NormState{}, nullptr, plane};
   const Conv& top = network.head;
   Gradient slope{d_response, nullptr, NormState{}, false, plane};
   if (normed()) {
-    SEG_LAUNCH(channel_sums, dim3(kShares, top.out), dim3(kThreads), shared, stream, sums,
-               static_cast<const float*>(d_response), static_cast<const float*>(head),
-               static_cast<const float*>(head_norm.mean), s);
+    sum_channels(sums, d_response, head, head_norm.mean, top.out, s, stream);
     norm_gradient(network.head_norm, head_norm, kShares);
     slope = {d_response, head, head_norm, false, plane};
   }
@@ -528,16 +427,12 @@ void Refiner::Work::step() {
   over = &on_device->over;
   forward(false);
   losses();
-  judge_step();
+  follow(side.stream, stream);  // the losses are recorded beside the backward pass
+  record_losses(on_device, loss_sums, blocks, static_cast<double>(pixels), options, side.stream);
   backward();
   const int n = static_cast<int>(network.parameters);
-  const Control* c = on_device;
-  SEG_LAUNCH(update, dim3(blocks_of(n, kThreads)), dim3(kThreads), 0, stream, c, parameters,
-             momenta, kept, kept + n, static_cast<const float*>(gradient), options.lr,
-             options.momentum, n);
-  if (options.early_stop > 0)
-    SEG_LAUNCH(compare_labels, dim3(blocks), dim3(kThreads), 0, stream, on_device, checked,
-               static_cast<const int32_t*>(labels), pixels);
+  update_state(on_device, parameters, kept, gradient, n, options, stream);
+  if (options.early_stop > 0) check_labels(on_device, checked, labels, pixels, stream);
   Norms all{};
   for (int i = 0; i < options.blocks; ++i) {
     all.norm[all.count] = network.norm[i];
@@ -547,9 +442,8 @@ void Refiner::Work::step() {
     all.norm[all.count] = network.head_norm;
     all.state[all.count++] = head_norm;
   }
-  SEG_LAUNCH(end_step, dim3(1), dim3(kJudges), 0, stream, on_device, all, buffers, kept + 2 * n,
-             present, options.classes, static_cast<double>(pixels), options.min_labels,
-             options.early_stop, told.device);
+  finish_step(on_device, all, buffers, kept + 2 * n, present, static_cast<double>(pixels), options,
+              told.device, stream);
 }
 
 // Records a step.
@@ -648,8 +542,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   if (w.options.final_bn == kNormRunning) result.clusters = w.last_forward(true);
   const Input response = w.residual() ? Input{w.head, NormState{}, nullptr, w.s.plane()}
                                       : Input{w.head, w.head_norm, nullptr, w.s.plane()};
-  SEG_LAUNCH(write_scores, dim3(w.blocks), dim3(kThreads), 0, w.stream, scores, response,
-             !w.residual(), w.options.classes, w.s);
+  copy_scores(scores, response, !w.residual(), w.options.classes, w.s, w.stream);
   copy(labels, static_cast<const int32_t*>(w.labels), w.pixels, w.stream);
   const int written = std::min(result.steps + (result.stop == kDiverged), steps);
   copy(records, static_cast<const StepRecord*>(c.records), written, w.stream);

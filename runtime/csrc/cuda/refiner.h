@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../network.h"
-#include "filter.h"
+#include "stream.h"
 
 namespace seg::cuda {
 
@@ -21,10 +21,10 @@ class Refiner {
   Refiner(Refiner&&) noexcept;
   ~Refiner();
 
-  // As seg::Refiner::run; records lies on the host, all other arrays on the device. What they hold
-  // must be there for stream() to see. Returns when the results are written. With in_step the host
-  // waits for each step, and none is begun before after_step has answered; otherwise after_step
-  // hears of steps when the next ones are under way.
+  // As seg::Refiner::run; records lies on the host, all other arrays on the device. Their data must
+  // be complete in the order of stream(). Returns when the results are written. With in_step the
+  // host waits for each step, and none is begun before after_step has answered; otherwise
+  // after_step hears of steps when the next ones are under way.
   RunResult run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                 const Guide& guide, int label_floor, int steps,
                 const std::function<bool(int)>& after_step, bool in_step);

@@ -1,16 +1,19 @@
-// The convolutions of conv.cuh on tensor cores: inputs in half precision, sums in float32 (mma.sync
+// The convolutions of conv.cu on tensor cores: inputs in half precision, sums in float32 (mma.sync
 // m16n8k16, on compute capability 7.5 as two of m16n8k8). Halves have TF32's 10 bits of mantissa
 // but end at 65504 and 6e-8, so that slopes, which shrink with the number of pixels, are multiplied
 // by a power of two on the way in (gain) and results divided by it. What is still larger is cut.
-#pragma once
+#include "tensor_conv.h"
 
 #ifndef SEG_CUDA_SHIM
 #include <cuda_fp16.h>
 #endif
 
-#include "conv.cuh"
+#include <algorithm>
+
+#include "conv.h"
 
 namespace seg::cuda {
+namespace {
 
 constexpr int kWarps = 4;  // of a block
 constexpr int kPart = 32;  // channels that an epilogue hands on at a time
@@ -75,11 +78,12 @@ __device__ inline float cut(float v) {  // NaN stays
 }
 __device__ inline unsigned cut_halves(float a, float b) { return halves(cut(a), cut(b)); }
 
-// Where channel c's results of a part begin: groups of four lie 4 words apart from each other's
-// banks, so that lanes that read them meet different ones.
+// Where channel c's results of a part begin: groups of four channels are shifted by 4 words, so
+// that the lanes of a warp read from different shared-memory banks.
 __device__ inline int part_at(int c) { return c * kPartPitch + c / kFour * 4; }
 
-// Lays the weights out for conv_tensor(): words of channels c and c + 1. Blocks: (words, list).
+// Copies the weights in the order in which conv_tensor() reads them: words of channels c and c + 1.
+// Blocks: (words, list).
 __global__ void pack_halves(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -165,7 +169,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     __syncthreads();
   }
 
-  // The results change hands in shared memory, kPart channels at a time.
+  // Threads exchange the results in shared memory, kPart channels at a time.
   float* const results = shared;  // [kPartWords]
   float* const room = results + kPartWords;
   const int column = me % (kPart / kFour), run = me / (kPart / kFour);
@@ -309,16 +313,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   part[static_cast<size_t>(out) * in * kTaps + o0 + me] = total;
 }
 
-// How run_conv_tensor() wants the weights: 112 channels a block where that wastes little, else 32.
-inline Packed packed_for_tensor(int taps, int in, int out) {
-  const int span = (out + 111) / 112 * 112 <= (out + 31) / 32 * 32 ? 112 : 32;
-  return {0, nullptr, in, out, taps * taps, span, tensor_pitch(span), 2 * kDepth, false};
-}
-
-// run_conv() on tensor cores.
 template <int Taps, int Rows, int Eights, class Source, class Emit>
-void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
-                     const int* over, cudaStream_t stream) {
+void launch_conv(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
+                 const int* over, cudaStream_t stream) {
   constexpr int kSpan = kWarps * Rows / kTall * Eights * 8;
   constexpr int kWords = kDepth * Taps * Taps * tensor_pitch(kSpan) + TensorTile<Taps>::kWords;
   constexpr size_t kBytes = sizeof(float) * std::max(kWords, kPartWords + 2 * kRuns * (kPart + 1));
@@ -328,29 +325,11 @@ void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, fl
              p.in, gain, s, over);
 }
 
-template <int Taps, class Source, class Emit>
-void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
-                     const int* over, cudaStream_t stream) {
-  if (p.span == 112)
-    run_conv_tensor<Taps, 4, 7>(emit, source, p, gain, s, over, stream);
-  else
-    run_conv_tensor<Taps, 2, 4>(emit, source, p, gain, s, over, stream);
-}
-
 inline int tensor_outs(int out) { return out > 32 ? 64 : 32; }
 
-// Blocks that share the sum of a weight gradient.
-inline int tensor_parts(int in, int out, Extent s) {
-  const int outs = tensor_outs(out);
-  const int groups = (in + kTensorIns - 1) / kTensorIns * ((out + outs - 1) / outs);
-  const int tiles = s.across() * ((s.height + kGradientRows - 1) / kGradientRows);
-  return std::min(tiles, std::max(1, 2 * kGradientBlocks / groups));
-}
-
-// run_conv_gradient() on tensor cores.
 template <int Taps, int Sixteens, class Source, class Slope>
-void run_conv_gradient_tensor(float* parts, const Source& source, const Slope& slope, int in,
-                              int out, float gain, Extent s, const int* over, cudaStream_t stream) {
+void launch_gradient(float* parts, const Source& source, const Slope& slope, int in, int out,
+                     float gain, Extent s, const int* over, cudaStream_t stream) {
   using Tile = GradientTile<Taps>;
   constexpr int kOuts = Sixteens * 16;
   constexpr size_t kBytes =
@@ -363,15 +342,62 @@ void run_conv_gradient_tensor(float* parts, const Source& source, const Slope& s
       dim3(kWarps * 32), kBytes, stream, parts, source, slope, in, out, gain, s, over);
 }
 
-template <int Taps, class Source, class Slope>
-void run_conv_gradient_tensor(float* gradient, float* parts, const Source& source,
-                              const Slope& slope, int in, int out, float gain, bool add, Extent s,
-                              const int* over, cudaStream_t stream) {
-  if (tensor_outs(out) == 64)
-    run_conv_gradient_tensor<Taps, 4>(parts, source, slope, in, out, gain, s, over, stream);
+}  // namespace
+
+bool has_tensor_code() {
+  cudaFuncAttributes code{};
+  CUDA_CHECK(cudaFuncGetAttributes(&code, conv_tensor<1, 2, 4, Input, Forward>));
+  return code.ptxVersion >= 75;
+}
+
+// A block computes 112 channels where that wastes little, else 32.
+Packed packed_for_tensor(int taps, int in, int out) {
+  const int span = (out + 111) / 112 * 112 <= (out + 31) / 32 * 32 ? 112 : 32;
+  return {0, nullptr, in, out, taps * taps, span, tensor_pitch(span), 2 * kDepth, false};
+}
+
+void pack_for_tensor(const PackedList& list, const float* parameters, cudaStream_t stream) {
+  SEG_LAUNCH(pack_halves, list.grid(kPackThreads), dim3(kPackThreads), 0, stream, list, parameters);
+}
+
+template <int Taps, class Source, class Emit>
+void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
+                     const int* over, cudaStream_t stream) {
+  if (p.span == 112)
+    launch_conv<Taps, 4, 7>(emit, source, p, gain, s, over, stream);
   else
-    run_conv_gradient_tensor<Taps, 2>(parts, source, slope, in, out, gain, s, over, stream);
+    launch_conv<Taps, 2, 4>(emit, source, p, gain, s, over, stream);
+}
+
+int tensor_parts(int in, int out, Extent s) {
+  const int outs = tensor_outs(out);
+  const int groups = (in + kTensorIns - 1) / kTensorIns * ((out + outs - 1) / outs);
+  const int tiles = s.across() * ((s.height + kGradientRows - 1) / kGradientRows);
+  return std::min(tiles, std::max(1, 2 * kGradientBlocks / groups));
+}
+
+template <int Taps>
+void run_conv_gradient_tensor(float* gradient, float* parts, const Input& source,
+                              const Gradient& slope, int in, int out, float gain, bool add,
+                              Extent s, const int* over, cudaStream_t stream) {
+  if (tensor_outs(out) == 64)
+    launch_gradient<Taps, 4>(parts, source, slope, in, out, gain, s, over, stream);
+  else
+    launch_gradient<Taps, 2>(parts, source, slope, in, out, gain, s, over, stream);
   run_sum(gradient, parts, out * in * Taps * Taps + out, tensor_parts(in, out, s), add, stream);
 }
+
+template void run_conv_tensor<3>(const Forward&, const Input&, const Packed&, float, Extent,
+                                 const int*, cudaStream_t);
+template void run_conv_tensor<1>(const Forward&, const Input&, const Packed&, float, Extent,
+                                 const int*, cudaStream_t);
+template void run_conv_tensor<3>(const Backward&, const Gradient&, const Packed&, float, Extent,
+                                 const int*, cudaStream_t);
+template void run_conv_tensor<1>(const Backward&, const Gradient&, const Packed&, float, Extent,
+                                 const int*, cudaStream_t);
+template void run_conv_gradient_tensor<3>(float*, float*, const Input&, const Gradient&, int, int,
+                                          float, bool, Extent, const int*, cudaStream_t);
+template void run_conv_gradient_tensor<1>(float*, float*, const Input&, const Gradient&, int, int,
+                                          float, bool, Extent, const int*, cudaStream_t);
 
 }  // namespace seg::cuda

@@ -1,64 +1,32 @@
-// Arrays of Python for bindings.cpp: those of NumPy, those that lie on a GPU already, whoever made
-// them, and our own. A Call takes arguments, gives results, and keeps alive what its work reads.
-#pragma once
-
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Arrays of Python on a GPU, by DLPack and by __cuda_array_interface__.
+#include "arrays.h"
 
 #include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <list>
 #include <map>
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
+#include <type_traits>
 
-#include "dlpack_abi.h"
-#include "memory.h"
-
-namespace py = pybind11;
-
-namespace seg::cuda {
+namespace seg::python {
 
 using namespace pybind11::literals;
-namespace dl = seg::dlpack;
 
-using Shape = std::vector<py::ssize_t>;
-using StreamArgument = std::optional<uintptr_t>;
+namespace {
 
-// ---- Errors ------------------------------------------------------------------------------------
+constexpr dl::DataType kFormats[] = {{dl::kFloat, 32, 1}, {dl::kInt, 32, 1}, {dl::kUint, 8, 1}};
+constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: a picture of 4K
 
-[[noreturn]] inline void raise(const py::object& error) {
+[[noreturn]] void raise(const py::object& error) {
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();
 }
 
-[[noreturn]] inline void refuse(const std::string& message, const char* fix = "") {
-  raise(py::module_::import("runtime.errors").attr("InputError")(message, "fix"_a = fix));
-}
-
 // What the error was that `lost` stands for.
-inline std::string& first_fault() {
+std::string& first_fault() {
   static std::string& text = *new std::string;
   return text;
 }
-
-[[noreturn]] inline void raise(const seg::CudaError& error, int device) {
-  const py::module_ table = py::module_::import("runtime.device");
-  const py::object made = table.attr("cuda_error")(error.code, error.what(), device);
-  if (table.attr("CUDA_FAULTS").contains(error.code)) {
-    first_fault() = error.what();
-    lost = true;
-  } else {
-    cudaGetLastError();  // or the next launch would report it
-  }
-  raise(made);
-}
-
-// ---- Lifetimes ---------------------------------------------------------------------------------
 
 // What work of streams still reads. Touched with the GIL only; never destroyed, as Python is gone
 // before it.
@@ -66,108 +34,31 @@ struct Kept {
   std::shared_ptr<const Moment> until;
   std::vector<std::shared_ptr<void>> owners;
 };
-inline std::list<Kept>& kept() {
+std::list<Kept>& kept() {
   static std::list<Kept>& list = *new std::list<Kept>;
   return list;
 }
 
-inline void sweep() {
-  std::list<Kept> done;  // let go last: an owner's end may run Python that comes back here
-  for (auto k = kept().begin(); k != kept().end();) {
-    const auto next = std::next(k);
-    if (k->until->passed()) done.splice(done.end(), kept(), k);
-    k = next;
-  }
-}
-
-// Runs body with the device current; its failures become Python's DeviceError.
-template <class Body>
-auto on_device(int device, const Body& body) {
-  if (lost) raise(py::module_::import("runtime.device").attr("cuda_lost")(first_fault()));
-  try {
-    const DeviceGuard guard(device);
-    sweep();
-    return body();
-  } catch (const seg::CudaError& error) {
-    raise(error, device);
-  }
-}
-
-// The module's own stream of the current device.
-inline cudaStream_t own_stream(int device) {
-  static std::map<int, cudaStream_t>& streams = *new std::map<int, cudaStream_t>;
-  const auto found = streams.find(device);
-  if (found != streams.end()) return found->second;
-  cudaStream_t made = nullptr;
-  CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
-  return streams[device] = made;
-}
-
-inline cudaStream_t as_stream(uintptr_t number) { return reinterpret_cast<cudaStream_t>(number); }
-
-// Both protocols give the two default streams the numbers 1 and 2, and forbid 0.
-inline uintptr_t as_number(cudaStream_t stream) {
-  return stream == nullptr ? 1 : reinterpret_cast<uintptr_t>(stream);
-}
-
-// ---- Arrays ------------------------------------------------------------------------------------
-
-enum Type { kFloat, kInt, kByte };
-template <class T>
-inline constexpr Type kTypeOf = kFloat;
-template <>
-inline constexpr Type kTypeOf<int32_t> = kInt;
-template <>
-inline constexpr Type kTypeOf<uint8_t> = kByte;
-constexpr const char* kNames[] = {"float32", "int32", "uint8"};
-constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: a picture of 4K
-constexpr const char* kTypes = "float32, int32 or uint8";
-constexpr size_t kBytes[] = {4, 4, 1};
-constexpr dl::DataType kFormats[] = {{dl::kFloat, 32, 1}, {dl::kInt, 32, 1}, {dl::kUint, 8, 1}};
-
-inline std::string text(const Shape& shape) {
-  return py::str(py::tuple(py::cast(shape))).cast<std::string>();
-}
-
-// A C-contiguous array on a GPU.
-struct Array {
-  void* data = nullptr;
-  Type type = kFloat;
-  Shape shape;
-  int device = 0;
-  cudaStream_t stream = nullptr;        // whose work fills it
-  std::shared_ptr<const Moment> ready;  // when it is filled
-  std::shared_ptr<void> owner;          // of the memory
-  Memory* memory = nullptr;             // the owner, where it is ours
-
-  size_t size() const {
-    size_t n = 1;
-    for (const py::ssize_t s : shape) n *= static_cast<size_t>(s);
-    return n;
-  }
-  size_t bytes() const { return size() * kBytes[type]; }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data);
-  }
-};
-
 // Copies between the host and an array. The host's side may be used when it returns.
-inline void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                 cudaStream_t stream) {
+void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const py::gil_scoped_release release;
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream));
   CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
-inline py::array download(const Array& a, cudaStream_t stream) {
+py::array download(const Array& a, cudaStream_t stream) {
   py::array out(py::dtype(kNames[a.type]), a.shape);
   copy(out.mutable_data(), a.data, a.bytes(), cudaMemcpyDeviceToHost, stream);
   return out;
 }
 
-inline void check_compact(const std::string& name, const Shape& shape,
-                          const std::vector<int64_t>& strides, int64_t item) {
+int dlpack_type(const py::handle& value) {
+  if (!py::hasattr(value, "__dlpack_device__")) return 0;
+  return value.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
+}
+
+void check_compact(const std::string& name, const Shape& shape, const std::vector<int64_t>& strides,
+                   int64_t item) {
   int64_t wanted = item;
   for (size_t i = shape.size(); i-- > 0;) {
     if (shape[i] > 1 && strides.at(i) != wanted)
@@ -177,31 +68,21 @@ inline void check_compact(const std::string& name, const Shape& shape,
   }
 }
 
-inline void check_filled(const std::string& name, const Shape& shape) {
+void check_filled(const std::string& name, const Shape& shape) {
   for (const py::ssize_t n : shape)
     if (n < 1) refuse(name + " has shape " + text(shape) + ", which holds nothing");
 }
 
-inline void check_type(const std::string& name, const std::string& dtype, bool ok) {
+void check_type(const std::string& name, const std::string& dtype, bool ok) {
   if (!ok)
     refuse(name + " has dtype " + dtype + " on the GPU; wanted " + kTypes,
            "convert it first: arrays on a GPU are taken as they are");
 }
 
-inline void check_place(const std::string& name, int device, int wanted) {
+void check_place(const std::string& name, int device, int wanted) {
   if (device != wanted)
     refuse(name + " is on GPU " + std::to_string(device) + "; wanted GPU " + std::to_string(wanted),
            "name its GPU, as in device='cuda:1', or move it");
-}
-
-inline int dlpack_type(const py::handle& value) {
-  if (!py::hasattr(value, "__dlpack_device__")) return 0;
-  return value.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
-}
-
-inline bool is_array(const py::handle& value) {
-  return py::isinstance<Array>(value) || dlpack_type(value) == dl::kCuda ||
-         py::hasattr(value, "__cuda_array_interface__");
 }
 
 // The tensor of a capsule; the owner calls its deleter.
@@ -237,8 +118,8 @@ Array adopt(const std::string& name, const py::capsule& capsule, const char* use
 }
 
 // Through DLPack: the producer makes our stream wait for the data.
-inline Array from_dlpack(const std::string& name, const py::object& value, int device,
-                         cudaStream_t stream) {
+Array from_dlpack(const std::string& name, const py::object& value, int device,
+                  cudaStream_t stream) {
   py::object made;
   const py::object give = value.attr("__dlpack__");
   try {
@@ -256,8 +137,8 @@ inline Array from_dlpack(const std::string& name, const py::object& value, int d
 }
 
 // Through __cuda_array_interface__: its stream, if it names one, is waited for.
-inline Array from_interface(const std::string& name, const py::object& value, int device,
-                            cudaStream_t stream) {
+Array from_interface(const std::string& name, const py::object& value, int device,
+                     cudaStream_t stream) {
   const auto face = value.attr("__cuda_array_interface__").cast<py::dict>();
   const auto entry = [&](const char* key) {
     return face.contains(key) ? py::object(face[key]) : py::none();
@@ -294,159 +175,6 @@ inline Array from_interface(const std::string& name, const py::object& value, in
   return a;
 }
 
-// The arguments and results of one call on a device's stream.
-class Call {
- public:
-  Call(int device, const StreamArgument& stream)
-      : device_(device), stream_(stream ? as_stream(*stream) : own_stream(device)) {}
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-  // Whatever the stream still works on stays; where nothing says until when, it is waited for.
-  ~Call() {
-    if (moment_ == nullptr) {
-      cudaStreamSynchronize(stream_);
-      return;
-    }
-    for (const auto& memory : memories_) memory->used(moment_);
-    if (!owners_.empty()) kept().push_back({moment_, std::move(owners_)});
-  }
-  cudaStream_t stream() const { return stream_; }
-
-  // Any array on the device, not copied.
-  Array view(const std::string& name, const py::object& value) {
-    Array a;
-    if (py::isinstance<Array>(value)) {
-      a = value.cast<Array>();
-      check_place(name, a.device, device_);
-      if (a.stream != stream_) a.ready->hold(stream_);
-    } else if (dlpack_type(value) == dl::kCuda) {
-      a = from_dlpack(name, value, device_, stream_);
-    } else {
-      a = from_interface(name, value, device_, stream_);
-    }
-    a.device = device_;
-    owners_.push_back(a.owner);
-    check_filled(name, a.shape);
-    if (reinterpret_cast<uintptr_t>(a.data) % kBytes[a.type] != 0)
-      refuse(name + " begins at an address that its dtype may not have");
-    stays_ = true;
-    a.stream = stream_;
-    return a;
-  }
-
-  // An array of NumPy, copied: by way of page-locked memory, so that nobody waits for the GPU, or
-  // the driver's way if that would take much.
-  Array upload(const std::string& name, const py::array& from, Type type) {
-    const Shape shape(from.shape(), from.shape() + from.ndim());
-    check_filled(name, shape);
-    Array a = make(type, shape);
-    if (a.bytes() > kMostStaged) {
-      copy(a.data, from.data(), a.bytes(), cudaMemcpyHostToDevice, stream_);
-      return a;
-    }
-    const void* data = from.data();
-    const py::gil_scoped_release release;
-    Memory staged(Pool::get().take_pinned(a.bytes()));
-    std::memcpy(staged.data(), data, a.bytes());
-    CUDA_CHECK(cudaMemcpyAsync(a.data, staged.data(), a.bytes(), cudaMemcpyHostToDevice, stream_));
-    try {
-      staged.used(std::make_shared<Moment>(stream_));
-    } catch (...) {
-      cudaStreamSynchronize(stream_);  // before somebody else takes it
-      throw;
-    }
-    return a;
-  }
-
-  // An argument of type T and so many dimensions, from the host or the device.
-  template <class T>
-  Array take(const std::string& name, const py::object& value, size_t dimensions) {
-    using Host = py::array_t<T, py::array::c_style | py::array::forcecast>;
-    const Array a =
-        is_array(value) ? view(name, value) : upload(name, value.cast<Host>(), kTypeOf<T>);
-    if (a.type != kTypeOf<T> || a.shape.size() != dimensions)
-      refuse(name + " has shape " + text(a.shape) + " and dtype " + kNames[a.type] + "; wanted " +
-             std::to_string(dimensions) + " dimensions of " + kNames[kTypeOf<T>]);
-    return a;
-  }
-
-  // Memory for results, or for scratch.
-  template <class T>
-  Array make(const Shape& shape) {
-    return make(kTypeOf<T>, shape);
-  }
-  Array make(Type type, const Shape& shape) {
-    Array a;
-    a.type = type;
-    a.shape = shape;
-    a.device = device_;
-    a.stream = stream_;
-    const auto memory = std::make_shared<Memory>(a.bytes(), device_, stream_);
-    memories_.push_back(memory);
-    a.data = memory->data();
-    a.memory = memory.get();
-    a.owner = memory;
-    return a;
-  }
-  float* scratch(size_t floats) {
-    return make<float>({static_cast<py::ssize_t>(floats)}).as<float>();
-  }
-
-  // Results, once all work is on the stream: arrays of NumPy if all arguments were such.
-  py::object give(const Array& a) {
-    if (stays_) return py::cast(keep(a));
-    return download(a, stream_);
-  }
-  bool stays() const { return stays_; }
-  Array keep(Array a) {
-    if (moment_ == nullptr) moment_ = std::make_shared<Moment>(stream_);
-    a.ready = moment_;
-    return a;
-  }
-
- private:
-  int device_;
-  cudaStream_t stream_;
-  bool stays_ = false;
-  std::shared_ptr<const Moment> moment_;  // the end of the call's work, if it is not waited for
-  std::vector<std::shared_ptr<Memory>> memories_;
-  std::vector<std::shared_ptr<void>> owners_;  // of arguments
-};
-
-// ---- Methods of arrays -------------------------------------------------------------------------
-
-inline py::array to_numpy(const Array& a) {
-  return on_device(a.device, [&] {
-    const cudaStream_t stream = own_stream(a.device);
-    a.ready->hold(stream);
-    py::array out = download(a, stream);
-    sweep();
-    return out;
-  });
-}
-
-inline py::array as_numpy(const Array& a, const py::object& dtype,
-                          const std::optional<bool>& copy) {
-  if (copy && !*copy) throw py::value_error("an array on a GPU cannot become NumPy's uncopied");
-  const py::array out = to_numpy(a);
-  return dtype.is_none() ? out : out.attr("astype")(dtype, "copy"_a = false).cast<py::array>();
-}
-
-inline Array reshape(const Array& a, const py::args& sizes) {
-  Array out = a;
-  out.shape = py::cast<Shape>(sizes);
-  if (out.size() != a.size())
-    refuse("an array of shape " + text(a.shape) + " cannot have shape " + text(out.shape));
-  return out;
-}
-
-inline py::dict cuda_array_interface(const Array& a) {
-  const py::dtype dtype(kNames[a.type]);
-  return py::dict("shape"_a = py::tuple(py::cast(a.shape)), "typestr"_a = dtype.attr("str"),
-                  "data"_a = py::make_tuple(reinterpret_cast<uintptr_t>(a.data), false),
-                  "strides"_a = py::none(), "stream"_a = as_number(a.stream), "version"_a = 3);
-}
-
 // An array that another library holds, and the stream on which that uses it.
 template <class Tensor>
 struct Export {
@@ -456,15 +184,15 @@ struct Export {
   std::optional<cudaStream_t> stream;
 };
 
-// May come from any thread, without the GIL.
+// Other libraries call this from any thread, without the GIL.
 template <class Tensor>
-void let_go(Tensor* tensor) {
+void release(Tensor* tensor) {
   const std::unique_ptr<Export<Tensor>> held(static_cast<Export<Tensor>*>(tensor->context));
-  if (!held->stream || held->array.memory == nullptr || lost) return;
+  if (!held->stream || held->array.memory == nullptr || cuda::lost) return;
   try {
     const DeviceGuard guard(held->array.device);
     held->array.memory->used(std::make_shared<Moment>(*held->stream));
-  } catch (const seg::CudaError&) {  // the stream is gone
+  } catch (const CudaError&) {  // the stream is gone
     cudaGetLastError();
     cudaDeviceSynchronize();
   }
@@ -486,7 +214,7 @@ py::object export_as(const Array& a, const std::optional<cudaStream_t>& stream, 
     t.flags = copied ? dl::kCopied : 0;
   }
   t.context = held.get();
-  t.deleter = let_go<Tensor>;
+  t.deleter = release<Tensor>;
   t.tensor = {a.data,
               {dl::kCuda, a.device},
               static_cast<int32_t>(a.shape.size()),
@@ -497,17 +225,183 @@ py::object export_as(const Array& a, const std::optional<cudaStream_t>& stream, 
   PyObject* capsule = PyCapsule_New(&t, name, [](PyObject* c) {
     for (const char* unused : {dl::kName, dl::kVersionedName})
       if (PyCapsule_IsValid(c, unused))
-        let_go(static_cast<Tensor*>(PyCapsule_GetPointer(c, unused)));
+        release(static_cast<Tensor*>(PyCapsule_GetPointer(c, unused)));
   });
   if (capsule == nullptr) throw py::error_already_set();
   held.release();
   return py::reinterpret_steal<py::object>(capsule);
 }
 
-inline py::object to_dlpack(const Array& self, const std::optional<int64_t>& stream,
-                            const std::optional<std::pair<int, int>>& max_version,
-                            const std::optional<std::pair<int, int>>& dl_device,
-                            const std::optional<bool>& copy_asked) {
+}  // namespace
+
+// ---- Errors ------------------------------------------------------------------------------------
+
+void refuse(const std::string& message, const char* fix) {
+  raise(py::module_::import("runtime.errors").attr("InputError")(message, "fix"_a = fix));
+}
+
+void raise(const CudaError& error, int device) {
+  const py::module_ table = py::module_::import(kFaults);
+  const int of = error.device >= 0 ? error.device : device;
+  const py::object made = table.attr("cuda_error")(error.code, error.what(), of);
+  if (table.attr("CUDA_FAULTS").contains(error.code)) {
+    first_fault() = error.what();
+    cuda::lost = true;
+  } else {
+    cudaGetLastError();  // or the next launch would report it
+  }
+  raise(made);
+}
+
+void raise_lost() { raise(py::module_::import(kFaults).attr("cuda_lost")(first_fault())); }
+
+// ---- Lifetimes ---------------------------------------------------------------------------------
+
+void sweep() {
+  // Destroyed after the loop: releasing an owner may run Python code that calls this function
+  // again.
+  std::list<Kept> done;
+  for (auto k = kept().begin(); k != kept().end();) {
+    const auto next = std::next(k);
+    if (k->until->passed()) done.splice(done.end(), kept(), k);
+    k = next;
+  }
+}
+
+cudaStream_t own_stream(int device) {
+  static std::map<int, cudaStream_t>& streams = *new std::map<int, cudaStream_t>;
+  const auto found = streams.find(device);
+  if (found != streams.end()) return found->second;
+  cudaStream_t made = nullptr;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+  return streams[device] = made;
+}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+std::string text(const Shape& shape) {
+  return py::str(py::tuple(py::cast(shape))).cast<std::string>();
+}
+
+bool is_array(const py::handle& value) {
+  return py::isinstance<Array>(value) || dlpack_type(value) == dl::kCuda ||
+         py::hasattr(value, "__cuda_array_interface__");
+}
+
+Call::~Call() {
+  if (moment_ == nullptr) {
+    cudaStreamSynchronize(stream_);
+    return;
+  }
+  for (const auto& memory : memories_) memory->used(moment_);
+  if (!owners_.empty()) kept().push_back({moment_, std::move(owners_)});
+}
+
+Array Call::view(const std::string& name, const py::object& value) {
+  Array a;
+  if (py::isinstance<Array>(value)) {
+    a = value.cast<Array>();
+    check_place(name, a.device, device_);
+    if (a.stream != stream_) a.ready->hold(stream_);
+  } else if (dlpack_type(value) == dl::kCuda) {
+    a = from_dlpack(name, value, device_, stream_);
+  } else {
+    a = from_interface(name, value, device_, stream_);
+  }
+  a.device = device_;
+  owners_.push_back(a.owner);
+  check_filled(name, a.shape);
+  if (reinterpret_cast<uintptr_t>(a.data) % kBytes[a.type] != 0)
+    refuse(name + " begins at an address that its dtype may not have");
+  stays_ = true;
+  a.stream = stream_;
+  return a;
+}
+
+Array Call::upload(const std::string& name, const py::array& from, Type type) {
+  const Shape shape(from.shape(), from.shape() + from.ndim());
+  check_filled(name, shape);
+  Array a = make(type, shape);
+  if (a.bytes() > kMostStaged) {
+    copy(a.data, from.data(), a.bytes(), cudaMemcpyHostToDevice, stream_);
+    return a;
+  }
+  const void* data = from.data();
+  const py::gil_scoped_release release;
+  Memory staged(cuda::Pool::get().take_pinned(a.bytes()));
+  std::memcpy(staged.data(), data, a.bytes());
+  CUDA_CHECK(cudaMemcpyAsync(a.data, staged.data(), a.bytes(), cudaMemcpyHostToDevice, stream_));
+  try {
+    staged.used(std::make_shared<Moment>(stream_));
+  } catch (...) {
+    cudaStreamSynchronize(stream_);  // before somebody else takes it
+    throw;
+  }
+  return a;
+}
+
+Array Call::make(Type type, const Shape& shape) {
+  Array a;
+  a.type = type;
+  a.shape = shape;
+  a.device = device_;
+  a.stream = stream_;
+  const auto memory = std::make_shared<Memory>(a.bytes(), device_, stream_);
+  memories_.push_back(memory);
+  a.data = memory->data();
+  a.memory = memory.get();
+  a.owner = memory;
+  return a;
+}
+
+py::object Call::give(const Array& a) {
+  if (stays_) return py::cast(keep(a));
+  return download(a, stream_);
+}
+
+Array Call::keep(Array a) {
+  if (moment_ == nullptr) moment_ = std::make_shared<Moment>(stream_);
+  a.ready = moment_;
+  return a;
+}
+
+// ---- Methods of arrays -------------------------------------------------------------------------
+
+py::array to_numpy(const Array& a) {
+  return on_device(a.device, [&] {
+    const cudaStream_t stream = own_stream(a.device);
+    a.ready->hold(stream);
+    py::array out = download(a, stream);
+    sweep();
+    return out;
+  });
+}
+
+py::array as_numpy(const Array& a, const py::object& dtype, const std::optional<bool>& copy) {
+  if (copy && !*copy) throw py::value_error("an array on a GPU cannot become NumPy's uncopied");
+  const py::array out = to_numpy(a);
+  return dtype.is_none() ? out : out.attr("astype")(dtype, "copy"_a = false).cast<py::array>();
+}
+
+Array reshape(const Array& a, const py::args& sizes) {
+  Array out = a;
+  out.shape = py::cast<Shape>(sizes);
+  if (out.size() != a.size())
+    refuse("an array of shape " + text(a.shape) + " cannot have shape " + text(out.shape));
+  return out;
+}
+
+py::dict cuda_array_interface(const Array& a) {
+  const py::dtype dtype(kNames[a.type]);
+  return py::dict("shape"_a = py::tuple(py::cast(a.shape)), "typestr"_a = dtype.attr("str"),
+                  "data"_a = py::make_tuple(reinterpret_cast<uintptr_t>(a.data), false),
+                  "strides"_a = py::none(), "stream"_a = as_number(a.stream), "version"_a = 3);
+}
+
+py::object to_dlpack(const Array& self, const std::optional<int64_t>& stream,
+                     const std::optional<std::pair<int, int>>& max_version,
+                     const std::optional<std::pair<int, int>>& dl_device,
+                     const std::optional<bool>& copy_asked) {
   const bool copy = copy_asked.value_or(false);
   if (dl_device && *dl_device != std::make_pair(static_cast<int>(dl::kCuda), self.device))
     throw py::buffer_error("the array is exported on its own GPU only; numpy() copies it down");
@@ -532,4 +426,4 @@ inline py::object to_dlpack(const Array& self, const std::optional<int64_t>& str
   });
 }
 
-}  // namespace seg::cuda
+}  // namespace seg::python

@@ -46,7 +46,8 @@ inline py::dict constants() {
   d["weighting"] = options(kWeightings, "fixed", "fsf", "scf");
   d["mapping"] = options(kMappings, "overlap", "index_modulo");
   d["final_bn"] = options(kFinalNorms, "none", "image", "running");
-  d["stop"] = options(kStops, "steps", "min_labels", "silhouette", "converged", "diverged", "budget");
+  d["stop"] =
+      options(kStops, "steps", "min_labels", "silhouette", "converged", "diverged", "budget");
   return d;
 }
 

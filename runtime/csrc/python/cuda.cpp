@@ -1,48 +1,57 @@
 // runtime._cuda: the functions of runtime._core on a GPU, for arrays of NumPy and for arrays that
-// are there already. runtime/ops.py has checked every argument.
+// are on the GPU already. Python has checked every argument.
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <sstream>
+#include <stdexcept>
 
+#include "../cuda/guide.h"
+#include "../cuda/guided_filter.h"
+#include "../cuda/picture.h"
 #include "arrays.h"
-#include "filter.h"
-#include "refiner_binding.h"
+#include "constants.h"
+#include "cuda_refiner.h"
 
 namespace cuda = seg::cuda;
+namespace python = seg::python;
+namespace py = pybind11;
 using namespace pybind11::literals;
-using cuda::Array;
-using cuda::Call;
-using cuda::on_device;
-using cuda::StreamArgument;
+using python::Array;
+using python::Call;
+using python::on_device;
+using python::StreamArgument;
 
 namespace {
 
-// The last line of defence: ops.py gives better messages.
+// Guards against a wrong caller; Python's own checks give better messages.
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("runtime._cuda: ") + what);
 }
 
 Array to_device(const py::array& array, int device, const StreamArgument& stream) {
   const auto name = py::str(array.dtype().attr("name")).cast<std::string>();
-  const auto* type = std::find(std::begin(cuda::kNames), std::end(cuda::kNames), name);
-  if (type == std::end(cuda::kNames))
-    cuda::refuse("array has dtype " + name + "; wanted " + cuda::kTypes);
+  const auto* type = std::find(std::begin(python::kNames), std::end(python::kNames), name);
+  if (type == std::end(python::kNames))
+    python::refuse("array has dtype " + name + "; wanted " + python::kTypes);
   const auto compact = py::array::ensure(array, py::array::c_style);
   return on_device(device, [&] {
     Call call(device, stream);
-    return call.keep(call.upload("array", compact, static_cast<cuda::Type>(type - cuda::kNames)));
+    return call.keep(
+        call.upload("array", compact, static_cast<python::Type>(type - python::kNames)));
   });
 }
 
 Array as_array(const py::object& value, const std::string& name, int device,
                const StreamArgument& stream) {
-  if (!cuda::is_array(value)) cuda::refuse(name + " is no array on a GPU");
+  if (!python::is_array(value)) python::refuse(name + " is no array on a GPU");
   return on_device(device, [&] {
     Call call(device, stream);
     return call.keep(call.view(name, value));
   });
 }
 
-// Threads and target are of the other modules' functions, and of no use here.
+// The arguments threads and target are those of the CPU's functions; they are not used here.
 
 py::object guided_coefficients(const py::object& guide, const py::object& values, int radius,
                                double eps, int, const std::string&, int device,
@@ -166,7 +175,7 @@ py::object network_input(const py::object& picture, int height, int width,
   return on_device(device, [&] {
     Call call(device, stream);
     const Array p = call.take<uint8_t>("picture", picture, 3);
-    const cuda::Shape shape{1, 3, height, width};
+    const python::Shape shape{1, 3, height, width};
     require(p.shape[2] == 3 && height > 0 && width > 0, "network_input: shapes differ");
     const Array out = to.is_none() ? call.make<float>(shape) : call.take<float>("to", to, 4);
     require(out.shape == shape, "network_input: shapes differ");
@@ -221,7 +230,7 @@ py::object take_classes(const py::object& guide, const py::array_t<int32_t>& cla
   return on_device(device, [&] {
     Call call(device, stream);
     const Array g = call.take<float>("guide", guide, 3),
-                columns = call.upload("classes", classes, cuda::kInt);
+                columns = call.upload("classes", classes, python::kInt);
     const Array out = call.make<float>({g.shape[0], g.shape[1], columns.shape[0]});
     cuda::take_classes(out.as<float>(), g.as<float>(), columns.as<int32_t>(),
                        g.shape[0] * g.shape[1], g.shape[2], columns.shape[0], normalised,
@@ -275,7 +284,7 @@ py::object merge_classes(const py::object& scores, const py::array_t<int32_t>& t
                          int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
-    const Array s = call.take<float>("scores", scores, 3), t = call.upload("to", to, cuda::kInt);
+    const Array s = call.take<float>("scores", scores, 3), t = call.upload("to", to, python::kInt);
     require(t.shape[0] == s.shape[2] && count > 0 &&
                 *std::max_element(to.data(), to.data() + to.size()) < count,
             "merge_classes: shapes differ");
@@ -292,7 +301,7 @@ py::object keep_pixels(const py::object& scores, const py::object& guide,
   return on_device(device, [&] {
     Call call(device, stream);
     const Array s = call.take<float>("scores", scores, 3), g = call.take<float>("guide", guide, 3),
-                m = call.upload("mask", mask, cuda::kByte);
+                m = call.upload("mask", mask, python::kByte);
     require(s.shape == g.shape && m.shape.size() == 2 && m.shape[0] == s.shape[0] &&
                 m.shape[1] == s.shape[1] && call.stays(),
             "keep_pixels: shapes differ");
@@ -316,7 +325,7 @@ py::object colour_counts(const py::object& picture, int device, const StreamArgu
 
 // The module's own stream, for others to work on: a cudaStream_t as a number.
 uintptr_t stream_of(int device) {
-  return on_device(device, [&] { return cuda::as_number(cuda::own_stream(device)); });
+  return on_device(device, [&] { return python::as_number(python::own_stream(device)); });
 }
 
 // A moment of a stream, on the device's clock.
@@ -327,7 +336,7 @@ struct Mark {
 
 Mark mark(int device, const StreamArgument& stream) {
   return on_device(device, [&] {
-    const cudaStream_t on = stream ? cuda::as_stream(*stream) : cuda::own_stream(device);
+    const cudaStream_t on = stream ? python::as_stream(*stream) : python::own_stream(device);
     cudaEvent_t event = nullptr;
     CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault));
     Mark made{device, {event, [](cudaEvent_t e) {
@@ -372,26 +381,27 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "The functions of runtime._core on a GPU. Call them through runtime.ops, which checks.";
   m.def("architectures", architectures);
   m.def("runtime_version", runtime_version);
+  m.def("constants", python::constants);
 
   py::class_<Array>(m, "Array", py::module_local())
       .def_property_readonly("shape", [](const Array& a) { return py::tuple(py::cast(a.shape)); })
       .def_property_readonly("dtype",
-                             [](const Array& a) { return py::dtype(cuda::kNames[a.type]); })
+                             [](const Array& a) { return py::dtype(python::kNames[a.type]); })
       .def_property_readonly("ndim", [](const Array& a) { return a.shape.size(); })
       .def_property_readonly("nbytes", &Array::bytes)
       .def_readonly("device", &Array::device)
-      .def_property_readonly("__cuda_array_interface__", cuda::cuda_array_interface)
-      .def("__dlpack__", cuda::to_dlpack, py::kw_only(), "stream"_a = py::none(),
+      .def_property_readonly("__cuda_array_interface__", python::cuda_array_interface)
+      .def("__dlpack__", python::to_dlpack, py::kw_only(), "stream"_a = py::none(),
            "max_version"_a = py::none(), "dl_device"_a = py::none(), "copy"_a = py::none())
       .def("__dlpack_device__",
            [](const Array& a) {
-             return std::make_pair(static_cast<int>(cuda::dl::kCuda), a.device);
+             return std::make_pair(static_cast<int>(python::dl::kCuda), a.device);
            })
-      .def("numpy", cuda::to_numpy)
-      .def("__array__", cuda::as_numpy, "dtype"_a = py::none(), "copy"_a = py::none())
-      .def("reshape", cuda::reshape)
+      .def("numpy", python::to_numpy)
+      .def("__array__", python::as_numpy, "dtype"_a = py::none(), "copy"_a = py::none())
+      .def("reshape", python::reshape)
       .def("__repr__", [](const Array& a) {
-        return "Array(" + cuda::text(a.shape) + ", " + cuda::kNames[a.type] + ", GPU " +
+        return "Array(" + python::text(a.shape) + ", " + python::kNames[a.type] + ", GPU " +
                std::to_string(a.device) + ")";
       });
   py::class_<Mark>(m, "Mark", py::module_local()).def("until", milliseconds, "later"_a);
@@ -440,5 +450,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("stream", stream_of, "device"_a = 0);
 
   seg::give_memory_back = [] { cuda::Pool::get().empty(); };
-  cuda::bind_refiner(m);
+  python::bind_refiner(m);
 }

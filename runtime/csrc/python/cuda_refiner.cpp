@@ -1,30 +1,36 @@
 // The class Refiner of runtime._cuda.
-#pragma once
+#include "cuda_refiner.h"
 
 #include <pybind11/functional.h>
 
+#include <memory>
 #include <utility>
 
-#include "../python.h"
+#include "../cuda/refiner.h"
 #include "arrays.h"
 #include "refiner.h"
 
-namespace seg::cuda {
+namespace seg::python {
+
+using namespace pybind11::literals;
+
+namespace {
 
 struct BoundRefiner {
   int device;
-  std::unique_ptr<Refiner> refiner;
+  std::unique_ptr<cuda::Refiner> refiner;
 
   BoundRefiner(int height, int width, const RefineOptions& options, int device, bool tensor_cores)
       : device(device) {
-    on_device(device,
-              [&] { refiner = std::make_unique<Refiner>(options, height, width, tensor_cores); });
+    on_device(device, [&] {
+      refiner = std::make_unique<cuda::Refiner>(options, height, width, tensor_cores);
+    });
   }
   BoundRefiner(BoundRefiner&&) noexcept = default;
-  // Whatever a lost GPU held is lost with it.
+  // After a fault the GPU's memory cannot be freed: the refiner is leaked.
   ~BoundRefiner() {
     if (refiner == nullptr) return;
-    if (lost) {
+    if (cuda::lost) {
       refiner.release();
       return;
     }
@@ -37,11 +43,10 @@ struct BoundRefiner {
   }
 };
 
-inline py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide,
-                     int label_floor, int steps, const std::function<bool(int)>& progress,
-                     int guide_classes) {
+py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide, int label_floor,
+              int steps, const std::function<bool(int)>& progress, int guide_classes) {
   return on_device(self.device, [&] {
-    Refiner& refiner = *self.refiner;
+    cuda::Refiner& refiner = *self.refiner;
     const int height = refiner.height(), width = refiner.width(),
               classes = refiner.options().classes;
     Call call(self.device, reinterpret_cast<uintptr_t>(refiner.stream()));
@@ -95,9 +100,9 @@ inline py::tuple run(BoundRefiner& self, const py::object& image, const py::obje
   });
 }
 
-inline py::dict state(const BoundRefiner& self) {
+py::dict state(const BoundRefiner& self) {
   return on_device(self.device, [&] {
-    const Refiner::State s = self.refiner->state();
+    const cuda::Refiner::State s = self.refiner->state();
     const auto array = [](const std::vector<float>& v) {
       return py::array_t<float>(v.size(), v.data());
     };
@@ -106,13 +111,15 @@ inline py::dict state(const BoundRefiner& self) {
   });
 }
 
-inline void set_state(BoundRefiner& self, const std::vector<float>& parameters,
-                      const std::vector<float>& momenta, const std::vector<float>& buffers,
-                      int64_t batches) {
+void set_state(BoundRefiner& self, const std::vector<float>& parameters,
+               const std::vector<float>& momenta, const std::vector<float>& buffers,
+               int64_t batches) {
   on_device(self.device, [&] { self.refiner->set_state({parameters, momenta, buffers, batches}); });
 }
 
-inline void bind_refiner(py::module_& m) {
+}  // namespace
+
+void bind_refiner(py::module_& m) {
   py::class_<BoundRefiner>(m, "Refiner", py::module_local())
       .def(py::init([](int height, int width, const py::dict& options, int, const std::string&,
                        int device, bool tensor_cores) {
@@ -130,4 +137,4 @@ inline void bind_refiner(py::module_& m) {
       });
 }
 
-}  // namespace seg::cuda
+}  // namespace seg::python

@@ -7,7 +7,7 @@ namespace seg::dlpack {
 
 constexpr int32_t kCuda = 2;                                     // of Device::type
 enum Code : uint8_t { kInt = 0, kUint = 1, kFloat = 2 };         // of DataType::code
-constexpr uint64_t kReadOnly = 1, kCopied = 2;                   // of VersionedTensor::flags
+constexpr uint64_t kCopied = 2;                                  // of VersionedTensor::flags
 constexpr char kName[] = "dltensor", kUsed[] = "used_dltensor";  // of capsules
 constexpr char kVersionedName[] = "dltensor_versioned",
                kVersionedUsed[] = "used_dltensor_versioned";

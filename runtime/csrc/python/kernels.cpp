@@ -59,8 +59,8 @@ std::vector<float> pad(const float* values, int n) {
   return out;
 }
 
-// `repeats` is how often the kernels run on the same memory; sums are then added again each time. The
-// time of n repeats minus the time of none is the time of the kernels alone.
+// `repeats` is how often the kernels run on the same memory; sums are then added again each time.
+// The time of n repeats minus the time of none is the time of the kernels alone.
 
 // 3x3 goes by tiles, or by taps where few is true; norm is (3, channels in) or empty.
 Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu, bool few,
@@ -84,9 +84,8 @@ Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu
   std::vector<float> affine[3], scratch(strip_floats(in, out));
   if (norm.size() > 0)
     for (int i = 0; i < 3; ++i) affine[i] = pad(norm.data() + i * in, in);
-  const Affine a = norm.size() > 0
-                            ? Affine{affine[0].data(), affine[1].data(), affine[2].data()}
-                            : Affine{};
+  const Affine a =
+      norm.size() > 0 ? Affine{affine[0].data(), affine[1].data(), affine[2].data()} : Affine{};
   PaddedMap input(x, few), result(h, w, out);
   for (int n = 0; n < repeats; ++n)
     for (int y = 0; y < h; y += tiles ? 2 : 1) {
@@ -196,8 +195,7 @@ PaddedMap scores_map(const Floats& r) {
   PaddedMap map(r);
   for (int y = 0; y < r.shape(0); ++y)
     for (int x = 0; x < r.shape(1); ++x)
-      for (int c = r.shape(2); c < padded(r.shape(2)); ++c)
-        map.map().at(y, x)[c] = kNever;
+      for (int c = r.shape(2); c < padded(r.shape(2)); ++c) map.map().at(y, x)[c] = kNever;
   return map;
 }
 

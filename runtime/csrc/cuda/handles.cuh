@@ -1,0 +1,48 @@
+// Streams, events, graphs and mapped memory of the refinement, which free themselves.
+#pragma once
+
+#include "common.cuh"
+
+namespace seg::cuda {
+
+// Memory of the host that the device writes to: steps done, and whether they ended.
+struct Told {
+  Told() {
+    void* p = nullptr;
+    CUDA_CHECK(cudaHostAlloc(&p, 2 * sizeof(int), cudaHostAllocMapped));
+    host = static_cast<volatile int*>(p);
+    CUDA_CHECK(cudaHostGetDevicePointer(&p, p, 0));
+    device = static_cast<volatile int*>(p);
+  }
+  Told(const Told&) = delete;
+  ~Told() { cudaFreeHost(const_cast<int*>(host)); }
+  volatile int *host = nullptr, *device = nullptr;
+};
+
+struct OwnStream {
+  OwnStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
+  OwnStream(const OwnStream&) = delete;
+  ~OwnStream() { cudaStreamDestroy(stream); }
+  cudaStream_t stream = nullptr;
+};
+
+struct Event {
+  Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault)); }
+  Event(const Event&) = delete;
+  ~Event() { cudaEventDestroy(event); }
+  cudaEvent_t event = nullptr;
+};
+
+// The recorded graph of a step.
+struct Replay {
+  Replay() = default;
+  Replay(const Replay&) = delete;
+  ~Replay() { clear(); }
+  void clear() {
+    if (exec != nullptr) cudaGraphExecDestroy(exec);
+    exec = nullptr;
+  }
+  cudaGraphExec_t exec = nullptr;
+};
+
+}  // namespace seg::cuda

@@ -1,0 +1,186 @@
+// The mapping of guide classes to labels.
+#include "mapping.h"
+#include "pixels.cuh"
+
+namespace seg::cuda {
+namespace {
+
+constexpr double kFixedPoint = 4294967296.0;  // units of an overlap: integers add in any order
+
+// Whether the overlap mapping still follows the labels.
+__device__ inline bool maps(const Control* c) {
+  return !c->stopped && (c->batches < kMappingSteps || c->step == 0);
+}
+
+__global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* labels,
+                                size_t pixels) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (!maps(c) || n >= pixels) return;
+  unsigned long long* const column = g.overlap + labels[n];
+  if (g.hard != nullptr) {
+    const int k = g.hard[n];
+    if (k >= 0) atomicAdd(column + static_cast<size_t>(k) * g.clusters, 1ull);
+    return;
+  }
+  for (int k = 0; k < g.classes; ++k) {
+    const double q = g.soft[n * g.classes + k];
+    if (q > 0)
+      atomicAdd(column + static_cast<size_t>(k) * g.clusters,
+                static_cast<unsigned long long>(q * kFixedPoint + 0.5));
+  }
+}
+
+// Guide classes to labels so that the shared area is largest, one to one (shortest augmenting
+// paths, the columns of a row side by side); classes beyond the number of labels take the label
+// that they overlap most. One block. Clears the overlap.
+__global__ void assign_overlap(GuideMemory g, const Control* c) {
+  SEG_SHARED(memory);
+  double* const best = reinterpret_cast<double*>(memory);
+  int* const where = reinterpret_cast<int*>(best + kControlThreads);
+  if (!maps(c)) return;
+  const int me = threadIdx.x, threads = blockDim.x;
+  const bool classes_are_rows = g.classes <= g.clusters;
+  const int rows = classes_are_rows ? g.classes : g.clusters,
+            columns = classes_are_rows ? g.clusters : g.classes;
+  const auto cost = [&](int row, int column) {
+    const size_t k = classes_are_rows ? row : column, to = classes_are_rows ? column : row;
+    return -static_cast<double>(g.overlap[k * g.clusters + to]);
+  };
+  const double kFar = 1e300;
+  for (int k = me; k < g.classes; k += threads) {
+    const unsigned long long* row = g.overlap + static_cast<size_t>(k) * g.clusters;
+    int most = 0;
+    for (int j = 1; j < g.clusters; ++j)
+      if (row[j] > row[most]) most = j;
+    g.mapping[k] = most;
+  }
+  for (int j = me; j <= columns; j += threads) {  // counted from 1; 0 is none
+    g.v[j] = 0;
+    g.row_of[j] = 0;
+    if (j <= rows) g.u[j] = 0;
+  }
+  __syncthreads();
+  for (int r = 1; r <= rows; ++r) {
+    if (me == 0) g.row_of[0] = r;
+    for (int j = me; j <= columns; j += threads) g.least[j] = kFar, g.used[j] = 0;
+    __syncthreads();
+    int j = 0;
+    for (bool more = true;
+         more;) {  // grow the tree of shortest paths until it reaches a free column
+      if (me == 0) g.used[j] = 1;
+      __syncthreads();
+      const int i = g.row_of[j];
+      double delta = kFar;
+      int next = columns + 1;
+      for (int k = me + 1; k <= columns; k += threads) {
+        if (g.used[k]) continue;
+        const double reduced = cost(i - 1, k - 1) - g.u[i] - g.v[k];
+        if (reduced < g.least[k]) {
+          g.least[k] = reduced;
+          g.from[k] = j;
+        }
+        if (g.least[k] < delta) {
+          delta = g.least[k];
+          next = k;
+        }
+      }
+      best[me] = delta;
+      where[me] = next;
+      for (int half = threads / 2; half > 0; half /= 2) {  // the first of the least
+        __syncthreads();
+        if (me < half && (best[me + half] < best[me] ||
+                          (best[me + half] == best[me] && where[me + half] < where[me]))) {
+          best[me] = best[me + half];
+          where[me] = where[me + half];
+        }
+      }
+      __syncthreads();
+      delta = best[0];
+      next = where[0];
+      for (int k = me; k <= columns; k += threads) {
+        if (g.used[k]) {
+          g.u[g.row_of[k]] += delta;
+          g.v[k] -= delta;
+        } else {
+          g.least[k] -= delta;
+        }
+      }
+      j = next;
+      more = g.row_of[j] != 0;  // read before anyone changes it
+      __syncthreads();
+    }
+    if (me == 0)
+      for (; j != 0; j = g.from[j]) g.row_of[j] = g.row_of[g.from[j]];
+    __syncthreads();
+  }
+  for (int k = me + 1; k <= columns; k += threads) {
+    if (g.row_of[k] == 0) continue;
+    if (classes_are_rows)
+      g.mapping[g.row_of[k] - 1] = k - 1;
+    else
+      g.mapping[k - 1] = g.row_of[k] - 1;
+  }
+  __syncthreads();
+  const size_t cells = static_cast<size_t>(g.classes) * g.clusters;
+  for (size_t e = me; e < cells; e += threads) g.overlap[e] = 0;
+}
+
+// i-th class that occurs -> (i mod K')-th present label, both in increasing order. One block.
+__global__ void map_modulo(GuideMemory g, const Control* c, const int* present) {
+  if (c->stopped) return;
+  for (int k = threadIdx.x; k < g.clusters; k += blockDim.x) {
+    if (!present[k]) continue;
+    int before = 0;
+    for (int j = 0; j < k; ++j) before += present[j];
+    g.target[before] = k;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < g.present[g.classes]; i += blockDim.x)
+    g.mapping[g.present[i]] = g.target[i % c->clusters];
+}
+
+// Known pixels of a hard guide, and which of its classes occur.
+__global__ void guide_census(unsigned long long* known, int32_t* mapping, const int32_t* hard,
+                             size_t pixels) {
+  const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= pixels || hard[n] < 0) return;
+  atomicAdd(known, 1ull);
+  mapping[hard[n]] = 1;
+}
+
+// The classes that occur, in order, and how many. One block.
+__global__ void list_present(GuideMemory g) {
+  for (int k = threadIdx.x; k < g.classes; k += blockDim.x) {
+    int before = 0;
+    for (int j = 0; j < k; ++j) before += g.mapping[j] != 0;
+    if (g.mapping[k] != 0) g.present[before] = k;
+    if (k == g.classes - 1) g.present[g.classes] = before + (g.mapping[k] != 0);
+  }
+}
+
+}  // namespace
+
+void count_known(unsigned long long* known, const GuideMemory& g, size_t pixels,
+                 cudaStream_t stream) {
+  SEG_LAUNCH(guide_census, dim3(blocks_of(pixels, kThreads)), dim3(kThreads), 0, stream, known,
+             g.mapping, g.hard, pixels);
+}
+
+void list_classes(const GuideMemory& g, cudaStream_t stream) {
+  SEG_LAUNCH(list_present, dim3(1), dim3(kControlThreads), 0, stream, g);
+}
+
+void set_overlap_mapping(const GuideMemory& g, const Control* c, const int32_t* labels,
+                         size_t pixels, cudaStream_t stream) {
+  SEG_LAUNCH(measure_overlap, dim3(blocks_of(pixels, kThreads)), dim3(kThreads), 0, stream, g, c,
+             labels, pixels);
+  SEG_LAUNCH(assign_overlap, dim3(1), dim3(kControlThreads),
+             kControlThreads * (sizeof(double) + sizeof(int)), stream, g, c);
+}
+
+void set_modulo_mapping(const GuideMemory& g, const Control* c, const int* present,
+                        cudaStream_t stream) {
+  SEG_LAUNCH(map_modulo, dim3(1), dim3(kControlThreads), 0, stream, g, c, present);
+}
+
+}  // namespace seg::cuda

@@ -1,0 +1,10 @@
+// The type of a CUDA stream, without the headers of CUDA.
+#pragma once
+
+struct CUstream_st;  // what a cudaStream_t points to
+
+namespace seg::cuda {
+
+using Stream = ::CUstream_st*;
+
+}  // namespace seg::cuda
