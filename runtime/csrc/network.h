@@ -9,7 +9,7 @@
 //
 // The state is three flat float vectors, in the order and layout of PyTorch's state_dict:
 // parameters (conv1, bn1, conv2.i, bn2.i, skip, conv3, bn3; weight then bias), momenta (the same),
-// and buffers (bn1, bn2.i, bn3; running mean then running variance). runtime/network.py names them.
+// and buffers (bn1, bn2.i, bn3; running mean then running variance).
 #pragma once
 
 #include <cstddef>
@@ -35,8 +35,8 @@ enum Stop {
   kStops
 };
 
-// The constants of the algorithm. python/constants.h gives them to Python, and
-// tests/test_constants.py compares them with Python's own.
+// The constants of the algorithm. python/constants.h makes them known to Python; a test compares
+// them with Python's own.
 constexpr double kNormEps = 1e-5;         // is added to the variance in a batch norm
 constexpr double kRunningShare = 0.1;     // share of a new picture in the running statistics
 constexpr int kMappingSteps = 10;         // the overlap mapping is frozen after these steps

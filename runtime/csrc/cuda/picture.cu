@@ -1,5 +1,5 @@
-// The picture at working size, from the picture's bytes: what OpenCV gives (runtime/resize.py), so
-// that a picture goes up once.
+// The picture at working size from the bytes of the picture, equal to OpenCV's result. A picture is
+// uploaded once.
 #include "common.cuh"
 #include "picture.h"
 

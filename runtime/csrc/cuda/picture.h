@@ -9,7 +9,7 @@
 namespace seg::cuda {
 
 // out [low_height][low_width][channels] in [0, 1]: the picture [height][width][channels] resized as
-// runtime/resize.py does, grey level by grey level.
+// OpenCV does, grey level by grey level.
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
                      int width, int channels, Stream stream);
 

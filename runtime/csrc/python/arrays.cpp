@@ -22,14 +22,14 @@ constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: a picture of 4K
   throw py::error_already_set();
 }
 
-// What the error was that `lost` stands for.
+// The text of the fault that made the GPU unusable.
 std::string& first_fault() {
   static std::string& text = *new std::string;
   return text;
 }
 
-// What work of streams still reads. Touched with the GIL only; never destroyed, as Python is gone
-// before it.
+// Owners of memory that queued work still reads. The list is used under the GIL only and is never
+// destroyed, because Python ends before static objects are destroyed.
 struct Kept {
   std::shared_ptr<const Moment> until;
   std::vector<std::shared_ptr<void>> owners;

@@ -92,10 +92,10 @@ struct Array {
   Type type = kFloat;
   Shape shape;
   int device = 0;
-  cudaStream_t stream = nullptr;        // whose work fills it
-  std::shared_ptr<const Moment> ready;  // when it is filled
+  cudaStream_t stream = nullptr;        // the stream whose work writes it
+  std::shared_ptr<const Moment> ready;  // passed once it is written
   std::shared_ptr<void> owner;          // of the memory
-  Memory* memory = nullptr;             // the owner, where it is ours
+  Memory* memory = nullptr;             // the owner, if the module made it
 
   size_t size() const {
     size_t n = 1;
