@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import _core, graph_refiner, ops, options, reference
+from runtime import _core
+from runtime.core import options, reference, refiner
+from runtime.engines import graph_refiner
 
 CONSTANTS = _core.constants()
 
@@ -65,21 +67,21 @@ def test_named_constants_are_equal():
 
 
 def test_options_have_the_same_numbers():
-    for name, choices in ops._CODES.items():
+    for name, choices in refiner._CODES.items():
         assert choices == CONSTANTS[name] == options._CHOICES[name], name
-    assert ops.STOPS == CONSTANTS["stop"]
+    assert refiner.STOPS == CONSTANTS["stop"]
     assert CONSTANTS["objective"] == ("residual", "cluster")
     enumerations = {name for name, value in CONSTANTS.items() if isinstance(value, tuple)}
     neighbours = {"spatial_neighbours", "pair_neighbours"}
-    assert enumerations - neighbours == {*ops._CODES, "objective", "stop"}
+    assert enumerations - neighbours == {*refiner._CODES, "objective", "stop"}
 
 
 @pytest.mark.parametrize(
     "module, names",
     [
-        ("runtime.reference", ["running_share", "smallest_prior", "loss_change", "least_deviation",
+        ("runtime.core.reference", ["running_share", "smallest_prior", "loss_change", "least_deviation",
                                "least_area", "least_balanced"]),
-        ("runtime.graph_refiner", ["loss_change"]),
+        ("runtime.engines.graph_refiner", ["loss_change"]),
         ("export.refine_step", ["running_share", "smallest_prior", "never",
                                 "least_deviation", "least_area", "least_balanced"]),
         ("export.check", ["smallest_prior", "never"]),
@@ -94,7 +96,7 @@ def test_numbers_in_the_sources_are_equal(module, names):
         assert 1 - CONSTANTS["running_share"] in written
 
 
-@pytest.mark.parametrize("module", ["runtime.reference", "export.refine_step"])
+@pytest.mark.parametrize("module", ["runtime.core.reference", "export.refine_step"])
 def test_residual_has_the_same_pairs(module):
     assert CONSTANTS["pair_neighbours"] in lists_of_pairs_in(module)
 

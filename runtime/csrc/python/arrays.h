@@ -31,7 +31,7 @@ using StreamArgument = std::optional<uintptr_t>;
 // ---- Errors ------------------------------------------------------------------------------------
 
 // The module of Python that turns codes of CUDA into errors.
-constexpr char kFaults[] = "runtime.device";
+constexpr char kFaults[] = "runtime.device.faults";
 
 // Raises Python's InputError.
 [[noreturn]] void refuse(const std::string& message, const char* fix = "");
