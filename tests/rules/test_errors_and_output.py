@@ -8,6 +8,8 @@ import sys
 import pytest
 from source_rules import PACKAGES, ROOT, parse, python_files, relative
 
+COMMANDS = ("runtime/tools/build.py", "runtime/tools/output.py")  # of python -m runtime
+
 
 @pytest.mark.parametrize("path", python_files(ROOT, *PACKAGES), ids=relative)
 def test_errors_are_caught_by_name(path):
@@ -27,7 +29,7 @@ def test_errors_are_caught_by_name(path):
 
 def test_nothing_prints_but_the_command_lines():
     for path in python_files(ROOT, "sdk", "runtime", "export"):
-        if path.name in ("__main__.py", "cli.py"):
+        if path.name in ("__main__.py", "cli.py") or relative(path) in COMMANDS:
             continue
         for node in ast.walk(parse(path)):
             called = isinstance(node, ast.Call) and ast.unparse(node.func)

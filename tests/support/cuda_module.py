@@ -17,7 +17,13 @@ from pathlib import Path
 import pytest
 
 import runtime
+import runtime.core.classes
+import runtime.core.guided_filter
+import runtime.core.refiner
+import runtime.core.regions
 import runtime.device.transfer
+import runtime.engines.graph_refiner
+import runtime.prior.network
 from runtime.device import choose
 from runtime.device.driver import parse_device
 
@@ -194,10 +200,10 @@ def install(monkeypatch, module):
 
     monkeypatch.setitem(sys.modules, "runtime._cuda", module)
     monkeypatch.setattr(runtime, "_cuda", module, raising=False)
-    monkeypatch.setattr(choose, "backend", backend)
     monkeypatch.setattr(choose, "devices", lambda: ["cpu", "cuda"])
-    monkeypatch.setattr(runtime.core.classes, "backend", backend)
-    monkeypatch.setattr(runtime.device.transfer, "backend", backend)
+    for name, user in list(sys.modules.items()):
+        if name.startswith("runtime.") and getattr(user, "backend", None) is real:
+            monkeypatch.setattr(user, "backend", backend)
 
 
 @pytest.fixture(scope="session")
