@@ -33,7 +33,7 @@ def test_peers_of_an_operation_agree(monkeypatch, name):
     checks = {}
     for who in SMALL[name].peers:
         if who == "opencv" and "guided" in name:
-            continue  # tests/ximgproc.sh
+            continue  # tests/rules/ximgproc.sh
         run, checks[who] = ops.peer(name, who, 1)
         assert math.isfinite(run())
     for who, check in checks.items():

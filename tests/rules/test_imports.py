@@ -118,6 +118,14 @@ def test_sdk_does_not_import_its_own_command_line():
                 assert node.module != "sdk.__main__", path
 
 
+@pytest.mark.parametrize("path", python_files(ROOT, "tests"), ids=relative)
+def test_test_files_do_not_import_each_other(path):
+    """What they share stands in tests/support."""
+    for found in imports(parse(path)):
+        first = found.module.split(".")[0]
+        assert first not in ("conftest", "tests") and not first.startswith("test_"), found
+
+
 # Layers of runtime
 
 
