@@ -79,8 +79,8 @@ def test_options_have_the_same_numbers():
 @pytest.mark.parametrize(
     "module, names",
     [
-        ("runtime.core.reference", ["running_share", "smallest_prior", "loss_change", "least_deviation",
-                               "least_area", "least_balanced"]),
+        ("runtime.core.reference", ["running_share", "smallest_prior", "loss_change",
+                                    "least_deviation", "least_area", "least_balanced"]),
         ("runtime.engines.graph_refiner", ["loss_change"]),
         ("export.refine_step", ["running_share", "smallest_prior", "never",
                                 "least_deviation", "least_area", "least_balanced"]),

@@ -28,10 +28,7 @@ from runtime.errors import InputError
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the graphs")
 
-from export.refine_step import (
-    build_map,
-    build_step,
-)
+from export.refine_step import build_map, build_step  # noqa: E402 (after importorskip)
 
 RESIDUAL_BOUND = 5e-6  # of the update: no kinks but those of ReLU; thin pictures reach 2e-6
 
