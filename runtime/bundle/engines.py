@@ -79,8 +79,9 @@ def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
     """InputError when "rtx" has no GPU to build for, or one that it cannot build for."""
     if "rtx" not in targets:
         return
+    gpus = [] if capabilities else cuda_devices()
     try:
-        rtx_targets(capabilities, next(iter(cuda_devices()), None))
+        rtx_targets(capabilities, next(iter(gpus), None))
     except MissingBackend:
         return  # building engines reports it, after the bundle has been written
 

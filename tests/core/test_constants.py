@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from runtime import _core
-from runtime.core import options, reference, refiner
-from runtime.engines import graph_refiner
+from runtime.core import options, parameters, reference, refiner
 
 CONSTANTS = _core.constants()
 
@@ -58,10 +57,9 @@ def as_written(name):
 def test_named_constants_are_equal():
     assert reference.EPS == CONSTANTS["norm_eps"]
     assert reference.DIRECTIONS == CONSTANTS["spatial_neighbours"]
-    assert reference.MAPPING_STEPS == CONSTANTS["mapping_steps"]
-    assert graph_refiner.MAPPING_STEPS == CONSTANTS["mapping_steps"]
-    assert graph_refiner.CHECK_EVERY == CONSTANTS["check_every"]
-    assert graph_refiner.CHECKS == CONSTANTS["checks"]
+    assert parameters.MAPPING_STEPS == CONSTANTS["mapping_steps"]
+    assert parameters.CHECK_EVERY == CONSTANTS["check_every"]
+    assert parameters.CALM_CHECKS == CONSTANTS["checks"]
     defaults = {field.name: field.default for field in fields(options.RefineOptions)}
     assert defaults["momentum"] == as_written("momentum")
 
@@ -81,11 +79,10 @@ def test_options_have_the_same_numbers():
     [
         ("runtime.core.reference", ["running_share", "smallest_prior", "loss_change",
                                     "least_deviation", "least_area", "least_balanced"]),
-        ("runtime.engines.graph_refiner", ["loss_change"]),
         ("export.refine_step", ["running_share", "smallest_prior", "never",
                                 "least_deviation", "least_area", "least_balanced"]),
         ("export.check", ["smallest_prior", "never"]),
-        ("benchmarks.torch_twin", ["smallest_prior", "mapping_steps", "least_area"]),
+        ("benchmarks.speed.torch_twin", ["smallest_prior", "least_area"]),
     ],
 )  # fmt: skip
 def test_numbers_in_the_sources_are_equal(module, names):

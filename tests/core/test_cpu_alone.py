@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parents[1] / "runtime/csrc"
+CSRC = Path(__file__).resolve().parents[2] / "runtime/csrc"
 COMPILER = os.environ.get("CXX", "g++")
 
 # Two halves of different colours; the prior is sure of both, so the labels are the halves.

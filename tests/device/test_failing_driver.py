@@ -12,6 +12,8 @@ from runtime.bundle.write import write_bundle
 from runtime.core import refiner
 from runtime.device import driver
 from runtime.device.driver import cuda_devices, cuda_problem
+from runtime.engines import tensorrt
+from runtime.engines.recipe import EngineRecipe
 from runtime.errors import DeviceError, MissingBackend
 from runtime.tools import probe
 
@@ -51,7 +53,7 @@ def rtx(monkeypatch):
     """Some TensorRT, which need not be installed."""
     fake = type("TensorRT", (), {"__version__": "1.7.1.116"})
     monkeypatch.setattr(engines, "load_tensorrt", lambda runtime: fake)
-    monkeypatch.setattr(engines, "supported_compute_capabilities", lambda: ("8.6", "8.9"))
+    monkeypatch.setattr(tensorrt, "supported_compute_capabilities", lambda: ("8.6", "8.9"))
 
 
 def manifest(*capabilities, targets=("rtx",)):
@@ -86,7 +88,8 @@ def test_precision_on_a_gpu(failing):
 def test_engines_for_named_gpus_need_no_driver(failing, rtx):
     made, _ = manifest("8.6")
     check_targets(["rtx"], ["8.6"])
-    (entry,) = wanted_engines(made, {"refine_map": b"graph"}, "rtx")
+    recipes = EngineRecipe.from_manifest(made)
+    (entry,) = wanted_engines(recipes, {"refine_map": b"graph"}, "rtx")
     assert entry["compute_capabilities"] == ["8.6"]
 
 
@@ -94,7 +97,7 @@ def test_engines_for_named_gpus_need_no_driver(failing, rtx):
 def test_engines_for_this_gpu_need_one(failing, rtx, target):
     made, _ = manifest()
     with pytest.raises(DeviceError, match=WHY):
-        wanted_engines(made, {"refine_map": b"graph"}, target)
+        wanted_engines(EngineRecipe.from_manifest(made), {"refine_map": b"graph"}, target)
 
 
 def test_the_gpu_to_build_for_cannot_be_asked(failing, rtx):
@@ -125,17 +128,18 @@ def test_targets_that_need_the_gpu_are_named_and_the_others_built(failing, rtx, 
 def test_an_engine_for_named_gpus_is_built_and_the_driver_reported(failing, monkeypatch, caplog):
     from runtime.engines import tensorrt_build
 
-    def stop(runtime, asked, gpu):
-        raise RuntimeError(f"{runtime} for {asked} on {gpu}")
+    def stop(runtime, recipe, gpu):
+        raise RuntimeError(f"{runtime} for {recipe.compute_capabilities} on {gpu}")
 
     monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: None)
     monkeypatch.setattr(tensorrt_build, "_targets", stop)
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx for \('8.6',\) on None"):
-        tensorrt_build.build_engine(b"", runtime="tensorrt_rtx", compute_capabilities=("8.6",))
+        recipe = EngineRecipe(compute_capabilities=("8.6",))
+        tensorrt_build.build_engine(b"", recipe, runtime="tensorrt_rtx")
     assert WHY in caplog.text
     for options in ({"runtime": "tensorrt"}, {"runtime": "tensorrt_rtx"}):
         with pytest.raises(DeviceError, match=WHY):
-            tensorrt_build.build_engine(b"", **options)
+            tensorrt_build.build_engine(b"", EngineRecipe(), **options)
 
 
 def test_check_makes_the_checks_on_the_cpu_and_names_the_problem(failing, tmp_path, capsys):

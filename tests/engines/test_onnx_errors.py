@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import runtime.engines.onnx
-from runtime.device import driver, transfer
+from runtime.device import faults, transfer
 from runtime.device.driver import CudaDevice
 from runtime.device.faults import CUDA_FAULTS
 from runtime.engines.onnx import OnnxEngine
@@ -94,7 +94,7 @@ def session(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(runtime.engines.onnx, "cuda_absence", lambda: "")
     monkeypatch.setattr(runtime.engines.onnx, "cuda_devices", lambda: [here])
-    monkeypatch.setattr(driver, "cuda_devices", lambda: [here])
+    monkeypatch.setattr(faults, "cuda_devices", lambda: [here])
     monkeypatch.setattr(transfer, "own_stream", not_built)
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)  # the messages need no module of ours
     return kind

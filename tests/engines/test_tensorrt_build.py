@@ -136,7 +136,7 @@ class Kept:
 
 def test_effort_is_passed_on(rtx, no_gpu, monkeypatch):
     kept = Kept(rtx)
-    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda runtime: kept)
+    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: kept)
 
     def passed(**options):
         build(convolution(), **options)

@@ -208,7 +208,7 @@ OWNERS = probe.owners_of_modules  # before any test replaces it
 @pytest.fixture
 def site(machine, monkeypatch, tmp_path):
     """A folder for planted distributions, besides which none are installed."""
-    monkeypatch.setattr(doctor, "owners_of_modules", OWNERS)
+    monkeypatch.setattr(probe, "owners_of_modules", OWNERS)
     only_planted = partial(metadata.distributions, path=[str(tmp_path / "site")])
     monkeypatch.setattr(metadata, "distributions", only_planted)
     plant_distribution(tmp_path / "site", "dynaguide-edge", "0.1.0", "sdk\nruntime\nexport")
