@@ -9,7 +9,7 @@ from runtime.checks import is_count, is_number
 from runtime.errors import InputError
 
 OBJECTIVES = ("residual", "dynaguide", "dynaseg")
-_CHOICES = {
+CHOICES = {
     "objective": OBJECTIVES,
     "skip": ("none", "shared", "own"),
     "weighting": ("fixed", "fsf", "scf"),
@@ -108,7 +108,7 @@ class RefineOptions:
         for name in ("diagonals", "soft_guide", "silhouette"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; wanted True or False")
-        for name in _CHOICES:
+        for name in CHOICES:
             _check_choice(name, getattr(self, name))
         _check("steps", self.steps, 0, 1_000_000, int)
         _check("channels", self.channels, 1, 1024, int)
@@ -141,8 +141,8 @@ class RefineOptions:
 
 
 def _check_choice(name: str, value: object) -> None:
-    if value not in _CHOICES[name]:
-        wanted = ", ".join(repr(c) for c in _CHOICES[name])
+    if value not in CHOICES[name]:
+        wanted = ", ".join(repr(c) for c in CHOICES[name])
         raise InputError(f"{name} is {value!r}; wanted one of {wanted}")
 
 

@@ -25,7 +25,7 @@ from runtime.device.transfer import taken
 from runtime.errors import InputError
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
-_CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
+CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
     "skip": ("none", "shared", "own"),
     "weighting": ("fixed", "fsf", "scf"),
     "mapping": ("overlap", "index_modulo"),
@@ -320,7 +320,7 @@ def check_precision(device: str, precision: str) -> dict[str, Any]:
 
 
 def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
-    plain = {name: _CODES[name].index(getattr(options, name)) for name in _CODES}
+    plain = {name: CODES[name].index(getattr(options, name)) for name in CODES}
     same = (
         *("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu"),
         *("beta", "lam", "sigma", "balance", "offsets"),

@@ -65,13 +65,13 @@ def test_named_constants_are_equal():
 
 
 def test_options_have_the_same_numbers():
-    for name, choices in refiner._CODES.items():
-        assert choices == CONSTANTS[name] == options._CHOICES[name], name
+    for name, choices in refiner.CODES.items():
+        assert choices == CONSTANTS[name] == options.CHOICES[name], name
     assert refiner.STOPS == CONSTANTS["stop"]
     assert CONSTANTS["objective"] == ("residual", "cluster")
     enumerations = {name for name, value in CONSTANTS.items() if isinstance(value, tuple)}
     neighbours = {"spatial_neighbours", "pair_neighbours"}
-    assert enumerations - neighbours == {*refiner._CODES, "objective", "stop"}
+    assert enumerations - neighbours == {*refiner.CODES, "objective", "stop"}
 
 
 @pytest.mark.parametrize(
