@@ -22,10 +22,9 @@ from benchmarks.latency import samples
 from benchmarks.latency.document import KEY
 from benchmarks.latency.options import percentiles
 from benchmarks.latency.reading import load
-from runtime.errors import InputError
+from runtime.errors import ExitCode, InputError
 from runtime.tools.cli import Parser, option, some_path
 
-THRESHOLD_EXCEEDED = 6
 AUTO = [50.0, 90.0, 95.0, 99.0]
 MACHINE = ("cpu", "target", "threads", "jetson", "cpu_mhz_limits", "GPUs")
 SOFTWARE = ("python", "numpy", "opencv", "versions", "governors", "drivers")
@@ -162,7 +161,7 @@ def main(argv: list[str]) -> int:
     lines, failed = compare(a, b, args.percentile, args.fail_over)
     print(table.as_markdown(lines))
     if failed:
-        return THRESHOLD_EXCEEDED
+        return ExitCode.THRESHOLD
     must = lines if args.percentile else [line for line in lines if line["percentile"] == "p50"]
     missing = lone or any("n/a" in line["verdict"] for line in must)
     if missing and not args.force:

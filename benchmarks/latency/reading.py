@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from benchmarks.latency.document import (
     summarise,
     summarise_totals,
 )
+from runtime.checks import is_number
 from runtime.errors import InputError
 
 OLDER = ("dg-latency/1",)  # files of it hold all samples
@@ -163,6 +163,4 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 1e15 and not math.isnan(value)
+    return is_number(value, -1e15, 1e15)

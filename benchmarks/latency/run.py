@@ -25,7 +25,7 @@ from benchmarks.latency.options import EXPORTS, parse
 from benchmarks.latency.quality import quality_of
 from benchmarks.latency.resources import memory_run, power_run
 from benchmarks.speed import peers
-from runtime.errors import InputError, MissingBackend, SdkError
+from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
 from runtime.files import write_atomic
 from sdk import RefineConfig, Segmenter
 
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> int:
             finally:
                 ctrl_c.wanted = False  # nothing is lost from here on
         except KeyboardInterrupt:
-            code = 130
+            code = ExitCode.INTERRUPTED
         except (SdkError, MemoryError, OSError, RuntimeError, ValueError, cv2.error) as error:
             failure = error
         document["rows"] = [summarise(r, args.percentile) for r in rows if r.total_ms]

@@ -156,10 +156,10 @@ places = [*homes, os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
 nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
 say("nvcc", nvcc and first_line(nvcc, "--version"), "install the CUDA toolkit, or set CUDA_HOME")
 sys.path.insert(0, os.getcwd())
-device = module("runtime.device")
-if device is not None:
-    gpus = [f"{g.name}, {g.compute_capability}" for g in device.cuda_devices()]
-    say("GPU", "; ".join(gpus), device.cuda_absence())
+driver = module("runtime.device.driver")
+if driver is not None:
+    gpus = [f"{g.name}, {g.compute_capability}" for g in driver.cuda_devices()]
+    say("GPU", "; ".join(gpus), driver.cuda_absence())
 for name in ("triton", "onnxruntime", "pynvml", "cv2"):  # would be used
     print(f"{name}: {version(name) or 'not here, and not needed'}")
 if missing:
@@ -239,7 +239,7 @@ build() {
   capability=$("$PYTHON" - <<'PYTHON'
 import sys
 
-from runtime.device import cuda_absence, cuda_devices
+from runtime.device.driver import cuda_absence, cuda_devices
 
 gpus = cuda_devices()
 if not gpus:

@@ -10,7 +10,7 @@ from runtime import errors
 from runtime.errors import BundleError, ExitCode, InputError, MissingBackend, SdkError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("runtime", "sdk", "export")
+PACKAGES = ("runtime", "sdk", "export", "benchmarks")
 TEXT_OF_AN_ERROR = re.compile(
     r"(str\(|args\[).*(error|problem|missing|cause|exception|picture)"
     r"|(error|problem|missing|cause|exception).*args\[",

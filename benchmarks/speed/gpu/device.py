@@ -119,8 +119,7 @@ def find_gpu() -> Gpu:
     try:
         backend("cuda")
     except SdkError as error:
-        why = str(error).partition("\n")[0]
-        raise MissingBackend(f"no GPU to measure: {why}", fix=error.fix or fix) from error
+        raise MissingBackend(f"no GPU to measure: {error.message}", fix=error.fix or fix) from error
     if not torch.cuda.is_available():
         raise MissingBackend(
             f"PyTorch {torch.__version__} sees no GPU", fix="install PyTorch for CUDA"

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
 import platform
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from benchmarks.speed.gpu.device import find_gpu, nvidia_smi
 from benchmarks.speed.gpu.goals import goals
 from benchmarks.speed.gpu.timing import measure
 from runtime.errors import InputError, SdkError, VerificationFailed
+from runtime.files import write_atomic
 from runtime.tools.cli import Parser, some_path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,6 +134,4 @@ def main(argv: list[str]) -> int:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """Whole or not at all."""
-    half = path.with_suffix(".half")
-    half.write_text(table.as_json(document))
-    os.replace(half, path)
+    write_atomic(path, table.as_json(document).encode())
