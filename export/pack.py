@@ -32,6 +32,7 @@ from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
+from runtime.core.resize import working_picture
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.timing_cache import TimingCache
@@ -202,9 +203,7 @@ def export_bundle(
         )
 
     working = None if options.dynamic else config.working_size(*size)
-    low = golden.working_picture(
-        pictures[0], working or config.working_size(*pictures[0].shape[:2])
-    )
+    low = working_picture(pictures[0], *(working or config.working_size(*pictures[0].shape[:2])))
     guide = as_probabilities(np.asarray(prior(pictures[0], low)), *low.shape[:2])
     classes = _classes(model, guide)
     say(f"emit and verify the {config.objective} step")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from runtime.bundle.read import Bundle
 from runtime.checks import check_guide
 from runtime.core.config import RefineConfig
 from runtime.core.parameters import objective_of
-from runtime.core.refiner import Refinement, refine_with
-from runtime.core.resize import resize
+from runtime.core.refiner import Make, Refinement, refine_with
+from runtime.core.resize import working_picture
 from runtime.errors import BundleError, InputError
 from runtime.files import cache_folder, replace_file
 from runtime.prior.network import NetworkPrior, as_probabilities
@@ -30,8 +30,6 @@ MIN_AGREEMENT = 0.99
 INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
 LOSS_TOLERANCE = 0.02  # relative; measured between two CPU backends: 3e-4
 _EXPORT = "export the bundle again"
-
-Make = Callable[[int, int, np.ndarray | None], Any]
 
 
 def make(
@@ -46,7 +44,7 @@ def make(
     """Golden arrays for ``picture``, and the number of steps in them: ``config``'s, within the
     objective's ``golden_steps``.
     ``refiner`` makes one that runs so many; ``size`` is the working size that engines fix."""
-    low = working_picture(picture, size or config.working_size(*picture.shape[:2]))
+    low = working_picture(picture, *(size or config.working_size(*picture.shape[:2])))
     guide = np.asarray(prior(picture, low))
     steps = min(config.steps or 0, objective_of(config).golden_steps)
     labels, losses = _refined(low, guide, config, refiner, steps, warm)
@@ -103,7 +101,7 @@ def compare(
         raise BundleError(f"{name}: the golden vectors lack arrays or have others", fix=_EXPORT)
     out: dict[str, float] = {}
     try:
-        low = working_picture(picture, labels.shape)
+        low = working_picture(picture, *labels.shape)
         if isinstance(prior, NetworkPrior):
             x, wanted = prior.preprocess(picture), arrays.get("input")
             if (
@@ -143,11 +141,6 @@ def compare(
             fix="python -m runtime check BUNDLE; if it fails again, export the bundle again",
         )
     return out
-
-
-def working_picture(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(h, w, 3) float32 in [0, 1] at the refinement's size."""
-    return resize(picture, *size).astype(np.float32) / 255
 
 
 def _hard(guide: np.ndarray) -> np.ndarray:

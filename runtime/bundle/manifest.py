@@ -31,16 +31,8 @@ GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
 
 
 def ports_entry(ports: list[Port]) -> list[dict[str, Any]]:
-    """Ports as the manifest writes them: dtype "float32", free dimensions by name or -1."""
-    plain = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-    return [
-        {
-            "name": p.name,
-            "dtype": plain.get(p.dtype, p.dtype.removeprefix("tensor(").removesuffix(")")),
-            "shape": [-1 if n is None else n for n in p.shape],
-        }
-        for p in ports
-    ]
+    """Ports as the manifest has them; see :meth:`Port.entry`."""
+    return [port.entry() for port in ports]
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:

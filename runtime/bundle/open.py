@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from runtime.bundle import golden
 from runtime.bundle.engines import BACKENDS, RUNTIMES
 from runtime.bundle.read import Bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
-from runtime.core.refiner import Refiner
+from runtime.core.options import RefineOptions
+from runtime.core.refiner import Make, Refiner, maker
 from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
+from runtime.engines.port import onnx_dtype
 from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
@@ -73,7 +73,7 @@ def open_graph(
     )
     for which in ("inputs", "outputs"):
         came = {(p.name, p.dtype) for p in getattr(engine, which)}
-        wanted = {(p["name"], _ort_type(p["dtype"])) for p in found[which]}
+        wanted = {(p["name"], onnx_dtype(p["dtype"])) for p in found[which]}
         if came != wanted:
             raise BundleError(
                 f"{engine.name} has {which} {sorted(came)}, the manifest says {sorted(wanted)}",
@@ -156,27 +156,24 @@ def open_refinement(
     """The refinement on the device's native module, or by the bundle's step graph on ``backend``.
     ``new(config, height, width, classes)`` gives native refiners, in any state, where the caller
     has them; new ones are made when None."""
-    trained = trained_state(bundle)
-    own = bundle.refine()
+    trained, own = trained_state(bundle), bundle.refine()
 
-    def start(config: RefineConfig, refiner: Any, classes: np.ndarray | None) -> Any:
-        if trained is not None and _same_network(config, own):
-            refiner.load_state_dict(parameters.select_classes(config, trained, classes))
-        return refiner
+    def made_by(create: Any, config: RefineConfig) -> Make:
+        """What creates refiners, which start trained if the network is the bundle's."""
+        return maker(create, config, trained if _same_network(config, own) else None)
 
     if backend == "native":
 
-        def native(config: RefineConfig) -> golden.Make:
-            def make(height: int, width: int, classes: np.ndarray | None) -> Any:
-                count = None if classes is None else len(classes)
+        def native(config: RefineConfig) -> Make:
+            def create(height: int, width: int, count: int | None) -> Refiner:
                 if new is not None:
-                    return start(config, new(config, height, width, count), classes)
-                refiner = Refiner(
-                    height, width, classes=count, device=device, threads=threads, **config.options()
+                    return new(config, height, width, count)
+                options = config.options()
+                return Refiner(
+                    height, width, classes=count, device=device, threads=threads, **options
                 )
-                return start(config, refiner, classes)
 
-            return make
+            return made_by(create, config)
 
         return Refinement(native, None, (), None)
 
@@ -185,16 +182,16 @@ def open_refinement(
         for name in ("refine_step", "refine_map")
     )
 
-    def graphs(config: RefineConfig) -> golden.Make:
-        def make(height: int, width: int, classes: np.ndarray | None) -> Any:
-            count = None if classes is None else len(classes)
-            refiner = GraphRefiner(
-                step.engine, final.engine, _comparable(config), height=height, width=width,
-                classes=count,
-            )  # fmt: skip
-            return start(config, refiner, classes)
+    def graphs(config: RefineConfig) -> Make:
+        def create(height: int, width: int, count: int | None) -> GraphRefiner:
+            options = RefineOptions(
+                **config.options()
+            )  # the graphs do not depend on the working size
+            return GraphRefiner(
+                step.engine, final.engine, options, height=height, width=width, classes=count
+            )
 
-        return make
+        return made_by(create, config)
 
     shape = next(p.shape for p in step.engine.inputs if p.name == "image")[2:]
     height, width = shape
@@ -253,15 +250,3 @@ def self_test(
 def _same_network(one: RefineConfig, two: RefineConfig) -> bool:
     names = ("objective", "channels", "blocks", "skip", "final_bn")
     return all(getattr(one, name) == getattr(two, name) for name in names)
-
-
-def _comparable(config: RefineConfig) -> Any:
-    """The options alone: the graphs know nothing of the working size."""
-    from runtime.core.options import RefineOptions
-
-    return RefineOptions(**config.options())
-
-
-def _ort_type(dtype: str) -> str:
-    plain = {"float32": "float", "float64": "double"}
-    return f"tensor({plain.get(dtype, dtype)})"
