@@ -1,4 +1,4 @@
-"""runtime/bundle.py's writing: killed writers, two at once, full disks, what is left alone."""
+"""Writing bundles: killed writers, two at once, full disks, what is left alone."""
 
 import copy
 import fcntl
