@@ -19,8 +19,7 @@ from runtime.core.config import FilterConfig, RefineConfig
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import check_precision, refine_with
 from runtime.core.resize import working_picture
-from runtime.device.choose import backend as device_module
-from runtime.device.choose import default_threads, devices
+from runtime.device import choose
 from runtime.device.driver import parse_device
 from runtime.device.transfer import mark, upload
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
@@ -69,11 +68,11 @@ class Pipeline:
         if threads is not None:
             check_count("threads", threads, 1, 1024)
         self.refine, self.filter, self.min_area = refine, filter, min_area
-        processors = default_threads()
+        processors = choose.default_threads()
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
         self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
-        network_only = refine is None and kind == "cuda" and "cuda" not in devices()
+        network_only = refine is None and kind == "cuda" and "cuda" not in choose.devices()
         if network_only:
             self._core = "cpu"
         self._precision = precision
@@ -83,7 +82,7 @@ class Pipeline:
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
-        device_module(self._core)  # says why it cannot be had
+        choose.backend(self._core)  # says why it cannot be had
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
         self._kept = threading.local()
@@ -99,7 +98,7 @@ class Pipeline:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
-            device_module(device)  # nothing runs on the GPU: says why
+            choose.backend(device)  # nothing runs on the GPU: says why
         self._standing_in = ""  # why the filter runs on the CPU although a GPU was asked for
         if network_only:
             self._standing_in = _why_not(device)
@@ -381,7 +380,7 @@ class Pipeline:
 def _why_not(device: str) -> str:
     """One sentence: the CUDA module cannot be used, and why."""
     try:
-        device_module(device)
+        choose.backend(device)
     except (MissingBackend, DeviceError) as error:
         return (
             "The guided filter runs on the CPU, for the CUDA module cannot be used: "

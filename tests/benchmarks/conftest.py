@@ -1,4 +1,6 @@
-"""A short run of the profiler, whose files several tests read."""
+"""A short run of the profiler, whose files several tests read, and a clock that tests move on."""
+
+import time
 
 import pytest
 
@@ -17,3 +19,19 @@ def measured(tmp_path_factory):
     argv += ["--duration", "0.7", "--threads", "1", "--percentile", "50,90", "-o", str(folder)]
     assert command.main(argv) == 0
     return folder
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that sleeping moves on at once, and each look at it by a microsecond."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1e-6
+        return now[0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", look)
+    monkeypatch.setattr(time, "sleep", sleep)

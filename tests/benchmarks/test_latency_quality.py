@@ -44,7 +44,7 @@ def test_quality_of_a_bundle_is_that_of_the_row(tmp_path, network):
         seg = Segmenter(tmp_path / "a.bundle", refine=config, self_test="never")
         found = quality.quality_of(seg, [PICTURE], None)
         assert found["value"] == 1.0 and found["what"].startswith("agreement with float32")
-    seg.prior = Wrong(seg.prior.names)
+    seg.pipeline.prior = Wrong(seg.prior.names)
     assert quality.quality_of(seg, [PICTURE], None)["value"] < 1
 
 

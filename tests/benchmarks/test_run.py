@@ -105,15 +105,16 @@ def test_a_run_on_a_gpu_has_two_clocks(cuda, tmp_path):
 def test_an_interrupt_keeps_what_was_measured(tmp_path):
     code = (
         "import sys\n"
-        "from benchmarks import __main__ as command, latency\n"
-        "real = latency.back_to_back\n"
+        "from benchmarks import __main__ as command\n"
+        "from benchmarks.latency import modes\n"
+        "real = modes.back_to_back\n"
         "def telling(row, seg, pictures, seconds, tell):\n"
         "    def told(now):\n"
         "        tell(now)\n"
         "        if len(row.total_ms) == 5:\n"
         "            print('measuring', file=sys.stderr, flush=True)\n"
         "    real(row, seg, pictures, seconds, told)\n"
-        "latency.RUN['back-to-back'] = telling\n"
+        "modes.RUN['back-to-back'] = telling\n"
         "sys.exit(command.main(sys.argv[1:]))\n"
     )
     argv = ["-c", code, "latency", "--imgsz", "64x64", "--duration", "600", "--refine", "1"]

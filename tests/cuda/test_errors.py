@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.device import driver as driver_module
+from runtime.device import faults
 from runtime.device.driver import CudaDevice
 from runtime.device.faults import CUDA_FAULTS, cuda_error, cuda_lost
 from runtime.errors import DeviceError
@@ -42,8 +42,8 @@ TABLE = {  # code: what is said, and the fix
 def driver(monkeypatch):
     """A driver of CUDA 12.6 with one RTX 3060."""
     gpu = CudaDevice(0, "RTX 3060", "8.6", 12 * GIB, 3 * GIB // 2)
-    monkeypatch.setattr(driver_module, "cuda_devices", lambda: [gpu])
-    monkeypatch.setattr(driver_module, "cuda_driver_version", lambda: "12.6")
+    monkeypatch.setattr(faults, "cuda_devices", lambda: [gpu])
+    monkeypatch.setattr(faults, "cuda_driver_version", lambda: "12.6")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -104,9 +104,9 @@ def test_without_what_the_driver_knows(cuda, monkeypatch):
     def fail():
         raise DeviceError("the CUDA driver fails")
 
-    monkeypatch.setattr(driver_module, "cuda_driver_version", lambda: None)
+    monkeypatch.setattr(faults, "cuda_driver_version", lambda: None)
     for devices in (lambda: [], fail):
-        monkeypatch.setattr(driver_module, "cuda_devices", devices)
+        monkeypatch.setattr(faults, "cuda_devices", devices)
         assert str(cuda_error(2, "call", 0)).startswith("GPU 0 is out of memory (call)\n")
         error = cuda_error(209, "call", 0)
         assert "GPU 0 and its driver cannot run what this build has: 7.5, 9.0, 9.0+ptx" in str(

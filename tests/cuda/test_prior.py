@@ -228,23 +228,24 @@ def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch, name, stre
     path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
     wanted = Segmenter(path, **STAYS[name])
     segmenter, seen = Segmenter(path, device="cuda", **STAYS[name]), {}
-    real_guide, real_finish, real_run = segmenter.guide, segmenter.finish, runtime.Refiner.run
+    run_by = segmenter.pipeline
+    real_guide, real_finish, real_run = run_by.guide, run_by.finish, runtime.Refiner.run
 
     def guide(*arguments):
-        seen["guide"] = real_guide(*arguments)
-        return seen["guide"]
+        seen["guide"], semantic = real_guide(*arguments)
+        return seen["guide"], semantic
 
-    def finish(picture, there, low, scores, *rest):
+    def finish(picture, there, low, scores, *rest, **more):
         seen.update(there=there, low=low, scores=scores)
-        return real_finish(picture, there, low, scores, *rest)
+        return real_finish(picture, there, low, scores, *rest, **more)
 
     def run(self, image, guide=None, **options):
         if self.device != "cpu":
             seen.update(image=image, of=image if guide is None else guide)
         return real_run(self, image, guide, **options)
 
-    monkeypatch.setattr(segmenter, "guide", guide)
-    monkeypatch.setattr(segmenter, "finish", finish)
+    monkeypatch.setattr(run_by, "guide", guide)
+    monkeypatch.setattr(run_by, "finish", finish)
     monkeypatch.setattr(runtime.Refiner, "run", run)
     image = np.ascontiguousarray((scene(36, 52, seed=3)[0] * 255).round().astype(np.uint8))
     results = segmenter.stream([image] * 3) if streams else [segmenter(image)]

@@ -1,4 +1,4 @@
-"""runtime/engines/onnx.py: which errors of ONNX Runtime speak of the device, the model, or the input.
+"""Which errors of ONNX Runtime speak of the device, the model, or the input.
 
 Stand-ins for its session raise what ONNX Runtime says, in its own classes.
 """

@@ -1,5 +1,7 @@
 """What the pipeline decides by itself: which small regions are kept, and what runs where."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -101,8 +103,10 @@ def test_a_filter_on_the_cpu_beside_a_network_on_a_gpu_says_so(monkeypatch):
         raise MissingBackend("the CUDA module is not built (gone)", fix="build it")
 
     prior = NetworkPrior(Engine(), Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=80, width=100))
-    monkeypatch.setattr(pipeline, "devices", lambda: ["cpu"])
-    monkeypatch.setattr(pipeline, "device_module", missing)
+    chosen = SimpleNamespace(
+        devices=lambda: ["cpu"], backend=missing, default_threads=choose.default_threads
+    )
+    monkeypatch.setattr(pipeline, "choose", chosen)
     monkeypatch.setattr(pipeline, "make_prior", lambda *_, **__: prior)
     segmenter = Segmenter("network.onnx", refine=None, device="cuda")
     result = segmenter(PICTURE)

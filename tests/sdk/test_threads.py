@@ -112,7 +112,7 @@ def test_an_error_of_a_submitted_picture_is_its_future_s():
 
 def test_an_engine_that_cannot_be_shared_is_not():
     seg = Segmenter("kmeans")
-    seg.prior = type("Prior", (), {"engine": type("Engine", (), {"backend": "tensorrt"})})
+    seg.pipeline.prior = type("Prior", (), {"engine": type("Engine", (), {"backend": "tensorrt"})})
     for call in (seg.clone, lambda: seg.submit(pictures(0)[0])):
         with pytest.raises(InputError, match="runs one picture at a time"):
             call()
