@@ -90,7 +90,12 @@ struct RefineOptions {
   float balance = 0.25f;
   std::vector<int> distances = {1, 2};
 
-  int inputs() const { return objective == kResidual ? 5 : 3; }
+  // Whether the response map has one channel for each class of the guide, which it corrects and
+  // needs. Otherwise its channels are clusters without a meaning, and a guide is mapped to them.
+  // Code that computes no loss asks this and compares the objective with no name.
+  bool channels_follow_classes() const { return objective == kResidual; }
+  // Channels of the network's input: the colours, and perhaps the coordinates.
+  int inputs() const { return channels_follow_classes() ? 5 : 3; }
 };
 
 struct Conv {

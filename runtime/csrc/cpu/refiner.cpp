@@ -25,7 +25,7 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   packed_.resize(options.blocks + 2);
   turned_.resize(options.blocks + 2);
   packed_bias_.resize(options.blocks + 2);
-  if (options.objective == kResidual) offsets_ = pair_offsets(options.distances);
+  if (options.channels_follow_classes()) offsets_ = pair_offsets(options.distances);
   parameters.assign(network_.parameters, 0.0f);
   momenta = gradient_ = kept_parameters_ = kept_momenta_ = parameters;
   buffers.assign(network_.buffers, 0.0f);
@@ -71,7 +71,7 @@ size_t Refiner::layout(float* base) {
   spare_ = map(most, false);
   d_response_ = {spare_.data, ptrdiff_t{width_} * q, q};
   spare_ = {spare_.data, ptrdiff_t{width_} * c, c};
-  if (o.objective == kResidual) {
+  if (o.channels_follow_classes()) {
     target_ = map(q, false);
     log_prior_ = map(q, false);
     affinity_ = take(offsets_.size() * pixels);
@@ -109,7 +109,7 @@ size_t Refiner::layout(float* base) {
 void Refiner::set_input(const float* image, const Guide& guide) {
   const int h = height_, w = width_, classes = options_.classes;
   const size_t pixels = static_cast<size_t>(h) * w;
-  if (options_.objective == kCluster) {
+  if (!options_.channels_follow_classes()) {
     parallel_for(threads_, h, [&](int y) {
       std::memcpy(input_.at(y, 0), image + static_cast<size_t>(y) * w * 3, sizeof(float) * 3 * w);
     });
@@ -203,7 +203,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       result.stop = kSilhouette;  // the weights before the last update are restored below
       break;
     }
-    if (options_.objective == kCluster && guide_pixels_ > 0) {
+    if (!options_.channels_follow_classes() && guide_pixels_ > 0) {
       if (options_.mapping == kIndexModulo)
         set_modulo_mapping(guide);
       else if (batches < kMappingSteps || step == 0)
@@ -266,7 +266,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
     each_run(band, [&](int y, int x, int width) {
       Map p = head_.from(y, x);
-      if (options_.objective == kCluster) {
+      if (!options_.channels_follow_classes()) {
         k_->normalize(r, p, head_statistics_.affine(), width, classes);
         k_->softmax(r, nullptr, r, width, classes);
         p = r;

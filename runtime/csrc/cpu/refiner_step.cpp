@@ -128,7 +128,7 @@ void Refiner::forward(bool running) {
 
   const Conv& head = network_.head;
   const int last = options_.blocks + 1;
-  const bool residual = options_.objective == kResidual;
+  const bool follows = options_.channels_follow_classes();
   std::fill(row_losses_.begin(), row_losses_.end(), 0.0);
   parallel_for_slots(threads_, bands_, [&](int band, int slot) {
     const Sums s = clear_sums(band, head.out);
@@ -139,7 +139,7 @@ void Refiner::forward(bool running) {
     each_run(band, [&](int y, int x, int width) {
       const Map out = head_.from(y, x);
       feature(f, y, x, width);
-      if (residual) {
+      if (follows) {
         k_->conv(z, f, packed_[last], packed_bias_[last], log_prior_.from(y, x), width, 1, head.in,
                  head.out, false);
         k_->softmax(out, lse, z, width, head.out);
@@ -154,7 +154,7 @@ void Refiner::forward(bool running) {
   });
   if (options_.final_bn != kNormNone)
     set_statistics(network_.head_norm, head_statistics_, head_, running);
-  if (residual) return;
+  if (follows) return;
   parallel_for_slots(threads_, bands_, [&](int band, int slot) {
     const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
     each_run(band, [&](int y, int x, int width) {

@@ -51,7 +51,6 @@ struct Refiner::Work {
   void pack_weights();
   const Packed& packed_of(const Conv& conv, bool turned) const;
 
-  bool residual() const { return options.objective == kResidual; }
   bool normed() const { return options.final_bn != kNormNone; }
   bool skips() const { return options.skip != kSkipNone; }
 
@@ -125,7 +124,7 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
       blocks(blocks_of(pixels, kThreads)),
       gain(std::exp2(std::ceil(std::log2(static_cast<float>(pixels))) - kHeadroom)),
       stream(own.stream) {
-  if (residual()) offset_list = pair_offsets(options.distances);
+  if (options.channels_follow_classes()) offset_list = pair_offsets(options.distances);
   if (tensor_cores && !has_tensor_code())
     throw std::invalid_argument(
         "this build has no code for tensor cores on this GPU; build for "
@@ -173,7 +172,7 @@ size_t Refiner::Work::layout(float* base) {
   d_response = take(q * plane);
   d_feature = take(c * plane);
   spare = take(c * plane);
-  if (residual()) {
+  if (options.channels_follow_classes()) {
     target = take(q * plane);
     log_prior = take(q * plane);
     mass = take(plane);
@@ -287,7 +286,7 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
   control.records = reinterpret_cast<StepRecord*>(record_memory.get());
   control.label_floor = label_floor;
   control.floor = std::max(options.min_labels, label_floor);
-  if (residual()) {
+  if (options.channels_follow_classes()) {
     measure_image(moments, loss_sums, image, pixels, stream);
     weigh_classes(class_weight, area, of.soft, pixels, options, stream);
     prepare_prior(log_prior, target, mass, affinity, of.soft, class_weight, image, offsets,
@@ -352,7 +351,7 @@ void Refiner::Work::forward(bool running) {
                              conv.out, false, s},
                      feature(), conv);
   if (normed()) norm_of(network.head_norm, head_norm);
-  if (residual())
+  if (options.channels_follow_classes())
     soften_scores(head, labels, present, target, loss_sums, options.classes, s, stream);
   else
     label_pixels(labels, present, Input{head, head_norm, nullptr, s.plane()}, options.classes, s,
@@ -369,7 +368,7 @@ void Refiner::Work::follow(cudaStream_t later, cudaStream_t earlier) {
 void Refiner::Work::losses() {
   const Control* c = on_device;
   start_step(on_device, present, options, stream);
-  if (residual()) {
+  if (options.channels_follow_classes()) {
     residual_loss(d_response, loss_sums, head, target, mass, affinity, offsets,
                   static_cast<int>(offset_list.size()), options, s, stream);
     return;
@@ -540,9 +539,9 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     result.stop = kSilhouette;
   }
   if (w.options.final_bn == kNormRunning) result.clusters = w.last_forward(true);
-  const Input response = w.residual() ? Input{w.head, NormState{}, nullptr, w.s.plane()}
-                                      : Input{w.head, w.head_norm, nullptr, w.s.plane()};
-  copy_scores(scores, response, !w.residual(), w.options.classes, w.s, w.stream);
+  const bool soft = w.options.channels_follow_classes();  // the head holds the soft-max
+  const Input response{w.head, soft ? NormState{} : w.head_norm, nullptr, w.s.plane()};
+  copy_scores(scores, response, !soft, w.options.classes, w.s, w.stream);
   copy(labels, static_cast<const int32_t*>(w.labels), w.pixels, w.stream);
   const int written = std::min(result.steps + (result.stop == kDiverged), steps);
   copy(records, static_cast<const StepRecord*>(c.records), written, w.stream);

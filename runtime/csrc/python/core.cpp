@@ -138,7 +138,7 @@ py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, 
       g.classes = 1 + *std::max_element(hard.data(), hard.data() + hard.size());
     }
   }
-  require(self.options().objective != seg::kResidual || (g.soft != nullptr && g.classes == classes),
+  require(!self.options().channels_follow_classes() || (g.soft != nullptr && g.classes == classes),
           "run: residual needs probabilities of its classes");
   Floats scores({h, w, classes});
   Ints labels({h, w});

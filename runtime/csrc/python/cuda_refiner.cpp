@@ -67,7 +67,8 @@ py::tuple run(BoundRefiner& self, const py::object& image, const py::object& gui
       throw std::invalid_argument("runtime._cuda: image or guide has another size");
     if (of.hard != nullptr && of.classes <= 0)
       throw std::invalid_argument("runtime._cuda: labels need the number of their classes");
-    if (refiner.options().objective == kResidual && (of.soft == nullptr || of.classes != classes))
+    if (refiner.options().channels_follow_classes() &&
+        (of.soft == nullptr || of.classes != classes))
       throw std::invalid_argument("runtime._cuda: residual needs probabilities of its classes");
     const Array scores = call.make<float>({height, width, classes});
     const Array labels = call.make<int32_t>({height, width});
