@@ -8,15 +8,6 @@ from typing import Any
 from runtime.checks import is_count, is_number
 from runtime.errors import InputError
 
-OBJECTIVES = ("residual", "dynaguide", "dynaseg")
-CHOICES = {
-    "objective": OBJECTIVES,
-    "skip": ("none", "shared", "own"),
-    "weighting": ("fixed", "fsf", "scf"),
-    "continuity": ("l1", "huber"),
-    "mapping": ("overlap", "index_modulo"),
-    "final_bn": ("none", "image", "running"),
-}
 # What an option left out means, by objective.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "residual": {"steps": 10, "channels": 32, "lr": 0.05, "skip": "none", "final_bn": "none",
@@ -26,6 +17,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "dynaseg": {"steps": 1000, "channels": 100, "lr": 0.1, "skip": "none", "final_bn": "image",
                 "weighting": "fsf", "continuity": "l1", "diagonals": False, "min_labels": 3},
 }  # fmt: skip
+CHOICES = {
+    "objective": tuple(_DEFAULTS),
+    "skip": ("none", "shared", "own"),
+    "weighting": ("fixed", "fsf", "scf"),
+    "continuity": ("l1", "huber"),
+    "mapping": ("overlap", "index_modulo"),
+    "final_bn": ("none", "image", "running"),
+}
 _RESIDUAL_ONLY = ("lam", "sigma", "offsets", "balance")
 _CLUSTER_ONLY = ("skip", "weighting", "mu", "beta", "continuity", "diagonals", "mapping",
                  "final_bn", "soft_guide")  # fmt: skip
