@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
+from runtime.core.parameters import objective_of
 from runtime.engines.recipe import EngineRecipe
 from runtime.errors import DeviceError, InputError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
@@ -57,7 +58,7 @@ def _parser() -> Parser:
     refine.add_argument(
         "--refine",
         default="residual",
-        choices=[n for n in PRESETS if not n.startswith("dynaseg")],
+        choices=[n for n in PRESETS if objective_of(RefineConfig.preset(n)).takes_guide],
         help="whose step is frozen (%(default)s)",
     )
     refine.add_argument("--steps", type=int, help="SGD steps that the bundle runs by default")
