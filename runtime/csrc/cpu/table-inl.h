@@ -1,5 +1,13 @@
-// The table of this target's kernels: an entry for each member of Kernels (kernels.h), in that
-// order. A missing entry is a compile error.
+// All kernels of a target, and their table: an entry for each member of Kernels (kernels.h), in
+// that order. A missing entry is a compile error. A target includes this file inside its namespace.
+
+// clang-format off
+#include "simd-inl.h"
+#include "conv-inl.h"
+#include "winograd-inl.h"
+#include "pixel-inl.h"
+#include "filter-inl.h"
+// clang-format on
 
 constexpr Kernels table(const char* name) {
   return {

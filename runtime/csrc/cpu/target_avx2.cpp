@@ -16,11 +16,6 @@
 #endif
 // clang-format off
 namespace seg { namespace avx2 {
-#include "simd-inl.h"
-#include "conv-inl.h"
-#include "winograd-inl.h"
-#include "pixel-inl.h"
-#include "filter-inl.h"
 #include "table-inl.h"
 }}
 // clang-format on

@@ -17,11 +17,6 @@
 #endif
 // clang-format off
 namespace seg { namespace avx512 {
-#include "simd-inl.h"
-#include "conv-inl.h"
-#include "winograd-inl.h"
-#include "pixel-inl.h"
-#include "filter-inl.h"
 #include "table-inl.h"
 }}
 // clang-format on

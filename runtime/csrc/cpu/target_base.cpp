@@ -18,11 +18,6 @@
 
 // clang-format off
 namespace seg { namespace base {
-#include "simd-inl.h"
-#include "conv-inl.h"
-#include "winograd-inl.h"
-#include "pixel-inl.h"
-#include "filter-inl.h"
 #include "table-inl.h"
 }}
 // clang-format on
