@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
 class Pipeline:
     """The stages that a picture passes, with everything that was loaded for them. It keeps no state
-    between pictures. Arguments: see :class:`sdk.Segmenter`."""
+    between pictures. Arguments: see :class:`sdk.Segmenter`, which has their defaults."""
 
     def __init__(
         self,
-        prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray] = "kmeans",
+        prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray],
         *,
-        refine: RefineConfig | str | None = "default",
-        filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
-        min_area: int | None = None,
-        imgsz: int | tuple[int, int] | None = None,
-        device: str = "cpu",
-        precision: str = "fp32",
-        backend: str = "onnx",
-        refine_backend: str = "native",
-        self_test: str = "once",
-        threads: int | None = None,
+        refine: RefineConfig | str | None,
+        filter: FilterConfig | None,
+        min_area: int | None,
+        imgsz: int | tuple[int, int] | None,
+        device: str,
+        precision: str,
+        backend: str,
+        refine_backend: str,
+        self_test: str,
+        threads: int | None,
     ) -> None:
         bundle = open_bundle(prior)
         if refine == "default":
@@ -99,10 +99,10 @@ class Pipeline:
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
             choose.backend(device)  # nothing runs on the GPU: says why
-        self._standing_in = ""  # why the filter runs on the CPU although a GPU was asked for
+        self._on_cpu_because = ""  # why the filter runs on the CPU although a GPU was asked for
         if network_only:
-            self._standing_in = _why_not(device)
-            self.info["refine"] = f"{self.info['refine']} ({self._standing_in})"
+            self._on_cpu_because = _why_not(device)
+            self.info["refine"] = f"{self.info['refine']} ({self._on_cpu_because})"
 
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, when: str
@@ -219,8 +219,8 @@ class Pipeline:
         warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
         if stats["stop_reason"] == "diverged":
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
-        if self._standing_in:
-            warnings.append(self._standing_in)
+        if self._on_cpu_because:
+            warnings.append(self._on_cpu_because)
         if names is not None or (classes >= 0).all():
             scores, classes = merge_columns(scores, classes)
         scores, classes = winning_columns(scores, classes)
@@ -383,7 +383,7 @@ def _why_not(device: str) -> str:
         choose.backend(device)
     except (MissingBackend, DeviceError) as error:
         return (
-            "The guided filter runs on the CPU, for the CUDA module cannot be used: "
+            "The guided filter runs on the CPU, because the CUDA module cannot be used: "
             f"{error.message}"
         )
     return ""
