@@ -1,5 +1,6 @@
 // What the CUDA files share: checked calls, memory that frees itself, and launches that a host
-// compiler can run as well (tests/support/cuda_shim.h), which is how kernels are tested without a GPU.
+// compiler can run as well (tests/support/cuda_shim.h), which is how kernels are tested without a
+// GPU.
 #pragma once
 
 #ifndef SEG_CUDA_SHIM
