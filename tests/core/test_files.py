@@ -30,7 +30,8 @@ def test_a_relative_cache_folder_is_ignored_by_all(tmp_path, monkeypatch, value)
     golden.remember(bundle, {"prior": 1.0}, "cpu")
     assert golden.was_passed(bundle, "cpu")
     used = tmp_path / "home/.cache/dynaguide-edge"
-    assert len(names(used / "golden")) == 1 and names(tmp_path) == sorted([*before, "home"])
+    assert len(names(used / "golden")) == 1
+    assert {*names(tmp_path)} == {*before, "home"}  # ONNX Runtime may have made home before
     assert files.cache_folder() == used and probe.cache_facts() == {
         "folder": str(used),
         "error": "",
