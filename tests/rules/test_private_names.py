@@ -9,6 +9,8 @@ from source_rules import PACKAGES, ROOT, private_names, private_names_of_tests, 
 USED_BY_TESTS = {
     "tests/bundle/test_read.py": {"_canonical"},
     "tests/bundle/test_write.py": {"_fill", "_remove_abandoned"},
+    "tests/cuda/test_segmenter.py": {"_cuda"},
+    "tests/device/test_cuda_devices.py": {"_cuda"},
     "tests/device/test_driver.py": {
         "_DRIVER",
         "_MEMINFO",
@@ -27,6 +29,7 @@ USED_BY_TESTS = {
     "tests/sdk/test_cli.py": {"_segment"},
     "tests/sdk/test_cli_stream.py": {"_writer"},
     "tests/sdk/test_stream.py": {"_keep_and_decay"},
+    "tests/support/cuda_module.py": {"_cuda"},
     "tests/support/fake_tensorrt.py": {"_obj"},
     "tests/tools/conftest.py": {"_DRIVER", "_TEGRA_RELEASE", "_TREE_MODEL"},
     "tests/tools/test_doctor.py": {"_CPUFREQ", "_TEGRA_RELEASE", "_TREE_MODEL"},
@@ -60,6 +63,8 @@ def test_the_tests_use_no_other_private_names_than_listed():
         ("import a\na.b._c = 1", "_c"),
         ("def f(other):\n    return other._size", "_size"),
         ("f().g[0]._h", "_h"),
+        ("def f(pipeline):\n    return pipeline._core", "_core"),
+        ("from played import _cuda", "_cuda"),
     ],
 )
 def test_the_rule_sees_private_names(line, name):
@@ -70,6 +75,7 @@ def test_the_rule_sees_private_names(line, name):
     "line",
     [
         "from runtime import _core, _cuda",
+        "import runtime._core\nruntime._core.lanes()",
         "from __future__ import annotations",
         "row._replace(a=1)._asdict()",
         "x.__class__.__name__",

@@ -259,6 +259,11 @@ def names_of_classes(tree):
     return names
 
 
+def is_native(name):
+    """Whether a name with its package is that of a compiled module."""
+    return name in [f"runtime.{module}" for module in NATIVE]
+
+
 def private_names(tree, *, in_strings=False):
     """(line, name) of every private name of another module or object that a file uses.
 
@@ -270,19 +275,20 @@ def private_names(tree, *, in_strings=False):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
-                for part in alias.name.split("."):
-                    if is_private(part) and part not in NATIVE:
-                        found.add((node.lineno, part))
-        elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in NATIVE:
+                of_runtime = isinstance(node, ast.ImportFrom) and node.module == "runtime"
+                name = f"runtime.{alias.name}" if of_runtime else alias.name
+                if not is_native(name):
+                    found |= {(node.lineno, part) for part in name.split(".") if is_private(part)}
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
             of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            if not of_itself and node.attr not in own:
+            if not of_itself and node.attr not in own and not is_native(ast.unparse(node)):
                 found.add((node.lineno, node.attr))
         elif in_strings and isinstance(node, ast.Call):
             if re.fullmatch(r"(.*\.)?(set|get|del|has)attr", ast.unparse(node.func)):
                 for argument in node.args[:2]:
                     if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                         last = argument.value.rpartition(".")[2]
-                        if is_private(last) and last not in NATIVE:
+                        if is_private(last) and not is_native(argument.value):
                             found.add((node.lineno, last))
     return sorted(found)
 
