@@ -50,6 +50,16 @@ def test_onnx_runtime_calls_them_so():
     assert [port.type for port in session.get_inputs()] == [dtype.onnx for dtype in known]
 
 
+def test_tensorrt_and_triton_call_them_so():
+    """The names in the documents of both (nvinfer1::DataType, ModelConfig's DataType), which need
+    not be installed here."""
+    tensorrt_names = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "float64": ""}
+    for dtype in DTYPES:
+        assert dtype.tensorrt == tensorrt_names.get(dtype.name, dtype.name.upper())
+        short = dtype.name.replace("bfloat", "bf").replace("float", "fp")
+        assert dtype.triton == f"TYPE_{short.upper()}"
+
+
 def test_what_the_table_does_not_have():
     assert numpy_dtype("tensor(string)") is None
     assert manifest_dtype("tensor(string)") == "string" and onnx_dtype("string") == "tensor(string)"
