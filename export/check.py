@@ -12,6 +12,7 @@ from export.half import as_rounded_float32, fp16_overflow
 from export.models import PriorModel
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
+from runtime.core.constants import NEVER, SMALLEST_PRIOR
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import Make, maker, refine, refine_with
 from runtime.core.resize import resize
@@ -316,7 +317,9 @@ def check_cnn(
     if objective_of(config).channels_follow_classes:
         feeds.append(small.transpose(2, 0, 1)[None])
         present = small.any((0, 1))
-        prior = np.where(present, np.log(np.maximum(small.astype(np.float64), 1e-4)), -1e30)
+        prior = np.where(
+            present, np.log(np.maximum(small.astype(np.float64), SMALLEST_PRIOR)), NEVER
+        )
         x = reference.residual_input(x)
     wanted, _, _ = reference.softmax(reference.forward(config, wide, x, prior, True)[0])
     with OnnxEngine(cnn, name="cnn") as engine:

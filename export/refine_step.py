@@ -15,15 +15,22 @@ import numpy as np
 from export.onnx_graph import FAR, FLOAT, INT32, INT64, Graph, Value
 from runtime.checks import check_count
 from runtime.core import parameters
+from runtime.core.constants import (
+    LEAST_AREA,
+    LEAST_BALANCED,
+    LEAST_DEVIATION,
+    NEVER,
+    NORM_EPS,
+    PAIR_NEIGHBOURS,
+    RUNNING_SHARE,
+    SMALLEST_PRIOR,
+    SPATIAL_NEIGHBOURS,
+)
 from runtime.core.options import RefineOptions
-from runtime.core.reference import DIRECTIONS, EPS
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
-
-
-NEVER = -1e30  # score of a class that takes no part
 
 
 class _Picture:
@@ -120,7 +127,7 @@ class _Network:
             mean, var = running[f"{name}.running_mean"], running[f"{name}.running_var"]
             centred = x - mean
         self.statistics[name] = (mean, var)
-        inverse = 1.0 / g.op("Sqrt", g.op("Add", var, float(EPS)))
+        inverse = 1.0 / g.op("Sqrt", g.op("Add", var, NORM_EPS))
         scale = self.w[f"{name}.weight"] * inverse
         self.norms[name] = (centred, inverse, scale)
         return centred * scale + self.w[f"{name}.bias"]
@@ -203,7 +210,7 @@ class _Network:
 def _residual_input(g: Graph, p: _Picture) -> Value:
     """(1, 5, H, W): standardised RGB, and x and y in [-1, 1]."""
     centred = p.image - g.mean(p.image)
-    deviation = g.op("Max", g.op("Sqrt", g.mean(centred * centred)), 1e-3)
+    deviation = g.op("Max", g.op("Sqrt", g.mean(centred * centred)), LEAST_DEVIATION)
 
     def coordinate(axis: int) -> Value:
         length = g.op("Slice", p.plane, (axis,), (axis + 1,), (0,))
@@ -227,7 +234,7 @@ def _response(
     absent = 1.0 - g.op("Sign", g.over_pixels("ReduceMax", p.guide))
     net.w["conv3.bias"] = net.w["conv3.bias"] + g.reshape(absent, -1, 1) * NEVER
     correction = net.forward(_residual_input(g, p), running)
-    return correction + g.op("Log", g.op("Max", p.guide, 1e-4))
+    return correction + g.op("Log", g.op("Max", p.guide, SMALLEST_PRIOR))
 
 
 def _exponentials(g: Graph, r: Value) -> tuple[Value, Value, Value]:
@@ -266,14 +273,13 @@ def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) ->
     """dz of equations 12 and 13; the output ``losses``."""
     q = p.guide
     assert q is not None
-    distances = [(0, 1), (1, 0), (1, 1), (1, -1)]
-    offsets = [(a * s, b * s) for s in options.offsets for a, b in distances]
+    offsets = [(a * s, b * s) for s in options.offsets for a, b in PAIR_NEIGHBOURS]
     border = max(options.offsets)
 
     area = g.mean(q)
-    weight = g.op("Pow", g.op("Max", area, 1e-3), -options.balance)
+    weight = g.op("Pow", g.op("Max", area, LEAST_AREA), -options.balance)
     balanced = g.over_channels("ReduceSum", weight * area)
-    weight = weight / (g.op("Max", balanced, 1e-12) * p.n)
+    weight = weight / (g.op("Max", balanced, LEAST_BALANCED) * p.n)
     target = q * weight * g.over_channels("ReduceMax", q)
     mass = g.over_channels("ReduceSum", target)
 
@@ -377,7 +383,7 @@ def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
 
 def _spatial(g: Graph, p: _Picture, options: RefineOptions, r: Value) -> tuple[Value, Value]:
     """Gradient of the continuity loss times the number of pixels, and the loss; unweighted."""
-    directions = DIRECTIONS if options.diagonals else DIRECTIONS[:2]
+    directions = SPATIAL_NEIGHBOURS if options.diagonals else SPATIAL_NEIGHBOURS[:2]
     clusters = options.channels or 1
     inside = g.pad(g.op("Expand", 1.0, p.plane), 1)
     pairs = g.op("Max", p.pairs(g, directions), 1.0) * float(clusters)
@@ -456,7 +462,12 @@ def build_step(
         gradient = gradient / p.n
     velocity = g.op("Add", momenta * options.momentum, gradient, name="momenta_out")
     g.op("Sub", weights, velocity * float(options.lr or 0), name="parameters_out")
-    g.op("Add", buffers * 0.9, _statistics(g, p, net) * 0.1, name="buffers_out")
+    g.op(
+        "Add",
+        buffers * (1 - RUNNING_SHARE),
+        _statistics(g, p, net) * RUNNING_SHARE,
+        name="buffers_out",
+    )
     g.output("parameters_out", FLOAT, lengths[:1])
     g.output("momenta_out", FLOAT, lengths[:1])
     g.output("buffers_out", FLOAT, lengths[1:])

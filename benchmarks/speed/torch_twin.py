@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runtime.core.constants import LEAST_AREA, LEAST_DEVIATION, MAPPING_STEPS, SMALLEST_PRIOR
 from runtime.core.parameters import objective_of
 
 
@@ -77,7 +78,7 @@ class Twin:
 
     def _prepare_residual(self, guide):
         image = self.image
-        deviation = image.std((2, 3), unbiased=False, keepdim=True).clamp_min(1e-3)
+        deviation = image.std((2, 3), unbiased=False, keepdim=True).clamp_min(LEAST_DEVIATION)
         h, w = image.shape[2:]
         ys = torch.linspace(-1, 1, h, dtype=self.dtype) if h > 1 else torch.zeros(1)
         xs = torch.linspace(-1, 1, w, dtype=self.dtype) if w > 1 else torch.zeros(1)
@@ -85,9 +86,9 @@ class Twin:
         standard = (image - image.mean((2, 3), keepdim=True)) / deviation
         self.x = torch.cat([standard, grid], 1)
         self.q = planes(guide, self.dtype, image.device)
-        self.prior = self.q.clamp_min(1e-4).log()
+        self.prior = self.q.clamp_min(SMALLEST_PRIOR).log()
         area = self.q.mean((0, 2, 3))
-        weight = area.clamp_min(1e-3) ** -self.o.balance
+        weight = area.clamp_min(LEAST_AREA) ** -self.o.balance
         self.class_weight = (weight / (weight * area).sum()).view(1, -1, 1, 1)
         self.confidence = self.q.amax(1, keepdim=True)
         self.pairs = []
@@ -132,7 +133,7 @@ class Twin:
         weight = {"fixed": o.mu, "fsf": clusters / o.beta, "scf": o.mu / clusters}[o.weighting]
         guide = torch.zeros(())
         if self.guide is not None:
-            if o.mapping == "index_modulo" or self.step_count < 10:
+            if o.mapping == "index_modulo" or self.step_count < MAPPING_STEPS:
                 self._map(labels[0], clusters)
             if self.guide.ndim == 2:
                 target = torch.where(self.guide < 0, -100, self.table[self.guide.clamp_min(0)])

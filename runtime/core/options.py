@@ -28,6 +28,7 @@ CHOICES = {
 _RESIDUAL_ONLY = ("lam", "sigma", "offsets", "balance")
 _CLUSTER_ONLY = ("skip", "weighting", "mu", "beta", "continuity", "diagonals", "mapping",
                  "final_bn", "soft_guide")  # fmt: skip
+_UNUSED = {"residual": _CLUSTER_ONLY, "dynaguide": _RESIDUAL_ONLY, "dynaseg": _RESIDUAL_ONLY}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class RefineOptions:
             )
         for distance in self.offsets:
             _check("offsets", distance, 1, 1024, int)
-        unused = _CLUSTER_ONLY if self.objective == "residual" else _RESIDUAL_ONLY
+        unused = _UNUSED[self.objective]
         default = {f.name: f.default for f in fields(self)} | _DEFAULTS[self.objective]
         default["mu"] = 50.0 if self.weighting == "scf" else 1.0
         foreign = [name for name in unused if getattr(self, name) != default[name]]

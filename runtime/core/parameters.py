@@ -16,9 +16,6 @@ from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
 State = dict[str, np.ndarray]
-MAPPING_STEPS = 10  # the overlap mapping of classes to clusters is made anew in the first so many
-CHECK_EVERY = 10  # steps between two checks of the early stop
-CALM_CHECKS = 3  # consecutive checks without a change that stop the loop
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from runtime.core.constants import (
+    CHECK_EVERY,
+    CHECKS,
+    LEAST_AREA,
+    LEAST_BALANCED,
+    LEAST_DEVIATION,
+    LOSS_CHANGE,
+    MAPPING_STEPS,
+    NORM_EPS,
+    PAIR_NEIGHBOURS,
+    RUNNING_SHARE,
+    SMALLEST_PRIOR,
+    SPATIAL_NEIGHBOURS,
+)
 from runtime.core.options import RefineOptions
-from runtime.core.parameters import CALM_CHECKS, CHECK_EVERY, MAPPING_STEPS
+from runtime.core.parameters import objective_of
 
 Array = np.ndarray
-EPS = 1e-5  # of batch norm
-DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))  # (dy, dx): down, right, the diagonals
 
 
 def _shifted(x: Array, dy: int, dx: int) -> Array:
@@ -71,13 +83,13 @@ def conv_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Arr
 def batch_norm(x: Array, gamma: Array, beta: Array, statistics: Any = None) -> tuple[Array, Any]:
     """Batch norm of one picture; ``statistics`` (mean, variance) replace its own."""
     mean, var = statistics if statistics is not None else (x.mean((0, 1)), x.var((0, 1)))
-    xhat = (x - mean) / np.sqrt(var + x.dtype.type(EPS))
+    xhat = (x - mean) / np.sqrt(var + x.dtype.type(NORM_EPS))
     return xhat * gamma + beta, (mean, var)
 
 
 def batch_norm_backward(dy: Array, x: Array, gamma: Array) -> tuple[Array, Array, Array]:
     """Gradients by x, gamma and beta."""
-    inv = 1 / np.sqrt(x.var((0, 1)) + x.dtype.type(EPS))
+    inv = 1 / np.sqrt(x.var((0, 1)) + x.dtype.type(NORM_EPS))
     xhat = (x - x.mean((0, 1))) * inv
     dgamma, dbeta = (dy * xhat).sum((0, 1)), dy.sum((0, 1))
     n = x.shape[0] * x.shape[1]
@@ -122,7 +134,7 @@ def cluster_loss(
 def spatial_loss(r: Array, weight: float, scale: Array, huber: bool) -> tuple[Array, float]:
     """Equations 4 to 7: weight * sum over directions of scale * sum of h(difference)."""
     dr, loss = np.zeros_like(r), 0.0
-    for (dy, dx), s in zip(DIRECTIONS, scale, strict=True):
+    for (dy, dx), s in zip(SPATIAL_NEIGHBOURS, scale, strict=True):
         here, there = neighbours(r.shape, dy, dx)
         d = r[there] - r[here]
         if s == 0 or d.size == 0:
@@ -240,7 +252,7 @@ def modulo_mapping(guide: Array, labels: Array, classes: int) -> Array:
 def residual_input(image: Array) -> Array:
     """Standardised RGB and coordinates in [-1, 1]: (H, W, 5)."""
     h, w = image.shape[:2]
-    deviation = np.maximum(image.std((0, 1)), image.dtype.type(1e-3))
+    deviation = np.maximum(image.std((0, 1)), image.dtype.type(LEAST_DEVIATION))
     x = np.linspace(-1, 1, w) if w > 1 else np.zeros(1)
     y = np.linspace(-1, 1, h) if h > 1 else np.zeros(1)
     grid = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1).astype(image.dtype)
@@ -308,23 +320,22 @@ def backward(
 def prepare(options: RefineOptions, image: Array, guide: Array | None) -> dict[str, Any]:
     """What stays the same from step to step."""
     h, w = image.shape[:2]
-    if options.objective != "residual":
+    if not objective_of(options).channels_follow_classes:
         known = 0
         if guide is not None:
             known = h * w if guide.ndim == 3 else int((guide >= 0).sum())
         return {"x": image, "prior": None, "known": known}
     assert guide is not None
     q = guide.astype(image.dtype)
-    area = np.maximum(q.mean((0, 1)), 1e-3) ** -options.balance
-    weight = area / max(float((area * q.mean((0, 1))).sum()), 1e-12)
-    distances = [(0, 1), (1, 0), (1, 1), (1, -1)]
-    offsets = np.array([(a * s, b * s) for s in options.offsets for a, b in distances])
+    area = np.maximum(q.mean((0, 1)), LEAST_AREA) ** -options.balance
+    weight = area / max(float((area * q.mean((0, 1))).sum()), LEAST_BALANCED)
+    offsets = np.array([(a * s, b * s) for s in options.offsets for a, b in PAIR_NEIGHBOURS])
     pairs = np.array([max(h - dy, 0) * max(w - abs(dx), 0) for dy, dx in offsets])
     e = affinity(image, offsets, options.sigma)
     e /= np.maximum(pairs, 1)[:, None, None].astype(image.dtype) * len(offsets)
     return {
         "x": residual_input(image),
-        "prior": np.log(np.maximum(q, image.dtype.type(1e-4))),
+        "prior": np.log(np.maximum(q, image.dtype.type(SMALLEST_PRIOR))),
         "q": q,
         "confidence": q.max(-1),
         "class_weight": weight.astype(image.dtype),
@@ -339,7 +350,7 @@ def losses(
 ) -> tuple[Array, tuple[float, float, float, float]]:  # fmt: skip
     """dr and (total, similarity, spatial or pair, guide)."""
     h, w, classes = r.shape
-    if options.objective == "residual":
+    if objective_of(options).channels_follow_classes:
         dz, guide_loss, pair_loss = residual_loss(
             r, fixed["q"], fixed["confidence"], fixed["class_weight"], fixed["affinity"],
             fixed["offsets"], options.lam,
@@ -350,8 +361,8 @@ def losses(
     weight = {"fixed": mu, "fsf": clusters / options.beta, "scf": mu / clusters}[
         str(options.weighting)
     ]
-    used = DIRECTIONS if options.diagonals else DIRECTIONS[:2]
-    pairs = [(h - dy) * (w - abs(dx)) if (dy, dx) in used else 0 for dy, dx in DIRECTIONS]
+    used = SPATIAL_NEIGHBOURS if options.diagonals else SPATIAL_NEIGHBOURS[:2]
+    pairs = [(h - dy) * (w - abs(dx)) if (dy, dx) in used else 0 for dy, dx in SPATIAL_NEIGHBOURS]
     scale = np.array([1 / (p * classes) if p > 0 else 0.0 for p in pairs], r.dtype)
     known = fixed["known"]
     dr, own, guided = cluster_loss(
@@ -382,10 +393,12 @@ class StopRules:
         quiet = False
         if self._checked is not None:
             before, old = self._checked
-            quiet = (before == labels).mean() >= self._same and abs(loss - old) < 0.01 * abs(old)
+            quiet = (before == labels).mean() >= self._same and abs(loss - old) < LOSS_CHANGE * abs(
+                old
+            )
         self._calm = self._calm + 1 if quiet else 0
         self._checked = labels, loss
-        return "converged" if self._calm == CALM_CHECKS else ""
+        return "converged" if self._calm == CHECKS else ""
 
 
 def run(
@@ -409,7 +422,11 @@ def run(
         if label_floor and clusters < label_floor and kept is not None:
             stop = "silhouette"
             break
-        if guide is not None and options.objective != "residual" and fixed["known"]:
+        if (
+            guide is not None
+            and not objective_of(options).channels_follow_classes
+            and fixed["known"]
+        ):
             if options.mapping == "index_modulo":
                 table = modulo_mapping(guide, labels, int(guide_classes))
             elif step < MAPPING_STEPS:
@@ -427,7 +444,9 @@ def run(
             unbiased = var * n / (n - 1) if n > 1 else var
             for key, value in (("running_mean", mean), ("running_var", unbiased)):
                 old = state[f"{name}.{key}"]
-                state[f"{name}.{key}"] = (0.9 * old + 0.1 * value).astype(dtype)
+                state[f"{name}.{key}"] = ((1 - RUNNING_SHARE) * old + RUNNING_SHARE * value).astype(
+                    dtype
+                )
             state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
         for name in parameters:
             state[name], state[f"momentum.{name}"] = sgd_step(

@@ -150,7 +150,7 @@ class Refiner:
         image : (H, W, 3) float32 RGB in [0, 1].
         guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
             (dynaguide and dynaseg without a guide term). On a GPU, image and probabilities may lie
-            there as they are (:mod:`runtime.gpu`); scores and labels stay there, too.
+            there as they are (:mod:`runtime.device.transfer`); scores and labels stay there, too.
         steps : instead of the option's.
         warm : start from the state that the last run left, or that was loaded. Otherwise from the
             seed's.

@@ -13,8 +13,8 @@ import numpy as np
 from runtime.checks import check_count, check_image
 from runtime.core import parameters
 from runtime.core.classes import majority_classes
+from runtime.core.constants import MAPPING_STEPS
 from runtime.core.options import RefineOptions
-from runtime.core.parameters import MAPPING_STEPS
 from runtime.core.reference import StopRules, largest_overlap
 from runtime.core.refiner import Progress, Refinement, prepared, statistics
 from runtime.device.choose import backend

@@ -6,6 +6,7 @@ from exactness import EPS32, assert_as_exact_as_float32, assert_is_gradient, wid
 
 from runtime import _core
 from runtime.core import reference
+from runtime.core.constants import NORM_EPS
 
 # height, width, channels: single pixels, rows and columns; channels about 1, 2 and 4 to 25 vectors.
 SHAPES = [
@@ -63,7 +64,7 @@ def batch_norm_backward(dy, x, gamma, relu, target):
         a.astype(np.float64) / n for a in _core.moments(x.reshape(1, n, -1), x[0, 0], target=target)
     )
     mean = (x[0, 0] + first).astype(np.float32)
-    inv = 1 / np.sqrt(np.maximum(second - first**2, 0) + reference.EPS)
+    inv = 1 / np.sqrt(np.maximum(second - first**2, 0) + NORM_EPS)
     dbeta, product = _core.bn_sums(dy, x, mean, target=target)
     dx, total = _core.bn_backward(
         dy, x, mean, gamma * inv, dbeta / n, product * inv**2 / n, relu, target=target

@@ -14,9 +14,13 @@ from exactness import relative_error
 from gpu_places import ABSENCE, OnGpu, OnHost, needs_gpu, some
 from refinements import (
     CASES,
+    PICTURES,
+    SIZE,
     STOPS,
     TEN_STEPS,
+    TEN_STEPS_BESIDE_NATIVE,
     assert_same_result,
+    assert_share,
     assert_step_matches,
     case_name,
     draw,
@@ -265,24 +269,23 @@ def test_step_of_other_sizes(shape, options, kind):
     assert total[0] == pytest.approx(total[1], rel=1e-5)
 
 
-# These seeds were chosen: on the pictures that they draw, ten steps of the CPU stay beside those of
-# PyTorch in float64. On how many of the pictures 0 to 49 the GPU stays beside the CPU has not been
-# measured, so this test does not assert a share yet.
-TEN_SEEDS = [7, 7, 10, 10, 10, 24, 10]
-
-
+# The bounds are those of the exported graph, another float32 program beside the same loop: the share
+# of pictures on which the GPU stays beside the CPU has not been measured yet.
 @needs_gpu
 @pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
 def test_ten_steps_beside_the_core(case):
     options, kind = TEN_STEPS[case]
-    image, guide = draw(kind, 64, 96, seed=TEN_SEEDS[case])
-    wanted, found = (m(image, options).run(image, guide, steps=10) for m in (make, on_cuda))
     far, least = (2e-3, 0.99) if "objective" in options else (2e-4, 0.999)  # others are chaotic
-    for name, losses in wanted.stats["losses"].items():
-        np.testing.assert_allclose(
-            found.stats["losses"][name], losses, rtol=far, atol=1e-6, err_msg=name
-        )
-    assert (found.labels == wanted.labels).mean() >= least
+    fulfilled = []
+    for seed in PICTURES:
+        image, guide = draw(kind, *SIZE, seed=seed)
+        wanted, found = (m(image, options).run(image, guide, steps=10) for m in (make, on_cuda))
+        close = [
+            np.allclose(found.stats["losses"][name], losses, rtol=far, atol=1e-6)
+            for name, losses in wanted.stats["losses"].items()
+        ]
+        fulfilled.append(all(close) and (found.labels == wanted.labels).mean() >= least)
+    assert_share(fulfilled, TEN_STEPS_BESIDE_NATIVE[case])
 
 
 @pytest.mark.parametrize("precision, least", [("fp32", 0.999), ("fp16", 0.99)])

@@ -12,6 +12,7 @@ from refinements import (
     SMALL,
     STOPS,
     TEN_STEPS,
+    TEN_STEPS_BESIDE_NATIVE,
     UNSTEADY,
     assert_mapping_freezes_after_ten_steps,
     assert_same_result,
@@ -73,21 +74,6 @@ def assert_close(ours, native, rtol=2e-2):
 # --- beside the native loop --------------------------------------------------------------------
 
 
-# Of the pictures 0 to 49, the share on which ten steps stay beside those of the native loop, and
-# the least share that the test allows: three binomial standard errors of 50 pictures less. A
-# measured share of 1 has no standard error, so there all 50 must pass. Both round to float32, each
-# in its own order, so that a kink may part them: see refinements.py.
-TEN_STEP_SHARES = [  # in the order of TEN_STEPS: (measured share, bound)
-    (1.00, 1.000),  # residual
-    (0.94, 0.839),  # residual, 3 blocks
-    (0.98, 0.921),  # dynaguide
-    (0.92, 0.805),  # dynaguide, 32 channels, 3 blocks, soft guide
-    (0.94, 0.839),  # dynaguide, 32 channels, shared skip, index_modulo
-    (0.86, 0.713),  # dynaseg
-    (0.92, 0.805),  # dynaseg, 32 channels, scf
-]
-
-
 def stays_beside_native(options, kind, seed):
     image, guide = draw(kind, *SIZE, seed=seed)
     ours, native = graph(image, options), make(image, options, threads=1)
@@ -109,7 +95,7 @@ def stays_beside_native(options, kind, seed):
 @pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
 def test_ten_steps_beside_native(case):
     fulfilled = [stays_beside_native(*TEN_STEPS[case], seed) for seed in PICTURES]
-    assert_share(fulfilled, TEN_STEP_SHARES[case])
+    assert_share(fulfilled, TEN_STEPS_BESIDE_NATIVE[case])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (13, 17), (31, 37)])

@@ -189,6 +189,22 @@ def assert_share(fulfilled, row, target=None):
     assert share >= bound, f"share {share:.2f} is below {bound}; the pictures {failed} failed"
 
 
+# Of the pictures 0 to 49, the share on which ten steps of the graph stay beside those of the
+# native loop, and
+# the least share that the test allows: three binomial standard errors of 50 pictures less. A
+# measured share of 1 has no standard error, so there all 50 must pass. Both round to float32, each
+# in its own order, so that a kink may part them: see refinements.py.
+TEN_STEPS_BESIDE_NATIVE = [  # in the order of TEN_STEPS: (measured share, bound)
+    (1.00, 1.000),  # residual
+    (0.94, 0.839),  # residual, 3 blocks
+    (0.98, 0.921),  # dynaguide
+    (0.92, 0.805),  # dynaguide, 32 channels, 3 blocks, soft guide
+    (0.94, 0.839),  # dynaguide, 32 channels, shared skip, index_modulo
+    (0.86, 0.713),  # dynaseg
+    (0.92, 0.805),  # dynaseg, 32 channels, scf
+]
+
+
 # The gate: on a picture without a kink on the wrong side, one step is exact to 5e-5 of the update.
 GATE = 5e-5
 GATE_GUIDES = {"residual": "soft", "dynaguide": "hard", "dynaseg": "none"}

@@ -22,14 +22,8 @@ BASE = ("errors", "checks", "files", "pictures")
 MOST_LINES = 600
 SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
 
-# Where an objective may be compared with a name: where the answers to questions about it stand,
-# and the reference, which repeats the whole algorithm.
-OBJECTIVE_MODULES = (
-    "runtime/core/parameters.py",
-    "runtime/core/options.py",
-    "runtime/core/config.py",
-    "runtime/core/reference.py",
-)
+# Where an objective may be compared with a name: where the answers to questions about it stand.
+OBJECTIVE_MODULES = ("runtime/core/parameters.py",)
 OBJECTIVES = ("residual", "dynaguide", "dynaseg")
 
 KNOWS_PYTHON = re.compile(r"#\s*include\s*[<\"](pybind11|Python\.h|numpy)")

@@ -180,7 +180,7 @@ void set_state(seg::Refiner& self, const Floats& parameters, const Floats& momen
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The C++ core. Call it through runtime.ops, which checks.";
+  m.doc() = "The C++ core. Call it through runtime, which checks.";
   m.def("targets", [] {
     const char* names[4];
     const int count = seg::usable_kernels(names);

@@ -378,7 +378,7 @@ int runtime_version() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "The functions of runtime._core on a GPU. Call them through runtime.ops, which checks.";
+  m.doc() = "The functions of runtime._core on a GPU. Call them through runtime, which checks.";
   m.def("architectures", architectures);
   m.def("runtime_version", runtime_version);
   m.def("constants", python::constants);
