@@ -269,8 +269,8 @@ def test_step_of_other_sizes(shape, options, kind):
     assert total[0] == pytest.approx(total[1], rel=1e-5)
 
 
-# The bounds are those of the exported graph, another float32 program beside the same loop: the share
-# of pictures on which the GPU stays beside the CPU has not been measured yet.
+# The bounds are those of the exported graph, another float32 program beside the same loop. The
+# share of pictures on which the GPU stays beside the CPU has not been measured yet.
 @needs_gpu
 @pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
 def test_ten_steps_beside_the_core(case):
