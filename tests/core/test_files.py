@@ -63,6 +63,38 @@ def test_a_file_is_replaced_and_not_written_in_place(tmp_path):
     assert names(tmp_path) == ["a.bin", "b.bin", "link.bin"]
 
 
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And the name is there when the call returns."""
+    done, sync, rename = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(("sync", os.stat(descriptor).st_ino, os.stat(descriptor).st_size))
+        sync(descriptor)
+
+    def renamed(old, new):
+        done.append(("rename", old.stat().st_ino, 3))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    path = tmp_path / "a.bin"
+    files.replace_file(path, b"new", durable=True)
+    number = path.stat().st_ino
+    assert done[:2] == [("sync", number, 3), ("rename", number, 3)]
+    assert [step[:2] for step in done[2:]] == [("sync", tmp_path.stat().st_ino)]
+    done.clear()
+    files.write_atomic(path, b"new")
+    assert [what for what, *_ in done] == ["rename"]
+
+
+def test_a_new_file_replaces_none(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        files.write_new(path, b"new", durable=False)
+    assert path.read_bytes() == b"old"
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     def fail(*paths):
         raise OSError(28, "No space left on device")
