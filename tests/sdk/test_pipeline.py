@@ -11,7 +11,7 @@ from runtime.device import choose
 from runtime.errors import MissingBackend
 from runtime.prior.network import NetworkPrior
 from runtime.prior.preprocess import Preprocess
-from sdk import RefineConfig, Segmenter, pipeline
+from sdk import RefineConfig, Segmenter, StreamState, pipeline
 
 PICTURE = np.full((80, 100, 3), 127, np.uint8)  # 0.2 % of it are 16 pixels
 
@@ -61,19 +61,31 @@ def test_small_regions_of_colours_are_merged():
     assert len(Segmenter("kmeans", refine=None, filter=None, min_area=0)(picture).segments) == 2
 
 
+def smallest(prior, config, **options):
+    """The area of the smallest region of a picture of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, PICTURE.shape, np.uint8)
+    return min(s.area for s in Segmenter(prior, refine=config, **options)(noise).segments)
+
+
 @pytest.mark.parametrize("preset", ["dynaguide", "dynaseg_fsf"])
 def test_clusters_without_names_are_no_classes(preset):
     """The published objectives give clusters, whatever the prior's answer means."""
     config = RefineConfig.preset(preset, steps=0)
-    noise = np.random.default_rng(0).integers(0, 256, PICTURE.shape, np.uint8)
-    smallest = [
-        min(
-            s.area
-            for s in Segmenter(spot("probabilities"), refine=config, **options)(noise).segments
-        )
-        for options in ({"min_area": 0}, {})
-    ]
-    assert smallest[0] < 16 <= smallest[1]
+    assert smallest(spot("probabilities"), config, min_area=0) < 16
+    assert smallest(spot("probabilities"), config) >= 16
+
+
+def test_clusters_that_are_named_are_classes():
+    """Where the prior's classes have names, each cluster is one of them."""
+
+    def sides(picture):
+        labels = np.zeros(PICTURE.shape[:2], np.int32)
+        labels[:, 50:] = 1
+        return labels
+
+    sides.names = ["left", "right"]
+    config = RefineConfig.preset("dynaguide", steps=0)
+    assert smallest(sides, config) == smallest(sides, config, min_area=0) < 16
 
 
 def test_a_stream_follows_the_same_rule():
@@ -81,6 +93,21 @@ def test_a_stream_follows_the_same_rule():
         segmenter = Segmenter(spot(kind), refine=None, filter=None)
         (result,) = segmenter.stream([PICTURE])
         assert len(result.segments) == count, kind
+
+
+def test_a_stream_that_goes_on_where_nothing_is_known_keeps_small_regions():
+    """The labels in the state are of classes with names, before any guide of this stream came."""
+
+    def unknown(picture):
+        return np.full(PICTURE.shape[:2], -1, np.int32)
+
+    unknown.names = ["road", "pole"]
+    state = StreamState()
+    before = Segmenter(spot("labels", unknown.names), refine=None, filter=None)
+    after = Segmenter(unknown, refine=None, filter=None)
+    for segmenter in (before, after):
+        (result,) = segmenter.stream([PICTURE], state=state)
+        assert len(result.segments) == 2
 
 
 class Engine:
