@@ -9,6 +9,7 @@ import pytest
 from runtime.bundle import manifest as form
 from runtime.bundle.manifest import make_manifest, parse_manifest, seal
 from runtime.core.config import RefineConfig
+from runtime.engines.port import Port
 from runtime.errors import BundleError
 from runtime.prior.preprocess import Preprocess
 
@@ -89,6 +90,35 @@ def test_every_field_is_made(manifests):
         **{k: v for k, v in values.items() if k not in ("schema", "refine")}, refine=RefineConfig()
     )
     assert {*made, "sha256"} == set(form.json_schema()["required"])
+
+
+def test_every_value_is_kept(manifests):
+    """None of them is empty, so that one which is left out shows."""
+    new = manifests["tiny network"] | {"classes": ["road", "pole"]}
+    values = {key: value for key, value in new.items() if key not in ("schema", "sha256")}
+    assert values.pop("engines") and values["golden"] and values["graphs"] and values["recipe"]
+    given = values | {
+        "engines": new["engines"],
+        "refine": RefineConfig(**values["refine"]),
+        "preprocess": Preprocess.from_manifest(values["preprocess"]),
+    }
+    made = json.loads(json.dumps(make_manifest(**given)))
+    assert {key: made[key] for key in values} == values and made["engines"] == new["engines"]
+
+
+def test_a_graphs_entry_names_what_stays_fp32():
+    ports = [Port("x", (1, None), "tensor(float)")]
+    entry = form.graph_entry(
+        "prior.onnx",
+        b"abc",
+        opset=17,
+        inputs=ports,
+        outputs=ports,
+        precision="fp16",
+        kept_fp32=("Softmax_1",),
+    )
+    assert entry["kept_fp32"] == ["Softmax_1"] and entry["precision"] == "fp16"
+    assert entry["inputs"] == [{"name": "x", "dtype": "float32", "shape": [1, -1]}]
 
 
 def test_a_manifest_is_dated_when_it_is_made(manifests):
