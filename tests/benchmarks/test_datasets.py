@@ -77,7 +77,7 @@ def test_davis_takes_every_step_th_frame_of_each_sequence(fake):
 
 
 def test_more_pictures_in_the_data_set_change_no_choice(fake):
-    """Folders beside those of the loaders hold other pictures; a score is of the same ones."""
+    """Folders beside and in those of the loaders hold others; a score is of the same pictures."""
 
     def chosen():
         pictures = [*datasets.camvid(), *datasets.davis(), *datasets.davis(1), *datasets.bsds()]
@@ -90,6 +90,9 @@ def test_more_pictures_in_the_data_set_change_no_choice(fake):
     for i in range(20):
         write(fake / f"davis_more/frames/bear/{i:05}.jpg", pixel)
         write(fake / f"davis_more/masks/bear/{i:05}.png", pixel)
+        for folder in ("camvid/train", "davis/frames/dog", "bsds500/images/val"):
+            write(fake / folder / f"more/{i:03}.jpg", pixel)
+            write(fake / folder / f"more/{i:03}.png", pixel)
     assert chosen() == before
 
 
