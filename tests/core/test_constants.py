@@ -62,3 +62,16 @@ def test_options_have_the_same_numbers():
 
 def test_the_cuda_module_uses_the_same_header(cuda):
     assert cuda.constants() == CONSTANTS
+
+
+def test_limits_of_the_objectives_are_no_looser_than_they_were():
+    """A larger tolerance would let a wrong export pass, fewer golden steps a wrong engine."""
+    limits = {n: (o.update_tolerance, o.golden_steps) for n, o in parameters.OBJECTIVES.items()}
+    assert limits == {"residual": (5e-5, 10), "dynaguide": (1e-3, 3), "dynaseg": (1e-3, 3)}
+
+
+def test_only_dynaseg_takes_no_guide_and_only_dynaguide_maps_clusters():
+    objectives = parameters.OBJECTIVES.items()
+    assert [n for n, o in objectives if not o.takes_guide] == ["dynaseg"]
+    assert [n for n, o in objectives if o.maps_clusters] == ["dynaguide"]
+    assert [n for n, o in objectives if o.channels_follow_classes] == ["residual"]
