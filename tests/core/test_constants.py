@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import _core
-from runtime.core import constants, options, refiner
+from runtime.core import constants, options, parameters, refiner
 
 CONSTANTS = _core.constants()
 ROOT = Path(__file__).resolve().parents[2]
