@@ -76,7 +76,8 @@ def _json(value: Any, depth: int) -> str:
         return json.dumps(value)
     held = value.values() if isinstance(value, dict) else value
     if not any(isinstance(v, (dict, list, tuple)) for v in held):
-        line = json.dumps(value)
+        numbers = not isinstance(value, dict) and not any(isinstance(v, str) for v in held)
+        line = json.dumps(value, separators=(",", ": ") if numbers else None)
         if not isinstance(value, dict) or depth + len(line) <= WIDTH:
             return line
     inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
