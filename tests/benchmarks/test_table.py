@@ -31,7 +31,7 @@ def test_a_list_of_numbers_is_one_line_of_json():
     text = table.as_json(document)
     lines = text.splitlines()
     assert sum("1.5,1.5" in line for line in lines) == 1 and max(map(len, lines)) > 400
-    assert '  {"who": "ours", "ms": 1.0},' in lines and '   "seconds": [1, 2],' in lines
+    assert '  {"who": "ours", "ms": 1.0},' in lines and '   "seconds": [1,2],' in lines
     assert str(json.loads(text)) == str(document)
     assert table.as_json([]) == "[]\n" and table.as_json({"a": ()}) == '{\n "a": []\n}\n'
 
