@@ -19,8 +19,8 @@ class EngineRecipe:
     """What decides how an engine is built from an ONNX file, apart from the library and the device.
 
     A new flag of the builder is a field here, a line in ``tensorrt_build`` and an option of a
-    command line. A bundle stores a new flag only where it
-    differs from its default, so that the keys of the engines that exist stay the same.
+    command line. A bundle stores a new flag only where it differs from its default, so that the
+    keys of the engines that exist stay the same.
 
     Parameters
     ----------
