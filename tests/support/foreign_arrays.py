@@ -69,6 +69,7 @@ def capsule_functions():
 API = capsule_functions()
 DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+GIVEN = []  # producers whose deleter may still be called: they must outlive their consumers
 
 
 class Producer:
@@ -101,6 +102,7 @@ class Producer:
         if self.kind is Plain and options:
             raise TypeError("this producer is older than DLPack 1.0")
         self.asked.append((stream, options))
+        GIVEN.append(self)
         pointer = ctypes.addressof(self.held)
         self.capsule = API.PyCapsule_New(pointer, self.kind.name, None)
         return self.capsule
