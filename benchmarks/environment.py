@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "threads": default_threads(),
-        "target": runtime.target(),
+        "target": runtime.isa(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "numpy": np.__version__,

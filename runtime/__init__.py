@@ -6,16 +6,17 @@ runtime loads no other that it does not need.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.core.classes import majority_classes
-    from runtime.core.guided_filter import guided_filter, lift
+    from runtime.core.guided_filter import guided_filter, joint_upsample
     from runtime.core.options import RefineOptions
     from runtime.core.refiner import Refinement, Refiner, refine
     from runtime.core.regions import connected_regions
-    from runtime.device.choose import devices, target, targets
+    from runtime.device.choose import devices, isa, isas
     from runtime.engines.onnx import OnnxEngine, load_engine
 
 __dist__ = "dynaguide-edge"
@@ -28,12 +29,12 @@ __all__ = [
     "connected_regions",
     "devices",
     "guided_filter",
-    "lift",
+    "isa",
+    "isas",
+    "joint_upsample",
     "load_engine",
     "majority_classes",
     "refine",
-    "target",
-    "targets",
 ]
 _HOMES = {
     "OnnxEngine": "runtime.engines.onnx",
@@ -43,17 +44,24 @@ _HOMES = {
     "connected_regions": "runtime.core.regions",
     "devices": "runtime.device.choose",
     "guided_filter": "runtime.core.guided_filter",
-    "lift": "runtime.core.guided_filter",
+    "isa": "runtime.device.choose",
+    "isas": "runtime.device.choose",
+    "joint_upsample": "runtime.core.guided_filter",
     "load_engine": "runtime.engines.onnx",
     "majority_classes": "runtime.core.classes",
     "refine": "runtime.core.refiner",
-    "target": "runtime.device.choose",
-    "targets": "runtime.device.choose",
 }
+_RENAMED = {"lift": "joint_upsample", "target": "isa", "targets": "isas"}  # old name: new name
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module at its first use, and keep it."""
+    """Load a public name from its module at its first use, and keep it. A name that was renamed
+    works for one more release, with a DeprecationWarning."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        message = f"runtime.{name} is now runtime.{new}; the next release has no runtime.{name}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -7,9 +7,9 @@ import numpy as np
 
 Array = np.ndarray
 
-def targets() -> list[str]: ...
-def target() -> str: ...
-def lanes(target: str = "") -> int: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def lanes(isa: str = "") -> int: ...
 def constants() -> dict[str, Any]: ...
 def conv(
     x: Array,
@@ -18,15 +18,15 @@ def conv(
     relu: bool = False,
     few: bool = False,
     norm: Array = ...,
-    target: str = "",
+    isa: str = "",
     repeats: int = 1,
 ) -> Array: ...
 def conv_backward(
-    dy: Array, x: Array, weight: Array, few: bool = False, target: str = "", repeats: int = 1
+    dy: Array, x: Array, weight: Array, few: bool = False, isa: str = "", repeats: int = 1
 ) -> tuple[Array, Array, Array]: ...
-def moments(x: Array, reference: Array, target: str = "") -> tuple[Array, Array]: ...
-def normalize(x: Array, mean: Array, scale: Array, shift: Array, target: str = "") -> Array: ...
-def bn_sums(dy: Array, x: Array, mean: Array, target: str = "") -> tuple[Array, Array]: ...
+def moments(x: Array, reference: Array, isa: str = "") -> tuple[Array, Array]: ...
+def normalize(x: Array, mean: Array, scale: Array, shift: Array, isa: str = "") -> Array: ...
+def bn_sums(dy: Array, x: Array, mean: Array, isa: str = "") -> tuple[Array, Array]: ...
 def bn_backward(
     dy: Array,
     x: Array,
@@ -35,10 +35,10 @@ def bn_backward(
     a: Array,
     b: Array,
     relu: bool,
-    target: str = "",
+    isa: str = "",
     repeats: int = 1,
 ) -> tuple[Array, Array]: ...
-def softmax(r: Array, target: str = "", repeats: int = 1) -> tuple[Array, Array, Array]: ...
+def softmax(r: Array, isa: str = "", repeats: int = 1) -> tuple[Array, Array, Array]: ...
 def cluster_loss(
     r: Array,
     labels: Array,
@@ -46,7 +46,7 @@ def cluster_loss(
     table: Array,
     self_weight: float,
     guide_weight: float,
-    target: str = "",
+    isa: str = "",
     repeats: int = 1,
 ) -> tuple[Array, float, float]: ...
 def spatial_loss(
@@ -55,10 +55,10 @@ def spatial_loss(
     weight: float,
     scale: Array,
     huber: bool,
-    target: str = "",
+    isa: str = "",
     repeats: int = 1,
 ) -> tuple[Array, float]: ...
-def affinity(image: Array, offsets: Array, sigma: float, target: str = "") -> Array: ...
+def affinity(image: Array, offsets: Array, sigma: float, isa: str = "") -> Array: ...
 def residual_loss(
     z: Array,
     q: Array,
@@ -67,15 +67,15 @@ def residual_loss(
     affinity: Array,
     offsets: Array,
     lam: float,
-    target: str = "",
+    isa: str = "",
     repeats: int = 1,
 ) -> tuple[Array, float, float]: ...
 def sgd_step(
-    w: Array, v: Array, dw: Array, lr: float, momentum: float, target: str = ""
+    w: Array, v: Array, dw: Array, lr: float, momentum: float, isa: str = ""
 ) -> tuple[Array, Array]: ...
 def assign(cost: Array) -> Array: ...
 def guided_coefficients(
-    guide: Array, values: Array, radius: int, eps: float, threads: int, target: str = ""
+    guide: Array, values: Array, radius: int, eps: float, threads: int, isa: str = ""
 ) -> Array: ...
 def guided_filter(
     guide: Array,
@@ -83,23 +83,23 @@ def guided_filter(
     radius: int,
     eps: float,
     threads: int,
-    target: str = "",
+    isa: str = "",
     out: Array | None = None,
 ) -> Array:
     """A guide of uint8 counts as level / 255, here and below."""
 
 def apply_coefficients(
-    coefficients: Array, guide: Array, threads: int, target: str = "", out: Array | None = None
+    coefficients: Array, guide: Array, threads: int, isa: str = "", out: Array | None = None
 ) -> Array: ...
-def shrink(planes: Array, height: int, width: int, threads: int, target: str = "") -> Array: ...
-def lift(
-    coefficients: Array, image: Array, threads: int, target: str = ""
+def shrink(planes: Array, height: int, width: int, threads: int, isa: str = "") -> Array: ...
+def joint_upsample(
+    coefficients: Array, image: Array, threads: int, isa: str = ""
 ) -> tuple[Array, Array]: ...
 def connected_regions(labels: Array, min_area: int) -> tuple[Array, Array, int]: ...
 
 class Refiner:
     def __init__(
-        self, height: int, width: int, options: dict[str, Any], threads: int, target: str = ""
+        self, height: int, width: int, options: dict[str, Any], threads: int, isa: str = ""
     ) -> None: ...
     def run(
         self,

@@ -2,7 +2,7 @@
 
 Arguments are NumPy's arrays, which are copied up, or arrays on the GPU (``__dlpack__`` or
 ``__cuda_array_interface__``), which are taken as they are. Results are NumPy's if all arguments
-were, and :class:`Array` otherwise. ``threads`` and ``target`` are not used. ``stream`` is a
+were, and :class:`Array` otherwise. ``threads`` and ``isa`` are not used. ``stream`` is a
 cudaStream_t as an integer, None the module's own; it has to live until arrays made on it do not.
 """
 
@@ -59,7 +59,7 @@ def guided_coefficients(
     radius: int,
     eps: float,
     threads: int,
-    target: str = "",
+    isa: str = "",
     *,
     device: int = 0,
     stream: int | None = None,
@@ -70,7 +70,7 @@ def guided_filter(
     radius: int,
     eps: float,
     threads: int,
-    target: str = "",
+    isa: str = "",
     *,
     device: int = 0,
     stream: int | None = None,
@@ -79,7 +79,7 @@ def apply_coefficients(
     coefficients: Any,
     guide: Any,
     threads: int,
-    target: str = "",
+    isa: str = "",
     *,
     device: int = 0,
     stream: int | None = None,
@@ -89,16 +89,16 @@ def shrink(
     height: int,
     width: int,
     threads: int,
-    target: str = "",
+    isa: str = "",
     *,
     device: int = 0,
     stream: int | None = None,
 ) -> Any: ...
-def lift(
+def joint_upsample(
     coefficients: Any,
     image: Any,
     threads: int,
-    target: str = "",
+    isa: str = "",
     *,
     device: int = 0,
     stream: int | None = None,
@@ -118,7 +118,7 @@ class Refiner:
         width: int,
         options: dict[str, Any],
         threads: int,
-        target: str = "",
+        isa: str = "",
         device: int = 0,
         tensor_cores: bool = False,
     ) -> None: ...

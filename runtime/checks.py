@@ -7,12 +7,16 @@ that would wait for the GPU: their shape and dtype are checked, their values are
 from __future__ import annotations
 
 import math
-from typing import Any
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
 from runtime.errors import InputError
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _DLPACK_CUDA = 2  # DLPack's number for a GPU's memory
 
 
@@ -188,3 +192,25 @@ def check_positive(name: str, value: Any) -> float:
     if not 0 < number < np.inf:
         raise InputError(f"{name} is {value}; wanted a number above 0")
     return number
+
+
+def renamed(**names: str) -> Callable[[_Function], _Function]:
+    """A decorator for a function whose arguments have new names. ``names`` maps each old name to
+    the new one; an old name works for one more release, with a DeprecationWarning.
+
+    Example: ``@renamed(guide="guidance")``.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            for old, new in names.items():
+                if old in options:
+                    message = f"the argument {old} of {function.__name__} is now {new}"
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    options[new] = options.pop(old)
+            return function(*arguments, **options)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

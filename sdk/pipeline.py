@@ -82,7 +82,7 @@ class Pipeline:
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
-        choose.backend(self._core)  # says why it cannot be had
+        choose.module_of(self._core)  # says why it cannot be had
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
         self._kept = threading.local()
@@ -98,7 +98,7 @@ class Pipeline:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
-            choose.backend(device)  # nothing runs on the GPU: says why
+            choose.module_of(device)  # nothing runs on the GPU: says why
         self._on_cpu_because = ""  # why the filter runs on the CPU although a GPU was asked for
         if network_only:
             self._on_cpu_because = _why_not(device)
@@ -229,7 +229,7 @@ class Pipeline:
             low_image, eps = low, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
         begin = mark(self._core)
-        columns, confidence = runtime.lift(
+        columns, confidence = runtime.joint_upsample(
             there,
             scores,
             low_image=low_image,
@@ -328,7 +328,7 @@ class Pipeline:
     def _core_text(self) -> str:
         """What computes the native parts, in words."""
         if self._core == "cpu":
-            return f"cpu-{runtime.target()}"
+            return f"cpu-{runtime.isa()}"
         return f"cuda:{parse_device(self._core)[1]} {self._precision}"
 
     def _refine_text(self) -> str:
@@ -380,7 +380,7 @@ class Pipeline:
 def _why_not(device: str) -> str:
     """One sentence: the CUDA module cannot be used, and why."""
     try:
-        choose.backend(device)
+        choose.module_of(device)
     except (MissingBackend, DeviceError) as error:
         return (
             "The guided filter runs on the CPU, because the CUDA module cannot be used: "

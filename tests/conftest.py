@@ -28,7 +28,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=runtime.targets())
-def target(request):
+@pytest.fixture(params=runtime.isas())
+def isa(request):
     """Name each instruction set that this machine runs."""
     return request.param

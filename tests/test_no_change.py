@@ -89,16 +89,16 @@ class Known:
         return self.guide
 
 
-def test_labels_are_what_they_were(target):
+def test_labels_are_what_they_were(isa):
     if platform.machine() != "x86_64":
         pytest.skip("labels were recorded on x86-64")
     command = [sys.executable, str(Path(__file__).resolve())]
     places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"SEG_ISA": target, "PYTHONPATH": os.pathsep.join(places)}
+    environment = os.environ | {"SEG_ISA": isa, "PYTHONPATH": os.pathsep.join(places)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout).values()
-    wanted = json.loads((DATA / "no_change.json").read_text())[target]
+    wanted = json.loads((DATA / "no_change.json").read_text())[isa]
     differ = [
         f"{preset}, picture {number} of {SIZES[number]}"
         for preset, row in wanted.items()
@@ -121,4 +121,4 @@ def test_a_bundle_of_an_older_version_is_read_and_gives_its_golden_answers():
 
 
 if __name__ == "__main__":
-    print(json.dumps({runtime.target(): hashes()}, indent=1))
+    print(json.dumps({runtime.isa(): hashes()}, indent=1))

@@ -61,7 +61,7 @@ def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool)
         return tuple(rng.standard_normal(s, np.float32) for s in shapes)
 
     def ours(x: Any, weight: Any, bias: Any, dy: Any, repeats: int) -> Any:
-        core = runtime.device.choose.backend("cpu")
+        core = runtime.device.choose.module_of("cpu")
         if backward:
             return core.conv_backward(dy, x, weight, few=few, repeats=repeats)
         return core.conv(x, weight, bias, few=few, repeats=repeats)
@@ -89,7 +89,7 @@ def cluster_loss(h: int, w: int, classes: int) -> Op:
         return r, r.argmax(-1).astype(np.int32), rng.integers(0, classes, (h, w), np.int32)
 
     def ours(r: Any, labels: Any, guide: Any, repeats: int) -> Any:
-        core, table = runtime.device.choose.backend("cpu"), np.arange(classes, dtype=np.int32)
+        core, table = runtime.device.choose.module_of("cpu"), np.arange(classes, dtype=np.int32)
         share = 1 / (h * w)
         return core.cluster_loss(r, labels, guide, table, share, share, repeats=repeats)[0]
 
@@ -112,7 +112,7 @@ def spatial_loss(h: int, w: int, classes: int) -> Op:
         return (rng.standard_normal((h, w, classes), np.float32),)
 
     def ours(r: Any, repeats: int) -> Any:
-        core = runtime.device.choose.backend("cpu")
+        core = runtime.device.choose.module_of("cpu")
         pairs = np.array([(h - 1) * w, h * (w - 1), (h - 1) * (w - 1), (h - 1) * (w - 1)])
         scale = (1 / (pairs * classes)).astype(np.float32)
         gain = np.ones(classes, np.float32)
@@ -165,7 +165,7 @@ def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
     return Op(0, 4.0 * h * w * (3 + 2 * planes), True, make, peers)
 
 
-def lift(h: int, w: int, classes: int, subsample: int) -> Op:
+def joint_upsample(h: int, w: int, classes: int, subsample: int) -> Op:
     """Labels at full size from scores at 1 / subsample, bilinearly."""
 
     def make(rng: np.random.Generator) -> Arrays:
@@ -173,7 +173,7 @@ def lift(h: int, w: int, classes: int, subsample: int) -> Op:
         return rng.integers(0, 256, (h, w, 3), np.uint8), rng.random(low, np.float32)
 
     def ours(image: Any, scores: Any, threads: int) -> Any:
-        return runtime.lift(image, scores, threads=threads)[0]
+        return runtime.joint_upsample(image, scores, threads=threads)[0]
 
     def opencv(image: Any, scores: Any, threads: int) -> Any:
         import cv2
@@ -196,7 +196,7 @@ OPS = {
     "conv 3x3, 32 to 32, 180x240": conv(180, 240, 32, 32, 3, False),
     "conv 3x3, 32 to 32, 180x240, backward": conv(180, 240, 32, 32, 3, True),
     "conv 3x3, 5 to 32, 180x240": conv(180, 240, 5, 32, 3, False),
-    "lift, 14, 180x240 to 360x480": lift(360, 480, 14, 2),
+    "bilinear upsampling, 14, 180x240 to 360x480": joint_upsample(360, 480, 14, 2),
     "guided filter, 1, 1080x1920": guided(1080, 1920, 1),
     "guided filter, 8, 1080x1920": guided(1080, 1920, 8),
     "guided filter, fast, 1, 1080x1920": guided(1080, 1920, 1, 4),
@@ -273,7 +273,7 @@ def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
     """Rows of one operation."""
     op = OPS[name]
     tuned = "" if op.threads else ", tuned"  # the kernels' memory is not part of their work
-    who = [f"ours {t}{tuned}" for t in reversed(runtime.targets())]
+    who = [f"ours {t}{tuned}" for t in reversed(runtime.isas())]
     for other in op.peers:
         who += {"ours": [], "torch": ["torch", "torch, tuned"]}.get(other, [other])
     who += ["matmul", "copy"]

@@ -105,14 +105,16 @@ def main(argv: list[str]) -> int:
         "--cases", default="dynaguide 321x481,residual 180x240", help="(%(default)s)"
     )
     parser.add_argument(
-        "--peers", default="ours,torch,onnx", help="or best: ours on its best target (%(default)s)"
+        "--peers",
+        default="ours,torch,onnx",
+        help="or best: ours on its best instruction set (%(default)s)",
     )
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     table.check_out(args.out)
     kinds = {
-        "best": [f"ours {runtime.targets()[-1]}"],
-        "ours": [f"ours {t}" for t in reversed(runtime.targets())],
+        "best": [f"ours {runtime.isas()[-1]}"],
+        "ours": [f"ours {t}" for t in reversed(runtime.isas())],
         "torch": list(TORCH),
         "onnx": ["onnx"],
     }

@@ -34,10 +34,10 @@ from runtime.core.parameters import objective_of
 Run = Callable[[], float | None]  # the seconds, where it measures them itself
 
 
-def ours(case: Case, threads: int, target: str, inputs: Inputs) -> tuple[Run, float]:
+def ours(case: Case, threads: int, isa: str, inputs: Inputs) -> tuple[Run, float]:
     """The core on one instruction set. A run ends with one more forward pass, as users' runs do."""
     image, labels, soft = inputs
-    made = refiner(case, threads=threads, target=target)
+    made = refiner(case, threads=threads, isa=isa)
     guide = soft if objective_of(made.options).takes_soft_guide else labels
     first = made.run(image, guide, steps=1).stats["losses"]["total"][0]
     return lambda: made.run(image, guide, steps=case.steps), first

@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.checks import UnknownGuide, on_gpu
 from runtime.core import classes_cuda, classes_host
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 
@@ -67,7 +67,7 @@ def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.nda
     onto = sum((labels[..., None] == classes).astype(np.float32) for labels in maps)
     overlap = soft.reshape(-1, len(own)).T @ onto.reshape(-1, len(classes))
     cost = -overlap.astype(np.float64)
-    core = backend("cpu")
+    core = module_of("cpu")
     ids = np.full(len(own), -1, np.int32)
     if len(own) <= len(classes):
         pairs = np.arange(len(own)), np.asarray(core.assign(cost))

@@ -15,15 +15,17 @@ from runtime.checks import (
     check_planes,
     check_positive,
     on_gpu,
+    renamed,
 )
-from runtime.device.choose import backend, target, thread_count
+from runtime.device.choose import isa, module_of, thread_count
 from runtime.device.driver import parse_device
 from runtime.device.transfer import check_rows
 from runtime.errors import InputError
 
 
+@renamed(guide="guidance")
 def guided_filter(
-    guide: np.ndarray,
+    guidance: np.ndarray,
     values: np.ndarray,
     *,
     radius: int = 8,
@@ -38,22 +40,22 @@ def guided_filter(
 
     Parameters
     ----------
-    guide : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
+    guidance : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
         counts as level / 255 and is faster: a camera's picture is taken as it is.
-    values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guide:
-        then it is lifted to the guide's size (the guide is averaged down to (h, w) for the
+    values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guidance:
+        then it is lifted to the guidance's size (the guidance is averaged down to (h, w) for the
         coefficients, which are interpolated bilinearly).
     radius : of the (2 radius + 1)^2 window, in pixels of ``values``. Windows are cut at the
         borders and divided by their true area.
     eps : regularisation: contrast (variance) below it is smoothed.
     subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
-    out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guide``; it
-        may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on a
-        GPU is kept for the next call.
-    device : "cpu", "cuda", "cuda:1". With a GPU, ``guide`` and ``values`` may lie on it: arrays of
-        PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``, C-contiguous
-        and float32, the guide also uint8. They are not copied, and not searched for NaN, which
-        would wait for the GPU.
+    out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guidance``;
+        it may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on
+        a GPU is kept for the next call.
+    device : "cpu", "cuda", "cuda:1". With a GPU, ``guidance`` and ``values`` may lie on it:
+        arrays of PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``,
+        C-contiguous and float32, the guidance also uint8. They are not copied, and not searched
+        for NaN, which would wait for the GPU.
     stream : the cudaStream_t to work on, as an integer; the module's own when None.
 
     Returns
@@ -68,27 +70,29 @@ def guided_filter(
     DeviceError : the GPU fails, or its memory is full.
     """
     given = out
-    stays = on_gpu(guide) or on_gpu(values)
-    core, where, guide, values = _placed(device, stream, guide=guide, values=values)
-    guide = check_planes("guide", guide, (1, 3), finite=bool(where), gpu=bool(where), levels=True)
+    stays = on_gpu(guidance) or on_gpu(values)
+    core, where, guidance, values = _placed(device, stream, guidance=guidance, values=values)
+    guidance = check_planes(
+        "guidance", guidance, (1, 3), finite=bool(where), gpu=bool(where), levels=True
+    )
     two_dimensional = np.ndim(values) == 2
     values = check_planes("values", values, finite=bool(where), gpu=bool(where))
     radius = check_count("radius", radius, 1, 2**20)
     subsample = check_count("subsample", subsample, 1, 2**20)
     eps = check_positive("eps", eps)
-    if values.shape[0] > guide.shape[0] or values.shape[1] > guide.shape[1]:
+    if values.shape[0] > guidance.shape[0] or values.shape[1] > guidance.shape[1]:
         raise InputError(
-            f"values {values.shape[:2]} are larger than the guide {guide.shape[:2]}",
-            fix="filter at the size of the values: resize the guide up",
+            f"values {values.shape[:2]} are larger than the guidance {guidance.shape[:2]}",
+            fix="filter at the size of the values: resize the guidance up",
         )
-    height, width, classes = *guide.shape[:2], values.shape[2]
+    height, width, classes = *guidance.shape[:2], values.shape[2]
     if out is not None:
-        out = _check_out(out, (height, width, classes), two_dimensional, guide, bool(where))
+        out = _check_out(out, (height, width, classes), two_dimensional, guidance, bool(where))
     threads = thread_count(threads)
-    target()
-    guide, values = _moved(core, where, guide=guide, values=values)
-    if where and guide.dtype == np.uint8:
-        guide = core.working_picture(guide, height, width, **where)
+    isa()
+    guidance, values = _moved(core, where, guidance=guidance, values=values)
+    if where and guidance.dtype == np.uint8:
+        guidance = core.working_picture(guidance, height, width, **where)
     size = [-(-n // subsample) for n in values.shape[:2]]
     if subsample > 1:
         radius = max(1, round(radius / subsample))
@@ -101,13 +105,13 @@ def guided_filter(
             check_finite(name, planes)
         return low
 
-    low, values = shrink("guide", guide), shrink("values", values)
+    low, values = shrink("guidance", guidance), shrink("values", values)
     to = {} if out is None else {"out": out}
-    if low.shape == guide.shape:
-        made = core.guided_filter(guide, values, radius, eps, threads, **where, **to)
+    if low.shape == guidance.shape:
+        made = core.guided_filter(guidance, values, radius, eps, threads, **where, **to)
     else:
         coefficients = core.guided_coefficients(low, values, radius, eps, threads, **where)
-        made = core.apply_coefficients(coefficients, guide, threads, **where, **to)
+        made = core.apply_coefficients(coefficients, guidance, threads, **where, **to)
     if given is not None:
         return given
     if two_dimensional:
@@ -116,7 +120,7 @@ def guided_filter(
 
 
 def _check_out(
-    out: Any, shape: tuple[int, ...], two_dimensional: bool, guide: np.ndarray, gpu: bool
+    out: Any, shape: tuple[int, ...], two_dimensional: bool, guidance: np.ndarray, gpu: bool
 ) -> np.ndarray:
     """``out`` of guided_filter, with three dimensions."""
     if gpu:
@@ -127,15 +131,15 @@ def _check_out(
         raise InputError(f"out is {found}; wanted {wanted} float32")
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
         raise InputError("out is not C-contiguous or aligned, or may not be written to")
-    if np.may_share_memory(out, guide):
-        raise InputError("out is part of the guide, which is read to the end")
+    if np.may_share_memory(out, guidance):
+        raise InputError("out is part of the guidance, which is read to the end")
     return np.asarray(out).reshape(shape)  # also of np.memmap
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
     """The device's module, the further keywords of its functions ("cuda": device and stream), and
     the arrays, those on the GPU as the module's own."""
-    core, (kind, index) = backend(device), parse_device(device)
+    core, (kind, index) = module_of(device), parse_device(device)
     if kind == "cpu":
         if stream is not None:
             raise InputError(f"stream is {stream!r}, but device is 'cpu', which has none")
@@ -155,7 +159,7 @@ def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
         yield core.to_device(array, **where) if where and not on_gpu(array) else array
 
 
-def lift(
+def joint_upsample(
     image: np.ndarray,
     scores: np.ndarray,
     *,
@@ -196,7 +200,7 @@ def lift(
     if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
         raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")
     threads = thread_count(threads)
-    target()
+    isa()
     picture, scores = _moved(core, where, image=picture, scores=scores)
     if low_image is None and where:
         coefficients = core.bilinear_coefficients(scores, **where)
@@ -212,5 +216,5 @@ def lift(
         coefficients = core.guided_coefficients(low_image, scores, radius, eps, threads, **where)
     if not where:
         picture = np.ascontiguousarray(picture)
-    labels, confidence = core.lift(coefficients, picture, threads, **where)
+    labels, confidence = core.joint_upsample(coefficients, picture, threads, **where)
     return (labels.numpy(), confidence.numpy()) if where and not stays else (labels, confidence)

@@ -483,13 +483,15 @@ def box_mean(x: Array, radius: int) -> Array:
     return out
 
 
-def guided_coefficients(guide: Array, values: Array, radius: int, eps: float) -> Array:
+def guided_coefficients(guidance: Array, values: Array, radius: int, eps: float) -> Array:
     """Window means of a and b (He, Sun, Tang 2013): (H, W, G + 1, K)."""
-    mean_g, mean_v = box_mean(guide, radius), box_mean(values, radius)
-    g = guide.shape[2]
-    outer = box_mean(guide[..., :, None] * guide[..., None, :], radius)
-    cov = outer - mean_g[..., :, None] * mean_g[..., None, :] + eps * np.eye(g, dtype=guide.dtype)
-    cross = box_mean(guide[..., :, None] * values[..., None, :], radius)
+    mean_g, mean_v = box_mean(guidance, radius), box_mean(values, radius)
+    g = guidance.shape[2]
+    outer = box_mean(guidance[..., :, None] * guidance[..., None, :], radius)
+    cov = (
+        outer - mean_g[..., :, None] * mean_g[..., None, :] + eps * np.eye(g, dtype=guidance.dtype)
+    )
+    cross = box_mean(guidance[..., :, None] * values[..., None, :], radius)
     cross = cross - mean_g[..., :, None] * mean_v[..., None, :]
     a = np.linalg.solve(cov, cross)
     b = mean_v - np.einsum("hwgk,hwg->hwk", a, mean_g)
@@ -512,18 +514,18 @@ def resize_bilinear(x: Array, height: int, width: int) -> Array:
     return rows[:, x0] * (1 - wx) + rows[:, x1] * wx
 
 
-def apply_coefficients(coefficients: Array, guide: Array) -> Array:
-    """a . guide + b, with the coefficients interpolated to the guide's size."""
-    c = resize_bilinear(coefficients, *guide.shape[:2])
-    return np.einsum("hwgk,hwg->hwk", c[..., :-1, :], guide) + c[..., -1, :]
+def apply_coefficients(coefficients: Array, guidance: Array) -> Array:
+    """a . guidance + b, with the coefficients interpolated to the guidance's size."""
+    c = resize_bilinear(coefficients, *guidance.shape[:2])
+    return np.einsum("hwgk,hwg->hwk", c[..., :-1, :], guidance) + c[..., -1, :]
 
 
-def lift(coefficients: Array, image: Array) -> tuple[Array, Array]:
+def joint_upsample(coefficients: Array, image: Array) -> tuple[Array, Array]:
     """Labels and confidence in [0, 1] at the size of the uint8 ``image``."""
-    guide = image.astype(coefficients.dtype) / 255
+    guidance = image.astype(coefficients.dtype) / 255
     if coefficients.shape[2] == 1:
-        guide = guide[..., :0]
-    values = apply_coefficients(coefficients, guide)
+        guidance = guidance[..., :0]
+    values = apply_coefficients(coefficients, guidance)
     return values.argmax(-1).astype(np.int32), np.clip(values.max(-1), 0, 1)
 
 

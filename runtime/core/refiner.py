@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.checks import check_count, check_guide, check_image, on_gpu
+from runtime.checks import check_count, check_guide, check_image, on_gpu, renamed
 from runtime.core import parameters
 from runtime.core.classes import (
     classes_of,
@@ -19,7 +19,7 @@ from runtime.core.classes import (
     restricted,
 )
 from runtime.core.options import RefineOptions
-from runtime.device.choose import backend, target, thread_count
+from runtime.device.choose import isa, module_of, thread_count
 from runtime.device.driver import cuda_devices, parse_device
 from runtime.device.transfer import taken
 from runtime.errors import InputError
@@ -68,7 +68,7 @@ class Refiner:
     precision : "fp32"; or on a GPU of compute capability 7.5 "fp16": convolutions on tensor cores,
         their inputs rounded to half precision (10 bits of mantissa), sums in float32.
     threads : most threads; all processors when None. The answer does not depend on it.
-    target : instruction set for tests ("" = the one in use).
+    isa : instruction set for tests ("" = the one in use).
     options : see :class:`RefineOptions`.
 
     Raises
@@ -77,6 +77,7 @@ class Refiner:
     MissingBackend, DeviceError : no such GPU, or not enough memory on it.
     """
 
+    @renamed(target="isa")
     def __init__(
         self,
         height: int,
@@ -86,7 +87,7 @@ class Refiner:
         device: str = "cpu",
         precision: str = "fp32",
         threads: int | None = None,
-        target: str = "",
+        isa: str = "",
         **options: Any,
     ) -> None:
         self.options, self.device = RefineOptions(**options), device
@@ -99,14 +100,14 @@ class Refiner:
         else:
             channels = self.options.channels or 1
             self.classes = check_count("classes", classes or channels, 1, 4096)
-        core, threads = backend(device), thread_count(threads)
-        _target_or_default(target)
+        core, threads = module_of(device), thread_count(threads)
+        _isa_or_default(isa)
         self._native = core.Refiner(
             self.height,
             self.width,
             _native_options(self.options, self.classes),
             threads,
-            target,
+            isa,
             **check_precision(device, precision),
         )
         self._initial = parameters.initial_state(self.options, self.classes)
@@ -285,11 +286,11 @@ def prepared(
     return guide, floor
 
 
-def _target_or_default(name: str) -> None:
-    if name and name not in backend("cpu").targets():
-        usable = ", ".join(backend("cpu").targets())
-        raise InputError(f"target is {name!r}; this machine runs {usable}")
-    target()  # a wrong SEG_ISA gets its own message
+def _isa_or_default(name: str) -> None:
+    if name and name not in module_of("cpu").isas():
+        usable = ", ".join(module_of("cpu").isas())
+        raise InputError(f"isa is {name!r}; this machine runs {usable}")
+    isa()  # a wrong SEG_ISA gets its own message
 
 
 def check_precision(device: str, precision: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.checks import check_count
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 from runtime.errors import InputError
 
 
@@ -29,7 +29,7 @@ def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndar
     if array.min() < -(2**31) or array.max() >= 2**31:
         raise InputError(f"labels span {array.min()} to {array.max()}; wanted 32-bit integers")
     min_area = check_count("min_area", min_area, 0, 2**62)
-    regions, merged, _ = backend("cpu").connected_regions(
+    regions, merged, _ = module_of("cpu").connected_regions(
         np.ascontiguousarray(array, np.int32), min_area
     )
     return regions, merged

@@ -30,20 +30,20 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if able else ["cpu"]
 
 
-def targets() -> list[str]:
+def isas() -> list[str]:
     """Instruction sets that the CPU core can use here, slowest first."""
-    return backend("cpu").targets()
+    return module_of("cpu").isas()
 
 
-def target() -> str:
+def isa() -> str:
     """The instruction set in use: the best, or what the environment variable SEG_ISA names."""
     try:
-        return backend("cpu").target()
+        return module_of("cpu").isa()
     except RuntimeError as error:
         raise DeviceError(str(error), fix="unset SEG_ISA, or set it to one of these") from None
 
 
-def backend(device: str) -> ModuleType:
+def module_of(device: str) -> ModuleType:
     """The module that computes on ``device``: "cpu", "cuda", or one GPU of several, "cuda:1".
 
     Raises

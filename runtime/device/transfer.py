@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime.checks import on_gpu
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 from runtime.device.driver import parse_device
 from runtime.errors import InputError
 
@@ -25,7 +25,7 @@ def upload(picture: np.ndarray, device: str) -> Any:
     if kind == "cpu":
         return picture
     check_rows("picture", picture)
-    return backend(device).to_device(picture, device=index)
+    return module_of(device).to_device(picture, device=index)
 
 
 def check_rows(name: str, array: Any) -> None:
@@ -38,7 +38,7 @@ def mark(device: str) -> Any:
     """The moment that the module's stream on a GPU has come to; ``a.until(b)`` are milliseconds of
     its own clock. None on "cpu"."""
     kind, index = parse_device(device)
-    return None if kind == "cpu" else backend(device).mark(index)
+    return None if kind == "cpu" else module_of(device).mark(index)
 
 
 class Buffer:
@@ -60,7 +60,7 @@ class Buffer:
 
 def own_stream(index: int) -> int:
     """The CUDA module's cudaStream_t on GPU ``index``, for others to work on in line with it."""
-    return int(backend(f"cuda:{index}").stream(index))
+    return int(module_of(f"cuda:{index}").stream(index))
 
 
 def wait(index: int) -> None:
@@ -74,9 +74,9 @@ def taken(name: str, array: Any, device: str) -> Any:
     kind, index = parse_device(device)
     if kind == "cpu" or not on_gpu(array):
         return array
-    return backend(device).as_array(array, name, device=index)
+    return module_of(device).as_array(array, name, device=index)
 
 
 def core_of(array: Any) -> Any:
     """The CUDA module for the GPU that holds ``array``."""
-    return backend(f"cuda:{array.device}")
+    return module_of(f"cuda:{array.device}")

@@ -17,7 +17,7 @@ from runtime.core.constants import MAPPING_STEPS
 from runtime.core.options import RefineOptions
 from runtime.core.reference import StopRules, largest_overlap
 from runtime.core.refiner import Progress, Refinement, prepared, statistics
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 from runtime.errors import InputError
 
 # The graphs do not know these options: the host follows them.
@@ -316,7 +316,7 @@ class GraphRefiner:
         """The cluster of each class, by the overlap mapping. The native core solves it, which is
         about a hundred times faster than the reference."""
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
-        solve = backend("cpu").assign
+        solve = module_of("cpu").assign
         area = overlap[:count].astype(np.float64)
         out = np.zeros(planes, np.int64)
         out[:count] = largest_overlap(area, lambda cost: solve(np.ascontiguousarray(cost)))

@@ -14,7 +14,7 @@ from runtime.core import classes_cuda
 from runtime.core.resize import resize
 from runtime.core.resize import resized as resized_planes
 from runtime.device import transfer
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 from runtime.engines.onnx import load_engine
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
@@ -229,4 +229,4 @@ def soft_guide(scores: Any, exponents: bool, index: int) -> Any:
     """(1, C, h, w) float32 scores on GPU ``index`` as a guide (h, w, C) there: their soft-max if
     ``exponents``, else they are probabilities. NaN in each pixel where they are not finite, or no
     probabilities."""
-    return backend(f"cuda:{index}").soft_guide(scores, exponents, device=index)
+    return module_of(f"cuda:{index}").soft_guide(scores, exponents, device=index)

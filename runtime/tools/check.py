@@ -137,7 +137,7 @@ def _not_asked() -> None:
 
 def _environment() -> str:
     """What the checks run on."""
-    from runtime.device.choose import target
+    from runtime.device.choose import isa
 
     try:
         import onnxruntime
@@ -152,7 +152,7 @@ def _environment() -> str:
         gpus = f"no GPU: {problem.message}"
     else:  # the checks on the CPU are made all the same
         gpus = f"GPUs cannot be used: {problem.message}"
-    return f"{platform_tag()}, core {target()}, ONNX Runtime {onnxruntime.__version__}, {gpus}"
+    return f"{platform_tag()}, core {isa()}, ONNX Runtime {onnxruntime.__version__}, {gpus}"
 
 
 def _graph_fits(bundle: Bundle, name: str, device: str) -> str:

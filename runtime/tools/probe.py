@@ -91,7 +91,7 @@ def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
         "fix": "",
     }
     try:
-        facts["targets"], facts["target"] = choose.targets(), choose.target()
+        facts["targets"], facts["target"] = choose.isas(), choose.isa()
     except SdkError as error:
         facts["error"], facts["fix"] = error.message, error.fix
     return facts

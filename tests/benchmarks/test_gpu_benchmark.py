@@ -88,8 +88,8 @@ SMALL = {
     "guided filter, 1": lambda *a: cases.filter_case(*a, (11, 13), (11, 13), 1),
     "guided filter, 3": lambda *a: cases.filter_case(*a, (7, 5), (7, 5), 3),
     "joint upsampling": lambda *a: cases.filter_case(*a, (12, 20), (3, 5), 2),
-    "lift": lambda *a: cases.lift_case(*a, (12, 20), (3, 5), False),
-    "guided lift": lambda *a: cases.lift_case(*a, (12, 20), (3, 5), True),
+    "bilinear upsampling": lambda *a: cases.upsample_case(*a, (12, 20), (3, 5), False),
+    "guided upsampling": lambda *a: cases.upsample_case(*a, (12, 20), (3, 5), True),
     "residual": lambda *a: cases.steps_case(*a, "residual 5x7", 2),
     "dynaguide": lambda *a: cases.steps_case(*a, "dynaguide 5x7", 2),
 }
@@ -303,7 +303,7 @@ def test_goals():
         "dynaguide 321x481: fp16, x best graphed or compiled torch >= 2": (8.0, True),
     }
     assert len(goals("residual 180x240, 10 steps", [])) == 6
-    assert goals("lift, 14", []) == []
+    assert goals("bilinear upsampling, 14", []) == []
 
 
 def test_cases_are_what_their_names_say():
@@ -319,7 +319,9 @@ def test_cases_are_what_their_names_say():
 def told(host, monkeypatch):
     """The command line with a GPU that is the host."""
     monkeypatch.setattr(run, "find_gpu", lambda: host)
-    monkeypatch.setattr(run, "CASES", {k: SMALL[k] for k in ("guided filter, 3", "lift")})
+    monkeypatch.setattr(
+        run, "CASES", {k: SMALL[k] for k in ("guided filter, 3", "bilinear upsampling")}
+    )
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -351,7 +353,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch
     assert command.main(["gpu", "-o", str(tmp_path)]) == 1
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert document["failed"] == ["guided filter, 3: DeviceError: lost"]
-    assert {row["case"] for row in document["rows"]} == {"lift"}
+    assert {row["case"] for row in document["rows"]} == {"bilinear upsampling"}
 
 
 def test_another_result_is_an_error_of_its_own(told, tmp_path, monkeypatch, capsys):

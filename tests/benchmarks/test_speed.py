@@ -23,7 +23,7 @@ SMALL = {
     "spatial loss": ops.spatial_loss(9, 11, 18),
     "guided": ops.guided(33, 39, 3),
     "fast guided": ops.guided(33, 39, 3, 4),
-    "lift": ops.lift(24, 36, 5, 3),
+    "bilinear upsampling": ops.joint_upsample(24, 36, 5, 3),
 }
 
 
@@ -82,7 +82,7 @@ def test_step(tmp_path, capsys, monkeypatch):
 
 
 def test_ops(tmp_path):
-    rows = run(tmp_path, "ops", "--only", "lift")["rows"]
+    rows = run(tmp_path, "ops", "--only", "bilinear upsampling")["rows"]
     assert {r["who"].split()[0] for r in rows} == {"ours", "opencv", "matmul", "copy"}
     assert all(0 < r["ms"] and 0 <= r["of floor"] for r in rows if "ms" in r)
 
@@ -136,8 +136,9 @@ def test_a_prior_that_fails_is_one_error(tmp_path, capsys, monkeypatch):
     assert "no.onnx" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [("step", "--peers", "best"), ("ops", "--only", "lift"),
-                                       ("photo",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments", [("step", "--peers", "best"), ("ops", "--only", "bilinear"), ("photo",)]
+)
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, capsys, arguments):
     (tmp_path / "file").write_text("")
     for out in (tmp_path, tmp_path / "file" / "x.json"):

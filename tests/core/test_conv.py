@@ -35,49 +35,49 @@ def draw(rng, shape, kernel):
 @each_shape
 @each_kernel
 @pytest.mark.parametrize("relu", [False, True])
-def test_conv(rng, target, shape, kernel, few, relu):
+def test_conv(rng, isa, shape, kernel, few, relu):
     _, x, weight, bias = draw(rng, shape, kernel)
-    y = _core.conv(x, weight, bias, relu, few, target=target)
+    y = _core.conv(x, weight, bias, relu, few, isa=isa)
     assert_as_exact_as_float32(y, reference.conv, x, weight, bias, relu)
 
 
 @each_shape
 @each_kernel
-def test_conv_backward(rng, target, shape, kernel, few):
+def test_conv_backward(rng, isa, shape, kernel, few):
     dy, x, weight, _ = draw(rng, shape, kernel)
-    gradients = _core.conv_backward(dy, x, weight, few, target=target)
+    gradients = _core.conv_backward(dy, x, weight, few, isa=isa)
     assert_as_exact_as_float32(gradients, reference.conv_backward, dy, x, weight)
 
 
 @each_shape
 @each_kernel
-def test_conv_of_whole_numbers_has_no_error(rng, target, shape, kernel, few):
+def test_conv_of_whole_numbers_has_no_error(rng, isa, shape, kernel, few):
     dy, x, weight, bias = (np.round(2 * a) for a in draw(rng, shape, kernel))
-    y = _core.conv(x, weight, bias, few=few, target=target)
+    y = _core.conv(x, weight, bias, few=few, isa=isa)
     np.testing.assert_array_equal(y, reference.conv(*map(wide, (x, weight, bias))))
-    gradients = _core.conv_backward(dy, x, weight, few, target=target)
+    gradients = _core.conv_backward(dy, x, weight, few, isa=isa)
     for ours, exact in zip(
         gradients, reference.conv_backward(*map(wide, (dy, x, weight))), strict=True
     ):
         np.testing.assert_array_equal(ours, exact)
 
 
-def test_conv_of_one_pixel(rng, target):
+def test_conv_of_one_pixel(rng, isa):
     """Tiles mix the taps: their error is relative to the kernel, of which a pixel sees one tap."""
     for _ in range(100):
         dy, x, weight, bias = draw(rng, (1, 1, 1, 1), 3)
         bound = 4 * EPS32 * np.abs(weight).max()
-        y = _core.conv(x, weight, bias, target=target)
+        y = _core.conv(x, weight, bias, isa=isa)
         exact = reference.conv(*map(wide, (x, weight, bias)))
         assert abs(y - exact) <= bound * abs(x) + EPS32 * abs(exact)
-        ours = _core.conv_backward(dy, x, weight, target=target)
+        ours = _core.conv_backward(dy, x, weight, isa=isa)
         exact = reference.conv_backward(*map(wide, (dy, x, weight)))
         assert abs(ours[0] - exact[0]) <= bound * abs(dy)
         np.testing.assert_allclose(ours[1], exact[1], rtol=4 * EPS32, atol=0)
 
 
 @each_shape
-def test_conv_of_what_a_norm_makes(rng, target, shape):
+def test_conv_of_what_a_norm_makes(rng, isa, shape):
     """Pixels outside the picture are zero after the norm, not before it."""
 
     def normed(x, weight, bias, norm):
@@ -86,7 +86,7 @@ def test_conv_of_what_a_norm_makes(rng, target, shape):
 
     _, x, weight, bias = draw(rng, shape, 3)
     norm = rng.standard_normal((3, shape[2]), dtype=np.float32)
-    y = _core.conv(x, weight, bias, norm=norm, target=target)
+    y = _core.conv(x, weight, bias, norm=norm, isa=isa)
     assert_as_exact_as_float32(y, normed, x, weight, bias, norm)
 
 

@@ -149,10 +149,10 @@ def test_a_folder_goes_back_when_the_new_one_cannot_be_renamed(tmp_path, monkeyp
     (place / "old").write_text("old")
     rename = Path.rename
 
-    def fail(self, target):
+    def fail(self, isa):
         if self.name == "new":
             raise OSError(5, "Input/output error")
-        return rename(self, target)
+        return rename(self, isa)
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(InputError, match="net cannot be written: Input/output error"):

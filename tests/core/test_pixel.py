@@ -36,38 +36,38 @@ def moments(x, reference):
 
 @pytest.mark.parametrize("level", [0, 100])
 @each_shape
-def test_moments(rng, target, shape, level):
+def test_moments(rng, isa, shape, level):
     x = normal(rng, 1, shape[0] * shape[1], shape[2]) + np.float32(level)
-    assert_as_exact_as_float32(_core.moments(x, x[0, 0], target=target), moments, x, x[0, 0])
+    assert_as_exact_as_float32(_core.moments(x, x[0, 0], isa=isa), moments, x, x[0, 0])
 
 
 @each_shape
-def test_normalize(rng, target, shape):
+def test_normalize(rng, isa, shape):
     x, (mean, scale, shift) = normal(rng, *shape), normal(rng, 3, shape[2])
-    y = _core.normalize(x, mean, scale, shift, target=target)
+    y = _core.normalize(x, mean, scale, shift, isa=isa)
     assert_as_exact_as_float32(y, lambda x, m, a, b: (x - m) * a + b, x, mean, scale, shift)
 
 
 @each_shape
-def test_bn_sums(rng, target, shape):
+def test_bn_sums(rng, isa, shape):
     (dy, x), mean = normal(rng, 2, *shape), normal(rng, shape[2])
-    sums = _core.bn_sums(dy, x, mean, target=target)
+    sums = _core.bn_sums(dy, x, mean, isa=isa)
     assert_as_exact_as_float32(
         sums, lambda d, x, m: (d.sum((0, 1)), (d * (x - m)).sum((0, 1))), dy, x, mean
     )
 
 
-def batch_norm_backward(dy, x, gamma, relu, target):
+def batch_norm_backward(dy, x, gamma, relu, isa):
     """Put the kernels together as csrc/cpu/refiner.cpp does: dx, dgamma, dbeta."""
     n = x.shape[0] * x.shape[1]
     first, second = (
-        a.astype(np.float64) / n for a in _core.moments(x.reshape(1, n, -1), x[0, 0], target=target)
+        a.astype(np.float64) / n for a in _core.moments(x.reshape(1, n, -1), x[0, 0], isa=isa)
     )
     mean = (x[0, 0] + first).astype(np.float32)
     inv = 1 / np.sqrt(np.maximum(second - first**2, 0) + NORM_EPS)
-    dbeta, product = _core.bn_sums(dy, x, mean, target=target)
+    dbeta, product = _core.bn_sums(dy, x, mean, isa=isa)
     dx, total = _core.bn_backward(
-        dy, x, mean, gamma * inv, dbeta / n, product * inv**2 / n, relu, target=target
+        dy, x, mean, gamma * inv, dbeta / n, product * inv**2 / n, relu, isa=isa
     )
     np.testing.assert_allclose(
         total, dx.sum((0, 1)), rtol=0, atol=1e-6 * np.abs(dx).sum((0, 1)).max()
@@ -76,20 +76,20 @@ def batch_norm_backward(dy, x, gamma, relu, target):
 
 
 @each_shape
-def test_bn_backward(rng, target, shape):
+def test_bn_backward(rng, isa, shape):
     (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
-    gradients = batch_norm_backward(dy, x, gamma, False, target)
+    gradients = batch_norm_backward(dy, x, gamma, False, isa)
     assert_as_exact_as_float32(gradients, reference.batch_norm_backward, dy, x, gamma)
 
 
 @each_shape
-def test_bn_backward_through_relu(rng, target, shape):
+def test_bn_backward_through_relu(rng, isa, shape):
     def through_relu(dy, x, gamma):
         return reference.batch_norm_backward(dy, x, gamma)[0] * (x > 0)
 
     (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
     x = np.maximum(x, 0)
-    dx = batch_norm_backward(dy, x, gamma, True, target)[0]
+    dx = batch_norm_backward(dy, x, gamma, True, isa)[0]
     assert_as_exact_as_float32(dx, through_relu, dy, x, gamma)
     assert not dx[x == 0].any()
 
@@ -111,16 +111,16 @@ def test_reference_gradients_are_those_of_batch_norm(rng):
 
 @pytest.mark.parametrize("size", [1e-6, 1, 30, 1e4])
 @each_shape
-def test_softmax(rng, target, shape, size):
+def test_softmax(rng, isa, shape, size):
     r = normal(rng, *shape) * np.float32(size)
-    assert_as_exact_as_float32(_core.softmax(r, target=target), reference.softmax, r)
+    assert_as_exact_as_float32(_core.softmax(r, isa=isa), reference.softmax, r)
 
 
 @pytest.mark.parametrize("size", [1, 80])
 @each_shape
-def test_softmax_is_exact_for_small_probabilities_too(rng, target, shape, size):
+def test_softmax_is_exact_for_small_probabilities_too(rng, isa, shape, size):
     r = rng.uniform(-size, size, shape).astype(np.float32)
-    p, _, _ = _core.softmax(r, target=target)
+    p, _, _ = _core.softmax(r, isa=isa)
     exact, _, _ = reference.softmax(wide(r))
     # Rounds an argument of up to 2 size, and the rest a few times; 0 is allowed below exp(-87).
     np.testing.assert_allclose(p, exact, rtol=(2 * size + 4) * EPS32, atol=np.exp(-87))
@@ -128,10 +128,10 @@ def test_softmax_is_exact_for_small_probabilities_too(rng, target, shape, size):
 
 
 @each_shape
-def test_first_of_equal_scores_is_the_label(rng, target, shape):
+def test_first_of_equal_scores_is_the_label(rng, isa, shape):
     r = rng.integers(0, 2, shape).astype(np.float32)
-    np.testing.assert_array_equal(_core.softmax(r, target=target)[2], r.argmax(-1))
-    p, lse, labels = _core.softmax(np.full(shape, -80, np.float32), target=target)
+    np.testing.assert_array_equal(_core.softmax(r, isa=isa)[2], r.argmax(-1))
+    p, lse, labels = _core.softmax(np.full(shape, -80, np.float32), isa=isa)
     assert not labels.any()
     np.testing.assert_allclose(p, 1 / shape[2], rtol=2 * EPS32)
     np.testing.assert_allclose(lse, np.log(shape[2]) - 80, rtol=2 * EPS32)
@@ -158,18 +158,18 @@ def draw_cluster_loss(rng, shape, kind, size=3.0):
 @pytest.mark.parametrize("size", [0.01, 3, 80])
 @each_guide
 @each_shape
-def test_cluster_loss(rng, target, shape, kind, size):
+def test_cluster_loss(rng, isa, shape, kind, size):
     args = draw_cluster_loss(rng, shape, kind, size)
-    result = _core.cluster_loss(*args, target=target)
+    result = _core.cluster_loss(*args, isa=isa)
     assert_as_exact_as_float32(result, reference.cluster_loss, *args)
 
 
 @each_guide
-def test_cluster_loss_of_an_unknown_guide_is_that_without(rng, target, kind):
+def test_cluster_loss_of_an_unknown_guide_is_that_without(rng, isa, kind):
     r, labels, _, table, own, weight = draw_cluster_loss(rng, (3, 7, 5), kind)
     unknown = {"none": None, "hard": np.full((3, 7), -1), "soft": np.zeros((3, 7, 7))}[kind]
-    dr, _, guided = _core.cluster_loss(r, labels, unknown, table, own, weight, target=target)
-    alone, _, _ = _core.cluster_loss(r, labels, None, table, own, weight, target=target)
+    dr, _, guided = _core.cluster_loss(r, labels, unknown, table, own, weight, isa=isa)
+    alone, _, _ = _core.cluster_loss(r, labels, None, table, own, weight, isa=isa)
     np.testing.assert_array_equal(dr, alone)
     assert guided == 0
 
@@ -192,20 +192,20 @@ SCALES = [(0.5, 0.25, 0, 0), (0.1, 0.2, 0.3, 0.4), (0, 0.7, 0, 0.2), (0, 0, 0, 0
 @pytest.mark.parametrize("scale", SCALES)
 @each_huber
 @each_shape
-def test_spatial_loss(rng, target, shape, huber, scale):
+def test_spatial_loss(rng, isa, shape, huber, scale):
     r, gain = normal(rng, *shape), normal(rng, shape[2])
     args = 0.3, np.array(scale, np.float32), huber
-    result = _core.spatial_loss(r, gain, *args, target=target)
+    result = _core.spatial_loss(r, gain, *args, isa=isa)
     assert_as_exact_as_float32(
         result, lambda r, gain, *args: reference.spatial_loss(r * gain, *args), r, gain, *args
     )
 
 
 @each_huber
-def test_spatial_loss_of_a_ramp_is_known(target, huber):
+def test_spatial_loss_of_a_ramp_is_known(isa, huber):
     r = np.broadcast_to(3 * np.arange(7, dtype=np.float32)[None, :, None], (5, 7, 2)).copy()
     scale = np.ones(4, np.float32)
-    dr, loss = _core.spatial_loss(r, np.ones(2), 1.0, scale, huber, target=target)
+    dr, loss = _core.spatial_loss(r, np.ones(2), 1.0, scale, huber, isa=isa)
     # A step right is 3, one down is 0; each diagonal sees 3 in (5 - 1) * (7 - 1) pairs.
     assert loss == (2.5 if huber else 3) * 2 * (5 * 6 + 4 * 6 + 4 * 6)
     assert not dr[:, 1:-1].any()
@@ -227,9 +227,9 @@ def test_reference_gradient_is_that_of_spatial_loss(rng, huber):
 
 @pytest.mark.parametrize("sigma", [0.02, 0.08, 1])
 @each_shape
-def test_affinity(rng, target, shape, sigma):
+def test_affinity(rng, isa, shape, sigma):
     image = rng.random((*shape[:2], 3), np.float32)
-    ahead, behind = _core.affinity(image, OFFSETS, sigma, target=target).swapaxes(0, 1)
+    ahead, behind = _core.affinity(image, OFFSETS, sigma, isa=isa).swapaxes(0, 1)
     assert_as_exact_as_float32(ahead, reference.affinity, image, OFFSETS, sigma)
     assert_as_exact_as_float32(behind, reference.affinity, image, -OFFSETS, sigma)
 
@@ -247,30 +247,28 @@ def draw_residual_loss(rng, shape):
 
 
 @each_shape
-def test_residual_loss(rng, target, shape):
+def test_residual_loss(rng, isa, shape):
     args = draw_residual_loss(rng, shape)
-    result = _core.residual_loss(*args, target=target)
+    result = _core.residual_loss(*args, isa=isa)
     assert_as_exact_as_float32(result, reference.residual_loss, *args)
 
 
-def test_residual_loss_of_an_unknown_prior_is_the_pair_loss(rng, target):
+def test_residual_loss_of_an_unknown_prior_is_the_pair_loss(rng, isa):
     z, q, _, weight, e, offsets, lam = draw_residual_loss(rng, (5, 7, 6))
     unknown = np.zeros_like(q)
     args = z, unknown, unknown.max(-1), weight, e, offsets
-    dz, guide, _ = _core.residual_loss(*args, lam, target=target)
+    dz, guide, _ = _core.residual_loss(*args, lam, isa=isa)
     assert guide == 0
     assert np.abs(dz.sum(-1)).max() < 1e-6  # soft-max does not see a constant
-    assert not _core.residual_loss(*args, 0.0, target=target)[0].any()
+    assert not _core.residual_loss(*args, 0.0, isa=isa)[0].any()
 
 
-def test_residual_loss_of_one_sure_class_is_zero(target):
+def test_residual_loss_of_one_sure_class_is_zero(isa):
     z = np.zeros((4, 6, 3), np.float32)
     z[..., 1] = 200
     e = np.ones((len(OFFSETS), 4, 6), np.float32)
     q = np.eye(3, dtype=np.float32)[np.ones((4, 6), int)]
-    dz, guide, pair = _core.residual_loss(
-        z, q, q.max(-1), np.ones(3), e, OFFSETS, 4.0, target=target
-    )
+    dz, guide, pair = _core.residual_loss(z, q, q.max(-1), np.ones(3), e, OFFSETS, 4.0, isa=isa)
     assert guide == pair == 0 and not dz.any()
 
 
@@ -289,7 +287,7 @@ def test_reference_gradient_is_that_of_residual_loss(rng, shape):
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 4099])
-def test_sgd_step(rng, target, n):
+def test_sgd_step(rng, isa, n):
     args = *normal(rng, 3, n), 0.1, 0.9
-    result = _core.sgd_step(*args, target=target)
+    result = _core.sgd_step(*args, isa=isa)
     assert_as_exact_as_float32(result, reference.sgd_step, *args)

@@ -49,11 +49,11 @@ def make_refiner():
 
 
 @each_objective
-def test_same_bits_on_any_number_of_threads(target, options, kind):
+def test_same_bits_on_any_number_of_threads(isa, options, kind):
     image, guide = draw(kind, 37, 53)
     results = []
     for threads in (1, 2, 5):
-        refiner = make(image, options, threads=threads, target=target)
+        refiner = make(image, options, threads=threads, isa=isa)
         results.append((refiner.run(image, guide, steps=6), refiner.state_dict()))
     for result, state in results[1:]:
         assert_same_result(result, results[0][0])

@@ -34,25 +34,25 @@ from runtime.core import reference
 
 
 @each_case
-def test_step(target, options, kind):
+def test_step(isa, options, kind):
     image, guide = draw(kind)
-    assert_step_matches(make(image, options, target=target), image, guide)
+    assert_step_matches(make(image, options, isa=isa), image, guide)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 17), (19, 1), (2, 2), (3, 61)])
 @pytest.mark.parametrize(
     "options, kind", [({}, "soft"), (GUIDE, "hard"), (SEG, "none")], ids=case_name
 )
-def test_step_on_thin_pictures(target, shape, options, kind):
+def test_step_on_thin_pictures(isa, shape, options, kind):
     # A batch norm over so few pixels magnifies rounding errors. How much it does so differs from
     # sum to sum, so the bound is 4 times the error of the float32 reference instead of 2 times.
     image, guide = draw(kind, *shape)
-    assert_step_matches(make(image, options, target=target), image, guide, times=4)
+    assert_step_matches(make(image, options, isa=isa), image, guide, times=4)
 
 
 @pytest.mark.parametrize("case", range(len(UNSTEADY)))
-def test_overlap_mapping_freezes_after_ten_steps(target, case):
-    assert_mapping_freezes_after_ten_steps(functools.partial(make, target=target), case)
+def test_overlap_mapping_freezes_after_ten_steps(isa, case):
+    assert_mapping_freezes_after_ten_steps(functools.partial(make, isa=isa), case)
 
 
 def test_assignment_costs_least(rng):
@@ -161,15 +161,15 @@ def step_error(objective, blocks, seed, size=SIZE, **more):
 
 
 @pytest.mark.parametrize("objective, blocks", GATE_SHARES)
-def test_gate(target, objective, blocks):
-    errors = [step_error(objective, blocks, s, target=target, threads=1) for s in PICTURES]
+def test_gate(isa, objective, blocks):
+    errors = [step_error(objective, blocks, s, isa=isa, threads=1) for s in PICTURES]
     fulfilled = [error <= GATE for error in errors]
-    assert_share(fulfilled, GATE_SHARES[objective, blocks], target)
+    assert_share(fulfilled, GATE_SHARES[objective, blocks], isa)
 
 
 @pytest.mark.parametrize("objective, blocks", GATE_SHARES)
-def test_step_of_a_larger_picture(target, objective, blocks):
+def test_step_of_a_larger_picture(isa, objective, blocks):
     # This picture has 25 times the pixels, so that each thread has many rows. Some of the millions
     # of activations always lie at a kink, and each one on the wrong side costs 1e-5 to 2e-4 of the
     # update. The largest error on the pictures 0 to 4 was 2.5e-4.
-    assert step_error(objective, blocks, 0, (120, 160), target=target) <= 1e-3
+    assert step_error(objective, blocks, 0, (120, 160), isa=isa) <= 1e-3

@@ -61,11 +61,11 @@ def same_course(result, losses, clusters, labels):
 
 
 @pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
-def test_ten_steps_beside_torch(target, case):
+def test_ten_steps_beside_torch(isa, case):
     options, kind = TEN_STEPS[case]
     fulfilled = []
     for seed in PICTURES:
         image, guide = draw(kind, *SIZE, seed=seed)
-        result = make(image, options, target=target, threads=1).run(image, guide, steps=10)
+        result = make(image, options, isa=isa, threads=1).run(image, guide, steps=10)
         fulfilled.append(same_course(result, *ten_torch_steps(case, seed)))
-    assert_share(fulfilled, TEN_STEP_SHARES[case], target)
+    assert_share(fulfilled, TEN_STEP_SHARES[case], isa)

@@ -75,23 +75,23 @@ def test_subsampling_equals_the_core(cuda, wrap, subsample):
 
 @pytest.mark.parametrize("low, size", [((1, 1), (1, 1)), ((1, 1), (7, 5)), ((13, 17), (53, 61))])
 @pytest.mark.parametrize("guided", [False, True])
-def test_lift_equals_the_core(cuda, wrap, low, size, guided):
+def test_joint_upsample_equals_the_core(cuda, wrap, low, size, guided):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     low_image, scores = arrays(*low)
     options = {"low_image": low_image} if guided else {}
-    labels, confidence = runtime.lift(image, scores, **options)
-    found = runtime.lift(image, scores, device="cuda", **options)
+    labels, confidence = runtime.joint_upsample(image, scores, **options)
+    found = runtime.joint_upsample(image, scores, device="cuda", **options)
     assert isinstance(found[0], np.ndarray)
     np.testing.assert_array_equal(found[0], labels)
     np.testing.assert_allclose(found[1], confidence, atol=1e-4)
     if guided:
         options = {"low_image": wrap(low_image)}
-    out = runtime.lift(wrap(image), wrap(scores), device="cuda", **options)
+    out = runtime.joint_upsample(wrap(image), wrap(scores), device="cuda", **options)
     np.testing.assert_array_equal(out[0].numpy(), found[0])
     np.testing.assert_array_equal(out[1].numpy(), found[1])
     assert (out[0].dtype, out[1].dtype) == (np.int32, np.float32)
-    mixed = runtime.lift(image, wrap(scores), device="cuda", **options)
+    mixed = runtime.joint_upsample(image, wrap(scores), device="cuda", **options)
     np.testing.assert_array_equal(mixed[0].numpy(), labels)
 
 
@@ -112,8 +112,8 @@ def test_native_functions_take_and_give_numpy(cuda):
     found = cuda.apply_coefficients(coefficients, guide, 1, "")
     exact = coefficients.transpose(0, 3, 1, 2).astype(np.float64), guide.astype(np.float64)
     np.testing.assert_allclose(found, reference.apply_coefficients(*exact), atol=2e-5)
-    labels, confidence = cuda.lift(coefficients, image, 1)
-    wanted = _core.lift(coefficients, image, 1)
+    labels, confidence = cuda.joint_upsample(coefficients, image, 1)
+    wanted = _core.joint_upsample(coefficients, image, 1)
     np.testing.assert_array_equal(labels, wanted[0])
     np.testing.assert_allclose(confidence, wanted[1], atol=1e-5)
     turned = values.transpose(1, 0, 2)  # NumPy's are made compact, as the core does
@@ -132,17 +132,22 @@ def test_the_module_says_what_it_is(cuda):
 
 IMAGE = np.zeros((8, 10, 3), np.uint8)
 BAD_FILTERS = [
-    (Interface(FLOATS), Interface(FLOATS), {}, r"guide has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
+    (
+        Interface(FLOATS),
+        Interface(FLOATS),
+        {},
+        r"guidance has shape \(4, 5, 2\); wanted .* 1 or 3\)",
+    ),
     (
         Interface(IMAGE.astype(np.int32)),
         FLOATS,
         {},
-        "guide has dtype int32; wanted .*\n  fix: convert",
+        "guidance has dtype int32; wanted .*\n  fix: convert",
     ),
     (IMAGE, FLOATS, {"out": FLOATS.copy()}, "out is for device 'cpu'\n  fix: leave it out"),
     (Interface(FLOATS[..., 0].copy()), Interface(FLOATS[None]), {}, r"values has shape \(1, 4, 5"),
     (Interface(FLOATS[:2, :, 0].copy()), Interface(FLOATS), {}, r"values \(4, 5\) are larger than"),
-    (np.full((4, 5), np.nan), Interface(FLOATS), {}, "guide has 20 NaN or infinite values"),
+    (np.full((4, 5), np.nan), Interface(FLOATS), {}, "guidance has 20 NaN or infinite values"),
     (FLOATS[..., 0], Interface(FLOATS), {"stream": -1}, "stream is -1; wanted 0 to"),
     (FLOATS[..., 0], Interface(FLOATS), {"stream": "1"}, "stream is '1'; wanted a whole number"),
     (
@@ -152,7 +157,7 @@ BAD_FILTERS = [
         "values is on a GPU; .*\n  fix: use",
     ),
     (FLOATS[..., 0], FLOATS, {"device": "cpu", "stream": 1}, "stream is 1, but device is 'cpu'"),
-    (np.zeros((65536, 5)), FLOATS, {}, "guide has 65536 rows; a GPU takes 65535 at most"),
+    (np.zeros((65536, 5)), FLOATS, {}, "guidance has 65536 rows; a GPU takes 65535 at most"),
 ]
 
 
@@ -174,9 +179,9 @@ BAD_LIFTS = [
 
 
 @pytest.mark.parametrize("image, scores, options, message", BAD_LIFTS)
-def test_lift_refuses(cuda, image, scores, options, message):
+def test_joint_upsample_refuses(cuda, image, scores, options, message):
     with pytest.raises(InputError, match=message):
-        runtime.lift(image, scores, **({"device": "cuda"} | options))
+        runtime.joint_upsample(image, scores, **({"device": "cuda"} | options))
 
 
 def test_values_on_the_gpu_are_not_looked_into(cuda):
@@ -193,9 +198,9 @@ def test_checks_for_arrays_on_the_gpu(cuda):
     assert check_guide(soft, 4, 5, gpu=True) is soft
     with pytest.raises(InputError, match=r"guide has shape \(4, 5\); wanted \(5, 5, C\)"):
         check_guide(hard, 5, 5, gpu=True)
-    with pytest.raises(InputError, match=r"guide has dtype int32; wanted .*, float32"):
+    with pytest.raises(InputError, match=r"guidance has dtype int32; wanted .*, float32"):
         check_guide(hard.reshape(4, 5, 1), 4, 5, gpu=True)
-    with pytest.raises(InputError, match=r"guide has dtype uint8; wanted .*, int32"):
+    with pytest.raises(InputError, match=r"guidance has dtype uint8; wanted .*, int32"):
         check_guide(cuda.to_device(IMAGE[:4, :5, 0]), 4, 5, gpu=True)
     for check in (check_image, lambda a: check_planes("x", a), lambda a: check_guide(a, 4, 5)):
         with pytest.raises(InputError, match="is on a GPU; wanted an array of NumPy"):
@@ -211,7 +216,7 @@ def test_native_functions_defend_themselves(cuda):
         lambda: cuda.guided_coefficients(guide[..., :2], values, 1, 1e-3, 1),
         lambda: cuda.shrink(values, 6, 6, 1),
         lambda: cuda.apply_coefficients(values[None], guide, 1),
-        lambda: cuda.lift(values[None], IMAGE, 1),
+        lambda: cuda.joint_upsample(values[None], IMAGE, 1),
     ):
         with pytest.raises(ValueError, match=r"runtime._cuda: \w+: "):
             call()

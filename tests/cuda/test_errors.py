@@ -131,9 +131,9 @@ def test_a_lost_gpu_is_not_asked_again(cuda, cudart, driver):
         lambda: cuda.to_device(PLANES),
         lambda: cuda.as_array(there),
         lambda: cuda.bilinear_coefficients(there),
-        lambda: cuda.lift(there, there, 1),
+        lambda: cuda.joint_upsample(there, there, 1),
         lambda: runtime.guided_filter(PLANES, PLANES, device="cuda"),
-        lambda: runtime.lift(np.zeros((6, 7, 3), np.uint8), PLANES, device="cuda:1"),
+        lambda: runtime.joint_upsample(np.zeros((6, 7, 3), np.uint8), PLANES, device="cuda:1"),
     ):
         with pytest.raises(DeviceError, match=said):
             call()

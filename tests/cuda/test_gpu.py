@@ -123,7 +123,7 @@ def test_a_network_s_input_and_its_guide(place):
     """What the prior's rule, and what it makes of the scores, are on the host."""
     pytest.importorskip("cv2", reason="needs OpenCV, which resizes on the host")
     rng = np.random.default_rng(0)
-    for low, size in place.lifts:
+    for low, size in place.upsamplings:
         image = rng.integers(0, 256, (*size, 3), np.uint8)
         rule = Preprocess(mean=(0.4,) * 3, std=(0.2,) * 3, color="bgr", height=low[0], width=low[1])
         there = transfer.upload(image, "cuda")
@@ -145,7 +145,7 @@ def test_a_network_s_input_and_its_guide(place):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_upsampling_equals_the_core(place, channels):
-    for low, size in place.lifts:
+    for low, size in place.upsamplings:
         guide, values = arrays(size, channels, 1)[0], arrays(low, 1, 8)[1]
         wanted = runtime.guided_filter(guide, values, radius=2)
         found = runtime.guided_filter(guide, values, radius=2, device="cuda")
@@ -153,27 +153,27 @@ def test_upsampling_equals_the_core(place, channels):
 
 
 def test_shrinking_equals_the_core(place):
-    for low, size in place.lifts:
+    for low, size in place.upsamplings:
         planes = arrays(size, 1, 3)[1]
         wanted, found = (
-            runtime.device.choose.backend(device).shrink(planes, *low, 1)
+            runtime.device.choose.module_of(device).shrink(planes, *low, 1)
             for device in ("cpu", "cuda")
         )
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_lift_equals_the_core(place, guided):
-    for low, size in place.lifts:
+def test_joint_upsample_equals_the_core(place, guided):
+    for low, size in place.upsamplings:
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         small, scores = arrays(low, 3, 14)
         options = {"low_image": small} if guided else {}
-        labels, confidence = runtime.lift(image, scores, **options)
-        found = runtime.lift(image, scores, device="cuda", **options)
+        labels, confidence = runtime.joint_upsample(image, scores, **options)
+        found = runtime.joint_upsample(image, scores, device="cuda", **options)
         np.testing.assert_allclose(found[1], confidence, rtol=0, atol=2e-4, err_msg=f"{size}")
         assert (found[0] == labels).mean() >= 0.999, size  # near-ties may differ
         there = {name: place.put(array) for name, array in options.items()}
-        out = runtime.lift(
+        out = runtime.joint_upsample(
             place.put(image), place.put(scores), device="cuda", stream=place.stream(), **there
         )
         np.testing.assert_array_equal(out[0].numpy(), found[0])
@@ -185,7 +185,7 @@ def test_lift_equals_the_core(place, guided):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
 def test_round_trip_without_copies(place, dtype):
-    module = runtime.device.choose.backend("cuda")
+    module = runtime.device.choose.module_of("cuda")
     array = np.arange(60).reshape(3, 4, 5).astype(dtype)
     theirs = place.put(array)
     ours = module.as_array(theirs, stream=place.stream())
@@ -202,7 +202,7 @@ def test_round_trip_without_copies(place, dtype):
 @needs_gpu
 def test_pytorch_takes_the_interface_and_gives_it():
     torch = OnGpu().torch
-    module = runtime.device.choose.backend("cuda")
+    module = runtime.device.choose.module_of("cuda")
     theirs = torch.rand(4, 5, device="cuda")
 
     class Shown:  # without DLPack
@@ -389,7 +389,7 @@ def test_memory_does_not_grow(place):
             place.put(guide), place.put(values), radius=2, device="cuda", stream=place.stream()
         )
         runtime.guided_filter(guide, values, radius=2, device="cuda")
-        runtime.lift((255 * guide).astype(np.uint8), values, device="cuda")
+        runtime.joint_upsample((255 * guide).astype(np.uint8), values, device="cuda")
         refiner.run(image, soft, steps=1)
         return out
 
@@ -452,7 +452,7 @@ def test_every_kernel_of_the_filter(place, channels):
     assert np.isfinite(runtime.guided_filter(guide, scores, radius=1, device="cuda")).all()
     image = (255 * np.resize(guide, (*size, 3))).astype(np.uint8)
     for options in ({}, {"low_image": small}):
-        labels, confidence = runtime.lift(image, scores, device="cuda", **options)
+        labels, confidence = runtime.joint_upsample(image, scores, device="cuda", **options)
         assert labels.max() < 5 and np.isfinite(confidence).all()
 
 

@@ -137,13 +137,13 @@ def test_apply_coefficients(shim, low, size, channels, classes):
 
 @pytest.mark.parametrize("low, size", LIFTS)
 @pytest.mark.parametrize("channels, classes", [(0, 1), (0, 5), (3, 1), (3, 14)])
-def test_lift(shim, low, size, channels, classes):
+def test_joint_upsample(shim, low, size, channels, classes):
     rng = np.random.default_rng(0)
     coefficients = rng.standard_normal((*low, channels + 1, classes)).astype(np.float32)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     labels, confidence = np.empty(size, np.int32), np.empty(size, np.float32)
     laid = np.ascontiguousarray(coefficients.transpose(0, 2, 3, 1))
-    shim.lift(*pointers(labels, confidence, laid, image), *low, *size, channels, classes)
+    shim.joint_upsample(*pointers(labels, confidence, laid, image), *low, *size, channels, classes)
     guide = image[..., :channels] / 255
     values = reference.apply_coefficients(coefficients.astype(np.float64), guide)
     best = np.take_along_axis(values, labels[..., None], -1)[..., 0]
@@ -151,7 +151,9 @@ def test_lift(shim, low, size, channels, classes):
     np.testing.assert_allclose(confidence, values.max(-1).clip(0, 1), rtol=0, atol=1e-5)
     if classes > 1:  # the first of equals
         laid[:, :, 1] = laid[:, :, 0]
-        shim.lift(*pointers(labels, confidence, laid, image), *low, *size, channels, classes)
+        shim.joint_upsample(
+            *pointers(labels, confidence, laid, image), *low, *size, channels, classes
+        )
         assert not (labels == 1).any()
 
 

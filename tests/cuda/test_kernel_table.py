@@ -161,7 +161,9 @@ def shared_memory_of_launches(played):
     picture = (image * 255).astype(np.uint8)
     low = {"low_image": image[::3, ::3].copy()}
     for more in (low, {}):
-        runtime.lift(picture, soft[::3, ::3].copy(), radius=1, eps=1e-3, device="cuda", **more)
+        runtime.joint_upsample(
+            picture, soft[::3, ::3].copy(), radius=1, eps=1e-3, device="cuda", **more
+        )
     there = transfer.upload(picture, "cuda")
     resize.working_picture(there, 5, 20)
     rule = np.zeros(3, np.float32), np.ones(3, np.float32)

@@ -26,37 +26,37 @@ def python(code, isa=None):
 
 
 def test_targets_are_listed_slowest_first():
-    assert runtime.targets() == list(LANES)[: len(runtime.targets())]
-    assert runtime.target() in runtime.targets()
+    assert runtime.isas() == list(LANES)[: len(runtime.isas())]
+    assert runtime.isa() in runtime.isas()
 
 
-def test_lanes(target):
-    assert _core.lanes(target) == LANES[target]
-    assert _core.lanes() == LANES[runtime.target()]
+def test_lanes(isa):
+    assert _core.lanes(isa) == LANES[isa]
+    assert _core.lanes() == LANES[runtime.isa()]
 
 
 @pytest.mark.parametrize("isa", [None, ""])
 def test_the_best_is_the_default(isa):
-    assert python("import runtime; print(runtime.target())", isa) == runtime.targets()[-1]
+    assert python("import runtime; print(runtime.isa())", isa) == runtime.isas()[-1]
 
 
-def test_seg_isa_forces_one(target):
-    code = "import runtime; print(runtime.target(), runtime._core.lanes())"
-    assert python(code, target) == f"{target} {LANES[target]}"
+def test_seg_isa_forces_one(isa):
+    code = "import runtime; print(runtime.isa(), runtime._core.lanes())"
+    assert python(code, isa) == f"{isa} {LANES[isa]}"
 
 
-def test_seg_isa_is_what_computes(rng, target):
+def test_seg_isa_is_what_computes(rng, isa):
     code = (
         "import numpy, runtime; g = numpy.random.default_rng(0).random((31, 17, 4), 'f');"
         "print(runtime.guided_filter(g[..., :3], g[..., 3:]).tobytes().hex())"
     )
     g = rng.random((31, 17, 4), np.float32)
-    coefficients = _core.guided_coefficients(g[..., :3], g[..., 3:], 8, 1e-3, 1, target)
-    expected = _core.apply_coefficients(coefficients, g[..., :3], 1, target)
-    assert python(code, target) == expected.tobytes().hex()
+    coefficients = _core.guided_coefficients(g[..., :3], g[..., 3:], 8, 1e-3, 1, isa)
+    expected = _core.apply_coefficients(coefficients, g[..., :3], 1, isa)
+    assert python(code, isa) == expected.tobytes().hex()
 
 
-@pytest.mark.parametrize("call", ["target()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"])
+@pytest.mark.parametrize("call", ["isa()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"])
 def test_wrong_seg_isa_says_what_runs_here(call):
     code = f"""
 import numpy, runtime
@@ -67,7 +67,7 @@ try:
 except DeviceError as error:
     print(error)
 """
-    usable = ", ".join(runtime.targets())
+    usable = ", ".join(runtime.isas())
     assert python(code, "sse9") == (
         f"SEG_ISA is 'sse9', but this machine runs {usable}\n"
         "  fix: unset SEG_ISA, or set it to one of these"
@@ -75,7 +75,7 @@ except DeviceError as error:
 
 
 def test_unknown_target_is_refused():
-    with pytest.raises(InputError, match=r"target is 'sse9'; this machine runs base"):
-        runtime.Refiner(4, 5, classes=2, target="sse9")
-    with pytest.raises(ValueError, match="this machine cannot run target sse9"):
+    with pytest.raises(InputError, match=r"isa is 'sse9'; this machine runs base"):
+        runtime.Refiner(4, 5, classes=2, isa="sse9")
+    with pytest.raises(ValueError, match="this machine cannot run isa sse9"):
         _core.lanes("sse9")

@@ -71,7 +71,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(choose, "cuda_problem", lambda: None)
     monkeypatch.setattr(choose, "cuda_devices", lambda: gpus)
     choose._cuda.cache_clear()
-    yield types.SimpleNamespace(gpus=gpus, module=module, backend=choose.backend)
+    yield types.SimpleNamespace(gpus=gpus, module=module, module_of=choose.module_of)
     choose._cuda.cache_clear()
 
 
@@ -84,17 +84,17 @@ def devices():
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "0"])
 def test_a_gpu_that_can_run_the_module(machine, name):
     machine.gpus.append(gpu("8.7"))
-    assert devices() == ["cpu", "cuda"] and machine.backend(name) is machine.module
+    assert devices() == ["cpu", "cuda"] and machine.module_of(name) is machine.module
 
 
 def test_one_gpu_of_two_can_run_the_module(machine):
     from runtime.errors import DeviceError
 
     machine.gpus += [gpu("7.0"), gpu("8.9", 1)]
-    assert devices() == ["cpu", "cuda"] and machine.backend("cuda:1") is machine.module
+    assert devices() == ["cpu", "cuda"] and machine.module_of("cuda:1") is machine.module
     fix = r"for: 7.5, .*\n  fix: SEG_CUDA_ARCHS=70 pip install -e \..*nvcc on PATH"
     with pytest.raises(DeviceError, match=fix):
-        machine.backend("cuda")
+        machine.module_of("cuda")
     machine.gpus.pop()
     assert devices() == ["cpu"]
 
@@ -105,7 +105,7 @@ def test_a_gpu_that_is_not_there(machine):
     machine.gpus += [gpu("8.6", 0, "RTX 3060"), gpu("8.7", 1, "Orin")]
     here = r"no cuda:2; here is cuda:0 \(RTX 3060\), cuda:1 \(Orin\)\n  fix: name one of these"
     with pytest.raises(DeviceError, match=here):
-        machine.backend("cuda:2")
+        machine.module_of("cuda:2")
 
 
 def test_a_gpu_that_cannot_be_described(machine, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_gpu_that_cannot_be_described(machine, monkeypatch):
     monkeypatch.setattr(choose, "cuda_devices", fail)
     assert devices() == ["cpu"]
     with pytest.raises(DeviceError, match="cuDeviceGetName gives 4"):
-        machine.backend("cuda")
+        machine.module_of("cuda")
 
 
 def test_no_driver(machine, monkeypatch):
@@ -130,7 +130,7 @@ def test_no_driver(machine, monkeypatch):
     assert devices() == ["cpu"]
     for name in ("cuda", "cuda:7"):
         with pytest.raises(MissingBackend, match=r"no CUDA driver.*\n  fix: install NVIDIA's"):
-            machine.backend(name)
+            machine.module_of(name)
 
 
 def test_a_driver_older_than_the_build(machine, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_driver_older_than_the_build(machine, monkeypatch):
         assert devices() == ["cpu", "cuda"][: 1 + able]
     monkeypatch.setattr(driver, "cuda_driver_version", lambda: "12.9")
     with pytest.raises(DeviceError, match=r"too old: it runs CUDA 12\.9, this build needs 13\.0"):
-        machine.backend("cuda")
+        machine.module_of("cuda")
 
 
 def test_an_answer_is_asked_for_once_and_a_refusal_again(machine, monkeypatch):
@@ -151,11 +151,11 @@ def test_an_answer_is_asked_for_once_and_a_refusal_again(machine, monkeypatch):
     from runtime.errors import DeviceError
 
     with pytest.raises(DeviceError, match="no cuda:0"):
-        machine.backend("cuda")
+        machine.module_of("cuda")
     machine.gpus.append(gpu("9.0"))
-    assert machine.backend("cuda") is machine.module
+    assert machine.module_of("cuda") is machine.module
     monkeypatch.delattr(choose, "cuda_devices")
-    assert machine.backend("cuda") is machine.module
+    assert machine.module_of("cuda") is machine.module
 
 
 def test_a_module_that_is_not_built(monkeypatch):
@@ -166,16 +166,16 @@ def test_a_module_that_is_not_built(monkeypatch):
     assert devices() == ["cpu"]
     choose._cuda.cache_clear()
     with pytest.raises(MissingBackend, match=r"CUDA module is not built .*\n  fix: .*nvcc on PATH"):
-        choose.backend("cuda")
+        choose.module_of("cuda")
 
 
 def test_other_names_are_no_devices():
-    from runtime.device.choose import backend
+    from runtime.device.choose import module_of
     from runtime.errors import InputError
 
     with pytest.raises(InputError, match="device is 'tpu'; wanted 'cpu', 'cuda', or"):
-        backend("tpu")
-    assert backend("cpu").targets()
+        module_of("tpu")
+    assert module_of("cpu").isas()
 
 
 # The module, as it is built here

@@ -139,7 +139,7 @@ RIGHT = {
     "runtime/errors.py": "",
     "runtime/files.py": "from runtime.errors import SdkError\n",
     "runtime/device/choose.py": "from runtime import _core, errors\n",
-    "runtime/core/refiner.py": "from runtime.device.choose import target\n",
+    "runtime/core/refiner.py": "from runtime.device.choose import isa\n",
     "runtime/engines/onnx.py": "import runtime.core.refiner\n",
     "runtime/prior/network.py": "from runtime.engines import onnx\n",
     "runtime/bundle/open.py": "from runtime.prior.network import NetworkPrior\n",

@@ -126,7 +126,7 @@ def test_a_filter_on_the_cpu_beside_a_network_on_a_gpu_says_so(monkeypatch):
 
     def missing(device):
         if device == "cpu":
-            return choose.backend("cpu")
+            return choose.module_of("cpu")
         raise MissingBackend("the CUDA module is not built (gone)", fix="build it")
 
     prior = NetworkPrior(Engine(), Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=80, width=100))

@@ -428,7 +428,7 @@ def test_real_network_on_a_street(street):
         assert result.names[:3] == ["road", "sidewalk", "building"] and len(result.names) == 20
         assert result.labels.shape == (360, 480) and result.labels.min() >= 0
         assert result.labels.max() < 20
-        assert result.backend == f"onnxruntime-cpu + cpu-{runtime.target()}"
+        assert result.backend == f"onnxruntime-cpu + cpu-{runtime.isa()}"
         table = datasets.camvid_lookup(result.names)
         road = table[result.labels] == datasets.CAMVID_CLASSES.index("Road")
         true = truth == datasets.CAMVID_CLASSES.index("Road")

@@ -239,7 +239,7 @@ def test_callable_keeps_its_names(form, refine):
     assert result.names == NAMES and np.array_equal(guide, before)
     assert result.labels.min() >= 0 and result.labels.max() < len(NAMES)
     assert all(s.name == NAMES[s.label] for s in result.segments)
-    assert result.backend == f"python + cpu-{runtime.target()}"
+    assert result.backend == f"python + cpu-{runtime.isa()}"
     if refine == "dynaguide_code":  # running statistics mean little after three steps
         return
     clean = few_steps(refine) in (None, RefineConfig.preset("residual"))
@@ -336,7 +336,7 @@ def test_result_is_complete(refine):
     runs = [result.timings, *(again(picture).timings for _ in range(4))]
     shares = [run["unaccounted"] / (0.1 * run["total"] + 1) for run in runs]
     assert min(shares) < 1  # where other programs interrupt one run, another is not
-    assert result.backend == f"opencv-kmeans + cpu-{runtime.target()}" and result.device == "cpu"
+    assert result.backend == f"opencv-kmeans + cpu-{runtime.isa()}" and result.device == "cpu"
     stats = result.stats
     keys = {"steps", "stop_reason", "objective", "working_size", "clusters"}
     if refine is not None:

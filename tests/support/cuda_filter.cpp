@@ -40,7 +40,7 @@ extern "C" void apply(float* out, const float* coefficients, const float* guide,
   std::memcpy(out, made.get(), pixels * classes * sizeof(float));
 }
 
-extern "C" void lift(int32_t* labels, float* confidence, const float* coefficients,
+extern "C" void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
                      const uint8_t* guide, int low_height, int low_width, int height, int width,
                      int guide_channels, int classes) {
   const size_t pixels = static_cast<size_t>(height) * width,
@@ -49,7 +49,7 @@ extern "C" void lift(int32_t* labels, float* confidence, const float* coefficien
                           best(pixels);
   const std::vector<uint8_t> g(guide, guide + pixels * guide_channels);
   std::vector<int32_t> found(pixels, -1);
-  seg::cuda::lift(found.data(), best.get(), c.get(), g.data(), low_height, low_width, height,
+  seg::cuda::joint_upsample(found.data(), best.get(), c.get(), g.data(), low_height, low_width, height,
                   width, guide_channels, classes, nullptr);
   std::copy(found.begin(), found.end(), labels);
   std::memcpy(confidence, best.get(), pixels * sizeof(float));

@@ -193,17 +193,17 @@ def loaded(path):
 
 def install(monkeypatch, module):
     """Make it the module of device "cuda"."""
-    real = choose.backend
+    real = choose.module_of
 
-    def backend(device):
+    def module_of(device):
         return module if parse_device(device)[0] == "cuda" else real(device)
 
     monkeypatch.setitem(sys.modules, "runtime._cuda", module)
     monkeypatch.setattr(runtime, "_cuda", module, raising=False)
     monkeypatch.setattr(choose, "devices", lambda: ["cpu", "cuda"])
     for name, user in list(sys.modules.items()):
-        if name.startswith("runtime.") and getattr(user, "backend", None) is real:
-            monkeypatch.setattr(user, "backend", backend)
+        if name.startswith("runtime.") and getattr(user, "module_of", None) is real:
+            monkeypatch.setattr(user, "module_of", module_of)
 
 
 @pytest.fixture(scope="session")

@@ -176,15 +176,15 @@ def least_share(measured):
     return measured - 3 * math.sqrt(measured * (1 - measured) / len(PICTURES))
 
 
-def assert_share(fulfilled, row, target=None):
+def assert_share(fulfilled, row, isa=None):
     """Assert that enough pictures fulfil a comparison.
 
     ``fulfilled`` has a truth value for each picture. ``row`` is (measured share, bound); with
-    ``target``, row has such a pair for each instruction set, and the one with the lowest bound
+    ``isa``, row has such a pair for each instruction set, and the one with the lowest bound
     holds for instruction sets that were not measured.
     """
-    if target is not None:
-        row = row.get(target, min(row.values(), key=lambda pair: pair[1]))
+    if isa is not None:
+        row = row.get(isa, min(row.values(), key=lambda pair: pair[1]))
     measured, bound = row
     assert abs(bound - least_share(measured)) < 1e-3, "the table's bound does not fit its share"
     assert len(fulfilled) == len(PICTURES)

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: filters, lifts and refinements, each by ours and by PyTorch's."""
+"""What is measured on a GPU: filters, upsampling and refinements, each by ours and by PyTorch's."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def filter_case(
     )
 
 
-def lift_case(
+def upsample_case(
     gpu: Gpu, name: str, compiled: bool, size: tuple[int, int], low: tuple[int, int], guided: bool
 ) -> Case:
     """Labels and confidence at full size from scores of CLASSES at a smaller one, radius 2."""
@@ -108,7 +108,7 @@ def lift_case(
 
     def ours(image: Any, scores: Any, small: Any = None) -> Any:
         options = {"low_image": small, "device": "cuda", "stream": gpu.stream()}
-        return runtime.lift(image, scores, radius=radius, eps=eps, **options)
+        return runtime.joint_upsample(image, scores, radius=radius, eps=eps, **options)
 
     def theirs(image: Any, scores: Any, small: Any = None) -> Any:
         if small is None:
@@ -243,8 +243,12 @@ CASES: dict[str, Callable[[Gpu, str, bool], Case]] = {
     "joint upsampling, 8, 270x480 to 1080x1920": (
         lambda *a: filter_case(*a, (1080, 1920), (270, 480), 8)
     ),
-    "lift, 14, 180x240 to 360x480": lambda *a: lift_case(*a, (360, 480), (180, 240), False),
-    "guided lift, 14, 180x240 to 360x480": lambda *a: lift_case(*a, (360, 480), (180, 240), True),
+    "bilinear upsampling, 14, 180x240 to 360x480": lambda *a: upsample_case(
+        *a, (360, 480), (180, 240), False
+    ),
+    "guided upsampling, 14, 180x240 to 360x480": lambda *a: upsample_case(
+        *a, (360, 480), (180, 240), True
+    ),
     "residual 180x240, 10 steps": lambda *a: steps_case(*a, "residual 180x240", STEPS["residual"]),
     "dynaguide 321x481, 50 steps": (
         lambda *a: steps_case(*a, "dynaguide 321x481", STEPS["dynaguide"])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runtime.device.choose import backend, cuda_module
+from runtime.device.choose import cuda_module, module_of
 from runtime.errors import MissingBackend, SdkError
 
 AHEAD = 20_000_000  # clock cycles that the GPU waits while a burst is queued
@@ -117,7 +117,7 @@ def find_gpu() -> Gpu:
         why = f"PyTorch and SciPy are needed, but {error}"
         raise MissingBackend(why, fix="pip install torch scipy") from error
     try:
-        backend("cuda")
+        module_of("cuda")
     except SdkError as error:
         raise MissingBackend(f"no GPU to measure: {error.message}", fix=error.fix or fix) from error
     if not torch.cuda.is_available():

@@ -308,8 +308,8 @@ inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width
 }
 
 template <int G>
-inline void lift_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
-                      int width, int classes) {
+inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
+                          int width, int classes) {
   for (int x = 0; x < width; x += kLanes) {
     const Between place(band.left + x, band.weight + x);
     Vec best[kBand], v[kBand];
@@ -334,10 +334,10 @@ inline void lift_band(int32_t* labels, float* confidence, ptrdiff_t row, const B
   }
 }
 
-inline void lift_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
-                      int width, int guide_channels, int classes) {
-  (guide_channels == 0 ? lift_band<0> : lift_band<3>)(labels, confidence, row, band, width,
-                                                      classes);
+inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
+                          int width, int guide_channels, int classes) {
+  (guide_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band, width,
+                                                              classes);
 }
 
 inline void blend_rows(float* out, const float* const* rows, const float* weights, int count,

@@ -156,9 +156,9 @@ void filter(const Guide* guide, const float* values, int height, int width, int 
 // Bands of full-size pixels: emit(first pixel, band, width), with the guide's
 // planes in it.
 template <class Guide, class Emit>
-void lift_bands(const float* coefficients, const Guide* guide, int low_height, int low_width,
-                int height, int width, int features, int guide_channels, int threads,
-                const Kernels& k, const Emit& emit) {
+void upsample_bands(const float* coefficients, const Guide* guide, int low_height, int low_width,
+                    int height, int width, int features, int guide_channels, int threads,
+                    const Kernels& k, const Emit& emit) {
   const Positions py(height, low_height), px(width, low_width);
   const int g = guide_channels;
   const size_t row = static_cast<size_t>(features) * low_width;
@@ -226,22 +226,23 @@ template <class Guide>
 void apply_coefficients(float* values, const float* coefficients, const Guide* guide,
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, int threads, const Kernels& k) {
-  lift_bands(coefficients, guide, low_height, low_width, height, width,
-             (guide_channels + 1) * classes, guide_channels, threads, k,
-             [&](size_t first, const Band& band, int n) {
-               k.apply_band(values + first * classes, static_cast<ptrdiff_t>(width) * classes, band,
-                            n, guide_channels, classes);
-             });
+  upsample_bands(coefficients, guide, low_height, low_width, height, width,
+                 (guide_channels + 1) * classes, guide_channels, threads, k,
+                 [&](size_t first, const Band& band, int n) {
+                   k.apply_band(values + first * classes, static_cast<ptrdiff_t>(width) * classes,
+                                band, n, guide_channels, classes);
+                 });
 }
 
-void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
-          int low_height, int low_width, int height, int width, int guide_channels, int classes,
-          int threads, const Kernels& k) {
-  lift_bands(
-      coefficients, guide, low_height, low_width, height, width, (guide_channels + 1) * classes,
-      guide_channels, threads, k, [&](size_t first, const Band& band, int n) {
-        k.lift_band(labels + first, confidence + first, width, band, n, guide_channels, classes);
-      });
+void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
+                    const uint8_t* guide, int low_height, int low_width, int height, int width,
+                    int guide_channels, int classes, int threads, const Kernels& k) {
+  upsample_bands(coefficients, guide, low_height, low_width, height, width,
+                 (guide_channels + 1) * classes, guide_channels, threads, k,
+                 [&](size_t first, const Band& band, int n) {
+                   k.upsample_band(labels + first, confidence + first, width, band, n,
+                                   guide_channels, classes);
+                 });
 }
 
 template <class T>

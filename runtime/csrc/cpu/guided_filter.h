@@ -31,9 +31,9 @@ void apply_coefficients(float* values, const float* coefficients, const Guide* g
 
 // The same for an 8-bit guide, keeping only the best class and its value cut to [0, 1].
 // guide_channels is 3, or 0 for plain bilinear lifting (guide is not read then).
-void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
-          int low_height, int low_width, int height, int width, int guide_channels, int classes,
-          int threads, const Kernels& k);
+void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
+                    const uint8_t* guide, int low_height, int low_width, int height, int width,
+                    int guide_channels, int classes, int threads, const Kernels& k);
 
 // out [low_height][low_width][channels] = means of planes [height][width][channels] over the area
 // of each pixel, as OpenCV's INTER_AREA; of bytes, / 255.

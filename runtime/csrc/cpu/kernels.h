@@ -205,8 +205,8 @@ struct Kernels {
   void (&apply_band)(float* values, ptrdiff_t row, const Band& band, int width, int guide_channels,
                      int classes);
   // The class with the largest such value, the first of equals; confidence is that cut to [0, 1].
-  void (&lift_band)(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band, int width,
-                    int guide_channels, int classes);
+  void (&upsample_band)(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
+                        int width, int guide_channels, int classes);
   // out = sum over i < count of weights[i] * rows[i]; of bytes, / 255.
   void (&blend_rows)(float* out, const float* const* rows, const float* weights, int count,
                      size_t n);

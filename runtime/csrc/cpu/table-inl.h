@@ -40,7 +40,7 @@ constexpr Kernels table(const char* name) {
       .window_means = window_means,
       .apply = apply,
       .apply_band = apply_band,
-      .lift_band = lift_band,
+      .upsample_band = upsample_band,
       .blend_rows = blend_rows,
       .blend_byte_rows = blend_byte_rows,
       .mean_colours = mean_colours,

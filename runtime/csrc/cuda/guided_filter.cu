@@ -368,8 +368,8 @@ void apply_of(float* values, const Lifted<G>& lifted, const float* guide, Stream
 }
 
 template <int G>
-void lift_of(int32_t* labels, float* confidence, const Lifted<G>& lifted, const uint8_t* guide,
-             Stream stream) {
+void upsample(int32_t* labels, float* confidence, const Lifted<G>& lifted, const uint8_t* guide,
+              Stream stream) {
   const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
   SEG_LAUNCH(best_lifted<G>, grid, dim3(kColumns), 0, stream, labels, confidence, lifted, guide);
 }
@@ -472,15 +472,15 @@ void apply_coefficients(float* values, const float* coefficients, const float* g
              stream);
 }
 
-void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
-          int low_height, int low_width, int height, int width, int guide_channels, int classes,
-          Stream stream) {
+void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
+                    const uint8_t* guide, int low_height, int low_width, int height, int width,
+                    int guide_channels, int classes, Stream stream) {
   if (guide_channels == 0)
-    lift_of(labels, confidence,
-            Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+    upsample(labels, confidence,
+             Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
   else
-    lift_of(labels, confidence,
-            Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+    upsample(labels, confidence,
+             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
 }
 
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,

@@ -28,10 +28,11 @@ void apply_coefficients(float* values, const float* coefficients, const float* g
                         int low_height, int low_width, int height, int width, int guide_channels,
                         int classes, Stream stream);
 
-// The same as seg::lift: guide [height][width][3] bytes, guide_channels 3, or 0 to leave it out.
-void lift(int32_t* labels, float* confidence, const float* coefficients, const uint8_t* guide,
-          int low_height, int low_width, int height, int width, int guide_channels, int classes,
-          Stream stream);
+// The same as seg::joint_upsample: guide [height][width][3] bytes, guide_channels 3, or 0 to leave
+// it out.
+void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
+                    const uint8_t* guide, int low_height, int low_width, int height, int width,
+                    int guide_channels, int classes, Stream stream);
 
 // Scores [height][width][classes] as coefficients of a bilinear lift.
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,

@@ -17,12 +17,12 @@ using namespace seg::python;
 namespace {
 
 Floats guided_coefficients(const Floats& guide, const Floats& values, int radius, double eps,
-                           int threads, const std::string& target) {
+                           int threads, const std::string& isa) {
   const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_coefficients: shapes differ");
   Floats out({h, g + 1, k, w});
   float* data = out.mutable_data();
-  const seg::Kernels& table = kernels(target);
+  const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
   seg::guided_coefficients(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads,
                            table);
@@ -33,12 +33,12 @@ Floats guided_coefficients(const Floats& guide, const Floats& values, int radius
 
 // Means of (h, w, k) over the area of each of height x width pixels.
 template <class Planes>
-Floats shrink(const Planes& planes, int height, int width, int threads, const std::string& target) {
+Floats shrink(const Planes& planes, int height, int width, int threads, const std::string& isa) {
   const int h = planes.shape(0), w = planes.shape(1), k = planes.shape(2);
   require(height <= h && width <= w, "shrink: it would grow");
   Floats out({height, width, k});
   float* data = out.mutable_data();
-  const seg::Kernels& table = kernels(target);
+  const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
   seg::shrink(data, planes.data(), height, width, h, w, k, threads, table);
   return out;
@@ -57,12 +57,12 @@ Floats result(const py::object& out, int h, int w, int k) {
 
 template <class Guide>
 Floats guided_filter(const Guide& guide, const Floats& values, int radius, double eps, int threads,
-                     const std::string& target, const py::object& given) {
+                     const std::string& isa, const py::object& given) {
   const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_filter: shapes differ");
   Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
-  const seg::Kernels& table = kernels(target);
+  const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
   seg::guided_filter(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads, table);
   return out;
@@ -70,14 +70,14 @@ Floats guided_filter(const Guide& guide, const Floats& values, int radius, doubl
 
 template <class Guide>
 Floats apply_coefficients(const Floats& coefficients, const Guide& guide, int threads,
-                          const std::string& target, const py::object& given) {
+                          const std::string& isa, const py::object& given) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(3), g = guide.shape(2),
             k = coefficients.shape(2), h = guide.shape(0), w = guide.shape(1);
   require(coefficients.shape(1) == g + 1 && lh <= h && lw <= w,
           "apply_coefficients: shapes differ");
   Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
-  const seg::Kernels& table = kernels(target);
+  const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
   seg::apply_coefficients(data, coefficients.data(), guide.data(), lh, lw, h, w, g, k, threads,
                           table);
@@ -85,20 +85,22 @@ Floats apply_coefficients(const Floats& coefficients, const Guide& guide, int th
 }
 
 // coefficients (h, 4, k, w) for a guided lift, (h, 1, k, w) for a bilinear one.
-py::tuple lift(const Floats& coefficients, const Bytes& image, int threads,
-               const std::string& target) {
+py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int threads,
+                         const std::string& isa) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(3),
             g = static_cast<int>(coefficients.shape(1)) - 1, k = coefficients.shape(2),
             h = image.shape(0), w = image.shape(1);
-  require((g == 0 || g == 3) && image.shape(2) == 3 && lh <= h && lw <= w, "lift: shapes differ");
+  require((g == 0 || g == 3) && image.shape(2) == 3 && lh <= h && lw <= w,
+          "joint_upsample: shapes differ");
   Ints labels({h, w});
   Floats confidence({h, w});
   int32_t* l = labels.mutable_data();
   float* c = confidence.mutable_data();
-  const seg::Kernels& table = kernels(target);
+  const seg::Kernels& table = kernels(isa);
   {
     py::gil_scoped_release release;
-    seg::lift(l, c, coefficients.data(), image.data(), lh, lw, h, w, g, k, threads, table);
+    seg::joint_upsample(l, c, coefficients.data(), image.data(), lh, lw, h, w, g, k, threads,
+                        table);
   }
   return py::make_tuple(labels, confidence);
 }
@@ -181,40 +183,40 @@ void set_state(seg::Refiner& self, const Floats& parameters, const Floats& momen
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core. Call it through runtime, which checks.";
-  m.def("targets", [] {
+  m.def("isas", [] {
     const char* names[4];
     const int count = seg::usable_kernels(names);
     return std::vector<std::string>(names, names + count);
   });
-  m.def("target", [] { return std::string(seg::default_kernels().name); });
+  m.def("isa", [] { return std::string(seg::default_kernels().name); });
   m.def(
-      "lanes", [](const std::string& t) { return kernels(t).lanes; }, "target"_a = "");
+      "lanes", [](const std::string& t) { return kernels(t).lanes; }, "isa"_a = "");
 
   m.def("constants", constants);
   bind_kernels(m);
 
   m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
-        "threads"_a, "target"_a = "");
+        "threads"_a, "isa"_a = "");
   m.def("guided_filter", guided_filter<Bytes>, "guide"_a.noconvert(), "values"_a, "radius"_a,
-        "eps"_a, "threads"_a, "target"_a = "", "out"_a = py::none());
+        "eps"_a, "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("guided_filter", guided_filter<Floats>, "guide"_a, "values"_a, "radius"_a, "eps"_a,
-        "threads"_a, "target"_a = "", "out"_a = py::none());
+        "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("apply_coefficients", apply_coefficients<Bytes>, "coefficients"_a, "guide"_a.noconvert(),
-        "threads"_a, "target"_a = "", "out"_a = py::none());
+        "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guide"_a, "threads"_a,
-        "target"_a = "", "out"_a = py::none());
+        "isa"_a = "", "out"_a = py::none());
   m.def("shrink", shrink<Bytes>, "planes"_a.noconvert(), "height"_a, "width"_a, "threads"_a,
-        "target"_a = "");
-  m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "");
-  m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "");
+        "isa"_a = "");
+  m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "");
+  m.def("joint_upsample", joint_upsample, "coefficients"_a, "image"_a, "threads"_a, "isa"_a = "");
   m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
 
   py::class_<seg::Refiner>(m, "Refiner")
       .def(py::init([](int height, int width, const py::dict& options, int threads,
-                       const std::string& target) {
-             return seg::Refiner(to_options(options), height, width, threads, kernels(target));
+                       const std::string& isa) {
+             return seg::Refiner(to_options(options), height, width, threads, kernels(isa));
            }),
-           "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "")
+           "height"_a, "width"_a, "options"_a, "threads"_a, "isa"_a = "")
       .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a)
       .def("state", state)
       .def("set_state", set_state, "parameters"_a, "momenta"_a, "buffers"_a, "batches"_a)

@@ -51,7 +51,7 @@ Array as_array(const py::object& value, const std::string& name, int device,
   });
 }
 
-// The arguments threads and target are those of the CPU's functions; they are not used here.
+// The arguments threads and isa are those of the CPU's functions; they are not used here.
 
 py::object guided_coefficients(const py::object& guide, const py::object& values, int radius,
                                double eps, int, const std::string&, int device,
@@ -119,8 +119,8 @@ py::object shrink(const py::object& planes, int height, int width, int, const st
   });
 }
 
-py::tuple lift(const py::object& coefficients, const py::object& image, int, const std::string&,
-               int device, const StreamArgument& stream) {
+py::tuple joint_upsample(const py::object& coefficients, const py::object& image, int,
+                         const std::string&, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
     const Array c = call.take<float>("coefficients", coefficients, 4),
@@ -129,11 +129,12 @@ py::tuple lift(const py::object& coefficients, const py::object& image, int, con
               low_width = c.shape[3], height = i.shape[0], width = i.shape[1];
     require((channels == 0 || channels == 3) && i.shape[2] == 3 && low_height <= height &&
                 low_width <= width,
-            "lift: shapes differ");
+            "joint_upsample: shapes differ");
     const Array labels = call.make<int32_t>({height, width}),
                 confidence = call.make<float>({height, width});
-    cuda::lift(labels.as<int32_t>(), confidence.as<float>(), c.as<float>(), i.as<uint8_t>(),
-               low_height, low_width, height, width, channels, k, call.stream());
+    cuda::joint_upsample(labels.as<int32_t>(), confidence.as<float>(), c.as<float>(),
+                         i.as<uint8_t>(), low_height, low_width, height, width, channels, k,
+                         call.stream());
     return py::make_tuple(call.give(labels), call.give(confidence));
   });
 }
@@ -411,15 +412,15 @@ PYBIND11_MODULE(_cuda, m) {
         "stream"_a = py::none());
 
   m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
-        "threads"_a, "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+        "threads"_a, "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("guided_filter", guided_filter, "guide"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
-        "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+        "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
-        "target"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
-  m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "target"_a = "",
+        "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
+  m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "",
         py::kw_only(), "device"_a = 0, "stream"_a = py::none());
-  m.def("lift", lift, "coefficients"_a, "image"_a, "threads"_a, "target"_a = "", py::kw_only(),
-        "device"_a = 0, "stream"_a = py::none());
+  m.def("joint_upsample", joint_upsample, "coefficients"_a, "image"_a, "threads"_a, "isa"_a = "",
+        py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("bilinear_coefficients", bilinear_coefficients, "scores"_a, py::kw_only(), "device"_a = 0,
         "stream"_a = py::none());
 

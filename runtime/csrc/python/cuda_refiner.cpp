@@ -126,7 +126,7 @@ void bind_refiner(py::module_& m) {
                        int device, bool tensor_cores) {
              return BoundRefiner(height, width, to_options(options), device, tensor_cores);
            }),
-           "height"_a, "width"_a, "options"_a, "threads"_a, "target"_a = "", "device"_a = 0,
+           "height"_a, "width"_a, "options"_a, "threads"_a, "isa"_a = "", "device"_a = 0,
            "tensor_cores"_a = false)
       .def("run", run, "image"_a, "guide"_a, "label_floor"_a, "steps"_a, "progress"_a,
            "guide_classes"_a = 0)

@@ -64,8 +64,8 @@ std::vector<float> pad(const float* values, int n) {
 
 // 3x3 goes by tiles, or by taps where few is true; norm is (3, channels in) or empty.
 Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu, bool few,
-            const Floats& norm, const std::string& target, int repeats) {
-  const Kernels& k = kernels(target);
+            const Floats& norm, const std::string& isa, int repeats) {
+  const Kernels& k = kernels(isa);
   const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
             kernel = weight.shape(2), size = kernel * kernel;
   const bool tiles = kernel == 3 && !few;
@@ -101,8 +101,8 @@ Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu
 
 // Returns dx, dw, db; dx of 3x3 goes by tiles.
 py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight, bool few,
-                        const std::string& target, int repeats) {
-  const Kernels& k = kernels(target);
+                        const std::string& isa, int repeats) {
+  const Kernels& k = kernels(isa);
   const int h = x.shape(0), w = x.shape(1), in = x.shape(2), out = weight.shape(0),
             kernel = weight.shape(2), size = kernel * kernel;
   const bool tiles = kernel == 3 && !few;
@@ -139,44 +139,42 @@ py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight,
             static_cast<float>(tiles ? taps[t] : u[t]);
     }
   }
-  return py::make_tuple(conv(dy, turned, none, false, false, no_norm, target, repeats), dw, db);
+  return py::make_tuple(conv(dy, turned, none, false, false, no_norm, isa, repeats), dw, db);
 }
 
 // Of one row: x is (1, n, c). Returns the sums of x - reference and of its square.
-py::tuple moments(const Floats& x, const Floats& reference, const std::string& target) {
+py::tuple moments(const Floats& x, const Floats& reference, const std::string& isa) {
   const int n = x.shape(1), c = x.shape(2);
   PaddedMap map(x);
   std::vector<float> sum(padded(c)), square(padded(c));
-  kernels(target).moments(sum.data(), square.data(), pad(reference.data(), c).data(), map.map(), n,
-                          c);
+  kernels(isa).moments(sum.data(), square.data(), pad(reference.data(), c).data(), map.map(), n, c);
   return py::make_tuple(Floats(c, sum.data()), Floats(c, square.data()));
 }
 
 Floats normalize(const Floats& x, const Floats& mean, const Floats& scale, const Floats& shift,
-                 const std::string& target) {
+                 const std::string& isa) {
   PaddedMap map(x);
   const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
   const auto m = pad(mean.data(), c), s = pad(scale.data(), c), b = pad(shift.data(), c);
   for (int y = 0; y < h; ++y)
-    kernels(target).normalize(map.row(y), map.row(y), {m.data(), s.data(), b.data()}, w, c);
+    kernels(isa).normalize(map.row(y), map.row(y), {m.data(), s.data(), b.data()}, w, c);
   return map.array(h, w, c);
 }
 
 // Returns sum dy and sum dy (x - mean) over all pixels.
-py::tuple bn_sums(const Floats& dy, const Floats& x, const Floats& mean,
-                  const std::string& target) {
+py::tuple bn_sums(const Floats& dy, const Floats& x, const Floats& mean, const std::string& isa) {
   PaddedMap d(dy), map(x);
   const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
   const auto m = pad(mean.data(), c);
   std::vector<float> a(padded(c)), b(padded(c));
   for (int y = 0; y < h; ++y)
-    kernels(target).bn_sums(a.data(), b.data(), d.row(y), map.row(y), m.data(), w, c);
+    kernels(isa).bn_sums(a.data(), b.data(), d.row(y), map.row(y), m.data(), w, c);
   return py::make_tuple(Floats(c, a.data()), Floats(c, b.data()));
 }
 
 // Returns dx and its sum over all pixels.
 py::tuple bn_backward(const Floats& dy, const Floats& x, const Floats& mean, const Floats& scale,
-                      const Floats& a, const Floats& b, bool relu, const std::string& target,
+                      const Floats& a, const Floats& b, bool relu, const std::string& isa,
                       int repeats) {
   PaddedMap d(dy), map(x);
   const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
@@ -185,8 +183,8 @@ py::tuple bn_backward(const Floats& dy, const Floats& x, const Floats& mean, con
   std::vector<float> sum(padded(c));
   for (int n = 0; n < repeats; ++n)
     for (int y = 0; y < h; ++y)
-      kernels(target).bn_backward(d.row(y), sum.data(), d.row(y), map.row(y), m.data(), s.data(),
-                                  pa.data(), pb.data(), w, c, relu);
+      kernels(isa).bn_backward(d.row(y), sum.data(), d.row(y), map.row(y), m.data(), s.data(),
+                               pa.data(), pb.data(), w, c, relu);
   return py::make_tuple(d.array(h, w, c), Floats(c, sum.data()));
 }
 
@@ -200,15 +198,15 @@ PaddedMap scores_map(const Floats& r) {
 }
 
 // Returns probabilities, log-sum-exp, labels.
-py::tuple softmax(const Floats& r, const std::string& target, int repeats) {
+py::tuple softmax(const Floats& r, const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), p(h, w, c);
   Floats lse({h, w});
   Ints labels({h, w});
   for (int n = 0; n < repeats; ++n)
     for (int y = 0; y < h; ++y) {
-      kernels(target).softmax(p.row(y), lse.mutable_data() + y * w, map.row(y), w, c);
-      kernels(target).argmax(labels.mutable_data() + y * w, map.row(y), w, c);
+      kernels(isa).softmax(p.row(y), lse.mutable_data() + y * w, map.row(y), w, c);
+      kernels(isa).argmax(labels.mutable_data() + y * w, map.row(y), w, c);
     }
   return py::make_tuple(p.array(h, w, c), lse, labels);
 }
@@ -216,7 +214,7 @@ py::tuple softmax(const Floats& r, const std::string& target, int repeats) {
 // Returns dr, sum of similarity terms, sum of guide terms.
 py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& guide,
                        const Ints& table, float self_weight, float guide_weight,
-                       const std::string& target, int repeats) {
+                       const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), dr(h, w, c);
   Ints hard;
@@ -228,7 +226,7 @@ py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& gu
   double losses[2] = {};
   for (int n = 0; n < repeats; ++n)
     for (int y = 0; y < h; ++y)
-      kernels(target).cluster_loss(
+      kernels(isa).cluster_loss(
           dr.row(y), losses, map.row(y), labels.data() + y * w,
           has && !is_soft ? hard.data() + y * w : nullptr,
           is_soft ? soft.data() + static_cast<size_t>(y) * w * classes : nullptr, classes,
@@ -238,7 +236,7 @@ py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& gu
 
 // Of the scores gain * r. Returns dr and the unweighted loss.
 py::tuple spatial_loss(const Floats& r, const Floats& gain, float weight, const Floats& scale,
-                       bool huber, const std::string& target, int repeats) {
+                       bool huber, const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map(r), dr(h, w, c);
   const auto g = pad(gain.data(), c);
@@ -246,8 +244,8 @@ py::tuple spatial_loss(const Floats& r, const Floats& gain, float weight, const 
   for (int n = 0; n < repeats; ++n)
     for (int y = 0; y < h; ++y)
       for (int x = 0; x < w; x += kRun)
-        kernels(target).spatial_loss(dr.map(), &loss, map.map(), g.data(), weight, scale.data(),
-                                     huber, y, x, std::min(kRun, w - x), h, w, c);
+        kernels(isa).spatial_loss(dr.map(), &loss, map.map(), g.data(), weight, scale.data(), huber,
+                                  y, x, std::min(kRun, w - x), h, w, c);
   return py::make_tuple(dr.array(h, w, c), loss);
 }
 
@@ -262,7 +260,7 @@ std::vector<Offset> both_ways(const Ints& offsets) {
 }
 
 // (offsets, 2, h, w): to the pixel ahead, and to the one behind.
-Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std::string& target) {
+Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std::string& isa) {
   const int h = image.shape(0), w = image.shape(1);
   const auto list = both_ways(offsets);
   const int count = static_cast<int>(list.size());
@@ -270,8 +268,8 @@ Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std
   std::vector<float> row(static_cast<size_t>(w) * count);
   Floats out({count / 2, 2, h, w});
   for (int y = 0; y < h; ++y) {
-    kernels(target).affinity(row.data(), image.data(), list.data(), scale.data(), count, sigma, y,
-                             h, w);
+    kernels(isa).affinity(row.data(), image.data(), list.data(), scale.data(), count, sigma, y, h,
+                          w);
     for (int x = 0; x < w; ++x)
       for (int i = 0; i < count; ++i)
         out.mutable_data()[(static_cast<size_t>(i) * h + y) * w + x] = row[x * count + i];
@@ -282,8 +280,8 @@ Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std
 // affinity (offsets, h, w) is already scaled per offset. Returns dz, guide loss, pair loss.
 py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confidence,
                         const Floats& class_weight, const Floats& affinity, const Ints& offsets,
-                        float lambda, const std::string& target, int repeats) {
-  const Kernels& k = kernels(target);
+                        float lambda, const std::string& isa, int repeats) {
+  const Kernels& k = kernels(isa);
   const int h = z.shape(0), w = z.shape(1), c = z.shape(2);
   PaddedMap zm = scores_map(z), p(h, w, c), t(q), dz(h, w, c);
   const auto list = both_ways(offsets);
@@ -318,10 +316,10 @@ py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confiden
 
 // Returns the new w and v.
 py::tuple sgd_step(const Floats& w, const Floats& v, const Floats& dw, float lr, float momentum,
-                   const std::string& target) {
+                   const std::string& isa) {
   const size_t n = w.size();
   Floats w1(n, w.data()), v1(n, v.data());
-  kernels(target).sgd(w1.mutable_data(), v1.mutable_data(), dw.data(), n, lr, momentum);
+  kernels(isa).sgd(w1.mutable_data(), v1.mutable_data(), dw.data(), n, lr, momentum);
   return py::make_tuple(w1, v1);
 }
 
@@ -337,23 +335,23 @@ Ints assign(const py::array_t<double, py::array::c_style | py::array::forcecast>
 
 void bind_kernels(py::module_& m) {
   m.def("conv", conv, "x"_a, "weight"_a, "bias"_a, "relu"_a = false, "few"_a = false,
-        "norm"_a = Floats(0), "target"_a = "", "repeats"_a = 1);
-  m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "few"_a = false, "target"_a = "",
+        "norm"_a = Floats(0), "isa"_a = "", "repeats"_a = 1);
+  m.def("conv_backward", conv_backward, "dy"_a, "x"_a, "weight"_a, "few"_a = false, "isa"_a = "",
         "repeats"_a = 1);
-  m.def("moments", moments, "x"_a, "reference"_a, "target"_a = "");
-  m.def("normalize", normalize, "x"_a, "mean"_a, "scale"_a, "shift"_a, "target"_a = "");
-  m.def("bn_sums", bn_sums, "dy"_a, "x"_a, "mean"_a, "target"_a = "");
+  m.def("moments", moments, "x"_a, "reference"_a, "isa"_a = "");
+  m.def("normalize", normalize, "x"_a, "mean"_a, "scale"_a, "shift"_a, "isa"_a = "");
+  m.def("bn_sums", bn_sums, "dy"_a, "x"_a, "mean"_a, "isa"_a = "");
   m.def("bn_backward", bn_backward, "dy"_a, "x"_a, "mean"_a, "scale"_a, "a"_a, "b"_a, "relu"_a,
-        "target"_a = "", "repeats"_a = 1);
-  m.def("softmax", softmax, "r"_a, "target"_a = "", "repeats"_a = 1);
+        "isa"_a = "", "repeats"_a = 1);
+  m.def("softmax", softmax, "r"_a, "isa"_a = "", "repeats"_a = 1);
   m.def("cluster_loss", cluster_loss, "r"_a, "labels"_a, "guide"_a, "table"_a, "self_weight"_a,
-        "guide_weight"_a, "target"_a = "", "repeats"_a = 1);
+        "guide_weight"_a, "isa"_a = "", "repeats"_a = 1);
   m.def("spatial_loss", spatial_loss, "r"_a, "gain"_a, "weight"_a, "scale"_a, "huber"_a,
-        "target"_a = "", "repeats"_a = 1);
-  m.def("affinity", affinity, "image"_a, "offsets"_a, "sigma"_a, "target"_a = "");
+        "isa"_a = "", "repeats"_a = 1);
+  m.def("affinity", affinity, "image"_a, "offsets"_a, "sigma"_a, "isa"_a = "");
   m.def("residual_loss", residual_loss, "z"_a, "q"_a, "confidence"_a, "class_weight"_a,
-        "affinity"_a, "offsets"_a, "lam"_a, "target"_a = "", "repeats"_a = 1);
-  m.def("sgd_step", sgd_step, "w"_a, "v"_a, "dw"_a, "lr"_a, "momentum"_a, "target"_a = "");
+        "affinity"_a, "offsets"_a, "lam"_a, "isa"_a = "", "repeats"_a = 1);
+  m.def("sgd_step", sgd_step, "w"_a, "v"_a, "dw"_a, "lr"_a, "momentum"_a, "isa"_a = "");
   m.def("assign", assign, "cost"_a);
 }
 

@@ -24,10 +24,10 @@ inline void require(bool ok, const char* what) {
 }
 
 // The kernels of an instruction set; of the best one where the name is empty.
-inline const Kernels& kernels(const std::string& target) {
-  if (target.empty()) return default_kernels();
-  const Kernels* found = find_kernels(target.c_str());
-  if (found == nullptr) throw std::invalid_argument("this machine cannot run target " + target);
+inline const Kernels& kernels(const std::string& isa) {
+  if (isa.empty()) return default_kernels();
+  const Kernels* found = find_kernels(isa.c_str());
+  if (found == nullptr) throw std::invalid_argument("this machine cannot run isa " + isa);
   return *found;
 }
 
