@@ -198,7 +198,7 @@ def test_checks_for_arrays_on_the_gpu(cuda):
     assert check_guide(soft, 4, 5, gpu=True) is soft
     with pytest.raises(InputError, match=r"guide has shape \(4, 5\); wanted \(5, 5, C\)"):
         check_guide(hard, 5, 5, gpu=True)
-    with pytest.raises(InputError, match=r"guidance has dtype int32; wanted .*, float32"):
+    with pytest.raises(InputError, match=r"guide has dtype int32; wanted .*, float32"):
         check_guide(hard.reshape(4, 5, 1), 4, 5, gpu=True)
     with pytest.raises(InputError, match=r"guidance has dtype uint8; wanted .*, int32"):
         check_guide(cuda.to_device(IMAGE[:4, :5, 0]), 4, 5, gpu=True)
