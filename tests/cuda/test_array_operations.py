@@ -200,7 +200,7 @@ def test_checks_for_arrays_on_the_gpu(cuda):
         check_guide(hard, 5, 5, gpu=True)
     with pytest.raises(InputError, match=r"guide has dtype int32; wanted .*, float32"):
         check_guide(hard.reshape(4, 5, 1), 4, 5, gpu=True)
-    with pytest.raises(InputError, match=r"guidance has dtype uint8; wanted .*, int32"):
+    with pytest.raises(InputError, match=r"guide has dtype uint8; wanted .*, int32"):
         check_guide(cuda.to_device(IMAGE[:4, :5, 0]), 4, 5, gpu=True)
     for check in (check_image, lambda a: check_planes("x", a), lambda a: check_guide(a, 4, 5)):
         with pytest.raises(InputError, match="is on a GPU; wanted an array of NumPy"):
