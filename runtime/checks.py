@@ -149,10 +149,21 @@ def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np
             f"guide has negative values (smallest {array.min():g}); wanted probabilities",
             fix="apply a soft-max to scores first",
         )
-    total = sum_classes(array)
+    return scaled_to_one(array)
+
+
+def scaled_to_one(guide: np.ndarray) -> np.ndarray:
+    """(H, W, C) float32 values of at least 0, scaled so that each pixel sums to 1; a pixel of zeros
+    is unchanged.
+
+    Raises
+    ------
+    UnknownGuide : all pixels are zero.
+    """
+    total = sum_classes(guide)
     if total.max() <= 0:
         raise UnknownGuide("guide is zero (unknown) everywhere; nothing can be refined")
-    return array / np.where(total > 0, total, 1)
+    return guide / np.where(total > 0, total, 1)
 
 
 def sum_classes(array: np.ndarray) -> np.ndarray:

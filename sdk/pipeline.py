@@ -6,6 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,15 @@ import numpy as np
 import runtime
 from runtime.bundle.engines import BACKENDS
 from runtime.bundle.read import Bundle
-from runtime.checks import check_count, check_guide, on_gpu
-from runtime.core.classes import merge_columns, prior_scores, winning_columns
+from runtime.checks import check_count, check_guide
+from runtime.core.classes import (
+    majority_classes,
+    merge_columns,
+    prior_scores,
+    winning_columns,
+)
 from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.guide import Guide
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import check_precision, refine_with
 from runtime.core.resize import working_picture
@@ -31,6 +38,49 @@ from sdk.timing import Clock
 
 if TYPE_CHECKING:
     from runtime.bundle.open import Refinement
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture in the three forms that the stages take.
+
+    Attributes
+    ----------
+    pixels : (H, W, 3) uint8 RGB on the host.
+    uploaded : the same where refinement and filter run: on the CPU ``pixels`` itself, on a GPU an
+        array of the CUDA module.
+    working : (h, w, 3) float32 RGB in [0, 1], the picture at working size, where ``uploaded`` is.
+    """
+
+    pixels: np.ndarray
+    uploaded: Any
+    working: Any
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a refinement, or the prior alone, says at working size.
+
+    Attributes
+    ----------
+    scores : (h, w, K) float32 probabilities, on the host or on a GPU.
+    classes : (K,) int32, the class of each column; -1 = a cluster without a class.
+    stats : of the refinement, see :class:`runtime.Refinement`.
+    labels : (h, w) int32, the arg max of ``scores`` where it has been computed, else None.
+    """
+
+    scores: Any
+    classes: np.ndarray
+    stats: dict[str, Any]
+    labels: Any = None
+
+    def winning_columns(self, *, merge: bool) -> tuple[Any, np.ndarray]:
+        """The columns that win somewhere, and their classes. Columns of one class are added up
+        before, where ``merge`` is set or each column has a class."""
+        scores, classes, labels = self.scores, self.classes, self.labels
+        if merge or (classes >= 0).all():
+            scores, classes = merge_columns(scores, classes)
+        return winning_columns(scores, classes, labels if scores is self.scores else None)
 
 
 class Pipeline:
@@ -71,10 +121,12 @@ class Pipeline:
         processors = choose.default_threads()
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
-        self._core = device if refine_backend == "native" else "cpu"  # of refinement and filter
+        self._core = device if refine_backend == "native" else "cpu"
         network_only = refine is None and kind == "cuda" and "cuda" not in choose.devices()
         if network_only:
             self._core = "cpu"
+        where, number = parse_device(self._core)
+        self._gpu = number if where == "cuda" else None  # of refinement and filter; None: the CPU
         self._precision = precision
         if kind == "cuda" and refine_backend != "native" and precision == "fp16":
             raise InputError(
@@ -147,36 +199,39 @@ class Pipeline:
                 error.message, fix="python -m runtime build --force BUNDLE"
             ) from error
 
-    def prepare(self, picture: np.ndarray, clock: Clock) -> tuple[Any, Any]:
-        """The picture where refinement and filter run (itself, or a copy on the GPU), and at
-        working size, there: (h, w, 3) float32 in [0, 1]."""
-        height, width = picture.shape[:2]
+    def prepare(self, pixels: np.ndarray, clock: Clock) -> Picture:
+        """The (H, W, 3) uint8 ``pixels`` in the forms that the stages take."""
+        height, width = pixels.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
         begin = mark(self._core)
-        there = upload(picture, self._core)
-        low = working_picture(there, h, w)
+        uploaded = upload(pixels, self._core)
+        working = working_picture(uploaded, h, w)
         clock.device("preprocess", begin, mark(self._core))
         clock.lap("preprocess")
-        return there, low
+        return Picture(pixels, uploaded, working)
 
-    def guide(self, picture: np.ndarray, there: Any, low: Any, clock: Clock) -> tuple[Any, bool]:
-        """What the prior says at working size: (h, w, C) float32 probabilities or (h, w) int32
-        labels, -1 = unknown; and whether its classes have a meaning. A network on the uploaded
-        picture's GPU takes that, and its guide stays on that GPU."""
+    def guide(self, picture: Picture, clock: Clock) -> tuple[Guide, bool]:
+        """The prior's answer at working size, checked; and whether its classes have a meaning.
+
+        Raises
+        ------
+        InputError, BundleError : the prior returned something else than a guide.
+        UnknownGuide : the guide is unknown everywhere.
+        """
         try:
-            kind, index = parse_device(self._core)
-            if kind == "cuda" and getattr(self.prior, "gpu", None) == index:
+            if self.prior.gpu is not None and self.prior.gpu == self._gpu:
                 begin = mark(self._core)
-                guide = self.prior.on_gpu(there, low.shape[:2])  # type: ignore[attr-defined]
+                guide = self.prior(picture.uploaded, picture.working)
                 clock.device("prior", begin, mark(self._core))
-                if on_gpu(guide):
-                    return guide, True  # only probabilities stay there
             else:
-                guide = self.prior(picture, np.asarray(low))
+                guide = self.prior(picture.pixels, np.asarray(picture.working))
+            if isinstance(guide, Guide):  # a network's probabilities, which it has checked
+                return guide, True
             guide = np.asarray(guide)
-            return self._checked_guide(guide, low), self._has_meaning(guide)
+            height, width = picture.working.shape[:2]
+            return self._checked_guide(guide, height, width), self._has_meaning(guide)
         finally:
             clock.lap("prior")
 
@@ -187,50 +242,81 @@ class Pipeline:
             return True
         return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
 
-    def _checked_guide(self, guide: np.ndarray, low: Any) -> np.ndarray:
+    def _checked_guide(self, guide: np.ndarray, height: int, width: int) -> Guide:
+        """The Guide at working size from the prior's array of any size."""
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior gave an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
-        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), *low.shape[:2])
+        guide = as_probabilities(check_guide(guide, *guide.shape[:2]), height, width)
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
             raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
-        return guide
+        return Guide(guide)
+
+    def scores(
+        self, picture: Picture, guide: Guide, progress: Callable[[int, int], None] | None
+    ) -> Scored:
+        """Refine one picture from its cold start; without a refinement, the prior's own answer.
+
+        Raises
+        ------
+        UnknownGuide : the guide is unknown everywhere.
+        """
+        if self.refine is None:
+            scores, classes = prior_scores(guide.array)
+            return Scored(scores, classes, {"steps": 0, "stop_reason": "no refinement"})
+        objective = objective_of(self.refine)
+        wanted = guide if objective.takes_guide else None
+        make, warm = self._make, False
+        if self._refinement is not None:
+            make, warm = self._refinement.make(self.refine), self._trained
+        gpu = self._gpu is not None
+        result = refine_with(
+            make, self.refine, picture.working, wanted, warm=warm, progress=progress, gpu=gpu
+        )
+        classes = result.classes
+        if not objective.channels_follow_classes:
+            count = result.scores.shape[2]
+            if self.prior.names is None:
+                classes = np.full(count, -1, np.int32)  # clusters keep their own numbers
+            elif wanted is None:
+                classes = majority_classes(result.labels, guide.array, count)
+        return Scored(result.scores, classes, result.stats, result.labels)
 
     def finish(
         self,
-        picture: np.ndarray,
-        there: Any,
-        low: Any,
-        scores: Any,
-        classes: np.ndarray,
-        stats: dict[str, Any],
+        picture: Picture,
+        scored: Scored,
         warnings: list[str],
         clock: Clock,
+        *,
         semantic: bool,
         frame: FrameInfo | None = None,
     ) -> Result:
-        """Scores at working size to the result: merge columns of a class, lift the rest to the
-        uploaded picture, regions."""
-        (height, width), (h, w), names = picture.shape[:2], low.shape[:2], self.prior.names
-        warnings += [f"{w.output}: {w.message}" for w in _drained(self.prior)]
+        """The result from scores at working size: the columns of one class are added up, joint
+        upsampling makes labels of the picture's size, and small regions join a neighbour.
+
+        ``semantic``: whether the prior's classes have a meaning, see :meth:`guide`. ``frame``: of a
+        stream.
+        """
+        (height, width), (h, w) = picture.pixels.shape[:2], picture.working.shape[:2]
+        names, stats = self.prior.names, scored.stats
+        warnings += [f"{note.output}: {note.message}" for note in self._engine_warnings()]
         if stats["stop_reason"] == "diverged":
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
         if self._on_cpu_because:
             warnings.append(self._on_cpu_because)
-        if names is not None or (classes >= 0).all():
-            scores, classes = merge_columns(scores, classes)
-        scores, classes = winning_columns(scores, classes)
+        scores, classes = scored.winning_columns(merge=names is not None)
         low_image, radius, eps = None, 1, 3e-4
         if self.filter is not None:
-            low_image, eps = low, self.filter.eps
+            low_image, eps = picture.working, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
         begin = mark(self._core)
         columns, confidence = runtime.joint_upsample(
-            there,
+            picture.uploaded,
             scores,
             low_image=low_image,
             radius=radius,
@@ -238,11 +324,10 @@ class Pipeline:
             device=self._core,
             threads=self.threads,
         )
-        if self._core != "cpu":
-            columns, confidence = np.asarray(columns), np.asarray(confidence)
+        columns, confidence = np.asarray(columns), np.asarray(confidence)
         clock.device("filter", begin, mark(self._core))
         clock.lap("filter")
-        if self._core != "cpu":  # the steps have told theirs
+        if self._gpu is not None:  # the refinement has measured its own steps
             own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
             stats["device_ms"] = clock.device_ms | own
 
@@ -251,14 +336,14 @@ class Pipeline:
         if min_area is None:
             min_area = 0 if self._keeps_small_regions(semantic) else height * width // 500
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
-        stats |= {"objective": self.refine.objective if self.refine else None}
         stats |= {
+            "objective": self.refine.objective if self.refine else None,
             "working_size": [h, w],
             "clusters": int(np.count_nonzero(np.bincount(labels.ravel()))),
         }
         clock.lap("postprocess")
         return Result(
-            image=picture,
+            image=picture.pixels,
             labels=labels,
             names=names,
             confidence=confidence,
@@ -270,6 +355,16 @@ class Pipeline:
             warnings=warnings,
             frame=frame,
         )
+
+    def _engine_warnings(self) -> list[Any]:
+        """The warnings that the prior's engine has noted since the last picture; they are removed
+        from its list."""
+        engine = self.prior.engine
+        if engine is None or not engine.warnings:
+            return []
+        noted = list(engine.warnings)
+        engine.warnings.clear()
+        return noted
 
     def _keeps_small_regions(self, semantic: bool) -> bool:
         """Whether small regions are left alone when ``min_area`` is None: labels that are classes
@@ -316,7 +411,7 @@ class Pipeline:
             threads=self.threads,
             **config.options(),
         )
-        if self._core != "cpu":
+        if self._gpu is not None:
             self._kept.refiner = (key, made)
         return made
 
@@ -337,27 +432,6 @@ class Pipeline:
             return core
         return f"{self._refinement.text} step + {core}"
 
-    def scores(
-        self, low: Any, guide: Any, progress: Callable[[int, int], None] | None
-    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
-        """Scores at working size, the guide class of each column (-1 = none), and stats."""
-        if self.refine is None:
-            return *prior_scores(guide), {"steps": 0, "stop_reason": "no refinement"}
-        objective = objective_of(self.refine)
-        wanted = guide if objective.takes_guide else None
-        make, config, warm = self._make, self.refine, False
-        if self._refinement is not None:
-            make, warm = self._refinement.make(config), self._trained
-        on = self._core != "cpu"
-        result = refine_with(make, config, low, wanted, warm=warm, progress=progress, gpu=on)
-        classes = result.classes
-        if not objective.channels_follow_classes:
-            count = result.scores.shape[2]
-            classes = np.full(count, -1, np.int32)  # clusters keep their own numbers
-            if self.prior.names is not None:
-                classes = runtime.majority_classes(result.labels, guide, count)
-        return result.scores, classes, result.stats
-
     def clone(self) -> Pipeline:
         """A pipeline for another thread, with the same prior.
 
@@ -366,8 +440,8 @@ class Pipeline:
         InputError : an engine of TensorRT, which runs one picture at a time.
         """
         own = self._refinement.engines if self._refinement else ()
-        engines = (getattr(self.prior, "engine", None), *own)
-        if any(getattr(e, "backend", "").startswith("tensorrt") for e in engines):
+        engines = [engine for engine in (self.prior.engine, *own) if engine is not None]
+        if any(engine.backend.startswith("tensorrt") for engine in engines):
             raise InputError(
                 "a TensorRT engine runs one picture at a time and cannot be shared",
                 fix="open the bundle once more: Segmenter(...)",
@@ -387,12 +461,3 @@ def _why_not(device: str) -> str:
             f"{error.message}"
         )
     return ""
-
-
-def _drained(prior: Any) -> list[Any]:
-    """Warnings that the prior's engine has noted since the last picture."""
-    noted = getattr(getattr(prior, "engine", None), "warnings", None)
-    out = list(noted or ())
-    if noted:
-        noted.clear()
-    return out

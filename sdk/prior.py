@@ -11,26 +11,44 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.bundle.read import Bundle
+from runtime.core.guide import Guide
 from runtime.errors import InputError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, check_imgsz
 
 
 class Prior(Protocol):
-    """What Segmenter needs: names (by class, or None) and backend are for the result."""
+    """What a prior is to the pipeline.
+
+    Attributes
+    ----------
+    names : of the classes, or None.
+    backend : what computes it, in words, for the result.
+    gpu : the number of the GPU whose uploaded pictures it takes, or None: it takes pictures on the
+        host.
+    engine : the engine of its network, which notes warnings about its outputs; None without one.
+    """
 
     names: list[str] | None
     backend: str
+    gpu: int | None
+    engine: Any
 
-    def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """Guide of any size for the (H, W, 3) uint8 RGB ``picture``; ``low`` is the same at working
-        size, (h, w, 3) float32 in [0, 1]."""
+    def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
+        """The guide of one picture.
+
+        ``picture`` is (H, W, 3) uint8 RGB, ``low`` the same at working size, (h, w, 3) float32 in
+        [0, 1]; both lie on the GPU ``gpu`` if that is a number and the pipeline runs there, else on
+        the host. The result is a guide of any size on the host, or a Guide at working size.
+        """
 
 
 class CallablePrior:
     """The user's function, (H, W, 3) uint8 RGB -> guide; its ``names`` attribute names classes."""
 
     backend = "python"
+    gpu: int | None = None
+    engine: Any = None
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
         self.function = function
@@ -48,7 +66,10 @@ class CallablePrior:
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
         try:
-            guide = np.asarray(self.function(picture))
+            found = self.function(picture)
+            if found is None:
+                raise InputError("the prior returned None", fix="return the guide, an array")
+            guide = np.asarray(found)
         except ValueError as error:
             if "inhomogeneous" not in str(error):
                 raise

@@ -144,15 +144,13 @@ class Segmenter:
         progress : called as progress(done, steps) after each refinement step.
         """
         run, clock = self.pipeline, Clock()
-        picture, warnings = load_image(source, color=color)
+        pixels, warnings = load_image(source, color=color)
         clock.lap("decode")
-        there, low = run.prepare(picture, clock)
-        guide, semantic = run.guide(picture, there, low, clock)
-        scores, classes, stats = run.scores(low, guide, progress)
+        picture = run.prepare(pixels, clock)
+        guide, semantic = run.guide(picture, clock)
+        scored = run.scores(picture, guide, progress)
         clock.lap("refine")
-        return run.finish(
-            picture, there, low, scores, classes, stats, warnings, clock, semantic=semantic
-        )
+        return run.finish(picture, scored, warnings, clock, semantic=semantic)
 
     def stream(
         self,

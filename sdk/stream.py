@@ -34,10 +34,11 @@ from runtime.core.classes import (
     prior_scores,
     restricted,
 )
+from runtime.core.guide import Guide
 from runtime.core.parameters import objective_of
 from runtime.errors import InputError
 from sdk.capture import Capture, Frame
-from sdk.pipeline import Pipeline
+from sdk.pipeline import Pipeline, Scored
 from sdk.result import FrameInfo, Result
 from sdk.stream_state import (
     HEAD,
@@ -128,13 +129,15 @@ class Follower:
         seg, started = self.pipeline, time.monotonic()
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
-        there, low = seg.prepare(frame.picture, clock)
+        picture = seg.prepare(frame.picture, clock)
+        low = picture.working
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
             events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")
             forget(state)
         try:
-            guide, self._semantic = seg.guide(frame.picture, there, low, clock)
+            checked, self._semantic = seg.guide(picture, clock)
+            guide = checked.array
         except UnknownGuide:
             if state.guide is None or state.guide.max() < 0:
                 raise
@@ -161,35 +164,29 @@ class Follower:
         if start == "cold":
             state.owed = self.cold_steps
         if config is None:
-            scores, classes, stats = self._unrefined(state, guide, hard)
+            scored = self._unrefined(state, guide, hard)
         elif by_class:
-            scores, classes, stats = self._residual(
-                state, low, guide, (hard, sure), started, events
-            )
+            scored = self._residual(state, low, guide, (hard, sure), started, events)
         else:
-            scores, classes, stats = self._clusters(state, low, guide, started, events)
+            scored = self._clusters(state, low, guide, started, events)
         state.frames += 1
         state.guide, state.colours = hard, colours
         clock.lap("refine")
         middle = time.monotonic()
         info = FrameInfo(frame.index, frame.time, dropped, start, events)
-        result = seg.finish(
-            frame.picture, there, low, scores, classes, stats, [], clock, self._semantic, info
-        )
+        result = seg.finish(picture, scored, [], clock, semantic=self._semantic, frame=info)
         self._rest_ms = _smoothed(self._rest_ms, 1e3 * (time.monotonic() - middle))
         vars(self.state).update(vars(state))
         return result
 
-    def _unrefined(
-        self, state: StreamState, guide: Any, hard: np.ndarray
-    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    def _unrefined(self, state: StreamState, guide: Any, hard: np.ndarray) -> Scored:
         """The prior itself."""
         scores, found = prior_scores(guide)
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
         state.seen = np.full(len(state.classes), state.frames, np.int64)
         state.labels = np.maximum(hard, 0)
-        return scores, found, {"steps": 0, "stop_reason": "no refinement"}
+        return Scored(scores, found, {"steps": 0, "stop_reason": "no refinement"})
 
     def _residual(
         self,
@@ -199,7 +196,7 @@ class Follower:
         prior: tuple[np.ndarray, np.ndarray],
         started: float,
         events: list[str],
-    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    ) -> Scored:
         """Scores at working size, the class of each column, and stats."""
         before = None if state.weights is None else state.classes
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
@@ -210,21 +207,22 @@ class Follower:
             events.append(f"new class: {', '.join(map(self._name, seen))}")
         wanted = restricted(guide, state.classes)
         if len(state.classes) == 1:  # nothing to decide
-            result = refiner.run(low, wanted, steps=0, warm=True)
+            result = refiner.run(low, Guide(wanted), steps=0, warm=True)
             state.labels = state.classes[np.asarray(result.labels)]
-            return result.scores, state.classes, result.stats | {"stop_reason": "one class"}
-        result = self._run(state, refiner, low, wanted, started, events)
+            stats = result.stats | {"stop_reason": "one class"}
+            return Scored(result.scores, state.classes, stats, result.labels)
+        result = self._run(state, refiner, low, Guide(wanted), started, events)
         scores = result.scores
         if result.stats["stop_reason"] == "diverged" or not _finite(scores):
             events.append("diverged: this frame is the prior's, the next one starts cold")
             result.stats["stop_reason"] = "diverged"
             state.weights, state.owed = None, self.cold_steps
             state.labels = state.classes[np.maximum(hard_labels(wanted)[0], 0)]
-            return wanted, state.classes, result.stats
+            return Scored(wanted, state.classes, result.stats)
         state.weights = refiner.state_dict()
         state.labels = state.classes[np.asarray(result.labels)]
-        scores = self._keep_and_decay(state, scores, wanted, *prior, events)
-        return scores, state.classes, result.stats
+        scores, kept = self._keep_and_decay(state, scores, wanted, *prior, events)
+        return Scored(scores, state.classes, result.stats, None if kept else result.labels)
 
     def _clusters(
         self,
@@ -233,12 +231,12 @@ class Follower:
         guide: Any,
         started: float,
         events: list[str],
-    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    ) -> Scored:
         """The same for objectives whose channels find a meaning of their own."""
         config = self.pipeline.refine
         assert config is not None
         refiner = self._grown(state, low.shape[:2], None, events)
-        wanted = guide if objective_of(config).takes_guide else None
+        wanted = Guide(guide) if objective_of(config).takes_guide else None
         result = self._run(state, refiner, low, wanted, started, events)
         classes = np.arange(result.scores.shape[2], dtype=np.int32)
         state.classes, state.seen = classes, np.full(len(classes), state.frames, np.int64)
@@ -247,9 +245,11 @@ class Follower:
             state.weights, state.owed = None, self.cold_steps
             events.append("diverged: the next frame starts cold")
         if self.pipeline.prior.names is not None:
-            classes = runtime.majority_classes(result.labels, guide, len(classes))
+            classes = result.classes
+            if wanted is None:
+                classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])
         state.labels = classes[np.asarray(result.labels)]
-        return result.scores, classes, result.stats
+        return Scored(result.scores, classes, result.stats, result.labels)
 
     def _run(
         self,
@@ -340,13 +340,14 @@ class Follower:
         hard: np.ndarray,
         sure: np.ndarray,
         events: list[str],
-    ) -> Any:
-        """Rules 6 and 7, in place; the scores."""
+    ) -> tuple[Any, bool]:
+        """Rules 6 and 7, which change the scores in place: the scores, and whether rule 6 did."""
         assert state.classes is not None and state.labels is not None
         count = int(max(hard.max(), state.classes.max())) + 1
         right = sure & (state.labels == hard)
         held, left = (np.bincount(hard[m], minlength=count)[state.classes] for m in (sure, right))
-        for number in state.classes[(held > LOST * hard.size) & (left < LEFT * held)]:
+        lost = state.classes[(held > LOST * hard.size) & (left < LEFT * held)]
+        for number in lost:
             mine = sure & (hard == number)
             scores = classes_of(scores).keep(scores, guide, mine)
             state.labels[mine] = number
@@ -357,7 +358,7 @@ class Follower:
             events.append(f"decay: the prior has been contradicted for {state.doubt} frames")
             for name in HEAD:
                 state.weights[name] = state.weights[name] * np.float32(0.5)
-        return scores
+        return scores, len(lost) > 0
 
     def _name(self, number: int) -> str:
         names = self.pipeline.prior.names

@@ -11,6 +11,7 @@ from runtime.bundle.open import starts_trained
 from runtime.errors import InputError
 from runtime.prior.kmeans import KMeansPrior
 from sdk import Segmenter
+from sdk.pipeline import Picture
 from sdk.prior import open_bundle
 from sdk.timing import Clock
 
@@ -38,7 +39,7 @@ def quality_of(
         return {"what": "not measured (starts from trained weights)"}
     golden = bundle.tensors(bundle.manifest["golden"][0])
     picture, guide = golden["picture"], golden["guide"]
-    low = np.asarray(seg.pipeline.prepare(picture, Clock())[1])
+    low = np.asarray(seg.pipeline.prepare(picture, Clock()).working)
     if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
         guide = seg.prior(picture, low)
     exact = float32_labels(seg, picture, low, guide)
@@ -60,7 +61,7 @@ def float32_labels(
     prior.names = seg.prior.names  # type: ignore[attr-defined]
     run = Segmenter(prior, refine=seg.refine, filter=seg.filter, min_area=0).pipeline
     clock = Clock()
-    checked, semantic = run.guide(picture, picture, low, clock)
-    scores, classes, stats = run.scores(low, checked, None)
-    result = run.finish(picture, picture, low, scores, classes, stats, [], clock, semantic)
-    return result.labels
+    forms = Picture(picture, picture, low)
+    checked, semantic = run.guide(forms, clock)
+    scored = run.scores(forms, checked, None)
+    return run.finish(forms, scored, [], clock, semantic=semantic).labels

@@ -77,9 +77,9 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
     config = seg.refine
     torch.set_num_threads(seg.threads)
     run = seg.pipeline
-    there, low = run.prepare(picture, Clock())
-    guide = np.asarray(run.guide(picture, there, low, Clock())[0])
-    low = np.asarray(low)
+    prepared_picture = run.prepare(picture, Clock())
+    guide = np.asarray(run.guide(prepared_picture, Clock())[0].array)
+    low = np.asarray(prepared_picture.working)
     classes = None
     objective = objective_of(config)
     if objective.channels_follow_classes:

@@ -124,11 +124,17 @@ def merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
     return classes_of(scores).merge(scores, to, len(kept)), kept
 
 
-def winning_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
-    """The columns of scores (H, W, K) that are the largest of some pixel, and their classes. The
-    others could win between pixels only, where their neighbours are as good."""
+def winning_columns(scores: Any, classes: np.ndarray, labels: Any = None) -> tuple[Any, np.ndarray]:
+    """The columns of scores (H, W, K) that are the largest of some pixel, and their classes.
+
+    Any other column could win between two pixels only, where the columns of the two are as good.
+    ``labels`` : (H, W) int32, the arg max of the scores, where the caller has it already.
+    """
     module = classes_of(scores)
-    found = module.winners(scores)
+    if isinstance(labels, np.ndarray):
+        found = np.flatnonzero(np.bincount(labels.ravel()))
+    else:
+        found = module.winners(scores)
     if len(found) < len(classes):
         scores = module.take(scores, found, False)
     return scores, classes[found]

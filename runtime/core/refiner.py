@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.checks import check_count, check_guide, check_image, on_gpu, renamed
+from runtime.checks import (
+    UnknownGuide,
+    check_count,
+    check_image,
+    on_gpu,
+    renamed,
+    scaled_to_one,
+)
 from runtime.core import parameters
 from runtime.core.classes import (
     classes_of,
@@ -18,6 +25,7 @@ from runtime.core.classes import (
     majority_classes,
     restricted,
 )
+from runtime.core.guide import Guide
 from runtime.core.options import RefineOptions
 from runtime.device.choose import isa, module_of, thread_count
 from runtime.device.driver import cuda_devices, parse_device
@@ -137,7 +145,7 @@ class Refiner:
     def run(
         self,
         image: np.ndarray,
-        guide: np.ndarray | None = None,
+        guide: np.ndarray | Guide | None = None,
         *,
         steps: int | None = None,
         warm: bool = False,
@@ -164,21 +172,19 @@ class Refiner:
         KeyboardInterrupt : between two steps.
         """
         options = self.options
-        objective, there = parameters.objective_of(options), self.device != "cpu"
-        if there:
-            image, guide = taken("image", image, self.device), taken("guide", guide, self.device)
-            guide = _on_the_host_if_hard(guide)
-        image = check_image(image, gpu=there)
+        objective, gpu = parameters.objective_of(options), self.device != "cpu"
+        image, guide = _given(image, guide, self.device)
+        image = check_image(image, gpu=gpu)
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
                 f"image is {image.shape[0]} x {image.shape[1]} pixels; "
                 f"this Refiner was made for {self.height} x {self.width}"
             )
         asked = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
-        guide, floor = prepared(options, image, guide, self.classes, gpu=there)
+        guide, floor = prepared(options, image, guide, self.classes, gpu=gpu)
         native, more = (
             (guide, {})
-            if objective.takes_soft_guide or not there
+            if objective.takes_soft_guide or not gpu
             else _labels_for_gpu(options, guide)
         )
         if not warm:
@@ -236,9 +242,13 @@ def statistics(
     }
 
 
-def _on_the_host_if_hard(guide: Any) -> Any:
-    """Labels become probabilities on the host, wherever they were."""
-    return guide.numpy() if on_gpu(guide) and guide.ndim == 2 else guide
+def _given(image: Any, guide: Any, device: str) -> tuple[Any, Any]:
+    """The caller's arrays; those on the GPU ``device`` as arrays of the CUDA module, but labels as
+    a copy on the host, where their classes are counted."""
+    if not isinstance(guide, Guide):
+        guide = taken("guide", guide, device)
+        guide = guide.numpy() if on_gpu(guide) and guide.ndim == 2 and device != "cpu" else guide
+    return taken("image", image, device), guide
 
 
 def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:
@@ -269,15 +279,25 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
 def prepared(
     options: RefineOptions, image: np.ndarray, guide: Any, classes: int, *, gpu: bool = False
 ) -> tuple[np.ndarray | None, int]:
-    """The checked guide as the objective takes it: (H, W, classes) probabilities, (H, W) int32
-    labels with -1 = unknown, or None; and the number of labels that the silhouette asks for.
-    Probabilities on a GPU stay what they are."""
+    """The guide (an array, a Guide or None) in the form that the objective takes: (H, W, classes)
+    probabilities, (H, W) int32 labels with -1 = unknown, or None; and the least number of labels
+    by the silhouette, 0 without it. Probabilities on a GPU are not converted.
+
+    Raises
+    ------
+    InputError : a guide of a wrong size, dtype or class count, NaN, or unknown everywhere.
+    """
+    resized = isinstance(guide, Guide)  # so its pixels may sum to less than 1
     if guide is not None:
-        guide = check_guide(guide, *image.shape[:2], gpu=gpu)
+        guide = Guide.checked(guide, *image.shape[:2], gpu=gpu).array
     if parameters.objective_of(options).channels_follow_classes:
         guide = _soft(guide, classes)
-    elif isinstance(guide, np.ndarray) and guide.ndim == 3 and not options.soft_guide:
+    elif isinstance(guide, np.ndarray) and guide.ndim == 3 and options.soft_guide:
+        guide = scaled_to_one(guide) if resized else guide
+    elif isinstance(guide, np.ndarray) and guide.ndim == 3:
         guide, _ = classes_of(guide).hard(guide)
+        if guide.max() < 0:
+            raise UnknownGuide("guide is zero (unknown) everywhere; nothing can be refined")
     floor = 0
     if options.silhouette:
         from runtime.core.silhouette import best_cluster_count
@@ -357,12 +377,12 @@ def refine(
     ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
     """
     config = RefineOptions(**options)
-    image, guide = taken("image", image, device), taken("guide", guide, device)
-    guide = _on_the_host_if_hard(guide)
+    image, guide = _given(image, guide, device)
+    gpu, warm = parse_device(device)[0] == "cuda", initial is not None
+    image = check_image(image, gpu=gpu)
     on: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     make = maker(lambda h, w, count: Refiner(h, w, classes=count, **on, **options), config, initial)
-    there, warm = parse_device(device)[0] == "cuda", initial is not None
-    return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=there)
+    return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=gpu)
 
 
 def maker(
@@ -389,29 +409,39 @@ def refine_with(
     make: Make,
     config: RefineOptions,
     image: np.ndarray,
-    guide: np.ndarray | None = None,
+    guide: np.ndarray | Guide | None = None,
     *,
     warm: bool = False,
     progress: Progress | None = None,
     gpu: bool = False,
 ) -> Refinement:
-    """What :func:`refine` does, with the Refiner (or what runs like one) that ``make(height, width,
-    classes)`` gives; ``classes`` are the guide's that take part, None where all do.
+    """What :func:`refine` computes, with a refiner of the caller's.
 
-    ``gpu``: it is on a GPU, where both arrays may be, as the CUDA module's own."""
-    image = check_image(image, gpu=gpu)
+    Parameters
+    ----------
+    make : ``make(height, width, classes)`` gives a Refiner, or an object that runs like one, for
+        the guide's classes that take part; ``classes`` is None where all take part.
+    image : (h, w, 3) float32 RGB in [0, 1]; the refiner checks it.
+    guide : as for :meth:`Refiner.run`; a Guide is not checked again.
+    warm, progress : as for :meth:`Refiner.run`.
+    gpu : whether the refiner runs on a GPU, where both arrays may be, as the CUDA module's own.
+
+    Raises
+    ------
+    InputError : a guide that is missing, has a wrong size, or is unknown everywhere.
+    """
     height, width = image.shape[:2]
     if not parameters.objective_of(config).channels_follow_classes:
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
         raise InputError("guide is None; the residual objective corrects a prior, needs one")
-    guide = check_guide(guide, height, width, gpu=gpu)
-    classes = frequent_classes(guide)
-    guide = restricted(guide, classes)
+    known = Guide.checked(guide, height, width, gpu=gpu).array
+    classes = frequent_classes(known)
+    wanted = Guide(restricted(known, classes))
     refiner = make(height, width, classes)
-    if len(classes) == 1:  # nothing to decide
-        result = refiner.run(image, guide, steps=0, warm=warm)
+    if len(classes) == 1:  # one class is everywhere: no step can change a label
+        result = refiner.run(image, wanted, steps=0, warm=warm)
         result.stats["stop_reason"] = "one class"
     else:
-        result = refiner.run(image, guide, warm=warm, progress=progress)
+        result = refiner.run(image, wanted, warm=warm, progress=progress)
     return replace(result, classes=classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from runtime.checks import check_count, check_positive
@@ -23,6 +25,8 @@ class KMeansPrior:
 
     names: list[str] | None = None
     backend = "opencv-kmeans"
+    gpu: int | None = None  # it takes pictures on the host
+    engine: Any = None  # no network
 
     def __init__(self, clusters: int = 5, temperature: float = 12.0) -> None:
         self.clusters = check_count("clusters", clusters, 1, 256)

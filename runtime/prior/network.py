@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.checks import on_gpu
 from runtime.core import classes_cuda
+from runtime.core.guide import Guide
 from runtime.core.resize import resize
 from runtime.core.resize import resized as resized_planes
 from runtime.device import transfer
@@ -27,6 +29,7 @@ class Engine(Protocol):
     backend: str
     inputs: list[Port]
     metadata: dict[str, str]
+    warnings: Any  # a list or deque of OutputWarning
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
 
@@ -49,6 +52,10 @@ class NetworkPrior:
     output : "logits", "probabilities" (the soft-max is in the graph) or "labels".
     name : for messages.
 
+    Attributes
+    ----------
+    gpu : the number of the GPU whose uploaded pictures the prior takes; None: pictures on the host.
+
     Raises
     ------
     BundleError : inputs that do not fit; later, outputs that do not.
@@ -65,7 +72,7 @@ class NetworkPrior:
     ) -> None:
         self.engine, self.preprocess, self.names = engine, preprocess, names
         self.output, self.name, self.backend = output, name, engine.backend
-        self.gpu: int | None = getattr(engine, "gpu", None)  # where it takes uploaded pictures
+        self.gpu: int | None = getattr(engine, "gpu", None)
         _check_ports(engine.inputs, name)
 
     @classmethod
@@ -104,16 +111,32 @@ class NetworkPrior:
         output = "probabilities" if soft else "logits"
         return cls(engine, preprocess, names=names, output=output, name=name)
 
-    def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """(h', w', C) float32 probabilities, or (h', w') int32 labels."""
+    def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
+        """The network's answer for one picture.
+
+        Parameters
+        ----------
+        picture : (H, W, 3) uint8 RGB on the host; or, where ``gpu`` is a number, the copy on that
+            GPU that :func:`runtime.device.transfer.upload` makes.
+        low : the same at working size, of which only the shape is used, and that on a GPU only.
+
+        Returns
+        -------
+        (h', w', C) float32 probabilities or (h', w') int32 labels on the host, at the size of the
+        network's output. For a picture on the GPU: a Guide of probabilities on that GPU, at working
+        size; labels, and scores other than float32, are copied to the host as above.
+
+        Raises
+        ------
+        BundleError : the output is not what was promised, or not finite.
+        """
+        if on_gpu(picture):
+            return self._guide_on_gpu(picture, low.shape[:2])
         (out, *_) = self.engine(self.preprocess(picture))
         return self.guide(out)
 
-    def on_gpu(self, picture: Any, size: tuple[int, int]) -> Any:
-        """The same for a picture that was uploaded to ``gpu`` already (:func:`upload`).
-
-        The input is made there, and the guide stays there, at (h, w) = size. Labels, and scores
-        other than float32, are copied to the host unchanged."""
+    def _guide_on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray | Guide:
+        """The way of an uploaded picture: preprocessing, network and soft-max run on its GPU."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine
         own = p.size(*picture.shape[:2])
@@ -125,12 +148,12 @@ class NetworkPrior:
         self._check_names(out.shape[1])
         guide = soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(classes_cuda.shares(guide)).all():
-            return self.guide(out.numpy())  # which says what is wrong
+            return self.guide(out.numpy())  # its error says what is wrong
         tell, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
         if tell is not None and classes > 1 and math.prod(pixels) > 1:
             if len(classes_cuda.winners(guide)) == 1:
                 tell()
-        return resized_planes(guide, size)
+        return Guide(resized_planes(guide, size))
 
     def guide(self, out: np.ndarray) -> np.ndarray:
         """The network's output as probabilities or labels."""

@@ -140,7 +140,7 @@ def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
         transfer.Buffer(scores.ctypes.data, scores.shape, "f4", scores.copy)
     ]
     with pytest.raises(BundleError, match="gave NaN"):
-        prior.on_gpu(transfer.upload(picture(), "cuda"), (18, 13))
+        prior(transfer.upload(picture(), "cuda"), np.empty((18, 13)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
@@ -232,16 +232,17 @@ def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch, name, stre
     real_guide, real_finish, real_run = run_by.guide, run_by.finish, runtime.Refiner.run
 
     def guide(*arguments):
-        seen["guide"], semantic = real_guide(*arguments)
-        return seen["guide"], semantic
+        guide, semantic = real_guide(*arguments)
+        seen["guide"] = guide.array
+        return guide, semantic
 
-    def finish(picture, there, low, scores, *rest, **more):
-        seen.update(there=there, low=low, scores=scores)
-        return real_finish(picture, there, low, scores, *rest, **more)
+    def finish(picture, scored, *rest, **more):
+        seen.update(uploaded=picture.uploaded, working=picture.working, scores=scored.scores)
+        return real_finish(picture, scored, *rest, **more)
 
     def run(self, image, guide=None, **options):
         if self.device != "cpu":
-            seen.update(image=image, of=image if guide is None else guide)
+            seen.update(image=image, of=image if guide is None else guide.array)
         return real_run(self, image, guide, **options)
 
     monkeypatch.setattr(run_by, "guide", guide)
@@ -425,7 +426,7 @@ def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
     for size in (SIZE, (9, 13), (36, 40)):
         wanted = as_probabilities(prior(image, None), *size)
         copies = fake.calls["htod"], fake.calls["dtoh"]
-        found = prior.on_gpu(there, size)
+        found = prior(there, np.empty(size)).array
         assert isinstance(found, gpu.Array)
         np.testing.assert_allclose(found.numpy(), wanted, atol=0.02)  # grey levels at halves
         assert (np.abs(found.numpy() - wanted) > 1e-4).mean() < 0.05
@@ -439,18 +440,18 @@ def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
 def test_tensorrt_s_odd_answers_are_told(gpu, fake):
     there = transfer.upload(picture(), "cuda")
     prior = tensorrt_prior("flat")
-    prior.on_gpu(there, SIZE)
+    prior(there, np.empty(SIZE))
     told = "one class covers the whole picture"
     assert [(w.output, w.message) for w in prior.engine.warnings] == [("scores", told)]
     with pytest.raises(BundleError, match="the plan gave NaN or infinite scores"):
-        tensorrt_prior("nan").on_gpu(there, SIZE)
+        tensorrt_prior("nan")(there, np.empty(SIZE))
     ports = PORTS[0], {"labels": ([1, *SIZE], "INT64")}
     prior = tensorrt_prior("labels", ports)
-    found, wanted = prior.on_gpu(there, SIZE), prior(picture(), None)
+    found, wanted = prior(there, np.empty(SIZE)), prior(picture(), None)
     assert found.dtype == np.int32 and (found == wanted).mean() >= 0.99
     prior = tensorrt_prior("flat_labels", ports)
-    prior.on_gpu(there, SIZE)
+    prior(there, np.empty(SIZE))
     assert [w.message for w in prior.engine.warnings] == [told]
     wrong = NetworkPrior(prior.engine, replace(RULE, height=20), name="the plan")
     with pytest.raises(InputError, match=r"has shape \(1, 3, 20, 26\); it takes \(1, 3, 18, 26\)"):
-        wrong.on_gpu(there, SIZE)
+        wrong(there, np.empty(SIZE))

@@ -113,7 +113,7 @@ def test_a_stream_that_goes_on_where_nothing_is_known_keeps_small_regions():
 class Engine:
     """A network of two classes that says it is on a GPU."""
 
-    backend, metadata, gpu = "onnxruntime-cuda", {}, None
+    backend, metadata, gpu, warnings = "onnxruntime-cuda", {}, None, []
     inputs = (runtime.engines.port.Port("x", (1, 3, "h", "w"), "tensor(float)"),)
 
     def __call__(self, x):
@@ -131,7 +131,7 @@ def test_a_filter_on_the_cpu_beside_a_network_on_a_gpu_says_so(monkeypatch):
 
     prior = NetworkPrior(Engine(), Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=80, width=100))
     chosen = SimpleNamespace(
-        devices=lambda: ["cpu"], backend=missing, default_threads=choose.default_threads
+        devices=lambda: ["cpu"], module_of=missing, default_threads=choose.default_threads
     )
     monkeypatch.setattr(pipeline, "choose", chosen)
     monkeypatch.setattr(pipeline, "make_prior", lambda *_, **__: prior)

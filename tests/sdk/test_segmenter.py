@@ -295,7 +295,7 @@ def test_an_error_of_the_callable_is_not_hidden():
         (np.zeros(5), r"the prior gave an array of shape \(5,\)"),
         (np.zeros((0, 5), int), r"the prior gave an array of shape \(0, 5\)"),
         (np.zeros((2, 3, 4, 5)), r"wanted \(h, w, C\) probabilities or \(h, w\) integer labels"),
-        (None, r"the prior gave an array of shape \(\)"),
+        (None, "the prior returned None\n  fix: return the guide"),
         (np.zeros((4, 5)), "guide has dtype float64; labels must be integers"),
         (np.full((4, 5), -1), r"guide is unknown \(-1\) everywhere"),
         (np.full((4, 5), -2), "guide has labels from -2 to -2; wanted -1 to 4095"),

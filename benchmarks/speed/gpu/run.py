@@ -6,8 +6,8 @@ Everything runs in one process, turn by turn (A B C A B C ...), after outputs ha
 "device" is by events of the GPU: of filters and upsampling, in a burst that is queued while the GPU
 is kept waiting, over inputs that do not fit its cache; of refinements, of the steps alone (ours by
 its own events). "wall" is one call until its result is there: of refinements with the last forward
-pass and the labels on the host. "of copy" is the least traffic (inputs read once, outputs written once)
-over the rate of a large copy on the device, bytes read and written; "of matmul" the useful
+pass and the labels on the host. "of copy" is the least traffic (inputs read once, outputs written
+once) over the rate of a large copy on the device, bytes read and written; "of matmul" the useful
 operations (2 x 3 passes x multiply-accumulates of the plain convolutions) over the rate of a large
 matrix product of the same precision. Both are measured in the same turns. Precisions: float32; and
 on tensor cores half precision, ours beside PyTorch's (autocast) and TF32, whichever is faster
