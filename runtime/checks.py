@@ -1,7 +1,7 @@
-"""Argument checks with messages that name the argument, what came, what was wanted, and the fix.
+"""Checks of arguments. A message names the argument, its value, what was wanted, and the fix.
 
-With ``gpu``, arrays of runtime._cuda pass as well. They are neither converted nor looked into, as
-that would wait for the GPU: their shape and dtype are checked, their values are not.
+With ``gpu=True`` a check accepts arrays of runtime._cuda as well. It compares their shape and dtype
+only: converting them or reading their values would make the program wait for the GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _DLPACK_CUDA = 2  # DLPack's number for a GPU's memory
 
 
 class UnknownGuide(InputError):
-    """A guide that knows nothing of its picture."""
+    """The guide is unknown (-1, or zero in all classes) at every pixel."""
 
 
 def on_gpu(value: Any) -> bool:
-    """Whether ``value`` is an array on a GPU: PyTorch's, CuPy's, JAX's, Numba's, or our own."""
+    """Whether ``value`` is an array on a GPU, of PyTorch, CuPy, JAX, Numba or runtime._cuda."""
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == _DLPACK_CUDA:
@@ -34,7 +34,12 @@ def on_gpu(value: Any) -> bool:
 
 
 def check_host(name: str, value: Any) -> np.ndarray:
-    """An array of NumPy; one on a GPU is not copied down in silence."""
+    """``value`` as an array of NumPy.
+
+    Raises
+    ------
+    InputError : the array is on a GPU; it is not copied to the host in silence.
+    """
     if on_gpu(value):
         raise InputError(
             f"{name} is on a GPU; wanted an array of NumPy",
@@ -44,7 +49,12 @@ def check_host(name: str, value: Any) -> np.ndarray:
 
 
 def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
-    """An array on a GPU that has this dtype already."""
+    """``array``, which is on a GPU; ``wanted`` describes it in the message.
+
+    Raises
+    ------
+    InputError : its dtype is another one. Arrays on a GPU are not converted.
+    """
     if array.dtype != dtype:
         raise InputError(
             f"{name} has dtype {array.dtype}; wanted {wanted}",
@@ -54,7 +64,12 @@ def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
 
 
 def check_image(image: Any, name: str = "image", *, gpu: bool = False) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1], C-contiguous."""
+    """``image`` as (H, W, 3) float32 in [0, 1], C-contiguous.
+
+    Raises
+    ------
+    InputError : another shape, dtype or range, NaN, or an array that may not be on a GPU.
+    """
     array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]", gpu=gpu)
     if array.ndim != 3 or array.shape[2] != 3:
         raise InputError(f"{name} has shape {array.shape}; wanted (H, W, 3)")
@@ -75,7 +90,7 @@ def _check_float(
     gpu: bool = False,
     levels: bool = False,
 ) -> np.ndarray:
-    """``levels``: uint8 stays as it is."""
+    """``value`` as a float32 array that is C-contiguous; with ``levels`` uint8 is not converted."""
     if gpu and on_gpu(value):
         dtype = np.uint8 if levels and value.dtype == np.uint8 else np.float32
         return check_gpu_dtype(name, value, dtype, wanted)
@@ -93,7 +108,12 @@ def _check_float(
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Refuse NaN and infinity."""
+    """Check that ``array`` has neither NaN nor infinity.
+
+    Raises
+    ------
+    InputError : it has; the message says how many.
+    """
     if not np.isfinite(array).all():
         raise InputError(
             f"{name} has {int((~np.isfinite(array)).sum())} NaN or infinite values",
@@ -110,8 +130,18 @@ def check_planes(
     gpu: bool = False,
     levels: bool = False,
 ) -> np.ndarray:
-    """(H, W, K) float32, or with ``levels`` uint8 too, C-contiguous; (H, W) becomes (H, W, 1).
-    ``channels``: allowed K."""
+    """``value`` as (H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1).
+
+    Parameters
+    ----------
+    channels : the values of K that are allowed; all when None.
+    finite : whether NaN and infinity are refused.
+    levels : whether uint8 is allowed; it is not converted.
+
+    Raises
+    ------
+    InputError : another shape or dtype, or NaN.
+    """
     wanted = f"(H, W) or (H, W, K) float32{' or uint8' * levels}"
     array = _check_float(name, value, wanted, finite=finite, gpu=gpu, levels=levels)
     if array.ndim == 2:
@@ -123,8 +153,14 @@ def check_planes(
 
 
 def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np.ndarray:
-    """(H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero (unknown); or (H, W)
-    int32 labels with -1 = unknown. On a GPU they have to be such already."""
+    """``guide`` as (H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero (unknown);
+    or as (H, W) int32 labels with -1 = unknown. An array on a GPU must have this form already.
+
+    Raises
+    ------
+    InputError : another shape or dtype, NaN, negative values, labels out of -1 to 4095.
+    UnknownGuide : every pixel is unknown.
+    """
     array = guide if gpu and on_gpu(guide) else check_host("guide", guide)
     wanted = f"({height}, {width}, C) probabilities or ({height}, {width}) integer labels"
     if array.ndim not in (2, 3) or array.shape[:2] != (height, width) or 0 in array.shape:
@@ -167,8 +203,8 @@ def scaled_to_one(guide: np.ndarray) -> np.ndarray:
 
 
 def sum_classes(array: np.ndarray) -> np.ndarray:
-    """(H, W, 1), of (H, W, C) float32: what array.sum(-1, keepdims=True) gives, several times
-    faster, for NumPy's sum is slow along a short last axis."""
+    """(H, W, 1): the sums over the last axis of (H, W, C) float32. ``array.sum(-1, keepdims=True)``
+    is several times slower, because NumPy's sum is slow along a short last axis."""
     return np.einsum("hwc->hw", array)[..., None]
 
 
@@ -184,7 +220,12 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
 
 
 def check_count(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number in [low, high], Python's or NumPy's."""
+    """``value``, a whole number of Python or NumPy in [low, high], as an int.
+
+    Raises
+    ------
+    InputError : no whole number, or out of range.
+    """
     if not isinstance(value, np.integer) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a whole number")
     if not low <= value <= high:
@@ -193,7 +234,12 @@ def check_count(name: str, value: Any, low: int, high: int) -> int:
 
 
 def check_positive(name: str, value: Any) -> float:
-    """A finite number above zero."""
+    """``value``, a finite number above zero, as a float.
+
+    Raises
+    ------
+    InputError : no number, or not above zero.
+    """
     if not isinstance(value, np.number) and not isinstance(value, float) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a number above 0")
     try:

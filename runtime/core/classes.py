@@ -1,6 +1,6 @@
-"""Decisions about the classes of a guide: which ones take part, and what a cluster or column is.
+"""The classes of a guide: which of them take part in a refinement, and the class of each cluster.
 
-Each function works where its array is: :func:`classes_of` picks the module that computes there.
+Each function computes on the device of its array: :func:`classes_of` picks the module for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of
 
 
 def classes_of(array: Any) -> ModuleType:
-    """The module that computes where ``array`` is: ``classes_host`` or ``classes_cuda``."""
+    """The module for the device of ``array``: ``classes_host`` or ``classes_cuda``."""
     return classes_cuda if on_gpu(array) else classes_host
 
 
 def known_shares(guide: Any) -> np.ndarray:
-    """(C,) float64: the mean of each class of a guide, wherever it is.
+    """(C,) float64: the mean of each class of a guide, on the host or on a GPU.
 
     Raises
     ------
@@ -43,24 +43,24 @@ def frequent_classes(guide: Any) -> np.ndarray:
 
 
 def restricted(guide: Any, classes: np.ndarray) -> Any:
-    """(H, W, K) float32 probabilities of ``classes`` alone: each pixel sums to 1, or is all zero
-    where the guide knows none of them. On the GPU if the guide is."""
+    """(H, W, K) float32 probabilities of the K ``classes`` alone: each pixel sums to 1, or is all
+    zero where the guide has none of them. On the GPU if the guide is."""
     return classes_of(guide).take(guide, classes, True)
 
 
 def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
-    """The guide of a prior whose classes have no meaning of their own, renumbered.
+    """A guide whose classes have no fixed meaning (k-means), renumbered to fit earlier labels.
 
     Parameters
     ----------
     guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown.
-    maps : (H, W) int32 segmentations into ``classes``, others and -1 being of none.
+    maps : (H, W) int32 label maps; labels that are not in ``classes`` do not count.
     classes : (K,) int32, distinct, at least 0.
 
     Returns
     -------
-    A guide of the same kind. Its classes have the numbers of ``classes``, such that the overlap is
-    the largest in sum (Hungarian method), and further ones only where there are more of them.
+    A guide of the same kind. Its classes get the numbers in ``classes`` for which the sum of
+    overlaps is largest (Hungarian method); classes that are left over get numbers not in use.
     """
     own = frequent_classes(guide)
     soft = restricted(guide, own)
@@ -88,9 +88,17 @@ def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.nda
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
     """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one.
 
-    ``labels`` are (H, W) int32 below K = ``clusters``; ``guide`` is (H, W, C) float32 probabilities
-    or (H, W) int32 labels with -1 = unknown, or None. Labels and probabilities may both be arrays
-    of the CUDA module."""
+    Parameters
+    ----------
+    labels : (H, W) int32 below ``clusters``, on the host or an array of the CUDA module.
+    guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown, or None;
+        probabilities may be an array of the CUDA module where ``labels`` is one.
+    clusters : K, at least 1.
+
+    Example
+    -------
+    >>> classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])
+    """
     if guide is None:
         return np.full(clusters, -1, np.int32)
     if not (on_gpu(labels) and on_gpu(guide) and guide.ndim == 3):
@@ -103,8 +111,8 @@ def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int
 
 
 def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
-    """The guide's own classes that occur at all: (H, W, K) float32 probabilities, where the guide
-    is, and (K,) int32.
+    """The classes of a guide that occur somewhere: (H, W, K) float32 probabilities, on the device
+    of the guide, and the K classes, (K,) int32.
 
     Raises
     ------
@@ -116,7 +124,7 @@ def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
 
 def merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
     """Scores (H, W, K) with the columns of one class added up, and the class of each column.
-    Columns without a class (clusters that lie in unknown pixels only) are dropped."""
+    Columns without a class (-1: clusters of unknown pixels only) are dropped."""
     kept = np.unique(classes[classes >= 0])
     if len(kept) == len(classes):
         return scores, classes

@@ -13,14 +13,15 @@ from runtime.device.transfer import core_of
 
 
 def shares(guide: Any) -> np.ndarray:
-    """(C,) float64 means of a guide (h, w, C) on the GPU; NaN where it has one."""
+    """(C,) float64: the mean of each class of a guide (h, w, C) on the GPU; NaN for a class that
+    has a NaN."""
     parts = core_of(guide).class_sums(guide, device=guide.device).numpy()
     return parts.astype(np.float64).sum(1) / (guide.shape[0] * guide.shape[1])
 
 
 def take(guide: Any, classes: np.ndarray, normalised: bool) -> Any:
-    """The columns ``classes`` of (h, w, C) on the GPU; each pixel made to sum to 1, where they are
-    not all zero, if ``normalised``."""
+    """(h, w, K) on the GPU: the columns ``classes`` of scores (h, w, C). ``normalised``: each pixel
+    is scaled to sum 1 where it is not all zero."""
     columns = np.ascontiguousarray(classes, np.int32)
     return core_of(guide).take_classes(guide, columns, normalised, device=guide.device)
 
@@ -33,15 +34,15 @@ def merge(scores: Any, to: np.ndarray, count: int) -> Any:
 
 
 def keep(scores: Any, guide: Any, mask: np.ndarray) -> Any:
-    """In place: scores (h, w, C) on the GPU become the guide's where the (h, w) mask is set. The
-    result is the same memory, complete when that is done."""
+    """Scores (h, w, C) on the GPU, which are set in place to the guide's values where the (h, w)
+    mask is. The result is an Array of the same memory."""
     mask = np.ascontiguousarray(mask)
     return core_of(scores).keep_pixels(scores, guide, mask, device=scores.device)
 
 
 def hard(guide: Any) -> tuple[Any, Any]:
-    """(h, w) int32: the first largest class of (h, w, C) on the GPU, -1 where all are zero, -2
-    where one is NaN; and (h, w) float32, its value. Both there."""
+    """(h, w) int32: the first of the largest classes of (h, w, C), -1 where all are zero, -2 where
+    one is NaN; and (h, w) float32, the value of that class. All are on the GPU."""
     return core_of(guide).hard_labels(guide, device=guide.device)
 
 

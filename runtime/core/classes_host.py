@@ -20,7 +20,7 @@ def take(scores: np.ndarray, classes: np.ndarray, normalised: bool) -> np.ndarra
 
     Classes that the scores do not have are zero. ``normalised``: each pixel is scaled to sum 1
     where it is not all zero."""
-    if scores.ndim == 2:  # label -> column; others and unknown ones to the last row, which is zero
+    if scores.ndim == 2:  # other labels and -1 take the last row, which is zero
         column = np.full(max(scores.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
         return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[scores]]
@@ -39,14 +39,14 @@ def merge(scores: np.ndarray, to: np.ndarray, count: int) -> np.ndarray:
 
 
 def keep(scores: np.ndarray, guide: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """In place: scores (H, W, C) become the guide's where the (H, W) mask is set."""
+    """Scores (H, W, C), which are set in place to the guide's values where the (H, W) mask is."""
     scores[mask] = guide[mask]
     return scores
 
 
 def hard(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) int32: the first largest class of a guide, -1 where it knows none; and (H, W) float32:
-    its value."""
+    """(H, W) int32: the first of the largest classes of a guide, -1 = unknown; and (H, W) float32:
+    the value of that class."""
     if guide.ndim == 2:
         return guide, (guide >= 0).astype(np.float32)
     best = guide.argmax(-1)

@@ -1,4 +1,4 @@
-"""What the user can set, as frozen records that check themselves."""
+"""The settings of a user: frozen records that check their values when they are made."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ class RefineConfig(RefineOptions):
         gained above it; a quarter ("fast") costs a quarter of that and loses little.
     max_pixels : the working size is reduced further to have at most this many pixels, which bounds
         memory and time for large pictures.
+
+    The options of :class:`runtime.RefineOptions` are fields as well.
+
+    Raises
+    ------
+    InputError : a value out of range, or an option that the objective does not use.
+
+    Example
+    -------
+    >>> RefineConfig(steps=20, lam=6.0)
     """
 
     scale: float = 0.5
@@ -53,7 +63,16 @@ class RefineConfig(RefineOptions):
     @classmethod
     def preset(cls, name: str, **changes: Any) -> RefineConfig:
         """A named setting with ``changes``: residual, fast, dynaguide, dynaguide_code, dynaseg_fsf
-        or dynaseg_scf."""
+        or dynaseg_scf.
+
+        Raises
+        ------
+        InputError : an unknown name, or a change out of range.
+
+        Example
+        -------
+        >>> RefineConfig.preset("dynaguide", steps=50)
+        """
         if name not in PRESETS:
             raise InputError(f"refine is {name!r}; wanted one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
@@ -75,7 +94,7 @@ class RefineConfig(RefineOptions):
         size = max(1, round(height * scale)), max(1, round(width * scale))
         if size[0] * size[1] <= self.max_pixels:
             return size
-        # One side is a single pixel, or rounding went over: the longer one gives way.
+        # One side is a single pixel, or rounding exceeded the limit: the longer side is cut.
         if height >= width:
             return max(1, self.max_pixels // size[1]), size[1]
         return size[0], max(1, self.max_pixels // size[0])
@@ -83,13 +102,21 @@ class RefineConfig(RefineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """The guided filter that lifts the scores to the picture's size.
+    """The guided filter that upsamples the scores to the picture's size.
 
     Parameters
     ----------
     radius : in pixels of the picture; the filter works at the working size with a radius of at
         least one pixel there.
     eps : contrast (variance of colours in [0, 1]) below which edges are not followed.
+
+    Raises
+    ------
+    InputError : a value out of range.
+
+    Example
+    -------
+    >>> FilterConfig(radius=6, eps=1e-3)
     """
 
     radius: int = 4

@@ -1,4 +1,4 @@
-"""The guided filter and joint upsampling: they check, then call the device's module."""
+"""The guided filter and joint upsampling: arguments are checked, then the device's module computes."""
 
 from __future__ import annotations
 
@@ -41,36 +41,41 @@ def guided_filter(
     Parameters
     ----------
     guidance : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
-        counts as level / 255 and is faster: a camera's picture is taken as it is.
-    values : (H, W, K) or (H, W) float32, what is filtered; or (h, w, K), smaller than the guidance:
-        then it is lifted to the guidance's size (the guidance is averaged down to (h, w) for the
-        coefficients, which are interpolated bilinearly).
+        counts as level / 255 and is faster, so that a camera's picture needs no conversion.
+    values : (H, W, K) or (H, W) float32, which are filtered. Or (h, w, K), smaller than the
+        guidance: these are upsampled to the guidance's size (the coefficients are computed at
+        (h, w) from the averaged guidance, and interpolated bilinearly).
     radius : of the (2 radius + 1)^2 window, in pixels of ``values``. Windows are cut at the
         borders and divided by their true area.
     eps : regularisation: contrast (variance) below it is smoothed.
     subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
-    out : where the result goes, float32 of its shape, C-contiguous, and not part of ``guidance``;
-        it may be ``values``. Saves the system's clearing of new memory. On the CPU only: memory on
-        a GPU is kept for the next call.
+    out : an array for the result, float32 of its shape, C-contiguous, and not part of ``guidance``;
+        it may be ``values``. It saves the time in which the system clears new memory. Only for
+        "cpu": on a GPU the module itself keeps memory for the next call.
     device : "cpu", "cuda", "cuda:1". With a GPU, ``guidance`` and ``values`` may lie on it:
         arrays of PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``,
         C-contiguous and float32, the guidance also uint8. They are not copied, and not searched
-        for NaN, which would wait for the GPU.
+        for NaN, because that would make the program wait for the GPU.
     stream : the cudaStream_t to work on, as an integer; the module's own when None.
 
     Returns
     -------
     (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped. If an argument was
     on the GPU, so is the result: a ``runtime._cuda.Array``, with both protocols and ``numpy()``,
-    which ``stream`` fills when it comes to it.
+    whose values are complete when the work on ``stream`` is.
 
     Raises
     ------
     InputError : shapes that do not fit, NaN, a radius below 1.
     DeviceError : the GPU fails, or its memory is full.
+    MissingBackend : "cuda", but no CUDA module, driver or GPU is present.
+
+    Example
+    -------
+    >>> smooth = runtime.guided_filter(picture, scores, radius=8, eps=1e-3)
     """
     given = out
-    stays = on_gpu(guidance) or on_gpu(values)
+    result_on_gpu = on_gpu(guidance) or on_gpu(values)
     core, where, guidance, values = _placed(device, stream, guidance=guidance, values=values)
     guidance = check_planes(
         "guidance", guidance, (1, 3), finite=bool(where), gpu=bool(where), levels=True
@@ -101,7 +106,7 @@ def guided_filter(
         low = planes
         if planes.shape[:2] != tuple(size):
             low = core.shrink(planes, *size, threads, **where)
-        if not where and not np.isfinite(low).all():  # a mean shows any NaN that went into it
+        if not where and not np.isfinite(low).all():  # the mean of NaN is NaN
             check_finite(name, planes)
         return low
 
@@ -116,7 +121,7 @@ def guided_filter(
         return given
     if two_dimensional:
         made = made.reshape(height, width)
-    return made.numpy() if where and not stays else made
+    return made.numpy() if where and not result_on_gpu else made
 
 
 def _check_out(
@@ -124,7 +129,9 @@ def _check_out(
 ) -> np.ndarray:
     """``out`` of guided_filter, with three dimensions."""
     if gpu:
-        raise InputError("out is for device 'cpu'", fix="leave it out: a GPU's memory is kept")
+        raise InputError(
+            "out is for device 'cpu' only", fix="leave it out: the GPU reuses its memory"
+        )
     wanted = shape[:2] if two_dimensional else shape
     if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != wanted:
         found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -132,13 +139,13 @@ def _check_out(
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
         raise InputError("out is not C-contiguous or aligned, or may not be written to")
     if np.may_share_memory(out, guidance):
-        raise InputError("out is part of the guidance, which is read to the end")
+        raise InputError("out shares memory with the guidance, which is read until the end")
     return np.asarray(out).reshape(shape)  # also of np.memmap
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
-    """The device's module, the further keywords of its functions ("cuda": device and stream), and
-    the arrays, those on the GPU as the module's own."""
+    """The module of ``device``, the further keywords of its functions (on a GPU: device and stream),
+    and ``arrays``, of which those on the GPU become arrays of the module."""
     core, (kind, index) = module_of(device), parse_device(device)
     if kind == "cpu":
         if stream is not None:
@@ -152,7 +159,7 @@ def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
 
 
 def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
-    """The checked arrays, on the GPU if that is where the work is."""
+    """The checked arrays; on a GPU, those of the host are copied to it."""
     for name, array in arrays.items():
         if where:
             check_rows(name, array)
@@ -170,24 +177,35 @@ def joint_upsample(
     stream: int | None = None,
     threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels at full size from low-resolution scores, without ever holding full-size scores.
+    """Joint upsampling: labels at the picture's size from scores at a smaller size. Scores at the
+    picture's size are never in memory as a whole.
 
     Parameters
     ----------
     image : (H, W, 3) uint8 RGB.
     scores : (h, w, K) float32 probabilities, at most as large as ``image``.
-    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: lift with the colour
-        guided filter. None: lift bilinearly.
+    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: the colour guided
+        filter upsamples. None: scores are interpolated bilinearly.
     radius, eps : of the guided filter, radius in pixels of ``scores``.
-    device, stream : as in :func:`guided_filter`; with a GPU the arrays may lie on it, and are not
-        looked into then.
+    device, stream : as in :func:`guided_filter`; the values of arrays on a GPU are not checked.
+    threads : most threads of the CPU; all processors when None.
 
     Returns
     -------
-    labels (H, W) int32, arg max of the lifted scores; confidence (H, W) float32, its value cut to
-    [0, 1]. On the GPU if an argument was.
+    labels (H, W) int32, arg max of the upsampled scores; confidence (H, W) float32, their maximum
+    cut to [0, 1]. On the GPU if an argument was.
+
+    Raises
+    ------
+    InputError : shapes that do not fit, NaN, scores larger than the picture.
+    DeviceError : the GPU fails, or its memory is full.
+    MissingBackend : "cuda", but no CUDA module, driver or GPU is present.
+
+    Example
+    -------
+    >>> labels, confidence = runtime.joint_upsample(picture, scores)
     """
-    stays = on_gpu(image) or on_gpu(scores) or on_gpu(low_image)
+    result_on_gpu = on_gpu(image) or on_gpu(scores) or on_gpu(low_image)
     core, where, picture, scores, low_image = _placed(
         device, stream, image=image, scores=scores, low_image=low_image
     )
@@ -217,4 +235,8 @@ def joint_upsample(
     if not where:
         picture = np.ascontiguousarray(picture)
     labels, confidence = core.joint_upsample(coefficients, picture, threads, **where)
-    return (labels.numpy(), confidence.numpy()) if where and not stays else (labels, confidence)
+    return (
+        (labels.numpy(), confidence.numpy())
+        if where and not result_on_gpu
+        else (labels, confidence)
+    )

@@ -1,4 +1,4 @@
-"""What a refinement does: one frozen record, checked when made, in the papers' own names."""
+"""The options of a refinement: a frozen record, checked when it is made, with the papers' names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from runtime.checks import is_count, is_number
 from runtime.errors import InputError
 
-# What an option left out means, by objective.
+# The values of options that are left out, by objective.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "residual": {"steps": 10, "channels": 32, "lr": 0.05, "skip": "none", "final_bn": "none",
                  "weighting": "fixed", "continuity": "l1", "diagonals": False, "min_labels": 0},
@@ -61,14 +61,19 @@ class RefineOptions:
     min_labels : stop after a step whose map had at most this many labels; 0 = never.
     silhouette : stop when K' falls to the number of clusters (3..26) with the best silhouette of
         the picture's colours, and keep the last map with at least that many.
-    early_stop : stop when at least this share of the labels stayed since 10 steps before and the
-        loss changed by less than 1 %, three looks in a row; 0 = never, 0.995 is sensible.
+    early_stop : stop when, compared with 10 steps before, at least this share of the labels is
+        equal and the loss has changed by less than 1 %, at three checks in a row; 0 = never,
+        0.995 is sensible.
     lam, sigma, offsets, balance : residual's pair-loss weight, contrast scale (of colours in
         [0, 1]), neighbour distances in pixels, and class-balance exponent.
 
     Raises
     ------
     InputError : an option out of range, or one that the objective does not use.
+
+    Example
+    -------
+    >>> RefineOptions(objective="dynaguide", steps=50)
     """
 
     objective: str = "residual"

@@ -20,21 +20,22 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Objective:
-    """What the rest of the program asks about an objective, so that none of it knows their names.
+    """The properties of an objective. Other modules ask for them and never compare its name.
 
     Attributes
     ----------
     native : its number in csrc/network.h.
     inputs : channels of the network's input: RGB, and for residual also the coordinates.
-    channels_follow_classes : the response map has one channel for each class of the guide, starts
-        as the guide itself, and needs one. Otherwise its channels are clusters without a meaning.
+    channels_follow_classes : the response map has one channel for each class of the guide and
+        starts as the guide, so a guide is required. Otherwise its channels are clusters, which have
+        no fixed meaning.
     takes_guide : a guide takes part in the losses.
     maps_clusters : the classes of the guide are mapped to clusters.
     losses : name of each loss -> its column among the four that the loops record.
-    golden_steps : most steps of a golden vector; the published objectives are chaotic, for kinks
-        that rounding crosses grow.
-    update_tolerance : largest relative error of one step's update against float64 at export. The
-        cluster objectives have kinks that rounding can cross (docs/architecture.md).
+    golden_steps : most steps of a golden vector. The published objectives get few: their losses
+        have kinks, and a value that rounding moves across a kink changes all later steps.
+    update_tolerance : largest relative error of one step's update against float64 at export. It is
+        larger for the objectives with kinks (docs/architecture.md).
     """
 
     native: int
@@ -93,7 +94,8 @@ def objective_of(options: RefineOptions) -> Objective:
 
 
 def channel_count(options: RefineOptions, classes: int | None) -> int | None:
-    """Channels of the response map for a guide of ``classes`` classes; None where both are free."""
+    """Channels of the response map for a guide of ``classes`` classes; None if ``classes`` is None
+    and decides them."""
     return classes if objective_of(options).channels_follow_classes else options.channels or 1
 
 
@@ -125,7 +127,7 @@ def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict
 
 
 def initial_state(options: RefineOptions, classes: int) -> State:
-    """The state before the first step: the one place where weights come from a seed.
+    """The state before the first step, from the option ``seed``.
 
     Convolutions follow PyTorch's default, weight and bias uniform in +-1/sqrt(fan in); batch norm
     is 1 and 0; residual's last layer is zero, so that step 0 is the prior. The numbers are the top
@@ -157,7 +159,12 @@ def initial_state(options: RefineOptions, classes: int) -> State:
 def select_classes(
     options: RefineOptions, state: Mapping[str, np.ndarray], classes: np.ndarray | None
 ) -> State:
-    """``state`` with the rows of its last layer that belong to ``classes``; all when None."""
+    """``state`` with only those rows of the last layer that belong to ``classes``; all when None.
+
+    Raises
+    ------
+    InputError : the state has fewer classes.
+    """
     if classes is None or not objective_of(options).channels_follow_classes:
         return dict(state)
     head = [f"{m}conv3.{k}" for m in ("", "momentum.") for k in ("weight", "bias")]
@@ -178,9 +185,14 @@ def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
 def flatten(
     options: RefineOptions, classes: int, state: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The three flat float32 vectors of ``state`` and the number of batches its norms have seen.
+    """The parameters, momenta and batch-norm buffers of ``state`` as three flat float32 vectors, and
+    the number of batches that its batch norms have counted.
 
     Momenta and counters may be missing (a plain PyTorch state_dict has no momenta): they are zero.
+
+    Raises
+    ------
+    InputError : a name that is missing or unknown, a wrong shape, NaN.
     """
     parameters, buffers = shapes(options, classes)
     wanted = {**parameters, **buffers}

@@ -1,6 +1,6 @@
-"""The specification, in NumPy: clear, any float dtype, never fast.
+"""The specification of the native functions in NumPy: for any float dtype, clear and slow.
 
-Every native function has its twin here with the same arguments. Maps are (H, W, C); weights are
+Each native function has its equal here with the same arguments. Maps are (H, W, C); weights are
 PyTorch's (out, in, kh, kw). Equation numbers are those of docs/algorithm.md.
 """
 
@@ -32,7 +32,7 @@ Array = np.ndarray
 
 
 def _shifted(x: Array, dy: int, dx: int) -> Array:
-    """x moved so that the result at (y, x) is x at (y + dy, x + dx), zero outside."""
+    """The result at (y, x) is x at (y + dy, x + dx), zero outside the map."""
     h, w = x.shape[:2]
     out = np.zeros_like(x)
     if abs(dy) < h and abs(dx) < w:
@@ -44,7 +44,7 @@ def _shifted(x: Array, dy: int, dx: int) -> Array:
 def neighbours(
     shape: tuple[int, ...], dy: int, dx: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Index of all pixels n that have a neighbour n + (dy, dx), and of those neighbours."""
+    """Two indices of a map: all pixels n that have a neighbour n + (dy, dx), and these neighbours."""
     h, w = shape[:2]
     ys, yt = slice(max(-dy, 0), h - max(dy, 0)), slice(max(dy, 0), h - max(-dy, 0))
     xs, xt = slice(max(-dx, 0), w - max(dx, 0)), slice(max(dx, 0), w - max(-dx, 0))
@@ -227,8 +227,9 @@ def overlap_mapping(guide: Array, labels: Array, classes: int, clusters: int) ->
 
 
 def largest_overlap(area: Array, solve: Callable[[Array], Array] = assign) -> Array:
-    """Row -> column with the largest shared area, one to one; the rows that are left over where
-    there are more of them, by their own largest area. ``solve`` is :func:`assign` or its twin."""
+    """Row -> column with the largest shared area, one to one. Where there are more rows than
+    columns, each row that is left over takes the column of its largest area. ``solve`` is
+    :func:`assign`, or the native function of that name."""
     rows, columns = area.shape
     if rows <= columns:
         return solve(-area)
@@ -262,7 +263,7 @@ def residual_input(image: Array) -> Array:
 def forward(
     options: RefineOptions, state: dict[str, Array], x: Array, prior: Array | None, running: bool
 ) -> tuple[Array, dict[str, Any]]:
-    """The response map (for residual: plus the log prior) and what backward needs."""
+    """The response map (for residual: plus the log prior), and the values that backward needs."""
     names = ["1", *(f"2.{i}" for i in range(options.blocks - 1))]
     cache: dict[str, Any] = {"x": x, "names": names, "norms": {}}
 
@@ -318,7 +319,7 @@ def backward(
 
 
 def prepare(options: RefineOptions, image: Array, guide: Array | None) -> dict[str, Any]:
-    """What stays the same from step to step."""
+    """The values of a picture that no step changes."""
     h, w = image.shape[:2]
     if not objective_of(options).channels_follow_classes:
         known = 0
@@ -374,7 +375,7 @@ def losses(
 
 
 class StopRules:
-    """The rules that stop a loop after a step: few labels are left, or nothing changes any more."""
+    """The rules that stop a loop after a step: few labels are left, or the map changes no more."""
 
     def __init__(self, options: RefineOptions, label_floor: int) -> None:
         least = options.min_labels or 0

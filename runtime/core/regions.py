@@ -22,6 +22,14 @@ def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndar
     -------
     regions (H, W) int32, numbered 1, 2, ... in the order of their first pixel; labels (H, W) int32
     after merging.
+
+    Raises
+    ------
+    InputError : another shape, no integers, or integers that need more than 32 bits.
+
+    Example
+    -------
+    >>> regions, labels = runtime.connected_regions(labels, min_area=50)
     """
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:

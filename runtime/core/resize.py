@@ -31,16 +31,16 @@ def resize(planes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def working_picture(picture: Any, height: int, width: int) -> Any:
-    """(height, width, 3) float32 in [0, 1], where the picture of :func:`upload` is: averaged down,
-    or interpolated where a side grows (:func:`runtime.core.resize.resize`)."""
+    """The picture that :func:`runtime.device.transfer.upload` returned at another size: (height,
+    width, 3) float32 in [0, 1], resized as by :func:`resize`, on the same device."""
     if isinstance(picture, np.ndarray):
         return resize(picture, height, width).astype(np.float32) / 255
     return core_of(picture).working_picture(picture, height, width, device=picture.device)
 
 
 def resized(planes: Any, size: tuple[int, int]) -> Any:
-    """(h, w, C) float32 on the GPU at another size, (height, width, C), as
-    :func:`runtime.core.resize.resize` has it."""
+    """(h, w, C) float32 on the GPU at another size, (height, width, C), resized as by
+    :func:`resize`."""
     if planes.shape[:2] == tuple(size):
         return planes
     return core_of(planes).resize_planes(planes, *size, device=planes.device)

@@ -11,8 +11,9 @@ COUNTS = range(3, 27)
 def best_cluster_count(image: np.ndarray) -> int:
     """The k in 3..26 whose k-means clustering of the pixels has the best mean silhouette.
 
-    The published idea (Guermazi et al. 2024) on pixels, as its figure shows; the public code
-    clusters picture rows. At most 2,000 pixels, spread evenly, in CIE Lab; deterministic.
+    The stop rule of DynaSeg (Guermazi et al. 2024). Pixels are clustered, as the paper's figure
+    shows; the public code clusters rows of the picture. At most 2,000 pixels, spread evenly, are
+    used, in CIE Lab. The result is deterministic.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
 
 
 def distinct_rows(array: np.ndarray) -> int:
-    """How many different rows a 2-D array has. NumPy's unique is slower, and loses
-    a Ctrl-C that comes while it compares (a TypeError instead)."""
+    """The number of different rows of a 2-D array. ``numpy.unique`` is slower, and a Ctrl-C during
+    its comparisons becomes a TypeError."""
     ordered = array[np.lexsort(array.T)]
     return 1 + int(np.count_nonzero((ordered[1:] != ordered[:-1]).any(1)))
