@@ -1,30 +1,44 @@
-"""A camera, segmented live:  python examples/camera.py [CAMERA NUMBER or VIDEO] [PRIOR.onnx]
+"""Segments a camera live. Draws into a window where there is a display; elsewhere it prints one
+line for each frame. Ctrl-C, or q in the window, ends it.
 
-Draws into a window where there is a display, else prints a line a frame. Ctrl-C ends it.
+    python examples/camera.py [CAMERA NUMBER or VIDEO] [PRIOR.onnx or BUNDLE]
 """
 
+import argparse
 import os
 import sys
 from contextlib import suppress
 
 import cv2
 
-from sdk import Segmenter
+from sdk import SdkError, Segmenter
 
-source = sys.argv[1] if len(sys.argv) > 1 else "0"
-prior = sys.argv[2] if len(sys.argv) > 2 else "kmeans"
-segmenter = Segmenter(prior, refine="fast")  # a quarter of the picture's size
-display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+parser = argparse.ArgumentParser(description="Segments a camera live.")
+parser.add_argument("source", nargs="?", default="0", help="camera number, video or URL (0)")
+parser.add_argument("prior", nargs="?", default="kmeans", help="PRIOR.onnx or BUNDLE (kmeans)")
+args = parser.parse_args()
 
-with suppress(KeyboardInterrupt):
-    for result in segmenter.stream(int(source) if source.isdigit() else source, warm_steps=1):
-        frame = result.frame
-        for event in frame.events:
-            print(f"frame {frame.index}: {event}")
-        if display:
-            cv2.imshow("camera", cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
-            if cv2.waitKey(1) == ord("q"):
+
+def show(result, display):
+    """Draws or prints a result; returns whether to go on."""
+    frame = result.frame
+    for event in frame.events:
+        print(f"frame {frame.index}: {event}")
+    if display:
+        cv2.imshow("camera", cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
+        return cv2.waitKey(1) != ord("q")
+    print(f"frame {frame.index}: {len(result.segments)} regions, "
+          f"{result.timings['total']:.0f} ms, {frame.dropped} dropped")  # fmt: skip
+    return True
+
+
+try:
+    segmenter = Segmenter(args.prior, refine="fast")  # refines at a quarter of the picture's size
+    source = int(args.source) if args.source.isdigit() else args.source
+    display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    with suppress(KeyboardInterrupt):
+        for result in segmenter.stream(source, warm_steps=1):
+            if not show(result, display):
                 break
-        else:
-            print(f"frame {frame.index}: {len(result.segments)} regions, "
-                  f"{result.timings['total']:.0f} ms, {frame.dropped} dropped")  # fmt: skip
+except SdkError as error:  # its text names what is wrong, and the fix
+    sys.exit(f"error: {error}")

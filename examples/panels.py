@@ -1,23 +1,25 @@
 """Draws docs/images/demo.jpg: the demo photo, its k-means prior, and the default result.
 
-Both label maps have their small regions merged alike.
+    python examples/panels.py docs/images/demo.jpg
 
-python examples/panels.py docs/images/demo.jpg
+Small regions are merged in both label maps.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from runtime.files import write_atomic
+from runtime.pictures import demo_photo
 from sdk import Segmenter
-from sdk.__main__ import demo_photo
 from sdk.image import encode_image
 
+parser = argparse.ArgumentParser(description="Draws the demo photo, its prior and the result.")
+parser.add_argument("path", type=Path, help="picture to write: .jpg or .png")
+path = parser.parse_args().path
 photo = demo_photo()
 prior = Segmenter("kmeans", refine=None, filter=None)(photo)
 refined = Segmenter("kmeans")(photo)
 panels = np.concatenate([photo, prior.overlay(), refined.overlay()], axis=1)
-path = Path(sys.argv[1])
 write_atomic(path, encode_image(np.ascontiguousarray(panels[::2, ::2]), path.suffix))

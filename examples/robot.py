@@ -1,36 +1,53 @@
-"""A control loop without a display: how much free floor lies left, ahead and right?
+"""A control loop without a display: how much floor is free to the left, ahead and to the right?
 
     python examples/robot.py CAMERA_OR_VIDEO BUNDLE_OR_ONNX FLOOR_CLASS[,FLOOR_CLASS...]
 
-Steers once a frame; refines as far as 40 ms leave time (a prior may take longer by itself), and
-goes on tomorrow from what it has learned today.
+Prints one steering value for each frame. The refinement takes as many steps as fit into 40 ms (a
+prior alone may take longer). At the end the state of the stream is saved to
+robot_state.safetensors, from which the next start continues.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from sdk import Segmenter, StreamState
+from sdk import SdkError, Segmenter, StreamState
 
-if len(sys.argv) != 4:
-    sys.exit(__doc__)
-source, prior, floor = sys.argv[1:]
+parser = argparse.ArgumentParser(description="Prints one steering value for each frame.")
+parser.add_argument("source", help="camera number, video or URL")
+parser.add_argument("prior", help="BUNDLE or PRIOR.onnx, with class names")
+parser.add_argument("floor", help="names of the classes that are floor, with commas")
+args = parser.parse_args()
+
+
+def free_floor(labels, classes):
+    """Shares of floor in the left, middle and right third of the picture's lower half."""
+    free = np.isin(labels[labels.shape[0] // 2 :], classes)
+    return [part.mean() for part in np.array_split(free, 3, axis=1)]
+
+
 memory = Path("robot_state.safetensors")
-state = StreamState.load(memory) if memory.exists() else StreamState()
-segmenter = Segmenter(prior, refine="fast")
-if segmenter.prior.names is None or not set(floor.split(",")) <= set(segmenter.prior.names):
-    sys.exit(f"{prior} has these classes: {segmenter.prior.names}")
-classes = [segmenter.prior.names.index(name) for name in floor.split(",")]
-
+state = StreamState()
 try:
-    camera = int(source) if source.isdigit() else source
-    for result in segmenter.stream(camera, budget_ms=40, state=state):
-        free = np.isin(result.labels[result.labels.shape[0] // 2 :], classes)  # the lower half
-        left, ahead, right = (part.mean() for part in np.array_split(free, 3, axis=1))
+    if memory.exists():
+        state = StreamState.load(memory)
+    segmenter = Segmenter(args.prior, refine="fast")
+    names = segmenter.prior.names
+    if names is None:
+        sys.exit(f"error: the classes of {args.prior} have no names")
+    if not set(args.floor.split(",")) <= set(names):
+        sys.exit(f"error: {args.prior} has these classes: {', '.join(names)}")
+    classes = [names.index(name) for name in args.floor.split(",")]
+    source = int(args.source) if args.source.isdigit() else args.source
+    for result in segmenter.stream(source, budget_ms=40, state=state):
+        left, ahead, right = free_floor(result.labels, classes)
         turn = np.clip(right - left, -1, 1) if ahead < 0.5 else 0.0
         print(f"{result.frame.time:7.2f} s  free {left:4.0%} {ahead:4.0%} {right:4.0%}  "
               f"turn {turn:+.2f}  ({result.timings['total']:.0f} ms)")  # fmt: skip
+except SdkError as error:  # its text names what is wrong, and the fix
+    sys.exit(f"error: {error}")
 except KeyboardInterrupt:
     pass
 finally:
