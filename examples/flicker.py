@@ -11,7 +11,7 @@ Columns: the frame; k-means of each frame alone; ten steps of refinement of each
 stream, whose frames start from the weights of the frame before and run two steps. White pixels of
 the lower row have changed their label. K-means numbers the clusters of each frame anew: where
 frames are segmented alone, the numbers are matched to the frame before (as a stream does), so that
-exchanged numbers do not count as flicker. The script prints both numbers. It needs the extra `demo`:
+exchanged numbers do not count as flicker; the script prints both shares. It needs the extra `demo`:
 scikit-image contains the photo and brings Pillow and SciPy.
 """
 
