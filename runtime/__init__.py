@@ -1,7 +1,7 @@
 """The runtime without PyTorch: refinement, guided filter, regions, engines.
 
-The public functions are loaded when they are first used, so that importing one module of the
-runtime loads no other that it does not need.
+A public function is loaded at its first use, so that importing one module of the runtime loads no
+modules that it does not need.
 """
 
 from __future__ import annotations

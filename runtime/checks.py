@@ -153,8 +153,9 @@ def check_planes(
 
 
 def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np.ndarray:
-    """``guide`` as (H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero (unknown);
-    or as (H, W) int32 labels with -1 = unknown. An array on a GPU must have this form already.
+    """``guide`` as (H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero
+    (unknown); or as (H, W) int32 labels with -1 = unknown. An array on a GPU must have this form
+    already.
 
     Raises
     ------

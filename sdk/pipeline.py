@@ -1,4 +1,4 @@
-"""The way of a picture: working size, prior, refinement, guided filter, regions, result."""
+"""The stages of a picture: working size, prior, refinement, guided filter, regions, result."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a refinement, or the prior alone, says at working size.
+    """The scores at working size, of a refinement or of the prior alone.
 
     Attributes
     ----------
@@ -84,8 +84,13 @@ class Scored:
 
 
 class Pipeline:
-    """The stages that a picture passes, with everything that was loaded for them. It keeps no state
-    between pictures. Arguments: see :class:`sdk.Segmenter`, which has their defaults."""
+    """The stages that a picture passes, with the networks and bundles loaded for them. It keeps no
+    state between pictures. Arguments: see :class:`sdk.Segmenter`, which has their defaults.
+
+    Raises
+    ------
+    InputError, BundleError, MissingBackend, DeviceError, EngineMismatch : as for Segmenter.
+    """
 
     def __init__(
         self,
@@ -130,11 +135,11 @@ class Pipeline:
         self._precision = precision
         if kind == "cuda" and refine_backend != "native" and precision == "fp16":
             raise InputError(
-                "precision 'fp16' is of the native refinement, and none runs here",
+                "precision 'fp16' is an option of the native refinement on a GPU, which does not run here",
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
-        choose.module_of(self._core)  # says why it cannot be had
+        choose.module_of(self._core)  # raises where the device cannot be used
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: Refinement | None = None
         self._kept = threading.local()
@@ -150,8 +155,8 @@ class Pipeline:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
-            choose.module_of(device)  # nothing runs on the GPU: says why
-        self._on_cpu_because = ""  # why the filter runs on the CPU although a GPU was asked for
+            choose.module_of(device)  # no part would run on the GPU: raises with the reason
+        self._on_cpu_because = ""  # the reason if the filter runs on the CPU but device is a GPU
         if network_only:
             self._on_cpu_because = _why_not(device)
             self.info["refine"] = f"{self.info['refine']} ({self._on_cpu_because})"
@@ -159,7 +164,7 @@ class Pipeline:
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, when: str
     ) -> None:
-        """Load what was asked for from the bundle, and nothing else."""
+        """Load the prior and the refinement from the bundle, and run its golden vectors."""
         from runtime.bundle.open import open_prior, open_refinement, self_test, starts_trained
 
         if imgsz is not None:
@@ -367,14 +372,14 @@ class Pipeline:
         return noted
 
     def _keeps_small_regions(self, semantic: bool) -> bool:
-        """Whether small regions are left alone when ``min_area`` is None: labels that are classes
-        with a meaning may well be poles and pedestrians."""
+        """Whether ``min_area`` None keeps small regions: where labels are classes with a meaning,
+        a small region may be a pole or a pedestrian."""
         if self.refine is not None and not objective_of(self.refine).channels_follow_classes:
             return self.prior.names is not None  # else the labels are clusters
         return semantic
 
     def most_classes(self) -> int | None:
-        """How many classes a residual refinement can take, where an engine fixes that."""
+        """The most classes of a residual refinement, if an engine fixes that number, else None."""
         for engine in self._refinement.engines if self._refinement else ():
             for port in engine.inputs:
                 if port.name == "guide" and isinstance(port.shape[1], int) and port.shape[1] > 0:
@@ -382,9 +387,10 @@ class Pipeline:
         return None
 
     def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
-        """A refiner for pictures of this working size, with the weights that a cold start has."""
+        """A refiner for pictures of this working size, with the weights of a cold start. It is the
+        caller's: no other call uses it."""
         assert self.refine is not None
-        self._kept.refiner = None  # the next one is the caller's alone
+        self._kept.refiner = None
         if self._refinement is not None:
             made = self._refinement.make(self.refine)(height, width, classes)
         else:
@@ -395,13 +401,13 @@ class Pipeline:
     def _refiner(
         self, config: RefineConfig, height: int, width: int, classes: int | None
     ) -> runtime.Refiner:
-        """A refiner in any state. On a GPU it is this thread's last one, where that fits: a new one
-        takes memory and records its steps anew."""
+        """A refiner in any state. On a GPU it is the last refiner of this thread if that has the same
+        settings, because a new one allocates memory and records its steps again."""
         key = (config, height, width, classes)
         kept = getattr(self._kept, "refiner", None)
         if kept is not None and kept[0] == key:
             return kept[1]
-        self._kept.refiner = kept = None  # its memory first
+        self._kept.refiner = kept = None  # frees its memory before the next one takes some
         made = runtime.Refiner(
             height,
             width,
@@ -421,7 +427,7 @@ class Pipeline:
         return self._refiner(self.refine, height, width, count)
 
     def _core_text(self) -> str:
-        """What computes the native parts, in words."""
+        """The CPU's instruction set, or the GPU and precision, of the native parts."""
         if self._core == "cpu":
             return f"cpu-{runtime.isa()}"
         return f"cuda:{parse_device(self._core)[1]} {self._precision}"
@@ -452,7 +458,7 @@ class Pipeline:
 
 
 def _why_not(device: str) -> str:
-    """One sentence: the CUDA module cannot be used, and why."""
+    """A sentence with the reason why the CUDA module cannot be used on ``device``; "" if it can."""
     try:
         choose.module_of(device)
     except (MissingBackend, DeviceError) as error:

@@ -1,5 +1,5 @@
-"""Priors: what gives a first, coarse segmentation. A prior is called with the picture and returns a
-guide: probabilities (h, w, C), or labels (h, w) with -1 = unknown."""
+"""Priors, which make the first, coarse segmentation. A prior is called with the picture and returns
+a guide: probabilities (h, w, C), or labels (h, w) with -1 = unknown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.prior.network import NetworkPrior, check_imgsz
 
 
 class Prior(Protocol):
-    """What a prior is to the pipeline.
+    """The interface that the pipeline needs of a prior.
 
     Attributes
     ----------
@@ -85,7 +85,12 @@ class CallablePrior:
 
 
 def open_bundle(prior: Any) -> Bundle | None:
-    """The bundle that ``prior`` names, when it names a folder."""
+    """The bundle that ``prior`` is or names; None if it is neither a Bundle nor a folder's name.
+
+    Raises
+    ------
+    BundleError : the folder is no bundle, or a damaged one.
+    """
     if isinstance(prior, Bundle):
         return prior
     if isinstance(prior, (str, os.PathLike)) and str(prior) and Path(prior).is_dir():
@@ -100,7 +105,13 @@ def make_prior(
     threads: int | None = None,
     device: str = "cpu",
 ) -> Prior:
-    """The prior that ``prior`` names: "kmeans", an .onnx file, or a callable."""
+    """The prior that ``prior`` is or names: "kmeans", an .onnx file, or a callable.
+
+    Raises
+    ------
+    InputError : ``prior`` is none of these, or ``imgsz`` does not fit.
+    BundleError : the .onnx file cannot be used.
+    """
     if imgsz is not None:
         check_imgsz(imgsz)
         if not (isinstance(prior, (str, os.PathLike)) and Path(prior).suffix.lower() == ".onnx"):
@@ -111,11 +122,11 @@ def make_prior(
         path = Path(prior)
         if path.suffix.lower() == ".onnx":
             return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
-        there = "" if path.exists() else ", which does not exist"
+        missing = "" if path.exists() else ", which does not exist"
         raise InputError(
-            f"prior is {str(prior)!r}{there}; wanted 'kmeans', a bundle folder, an .onnx file or a "
+            f"prior is {str(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file or a "
             "callable",
-            fix=f"check the name; seen from {Path.cwd()}",
+            fix=f"check the name; the current folder is {Path.cwd()}",
         )
     if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):
         return prior
@@ -127,6 +138,6 @@ def make_prior(
 
 
 def _stretch(size: tuple[int, ...], height: int, width: int) -> float:
-    """How far the aspect of ``size`` is from that of the picture; 1 is equal."""
+    """The ratio, at least 1, of the aspect of ``size`` to that of the picture; 1 is equal."""
     ratio = (size[0] * width) / (size[1] * height)
     return max(ratio, 1 / ratio)

@@ -29,7 +29,7 @@ WORKERS, WAITING = 2, 4  # threads of submit(), and pictures that it takes befor
 
 
 class Segmenter:
-    """Segments pictures, each with its own refinement. Keeps no state between pictures.
+    """Segments pictures, each with a refinement of its own. It keeps no state between pictures.
 
     Parameters
     ----------
@@ -37,20 +37,20 @@ class Segmenter:
         callable (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w),
         -1 = unknown.
     refine : a RefineConfig, the name of one ("residual", "fast", "dynaguide", "dynaguide_code",
-        "dynaseg_fsf", "dynaseg_scf"), None: the prior is only lifted, or "default": the bundle's
-        own, else "residual".
-    filter : a FilterConfig, or None: scores are lifted bilinearly.
+        "dynaseg_fsf", "dynaseg_scf"), None: the prior is only upsampled, or "default": the
+        bundle's own, else "residual".
+    filter : a FilterConfig, or None: scores are upsampled bilinearly.
     min_area : regions under this many pixels join a neighbour. None: 0.2 % of the picture where
         labels have no meaning as classes (k-means, label maps without names, the published
         objectives without names), else 0, so that poles and pedestrians remain.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu", or "cuda", "cuda:1": where everything runs but k-means, callables and regions.
+    device : "cpu", or "cuda", "cuda:1": all stages but k-means, callables and regions run on it.
         With a ``refine_backend`` other than "native", or refine=None where the CUDA module cannot
         be used, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
     precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores, compute
-        capability 7.5): faster, and labels that differ here and there.
-    backend : what runs the prior's network: "onnx" (ONNX Runtime), or the bundle's engine of
-        TensorRT ("trt") or TensorRT for RTX ("rtx"). Nothing else is tried.
+        capability 7.5): faster, and some labels differ.
+    backend : which library runs the prior's network: "onnx" (ONNX Runtime), or with the bundle's
+        engine TensorRT ("trt") or TensorRT for RTX ("rtx"). No other one is tried.
     refine_backend : "native" (the C++ core), or the bundle's step graph on "onnx", "trt" or "rtx".
     self_test : run a bundle's golden vectors "once" per bundle and device, "always" or "never".
     threads : most threads; all processors when None, and never more than those. The labels do not
@@ -58,8 +58,15 @@ class Segmenter:
 
     Raises
     ------
-    InputError, BundleError, MissingBackend, DeviceError, EngineMismatch : each names what was
-        wrong, and the fix.
+    InputError : an argument is wrong, or arguments do not fit together.
+    BundleError : the bundle or .onnx file is damaged, or fails its golden vectors.
+    MissingBackend : a library, driver or GPU is missing.
+    DeviceError : the GPU cannot be used.
+    EngineMismatch : no engine of the bundle fits this device.
+
+    Example
+    -------
+    >>> result = Segmenter("kmeans", refine="fast")("street.jpg")
     """
 
     def __init__(
@@ -95,12 +102,12 @@ class Segmenter:
 
     @property
     def prior(self) -> Prior:
-        """What gives the first segmentation."""
+        """The prior, which makes the first segmentation."""
         return self.pipeline.prior
 
     @property
     def refine(self) -> RefineConfig | None:
-        """How pictures are refined."""
+        """The settings of the refinement; None: the prior is only upsampled."""
         return self.pipeline.refine
 
     @property
@@ -110,12 +117,12 @@ class Segmenter:
 
     @property
     def min_area(self) -> int | None:
-        """Regions under this many pixels join a neighbour."""
+        """Regions under this many pixels join a neighbour; None: see the argument."""
         return self.pipeline.min_area
 
     @property
     def device(self) -> str:
-        """What was asked for: "cpu", "cuda", "cuda:1"."""
+        """The argument: "cpu", "cuda", "cuda:1"."""
         return self.pipeline.device
 
     @property
@@ -124,8 +131,9 @@ class Segmenter:
         return self.pipeline.threads
 
     def info(self) -> dict[str, Any]:
-        """What runs where: device, prior, refine (backends in words), and for a bundle its path,
-        the prior's engine key and precision, and the golden self-test if it ran just now."""
+        """What runs where, as a dict: device, prior and refine (backends in words), self_test (the
+        results of the golden vectors if they ran now, else None), and for a bundle its path and the
+        prior's engine key and precision."""
         return dict(self.pipeline.info)
 
     def __call__(
@@ -142,6 +150,21 @@ class Segmenter:
         source : path, bytes of an encoded picture, or (H, W, 3) uint8 array.
         color : channel order of an array: "rgb", or "bgr" for OpenCV frames.
         progress : called as progress(done, steps) after each refinement step.
+
+        Returns
+        -------
+        A :class:`Result`: labels (H, W) int32, confidence (H, W) float32, segments, timings in ms.
+
+        Raises
+        ------
+        InputError : a file that cannot be read or is no picture, an array of another shape or
+            dtype, or a prior that returned something else than a guide.
+        BundleError : the network's output is not what its file promises.
+        DeviceError : the GPU fails, or its memory is full.
+
+        Example
+        -------
+        >>> labels = Segmenter()("street.jpg").labels
         """
         run, clock = self.pipeline, Clock()
         pixels, warnings = load_image(source, color=color)
@@ -165,35 +188,42 @@ class Segmenter:
         timeout: float = 10.0,
         state: StreamState | None = None,
     ) -> Generator[Result, None, None]:
-        """Segment the frames of a stream; each one's refinement starts where the last one's ended.
+        """Segment the frames of a stream. The refinement of a frame starts from the weights of the
+        frame before.
 
         Parameters
         ----------
         source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
-            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays);
-            an iterable is advanced by a thread of the stream's.
+            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays),
+            which a thread of the stream reads.
         warm_steps : refinement steps of a frame.
-        cold_steps : of the first frame, and after a cut.
-        budget_ms : of a frame, from when it is taken up to its result. Fewer steps are made where
-            the time does not suffice; it is exceeded by at most one step (and by a prior, a filter
-            and regions that take longer by themselves). Cold steps that do not fit are made up for
-            in the next frames.
-        rate : frames a second: files are played at it, cameras thinned out to it.
+        cold_steps : refinement steps of the first frame, and of a frame after a cut.
+        budget_ms : milliseconds for a frame, from the start of its segmentation to its result.
+            Fewer steps are computed where the time is too short. It is exceeded by at most one step
+            (or more where prior, filter and regions alone take longer). Cold steps that do not fit
+            are computed in the next frames.
+        rate : frames a second: files are played at this rate, and of a camera's frames some are
+            left out.
         drop : "oldest" keeps only the newest frame while one is being segmented, "none" makes the
-            source wait. None: "oldest" for cameras, URLs, pipelines, and where rate is given.
+            source wait. None: "oldest" for cameras, URLs and pipelines, and where rate is given.
         color : channel order of an iterable's arrays: "rgb", or "bgr" for OpenCV frames.
         timeout : seconds without a frame after which the source counts as stalled.
-        state : to go on from, and updated with each frame; a new one when None.
+        state : a StreamState to continue from, which each frame updates; a new one when None.
 
         Returns
         -------
-        A generator of results whose ``frame`` says index, time, dropped frames, cold or warm start,
-        and events; ``stats`` has the steps done and why they ended. Closing it releases the source.
+        A generator of results. ``frame`` of a result has index, time, dropped frames, cold or warm
+        start, and events; ``stats`` has the steps and the reason why they ended. Closing the
+        generator releases the source.
 
         Raises
         ------
         InputError : an option out of range, or later: a source that cannot be opened, stalls, or
             has ten unreadable frames in a row.
+
+        Example
+        -------
+        >>> for result in Segmenter().stream("cam.mp4", budget_ms=33): ...
         """
         from sdk.capture import Capture
         from sdk.stream import segment_stream
@@ -216,11 +246,15 @@ class Segmenter:
         )
 
     def clone(self) -> Segmenter:
-        """An independent worker for another thread or stream: it shares the loaded prior.
+        """A Segmenter for another thread or stream, which shares the loaded prior.
 
         Raises
         ------
         InputError : an engine of TensorRT, which runs one picture at a time.
+
+        Example
+        -------
+        >>> worker = Segmenter("prior.onnx").clone()
         """
         other = copy.copy(self)
         other.pipeline, other._pool = self.pipeline.clone(), None
@@ -228,10 +262,24 @@ class Segmenter:
         return other
 
     def submit(self, source: Any, *, color: str = "rgb") -> Future[Result]:
-        """Segment in another thread: a future of what ``self(source, color=color)`` gives. Waits
-        while WAITING pictures are on their way; an array must not change before the result is
-        there. Two pictures are worked on at a time."""
-        worker = self.clone()  # says what cannot be shared
+        """Segment in another thread, two pictures at a time.
+
+        The call waits while four pictures are queued or being segmented. An array must not change
+        before its result is complete.
+
+        Returns
+        -------
+        A Future of the result of ``self(source, color=color)``.
+
+        Raises
+        ------
+        InputError : an engine of TensorRT, which runs one picture at a time.
+
+        Example
+        -------
+        >>> labels = Segmenter().submit("street.jpg").result().labels
+        """
+        worker = self.clone()
         self._places.acquire()
         future = None
         try:
@@ -246,7 +294,7 @@ class Segmenter:
         return future
 
     def close(self) -> None:
-        """Wait for the pictures submitted, and end the threads."""
+        """Wait for the submitted pictures, and end the threads."""
         with self._pool_lock:
             pool, self._pool = self._pool, None
         if pool is not None:

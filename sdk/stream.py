@@ -1,15 +1,15 @@
-"""Streams: each frame's refinement starts where the last one's ended.
+"""Streams: the refinement of a frame starts from the weights of the frame before.
 
-The rules, in the order in which they are applied (docs/streams.md has what was measured):
+The rules, in the order in which they are applied (docs/streams.md has the measurements):
 
-1. Size: a frame of another size starts the stream anew.
-2. Permanence: a prior without names has its classes renumbered to overlap the last labels most.
-3. Cut: where the colours' histogram and the prior both change at once, the stream starts cold.
-4. Growth: a class that the prior brings gets a channel; the others keep what they learned.
-5. Budget: as many steps as fit; cold steps that did not fit are owed to the next frames.
-6. Restore: if the refinement removed a class of which the prior was sure, those pixels take the
-   prior's label.
-7. Decay: where the refined map contradicts a sure prior for long, the correction is halved.
+1. Size: a frame of another size starts cold.
+2. Permanence: the classes of a prior without names are renumbered to overlap the last labels most.
+3. Cut: a frame starts cold if the histogram of colours and the prior's labels both change at once.
+4. Growth: a new class of the prior gets a channel; the weights of the other channels are kept.
+5. Budget: as many steps as fit are computed; cold steps that did not fit follow in the next frames.
+6. Restore: if the refinement removed a class of which the prior was sure, the pixels of that class
+   get the prior's label.
+7. Decay: if the refined map contradicts a sure prior for many frames, the correction is halved.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ from sdk.stream_state import (
 )
 from sdk.timing import Clock
 
-CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3  # a cut: histograms further apart, prior agrees less
-CHANNELS = 64  # at most; of more classes, those that have been away longest lose theirs
+CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3  # a cut: larger distance of colours, smaller agreement
+CHANNELS = 64  # most channels; of more classes, those absent for longest lose their channel
 SURE = 0.9  # probability from which the prior counts as confident
-LOST = 0.002  # share of the picture that a class must hold to be missed
-LEFT = 0.05  # of its pixels, what must be left of a class
+LOST = 0.002  # a class with a smaller share of the picture is not restored
+LEFT = 0.05  # a class with a smaller share of its sure pixels left counts as removed
 DOUBT, PATIENCE = 0.2, 15  # share of sure pixels contradicted; frames in a row before the decay
 SMOOTH = 0.3  # weight of the newest measured time
-FIRST = 0.5  # of the budget is for the refinement, until the rest has been measured
-_followed: weakref.WeakSet[StreamState] = weakref.WeakSet()  # states that a stream goes on from
+FIRST = 0.5  # share of the budget for the refinement until the other stages have been measured
+_in_use: weakref.WeakSet[StreamState] = weakref.WeakSet()  # the states of streams that run now
 _guard = threading.Lock()
 
 
@@ -73,18 +73,23 @@ def segment_stream(
     cold_steps: int,
     budget_ms: float | None,
 ) -> Generator[Result, None, None]:
-    """The results of a stream, one by one; closing the generator releases the source. What is wrong
-    after the last frame is a Python warning."""
+    """The results of a stream, one by one. Closing the generator releases the source. The source's
+    notes after the last frame become Python warnings.
+
+    Raises
+    ------
+    InputError : another stream uses the state, or the source fails.
+    """
     follower = Follower(pipeline, state, warm_steps, cold_steps, budget_ms)
     with _guard:
-        if state in _followed:
+        if state in _in_use:
             raise InputError("the state is in use by another stream", fix="give each its own")
-        _followed.add(state)
+        _in_use.add(state)
     try:
         yield from _results(follower, capture)
     finally:
         with _guard:
-            _followed.discard(state)
+            _in_use.discard(state)
 
 
 def _results(follower: Follower, capture: Capture) -> Generator[Result, None, None]:
@@ -111,12 +116,10 @@ class Follower:
         self.cold_steps = check_count("cold_steps", cold_steps, 0, MOST_STEPS)
         self.budget_ms = None if budget_ms is None else check_positive("budget_ms", budget_ms)
         self._refiner: tuple[Any, Any, parameters.State] | None = None  # key, refiner, cold weights
-        self._semantic = (
-            pipeline.prior.names is not None
-        )  # the classes of the last guide mean something
-        self._told = False  # that the budget is too small
-        self._step_ms: float | None = None  # measured
-        self._rest_ms: float | None = None  # filter and postprocessing
+        self._semantic = pipeline.prior.names is not None  # whether the classes have a meaning
+        self._budget_noted = False  # whether the event "no step fits" has been added
+        self._step_ms: float | None = None  # measured time of a step
+        self._rest_ms: float | None = None  # measured time of filter and postprocessing
         names = pipeline.prior.names
         if state.labels is not None and state.names != names:
             raise InputError(
@@ -142,7 +145,7 @@ class Follower:
             if state.guide is None or state.guide.max() < 0:
                 raise
             guide = state.guide
-            events.append("prior: it knows nothing of this frame; its last labels are used")
+            events.append("prior: all of this frame is unknown; the last labels are used")
         config = seg.refine
         by_class = config is None or objective_of(config).channels_follow_classes
         if seg.prior.names is None and by_class:
@@ -180,7 +183,7 @@ class Follower:
         return result
 
     def _unrefined(self, state: StreamState, guide: Any, hard: np.ndarray) -> Scored:
-        """The prior itself."""
+        """The prior's scores, without a refinement."""
         scores, found = prior_scores(guide)
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
@@ -202,11 +205,11 @@ class Follower:
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
         assert state.classes is not None
         seen = np.setdiff1d(state.classes, state.classes if before is None else before)
-        seen = seen[np.isin(seen, prior[0])]  # a little probability everywhere is no news
+        seen = seen[np.isin(seen, prior[0])]  # at no pixel the likeliest: no event
         if len(seen):
             events.append(f"new class: {', '.join(map(self._name, seen))}")
         wanted = restricted(guide, state.classes)
-        if len(state.classes) == 1:  # nothing to decide
+        if len(state.classes) == 1:  # no step can change a label
             result = refiner.run(low, Guide(wanted), steps=0, warm=True)
             state.labels = state.classes[np.asarray(result.labels)]
             stats = result.stats | {"stop_reason": "one class"}
@@ -232,7 +235,7 @@ class Follower:
         started: float,
         events: list[str],
     ) -> Scored:
-        """The same for objectives whose channels find a meaning of their own."""
+        """As :meth:`_residual`, for objectives whose channels are clusters without a fixed meaning."""
         config = self.pipeline.refine
         assert config is not None
         refiner = self._grown(state, low.shape[:2], None, events)
@@ -260,7 +263,7 @@ class Follower:
         started: float,
         events: list[str],
     ) -> runtime.Refinement:
-        """As many steps as are asked for and fit the budget."""
+        """Run the steps that are due, or as many of them as fit the budget."""
         asked = max(state.owed, self.warm_steps)
         steps, deadline = asked, None
         if self.budget_ms is not None:
@@ -277,10 +280,10 @@ class Follower:
         spent, done, stats = 1e3 * (time.monotonic() - before), result.stats["steps"], result.stats
         if done:
             self._step_ms = _smoothed(self._step_ms, spent / (done + 1 / 3))
-        if done == 0 and asked and self.budget_ms is not None and not self._told:
-            self._told = True
+        if done == 0 and asked and self.budget_ms is not None and not self._budget_noted:
+            self._budget_noted = True
             events.append(
-                f"budget: no step fits {self.budget_ms:g} ms, the prior and the filter take it all"
+                f"budget: no step fits {self.budget_ms:g} ms, which the prior and the filter use up"
             )
         if steps < asked and stats["stop_reason"] == "steps":
             stats["stop_reason"] = "budget"
@@ -294,8 +297,8 @@ class Follower:
         found: np.ndarray | None,
         events: list[str],
     ) -> Any:
-        """A refiner of this size with the state's weights in it. ``found``: the prior's classes in
-        this frame, for which the state gets channels; None where channels are fixed."""
+        """A refiner of this size with the state's weights. ``found``: the prior's classes in this
+        frame, for which the state gets channels; None where the channels are fixed."""
         classes, rows = None, None
         if found is not None:
             classes = found
@@ -307,7 +310,7 @@ class Follower:
                 spare = max(0, len(state.classes) + len(new) - most)
                 rows = np.sort(np.argsort(-state.seen, kind="stable")[: len(state.seen) - spare])
                 for number in np.delete(state.classes, rows):
-                    events.append(f"class given up: {self._name(number)}, away for long")
+                    events.append(f"class given up: {self._name(number)}, absent for longest")
                 classes = np.concatenate([state.classes[rows], new])
                 seen = np.concatenate([state.seen[rows], np.full(len(new), state.frames)])
             else:
@@ -315,7 +318,7 @@ class Follower:
             state.seen, classes = seen.astype(np.int64), classes.astype(np.int32)
         key = (size, None if classes is None else tuple(classes.tolist()))
         if self._refiner is None or self._refiner[0] != key:
-            self._refiner = None  # its memory first
+            self._refiner = None  # frees its memory before the next one takes some
             refiner = self.pipeline.make_refiner(*size, classes)
             self._refiner, self._step_ms = (key, refiner, refiner.state_dict()), None
         _, refiner, cold = self._refiner
@@ -324,7 +327,7 @@ class Follower:
             weights = dict(state.weights)
             check_network(weights, cold)
             if rows is not None:
-                for name in HEAD:  # the classes so far come first
+                for name in HEAD:  # earlier classes have the first rows
                     old = weights[name][rows]
                     weights[name] = np.concatenate([old, cold[name][len(old) :]])
         refiner.load_state_dict(weights)
@@ -351,7 +354,7 @@ class Follower:
             mine = sure & (hard == number)
             scores = classes_of(scores).keep(scores, guide, mine)
             state.labels[mine] = number
-            events.append(f"kept: {self._name(number)}, which the refinement had lost")
+            events.append(f"kept: {self._name(number)}, which the refinement had removed")
         against = held.sum() > LOST * hard.size and left.sum() < (1 - DOUBT) * held.sum()
         state.doubt = state.doubt + 1 if against else 0
         if state.doubt > PATIENCE and state.weights is not None:
@@ -366,14 +369,13 @@ class Follower:
 
 
 def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) int32: the likeliest class, -1 where the guide knows none; (h, w) bool: where the
-    guide is sure of it."""
+    """(h, w) int32: the likeliest class, -1 = unknown; and (h, w) bool: whether the guide is sure."""
     labels, share = classes_of(guide).hard(guide)
     return np.asarray(labels), np.asarray(share) >= SURE
 
 
 def _finite(scores: Any) -> bool:
-    """Whether probabilities are."""
+    """Whether scores have no NaN."""
     return bool(np.isfinite(classes_of(scores).shares(scores)).all())
 
 

@@ -1,4 +1,4 @@
-"""What a stream remembers between frames, and the measures by which frames are compared."""
+"""The state of a stream between frames, and the measures that compare two frames."""
 
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ HEAD = ("conv3.weight", "conv3.bias", "momentum.conv3.weight", "momentum.conv3.b
 
 @dataclass(eq=False)
 class StreamState:
-    """What a stream remembers between frames; give it to :meth:`Segmenter.stream`, save it, go on
-    later. It changes when a frame is done, so that an interrupted one leaves it as it was. Maps are
-    at working size (h, w).
+    """The state of a stream between frames. :meth:`Segmenter.stream` starts from it and updates it
+    when a frame is complete, so that an interrupted frame does not change it. It can be saved. Maps
+    are at working size (h, w).
 
     Parameters
     ----------
     frames : frames segmented so far.
-    owed : cold steps that the budget left undone.
+    owed : cold steps that did not fit the budget so far.
     doubt : frames in a row in which a sure prior was contradicted.
-    names : the prior's class names, which a state is bound to.
+    names : the class names of the prior; the state works with such a prior only.
     weights : the network's state_dict with its momenta, or None before the first frame.
     classes : (K,) int32, the prior's classes that have a channel; for objectives whose channels
         have no fixed meaning, the channels.
-    seen : (K,) int64, the frame in which the prior last had each of them.
+    seen : (K,) int64, the last frame in which the prior had each of these classes.
     labels : (h, w) int32, the last refined labels.
     guide : (h, w) int32, the prior's last labels, -1 = unknown.
     colours : (512,) float32, the last picture's histogram of 8 x 8 x 8 colours.
+
+    Example
+    -------
+    >>> state = StreamState()
+    >>> for result in seg.stream("cam.mp4", state=state): ...
+    >>> state.save("cam.safetensors")
     """
 
     frames: int = 0
@@ -59,7 +65,16 @@ class StreamState:
             setattr(self, f.name, f.default)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, complete or not at all.
+
+        Raises
+        ------
+        InputError : the file cannot be written.
+
+        Example
+        -------
+        >>> state.save("cam.safetensors")
+        """
         from safetensors.numpy import save
 
         arrays = {f"weights.{k}": v for k, v in (self.weights or {}).items()}
@@ -70,12 +85,16 @@ class StreamState:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StreamState:
-        """Read what :meth:`save` wrote.
+        """Read a file of :meth:`save`.
 
         Raises
         ------
         InputError : no such file.
-        BundleError : not a stream's state.
+        BundleError : the file is no stream's state.
+
+        Example
+        -------
+        >>> state = StreamState.load("cam.safetensors")
         """
         path = Path(path)
         try:
@@ -105,7 +124,7 @@ class StreamState:
         return state
 
     def _holds_together(self) -> bool:
-        """Whether the arrays have the forms that the stream gives them."""
+        """Whether all arrays have the shapes, dtypes and ranges of the class's docstring."""
         arrays = [getattr(self, name) for name in _ARRAYS]
         names = self.names
         if names is not None and not (
@@ -133,8 +152,8 @@ class StreamState:
 
 
 def colours_of(low: Any) -> np.ndarray:
-    """(512,) float32, shares of 8 x 8 x 8 colours of a (h, w, 3) float32 picture in [0, 1], also of
-    one on a GPU."""
+    """(512,) float32: the shares of 8 x 8 x 8 colours of a picture, (h, w, 3) float32 in [0, 1], on
+    the host or on a GPU."""
     counts = classes_of(low).colour_counts(low)
     return (counts / (low.shape[0] * low.shape[1])).astype(np.float32)
 
@@ -145,7 +164,8 @@ def colour_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Cohen's kappa of two label maps (-1 = unknown is a label, too): 1 equal, 0 as by chance."""
+    """Cohen's kappa of two label maps, in which -1 = unknown is a label as well: 1 where they are
+    equal, 0 where they agree no more than by chance."""
     count = int(max(a.max(), b.max())) + 2
     of_a, of_b = (np.bincount(m.ravel() + 1, minlength=count) / m.size for m in (a, b))
     chance = float(of_a @ of_b)
@@ -153,7 +173,12 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check_network(weights: parameters.State, cold: parameters.State) -> None:
-    """InputError unless a state's weights are of this network; the last layer's rows may differ."""
+    """Check that a state's weights fit the network of ``cold``; rows of the last layer may differ.
+
+    Raises
+    ------
+    InputError : the weights are of another network.
+    """
     for name in {*weights, *cold}:
         came, wanted = (np.shape(w[name]) if name in w else None for w in (weights, cold))
         if name in HEAD and came and wanted:
@@ -161,12 +186,12 @@ def check_network(weights: parameters.State, cold: parameters.State) -> None:
         if came != wanted:
             raise InputError(
                 f"the state is of another network: its {name!r} is {came}, wanted {wanted}",
-                fix="use the options of refine that it was saved with, or state.reset()",
+                fix="use the options of refine with which it was saved, or state.reset()",
             )
 
 
 def forget(state: StreamState) -> None:
-    """Start cold, but go on counting."""
+    """Reset the state to a cold start; the frame counter and the names are kept."""
     frames, names = state.frames, state.names
     state.reset()
     state.frames, state.names = frames, names

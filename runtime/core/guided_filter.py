@@ -1,4 +1,4 @@
-"""The guided filter and joint upsampling: arguments are checked, then the device's module computes."""
+"""The guided filter and joint upsampling: arguments are checked, the device's module computes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _check_out(
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
-    """The module of ``device``, the further keywords of its functions (on a GPU: device and stream),
+    """The module of ``device``, the further keywords of its functions (on a GPU device and stream),
     and ``arrays``, of which those on the GPU become arrays of the module."""
     core, (kind, index) = module_of(device), parse_device(device)
     if kind == "cpu":

@@ -185,7 +185,7 @@ def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
 def flatten(
     options: RefineOptions, classes: int, state: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The parameters, momenta and batch-norm buffers of ``state`` as three flat float32 vectors, and
+    """Parameters, momenta and batch-norm buffers of ``state`` as three flat float32 vectors, and
     the number of batches that its batch norms have counted.
 
     Momenta and counters may be missing (a plain PyTorch state_dict has no momenta): they are zero.

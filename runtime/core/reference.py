@@ -44,7 +44,7 @@ def _shifted(x: Array, dy: int, dx: int) -> Array:
 def neighbours(
     shape: tuple[int, ...], dy: int, dx: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Two indices of a map: all pixels n that have a neighbour n + (dy, dx), and these neighbours."""
+    """Two indices of a map: all pixels n that have a neighbour n + (dy, dx), and those."""
     h, w = shape[:2]
     ys, yt = slice(max(-dy, 0), h - max(dy, 0)), slice(max(dy, 0), h - max(-dy, 0))
     xs, xt = slice(max(-dx, 0), w - max(dx, 0)), slice(max(dx, 0), w - max(-dx, 0))

@@ -1,4 +1,4 @@
-"""Refinement of one picture: it checks, then runs the device's native loop."""
+"""Refinement of one picture: arguments are checked, then the device's native loop runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Make = Callable[[int, int, "np.ndarray | None"], Any]  # (height, width, classes
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a refinement gives.
+    """The result of a refinement.
 
     Attributes
     ----------
@@ -54,8 +54,13 @@ class Refinement:
     classes : (K,) int32, the guide's class of each column, -1 where a cluster has none.
     stats : steps, stop_reason ("steps", "min_labels", "silhouette", "converged", "diverged",
         "budget", "one class"), clusters (labels in the last map), clusters_per_step, losses (dict
-        of lists: total, similarity, spatial or pair, guide), label_floor; on a GPU device_ms: the
-        steps' time on its own clock (CUDA events).
+        of lists: total, similarity, spatial or pair, guide), label_floor; on a GPU device_ms, the
+        time of the steps by CUDA events.
+
+    Example
+    -------
+    >>> result = runtime.refine(image, guide)
+    >>> classes = result.classes[result.labels]  # (H, W) classes of the guide
     """
 
     scores: np.ndarray
@@ -76,13 +81,18 @@ class Refiner:
     precision : "fp32"; or on a GPU of compute capability 7.5 "fp16": convolutions on tensor cores,
         their inputs rounded to half precision (10 bits of mantissa), sums in float32.
     threads : most threads; all processors when None. The answer does not depend on it.
-    isa : instruction set for tests ("" = the one in use).
+    isa : instruction set, a name of ``runtime.isas()``, for tests; "" = the one in use.
     options : see :class:`RefineOptions`.
 
     Raises
     ------
     InputError : an option or size out of range.
     MissingBackend, DeviceError : no such GPU, or not enough memory on it.
+
+    Example
+    -------
+    >>> refiner = runtime.Refiner(240, 320, classes=19)
+    >>> result = refiner.run(image, guide)  # (240, 320, 3) and (240, 320, 19)
     """
 
     @renamed(target="isa")
@@ -158,13 +168,14 @@ class Refiner:
         ----------
         image : (H, W, 3) float32 RGB in [0, 1].
         guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
-            (dynaguide and dynaseg without a guide term). On a GPU, image and probabilities may lie
-            there as they are (:mod:`runtime.device.transfer`); scores and labels stay there, too.
+            (dynaguide and dynaseg without a guide term); a Guide is not checked again. On a GPU,
+            image and probabilities may be arrays on that GPU, and scores and labels of the result
+            always are.
         steps : instead of the option's.
-        warm : start from the state that the last run left, or that was loaded. Otherwise from the
-            seed's.
+        warm : start from the state after the last run, or the loaded state; else from the weights
+            of the option ``seed``.
         progress : called as progress(done, steps) after each step.
-        deadline : of time.monotonic(): no step begins after it.
+        deadline : a time of time.monotonic(), in seconds; no step begins after it.
 
         Raises
         ------
@@ -193,7 +204,7 @@ class Refiner:
         told = progress is not None or deadline is not None
 
         def report(done: int) -> bool:
-            """Whether time is up."""
+            """Whether the deadline has passed and a step is left."""
             if progress is not None:
                 progress(done, asked)
             return done < asked and deadline is not None and time.monotonic() >= deadline
@@ -230,7 +241,7 @@ def statistics(
     losses: np.ndarray,
     label_floor: int,
 ) -> dict[str, Any]:
-    """``Refinement.stats``, of (steps, 4) losses."""
+    """``Refinement.stats``; ``losses`` is (steps, 4)."""
     columns = parameters.objective_of(options).losses
     return {
         "steps": steps,
@@ -252,7 +263,8 @@ def _given(image: Any, guide: Any, device: str) -> tuple[Any, Any]:
 
 
 def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:
-    """The guide as a published objective on a GPU takes it, and how many classes labels have."""
+    """The guide in the form that a published objective takes on a GPU, and the further keyword of
+    the native call: the number of classes in labels."""
     if guide is None:
         return None, {}
     if on_gpu(guide):
@@ -310,11 +322,12 @@ def _isa_or_default(name: str) -> None:
     if name and name not in module_of("cpu").isas():
         usable = ", ".join(module_of("cpu").isas())
         raise InputError(f"isa is {name!r}; this machine runs {usable}")
-    isa()  # a wrong SEG_ISA gets its own message
+    isa()  # raises where SEG_ISA is wrong
 
 
 def check_precision(device: str, precision: str) -> dict[str, Any]:
-    """What a Refiner on a GPU takes besides: its number, and whether to use tensor cores.
+    """The further keywords of a native Refiner: on a GPU its number, and whether to use tensor
+    cores; none on the CPU.
 
     Raises
     ------
@@ -368,13 +381,27 @@ def refine(
     progress: Progress | None = None,
     **options: Any,
 ) -> Refinement:
-    """Refine one picture; see :class:`Refiner` and :class:`RefineOptions`.
+    """Refine one picture.
 
-    With the residual objective the network gets only the classes that hold more than 0.05 % of the
-    picture; ``classes`` of the result says which those were. On a GPU, ``image`` and ``guide`` may
-    lie there, as :meth:`Refiner.run` takes them.
+    With the residual objective only classes that hold more than 0.05 % of the picture take part;
+    ``classes`` of the result are these.
 
-    ``initial`` is a state_dict to start from, for all classes of the guide; the seed's when None.
+    Parameters
+    ----------
+    image, guide : as for :meth:`Refiner.run`; on a GPU they may be arrays on that GPU.
+    device, precision, threads : as for :class:`Refiner`.
+    initial : a state_dict to start from, for all classes of the guide; None: the seed's weights.
+    progress : called as progress(done, steps) after each step.
+    options : see :class:`RefineOptions`.
+
+    Raises
+    ------
+    InputError : an option, the picture or the guide is wrong.
+    MissingBackend, DeviceError : no such GPU, or not enough memory on it.
+
+    Example
+    -------
+    >>> result = runtime.refine(image, guide, steps=10)
     """
     config = RefineOptions(**options)
     image, guide = _given(image, guide, device)
@@ -390,10 +417,10 @@ def maker(
     config: RefineOptions,
     initial: Mapping[str, np.ndarray] | None = None,
 ) -> Make:
-    """What :func:`refine_with` makes its refiner with.
+    """The argument ``make`` of :func:`refine_with`.
 
-    ``new(height, width, count)`` gives a refiner for so many classes, None where their number does
-    not matter. ``initial`` is a state_dict for all classes of the guide, to start from.
+    ``new(height, width, count)`` returns a refiner for ``count`` classes, or for any number where
+    ``count`` is None. ``initial`` is a state_dict to start from, for all classes of the guide.
     """
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Any:

@@ -24,7 +24,7 @@ from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 
 class Engine(Protocol):
-    """What a prior needs of a frozen network (``OnnxEngine``, ``TensorRTEngine``)."""
+    """The part of an engine (``OnnxEngine``, ``TensorRTEngine``) that a prior uses."""
 
     backend: str
     inputs: list[Port]
@@ -33,9 +33,11 @@ class Engine(Protocol):
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
 
-    def gpu_input(self, shape: tuple[int, ...]) -> transfer.Buffer | None: ...
+    def gpu_input(self, shape: tuple[int, ...]) -> transfer.Buffer | None:
+        """Memory on the GPU for an input of this shape, if the engine owns such memory."""
 
-    def on_gpu(self, array: Any) -> list[transfer.Buffer]: ...
+    def on_gpu(self, array: Any) -> list[transfer.Buffer]:
+        """The outputs on the GPU, for an input on the GPU."""
 
 
 class NetworkPrior:
@@ -136,7 +138,7 @@ class NetworkPrior:
         return self.guide(out)
 
     def _guide_on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray | Guide:
-        """The way of an uploaded picture: preprocessing, network and soft-max run on its GPU."""
+        """The guide of an uploaded picture: preprocessing, network and soft-max run on its GPU."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine
         own = p.size(*picture.shape[:2])
@@ -149,14 +151,20 @@ class NetworkPrior:
         guide = soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(classes_cuda.shares(guide)).all():
             return self.guide(out.numpy())  # its error says what is wrong
-        tell, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
-        if tell is not None and classes > 1 and math.prod(pixels) > 1:
+        note, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
+        if note is not None and classes > 1 and math.prod(pixels) > 1:
             if len(classes_cuda.winners(guide)) == 1:
-                tell()
+                note()
         return Guide(resized_planes(guide, size))
 
     def guide(self, out: np.ndarray) -> np.ndarray:
-        """The network's output as probabilities or labels."""
+        """The network's output as a guide: (h', w', C) float32 probabilities or (h', w') int32
+        labels.
+
+        Raises
+        ------
+        BundleError : another shape or dtype, NaN, or "probabilities" that are none.
+        """
         labels = out.dtype.kind in "iu" and out.ndim >= 2
         if labels and out.size == math.prod(out.shape[-2:]):
             return out.reshape(out.shape[-2:]).astype(np.int32)
@@ -171,7 +179,9 @@ class NetworkPrior:
         if self.output != "probabilities":
             scores = np.exp(scores - scores.max(0))
         elif scores.min() < 0 or scores.sum(0).min() <= 0:
-            raise BundleError(f"{self.name} calls its output probabilities, but they are none")
+            raise BundleError(
+                f"{self.name} calls its output probabilities, but values are negative, or all zero"
+            )
         return np.ascontiguousarray((scores / scores.sum(0)).transpose(1, 2, 0))
 
     def _check_names(self, classes: int) -> None:
@@ -180,8 +190,8 @@ class NetworkPrior:
 
 
 def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A guide at (height, width): probabilities are averaged or interpolated; labels become the
-    share of each class (unknown pixels leave zeros)."""
+    """A guide resized to (height, width). Probabilities are averaged or interpolated. Labels of
+    another size become the share of each class, so that unknown pixels lower the sum of a pixel."""
     if guide.ndim == 3:
         return resize(np.ascontiguousarray(guide, np.float32), height, width)
     if guide.shape == (height, width):
@@ -195,7 +205,12 @@ def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
 def with_input_size(
     preprocess: Preprocess, imgsz: Any, fixed: tuple[int, int] | None, name: str
 ) -> Preprocess:
-    """``preprocess`` with an input size that the user chose: (height, width), or the long side."""
+    """``preprocess`` with the user's input size: (height, width), or the long side.
+
+    Raises
+    ------
+    InputError : a size that the network does not allow.
+    """
     if fixed is not None:
         if imgsz not in (fixed, max(fixed)):
             raise InputError(f"imgsz is {imgsz}, but {name} has a fixed input of {fixed}")
@@ -217,7 +232,12 @@ def fixed_size(port: Port) -> tuple[int, int] | None:
 
 
 def check_imgsz(imgsz: Any) -> None:
-    """(height, width) or the long side, in pixels."""
+    """Check an input size: (height, width) or the long side, in pixels.
+
+    Raises
+    ------
+    InputError : neither of the two.
+    """
     sides = list(imgsz) if isinstance(imgsz, tuple) else [imgsz]
     if (isinstance(imgsz, tuple) and len(sides) != 2) or not are_sides(sides):
         raise InputError(f"imgsz is {imgsz!r}; wanted (height, width) or the long side")
@@ -241,15 +261,15 @@ def network_input(
     bgr: bool,
     to: transfer.Buffer | None = None,
 ) -> Any:
-    """What :class:`runtime.prior.preprocess.Preprocess` makes of the uploaded picture: (1, 3, h, w)
-    float32 on the GPU, (h, w) = size; in ``to``, if that is given."""
+    """The network's input from an uploaded picture: (1, 3, h, w) float32 on the GPU, (h, w) = size,
+    with the values of :class:`runtime.prior.preprocess.Preprocess`; in ``to``, if that is given."""
     return transfer.core_of(picture).network_input(
         picture, *size, mean, std, bgr, to, device=picture.device
     )
 
 
 def soft_guide(scores: Any, exponents: bool, index: int) -> Any:
-    """(1, C, h, w) float32 scores on GPU ``index`` as a guide (h, w, C) there: their soft-max if
-    ``exponents``, else they are probabilities. NaN in each pixel where they are not finite, or no
-    probabilities."""
+    """(h, w, C) probabilities on GPU ``index`` from scores (1, C, h, w) float32: their soft-max if
+    ``exponents``, else the scores are probabilities already. A pixel whose scores are not finite,
+    or no probabilities, becomes NaN."""
     return module_of(f"cuda:{index}").soft_guide(scores, exponents, device=index)

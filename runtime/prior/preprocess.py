@@ -1,7 +1,7 @@
-"""From a picture to a network's input tensor: one rule, written down in the manifest.
+"""From a picture to a network's input tensor, by the rule that the manifest contains.
 
-The exporter's check, the golden vectors and the running SDK call the same function, which OpenCV
-computes; another program that follows the manifest's words gets the same numbers.
+The exporter's check, the golden vectors and the SDK call the same function, which uses OpenCV;
+another program that follows the manifest gets the same numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _METADATA = "set it with onnx.helper.set_model_props(model, {...})"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Resize, order the colours, scale to [0, 1], normalise, lay out as (1, 3, h, w).
+    """Resize a picture, order its colours, scale to [0, 1], normalise, and return (1, 3, h, w).
 
     Parameters
     ----------
@@ -119,7 +119,12 @@ class Preprocess:
 
     @classmethod
     def from_manifest(cls, entry: Mapping[str, Any]) -> Preprocess:
-        """Inverse of :meth:`to_manifest`; BundleError when the entry does not fit."""
+        """Inverse of :meth:`to_manifest`.
+
+        Raises
+        ------
+        BundleError : the entry lacks a key, or has an unknown key or value.
+        """
         wanted = {f.name for f in fields(cls)} | {"layout", "order"}
         if not isinstance(entry, Mapping) or set(entry) != wanted:
             raise BundleError(
@@ -149,8 +154,11 @@ class Preprocess:
         (required), ``input_size`` ({"width", "height"}: its long side is what pictures are resized
         to), ``size_multiple``, ``minimum_size``, ``input_layout`` (contains RGB or BGR).
 
-        ``fixed`` is the input's (height, width) where the file fixes it. BundleError names the file
-        and the key.
+        ``fixed`` is the input's (height, width) where the file fixes it.
+
+        Raises
+        ------
+        BundleError : a key is missing or has a wrong value; the message names file and key.
         """
         size = read_json(metadata, name, "input_size", {"width": 512, "height": 512})
         sides: list[Any] = [*size.values()] if isinstance(size, dict) else [None]
@@ -204,7 +212,12 @@ class Preprocess:
 
 
 def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) -> Any:
-    """The JSON value of a metadata key."""
+    """The JSON value of a metadata key; ``default`` where the key is missing.
+
+    Raises
+    ------
+    BundleError : the value is no JSON.
+    """
     text = metadata.get(key)
     if text is None:
         return default
@@ -217,13 +230,13 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
 
 
 def _line(error: InputError) -> str:
-    """The message without its fix, cut after 300 characters: the file's author chooses what a
-    message quotes."""
+    """The message without its fix, cut after 300 characters, because it quotes values of the file,
+    which may be long."""
     return error.message[:300]
 
 
 def are_sides(values: list[Any]) -> bool:
-    """Whether all are whole numbers that a side in pixels can have."""
+    """Whether all are whole numbers from 1 to MAX_SIDE."""
     return all(is_count(n, 1, MAX_SIDE) for n in values)
 
 

@@ -193,8 +193,8 @@ def test_the_classes_longest_away_give_up_their_channels(monkeypatch):
     results = followed([picture] * 4, prior, state=state)
     assert events(results) == {
         1: ["new class: c"],
-        2: ["class given up: b, away for long", "new class: d"],
-        3: ["class given up: c, away for long", "new class: b"],
+        2: ["class given up: b, absent for longest", "new class: d"],
+        3: ["class given up: c, absent for longest", "new class: b"],
     }
     assert state.classes.tolist() == [0, 3, 1] and state.seen.tolist() == [3, 2, 3]
 
@@ -248,9 +248,7 @@ def test_a_frame_that_the_prior_knows_nothing_of():
 
     sometimes.names = NAMES
     results = followed(frames, sometimes)
-    assert events(results) == {
-        2: ["prior: it knows nothing of this frame; its last labels are used"]
-    }
+    assert events(results) == {2: ["prior: all of this frame is unknown; the last labels are used"]}
     assert accuracy(results, truths)[2] > 0.9
     prior.at = 2
     with pytest.raises(InputError, match=r"zero .unknown. everywhere"):
@@ -309,7 +307,7 @@ def test_a_class_that_the_prior_is_sure_of_is_kept():
     scores[0, 29] = (0, 1)  # one pixel is left of it
     kept = rule(scores, guide, told)
     np.testing.assert_array_equal(kept.argmax(-1), guide.argmax(-1))
-    assert told == ["kept: class 1, which the refinement had lost"]
+    assert told == ["kept: class 1, which the refinement had removed"]
     told.clear()
     unsure = np.where(guide > 0.5, 0.8, 0.2).astype(np.float32)
     np.testing.assert_array_equal(rule(scores, unsure, told), scores)
