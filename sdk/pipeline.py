@@ -135,7 +135,7 @@ class Pipeline:
         self._precision = precision
         if kind == "cuda" and refine_backend != "native" and precision == "fp16":
             raise InputError(
-                "precision 'fp16' is an option of the native refinement on a GPU, which does not run here",
+                "precision 'fp16' is an option of the native refinement, which does not run here",
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
@@ -401,7 +401,7 @@ class Pipeline:
     def _refiner(
         self, config: RefineConfig, height: int, width: int, classes: int | None
     ) -> runtime.Refiner:
-        """A refiner in any state. On a GPU it is the last refiner of this thread if that has the same
+        """A refiner in any state. On a GPU it is the last refiner of this thread if that has equal
         settings, because a new one allocates memory and records its steps again."""
         key = (config, height, width, classes)
         kept = getattr(self._kept, "refiner", None)
@@ -458,7 +458,7 @@ class Pipeline:
 
 
 def _why_not(device: str) -> str:
-    """A sentence with the reason why the CUDA module cannot be used on ``device``; "" if it can."""
+    """A sentence: why the CUDA module cannot be used on ``device``; "" if it can."""
     try:
         choose.module_of(device)
     except (MissingBackend, DeviceError) as error:

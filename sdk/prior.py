@@ -124,8 +124,8 @@ def make_prior(
             return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
         missing = "" if path.exists() else ", which does not exist"
         raise InputError(
-            f"prior is {str(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file or a "
-            "callable",
+            f"prior is {str(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file or "
+            "a callable",
             fix=f"check the name; the current folder is {Path.cwd()}",
         )
     if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):

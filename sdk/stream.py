@@ -235,7 +235,7 @@ class Follower:
         started: float,
         events: list[str],
     ) -> Scored:
-        """As :meth:`_residual`, for objectives whose channels are clusters without a fixed meaning."""
+        """As :meth:`_residual`, for objectives whose channels are clusters."""
         config = self.pipeline.refine
         assert config is not None
         refiner = self._grown(state, low.shape[:2], None, events)
@@ -369,7 +369,7 @@ class Follower:
 
 
 def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) int32: the likeliest class, -1 = unknown; and (h, w) bool: whether the guide is sure."""
+    """(h, w) int32: the likeliest class, -1 = unknown; (h, w) bool: whether the guide is sure."""
     labels, share = classes_of(guide).hard(guide)
     return np.asarray(labels), np.asarray(share) >= SURE
 

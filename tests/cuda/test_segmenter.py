@@ -98,7 +98,7 @@ def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, bui
         for precision in ("fp32", "fp16"):
             with pytest.raises(MissingBackend, match=why):
                 Segmenter(prior, device="cuda", refine=None, precision=precision)
-    with pytest.raises(InputError, match="precision 'fp16' is of the native refinement"):
+    with pytest.raises(InputError, match="precision 'fp16' is an option of the native refinement"):
         Segmenter(device="cuda", refine_backend="onnx", precision="fp16")
 
 
