@@ -1,10 +1,10 @@
 # Everything from a fresh clone: make demo | test | check. Needs Python >= 3.10 with venv and headers, and a
 # C++17 compiler (Debian: python3-venv python3-dev g++).
-# Where there is nvcc, the CUDA module is built as well; setup.py says how to choose.
+# setup_cuda.py chooses whether the CUDA core is built, and for which GPUs: by default for those of this machine.
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
-CORE   := setup.py pyproject.toml $(shell find runtime/csrc -type f)
+CORE   := setup.py setup_cuda.py pyproject.toml $(shell find runtime/csrc -type f)
 
 .PHONY: demo test check format clean asked
 
@@ -30,17 +30,22 @@ $(VENV)/bin/python:
 	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler (Debian: apt-get install g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: venv failed (Debian: apt-get install python3-venv)"; exit 1; }
 
-# What SEG_CUDA and SEG_CUDA_ARCHS asked for last: another wish builds the core afresh.
+# The SEG_CUDA and SEG_CUDA_ARCHS of the last call that set one of them. When they change, the core is built again.
 $(VENV)/asked: asked $(VENV)/bin/python
 	@echo "$(SEG_CUDA) $(SEG_CUDA_ARCHS)" > $@.new
 	@test -e $@ && { test -z "$(SEG_CUDA)$(SEG_CUDA_ARCHS)" || cmp -s $@ $@.new; } && rm $@.new || mv $@.new $@
 
-# One stamp per set of packages; both rebuild the core when its sources change.
+# One file for each set of packages. Both are made again when the sources of the core change. pip hides the output of
+# setup.py, so setup_cuda.py prints its choice first.
 $(VENV)/demo: $(VENV)/bin/python $(VENV)/asked $(CORE)
+	@$(PY) setup_cuda.py
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
+# Without a GPU, one architecture is enough for the tests of the CUDA module that run on the host.
+$(VENV)/test: export SEG_CUDA_WITHOUT_GPU ?= 75
 $(VENV)/test: $(VENV)/bin/python $(VENV)/asked $(CORE)
+	@$(PY) setup_cuda.py
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
