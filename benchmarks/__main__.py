@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 
+from runtime.errors import ExitCode
 from runtime.tools import cli
 
 COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
@@ -15,9 +17,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in COMMANDS:
         asked = argv and argv[0] in ("-h", "--help")
-        print(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]",
-              file=sys.stdout if asked else sys.stderr)  # fmt: skip
-        return 0 if asked else 2
+        usage = f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]"
+        if asked:
+            print(usage)
+            return ExitCode.DONE
+        what = f"there is no benchmark {argv[0]!r}" if argv else "no benchmark is named"
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1) if argv else []
+        fix = f"did you mean {near[0]}?" if near else "see: python -m benchmarks --help"
+        print(f"{usage}\nerror: {what}\n  fix: {fix}", file=sys.stderr)
+        return ExitCode.USAGE
     return cli.run(lambda: _command(argv[0])(argv[1:]))
 
 

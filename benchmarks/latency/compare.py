@@ -2,11 +2,11 @@
 
     python -m benchmarks compare A.json B.json [--fail-over 5%] [--percentile 50,99] [--force]
 
-A percentile is slower when the 95 % interval of B / A (bootstrap, in blocks where neighbouring
-samples correlate) lies above 1. Exit code 6 when one is, by more than --fail-over; 1 when something
-could not be compared: a row that only one has, too few samples for p50 or for a percentile that
---percentile names. Runs of another machine, unstable and partial ones are refused. --force compares
-what can be compared.
+A percentile is slower when the 95 % interval of B / A lies above 1. (The interval is a bootstrap,
+in blocks where neighbouring samples correlate.) The exit code is 6 when a percentile is slower by
+more than --fail-over. It is 1 when something could not be compared: a row that only one document
+has, or too few samples for p50 or for a percentile that --percentile names. Documents of different
+machines, and unstable and partial rows, are refused. --force compares what can be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import table
 from benchmarks.latency import samples
-from benchmarks.latency.document import KEY
+from benchmarks.latency.document import DASH, KEY, too_few
 from benchmarks.latency.options import percentiles
 from benchmarks.latency.reading import load
 from runtime.errors import ExitCode, InputError
@@ -31,14 +31,21 @@ SOFTWARE = ("python", "numpy", "opencv", "versions", "governors", "drivers")
 
 
 def ratio(a: np.ndarray, b: np.ndarray, q: float) -> tuple[float, float, float]:
-    """Percentile q of b over that of a, with the ends of its 95 % interval."""
+    """Percentile q of b divided by that of a, and the two ends of its 95 % interval.
+
+    Parameters
+    ----------
+    a, b : 1-D float64 samples in the order in which they were taken, in the same unit.
+    q : a share in (0, 1): 0.99 is p99.
+    """
     spread = samples.resampled(b, q, seed=1) / samples.resampled(a, q, seed=0)
     low, high = np.percentile(spread, [2.5, 97.5])
     return samples.percentile(b, q) / samples.percentile(a, q), float(low), float(high)
 
 
 def verdict(found: tuple[float, float, float], most: float) -> str:
-    """In words: "slower" and "faster" are outside chance, "REGRESSION" is too slow as well."""
+    """A ratio and its interval in a word: "no difference" if the interval contains 1, else "faster"
+    or "slower"; "REGRESSION" if it is slower by more than the share ``most``."""
     estimate, low, high = found
     if low > 1:
         return "REGRESSION" if estimate > 1 + most else "slower"
@@ -46,7 +53,12 @@ def verdict(found: tuple[float, float, float], most: float) -> str:
 
 
 def share(text: str) -> float:
-    """ "5%" or "0.05" as 0.05."""
+    """ "5%" or "0.05" as 0.05.
+
+    Raises
+    ------
+    InputError : the text is no share in [0, 1).
+    """
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -59,17 +71,27 @@ def share(text: str) -> float:
 def compare(
     a: dict[str, Any], b: dict[str, Any], percentiles: list[float] | None, most: float
 ) -> tuple[list[dict[str, Any]], bool]:
-    """A line for each row that both have and each percentile (None: 50, 90, 95 and 99); and whether
-    there is a regression."""
+    """Compare the rows that both documents have.
+
+    Parameters
+    ----------
+    a, b : documents as :func:`benchmarks.latency.reading.load` returns them.
+    percentiles : in per cent; None stands for 50, 90, 95 and 99.
+    most : a percentile that is slower by more than this share is a regression.
+
+    Returns
+    -------
+    A table with a line for each row and percentile, and whether there is a regression. Where the
+    samples are too few for a percentile, its line has dashes; :func:`dashes` explains them.
+    """
     lines, failed = [], False
     for before, row in pairs(a, b):
         old, new = (np.array(r["total_ms"], np.float64) for r in (before, row))
-        worth = min(map(samples.independent, (old, new)))
+        worth = min(map(samples.independent, (old, new)))  # independent samples
         for p in percentiles or AUTO:
             line = {"row": row["name"], "percentile": f"p{p:g}"}
-            need = samples.needed(p / 100)
-            if worth < need:
-                lines.append(line | {"verdict": f"n/a (n={worth}, need {need})"})
+            if worth < samples.needed(p / 100):
+                lines.append(line | dict.fromkeys(("A ms", "B ms", "B / A", "verdict"), DASH))
                 continue
             found = ratio(old, new, p / 100)
             said = verdict(found, most)
@@ -81,19 +103,25 @@ def compare(
     return lines, failed
 
 
+def dashes(lines: list[dict[str, Any]]) -> str:
+    """The line that explains the dashes in what :func:`compare` returns; "" where it has none."""
+    names = dict.fromkeys(line["percentile"] for line in lines if line["verdict"] == DASH)
+    return too_few({name: samples.needed(float(name[1:]) / 100) for name in names})
+
+
 def pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows that both have."""
+    """The rows of the same configuration in both documents, as pairs of (a's, b's)."""
     rows = {key(r): r for r in a["rows"] if r["total_ms"]}
     return [(rows[key(r)], r) for r in b["rows"] if r["total_ms"] and key(r) in rows]
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What two rows must have in common to be compared."""
+    """The configuration of a row: rows are compared if theirs is the same."""
     return tuple(row[k] for k in KEY)
 
 
 def environment(document: dict[str, Any]) -> dict[str, Any]:
-    """A document's environment, with the names and drivers of its GPUs."""
+    """The environment of a document, with the names and the drivers of its GPUs."""
     found = document["environment"]
     before = found.get("before")
     gpus = before.get("gpus") if isinstance(before, dict) else None
@@ -103,13 +131,18 @@ def environment(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> list[str]:
-    """What is not the same in two environments, in words."""
+    """One sentence for each of ``names`` that differs between the environments."""
     ends = [(name, *(environment(d).get(name) for d in (a, b))) for name in names]
     return [f"{name} was {was}, is {now}" for name, was, now in ends if was != now]
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run `python -m benchmarks compare`; returns the exit code.
+
+    Raises
+    ------
+    InputError : a document cannot be read, or the documents cannot be compared.
+    """
     parser = Parser(
         "python -m benchmarks compare",
         description=__doc__,
@@ -129,7 +162,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     a, b = load(args.a), load(args.b)
     if a["picture"] != b["picture"]:
-        raise InputError(f"A's pictures are {a['picture']}, B's {b['picture']}")
+        raise InputError(
+            f"A's pictures (height, width, number) are {a['picture']}, B's are {b['picture']}",
+            fix="measure both with the same pictures and --imgsz",
+        )
     both = pairs(a, b)
     if not both:
         raise InputError("A and B have no row in common", fix="measure both with the same options")
@@ -140,8 +176,8 @@ def main(argv: list[str]) -> int:
             doubts += [f"{path}: {row['name']}: {'; '.join(why)}"] if why else []
     if doubts and not args.force:
         raise InputError(
-            "these runs cannot be compared:\n  " + "\n  ".join(doubts),
-            fix="measure longer on one quiet machine with locked clocks, or --force",
+            "these documents cannot be compared:\n  " + "\n  ".join(doubts),
+            fix="measure both longer, on one quiet machine with locked clocks; or add --force",
         )
     warnings = doubts + differences(a, b, SOFTWARE)
     if a["prior"] != b["prior"]:
@@ -149,22 +185,31 @@ def main(argv: list[str]) -> int:
     for file in sorted({*a["hashes"], *b["hashes"]}):
         was, now = (d["hashes"].get(file) for d in (a, b))
         if None in (was, now):
-            warnings.append(f"only one of them tells the sha256 of {file}")
+            warnings.append(f"only one document has the sha256 of {file}")
         elif was != now:
-            warnings.append(f"{file} differ")
+            warnings.append(f"the sha256 of {file} differs")
     found = {key(r) for _, r in both}
     lone = [
-        f"{r['name']} is in one file only" for d in (a, b) for r in d["rows"] if key(r) not in found
+        f"{r['name']} is in one document only"
+        for d in (a, b)
+        for r in d["rows"]
+        if key(r) not in found
     ]
     for warning in warnings + lone:
         print(f"warning: {warning}", file=sys.stderr)
     lines, failed = compare(a, b, args.percentile, args.fail_over)
     print(table.as_markdown(lines))
+    if said := dashes(lines):
+        print(f"\n{said}")
     if failed:
         return ExitCode.THRESHOLD
     must = lines if args.percentile else [line for line in lines if line["percentile"] == "p50"]
-    missing = lone or any("n/a" in line["verdict"] for line in must)
+    missing = lone or any(line["verdict"] == DASH for line in must)
     if missing and not args.force:
-        print("error: not everything could be compared", file=sys.stderr)
-        return 1
-    return 0
+        print(
+            "error: not everything could be compared, see the warnings and the table's dashes\n"
+            "  fix: measure both longer, with the same options; or add --force",
+            file=sys.stderr,
+        )
+        return ExitCode.FAILURE
+    return ExitCode.DONE

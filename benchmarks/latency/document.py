@@ -1,8 +1,8 @@
 """What `benchmarks latency` measured, as a document: its rows, tables, CSV and trace.
 
-In memory a document holds every sample of every stage. A file holds the total time of every sample
-and what was summed up of the rest (:func:`stored`); another file beside it holds the rest itself
-(:func:`raw`).
+In memory a document holds every sample of every stage. Its file holds the total time of every
+sample, and medians and percentiles of the stages (:func:`stored`). A second file beside it holds
+the samples of the stages (:func:`raw`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ KEY = ("mode", "rate", "refine", "steps", "threads", "device", "backend", "preci
 RAW = ("start_s", "stages_ms", "steps_done", "cpu_mhz", "device_ms")  # of a row, by sample
 MEASURED = ("load_ms", "first_ms", "total_ms", "summary", "stage_p50_ms", "stage_percentiles_ms")
 PARTS = ("memory", "power", "peers")  # tables beside the rows
-OUTLIER = ("index", "start_s", "ms", "cpu_mhz")  # what is told of one
+OUTLIER = ("index", "start_s", "ms", "cpu_mhz")  # what the document holds of each outlier
 REST, PER_STEP, ON_DEVICE = "unaccounted", "refine per step", ", device time"
-STAGES = "Stages, median ms (medians need not add up)"
+LATENCY = "Latency, end-to-end wall time"
+STAGES = "Stages, median ms (the medians of the stages need not add up to the median of the total)"
+DASH = "-"  # the cell of a percentile that has too few samples
 
 
 @dataclass
 class Row:
-    """One configuration's measurements; lists have an entry per sample, times in milliseconds."""
+    """The measurements of one configuration. Lists hold one entry for each sample; names that end
+    in ``_ms`` are milliseconds, in ``_s`` seconds."""
 
     mode: str
-    steps: int  # asked for
+    steps: int  # that the user asked for
     threads: int
-    refine: str = "none"  # the objective, its working scale and unusual settings
+    refine: str = "none"  # the objective, the scale of its working size, and changed settings
     backend: str = ""
     precision: str = "fp32"
     device: str = "cpu"
@@ -45,25 +48,33 @@ class Row:
     first_ms: float = 0.0
     quality: dict[str, Any] = field(default_factory=lambda: {"what": "not measured"})
     total_ms: list[float] = field(default_factory=list)
-    start_s: list[float] = field(default_factory=list)  # from the row's first sample
+    start_s: list[float] = field(default_factory=list)  # since the row's first sample
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     steps_done: list[int] = field(default_factory=list)
     cpu_mhz: list[float | None] = field(default_factory=list)
-    device_ms: dict[str, list[float]] = field(default_factory=dict)  # stages, by the GPU's clock
-    cold: int = 0  # of a stream: frames that started cold
-    late: int = 0  # paced: done after the next picture was due
-    unserved: int = 0  # paced: due, but not begun when time was up
+    device_ms: dict[str, list[float]] = field(default_factory=dict)  # stages, on the GPU's clock
+    cold: int = 0  # stream: number of frames that started cold
+    late: int = 0  # paced: number of pictures that ended after the next one was due
+    unserved: int = 0  # paced: number of pictures that were due, but had not begun at the end
     partial: bool = False
 
     def name(self) -> str:
-        """What tells rows apart."""
+        """The row's name: its mode, rate, steps and threads."""
         rate = f" {self.rate:g}/s" if self.rate else ""
         return (
             f"{self.mode}{rate}, {counted(self.steps, 'step')}, {counted(self.threads, 'thread')}"
         )
 
     def add(self, due: float, begin: float, end: float, result: Any, clock: float | None) -> None:
-        """A sample: when it was due, begun and done, in seconds."""
+        """Append a sample.
+
+        Parameters
+        ----------
+        due, begin, end : when the picture was due, when its call began and ended; in seconds since
+            the row's first sample.
+        result : what the segmenter returned, with its timings and stats.
+        clock : the processor's clock in MHz, None where it is not known.
+        """
         stages = {k: v for k, v in result.timings.items() if k not in ("unaccounted", "total")}
         if self.mode == "paced":
             stages = {"queue": 1e3 * (begin - due)} | stages
@@ -82,7 +93,7 @@ class Row:
         self.cold += frame is not None and frame.start == "cold"
 
     def cut(self) -> None:
-        """Leave the samples that are whole: an interrupt may have come within the last one."""
+        """Remove the last sample if an interrupt has left it incomplete."""
         columns = [self.total_ms, self.start_s, self.steps_done, self.cpu_mhz]
         columns += [*self.stages_ms.values(), *self.device_ms.values()]
         n = min(map(len, columns))
@@ -91,7 +102,7 @@ class Row:
 
 
 def shown(text: str) -> str:
-    """Without what is no text: file names may hold any bytes."""
+    """The text with a "?" for each byte of a file name that is not valid text."""
     return text.encode(errors="replace").decode()
 
 
@@ -101,7 +112,12 @@ def counted(n: int, what: str) -> str:
 
 
 def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
-    """The row as it is reported: everything measured, and what it says."""
+    """The row as a dictionary, with its name and its statistics.
+
+    Parameters
+    ----------
+    percentiles : in per cent, from 1 to 99.99.
+    """
     row.cut()
     stages = {k: float(np.median(v)) for k, v in row.stages_ms.items() if v}
     ran = np.array(row.steps_done)
@@ -110,16 +126,22 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
     stages |= {f"{k}{ON_DEVICE}": float(np.median(v)) for k, v in row.device_ms.items() if v}
     spread = {k: _percentiles(v, percentiles) for k, v in row.stages_ms.items() if v}
     spread |= {f"{k}{ON_DEVICE}": _percentiles(v, percentiles) for k, v in row.device_ms.items()}
-    told = {i: (row.start_s[i], row.cpu_mhz[i]) for i in range(len(row.total_ms))}
+    known = {i: (row.start_s[i], row.cpu_mhz[i]) for i in range(len(row.total_ms))}
     summed_up = {"stage_p50_ms": stages, "stage_percentiles_ms": spread}
-    return vars(row) | summarise_totals(row, percentiles, told) | summed_up
+    return vars(row) | summarise_totals(row, percentiles, known) | summed_up
 
 
 def summarise_totals(
-    row: Row, percentiles: list[float], told: dict[int, tuple[float | None, float | None]]
+    row: Row, percentiles: list[float], known: dict[int, tuple[float | None, float | None]]
 ) -> dict[str, Any]:
-    """The row's name, and what its total times say. ``told``: by the number of a sample, when it
-    was taken and the processor's clock then, as far as they are known."""
+    """The row's name, and the statistics of its total times.
+
+    Parameters
+    ----------
+    percentiles : in per cent, from 1 to 99.99.
+    known : by the number of a sample, its start in seconds and the processor's clock in MHz, or
+        None. Samples may be missing.
+    """
     from benchmarks.latency import samples
 
     found = samples.summary(np.array(row.total_ms, np.float64), percentiles)
@@ -131,7 +153,7 @@ def summarise_totals(
         found["unstable"].append(f"{row.cold} of its frames started cold, with more steps")
     listed = []
     for i in found.get("outliers", []):
-        start, clock = told.get(i, (None, None))
+        start, clock = known.get(i, (None, None))
         listed.append({"index": i, "start_s": start, "ms": row.total_ms[i], "cpu_mhz": clock})
     return {"name": row.name(), "summary": found | {"outliers": listed}}
 
@@ -144,18 +166,19 @@ def _percentiles(times: list[float], percentiles: list[float]) -> dict[str, floa
 
 
 def stages(rows: list[dict[str, Any]]) -> list[str]:
-    """The stages of all rows in the order in which they appear first, "unaccounted" at the end."""
+    """The names of the stages of all rows, in the order of their first appearance; "unaccounted"
+    is the last."""
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"] if is_stage(k))
     return sorted(names, key=lambda name: name == REST)
 
 
 def is_stage(name: str) -> bool:
-    """Whether a time is a part of the total, and not one that was worked out of others."""
+    """Whether this time is a part of the total. "refine per step" and device times are not."""
     return name != PER_STEP and not name.endswith(ON_DEVICE)
 
 
 def stored(document: dict[str, Any]) -> dict[str, Any]:
-    """The document as its file holds it: without samples, but for the rows' total times."""
+    """The document as its file holds it: of the samples, it has only the rows' total times."""
     rows = []
     for row in document["rows"]:
         kept = {k: v for k, v in row.items() if k not in RAW}
@@ -168,14 +191,14 @@ def stored(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw(document: dict[str, Any]) -> dict[str, Any]:
-    """All samples of a document."""
+    """The samples of a document, of its rows and its peers."""
     names = ("name", "total_ms", *RAW)
     rows = [{k: row[k] for k in names} for row in document["rows"]]
     return {"rows": rows, "peers": [peer.get("samples") for peer in document["peers"]]}
 
 
 def _rounded(value: Any) -> Any:
-    """With three digits after the point: milliseconds to a microsecond."""
+    """Round milliseconds to microseconds."""
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -184,13 +207,14 @@ def _rounded(value: Any) -> Any:
 
 
 def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """All tables, by title."""
+    """All tables: rows of cells, by title."""
     rows = document["rows"]
-    out = {"Latency, end-to-end wall time": [_latency_line(r) for r in rows], STAGES: []}
+    out = {LATENCY: [_latency_line(r) for r in rows], STAGES: []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
     order = [*stages(rows), *(k for k in (PER_STEP, *names) if k in names and not is_stage(k))]
+    several = len({_ran(r) for r in rows}) > 1
     for r in rows:
-        line = {"row": r["name"], "ran": f"{r['backend']} on {r['device']}, {r['precision']}"}
+        line = {"row": r["name"]} | ({"ran": _ran(r)} if several else {})
         for k in dict.fromkeys(order):
             line[k] = f"{r['stage_p50_ms'][k]:.2f}" if k in r["stage_p50_ms"] else ""
         out[STAGES].append(line)
@@ -198,6 +222,37 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
         lines = [{k: _shown(v) for k, v in p.items() if k != "samples"} for p in document[part]]
         out[part.capitalize()] = lines
     return {title: lines for title, lines in out.items() if lines}
+
+
+def below(document: dict[str, Any]) -> dict[str, str]:
+    """The line below a table, by the table's title. Some tables have none."""
+    rows, out = document["rows"], {}
+    if any(r["summary"]["percentiles"] for r in rows):
+        found = [p for r in rows for p in r["summary"]["percentiles"].items()]
+        needs = {name: p["need"] for name, p in found if p["value"] is None}
+        out[LATENCY] = " ".join(["In brackets: the 95 % interval.", too_few(needs)]).strip()
+    ran = {_ran(r) for r in rows}
+    if len(ran) == 1:
+        out[STAGES] = f"All rows ran with {ran.pop()}."
+    return out
+
+
+def too_few(needs: dict[str, int]) -> str:
+    """The line that explains the dashes of a table; "" where the table has none.
+
+    Parameters
+    ----------
+    needs : the independent samples that a percentile needs, by its name: {"p99": 299}.
+    """
+    if not needs:
+        return ""
+    ordered = sorted(needs.items(), key=lambda item: item[1])
+    listed = ", ".join(f"{name} needs {n}" for name, n in ordered)
+    return f"A dash: the row has too few independent samples for this percentile; {listed}."
+
+
+def _ran(row: dict[str, Any]) -> str:
+    return f"{row['backend']} on {row['device']}, {row['precision']}"
 
 
 def _shown(value: Any) -> str:
@@ -209,7 +264,7 @@ def _latency_line(row: dict[str, Any]) -> dict[str, str]:
     line = {"row": row["name"], "n": str(n)}
     for p, v in s["percentiles"].items():
         if v["value"] is None:
-            line[f"{p} ms"] = f"n/a (n={v['n']}, need {v['need']})"
+            line[f"{p} ms"] = DASH
         else:
             line[f"{p} ms"] = f"{v['value']:.1f} [{v['low']:.1f}, {v['high']:.1f}]"
     line |= {"max ms": f"{s['max']:.1f}" if n else "", "first ms": f"{row['first_ms']:.0f}"}
@@ -224,7 +279,7 @@ def _latency_line(row: dict[str, Any]) -> dict[str, str]:
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """What has to be said beside the tables."""
+    """The sentences that follow the tables: where and how it was measured, and what is unusual."""
     e = document["environment"]
     out = [f"clock: {document['scope']}", document["device_time"]]
     made = [str(e.get(k)) for k in ("cpu", "target", "date", "commit") if e.get(k)]
@@ -239,11 +294,11 @@ def notes(document: dict[str, Any]) -> list[str]:
             continue
         if s["independent"] < s["n"]:
             out.append(
-                f"{where}: neighbouring samples correlate ({s['lag1']:.2f}), {s['n']} count as "
-                f"{s['independent']}; intervals by block bootstrap, widened to that"
+                f"{where}: neighbouring samples correlate ({s['lag1']:.2f}), so that {s['n']} "
+                f"samples count as {s['independent']}; the intervals are computed for that number"
             )
         if s["period"]:
-            out.append(f"{where}: repeats itself every {s['period']} samples")
+            out.append(f"{where}: the latency repeats itself every {s['period']} samples")
         if listed := s["outliers"]:
             clocks = len({o["cpu_mhz"] for o in listed}) > 1
             shown = ", ".join(
@@ -257,21 +312,28 @@ def notes(document: dict[str, Any]) -> list[str]:
             out.append(f"{where}: outliers {shown}{more}")
     if (o := document.get("overhead")) is not None:
         out.append(
-            f"profiler: {1e3 * o['ms_a_stage']:.2f} us a stage, {o['share']:.2%} of the shortest "
-            f"({o['of']})"
+            f"profiler: recording a stage takes {1e3 * o['ms_a_stage']:.2f} us, {o['share']:.2%} "
+            f"of the shortest stage ({o['of']})"
         )
     return out
 
 
 def as_text(document: dict[str, Any], columns: int = 0) -> str:
-    """Tables and notes for people, in Markdown; tables no wider than so many columns, if any."""
-    found = tables(document).items()
-    parts = [f"{title}:\n\n{table.fitted(lines, columns)}" for title, lines in found]
+    """Tables and notes for people, in Markdown.
+
+    Parameters
+    ----------
+    columns : the width of the terminal in characters; 0 for tables of any width.
+    """
+    parts, said = [], below(document)
+    for title, lines in tables(document).items():
+        parts += [f"{title}:", table.fitted(lines, columns)]
+        parts += [said[title]] if title in said else []
     return "\n\n".join([*parts, "\n".join(f"- {n}" for n in notes(document))])
 
 
 def as_csv(document: dict[str, Any]) -> str:
-    """One line a row."""
+    """The rows as CSV, one line for each."""
     lines = []
     for row in document["rows"]:
         line = {"clock": "end-to-end wall"} | {k: row[k] for k in KEY}
@@ -292,15 +354,15 @@ def as_csv(document: dict[str, Any]) -> str:
 
 
 def as_trace(document: dict[str, Any]) -> str:
-    """Chrome's trace format, in microseconds. Pictures that wait overlap, so waiting is an
-    asynchronous event."""
+    """The samples in Chrome's trace format, in microseconds. Waiting pictures overlap, so that
+    waiting is an asynchronous event."""
     events: list[dict[str, Any]] = []
     for pid, row in enumerate(document["rows"], 1):
         about = {"pid": pid, "tid": 1}
         events.append(about | {"ph": "M", "name": "process_name", "args": {"name": row["name"]}})
         times = dict(row["stages_ms"])
         queue = times.pop("queue", [0.0] * len(row["total_ms"]))
-        times.pop(REST, None)  # lies between the others, nobody knows where
+        times.pop(REST, None)  # it lies somewhere between the other stages
         for i, start in enumerate(row["start_s"]):
             due, at = 1e6 * start, 1e6 * start + 1e3 * queue[i]
             if row["mode"] == "paced":

@@ -1,8 +1,8 @@
-"""One HTML page, without a network, of everything that latency documents hold.
+"""One HTML page of all that latency documents hold. The page loads nothing from elsewhere.
 
     python -m benchmarks report DIR [-o PAGE.html]
 
-Reads all JSON files in DIR that `benchmarks latency` wrote.
+reads all JSON files in DIR that `benchmarks latency` wrote.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import document as documents
-from benchmarks.latency import reading
+from benchmarks.latency import reading, web_table
 from runtime.errors import InputError, MissingBackend
 from runtime.files import write_atomic
 from runtime.tools.cli import Parser, some_path
 
 GREY = "#8A8A8A"
-COLOURS = (  # Okabe and Ito's, told apart by everybody
+COLOURS = (  # by Okabe and Ito: people with any colour vision can distinguish them
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", GREY, "#B8A900",
 )  # fmt: skip
-STYLE = """
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em;
-  background: #fff; color: #1a1a1a }
-h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em }
-table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
-td, th { border-bottom: 1px solid #ccc; padding: .3em .7em; text-align: left; vertical-align: top }
-td:first-child { white-space: nowrap }
-figure { margin: 1em 0 } svg { width: 100%; height: auto; background: #fff }
-figcaption, li { font-size: 13px; color: #444 } .bad { color: #b00020 }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6 }
-  figcaption, li { color: #b5b5b5 } td, th { border-color: #444 } .bad { color: #ff8a8a } }
-"""
+INK = "#1b1b1c"  # of lines and texts in figures; the page's text colour replaces it
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+STYLE = f"""
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: {web_table.WIDTH}px; margin: 2em auto;
+  padding: 0 16px; background: #fff; color: #1a1a1a }}
+h1 {{ font-size: 1.5em; overflow-wrap: anywhere }} h2 {{ font-size: 1.2em; margin-top: 2em }}
+figure {{ margin: 1em 0 }} svg {{ width: 100%; height: auto }}
+figcaption, li, .below {{ font-size: 13px; color: #444; overflow-wrap: anywhere }}
+.bad {{ color: #b00020 }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #16181c; color: #e6e6e6 }}
+  figcaption, li, .below {{ color: #b5b5b5 }} .bad {{ color: #ff8a8a }} }}
+{web_table.STYLE}"""
 
 
 def _check_matplotlib() -> None:
@@ -52,7 +53,7 @@ def _check_matplotlib() -> None:
 
 
 def _figure(width: float, height: float, rows: int = 1) -> Any:
-    """A figure and its axes, one below the other."""
+    """A figure of inches, and its axes, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -68,11 +69,12 @@ def _svg(figure: Any) -> str:
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dg", "font.size": 9}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    text = out.getvalue()[out.getvalue().index("<svg") :]
+    return text.replace(INK, "currentColor")
 
 
 def distributions(rows: list[dict[str, Any]]) -> str:
-    """A histogram of all samples of each row, with its percentiles."""
+    """The histograms of all samples, one for each row, with the row's percentiles; as SVG."""
     figure, axes = _figure(9, 0.6 + 1.15 * len(rows), len(rows))
     ends = [t for r in rows for t in r["total_ms"]]
     logarithmic = max(ends) > 10 * min(ends)
@@ -100,12 +102,12 @@ def distributions(rows: list[dict[str, Any]]) -> str:
 
 
 def waterfall(rows: list[dict[str, Any]]) -> str:
-    """The stages' medians end to end, a bar for each row."""
+    """A bar for each row, which is made of the medians of its stages; as SVG."""
     return _svg(draw_waterfall(rows))
 
 
 def draw_waterfall(rows: list[dict[str, Any]]) -> Any:
-    """The figure of :func:`waterfall`: every stage that a row has, but for waiting."""
+    """The figure of :func:`waterfall`. It shows every stage of a row except waiting ("queue")."""
     figure, (axis,) = _figure(9, 1.2 + 0.4 * len(rows))
     shown = stage_colours([name for name in documents.stages(rows) if name != "queue"])
     for at, row in enumerate(rows):
@@ -114,7 +116,8 @@ def draw_waterfall(rows: list[dict[str, Any]]) -> Any:
             width = max(0.0, row["stage_p50_ms"].get(stage, 0.0))
             axis.barh(at, width, left=left, color=colour, label=stage if at == 0 else None)
             left += width
-        axis.text(left, at, f" {left:.1f} ms", va="center", fontsize=8)
+        text = f"{left:.1f} ms"
+        axis.annotate(text, (left, at), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
     axis.invert_yaxis()
     axis.margins(x=0.1)
@@ -124,7 +127,8 @@ def draw_waterfall(rows: list[dict[str, Any]]) -> Any:
 
 
 def stage_colours(stages: list[str]) -> dict[str, str]:
-    """A colour of its own for each stage: first those of COLOURS, grey for what is unaccounted."""
+    """A different colour for each stage: the first stages have those of COLOURS; "unaccounted" is
+    grey."""
     named = [name for name in stages if name != documents.REST]
     plain = [colour for colour in COLOURS if colour != GREY]
     more = len(named) - len(plain)
@@ -135,8 +139,8 @@ def stage_colours(stages: list[str]) -> dict[str, str]:
 
 
 def over_time(rows: list[dict[str, Any]]) -> str:
-    """Every sample where it was taken; outliers ringed. Rows that do not hold when each of their
-    samples was taken are drawn by the samples' numbers."""
+    """All samples over the time at which they were taken, with rings around outliers; as SVG.
+    Documents without these times are drawn over the numbers of the samples."""
     figure, axes = _figure(9, 0.6 + 1.3 * len(rows), len(rows))
     timed = all("start_s" in row for row in rows)
     for axis, row in zip(axes, rows, strict=True):
@@ -160,7 +164,13 @@ def over_time(rows: list[dict[str, Any]]) -> str:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of (latency, quality) points that no other beats in both, by latency."""
+    """The indices of the points on the Pareto front, sorted by latency.
+
+    Parameters
+    ----------
+    points : (latency, quality) of each. A point is on the front if no other point has a lower
+        latency and at least its quality.
+    """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front, best = [], float("-inf")
     for i in order:
@@ -171,7 +181,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 
 def quality(rows: list[dict[str, Any]]) -> str:
-    """Median latency against quality, with the Pareto front."""
+    """The median latency of each row over its quality, with the Pareto front; as SVG."""
     figure, (axis,) = _figure(9, 4)
     points = [(float(np.median(r["total_ms"])), float(r["quality"]["value"])) for r in rows]
     modes = list(dict.fromkeys(r["mode"] for r in rows))
@@ -185,7 +195,7 @@ def quality(rows: list[dict[str, Any]]) -> str:
     axis.set_ylabel(rows[0]["quality"]["what"])
     axis.margins(x=0.15, y=0.15)
     axis.legend(frameon=False)
-    figure.draw_without_rendering()  # now it is known where points lie
+    figure.draw_without_rendering()  # this computes the places of the points
     taken: list[tuple[float, float]] = []
     for point, row in sorted(zip(points, rows, strict=True), key=lambda both: both[0]):
         x, y = axis.transData.transform(point) * 72 / figure.dpi
@@ -198,32 +208,45 @@ def quality(rows: list[dict[str, Any]]) -> str:
 
 
 def is_free(x: float, y: float, taken: list[tuple[float, float]]) -> bool:
-    """Whether a label there, in points, touches no other."""
+    """Whether a label at (x, y) touches none of the labels ``taken``; all in typographic points."""
     return all(abs(x - a) > 20 or abs(y - b) > 8 for a, b in taken)
 
 
 def render(found: dict[str, dict[str, Any]]) -> str:
-    """The whole page of documents by name."""
+    """The page, as HTML.
+
+    Parameters
+    ----------
+    found : documents by their names, as :func:`benchmarks.latency.reading.load` returns them.
+
+    Raises
+    ------
+    MissingBackend : matplotlib is not installed.
+    """
     _check_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+    settings: dict[str, Any] = {"text.parse_math": False}  # a "$" in a name begins no formula
+    settings |= dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
+    with matplotlib.rc_context(settings):
         return _render(found)
 
 
 def _render(found: dict[str, dict[str, Any]]) -> str:
     from benchmarks.latency.samples import needed
 
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>{_STYLE}"]
+    parts = ["<!doctype html><html lang=en><meta charset=utf-8><title>Latency</title>"]
+    parts.append(f"<style>{STYLE}</style>")
     for name, document in found.items():
         parts.append(f"<h1>{html.escape(name)}: {html.escape(str(document['prior']))}</h1>")
         if document.get("partial"):
             parts.append("<p class=bad>Partial: the measurement was interrupted.</p>")
         parts.append(f"<p>Clock: {html.escape(document['scope'])}.</p>")
+        below = documents.below(document)
         for title, lines in documents.tables(document).items():
-            parts.append(f"<h2>{title}</h2>{_table(lines)}")
-        said = "".join(f"<li>{html.escape(n)}" for n in documents.notes(document)[1:])
-        parts.append(f"<ul>{said}</ul>")
+            made = web_table.as_html(lines, below.get(title, ""))
+            parts.append(f"<h2>{html.escape(title)}</h2>{made}")
+        parts.append(f"<h2>Notes</h2><ul>{_notes(document)}</ul>")
         rows = [r for r in document["rows"] if r["total_ms"]]
         if rows:
             for title, draw in (
@@ -239,13 +262,25 @@ def _render(found: dict[str, dict[str, Any]]) -> str:
             parts.append(f"<figure>{quality(rated)}</figure>")
         else:
             parts.append(
-                "<p>Quality: not measured (give --labels, or a bundle), or of too few samples.</p>"
+                "<p>Quality: not measured (that needs --labels, or a bundle), or no row has enough "
+                "samples.</p>"
             )
         parts.append("<h2>Environment</h2>" + _facts(document))
     return "\n".join(parts) + "</html>\n"
 
 
-_STYLE = f"<style>{STYLE}</style>"
+def _notes(document: dict[str, Any]) -> str:
+    """The notes except the clock, which is above the tables; those of a row are in one item."""
+    items: dict[str, list[str]] = {}
+    names = [row["name"] for row in document["rows"]]
+    for note in documents.notes(document)[1:]:
+        row = next((name for name in names if note.startswith(f"{name}: ")), "")
+        items.setdefault(row or note, []).append(note[len(row) + 2 :] if row else "")
+    made = ""
+    for head, said in items.items():
+        lines = "".join(f"<br>{html.escape(line)}" for line in said if line)
+        made += f"<li><b>{html.escape(head)}</b>{lines}" if lines else f"<li>{html.escape(head)}"
+    return made
 
 
 def _facts(document: dict[str, Any]) -> str:
@@ -257,19 +292,17 @@ def _facts(document: dict[str, Any]) -> str:
         f"<tr><th>{html.escape(k)}<td>{html.escape(v if isinstance(v, str) else json.dumps(v))}"
         for k, v in facts.items()
     )
-    return f"<table>{lines}</table>"
-
-
-def _table(lines: list[dict[str, str]]) -> str:
-    columns = list(dict.fromkeys(k for line in lines for k in line))
-    rows = ["<tr>" + "".join(f"<th>{html.escape(c)}" for c in columns)]
-    for line in lines:
-        rows.append("<tr>" + "".join(f"<td>{html.escape(line.get(c, ''))}" for c in columns))
-    return f"<table>{''.join(rows)}</table>"
+    return f"<div class=wide><table class=facts>{lines}</table></div>"
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run `python -m benchmarks report`; returns the exit code.
+
+    Raises
+    ------
+    InputError : the folder does not exist, or holds no result of `benchmarks latency`.
+    MissingBackend : matplotlib is not installed.
+    """
     parser = Parser(
         "python -m benchmarks report",
         description=__doc__,
@@ -279,7 +312,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=some_path, help="(default: DIR/report.html)")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
-        raise InputError(f"{args.folder} is no folder")
+        raise InputError(
+            f"{args.folder} is no folder", fix="python -m benchmarks latency -o DIR makes one"
+        )
     found = {}
     for path in sorted(args.folder.rglob("*.json")):
         try:

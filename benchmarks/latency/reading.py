@@ -40,7 +40,10 @@ def load(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}",
+            fix="python -m benchmarks latency -o DIR writes DIR/latency.json",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {str(error)[:80]}") from None
     wrong = _wrong(document)

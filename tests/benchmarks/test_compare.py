@@ -65,13 +65,16 @@ def test_compare_says_slower_without_failing_below_the_limit():
     assert not failed and lines[0]["verdict"] == "slower"
     assert compare.compare(b, a, [50.0], 0.05)[0][0]["verdict"] == "faster"
     few = compare.compare(document(skewed(0, 50)), b, [99.0], 0.05)[0]
-    assert few[0]["verdict"] == "n/a (n=50, need 299)"
+    assert few == [
+        {"row": "back-to-back, 4 steps, 1 thread", "percentile": "p99"}
+        | {"A ms": "-", "B ms": "-", "B / A": "-", "verdict": "-"}
+    ]
 
 
 def test_compare_says_which_percentiles_have_too_few_samples(tmp_path, capsys):
     def told(a, b):
         lines = compare.compare(a, b, None, 0.05)[0]
-        return [line["percentile"] for line in lines if "n/a" in line["verdict"]]
+        return [line["percentile"] for line in lines if line["verdict"] == "-"]
 
     a, few = document(skewed(0)), document(skewed(0, 100))
     assert told(a, a) == [] and told(few, a) == ["p99"]
@@ -79,8 +82,10 @@ def test_compare_says_which_percentiles_have_too_few_samples(tmp_path, capsys):
     (tmp_path / "few.json").write_text(json.dumps(few))
     twice = [str(tmp_path / "few.json")] * 2
     assert compare.main(twice) == 0  # nobody asked for p99
-    assert "n/a (n=100, need 299)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("need") == 1 and out.endswith("for this percentile; p99 needs 299.\n")
     assert compare.main([*twice, "--percentile", "99"]) == 1
+    assert "fix: measure both longer" in capsys.readouterr().err
     (tmp_path / "five.json").write_text(json.dumps(document(skewed(0, 5))))
     assert compare.main([str(tmp_path / "five.json")] * 2 + ["--force"]) == 0
 
@@ -104,10 +109,10 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
     (tmp_path / "two.json").write_text(json.dumps(two))
     for order in ([a, str(tmp_path / "two.json")], [str(tmp_path / "two.json"), a]):
         assert compare.main(order) == 1
-        assert "9 steps, 1 thread is in one file only" in capsys.readouterr().err
+        assert "9 steps, 1 thread is in one document only" in capsys.readouterr().err
         assert compare.main([*order, "--force"]) == 0
     assert compare.main([a, a, "--percentile", "99.9"]) == 1
-    assert "n/a (n=1000, need 2995)" in capsys.readouterr().out
+    assert "p99.9 needs 2995." in capsys.readouterr().out
     for there, message in (
         ({"cpu": "another"}, "cpu was None, is another"),
         ({"jetson": {"model": "Orin", "power_mode": "7W"}}, "jetson was None, is {'model'"),
@@ -128,9 +133,9 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
     assert compare.main([a, changed(tmp_path / "m.json", hashes={"x": "1"}, prior="x.onnx")]) == 0
     told = capsys.readouterr().err
     assert "the model was kmeans, is x.onnx" in told
-    assert "only one of them tells the sha256 of x" in told
+    assert "only one document has the sha256 of x" in told
     two = [changed(tmp_path / f"{n}.json", hashes={"pictures": n}) for n in "12"]
-    assert compare.main(two) == 0 and "warning: pictures differ" in capsys.readouterr().err
+    assert compare.main(two) == 0 and "the sha256 of pictures differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
