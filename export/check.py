@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.frozen import Frozen
 from export.half import as_rounded_float32, fp16_overflow
 from export.models import PriorModel
 from runtime.core import parameters, reference
@@ -32,44 +33,58 @@ SMALL = 72 * 96  # pixels of the float64 comparison, which is slow
 MIDDLE = 160 * 240  # pixels of the comparison with the core: ONNX Runtime needs seconds a step
 
 
+class PriorCheck(NamedTuple):
+    """What :func:`check_prior` measured, and what it computed for the first picture.
+
+    Parameters
+    ----------
+    report : "pictures" (their number), and for "frozen" and, below FP32, for the precision's name:
+        ``agreement`` (mean share of equal labels over the pictures), ``worst`` (least share),
+        ``max_abs`` (largest difference of a score), ``largest`` (largest score).
+    input : (1, 3, h, w) float32, the first picture as the network takes it.
+    output : what the final graph gives for it.
+    """
+
+    report: dict[str, Any]
+    input: np.ndarray
+    output: np.ndarray
+
+
 def check_prior(
     model: PriorModel,
-    frozen: bytes,
-    final: bytes,
+    frozen: Frozen,
+    final: Frozen,
     precision: str,
     preprocess: Preprocess,
     pictures: Sequence[np.ndarray],
     min_agreement: float | None = None,
-) -> dict[str, Any]:
-    """The frozen network beside its original, and the lower precision beside FP32.
+) -> PriorCheck:
+    """Compare the frozen network with its original, and the lower precision with FP32.
 
     Parameters
     ----------
-    frozen, final : serialised ONNX in FP32, and in ``precision`` (the same for "fp32").
-    pictures : (H, W, 3) uint8 RGB.
-    min_agreement : least share of equal labels of ``final``; the precision's own when None.
-
-    Returns
-    -------
-    ``pictures``, and for "frozen" and, below FP32, for the precision's name: ``agreement`` (the
-    pictures' mean share of equal labels), ``worst`` (least share), ``max_abs``, ``largest`` score.
+    frozen, final : the network in FP32, and in ``precision`` (the same graph for "fp32").
+    precision : "fp32", "fp16", "int8" or "int8+fp16".
+    pictures : (H, W, 3) uint8 RGB each.
+    min_agreement : least share of equal labels of ``final``, above 0, at most 1; the precision's
+        own when None.
 
     Raises
     ------
     VerificationFailed : answers that differ too much, are not finite, or overflow in FP16.
     """
     feeds = [preprocess(picture) for picture in pictures]
-    original = _original(model)
-    with OnnxEngine(frozen, name=f"{model.name} in ONNX") as engine:
-        exact = [engine(feed)[0] for feed in feeds]
+    exact = [frozen(feed)[0] for feed in feeds]
     report: dict[str, Any] = {"pictures": len(feeds)}
-    report["frozen"] = _compare([original(f) for f in feeds], exact, "fp32", model.name, None)
+    report["frozen"] = _compare(
+        _original_answers(model, frozen, feeds, exact), exact, "fp32", model.name, None
+    )
     if precision == "fp32":
         if min_agreement is not None:
             _refuse_low(report["frozen"], min_agreement, model.name, "fp32")
-        return report
+        return PriorCheck(report, feeds[0], exact[0])
     if "fp16" in precision:
-        overflow = fp16_overflow(final, feeds)
+        overflow = fp16_overflow(final.data, feeds)
         if overflow:
             first = overflow[0]
             raise VerificationFailed(
@@ -78,25 +93,30 @@ def check_prior(
                 f"({len(overflow)} tensors in all)",
                 fix="export without --half",
             )
-        final = as_rounded_float32(final)  # what a GPU computes, on any provider
-    with OnnxEngine(final, name=f"{model.name} in {precision}") as engine:
-        lower = [engine(feed)[0] for feed in feeds]
+        # ONNX Runtime's CPU provider hides FP16's rounding. This graph computes what a GPU does.
+        with Frozen(final.name, data=as_rounded_float32(final.data)) as rounded:
+            lower = [rounded(feed)[0] for feed in feeds]
+        output = final(feeds[0])[0]
+    else:
+        lower = [final(feed)[0] for feed in feeds]
+        output = lower[0]
     report[precision] = _compare(exact, lower, precision, model.name, min_agreement)
-    return report
+    return PriorCheck(report, feeds[0], output)
 
 
-def _original(model: PriorModel) -> Any:
-    """The network before freezing, as a function of the input array."""
+def _original_answers(
+    model: PriorModel, frozen: Frozen, feeds: Sequence[np.ndarray], exact: list[np.ndarray]
+) -> list[np.ndarray]:
+    """What the network gave before freezing; ``exact`` is what the frozen one gives."""
+    if model.onnx == frozen.data:  # an exported file that is exported again
+        return exact
     if model.onnx is not None:
-        engine = OnnxEngine(model.onnx, name=model.name)
-        return lambda feed: engine(feed)[0]
+        with Frozen(model.name, data=model.onnx) as original:
+            return [original(feed)[0] for feed in feeds]
     import torch
 
-    def run(feed: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return model.module(torch.from_numpy(feed)).numpy()  # type: ignore[misc]
-
-    return run
+    with torch.no_grad():
+        return [model.module(torch.from_numpy(f)).numpy() for f in feeds]  # type: ignore[misc]
 
 
 def _compare(
@@ -150,8 +170,8 @@ def _refuse_low(report: dict[str, float], least: float, name: str, precision: st
 
 def check_refinement(
     config: RefineConfig,
-    step: bytes,
-    final: bytes,
+    step: Frozen,
+    final: Frozen,
     low: np.ndarray,
     guide: np.ndarray,
     initial: parameters.State | None,
@@ -177,13 +197,12 @@ def check_refinement(
     low, guide = _smaller(low, guide, MIDDLE)
     if _classes(guide) < 2 and (initial is None or guide.shape[-1] > 1):
         guide = _split(low, guide)
-    with OnnxEngine(step, name="refine_step") as one, OnnxEngine(final, name="refine_map") as two:
-        report = _check_step(config, one, two, low, guide, initial)
-        short = replace(config, steps=steps)
-        wanted = guide if objective_of(config).takes_guide else None
-        make = _maker(GraphRefiner, one, two, short, initial)
-        ours = refine_with(make, short, low, wanted, warm=initial is not None)
-        core = refine(low, wanted, initial=initial, **short.options())
+    report = _check_step(config, step.engine, final.engine, low, guide, initial)
+    short = replace(config, steps=steps)
+    wanted = guide if objective_of(config).takes_guide else None
+    make = _maker(GraphRefiner, step.engine, final.engine, short, initial)
+    ours = refine_with(make, short, low, wanted, warm=initial is not None)
+    core = refine(low, wanted, initial=initial, **short.options())
     report["agreement"] = float((ours.labels == core.labels).mean())
     if report["agreement"] < REFINED:
         raise VerificationFailed(
@@ -308,7 +327,7 @@ def _groups(state: parameters.State) -> list[list[str]]:
 
 
 def check_cnn(
-    config: RefineConfig, cnn: bytes, state: parameters.State, low: np.ndarray, guide: np.ndarray
+    config: RefineConfig, cnn: Frozen, state: parameters.State, low: np.ndarray, guide: np.ndarray
 ) -> dict[str, float]:
     """cnn.onnx, weights baked in and running statistics, beside the reference in float64."""
     image, small = _smaller(low, guide, SMALL)
@@ -322,8 +341,7 @@ def check_cnn(
         )
         x = reference.residual_input(x)
     wanted, _, _ = reference.softmax(reference.forward(config, wide, x, prior, True)[0])
-    with OnnxEngine(cnn, name="cnn") as engine:
-        came = engine(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
+    came = cnn(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
     furthest = float(np.abs(wanted - came).max())
     if not furthest <= SCORES:  # NaN, too
         raise VerificationFailed(

@@ -12,11 +12,12 @@ import numpy as np
 
 import runtime
 from export import check
+from export.frozen import Frozen
 from export.half import to_half
 from export.int8 import to_int8
 from export.models import PriorModel
 from export.refine_step import build_map, build_step
-from export.to_onnx import freeze, frozen_preprocess
+from export.to_onnx import frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
 from runtime.bundle.manifest import (
     file_entry,
@@ -33,7 +34,6 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
-from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
@@ -43,6 +43,7 @@ from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
 
 TARGETS = ("onnx", "rtx", "trt")
+KMEANS_SIZE = (480, 640)  # (height, width) that engines are made for with k-means
 GOLDEN = "golden/000.safetensors"
 Say = Callable[[str], None]
 
@@ -163,72 +164,29 @@ def export_bundle(
         pictures = read_pictures(options.pictures)
     else:
         pictures = [demo_photo("name pictures to check with: --pictures FILE...")]
-    graphs: dict[str, bytes] = {}
-    details: dict[str, dict[str, Any]] = {}
-    verification: dict[str, Any] = {"pictures": _names(options.pictures)}
-    preprocess: Preprocess | None = None
-    if model.preprocess is None:
-        if options.half or options.int8:
-            raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
-        prior: Any = KMeansPrior()
-        size = options.imgsz or (480, 640)
-    else:
-        say(f"freeze {model.name}")
-        size = options.imgsz or model.preprocess.size(1, 1)
-        _check_profile(options, size)
-        preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
-        frozen = freeze(
-            model,
-            imgsz=options.imgsz,
-            dynamic=options.dynamic,
-            opset=options.opset,
-            simplify=options.simplify,
-        )
-        graphs["prior"], details["prior"] = _lower(frozen, preprocess, options, say)
-        if "calibration" in details["prior"]:
-            verification["calibration"] = details["prior"].pop("calibration")
-        say(f"verify the prior on {len(pictures)} pictures")
-        verification["prior"] = check.check_prior(
-            model,
-            frozen,
-            graphs["prior"],
-            options.precision,
-            preprocess,
-            pictures,
-            options.min_agreement,
-        )
-        engine = OnnxEngine(graphs["prior"], name="prior.onnx")
-        prior = NetworkPrior(
-            engine, preprocess, names=model.names, output=model.output, name=model.name
-        )
-
+    size = options.imgsz or (KMEANS_SIZE if model.preprocess is None else model.fixed_size)
     working = None if options.dynamic else config.working_size(*size)
     low = working_picture(pictures[0], *(working or config.working_size(*pictures[0].shape[:2])))
-    guide = as_probabilities(np.asarray(prior(pictures[0], low)), *low.shape[:2])
+    if model.preprocess is None:
+        prior = _kmeans(options, pictures[0], low)
+    else:
+        prior = _network(model, options, size, pictures, say)
+    guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
     say(f"emit and verify the {config.objective} step")
-    graphs["refine_step"] = build_step(config).SerializeToString()
-    graphs["refine_map"] = build_map(config).SerializeToString()
-    channels = parameters.channel_count(config, classes) or 1
-    initial, trained = _initial(options.initial, config, channels)
-    start = initial if trained else None
-    steps = min(config.steps or 0, parameters.objective_of(config).golden_steps)
-    verification["refine"] = check.check_refinement(
-        config, graphs["refine_step"], graphs["refine_map"], low, guide, start, steps
-    )
-    if trained:
-        graphs["cnn"] = build_map(config, state=initial).SerializeToString()
-        verification["cnn"] = check.check_cnn(config, graphs["cnn"], initial, low, guide)
+    refinement = _refinement(config, low, guide, classes, options.initial)
+    graphs = prior.graphs | refinement.graphs
 
-    files = {f"{name}.onnx": data for name, data in graphs.items()}
-    files["init.safetensors"] = _tensors(initial)
+    files = {f"{name}.onnx": graph.data for name, graph in graphs.items()}
+    files["init.safetensors"] = _tensors(refinement.state)
     arrays, golden_steps = golden.make(
         pictures[0],
-        prior,
+        prior.guide,
         config,
-        native(replace(config, steps=steps), start),
-        size=working,
-        warm=trained,
+        native(replace(config, steps=refinement.steps), refinement.trained),
+        low=low,
+        warm=refinement.trained is not None,
+        network_input=prior.input,
     )
     files[GOLDEN] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()
@@ -236,30 +194,169 @@ def export_bundle(
         name=out.name,
         sdk=runtime.__version__,
         model={"name": model.name, "trained": model.trained},
-        prior=network_prior(model.output)
-        if preprocess
-        else kmeans_prior(prior.clusters, prior.temperature),
-        preprocess=preprocess,
+        prior=prior.entry,
+        preprocess=prior.preprocess,
         classes=model.names,
         graphs={
-            name: _graph_entry(name, data, details.get(name, {})) for name, data in graphs.items()
+            name: graph_entry(
+                f"{name}.onnx",
+                graph.data,
+                opset=graph.opset,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                **(prior.detail if name == "prior" else {}),
+            )
+            for name, graph in graphs.items()
         },
         refine=config,
         init=file_entry("init.safetensors", files["init.safetensors"]),
         golden=[golden_entry(GOLDEN, files[GOLDEN], golden_steps)],
-        verification=verification,
+        verification={
+            "pictures": _names(options.pictures),
+            **prior.verification,
+            **refinement.verification,
+        },
         recipe={
             "command": options.command,
             "targets": list(options.targets),
             **replace(options.engine, dynamic=options.dynamic).to_manifest(
-                {name: _shapes(name, data, options, size, classes) for name, data in graphs.items()}
+                {
+                    name: _shapes(name, graph, options, size, classes)
+                    for name, graph in graphs.items()
+                }
             ),
         },
         licence=licence_entry("LICENSE.model", files["LICENSE.model"], model.licence),
     )
-    missing = _build_engines(manifest, graphs, files, options, timings, say, progress)
+    data = {name: graph.data for name, graph in graphs.items()}
+    missing = _build_engines(manifest, data, files, options, timings, say, progress)
     say(f"write {out}")
     return Exported(write_bundle(out, manifest, files), missing)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """A prior that was frozen and verified, and its output for the first picture.
+
+    Parameters
+    ----------
+    entry : what the manifest says of the prior.
+    guide : its output, (h, w, C) float32 probabilities or (h, w) int32 labels.
+    input : (1, 3, h, w) float32, the picture as a network takes it; None for k-means.
+    preprocess : from a picture to the input; None for k-means.
+    graphs : {"prior": graph} for a network.
+    detail : precision, and the nodes that stay FP32, of that graph.
+    verification : what the checks measured.
+    """
+
+    entry: dict[str, Any]
+    guide: np.ndarray
+    input: np.ndarray | None = None
+    preprocess: Preprocess | None = None
+    graphs: dict[str, Frozen] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
+
+
+def _kmeans(options: ExportOptions, picture: np.ndarray, low: np.ndarray) -> _Prior:
+    """K-means, which has nothing to freeze."""
+    if options.half or options.int8:
+        raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
+    prior = KMeansPrior()
+    return _Prior(kmeans_prior(prior.clusters, prior.temperature), prior(picture, low))
+
+
+def _network(
+    model: PriorModel,
+    options: ExportOptions,
+    size: tuple[int, int],
+    pictures: Sequence[np.ndarray],
+    say: Say,
+) -> _Prior:
+    """The network: frozen, in the precision asked for, and verified. Each of its graphs is opened
+    once, because the golden vectors take the outputs that the check computed."""
+    say(f"freeze {model.name}")
+    _check_profile(options, size)
+    preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
+    with frozen_graph(
+        model,
+        imgsz=options.imgsz,
+        dynamic=options.dynamic,
+        opset=options.opset,
+        simplify=options.simplify,
+    ) as frozen:
+        final, detail = _lower(frozen, preprocess, options, say)
+        verification = {}
+        if "calibration" in detail:
+            verification["calibration"] = detail.pop("calibration")
+        say(f"verify the prior on {len(pictures)} pictures")
+        with final:
+            checked = check.check_prior(
+                model,
+                frozen,
+                final,
+                options.precision,
+                preprocess,
+                pictures,
+                options.min_agreement,
+            )
+            prior = NetworkPrior(
+                final.engine, preprocess, names=model.names, output=model.output, name=model.name
+            )
+    return _Prior(
+        network_prior(model.output),
+        prior.guide(checked.output),
+        checked.input,
+        preprocess,
+        {"prior": final},
+        detail,
+        verification | {"prior": checked.report},
+    )
+
+
+@dataclass(frozen=True)
+class _Refinement:
+    """The graphs of a refinement, verified.
+
+    Parameters
+    ----------
+    graphs : by the manifest's name.
+    state : weights that a refinement starts from.
+    trained : the same weights where they were trained beforehand; None where the seed made them.
+    steps : of the golden vectors.
+    verification : what the checks measured.
+    """
+
+    graphs: dict[str, Frozen]
+    state: parameters.State
+    trained: parameters.State | None
+    steps: int
+    verification: dict[str, Any]
+
+
+def _refinement(
+    config: RefineConfig, low: np.ndarray, guide: np.ndarray, classes: int, initial: Path | None
+) -> _Refinement:
+    """Build and verify the graphs of the refinement.
+
+    ``low`` (h, w, 3) float32 is the first picture at working size and ``guide`` its guide there,
+    with ``classes`` classes in all. ``initial`` is a file with trained weights.
+    """
+    step = Frozen("refine_step.onnx", build_step(config))
+    final = Frozen("refine_map.onnx", build_map(config))
+    channels = parameters.channel_count(config, classes) or 1
+    state, is_trained = _initial(initial, config, channels)
+    trained = state if is_trained else None
+    steps = min(config.steps or 0, parameters.objective_of(config).golden_steps)
+    graphs = {"refine_step": step, "refine_map": final}
+    with step, final:
+        measured = check.check_refinement(config, step, final, low, guide, trained, steps)
+    verification = {"refine": measured}
+    if trained is not None:
+        with Frozen("cnn.onnx", build_map(config, state=trained)) as cnn:
+            verification["cnn"] = check.check_cnn(config, cnn, trained, low, guide)
+        graphs["cnn"] = cnn
+    return _Refinement(graphs, state, trained, steps, verification)
 
 
 def native(config: RefineConfig, initial: parameters.State | None) -> Make:
@@ -270,25 +367,27 @@ def native(config: RefineConfig, initial: parameters.State | None) -> Make:
 
 
 def _lower(
-    frozen: bytes, preprocess: Preprocess, options: ExportOptions, say: Say
-) -> tuple[bytes, dict[str, Any]]:
-    """The prior in the precision asked for, and what the manifest says of it."""
+    frozen: Frozen, preprocess: Preprocess, options: ExportOptions, say: Say
+) -> tuple[Frozen, dict[str, Any]]:
+    """The prior in the precision asked for (``frozen`` itself for FP32), and what the manifest says
+    of it."""
+    name = f"{frozen.name} in {options.precision}"
     if options.int8:
         files = picture_files(options.data)
         files = files[: max(1, round(len(files) * options.fraction))]
         say(f"calibrate INT8 on {len(files)} pictures")
         feeds = (preprocess(read_pictures([file])[0]) for file in files)
-        data, receipt = to_int8(frozen, feeds, half=options.half)
+        data, receipt = to_int8(frozen.data, feeds, half=options.half)
         digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in files]
-        return data, {
+        return Frozen(name, data=data), {
             "precision": options.precision,
             "kept_fp32": receipt["kept"],
             "calibration": {"method": receipt["method"], "sha256": digests},
         }
     if options.half:
         say("convert to FP16")
-        data, kept = to_half(frozen)
-        return data, {"precision": "fp16", "kept_fp32": kept}
+        data, kept = to_half(frozen.data)
+        return Frozen(name, data=data), {"precision": "fp16", "kept_fp32": kept}
     return frozen, {}
 
 
@@ -337,23 +436,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [path.name for path in paths] or ["the demo photo"]
 
 
-def _graph_entry(name: str, data: bytes, detail: dict[str, Any]) -> dict[str, Any]:
-    import onnx
-
-    model = onnx.load_from_string(data)
-    with OnnxEngine(data, name=f"{name}.onnx") as engine:
-        return graph_entry(
-            f"{name}.onnx",
-            data,
-            opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-            inputs=engine.inputs,
-            outputs=engine.outputs,
-            **detail,
-        )
-
-
 def _shapes(
-    name: str, data: bytes, options: ExportOptions, size: tuple[int, int], classes: int
+    name: str, graph: Frozen, options: ExportOptions, size: tuple[int, int], classes: int
 ) -> dict[str, list[list[int]]]:
     """Least, usual and largest shape of each input that has free dimensions."""
     sizes = [options.min_shape or size, size, options.max_shape or size]
@@ -367,9 +451,7 @@ def _shapes(
         "buffers": sum(int(np.prod(s)) for s in buffers.values()),
     }
     out = {}
-    with OnnxEngine(data, name=f"{name}.onnx") as engine:
-        ports = engine.inputs
-    for port in ports:
+    for port in graph.inputs:
         if all(isinstance(n, int) for n in port.shape):
             continue
         three = []

@@ -6,15 +6,14 @@ import io
 import json
 import logging
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.frozen import Frozen
 from export.models import PriorModel
-from export.models.onnx_file import serialised
-from runtime.engines.onnx import OnnxEngine
 from runtime.errors import (
     BundleError,
     InputError,
@@ -42,18 +41,37 @@ def freeze(
     opset: int | None = None,
     simplify: bool = True,
 ) -> bytes:
-    """A prior as serialised ONNX: batch 1, weights inside, standard operators, checked.
+    """The bytes of :func:`frozen_graph`, which see: an ONNX file that works without a bundle."""
+    with frozen_graph(model, imgsz=imgsz, dynamic=dynamic, opset=opset, simplify=simplify) as graph:
+        return graph.data
 
-    Nothing of the machine that made it stays in the file (no paths, no stack traces), and the same
-    model gives the same bytes with the same versions of torch and onnx. The file's metadata_props
-    say how to feed it, so that it works without a bundle: ``Segmenter("prior.onnx")``.
+
+def frozen_graph(
+    model: PriorModel,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    opset: int | None = None,
+    simplify: bool = True,
+) -> Frozen:
+    """A prior as one ONNX graph: batch 1, weights inside, standard operators, checked.
+
+    The graph contains no paths and no stack traces of the machine that made it, and the same model
+    gives the same bytes with the same versions of torch and onnx. Its metadata_props say how it is
+    fed, so that the file works without a bundle: ``Segmenter("prior.onnx")``.
 
     Parameters
     ----------
-    imgsz : (height, width) of the input, instead of the model's own.
-    dynamic : height and width stay free.
-    opset : for modules, instead of the model's own; ONNX files keep theirs.
-    simplify : fold constants and fuse by onnxslim, and compare its answer with the original's.
+    imgsz : (height, width) of the input in pixels, instead of the model's own.
+    dynamic : leave height and width free.
+    opset : version of the ONNX operators for modules, instead of the model's own; ONNX files keep
+        theirs.
+    simplify : let onnxslim fold constants and fuse operators, and compare its answer with the
+        original's.
+
+    Returns
+    -------
+    The graph; the caller closes it.
 
     Raises
     ------
@@ -64,9 +82,7 @@ def freeze(
     MissingBackend : torch, onnx or onnxslim is not installed.
     """
     preprocess = frozen_preprocess(model, imgsz=imgsz, dynamic=dynamic)
-    if imgsz is None:
-        assert model.preprocess is not None  # frozen_preprocess has seen to it
-        imgsz = model.preprocess.size(1, 1)
+    imgsz = imgsz or model.fixed_size
     try:
         import onnx
         import onnx.inliner
@@ -86,14 +102,18 @@ def freeze(
         )
     _fix_shapes(graph, model.name, None if dynamic else imgsz)
     _strip(graph)
+    original = graph
     if simplify:
-        graph = _simplified(graph, model.name, imgsz)
-    _set_metadata(graph, model, preprocess, imgsz, dynamic)
-    try:
-        onnx.checker.check_model(graph, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BundleError(f"{model.name} is no valid ONNX network: {first_line(error)}") from error
-    return serialised(graph, model.name)
+        graph = _simplified(graph)
+    _set_metadata(graph, model, preprocess, imgsz)
+    frozen = Frozen(model.name, graph)
+    with ExitStack() as on_error:
+        on_error.callback(frozen.close)
+        if simplify:
+            _check_simplified(original, frozen, imgsz)
+        _check_valid(frozen)
+        on_error.pop_all()
+    return frozen
 
 
 def frozen_preprocess(
@@ -104,7 +124,7 @@ def frozen_preprocess(
     own = model.preprocess
     if own is None:
         raise InputError(f"{model.name} is no network; there is nothing to freeze")
-    height, width = imgsz or own.size(1, 1)
+    height, width = imgsz or model.fixed_size
     if any(n % own.multiple or n < own.minimum for n in (height, width)) and dynamic:
         raise InputError(
             f"imgsz is {(height, width)}; {model.name} of free size wants multiples of "
@@ -255,36 +275,53 @@ def _strip(graph: ModelProto) -> None:
             attribute.ClearField("doc_string")
 
 
-def _simplified(graph: ModelProto, name: str, imgsz: tuple[int, int]) -> ModelProto:
-    """onnxslim's version, when it gives the same answer on noise."""
+def _simplified(graph: ModelProto) -> ModelProto:
+    """onnxslim's version of the graph, which is left as it is."""
     import onnx
 
     try:
         import onnxslim
     except ImportError as error:
         raise _missing("onnxslim", error) from error
-    before = serialised(graph, name)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)  # onnxslim changes what it is given
     with _quiet():
-        slim = onnxslim.slim(onnx.load_from_string(before))
+        slim = onnxslim.slim(copy)
     _strip(slim)
     del slim.graph.value_info[:]
+    return slim
+
+
+def _check_simplified(original: ModelProto, slim: Frozen, imgsz: tuple[int, int]) -> None:
+    """VerificationFailed unless both graphs give the same finite answer on noise."""
     x = np.random.default_rng(0).standard_normal((1, 3, *imgsz), np.float32)
-    answers = []
-    for data in (before, serialised(slim, name)):
-        with OnnxEngine(data, name=name) as engine:
-            answers.append(engine(x)[0])
-    if not np.isfinite(answers[0]).all():
+    with Frozen(slim.name, original) as before:
+        wanted = before(x)[0]
+    answer = slim(x)[0]
+    if not np.isfinite(wanted).all():
         raise VerificationFailed(
-            f"{name} gives NaN or infinite scores", fix="check the network and its weights"
+            f"{slim.name} gives NaN or infinite scores", fix="check the network and its weights"
         )
-    difference = _difference(*answers)
+    difference = _difference(wanted, answer)
     if not difference <= _CLOSE:
         raise VerificationFailed(
-            f"simplifying {name} changed its answer: relative difference {difference:.3g}, "
+            f"simplifying {slim.name} changed its answer: relative difference {difference:.3g}, "
             f"allowed {_CLOSE:g}",
             fix="export with --no-simplify",
         )
-    return slim
+
+
+def _check_valid(graph: Frozen) -> None:
+    """BundleError unless onnx's own checker accepts the graph."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(graph.model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(
+            f"{graph.name} is no valid ONNX network: {first_line(error)}",
+            fix="check it with: python -m onnx.checker, or export it again",
+        ) from error
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> float:
@@ -300,7 +337,6 @@ def _set_metadata(
     model: PriorModel,
     preprocess: Preprocess,
     imgsz: tuple[int, int],
-    dynamic: bool,
 ) -> None:
     """The keys that other programs parse, and those that runtime/prior/preprocess.py reads."""
     import onnx

@@ -63,6 +63,18 @@ class PriorModel:
                 f"prior {self.name}: output is {self.output!r}; wanted {', '.join(OUTPUTS)}"
             )
 
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that a network is frozen for, whatever the picture's size.
+
+        Raises
+        ------
+        InputError : the model is no network.
+        """
+        if self.preprocess is None:
+            raise InputError(f"{self.name} is no network; there is nothing to freeze")
+        return self.preprocess.size(1, 1)  # "stretch" gives this size for every picture
+
 
 def read_object(path: Path) -> dict[str, Any]:
     try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.frozen import serialised
 from export.models.base import OUTPUTS, PriorModel, check_size
-from runtime.engines.onnx import OnnxEngine
-from runtime.errors import BundleError, InputError, MissingBackend
+from runtime.engines.onnx_file import check_file
+from runtime.engines.port import Port
+from runtime.errors import BundleError, InputError, MissingBackend, first_line
 from runtime.prior.network import fixed_size
 from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
@@ -31,8 +33,7 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     BundleError : not ONNX, external data outside its folder, or metadata that does not fit.
     InputError : no such file, or ``imgsz`` is not the size that the file fixes.
     """
-    with OnnxEngine(path) as engine:  # checks the file, and where it keeps its weights
-        inputs, metadata = engine.inputs, engine.metadata
+    model, inputs, metadata = _read(path)
     shape = inputs[0].shape if inputs else ()
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].dtype != "tensor(float)" or shape[1] != 3:
         came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
@@ -59,7 +60,7 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
         raise BundleError(f"{path.name}: metadata 'classes' is {names!r}; wanted a list of names")
     return PriorModel(
         name=path.stem,
-        onnx=_self_contained(path),
+        onnx=serialised(model, path.name),
         preprocess=preprocess,
         names=names,
         output=next((o for o in OUTPUTS if metadata.get("output", "").startswith(o)), "logits"),
@@ -67,25 +68,50 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     )
 
 
-def _self_contained(path: Path) -> bytes:
-    """The file with its external data inside; ``path`` was checked before."""
+def _read(path: Path) -> tuple[ModelProto, list[Port], dict[str, str]]:
+    """The model in a file, with all of its weights inside; its inputs, and its metadata_props."""
+    check_file(path)
     try:
         import onnx
+        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise MissingBackend(
             f"onnx is needed to freeze {path.name}, but {error}",
             fix="pip install 'dynaguide-edge[export]'",
         ) from error
-    return serialised(onnx.load(path), path.name)
-
-
-def serialised(model: ModelProto, name: str) -> bytes:
-    """The bytes of a model that holds all of its weights; BundleError for more than fit."""
-    from google.protobuf.message import EncodeError
-
     try:
-        return model.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError) as error:
+        model = onnx.load(path)
+        metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
+        return model, inputs_of(model), metadata
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise BundleError(
-            f"{name} has 2 GiB or more with its weights; ONNX files hold less"
+            f"{path} cannot be loaded: {first_line(error)}",
+            fix="check it with: python -m onnx.checker, or export it again",
         ) from error
+
+
+def _text(value: str | bytes) -> str:
+    """A string of the file, which protobuf returns as bytes where it is no UTF-8."""
+    return value if isinstance(value, str) else value.decode()
+
+
+def inputs_of(model: ModelProto) -> list[Port]:
+    """The inputs of a model as ONNX Runtime would report them, without its session. Files of older
+    versions list the weights among the inputs, too."""
+    from onnx import TensorProto
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kinds = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    ports = []
+    for value in model.graph.input:
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        shape = tuple(
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
+            for dim in tensor.shape.dim
+        )
+        ports.append(
+            Port(_text(value.name), shape, f"tensor({kinds.get(tensor.elem_type, 'unknown')})")
+        )
+    return ports

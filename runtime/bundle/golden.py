@@ -34,23 +34,40 @@ _EXPORT = "export the bundle again"
 
 def make(
     picture: np.ndarray,
-    prior: Any,
+    guide: np.ndarray,
     config: RefineConfig,
     refiner: Make,
     *,
-    size: tuple[int, int] | None = None,
+    low: np.ndarray,
     warm: bool = False,
+    network_input: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Golden arrays for ``picture``, and the number of steps in them: ``config``'s, within the
-    objective's ``golden_steps``.
-    ``refiner`` makes one that runs so many; ``size`` is the working size that engines fix."""
-    low = working_picture(picture, *(size or config.working_size(*picture.shape[:2])))
-    guide = np.asarray(prior(picture, low))
+    """The golden arrays of a picture, as the head of this file lists them.
+
+    Parameters
+    ----------
+    picture : (H, W, 3) uint8 RGB.
+    guide : the prior's output for it, (h', w', C) float32 probabilities or (h', w') int32 labels.
+    config : the refinement. It runs ``config.steps`` steps, but no more than the objective's
+        ``golden_steps``.
+    refiner : makes the refiner that runs them.
+    low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
+    warm : start from the weights that the refiner has, not from the seed's.
+    network_input : (1, 3, h', w') float32, what a network prior was fed; None for other priors.
+
+    Returns
+    -------
+    The arrays by name, and the number of steps.
+
+    Raises
+    ------
+    InputError : a guide or picture that the refinement does not take.
+    """
     steps = min(config.steps or 0, objective_of(config).golden_steps)
     labels, losses = _refined(low, guide, config, refiner, steps, warm)
     arrays = {"picture": picture, "guide": guide, "labels": labels, "losses": losses}
-    if isinstance(prior, NetworkPrior):
-        arrays["input"] = prior.preprocess(picture)
+    if network_input is not None:
+        arrays["input"] = network_input
     return arrays, steps
 
 

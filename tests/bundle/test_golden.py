@@ -24,6 +24,7 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install safete
 from bundles import (  # noqa: E402
     CONFIG,
     PREPROCESS,
+    golden_of,
     native,
     nearest_colour,
     picture,
@@ -39,8 +40,8 @@ def network_prior(data=None, preprocess=PREPROCESS, **options):
 
 
 def made(prior=None, config=CONFIG, shot=None, size=None):
-    return golden.make(picture() if shot is None else shot, prior or network_prior(), config,
-                       native(config), size=size)  # fmt: skip
+    shot = picture() if shot is None else shot
+    return golden_of(shot, prior or network_prior(), config, native(config), size=size)
 
 
 def compare(arrays, steps, prior=None, config=CONFIG, refiner=None, **options):
@@ -65,7 +66,7 @@ def test_the_same_device_gives_the_same_answers(prior, objective):
 
 def test_long_refinements_are_cut_short():
     config, ten = replace(CONFIG, steps=1000), native(replace(CONFIG, steps=10))
-    arrays, steps = golden.make(picture(), network_prior(), config, ten)
+    arrays, steps = golden_of(picture(), network_prior(), config, ten)
     assert steps == 10 == len(arrays["losses"]) == 10
     assert compare(arrays, steps, config=config, refiner=ten)["labels"] == 1
     arrays, steps = made(config=replace(CONFIG, steps=0))
@@ -103,7 +104,7 @@ def test_trained_weights_are_started_from():
         refiner.load_state_dict(parameters.select_classes(CONFIG, state, classes))
         return refiner
 
-    arrays, steps = golden.make(picture(), network_prior(), CONFIG, trained, warm=True)
+    arrays, steps = golden_of(picture(), network_prior(), CONFIG, trained, warm=True)
     assert compare(arrays, steps, refiner=trained, warm=True)["labels"] == 1
     with pytest.raises(BundleError, match=r"does not give its golden answers.*: labels 0"):
         compare(arrays, steps)

@@ -15,6 +15,7 @@ from exporting import ROOT, RTX, export, files, needs_rtx, save_checkpoint
 
 from benchmarks.quality import datasets
 from export import check, pack
+from export.frozen import Frozen
 from export.models.load import load_model
 from export.models.onnx_file import onnx_file
 from export.pack import ExportOptions, export_bundle
@@ -98,37 +99,37 @@ def test_nan(tmp_path, gate):
     gate(texts, *words)
 
 
-def changed(model, change):
-    """A model's bytes after ``change``, which gets its graph."""
-    change(model.graph)
-    return model.SerializeToString()
+def freezes_wrongly(monkeypatch, change):
+    """Lets the exporter freeze a model that ``change`` has changed."""
+    freeze = pack.frozen_graph
+
+    def wrong(*arguments, **options):
+        with freeze(*arguments, **options) as graph:
+            model = onnx.load_from_string(graph.data)
+            change(model)
+            return Frozen(graph.name, model)
+
+    monkeypatch.setattr(pack, "frozen_graph", wrong)
 
 
 def test_a_frozen_network_that_is_another(monkeypatch, colours, gate):
-    freeze = pack.freeze
-
-    def wrong(*arguments, **options):
-        model = onnx.load_from_string(freeze(*arguments, **options))
+    def shift(model):
         bias = next(t for t in model.graph.initializer if list(t.dims) == [4])
         shifted = numpy_helper.to_array(bias) + np.float32([0, 9, 0, 0])
-        return changed(model, lambda g: bias.CopyFrom(numpy_helper.from_array(shifted, bias.name)))
+        bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
 
-    monkeypatch.setattr(pack, "freeze", wrong)
+    freezes_wrongly(monkeypatch, shift)
     texts = ["colours in fp32: ", "% of the labels agree with the original", "wanted 99.90%"]
     gate(texts, "--model", colours)
 
 
 def test_scores_that_differ_where_labels_agree(monkeypatch, colours, gate):
-    freeze = pack.freeze
-
-    def wrong(*arguments, **options):
-        model = onnx.load_from_string(freeze(*arguments, **options))
+    def scale(model):
         tensors = [t for t in model.graph.initializer if 4 in t.dims]
         for t in tensors:
             t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.01), t.name))
-        return model.SerializeToString()
 
-    monkeypatch.setattr(pack, "freeze", wrong)
+    freezes_wrongly(monkeypatch, scale)
     gate(["differs by", "wanted at most 0.001 of that"], "--model", colours)
 
 

@@ -11,7 +11,7 @@ from developer_data import needs_data
 
 from benchmarks.quality import datasets
 from export.models.load import load_model
-from export.models.onnx_file import onnx_file, serialised
+from export.models.onnx_file import inputs_of, onnx_file
 from export.to_onnx import freeze
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, VerificationFailed
@@ -108,9 +108,38 @@ def test_files_that_do_not_fit(tmp_path, changes, match):
 def test_no_onnx_at_all(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load_model(str(tmp_path / "none.onnx"))
-    (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(BundleError):
-        load_model(str(tmp_path / "text.onnx"))
+    path = small_onnx(tmp_path / "net.onnx", licence="MIT")
+    whole = path.read_bytes()
+    for name, data in {
+        "text": b"hello",
+        "a field that is too long": whole[:-1],
+        "a string that is no UTF-8": whole.replace(b"MIT", b"\xff\xff\xff"),
+    }.items():
+        path.write_bytes(data)
+        try:
+            load_model(str(path))
+        except BundleError as error:
+            assert error.fix, name
+        else:
+            pytest.fail(f"{name} was loaded")
+
+
+def test_inputs_are_those_that_onnx_runtime_reports(tmp_path):
+    """They are read without a session."""
+    for shape in ((1, 3, 8, 8), ("n", 3, "h", "w"), (None, 3, None, 8)):
+        for dtype in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+            path = small_onnx(tmp_path / "n.onnx", inside=("Relu",), shape=shape, dtype=dtype)
+            with OnnxEngine(path) as engine:
+                assert inputs_of(onnx.load(path)) == engine.inputs, (shape, dtype)
+    path = small_onnx(tmp_path / "n.onnx")
+    model = onnx.load(path)
+    weight = model.graph.initializer[0]
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, [*weight.dims])
+    )
+    onnx.save(model, path)  # as older versions of ONNX have it
+    with OnnxEngine(path) as engine:
+        assert inputs_of(model) == engine.inputs and len(engine.inputs) == 1
 
 
 def test_operators_outside_of_the_standard_are_named(tmp_path):
@@ -142,17 +171,6 @@ def test_a_graph_that_the_checker_refuses(tmp_path):
     broken = replace(model, onnx=graph.SerializeToString())
     with pytest.raises(BundleError, match="net is no valid ONNX network: "):
         freeze(broken, simplify=False)
-
-
-def test_more_than_a_file_holds():
-    from google.protobuf.message import EncodeError
-
-    class Large:
-        def SerializeToString(self, deterministic):
-            raise EncodeError("Failed to serialize proto")
-
-    with pytest.raises(BundleError, match="net has 2 GiB or more with its weights"):
-        serialised(Large(), "net")
 
 
 # Real priors

@@ -25,6 +25,7 @@ from runtime.bundle.write import write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
+from runtime.core.resize import working_picture
 from runtime.engines.onnx import OnnxEngine
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
@@ -86,6 +87,14 @@ def tensors(arrays):
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
+def golden_of(shot, prior, config, refiner, *, size=None, warm=False):
+    """Golden arrays of a picture and a prior, and the number of steps, as an export makes them."""
+    low = working_picture(shot, *(size or config.working_size(*shot.shape[:2])))
+    fed = prior.preprocess(shot) if isinstance(prior, NetworkPrior) else None
+    guide = np.asarray(prior(shot, low))
+    return golden.make(shot, guide, config, refiner, low=low, warm=warm, network_input=fed)
+
+
 def tiny_parts(*, with_network=False):
     """(manifest, files) of a small bundle: k-means as prior, or a network of one layer."""
     files = {
@@ -103,7 +112,7 @@ def tiny_parts(*, with_network=False):
                 file, data, opset=18, inputs=engine.inputs, outputs=engine.outputs
             )
     files["init.safetensors"] = tensors(parameters.initial_state(CONFIG, 3))
-    arrays, steps = golden.make(picture(), prior, CONFIG, native())
+    arrays, steps = golden_of(picture(), prior, CONFIG, native())
     files["golden/000.safetensors"] = tensors(arrays)
     files["LICENSE.model"] = b"nobody's: public domain\n"
     entry, plan = tiny_engine()

@@ -1,0 +1,104 @@
+"""One graph of an export: its bytes, its model, and the one session that runs it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.engines.onnx import OnnxEngine
+from runtime.engines.port import Port
+from runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+class Frozen:
+    """A finished ONNX graph, which is parsed, serialised and opened at most once.
+
+    The ONNX Runtime session is opened at its first use and serves all later ones. Use a Frozen as
+    a context manager, or call :meth:`close`, so that the session is closed.
+
+    Parameters
+    ----------
+    name : of the graph, for messages.
+    model : the graph; nobody changes it from now on.
+    data : the serialised graph. At least one of ``model`` and ``data`` is given.
+
+    Raises
+    ------
+    BundleError : the graph has 2 GiB or more. ``engine`` also raises what
+        :class:`runtime.engines.onnx.OnnxEngine` raises.
+    """
+
+    def __init__(
+        self, name: str, model: ModelProto | None = None, data: bytes | None = None
+    ) -> None:
+        assert model is not None or data is not None
+        self.name, self._model = name, model
+        self.data: bytes = serialised(model, name) if data is None else data  # type: ignore[arg-type]
+        self.closed = False
+
+    @cached_property
+    def model(self) -> ModelProto:
+        """The parsed graph; it must not be changed."""
+        import onnx
+
+        return self._model if self._model is not None else onnx.load_from_string(self.data)
+
+    @cached_property
+    def engine(self) -> OnnxEngine:
+        """The graph on ONNX Runtime's CPU provider."""
+        assert not self.closed, f"{self.name} is used after it was closed"
+        return OnnxEngine(self.data, name=self.name)
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """The outputs for ``arrays``, as :meth:`OnnxEngine.__call__` returns them."""
+        return self.engine(*arrays)
+
+    @property
+    def inputs(self) -> list[Port]:
+        """Name, shape and type of each input, as ONNX Runtime reports them."""
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> list[Port]:
+        """Name, shape and type of each output, as ONNX Runtime reports them."""
+        return self.engine.outputs
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operators."""
+        return next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+
+    def close(self) -> None:
+        """Close the session, if one was opened."""
+        self.closed = True
+        if "engine" in self.__dict__:
+            self.engine.close()
+
+    def __enter__(self) -> Frozen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serialised(model: ModelProto, name: str) -> bytes:
+    """The bytes of a model that contains all of its weights.
+
+    Raises
+    ------
+    BundleError : the model has 2 GiB or more, which is more than an ONNX file can hold.
+    """
+    from google.protobuf.message import EncodeError
+
+    try:
+        return model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise BundleError(
+            f"{name} has 2 GiB or more with its weights; ONNX files hold less",
+            fix="export a smaller network",
+        ) from error
