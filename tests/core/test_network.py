@@ -2,15 +2,24 @@
 
 import numpy as np
 import pytest
-from refinements import draw, each_case, make
+from cases import case
+from refinements import CASES, case_name, draw, make
 
 from runtime import RefineOptions
 from runtime.core import parameters
 
 
-@each_case
-def test_state_loads_in_torch(options, kind):
-    torch = pytest.importorskip("torch", reason="needs PyTorch")
+def test_state_loads_in_torch():
+    pytest.importorskip("torch", reason="needs PyTorch")
+    for options, kind in CASES:
+        with case(case_name(options), kind):
+            assert_state_loads_in_torch(options, kind)
+
+
+def assert_state_loads_in_torch(options, kind):
+    """Copy a refiner's state into PyTorch's network and back."""
+    import torch
+
     from benchmarks.speed.torch_twin import Net
 
     image, guide = draw(kind)
@@ -26,9 +35,14 @@ def test_state_loads_in_torch(options, kind):
     refiner.load_state_dict({k: v.numpy() for k, v in net.state_dict().items()})
 
 
-@each_case
-def test_initial_weights_follow_torch(options, kind):
-    o = RefineOptions(**options)
+def test_initial_weights_follow_torch():
+    for options, kind in CASES:
+        with case(case_name(options), kind):
+            assert_initial_weights_follow_torch(RefineOptions(**options))
+
+
+def assert_initial_weights_follow_torch(o):
+    """Check the range of each parameter and the first values of the norms."""
     state = parameters.initial_state(o, 5)
     shapes, norms = parameters.shapes(o, 5)
     bound = None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import case
 
 import runtime
 from runtime import RefineOptions, checks
@@ -72,12 +73,12 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name, value, message", BAD_OPTIONS)
-def test_option_out_of_range(name, value, message):
-    residual = name in ("objective", "lam", "sigma", "offsets", "balance")
-    base = {} if residual else {"objective": "dynaguide"}
-    with pytest.raises(InputError, match=message):
-        RefineOptions(**(base | {name: value}))
+def test_option_out_of_range():
+    for name, value, message in BAD_OPTIONS:
+        residual = name in ("objective", "lam", "sigma", "offsets", "balance")
+        base = {} if residual else {"objective": "dynaguide"}
+        with case(name, repr(value)), pytest.raises(InputError, match=message):
+            RefineOptions(**(base | {name: value}))
 
 
 FOREIGN = {
@@ -90,10 +91,12 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("objective, name", [(o, n) for o, names in FOREIGN.items() for n in names])
-def test_option_of_another_objective_is_refused(objective, name):
-    with pytest.raises(InputError, match=f"objective '{objective}' does not use {name}\n  fix:"):
-        RefineOptions(objective=objective, **{name: FOREIGN[objective][name]})
+@pytest.mark.parametrize("objective", FOREIGN)
+def test_option_of_another_objective_is_refused(objective):
+    for name, value in FOREIGN[objective].items():
+        message = f"objective '{objective}' does not use {name}\n  fix:"
+        with case(name), pytest.raises(InputError, match=message):
+            RefineOptions(objective=objective, **{name: value})
 
 
 def test_unknown_option_is_refused():
@@ -121,10 +124,10 @@ BAD_IMAGES = [
 ]
 
 
-@pytest.mark.parametrize("image, message", BAD_IMAGES)
-def test_check_image_refuses(image, message):
-    with pytest.raises(InputError, match=message):
-        checks.check_image(image)
+def test_check_image_refuses():
+    for image, message in BAD_IMAGES:
+        with case(message), pytest.raises(InputError, match=message):
+            checks.check_image(image)
 
 
 BAD_GUIDES = [
@@ -141,10 +144,10 @@ BAD_GUIDES = [
 ]
 
 
-@pytest.mark.parametrize("guide, message", BAD_GUIDES)
-def test_check_guide_refuses(guide, message):
-    with pytest.raises(InputError, match=message):
-        checks.check_guide(guide, 2, 3)
+def test_check_guide_refuses():
+    for guide, message in BAD_GUIDES:
+        with case(message), pytest.raises(InputError, match=message):
+            checks.check_guide(guide, 2, 3)
 
 
 def test_checks_convert():
@@ -226,8 +229,9 @@ def test_silhouette_option_sets_the_floor(rng):
     assert result.stats["clusters"] >= 4
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (2, 3), (500, 3), (400, 1)])
-def test_distinct_rows_are_those_of_numpy(shape):
-    for levels in (1, 2, 5, 1000):
-        rows = np.random.default_rng(levels).integers(-levels, levels, shape).astype(np.float32)
-        assert distinct_rows(rows) == len(np.unique(rows, axis=0))
+def test_distinct_rows_are_those_of_numpy():
+    for shape in ((1, 3), (2, 3), (500, 3), (400, 1)):
+        for levels in (1, 2, 5, 1000):
+            with case(shape, f"{levels} levels") as rng:
+                rows = rng.integers(-levels, levels, shape).astype(np.float32)
+                assert distinct_rows(rows) == len(np.unique(rows, axis=0))

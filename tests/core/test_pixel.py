@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import case
 from exactness import EPS32, assert_as_exact_as_float32, assert_is_gradient, wide
 
 from runtime import _core
@@ -18,9 +19,16 @@ OFFSETS = np.array(
     np.int32,
 )
 
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+# For options of a kernel: one pixel, an odd tail of the channels, many blocks of channels.
+FEW_SHAPES = [(1, 1, 5), (6, 5, 17), (17, 2, 65)]
+
 each_huber = pytest.mark.parametrize("huber", [False, True], ids=["l1", "huber"])
 each_guide = pytest.mark.parametrize("kind", ["none", "hard", "soft"])
+
+
+def shapes_and_options(usual, *others):
+    """Return each shape with the usual value of an option, and few shapes with the others."""
+    return [(s, usual) for s in SHAPES] + [(s, o) for o in others for s in FEW_SHAPES]
 
 
 def normal(rng, *shape):
@@ -34,27 +42,32 @@ def moments(x, reference):
     return (x - reference).sum((0, 1)), ((x - reference) ** 2).sum((0, 1))
 
 
-@pytest.mark.parametrize("level", [0, 100])
-@each_shape
-def test_moments(rng, isa, shape, level):
-    x = normal(rng, 1, shape[0] * shape[1], shape[2]) + np.float32(level)
-    assert_as_exact_as_float32(_core.moments(x, x[0, 0], isa=isa), moments, x, x[0, 0])
+def test_moments(isa):
+    for shape, level in shapes_and_options(0, 100):
+        with case(shape, f"level {level}") as rng:
+            x = normal(rng, 1, shape[0] * shape[1], shape[2]) + np.float32(level)
+            assert_as_exact_as_float32(_core.moments(x, x[0, 0], isa=isa), moments, x, x[0, 0])
 
 
-@each_shape
-def test_normalize(rng, isa, shape):
-    x, (mean, scale, shift) = normal(rng, *shape), normal(rng, 3, shape[2])
-    y = _core.normalize(x, mean, scale, shift, isa=isa)
-    assert_as_exact_as_float32(y, lambda x, m, a, b: (x - m) * a + b, x, mean, scale, shift)
+def test_normalize(isa):
+    def normalize(x, mean, scale, shift):
+        return (x - mean) * scale + shift
+
+    for shape in SHAPES:
+        with case(shape) as rng:
+            x, (mean, scale, shift) = normal(rng, *shape), normal(rng, 3, shape[2])
+            y = _core.normalize(x, mean, scale, shift, isa=isa)
+            assert_as_exact_as_float32(y, normalize, x, mean, scale, shift)
 
 
-@each_shape
-def test_bn_sums(rng, isa, shape):
-    (dy, x), mean = normal(rng, 2, *shape), normal(rng, shape[2])
-    sums = _core.bn_sums(dy, x, mean, isa=isa)
-    assert_as_exact_as_float32(
-        sums, lambda d, x, m: (d.sum((0, 1)), (d * (x - m)).sum((0, 1))), dy, x, mean
-    )
+def test_bn_sums(isa):
+    def bn_sums(dy, x, mean):
+        return dy.sum((0, 1)), (dy * (x - mean)).sum((0, 1))
+
+    for shape in SHAPES:
+        with case(shape) as rng:
+            (dy, x), mean = normal(rng, 2, *shape), normal(rng, shape[2])
+            assert_as_exact_as_float32(_core.bn_sums(dy, x, mean, isa=isa), bn_sums, dy, x, mean)
 
 
 def batch_norm_backward(dy, x, gamma, relu, isa):
@@ -75,23 +88,25 @@ def batch_norm_backward(dy, x, gamma, relu, isa):
     return dx, product * inv, dbeta
 
 
-@each_shape
-def test_bn_backward(rng, isa, shape):
-    (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
-    gradients = batch_norm_backward(dy, x, gamma, False, isa)
-    assert_as_exact_as_float32(gradients, reference.batch_norm_backward, dy, x, gamma)
+def test_bn_backward(isa):
+    for shape in SHAPES:
+        with case(shape) as rng:
+            (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
+            gradients = batch_norm_backward(dy, x, gamma, False, isa)
+            assert_as_exact_as_float32(gradients, reference.batch_norm_backward, dy, x, gamma)
 
 
-@each_shape
-def test_bn_backward_through_relu(rng, isa, shape):
+def test_bn_backward_through_relu(isa):
     def through_relu(dy, x, gamma):
         return reference.batch_norm_backward(dy, x, gamma)[0] * (x > 0)
 
-    (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
-    x = np.maximum(x, 0)
-    dx = batch_norm_backward(dy, x, gamma, True, isa)[0]
-    assert_as_exact_as_float32(dx, through_relu, dy, x, gamma)
-    assert not dx[x == 0].any()
+    for shape in FEW_SHAPES:
+        with case(shape) as rng:
+            (dy, x), gamma = normal(rng, 2, *shape), normal(rng, shape[2])
+            x = np.maximum(x, 0)
+            dx = batch_norm_backward(dy, x, gamma, True, isa)[0]
+            assert_as_exact_as_float32(dx, through_relu, dy, x, gamma)
+            assert not dx[x == 0].any()
 
 
 def test_reference_gradients_are_those_of_batch_norm(rng):
@@ -109,32 +124,34 @@ def test_reference_gradients_are_those_of_batch_norm(rng):
 # --- soft-max ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1e-6, 1, 30, 1e4])
-@each_shape
-def test_softmax(rng, isa, shape, size):
-    r = normal(rng, *shape) * np.float32(size)
-    assert_as_exact_as_float32(_core.softmax(r, isa=isa), reference.softmax, r)
+def test_softmax(isa):
+    for shape, size in shapes_and_options(1, 1e-6, 30, 1e4):
+        with case(shape, f"size {size}") as rng:
+            r = normal(rng, *shape) * np.float32(size)
+            assert_as_exact_as_float32(_core.softmax(r, isa=isa), reference.softmax, r)
 
 
-@pytest.mark.parametrize("size", [1, 80])
-@each_shape
-def test_softmax_is_exact_for_small_probabilities_too(rng, isa, shape, size):
-    r = rng.uniform(-size, size, shape).astype(np.float32)
-    p, _, _ = _core.softmax(r, isa=isa)
-    exact, _, _ = reference.softmax(wide(r))
-    # Rounds an argument of up to 2 size, and the rest a few times; 0 is allowed below exp(-87).
-    np.testing.assert_allclose(p, exact, rtol=(2 * size + 4) * EPS32, atol=np.exp(-87))
-    np.testing.assert_allclose(p.sum(-1), 1, rtol=4 * EPS32)
+def test_softmax_is_exact_for_small_probabilities_too(isa):
+    for shape, size in shapes_and_options(80, 1):
+        with case(shape, f"size {size}") as rng:
+            r = rng.uniform(-size, size, shape).astype(np.float32)
+            p, _, _ = _core.softmax(r, isa=isa)
+            exact, _, _ = reference.softmax(wide(r))
+            # An argument of up to 2 size is rounded, and the rest a few times. 0 is allowed below
+            # exp(-87).
+            np.testing.assert_allclose(p, exact, rtol=(2 * size + 4) * EPS32, atol=np.exp(-87))
+            np.testing.assert_allclose(p.sum(-1), 1, rtol=4 * EPS32)
 
 
-@each_shape
-def test_first_of_equal_scores_is_the_label(rng, isa, shape):
-    r = rng.integers(0, 2, shape).astype(np.float32)
-    np.testing.assert_array_equal(_core.softmax(r, isa=isa)[2], r.argmax(-1))
-    p, lse, labels = _core.softmax(np.full(shape, -80, np.float32), isa=isa)
-    assert not labels.any()
-    np.testing.assert_allclose(p, 1 / shape[2], rtol=2 * EPS32)
-    np.testing.assert_allclose(lse, np.log(shape[2]) - 80, rtol=2 * EPS32)
+def test_first_of_equal_scores_is_the_label(isa):
+    for shape in SHAPES:
+        with case(shape) as rng:
+            r = rng.integers(0, 2, shape).astype(np.float32)
+            np.testing.assert_array_equal(_core.softmax(r, isa=isa)[2], r.argmax(-1))
+            p, lse, labels = _core.softmax(np.full(shape, -80, np.float32), isa=isa)
+            assert not labels.any()
+            np.testing.assert_allclose(p, 1 / shape[2], rtol=2 * EPS32)
+            np.testing.assert_allclose(lse, np.log(shape[2]) - 80, rtol=2 * EPS32)
 
 
 # --- losses of dynaguide and dynaseg -----------------------------------------------------------
@@ -155,13 +172,13 @@ def draw_cluster_loss(rng, shape, kind, size=3.0):
     return r, r.argmax(-1).astype(np.int32), guide, table, 1 / (h * w), 0.7 / (h * w)
 
 
-@pytest.mark.parametrize("size", [0.01, 3, 80])
 @each_guide
-@each_shape
-def test_cluster_loss(rng, isa, shape, kind, size):
-    args = draw_cluster_loss(rng, shape, kind, size)
-    result = _core.cluster_loss(*args, isa=isa)
-    assert_as_exact_as_float32(result, reference.cluster_loss, *args)
+def test_cluster_loss(isa, kind):
+    for shape, size in shapes_and_options(3, 0.01, 80):
+        with case(shape, f"size {size}") as rng:
+            args = draw_cluster_loss(rng, shape, kind, size)
+            result = _core.cluster_loss(*args, isa=isa)
+            assert_as_exact_as_float32(result, reference.cluster_loss, *args)
 
 
 @each_guide
@@ -189,16 +206,16 @@ def test_reference_gradient_is_that_of_cluster_loss(rng, kind):
 SCALES = [(0.5, 0.25, 0, 0), (0.1, 0.2, 0.3, 0.4), (0, 0.7, 0, 0.2), (0, 0, 0, 0)]
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @each_huber
-@each_shape
-def test_spatial_loss(rng, isa, shape, huber, scale):
-    r, gain = normal(rng, *shape), normal(rng, shape[2])
-    args = 0.3, np.array(scale, np.float32), huber
-    result = _core.spatial_loss(r, gain, *args, isa=isa)
-    assert_as_exact_as_float32(
-        result, lambda r, gain, *args: reference.spatial_loss(r * gain, *args), r, gain, *args
-    )
+def test_spatial_loss(isa, huber):
+    def scaled(r, gain, *args):
+        return reference.spatial_loss(r * gain, *args)
+
+    for shape, scale in shapes_and_options(SCALES[1], *SCALES):
+        with case(shape, f"scale {scale}") as rng:
+            r, gain = normal(rng, *shape), normal(rng, shape[2])
+            args = r, gain, 0.3, np.array(scale, np.float32), huber
+            assert_as_exact_as_float32(_core.spatial_loss(*args, isa=isa), scaled, *args)
 
 
 @each_huber
@@ -225,13 +242,13 @@ def test_reference_gradient_is_that_of_spatial_loss(rng, huber):
 # --- the residual loss -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.08, 1])
-@each_shape
-def test_affinity(rng, isa, shape, sigma):
-    image = rng.random((*shape[:2], 3), np.float32)
-    ahead, behind = _core.affinity(image, OFFSETS, sigma, isa=isa).swapaxes(0, 1)
-    assert_as_exact_as_float32(ahead, reference.affinity, image, OFFSETS, sigma)
-    assert_as_exact_as_float32(behind, reference.affinity, image, -OFFSETS, sigma)
+def test_affinity(isa):
+    for shape, sigma in shapes_and_options(0.08, 0.02, 1):
+        with case(shape, f"sigma {sigma}") as rng:
+            image = rng.random((*shape[:2], 3), np.float32)
+            ahead, behind = _core.affinity(image, OFFSETS, sigma, isa=isa).swapaxes(0, 1)
+            assert_as_exact_as_float32(ahead, reference.affinity, image, OFFSETS, sigma)
+            assert_as_exact_as_float32(behind, reference.affinity, image, -OFFSETS, sigma)
 
 
 def draw_residual_loss(rng, shape):
@@ -246,11 +263,12 @@ def draw_residual_loss(rng, shape):
     return z, q, q.max(-1), weight, e, OFFSETS, 4.0
 
 
-@each_shape
-def test_residual_loss(rng, isa, shape):
-    args = draw_residual_loss(rng, shape)
-    result = _core.residual_loss(*args, isa=isa)
-    assert_as_exact_as_float32(result, reference.residual_loss, *args)
+def test_residual_loss(isa):
+    for shape in SHAPES:
+        with case(shape) as rng:
+            args = draw_residual_loss(rng, shape)
+            result = _core.residual_loss(*args, isa=isa)
+            assert_as_exact_as_float32(result, reference.residual_loss, *args)
 
 
 def test_residual_loss_of_an_unknown_prior_is_the_pair_loss(rng, isa):
@@ -286,8 +304,8 @@ def test_reference_gradient_is_that_of_residual_loss(rng, shape):
 # --- the update --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 4099])
-def test_sgd_step(rng, isa, n):
-    args = *normal(rng, 3, n), 0.1, 0.9
-    result = _core.sgd_step(*args, isa=isa)
-    assert_as_exact_as_float32(result, reference.sgd_step, *args)
+def test_sgd_step(isa):
+    for n in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 4099):
+        with case(f"{n} values") as rng:
+            args = *normal(rng, 3, n), 0.1, 0.9
+            assert_as_exact_as_float32(_core.sgd_step(*args, isa=isa), reference.sgd_step, *args)

@@ -5,6 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from cases import case
 from exactness import relative_error, wide
 from refinements import (
     CASES,
@@ -20,7 +21,6 @@ from refinements import (
     assert_step_matches,
     case_name,
     draw,
-    each_case,
     joined,
     make,
     torch_update,
@@ -33,21 +33,31 @@ from runtime.core import reference
 # --- against the reference ---------------------------------------------------------------------
 
 
-@each_case
-def test_step(isa, options, kind):
-    image, guide = draw(kind)
-    assert_step_matches(make(image, options, isa=isa), image, guide)
+def cases_of(objective):
+    """Return the cases of an objective."""
+    return [c for c in CASES if c[0].get("objective", "residual") == objective]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 17), (19, 1), (2, 2), (3, 61)])
-@pytest.mark.parametrize(
-    "options, kind", [({}, "soft"), (GUIDE, "hard"), (SEG, "none")], ids=case_name
-)
-def test_step_on_thin_pictures(isa, shape, options, kind):
+each_objective = pytest.mark.parametrize("objective", GATE_GUIDES)
+
+
+@each_objective
+def test_step(isa, objective):
+    for options, kind in cases_of(objective):
+        with case(case_name(options), kind):
+            image, guide = draw(kind)
+            assert_step_matches(make(image, options, isa=isa), image, guide)
+
+
+@each_objective
+def test_step_on_thin_pictures(isa, objective):
     # A batch norm over so few pixels magnifies rounding errors. How much it does so differs from
     # sum to sum, so the bound is 4 times the error of the float32 reference instead of 2 times.
-    image, guide = draw(kind, *shape)
-    assert_step_matches(make(image, options, isa=isa), image, guide, times=4)
+    options = {"residual": {}, "dynaguide": GUIDE, "dynaseg": SEG}[objective]
+    for shape in ((1, 1), (1, 2), (1, 17), (19, 1), (2, 2), (3, 61)):
+        with case(shape):
+            image, guide = draw(GATE_GUIDES[objective], *shape)
+            assert_step_matches(make(image, options, isa=isa), image, guide, times=4)
 
 
 @pytest.mark.parametrize("case", range(len(UNSTEADY)))
@@ -73,8 +83,15 @@ def test_assignment_costs_least(rng):
 # --- against PyTorch ---------------------------------------------------------------------------
 
 
-@each_case
-def test_reference_gradients_are_those_of_torch(options, kind):
+@each_objective
+def test_reference_gradients_are_those_of_torch(objective):
+    for options, kind in cases_of(objective):
+        with case(case_name(options), kind):
+            assert_gradients_are_those_of_torch(options, kind)
+
+
+def assert_gradients_are_those_of_torch(options, kind):
+    """Compare the losses and the gradients of one step of the reference with PyTorch's."""
     image, guide = draw(kind)
     refiner = make(image, options)
     o, start = refiner.options, refiner.state_dict()
@@ -115,24 +132,27 @@ def mapping_of_torch(options, image, guide):
     return refiner.classes, r.argmax(-1), other.table.numpy()
 
 
-@pytest.mark.parametrize("options, kind", guided_cases("index_modulo"), ids=case_name)
-def test_reference_modulo_mapping_is_that_of_torch(options, kind):
-    image, guide = draw(kind)
-    _, labels, theirs = mapping_of_torch(options, image, guide)
-    np.testing.assert_array_equal(reference.modulo_mapping(guide, labels, len(theirs)), theirs)
+def test_reference_modulo_mapping_is_that_of_torch():
+    for options, kind in guided_cases("index_modulo"):
+        with case(case_name(options), kind):
+            image, guide = draw(kind)
+            _, labels, theirs = mapping_of_torch(options, image, guide)
+            ours = reference.modulo_mapping(guide, labels, len(theirs))
+            np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("options, kind", guided_cases("overlap"), ids=case_name)
-def test_reference_overlap_mapping_is_that_of_torch(options, kind):
-    image, guide = draw(kind)
-    clusters, labels, theirs = mapping_of_torch(options, image, guide)
-    count = len(theirs)
-    ours = reference.overlap_mapping(guide, labels, count, clusters)
-    soft = guide if guide.ndim == 3 else np.eye(count + 1)[guide][..., :count]
-    area = np.einsum("hwc,hwk->ck", soft, np.eye(clusters)[labels])
-    classes = np.arange(count)
-    # Two mappings may share the same area, so the areas are compared and not the mappings.
-    assert area[classes, ours].sum() == pytest.approx(area[classes, theirs].sum())
+def test_reference_overlap_mapping_is_that_of_torch():
+    for options, kind in guided_cases("overlap"):
+        with case(case_name(options), kind):
+            image, guide = draw(kind)
+            clusters, labels, theirs = mapping_of_torch(options, image, guide)
+            count = len(theirs)
+            ours = reference.overlap_mapping(guide, labels, count, clusters)
+            soft = guide if guide.ndim == 3 else np.eye(count + 1)[guide][..., :count]
+            area = np.einsum("hwc,hwk->ck", soft, np.eye(clusters)[labels])
+            classes = np.arange(count)
+            # Two mappings may share the same area, so the areas are compared, not the mappings.
+            assert area[classes, ours].sum() == pytest.approx(area[classes, theirs].sum())
 
 
 # --- the gate ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from cases import case
 
 import runtime
 from runtime.core import reference
@@ -34,27 +35,33 @@ def grid(text):
     return np.array([[int(c) for c in row] for row in text.split()], np.int32)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (13, 1), (2, 2), (7, 11), (31, 29)])
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_regions(rng, shape, count):
-    for _ in range(10):
-        labels = rng.integers(-1, count - 1, shape).astype(np.int32)
-        regions, merged = runtime.connected_regions(labels)
-        np.testing.assert_array_equal(regions, reference.connected_regions(labels))
-        np.testing.assert_array_equal(merged, labels)
-        assert regions.dtype == merged.dtype == np.int32
+def test_regions():
+    for shape in ((1, 1), (1, 17), (13, 1), (2, 2), (7, 11), (31, 29)):
+        for count in (1, 2, 3, 7):
+            with case(shape, f"{count} labels") as rng:
+                for _ in range(10):
+                    labels = rng.integers(-1, count - 1, shape).astype(np.int32)
+                    regions, merged = runtime.connected_regions(labels)
+                    np.testing.assert_array_equal(regions, reference.connected_regions(labels))
+                    np.testing.assert_array_equal(merged, labels)
+                    assert regions.dtype == merged.dtype == np.int32
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (13, 1), (6, 7), (9, 11)])
-@pytest.mark.parametrize("min_area", [1, 2, 3, 6, 20, 1000])
-def test_merging(rng, shape, min_area):
-    for count in (2, 3, 5):
-        labels = rng.integers(-1, count - 1, shape).astype(np.int32)
-        regions, merged = runtime.connected_regions(labels, min_area=min_area)
-        slow_regions, slow_labels = merged_slowly(labels, min_area)
-        np.testing.assert_array_equal(merged, slow_labels)
-        np.testing.assert_array_equal(regions, slow_regions)
-        assert regions.max() == 1 or np.bincount(regions.ravel())[1:].min() >= min_area
+def assert_merges(labels, min_area):
+    """Compare with the slow search, and check the areas."""
+    regions, merged = runtime.connected_regions(labels, min_area=min_area)
+    slow_regions, slow_labels = merged_slowly(labels, min_area)
+    np.testing.assert_array_equal(merged, slow_labels)
+    np.testing.assert_array_equal(regions, slow_regions)
+    assert regions.max() == 1 or np.bincount(regions.ravel())[1:].min() >= min_area
+
+
+def test_merging():
+    for shape in ((1, 1), (1, 17), (13, 1), (6, 7), (9, 11)):
+        for min_area in (1, 2, 3, 6, 20, 1000):
+            with case(shape, f"min_area {min_area}") as rng:
+                for count in (2, 3, 5):
+                    assert_merges(rng.integers(-1, count - 1, shape).astype(np.int32), min_area)
 
 
 RULES = [  # before, min_area, after
@@ -75,11 +82,12 @@ RULES = [  # before, min_area, after
 ]
 
 
-@pytest.mark.parametrize("before, min_area, after", RULES)
-def test_merging_rules(before, min_area, after):
-    regions, merged = runtime.connected_regions(grid(before), min_area=min_area)
-    np.testing.assert_array_equal(merged, grid(after))
-    np.testing.assert_array_equal(regions, reference.connected_regions(grid(after)))
+def test_merging_rules():
+    for before, min_area, after in RULES:
+        with case(before, f"min_area {min_area}"):
+            regions, merged = runtime.connected_regions(grid(before), min_area=min_area)
+            np.testing.assert_array_equal(merged, grid(after))
+            np.testing.assert_array_equal(regions, reference.connected_regions(grid(after)))
 
 
 def test_any_integers_are_labels():
@@ -118,16 +126,13 @@ def test_checkerboard_takes_seconds_at_most(min_area, count):
     assert np.bincount(regions.ravel())[1:].min() >= min(min_area, 512 * 512)
 
 
-@pytest.mark.parametrize(
-    "labels, min_area, message",
-    [
+def test_refuses():
+    for labels, min_area, message in (
         (np.zeros((2, 3)), 0, r"labels is \(2, 3\) float64; wanted \(H, W\) integers"),
         (np.zeros(3, int), 0, r"labels is \(3,\) int64; wanted"),
         (np.zeros((0, 3), int), 0, r"labels is \(0, 3\) int64; wanted"),
         (np.zeros((2, 3), int), -1, "min_area is -1; wanted 0 to"),
         (np.zeros((2, 3), int), 1.5, "min_area is 1.5; wanted a whole number"),
-    ],
-)
-def test_refuses(labels, min_area, message):
-    with pytest.raises(InputError, match=message):
-        runtime.connected_regions(labels, min_area=min_area)
+    ):
+        with case(message), pytest.raises(InputError, match=message):
+            runtime.connected_regions(labels, min_area=min_area)
