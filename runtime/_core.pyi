@@ -75,10 +75,10 @@ def sgd_step(
 ) -> tuple[Array, Array]: ...
 def assign(cost: Array) -> Array: ...
 def guided_coefficients(
-    guide: Array, values: Array, radius: int, eps: float, threads: int, isa: str = ""
+    guidance: Array, values: Array, radius: int, eps: float, threads: int, isa: str = ""
 ) -> Array: ...
 def guided_filter(
-    guide: Array,
+    guidance: Array,
     values: Array,
     radius: int,
     eps: float,
@@ -86,10 +86,10 @@ def guided_filter(
     isa: str = "",
     out: Array | None = None,
 ) -> Array:
-    """A guide of uint8 counts as level / 255, here and below."""
+    """A guidance of uint8 counts as level / 255, here and below."""
 
 def apply_coefficients(
-    coefficients: Array, guide: Array, threads: int, isa: str = "", out: Array | None = None
+    coefficients: Array, guidance: Array, threads: int, isa: str = "", out: Array | None = None
 ) -> Array: ...
 def shrink(planes: Array, height: int, width: int, threads: int, isa: str = "") -> Array: ...
 def joint_upsample(

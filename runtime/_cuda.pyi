@@ -54,7 +54,7 @@ def as_array(
     value: Any, name: str = "array", device: int = 0, stream: int | None = None
 ) -> Array: ...
 def guided_coefficients(
-    guide: Any,
+    guidance: Any,
     values: Any,
     radius: int,
     eps: float,
@@ -65,7 +65,7 @@ def guided_coefficients(
     stream: int | None = None,
 ) -> Any: ...
 def guided_filter(
-    guide: Any,
+    guidance: Any,
     values: Any,
     radius: int,
     eps: float,
@@ -77,7 +77,7 @@ def guided_filter(
 ) -> Any: ...
 def apply_coefficients(
     coefficients: Any,
-    guide: Any,
+    guidance: Any,
     threads: int,
     isa: str = "",
     *,

@@ -1,5 +1,5 @@
-// The refinement network: its options, where each tensor lies in the flat state vectors, and what a
-// run takes and gives.
+// The refinement network: its options, the position of each tensor in the flat state vectors, and
+// the arguments and results of a run.
 //
 //   x_1 = norm(relu(conv3x3(input)))             norm is batch norm with this picture's statistics
 //   x_i = norm(relu(conv3x3(x_{i-1})))           i = 2 .. blocks
@@ -54,12 +54,14 @@ struct Offset {
   int dy, dx;
 };
 
-// Each pair of neighbours once: the spatial loss of dynaguide and dynaseg uses the first two, or
-// with diagonals all four; residual uses all four at each of its distances, and the opposite ones.
+// Each list holds every pair of neighbours once. The spatial loss of dynaguide and dynaseg uses the
+// first two offsets of kSpatialNeighbours, or all four with the option `diagonals`. residual uses
+// all of kPairNeighbours and their opposites, multiplied by each of its distances.
 constexpr Offset kSpatialNeighbours[4] = {{1, 0}, {0, 1}, {1, 1}, {1, -1}};
 constexpr Offset kPairNeighbours[4] = {{0, 1}, {1, 0}, {1, 1}, {1, -1}};
 
-// The offsets of residual's pairs at these distances; each is followed by its opposite.
+// Returns the offsets of residual's pairs at the given distances. Each offset is followed by its
+// opposite: d, -d.
 inline std::vector<Offset> pair_offsets(const std::vector<int>& distances) {
   std::vector<Offset> offsets;
   for (const int s : distances)
@@ -79,8 +81,8 @@ struct RefineOptions {
   int mapping = kOverlap;
   bool huber = false;
   bool diagonals = false;
-  int min_labels = 0;    // stop once at most this many labels are left, 0 = never
-  float early_stop = 0;  // stop when this share of the labels stays, 0 = never
+  int min_labels = 0;    // stop once at most this many labels are left; 0: never
+  float early_stop = 0;  // stop when this share of the labels is unchanged; 0: never
   float lr = 0.05f;
   float momentum = 0.9f;
   float mu = 1.0f;
@@ -90,32 +92,38 @@ struct RefineOptions {
   float balance = 0.25f;
   std::vector<int> distances = {1, 2};
 
-  // Whether the response map has one channel for each class of the guide, which it corrects and
-  // needs. Otherwise its channels are clusters without a meaning, and a guide is mapped to them.
-  // Code that computes no loss asks this and compares the objective with no name.
+  // Returns whether channel k of the response map is class k of the guide. Such an objective
+  // corrects the guide and needs one. The channels of the other objectives are clusters without a
+  // fixed meaning, and the classes of a guide are mapped to the clusters. Code outside the losses
+  // calls this function instead of comparing `objective`.
   bool channels_follow_classes() const { return objective == kResidual; }
-  // Channels of the network's input: the colours, and perhaps the coordinates.
+  // Returns the number of channels of the network's input: three colours, and for residual the two
+  // coordinates of the pixel as well.
   int inputs() const { return channels_follow_classes() ? 5 : 3; }
 };
 
+// A convolution: its kernel is kernel x kernel (1 or 3), with `in` input and `out` output channels.
 struct Conv {
   int kernel, in, out;
   size_t weight, bias;  // offsets into parameters
 };
 
+// A batch norm over `channels` channels.
 struct Norm {
   int channels;
   size_t gamma, beta;  // offsets into parameters
   size_t mean, var;    // offsets into buffers
 };
 
+// All layers of the network of these options. skip and head_norm are unset where the options use
+// none; with a shared skip, skip equals conv[0].
 struct Network {
-  std::vector<Conv> conv;  // the blocks
-  std::vector<Norm> norm;
+  std::vector<Conv> conv;  // of each block
+  std::vector<Norm> norm;  // of each block
   Conv skip{};
   Conv head{};
   Norm head_norm{};
-  size_t parameters = 0, buffers = 0;
+  size_t parameters = 0, buffers = 0;  // the lengths of these vectors
 
   explicit Network(const RefineOptions& o) {
     for (int i = 0; i < o.blocks; ++i) {
@@ -142,12 +150,15 @@ struct Network {
   }
 };
 
+// The losses of one step. first is the similarity loss of the cluster objectives, 0 for residual;
+// spatial is the pair loss for residual.
 struct StepRecord {
-  double total, first, spatial, guide;  // first: similarity, or the guide term of residual
-  int32_t clusters;                     // distinct labels before the update
+  double total, first, spatial, guide;
+  int32_t clusters;  // distinct labels before the update
 };
 
-// What the prior says: hard [height][width] (-1 = unknown), soft [height][width][classes], or none.
+// The prior's output: labels hard [height][width] with -1 for unknown, or probabilities
+// soft [height][width][classes], or neither. At most one of the two pointers is set.
 struct Guide {
   const int32_t* hard = nullptr;
   const float* soft = nullptr;
@@ -155,9 +166,9 @@ struct Guide {
 };
 
 struct RunResult {
-  int steps = 0;
-  int stop = kSteps;
-  int clusters = 0;  // in the labels returned
+  int steps = 0;      // steps that changed the weights
+  int stop = kSteps;  // why the run ended, a Stop
+  int clusters = 0;   // distinct labels of the returned map
 };
 
 }  // namespace seg

@@ -1,4 +1,5 @@
-// The Hungarian method by shortest augmenting paths.
+// The Hungarian method by shortest augmenting paths. u_ and v_ are the potentials of rows and
+// columns. Rows and columns count from 1; 0 stands for none.
 #include "assignment.h"
 
 #include <algorithm>
@@ -21,7 +22,7 @@ void Assignment::resize(int rows, int columns) {
 
 void Assignment::solve() {
   const double kFar = std::numeric_limits<double>::infinity();
-  std::fill(u_.begin(), u_.end(), 0.0);  // potentials; rows and columns count from 1, 0 is none
+  std::fill(u_.begin(), u_.end(), 0.0);
   std::fill(v_.begin(), v_.end(), 0.0);
   std::fill(row_of_.begin(), row_of_.end(), 0);
   for (int r = 1; r <= rows_; ++r) {
@@ -29,7 +30,7 @@ void Assignment::solve() {
     int j = 0;
     std::fill(least_.begin(), least_.end(), kFar);
     std::fill(used_.begin(), used_.end(), 0);
-    do {  // grow the tree of shortest paths until it reaches a free column
+    do {  // extend the tree of shortest paths until it contains a column without a row
       used_[j] = 1;
       const int i = row_of_[j];
       double delta = kFar;

@@ -6,14 +6,16 @@
 
 namespace seg {
 
-// Rectangular assignment of rows to columns (rows <= columns) of least total cost [rows][columns].
-// Shortest augmenting paths, O(rows^2 columns). Allocates in resize() only.
+// Assigns each row a column of its own, so that the sum of the chosen costs is least. The method is
+// shortest augmenting paths, O(rows^2 columns). Only resize() allocates.
 class Assignment {
  public:
+  // Sets the size, rows <= columns, and fills cost and column with zeros.
   void resize(int rows, int columns);
+  // Fills column from cost. cost is not changed.
   void solve();
-  std::vector<double> cost;
-  std::vector<int32_t> column;  // of each row
+  std::vector<double> cost;     // [rows][columns]
+  std::vector<int32_t> column;  // [rows]: the column of each row
 
  private:
   int rows_ = 0, columns_ = 0;

@@ -1,30 +1,33 @@
 // 3x3 and 1x1 convolution, forward and both gradients, as small matrix products.
 //
-// Every one of them is  out[p][:] += sum over k of a[p, k] * b[k][:]  with P rows of out held in
-// registers: forward, p is a pixel, k an input channel of one tap; for the weight gradient, p is
-// an input channel and k a pixel. The input gradient is a forward pass with the kernel turned.
-// 3x3 of many channels goes the same way after a change of basis, see winograd-inl.h.
+// Each of them is  out[p][:] = sum over k of a[p, k] * b[k][:]  with P rows of out held in registers.
+// Forward, p is a pixel and k an input channel of one tap. For the weight gradient, p is an input
+// channel and k a pixel. The gradient by the input is a forward pass with the kernel turned by 180
+// degrees. 3x3 convolutions of many channels use the same products in another basis
+// (winograd-inl.h).
 
-// Rows p that fit the registers beside V vectors of b and one of a.
+// Returns the rows P whose sums fit the registers beside v vectors of b and one of a.
 constexpr int tile_rows(int v) {
   return SEG_REGISTERS == 32 ? (v == 4 ? 6 : v == 3 ? 8 : v == 2 ? 12 : 14) : (v == 2 ? 6 : 10);
 }
 enum { kTileVectors = SEG_REGISTERS == 32 ? 4 : 2 };
 
-// Where the operands lie: a[p, k] of tap t is a[tap[t] + p * a_row + k * a_depth], b[k] of tap t is
-// b + (t * depth + k) * b_depth, out[p] is out + p * out_row.
+// The operands of a product. a[p, k] of tap t is a[tap[t] + p * a_row + k * a_depth]; b[k] of tap t
+// starts at b + (t * depth + k) * b_depth; out[p] starts at out + p * out_row. The sum runs over
+// `taps` taps of `depth` values each. bias and add are added to it, then relu is applied if asked.
 struct Product {
   float* out;
   const float* a;
   const float* b;
-  const float* bias;  // or null
-  const float* add;   // laid out like out, or null
+  const float* bias;  // [columns] or null
+  const float* add;   // row p starts at add + p * add_row; or null
   const ptrdiff_t* tap;
   ptrdiff_t out_row, a_row, a_depth, b_depth, add_row;
   int taps, depth;
   bool relu;
 };
 
+// Writes P rows from p0 on, and V vectors of columns from column v0 on.
 template <int P, int V>
 SEG_INLINE void product_tile(const Product& g, ptrdiff_t p0, ptrdiff_t v0) {
   Vec acc[P][V];
@@ -57,6 +60,7 @@ SEG_INLINE void product_tile(const Product& g, ptrdiff_t p0, ptrdiff_t v0) {
   }
 }
 
+// Writes all rows, and V vectors of columns from column v0 on.
 template <int V>
 inline void product_columns(const Product& g, int rows, ptrdiff_t v0) {
   constexpr int P = tile_rows(V);
@@ -67,7 +71,7 @@ inline void product_columns(const Product& g, int rows, ptrdiff_t v0) {
   for (; p < rows; ++p) product_tile<1, V>(g, p, v0);
 }
 
-// All rows, all columns; columns in equal shares of at most kTileVectors vectors.
+// Writes all rows and all columns, in equal shares of at most kTileVectors vectors of columns.
 inline void product(const Product& g, int rows, int columns) {
   int left = vectors(columns);
   ptrdiff_t v0 = 0;
@@ -84,7 +88,8 @@ inline void product(const Product& g, int rows, int columns) {
   }
 }
 
-// Where pixels lie next to each other, the three taps of a row are one of three times the channels.
+// Kernels::conv. The input pixels are contiguous, so the three taps of a kernel row are computed as one
+// tap of 3 * in_channels values.
 inline void conv(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
                  int in_channels, int channels, bool relu) {
   const int reach = kernel / 2;
@@ -107,6 +112,7 @@ inline void conv(Map out, Map in, const float* w, const float* bias, Map add, in
   product(g, width, channels);
 }
 
+// Kernels::conv_dw.
 inline void conv_dw(float* dw, Map in, Map dout, int width, int kernel, int in_channels,
                     int channels) {
   const ptrdiff_t none[1] = {0}, row = padded(channels);

@@ -1,13 +1,15 @@
-// The guided filter's work on rows: plain loops over pixels that the compiler turns into vectors of
-// this target. Sums are float64, because a window is the difference of two long sums.
+// The guided filter's kernels on rows. kernels.h describes each of them. Most are plain loops that the
+// compiler vectorises for the instruction set. Sums are float64, because a window's sum is the
+// difference of two long sums.
 
+// Kernels::to_planes.
 inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __restrict row,
                       int width, int channels) {
   int x = 0;
   if (channels == 1) {
     for (; x < width; ++x) planes[x] = row[x];
   } else if (channels == 3) {
-    IntVec first[3], second[3];  // where channel c of pixel i lies among three vectors a, b, d
+    IntVec first[3], second[3];  // the positions of channel c of pixel i in the vectors a, b, d
     for (int c = 0; c < 3; ++c) {
       for (int i = 0; i < kLanes; ++i) {
         const int n = 3 * i + c;
@@ -26,16 +28,18 @@ inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[i * channels + c];
 }
 
-// Not inlined: then the compiler knows that the two do not overlap, and makes vectors of it.
+// Writes levels [n] = bytes [n] / 255. Not inlined: only then does the compiler use that the two arrays
+// do not overlap, and vectorises the loop.
 __attribute__((noinline)) inline void to_levels(float* __restrict levels,
                                                 const uint8_t* __restrict bytes, size_t n) {
   for (size_t i = 0; i < n; ++i) levels[i] = bytes[i] * (1.0f / 255);
 }
 
+// Kernels::bytes_to_planes.
 inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
                             int channels) {
   if (channels < 3) return to_levels(planes, row, (size_t)width * channels);
-  if constexpr (kLanes == 4) {  // SSE2 shifts all lanes alike
+  if constexpr (kLanes == 4) {  // SSE2 cannot shift each lane by its own number of bits
     float pixels[3 * kRun];
     for (int x = 0; x < width; x += kRun) {
       const int n = width - x < kRun ? width - x : kRun;
@@ -44,7 +48,7 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
     }
     return;
   }
-  IntVec word[3], shift[3];  // where byte c of pixel i lies
+  IntVec word[3], shift[3];  // the position of byte c of pixel i
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < kLanes; ++i) {
       word[c][i] = (3 * i + c) / 4;
@@ -53,7 +57,8 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
   }
   int x = 0;
   for (; x + kLanes <= width; x += kLanes) {
-    // Four bytes a pixel are read, so the last pixels' begin earlier.
+    // 4 * kLanes bytes are read of which 3 * kLanes are used. Near the row's end they start earlier, so
+    // that none is behind it.
     const int back = x + 2 * kLanes > width ? kLanes / 4 : 0;
     if (back > 3 * x / 4) break;
     Vec bytes;
@@ -67,10 +72,9 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[3 * i + c] * (1.0f / 255);
 }
 
-// Features of a pixel, in order: guide [g], guide products [g (g + 1) / 2], values [k],
-// guide times values [g][k].
-inline void add_products(double* column, ptrdiff_t pitch, const float* guide, const float* values,
-                         double sign, int width, int guide_channels, int classes) {
+// Kernels::add_products.
+inline void add_products(double* column, ptrdiff_t pitch, const float* guidance, const float* values,
+                         double sign, int width, int guidance_channels, int classes) {
   double* __restrict out = column;
   const auto add = [&](const float* __restrict a) {
     for (int x = 0; x < width; ++x) out[x] += sign * a[x];
@@ -81,14 +85,15 @@ inline void add_products(double* column, ptrdiff_t pitch, const float* guide, co
     out += pitch;
   };
   const ptrdiff_t plane = width;
-  for (int i = 0; i < guide_channels; ++i) add(guide + i * plane);
-  for (int i = 0; i < guide_channels; ++i)
-    for (int j = i; j < guide_channels; ++j) add_product(guide + i * plane, guide + j * plane);
+  for (int i = 0; i < guidance_channels; ++i) add(guidance + i * plane);
+  for (int i = 0; i < guidance_channels; ++i)
+    for (int j = i; j < guidance_channels; ++j) add_product(guidance + i * plane, guidance + j * plane);
   for (int k = 0; k < classes; ++k) add(values + k * plane);
-  for (int i = 0; i < guide_channels; ++i)
-    for (int k = 0; k < classes; ++k) add_product(guide + i * plane, values + k * plane);
+  for (int i = 0; i < guidance_channels; ++i)
+    for (int k = 0; k < classes; ++k) add_product(guidance + i * plane, values + k * plane);
 }
 
+// Kernels::add_planes.
 inline void add_planes(double* column, ptrdiff_t pitch, const float* planes, double sign, int width,
                        int features) {
   for (int f = 0; f < features; ++f) {
@@ -98,7 +103,8 @@ inline void add_planes(double* column, ptrdiff_t pitch, const float* planes, dou
   }
 }
 
-// A sum waits for the one before it: four features at a time hide that.
+// Writes sums [N][kWindows] by adding the column ahead and subtracting the column behind. Each sum
+// depends on the one before it, so four features (N) at a time hide that latency.
 template <int N>
 inline void slide_windows(double* __restrict sums, double* __restrict state,
                           const double* __restrict ahead, const double* __restrict behind,
@@ -114,7 +120,7 @@ inline void slide_windows(double* __restrict sums, double* __restrict state,
   for (int j = 0; j < N; ++j) state[j] = s[j];
 }
 
-// Of a small window the sum itself is faster.
+// Writes sums [features][kWindows] by adding the 2 R + 1 columns of each window: faster for small R.
 template <int R>
 inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int width,
                         int features) {
@@ -129,6 +135,7 @@ inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int
   }
 }
 
+// Kernels::window_sums.
 inline void window_sums(double* sums, double* state, const double* column, ptrdiff_t pitch,
                         int radius, int width, int features) {
   if (radius == 1) return add_windows<1>(sums, column + 1, pitch, width, features);
@@ -144,12 +151,13 @@ inline void window_sums(double* sums, double* state, const double* column, ptrdi
                      pitch, width);
 }
 
-// a = (covariance of the guide + eps)^-1 cov(guide, value), b = mean(value) - a . mean(guide).
+// Kernels::solve: a = (cov(guidance, guidance) + eps I)^-1 cov(guidance, value),
+// b = mean(value) - a . mean(guidance).
 inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double* __restrict share,
-                  double eps, int width, int guide_channels, int classes) {
-  const double* value = sums + kWindows * (guide_channels == 1 ? 2 : 9);
+                  double eps, int width, int guidance_channels, int classes) {
+  const double* value = sums + kWindows * (guidance_channels == 1 ? 2 : 9);
   const double* cross = value + kWindows * classes;
-  if (guide_channels == 1) {
+  if (guidance_channels == 1) {
     const double* __restrict s = sums, * __restrict q = sums + kWindows;
     for (int k = 0; k < classes; ++k) {
       const double* __restrict v = value + k * kWindows, * __restrict c = cross + k * kWindows;
@@ -197,6 +205,7 @@ inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double*
   }
 }
 
+// Kernels::window_means.
 inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
                          const double* __restrict share, int width, int features) {
   for (int f = 0; f < features; ++f) {
@@ -206,11 +215,13 @@ inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
   }
 }
 
-// The coefficients of kLanes pixels from x on lie among the kLanes + 1 floats from left[x] on, for
-// a picture is never smaller than they are.
+// Interpolates kLanes neighbouring pixels between low pixels. left and weight are those of the first
+// pixel. A picture is at least as large as its coefficients, so these pixels lie between the kLanes + 1
+// low pixels from left[0] on.
 struct Between {
   SEG_INLINE Between(const int32_t* left, const float* weight)
       : low(*left), from(*(const UnalignedIntVec*)left - *left), share(load(weight)) {}
+  // Returns the values of the pixels. row is a row of low pixels.
   SEG_INLINE Vec of(const float* row) const {
     const Vec a = pick(load(row + low), from), b = pick(load(row + low + 1), from);
     return a + share * (b - a);
@@ -220,8 +231,8 @@ struct Between {
   Vec share;
 };
 
-// out[r * stride] = a . guide + b of class k, for every row of the band: they share what lies
-// between the low pixels.
+// Writes out[r * stride] = a . guidance + b of class k for each row r of the band and the kLanes pixels
+// from x on. Interpolation along the row is computed once for all rows of the band.
 template <int G>
 SEG_INLINE void values_of(Vec* out, int stride, const Band& band, const Between& place, int x,
                           int classes, int k) {
@@ -231,19 +242,19 @@ SEG_INLINE void values_of(Vec* out, int stride, const Band& band, const Between&
     top[g] = place.of(band.above + plane);
     step[g] = place.of(band.below + plane) - top[g];
   }
-  const float* guide = band.guide + x;
+  const float* guidance = band.guidance + x;
   for (int r = 0; r < band.rows; ++r, out += stride) {
     const float share = band.share[r];
     Vec v = top[G] + share * step[G];
-    for (int g = 0; g < G; ++g, guide += band.guide_pitch)
-      v += (top[g] + share * step[g]) * load(guide);
+    for (int g = 0; g < G; ++g, guidance += band.guidance_pitch)
+      v += (top[g] + share * step[g]) * load(guidance);
     *out = v;
   }
 }
 
-// Four channels of kLanes pixels that lie `channels` floats apart.
+// Writes four channels v [4] of kLanes pixels. The pixels are `channels` floats apart.
 SEG_INLINE void store_pixels(float* values, ptrdiff_t channels, const Vec* v) {
-  IntVec low, high;  // interleaves the lower and the upper halves of two vectors
+  IntVec low, high;  // interleave the lower and the upper halves of two vectors
   for (int i = 0; i < kLanes; ++i) {
     low[i] = i / 2 + (i % 2) * kLanes;
     high[i] = low[i] + kLanes / 2;
@@ -259,7 +270,7 @@ SEG_INLINE void store_pixels(float* values, ptrdiff_t channels, const Vec* v) {
   }
 }
 
-// The values of pixels, v[k] of class k, to where `classes` of them lie side by side.
+// Writes `count` classes of the first `pixels` lanes: values[i * classes + k] = v[k][i].
 SEG_INLINE void store_some(float* values, int classes, const Vec* v, int count, int pixels) {
   if (count == 4 && pixels == kLanes) return store_pixels(values, classes, v);
   if (classes == 1 && pixels == kLanes) return store(values, v[0]);
@@ -270,23 +281,25 @@ SEG_INLINE void store_some(float* values, int classes, const Vec* v, int count, 
   }
 }
 
-inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guide,
-                  ptrdiff_t guide_pitch, int width, int guide_channels, int classes) {
+// Kernels::apply.
+inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guidance,
+                  ptrdiff_t guidance_pitch, int width, int guidance_channels, int classes) {
   for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
     for (int k = 0; k < classes; k += 4) {
       const int some = classes - k < 4 ? classes - k : 4;
       Vec v[4];
       for (int j = 0; j < some; ++j) {
         const float* row = rows + (k + j) * pitch + x;
-        v[j] = load(row + guide_channels * classes * pitch);
-        for (int g = 0; g < guide_channels; ++g, row += classes * pitch)
-          v[j] += load(row) * load(guide + g * guide_pitch + x);
+        v[j] = load(row + guidance_channels * classes * pitch);
+        for (int g = 0; g < guidance_channels; ++g, row += classes * pitch)
+          v[j] += load(row) * load(guidance + g * guidance_pitch + x);
       }
       store_some(values + k, classes, v, some, width - x < kLanes ? width - x : kLanes);
     }
   }
 }
 
+// Kernels::apply_band and Kernels::upsample_band, with G channels of guidance.
 template <int G>
 inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width, int classes) {
   for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
@@ -303,8 +316,8 @@ inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width
 }
 
 inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width,
-                       int guide_channels, int classes) {
-  (guide_channels == 1 ? apply_band<1> : apply_band<3>)(values, row, band, width, classes);
+                       int guidance_channels, int classes) {
+  (guidance_channels == 1 ? apply_band<1> : apply_band<3>)(values, row, band, width, classes);
 }
 
 template <int G>
@@ -335,11 +348,12 @@ inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, con
 }
 
 inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
-                          int width, int guide_channels, int classes) {
-  (guide_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band, width,
+                          int width, int guidance_channels, int classes) {
+  (guidance_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band, width,
                                                               classes);
 }
 
+// Kernels::blend_rows.
 inline void blend_rows(float* out, const float* const* rows, const float* weights, int count,
                        size_t n) {
   size_t i = 0;
@@ -354,6 +368,7 @@ inline void blend_rows(float* out, const float* const* rows, const float* weight
   }
 }
 
+// Kernels::blend_byte_rows.
 inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float* weights, int count,
                             size_t n) {
   float levels[4][kBlend];
@@ -370,7 +385,7 @@ inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float*
   }
 }
 
-// Not inlined, as to_levels.
+// Two loops over [n] values. Not inlined, for the reason given at to_levels.
 __attribute__((noinline)) inline void add_bytes(uint16_t* __restrict sums,
                                                 const uint8_t* __restrict bytes, size_t n) {
   for (size_t i = 0; i < n; ++i) sums[i] = sums[i] + bytes[i];
@@ -382,9 +397,10 @@ __attribute__((noinline)) inline void to_means(float* __restrict out,
   for (size_t i = 0; i < n; ++i) out[i] = sums[i] * share;
 }
 
+// Kernels::mean_colours.
 inline void mean_colours(float* out, const uint8_t* const* rows, int count, int pixels, int width) {
   const float share = 1.0f / (255.0f * count * pixels);
-  uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];  // four of them are moved for three
+  uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];  // one more: each copy of a pixel moves four values
   const int most = kMeans / pixels;
   for (int x = 0; x < width; x += most) {
     const int some = width - x < most ? width - x : most;
@@ -393,7 +409,7 @@ inline void mean_colours(float* out, const uint8_t* const* rows, int count, int 
     for (int j = 0; j < count; ++j) add_bytes(sums, rows[j] + begin, n);
     const uint16_t* at = sums;
     for (int i = 0; i < some; ++i) {
-      uint64_t all = 0;  // 16 bits a channel: nothing is carried over
+      uint64_t all = 0;  // one 16-bit sum per channel: none overflows into the next
       for (int j = 0; j < pixels; ++j, at += 3) {
         uint64_t four;
         __builtin_memcpy(&four, at, sizeof(four));
@@ -405,8 +421,8 @@ inline void mean_colours(float* out, const uint8_t* const* rows, int count, int 
   }
 }
 
-// N channels, held in a T; four neighbours, as when a picture is made a quarter of its size,
-// without a loop.
+// Kernels::blend_pixels for N neighbouring channels, which are copied as one T. The frequent case of
+// four low pixels has no loop.
 template <class T, int N>
 inline void blend_channels(float* __restrict out, const float* row, const int* first,
                            const int* begin, const float* weights, int width, int channels) {
@@ -429,6 +445,7 @@ inline void blend_channels(float* __restrict out, const float* row, const int* f
   }
 }
 
+// Kernels::blend_pixels.
 inline void blend_pixels(float* out, const float* row, const int* first, const int* begin,
                          const float* weights, int width, int channels) {
   typedef float Four __attribute__((vector_size(16)));

@@ -1,4 +1,5 @@
-// Guided filter: float64 column sums slide down a block of rows, window sums slide along each row.
+// The guided filter on the CPU. In each block of rows, float64 column sums slide down the rows and
+// window sums slide along each row, so the cost does not depend on the radius.
 #include "guided_filter.h"
 
 #include <algorithm>
@@ -12,19 +13,19 @@
 namespace seg {
 namespace {
 
-constexpr int kLift = 256;  // pixels of a row that are lifted at a time: they stay in the cache
+constexpr int kLift = 256;  // pixels of a row that are upsampled at a time, for the cache
 
-// Window sums of rows [begin, end). add(column, pitch, y, sign) adds or takes away row y of the
-// column sums, emit(y, x, width, sums, share) gets the sums of a run of windows and 1 / their
-// areas.
+// Computes the window sums of rows begin ... end - 1. add(column, pitch, y, sign) must add sign * the
+// features of row y to the column sums [features][pitch]. emit(y, x, n, sums, share) is called for each
+// run of n windows with their sums [features][kWindows] and share [n] = 1 / their areas.
 template <class Add, class Emit>
 void slide(int height, int width, int radius, int features, int begin, int end, const Kernels& k,
            const Add& add, const Emit& emit) {
   const int r = radius;
-  const ptrdiff_t pitch = ptrdiff_t{width} + 2 * r + 1;  // zeros around: r + 1 before, r behind
+  const ptrdiff_t pitch = ptrdiff_t{width} + 2 * r + 1;  // r + 1 zeros before the row, r behind it
   std::vector<double> column(pitch * features, 0.0), state(features), share(width);
   std::vector<double> sums(static_cast<size_t>(features) * kWindows);
-  int first = std::max(begin - r, 0), last = first - 1, rows = 0;  // in the column sums
+  int first = std::max(begin - r, 0), last = first - 1, rows = 0;  // of the column sums
   for (int y = begin; y < end; ++y) {
     while (last < std::min(y + r, height - 1)) add(column.data() + r + 1, pitch, ++last, 1.0);
     while (first < y - r) add(column.data() + r + 1, pitch, first++, -1.0);
@@ -47,10 +48,11 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
   }
 }
 
-int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }  // readable past its end
+// Returns a width that is readable at least kPad values past its end.
+int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }
 
-// Where full-resolution pixels lie among n_low: between low and low + 1, weight of the second.
-// Pixel centres correspond, as in OpenCV's INTER_LINEAR.
+// The positions of n full-size pixels among n_low low pixels: pixel i lies between low[i] and low[i] +
+// 1, and weight[i] is the share of the second. Pixel centres correspond, as in OpenCV's INTER_LINEAR.
 struct Positions {
   std::vector<int32_t> low;
   std::vector<float> weight;
@@ -63,10 +65,11 @@ struct Positions {
   }
 };
 
-// The full-resolution pixels under each of n_low, and their shares of its area.
+// The full-size pixels (n) under each of n_low low pixels. Low pixel i covers the pixels from first[i]
+// on, with the shares share[begin[i]] ... share[begin[i + 1] - 1] of its area.
 struct Shares {
-  std::vector<int> first;  // pixel under each
-  std::vector<int> begin;  // of each one's shares, and their end
+  std::vector<int> first;  // [n_low]
+  std::vector<int> begin;  // [n_low + 1]
   std::vector<float> share;
   Shares(int n_low, int n) : begin(1, 0) {
     const double size = static_cast<double>(n) / n_low;
@@ -83,6 +86,8 @@ struct Shares {
   }
 };
 
+// The functions below choose the kernel for rows of floats or of bytes.
+
 void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const float* row, int width,
                int channels) {
   k.to_planes(planes, pitch, row, width, channels);
@@ -93,9 +98,11 @@ void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const uint8_t* 
   k.bytes_to_planes(planes, pitch, row, width, channels);
 }
 
+// Writes out [low_width][channels], the mean of `count` whole rows, and returns true, or returns false
+// if this fast way does not apply.
 bool mean(const Kernels&, float*, const float* const*, int, int, int, int) { return false; }
 
-// Sums of bytes are whole numbers, which is faster: of colours, where every share is the same.
+// The fast way sums the bytes of colours as whole numbers. It applies where all shares are equal.
 bool mean(const Kernels& k, float* out, const uint8_t* const* rows, int count, int low_width,
           int width, int channels) {
   const int pixels = width / low_width;
@@ -114,15 +121,16 @@ void blend_rows(const Kernels& k, float* out, const uint8_t* const* rows, const 
   k.blend_byte_rows(out, rows, weights, count, n);
 }
 
-// Both passes; emit(y, x, n, sums, share, scratch) gets the window sums of a run's coefficients,
-// and floats for them and for its guide.
-template <class Guide, class Emit>
-void filter(const Guide* guide, const float* values, int height, int width, int guide_channels,
+// Runs both passes of the filter. emit(y, x, n, sums, share, scratch) is called for each run of n
+// pixels with the window sums of its coefficients [features][kWindows], share [n] = 1 / the windows'
+// areas, and (features + guidance_channels) * kWindows floats of scratch memory.
+template <class Guidance, class Emit>
+void filter(const Guidance* guidance, const float* values, int height, int width, int guidance_channels,
             int classes, int radius, double eps, int threads, const Kernels& k, const Emit& emit) {
-  const int g = guide_channels, features = (g + 1) * classes;
+  const int g = guidance_channels, features = (g + 1) * classes;
   const int r = std::min(radius, std::max(height, width));
   const size_t row = static_cast<size_t>(features) * width;
-  // a and b of each window, before their own mean: planes, row by row.
+  // The coefficients a and b of each window, before their mean: rows of planes [features][width].
   const Memory raw = allocate(row * height);
   parallel_for(threads, kBlocks, [&](int block) {
     std::vector<float> planes(static_cast<size_t>(g + classes) * width);
@@ -132,7 +140,7 @@ void filter(const Guide* guide, const float* values, int height, int width, int 
         block_begin(block + 1, height), k,
         [&](double* column, ptrdiff_t pitch, int y, double sign) {
           const size_t n = static_cast<size_t>(y) * width;
-          to_planes(k, planes.data(), width, guide + n * g, width, g);
+          to_planes(k, planes.data(), width, guidance + n * g, width, g);
           k.to_planes(second, width, values + n * classes, width, classes);
           k.add_products(column, pitch, planes.data(), second, sign, width, g, classes);
         },
@@ -153,16 +161,17 @@ void filter(const Guide* guide, const float* values, int height, int width, int 
   });
 }
 
-// Bands of full-size pixels: emit(first pixel, band, width), with the guide's
-// planes in it.
-template <class Guide, class Emit>
-void upsample_bands(const float* coefficients, const Guide* guide, int low_height, int low_width,
-                    int height, int width, int features, int guide_channels, int threads,
+// Calls emit(index of the first pixel, band, width) for bands that cover all full-size pixels. The band
+// contains the planes of its guidance.
+template <class Guidance, class Emit>
+void upsample_bands(const float* coefficients, const Guidance* guidance, int low_height, int low_width,
+                    int height, int width, int features, int guidance_channels, int threads,
                     const Kernels& k, const Emit& emit) {
   const Positions py(height, low_height), px(width, low_width);
-  const int g = guide_channels;
+  const int g = guidance_channels;
   const size_t row = static_cast<size_t>(features) * low_width;
-  // Rows are read kPad floats past their end. There the next ones are, but after the last few.
+  // Rows of coefficients are read kPad floats past their end. Behind a row is the next row; the last
+  // few rows are copied to memory with kPad more floats.
   const int few = static_cast<int>(std::min<size_t>(low_height, (kPad + row - 1) / row));
   const int whole = low_height - few;
   std::vector<float> last(coefficients + whole * row, coefficients + low_height * row);
@@ -178,7 +187,7 @@ void upsample_bands(const float* coefficients, const Guide* guide, int low_heigh
       Band band = {};
       band.above = at(low), band.below = at(std::min(low + 1, low_height - 1));
       band.pitch = low_width;
-      band.guide = levels.data(), band.guide_pitch = kLift;
+      band.guidance = levels.data(), band.guidance_pitch = kLift;
       const int first = y;
       for (; y < end && py.low[y] == low && band.rows < kBand; ++y)
         band.share[band.rows++] = py.weight[y];
@@ -187,7 +196,7 @@ void upsample_bands(const float* coefficients, const Guide* guide, int low_heigh
         band.left = px.low.data() + x, band.weight = px.weight.data() + x;
         for (int r = 0; r < band.rows; ++r)
           to_planes(k, levels.data() + static_cast<size_t>(r) * g * kLift, kLift,
-                    guide + (static_cast<size_t>(first + r) * width + x) * g, n, g);
+                    guidance + (static_cast<size_t>(first + r) * width + x) * g, n, g);
         emit(static_cast<size_t>(first) * width + x, band, n);
       }
     }
@@ -196,52 +205,52 @@ void upsample_bands(const float* coefficients, const Guide* guide, int low_heigh
 
 }  // namespace
 
-void guided_coefficients(float* coefficients, const float* guide, const float* values, int height,
-                         int width, int guide_channels, int classes, int radius, double eps,
+void guided_coefficients(float* coefficients, const float* guidance, const float* values, int height,
+                         int width, int guidance_channels, int classes, int radius, double eps,
                          int threads, const Kernels& k) {
-  const int features = (guide_channels + 1) * classes;
-  filter(guide, values, height, width, guide_channels, classes, radius, eps, threads, k,
+  const int features = (guidance_channels + 1) * classes;
+  filter(guidance, values, height, width, guidance_channels, classes, radius, eps, threads, k,
          [&](int y, int x, int n, const double* sums, const double* share, float*) {
            k.window_means(coefficients + static_cast<size_t>(y) * features * width + x, width, sums,
                           share, n, features);
          });
 }
 
-template <class Guide>
-void guided_filter(float* out, const Guide* guide, const float* values, int height, int width,
-                   int guide_channels, int classes, int radius, double eps, int threads,
+template <class Guidance>
+void guided_filter(float* out, const Guidance* guidance, const float* values, int height, int width,
+                   int guidance_channels, int classes, int radius, double eps, int threads,
                    const Kernels& k) {
-  const int g = guide_channels, features = (g + 1) * classes;
-  filter(guide, values, height, width, g, classes, radius, eps, threads, k,
+  const int g = guidance_channels, features = (g + 1) * classes;
+  filter(guidance, values, height, width, g, classes, radius, eps, threads, k,
          [&](int y, int x, int n, const double* sums, const double* share, float* run) {
            float* const levels = run + static_cast<size_t>(features) * kWindows;
            const size_t first = static_cast<size_t>(y) * width + x;
            k.window_means(run, kWindows, sums, share, n, features);
-           to_planes(k, levels, kWindows, guide + first * g, n, g);
+           to_planes(k, levels, kWindows, guidance + first * g, n, g);
            k.apply(out + first * classes, run, kWindows, levels, kWindows, n, g, classes);
          });
 }
 
-template <class Guide>
-void apply_coefficients(float* values, const float* coefficients, const Guide* guide,
-                        int low_height, int low_width, int height, int width, int guide_channels,
+template <class Guidance>
+void apply_coefficients(float* values, const float* coefficients, const Guidance* guidance,
+                        int low_height, int low_width, int height, int width, int guidance_channels,
                         int classes, int threads, const Kernels& k) {
-  upsample_bands(coefficients, guide, low_height, low_width, height, width,
-                 (guide_channels + 1) * classes, guide_channels, threads, k,
+  upsample_bands(coefficients, guidance, low_height, low_width, height, width,
+                 (guidance_channels + 1) * classes, guidance_channels, threads, k,
                  [&](size_t first, const Band& band, int n) {
                    k.apply_band(values + first * classes, static_cast<ptrdiff_t>(width) * classes,
-                                band, n, guide_channels, classes);
+                                band, n, guidance_channels, classes);
                  });
 }
 
 void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
-                    const uint8_t* guide, int low_height, int low_width, int height, int width,
-                    int guide_channels, int classes, int threads, const Kernels& k) {
-  upsample_bands(coefficients, guide, low_height, low_width, height, width,
-                 (guide_channels + 1) * classes, guide_channels, threads, k,
+                    const uint8_t* guidance, int low_height, int low_width, int height, int width,
+                    int guidance_channels, int classes, int threads, const Kernels& k) {
+  upsample_bands(coefficients, guidance, low_height, low_width, height, width,
+                 (guidance_channels + 1) * classes, guidance_channels, threads, k,
                  [&](size_t first, const Band& band, int n) {
                    k.upsample_band(labels + first, confidence + first, width, band, n,
-                                   guide_channels, classes);
+                                   guidance_channels, classes);
                  });
 }
 

@@ -1,6 +1,7 @@
-// A small thread pool in place of OpenMP's. A caller never waits for a helper that has not started:
-// where another program holds a core, OpenMP's barrier costs a scheduler slice per loop
-// (docs/architecture.md has the measurement). Idle helpers look for work for a moment, then sleep.
+// A small thread pool, used instead of OpenMP. A caller never waits for a helper that has not
+// started: when another program occupies a core, OpenMP's barrier costs a scheduler slice per loop
+// (measured in docs/architecture.md). An idle helper polls for work some tens of microseconds, then
+// sleeps.
 #include "parallel.h"
 
 #include <pthread.h>
@@ -18,7 +19,7 @@
 namespace seg {
 namespace {
 
-constexpr int kLooks = 4000;  // for new work, before sleeping: some tens of microseconds
+constexpr int kLooks = 4000;  // polls for work before a thread sleeps
 
 void pause() {
 #if defined(__x86_64__)
@@ -28,21 +29,23 @@ void pause() {
 #endif
 }
 
+// One call of run_parallel().
 struct Job {
   void (*f)(const void*, int, int);
   const void* context;
   int n;
   int wanted;                // helpers that may still join; guarded by the pool's mutex
-  std::atomic<int> next{0};  // first index nobody has taken
-  std::atomic<int> helpers{0};
+  std::atomic<int> next{0};  // the next index to compute
+  std::atomic<int> helpers{0};  // helpers that work on the job now
   std::atomic<bool> failed{false};
-  std::exception_ptr error;  // of the first that failed
+  std::exception_ptr error;  // the first exception
 
+  // Computes indices until none is left.
   void work(int slot) noexcept {
     try {
       for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(context, i, slot);
     } catch (...) {
-      next.store(n, std::memory_order_relaxed);  // nobody starts another
+      next.store(n, std::memory_order_relaxed);  // no thread starts another index
       if (!failed.exchange(true)) error = std::current_exception();
     }
   }
@@ -50,6 +53,7 @@ struct Job {
 
 class Pool {
  public:
+  // Works on the job with up to `helpers` helpers and returns when the job is done.
   void run(Job& job, int helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -60,14 +64,14 @@ class Pool {
           ++workers_;
         }
       } catch (const std::system_error&) {
-        // No more threads to be had: those that exist do the work.
+        // The system starts no more threads: the existing ones do the work.
       }
       posted_.fetch_add(1, std::memory_order_release);
     }
     if (sleeping_.load() > 0) wake_.notify_all();
     job.work(0);
     {
-      const std::lock_guard<std::mutex> lock(mutex_);  // from here on nobody joins
+      const std::lock_guard<std::mutex> lock(mutex_);  // afterwards no helper joins
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
     }
     for (int look = 0; job.helpers.load(std::memory_order_acquire) > 0; ++look) {
@@ -82,6 +86,7 @@ class Pool {
   }
 
  private:
+  // The loop of a helper thread.
   [[noreturn]] void serve() {
     uint64_t seen = 0;
     while (true) {
@@ -106,7 +111,7 @@ class Pool {
       }
       job->work(slot);
       const std::lock_guard<std::mutex> lock(mutex_);
-      job->helpers.fetch_sub(1, std::memory_order_release);  // the job may be gone after this
+      job->helpers.fetch_sub(1, std::memory_order_release);  // afterwards the job may be destroyed
       done_.notify_all();
     }
   }
@@ -119,8 +124,8 @@ class Pool {
   std::atomic<uint64_t> posted_{0};
 };
 
-// Never destroyed: its threads sleep until the process ends. A forked child has none of them and
-// starts a pool of its own.
+// The pool is never destroyed: its threads sleep until the process ends. A forked child process has
+// no copy of these threads, so the child starts a pool of its own.
 std::atomic<Pool*> current{nullptr};
 
 Pool& pool() {

@@ -1,18 +1,19 @@
-// The only place that knows threads.
+// Loops on several threads. No other file of cpu/ uses threads.
 #pragma once
 
 #include <cstdint>
 
 namespace seg {
 
-// Calls f(i, slot) for i = 0 ... n - 1 on at most `threads` threads, the caller among them. No two
-// threads have the same slot, a number below `threads`.
+// Calls f(context, i, slot) for i = 0 ... n - 1 on at most `threads` threads; the calling thread is
+// one of them. slot is a number below `threads` that differs between the threads of this call.
 void run_parallel(int threads, int n, void (*f)(const void* context, int i, int slot),
                   const void* context);
 
-// f(0) ... f(n - 1), each once. What f(i) writes must depend on i alone: then the answer does not
-// depend on the number of threads. What f throws first (out of memory, say) is thrown again here,
-// once all threads are out of f.
+// Calls f(0) ... f(n - 1), each once. The values that f(i) writes must depend on i alone: then the
+// result does not depend on the number of threads. If f throws (std::bad_alloc, for example), the
+// remaining calls are skipped and the first exception is thrown again here, after all threads have
+// left f.
 template <class F>
 void parallel_for(int threads, int n, const F& f) {
   run_parallel(
@@ -20,7 +21,7 @@ void parallel_for(int threads, int n, const F& f) {
       &f);
 }
 
-// The same with f(i, slot), for those that keep scratch memory for each slot.
+// As parallel_for, with f(i, slot): a loop that needs scratch memory allocates it for each slot.
 template <class F>
 void parallel_for_slots(int threads, int n, const F& f) {
   run_parallel(
@@ -28,10 +29,11 @@ void parallel_for_slots(int threads, int n, const F& f) {
       [](const void* context, int i, int slot) { (*static_cast<const F*>(context))(i, slot); }, &f);
 }
 
-// Rows are divided into this many blocks, whatever the number of threads: sums of blocks are then
-// the same on any number of threads.
+// Rows are divided into this many blocks for any number of threads. So the sums of blocks do not
+// depend on the number of threads.
 constexpr int kBlocks = 16;
 
+// Returns the first row of a block; of block kBlocks, the number of rows.
 inline int block_begin(int block, int rows) {
   return static_cast<int>(int64_t{rows} * block / kBlocks);
 }

@@ -1,7 +1,9 @@
-// Everything that is not a convolution: batch norm, soft-max, the losses and the update.
+// The refinement's kernels that are not convolutions: batch norm, soft-max, the losses and the update.
+// kernels.h describes each of them.
 //
-// A run is summed from zero, then added to what came before: short sums round less.
+// A kernel sums its run from zero and then adds that sum to the caller's: short sums round less.
 
+// Kernels::sums.
 inline void sums(float* sum, Map x, int width, int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
     Vec s = Vec{};
@@ -10,6 +12,7 @@ inline void sums(float* sum, Map x, int width, int channels) {
   }
 }
 
+// Kernels::moments.
 inline void moments(float* sum, float* square, const float* reference, Map x, int width,
                     int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -25,6 +28,7 @@ inline void moments(float* sum, float* square, const float* reference, Map x, in
   }
 }
 
+// Kernels::normalize.
 inline void normalize(Map out, Map x, Affine norm, int width, int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
     const Vec mean = load(norm.mean + c), scale = load(norm.scale + c),
@@ -34,6 +38,7 @@ inline void normalize(Map out, Map x, Affine norm, int width, int channels) {
   }
 }
 
+// Kernels::bn_sums.
 inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
                     int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -49,6 +54,7 @@ inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, in
   }
 }
 
+// Kernels::bn_backward.
 inline void bn_backward(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
                         const float* a, const float* b, int width, int channels, bool relu) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -65,12 +71,14 @@ inline void bn_backward(Map dx, float* sum, Map dy, Map x, const float* mean, co
   }
 }
 
+// Returns the largest of z [n]. n is a multiple of kLanes.
 SEG_INLINE float largest(const float* z, int n) {
   Vec m = load(z);
   for (int c = kLanes; c < n; c += kLanes) m = max(m, load(z + c));
   return max(m);
 }
 
+// Kernels::argmax.
 inline void argmax(int32_t* labels, Map scores, int width, int channels) {
   for (int i = 0; i < width; ++i) {
     const float* z = scores.at(0, i);
@@ -81,6 +89,7 @@ inline void argmax(int32_t* labels, Map scores, int width, int channels) {
   }
 }
 
+// Kernels::softmax.
 inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   const int n = vectors(channels) * kLanes;
   for (int i = 0; i < width; ++i) {
@@ -99,6 +108,7 @@ inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   }
 }
 
+// Kernels::prior.
 inline void prior(Map logs, Map target, float* mass, const float* q, const float* class_weight,
                   float smallest, int width, int classes) {
   const int padded = vectors(classes) * kLanes;
@@ -108,7 +118,7 @@ inline void prior(Map logs, Map target, float* mass, const float* q, const float
     float *u = logs.at(0, x), *t = target.at(0, x);
     for (int c = 0; c < padded; c += kLanes) {
       Vec p = {};
-      if ((ptrdiff_t)(width - x) * classes >= c + kLanes)  // what lies behind is the next pixel's
+      if ((ptrdiff_t)(width - x) * classes >= c + kLanes)  // the lanes after the classes are those of the next pixel
         p = zero_unless(lane < classes - c, load(q + c));
       else
         for (int k = c; k < classes; ++k) p[k - c] = q[k];
@@ -127,6 +137,7 @@ inline void prior(Map logs, Map target, float* mass, const float* q, const float
   }
 }
 
+// Kernels::cross_entropy.
 inline double cross_entropy(Map z, const float* lse, Map target, int width, int channels) {
   Vec total = Vec{};
   for (int i = 0; i < width; ++i)
@@ -135,6 +146,7 @@ inline double cross_entropy(Map z, const float* lse, Map target, int width, int 
   return sum(total);
 }
 
+// Kernels::cluster_loss.
 inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, const int32_t* hard,
                          const float* soft, int guide_classes, const int32_t* table,
                          float self_weight, float guide_weight, int width, int channels) {
@@ -143,7 +155,7 @@ inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, c
   for (int i = 0; i < width; ++i) {
     const float* s = r.at(0, i);
     float* d = dr.at(0, i);
-    const float m = s[labels[i]];  // the label is the arg max
+    const float m = s[labels[i]];  // the largest score: labels are the arg max
     Vec total = Vec{};
     for (int c = 0; c < n; c += kLanes) {
       const Vec e = exp(load(s + c) - m);
@@ -151,7 +163,7 @@ inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, c
       total += e;
     }
     const float t = sum(total), log_t = std::log(t);
-    float mass = 0;  // of the guide at this pixel
+    float mass = 0;  // the sum of the guide's probabilities at this pixel
     if (hard) mass = hard[i] >= 0;
     if (soft)
       for (int k = 0; k < guide_classes; ++k) mass += soft[i * guide_classes + k];
@@ -176,7 +188,7 @@ inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, c
   losses[1] += guide;
 }
 
-// h(d): |d| or, for Huber, 0.5 d^2 below 1 and |d| - 0.5 above; and its derivative.
+// Returns |d|, or with huber 0.5 d^2 where |d| < 1 and |d| - 0.5 elsewhere; then the derivative.
 SEG_INLINE Vec penalty(Vec d, bool huber) {
   const Vec a = abs(d);
   return huber ? (a < splat(1.0f) ? 0.5f * d * d : a - 0.5f) : a;
@@ -186,13 +198,14 @@ SEG_INLINE Vec penalty_slope(Vec d, bool huber) {
   return zero_unless(d > Vec{}, splat(1.0f)) - zero_unless(d < Vec{}, splat(1.0f));
 }
 
+// Kernels::spatial_loss.
 inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float weight,
                          const float* scale, bool huber, int y, int x, int width, int height,
                          int full_width, int channels) {
   Vec total = Vec{};
   for (int i = x; i < x + width; ++i) {
     const float *here = r.at(y, i), *ahead[4], *behind[4];
-    for (int k = 0; k < 4; ++k) {  // beyond the picture lies the pixel itself: no difference
+    for (int k = 0; k < 4; ++k) {  // outside the picture the pixel itself is used: no difference
       const Offset o = kSpatialNeighbours[k];
       const int y1 = y + o.dy, x1 = i + o.dx, y0 = y - o.dy, x0 = i - o.dx;
       ahead[k] = y1 < height && x1 >= 0 && x1 < full_width ? r.at(y1, x1) : here;
@@ -214,6 +227,7 @@ inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float w
   *loss += sum(total);
 }
 
+// Kernels::affinity.
 inline void affinity(float* out, const float* image, const Offset* offsets, const float* scale,
                      int count, float sigma, int y, int height, int width) {
   const float k = -0.5f / (sigma * sigma);
@@ -237,6 +251,7 @@ inline void affinity(float* out, const float* image, const Offset* offsets, cons
     for (int d = 0; d < count; ++d) out[(ptrdiff_t)x * count + d] *= scale[d];
 }
 
+// Kernels::residual_loss.
 inline double residual_loss(Map dz, Map p, Map target, const float* mass, const float* affinity,
                             const Offset* offsets, int count, float lambda, int y, int x, int width,
                             int height, int full_width, int channels) {
@@ -252,9 +267,9 @@ inline double residual_loss(Map dz, Map p, Map target, const float* mass, const 
     const float *pn = p.at(y, i), *t = target.at(y, i), *e = affinity + here * count;
     float* d = dz.at(y, i);
     const bool inside = y >= reach && y + reach < height && i >= reach && i + reach < full_width;
-    // d = the gradient of the pair loss by p; inner = its product with p.
+    // d = the gradient of the pair loss by p; inner = the sum over the channels of d * p.
     Vec inner = Vec{};
-    float all = 0;  // of the affinities, added in the order of d
+    float all = 0;  // the sum of the affinities of this pixel
     for (int k = 0; k < count; ++k) all += e[k];
     for (int c = 0; c < n; c += kLanes) {
       Vec s = Vec{};
@@ -275,9 +290,10 @@ inline double residual_loss(Map dz, Map p, Map target, const float* mass, const 
       store(d + c, (m * pc - load(t + c)) + lambda * pc * (load(d + c) - in));
     }
   }
-  return 0.5 * pair;  // every pair was met twice
+  return 0.5 * pair;  // every pair was counted twice
 }
 
+// Kernels::sgd.
 inline void sgd(float* w, float* v, const float* dw, size_t n, float lr, float momentum) {
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {

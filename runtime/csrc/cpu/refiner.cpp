@@ -40,13 +40,15 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   arena_ = allocate(arena_floats_);
   std::memset(arena_.get(), 0, arena_floats_ * sizeof(float));
   layout(arena_.get());
-  // Of a head without norm, and of the channels that pad: no soft-max may see them.
+  // A head without a norm has scale 1. The extra channels of a map have the score kNever, whose exp
+  // is 0 in every soft-max.
   const int q = padded(options.classes);
   std::fill(head_statistics_.scale, head_statistics_.scale + options.classes, 1.0f);
   std::fill(head_statistics_.shift + options.classes, head_statistics_.shift + q, kNever);
 }
 
-// Lays everything out after base and returns how many floats that takes.
+// Sets all pointers into the arena that starts at base, and returns the arena's floats. With a null
+// base only the returned number counts.
 size_t Refiner::layout(float* base) {
   size_t used = 0;
   const auto take = [&](size_t n) {
@@ -105,7 +107,8 @@ size_t Refiner::layout(float* base) {
   return used;
 }
 
-// Fills the network's input and, for residual, all that stays the same from step to step.
+// Fills the network's input from image [height][width][3]. For residual also computes target, log
+// prior, mass and affinities, which are constant during a run.
 void Refiner::set_input(const float* image, const Guide& guide) {
   const int h = height_, w = width_, classes = options_.classes;
   const size_t pixels = static_cast<size_t>(h) * w;
@@ -149,7 +152,7 @@ void Refiner::set_input(const float* image, const Guide& guide) {
   }
   const double share = 1.0 / (std::max(balanced, kLeastBalanced) * static_cast<double>(pixels));
   for (float& weight : class_weight) weight = static_cast<float>(weight * share);
-  std::vector<float> scale;  // of each offset's pairs
+  std::vector<float> scale;  // of the pairs of each offset
   for (const Offset d : offsets_) {
     const double pairs =
         std::max(h - std::abs(d.dy), 0) * static_cast<double>(std::max(w - std::abs(d.dx), 0));
@@ -181,7 +184,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   set_input(image, guide);
   const int floor = std::max(options_.min_labels, label_floor);
   bool have_kept = false;
-  int unchanged_checks = 0;  // checks in a row
+  int unchanged_checks = 0;  // consecutive checks without a change
   double checked_loss = 0;
   const auto keep = [&] {
     kept_parameters_ = parameters;
@@ -189,7 +192,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     kept_buffers_ = buffers;
     kept_batches_ = batches;
   };
-  const auto restore = [&] {  // it is called up to two times
+  const auto restore = [&] {  // called up to two times, so it copies
     parameters = kept_parameters_;
     momenta = kept_momenta_;
     buffers = kept_buffers_;

@@ -1,4 +1,4 @@
-// Test-time refinement of one picture size: owns the state and one arena, allocates nothing later.
+// Test-time refinement of pictures of one size.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,8 @@
 
 namespace seg {
 
+// Owns the network's state and one block of memory (the arena) for all maps. The steps of run()
+// allocate nothing.
 class Refiner {
  public:
   Refiner(const RefineOptions& options, int height, int width, int threads, const Kernels& kernels);
@@ -20,16 +22,17 @@ class Refiner {
   Refiner& operator=(Refiner&&) = default;
   ~Refiner();
 
-  // Up to `steps` steps on the picture, then one forward pass.
-  // scores [height][width][classes] and labels [height][width] are written; records has `steps`
-  // entries. image is [height][width][3] in [0, 1]. The last map with at least label_floor labels
-  // is kept (0 = off). after_step(done) runs between steps; true ends the run; it may throw.
+  // Takes up to `steps` steps on the picture, then one forward pass, and returns why and when the run
+  // ended. Writes scores [height][width][classes], labels [height][width] and records [steps]. image
+  // is [height][width][3] in [0, 1]. The returned map is the last one with at least label_floor
+  // labels; 0 disables this rule. after_step(steps done) is called after each step: true ends the
+  // run. It may throw. It may be empty.
   RunResult run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                 const Guide& guide, int label_floor, int steps,
                 const std::function<bool(int)>& after_step);
 
   std::vector<float> parameters, momenta, buffers;  // PyTorch's layout, see network.h
-  int64_t batches = 0;                              // steps seen by the running statistics
+  int64_t batches = 0;                              // steps that updated the running statistics
 
   const RefineOptions& options() const { return options_; }
   int height() const { return height_; }
@@ -37,7 +40,8 @@ class Refiner {
   size_t arena_bytes() const { return arena_floats_ * sizeof(float); }
 
  private:
-  struct Statistics {  // of one batch norm, [padded channels] each
+  // The values of one batch norm for the current picture, [padded(channels)] each.
+  struct Statistics {
     float *mean, *inv, *scale, *shift;
     Affine affine() const { return {mean, scale, shift}; }
   };
@@ -57,15 +61,17 @@ class Refiner {
   void conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add);
   void bias_gradient(const Conv& conv, bool add);
   void update_running(const Norm& norm, const Statistics& s);
-  // f(y, x, pixels) for the runs of a band of two rows; f(y, x, tiles, pixels) for its strips.
+  // A band is two rows. each_run calls f(y, x, pixels) for each run of a band, each_strip calls
+  // f(y, x, tiles, pixels) for each strip of conv3's tiles.
   template <class F>
   void each_run(int band, const F& f) const;
   template <class F>
   void each_strip(int band, const F& f) const;
-  // The sums over a band, [padded channels] each.
+  // Sums over the pixels of a band, [padded(channels)] each.
   struct Sums {
     float *a, *b, *c;
   };
+  // Sets the sums of a band to zero and returns them.
   Sums clear_sums(int band, int channels) const;
 
   RefineOptions options_;
@@ -75,21 +81,23 @@ class Refiner {
   size_t arena_floats_ = 0;
   Memory arena_;
 
-  // Maps, [height][width][padded channels]; the input has one zero pixel around it.
+  // Maps [height][width][padded(channels)]. The input is [height][width][channels] with a border of
+  // one zero pixel.
   Map input_;
   std::vector<Map> activation_;  // of each block, after relu
-  Map head_;                     // the head's output before its norm; residual: the soft-max of it
+  Map head_;                     // the head's output before its norm; for residual its soft-max
   Map d_response_, d_feature_;   // gradients
   Map spare_;                    // d_response_'s memory, laid out like d_feature_
-  Map target_, log_prior_;       // residual: class weight * confidence * prior / pixels
+  Map target_, log_prior_;       // for residual, as the kernel `prior` writes them
   std::vector<Statistics> statistics_;
   Statistics head_statistics_{};
-  std::vector<float*> packed_, turned_;  // weights as the kernels read them: blocks, skip, head
+  // Weights of blocks, skip and head as the kernels read them; turned_ is for gradients by inputs.
+  std::vector<float*> packed_, turned_;
   std::vector<float*> packed_bias_;
   float* sums_ = nullptr;  // [bands][3][padded channels]
   float *sum_a_ = nullptr, *sum_b_ = nullptr;
   float *partial_ = nullptr,
-        *skip_partial_ = nullptr;  // weight gradients of kBlocks blocks of rows
+        *skip_partial_ = nullptr;  // weight gradients of each of kBlocks blocks of rows
   float *scratch_ = nullptr, *affinity_ = nullptr, *mass_ = nullptr;
   size_t scratch_floats_ = 0, sums_floats_ = 0;
   std::vector<float> gradient_, kept_parameters_, kept_momenta_, kept_buffers_;
@@ -98,7 +106,7 @@ class Refiner {
   std::vector<uint8_t> present_;
   std::vector<double> row_losses_;
   std::vector<Offset> offsets_;
-  std::vector<int32_t> guide_present_, targets_;  // scratch of the mappings
+  std::vector<int32_t> guide_present_, targets_;  // scratch memory of the mappings
   std::vector<double> overlap_;
   Assignment assignment_;
   double guide_pixels_ = 0;

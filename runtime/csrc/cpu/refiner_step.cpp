@@ -15,7 +15,8 @@ Refiner::Sums Refiner::clear_sums(int band, int channels) const {
   return {s, s + row, s + 2 * row};
 }
 
-// Weights from PyTorch's (out, in, k, k) to the kernels' form, and turned for the input gradient.
+// Copies the weights [out][in][k][k] and biases into the kernels' form: packed_ for the forward pass,
+// turned_ (by 180 degrees, in and out exchanged) for the gradient by the input.
 void Refiner::pack() {
   const auto pack_conv = [&](int i, const Conv& conv, bool tiles, bool turn) {
     const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
@@ -48,7 +49,8 @@ void Refiner::pack() {
   pack_conv(options_.blocks + 1, network_.head, false, true);
 }
 
-// Of x, from the bands' moments about their first pixel; or the running ones.
+// Sets s to the statistics of x [height][width][padded(channels)], from the moments of its bands about
+// the first pixel of each band; if `running`, to the running statistics.
 void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool running) {
   for (int c = 0; c < norm.channels; ++c) {
     double mean = 0, m2 = 0;
@@ -57,7 +59,7 @@ void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool 
       m2 = buffers[norm.var + c];
     } else {
       double count = 0;
-      for (int band = 0; band < bands_; ++band) {  // Chan's rule joins mean and m2 of two parts
+      for (int band = 0; band < bands_; ++band) {  // Chan's rule joins the means and squares of two parts
         const double n = static_cast<double>(std::min(2, height_ - 2 * band)) * width_;
         const float* sums = sums_ + band * sums_floats_;
         const double sum = sums[c], square = sums[sums_floats_ / 3 + c];
@@ -76,6 +78,7 @@ void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool 
   }
 }
 
+// Updates the running mean and variance by the statistics of this picture.
 void Refiner::update_running(const Norm& norm, const Statistics& s) {
   const double n = static_cast<double>(height_) * width_;
   for (int c = 0; c < norm.channels; ++c) {
@@ -88,7 +91,7 @@ void Refiner::update_running(const Norm& norm, const Statistics& s) {
   }
 }
 
-// What the head sees of a run: the last block after its norm, with the skip.
+// Writes the head's input for a run of pixels: the last block after its norm, plus the skip.
 void Refiner::feature(Map out, int y, int x, int width) const {
   const Conv& skip = network_.skip;
   const int i = options_.blocks;
@@ -99,6 +102,8 @@ void Refiner::feature(Map out, int y, int x, int width) const {
              false);
 }
 
+// Runs the network from the input to the labels, with this picture's statistics or the running ones.
+// For residual also computes the soft-max and the guide loss of each band.
 void Refiner::forward(bool running) {
   pack();
   for (int i = 0; i < options_.blocks; ++i) {
@@ -164,7 +169,8 @@ void Refiner::forward(bool running) {
   });
 }
 
-// dgamma, dbeta and the means that bn_backward takes, from the bands' sums of dy and dy (x - mean).
+// Writes the gradients by gamma and beta, and the means that bn_backward subtracts, from the bands'
+// sums of dy and of dy * (x - mean).
 void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   const double n = static_cast<double>(height_) * width_;
   for (int c = 0; c < norm.channels; ++c) {
@@ -181,7 +187,8 @@ void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   }
 }
 
-// Sums the blocks' weight gradients into gradient_.
+// Sums the weight gradients of the kBlocks blocks of rows into gradient_; with `add`, to the gradient
+// that is already in it. `tiles`: partial is in the basis of conv3's tiles.
 void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add) {
   const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
   const size_t row = padded(conv.out), block = weight_floats(conv, tiles);
@@ -205,7 +212,7 @@ void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, 
   });
 }
 
-// From the bands' sums of the gradient of the convolution's output.
+// Writes the gradient by the bias: the sum over the bands of the gradient of the convolution's output.
 void Refiner::bias_gradient(const Conv& conv, bool add) {
   for (int o = 0; o < conv.out; ++o) {
     double s = 0;
@@ -216,7 +223,7 @@ void Refiner::bias_gradient(const Conv& conv, bool add) {
   }
 }
 
-// From d_response_ to gradient_. losses() has left the sums of the head's norm.
+// Computes gradient_ from d_response_. losses() has computed the sums for the head's norm.
 void Refiner::backward() {
   const int last = options_.blocks - 1;
   const Conv &head = network_.head, &skip = network_.skip;
@@ -297,17 +304,18 @@ void Refiner::backward() {
   }
 }
 
-// How many labels differ.
+// Marks the labels that occur in present_ and returns their number.
 int Refiner::find_labels() {
   std::fill(present_.begin(), present_.end(), 0);
   for (const int32_t label : labels_) present_[label] = 1;
   return static_cast<int>(std::count(present_.begin(), present_.end(), 1));
 }
 
-// i-th present guide class -> (i mod K')-th present label, both in increasing order.
+// Maps the i-th class that occurs in the guide to the (i mod K)-th of the K labels that occur, both in
+// increasing order.
 void Refiner::set_modulo_mapping(const Guide& guide) {
   if (guide_present_.empty()) {
-    std::fill(mapping_.begin(), mapping_.end(), guide.soft != nullptr);  // now: is it present?
+    std::fill(mapping_.begin(), mapping_.end(), guide.soft != nullptr);  // here: 1 if the class occurs
     if (guide.hard != nullptr)
       for (size_t n = 0; n < labels_.size(); ++n)
         if (guide.hard[n] >= 0) mapping_[guide.hard[n]] = 1;
@@ -321,8 +329,8 @@ void Refiner::set_modulo_mapping(const Guide& guide) {
     mapping_[guide_present_[i]] = targets_[i % targets_.size()];
 }
 
-// Guide classes to labels so that the shared area is largest, one to one; classes beyond the
-// number of labels take the label that they overlap most.
+// Maps guide classes to labels one to one, so that the area of pixels with both is largest. If there are
+// more classes than labels, each remaining class is mapped to the label that it overlaps most.
 void Refiner::set_overlap_mapping(const Guide& guide) {
   const int s = guide.classes, q = options_.classes;
   std::fill(overlap_.begin(), overlap_.end(), 0.0);
@@ -351,13 +359,14 @@ void Refiner::set_overlap_mapping(const Guide& guide) {
   }
 }
 
-// The losses and d_response_. False when the loss is not finite.
+// Computes the losses of the step and d_response_, the gradient by the response. Returns false if the
+// total loss is not finite.
 bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   const int h = height_, w = width_, classes = options_.classes;
   const double pixels = static_cast<double>(h) * w;
   record->clusters = clusters;
   record->first = record->spatial = record->guide = 0;
-  if (options_.objective == kResidual) {  // forward() has summed the guide term
+  if (options_.objective == kResidual) {  // forward() has computed the guide loss
     parallel_for(threads_, bands_, [&](int band) {
       each_run(band, [&](int y, int x, int width) {
         row_losses_[3 * band + 1] += k_->residual_loss(

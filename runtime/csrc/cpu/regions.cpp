@@ -9,13 +9,15 @@
 namespace seg {
 namespace {
 
+// A union-find forest of indices.
 struct Forest {
   std::vector<int32_t> parent;
+  // Returns the root of i's tree and shortens the path to it.
   int32_t find(int32_t i) {
     while (parent[i] != i) i = parent[i] = parent[parent[i]];
     return i;
   }
-  // The smaller index becomes the root.
+  // Joins the trees of a and b. The smaller root is the root of the joined tree.
   void join(int32_t a, int32_t b) {
     a = find(a);
     b = find(b);
@@ -26,10 +28,13 @@ struct Forest {
 struct Region {
   int64_t area = 0;
   int32_t label = 0;
-  std::unordered_map<int32_t, int64_t> border;  // neighbour (a root when last seen) -> length
+  // The length of the common border with each neighbour. A neighbour that was merged later is
+  // still listed by its old number: find() returns the current one.
+  std::unordered_map<int32_t, int64_t> border;
 };
 
-// Merges regions under min_area into a neighbour, smallest first.
+// Merges regions of less than min_area pixels, the smallest first, as regions.h describes. region
+// and forest have one entry for each region of number_regions().
 void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) {
   using Entry = std::pair<int64_t, int32_t>;  // area, region
   std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> small;
@@ -38,8 +43,8 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
   while (!small.empty()) {
     const auto [area, id] = small.top();
     small.pop();
-    if (forest.find(id) != id || region[id].area != area) continue;  // merged or grown since
-    std::unordered_map<int32_t, int64_t> border;                     // by today's roots
+    if (forest.find(id) != id || region[id].area != area) continue;  // an old entry
+    std::unordered_map<int32_t, int64_t> border;                     // by the current roots
     for (const auto& [neighbour, length] : region[id].border) {
       const int32_t root = forest.find(neighbour);
       if (root != id) border[root] += length;
@@ -53,7 +58,7 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
       };
       if (best < 0 || better(root, length, best, border[best])) best = root;
     }
-    if (best < 0) continue;  // it is the whole picture
+    if (best < 0) continue;  // the region is the whole picture
     const int32_t label = region[best].label;
     const int32_t root = std::min(best, id), other = std::max(best, id);
     forest.join(id, best);
@@ -68,10 +73,11 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
   }
 }
 
-// regions = 0, 1, ... of connected equal labels, in the order of their first pixels; how many.
+// Writes regions [height][width]: 0, 1, ... for the connected regions of equal label, in the order of
+// their first pixels. Returns the number of regions. labels is [height][width].
 int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int width) {
   const size_t pixels = static_cast<size_t>(height) * width;
-  // Pass 1: provisional numbers, joined where they touch.
+  // Pass 1: provisional numbers; numbers of one region that touch are joined.
   Forest forest;
   for (int y = 0; y < height; ++y) {
     for (int x = 0; x < width; ++x) {
@@ -80,7 +86,7 @@ int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int 
       const bool up = y > 0 && labels[n - width] == labels[n];
       if (left) {
         regions[n] = regions[n - 1];
-        const bool joined = up && labels[n - width - 1] == labels[n];  // by that corner, already
+        const bool joined = up && labels[n - width - 1] == labels[n];  // through the corner
         if (up && !joined) forest.join(regions[n], regions[n - width]);
       } else if (up) {
         regions[n] = regions[n - width];
@@ -90,7 +96,8 @@ int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int 
       }
     }
   }
-  // Pass 2: consecutive numbers; roots come first, so order of first pixel is kept.
+  // Pass 2: consecutive numbers. A root is the smallest number of its tree, so the regions keep the
+  // order of their first pixels.
   std::vector<int32_t> number(forest.parent.size(), 0);
   int32_t count = 0;
   for (size_t i = 0; i < number.size(); ++i) {
@@ -114,7 +121,7 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
       here.label = labels[n];
       ++here.area;
     }
-    // Borders are only needed where something can merge, but small regions touch large ones.
+    // The borders of all regions are measured, because a small region may be merged into any.
     for (size_t n = 0; n < pixels; ++n) {
       const auto touch = [&](size_t m) {
         const int32_t a = regions[n], b = regions[m];
@@ -130,7 +137,7 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
     for (int32_t i = 0; i < count; ++i) merged.parent[i] = i;
     merge_small(merged, region, min_area);
     for (size_t n = 0; n < pixels; ++n) labels[n] = region[merged.find(regions[n])].label;
-    // Regions of one label that now touch are one region.
+    // After merging, touching regions of one label are one region.
     count = number_regions(regions, labels, height, width);
   }
   for (size_t n = 0; n < pixels; ++n) ++regions[n];

@@ -5,10 +5,13 @@
 
 namespace seg {
 
-// 4-connected regions of equal label, numbered 1, 2, ... in the order of their first pixel. Regions
-// under min_area pixels join the neighbour with the longest common border (ties: the larger, then
-// the one numbered first), smallest region first, and take its label. Returns the number of
-// regions.
+// Writes regions [height][width]: the 4-connected regions of equal label, numbered 1, 2, ... in the
+// order of their first pixel. Returns the number of regions.
+//
+// A region of less than min_area pixels is merged into the neighbour with the longest common border
+// and takes that neighbour's label; of equal borders the larger neighbour is chosen, of equal areas
+// the neighbour with the lower number. The smallest region is merged first. labels [height][width]
+// is read and receives the merged labels. min_area 0 or 1 merges nothing.
 int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int width,
                           int64_t min_area);
 

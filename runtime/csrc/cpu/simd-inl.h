@@ -1,5 +1,6 @@
-// Vectors of SEG_LANES floats, written with the compiler's own vector types. Compiled once per
-// target, inside that target's namespace: no include guard, no standard header, no global.
+// Vectors of SEG_LANES floats, written with the compiler's vector types. Each target_*.cpp includes
+// this file inside the namespace of its instruction set. So this file has no include guard, includes
+// no standard header and defines no global.
 
 #define SEG_INLINE inline __attribute__((always_inline))
 
@@ -10,6 +11,7 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(SEG_LANES * 4), align
 
 enum { kLanes = SEG_LANES };
 
+// Returns the number of vectors that so many channels fill.
 SEG_INLINE int vectors(int channels) { return (channels + kLanes - 1) / kLanes; }
 SEG_INLINE Vec load(const float* p) { return *(const UnalignedVec*)p; }
 SEG_INLINE void store(float* p, Vec v) { *(UnalignedVec*)p = v; }
@@ -17,9 +19,10 @@ SEG_INLINE Vec splat(float x) { return x - Vec{}; }
 SEG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 SEG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 SEG_INLINE Vec abs(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
+// Returns a in the lanes where mask is set (all bits 1), 0 elsewhere.
 SEG_INLINE Vec zero_unless(IntVec mask, Vec a) { return (Vec)((IntVec)a & mask); }
 
-// (a, b)[i[0]], (a, b)[i[1]], ... where i counts on from a to b.
+// Returns ab[i[0]], ab[i[1]], ... of the lanes ab of a followed by those of b.
 SEG_INLINE Vec pick(Vec a, Vec b, IntVec i) {
 #if defined(__clang__)
   Vec out;
@@ -30,6 +33,7 @@ SEG_INLINE Vec pick(Vec a, Vec b, IntVec i) {
 #endif
 }
 
+// Returns a[i[0]], a[i[1]], ...
 SEG_INLINE Vec pick(Vec a, IntVec i) {
 #if defined(__clang__)
   return pick(a, a, i);
@@ -38,6 +42,7 @@ SEG_INLINE Vec pick(Vec a, IntVec i) {
 #endif
 }
 
+// Returns the sum of all lanes.
 SEG_INLINE float sum(Vec v) {
   float s[kLanes];
   store(s, v);
@@ -46,6 +51,7 @@ SEG_INLINE float sum(Vec v) {
   return s[0];
 }
 
+// Returns the largest lane.
 SEG_INLINE float max(Vec v) {
   float s[kLanes];
   store(s, v);
@@ -54,10 +60,10 @@ SEG_INLINE float max(Vec v) {
   return s[0];
 }
 
-// exp(x): x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by its Taylor series to r^7 (relative error
-// below 1e-8 there), 2^n by building the exponent. Exact 0 below -87.
+// Returns exp(x), and exactly 0 below -87. With x = n ln 2 + r and |r| <= ln 2 / 2, exp(r) is the
+// Taylor series up to r^7 (relative error below 1e-8) and 2^n is built from its exponent bits.
 SEG_INLINE Vec exp(Vec x) {
-  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vec y = min(max(x, splat(-87.0f)), splat(88.0f));
   const Vec t = y * 1.44269504f + kRound;
   const Vec n = t - kRound;
@@ -73,8 +79,8 @@ SEG_INLINE Vec exp(Vec x) {
   return zero_unless(x >= splat(-87.0f), e * (Vec)exponent);
 }
 
-// log(x) of normal x > 0: x = 2^n m with sqrt(1/2) <= m < sqrt(2), log m = 2 artanh(s) by its
-// series to s^9 with s = (m - 1) / (m + 1), |s| < 0.172 (relative error below 1e-9 there).
+// Returns log(x). x is normal and above 0. With x = 2^n m and sqrt(1/2) <= m < sqrt(2), log m is
+// 2 artanh(s), s = (m - 1) / (m + 1): the series up to s^9 (|s| < 0.172, relative error below 1e-9).
 SEG_INLINE Vec log(Vec x) {
   const int32_t kRootHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
   const IntVec bits = (IntVec)x - kRootHalf;

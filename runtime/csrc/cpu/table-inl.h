@@ -1,5 +1,6 @@
-// All kernels of a target, and their table: an entry for each member of Kernels (kernels.h), in
-// that order. A missing entry is a compile error. A target includes this file inside its namespace.
+// All kernels of one instruction set, and their table: an entry for each member of Kernels
+// (kernels.h), in the same order. A missing entry is a compile error. Each target_*.cpp includes this
+// file inside the namespace of its instruction set.
 
 // clang-format off
 #include "simd-inl.h"
@@ -9,6 +10,7 @@
 #include "filter-inl.h"
 // clang-format on
 
+// Returns the table. name is that of the instruction set.
 constexpr Kernels table(const char* name) {
   return {
       .name = name,

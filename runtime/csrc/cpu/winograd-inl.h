@@ -1,13 +1,16 @@
-// 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray, CVPR 2016): 2x2 outputs from 4x4
-// inputs with 16 products instead of 36, the same for the weight gradient.
+// 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray, CVPR 2016): a tile of 2x2 outputs needs
+// 16 products of its 4x4 inputs instead of 36. The weight gradient needs 16 as well.
 //
 //   out = A' [(G w G') * (B' in B)] A       dw = G' [(B' in B) * (A dout A')] G
 //
-// Tiles go through in strips, so that a strip's transforms stay in the second-level cache; between
-// the transforms there are 16 matrix products of tiles x channels, see conv-inl.h.
+// B, G and A are the matrices of the paper, ' is the transpose, * multiplies element by element.
+// The tiles are computed in strips of at most kStrip, so that the transforms of a strip fit the
+// second-level cache. Between the transforms are 16 matrix products of tiles x channels
+// (conv-inl.h).
 
-// One 4x4 tile of `in`, top left at (y, x), to 16 vectors `plane` floats apart. `norm` is applied
-// to the pixels; those outside the picture are zero after it.
+// Writes v [16][tiles][in.stride] = B' in B of each 4x4 tile of `in`. The first tile's top left pixel
+// is (y, x), each next one is two columns further right. The 16 planes are `plane` floats apart. With
+// kNorm, norm is applied to the pixels. Pixels outside the picture are zero after the norm.
 template <bool kNorm>
 inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y, int x, int tiles,
                            int height, int width, int channels) {
@@ -51,7 +54,9 @@ inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y
   }
 }
 
-// The other way: 16 vectors to 2x2 pixels of `out`, of which those in the picture are written.
+// Writes the 2x2 pixels of `out` = A' m A + bias, then relu if asked, for each tile of m
+// [16][tiles][padded(channels)], whose planes are `plane` floats apart. Pixels outside the picture are
+// not written.
 inline void tiles_to_output(Map out, const float* m, ptrdiff_t plane, const float* bias, bool relu,
                             int y, int x, int tiles, int height, int width, int channels) {
   const int n = vectors(channels) * kLanes;
@@ -76,7 +81,8 @@ inline void tiles_to_output(Map out, const float* m, ptrdiff_t plane, const floa
   }
 }
 
-// A dout A' of 2x2 pixels, zero outside the picture.
+// Writes z [16][tiles][dout.stride] = A dout A' of the 2x2 pixels of each tile. Pixels outside the
+// picture are zero.
 inline void tiles_of_gradient(float* z, ptrdiff_t plane, Map dout, int y, int x, int tiles,
                               int height, int width, int channels) {
   const int n = vectors(channels) * kLanes;
@@ -100,6 +106,7 @@ inline void tiles_of_gradient(float* z, ptrdiff_t plane, Map dout, int y, int x,
   }
 }
 
+// The same, with kNorm if norm is set.
 inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y, int x, int tiles,
                            int height, int width, int channels) {
   if (norm.mean)
@@ -108,6 +115,7 @@ inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y
     tiles_of_input<false>(v, plane, in, norm, y, x, tiles, height, width, channels);
 }
 
+// Kernels::conv3.
 inline void conv3(Map out, Map in, Affine norm, const float* w, const float* bias, bool relu, int y,
                   int x, int tiles, int height, int width, int in_channels, int channels,
                   float* scratch) {
@@ -135,6 +143,7 @@ inline void conv3(Map out, Map in, Affine norm, const float* w, const float* bia
   tiles_to_output(out, m, out_plane, bias, relu, y, x, tiles, height, width, channels);
 }
 
+// Kernels::conv3_dw.
 inline void conv3_dw(float* dw, Map in, Affine norm, Map dout, int y, int x, int tiles, int height,
                      int width, int in_channels, int channels, float* scratch) {
   const ptrdiff_t none[1] = {0}, row = padded(channels);

@@ -1,5 +1,5 @@
-// Convolutions of the refinement network, forward and backward, as implicit matrix products in
-// float32.
+// Convolutions of the refinement network, forward and backward, in float32. They are computed as
+// matrix products whose operands are read from the maps and not copied out (implicit products).
 #include <algorithm>
 
 #include "conv.h"
@@ -7,20 +7,23 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kRowPitch = kWide + 4;  // of a tile with its border in shared memory
-constexpr int kMostColumns = 32;      // groups of four output channels that a block computes
-constexpr int kLeast = 128;           // threads of a block: what few channels need not, loads
+constexpr int kRowPitch = kWide + 4;  // floats of a tile's row with its border, in shared memory
+constexpr int kMostColumns = 32;      // most groups of four output channels of a block
+// Least threads of a block. With few channels fewer threads compute; the others only help to load.
+constexpr int kLeast = 128;
 
-// Copies the weights in the order in which conv() reads them. Blocks: (words, list).
+// Copies the weights into the order in which conv() reads them. Blocks: (words, entry of the list).
 __global__ void pack(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
   if (e < p.count()) static_cast<float*>(p.words)[e] = p.value(parameters, e, 0);
 }
 
-// A block computes a tile of pixels for up to 128 channels: input channels come into shared memory
-// eight at a time, with a border, and their weights beside them. A thread keeps 8 pixels x 4
-// channels in registers; with 3x3 taps, a row of 12 inputs serves 96 products.
+// Computes the convolution of source with packed weights and calls emit with the results. A block
+// computes one tile of pixels for up to 128 output channels. It copies eight input channels of the
+// tile with its border, and their weights, to shared memory, adds their products, and repeats this for
+// the next eight. A thread holds the sums of 8 pixels x 4 channels in registers. With 3x3 taps it
+// reads a row of 12 inputs for 96 products. Blocks: (tile, group of output channels).
 template <int Taps, class Source, class Emit>
 __global__ void __launch_bounds__(kMostColumns* kRuns)
     conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s,
@@ -111,9 +114,10 @@ Split split_of(int in, int out, Extent s) {
   return p;
 }
 
-// Parts [parts][out in Taps^2 + out] of the gradients by weights and bias. A thread sums 4 output
-// channels x Ins input channels x all taps in registers; the tile's gradients and inputs lie in
-// shared memory, four pixels of both serve 16 products a tap.
+// Writes parts [parts][out * in * Taps^2 + out]: sums over a part of the tiles of the gradients by
+// weights and bias. A thread sums 4 output channels x Ins input channels x all taps in registers. The
+// tile's gradients and inputs are in shared memory; four pixels of both are used for 16 products of
+// each tap. Blocks: (part of the tiles, group of input channels, group of output channels).
 template <int Taps, int Ins, class Source, class Slope>
 __global__ void __launch_bounds__(512)
     conv_gradient(float* parts, Source source, Slope slope, int in, int out, Split p, Extent s,
@@ -200,7 +204,7 @@ __global__ void __launch_bounds__(512)
 
 constexpr int kSumWide = 32, kSumTall = 8;
 
-// gradient [n] = the sum of count parts [n], in a fixed order; with add, on top of what is there.
+// gradient [n] = the sum of `count` parts [n], in a fixed order; with add, gradient += that sum.
 __global__ void sum_parts(float* gradient, const float* parts, int n, int count, bool add) {
   SEG_SHARED(shared);
   double* const sums = reinterpret_cast<double*>(shared);  // [kSumTall][kSumWide]

@@ -1,6 +1,6 @@
-// What the convolutions of conv.cu and tensor_conv.cu read and write. Maps are planes
-// [channel][height][pitch]; what lies right of the picture in a row is never read. The kernels of
-// both files take these structures as template arguments, so that the compiler inlines them.
+// The inputs and outputs of the convolutions of conv.cu and tensor_conv.cu. Maps are planes
+// [channel][height][pitch]; the values between width and pitch are undefined and have no influence on
+// a result. The structures are template arguments of the kernels, so the compiler inlines them.
 #pragma once
 
 #include <cstddef>
@@ -14,38 +14,42 @@ constexpr int kFour = 4;              // output channels of a thread
 constexpr int kTall = 8, kWide = 16;  // pixels of a block's tile
 constexpr int kRuns = kTall * kWide / kRun;
 constexpr int kDepth = 8;             // input channels that are in shared memory at a time
-constexpr int kGradientRows = 4;      // of the tiles that weight gradients are summed over
-constexpr int kGradientBlocks = 264;  // blocks that share a weight gradient: two for each of an
-                                      // H100's multiprocessors, the same on every device
-constexpr size_t kShared = 48 * 1024;
+constexpr int kGradientRows = 4;      // rows of the tiles of a weight gradient
+// Blocks that share a weight gradient: two for each multiprocessor of an H100. It is the same on every
+// device, so that the result is.
+constexpr int kGradientBlocks = 264;
+constexpr size_t kShared = 48 * 1024;  // bytes of shared memory that every device has for a block
 
+// The size of a map, and its tiles of kTall x kWide pixels. A plane has `height` rows of `pitch` floats.
 struct Extent {
   int height, width, pitch;
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * pitch; }
   __device__ size_t at(int y, int x) const { return static_cast<size_t>(y) * pitch + x; }
   __host__ __device__ int across() const { return (width + kWide - 1) / kWide; }
   __host__ __device__ int tiles() const { return across() * ((height + kTall - 1) / kTall); }
-  // Pixels of a tile of so many rows that lie in the picture.
+  // Returns the number of a tile's pixels that are in the picture.
   __device__ int inside(int tile) const {
     const int top = tile / across() * kTall, left = tile % across() * kWide;
     return min(kTall, height - top) * min(kWide, width - left);
   }
 };
 
-// A batch norm of one picture, [channels] each: y = (x - mean) scale + shift; a and b are what its
-// gradient takes off: dx = scale (dy - a - (x - mean) b).
+// The values of a batch norm for the current picture, [channels] each: y = (x - mean) * scale + shift,
+// and for the gradient dx = scale * (dy - a - (x - mean) * b). inv = 1 / the standard deviation.
 struct NormState {
   float *mean, *inv, *scale, *shift, *a, *b;
 };
 
+// Returns four neighbouring floats. from is a multiple of 16 bytes.
 __device__ inline float4 load_four(const float* from) {
   return *reinterpret_cast<const float4*>(from);
 }
 
-// What a convolution reads: x, or its norm, and the skip on top.
+// The input of a convolution: x, or norm(x) if the norm is set, plus the skip if it is set. The
+// operator returns the value of channel c at position n of a plane.
 struct Input {
   const float* x;
-  NormState norm;  // scale is null: none
+  NormState norm;  // not set if scale is null
   const float* skip;
   size_t plane;
   __device__ float operator()(int c, size_t n) const {
@@ -53,7 +57,7 @@ struct Input {
     if (norm.scale != nullptr) v = (v - norm.mean[c]) * norm.scale[c] + norm.shift[c];
     return skip != nullptr ? v + skip[c * plane + n] : v;
   }
-  // Of n .. n + 3, n a multiple of 4.
+  // Returns the values at n ... n + 3. n is a multiple of 4.
   __device__ float4 four(int c, size_t n) const {
     float4 v = load_four(x + c * plane + n);
     if (norm.scale != nullptr) {
@@ -67,8 +71,9 @@ struct Input {
   }
 };
 
-// The gradient by a convolution's output: d, or where x is given, d behind the norm of x, and the
-// relu that made x.
+// The gradient by a convolution's output. If x is null, it is d. Otherwise x is that output after the
+// relu (if relu is set), d is the gradient by norm(x), and the operator computes the gradient through
+// the norm and the relu. It returns the value of channel c at position n of a plane.
 struct Gradient {
   const float *d, *x;
   NormState norm;
@@ -93,20 +98,22 @@ struct Gradient {
   }
 };
 
-// A convolution's weights in the order in which blocks take them into shared memory, so that they
-// are copied in one piece: words [input channels / depth][groups of output channels][kDepth]
-// [Taps^2][pitch] for a span of output channels in each group; a word holds the weight of one input
-// channel, or (tensor_conv.cu) of two in half precision.
+// A convolution's weights in the order in which the blocks of its kernel read them, so that a block
+// copies one contiguous part: words [ceil(in / depth)][groups()][kDepth][taps][pitch]. A group has `span`
+// output channels. A word is the weight of one input channel as a float, or in tensor_conv.cu of two
+// input channels in half precision; then depth is 2 * kDepth. taps counts all taps, 1 or 9.
 struct Packed {
-  size_t weight;  // where they lie among the parameters, [out][in][Taps^2]; or, turned, as those of
-                  // the gradient by the input, [in][out][Taps^2] from the last tap on
+  // The offset of the weights in the parameters. They are [out][in][taps] there; for turned weights
+  // (of the gradient by the input) [in][out][taps], and the taps are read from the last to the first.
+  size_t weight;
   void* words;
   int in, out, taps, span, pitch, depth;
   bool turned;
   __host__ __device__ int groups() const { return (out + span - 1) / span; }
-  __host__ __device__ int part() const { return kDepth * taps * pitch; }  // that a block takes
+  // Words that a block copies at a time, and all words.
+  __host__ __device__ int part() const { return kDepth * taps * pitch; }
   __host__ __device__ int count() const { return (in + depth - 1) / depth * groups() * part(); }
-  // The weight, of those that word e holds, with this number.
+  // Returns weight `number` (0, or 1 in half precision) of word e; 0 outside the channels.
   __device__ float value(const float* parameters, int e, int number) const {
     const int column = e % pitch, tap = e / pitch % taps, row = e / (pitch * taps) % kDepth;
     const int channel = e / part() / groups() * depth + row * (depth / kDepth) + number,
@@ -118,12 +125,13 @@ struct Packed {
   }
 };
 
-constexpr int kMostPacked = 8;  // of a network: three blocks, skip and head, and three turned
+constexpr int kMostPacked = 8;  // of a network: three blocks, the skip, the head, three turned ones
 constexpr int kPackThreads = 128;
+// The packed weights of all convolutions of a network.
 struct PackedList {
   Packed of[kMostPacked];
   int count;
-  // The blocks of a kernel that fills the words: (words, list).
+  // Returns the grid of a kernel with a thread for each word: (words, entry of the list).
   dim3 grid(int threads) const {
     int most = 0;
     for (int i = 0; i < count; ++i) most = of[i].count() > most ? of[i].count() : most;
@@ -131,20 +139,23 @@ struct PackedList {
   }
 };
 
-// Where a thread's results lie: kRun pixels from (y, x), count of which are in the picture, of a
-// column of four among span channels from first on.
+// The position of a thread's results: kRun pixels from (y, x) on, `count` of which are in the picture,
+// for four channels. The block computes `span` channels from `first` on in columns of four. works()
+// returns whether the thread has results.
 struct Place4 {
   int first, y, x, count, column, run, span, tile;
   __device__ int channel(int j) const { return first + column * kFour + j; }
   __device__ bool works() const { return column * kFour < span; }
 };
 
+// Writes the results of channel j to kRun floats; `to` is a multiple of 16 bytes.
 __device__ inline void store_run(float* to, const float (&v)[kRun][kFour], int j) {
   float4* p = reinterpret_cast<float4*>(to);
   p[0] = float4{v[0][j], v[1][j], v[2][j], v[3][j]};
   p[1] = float4{v[4][j], v[5][j], v[6][j], v[7][j]};
 }
 
+// Reads kRun floats; `from` is a multiple of 16 bytes.
 __device__ inline void load_run(float (&v)[kRun], const float* from) {
   const float4* p = reinterpret_cast<const float4*>(from);
   const float4 a = p[0], b = p[1];
@@ -152,8 +163,9 @@ __device__ inline void load_run(float (&v)[kRun], const float* from) {
   v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-// Writes x conv w + bias (+ prior), after relu where asked, and the moments of each channel over
-// the tile: sums [2][out][tiles] of x and of (x - its mean)^2.
+// The epilogue of a forward pass. Writes out = v + bias + prior (if set), then relu if asked, and if sums
+// is set the moments of each channel over the tile: sums [2][channels][tiles] of out, and of (out - the
+// tile's mean)^2. The caller provides shared memory for 2 * kRuns * (span + 1) floats.
 struct Forward {
   float* out;
   const float *bias, *prior;
@@ -174,7 +186,7 @@ struct Forward {
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
           v[i][j] += bias[c] + more[i];
-          if (relu && v[i][j] < 0) v[i][j] = 0;  // NaN stays
+          if (relu && v[i][j] < 0) v[i][j] = 0;  // a NaN remains
           if (i < p.count) sum += v[i][j];
         }
         store_run(out + c * s.plane() + n, v, j);
@@ -208,7 +220,8 @@ struct Forward {
   }
 };
 
-// Writes d, and over the tile the sums [2][out][tiles] of d and of d (x - mean of x).
+// The epilogue of a gradient by the input. Writes out = v (called d), and sums [2][channels][tiles] over
+// the tile of d and of d * (x - mean). Shared memory as for Forward.
 struct Backward {
   float* out;
   const float *x, *mean;

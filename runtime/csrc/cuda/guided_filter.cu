@@ -20,7 +20,7 @@ constexpr int kColumns = 128;  // threads of a block that walk down columns
 constexpr int kChunk = 64;     // least rows, or columns, between fresh starts
 constexpr int kTile = 32;      // pixels of a warp's step along its rows
 constexpr int kPitch = kTile + 1;
-constexpr float kCentre = 0.5f;  // guides lie in [0, 1]; centred, their products cancel less
+constexpr float kCentre = 0.5f;  // guidance pictures lie in [0, 1]; centred, their products cancel less
 
 struct Size {
   int height, width, radius;
@@ -51,12 +51,12 @@ __device__ float share(Size s, int y, int x) {
   return 1.0f / (static_cast<float>(rows) * columns);
 }
 
-// The features of a pixel: guide [G], guide products [G (G + 1) / 2], then for each class the value
-// and guide times value [1 + G].
+// The features of a pixel: guidance [G], guidance products [G (G + 1) / 2], then for each class the value
+// and guidance times value [1 + G].
 template <int G>
 struct Features {
-  static constexpr int kGuide = G + G * (G + 1) / 2;
-  const float *guide, *values;
+  static constexpr int kGuidance = G + G * (G + 1) / 2;
+  const float *guidance, *values;
   int classes, first, end;  // of all classes, those of this turn
   Size size;
 };
@@ -64,12 +64,12 @@ struct Features {
 // What a thread adds up of a pixel of its column: load(y, x), then N values.
 template <int G>
 struct GuideFeatures {
-  static constexpr int N = Features<G>::kGuide;
+  static constexpr int N = Features<G>::kGuidance;
   Features<G> of;
 
   __device__ void load(float* out, int, int y, int x) const {
     float* products = out + G;
-    for (int g = 0; g < G; ++g) out[g] = of.guide[of.size.at(y, x) * G + g] - kCentre;
+    for (int g = 0; g < G; ++g) out[g] = of.guidance[of.size.at(y, x) * G + g] - kCentre;
     for (int i = 0; i < G; ++i)
       for (int j = i; j < G; ++j) *products++ = out[i] * out[j];
   }
@@ -77,7 +77,7 @@ struct GuideFeatures {
   __device__ int count(int) const { return N; }
 };
 
-// Of kTogether classes: the guide is read once for them, and values that lie side by side at once.
+// Of kTogether classes: the guidance is read once for them, and values that lie side by side at once.
 template <int G>
 struct ClassFeatures {
   static constexpr int kTogether = 4, N = kTogether * (G + 1);
@@ -90,10 +90,10 @@ struct ClassFeatures {
     for (int k = 0; k < kTogether; ++k) {
       const float v = first + k < of.end ? values[k] : 0.0f;
       out[k * (G + 1)] = v;
-      for (int g = 0; g < G; ++g) out[k * (G + 1) + 1 + g] = v * (of.guide[n * G + g] - kCentre);
+      for (int g = 0; g < G; ++g) out[k * (G + 1) + 1 + g] = v * (of.guidance[n * G + g] - kCentre);
     }
   }
-  __device__ int first(int group) const { return Features<G>::kGuide + group * N; }
+  __device__ int first(int group) const { return Features<G>::kGuidance + group * N; }
   __device__ int count(int group) const {
     return min(N, (of.end - of.first - group * kTogether) * (G + 1));
   }
@@ -178,7 +178,7 @@ __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   }
 }
 
-// Of the guide's sums: its mean [G] and the inverse of its covariance + eps [G (G + 1) / 2], the
+// Of the guidance's sums: its mean [G] and the inverse of its covariance + eps [G (G + 1) / 2], the
 // upper triangle by rows.
 template <int G>
 struct Statistics {
@@ -239,7 +239,7 @@ struct Solution {
   }
 };
 
-// The window's mean coefficients, for guides that are not centred: [height][G + 1][classes][width].
+// The window's mean coefficients, for guidance pictures that are not centred: [height][G + 1][classes][width].
 template <int G>
 struct Store {
   float* out;
@@ -261,7 +261,7 @@ struct Store {
 template <int G>
 struct Apply {
   float* out;
-  const float* guide;
+  const float* guidance;
   int classes, first;
   Size size;
 
@@ -269,13 +269,13 @@ struct Apply {
     const float n = share(size, y, x);
     const size_t at = size.at(y, x);
     float v = sums[G] * n;
-    for (int g = 0; g < G; ++g) v += sums[g] * n * (guide[at * G + g] - kCentre);
+    for (int g = 0; g < G; ++g) v += sums[g] * n * (guidance[at * G + g] - kCentre);
     out[at * classes + first + k] = v;
   }
 };
 
-// a . guide + b of a class at a full-size pixel, from coefficients [low_height][G + 1][classes]
-// [low_width]; level[g] is the guide there.
+// a . guidance + b of a class at a full-size pixel, from coefficients [low_height][G + 1][classes]
+// [low_width]; level[g] is the guidance there.
 template <int G>
 struct Lifted {
   const float* coefficients;
@@ -300,25 +300,25 @@ struct Lifted {
 
 // values [height][width][classes]. A thread has a pixel, so that neighbours share coefficients.
 template <int G>
-__global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guide) {
+__global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guidance) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (x >= lifted.width) return;
   const Place at_y(y, lifted.height, lifted.low_height), at_x(x, lifted.width, lifted.low_width);
   const size_t n = static_cast<size_t>(y) * lifted.width + x;
   for (int k = 0; k < lifted.classes; ++k)
-    values[n * lifted.classes + k] = lifted(at_y, at_x, k, guide + n * G);
+    values[n * lifted.classes + k] = lifted(at_y, at_x, k, guidance + n * G);
 }
 
 // The first class with the largest value, and that cut to [0, 1].
 template <int G>
 __global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted,
-                            const uint8_t* guide) {
+                            const uint8_t* guidance) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (x >= lifted.width) return;
   const Place at_y(y, lifted.height, lifted.low_height), at_x(x, lifted.width, lifted.low_width);
   const size_t n = static_cast<size_t>(y) * lifted.width + x;
   float level[G + 1];
-  for (int g = 0; g < G; ++g) level[g] = guide[n * G + g] * (1.0f / 255);
+  for (int g = 0; g < G; ++g) level[g] = guidance[n * G + g] * (1.0f / 255);
   float best = -3.0e38f;
   int32_t label = 0;
   for (int k = 0; k < lifted.classes; ++k) {
@@ -362,16 +362,16 @@ __global__ void lay_rows(float* coefficients, const float* scores, size_t pixels
 }
 
 template <int G>
-void apply_of(float* values, const Lifted<G>& lifted, const float* guide, Stream stream) {
+void apply_of(float* values, const Lifted<G>& lifted, const float* guidance, Stream stream) {
   const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
-  SEG_LAUNCH(apply_lifted<G>, grid, dim3(kColumns), 0, stream, values, lifted, guide);
+  SEG_LAUNCH(apply_lifted<G>, grid, dim3(kColumns), 0, stream, values, lifted, guidance);
 }
 
 template <int G>
-void upsample(int32_t* labels, float* confidence, const Lifted<G>& lifted, const uint8_t* guide,
+void upsample(int32_t* labels, float* confidence, const Lifted<G>& lifted, const uint8_t* guidance,
               Stream stream) {
   const dim3 grid((lifted.width + kColumns - 1) / kColumns, lifted.height);
-  SEG_LAUNCH(best_lifted<G>, grid, dim3(kColumns), 0, stream, labels, confidence, lifted, guide);
+  SEG_LAUNCH(best_lifted<G>, grid, dim3(kColumns), 0, stream, labels, confidence, lifted, guidance);
 }
 
 template <class Source>
@@ -390,8 +390,8 @@ void rows(const float* columns, const Emit& emit, Size s, int groups, Stream str
 
 // How many classes are filtered in a turn: what their planes take does not grow with the classes.
 // Eight at least, for that many values share a sector of memory.
-int classes_of_a_turn(size_t pixels, int guide_channels, int classes) {
-  const size_t eight = 8 * 2 * sizeof(float) * (guide_channels + 1) * pixels;
+int classes_of_a_turn(size_t pixels, int guidance_channels, int classes) {
+  const size_t eight = 8 * 2 * sizeof(float) * (guidance_channels + 1) * pixels;
   return static_cast<int>(
       std::min<size_t>(classes, 8 * std::max<size_t>(1, SEG_FILTER_SCRATCH / eight)));
 }
@@ -401,18 +401,18 @@ template <int G, class Emit>
 void filter(float* scratch, Features<G> features, Emit emit, float eps, Stream stream) {
   const Size s = features.size;
   const int turn = classes_of_a_turn(s.plane(), G, features.classes);
-  constexpr int kGuide = Features<G>::kGuide, kTogether = ClassFeatures<G>::kTogether;
-  float* const sums = scratch;  // [guide + turn's] planes
-  float* const statistics = sums + (kGuide + (G + 1) * turn) * s.plane();  // [guide]
-  float* const raw = statistics + kGuide * s.plane();                      // [turn's]
+  constexpr int kGuidance = Features<G>::kGuidance, kTogether = ClassFeatures<G>::kTogether;
+  float* const sums = scratch;  // [guidance + turn's] planes
+  float* const statistics = sums + (kGuidance + (G + 1) * turn) * s.plane();  // [guidance]
+  float* const raw = statistics + kGuidance * s.plane();                      // [turn's]
   columns(sums, GuideFeatures<G>{features}, s, 1, stream);
-  rows<kGuide>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
+  rows<kGuidance>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
   for (int first = 0; first < features.classes; first += turn) {
     emit.first = features.first = first;
     features.end = std::min(first + turn, features.classes);
     const int count = features.end - first;
     columns(sums, ClassFeatures<G>{features}, s, (count + kTogether - 1) / kTogether, stream);
-    rows<G + 1>(sums + kGuide * s.plane(), Solution<G>{raw, statistics, s}, s, count, stream);
+    rows<G + 1>(sums + kGuidance * s.plane(), Solution<G>{raw, statistics, s}, s, count, stream);
     columns(sums, Planes{raw, s}, s, (G + 1) * count, stream);
     rows<G + 1>(sums, emit, s, count, stream);
   }
@@ -426,61 +426,61 @@ void coefficients_of(float* out, float* scratch, const Features<G>& features, fl
 
 template <int G>
 void filter_of(float* out, float* scratch, const Features<G>& features, float eps, Stream stream) {
-  filter(scratch, features, Apply<G>{out, features.guide, features.classes, 0, features.size}, eps,
+  filter(scratch, features, Apply<G>{out, features.guidance, features.classes, 0, features.size}, eps,
          stream);
 }
 
 }  // namespace
 
-size_t filter_scratch(int height, int width, int guide_channels, int classes) {
-  const size_t guide = guide_channels * (guide_channels + 3) / 2,
+size_t filter_scratch(int height, int width, int guidance_channels, int classes) {
+  const size_t guidance = guidance_channels * (guidance_channels + 3) / 2,
                pixels = static_cast<size_t>(height) * width;
-  return 2 * (guide + (guide_channels + 1) * classes_of_a_turn(pixels, guide_channels, classes)) *
+  return 2 * (guidance + (guidance_channels + 1) * classes_of_a_turn(pixels, guidance_channels, classes)) *
          pixels;
 }
 
-void guided_coefficients(float* coefficients, float* scratch, const float* guide,
-                         const float* values, int height, int width, int guide_channels,
+void guided_coefficients(float* coefficients, float* scratch, const float* guidance,
+                         const float* values, int height, int width, int guidance_channels,
                          int classes, int radius, float eps, Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
-  if (guide_channels == 1)
-    coefficients_of(coefficients, scratch, Features<1>{guide, values, classes, 0, classes, s}, eps,
+  if (guidance_channels == 1)
+    coefficients_of(coefficients, scratch, Features<1>{guidance, values, classes, 0, classes, s}, eps,
                     stream);
   else
-    coefficients_of(coefficients, scratch, Features<3>{guide, values, classes, 0, classes, s}, eps,
+    coefficients_of(coefficients, scratch, Features<3>{guidance, values, classes, 0, classes, s}, eps,
                     stream);
 }
 
-void guided_filter(float* out, float* scratch, const float* guide, const float* values, int height,
-                   int width, int guide_channels, int classes, int radius, float eps,
+void guided_filter(float* out, float* scratch, const float* guidance, const float* values, int height,
+                   int width, int guidance_channels, int classes, int radius, float eps,
                    Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
-  if (guide_channels == 1)
-    filter_of(out, scratch, Features<1>{guide, values, classes, 0, classes, s}, eps, stream);
+  if (guidance_channels == 1)
+    filter_of(out, scratch, Features<1>{guidance, values, classes, 0, classes, s}, eps, stream);
   else
-    filter_of(out, scratch, Features<3>{guide, values, classes, 0, classes, s}, eps, stream);
+    filter_of(out, scratch, Features<3>{guidance, values, classes, 0, classes, s}, eps, stream);
 }
 
-void apply_coefficients(float* values, const float* coefficients, const float* guide,
-                        int low_height, int low_width, int height, int width, int guide_channels,
+void apply_coefficients(float* values, const float* coefficients, const float* guidance,
+                        int low_height, int low_width, int height, int width, int guidance_channels,
                         int classes, Stream stream) {
-  if (guide_channels == 1)
-    apply_of(values, Lifted<1>{coefficients, low_height, low_width, height, width, classes}, guide,
+  if (guidance_channels == 1)
+    apply_of(values, Lifted<1>{coefficients, low_height, low_width, height, width, classes}, guidance,
              stream);
   else
-    apply_of(values, Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide,
+    apply_of(values, Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guidance,
              stream);
 }
 
 void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
-                    const uint8_t* guide, int low_height, int low_width, int height, int width,
-                    int guide_channels, int classes, Stream stream) {
-  if (guide_channels == 0)
+                    const uint8_t* guidance, int low_height, int low_width, int height, int width,
+                    int guidance_channels, int classes, Stream stream) {
+  if (guidance_channels == 0)
     upsample(labels, confidence,
-             Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+             Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guidance, stream);
   else
     upsample(labels, confidence,
-             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guide, stream);
+             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guidance, stream);
 }
 
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,

@@ -1,11 +1,11 @@
-// Streams, events, graphs and mapped memory of the refinement, which free themselves.
+// Owners of the refinement's streams, events, graph and mapped memory: each frees it in its destructor.
 #pragma once
 
 #include "common.cuh"
 
 namespace seg::cuda {
 
-// Memory of the host that the device writes to: steps done, and whether they ended.
+// Host memory that the device writes to, two numbers: the steps done, and 1 if the run has ended.
 struct Told {
   Told() {
     void* p = nullptr;
@@ -19,6 +19,7 @@ struct Told {
   volatile int *host = nullptr, *device = nullptr;
 };
 
+// A CUDA stream.
 struct OwnStream {
   OwnStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
   OwnStream(const OwnStream&) = delete;
@@ -26,6 +27,7 @@ struct OwnStream {
   cudaStream_t stream = nullptr;
 };
 
+// A CUDA event with a time.
 struct Event {
   Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault)); }
   Event(const Event&) = delete;
@@ -33,7 +35,7 @@ struct Event {
   cudaEvent_t event = nullptr;
 };
 
-// The recorded graph of a step.
+// The recorded graph of a step; exec is null if none is recorded.
 struct Replay {
   Replay() = default;
   Replay(const Replay&) = delete;

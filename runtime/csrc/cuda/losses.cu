@@ -5,7 +5,7 @@
 namespace seg::cuda {
 namespace {
 
-// Residual: z becomes its soft-max; the label; the guide term of each block.
+// soften_scores(). A thread has a pixel.
 __global__ void soften(float* z, int32_t* labels, int* present, const float* target, double* losses,
                        int classes, Extent s) {
   SEG_SHARED(memory);
@@ -34,7 +34,7 @@ __global__ void soften(float* z, int32_t* labels, int* present, const float* tar
   if (threadIdx.x == 0) losses[gridDim.x + blockIdx.x] = guide;
 }
 
-// The first channel with the largest normed response.
+// label_pixels(). A thread has a pixel.
 __global__ void find_labels(int32_t* labels, int* present, Input response, int classes, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;
@@ -48,6 +48,7 @@ __global__ void find_labels(int32_t* labels, int* present, Input response, int c
   present[label] = 1;
 }
 
+// The penalty of the difference d of two neighbours, and its derivative.
 struct SpatialLoss {
   float scale[4];  // down, right, the two diagonals; 0 = not used
   bool huber;
@@ -61,8 +62,8 @@ struct SpatialLoss {
   }
 };
 
-// Cross-entropy to the own labels and to the mapped guide, and the differences to the neighbours:
-// dr by the normed response, and the three sums of each block.
+// cluster_loss(): the cross-entropies with the own labels and with the mapped guide, and the differences
+// from the neighbours. A thread has a pixel.
 __global__ void cluster_losses(float* dr, double* losses, const float* head, NormState norm,
                                const int32_t* labels, GuideMemory g, const Control* c,
                                SpatialLoss spatial, int classes, Extent s) {
@@ -78,14 +79,14 @@ __global__ void cluster_losses(float* dr, double* losses, const float* head, Nor
     const float guide_weight =
         c->guide_pixels > 0 ? static_cast<float>(1.0 / c->guide_pixels) : 0.0f;
     const int label = labels[p.number];
-    const float best = response(label);  // the label is the arg max
+    const float best = response(label);  // the largest response: labels are the arg max
     float total = 0;
     for (int k = 0; k < classes; ++k) total += expf(response(k) - best);
     const float log_total = logf(total);
     const bool guided = guide_weight > 0;
     const int hard = guided && g.hard != nullptr ? g.hard[p.number] : -1;
     const float* soft = guided && g.soft != nullptr ? g.soft + p.number * g.classes : nullptr;
-    float mass = hard >= 0;  // of the guide at this pixel
+    float mass = hard >= 0;  // the sum of the guide's probabilities at this pixel
     if (soft != nullptr)
       for (int k = 0; k < g.classes; ++k) mass += soft[k];
     const float scale = (self_weight + guide_weight * mass) / total;
@@ -93,7 +94,7 @@ __global__ void cluster_losses(float* dr, double* losses, const float* head, Nor
     constexpr Offset kNear[4] = {kSpatialNeighbours[0], kSpatialNeighbours[1],
                                  kSpatialNeighbours[2], kSpatialNeighbours[3]};
     size_t ahead[4], behind[4];
-    for (int d = 0; d < 4; ++d) {  // beyond the picture lies the pixel itself: no difference
+    for (int d = 0; d < 4; ++d) {  // outside the picture the pixel itself is used: no difference
       const int dy = kNear[d].dy, dx = kNear[d].dx;
       const int y1 = p.y + dy, x1 = p.x + dx, y0 = p.y - dy, x0 = p.x - dx;
       ahead[d] = y1 < s.height && x1 >= 0 && x1 < s.width ? s.at(y1, x1) : p.n;
@@ -167,7 +168,7 @@ __global__ void residual_losses(float* dz, double* losses, const float* probabil
         dz[k * plane + p.n] = sum;
       }
     }
-    float inner = 0;  // of the gradient by p and p
+    float inner = 0;  // the sum over the classes of the gradient by p times p
     for (int k = 0; k < classes; ++k) inner += dz[k * plane + p.n] * probabilities[k * plane + p.n];
     pair = 0.5 * (static_cast<double>(all) + inner);  // every pair is counted twice
     for (int k = 0; k < classes; ++k) {
@@ -183,7 +184,7 @@ __global__ void residual_losses(float* dz, double* losses, const float* probabil
   }
 }
 
-// scores [pixels][classes]: of p as it is, or the soft-max of the normed response.
+// copy_scores(). A thread has a pixel.
 __global__ void write_scores(float* scores, Input response, bool softmax, int classes, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;

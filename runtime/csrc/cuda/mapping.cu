@@ -5,13 +5,15 @@
 namespace seg::cuda {
 namespace {
 
-constexpr double kFixedPoint = 4294967296.0;  // units of an overlap: integers add in any order
+constexpr double kFixedPoint = 4294967296.0;  // units of an overlap: sums of integers do not
+                                              // depend on their order
 
-// Whether the overlap mapping still follows the labels.
+// Returns whether the overlap mapping is not frozen yet.
 __device__ inline bool maps(const Control* c) {
   return !c->stopped && (c->batches < kMappingSteps || c->step == 0);
 }
 
+// Adds each pixel to the overlap of its label and its class. A thread has a pixel.
 __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* labels,
                                 size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -30,9 +32,8 @@ __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* 
   }
 }
 
-// Guide classes to labels so that the shared area is largest, one to one (shortest augmenting
-// paths, the columns of a row side by side); classes beyond the number of labels take the label
-// that they overlap most. One block. Clears the overlap.
+// Solves the assignment of set_overlap_mapping() by shortest augmenting paths, as cpu/assignment.cpp;
+// the threads share the columns of a row. Then clears the overlap. One block.
 __global__ void assign_overlap(GuideMemory g, const Control* c) {
   SEG_SHARED(memory);
   double* const best = reinterpret_cast<double*>(memory);
@@ -54,7 +55,7 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
       if (row[j] > row[most]) most = j;
     g.mapping[k] = most;
   }
-  for (int j = me; j <= columns; j += threads) {  // counted from 1; 0 is none
+  for (int j = me; j <= columns; j += threads) {  // columns count from 1; 0 stands for none
     g.v[j] = 0;
     g.row_of[j] = 0;
     if (j <= rows) g.u[j] = 0;
@@ -66,7 +67,7 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
     __syncthreads();
     int j = 0;
     for (bool more = true;
-         more;) {  // grow the tree of shortest paths until it reaches a free column
+         more;) {  // extend the tree of shortest paths until it contains a column without a row
       if (me == 0) g.used[j] = 1;
       __syncthreads();
       const int i = g.row_of[j];
@@ -86,7 +87,7 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
       }
       best[me] = delta;
       where[me] = next;
-      for (int half = threads / 2; half > 0; half /= 2) {  // the first of the least
+      for (int half = threads / 2; half > 0; half /= 2) {  // the first of the smallest
         __syncthreads();
         if (me < half && (best[me + half] < best[me] ||
                           (best[me + half] == best[me] && where[me + half] < where[me]))) {
@@ -106,7 +107,7 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
         }
       }
       j = next;
-      more = g.row_of[j] != 0;  // read before anyone changes it
+      more = g.row_of[j] != 0;  // read before another thread changes it
       __syncthreads();
     }
     if (me == 0)
@@ -125,7 +126,7 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
   for (size_t e = me; e < cells; e += threads) g.overlap[e] = 0;
 }
 
-// i-th class that occurs -> (i mod K')-th present label, both in increasing order. One block.
+// set_modulo_mapping(). One block.
 __global__ void map_modulo(GuideMemory g, const Control* c, const int* present) {
   if (c->stopped) return;
   for (int k = threadIdx.x; k < g.clusters; k += blockDim.x) {
@@ -139,7 +140,7 @@ __global__ void map_modulo(GuideMemory g, const Control* c, const int* present) 
     g.mapping[g.present[i]] = g.target[i % c->clusters];
 }
 
-// Known pixels of a hard guide, and which of its classes occur.
+// count_known(). A thread has a pixel.
 __global__ void guide_census(unsigned long long* known, int32_t* mapping, const int32_t* hard,
                              size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -148,7 +149,7 @@ __global__ void guide_census(unsigned long long* known, int32_t* mapping, const 
   mapping[hard[n]] = 1;
 }
 
-// The classes that occur, in order, and how many. One block.
+// list_classes(). One block.
 __global__ void list_present(GuideMemory g) {
   for (int k = threadIdx.x; k < g.classes; k += blockDim.x) {
     int before = 0;

@@ -5,8 +5,7 @@
 namespace seg::cuda {
 namespace {
 
-// From the tiles' moments [2][channels][tiles], or (sums null) from the running ones. A block has a
-// channel.
+// set_norm(). A block has a channel.
 __global__ void finish_norm(NormState to, const float* sums, const float* gamma, const float* beta,
                             const float* running, Extent s) {
   SEG_SHARED(memory);
@@ -36,8 +35,7 @@ __global__ void finish_norm(NormState to, const float* sums, const float* gamma,
   to.shift[c] = beta[c];
 }
 
-// dgamma, dbeta and what the gradient takes off, from sums [2][channels][count] of d and
-// d (x - mean). A block has a channel.
+// set_norm_gradient(). A block has a channel.
 __global__ void finish_norm_gradient(float* dgamma, float* dbeta, NormState of, const float* sums,
                                      int count, double pixels) {
   SEG_SHARED(memory);
@@ -58,7 +56,7 @@ __global__ void finish_norm_gradient(float* dgamma, float* dbeta, NormState of, 
   of.b[c] = static_cast<float>(b * inv * inv / pixels);
 }
 
-// Sums [2][channels][blocks across] of d and d (x - mean). Blocks: (share of the pixels, channel).
+// sum_channels(). Blocks: (share of the rows, channel).
 __global__ void channel_sums(float* sums, const float* d, const float* x, const float* mean,
                              Extent s) {
   SEG_SHARED(memory);

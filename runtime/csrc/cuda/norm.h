@@ -1,4 +1,4 @@
-// Batch norms of the refinement network and their gradients.
+// Batch norms of the refinement network and their gradients. Maps are planes (conv_operands.cuh).
 #pragma once
 
 #include "../network.h"
@@ -6,20 +6,20 @@
 
 namespace seg::cuda {
 
-constexpr int kShares = 64;  // blocks that share the sums of a channel
+constexpr int kShares = 64;  // blocks that sum a channel
 
-// A norm from the tiles' moments sums [2][channels][tiles], or from the running statistics if sums
-// is null. parameters and buffers are those of the network.
+// Sets mean, inv, scale and shift of a norm, from the tiles' moments sums [2][channels][tiles] that
+// Forward writes, or if sums is null from the running statistics. parameters and buffers are those of
+// the network.
 void set_norm(const NormState& to, const float* sums, const Norm& norm, const float* parameters,
               const float* buffers, Extent s, cudaStream_t stream);
 
-// The gradients by gamma and beta, and what the gradient by x subtracts, from sums
-// [2][channels][count] of d and d (x - mean) over `pixels` pixels. gradient is that of all
-// parameters.
+// Writes the gradients by gamma and beta into gradient (of all parameters), and sets a and b of the norm,
+// from sums [2][channels][count] of d and of d * (x - mean). The picture has `pixels` pixels.
 void set_norm_gradient(float* gradient, const NormState& of, const Norm& norm, const float* sums,
                        int count, double pixels, cudaStream_t stream);
 
-// sums [2][channels][kShares] of d and d (x - mean).
+// Writes sums [2][channels][kShares] of d and of d * (x - mean). d and x have `channels` planes.
 void sum_channels(float* sums, const float* d, const float* x, const float* mean, int channels,
                   Extent s, cudaStream_t stream);
 

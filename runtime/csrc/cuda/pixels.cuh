@@ -1,19 +1,20 @@
-// Kernels with a thread for each pixel, or with a single block: their sizes, and sums over a block.
-// Sums are of doubles in a fixed order, so that a seed gives the same answer every time.
+// Shared by kernels that have a thread for each pixel and by kernels of a single block: their sizes, and
+// the sum over a block. Sums are float64 in a fixed order, so the same seed gives the same result.
 #pragma once
 
 #include "conv_operands.cuh"
 
 namespace seg::cuda {
 
-constexpr int kThreads = 128;         // threads of a block with a pixel, or a channel, each
+constexpr int kThreads = 128;         // threads of a block; each has a pixel or a channel
 constexpr int kControlThreads = 256;  // threads of single-block kernels
 
+// Returns the number of blocks for n threads.
 inline int blocks_of(size_t n, int threads) {
   return static_cast<int>((n + threads - 1) / threads);
 }
 
-// A picture's pixel: its number, and its place in a plane.
+// The pixel of this thread: row, column, number in the picture, and position n in a plane.
 struct Pixel {
   int y, x;
   size_t number, n;
@@ -27,7 +28,8 @@ struct Pixel {
   }
 };
 
-// The sum over a block, a power of two of threads, for all of them.
+// Returns the sum of value over the block to all its threads. Their number is a power of two; shared is
+// scratch memory of one double per thread.
 __device__ inline double block_sum(double value, double* shared) {
   shared[threadIdx.x] = value;
   for (int half = blockDim.x / 2; half > 0; half /= 2) {

@@ -1,12 +1,12 @@
-// Where pixels of one size lie among those of another.
+// The positions of the pixels of one size among those of another.
 #pragma once
 
 #include "common.cuh"
 
 namespace seg::cuda {
 
-// Pixel i of n lies between low and high of n_low, weight of the second. Pixel centres correspond,
-// as in OpenCV's INTER_LINEAR.
+// Pixel i of n lies between the pixels low and high of n_low; weight is the share of the second. Pixel
+// centres correspond, as in OpenCV's INTER_LINEAR.
 struct Place {
   int low, high;
   float weight;

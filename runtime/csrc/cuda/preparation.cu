@@ -1,4 +1,4 @@
-// What stays the same from step to step: the input of the network, the prior and the affinities.
+// The values that are constant during a run: the network's input, the prior and the affinities.
 #include <algorithm>
 
 #include "pixels.cuh"
@@ -7,8 +7,8 @@
 namespace seg::cuda {
 namespace {
 
-// Sums over the blocks of each channel of an image [pixels][3], or, with a mean, of its square
-// deviation: sums [3][blocks].
+// Writes sums [3][blocks]: for each block the sum over its pixels of each channel of image [pixels][3],
+// or if mean is set of its squared difference from the mean.
 __global__ void image_sums(double* sums, const float* image, const double* mean, size_t pixels) {
   SEG_SHARED(memory);
   double sum[3] = {};
@@ -24,7 +24,8 @@ __global__ void image_sums(double* sums, const float* image, const double* mean,
   }
 }
 
-// The mean, or the standard deviation, of each channel from image_sums(). One block.
+// Writes out [3]: the mean or the standard deviation of each channel, from the sums of image_sums(). One
+// block.
 __global__ void finish_image(double* out, const double* sums, int blocks, double pixels,
                              bool deviation) {
   SEG_SHARED(memory);
@@ -36,7 +37,7 @@ __global__ void finish_image(double* out, const double* sums, int blocks, double
   }
 }
 
-// The network's input: the image's planes, or (residual) standardised, and the coordinates.
+// prepare_input(). A thread has a pixel.
 __global__ void set_input(float* input, const float* image, const double* moments, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;
@@ -51,7 +52,8 @@ __global__ void set_input(float* input, const float* image, const double* moment
   input[4 * plane + p.n] = s.height > 1 ? 2.0f * p.y / (s.height - 1) - 1.0f : 0.0f;
 }
 
-// Sums [classes][kAreaShares] of a soft guide [pixels][classes]. Blocks: (share, class).
+// Writes area [classes][kAreaShares]: sums of soft [pixels][classes] over shares of the pixels. Blocks:
+// (share, class).
 __global__ void guide_area(double* area, const float* soft, size_t pixels) {
   SEG_SHARED(memory);
   const size_t k = blockIdx.y, classes = gridDim.y;
@@ -63,7 +65,7 @@ __global__ void guide_area(double* area, const float* soft, size_t pixels) {
   if (threadIdx.x == 0) area[k * gridDim.x + blockIdx.x] = sum;
 }
 
-// Class weights over pixels, from the areas. One block.
+// Writes weight [classes] from the sums of guide_area(). One block.
 __global__ void balance_classes(float* weight, const double* area, int classes, double balance,
                                 double pixels) {
   SEG_SHARED(memory);
@@ -81,7 +83,7 @@ __global__ void balance_classes(float* weight, const double* area, int classes, 
     weight[k] = static_cast<float>(weight[k] * share);
 }
 
-// The log prior, the targets of the guide term and their sum, and the affinities.
+// prepare_prior(). A thread has a pixel.
 __global__ void set_prior(float* log_prior, float* target, float* mass, float* affinity,
                           const float* soft, const float* weight, const float* image,
                           const Offset* offsets, int count, float sigma, int classes, Extent s) {

@@ -1,7 +1,7 @@
 // The type of a CUDA stream, without the headers of CUDA.
 #pragma once
 
-struct CUstream_st;  // what a cudaStream_t points to
+struct CUstream_st;  // a cudaStream_t points to this type
 
 namespace seg::cuda {
 

@@ -16,20 +16,20 @@ using namespace seg::python;
 
 namespace {
 
-Floats guided_coefficients(const Floats& guide, const Floats& values, int radius, double eps,
+Floats guided_coefficients(const Floats& guidance, const Floats& values, int radius, double eps,
                            int threads, const std::string& isa) {
-  const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
+  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_coefficients: shapes differ");
   Floats out({h, g + 1, k, w});
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
-  seg::guided_coefficients(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads,
+  seg::guided_coefficients(data, guidance.data(), values.data(), h, w, g, k, radius, eps, threads,
                            table);
   return out;
 }
 
-// A guide is Bytes or Floats; m.def below lists Bytes first and lets nothing be converted to them.
+// A guidance is Bytes or Floats; m.def below lists Bytes first and lets nothing be converted to them.
 
 // Means of (h, w, k) over the area of each of height x width pixels.
 template <class Planes>
@@ -55,31 +55,31 @@ Floats result(const py::object& out, int h, int w, int k) {
   return floats;
 }
 
-template <class Guide>
-Floats guided_filter(const Guide& guide, const Floats& values, int radius, double eps, int threads,
+template <class Guidance>
+Floats guided_filter(const Guidance& guidance, const Floats& values, int radius, double eps, int threads,
                      const std::string& isa, const py::object& given) {
-  const int h = guide.shape(0), w = guide.shape(1), g = guide.shape(2), k = values.shape(2);
+  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2), k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_filter: shapes differ");
   Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
-  seg::guided_filter(data, guide.data(), values.data(), h, w, g, k, radius, eps, threads, table);
+  seg::guided_filter(data, guidance.data(), values.data(), h, w, g, k, radius, eps, threads, table);
   return out;
 }
 
-template <class Guide>
-Floats apply_coefficients(const Floats& coefficients, const Guide& guide, int threads,
+template <class Guidance>
+Floats apply_coefficients(const Floats& coefficients, const Guidance& guidance, int threads,
                           const std::string& isa, const py::object& given) {
-  const int lh = coefficients.shape(0), lw = coefficients.shape(3), g = guide.shape(2),
-            k = coefficients.shape(2), h = guide.shape(0), w = guide.shape(1);
+  const int lh = coefficients.shape(0), lw = coefficients.shape(3), g = guidance.shape(2),
+            k = coefficients.shape(2), h = guidance.shape(0), w = guidance.shape(1);
   require(coefficients.shape(1) == g + 1 && lh <= h && lw <= w,
           "apply_coefficients: shapes differ");
   Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(isa);
   py::gil_scoped_release release;
-  seg::apply_coefficients(data, coefficients.data(), guide.data(), lh, lw, h, w, g, k, threads,
+  seg::apply_coefficients(data, coefficients.data(), guidance.data(), lh, lw, h, w, g, k, threads,
                           table);
   return out;
 }
@@ -195,15 +195,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("constants", constants);
   bind_kernels(m);
 
-  m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+  m.def("guided_coefficients", guided_coefficients, "guidance"_a, "values"_a, "radius"_a, "eps"_a,
         "threads"_a, "isa"_a = "");
-  m.def("guided_filter", guided_filter<Bytes>, "guide"_a.noconvert(), "values"_a, "radius"_a,
+  m.def("guided_filter", guided_filter<Bytes>, "guidance"_a.noconvert(), "values"_a, "radius"_a,
         "eps"_a, "threads"_a, "isa"_a = "", "out"_a = py::none());
-  m.def("guided_filter", guided_filter<Floats>, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+  m.def("guided_filter", guided_filter<Floats>, "guidance"_a, "values"_a, "radius"_a, "eps"_a,
         "threads"_a, "isa"_a = "", "out"_a = py::none());
-  m.def("apply_coefficients", apply_coefficients<Bytes>, "coefficients"_a, "guide"_a.noconvert(),
+  m.def("apply_coefficients", apply_coefficients<Bytes>, "coefficients"_a, "guidance"_a.noconvert(),
         "threads"_a, "isa"_a = "", "out"_a = py::none());
-  m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guide"_a, "threads"_a,
+  m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guidance"_a, "threads"_a,
         "isa"_a = "", "out"_a = py::none());
   m.def("shrink", shrink<Bytes>, "planes"_a.noconvert(), "height"_a, "width"_a, "threads"_a,
         "isa"_a = "");

@@ -53,12 +53,12 @@ Array as_array(const py::object& value, const std::string& name, int device,
 
 // The arguments threads and isa are those of the CPU's functions; they are not used here.
 
-py::object guided_coefficients(const py::object& guide, const py::object& values, int radius,
+py::object guided_coefficients(const py::object& guidance, const py::object& values, int radius,
                                double eps, int, const std::string&, int device,
                                const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
-    const Array g = call.take<float>("guide", guide, 3), v = call.take<float>("values", values, 3);
+    const Array g = call.take<float>("guidance", guidance, 3), v = call.take<float>("values", values, 3);
     const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
     require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
             "guided_coefficients: shapes differ");
@@ -70,11 +70,11 @@ py::object guided_coefficients(const py::object& guide, const py::object& values
   });
 }
 
-py::object guided_filter(const py::object& guide, const py::object& values, int radius, double eps,
+py::object guided_filter(const py::object& guidance, const py::object& values, int radius, double eps,
                          int, const std::string&, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
-    const Array g = call.take<float>("guide", guide, 3), v = call.take<float>("values", values, 3);
+    const Array g = call.take<float>("guidance", guidance, 3), v = call.take<float>("values", values, 3);
     const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
     require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
             "guided_filter: shapes differ");
@@ -86,12 +86,12 @@ py::object guided_filter(const py::object& guide, const py::object& values, int 
   });
 }
 
-py::object apply_coefficients(const py::object& coefficients, const py::object& guide, int,
+py::object apply_coefficients(const py::object& coefficients, const py::object& guidance, int,
                               const std::string&, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
     const Array c = call.take<float>("coefficients", coefficients, 4),
-                g = call.take<float>("guide", guide, 3);
+                g = call.take<float>("guidance", guidance, 3);
     const int low_height = c.shape[0], k = c.shape[2], low_width = c.shape[3];
     const int height = g.shape[0], width = g.shape[1], channels = g.shape[2];
     require((channels == 1 || channels == 3) && c.shape[1] == channels + 1 &&
@@ -411,11 +411,11 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("as_array", as_array, "value"_a, "name"_a = "array", "device"_a = 0,
         "stream"_a = py::none());
 
-  m.def("guided_coefficients", guided_coefficients, "guide"_a, "values"_a, "radius"_a, "eps"_a,
+  m.def("guided_coefficients", guided_coefficients, "guidance"_a, "values"_a, "radius"_a, "eps"_a,
         "threads"_a, "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
-  m.def("guided_filter", guided_filter, "guide"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
+  m.def("guided_filter", guided_filter, "guidance"_a, "values"_a, "radius"_a, "eps"_a, "threads"_a,
         "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
-  m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guide"_a, "threads"_a,
+  m.def("apply_coefficients", apply_coefficients, "coefficients"_a, "guidance"_a, "threads"_a,
         "isa"_a = "", py::kw_only(), "device"_a = 0, "stream"_a = py::none());
   m.def("shrink", shrink, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "",
         py::kw_only(), "device"_a = 0, "stream"_a = py::none());
