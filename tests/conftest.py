@@ -4,6 +4,7 @@ This file and the modules of tests/support that it imports need NumPy, pytest an
 tests/rules/aarch64.sh runs tests where nothing else is installed.
 """
 
+import os
 import signal
 
 import numpy as np
@@ -16,11 +17,17 @@ from exactness import (  # noqa: F401 (imported from here by tests that are abou
     wide,
 )
 from scenes import scene  # noqa: F401
+from skips import StrictSkips
 
 import runtime
 
 # A runner that is a background job ignores Ctrl-C, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    if os.environ.get("SEG_STRICT_SKIPS", "0") not in ("", "0"):
+        config.pluginmanager.register(StrictSkips())
 
 
 @pytest.fixture
