@@ -8,6 +8,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.errors import InputError
 from sdk.capture import BROKEN, QUEUE, Capture, _order
@@ -81,15 +82,18 @@ def test_a_damaged_video_says_where_it_ended(tmp_path):
     assert capture.notes == [f"{path} ended after {len(got)} of 60 frames"]
 
 
-@pytest.mark.parametrize(
-    "source, message",
-    [("none.mp4", "none.mp4 does not exist"), (None, "source is None"), (True, "source is True"),
-     (-1, "source is -1"), (3.5, "source is a float"), (b"abc", "source is a bytes"),
-     (np.zeros((4, 4, 3), np.uint8), "source is a ndarray")],
-)  # fmt: skip
-def test_what_is_no_source_is_refused_at_once(source, message):
-    with pytest.raises(InputError, match=message):
-        Capture(source)
+def test_what_is_no_source_is_refused_at_once():
+    for source, message in [
+        ("none.mp4", "none.mp4 does not exist"),
+        (None, "source is None"),
+        (True, "source is True"),
+        (-1, "source is -1"),
+        (3.5, "source is a float"),
+        (b"abc", "source is a bytes"),
+        (np.zeros((4, 4, 3), np.uint8), "source is a ndarray"),
+    ]:
+        with case(message), pytest.raises(InputError, match=message):
+            Capture(source)
 
 
 def test_files_that_are_no_stream(tmp_path):
@@ -104,27 +108,28 @@ def test_files_that_are_no_stream(tmp_path):
         taken(tmp_path / "a.mp4")
 
 
-@pytest.mark.parametrize(
-    "source, message",
-    [(9876, "camera 9876 cannot be opened.*\n  fix: check that it is plugged in"),
-     ("videotestsrc ! appsink", "the GStreamer pipeline cannot be opened"),
-     ("rtsp://user:secret@127.0.0.1:9/x", "rtsp://127.0.0.1:9/x cannot be opened")],
-)  # fmt: skip
-def test_live_sources_that_are_not_there(source, message):
-    with pytest.raises(InputError, match=message) as caught:
-        taken(source)
-    assert "secret" not in str(caught.value)
+def test_live_sources_that_are_not_there():
+    for source, message in [
+        (9876, "camera 9876 cannot be opened.*\n  fix: check that it is plugged in"),
+        ("videotestsrc ! appsink", "the GStreamer pipeline cannot be opened"),
+        ("rtsp://user:secret@127.0.0.1:9/x", "rtsp://127.0.0.1:9/x cannot be opened"),
+    ]:
+        with case(message):
+            with pytest.raises(InputError, match=message) as caught:
+                taken(source)
+            assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [({"drop": "newest"}, "drop is 'newest'"), ({"color": "grey"}, "color is 'grey'"),
-     ({"rate": 0}, "rate is 0"), ({"rate": float("nan")}, "rate is nan"),
-     ({"timeout": -1}, "timeout is -1")],
-)  # fmt: skip
-def test_wrong_options(options, message):
-    with pytest.raises(InputError, match=message):
-        Capture([], **options)
+def test_wrong_options():
+    for options, message in [
+        ({"drop": "newest"}, "drop is 'newest'"),
+        ({"color": "grey"}, "color is 'grey'"),
+        ({"rate": 0}, "rate is 0"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"timeout": -1}, "timeout is -1"),
+    ]:
+        with case(message), pytest.raises(InputError, match=message):
+            Capture([], **options)
 
 
 def test_no_frame_at_all():
@@ -323,8 +328,8 @@ def test_closing_releases_the_iterable():
 
 def test_a_slow_rate_is_no_stall():
     start = time.monotonic()
-    assert len(taken(iter(pictures(2)), rate=0.5, timeout=0.05)) == 2
-    assert time.monotonic() - start > 1.9
+    assert len(taken(iter(pictures(2)), rate=2, timeout=0.05)) == 2
+    assert time.monotonic() - start > 0.45
 
 
 def test_an_array_may_change_after_it_was_yielded():

@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dg_commands import PICTURE, dg, files, labels_of, picture_file, plain_environment, strict
+from cases import case
+from dg_commands import PICTURE, files, labels_of, picture_file, plain_environment, strict
 from drawn_pictures import quadrants
 
 import sdk.__main__
@@ -67,14 +68,14 @@ def test_timing_table():
     assert len(set(map(len, lines))) == 1  # aligned
 
 
-def test_process_and_console_script_agree_with_main(work):
-    run = dg("predict", "good.png", "-o", "a", cwd=work)
-    assert (run.returncode, run.stderr) == (0, "") and run.stdout.startswith("good.png: 4 regions")
+def test_console_script_agrees_with_main(work):
+    assert main(["predict", "good.png", "-o", "a"]) == 0
     script = Path(sys.executable).parent / "dg"
     if not script.exists():
         pytest.skip("the console script dg is not installed beside this interpreter")
-    run = subprocess.run([script, "predict", "good.png", "-o", "b"], capture_output=True, cwd=work)
-    assert run.returncode == 0
+    command = [script, "predict", "good.png", "-o", "b"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=work)
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.startswith("good.png: 4 regions")
     assert (work / "a/good_labels.png").read_bytes() == (work / "b/good_labels.png").read_bytes()
 
 
@@ -125,9 +126,8 @@ def test_coco_is_not_written_unasked_or_for_nothing(work, capsys):
     assert capsys.readouterr().out.startswith("good.png")
 
 
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
+def test_options_reach_the_segmenter(work, capsys):
+    for options, steps in [
         ([], 10),
         (["--refine", "none"], 0),
         (["--steps", "0"], 0),
@@ -140,13 +140,12 @@ def test_coco_is_not_written_unasked_or_for_nothing(work, capsys):
         (["--no-filter"], 10),
         (["--no-filter", "--refine", "none", "--threads", "1", "--min-area", "0"], 0),
         (["--seed", "7", "--threads", "2"], 10),
-    ],
-)
-def test_options_reach_the_segmenter(work, capsys, options, steps):
-    assert main(["predict", "good.png", "--json", *options]) == 0
-    (document,) = strict(capsys.readouterr().out)
-    assert document["stats"]["steps"] == steps
-    assert (document["stats"]["stop_reason"] == "no refinement") == ("none" in options)
+    ]:
+        with case(*options):
+            assert main(["predict", "good.png", "--json", *options]) == 0
+            (document,) = strict(capsys.readouterr().out)
+            assert document["stats"]["steps"] == steps
+            assert (document["stats"]["stop_reason"] == "no refinement") == ("none" in options)
 
 
 def test_no_filter_min_area_and_seed_change_something(work, capsys):
@@ -173,9 +172,8 @@ def test_options_that_would_be_ignored_are_refused(work, capsys):
 # Exit codes
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_usage_errors_are_2(work, capsys):
+    for arguments in [
         [],
         ["fly"],
         ["predict"],
@@ -184,48 +182,46 @@ def test_options_that_would_be_ignored_are_refused(work, capsys):
         ["predict", "good.png", "--unknown"],
         ["demo", "good.png", "other.png"],
         *(["predict", "good.png", "--imgsz", s] for s in ("big", "4x5x6", "4x", "x", "", "4.5")),
-    ],
-)
-def test_usage_errors_are_2(work, capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and "\n  fix: " in err
-    assert not (work / "out").exists()
+    ]:
+        with case(*arguments):
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert stop.value.code == 2
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith("error: ") and "\n  fix: " in err
+            assert not (work / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["predict", "-h"]])
-def test_help_is_0_on_stdout(capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 0 and err == "" and out.startswith("usage: dg")
+def test_help_is_0_on_stdout(capsys):
+    for arguments in [["--help"], ["demo", "--help"], ["predict", "-h"]]:
+        with case(*arguments):
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            out, err = capsys.readouterr()
+            assert stop.value.code == 0 and err == "" and out.startswith("usage: dg")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["missing.png"], "missing.png does not exist"),
-        (
-            ["good.png", "--prior", "resnet"],
-            "prior is 'resnet', which does not exist; wanted 'kmeans', a bundle",
-        ),
-        (["good.png", "--prior", "no.onnx"], "no.onnx does not exist or is no file"),
-        (["good.png", "--steps", "-1"], "steps is -1; wanted a whole number from 0"),
-        (["good.png", "--threads", "0"], "threads is 0; wanted 1 to 1024"),
-        (["good.png", "--min-area", "-1"], "min_area is -1; wanted 0 to"),
-        (["good.png", "--imgsz", "0"], "imgsz is 0; wanted (height, width) or the long side"),
-        (["good.png", "--imgsz", "4x-5"], "imgsz is (4, -5); wanted (height, width)"),
-    ],
-)
-@pytest.mark.parametrize("command", ["predict", "demo"])
-def test_failures_are_1_with_one_error(work, capsys, command, arguments, message):
-    assert main([command, *arguments]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and message in err
-    assert err.count("error: ") == 1 and "Traceback" not in err
-    assert not (work / "out").exists() or files(work / "out") == []
+def test_failures_are_1_with_one_error(work, capsys):
+    for command in ["predict", "demo"]:
+        for arguments, message in [
+            (["missing.png"], "missing.png does not exist"),
+            (
+                ["good.png", "--prior", "resnet"],
+                "prior is 'resnet', which does not exist; wanted 'kmeans', a bundle",
+            ),
+            (["good.png", "--prior", "no.onnx"], "no.onnx does not exist or is no file"),
+            (["good.png", "--steps", "-1"], "steps is -1; wanted a whole number from 0"),
+            (["good.png", "--threads", "0"], "threads is 0; wanted 1 to 1024"),
+            (["good.png", "--min-area", "-1"], "min_area is -1; wanted 0 to"),
+            (["good.png", "--imgsz", "0"], "imgsz is 0; wanted (height, width) or the long side"),
+            (["good.png", "--imgsz", "4x-5"], "imgsz is (4, -5); wanted (height, width)"),
+        ]:
+            with case(command, *arguments):
+                assert main([command, *arguments]) == 1
+                out, err = capsys.readouterr()
+                assert out == "" and err.startswith("error: ") and message in err
+                assert err.count("error: ") == 1 and "Traceback" not in err
+                assert not (work / "out").exists() or files(work / "out") == []
 
 
 def test_imgsz_in_both_forms(work, monkeypatch):
@@ -256,24 +252,22 @@ def test_missing_packages_are_4(work, capsys, monkeypatch):
     assert out == "" and "ONNX Runtime is needed to run m.onnx" in err and "fix: pip inst" in err
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_model_files_that_cannot_be_used_are_5(work, capsys):
+    for content, message in [
         (b"", "m.onnx has 0 bytes"),
         (b"not a network", "m.onnx"),
         (None, "city.bundle is no bundle: it has no manifest.json"),
-    ],
-)
-def test_model_files_that_cannot_be_used_are_5(work, capsys, content, message):
-    if content is None:
-        (work / "city.bundle").mkdir()
-    else:
-        (work / "m.onnx").write_bytes(content)
-    prior = "city.bundle" if content is None else "m.onnx"
-    assert main(["predict", "good.png", "--prior", prior]) == 5
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and message in err
-    assert files(work / "out") == []
+    ]:
+        with case(message):
+            if content is None:
+                (work / "city.bundle").mkdir()
+            else:
+                (work / "m.onnx").write_bytes(content)
+            prior = "city.bundle" if content is None else "m.onnx"
+            assert main(["predict", "good.png", "--prior", prior]) == 5
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith("error: ") and message in err
+            assert files(work / "out") == []
 
 
 def test_out_of_memory_is_1_with_advice(work, capsys, monkeypatch):
@@ -291,35 +285,45 @@ def test_out_of_memory_is_1_with_advice(work, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("options", [[], ["--json", "--coco"]])
-def test_ctrl_c_is_130_at_once_and_leaves_nothing(work, options):
+def test_ctrl_c_is_130_at_once_and_leaves_nothing(work):
+    """Two processes, one with every output, are interrupted at the same time."""
     rng = np.random.default_rng(0)
     picture_file(work / "long.png", rng.integers(0, 256, (400, 400, 3), dtype=np.uint8))
     command = [sys.executable, "-m", "sdk", "predict", "long.png", "--refine", "dynaguide"]
-    process = subprocess.Popen(
-        [*command, *options],
-        cwd=work,
-        env=plain_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a runner that is a background job ignores the signal, and its children would too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    options = {"plain": [], "all": ["--json", "--coco"]}
+    processes = {
+        out: subprocess.Popen(
+            [*command, "-o", out, *more],
+            cwd=work,
+            env=plain_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A runner that is a background job ignores the signal, and its children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        for out, more in options.items()
+    }
     try:
         deadline = time.monotonic() + 600
-        while not (work / "out").is_dir():  # made before any work is done
-            assert process.poll() is None and time.monotonic() < deadline
+        while not all((work / out).is_dir() for out in processes):  # made before any work is done
+            assert not any(p.poll() for p in processes.values()) and time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(1.5)  # in the middle of about 100 s of steps
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)  # all steps would take longer on any machine
+        time.sleep(0.7)  # in the middle of about 100 s of steps
+        for process in processes.values():
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+        # all steps would take longer on any machine
+        answers = {out: p.communicate(timeout=60) for out, p in processes.items()}
     finally:
-        process.kill()
-        process.wait()
-    assert (process.returncode, out, err) == (130, "", "error: interrupted\n  fix: run it again\n")
-    assert files(work / "out") == []
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    for out, process in processes.items():
+        with case(out):
+            assert process.returncode == 130
+            assert answers[out] == ("", "error: interrupted\n  fix: run it again\n")
+            assert files(work / out) == []
 
 
 def test_interrupt_between_two_pictures_keeps_the_first(work, capsys, monkeypatch):
@@ -337,14 +341,15 @@ def test_interrupt_between_two_pictures_keeps_the_first(work, capsys, monkeypatc
     assert capsys.readouterr().err == "error: interrupted\n  fix: run it again\n"
 
 
-@pytest.mark.parametrize("out", ["good.png", "good.png/below", "good.png/a/b"])
-def test_folder_that_cannot_be_made(work, capsys, out):
-    before = (work / "good.png").read_bytes()
-    assert main(["predict", "good.png", "-o", out]) == 1
-    stdout, stderr = capsys.readouterr()
-    assert stdout == "" and stderr.startswith("error: ") and out in stderr
-    assert "fix: choose another folder" in stderr
-    assert files(work) == ["good.png"] and (work / "good.png").read_bytes() == before
+def test_folder_that_cannot_be_made(work, capsys):
+    for out in ["good.png", "good.png/below", "good.png/a/b"]:
+        with case(out):
+            before = (work / "good.png").read_bytes()
+            assert main(["predict", "good.png", "-o", out]) == 1
+            stdout, stderr = capsys.readouterr()
+            assert stdout == "" and stderr.startswith("error: ") and out in stderr
+            assert "fix: choose another folder" in stderr
+            assert files(work) == ["good.png"] and (work / "good.png").read_bytes() == before
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
@@ -354,23 +359,25 @@ def test_folder_without_permission(work, capsys):
     assert "Permission denied" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("full_at", [0, 1, 2, 3])
-def test_disk_that_fills_up_leaves_whole_files_only(work, capsys, monkeypatch, full_at):
+def test_disk_that_fills_up_leaves_whole_files_only(work, capsys, monkeypatch):
     """The n-th replacement fails: the probe, the overlay, the labels, the annotations."""
-    calls, replace = [], os.replace
+    replace = os.replace
+    for full_at in range(4):
+        calls = []
 
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) > full_at:
-            raise OSError(28, "No space left on device")
-        replace(*arguments)
+        def full(*arguments, calls=calls, full_at=full_at):
+            calls.append(1)
+            if len(calls) > full_at:
+                raise OSError(28, "No space left on device")
+            replace(*arguments)
 
-    monkeypatch.setattr(os, "replace", full)
-    assert main(["predict", "good.png", "--coco"]) == 1
-    err = capsys.readouterr().err
-    assert "No space left on device" in err and "Traceback" not in err
-    written = ["good_labels.png", "good_overlay.png"]
-    assert files(work / "out") == sorted(written[::-1][: max(0, full_at - 1)])
+        monkeypatch.setattr(os, "replace", full)
+        with case("full at", full_at):
+            assert main(["predict", "good.png", "--coco", "-o", f"out{full_at}"]) == 1
+            err = capsys.readouterr().err
+            assert "No space left on device" in err and "Traceback" not in err
+            written = ["good_labels.png", "good_overlay.png"]
+            assert files(work / f"out{full_at}") == sorted(written[::-1][: max(0, full_at - 1)])
 
 
 def test_two_pictures_of_one_name_are_refused_before_any_work(work, capsys):
@@ -385,17 +392,25 @@ def test_two_pictures_of_one_name_are_refused_before_any_work(work, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
-@pytest.mark.parametrize(
-    "arguments",
-    [["predict", "good.png"], ["predict", "good.png", "--json"], ["demo", "good.png"]],
-)
-def test_reader_that_has_gone_gives_no_traceback(work, arguments):
+def test_reader_that_has_gone_gives_no_traceback(work):
+    """Three processes at the same time write to a pipe that nobody reads."""
     read, written = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "sdk", *arguments]
-    run = subprocess.run(
-        command, cwd=work, env=plain_environment(), stdout=written, stderr=subprocess.PIPE
-    )
+    commands = {"a": ["predict"], "b": ["predict", "--json"], "c": ["demo"]}
+    processes = {
+        out: subprocess.Popen(
+            [sys.executable, "-m", "sdk", *words, "good.png", "-o", out],
+            cwd=work,
+            env=plain_environment(),
+            stdout=written,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for out, words in commands.items()
+    }
     os.close(written)
-    assert (run.returncode, run.stderr.decode()) == (1, "")
-    assert "good_labels.png" in files(work / "out")
+    for out, process in processes.items():
+        _, err = process.communicate(timeout=600)
+        with case(*commands[out]):
+            assert (process.returncode, err) == (1, "")
+            assert "good_labels.png" in files(work / out)

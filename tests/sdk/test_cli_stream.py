@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from cases import case
 from dg_commands import PICTURE
 
 from runtime.errors import InputError
@@ -51,50 +52,60 @@ def test_stream_writes_video_labels_json_and_state(tmp_path, capsys):
     assert json.loads(line)["frame"]["start"] == "warm"
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [(("none.mp4",), "none.mp4 does not exist"), (("7777",), "camera 7777 cannot be opened"),
-     (("a.avi", "--save", "out.txt"), "out.txt is no video; wanted .mp4"),
-     (("a.avi", "--save", "none/out.mp4"), "none does not exist\n  fix: mkdir -p none"),
-     (("a.avi", "--frames", "0"), "frames is 0"), (("a.avi", "--rate", "0"), "rate is 0"),
-     (("a.avi", "--show"), "there is no display"),
-     (("a.avi", "--state", "a.avi"), "a.avi would be overwritten"),
-     (("a.avi", "--save", "a.avi"), "a.avi would be overwritten"),
-     (("a.avi", "--state", "none/s"), "none does not exist\n  fix: mkdir -p"),
-     (("rtsp://me:secret@127.0.0.1:9/x",), "rtsp://127.0.0.1:9/x cannot be opened")],
-)  # fmt: skip
-def test_stream_refuses(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    clip(tmp_path / "a.avi", 2)
-    assert main(["stream", *arguments]) == 1
-    out, err = capsys.readouterr()
-    assert message in err and "secret" not in err and "Traceback" not in err and not out
-    assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
+def test_stream_refuses(tmp_path, monkeypatch, capsys):
+    for arguments, message in [
+        (("none.mp4",), "none.mp4 does not exist"),
+        (("7777",), "camera 7777 cannot be opened"),
+        (("a.avi", "--save", "out.txt"), "out.txt is no video; wanted .mp4"),
+        (("a.avi", "--save", "none/out.mp4"), "none does not exist\n  fix: mkdir -p none"),
+        (("a.avi", "--frames", "0"), "frames is 0"),
+        (("a.avi", "--rate", "0"), "rate is 0"),
+        (("a.avi", "--show"), "there is no display"),
+        (("a.avi", "--state", "a.avi"), "a.avi would be overwritten"),
+        (("a.avi", "--save", "a.avi"), "a.avi would be overwritten"),
+        (("a.avi", "--state", "none/s"), "none does not exist\n  fix: mkdir -p"),
+        (("rtsp://me:secret@127.0.0.1:9/x",), "rtsp://127.0.0.1:9/x cannot be opened"),
+    ]:
+        with case(*arguments):
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.delenv("DISPLAY", raising=False)
+            monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+            clip(tmp_path / "a.avi", 2)
+            assert main(["stream", *arguments]) == 1
+            out, err = capsys.readouterr()
+            assert message in err and "secret" not in err and "Traceback" not in err and not out
+            assert [p.name for p in tmp_path.iterdir()] == ["a.avi"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_stream_keeps_what_it_has(tmp_path, number):
+def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
+    """Two streams run at the same time; each is ended by another signal."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
     for i in range(400):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), PICTURE)
-    out = tmp_path / "out"
-    out.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--save", str(out / "a.mp4"),
-         "--state", str(out / "s"), "--json", "--warm-steps", "50", "--drop", "none"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(5):
-        assert process.stdout.readline()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "s"]
-    video = cv2.VideoCapture(str(out / "a.mp4"))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 5
-    video.release()
-    assert StreamState.load(out / "s").frames >= 5
+        cv2.imwrite(str(frames / f"{i}.png"), PICTURE)
+    processes = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        out.mkdir()
+        processes[number] = subprocess.Popen(
+            [sys.executable, "-m", "sdk", "stream", str(frames), "--save", str(out / "a.mp4"),
+             "--state", str(out / "s"), "--json", "--warm-steps", "50", "--drop", "none"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    for number, process in processes.items():
+        for _ in range(5):
+            assert process.stdout.readline()
+        process.send_signal(number)
+    for number, process in processes.items():
+        with case(number.name):
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 130 and "Traceback" not in err, err
+            out = tmp_path / number.name
+            assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "s"]
+            video = cv2.VideoCapture(str(out / "a.mp4"))
+            assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 5
+            video.release()
+            assert StreamState.load(out / "s").frames >= 5
 
 
 def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
+from cases import case
 
 import runtime
 import runtime.engines.port
@@ -37,20 +37,18 @@ def spots(prior, **options):
     return len(segmenter(PICTURE).segments) - 1
 
 
-@pytest.mark.parametrize(
-    "kind, names, kept",
-    [
+def test_small_regions_are_kept_where_labels_are_classes():
+    """A callable's or network's probabilities are classes with a meaning, named or not."""
+    for kind, names, kept in [
         ("probabilities", ["road", "pole"], 1),
         ("probabilities", None, 1),
         ("labels", ["road", "pole"], 1),
         ("labels", None, 0),
-    ],
-)
-def test_small_regions_are_kept_where_labels_are_classes(kind, names, kept):
-    """A callable's or network's probabilities are classes with a meaning, named or not."""
-    assert spots(spot(kind, names)) == kept
-    assert spots(spot(kind, names), min_area=0) == 1
-    assert spots(spot(kind, names), min_area=16) == 0
+    ]:
+        with case(kind, names, kept):
+            assert spots(spot(kind, names)) == kept
+            assert spots(spot(kind, names), min_area=0) == 1
+            assert spots(spot(kind, names), min_area=16) == 0
 
 
 def test_small_regions_of_colours_are_merged():
@@ -67,12 +65,13 @@ def smallest(prior, config, **options):
     return min(s.area for s in Segmenter(prior, refine=config, **options)(noise).segments)
 
 
-@pytest.mark.parametrize("preset", ["dynaguide", "dynaseg_fsf"])
-def test_clusters_without_names_are_no_classes(preset):
+def test_clusters_without_names_are_no_classes():
     """The published objectives give clusters, whatever the prior's answer means."""
-    config = RefineConfig.preset(preset, steps=0)
-    assert smallest(spot("probabilities"), config, min_area=0) < 16
-    assert smallest(spot("probabilities"), config) >= 16
+    for preset in ["dynaguide", "dynaseg_fsf"]:
+        with case(preset):
+            config = RefineConfig.preset(preset, steps=0)
+            assert smallest(spot("probabilities"), config, min_area=0) < 16
+            assert smallest(spot("probabilities"), config) >= 16
 
 
 def test_clusters_that_are_named_are_classes():

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from cases import case
 from developer_data import needs_data
 from drawn_pictures import quadrants
 from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
@@ -40,19 +41,21 @@ def softmax(scores):
 # What the network is fed
 
 
-@pytest.mark.parametrize("layout", [None, "NCHW float32 RGB, done by the caller", "NCHW BGR"])
-def test_input_is_normalised_and_in_the_order_asked_for(tmp_path, layout):
-    path = save(tmp_path / "identity.onnx", np.eye(3), input_layout=layout)
-    picture = noise()
-    guide = NetworkPrior.from_onnx(path, imgsz=(20, 30))(picture, None)
-    x = picture / 255
-    if layout == "NCHW BGR":
-        x = x[..., ::-1]
-    expected = softmax((x - MEAN) / STD)
-    assert guide.shape == (20, 30, 3) and guide.dtype == np.float32 and guide.flags.c_contiguous
-    assert np.abs(guide - expected).max() < 1e-5
-    other = softmax((x[..., ::-1] - MEAN) / STD)
-    assert np.abs(guide - other).max() > 0.1  # the test can tell
+def test_input_is_normalised_and_in_the_order_asked_for(tmp_path):
+    for layout in [None, "NCHW float32 RGB, done by the caller", "NCHW BGR"]:
+        with case(layout):
+            path = save(tmp_path / "identity.onnx", np.eye(3), input_layout=layout)
+            picture = noise()
+            guide = NetworkPrior.from_onnx(path, imgsz=(20, 30))(picture, None)
+            x = picture / 255
+            if layout == "NCHW BGR":
+                x = x[..., ::-1]
+            expected = softmax((x - MEAN) / STD)
+            assert guide.shape == (20, 30, 3) and guide.dtype == np.float32
+            assert guide.flags.c_contiguous
+            assert np.abs(guide - expected).max() < 1e-5
+            other = softmax((x[..., ::-1] - MEAN) / STD)
+            assert np.abs(guide - other).max() > 0.1  # the test can tell
 
 
 def test_unequal_mean_and_std_stay_with_their_channels(tmp_path):
@@ -75,9 +78,8 @@ def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
     assert np.abs(up[1, 1] - softmax(picture[0, 0] / 255)).max() < 0.2
 
 
-@pytest.mark.parametrize(
-    ("meta", "imgsz", "size", "expected"),
-    [
+def test_input_size(tmp_path):
+    for meta, imgsz, size, expected in [
         ({}, None, (100, 200), (256, 512)),  # 512 when the file does not say
         ({}, None, (200, 100), (512, 256)),
         ({"input_size": {"width": 64, "height": 32}}, None, (30, 60), (32, 64)),
@@ -99,24 +101,27 @@ def test_picture_is_averaged_down_and_interpolated_up(tmp_path):
         ({}, 40, (1, 1), (40, 40)),
         ({"size_multiple": 32, "minimum_size": 96}, (96, 160), (100, 200), (96, 160)),  # as told
         ({}, (24, 40), (7, 9), (24, 40)),
-    ],
-)
-def test_input_size(tmp_path, meta, imgsz, size, expected):
-    prior = NetworkPrior.from_onnx(save(tmp_path / "m.onnx", np.eye(3), **meta), imgsz=imgsz)
-    assert prior.preprocess.size(*size) == expected
-    assert prior(noise(*size), None).shape[:2] == expected  # a 1x1 network shows its input's size
+    ]:
+        with case(meta, imgsz, size, expected):
+            prior = NetworkPrior.from_onnx(
+                save(tmp_path / "m.onnx", np.eye(3), **meta), imgsz=imgsz
+            )
+            assert prior.preprocess.size(*size) == expected
+            # A network of one 1x1 layer shows the size of its input.
+            assert prior(noise(*size), None).shape[:2] == expected
 
 
-@pytest.mark.parametrize("imgsz", [None, (24, 40)])
-def test_fixed_input_size_is_obeyed(tmp_path, imgsz):
-    path = save(
-        tmp_path / "m.onnx",
-        np.eye(3),
-        inputs=[(1, 3, 24, 40)],
-        input_size={"width": 99, "height": 77},
-        size_multiple=16,
-    )
-    assert NetworkPrior.from_onnx(path, imgsz=imgsz)(noise(), None).shape == (24, 40, 3)
+def test_fixed_input_size_is_obeyed(tmp_path):
+    for imgsz in [None, (24, 40)]:
+        with case(imgsz):
+            path = save(
+                tmp_path / "m.onnx",
+                np.eye(3),
+                inputs=[(1, 3, 24, 40)],
+                input_size={"width": 99, "height": 77},
+                size_multiple=16,
+            )
+            assert NetworkPrior.from_onnx(path, imgsz=imgsz)(noise(), None).shape == (24, 40, 3)
 
 
 def test_named_free_dimensions_are_free(tmp_path):
@@ -139,12 +144,13 @@ def test_known_colours_are_found_with_their_names(tmp_path):
     assert not np.array_equal(swapped.labels, truth)
 
 
-@pytest.mark.parametrize("kind", ["path", "str"])
-def test_path_of_any_kind(tmp_path, kind):
-    path = save(tmp_path / "UPPER.ONNX", *nearest_colour())
-    prior = make_prior(path if kind == "path" else str(path), imgsz=(8, 9), threads=1)
-    assert isinstance(prior, NetworkPrior) and prior.names is None
-    assert prior(noise(), None).shape == (8, 9, 4)
+def test_path_of_any_kind(tmp_path):
+    for kind in ["path", "str"]:
+        with case(kind):
+            path = save(tmp_path / "UPPER.ONNX", *nearest_colour())
+            prior = make_prior(path if kind == "path" else str(path), imgsz=(8, 9), threads=1)
+            assert isinstance(prior, NetworkPrior) and prior.names is None
+            assert prior(noise(), None).shape == (8, 9, 4)
 
 
 def test_softmax_inside_or_outside_of_the_network(tmp_path):
@@ -177,42 +183,46 @@ def test_large_scores_do_not_overflow(tmp_path):
     assert np.isfinite(guide).all() and np.allclose(guide.sum(-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("keepdims", [0, 1])
-@pytest.mark.parametrize("kind", [INT64, TensorProto.INT32, UINT8])
-def test_integer_labels(tmp_path, keepdims, kind):
-    tail = [("ArgMax", {"axis": 1, "keepdims": keepdims}), ("Cast", {"to": kind})]
-    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=NAMES)
-    picture, truth = quadrants(48, 64)
-    guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
-    assert guide.dtype == np.int32 and np.array_equal(guide, truth)
-    result = Segmenter(path, imgsz=64)(picture)
-    assert np.array_equal(result.labels, truth) and result.names == NAMES
+def test_integer_labels(tmp_path):
+    for kind in [INT64, TensorProto.INT32, UINT8]:
+        for keepdims in [0, 1]:
+            with case("type", kind, "keepdims", keepdims):
+                tail = [("ArgMax", {"axis": 1, "keepdims": keepdims}), ("Cast", {"to": kind})]
+                path = save(
+                    tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=NAMES
+                )
+                picture, truth = quadrants(48, 64)
+                guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
+                assert guide.dtype == np.int32 and np.array_equal(guide, truth)
+                result = Segmenter(path, imgsz=64)(picture)
+                assert np.array_equal(result.labels, truth) and result.names == NAMES
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
-def test_scores_of_another_precision(tmp_path, kind):
-    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("Cast", {"to": kind})], out=kind)
-    picture, truth = quadrants(48, 64)
-    guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
-    assert guide.dtype == np.float32 and np.array_equal(guide.argmax(-1), truth)
+def test_scores_of_another_precision(tmp_path):
+    for kind in [TensorProto.FLOAT16, TensorProto.DOUBLE]:
+        with case(kind):
+            path = save(
+                tmp_path / "m.onnx", *nearest_colour(), tail=[("Cast", {"to": kind})], out=kind
+            )
+            picture, truth = quadrants(48, 64)
+            guide = NetworkPrior.from_onnx(path, imgsz=64)(picture, None)
+            assert guide.dtype == np.float32 and np.array_equal(guide.argmax(-1), truth)
 
 
 # Networks that do not fit
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
+def test_other_inputs_are_refused_when_loading(tmp_path):
+    for changes, match in [
         ({"inputs": [(1, 3, "h", "w"), (1, 3, "h", "w")]}, r"image .*, image1 .*; wanted one \(1,"),
         ({"inputs": [(2, 3, "h", "w")]}, r"image \(2, 3, 'h', 'w'\) .*wanted one \(1, 3, h, w\)"),
         ({"dtype": UINT8}, r".* tensor\(uint8\); wanted one \(1, 3, h, w\) float32"),
         ({"dtype": TensorProto.FLOAT16}, r".* tensor\(float16\); wanted one"),
-    ],
-)
-def test_other_inputs_are_refused_when_loading(tmp_path, changes, match):
-    path = save(tmp_path / "odd.onnx", np.eye(3), **changes)
-    with pytest.raises(BundleError, match=f"odd.onnx wants inputs {match}"):
-        NetworkPrior.from_onnx(path)
+    ]:
+        with case(match):
+            path = save(tmp_path / "odd.onnx", np.eye(3), **changes)
+            with pytest.raises(BundleError, match=f"odd.onnx wants inputs {match}"):
+                NetworkPrior.from_onnx(path)
 
 
 def test_four_channels_are_refused_when_loading(tmp_path):
@@ -221,26 +231,29 @@ def test_four_channels_are_refused_when_loading(tmp_path):
         NetworkPrior.from_onnx(path)
 
 
-@pytest.mark.parametrize("shape", [None, ("n",), (3, "h", "w"), (1, 1, 3, "h", "w")])
-def test_other_ranks_are_refused_when_loading(tmp_path, shape):
-    if shape is None:  # no input at all
-        inputs, came = [], ""
-        zeros = numpy_helper.from_array(np.zeros(3, np.float32), "zeros")
-        node = helper.make_node("Constant", [], ["y"], value=zeros)
-    else:
-        inputs, came = [helper.make_tensor_value_info("image", FLOAT, shape)], f"image {shape}"
-        node = helper.make_node("Identity", ["image"], ["y"])
-    output = helper.make_tensor_value_info("y", FLOAT, None)
-    graph = helper.make_graph([node], "g", inputs, [output])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(BundleError, match=re.escape(f"m.onnx wants inputs {came}")):
-        NetworkPrior.from_onnx(tmp_path / "m.onnx")
+def test_other_ranks_are_refused_when_loading(tmp_path):
+    for shape in [None, ("n",), (3, "h", "w"), (1, 1, 3, "h", "w")]:
+        with case(shape):
+            if shape is None:  # no input at all
+                inputs, came = [], ""
+                zeros = numpy_helper.from_array(np.zeros(3, np.float32), "zeros")
+                node = helper.make_node("Constant", [], ["y"], value=zeros)
+            else:
+                inputs = [helper.make_tensor_value_info("image", FLOAT, shape)]
+                came = f"image {shape}"
+                node = helper.make_node("Identity", ["image"], ["y"])
+            output = helper.make_tensor_value_info("y", FLOAT, None)
+            graph = helper.make_graph([node], "g", inputs, [output])
+            model = helper.make_model(
+                graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+            )
+            onnx.save(model, tmp_path / "m.onnx")
+            with pytest.raises(BundleError, match=re.escape(f"m.onnx wants inputs {came}")):
+                NetworkPrior.from_onnx(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize(
-    ("meta", "match"),
-    [
+def test_wrong_metadata_is_refused_when_loading(tmp_path):
+    for meta, match in [
         ({"mean": None}, r"metadata 'mean' is missing.*fix: add it"),
         ({"std": None}, r"metadata 'std' is missing"),
         ({"std": [0, 0, 0]}, r"metadata 'std' is \[0, 0, 0\]; wanted three"),
@@ -251,17 +264,15 @@ def test_other_ranks_are_refused_when_loading(tmp_path, shape):
         ({"mean": "0.5, 0.5, 0.5"}, "metadata 'mean' is no JSON: '0.5, 0.5, 0.5'"),
         ({"classes": "road, sky"}, "metadata 'classes' is no JSON: 'road, sky'"),
         ({"input_size": "{"}, "metadata 'input_size' is no JSON"),
-    ],
-)
-def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
-    path = save(tmp_path / "m.onnx", np.eye(3), **meta)
-    with pytest.raises(BundleError, match=f"(?s)m.onnx.*{match}"):
-        NetworkPrior.from_onnx(path)
+    ]:
+        with case(meta):
+            path = save(tmp_path / "m.onnx", np.eye(3), **meta)
+            with pytest.raises(BundleError, match=f"(?s)m.onnx.*{match}"):
+                NetworkPrior.from_onnx(path)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_metadata_of_another_kind_is_refused_when_loading(tmp_path):
+    for key, value in [
         ("mean", ["a", 0, 0]),
         ("mean", [[0], [0, 0], [0]]),
         ("mean", {"red": 0}),
@@ -281,19 +292,19 @@ def test_wrong_metadata_is_refused_when_loading(tmp_path, meta, match):
         ("size_multiple", [16]),
         ("minimum_size", {}),
         ("minimum_size", 10**9),
-    ],
-)
-def test_metadata_of_another_kind_is_refused_when_loading(tmp_path, key, value):
-    path = save(tmp_path / "m.onnx", np.eye(3), **{key: json.dumps(value)})
-    with pytest.raises(BundleError, match=f"m.onnx: metadata '{key}'"):
-        NetworkPrior.from_onnx(path)
+    ]:
+        with case(key, value):
+            path = save(tmp_path / "m.onnx", np.eye(3), **{key: json.dumps(value)})
+            with pytest.raises(BundleError, match=f"m.onnx: metadata '{key}'"):
+                NetworkPrior.from_onnx(path)
 
 
-@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c", "d"], []])
-def test_names_that_are_not_one_per_class(tmp_path, names):
-    path = save(tmp_path / "m.onnx", np.eye(3), classes=names)
-    with pytest.raises(BundleError, match=f"m.onnx gave 3 classes, but names {len(names)}"):
-        Segmenter(path, imgsz=(20, 30))(noise())
+def test_names_that_are_not_one_per_class(tmp_path):
+    for names in [["a"], ["a", "b"], ["a", "b", "c", "d"], []]:
+        with case(*names):
+            path = save(tmp_path / "m.onnx", np.eye(3), classes=names)
+            with pytest.raises(BundleError, match=f"m.onnx gave 3 classes, but names {len(names)}"):
+                Segmenter(path, imgsz=(20, 30))(noise())
 
 
 def test_integer_labels_beyond_the_names(tmp_path):
@@ -303,41 +314,42 @@ def test_integer_labels_beyond_the_names(tmp_path):
         Segmenter(path, imgsz=64)(quadrants(48, 64)[0])
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_no_numbers(tmp_path, value):
-    path = save(tmp_path / "m.onnx", np.eye(3), [0, value, 0])
-    with pytest.raises(BundleError, match=r"m.onnx gave NaN or infinite scores"):
-        Segmenter(path, imgsz=(20, 30))(noise())
+def test_scores_that_are_no_numbers(tmp_path):
+    for value in [np.nan, np.inf, -np.inf]:
+        with case(value):
+            path = save(tmp_path / "m.onnx", np.eye(3), [0, value, 0])
+            with pytest.raises(BundleError, match=r"m.onnx gave NaN or infinite scores"):
+                Segmenter(path, imgsz=(20, 30))(noise())
 
 
-@pytest.mark.parametrize(
-    ("tail", "out", "match"),
-    [
+def test_outputs_of_another_shape(tmp_path):
+    for tail, out, match in [
         ([("Flatten", {"axis": 2})], FLOAT, r"m.onnx gave \(3, 600\); wanted \(1, C, h, w\)"),
         ([("Cast", {"to": INT64})], INT64, r"m.onnx gave \(1, 3, 20, 30\); wanted .*\(1, h, w\)"),
         ([("Cast", {"to": INT64}), ("ReduceMax", {"keepdims": 0})], INT64, r"gave .*\(\);"),
-    ],
-)
-def test_outputs_of_another_shape(tmp_path, tail, out, match):
-    path = save(tmp_path / "m.onnx", np.eye(3), tail=tail, out=out)
-    with pytest.raises((BundleError, InputError), match=match):
-        Segmenter(path, imgsz=(20, 30))(noise())
+    ]:
+        with case(match):
+            path = save(tmp_path / "m.onnx", np.eye(3), tail=tail, out=out)
+            with pytest.raises((BundleError, InputError), match=match):
+                Segmenter(path, imgsz=(20, 30))(noise())
 
 
-@pytest.mark.parametrize("weight", [np.zeros((3, 3)), -np.ones((3, 3)), np.diag([1, 1, -9])])
 @pytest.mark.filterwarnings("error")
-def test_probabilities_that_are_none(tmp_path, weight):
-    path = save(tmp_path / "m.onnx", weight, mean=[0, 0, 0], std=[1, 1, 1], output="probabilities")
-    with pytest.raises((BundleError, InputError), match=r"m.onnx|guide"):
-        Segmenter(path, imgsz=(20, 30))(noise())
+def test_probabilities_that_are_none(tmp_path):
+    for weight in [np.zeros((3, 3)), -np.ones((3, 3)), np.diag([1, 1, -9])]:
+        with case(weight.tolist()):
+            path = save(
+                tmp_path / "m.onnx", weight, mean=[0, 0, 0], std=[1, 1, 1], output="probabilities"
+            )
+            with pytest.raises((BundleError, InputError), match=r"m.onnx|guide"):
+                Segmenter(path, imgsz=(20, 30))(noise())
 
 
 # make_prior and as_probabilities
 
 
-@pytest.mark.parametrize(
-    ("prior", "error", "match"),
-    [
+def test_no_such_prior():
+    for prior, error, match in [
         (
             "resnet50",
             InputError,
@@ -352,11 +364,9 @@ def test_probabilities_that_are_none(tmp_path, weight):
         ("", (InputError, BundleError), "prior is ''|is a folder"),
         (5, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
         (None, InputError, "prior is a NoneType; wanted"),
-    ],
-)
-def test_no_such_prior(prior, error, match):
-    with pytest.raises(error, match=match):
-        make_prior(prior)
+    ]:
+        with case(prior), pytest.raises(error, match=match):
+            make_prior(prior)
 
 
 def test_a_folder_that_is_no_bundle(tmp_path):
@@ -364,19 +374,20 @@ def test_a_folder_that_is_no_bundle(tmp_path):
         Segmenter(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "imgsz", [0, -1, 2**15 + 1, 1.5, "64", (0, 5), (5, 6, 7), (5.0, 6), [5, 6], (), (5,), True]
-)
-def test_wrong_imgsz(tmp_path, imgsz):
-    path = save(tmp_path / "m.onnx", np.eye(3))
-    with pytest.raises(InputError, match=r"imgsz is .*; wanted \(height, width\) or the long side"):
-        Segmenter(path, imgsz=imgsz)
+def test_wrong_imgsz(tmp_path):
+    for imgsz in [0, -1, 2**15 + 1, 1.5, "64", (0, 5), (5, 6, 7), (5.0, 6), [5, 6], (), (5,), True]:
+        with case(imgsz):
+            path = save(tmp_path / "m.onnx", np.eye(3))
+            with pytest.raises(
+                InputError, match=r"imgsz is .*; wanted \(height, width\) or the long side"
+            ):
+                Segmenter(path, imgsz=imgsz)
 
 
-@pytest.mark.parametrize("prior", ["kmeans", lambda picture: picture[..., 0] // 128])
-def test_imgsz_is_not_silently_ignored(prior):
-    with pytest.raises(InputError, match="imgsz"):
-        Segmenter(prior, imgsz=64)
+def test_imgsz_is_not_silently_ignored():
+    for prior in ["kmeans", lambda picture: picture[..., 0] // 128]:
+        with case(type(prior).__name__), pytest.raises(InputError, match="imgsz"):
+            Segmenter(prior, imgsz=64)
 
 
 def test_imgsz_against_a_fixed_input_is_not_silently_ignored(tmp_path):
@@ -456,31 +467,35 @@ def test_real_network_at_other_sizes(street):
 
 @pytest.mark.data
 @needs_data
-@pytest.mark.parametrize("refine", ["dynaguide", "dynaguide_code", "dynaseg_fsf", "dynaseg_scf"])
-def test_real_network_keeps_its_names_under_every_objective(street, refine):
-    picture, _, path = street
-    config = RefineConfig.preset(refine, steps=2, scale=0.125)
-    result = Segmenter(path, imgsz=(192, 256), refine=config)(picture)
-    assert len(result.names) == 20 and 0 <= result.labels.min() <= result.labels.max() < 20
-    found = {s.name for s in result.segments}
-    assert found <= set(result.names) and len(found) > 1
+def test_real_network_keeps_its_names_under_every_objective(street):
+    for refine in ["dynaguide", "dynaguide_code", "dynaseg_fsf", "dynaseg_scf"]:
+        with case(refine):
+            picture, _, path = street
+            config = RefineConfig.preset(refine, steps=2, scale=0.125)
+            result = Segmenter(path, imgsz=(192, 256), refine=config)(picture)
+            assert len(result.names) == 20 and 0 <= result.labels.min() <= result.labels.max() < 20
+            found = {s.name for s in result.segments}
+            assert found <= set(result.names) and len(found) > 1
 
 
-@pytest.mark.parametrize("imgsz", [(33, 64), (64, 32)])
-def test_imgsz_that_the_network_does_not_take(tmp_path, imgsz):
-    path = save(tmp_path / "m.onnx", np.eye(3), size_multiple=32, minimum_size=64)
-    with pytest.raises(InputError, match=r"m\.onnx wants multiples of 32, at least 64"):
-        NetworkPrior.from_onnx(path, imgsz=imgsz)
+def test_imgsz_that_the_network_does_not_take(tmp_path):
+    for imgsz in [(33, 64), (64, 32)]:
+        with case(imgsz):
+            path = save(tmp_path / "m.onnx", np.eye(3), size_multiple=32, minimum_size=64)
+            with pytest.raises(InputError, match=r"m\.onnx wants multiples of 32, at least 64"):
+                NetworkPrior.from_onnx(path, imgsz=imgsz)
 
 
-@pytest.mark.parametrize("names", ["road", 5])
-def test_names_of_a_callable_that_are_no_list(names):
-    def prior(picture):
-        return picture[..., 0]
+def test_names_of_a_callable_that_are_no_list():
+    for names in ["road", 5]:
+        with case(names):
 
-    prior.names = names
-    with pytest.raises(InputError, match="names are no list of names"):
-        CallablePrior(prior)
+            def prior(picture):
+                return picture[..., 0]
+
+            prior.names = names
+            with pytest.raises(InputError, match="names are no list of names"):
+                CallablePrior(prior)
 
 
 def test_names_of_a_callable_may_be_an_array():

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
+from cases import case
 from drawn_pictures import photo_like, quadrants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,9 +102,8 @@ def test_seed_matters_and_repeats():
 # Working size
 
 
-@pytest.mark.parametrize(
-    ("config", "size", "expected"),
-    [
+def test_working_size():
+    for config, size, expected in [
         ({}, (1, 1), (1, 1)),
         ({}, (1, 10_000), (1, 5_000)),
         ({}, (10_000, 1), (5_000, 1)),
@@ -115,10 +115,9 @@ def test_seed_matters_and_repeats():
         ({"scale": 1.0, "max_pixels": 7}, (1, 10_000), (1, 7)),
         ({"scale": 1.0, "max_pixels": 7}, (10_000, 1), (7, 1)),
         ({"scale": 1.0, "max_pixels": 1}, (300, 500), (1, 1)),
-    ],
-)
-def test_working_size(config, size, expected):
-    assert RefineConfig(**config).working_size(*size) == expected
+    ]:
+        with case(config, size, expected):
+            assert RefineConfig(**config).working_size(*size) == expected
 
 
 @settings(max_examples=300, deadline=None)
@@ -146,9 +145,8 @@ def test_size_of_a_picture_above_max_pixels():
 # Configurations
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
+def test_wrong_refine_config():
+    for options, match in [
         ({"scale": 0}, "scale is 0; wanted a number above 0"),
         ({"scale": -0.5}, "scale is -0.5; wanted a number above 0"),
         ({"scale": 1.01}, "scale is 1.01; wanted a number above 0, at most 1"),
@@ -160,16 +158,13 @@ def test_size_of_a_picture_above_max_pixels():
         ({"max_pixels": 1e5}, "max_pixels is 100000.0; wanted a whole number"),
         ({"steps": -1}, "steps is -1"),  # the parent's checks run too
         ({"objective": "magic"}, "objective is 'magic'; wanted one of 'residual'"),
-    ],
-)
-def test_wrong_refine_config(options, match):
-    with pytest.raises(InputError, match=match):
-        RefineConfig(**options)
+    ]:
+        with case(match), pytest.raises(InputError, match=match):
+            RefineConfig(**options)
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
+def test_wrong_filter_config():
+    for options, match in [
         ({"radius": 0}, "radius is 0; wanted 1 to 32768"),
         ({"radius": 2**15 + 1}, "radius is 32769"),
         ({"radius": 1.5}, "radius is 1.5; wanted a whole number"),
@@ -179,11 +174,9 @@ def test_wrong_refine_config(options, match):
         ({"eps": float("nan")}, "eps is nan"),
         ({"eps": float("inf")}, "eps is inf"),
         ({"eps": "small"}, "eps is 'small'; wanted a number"),
-    ],
-)
-def test_wrong_filter_config(options, match):
-    with pytest.raises(InputError, match=match):
-        FilterConfig(**options)
+    ]:
+        with case(match), pytest.raises(InputError, match=match):
+            FilterConfig(**options)
 
 
 def test_configs_are_frozen_and_keyword_only():
@@ -208,9 +201,8 @@ def test_preset_and_its_changes():
     assert set(config.options()) == set(runtime.RefineOptions.__dataclass_fields__)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
+def test_wrong_segmenter():
+    for options, error, match in [
         ({"refine": "best"}, InputError, "refine is 'best'; wanted one of residual, fast"),
         ({"refine": {"steps": 3}}, InputError, "refine is a dict; wanted a RefineConfig or a"),
         ({"refine": runtime.RefineOptions()}, InputError, "refine is a RefineOptions; wanted"),
@@ -229,11 +221,9 @@ def test_preset_and_its_changes():
             r"(?s)prior is 'resnet', which does not exist; wanted 'kmeans'.*fix: check",
         ),
         ({"prior": 7}, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
-    ],
-)
-def test_wrong_segmenter(options, error, match):
-    with pytest.raises(error, match=match):
-        Segmenter(**options)
+    ]:
+        with case(match), pytest.raises(error, match=match):
+            Segmenter(**options)
 
 
 def test_wrong_instruction_set_is_named():

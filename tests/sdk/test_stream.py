@@ -5,6 +5,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from cases import case
 from clips import HEIGHT, NAMES, WIDTH, Prior, clip, events, followed, view
 
 import runtime
@@ -389,15 +390,17 @@ def test_broken_frames_are_events():
 # --- arguments, resources ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [({"warm_steps": -1}, "warm_steps is -1"), ({"cold_steps": 0.5}, "cold_steps is 0.5"),
-     ({"budget_ms": 0}, "budget_ms is 0"), ({"rate": -1}, "rate is -1"),
-     ({"drop": "all"}, "drop is 'all'"), ({"timeout": 0}, "timeout is 0")],
-)  # fmt: skip
-def test_wrong_options_at_the_call(options, message):
-    with pytest.raises(InputError, match=message):
-        Segmenter().stream([], **options)
+def test_wrong_options_at_the_call():
+    for options, message in [
+        ({"warm_steps": -1}, "warm_steps is -1"),
+        ({"cold_steps": 0.5}, "cold_steps is 0.5"),
+        ({"budget_ms": 0}, "budget_ms is 0"),
+        ({"rate": -1}, "rate is -1"),
+        ({"drop": "all"}, "drop is 'all'"),
+        ({"timeout": 0}, "timeout is 0"),
+    ]:
+        with case(message), pytest.raises(InputError, match=message):
+            Segmenter().stream([], **options)
 
 
 def test_closing_the_generator_closes_the_source():

@@ -8,8 +8,6 @@ from clips import Prior, clip, followed
 
 import runtime
 from sdk import Segmenter, StreamState
-
-# ?? sdk.stream
 from sdk.capture import Frame
 from sdk.stream import Follower
 
@@ -110,8 +108,8 @@ def test_one_slow_frame_does_not_stop_refinement_for_good(clocked):
 
 
 def test_budget_in_real_time():
-    frames, truths = clip(6)
-    results = followed(frames, Prior(truths), warm_steps=10**6, budget_ms=500)
+    frames, truths = clip(4)
+    results = followed(frames, Prior(truths), warm_steps=10**6, budget_ms=300)
     assert all(r.stats["stop_reason"] == "budget" for r in results)
     assert sum(r.stats["steps"] for r in results) >= 3  # also where others use the processors
 

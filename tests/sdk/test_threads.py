@@ -15,8 +15,6 @@ from runtime.errors import InputError
 from sdk import RefineConfig, Segmenter
 from sdk.segmenter import WAITING, WORKERS
 
-# ?? sdk.segmenter
-
 PEOPLE, FRAMES = 8, 3
 
 
