@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.errors import BundleError, InputError
 from runtime.prior.preprocess import MAX_PIXELS, MAX_SIDE, Preprocess, are_sides, read_json
@@ -52,23 +53,27 @@ def expected(values, color="rgb", mean=MEAN, std=STD):
     return ((values - np.array(mean)) / np.array(std)).transpose(2, 0, 1)[None]
 
 
-@pytest.mark.parametrize("color", ["rgb", "bgr"])
-@pytest.mark.parametrize("factors", [(1, 1), (2, 2), (3, 3), (4, 2), (1, 5), (7, 1)])
-def test_averages_by_whole_factors(factors, color):
-    picture = noise(12 * factors[0], 16 * factors[1])
-    x = make(color=color)(picture)
-    assert x.shape == (1, 3, 12, 16) and x.dtype == np.float32 and x.flags.c_contiguous
-    difference = np.abs(x - expected(averaged(picture, *factors), color))
-    assert difference.max() <= (0.51 if factors != (1, 1) else 0.001) * ONE_GREY / min(STD)
+def test_averages_by_whole_factors():
+    for factors in [(1, 1), (2, 2), (3, 3), (4, 2), (1, 5), (7, 1)]:
+        for color in ["rgb", "bgr"]:
+            with case(color, factors):
+                picture = noise(12 * factors[0], 16 * factors[1])
+                x = make(color=color)(picture)
+                assert x.shape == (1, 3, 12, 16) and x.dtype == np.float32 and x.flags.c_contiguous
+                difference = np.abs(x - expected(averaged(picture, *factors), color))
+                assert difference.max() <= (0.51 if factors != (1, 1) else 0.001) * ONE_GREY / min(
+                    STD
+                )
 
 
-@pytest.mark.parametrize("color", ["rgb", "bgr"])
-@pytest.mark.parametrize("size", [(12, 8), (6, 16), (5, 7), (1, 16), (12, 1), (1, 1), (11, 15)])
-def test_interpolates_between_pixel_centres(size, color):
-    picture = noise(*size)
-    x = make(color=color)(picture)
-    difference = np.abs(x - expected(bilinear(picture, 12, 16), color))
-    assert difference.max() <= 1.01 * ONE_GREY / min(STD)
+def test_interpolates_between_pixel_centres():
+    for size in [(12, 8), (6, 16), (5, 7), (1, 16), (12, 1), (1, 1), (11, 15)]:
+        for color in ["rgb", "bgr"]:
+            with case(color, size):
+                picture = noise(*size)
+                x = make(color=color)(picture)
+                difference = np.abs(x - expected(bilinear(picture, 12, 16), color))
+                assert difference.max() <= 1.01 * ONE_GREY / min(STD)
 
 
 def test_one_side_grows_the_other_shrinks():
@@ -77,21 +82,23 @@ def test_one_side_grows_the_other_shrinks():
     assert np.abs(plain()(picture)[0].transpose(1, 2, 0) - bilinear(picture, 12, 16)).max() < 0.005
 
 
-@pytest.mark.parametrize("size", [(13, 17), (37, 23), (101, 16), (12, 999), (1000, 1001)])
-def test_odd_sizes_keep_the_mean_and_the_range(size):
-    picture = noise(*size)
-    x = plain()(picture)
-    assert x.shape == (1, 3, 12, 16) and 0 <= x.min() <= x.max() <= 1
-    if min(size[0] / 12, size[1] / 16) >= 1:
-        assert np.abs(x.mean((0, 2, 3)) - picture.mean((0, 1)) / 255).max() < 0.005
+def test_odd_sizes_keep_the_mean_and_the_range():
+    for size in [(13, 17), (37, 23), (101, 16), (12, 999), (1000, 1001)]:
+        with case(size):
+            picture = noise(*size)
+            x = plain()(picture)
+            assert x.shape == (1, 3, 12, 16) and 0 <= x.min() <= x.max() <= 1
+            if min(size[0] / 12, size[1] / 16) >= 1:
+                assert np.abs(x.mean((0, 2, 3)) - picture.mean((0, 1)) / 255).max() < 0.005
 
 
-@pytest.mark.parametrize("value", [0, 1, 128, 255])
-@pytest.mark.parametrize("size", [(1, 1), (12, 16), (24, 32), (7, 50)])
-def test_one_colour_stays_exact(value, size):
-    picture = np.full((*size, 3), value, np.uint8)
-    wanted = (np.float32(value) / 255 - np.float32(MEAN)) / np.float32(STD)
-    assert np.array_equal(make()(picture)[0, :, 5, 5], wanted)
+def test_one_colour_stays_exact():
+    for size in [(1, 1), (12, 16), (24, 32), (7, 50)]:
+        for value in [0, 1, 128, 255]:
+            with case(value, size):
+                picture = np.full((*size, 3), value, np.uint8)
+                wanted = (np.float32(value) / 255 - np.float32(MEAN)) / np.float32(STD)
+                assert np.array_equal(make()(picture)[0, :, 5, 5], wanted)
 
 
 def test_each_plane_has_its_own_numbers():
@@ -111,9 +118,8 @@ def test_the_picture_is_left_alone():
     assert np.array_equal(picture, before)
 
 
-@pytest.mark.parametrize(
-    ("options", "picture", "size"),
-    [
+def test_long_side():
+    for options, picture, size in [
         ({"long_side": 64}, (30, 60), (32, 64)),
         ({"long_side": 64}, (60, 30), (64, 32)),  # portrait
         ({"long_side": 64, "multiple": 16}, (30, 100), (16, 64)),
@@ -123,43 +129,41 @@ def test_the_picture_is_left_alone():
         ({"long_side": 64}, (1, 1), (64, 64)),
         ({"long_side": 64}, (1, 1000), (1, 64)),
         ({"long_side": 1}, (480, 640), (1, 1)),
-    ],
-)
-def test_long_side(options, picture, size):
-    pp = plain(resize="long_side", height=None, width=None, **options)
-    assert pp.size(*picture) == size
-    assert pp(noise(*picture)).shape == (1, 3, *size)
+    ]:
+        with case(options, picture, size):
+            pp = plain(resize="long_side", height=None, width=None, **options)
+            assert pp.size(*picture) == size
+            assert pp(noise(*picture)).shape == (1, 3, *size)
 
 
-@pytest.mark.parametrize("picture", [(1, 1), (30, 60), (999, 2)])
-def test_stretch_does_not_ask_the_picture(picture):
-    assert make(long_side=7, multiple=5, minimum=99).size(*picture) == (12, 16)
+def test_stretch_does_not_ask_the_picture():
+    for picture in [(1, 1), (30, 60), (999, 2)]:
+        with case(picture):
+            assert make(long_side=7, multiple=5, minimum=99).size(*picture) == (12, 16)
 
 
-@pytest.mark.parametrize(
-    "pp",
-    [
+def test_through_the_manifest_and_back():
+    for pp in [
         make(),
         make(color="bgr", mean=(0, 1, 2), std=[1, 2, 3]),
         make(resize="long_side", height=None, width=None, long_side=300, multiple=32, minimum=64),
         make(resize="long_side", long_side=300),
-    ],
-    ids=range(4),
-)
-def test_through_the_manifest_and_back(pp):
-    entry = json.loads(json.dumps(pp.to_manifest()))
-    again = Preprocess.from_manifest(entry)
-    assert again == pp and again.to_manifest() == entry
-    assert np.array_equal(again(noise(30, 50)), pp(noise(30, 50)))
-    assert entry["layout"] == "NCHW float32" and entry["order"] == "resize, 1/255, normalise"
+    ]:
+        with case(pp):
+            entry = json.loads(json.dumps(pp.to_manifest()))
+            again = Preprocess.from_manifest(entry)
+            assert again == pp and again.to_manifest() == entry
+            assert np.array_equal(again(noise(30, 50)), pp(noise(30, 50)))
+            assert (
+                entry["layout"] == "NCHW float32" and entry["order"] == "resize, 1/255, normalise"
+            )
 
 
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
+def test_options_that_are_refused():
+    for options, match in [
         ({"color": "RGB"}, r"color is 'RGB'; wanted one of \('rgb', 'bgr'\)"),
         ({"color": ["rgb"]}, r"color is \['rgb'\]; wanted"),
         ({"resize": "letterbox"}, "resize is 'letterbox'; wanted one of"),
@@ -187,17 +191,17 @@ def test_through_the_manifest_and_back(pp):
         ({"minimum": True}, "are 12, 16, 512, 1, True"),
         ({"resize": "long_side", "height": "x"}, "are x, 16"),
         ({"resize": "long_side", "height": None}, "are None, 16"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_options_that_are_refused(options, match):
-    with pytest.raises(InputError, match=match):
-        make(**options)
-    entry = make().to_manifest() | {
-        k: list(v) if isinstance(v, tuple) else v for k, v in options.items()
-    }
-    with pytest.raises(BundleError, match=r"(?s)^manifest: preprocess: .*\n  fix: export the bun"):
-        Preprocess.from_manifest(entry)
+    ]:
+        with case(options):
+            with pytest.raises(InputError, match=match):
+                make(**options)
+            entry = make().to_manifest() | {
+                k: list(v) if isinstance(v, tuple) else v for k, v in options.items()
+            }
+            with pytest.raises(
+                BundleError, match=r"(?s)^manifest: preprocess: .*\n  fix: export the bun"
+            ):
+                Preprocess.from_manifest(entry)
 
 
 def test_inputs_that_are_too_large():
@@ -210,9 +214,8 @@ def test_inputs_that_are_too_large():
     assert plain(resize="long_side", long_side=MAX_SIDE).size(1, 100) == (328, MAX_SIDE)
 
 
-@pytest.mark.parametrize(
-    ("entry", "match"),
-    [
+def test_manifest_entries_that_are_refused():
+    for entry, match in [
         (None, "preprocess has None; wanted color, height"),
         ([], r"preprocess has \[\]; wanted"),
         (["mean"], r"preprocess has \['mean'\]; wanted"),
@@ -229,15 +232,13 @@ def test_inputs_that_are_too_large():
         ),
         (make().to_manifest() | {"color": "x" * 10**6}, "preprocess: color is 'xxx"),
         (make().to_manifest() | {"x" * 10**6: 1}, "preprocess has"),
-    ],
-    ids=range(10),
-)
-def test_manifest_entries_that_are_refused(entry, match):
-    with pytest.raises(
-        BundleError, match=rf"(?s)^manifest: {match}.*\n  fix: export the bund"
-    ) as e:
-        Preprocess.from_manifest(entry)
-    assert len(str(e.value)) < 1000
+    ]:
+        with case(match):
+            with pytest.raises(
+                BundleError, match=rf"(?s)^manifest: {match}.*\n  fix: export the bund"
+            ) as e:
+                Preprocess.from_manifest(entry)
+            assert len(str(e.value)) < 1000
 
 
 # Metadata of ONNX files (what loading a network does with it is in tests/sdk/test_prior.py)
@@ -260,9 +261,8 @@ def test_from_metadata():
     assert pp.resize == "stretch" and pp.size(7, 7) == (40, 50)
 
 
-@pytest.mark.parametrize(
-    ("change", "fixed", "match"),
-    [
+def test_metadata_that_is_refused():
+    for change, fixed, match in [
         ({"mean": None}, None, "m.onnx does not say how to normalise .* 'mean' is missing"),
         ({"std": None}, None, "m.onnx does not say how to normalise .* 'std' is missing"),
         ({"mean": "[0, 0]"}, None, r"m.onnx: metadata 'mean' is \[0, 0\]; wanted three numbers"),
@@ -280,14 +280,12 @@ def test_from_metadata():
         ({"minimum_size": "[]"}, None, r"metadata 'minimum_size' is \[\]; wanted a number"),
         ({}, (MAX_SIDE + 1, 5), "m.onnx has a fixed input of 32769 x 5; wanted 1 to 32768"),
         ({}, (0, 5), "m.onnx has a fixed input of 0 x 5"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_metadata_that_is_refused(change, fixed, match):
-    metadata = {k: v for k, v in (META | change).items() if v is not None}
-    with pytest.raises(BundleError, match=rf"(?s)^.*{match}.*\n  fix: ") as error:
-        Preprocess.from_metadata(metadata, "m.onnx", fixed)
-    assert str(error.value).count("fix: ") == 1
+    ]:
+        with case(match, fixed):
+            metadata = {k: v for k, v in (META | change).items() if v is not None}
+            with pytest.raises(BundleError, match=rf"(?s)^.*{match}.*\n  fix: ") as error:
+                Preprocess.from_metadata(metadata, "m.onnx", fixed)
+            assert str(error.value).count("fix: ") == 1
 
 
 def test_small_things():
