@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from cases import case
 
 import runtime
 from runtime import _core
@@ -30,48 +31,53 @@ def test_targets_are_listed_slowest_first():
     assert runtime.isa() in runtime.isas()
 
 
-def test_lanes(isa):
-    assert _core.lanes(isa) == LANES[isa]
+def test_lanes():
+    for isa in runtime.isas():
+        with case(isa):
+            assert _core.lanes(isa) == LANES[isa]
     assert _core.lanes() == LANES[runtime.isa()]
 
 
-@pytest.mark.parametrize("isa", [None, ""])
-def test_the_best_is_the_default(isa):
-    assert python("import runtime; print(runtime.isa())", isa) == runtime.isas()[-1]
+def test_the_best_is_the_default():
+    for isa in (None, ""):
+        with case(isa):
+            assert python("import runtime; print(runtime.isa())", isa) == runtime.isas()[-1]
 
 
-def test_seg_isa_forces_one(isa):
-    code = "import runtime; print(runtime.isa(), runtime._core.lanes())"
-    assert python(code, isa) == f"{isa} {LANES[isa]}"
-
-
-def test_seg_isa_is_what_computes(rng, isa):
+def test_seg_isa_forces_one_and_this_one_computes(rng):
     code = (
-        "import numpy, runtime; g = numpy.random.default_rng(0).random((31, 17, 4), 'f');"
+        "import numpy, runtime; print(runtime.isa(), runtime._core.lanes());"
+        "g = numpy.random.default_rng(0).random((31, 17, 4), 'f');"
         "print(runtime.guided_filter(g[..., :3], g[..., 3:]).tobytes().hex())"
     )
     g = rng.random((31, 17, 4), np.float32)
-    coefficients = _core.guided_coefficients(g[..., :3], g[..., 3:], 8, 1e-3, 1, isa)
-    expected = _core.apply_coefficients(coefficients, g[..., :3], 1, isa)
-    assert python(code, isa) == expected.tobytes().hex()
+    for isa in runtime.isas():
+        with case(isa):
+            coefficients = _core.guided_coefficients(g[..., :3], g[..., 3:], 8, 1e-3, 1, isa)
+            expected = _core.apply_coefficients(coefficients, g[..., :3], 1, isa)
+            named, filtered = python(code, isa).splitlines()
+            assert named == f"{isa} {LANES[isa]}"
+            assert filtered == expected.tobytes().hex()
 
 
-@pytest.mark.parametrize("call", ["isa()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"])
-def test_wrong_seg_isa_says_what_runs_here(call):
+def test_wrong_seg_isa_says_what_runs_here():
+    calls = ["isa()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"]
     code = f"""
 import numpy, runtime
 from runtime.errors import DeviceError
 x = numpy.zeros((4, 5, 3))
-try:
-    runtime.{call}
-except DeviceError as error:
-    print(error)
+for call in {calls}:
+    try:
+        eval(f"runtime.{{call}}")
+    except DeviceError as error:
+        print(error)
 """
     usable = ", ".join(runtime.isas())
-    assert python(code, "sse9") == (
+    refusal = (
         f"SEG_ISA is 'sse9', but this machine runs {usable}\n"
         "  fix: unset SEG_ISA, or set it to one of these"
     )
+    assert python(code, "sse9") == "\n".join([refusal] * len(calls))
 
 
 def test_unknown_target_is_refused():

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from cases import case
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,9 +25,10 @@ def gpu(capability, index=0, name="Some GPU"):
     return CudaDevice(index, name, capability, 2**33, 2**32)
 
 
-@pytest.mark.parametrize(
-    "capability, compiled, runs",
-    [
+def test_which_gpu_can_run_what():
+    from runtime.device.driver import no_code_for
+
+    for capability, compiled, runs in [
         *[(c, ALL, True) for c in ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "12.0")],
         ("10.3", ALL, True),  # machine code of the same major version, an older minor one
         ("12.1", ALL, True),
@@ -40,12 +42,9 @@ def gpu(capability, index=0, name="Some GPU"):
         ("10.0", ["9.0", "9.0+ptx"], True),  # as numbers, not as text
         ("9.0", ["10.0", "10.0+ptx"], False),
         ("9.0", [], False),
-    ],
-)
-def test_which_gpu_can_run_what(capability, compiled, runs):
-    from runtime.device.driver import no_code_for
-
-    assert bool(no_code_for(gpu(capability), compiled)) != runs
+    ]:
+        with case(capability, *compiled):
+            assert bool(no_code_for(gpu(capability), compiled)) != runs
 
 
 def test_a_gpu_without_code_is_told_why():
@@ -81,10 +80,14 @@ def devices():
     return runtime.devices()
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "0"])
-def test_a_gpu_that_can_run_the_module(machine, name):
+def test_a_gpu_that_can_run_the_module(machine):
+    from runtime.device import choose
+
     machine.gpus.append(gpu("8.7"))
-    assert devices() == ["cpu", "cuda"] and machine.module_of(name) is machine.module
+    for name in ["cuda", "cuda:0", "0"]:
+        choose._cuda.cache_clear()
+        with case(name):
+            assert devices() == ["cpu", "cuda"] and machine.module_of(name) is machine.module
 
 
 def test_one_gpu_of_two_can_run_the_module(machine):

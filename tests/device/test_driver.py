@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import case
 
 from runtime.device import driver as drv
 from runtime.errors import DeviceError, InputError
@@ -149,27 +150,26 @@ def test_a_gpu_that_cannot_be_described_is_an_error(driver):
     assert devices.startswith("the CUDA driver fails: cuDeviceGetName gives 4 (unnamed)")
 
 
-@pytest.mark.parametrize(
-    "code, why, fix",
-    [
+def test_a_driver_that_does_not_start_says_its_code(driver):
+    for code, why, fix in [
         (803, "cuInit gives 803 (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)", "restart the machine"),
         (999, "cuInit gives 999 (CUDA_ERROR_UNKNOWN)", "/dev/nvidia"),
         (34, "cuInit gives 34 (unnamed)", "stubs"),
         (42, "cuInit gives 42 (unnamed)", "nvidia-smi"),
-    ],
-)
-def test_a_driver_that_does_not_start_says_its_code(driver, code, why, fix):
-    absence, kind, told, version, devices = ask(driver, FAKE_INIT=str(code))
-    assert kind == "DeviceError" and absence == f"the CUDA driver does not start: {why}"
-    assert fix in told and version == "12.6"
-    assert devices == f"{absence}\n  fix: {told}"  # not an empty list
+    ]:
+        with case(code, why, fix):
+            absence, kind, told, version, devices = ask(driver, FAKE_INIT=str(code))
+            assert kind == "DeviceError" and absence == f"the CUDA driver does not start: {why}"
+            assert fix in told and version == "12.6"
+            assert devices == f"{absence}\n  fix: {told}"  # not an empty list
 
 
-@pytest.mark.parametrize("environment", [{"FAKE_INIT": "100"}, {"FAKE_COUNT": "0"}])
-def test_a_driver_without_a_gpu(driver, environment):
-    absence, kind, fix, _, devices = ask(driver, **environment)
-    assert absence == "the CUDA driver finds no GPU" and kind == "MissingBackend"
-    assert "nvidia-smi" in fix and devices == []
+def test_a_driver_without_a_gpu(driver):
+    for environment in [{"FAKE_INIT": "100"}, {"FAKE_COUNT": "0"}]:
+        with case(environment):
+            absence, kind, fix, _, devices = ask(driver, **environment)
+            assert absence == "the CUDA driver finds no GPU" and kind == "MissingBackend"
+            assert "nvidia-smi" in fix and devices == []
 
 
 def test_hidden_gpus_are_said_to_be_hidden(driver):
@@ -200,9 +200,8 @@ def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
         drv.cuda_devices()
 
 
-@pytest.mark.parametrize(
-    "name, parsed",
-    [
+def test_names_of_devices():
+    for name, parsed in [
         ("cpu", ("cpu", 0)),
         ("cuda", ("cuda", 0)),
         ("cuda:0", ("cuda", 0)),
@@ -210,23 +209,21 @@ def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
         ("0", ("cuda", 0)),
         ("3", ("cuda", 3)),
         (1, ("cuda", 1)),
-    ],
-)
-def test_names_of_devices(name, parsed):
-    assert drv.parse_device(name) == parsed
+    ]:
+        with case(name):
+            assert drv.parse_device(name) == parsed
 
 
-@pytest.mark.parametrize(
-    "name", ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:1 ", "cuda:١", "-1", True, None]
-)
-def test_other_names_are_refused(name):
-    with pytest.raises(InputError, match=r"device is .*; wanted 'cpu', 'cuda', or a GPU's number"):
-        drv.parse_device(name)
+def test_other_names_are_refused():
+    wanted = r"device is .*; wanted 'cpu', 'cuda', or a GPU's number"
+    names = ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:1 ", "cuda:١", "-1", True, None]
+    for name in names:
+        with case(name), pytest.raises(InputError, match=wanted):
+            drv.parse_device(name)
 
 
-@pytest.mark.parametrize(
-    "text, release",
-    [
+def test_release_of_linux_for_tegra(tmp_path, monkeypatch):
+    for text, release in [
         (
             "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, "
             "DATE: Fri Sep 13 04:36:44 UTC 2024\n# KERNEL_VARIANT: oot\n",
@@ -243,27 +240,24 @@ def test_other_names_are_refused(name):
         ),
         ("# something else\n", None),
         ("", None),
-    ],
-)
-def test_release_of_linux_for_tegra(tmp_path, monkeypatch, text, release):
-    (tmp_path / "release").write_text(text)
-    monkeypatch.setattr(drv, "_TEGRA_RELEASE", tmp_path / "release")
-    assert drv.l4t() == release
+    ]:
+        with case(release):
+            (tmp_path / "release").write_text(text)
+            monkeypatch.setattr(drv, "_TEGRA_RELEASE", tmp_path / "release")
+            assert drv.l4t() == release
 
 
-@pytest.mark.parametrize(
-    "recorded, model",
-    [
+def test_model_of_the_board(tmp_path, monkeypatch):
+    for recorded, model in [
         (b"NVIDIA Jetson Orin Nano Developer Kit\0", "NVIDIA Jetson Orin Nano Developer Kit"),
         (b"Jetson-AGX\0", "Jetson-AGX"),
         (b"Raspberry Pi 5 Model B Rev 1.0\0", None),
         (b"\xff\xfe\0", None),
-    ],
-)
-def test_model_of_the_board(tmp_path, monkeypatch, recorded, model):
-    (tmp_path / "model").write_bytes(recorded)
-    monkeypatch.setattr(drv, "_TREE_MODEL", tmp_path / "model")
-    assert drv.jetson_model() == model
+    ]:
+        with case(recorded):
+            (tmp_path / "model").write_bytes(recorded)
+            monkeypatch.setattr(drv, "_TREE_MODEL", tmp_path / "model")
+            assert drv.jetson_model() == model
 
 
 def test_elsewhere_there_is_no_jetson(tmp_path, monkeypatch):
