@@ -69,6 +69,40 @@ def test_a_video(tmp_path):
     assert frames[0].picture.shape == (24, 32, 3) and not any(f.notes for f in frames)
 
 
+def test_a_video_gives_rgb(tmp_path):
+    frame = np.empty((24, 32, 3), np.uint8)
+    frame[:] = 20, 60, 200  # the blue, green and red that OpenCV writes
+    for got in taken(write_video(tmp_path / "a.avi", [frame] * 2)):
+        np.testing.assert_allclose(got.picture.mean((0, 1)), [200, 60, 20], atol=8)
+
+
+def test_a_video_is_released_whenever_it_ends(tmp_path, monkeypatch):
+    path, opened = write_video(tmp_path / "a.avi", pictures(30)), []
+    (tmp_path / "b.avi").write_bytes(b"no video" * 99)
+    real = cv2.VideoCapture
+
+    class Recorded:
+        def __init__(self, *source):
+            self.video, self.released = real(*source), False
+            opened.append(self)
+
+        def __getattr__(self, name):
+            return getattr(self.video, name)
+
+        def release(self):
+            self.released = True
+            self.video.release()
+
+    monkeypatch.setattr(cv2, "VideoCapture", Recorded)
+    assert len(taken(path)) == 30
+    with Capture(path) as capture:
+        next(iter(capture))  # the reader ends first
+    capture._thread.join(60)
+    with pytest.raises(InputError, match="cannot be opened"):
+        taken(tmp_path / "b.avi")
+    assert [video.released for video in opened] == [True] * 3
+
+
 def test_a_damaged_video_says_where_it_ended(tmp_path):
     """The header says 60 frames, half of them are gone."""
     path = write_video(tmp_path / "a.avi", pictures(60))

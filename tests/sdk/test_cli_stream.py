@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,8 +14,10 @@ from cases import case
 from dg_commands import PICTURE
 
 from runtime.errors import InputError
-from sdk import StreamState
+from sdk import Segmenter, StreamState
 from sdk.__main__ import main
+from sdk.result import FrameInfo
+from sdk.video_writer import Video
 
 # --- stream --------------------------------------------------------------------------------------
 
@@ -41,6 +44,8 @@ def test_stream_writes_video_labels_json_and_state(tmp_path, capsys):
     assert [d["frame"]["index"] for d in lines] == list(range(12))
     assert [d["stats"]["steps"] for d in lines] == [3] + [1] * 11
     assert "12 frames, 0 dropped, 1.2 steps a frame" in err
+    p50, p99 = np.percentile([d["timings"]["total"] for d in lines], (50, 99))
+    assert f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)" in err
     assert [p.name for p in sorted(labels.iterdir())] == [f"{i:06d}.png" for i in range(12)]
     video = cv2.VideoCapture(str(save))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 12 and video.get(cv2.CAP_PROP_FPS) == 20
@@ -109,9 +114,6 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
 
 
 def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
-    from sdk import Segmenter
-    from sdk.video_writer import Video
-
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
     result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(PICTURE)
@@ -134,6 +136,21 @@ def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
         with pytest.raises(InputError, match="cannot be written"):
             small = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)
             Video(tmp_path / "b.avi", 25.0).write(small(np.zeros((*size, 3), np.uint8)))
+
+
+def test_a_video_has_the_colours_of_the_overlay_and_repeats_it_for_dropped_frames(tmp_path):
+    picture = np.full((48, 64, 3), (200, 60, 20), np.uint8)
+    result = Segmenter(lambda p: np.zeros(p.shape[:2], np.int32), refine=None)(picture)
+    video = Video(tmp_path / "a.avi", 25.0)
+    for index, dropped in ((0, 0), (3, 2), (4, 2)):
+        video.write(replace(result, frame=FrameInfo(index, 0.0, dropped, "warm", [])))
+    video.close()
+    written = cv2.VideoCapture(str(tmp_path / "a.avi"))
+    assert written.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    colours = written.read()[1][..., ::-1].mean((0, 1))
+    written.release()
+    np.testing.assert_allclose(colours, result.overlay().mean((0, 1)), atol=8)
+    assert colours[0] > colours[2] + 20  # exchanged channels would differ
 
 
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path):

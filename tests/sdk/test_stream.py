@@ -85,6 +85,40 @@ def test_a_hard_cut_starts_cold():
     assert np.mean(accuracy(results, truths)[6:]) > alone
 
 
+def in_turn(guides):
+    """A prior of two named classes that returns these guides one after the other."""
+    rest = iter(guides)
+
+    def prior(picture):
+        return next(rest)
+
+    prior.names = ["left", "right"]
+    return prior
+
+
+def test_a_cut_needs_colours_and_labels_beyond_their_limits():
+    """Rows that become white move the colours by a known distance (the limit is 0.4); rows where
+    left and right are exchanged leave a known agreement (the limit is 0.3)."""
+
+    def view_of(rows):
+        picture = np.zeros((100, 100, 3), np.uint8)
+        picture[:rows] = 255
+        return picture
+
+    def guide_of(rows):
+        guide = np.tile(np.arange(50) >= 25, (50, 1)).astype(np.int32)
+        guide[:rows] = 1 - guide[:rows]
+        return guide
+
+    cut = "cut: colours moved by 0.45, the prior agrees with its last labels by 0.24; cold start"
+    for white, exchanged, told in [(36, 19, [cut]), (24, 19, []), (36, 16, []), (24, 16, [])]:
+        with case(white, exchanged):
+            prior = in_turn([guide_of(0), guide_of(exchanged)])
+            results = followed([view_of(0), view_of(white)], prior, refine=None)
+            assert results[1].frame.events == told
+            assert results[1].frame.start == ("cold" if told else "warm")
+
+
 def test_a_fade_is_no_cut():
     (day, truths), (night, others) = clip(26), clip(26, place="night")
     coarse = np.random.default_rng(0).uniform(-70, 70, (4, 5, 3))

@@ -78,6 +78,17 @@ def test_submitted_pictures_come_back_as_futures():
         same(seg.submit(frames[0]).result(), seg(frames[0]))
 
 
+def test_closing_waits_for_the_pictures_and_ends_the_threads():
+    def prior(picture):
+        time.sleep(0.05)
+        return np.zeros(picture.shape[:2], int)
+
+    with Segmenter(prior, refine=None) as seg:
+        futures = [seg.submit(pictures(0)[0]) for _ in range(WAITING)]
+    assert all(future.done() for future in futures)
+    assert not [t for t in threading.enumerate() if t.name.startswith("segment")]
+
+
 def test_submit_waits_when_enough_are_on_their_way():
     release, begun = threading.Event(), []
 
