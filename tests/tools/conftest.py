@@ -4,9 +4,12 @@ Modules that need onnx are imported by the fixtures that use them, because a tes
 need it can run without it.
 """
 
+import contextlib
+import io
 import os
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from runtime.device.driver import CudaDevice
 from runtime.tools import probe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def templates(tmp_path_factory):
     """Two valid bundles without engines, with a recipe: "kmeans" and "network"."""
     from bundles import tiny_parts
@@ -47,14 +50,35 @@ def bundle(templates, tmp_path):
     return Path(shutil.copytree(templates / "kmeans", tmp_path / "tiny.bundle"))
 
 
-@pytest.fixture(scope="module")
-def built(templates, tmp_path_factory):
-    """The k-means bundle with real engines of TensorRT for RTX."""
+def said(*words):
+    """Exit code, stdout and stderr of a command, for fixtures that several tests share."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def first_build(templates, tmp_path_factory):
+    """The k-means bundle after its engines were built, and what the two commands said."""
+    from runtime_commands import contents
+
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX builds the engines")
     place = tmp_path_factory.mktemp("built") / "tiny.bundle"
     shutil.copytree(templates / "kmeans", place)
-    assert main(["build", str(place), "--json"]) == 0
-    return place
+    before = contents(place)
+    dry_run = said("build", place, "--dry-run")
+    unchanged = contents(place) == before
+    return types.SimpleNamespace(
+        place=place, dry_run=dry_run, unchanged=unchanged, run=said("build", place)
+    )
+
+
+@pytest.fixture(scope="session")
+def built(first_build):
+    """The k-means bundle with real engines of TensorRT for RTX. Tests must not change it."""
+    assert first_build.run[0] == 0
+    return first_build.place
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import fake_tensorrt
 import pytest
+from cases import case
 from runtime_commands import answer, change, contents, no_gpu, text
 
 from runtime.bundle import engines
-from runtime.bundle.manifest import file_entry
+from runtime.bundle.manifest import MANIFEST, file_entry
 from runtime.bundle.read import Bundle
 from runtime.device.driver import CudaDevice
 from runtime.errors import DeviceError
@@ -21,14 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # build
 
 
-def test_build_finishes_the_engines_here(capsys, bundle):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX builds the engines")
-    before = contents(bundle)
-    code, out, err = text(capsys, "build", bundle, "--dry-run")
+def test_build_finishes_the_engines_here(capsys, first_build, with_engines):
+    code, out, err = first_build.dry_run
     assert code == 0 and out.count("would build") == 2 and "why: the bundle has none" in out
-    assert contents(bundle) == before and err == ""
+    assert first_build.unchanged and err == ""
 
-    code, out, err = text(capsys, "build", bundle)
+    bundle = first_build.place
+    code, out, err = first_build.run
     assert code == 0 and out.count("\nbuilt  ") + out.startswith("built ") == 2
     assert out.endswith(f"\nnext         python -m runtime check {bundle}\n")
     assert "100% fp32" in out and "2 built, 0 up to date" in out
@@ -38,6 +38,7 @@ def test_build_finishes_the_engines_here(capsys, bundle):
     assert {e["graph"] for e in engines} == {"refine_step", "refine_map"}
     Bundle.open(bundle).check_files()
 
+    bundle = with_engines  # a copy, which may change
     after = contents(bundle)
     code, document = answer(capsys, "build", bundle)
     assert code == 0 and document["built"] == document["to_build"] == []
@@ -52,34 +53,29 @@ def test_build_finishes_the_engines_here(capsys, bundle):
     Bundle.open(bundle).check_files()
 
 
-def test_build_force_builds_again(capsys, with_engines):
+def test_build_says_why_an_engine_is_built_again(capsys, with_engines):
+    import tensorrt_rtx
+
     code, document = answer(capsys, "build", with_engines, "--force", "--dry-run")
     assert code == 0 and [e["why"] for e in document["to_build"]] == ["--force"] * 2
-
-
-@pytest.mark.parametrize(
-    ("edit", "options", "why"),
-    [
-        ({"version": "1.6.0.2"}, [], "TensorRT for RTX 1.6.0.2 -> {version}"),
+    whole, here = (with_engines / MANIFEST).read_bytes(), tensorrt_rtx.__version__
+    for edit, options, why in [
+        ({"version": "1.6.0.2"}, [], f"TensorRT for RTX 1.6.0.2 -> {here}"),
         ({}, ["--compute-capability", "8.9,sm_120"], "compute capability 8.6 -> 8.9, 12.0"),
         ({}, ["--workspace", "1.5"], f"workspace None -> {3 * 2**29}"),
         ({"shapes": {}}, [], "other shapes"),
         ({}, [], "the graph has changed"),
-    ],
-)
-def test_build_says_why_an_engine_is_stale(capsys, with_engines, edit, options, why):
-    def make_stale(manifest):
-        for engine in manifest["engines"]:
-            engine |= {"key": engine["key"][::-1], **edit}
+    ]:
 
-    change(with_engines, make_stale)
-    code, document = answer(capsys, "build", with_engines, "--dry-run", *options)
-    import tensorrt_rtx
+        def make_stale(manifest, edit=edit):
+            for engine in manifest["engines"]:
+                engine |= {"key": engine["key"][::-1], **edit}
 
-    assert code == 0
-    assert [e["why"] for e in document["to_build"]] == [
-        why.format(version=tensorrt_rtx.__version__)
-    ] * 2
+        with case(why):
+            (with_engines / MANIFEST).write_bytes(whole)
+            change(with_engines, make_stale)
+            code, document = answer(capsys, "build", with_engines, "--dry-run", *options)
+            assert code == 0 and [e["why"] for e in document["to_build"]] == [why] * 2
 
 
 def test_ctrl_c_leaves_the_bundle_as_it_was(bundle):
@@ -97,28 +93,30 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle):
     assert contents(bundle) == before
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(KeyboardInterrupt(), 130), (DeviceError("out", fix="more"), 1), (MemoryError(), 1)],
-)
-def test_a_build_that_fails_adds_nothing(capsys, monkeypatch, bundle, error, code):
+def test_a_build_that_fails_adds_nothing(capsys, monkeypatch, bundle):
     """Not even the engine that was done before."""
     pytest.importorskip("tensorrt_rtx", reason="its version is in the keys")
-    done = []
-
-    def fail_at_second(entry, *_, **__):
-        if done:
-            raise error
-        done.append(entry)
-        plan = b"plan"
-        file = file_entry(entry["file"], plan)
-        ports = {"inputs": [], "outputs": [], "receipt": {}, "seconds": 1}
-        return {**entry, **file, **ports}, plan, None
-
-    monkeypatch.setattr(engines, "build", fail_at_second)
     before = contents(bundle)
-    assert answer(capsys, "build", bundle)[0] == code
-    assert len(done) == 1 and contents(bundle) == before
+    for error, code in [
+        (KeyboardInterrupt(), 130),
+        (DeviceError("out", fix="more"), 1),
+        (MemoryError(), 1),
+    ]:
+        done = []
+
+        def fail_at_second(entry, *_, done=done, error=error, **__):
+            if done:
+                raise error
+            done.append(entry)
+            plan = b"plan"
+            file = file_entry(entry["file"], plan)
+            ports = {"inputs": [], "outputs": [], "receipt": {}, "seconds": 1}
+            return {**entry, **file, **ports}, plan, None
+
+        monkeypatch.setattr(engines, "build", fail_at_second)
+        with case(type(error).__name__):
+            assert answer(capsys, "build", bundle)[0] == code
+            assert len(done) == 1 and contents(bundle) == before
 
 
 @pytest.fixture
@@ -141,7 +139,13 @@ def device_build(monkeypatch, gpu):
     return seen
 
 
-def test_the_timing_cache_is_read_and_rewritten(capsys, bundle, tmp_path, device_build):
+def test_the_timing_cache_is_read_and_rewritten_or_refused(capsys, bundle, tmp_path, device_build):
+    none = tmp_path / "none" / "cache"
+    for cache, match in [(none, "has no folder"), (tmp_path, "cannot be read")]:
+        words = ["--target", "trt", "--timing-cache", cache]
+        with case(match):
+            code, document = answer(capsys, "build", bundle, *words)
+            assert code == 1 and match in document["error"] and not device_build
     cache = tmp_path / "times.cache"
     options = ["--target", "trt", "--timing-cache", cache]
     assert answer(capsys, "build", bundle, *options)[0] == 0
@@ -151,14 +155,6 @@ def test_the_timing_cache_is_read_and_rewritten(capsys, bundle, tmp_path, device
     assert {e["gpu_name"] for e in document["built"]} == {"Orin"}
     assert len(Bundle.open(bundle).manifest["engines"]) == 2  # of the same keys: replaced
     assert sorted(p.name for p in tmp_path.iterdir()) == ["times.cache", "tiny.bundle"]
-
-
-def test_a_timing_cache_that_cannot_be_used(capsys, bundle, tmp_path, device_build):
-    none = tmp_path / "none" / "cache"
-    code, document = answer(capsys, "build", bundle, "--target", "trt", "--timing-cache", none)
-    assert code == 1 and "has no folder" in document["error"] and not device_build
-    code, document = answer(capsys, "build", bundle, "--target", "trt", "--timing-cache", tmp_path)
-    assert code == 1 and "cannot be read" in document["error"] and not device_build
 
 
 def test_a_timing_cache_is_refused_for_rtx(capsys, bundle, tmp_path):
@@ -191,33 +187,34 @@ def test_a_bundle_for_onnx_alone_gets_engines_of_tensorrt_if_it_is_here(
     assert document["fix"].endswith("or choose --target rtx")
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
+def test_build_refuses_values(capsys, bundle, gpu):
+    for options, match in [
         (["--device", "cpu"], "engines are built on a GPU"),
         (["--device", "cuda:7"], "device is 7; wanted 0 to 0"),
         (["--device", "tpu"], "device is 'tpu'"),
         (["--workspace", "much"], "workspace is 'much'; wanted GiB"),
         (["--workspace", "0"], "workspace is '0'"),
         (["--compute-capability", "8.6,new"], "compute-capability is 'new'"),
-    ],
-)
-def test_build_refuses_values(capsys, bundle, gpu, options, match):
-    code, document = answer(capsys, "build", bundle, *options)
-    assert code == 1 and match in document["error"]
+    ]:
+        with case(*options):
+            code, document = answer(capsys, "build", bundle, *options)
+            assert code == 1 and match in document["error"]
 
 
 @no_gpu
-@pytest.mark.parametrize(("given", "match"), [("9.0", "cannot build"), ("", "needs to know")])
-def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle, given, match):
+def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle):
     pytest.importorskip("tensorrt_rtx", reason="it is asked what it knows")
-    code, document = answer(capsys, "build", bundle, "--dry-run", "--compute-capability", given)
-    assert code == 1 and match in document["error"] and document["fix"]
+    for given, match in [("9.0", "cannot build"), ("", "needs to know")]:
+        with case(given):
+            code, document = answer(
+                capsys, "build", bundle, "--dry-run", "--compute-capability", given
+            )
+            assert code == 1 and match in document["error"] and document["fix"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_build_refuses_recipes_that_say_something_else(capsys, bundle):
+    whole = (bundle / MANIFEST).read_bytes()
+    for changes in [
         {"shapes": {"refine_step": {"image": 5}, "refine_map": {}}},
         {"shapes": {"refine_step": {"image": [[1], [1]]}, "refine_map": {}}},
         {"shapes": {"refine_step": {"image": [[1, "x"], [1, 1], [1, 1]]}, "refine_map": {}}},
@@ -229,15 +226,17 @@ def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle, given, match)
         {"level": True},
         {"dynamic": "no"},
         {"targets": [["rtx"]]},
-    ],
-)
-def test_build_refuses_recipes_that_say_something_else(capsys, bundle, changes):
-    change(bundle, lambda m: m["recipe"].update(changes))
-    code, document = answer(capsys, "build", bundle)
-    assert code == 5 and "recipe does not say" in document["error"]
+        "no shapes",
+    ]:
 
+        def edit(manifest, changes=changes):
+            if changes == "no shapes":
+                manifest["recipe"].pop("shapes")
+            else:
+                manifest["recipe"].update(changes)
 
-def test_build_needs_a_recipe(capsys, bundle):
-    change(bundle, lambda m: m["recipe"].pop("shapes"))
-    code, document = answer(capsys, "build", bundle)
-    assert code == 5 and "recipe does not say" in document["error"]
+        with case(changes):
+            (bundle / MANIFEST).write_bytes(whole)
+            change(bundle, edit)
+            code, document = answer(capsys, "build", bundle)
+            assert code == 5 and "recipe does not say" in document["error"]

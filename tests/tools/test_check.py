@@ -4,9 +4,9 @@ import sys
 
 import fake_tensorrt
 import numpy as np
-import pytest
 from bundles import CONFIG, tensors
-from runtime_commands import CLASSES, SIZE, answer, change, no_gpu, put, shapes, text
+from cases import case
+from runtime_commands import CLASSES, SIZE, answer, change, contents, no_gpu, put, shapes, text
 
 from runtime.bundle.manifest import file_entry
 from runtime.bundle.read import Bundle
@@ -15,21 +15,31 @@ from runtime.engines.onnx import OnnxEngine
 # check
 
 
-@pytest.mark.parametrize("kind", ["kmeans", "network"])
-def test_check_runs_the_golden_vectors_twice(capsys, templates, kind):
-    code, out, err = text(capsys, "check", templates / kind)
-    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 100
-    assert out.splitlines()[-1] == f"{kind} is sound: {10 if kind == 'kmeans' else 12} ok"
-    code, document = answer(capsys, "check", templates / kind)
-    assert code == 0 and document["ok"] and document["device"] == "cpu"
-    golden = {c["check"]: c["numbers"] for c in document["checks"] if "golden, " in c["check"]}
-    assert golden.keys() == {"golden, refined by native", "golden, refined by onnx"}
-    for numbers in golden.values():
-        assert numbers["labels"] >= 0.99 and numbers["prior"] == 1
-        assert ("input" in numbers) == (kind == "network")
+def test_check_runs_the_golden_vectors_twice(capsys, templates):
+    for kind in ["kmeans", "network"]:
+        with case(kind):
+            code, out, err = text(capsys, "check", templates / kind)
+            assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 100
+            assert out.splitlines()[-1] == f"{kind} is sound: {10 if kind == 'kmeans' else 12} ok"
+            code, document = answer(capsys, "check", templates / kind)
+            assert code == 0 and document["ok"] and document["device"] == "cpu"
+            golden = {
+                c["check"]: c["numbers"] for c in document["checks"] if "golden, " in c["check"]
+            }
+            assert golden.keys() == {"golden, refined by native", "golden, refined by onnx"}
+            for numbers in golden.values():
+                assert numbers["labels"] >= 0.99 and numbers["prior"] == 1
+                assert ("input" in numbers) == (kind == "network")
 
 
-def test_check_fails_for_a_damaged_file_and_asks_it_nothing(capsys, bundle):
+def test_check_compares_files_and_ports_with_the_manifest(capsys, bundle):
+    """A damaged file is not opened."""
+    whole = contents(bundle)
+    change(bundle, lambda m: m["graphs"]["refine_map"]["outputs"].pop())
+    code, document = answer(capsys, "check", bundle)
+    assert code == 5 and "the manifest says" in document["error"]
+    for name, data in whole.items():
+        (bundle / name).write_bytes(data)
     (bundle / "refine_step.onnx").write_bytes(b"x" * 10)
     code, out, _ = text(capsys, "check", bundle)
     assert code == 5 and "refine_step.onnx" in out and "FAILED: " in out and "fix: " in out
@@ -64,12 +74,6 @@ def test_check_catches_a_graph_that_computes_something_else(capsys, bundle):
     assert [c["check"] for c in document["checks"] if c["state"] == "FAILED"] == [
         "golden, refined by onnx"
     ]
-
-
-def test_check_compares_ports_with_the_manifest(capsys, bundle):
-    change(bundle, lambda m: m["graphs"]["refine_map"]["outputs"].pop())
-    code, document = answer(capsys, "check", bundle)
-    assert code == 5 and "the manifest says" in document["error"]
 
 
 def test_check_without_onnx_runtime(capsys, monkeypatch, bundle):

@@ -5,7 +5,8 @@ import json
 import sys
 
 import pytest
-from runtime_commands import answer, process, text
+from cases import case
+from runtime_commands import answer, text
 
 from runtime.__main__ import main
 from runtime.errors import EngineMismatch, InputError, MissingBackend
@@ -14,9 +15,8 @@ from runtime.tools import cli, doctor
 # Usage
 
 
-@pytest.mark.parametrize(
-    ("arguments", "what", "fix"),
-    [
+def test_a_usage_error_names_the_nearest_word(capsys):
+    for arguments, what, fix in [
         (["inspct", "x"], "invalid choice: 'inspct'", "did you mean inspect?"),
         (["check", "x", "--devce", "cuda"], "does not know '--devce'", "did you mean --device?"),
         (["check", "x", "--devce=cuda"], "does not know '--devce'", "did you mean --device?"),
@@ -25,76 +25,66 @@ from runtime.tools import cli, doctor
         (["inspect", "a", "b"], "does not know 'b'", "see: python -m runtime inspect --help"),
         (["inspect"], "required: BUNDLE", "see: python -m runtime inspect --help"),
         ([], "required: COMMAND", "see: python -m runtime --help"),
-    ],
-)
-def test_a_usage_error_names_the_nearest_word(capsys, arguments, what, fix):
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == ""
-    assert what in err and err.endswith(f"  fix: {fix}\n") and err.startswith("error: ")
-    with pytest.raises(SystemExit) as end:
-        main([*arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert end.value.code == 2 and err == ""
-    assert json.loads(out).keys() == {"error", "fix"}
+    ]:
+        with case(*arguments):
+            with pytest.raises(SystemExit) as end:
+                main(arguments)
+            out, err = capsys.readouterr()
+            assert end.value.code == 2 and out == ""
+            assert what in err and err.endswith(f"  fix: {fix}\n") and err.startswith("error: ")
+            with pytest.raises(SystemExit) as end:
+                main([*arguments, "--json"])
+            out, err = capsys.readouterr()
+            assert end.value.code == 2 and err == ""
+            assert json.loads(out).keys() == {"error", "fix"}
 
 
-@pytest.mark.parametrize("command", ["inspect", "check", "build"])
-def test_no_bundle_is_an_error_with_a_fix(capsys, tmp_path, command):
-    code, out, err = text(capsys, command, tmp_path / "none")
-    assert code == 1 and out == "" and "none is no folder" in err and "\n  fix: " in err
-    code, document = answer(capsys, command, tmp_path)  # a folder, but no bundle
-    assert code == 5 and "is no bundle" in document["error"] and document["fix"]
+def test_no_bundle_is_an_error_with_a_fix(capsys, tmp_path):
+    for command in ["inspect", "check", "build"]:
+        with case(command):
+            code, out, err = text(capsys, command, tmp_path / "none")
+            assert code == 1 and out == "" and "none is no folder" in err and "\n  fix: " in err
+            code, document = answer(capsys, command, tmp_path)  # a folder, but no bundle
+            assert code == 5 and "is no bundle" in document["error"] and document["fix"]
 
 
 # doctor
 
 
-def test_doctor_reports_this_machine():
-    done = process("doctor", "--json")
-    report = json.loads(done.stdout)
-    assert report["targets"]["cpu"]["ready"] and "problems" in report
-    assert done.returncode == int(any(p["kind"] == "broken" for p in report["problems"]))
-
-
-@pytest.mark.parametrize(("kind", "code"), [("missing", 0), ("clash", 0), ("broken", 1)])
-def test_doctor_fails_only_for_what_is_broken(capsys, monkeypatch, kind, code):
-    found = {"problems": [{"kind": kind, "what": "it", "fix": "mend it"}]}
-    monkeypatch.setattr(doctor, "report", lambda: found)
-    monkeypatch.setattr(doctor, "render", lambda report: "one\ntwo")
-    assert text(capsys, "doctor") == (code, "one\ntwo\n", "")
-    assert answer(capsys, "doctor") == (code, found)
+def test_doctor_fails_only_for_what_is_broken(capsys, monkeypatch):
+    for kind, code in [("missing", 0), ("clash", 0), ("broken", 1)]:
+        with case(kind):
+            found = {"problems": [{"kind": kind, "what": "it", "fix": "mend it"}]}
+            monkeypatch.setattr(doctor, "report", lambda found=found: found)
+            monkeypatch.setattr(doctor, "render", lambda report: "one\ntwo")
+            assert text(capsys, "doctor") == (code, "one\ntwo\n", "")
+            assert answer(capsys, "doctor") == (code, found)
 
 
 # What the command lines share
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
+def test_errors_become_exit_codes(capsys):
+    for error, code in [
         (InputError("a", fix="b"), 1),
         (MissingBackend("a", fix="b"), 4),
         (EngineMismatch("a", fix="b"), 5),
         (KeyboardInterrupt(), 130),
         (MemoryError(), 1),
-    ],
-)
-def test_errors_become_exit_codes(capsys, error, code):
-    def fail():
-        raise error
+    ]:
+        with case(type(error).__name__):
 
-    assert cli.run(fail) == code
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n  fix: ") == 1
-    assert cli.run(fail, as_json=True) == code
-    out, err = capsys.readouterr()
-    assert err == "" and all(json.loads(out).values())
-    assert cli.run(lambda: 6) == 6
+            def fail(error=error):
+                raise error
 
-
-def test_a_mistake_in_the_program_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
+            assert cli.run(fail) == code
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith("error: ") and err.count("\n  fix: ") == 1
+            assert cli.run(fail, as_json=True) == code
+            out, err = capsys.readouterr()
+            assert err == "" and all(json.loads(out).values())
+            assert cli.run(lambda: 6) == 6
+    with pytest.raises(ZeroDivisionError):  # a mistake in the program is not hidden
         cli.run(lambda: 1 // 0)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import case
 from planted_machines import (
     compile_c,
     kinds,
@@ -91,6 +92,19 @@ def test_a_bare_machine_lists_what_is_missing_each_with_its_line(machine):
     assert "  cpu:            ready\n" in text
     assert "  trt:            TensorRT is not installed\n" in text
     assert "  missing: PyCUDA is not installed\n    fix: PATH=" in text
+    assert report["package"]["version"] is None and not kinds(report, "dynaguide")
+    assert f"not installed, in {ROOT / 'runtime'}" in text
+    assert report["cuda_module"] == {
+        "built": True,
+        "compiled": ["8.6", "9.0", "9.0+ptx"],
+        "runs_on": [],
+        "refused": [],
+        "error": "",
+        "fix": "",
+        "broken": False,
+    }
+    assert not kinds(report, "CUDA module") and not kinds(report, "has code for")
+    assert "CUDA module       for compute capability 8.6, 9.0, 9.0+ptx\n" in text
 
 
 def test_a_machine_that_builds_but_has_no_gpu(machine):
@@ -115,23 +129,23 @@ def test_a_machine_that_has_everything(machine, monkeypatch):
     text = doctor.render(report)
     gpu = "NVIDIA GeForce RTX 3060, compute capability 8.6, 10.0 of 12.0 GiB free"
     assert gpu in text and "CUDA 12.6" in text and text.endswith("\n\nno problems")
+    assert report["cuda_module"]["runs_on"] == ["cuda:0"]
+    assert "8.6, 9.0, 9.0+ptx; runs on cuda:0\n" in text
 
 
-@pytest.mark.parametrize(
-    "version, ready",
-    [
+def test_versions_of_tensorrt(machine, monkeypatch):
+    for version, ready in [
         *[(version, True) for version in ("10.3.0", "10.3.0.30", "11.4.0.106")],
         *[(version, False) for version in ("10.2.0", "8.6.1", "12.0.0", "0.0.1", "", "dev")],
-    ],
-)
-def test_versions_of_tensorrt(machine, monkeypatch, version, ready):
-    plant_gpu(monkeypatch)
-    machine["tensorrt"], machine["pycuda"] = module(version=version), module()
-    report = doctor.report()
-    assert report["targets"]["trt"]["ready"] == ready
-    assert kinds(report, "wanted 10.3 up to 11") == ([] if ready else ["broken"])
-    if not ready:
-        assert "pip uninstall tensorrt" in report["targets"]["trt"]["fix"]
+    ]:
+        with case(version):
+            plant_gpu(monkeypatch)
+            machine["tensorrt"], machine["pycuda"] = module(version=version), module()
+            report = doctor.report()
+            assert report["targets"]["trt"]["ready"] == ready
+            assert kinds(report, "wanted 10.3 up to 11") == ([] if ready else ["broken"])
+            if not ready:
+                assert "pip uninstall tensorrt" in report["targets"]["trt"]["fix"]
 
 
 def test_a_gpu_that_tensorrt_for_rtx_does_not_know(machine, monkeypatch):
@@ -151,8 +165,6 @@ def test_a_driver_that_fails_is_broken_not_missing(machine, monkeypatch):
         "fix": "restart",
     }
 
-
-def test_a_gpu_that_cannot_be_described_is_broken(machine, monkeypatch):
     def fail():
         raise DeviceError("the CUDA driver fails: cuDeviceGetName gives 4", fix="nvidia-smi")
 
@@ -180,21 +192,22 @@ def test_an_onnx_runtime_whose_cuda_libraries_are_absent(machine, monkeypatch, t
     assert doctor.report()["targets"]["onnx on cuda"]["ready"]
 
 
-@pytest.mark.parametrize("platform, fix", [("linux-x86_64", "-gpu"), ("linux-aarch64", "use targ")])
-def test_an_onnx_runtime_without_cuda(machine, monkeypatch, platform, fix):
-    plant_gpu(monkeypatch)
-    monkeypatch.setattr(driver, "platform_tag", lambda: platform)
-    machine["onnxruntime"] = module(providers=["CPUExecutionProvider"])
-    verdict = doctor.report()["targets"]["onnx on cuda"]
-    assert verdict["why"] == "this ONNX Runtime has no CUDA provider, only CPUExecutionProvider"
-    assert fix in verdict["fix"]
+def test_an_onnx_runtime_without_cuda(machine, monkeypatch):
+    why = "this ONNX Runtime has no CUDA provider, only CPUExecutionProvider"
+    for platform, fix in [("linux-x86_64", "-gpu"), ("linux-aarch64", "use targ")]:
+        with case(platform, fix):
+            plant_gpu(monkeypatch)
+            monkeypatch.setattr(driver, "platform_tag", lambda platform=platform: platform)
+            machine["onnxruntime"] = module(providers=["CPUExecutionProvider"])
+            verdict = doctor.report()["targets"]["onnx on cuda"]
+            assert verdict["why"] == why and fix in verdict["fix"]
 
 
 def test_a_core_that_is_not_built(machine, monkeypatch):
     def fail():
         raise MissingBackend("the C++ core is not built (no _core)", fix="pip install .")
 
-    monkeypatch.setattr(choose, "targets", fail)
+    monkeypatch.setattr(choose, "isas", fail)
     report = doctor.report()
     assert problem(report, "core is not built")["kind"] == "broken"
     assert report["targets"]["cpu"] == {
@@ -203,30 +216,6 @@ def test_a_core_that_is_not_built(machine, monkeypatch):
         "fix": "pip install .",
     }
     assert "the C++ core is not built (no _core)" in doctor.render(report)
-
-
-def test_what_the_cuda_module_is_compiled_for_without_a_gpu(machine):
-    report = doctor.report()
-    assert report["cuda_module"] == {
-        "built": True,
-        "compiled": ["8.6", "9.0", "9.0+ptx"],
-        "runs_on": [],
-        "refused": [],
-        "error": "",
-        "fix": "",
-        "broken": False,
-    }
-    assert not kinds(report, "CUDA module") and not kinds(report, "has code for")
-    text = doctor.render(report)
-    assert "CUDA module       for compute capability 8.6, 9.0, 9.0+ptx\n" in text
-
-
-def test_a_gpu_that_the_cuda_module_runs_on(machine, monkeypatch):
-    plant_gpu(monkeypatch)
-    report = doctor.report()
-    assert report["cuda_module"]["runs_on"] == ["cuda:0"] and not kinds(report, "has code for")
-    assert report["targets"]["cuda"]["ready"]
-    assert "8.6, 9.0, 9.0+ptx; runs on cuda:0\n" in doctor.render(report)
 
 
 def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
@@ -239,7 +228,9 @@ def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
     assert "; runs on no GPU that is here\n" in doctor.render(report)
 
 
-def test_a_cuda_module_that_is_not_built_is_missed_only_beside_a_gpu(machine, monkeypatch):
+def test_a_cuda_module_is_missed_beside_a_gpu_only_and_a_damaged_one_is_broken(
+    machine, monkeypatch
+):
     monkeypatch.setattr(choose, "cuda_module", CUDA_MODULE)
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)
     report = doctor.report()
@@ -251,8 +242,6 @@ def test_a_cuda_module_that_is_not_built_is_missed_only_beside_a_gpu(machine, mo
     found = problem(doctor.report(), "the CUDA module is not built")
     assert found["kind"] == "missing" and "with nvcc on PATH" in found["fix"]
 
-
-def test_a_cuda_module_that_cannot_be_loaded_is_broken(machine, monkeypatch):
     def fail():
         raise MissingBackend("the CUDA module is not built (undefined symbol)", fix="build it")
 
@@ -298,8 +287,6 @@ def test_a_jetson_with_its_release_mode_and_clocks(jetson):
     assert "NVIDIA Jetson Orin Nano Developer Kit, L4T 36.4.0, JetPack 6: TensorRT 10.3" in text
     assert "mode 15W, clocks locked\n" in text
 
-
-def test_a_jetson_whose_clocks_move_and_whose_mode_is_not_readable(jetson):
     (jetson / "cpufreq/policy4/scaling_min_freq").write_text("729600\n")
     plant_program(jetson / "tools/nvpmodel", "echo 'permission denied' >&2; exit 1")
     report = doctor.report()
@@ -307,38 +294,30 @@ def test_a_jetson_whose_clocks_move_and_whose_mode_is_not_readable(jetson):
     assert "mode unknown, clocks not locked: sudo jetson_clocks\n" in doctor.render(report)
     shutil.rmtree(jetson / "cpufreq")
     assert doctor.report()["jetson"]["clocks_locked"] is None
-
-
-@pytest.mark.parametrize(
-    "release, line",
-    [
+    for release, line in [
         ("R35 (release), REVISION: 4.1", "JetPack 5"),
         ("R38 (release), REVISION: 2.0", "JetPack 7"),
         ("R99 (release), REVISION: 0.0", "not a JetPack line"),
-    ],
-)
-def test_jetpack_lines(jetson, release, line):
-    (jetson / "release").write_text(f"# {release}, GCID: 1\n")
-    assert doctor.report()["jetson"]["jetpack"].startswith(line)
+    ]:
+        with case(release, line):
+            (jetson / "release").write_text(f"# {release}, GCID: 1\n")
+            assert doctor.report()["jetson"]["jetpack"].startswith(line)
 
 
 # Cache
 
 
-def test_the_cache_folder_is_tried_and_nothing_is_left(machine, monkeypatch, tmp_path):
+def test_the_cache_folder_is_tried_and_a_relative_one_is_ignored(machine, monkeypatch, tmp_path):
     facts = probe.cache_facts()
     assert facts == {"folder": str(tmp_path / "cache/dynaguide-edge"), "error": ""}
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_relative_cache_folder_is_ignored(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("here", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert probe.cache_facts()["folder"] == str(tmp_path / ".cache/dynaguide-edge")
 
 
-def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_and_no_home_folder(machine, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
     report = doctor.report()
@@ -346,15 +325,6 @@ def test_a_cache_folder_that_cannot_be_written(machine, monkeypatch, tmp_path):
     assert found["kind"] == "broken" and "XDG_CACHE_HOME" in found["fix"]
     assert found["what"] in doctor.render(report)
 
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
-def test_a_read_only_cache_folder(machine, monkeypatch, tmp_path):
-    (tmp_path / "sealed").mkdir(mode=0o500)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "sealed"))
-    assert "cannot be written" in probe.cache_facts()["error"]
-
-
-def test_no_home_folder(machine, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME", raising=False)
 
@@ -367,6 +337,13 @@ def test_no_home_folder(machine, monkeypatch):
     assert report["cache"]["folder"] == ""
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_read_only_cache_folder(machine, monkeypatch, tmp_path):
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "sealed"))
+    assert "cannot be written" in probe.cache_facts()["error"]
+
+
 # Commands
 
 
@@ -375,8 +352,22 @@ def test_a_command_that_is_not_there_gives_no_output():
     assert (code, output) == (127, "") and "No such file" in error
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_streams_that_the_caller_has_closed(closed):
-    command = f"{sys.executable} -m runtime doctor --json {closed}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stderr == ""
+def test_the_command_also_where_the_caller_has_closed_its_streams():
+    """Three processes at the same time; the one with an open stdout reports this machine."""
+    processes = {
+        closed: subprocess.Popen(
+            ["sh", "-c", f"{sys.executable} -m runtime doctor --json {closed}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for closed in (">&-", "2>&-", ">&- 2>&-")
+    }
+    answers = {closed: process.communicate(timeout=600) for closed, process in processes.items()}
+    report = json.loads(answers["2>&-"][0])
+    assert report["targets"]["cpu"]["ready"] and "problems" in report
+    code = int(any(p["kind"] == "broken" for p in report["problems"]))
+    for closed, process in processes.items():
+        with case(closed):
+            assert process.returncode == code == 0 and answers[closed][1] == ""

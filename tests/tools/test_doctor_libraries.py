@@ -1,11 +1,13 @@
 """What the doctor finds of TensorRT, Python modules and distributions, planted one by one."""
 
+import shutil
 import sys
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from cases import case
 from planted_machines import (
     compile_c,
     kinds,
@@ -72,14 +74,6 @@ def test_libraries_are_found_in_all_places_once_and_their_disagreement_is_marked
     assert f"10.3.0.30  {system}  (LD_LIBRARY_PATH, ldconfig)\n" in text
 
 
-def test_one_version_in_two_places_does_not_disagree(machine, monkeypatch, tmp_path):
-    for folder in ("a", "b"):
-        plant_library(tmp_path / folder / "libnvinfer.so.10", "10.3.0.30")
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}/a:{tmp_path}/b")
-    report = doctor.report()
-    assert len(report["libraries"]) == 2 and not kinds(report, "several versions")
-
-
 def test_python_bindings_that_differ_from_the_library_they_load(machine, tmp_path):
     library = plant_library(tmp_path / "libnvinfer.so.10", "10.3.0.30")
     machine["tensorrt"] = module(version="10.7.0", mapped=[library])
@@ -88,6 +82,14 @@ def test_python_bindings_that_differ_from_the_library_they_load(machine, tmp_pat
     assert clash["kind"] == "clash" and clash["what"].endswith("is 10.3.0.30")
     machine["tensorrt"] = module(version="10.3.0", mapped=[library])
     assert not kinds(doctor.report(), "the library that it loads")
+
+
+def test_one_version_in_two_places_does_not_disagree(machine, monkeypatch, tmp_path):
+    for folder in ("a", "b"):
+        plant_library(tmp_path / folder / "libnvinfer.so.10", "10.3.0.30")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}/a:{tmp_path}/b")
+    report = doctor.report()
+    assert len(report["libraries"]) == 2 and not kinds(report, "several versions")
 
 
 def test_versions_of_libraries_come_from_the_symbol_then_from_the_name(tmp_path):
@@ -103,6 +105,10 @@ def test_versions_of_libraries_come_from_the_symbol_then_from_the_name(tmp_path)
 
 def test_trtexec_names_the_library_it_links(machine, monkeypatch, tmp_path):
     assert doctor.report()["trtexec"] is None
+    plant_program(tmp_path / "tools/trtexec", "exit 1")  # it links nothing: nothing is guessed
+    report = doctor.report()
+    assert report["trtexec"]["library"] is None and report["libraries"] == []
+    assert "links no TensorRT: it opens one when it runs" in doctor.render(report)
     library = plant_library(tmp_path / "old/libnvinfer.so.10", "10.3.0.30")
     links = ["-Wl,--no-as-needed", library, f"-Wl,-rpath,{tmp_path}/old"]
     compile_c("int main() { return 1; }", tmp_path / "tools/trtexec", *links)
@@ -119,13 +125,6 @@ def test_trtexec_names_the_library_it_links(machine, monkeypatch, tmp_path):
     assert f"10.3.0.30  {library}  (not on a search path)  <- trtexec\n" in text
 
 
-def test_a_trtexec_that_links_nothing_is_not_guessed_at(machine, tmp_path):
-    plant_program(tmp_path / "tools/trtexec", "exit 1")
-    report = doctor.report()
-    assert report["trtexec"]["library"] is None and report["libraries"] == []
-    assert "links no TensorRT: it opens one when it runs" in doctor.render(report)
-
-
 # Python modules, really imported
 
 
@@ -133,50 +132,43 @@ def test_a_trtexec_that_links_nothing_is_not_guessed_at(machine, tmp_path):
 def plant_module(monkeypatch, tmp_path):
     """Plant a module ``tensorrt`` that hides any other."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # each source is read anew
 
     def plant(source):
         folder = tmp_path / "site/tensorrt"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "__init__.py").write_text(source)
         return probe.probe("tensorrt")
 
     return plant
 
 
-def test_an_imported_module_says_version_and_libraries(plant_module, tmp_path):
+def test_modules_say_version_and_libraries_or_that_they_are_absent(plant_module, tmp_path):
     library = plant_library(tmp_path / "libnvinfer.so.10", "10.3.0.30")
     facts = plant_module(
         f"import ctypes\nprint('hello')\n__version__ = '10.3.0'\nctypes.CDLL({library!r})\n"
     )
     assert (facts["state"], facts["version"]) == ("ready", "10.3.0")
     assert library in facts["mapped"] and facts["file"].endswith("site/tensorrt/__init__.py")
+    assert probe.probe("a_module_that_nobody_has")["state"] == "absent"
+    assert probe.probe("a_module_that_nobody_has.driver")["state"] == "absent"
 
 
-@pytest.mark.parametrize(
-    "source, error",
-    [
+def test_a_module_that_fails_to_import_or_hangs_is_broken(plant_module, monkeypatch):
+    for source, error in [
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
         ("import os\nos.kill(os.getpid(), 40)", "ended by signal 40"),
         ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
         ("import a_module_that_nobody_has", "No module named 'a_module_that_nobody_has'"),
         ("import sys\nsys.exit()", "importing it ends the interpreter"),
         ("import sys\nsys.exit(7)", "it ended with 7"),
-    ],
-)
-def test_a_module_that_fails_to_import_is_broken(plant_module, source, error):
-    facts = plant_module(source)
-    assert facts["state"] == "broken" and error in facts["error"]
-
-
-def test_a_module_that_hangs_is_broken(plant_module, monkeypatch):
+    ]:
+        with case(error):
+            facts = plant_module(source)
+            assert facts["state"] == "broken" and error in facts["error"]
     monkeypatch.setattr(probe, "_SECONDS", 0.5)
     facts = plant_module("import time\ntime.sleep(60)")
     assert facts["state"] == "broken" and "did not finish in 0.5 s" in facts["error"]
-
-
-def test_an_absent_module_is_absent():
-    assert probe.probe("a_module_that_nobody_has")["state"] == "absent"
-    assert probe.probe("a_module_that_nobody_has.driver")["state"] == "absent"
 
 
 def test_a_broken_module_is_a_problem_with_a_fix(machine):
@@ -215,25 +207,38 @@ def site(machine, monkeypatch, tmp_path):
     return tmp_path / "site"
 
 
-def test_our_own_distribution_is_no_double_owner(site):
+def test_other_owners_of_our_import_names_are_found(site):
     report = doctor.report()
     assert report["package"]["version"] == "0.1.0" and not kinds(report, "import name")
     assert report["owners"]["sdk"] == ["dynaguide-edge"] and report["owners"]["benchmarks"] == []
-
-
-@pytest.mark.parametrize("where", [{"top_level": "sdk"}, {"files": ["sdk/__init__.py", "x.py"]}])
-def test_double_owners_of_our_import_names_are_found(site, where):
-    plant_distribution(site, "Some_SDK", "2.0", **where)
-    report = doctor.report()
-    assert report["owners"]["sdk"] == ["dynaguide-edge", "some-sdk"]
-    assert problem(report, "import name") == {
+    clash = {
         "kind": "clash",
         "what": "the import name 'sdk' is also installed by some-sdk",
         "fix": "pip uninstall some-sdk; pip install --force-reinstall --no-deps dynaguide-edge",
     }
+    for where in ({"top_level": "sdk"}, {"files": ["sdk/__init__.py", "x.py"]}):
+        with case(where):
+            plant_distribution(site, "Some_SDK", "2.0", **where)
+            report = doctor.report()
+            assert report["owners"]["sdk"] == ["dynaguide-edge", "some-sdk"]
+            assert problem(report, "import name") == clash
+            shutil.rmtree(site / "Some_SDK-2.0.dist-info")
 
 
-def test_two_onnx_runtimes_over_each_other(site, machine):
+def test_remains_of_distributions_do_not_hide_the_others(site, machine):
+    (site / "~umpy-1.0.dist-info").mkdir()
+    (site / "bad-1.0.dist-info").mkdir()
+    (site / "bad-1.0.dist-info/METADATA").write_bytes(b"\xff\xfe\0\x80")
+    plant_distribution(site, "foreign", "1.0", "runtime")
+    machine["pycuda"] = module()
+    plant_distribution(site, "pycuda", "2025.1", "pycuda")
+    report = doctor.report()
+    assert report["owners"]["runtime"] == ["dynaguide-edge", "foreign"]
+    # A version that the module does not tell is that of its distribution.
+    assert report["modules"]["pycuda"]["version"] == "2025.1"
+
+
+def test_two_onnx_runtimes_and_two_opencvs_over_each_other(site, machine):
     machine["onnxruntime"] = module(version="1.20.0", providers=["CPUExecutionProvider"])
     plant_distribution(site, "onnxruntime-gpu", "1.20.0", "onnxruntime")
     assert not kinds(doctor.report(), "over each other")
@@ -245,29 +250,6 @@ def test_two_onnx_runtimes_over_each_other(site, machine):
     assert clash["fix"] == fix
     text = doctor.render(report)
     assert "onnxruntime 1.18.0" in text and "onnxruntime-gpu 1.20.0" in text
-
-
-def test_two_opencvs_over_each_other(site):
     for name in ("opencv-python", "opencv-python-headless"):
         plant_distribution(site, name, "4.10.0", "cv2")
     assert kinds(doctor.report(), "'cv2'") == ["clash"]
-
-
-def test_remains_of_distributions_do_not_hide_the_others(site):
-    (site / "~umpy-1.0.dist-info").mkdir()
-    (site / "bad-1.0.dist-info").mkdir()
-    (site / "bad-1.0.dist-info/METADATA").write_bytes(b"\xff\xfe\0\x80")
-    plant_distribution(site, "foreign", "1.0", "runtime")
-    assert doctor.report()["owners"]["runtime"] == ["dynaguide-edge", "foreign"]
-
-
-def test_a_version_that_the_module_does_not_tell_comes_from_its_distribution(site, machine):
-    machine["pycuda"] = module()
-    plant_distribution(site, "pycuda", "2025.1", "pycuda")
-    assert doctor.report()["modules"]["pycuda"]["version"] == "2025.1"
-
-
-def test_a_source_tree_that_is_not_installed(machine):
-    report = doctor.report()
-    assert report["package"]["version"] is None and not kinds(report, "dynaguide")
-    assert f"not installed, in {ROOT / 'runtime'}" in doctor.render(report)

@@ -45,9 +45,6 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
         "  python -m export --model tiny --target onnx,rtx",
     ):
         assert said in " ".join(out.split()) or said in out
-
-
-def test_inspect_calls_random_weights_untrained(capsys, network_bundle):
     change(network_bundle, lambda m: m["model"].update(trained=False))
     assert "UNTRAINED" in text(capsys, "inspect", network_bundle)[1]
 
@@ -123,14 +120,11 @@ def test_what_a_stranger_wrote_cannot_steer_the_terminal(capsys, bundle):
     assert all(c.isprintable() or c == "\n" for c in out)
 
 
-def test_a_receipt_of_any_form_is_shown(capsys, with_engines):
+def test_a_receipt_of_any_form_is_shown_and_shares_are_of_the_layers(capsys, with_engines):
     for receipt in ({}, {"layers": 3}, {"layers": {"fp16": "x", "int8": 2**70}, "matrix": []}):
         change(with_engines, lambda m, r=receipt: m["engines"][0].update(receipt=r))
         code, out, _ = text(capsys, "inspect", with_engines)
         assert code == 0 and "no layers counted" in out
-
-
-def test_shares_are_of_the_layers(capsys, with_engines):
     receipt = {"layers": {"fp32": 1, "fp16": 3}, "matrix": {"fp16": 2}, "source": "engine"}
     change(with_engines, lambda m: m["engines"][0].update(receipt=receipt))
     _, out, _ = text(capsys, "inspect", with_engines)
@@ -140,15 +134,13 @@ def test_shares_are_of_the_layers(capsys, with_engines):
     )
 
 
-def test_a_terminal_without_unicode_is_served(bundle):
+def test_a_terminal_without_unicode_and_a_reader_that_leaves(bundle):
     change(bundle, lambda m: m["model"].update(name="städte"))
     change(bundle, lambda m: m["recipe"].update(command="größe"))
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = process("inspect", bundle, env=env)
     assert done.returncode == 0 and "gr\\xf6\\xdfe" in done.stdout
 
-
-def test_a_reader_that_leaves_is_no_traceback(bundle):
     command = [sys.executable, "-m", "runtime", "inspect", str(bundle)]
     read, write = os.pipe()
     os.close(read)
