@@ -113,7 +113,15 @@ def test_submit_waits_when_enough_are_on_their_way():
 
 def test_an_error_of_a_submitted_picture_is_its_future_s():
     with Segmenter("kmeans", refine=None) as seg:
-        futures = [seg.submit(b"no picture") for _ in range(3 * WAITING)]
+        futures = []
+
+        def submit_all():
+            futures.extend(seg.submit(b"no picture") for _ in range(3 * WAITING))
+
+        thread = threading.Thread(target=submit_all, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), "a place is not released when its picture is done"
         for future in futures:
             with pytest.raises(InputError, match="not a picture"):
                 future.result()
