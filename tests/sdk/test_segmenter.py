@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -342,13 +343,15 @@ def test_fewer_names_than_classes_are_refused():
 
 @pytest.mark.parametrize("refine", ["residual", "dynaguide", "dynaseg_fsf", None])
 def test_result_is_complete(refine):
-    picture = photo_like()
+    picture, begin = photo_like(), time.perf_counter()
     result = Segmenter(refine=few_steps(refine))(picture)
+    wall_ms = 1e3 * (time.perf_counter() - begin)
     assert result.labels.dtype == result.regions.dtype == np.int32
     assert result.confidence.min() >= 0 and result.confidence.max() <= 1
     assert list(result.timings) == [*STAGES, "unaccounted", "total"]
     *parts, total = result.timings.values()
     assert sum(parts) == pytest.approx(total, rel=1e-9) and min(parts) >= 0
+    assert 0.1 * wall_ms < total <= wall_ms  # milliseconds
     again = Segmenter(refine=few_steps(refine))
     runs = chain([result.timings], (again(picture).timings for _ in range(4)))
     # Where other programs interrupt one run, another run is not interrupted.
