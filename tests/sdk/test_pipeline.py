@@ -51,6 +51,15 @@ def test_small_regions_are_kept_where_labels_are_classes():
             assert spots(spot(kind, names), min_area=16) == 0
 
 
+def test_regions_under_a_500th_of_the_picture_are_merged():
+    """16 of 8000 pixels are kept, 12 are not."""
+    for height, width, kept in [(4, 4, 1), (2, 6, 0)]:
+        labels = np.zeros(PICTURE.shape[:2], np.int32)
+        labels[40 : 40 + height, 50 : 50 + width] = 1
+        with case(height, width):
+            assert spots(lambda picture, labels=labels: labels) == kept
+
+
 def test_small_regions_of_colours_are_merged():
     picture = PICTURE.copy()
     picture[40:42, 50:54] = 255, 0, 0

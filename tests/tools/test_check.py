@@ -80,6 +80,10 @@ def test_check_without_onnx_runtime(capsys, monkeypatch, bundle):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, _ = text(capsys, "check", bundle)
     assert code == 4 and "fix: pip install onnxruntime" in out and "not wholly checked" in out
+    (bundle / "refine_step.onnx").write_bytes(b"x" * 10)
+    code, document = answer(capsys, "check", bundle)
+    assert {c["state"] for c in document["checks"]} >= {"FAILED", "MISSING"}
+    assert code == 5  # that the bundle is bad counts more
 
 
 @no_gpu
