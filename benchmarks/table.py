@@ -1,4 +1,4 @@
-"""Tables for people and JSON for programs."""
+"""Writes results: as Markdown tables for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 
 from runtime.errors import InputError
 
-WIDTH = 100  # of a line of JSON that holds a whole table of plain values
+WIDTH = 100  # characters: a dictionary of plain values that fits is one line of JSON
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; columns in the order of first appearance."""
+    """Rows as a Markdown table. The columns are in the order of their first appearance."""
     return _lines(*_cells(rows))
 
 
 def fitted(rows: list[dict[str, Any]], width: int) -> str:
-    """A table no wider than that, if it can be: else with the rows side by side, some at a time.
-    0: of any width."""
+    """A table that is no wider than ``width`` characters, where that is possible; 0 is any width.
+
+    A table that is too wide is turned: its rows become columns, and as many stand side by side as
+    fit. Further rows follow in further tables.
+    """
     whole = as_markdown(rows)
     if not width or len(whole.partition("\n")[0]) <= width:
         return whole
@@ -52,22 +55,31 @@ def _lines(columns: list[str], cells: list[list[str]]) -> str:
 
 
 def check_out(path: Path | None) -> None:
-    """InputError where a result could not be written later."""
+    """Check before a measurement that its result can be written; None is always right.
+
+    Raises
+    ------
+    InputError : the path is a folder, or its folder cannot be written or created.
+    """
     if path is None:
         return
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder, wanted a file name")
+            raise InputError(
+                f"{path} is a folder, wanted a file name", fix="remove it, or choose another name"
+            )
         place = next(p for p in path.absolute().parents if p.exists())
         made = place / f".{secrets.token_hex(8)}"
-        made.mkdir()  # as the missing folders will be, or a file
+        made.mkdir()  # shows that folders and files can be created here
         made.rmdir()
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}", fix="choose another place"
+        ) from error
 
 
 def as_json(document: Any) -> str:
-    """The document, with one line for each list of plain values and each short table of them."""
+    """The document as JSON. A list of plain values is one line, and so is a short dictionary."""
     return _json(document, 0) + "\n"
 
 
@@ -88,8 +100,8 @@ def _json(value: Any, depth: int) -> str:
 
 
 def write_json(path: Path, document: Any, raw: Any = None) -> None:
-    """Write ``document`` and, if there are any, its ``raw`` samples, each whole or not at all,
-    making the folder if needed."""
+    """Write ``document`` to ``path``, and its ``raw`` samples beside it, unless they are None. Each
+    file is written completely or not at all. Missing folders are created."""
     from runtime.files import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,10 +111,10 @@ def write_json(path: Path, document: Any, raw: Any = None) -> None:
 
 
 def raw_path(path: Path) -> Path:
-    """Where the samples of the result ``path`` are: NAME.raw.json.xz beside NAME.json."""
+    """The path of the samples of the result ``path``: NAME.raw.json.xz beside NAME.json."""
     return path.with_suffix(".raw.json.xz")
 
 
 def packed(samples: Any) -> bytes:
-    """Samples as they are written: JSON, packed by xz."""
+    """The bytes of a file of samples: JSON, compressed by xz."""
     return lzma.compress(json.dumps(samples).encode())

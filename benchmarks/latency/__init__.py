@@ -1,1 +1,1 @@
-"""Latency of the whole pipeline: it is measured, compared and reported."""
+"""Measures, compares and reports the latency of the whole pipeline."""

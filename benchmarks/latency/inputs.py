@@ -1,4 +1,4 @@
-"""What is segmented and by which model: pictures, their truth, hashes of both."""
+"""The inputs of a latency run: pictures, their true labels, and hashes of pictures and model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from runtime.errors import InputError
 from runtime.pictures import load_image
 from sdk.prior import open_bundle
 
-FRAMES = 64  # of a video, shown to and fro
+FRAMES = 64  # that are read of a video; they are shown forwards, then backwards
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """The pictures, and their truth where labels were given, at the size asked for."""
+    """Read the pictures, and their true labels, at the size that --imgsz sets.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB pictures, and the class numbers of each as (H, W), or None without --labels.
+
+    Raises
+    ------
+    InputError : a file is missing or cannot be read, or the labels do not fit the pictures.
+    """
     if args.video:
         if not Path(args.video).exists():
             raise InputError(f"{args.video} does not exist", fix=f"seen from {Path.cwd()}")
@@ -31,8 +40,11 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
             pictures.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
         video.release()
         if not pictures:
-            raise InputError(f"{args.video} is no video that OpenCV can read")
-        pictures += pictures[-2:0:-1]  # to and fro: no jump at the end
+            raise InputError(
+                f"{args.video} is no video that OpenCV can read",
+                fix="ffmpeg -i VIDEO video.mp4, then --video video.mp4",
+            )
+        pictures += pictures[-2:0:-1]  # then backwards, so that no frame differs much from the last
     elif args.picture:
         pictures = [load_image(p)[0] for p in args.picture]
     else:
@@ -43,7 +55,8 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     if args.labels:
         if len(args.labels) != len(pictures):
             raise InputError(
-                f"--labels has {len(args.labels)} files, --picture {len(pictures)}; wanted one each"
+                f"--labels has {len(args.labels)} files, --picture {len(pictures)}",
+                fix="name one label file for each picture, in the same order",
             )
         truths = []
         for path, picture in zip(args.labels, pictures, strict=True):
@@ -52,11 +65,15 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
             data = np.fromfile(path, np.uint8) if Path(path).is_file() else np.empty(0, np.uint8)
             truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
             if truth is None or truth.ndim != 2:
-                raise InputError(f"{path} is no single-channel picture of class numbers")
+                raise InputError(
+                    f"{path} is no picture with one channel of class numbers",
+                    fix="save the class numbers as an 8-bit grey PNG",
+                )
             if truth.shape != picture.shape[:2]:
                 raise InputError(
                     f"{path} is {truth.shape[0]}x{truth.shape[1]}, its picture "
-                    f"{picture.shape[0]}x{picture.shape[1]}"
+                    f"{picture.shape[0]}x{picture.shape[1]} (height x width)",
+                    fix="give labels of the picture's own size; --imgsz resizes both",
                 )
             height, width = size or truth.shape
             truths.append(cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST))
@@ -66,7 +83,14 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
 
 
 def hashes(prior: str) -> dict[str, str]:
-    """sha256 of a model file, or of a bundle's manifest, which holds those of its other files."""
+    """The sha256 of the model, by file name; empty where the prior is no file.
+
+    Of a bundle, this is the manifest's: the manifest holds the sha256 of all other files.
+
+    Raises
+    ------
+    InputError : the file cannot be read.
+    """
     path = Path(prior)
     bundle = open_bundle(prior)
     if bundle is None and (prior == "kmeans" or not path.is_file()):
@@ -80,7 +104,7 @@ def hashes(prior: str) -> dict[str, str]:
 
 
 def hash_of(parts: Iterable[Any]) -> str:
-    """sha256 of buffers, one after another, in hexadecimal."""
+    """The sha256 of the buffers, joined in this order; in hexadecimal."""
     found = hashlib.sha256()
     for part in parts:
         found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)

@@ -1,4 +1,8 @@
-"""The ways in which pictures are shown: back to back, paced, and as a stream."""
+"""The modes of a latency run: back to back, paced, and as a stream.
+
+Each mode shows ``pictures`` in turn to ``seg`` for ``seconds``, and appends a sample to ``row`` for
+each call.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,14 @@ from benchmarks import machine
 from benchmarks.latency.document import Row
 from sdk.timing import Clock
 
-WARM_STEPS = 2  # of a stream's frame, as in Segmenter.stream
-WARM_UP, WARM_CALLS = 0.5, 3  # at least so many seconds and calls, after the first one
+WARM_STEPS = 2  # for each frame of a stream, the default of Segmenter.stream
+WARM_UP, WARM_CALLS = 0.5, 3  # the fewest seconds and calls, after the first call
 CLOCK_EVERY = 0.1  # seconds between readings of the processor's clock
 
 
 class Clocks:
-    """The fastest processor's clock, read outside the timed calls and not too often."""
+    """Reads the clock of the fastest processor in MHz: outside the timed calls, and at most once
+    in CLOCK_EVERY seconds."""
 
     def __init__(self) -> None:
         self.at, self.last = -1.0, None
@@ -30,11 +35,11 @@ class Clocks:
         return self.last
 
 
-Progress = Callable[[float], None]  # is told seconds since the row's first sample
+Progress = Callable[[float], None]  # it is called with the seconds since the row's first sample
 
 
 def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """Call after call for so long."""
+    """Show the next picture as soon as the call for the last one has returned."""
     clocks, origin = Clocks(), time.perf_counter()
     while (now := time.perf_counter() - origin) < seconds:
         tell(now)
@@ -46,7 +51,7 @@ def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float,
 
 
 def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """A picture every 1 / rate seconds; those that come while one is worked on wait for it."""
+    """Show a picture every 1 / rate seconds; a picture waits while the call before it runs."""
     assert row.rate is not None
     clocks, origin = Clocks(), time.perf_counter()
     count = max(1, int(seconds * row.rate))
@@ -67,7 +72,8 @@ def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: 
 
 
 def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """Frame after frame of a stream, each warm from the last; its cold start is not among them."""
+    """Show frame after frame of a stream. Each refinement continues from the last frame's; the
+    first frame, which starts cold, is no sample."""
 
     def frames() -> Iterator[np.ndarray]:
         shown = 0
@@ -93,7 +99,7 @@ RUN = {"back-to-back": back_to_back, "paced": paced, "stream": stream}
 
 
 def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
-    """Caches, pools, clocks."""
+    """Call until caches, memory pools and clock frequencies are steady."""
     start, calls = time.perf_counter(), 0
     while calls < WARM_CALLS or time.perf_counter() - start < WARM_UP:
         seg(pictures[calls % len(pictures)])
@@ -101,7 +107,7 @@ def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
 
 
 def overhead_ms() -> float:
-    """What recording one stage costs: a lap of the pipeline's clock."""
+    """The milliseconds that recording one stage takes: one lap of the pipeline's clock."""
     clock, laps = Clock(), 20_000
     start = time.perf_counter()
     for _ in range(laps):

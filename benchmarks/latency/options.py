@@ -1,4 +1,4 @@
-"""The options of `python -m benchmarks latency`, and the values that they take."""
+"""The options of `python -m benchmarks latency`, and their values."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ DESCRIPTION = """Latency of the whole pipeline, from the picture to its labels.
     python -m benchmarks latency [BUNDLE|PRIOR] [--picture P ...|--video V] [--refine 0,4,8]
         [--mode back-to-back,paced,stream] [--rate 30] [--duration 10] [--threads 1,2] [-o DIR]
 
-The clock is end-to-end wall time: uint8 picture on the host to int32 labels on the host. Modes:
-"back-to-back", the next picture when the last is done; "paced", a picture every 1 / rate seconds,
-latency counted from when it was due, so that waiting shows; "stream", warm start from the last
-frame. No sample is left out. Without -o nothing is written; --export says what goes to DIR.
+The clock is end-to-end wall time, from the uint8 picture on the host to the int32 labels on the
+host. In the mode "back-to-back" a call begins when the last one has ended. In "paced" a picture is
+due every 1 / rate seconds, and latency counts from then, so that waiting is included. In "stream"
+the refinement of a frame continues from that of the last frame. No sample is left out. Without -o
+no file is written; --export chooses the files in DIR.
 """
 
 EXPORTS = {
@@ -38,7 +39,12 @@ EXPORTS = {
 
 
 def positive(text: str) -> float:
-    """ "0.5" as a finite number above 0; InputError for anything else."""
+    """ "0.5" as a number.
+
+    Raises
+    ------
+    InputError : the text is no finite number above 0.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -49,7 +55,12 @@ def positive(text: str) -> float:
 
 
 def scale_of(text: str) -> float:
-    """ "0.5" as a number above 0, at most 1; InputError for anything else."""
+    """ "0.5" as a number.
+
+    Raises
+    ------
+    InputError : the text is no number above 0 and at most 1.
+    """
     value = positive(text)
     if value > 1:
         raise InputError(f"it is {text!r}; wanted a number above 0, at most 1")
@@ -57,7 +68,12 @@ def scale_of(text: str) -> float:
 
 
 def numbers(text: str, what: str, low: float, high: float) -> list[float]:
-    """ "50,99" as numbers in [low, high]; InputError for anything else."""
+    """ "50,99" as numbers without repetitions. ``what`` names them in the message.
+
+    Raises
+    ------
+    InputError : a part is no number in [low, high].
+    """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -68,7 +84,12 @@ def numbers(text: str, what: str, low: float, high: float) -> list[float]:
 
 
 def words(text: str, what: str, known: Iterable[str]) -> list[str]:
-    """Known words of "a,b", in the order in which they are known; InputError for others."""
+    """The words of "a,b", in the order of ``known``. ``what`` names them in the message.
+
+    Raises
+    ------
+    InputError : a word is not in ``known``.
+    """
     asked = text.split(",")
     for word in asked:
         if word not in known:
@@ -77,7 +98,12 @@ def words(text: str, what: str, known: Iterable[str]) -> list[str]:
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """ "480x640" as height and width."""
+    """ "480x640" as height and width in pixels.
+
+    Raises
+    ------
+    InputError : the text is no HEIGHTxWIDTH, or a side is not from 1 to 16384.
+    """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdigit() and 0 < int(p) <= 16384 for p in parts):
         raise InputError(f"imgsz is {text!r}; wanted HEIGHTxWIDTH up to 16384, as 480x640")
@@ -85,18 +111,33 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def device_of(text: str) -> str:
-    """A device's name; InputError for anything else."""
+    """The name of a device, as it is written. Whether the device exists is not checked.
+
+    Raises
+    ------
+    InputError : the text names no device.
+    """
     parse_device(text)
     return text
 
 
 def percentiles(text: str) -> list[float]:
-    """Of "50,99"."""
+    """ "50,99" as numbers.
+
+    Raises
+    ------
+    InputError : a part is no number from 1 to 99.99.
+    """
     return numbers(text, "percentile", 1, 99.99)
 
 
 def step_counts(text: str) -> list[int]:
-    """Of "0,4,8"."""
+    """ "0,4,8" as whole numbers.
+
+    Raises
+    ------
+    InputError : a part is no whole number from 0 to 100000.
+    """
     counts = numbers(text, "refine", 0, 100_000)
     if any(n % 1 for n in counts):
         raise InputError(f"refine is {text!r}; wanted whole numbers of steps")
@@ -104,7 +145,7 @@ def step_counts(text: str) -> list[int]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; a wrong one ends the process with code 2."""
+    """The options of the command line. A wrong one ends the process with exit code 2."""
     parser = Parser(
         "python -m benchmarks latency",
         description=DESCRIPTION,
@@ -112,26 +153,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("prior", nargs="?", default="kmeans", help="a bundle, an .onnx file, or kmeans (default)")
-    add("--picture", nargs="+", help="shown in turn (default: a photo of scikit-image's)")
-    add(
-        "--labels", nargs="+", help="the prior's class numbers of each picture (255: any), for mIoU"
-    )
-    add("--video", help=f"its first {FRAMES} frames, to and fro")
+    add("--picture", nargs="+", help="pictures, shown in turn (default: a photo of scikit-image)")
+    add("--labels", nargs="+", help="true classes, as the prior numbers them (255: any)")
+    add("--video", help=f"a video: its first {FRAMES} frames, then backwards")
     add(
         "--imgsz",
         type=option(size_of),
-        help="HEIGHTxWIDTH that pictures are made first (default: as they are)",
+        help="HEIGHTxWIDTH to which pictures are resized first (default: not resized)",
     )
     add(
         "--refine",
         type=option(step_counts),
-        help="steps, e.g. 0,4,8; 0 = the prior alone (default: the preset's; "
-        f"{WARM_STEPS} a frame of a stream)",
+        help="numbers of steps, as 0,4,8; 0 is the prior alone (default: the preset's; "
+        f"{WARM_STEPS} for a frame of a stream)",
     )
     add(
         "--scale",
         type=option(scale_of),
-        help="of the refinement's picture, up to 1 (the preset's)",
+        help="size of the refinement's picture over the full size, up to 1 (default: the preset's)",
     )
     presets = ("default", *PRESETS)
     add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
@@ -140,41 +179,49 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=option(lambda text: words(text, "mode", MODES)),
         help="some of back-to-back,paced,stream (default: all, paced only with --rate)",
     )
-    add("--rate", type=option(positive), help="pictures/s of paced")
-    add("--duration", type=option(positive), default=10.0, help="seconds a row (%(default)g)")
-    add("--percentile", type=option(percentiles), default="50,90,95,99", help="(%(default)s)")
+    add("--rate", type=option(positive), help="pictures per second in the mode paced")
+    add(
+        "--duration", type=option(positive), default=10.0, help="seconds for each row (%(default)g)"
+    )
+    usual = "50,90,95,99"
+    add("--percentile", type=option(percentiles), default=usual, help="to report (%(default)s)")
     add(
         "--threads",
         type=option(thread_counts),
         default=str(default_threads()),
-        help="e.g. 1,2 (%(default)s)",
+        help="numbers of threads, as 1,2 (%(default)s)",
     )
     add("--device", type=option(device_of), default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
     precisions = ("fp32", "fp16")
     add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
-    add("--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)")
+    add("--backend", default="onnx", choices=BACKENDS, help="what executes the prior (%(default)s)")
     backends = ("native", *BACKENDS)
-    add("--refine-backend", default="native", choices=backends, help="(%(default)s)")
+    add("--refine-backend", default="native", choices=backends, help="what does (%(default)s)")
     add(
         "--peer",
         type=option(lambda text: words(text, "peer", peers.PEERS)),
         default=[],
-        help=f"turn by turn in this process: {', '.join(peers.PEERS)}",
+        help=f"also measure, in turns with ours: {', '.join(peers.PEERS)}",
     )
-    add("--memory", action="store_true", help="peak memory, each in a process of its own")
-    add("--power", action="store_true", help="joules a picture, in a run of its own")
+    add("--memory", action="store_true", help="also measure peak memory, in other processes")
+    add("--power", action="store_true", help="also measure joules for each picture, in another run")
     add(
         "--export",
         type=option(lambda text: words(text, "export", EXPORTS)),
-        help=f"written to DIR ({','.join(EXPORTS)})",
+        help=f"files to write to DIR ({','.join(EXPORTS)})",
     )
-    add("-o", "--out", type=some_path, help="folder DIR; files of the same names are replaced")
+    add(
+        "-o",
+        "--out",
+        type=some_path,
+        help="the folder DIR; its files of the same names are replaced",
+    )
     add("--json", action="store_true", help="print the document instead of the tables")
     args = parser.parse_args(argv)
     if args.picture and args.video:
         parser.error("--picture and --video are both given; wanted one of them")
     if args.labels and not args.picture:
-        parser.error("--labels need the --picture that they are of")
+        parser.error("--labels need the --picture that they belong to")
     if args.mode and "paced" in args.mode and args.rate is None:
         parser.error("--mode paced needs a rate, as --rate 30")
     if args.mode and "paced" not in args.mode and args.rate is not None:
@@ -184,6 +231,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if "torch-eager" in args.peer and args.refine == [0]:
         parser.error("--peer torch-eager has nothing to do in 0 steps")
     if args.scale is not None and (args.refine == [0] or args.refine_backend != "native"):
-        parser.error("--scale is for the native refinement: a step graph has its own, 0 steps none")
+        parser.error("--scale is for the native refinement: step graphs and 0 steps do not use it")
     args.export = args.export or list(EXPORTS)
     return args

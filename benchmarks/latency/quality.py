@@ -19,18 +19,37 @@ from sdk.timing import Clock
 def quality_of(
     seg: Segmenter, pictures: list[np.ndarray], truths: list[np.ndarray] | None
 ) -> dict[str, Any]:
-    """mIoU on the labelled pictures; or for a bundle, the share of its golden picture with the
-    labels that the float32 prior's recorded answer gets, refined by the float32 core."""
+    """The quality of a segmenter: "what" it is, and its "value" in [0, 1] where it was measured.
+
+    With ``truths`` it is the mIoU of the pictures. Without, for a bundle, it is the share of the
+    golden picture's pixels that have the labels which the float32 core computes from the recorded
+    guide. Otherwise it is not measured.
+
+    Parameters
+    ----------
+    pictures : (H, W, 3) uint8 RGB.
+    truths : the true class numbers of each picture, (H, W); 255 stands for any class.
+
+    Raises
+    ------
+    InputError : there are truths, but the prior does not name its classes, or all pixels are 255.
+    """
     if truths is not None:
         names = seg.prior.names
         if names is None:
-            raise InputError("labels need a prior that names its classes; this one does not")
+            raise InputError(
+                "--labels need a prior that names its classes; this prior does not",
+                fix="use a bundle or a model with class names, or leave --labels out",
+            )
         counts: Any = 0
         for picture, truth in zip(pictures, truths, strict=True):
             counts = counts + metrics.confusion(seg(picture).labels, truth, len(names), ignore=255)
         value = metrics.miou(counts)
         if not np.isfinite(value):
-            raise InputError("the labels have no pixel that counts: all are 255")
+            raise InputError(
+                "all pixels of the labels are 255, which stands for any class",
+                fix="give labels with class numbers, or leave --labels out",
+            )
         return {"what": "mIoU", "value": value, "pictures": len(truths)}
     bundle = open_bundle(seg.info()["bundle"]) if "bundle" in seg.info() else None
     if bundle is None:
@@ -40,7 +59,7 @@ def quality_of(
     golden = bundle.tensors(bundle.manifest["golden"][0])
     picture, guide = golden["picture"], golden["guide"]
     low = np.asarray(seg.pipeline.prepare(picture, Clock()).working)
-    if isinstance(seg.prior, KMeansPrior):  # has no file, and depends on the working size
+    if isinstance(seg.prior, KMeansPrior):  # its guide depends on the working size
         guide = seg.prior(picture, low)
     exact = float32_labels(seg, picture, low, guide)
     area, seg.pipeline.min_area = seg.min_area, 0
@@ -52,8 +71,15 @@ def quality_of(
 def float32_labels(
     seg: Segmenter, picture: np.ndarray, low: np.ndarray, guide: np.ndarray
 ) -> np.ndarray:
-    """(H, W) int32: what the float32 core makes of a recorded guide with the settings of ``seg``,
-    at the working size of ``low``, which an engine may have fixed."""
+    """The labels, (H, W) int32, that the float32 core computes from a recorded guide.
+
+    Parameters
+    ----------
+    seg : its settings are used, but not its prior.
+    picture : (H, W, 3) uint8 RGB.
+    low : (h, w, 3) float32, the picture at the working size, which an engine may have fixed.
+    guide : the recorded output of the prior.
+    """
 
     def prior(_: np.ndarray) -> np.ndarray:
         return guide

@@ -1,4 +1,4 @@
-"""Reads latency documents: checks them, and computes what they say of their total times anew."""
+"""Reads latency documents: checks them, and computes the statistics of their total times again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.latency.document import (
 from runtime.checks import is_number
 from runtime.errors import InputError
 
-OLDER = ("dg-latency/1",)  # files of it hold all samples
+OLDER = ("dg-latency/1",)  # files of this schema hold all samples
 SUMMED_UP = ("stage_p50_ms", "stage_percentiles_ms", "summary")
 LONGEST = 1e9  # milliseconds
 _TEXTS = ("mode", "refine", "device", "backend", "precision")
@@ -30,25 +30,31 @@ _LISTS = ("total_ms", "start_s", "steps_done")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A document from a file. What it says of its samples is worked out again from them.
+    """Read a document from a file. The statistics in the file are not used: they are computed again
+    from the total times.
 
     Raises
     ------
-    InputError : no such file, or not what `benchmarks latency` writes.
+    InputError : the file cannot be read, or `benchmarks latency` has not written it.
     """
     try:
         document = json.loads(path.read_bytes())
-        json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
+        json.dumps(document, ensure_ascii=False).encode()  # refuses lone surrogates
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}",
             fix="python -m benchmarks latency -o DIR writes DIR/latency.json",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {str(error)[:80]}") from None
+        raise InputError(
+            f"{path} is no JSON: {str(error)[:80]}", fix="measure again, or leave the file out"
+        ) from None
     wrong = _wrong(document)
     if wrong:
-        raise InputError(f"{path} is not what 'benchmarks latency' writes: {wrong}")
+        raise InputError(
+            f"{path} is not what 'benchmarks latency' writes: {wrong}",
+            fix="measure again, or leave the file out",
+        )
     rows = [_summarised(r, document["percentiles"]) for r in document["rows"]]
     return document | {"rows": rows}
 
@@ -58,10 +64,10 @@ def _summarised(r: dict[str, Any], percentiles: list[float]) -> dict[str, Any]:
     if "stages_ms" in r:
         return summarise(row, percentiles)
     o = r["summary"]["outliers"]
-    told = dict(zip(o["index"], zip(o["start_s"], o["cpu_mhz"], strict=True), strict=True))
+    known = dict(zip(o["index"], zip(o["start_s"], o["cpu_mhz"], strict=True), strict=True))
     kept = {f.name: getattr(row, f.name) for f in fields(Row) if f.name not in RAW}
     kept |= {k: r[k] for k in ("stage_p50_ms", "stage_percentiles_ms")}
-    return kept | summarise_totals(row, percentiles, told)
+    return kept | summarise_totals(row, percentiles, known)
 
 
 def _wrong(d: Any) -> str:
@@ -80,25 +86,25 @@ def _wrong(d: Any) -> str:
     if len(d["rows"]) > MOST_ROWS:
         return f"it has {len(d['rows'])} rows; wanted at most {MOST_ROWS}"
     if not all(isinstance(part, dict) for name in PARTS for part in d[name]):
-        return f"{', '.join(PARTS)} hold something else than tables"
+        return f"{', '.join(PARTS)} do not hold tables alone"
     o = d.get("overhead")
     if o is not None and not (
         isinstance(o, dict)
         and all(_is_number(o.get(k)) for k in ("ms_a_stage", "share"))
         and isinstance(o.get("of"), str)
     ):
-        return "overhead is none"
+        return "overhead does not hold ms_a_stage, share and of"
     for i, row in enumerate(d["rows"]):
         if wrong := _wrong_row(row, d["schema"]):
             return f"row {i}: {wrong}"
     if len({tuple(row[k] for k in KEY) for row in d["rows"]}) < len(d["rows"]):
-        return "two of its rows are of the same configuration"
+        return "two of its rows have the same configuration"
     return ""
 
 
 def _wrong_row(r: Any, schema: str) -> str:
     if not isinstance(r, dict):
-        return "it is no table"
+        return "it is no dictionary"
     names, with_samples = {f.name for f in fields(Row)}, schema in OLDER or any(k in r for k in RAW)
     wanted = names - {"device_ms"} if with_samples else (names | {*SUMMED_UP}) - {*RAW}
     if not wanted <= {*r}:
@@ -108,7 +114,7 @@ def _wrong_row(r: Any, schema: str) -> str:
     if r["mode"] not in MODES or (r["rate"] is None) == (r["mode"] == "paced"):
         return f"its mode is none of {', '.join(MODES)}, or its rate is not that of a paced one"
     if r["mode"] != "paced" and (r["late"] or r["unserved"]):
-        return "late and unserved are of paced rows"
+        return "late and unserved are not 0, although it is not paced"
     counts = [r[k] for k in ("steps", "threads", "late", "unserved", "cold")]
     if not all(isinstance(n, int) and 0 <= n < 2**53 for n in counts):
         return "its counts are not whole numbers"
@@ -122,13 +128,13 @@ def _wrong_row(r: Any, schema: str) -> str:
         return "load, first or rate is no number"
     q = r["quality"]
     if not isinstance(q, dict) or not isinstance(q.get("what"), str):
-        return "its quality is none"
+        return "its quality does not say what it is"
     return "" if "value" not in q or _is_number(q["value"]) else "its quality is no number"
 
 
 def _wrong_samples(r: dict[str, Any]) -> str:
-    """Of a row with all its samples."""
-    device = r.get("device_ms", {})  # some have none
+    """What is wrong with the samples of a row that holds all; empty for good ones."""
+    device = r.get("device_ms", {})  # older documents do not have it
     n, stages = len(r["total_ms"]) if isinstance(r["total_ms"], list) else -1, r["stages_ms"]
     columns = [r[k] for k in _LISTS] + (list(stages.values()) if isinstance(stages, dict) else [0])
     columns.append([0 if c is None else c for c in r["cpu_mhz"]] if _is_list(r["cpu_mhz"]) else 0)
@@ -139,7 +145,7 @@ def _wrong_samples(r: dict[str, Any]) -> str:
 
 
 def _wrong_sums(r: dict[str, Any]) -> str:
-    """Of a row with total times and what was summed up of the rest."""
+    """What is wrong with the sums of a row that holds only the total times; empty for good ones."""
     if not _is_list(r["total_ms"]) or not all(map(_is_number, r["total_ms"])):
         return "its total times are no list of numbers"
     spread = r["stage_percentiles_ms"]

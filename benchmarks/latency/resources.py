@@ -1,4 +1,4 @@
-"""Memory and energy, each in a run of its own."""
+"""Memory and energy. Each is measured in another run than latency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import machine
 from benchmarks.speed.harness import last_error
 from runtime.errors import InputError
 
-IDLE = 3.0  # seconds of idle power
+IDLE = 3.0  # seconds for which the idle power is measured
 MEMORY = """
 import json, pickle, sys
 from benchmarks.speed.workloads import memory
@@ -38,16 +38,35 @@ print(json.dumps(out))
 
 
 def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
-    """Memory of a fresh process, MiB over what it holds after the imports."""
+    """The memory of a new process in MiB, less what it holds after the imports: after loading, and
+    at its peak. Values of 0 are left out.
+
+    Parameters
+    ----------
+    options : the arguments of ``Segmenter``.
+    picture : (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    InputError : the process fails.
+    """
     sent = pickle.dumps((options, picture))
     done = subprocess.run([sys.executable, "-c", MEMORY], input=sent, capture_output=True)
     if done.returncode:
-        raise InputError(f"the memory run failed: {last_error(done.stderr.decode())}")
+        raise InputError(
+            f"the memory run failed: {last_error(done.stderr.decode())}", fix="leave --memory out"
+        )
     return {k: v for k, v in json.loads(done.stdout).items() if v}
 
 
 def power_run(seg: Any, pictures: list[np.ndarray], seconds: float) -> dict[str, Any] | None:
-    """Joules a picture, with what the machine draws when idle taken off; None without a sensor."""
+    """The joules for each picture, less the idle power; None where the machine has no sensor.
+
+    Parameters
+    ----------
+    pictures : (H, W, 3) uint8 RGB, shown in turn.
+    seconds : how long the busy power is measured.
+    """
     source = machine.power_source()
     if source is None:
         return None

@@ -1,4 +1,4 @@
-"""Latency of the whole pipeline, from the picture to its labels: python -m benchmarks latency."""
+"""Runs `python -m benchmarks latency`: the latency of the whole pipeline, picture to labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ SCOPE = (
 
 
 def check_packages(drawing: bool) -> None:
-    """MissingBackend, before anything is measured, where a package is not installed."""
+    """Check before the measurement that the packages are installed. ``drawing``: matplotlib too.
+
+    Raises
+    ------
+    MissingBackend : a package is not installed.
+    """
     try:
         import scipy.stats  # noqa: F401
 
@@ -50,12 +55,21 @@ def check_packages(drawing: bool) -> None:
 
 
 def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row]) -> None:
-    """Fill the document and the rows one by one, so that an error or an interrupt loses nothing."""
+    """Measure everything that the options ask for. The document and the rows are filled one by one,
+    so that an error or an interrupt loses nothing.
+
+    Raises
+    ------
+    SdkError : an input is wrong, or a part of the measurement fails.
+    """
     pictures, truths = load_pictures(args)
     modes = args.mode or [m for m in MODES if m != "paced" or args.rate is not None]
     seconds, asked = args.duration, args.refine
     if (n := len(modes) * len(args.threads) * len(asked or [0])) > documents.MOST_ROWS:
-        raise InputError(f"these are {n} rows; wanted at most {documents.MOST_ROWS}")
+        raise InputError(
+            f"these are {n} rows; wanted at most {documents.MOST_ROWS}",
+            fix="name fewer values for --mode, --threads or --refine",
+        )
     for peer in args.peer:
         peers.check(peer)
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
@@ -69,7 +83,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     document["percentiles"] = args.percentile
     document["picture"] = [*pictures[0].shape[:2], len(pictures)]
     document["hashes"]["pictures"] = hash_of(pictures)
-    # What libraries do once in a process is in no row.
+    # Libraries do some work only once in a process. This call does it, so that no row contains it.
     one = base and replace(base, steps=min(base.steps or 0, 1))
     Segmenter(**options, refine=one, threads=1, self_test="never")(pictures[0])
     for threads in args.threads:
@@ -81,7 +95,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
             for mode in modes:
                 row = Row(mode, steps, threads, device=args.device, quality=quality)
                 if mode == "stream" and steps:
-                    row.quality = {"what": "not measured"}  # that is of a cold start
+                    row.quality = {"what": "not measured"}  # quality_of starts cold
                 if mode == "stream" and asked is None:
                     row.steps = min(steps, WARM_STEPS)
                 row.rate = args.rate if mode == "paced" else None
@@ -101,21 +115,33 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
                 document["power"] += [what | watts] if watts else []
             for peer in args.peer:
                 if peer == "torch-eager" and config is None:
-                    print("  torch-eager has nothing to do in 0 steps: left out", file=sys.stderr)
+                    print("  torch-eager is left out: 0 steps have no work for it", file=sys.stderr)
                     continue
                 print(f"  {peer}, {what['calls']} ...", file=sys.stderr)
                 document["peers"].append(peers.PEERS[peer](seg, pictures[0], seconds))
 
 
 def refinement(config: RefineConfig) -> str:
-    """The objective, the working scale, and settings that are not the objective's own."""
+    """The refinement in words: its objective, its scale, and settings that are not the default of
+    the objective."""
     changes = config.changes()
     words = [f"{k} {v[0]}" for k, v in changes.items() if k not in ("steps", "seed", "scale")]
     return ", ".join([f"{config.objective} at scale {config.scale:g}", *words])
 
 
 def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], seconds: float) -> None:
-    """Open, run once, warm up, measure."""
+    """Measure one row: open the model, run it once, warm up, and collect samples.
+
+    Parameters
+    ----------
+    options : the arguments of ``Segmenter``.
+    pictures : (H, W, 3) uint8 RGB, shown in turn.
+    seconds : how long samples are collected.
+
+    Raises
+    ------
+    SdkError : the model cannot be opened, or fails.
+    """
     start = time.perf_counter()
     seg = Segmenter(**options, self_test="never")
     loaded = time.perf_counter()
@@ -135,8 +161,8 @@ def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], secon
 
 
 def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[InputError]:
-    """Write what was asked for, each file whole or not at all, the total times first; what could
-    not be written."""
+    """Write files of these kinds, each completely or not at all. Returns an error for each file
+    that could not be written."""
     failures = []
     for path, kind in files(folder, kinds):
         try:
@@ -152,7 +178,8 @@ def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[Inp
 
 
 def files(folder: Path, kinds: list[str]) -> list[tuple[Path, str]]:
-    """The paths of EXPORTS, each with its kind; "raw" are the samples beside the JSON file."""
+    """The paths and kinds of the files to write. The kind "raw" is the samples of the stages, which
+    are written beside the JSON file."""
     found = []
     for kind in kinds:
         path = folder / EXPORTS[kind]
@@ -161,7 +188,12 @@ def files(folder: Path, kinds: list[str]) -> list[tuple[Path, str]]:
 
 
 def exported(document: dict[str, Any], kind: str) -> bytes:
-    """The document as one of EXPORTS, or its samples."""
+    """The content of a file: ``kind`` is "raw" or a key of EXPORTS.
+
+    Raises
+    ------
+    MissingBackend : the kind is "html", and matplotlib is not installed.
+    """
     if kind == "raw":
         return table.packed(documents.raw(document))
     return _text(document, kind).encode()
@@ -182,7 +214,13 @@ def _text(document: dict[str, Any], kind: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run `python -m benchmarks latency`; returns the exit code.
+
+    Raises
+    ------
+    SdkError, MemoryError, OSError, RuntimeError, ValueError, cv2.error : the measurement failed.
+        What was measured before is written and printed first.
+    """
     args = parse(argv)
     check_packages(args.out is not None and "html" in args.export)
     for path, _ in files(args.out, args.export) if args.out else []:
@@ -209,7 +247,7 @@ def main(argv: list[str]) -> int:
             try:
                 measure(args, document, rows)
             finally:
-                ctrl_c.wanted = False  # nothing is lost from here on
+                ctrl_c.wanted = False  # a further Ctrl-C must not interrupt the writing
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         except (SdkError, MemoryError, OSError, RuntimeError, ValueError, cv2.error) as error:
@@ -219,7 +257,7 @@ def main(argv: list[str]) -> int:
         if not document["rows"]:
             if failure is not None:
                 raise failure
-            print("interrupted before anything was measured; nothing is written", file=sys.stderr)
+            print("interrupted before the first measurement; nothing is written", file=sys.stderr)
             return code
         document["environment"]["after"] = machine.state()
         document["overhead"] = overhead(document["rows"])
@@ -233,9 +271,9 @@ def main(argv: list[str]) -> int:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         print(documents.as_text(document, columns))
     if args.power and not document["power"] and not document["partial"]:
-        print("power: no sensor that this machine shows", file=sys.stderr)
+        print("power: this machine has no sensor that can be read", file=sys.stderr)
     if document["partial"]:
-        print("what was measured is kept and marked partial", file=sys.stderr)
+        print("the measured part is kept, and marked partial", file=sys.stderr)
     for error in unwritten:
         print(f"error: {error}", file=sys.stderr)
     if failure is not None:
@@ -244,8 +282,8 @@ def main(argv: list[str]) -> int:
 
 
 class Interrupts:
-    """Ctrl-C while something is measured; those that follow at once shall not lose what the first
-    one keeps."""
+    """Handles Ctrl-C. The first one ends the measurement; further ones are ignored for a second,
+    and while the results are written."""
 
     def __init__(self) -> None:
         self.wanted, self.last = True, -1.0
@@ -258,7 +296,8 @@ class Interrupts:
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What recording a stage costs, beside the shortest stage."""
+    """The milliseconds that recording a stage takes, and their share of the shortest stage; None
+    where no stage took any time."""
     found = [
         (v, f"{k}, {r['name']}")
         for r in rows

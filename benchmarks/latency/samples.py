@@ -1,7 +1,7 @@
 """Statistics of latency samples that keep every sample: no clipping, no averaging away.
 
 Samples are 1-D float64 arrays in the order in which they were taken. Percentiles are nearest-rank:
-each is one of the samples. Shares ``q`` are in (0, 1).
+each is one of the samples. Shares ``q`` are in (0, 1): 0.99 is p99.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-ERROR = 0.05  # of an interval: 95 % of such intervals hold the true percentile
-CORRELATED = 0.2  # lag-1 autocorrelation from which samples count as dependent
+ERROR = 0.05  # share of the intervals that may miss the true percentile
+CORRELATED = 0.2  # samples with a larger lag-1 autocorrelation count as dependent
 RESAMPLES = 999
-FEW = 20  # samples under which there is no verdict
-SPREAD, DRIFT, WINDOWS = 0.10, 0.05, 0.10  # most, of a stable run on the wall clock
-OUTLIER = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993) from which a sample is listed
+FEW = 20  # a run with fewer samples is unstable
+SPREAD, DRIFT, WINDOWS = 0.10, 0.05, 0.10  # the largest values of a stable run
+OUTLIER = 3.5  # samples above this modified z-score (Iglewicz and Hoaglin, 1993) are listed
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def ranks(n: int, q: float) -> tuple[int, int]:
     """The shortest pair of 0-based ranks of n ordered samples that enclose percentile q with at
     least 95 % confidence, whatever the distribution: the number of samples below it is
     binomial(n, q). n must be at least needed(q)."""
-    below = binom.cdf(np.arange(n), n, q)  # below[k]: that at most k samples are below
-    low = np.arange(n)  # too high if at most that many are below it; too low if all up to high are
-    rest = ERROR - below  # what the upper end may miss
+    below = binom.cdf(np.arange(n), n, q)  # below[k]: probability that at most k samples are below
+    low = np.arange(n)  # it misses the percentile if at most ``low`` samples are below that
+    rest = ERROR - below  # probability with which the upper end may miss it
     high = np.searchsorted(below, 1 - rest)
     width = np.where((rest >= 0) & (high < n), high - low, n)
     best = np.lexsort((np.abs(high + low - 2 * n * q), width))[0]
@@ -77,8 +77,9 @@ def autocorrelation(samples: np.ndarray) -> np.ndarray:
 
 
 def resampled(samples: np.ndarray, q: float, *, seed: int = 0) -> np.ndarray:
-    """(RESAMPLES,) percentiles q of circular block bootstrap samples. Blocks are as long as
-    Carlstein's rule (1986) for the measured lag-1 autocorrelation says; 1 for independent ones."""
+    """(RESAMPLES,) percentiles q of circular block bootstrap samples. The length of the blocks
+    follows Carlstein's rule (1986) from the lag-1 autocorrelation; it is 1 for independent
+    samples."""
     n, rng = len(samples), np.random.default_rng(seed)
     rho = min(max(lag1(samples), 0.0), 0.97)
     block = 1
@@ -95,20 +96,20 @@ def resampled(samples: np.ndarray, q: float, *, seed: int = 0) -> np.ndarray:
 
 
 def independent(samples: np.ndarray) -> int:
-    """How many independent samples these are worth: all, or n (1 - rho) / (1 + rho) of them where
-    neighbours correlate by rho > CORRELATED (Bayley and Hammersley, 1946, of a first-order
-    process)."""
+    """The number of independent samples that hold as much information as these: all n; or n (1 -
+    rho) / (1 + rho) where neighbours correlate by rho > CORRELATED (Bayley and Hammersley, 1946,
+    for a first-order process)."""
     rho = min(lag1(samples), 0.99)
     n = len(samples)
     return n if rho <= CORRELATED else max(1, int(n * (1 - rho) / (1 + rho)))
 
 
 def estimate(samples: np.ndarray, q: float) -> Estimate | None:
-    """Percentile q with its interval, or None where the samples are worth fewer than needed(q).
+    """Percentile q with its interval, or None where independent(samples) < needed(q).
 
-    Where neighbours correlate the interval is a block bootstrap's. In the tail that is too narrow,
-    since it cannot pass the largest sample and knows few of its kind, so it is widened to the order
-    statistics of as many samples as these are worth.
+    Where neighbours correlate, the interval is that of a block bootstrap. In the tail it would be
+    too narrow: it cannot exceed the largest sample, and few samples are near that. So it is widened
+    to the order statistics of independent(samples) samples.
     """
     n, worth = len(samples), independent(samples)
     if worth < needed(q):
@@ -124,7 +125,7 @@ def estimate(samples: np.ndarray, q: float) -> Estimate | None:
 
 
 def outliers(samples: np.ndarray) -> np.ndarray:
-    """Indices of samples far above the median; for the eye only, they stay in every figure."""
+    """The indices of samples far above the median. They are listed, and not removed anywhere."""
     median = np.median(samples)
     deviation = max(float(np.median(np.abs(samples - median))), 0.005 * float(median))
     return np.flatnonzero(0.6745 * (samples - median) / deviation > OUTLIER)
@@ -149,7 +150,7 @@ def period(samples: np.ndarray) -> int | None:
 
 
 def instability(samples: np.ndarray) -> list[str]:
-    """Why the run cannot be trusted, one phrase each; empty for a stable one."""
+    """The reasons why the run is unstable, a phrase for each; empty for a stable run."""
     n = len(samples)
     if n < FEW:
         return [f"only {n} samples"]
@@ -169,7 +170,7 @@ def instability(samples: np.ndarray) -> list[str]:
 
 
 def summary(samples: np.ndarray, percentiles: list[float]) -> dict[str, Any]:
-    """Everything that is said of a row's samples; ``percentiles`` are in per cent."""
+    """All statistics of a row's samples. ``percentiles`` are in per cent, from 1 to 99.99."""
     out: dict[str, Any] = {"n": len(samples), "percentiles": {}}
     if not len(samples):
         return out | {"unstable": ["no samples"]}

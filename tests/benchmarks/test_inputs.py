@@ -9,21 +9,18 @@ from benchmarks import __main__ as command
 from benchmarks.latency import inputs
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
+def test_files_that_are_missing_are_named(capsys):
+    for argv, message in (
         (["--picture", "none.png"], "none.png"),
         (["--video", "none.mp4"], "none.mp4 does not exist"),
         (["nothing.onnx"], "nothing.onnx"),
         (["nothing"], "which does not exist"),
         (["--refine", ",".join(map(str, range(60)))], "these are 120 rows; wanted at most 100"),
         (["--picture", "README.md", "--labels", "none.png"], "README.md"),
-    ],
-)
-def test_files_that_are_missing_are_named(argv, message, capsys):
-    assert command.main(["latency", *argv]) == 1
-    told = capsys.readouterr()
-    assert message in told.err and not told.out and "Traceback" not in told.err
+    ):
+        assert command.main(["latency", *argv]) == 1, argv
+        told = capsys.readouterr()
+        assert message in told.err and "Traceback" not in told.err and not told.out, argv
 
 
 def test_a_model_is_known_by_its_hash(tmp_path):

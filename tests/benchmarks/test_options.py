@@ -24,9 +24,8 @@ def test_words_numbers_and_sizes():
         options.words("paced,fast", "mode", documents.MODES)
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
+def test_bad_options_are_usage_errors(capsys):
+    for argv, message in (
         (["--picture", "a.png", "--video", "b.mp4"], "both given"),
         (["--mode", "paced"], "paced needs a rate"),
         (["--mode", ""], "mode is ''"),
@@ -53,10 +52,22 @@ def test_words_numbers_and_sizes():
         (["--device", "foo"], "device is 'foo'"),
         (["--imgsz", "99999x99999"], "up to 16384"),
         (["--durations", "1"], "did you mean --duration?"),
-    ],
-)
-def test_bad_options_are_usage_errors(argv, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        command.main(["latency", *argv])
+    ):
+        with pytest.raises(SystemExit) as end:
+            command.main(["latency", *argv])
+        told = capsys.readouterr()
+        assert end.value.code == 2 and message in told.err and not told.out, argv
+
+
+def test_an_unknown_benchmark_is_a_usage_error(capsys):
+    for argv, message in (
+        (["nope"], "error: there is no benchmark 'nope'\n  fix: see: python -m benchmarks --help"),
+        (["latncy"], "error: there is no benchmark 'latncy'\n  fix: did you mean latency?"),
+        ([], "error: no benchmark is named\n  fix: see: python -m benchmarks --help"),
+    ):
+        assert command.main(argv) == 2, argv
+        told = capsys.readouterr()
+        assert message in told.err and told.err.startswith("usage: ") and not told.out, argv
+    assert command.main(["--help"]) == 0
     told = capsys.readouterr()
-    assert end.value.code == 2 and message in told.err and not told.out
+    assert told.out.startswith("usage: python -m benchmarks {latency,") and not told.err

@@ -79,12 +79,13 @@ def test_a_new_stage_has_its_part_of_the_bar():
     assert said == ["11.0 ms", "7.0 ms"]
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 30])
-def test_every_stage_has_a_colour_of_its_own(count):
-    names = [f"stage {i}" for i in range(count)]
-    colours = page.stage_colours([*names, "unaccounted"])
-    assert list(colours) == [*names, "unaccounted"] and colours["unaccounted"] == page.GREY
-    assert len(set(colours.values())) == count + 1
+def test_every_stage_has_a_colour_of_its_own():
+    for count in (1, 7, 8, 30):
+        names = [f"stage {i}" for i in range(count)]
+        colours = page.stage_colours([*names, "unaccounted"])
+        assert list(colours) == [*names, "unaccounted"], count
+        assert colours["unaccounted"] == page.GREY, count
+        assert len(set(colours.values())) == count + 1, count
 
 
 def samples(n, *, seed=0, scale=1.0):

@@ -21,39 +21,34 @@ def test_how_many_samples_a_percentile_needs():
     assert [samples.needed(q) for q in (0.5, 0.9, 0.95, 0.99, 0.999)] == [6, 29, 59, 299, 2995]
 
 
-@pytest.mark.parametrize(
-    "q, n",
-    [(0.5, 6), (0.5, 7), (0.5, 100), (0.9, 29), (0.95, 59), (0.99, 299), (0.99, 1000), (0.1, 29)],
-)
-def test_ranks_hold_the_percentile_by_the_binomial_law(q, n):
+def test_ranks_hold_the_percentile_by_the_binomial_law():
     from math import comb
 
-    low, high = samples.ranks(n, q)
-    below = [comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)]
-    assert 0 <= low < high < n
-    assert sum(below[low + 1 : high + 1]) >= 0.95
-    for narrower in range(n - (high - low) + 1):  # no shorter pair would do
-        end = narrower + high - low - 1
-        assert sum(below[narrower + 1 : end + 1]) < 0.95
+    for q, n in (
+        *((0.5, 6), (0.5, 7), (0.5, 100), (0.9, 29), (0.95, 59)),
+        *((0.99, 299), (0.99, 1000), (0.1, 29)),
+    ):
+        low, high = samples.ranks(n, q)
+        below = [comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)]
+        assert 0 <= low < high < n, (q, n)
+        assert sum(below[low + 1 : high + 1]) >= 0.95, (q, n)
+        for narrower in range(n - (high - low) + 1):  # no shorter pair is enough
+            end = narrower + high - low - 1
+            assert sum(below[narrower + 1 : end + 1]) < 0.95, (q, n)
 
 
-@pytest.mark.parametrize("draw", ["exponential", "normal", "uniform"])
-@pytest.mark.parametrize("q, n", [(0.5, 40), (0.9, 60), (0.99, 320)])
-def test_95_of_100_intervals_hold_the_truth(draw, q, n):
+def test_95_of_100_intervals_hold_the_truth():
     from scipy import stats
 
-    truth = {"exponential": stats.expon, "normal": stats.norm, "uniform": stats.uniform}[draw].ppf(
-        q
-    )
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(TRIALS):
-        x = np.sort(
-            getattr(rng, draw)(size=n) if draw != "exponential" else rng.exponential(size=n)
-        )
-        low, high = samples.ranks(n, q)
-        hits += x[low] <= truth <= x[high]
-    assert 0.93 <= hits / TRIALS <= 1.0
+    laws = {"exponential": stats.expon, "normal": stats.norm, "uniform": stats.uniform}
+    for law, known in laws.items():
+        for q, n in ((0.5, 40), (0.9, 60), (0.99, 320)):
+            truth, rng, hits = known.ppf(q), np.random.default_rng(1), 0
+            for _ in range(TRIALS):
+                x = np.sort(getattr(rng, law)(size=n))
+                low, high = samples.ranks(n, q)
+                hits += x[low] <= truth <= x[high]
+            assert 0.93 <= hits / TRIALS <= 1.0, (law, q, n)
 
 
 def correlated(rng, n, rho):
@@ -73,18 +68,16 @@ def test_samples_that_correlate_are_worth_fewer():
     assert samples.estimate(20 + rng.standard_normal(500), 0.5).how == "order statistics"
 
 
-@pytest.mark.parametrize(
-    "rho, n, q", [(0.8, 400, 0.5), (0.8, 1000, 0.9), (0.5, 100, 0.5), (0.3, 700, 0.99)]
-)
-def test_intervals_of_samples_that_correlate_hold_the_truth_too(rho, n, q):
+def test_intervals_of_samples_that_correlate_hold_the_truth_too():
     from scipy import stats
 
-    rng = np.random.default_rng(0)
-    found = [samples.estimate(correlated(rng, n, rho), q) for _ in range(100)]
-    found = [e for e in found if e is not None]
-    truth = 20 + stats.norm.ppf(q)
-    assert len(found) > 30
-    assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.92
+    for rho, n, q in ((0.8, 400, 0.5), (0.8, 1000, 0.9), (0.5, 100, 0.5), (0.3, 700, 0.99)):
+        rng = np.random.default_rng(0)
+        found = [samples.estimate(correlated(rng, n, rho), q) for _ in range(100)]
+        found = [e for e in found if e is not None]
+        truth = 20 + stats.norm.ppf(q)
+        assert len(found) > 30, (rho, n, q)
+        assert np.mean([e.low <= truth <= e.high for e in found]) >= 0.92, (rho, n, q)
 
 
 def test_too_few_samples_give_no_percentile():
@@ -125,17 +118,14 @@ def test_outliers_stay_in_every_figure():
     assert found["outliers"] == [17] and found["max"] == 90 and found["mean"] == 10.8
 
 
-@pytest.mark.parametrize(
-    "x, reason",
-    [
-        (np.ones(19), "only 19 samples"),
-        (np.tile([8.0, 12.0], 50), "spread"),
-        (np.linspace(10, 11, 100), "drift"),
-        (np.concatenate([np.full(80, 10.0), np.full(20, 11.5)]), "last three windows"),
-    ],
-)
-def test_what_makes_a_run_unstable(x, reason):
-    assert any(reason in r for r in samples.instability(x))
+def test_what_makes_a_run_unstable():
+    for reason, x in (
+        ("only 19 samples", np.ones(19)),
+        ("spread", np.tile([8.0, 12.0], 50)),
+        ("drift", np.linspace(10, 11, 100)),
+        ("last three windows", np.concatenate([np.full(80, 10.0), np.full(20, 11.5)])),
+    ):
+        assert any(reason in r for r in samples.instability(x)), reason
 
 
 def test_a_quiet_run_is_stable():
