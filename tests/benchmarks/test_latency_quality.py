@@ -53,7 +53,7 @@ def test_quality_of_a_bundle_is_that_of_the_row(tmp_path):
 class Wrong:
     """A prior that is sure of its first class everywhere."""
 
-    backend, gpu = "test", None
+    backend, gpu, engine = "test", None, None
 
     def __init__(self, names):
         self.names = names

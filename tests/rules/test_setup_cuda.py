@@ -8,8 +8,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+import cases
 import pytest
-from cases import case
 from cuda_build import load_setup
 from planted_machines import compile_c
 
@@ -103,7 +103,7 @@ def plant_nvcc(folder, what):
 
 def test_without_a_gpu_no_cuda_is_built(machine):
     """nvcc is not even started: the one that is planted here fails."""
-    for name, given, why in (
+    for case, given, why in (
         ("no driver", {"driver": False}, "no CUDA driver was found"),
         ("no GPU", {}, "the CUDA driver finds no GPU"),
         ("cuInit finds none", {"FAKE_INIT": "100"}, "the CUDA driver finds no GPU"),
@@ -133,7 +133,7 @@ def test_a_driver_that_hangs_does_not_block_the_build(machine, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Child)
     assert setup_cuda.DRIVER_LIMIT == 5.0
     monkeypatch.setattr(setup_cuda, "DRIVER_LIMIT", 0.7)
-    for name in ("killed", "cannot be killed"):
+    for case in ("killed", "cannot be killed"):
         begin = time.monotonic()
         choice = machine(FAKE_HANG="1", FAKE_GPUS="86 X")
         assert time.monotonic() - begin < 10, case
@@ -149,7 +149,7 @@ def test_a_driver_that_hangs_does_not_block_the_build(machine, monkeypatch):
 
 
 def test_for_the_gpus_of_this_machine(machine):
-    for name, gpus, nvcc, chosen, said in (
+    for case, gpus, nvcc, chosen, said in (
         ("one GPU", "87 Orin", NVCC_13, (87,), "8.7, because this machine has a GPU (Orin, 8.7)"),
         ("two kinds", "90 H200,86 RTX 3060", NVCC_13, (86, 90), "has 2 GPUs (H200, 9.0; RTX 3060,"),
         ("two alike", "90 H200,90 H200", NVCC_13, (90,), "has 2 GPUs (H200, 9.0)"),
@@ -203,14 +203,14 @@ def test_wishes_that_cannot_be_fulfilled_are_refused_with_a_fix(machine):
         ({"SEG_CUDA_ARCHS": "87", "nvcc": None}, r"ARCHS=87 needs nvcc.*\n  fix: .*SEG_CUDA=0"),
         ({"SEG_CUDA": "1", "nvcc": (11, 3, (75,))}, r"too old, wanted CUDA 11.4"),
     ):
-        with case(given), pytest.raises(SystemExit, match=message):
+        with cases.case(given), pytest.raises(SystemExit, match=message):
             machine(**given)
 
 
 def test_an_earlier_build_is_neither_lost_nor_left_stale(machine, tmp_path):
     orin = {"FAKE_GPUS": "87 Orin"}
     kept = f"{EARLIER} of an earlier build is not changed, SEG_CUDA=0 removes it"
-    for name, given, chosen, said in (
+    for case, given, chosen, said in (
         ("built again", {"earlier": [75]}, (75,), "7.5, as in the earlier build in runtime/"),
         ("not the default", {"earlier": [87, 90], "SEG_CUDA_WITHOUT_GPU": "75"}, (87, 90), "as in"),
         ("the default", {"SEG_CUDA_WITHOUT_GPU": "75"}, (75,), "because SEG_CUDA_WITHOUT_GPU=75"),
@@ -233,7 +233,7 @@ def test_an_earlier_build_is_neither_lost_nor_left_stale(machine, tmp_path):
 
 def test_a_built_module_tells_its_architectures(tmp_path):
     """It is loaded in another process, so that a broken one does no harm."""
-    for name, body, found in (
+    for case, body, found in (
         ("two", 'return Py_BuildValue("[sss]", "8.7", "12.0", "12.0+ptx");', [87, 120]),
         ("it crashes", "abort();", []),
     ):
