@@ -7,7 +7,7 @@ need it can run without it.
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pristine(tmp_path_factory):
     """name -> (manifest, files with the manifest's own, by path)."""
     from bundles import tiny_bundle

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.bundle import golden
 from runtime.bundle.read import Bundle, load_tensors
@@ -50,18 +51,21 @@ def compare(arrays, steps, prior=None, config=CONFIG, refiner=None, **options):
     )
 
 
-@pytest.mark.parametrize("objective", ["residual", "dynaguide", "dynaseg"])
-@pytest.mark.parametrize("prior", [KMeansPrior(3), None], ids=["kmeans", "network"])
-def test_the_same_device_gives_the_same_answers(prior, objective):
-    config = RefineConfig(objective=objective, channels=5, steps=3, scale=0.5)
-    arrays, steps = made(prior, config)
-    assert steps == 3 and arrays["labels"].shape == (12, 16)
-    names = {"picture", "guide", "labels", "losses"}
-    assert set(arrays) == names | (set() if prior else {"input"})
-    assert arrays["losses"].shape == (3,)
-    arrays = load_tensors(tensors(arrays), "golden")
-    wanted = {"prior": 1.0, "labels": 1.0, "losses": 0.0} | ({} if prior else {"input": 0.0})
-    assert compare(arrays, steps, prior, config) == wanted
+def test_the_same_device_gives_the_same_answers():
+    for objective in ["residual", "dynaguide", "dynaseg"]:
+        for prior in [KMeansPrior(3), None]:
+            with case(prior, objective):
+                config = RefineConfig(objective=objective, channels=5, steps=3, scale=0.5)
+                arrays, steps = made(prior, config)
+                assert steps == 3 and arrays["labels"].shape == (12, 16)
+                names = {"picture", "guide", "labels", "losses"}
+                assert set(arrays) == names | (set() if prior else {"input"})
+                assert arrays["losses"].shape == (3,)
+                arrays = load_tensors(tensors(arrays), "golden")
+                wanted = {"prior": 1.0, "labels": 1.0, "losses": 0.0} | (
+                    {} if prior else {"input": 0.0}
+                )
+                assert compare(arrays, steps, prior, config) == wanted
 
 
 def test_long_refinements_are_cut_short():
@@ -153,16 +157,19 @@ def test_a_refinement_that_does_nothing():
     assert compare(arrays | {"losses": arrays["losses"][:2]}, steps)["losses"] == 0
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"mean": (0.5, 0.5, 0.5)}, {"mean": (0.485, 0.456, 0.430)}, {"std": (0.2, 0.2, 0.2)},
-     {"color": "bgr"}],
-    ids=lambda change: next(iter(change)),
-)  # fmt: skip
-def test_another_preprocessing(other):
-    arrays, steps = made()
-    with pytest.raises(BundleError, match=r"on this device: input \d+\.\d{4}.*within 0\.05"):
-        compare(arrays, steps, network_prior(preprocess=replace(PREPROCESS, **other)))
+def test_another_preprocessing():
+    for other in [
+        {"mean": (0.5, 0.5, 0.5)},
+        {"mean": (0.485, 0.456, 0.430)},
+        {"std": (0.2, 0.2, 0.2)},
+        {"color": "bgr"},
+    ]:
+        with case(other):
+            arrays, steps = made()
+            with pytest.raises(
+                BundleError, match=r"on this device: input \d+\.\d{4}.*within 0\.05"
+            ):
+                compare(arrays, steps, network_prior(preprocess=replace(PREPROCESS, **other)))
 
 
 def test_a_shifted_guide():
@@ -194,45 +201,50 @@ def test_what_another_device_may_differ_by():
 # What is no golden vector
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"picture": None},
-        {"guide": None},
-        {"labels": None},
-        {"picture": np.zeros((24, 32, 3), np.float32)},
-        {"picture": np.zeros((24, 32), np.uint8)},
-        {"picture": np.zeros((24, 32, 4), np.uint8)},
-        {"picture": np.zeros((0, 32, 3), np.uint8)},
-        {"guide": np.zeros((24, 32, 3), np.float64)},
-        {"guide": np.zeros(24, np.float32)},
-        {"guide": np.zeros((24, 0), np.int32)},
-        {"labels": np.zeros((24, 32), np.int64)},
-        {"losses": None},
-        {"losses": np.zeros(3)},
-        {"losses": np.zeros(4, np.float32)},
-        {"losses": np.zeros((3, 1), np.float32)},
-        {"losses": np.full(3, np.nan, np.float32)},
-    ],
-    ids=lambda change: f"{next(iter(change))}",
-)
-def test_arrays_of_another_kind(change):
-    arrays, steps = made()
-    arrays = {k: v for k, v in (arrays | change).items() if v is not None}
-    with pytest.raises(BundleError, match=f"x: the golden vectors lack arrays or have o.*{EXPORT}"):
-        compare(arrays, steps, name="x")
+OTHER_KINDS = [
+    {"picture": None},
+    {"guide": None},
+    {"labels": None},
+    {"picture": np.zeros((24, 32, 3), np.float32)},
+    {"picture": np.zeros((24, 32), np.uint8)},
+    {"picture": np.zeros((24, 32, 4), np.uint8)},
+    {"picture": np.zeros((0, 32, 3), np.uint8)},
+    {"guide": np.zeros((24, 32, 3), np.float64)},
+    {"guide": np.zeros(24, np.float32)},
+    {"guide": np.zeros((24, 0), np.int32)},
+    {"labels": np.zeros((24, 32), np.int64)},
+    {"losses": None},
+    {"losses": np.zeros(3)},
+    {"losses": np.zeros(4, np.float32)},
+    {"losses": np.zeros((3, 1), np.float32)},
+    {"losses": np.full(3, np.nan, np.float32)},
+]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [None, np.zeros((1, 3, 24, 31), np.float32), np.zeros((1, 3, 24, 32)),
-     np.full((1, 3, 24, 32), np.nan, np.float32)],
-)  # fmt: skip
-def test_an_input_that_does_not_fit(wrong):
-    arrays, steps = made()
-    arrays = {k: v for k, v in (arrays | {"input": wrong}).items() if v is not None}
-    with pytest.raises(BundleError, match=f"input does not fit the preprocessing{EXPORT}"):
-        compare(arrays, steps)
+def test_arrays_of_another_kind():
+    for change in OTHER_KINDS:
+        (array,) = change.values()
+        with case(*change, getattr(array, "shape", None), getattr(array, "dtype", None)):
+            arrays, steps = made()
+            arrays = {k: v for k, v in (arrays | change).items() if v is not None}
+            with pytest.raises(
+                BundleError, match=f"x: the golden vectors lack arrays or have o.*{EXPORT}"
+            ):
+                compare(arrays, steps, name="x")
+
+
+def test_an_input_that_does_not_fit():
+    for wrong in [
+        None,
+        np.zeros((1, 3, 24, 31), np.float32),
+        np.zeros((1, 3, 24, 32)),
+        np.full((1, 3, 24, 32), np.nan, np.float32),
+    ]:
+        with case(getattr(wrong, "shape", None), getattr(wrong, "dtype", None)):
+            arrays, steps = made()
+            arrays = {k: v for k, v in (arrays | {"input": wrong}).items() if v is not None}
+            with pytest.raises(BundleError, match=f"input does not fit the preprocessing{EXPORT}"):
+                compare(arrays, steps)
 
 
 def test_shapes_that_differ():
@@ -263,18 +275,21 @@ def test_guides_that_cannot_be_used():
         compare(arrays | {"guide": huge}, steps, lambda shot, low: huge)
 
 
-@pytest.mark.parametrize("scale", [np.nan, 1e39])
-def test_networks_that_fail(scale):
-    arrays, steps = made()
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(BundleError, match=f"be run: .* NaN or infinite scores.*{EXPORT}"),
-    ):
-        compare(arrays, steps, network_prior(nearest_colour(scale)))
-    other = replace(PREPROCESS, height=25)
-    arrays["input"] = np.zeros((1, 3, 25, 32), np.float32)
-    with pytest.raises(BundleError, match=rf"cannot be run: .*fails on \(1, 3, 25, 32\).*{EXPORT}"):
-        compare(arrays, steps, network_prior(preprocess=other))
+def test_networks_that_fail():
+    for scale in [np.nan, 1e39]:
+        with case(scale):
+            arrays, steps = made()
+            with (
+                np.errstate(over="ignore"),
+                pytest.raises(BundleError, match=f"be run: .* NaN or infinite scores.*{EXPORT}"),
+            ):
+                compare(arrays, steps, network_prior(nearest_colour(scale)))
+            other = replace(PREPROCESS, height=25)
+            arrays["input"] = np.zeros((1, 3, 25, 32), np.float32)
+            with pytest.raises(
+                BundleError, match=rf"cannot be run: .*fails on \(1, 3, 25, 32\).*{EXPORT}"
+            ):
+                compare(arrays, steps, network_prior(preprocess=other))
 
 
 def test_inputs_too_large_to_make():

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cases import case
 
 from runtime.bundle import manifest as form
 from runtime.bundle.manifest import make_manifest, parse_manifest, seal
@@ -175,19 +176,20 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("path, value", MUTATIONS)
-def test_what_is_refused_is_invalid(schema, manifests, path, value):
-    wrong = copy.deepcopy(manifests["tiny network"])
-    *folders, last = [int(word) if word.isdigit() else word for word in path.split(".")]
-    place = wrong
-    for word in folders:
-        place = place[word]
-    if value is DROP:
-        del place[last]
-    else:
-        place[last] = value
-    if path != "sha256":
-        wrong = seal(wrong)  # so that it is not the seal that is refused
-    with pytest.raises(BundleError):
-        parse(wrong)
-    assert not schema.is_valid(wrong)
+def test_what_is_refused_is_invalid(schema, manifests):
+    for path, value in MUTATIONS:
+        with case(path, value):
+            wrong = copy.deepcopy(manifests["tiny network"])
+            *folders, last = [int(word) if word.isdigit() else word for word in path.split(".")]
+            place = wrong
+            for word in folders:
+                place = place[word]
+            if value is DROP:
+                del place[last]
+            else:
+                place[last] = value
+            if path != "sha256":
+                wrong = seal(wrong)  # so that it is not the seal that is refused
+            with pytest.raises(BundleError):
+                parse(wrong)
+            assert not schema.is_valid(wrong)

@@ -38,6 +38,13 @@ def place(tmp_path):
     return tmp_path / "x.bundle"
 
 
+@pytest.fixture
+def unsynced(monkeypatch):
+    """Files are not synchronised with the disk, which takes most of the time. A process that is
+    killed, unlike a machine, loses nothing of what it has written."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def version(parts, number, size=0):
     """The same bundle with another name, and a licence of another size."""
     manifest, files = copy.deepcopy(parts)
@@ -92,7 +99,9 @@ def found_in(place):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_writer_killed_at_each_step_leaves_the_old_or_the_new_or_none(parts, place, old):
+def test_a_writer_killed_at_each_step_leaves_the_old_or_the_new_or_none(
+    parts, place, unsynced, old
+):
     seen = set()
     for event in range(1, 500):
         shutil.rmtree(place, ignore_errors=True)
@@ -114,7 +123,7 @@ def test_a_writer_killed_at_each_step_leaves_the_old_or_the_new_or_none(parts, p
     assert seen == ({"v1", "v2", None} if old else {"v2", None})
 
 
-def test_a_writer_killed_at_random_moments(parts, place):
+def test_a_writer_killed_at_random_moments(parts, place, unsynced):
     rng, seen = random.Random(0), set()
     write_bundle(place, *version(parts, 1))
     for i in range(40):
@@ -200,7 +209,9 @@ def test_what_is_no_bundle_is_left_alone(parts, place, monkeypatch):
         for path in (place, place / name):
             with pytest.raises(InputError, match=r"exists and is no bundle; it is left alone"):
                 write_bundle(path, *parts)
-            with pytest.raises(InputError, match=r"(?s)left alone.*fix: choose another with -o"):
+            with pytest.raises(
+                InputError, match=r"(?s)left alone.*fix: choose another folder with -o"
+            ):
                 check_replaceable(path)
         monkeypatch.chdir(place)
         for here in ("", "."):
@@ -279,6 +290,45 @@ def test_a_parent_that_may_not_be_written(parts, place):
         place.parent.chmod(0o700)
 
 
+def test_each_file_is_on_the_disk_before_the_bundle_is_in_its_place(parts, place, monkeypatch):
+    events, sync, rename = [], os.fsync, os.rename
+
+    def synced(descriptor):
+        sync(descriptor)
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def renamed(old, new, **options):
+        rename(old, new, **options)
+        events.append("in place" if str(new) == str(place) else "")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    write_bundle(place, *parts)
+    before = events[: events.index("in place")]
+    names = {name.partition("/new/")[2] for name in before}
+    assert {*parts[1], MANIFEST} <= names
+    assert any(name.endswith("/new") for name in before)  # and the names in the folder
+    assert str(place.parent) in events[len(before) :]
+
+
+def test_a_folder_is_replaced_or_as_it_was(place):
+    """replaced_folder, for folders that are no bundles."""
+    place.mkdir()
+    (place / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError), write.replaced_folder(place) as new:
+        (new / "new").write_text("half")
+        raise ZeroDivisionError
+    assert os.listdir(place) == ["old"] and beside(place) == []
+    with write.replaced_folder(place) as new:
+        assert os.listdir(new) == [] and os.listdir(place) == ["old"]
+        (new / "new").write_text("new")
+    assert os.listdir(place) == ["new"] and beside(place) == []
+    (place.parent / "file").write_text("x")
+    with pytest.raises(InputError, match=r"cannot be written: .*\n  fix: "):
+        with write.replaced_folder(place.parent / "file" / "place"):
+            pytest.fail("a file has no folders in it")
+
+
 # Engines
 
 
@@ -333,7 +383,9 @@ def test_engines_added_by_two_at_once_are_all_kept(parts, place):
 
 
 @pytest.mark.parametrize("same_key", [True, False])
-def test_adding_an_engine_killed_at_each_step_leaves_a_whole_bundle(parts, place, same_key):
+def test_adding_an_engine_killed_at_each_step_leaves_a_whole_bundle(
+    parts, place, unsynced, same_key
+):
     key, seen = "0123456789abcdef" if same_key else "1" * 16, set()
     for event in range(1, 300):
         shutil.rmtree(place, ignore_errors=True)

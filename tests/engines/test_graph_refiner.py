@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from cases import case
 from refinements import (
     GUIDE,
     PICTURES,
@@ -92,30 +93,31 @@ def stays_beside_native(options, kind, seed):
     return True
 
 
-@pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
-def test_ten_steps_beside_native(case):
-    fulfilled = [stays_beside_native(*TEN_STEPS[case], seed) for seed in PICTURES]
-    assert_share(fulfilled, TEN_STEPS_BESIDE_NATIVE[case])
+def test_ten_steps_beside_native():
+    for number in range(len(TEN_STEPS)):
+        with case(case_name(TEN_STEPS[number][0])):
+            fulfilled = [stays_beside_native(*TEN_STEPS[number], seed) for seed in PICTURES]
+            assert_share(fulfilled, TEN_STEPS_BESIDE_NATIVE[number])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (13, 17), (31, 37)])
-@pytest.mark.parametrize(
-    "options, kind", [({}, "soft"), (GUIDE, "hard"), (SEG, "none")], ids=case_name
-)
-def test_odd_sizes(shape, options, kind):
-    image, guide = draw(kind, *shape)
-    native = make(image, options).run(image, guide, steps=2)
-    assert_close(graph(image, options).run(image, guide, steps=2), native)
+def test_odd_sizes():
+    for shape in [(1, 1), (1, 7), (7, 1), (13, 17), (31, 37)]:
+        for options, kind in [({}, "soft"), (GUIDE, "hard"), (SEG, "none")]:
+            with case(shape, case_name(options)):
+                image, guide = draw(kind, *shape)
+                native = make(image, options).run(image, guide, steps=2)
+                assert_close(graph(image, options).run(image, guide, steps=2), native)
 
 
-@pytest.mark.parametrize("kind", ["hard", "partial", "none", "soft"])
-@pytest.mark.parametrize("mapping", ["overlap", "index_modulo"])
-@pytest.mark.parametrize("soft_guide", [False, True])
-def test_each_kind_of_guide(kind, mapping, soft_guide):
-    image, guide = draw(kind)
-    options = GUIDE | {"mapping": mapping, "soft_guide": soft_guide}
-    native = make(image, options).run(image, guide, steps=3)
-    assert_close(graph(image, options).run(image, guide, steps=3), native)
+def test_each_kind_of_guide():
+    for kind in ["hard", "partial", "none", "soft"]:
+        for mapping in ["overlap", "index_modulo"]:
+            for soft_guide in [False, True]:
+                with case(kind, mapping, soft_guide):
+                    image, guide = draw(kind)
+                    options = GUIDE | {"mapping": mapping, "soft_guide": soft_guide}
+                    native = make(image, options).run(image, guide, steps=3)
+                    assert_close(graph(image, options).run(image, guide, steps=3), native)
 
 
 def test_more_classes_than_clusters():
@@ -125,39 +127,45 @@ def test_more_classes_than_clusters():
     assert_close(graph(image, options).run(image, guide, steps=3), native)
 
 
-@pytest.mark.parametrize("case", range(len(UNSTEADY)))
-def test_overlap_mapping_freezes_after_ten_steps(case):
-    assert_mapping_freezes_after_ten_steps(graph, case)
+def test_overlap_mapping_freezes_after_ten_steps():
+    for number in range(len(UNSTEADY)):
+        with case(number):
+            assert_mapping_freezes_after_ten_steps(graph, number)
 
 
 # --- engines with more classes than the picture has --------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [5, 6, 14])
-def test_residual_engine_with_more_classes(classes):
-    image, guide = draw("soft", 24, 32)
-    free, wide = graph(image, {}), graph(image, {}, classes=classes, height=24, width=32)
-    expected, result = (r.run(image, guide) for r in (free, wide))
-    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
-    assert (
-        result.scores.shape == (24, 32, 5) and wide.state_dict().keys() == free.state_dict().keys()
-    )
-    for name, value in free.state_dict().items():
-        np.testing.assert_allclose(wide.state_dict()[name], value, atol=1e-5, err_msg=name)
-    again = [r.run(image, guide, steps=3, warm=True) for r in (free, wide)]
-    np.testing.assert_allclose(again[1].scores, again[0].scores, atol=1e-5)
+def test_residual_engine_with_more_classes():
+    for classes in [5, 6, 14]:
+        with case(classes):
+            image, guide = draw("soft", 24, 32)
+            free, wide = graph(image, {}), graph(image, {}, classes=classes, height=24, width=32)
+            expected, result = (r.run(image, guide) for r in (free, wide))
+            np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
+            assert (
+                result.scores.shape == (24, 32, 5)
+                and wide.state_dict().keys() == free.state_dict().keys()
+            )
+            for name, value in free.state_dict().items():
+                np.testing.assert_allclose(wide.state_dict()[name], value, atol=1e-5, err_msg=name)
+            again = [r.run(image, guide, steps=3, warm=True) for r in (free, wide)]
+            np.testing.assert_allclose(again[1].scores, again[0].scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("mapping", ["overlap", "index_modulo"])
-def test_dynaguide_engine_with_more_classes(mapping):
-    image, guide = draw("partial", 24, 32)
-    options = GUIDE | {"mapping": mapping}
-    expected = graph(image, options).run(image, guide, steps=3)
-    result = graph(image, options, classes=9, height=24, width=32).run(image, guide, steps=3)
-    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
-    np.testing.assert_array_equal(result.labels, expected.labels)
-    nothing = graph(image, options, classes=9).run(image, None, steps=2)
-    assert_close(nothing, make(image, options).run(image, None, steps=2))
+def test_dynaguide_engine_with_more_classes():
+    for mapping in ["overlap", "index_modulo"]:
+        with case(mapping):
+            image, guide = draw("partial", 24, 32)
+            options = GUIDE | {"mapping": mapping}
+            expected = graph(image, options).run(image, guide, steps=3)
+            result = graph(image, options, classes=9, height=24, width=32).run(
+                image, guide, steps=3
+            )
+            np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            nothing = graph(image, options, classes=9).run(image, None, steps=2)
+            assert_close(nothing, make(image, options).run(image, None, steps=2))
 
 
 # --- when it stops -----------------------------------------------------------------------------
@@ -171,43 +179,47 @@ def test_no_steps_give_the_prior():
     assert result.stats["losses"]["total"] == result.stats["clusters_per_step"] == []
 
 
-@pytest.mark.parametrize("options, floor", STOPS)
-def test_stops_where_the_native_loop_stops(monkeypatch, options, floor):
-    image, guide = draw("none" if "objective" in options else "soft", 24, 32)
-    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
-    options = options | {"silhouette": floor > 0}
-    native, ours = make(image, options), graph(image, options)
-    expected, result = (r.run(image, guide, steps=150) for r in (native, ours))
-    assert result.stats["stop_reason"] != "steps"
-    assert result.stats["clusters_per_step"] == expected.stats["clusters_per_step"]
-    assert_close(result, expected)
-    batches = "bn1.num_batches_tracked"
-    assert ours.state_dict()[batches] == native.state_dict()[batches]
+def test_stops_where_the_native_loop_stops(monkeypatch):
+    for options, floor in STOPS:
+        with case(case_name(options), floor), monkeypatch.context() as patch:
+            image, guide = draw("none" if "objective" in options else "soft", 24, 32)
+            patch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image, n=floor: n)
+            options = options | {"silhouette": floor > 0}
+            native, ours = make(image, options), graph(image, options)
+            expected, result = (r.run(image, guide, steps=150) for r in (native, ours))
+            assert result.stats["stop_reason"] != "steps"
+            assert result.stats["clusters_per_step"] == expected.stats["clusters_per_step"]
+            assert_close(result, expected)
+            batches = "bn1.num_batches_tracked"
+            assert ours.state_dict()[batches] == native.state_dict()[batches]
 
 
-@pytest.mark.parametrize("final_bn", ["image", "running"])
-@pytest.mark.parametrize(
-    "more, floor",
-    [
-        ({}, 6),
-        ({}, 7),
-        ({"channels": 16, "lr": 0.2, "seed": 1}, 12),  # falls past the floor within one step
-        ({"channels": 16, "lr": 0.5, "seed": 1}, 9),
-    ],
-)
-def test_silhouette_keeps_the_last_map_with_enough_labels(monkeypatch, more, floor, final_bn):
-    image, _ = draw("none", 24, 32)
-    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
-    options = SMALL | more | {"final_bn": final_bn}
-    chosen = graph(image, options | {"silhouette": True})
-    result = chosen.run(image, steps=100)
-    assert result.stats["label_floor"] == floor and result.stats["stop_reason"] == "silhouette"
-    batches = int(chosen.state_dict()["bn1.num_batches_tracked"])
-    plain = graph(image, options)
-    np.testing.assert_array_equal(result.labels, plain.run(image, steps=batches).labels)
-    assert_same_state(chosen.state_dict(), plain.state_dict())
-    if final_bn == "image":
-        assert result.stats["clusters"] >= floor
+def test_silhouette_keeps_the_last_map_with_enough_labels(monkeypatch):
+    for final_bn in ["image", "running"]:
+        for more, floor in [
+            ({}, 6),
+            ({}, 7),
+            ({"channels": 16, "lr": 0.2, "seed": 1}, 12),  # falls past the floor within one step
+            ({"channels": 16, "lr": 0.5, "seed": 1}, 9),
+        ]:
+            with case(more, floor, final_bn), monkeypatch.context() as patch:
+                image, _ = draw("none", 24, 32)
+                patch.setattr(
+                    runtime.core.silhouette, "best_cluster_count", lambda image, n=floor: n
+                )
+                options = SMALL | more | {"final_bn": final_bn}
+                chosen = graph(image, options | {"silhouette": True})
+                result = chosen.run(image, steps=100)
+                assert (
+                    result.stats["label_floor"] == floor
+                    and result.stats["stop_reason"] == "silhouette"
+                )
+                batches = int(chosen.state_dict()["bn1.num_batches_tracked"])
+                plain = graph(image, options)
+                np.testing.assert_array_equal(result.labels, plain.run(image, steps=batches).labels)
+                assert_same_state(chosen.state_dict(), plain.state_dict())
+                if final_bn == "image":
+                    assert result.stats["clusters"] >= floor
 
 
 def test_diverged_keeps_the_last_finite_map():
@@ -263,17 +275,18 @@ def test_error_in_progress_ends_the_run_after_that_step():
 THREE = [({}, "soft"), (SMALL | {"objective": "dynaguide"}, "hard"), (SMALL, "none")]
 
 
-@pytest.mark.parametrize("options, kind", THREE, ids=case_name)
-def test_warm_run_goes_on_where_the_last_one_stopped(options, kind):
-    image, guide = draw(kind, 24, 32)
-    cold, warm = graph(image, options), graph(image, options)
-    expected = cold.run(image, guide, steps=10)
-    warm.run(image, guide, steps=5)
-    result = warm.run(image, guide, steps=5, warm=True)
-    np.testing.assert_array_equal(result.scores, expected.scores)
-    assert result.stats["losses"]["total"] == expected.stats["losses"]["total"][5:]
-    assert_same_state(warm.state_dict(), cold.state_dict())
-    assert_same_result(warm.run(image, guide, steps=10), expected)  # cold again
+def test_warm_run_goes_on_where_the_last_one_stopped():
+    for options, kind in THREE:
+        with case(case_name(options)):
+            image, guide = draw(kind, 24, 32)
+            cold, warm = graph(image, options), graph(image, options)
+            expected = cold.run(image, guide, steps=10)
+            warm.run(image, guide, steps=5)
+            result = warm.run(image, guide, steps=5, warm=True)
+            np.testing.assert_array_equal(result.scores, expected.scores)
+            assert result.stats["losses"]["total"] == expected.stats["losses"]["total"][5:]
+            assert_same_state(warm.state_dict(), cold.state_dict())
+            assert_same_result(warm.run(image, guide, steps=10), expected)  # cold again
 
 
 def test_state_goes_to_the_native_refiner_and_back():
@@ -350,28 +363,29 @@ def loop_of(engine, feed, state):
     return engine.loop(feed, {name: (f"{name}_out", v) for name, v in state.items()})
 
 
-@pytest.mark.parametrize("options", [{}, GUIDE | {"early_stop": 0.9}], ids=case_name)
-def test_loop_gives_the_bits_of_single_runs(options):
-    engine, feed, state = step_inputs(options)
-    loop = loop_of(engine, feed, state)
-    assert isinstance(loop, OnnxLoop)
-    kept = []
-    for _ in range(5):
-        single = dict(
-            zip(
-                [p.name for p in engine.outputs],
-                engine._session.run(None, feed | state),
-                strict=True,
-            )
-        )
-        state = {name: single.pop(f"{name}_out") for name in state}
-        out = loop.step()
-        assert out.keys() == single.keys()
-        kept.append((out, {k: v.copy() for k, v in out.items()}, loop.state(), state))
-    for out, copies, ours, theirs in kept:  # nothing handed out was written to later
-        for name in out:
-            np.testing.assert_array_equal(out[name], copies[name])
-        assert_same_state(ours, theirs)
+def test_loop_gives_the_bits_of_single_runs():
+    for options in [{}, GUIDE | {"early_stop": 0.9}]:
+        with case(case_name(options)):
+            engine, feed, state = step_inputs(options)
+            loop = loop_of(engine, feed, state)
+            assert isinstance(loop, OnnxLoop)
+            kept = []
+            for _ in range(5):
+                single = dict(
+                    zip(
+                        [p.name for p in engine.outputs],
+                        engine._session.run(None, feed | state),
+                        strict=True,
+                    )
+                )
+                state = {name: single.pop(f"{name}_out") for name in state}
+                out = loop.step()
+                assert out.keys() == single.keys()
+                kept.append((out, {k: v.copy() for k, v in out.items()}, loop.state(), state))
+            for out, copies, ours, theirs in kept:  # nothing handed out was written to later
+                for name in out:
+                    np.testing.assert_array_equal(out[name], copies[name])
+                assert_same_state(ours, theirs)
 
 
 def test_loop_goes_back_two_steps_and_takes_new_feed():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases import case
 
 import runtime.engines.onnx
 from runtime.device import faults, transfer
@@ -119,47 +120,52 @@ def fails(monkeypatch, session, error, place):
     return caught.value
 
 
-@pytest.mark.parametrize("place", ["cpu", "cuda"])
-@pytest.mark.parametrize("error", SHAPES, ids=str)
-def test_shapes_are_the_input_s_fault_on_every_device(session, monkeypatch, place, error):
-    found = fails(monkeypatch, session, error, place)
-    assert type(found) is InputError and "net fails on (1, 3, 4, 4): " in str(found)
+def test_shapes_are_the_input_s_fault_on_every_device(session, monkeypatch):
+    for place in ["cpu", "cuda"]:
+        for error in SHAPES:
+            with case(place, error), monkeypatch.context() as patch:
+                found = fails(patch, session, error, place)
+                assert type(found) is InputError and "net fails on (1, 3, 4, 4): " in str(found)
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
-def test_no_memory_is_the_device_s_fault(session, monkeypatch, error):
-    found = fails(monkeypatch, session, error, "cuda")
-    assert type(found) is DeviceError and "nvidia-smi" in found.fix
-    assert str(found).startswith("GPU 0 is out of memory: 1.5 of 12.0 GiB are free (net: ")
-    assert "hostname" not in str(found)
-    found = fails(monkeypatch, session, error, "cpu")
-    assert type(found) is DeviceError and "smaller" in found.fix
-    assert str(found).startswith("the memory is too small (net: ")
+def test_no_memory_is_the_device_s_fault(session, monkeypatch):
+    for error in OUT_OF_MEMORY:
+        with case(error), monkeypatch.context() as patch:
+            found = fails(patch, session, error, "cuda")
+            assert type(found) is DeviceError and "nvidia-smi" in found.fix
+            assert str(found).startswith("GPU 0 is out of memory: 1.5 of 12.0 GiB are free (net: ")
+            assert "hostname" not in str(found)
+            found = fails(patch, session, error, "cpu")
+            assert type(found) is DeviceError and "smaller" in found.fix
+            assert str(found).startswith("the memory is too small (net: ")
 
 
-@pytest.mark.parametrize("code", sorted(CUDA_FAULTS))
-def test_a_fault_of_the_gpu_says_what_it_means(session, monkeypatch, code):
-    found = fails(monkeypatch, session, Fail(CUDA.format(code, "an error")), "cuda")
-    assert type(found) is DeviceError and "restart" in found.fix
-    assert "is lost" in str(found) or "is broken" in str(found)
+def test_a_fault_of_the_gpu_says_what_it_means(session, monkeypatch):
+    for code in sorted(CUDA_FAULTS):
+        with case(code), monkeypatch.context() as patch:
+            found = fails(patch, session, Fail(CUDA.format(code, "an error")), "cuda")
+            assert type(found) is DeviceError and "restart" in found.fix
+            assert "is lost" in str(found) or "is broken" in str(found)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        Fail(CUDA.format(209, "no kernel image is available for execution on the device")),
-        Fail(CUDA.format(35, "CUDA driver version is insufficient for CUDA runtime version")),
-        Fail(RUNNING + "MatMul node. CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR ; GPU=0 ;"),
-        Fail(RUNNING + "Conv node. CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0 ;"),
-        Fail(RUNNING + "Conv node. CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0 ;"),
-        EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the provider gave up"),
-        RuntimeException("something that nobody has seen before"),
-    ],
-    ids=str,
-)
-def test_other_errors_of_a_run_on_a_gpu_are_the_gpu_s(session, monkeypatch, error):
-    found = fails(monkeypatch, session, error, "cuda")
-    assert type(found) is DeviceError and "nvidia-smi" in found.fix and "doctor" in found.fix
+OTHERS = [
+    Fail(CUDA.format(209, "no kernel image is available for execution on the device")),
+    Fail(CUDA.format(35, "CUDA driver version is insufficient for CUDA runtime version")),
+    Fail(RUNNING + "MatMul node. CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR ; GPU=0 ;"),
+    Fail(RUNNING + "Conv node. CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0 ;"),
+    Fail(RUNNING + "Conv node. CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0 ;"),
+    EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the provider gave up"),
+    RuntimeException("something that nobody has seen before"),
+]
+
+
+def test_other_errors_of_a_run_on_a_gpu_are_the_gpu_s(session, monkeypatch):
+    for error in OTHERS:
+        with case(error), monkeypatch.context() as patch:
+            found = fails(patch, session, error, "cuda")
+            assert (
+                type(found) is DeviceError and "nvidia-smi" in found.fix and "doctor" in found.fix
+            )
 
 
 def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
@@ -180,28 +186,32 @@ def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
         made.on_gpu(array)
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
-@pytest.mark.parametrize(
-    ("place", "said"), [("cuda", "GPU 0 is out of memory"), ("cpu", "the memory is too small")]
-)
-def test_no_memory_while_loading_is_no_damaged_file(session, monkeypatch, place, said, error):
-    def raising(self, *_, **__):
-        raise error
+def test_no_memory_while_loading_is_no_damaged_file(session, monkeypatch):
+    for error in OUT_OF_MEMORY:
+        for place, said in [("cuda", "GPU 0 is out of memory"), ("cpu", "the memory is too small")]:
+            with case(place, error), monkeypatch.context() as patch:
 
-    monkeypatch.setattr(session, "__init__", raising)
-    with pytest.raises(DeviceError, match=said) as caught:
-        engine(place)
-    assert caught.value.__cause__ is error
+                def raising(self, *_, error=error, **__):
+                    raise error
+
+                patch.setattr(session, "__init__", raising)
+                with pytest.raises(DeviceError, match=said) as caught:
+                    engine(place)
+                assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_a_damaged_file_is_one_on_every_device(session, monkeypatch, place):
-    def raising(self, *_, **__):
-        raise InvalidArgument("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : No graph was found")
+def test_a_damaged_file_is_one_on_every_device(session, monkeypatch):
+    for place in ["cpu", "cuda"]:
+        with case(place), monkeypatch.context() as patch:
 
-    monkeypatch.setattr(session, "__init__", raising)
-    with pytest.raises(BundleError, match=r"net cannot be loaded: .*No graph was found"):
-        engine(place)
+            def raising(self, *_, **__):
+                raise InvalidArgument(
+                    "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : No graph was found"
+                )
+
+            patch.setattr(session, "__init__", raising)
+            with pytest.raises(BundleError, match=r"net cannot be loaded: .*No graph was found"):
+                engine(place)
 
 
 def test_errors_of_nobody_are_not_explained(session, monkeypatch):

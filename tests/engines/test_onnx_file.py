@@ -5,6 +5,7 @@ Some files are written byte by byte, as no writer of ONNX would write them.
 
 import numpy as np
 import pytest
+from cases import case
 from onnx_files import (
     BESIDE,
     SECRET,
@@ -157,40 +158,52 @@ def test_relative_model_path_finds_its_weights(folder, monkeypatch):
     assert np.array_equal(load_engine("model/m.onnx")()[0], BESIDE)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(
-    "location", ["../secret.bin", "data/../../secret.bin", "link.bin", "up/secret.bin", "ABSOLUTE"]
-)
-def test_weights_outside_the_folder_are_refused(folder, not_opened, place, location):
-    if location == "ABSOLUTE":
-        location = str(folder.parent / "secret.bin")
-    path = write(folder, place(location))
-    assert location in set(external_locations(path.read_bytes()))
-    message = r"m.onnx keeps weights in .*, outside its own folder; not loaded\n  fix: save"
-    with pytest.raises(BundleError, match=message):
-        load_engine(path)
+def test_weights_outside_the_folder_are_refused(folder, not_opened):
+    for place in PLACES:
+        for location in [
+            "../secret.bin",
+            "data/../../secret.bin",
+            "link.bin",
+            "up/secret.bin",
+            "ABSOLUTE",
+        ]:
+            with case(place.__name__, location):
+                if location == "ABSOLUTE":
+                    location = str(folder.parent / "secret.bin")
+                path = write(folder, place(location))
+                assert location in set(external_locations(path.read_bytes()))
+                message = (
+                    r"m.onnx keeps weights in .*, outside its own folder; not loaded\n  fix: save"
+                )
+                with pytest.raises(BundleError, match=message):
+                    load_engine(path)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_missing_weights_are_named(folder, not_opened, place):
-    with pytest.raises(BundleError, match=r"m.onnx needs its weights file 'gone.bin', which is mi"):
-        load_engine(write(folder, place("gone.bin")))
+def test_missing_weights_are_named(folder, not_opened):
+    for place in PLACES:
+        with case(place.__name__):
+            with pytest.raises(
+                BundleError, match=r"m.onnx needs its weights file 'gone.bin', which is mi"
+            ):
+                load_engine(write(folder, place("gone.bin")))
 
 
-@pytest.mark.parametrize("location", ["ABSOLUTE", "../model/beside.bin", "data/../beside.bin"])
-def test_a_detour_into_the_folder_is_refused_too(folder, not_opened, location):
+def test_a_detour_into_the_folder_is_refused_too(folder, not_opened):
     """It would break when the folder is renamed."""
-    location = str(folder / "beside.bin") if location == "ABSOLUTE" else location
-    with pytest.raises(BundleError, match="outside its own folder"):
-        load_engine(write(folder, in_initializer(location)))
+    for location in ["ABSOLUTE", "../model/beside.bin", "data/../beside.bin"]:
+        with case(location):
+            location = str(folder / "beside.bin") if location == "ABSOLUTE" else location
+            with pytest.raises(BundleError, match="outside its own folder"):
+                load_engine(write(folder, in_initializer(location)))
 
 
-@pytest.mark.parametrize("location", ["", ".", "data", "loop.bin", "x" * 300, "a\0b", "a\\..\\b"])
-def test_locations_that_are_no_file(folder, not_opened, location):
-    with pytest.raises(
-        BundleError, match=r"m\.onnx (needs its weights file|keeps weights in|is no)"
-    ):
-        load_engine(write(folder, by_hand(KEY + field(2, location.encode()))))
+def test_locations_that_are_no_file(folder, not_opened):
+    for location in ["", ".", "data", "loop.bin", "x" * 300, "a\0b", "a\\..\\b"]:
+        with case(location):
+            with pytest.raises(
+                BundleError, match=r"m\.onnx (needs its weights file|keeps weights in|is no)"
+            ):
+                load_engine(write(folder, by_hand(KEY + field(2, location.encode()))))
 
 
 def test_location_that_is_no_text(folder, not_opened):
@@ -198,23 +211,24 @@ def test_location_that_is_no_text(folder, not_opened):
         load_engine(write(folder, by_hand(KEY + field(2, b"\xff\xfe"))))
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        KEY + BAD,
-        BAD + KEY,  # the value before its key
-        field(1, b"offset") + BAD + KEY,  # the last key counts
-        KEY + GOOD + BAD,  # the last value counts
-        field(3, b"junk") + KEY + key(4, 0) + varint(5) + BAD,  # unknown fields between
-        key(5, 1) + b"\0" * 8 + KEY + key(6, 5) + b"\0" * 4 + BAD,
-        field(1, b"location", padded(1)) + field(2, b"../secret.bin", padded(2)),
-    ],
-)
-def test_entries_written_by_hand_are_understood(folder, not_opened, entry):
-    path = write(folder, by_hand(entry))
-    assert list(external_locations(path.read_bytes())) == ["../secret.bin"]
-    with pytest.raises(BundleError, match="outside its own folder"):
-        load_engine(path)
+BY_HAND = [
+    KEY + BAD,
+    BAD + KEY,  # the value before its key
+    field(1, b"offset") + BAD + KEY,  # the last key counts
+    KEY + GOOD + BAD,  # the last value counts
+    field(3, b"junk") + KEY + key(4, 0) + varint(5) + BAD,  # unknown fields between
+    key(5, 1) + b"\0" * 8 + KEY + key(6, 5) + b"\0" * 4 + BAD,
+    field(1, b"location", padded(1)) + field(2, b"../secret.bin", padded(2)),
+]
+
+
+def test_entries_written_by_hand_are_understood(folder, not_opened):
+    for entry in BY_HAND:
+        with case(entry):
+            path = write(folder, by_hand(entry))
+            assert list(external_locations(path.read_bytes())) == ["../secret.bin"]
+            with pytest.raises(BundleError, match="outside its own folder"):
+                load_engine(path)
 
 
 def test_by_hand_is_what_onnx_reads(folder):
@@ -231,28 +245,30 @@ def test_second_entry_and_second_tensor_are_seen(folder, not_opened):
         load_engine(write(folder, twice))
 
 
-@pytest.mark.parametrize("where", ["tensor", "key", "value"])
-def test_a_field_number_above_32_bits_hides_nothing(folder, not_opened, where):
-    if where == "tensor":
-        data = by_hand(KEY + BAD, tensor_tag=overflowing(13))
-    elif where == "key":
-        data = by_hand(field(1, b"location", overflowing(1)) + BAD)
-    else:
-        data = by_hand(KEY + GOOD + field(2, b"../secret.bin", overflowing(2)))
-    with pytest.raises(BundleError, match=r"m.onnx (keeps weights in|is no ONNX file)"):
-        load_engine(write(folder, data))
+def test_a_field_number_above_32_bits_hides_nothing(folder, not_opened):
+    for where in ["tensor", "key", "value"]:
+        with case(where):
+            if where == "tensor":
+                data = by_hand(KEY + BAD, tensor_tag=overflowing(13))
+            elif where == "key":
+                data = by_hand(field(1, b"location", overflowing(1)) + BAD)
+            else:
+                data = by_hand(KEY + GOOD + field(2, b"../secret.bin", overflowing(2)))
+            with pytest.raises(BundleError, match=r"m.onnx (keeps weights in|is no ONNX file)"):
+                load_engine(write(folder, data))
 
 
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b"\x80" * 11, "a number of more than 64 bits"),
-        (key(7) + varint(100) + b"short", "a field reaches past the end of the file"),
-        (key(7, 3), "wire type 3"),
-        (key(7, 6), "wire type 6"),
-        (b"\x3a", "index out of"),
-    ],
-)
-def test_broken_protobuf_is_named(tmp_path, not_opened, data, match):
-    with pytest.raises(BundleError, match=f"m.onnx is no ONNX file: .*{match}"):
-        load_engine(write(tmp_path, data))
+BROKEN = [
+    (b"\x80" * 11, "a number of more than 64 bits"),
+    (key(7) + varint(100) + b"short", "a field reaches past the end of the file"),
+    (key(7, 3), "wire type 3"),
+    (key(7, 6), "wire type 6"),
+    (b"\x3a", "index out of"),
+]
+
+
+def test_broken_protobuf_is_named(tmp_path, not_opened):
+    for data, match in BROKEN:
+        with case(match):
+            with pytest.raises(BundleError, match=f"m.onnx is no ONNX file: .*{match}"):
+                load_engine(write(tmp_path, data))

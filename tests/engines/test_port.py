@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.engines import tensorrt
 from runtime.engines.port import (
@@ -15,14 +16,17 @@ from runtime.engines.port import (
 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=[dtype.name for dtype in DTYPES])
-def test_each_name_leads_to_the_others(dtype):
-    assert onnx_dtype(dtype.name) == dtype.onnx and manifest_dtype(dtype.onnx) == dtype.name
-    assert numpy_dtype(dtype.onnx) is dtype.numpy and triton_dtype(dtype.name) == dtype.triton
-    if dtype.tensorrt:
-        assert dtype_of_tensorrt(dtype.tensorrt) == dtype.onnx
-    if dtype.numpy is not None:
-        assert np.dtype(dtype.numpy).name == dtype.name
+def test_each_name_leads_to_the_others():
+    for dtype in DTYPES:
+        with case(dtype.name):
+            assert onnx_dtype(dtype.name) == dtype.onnx and manifest_dtype(dtype.onnx) == dtype.name
+            assert (
+                numpy_dtype(dtype.onnx) is dtype.numpy and triton_dtype(dtype.name) == dtype.triton
+            )
+            if dtype.tensorrt:
+                assert dtype_of_tensorrt(dtype.tensorrt) == dtype.onnx
+            if dtype.numpy is not None:
+                assert np.dtype(dtype.numpy).name == dtype.name
 
 
 def test_every_name_stands_once():

@@ -5,6 +5,7 @@ import types
 from dataclasses import replace
 
 import pytest
+from cases import case
 
 from runtime.bundle import engines
 from runtime.device.driver import CudaDevice
@@ -62,19 +63,21 @@ def wanted(monkeypatch, target, recipe):
     return engines.wanted_engines(EngineRecipe.from_manifest(manifest(recipe)), GRAPHS, target)
 
 
-@pytest.mark.parametrize("target, name", KEYS)
-def test_keys_are_those_of_engines_that_exist(monkeypatch, target, name):
-    entries = wanted(monkeypatch, target, {"full": FULL, "plain": PLAIN}[name])
-    assert [entry["key"] for entry in entries] == KEYS[target, name]
-    if (target, name) == ("rtx", "full"):
-        assert json.dumps(entries[0]) == ENTRY
+def test_keys_are_those_of_engines_that_exist(monkeypatch):
+    for target, name in KEYS:
+        with case(target, name):
+            entries = wanted(monkeypatch, target, {"full": FULL, "plain": PLAIN}[name])
+            assert [entry["key"] for entry in entries] == KEYS[target, name]
+            if (target, name) == ("rtx", "full"):
+                assert json.dumps(entries[0]) == ENTRY
 
 
-@pytest.mark.parametrize("recipe", [FULL, PLAIN])
-def test_the_manifest_keeps_its_bytes(recipe):
-    read = EngineRecipe.from_manifest(manifest(recipe))
-    shapes = {graph: one.shapes_entry() for graph, one in read.items()}
-    assert json.dumps(read["prior"].to_manifest(shapes)) == json.dumps(recipe)
+def test_the_manifest_keeps_its_bytes():
+    for recipe in [FULL, PLAIN]:
+        with case(recipe):
+            read = EngineRecipe.from_manifest(manifest(recipe))
+            shapes = {graph: one.shapes_entry() for graph, one in read.items()}
+            assert json.dumps(read["prior"].to_manifest(shapes)) == json.dumps(recipe)
 
 
 def test_an_entry_gives_its_recipe_back(monkeypatch):
@@ -94,25 +97,28 @@ def test_a_later_flag_is_stored_where_it_differs_from_its_default():
     assert EngineRecipe.from_manifest(stored)["prior"] == other
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"shapes": None},
-        {"shapes": {"prior": {}}},
-        {"shapes": {"prior": {"image": [[1, 2], [1, 2]]}, "refine_map": {}}},
-        {"shapes": {"prior": {"image": [[1, 2], [1, 2], [1, 2, 3]]}, "refine_map": {}}},
-        {"workspace": "2"},
-        {"level": True},
-        {"level": -1},
-        {"dynamic": 1},
-        {"tf32": 1},
-        {"targets": "rtx"},
-        {"compute_capabilities": [8.6]},
-    ],
-)
-def test_a_recipe_that_says_too_little(changes):
-    with pytest.raises(BundleError, match=r"does not say how to build(.|\n)*export the bundle"):
-        EngineRecipe.from_manifest(manifest(PLAIN, **changes))
+TOO_LITTLE = [
+    {"shapes": None},
+    {"shapes": {"prior": {}}},
+    {"shapes": {"prior": {"image": [[1, 2], [1, 2]]}, "refine_map": {}}},
+    {"shapes": {"prior": {"image": [[1, 2], [1, 2], [1, 2, 3]]}, "refine_map": {}}},
+    {"workspace": "2"},
+    {"level": True},
+    {"level": -1},
+    {"dynamic": 1},
+    {"tf32": 1},
+    {"targets": "rtx"},
+    {"compute_capabilities": [8.6]},
+]
+
+
+def test_a_recipe_that_says_too_little():
+    for changes in TOO_LITTLE:
+        with case(changes):
+            with pytest.raises(
+                BundleError, match=r"does not say how to build(.|\n)*export the bundle"
+            ):
+                EngineRecipe.from_manifest(manifest(PLAIN, **changes))
 
 
 def test_a_flag_that_is_missing():

@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+from cases import case
 from tensorrt_models import LAYERS, build, convolution, helper, kernel, model
 
 from runtime.device.driver import CudaDevice
@@ -79,20 +80,21 @@ def test_a_range_of_shapes_makes_a_profile(rtx, no_gpu):
     assert built.outputs[0].shape == (1, 4, None, None)
 
 
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ({}, r"'image' has free dimensions, \(1, 3, any, any\), and no shape(.|\n)*--imgsz"),
-        ({"picture": only((1,))["image"]}, "name the input 'picture'; the model has image"),
-        (only((3, 8, 8)), r"wanted a least, a usual and a largest one for \(1, 3, any, any\)"),
-        (only((1, 4, 8, 8)), r"wanted least <= usual <= largest, and \(1, 3, any, any\)"),
-        (only((1, 3, 8, 0)), "wanted least <= usual <= largest"),
-        (only((1, 3, 8, 9), (1, 3, 8, 8), (1, 3, 9, 9)), "wanted least <= usual <= largest"),
-    ],
-)
-def test_shapes_that_do_not_fit(rtx, no_gpu, shapes, message):
-    with pytest.raises(InputError, match=message):
-        build(convolution(shape=(1, 3, "height", "width")), shapes=shapes)
+UNFIT = [
+    ({}, r"'image' has free dimensions, \(1, 3, any, any\), and no shape(.|\n)*--imgsz"),
+    ({"picture": only((1,))["image"]}, "name the input 'picture'; the model has image"),
+    (only((3, 8, 8)), r"wanted a least, a usual and a largest one for \(1, 3, any, any\)"),
+    (only((1, 4, 8, 8)), r"wanted least <= usual <= largest, and \(1, 3, any, any\)"),
+    (only((1, 3, 8, 0)), "wanted least <= usual <= largest"),
+    (only((1, 3, 8, 9), (1, 3, 8, 8), (1, 3, 9, 9)), "wanted least <= usual <= largest"),
+]
+
+
+def test_shapes_that_do_not_fit(rtx, no_gpu):
+    for shapes, message in UNFIT:
+        with case(shapes):
+            with pytest.raises(InputError, match=message):
+                build(convolution(shape=(1, 3, "height", "width")), shapes=shapes)
 
 
 def test_fp32_means_fp32(rtx, no_gpu):
@@ -121,17 +123,23 @@ class Kept:
         return getattr(self._library, name)
 
     def Builder(self, log):
-        kept, builder = self, self._library.Builder(log)
+        return KeptBuilder(self, self._library.Builder(log))
 
-        class Builder:
-            def __getattr__(self, name):
-                return getattr(builder, name)
 
-            def build_serialized_network(self, network, config):
-                kept.config = config
-                return builder.build_serialized_network(network, config)
+class KeptBuilder:
+    """A builder of :class:`Kept`. No cycle of references contains it, so that it is freed by the
+    thread that builds: the garbage collector of another thread would free it with Python's lock
+    held and wait for TensorRT's lock, while the next builder holds that and waits for Python's."""
 
-        return Builder()
+    def __init__(self, kept, builder):
+        self._kept, self._builder = kept, builder
+
+    def __getattr__(self, name):
+        return getattr(self._builder, name)
+
+    def build_serialized_network(self, network, config):
+        self._kept.config = config
+        return self._builder.build_serialized_network(network, config)
 
 
 def test_effort_is_passed_on(rtx, no_gpu, monkeypatch):
@@ -158,11 +166,15 @@ def test_supported_gpus_come_from_the_library(rtx):
     assert "8.7" not in found and found == sorted(found, key=float)
 
 
-@pytest.mark.parametrize("capability", ["8.7", "9.0", "sm_86", ""])
-def test_unsupported_gpus_need_their_device(rtx, no_gpu, capability):
-    message = f"for compute capability {capability}; it knows 7.5, .*\n  fix: Orin .8.7.*build BUND"
-    with pytest.raises(InputError, match=message):
-        build(convolution(), compute_capabilities=(capability,))
+def test_unsupported_gpus_need_their_device(rtx, no_gpu):
+    for capability in ["8.7", "9.0", "sm_86", ""]:
+        with case(capability):
+            message = (
+                f"for compute capability {capability}; it knows 7.5, .*"
+                "\n  fix: Orin .8.7.*build BUND"
+            )
+            with pytest.raises(InputError, match=message):
+                build(convolution(), compute_capabilities=(capability,))
 
 
 def test_no_gpu_named_and_none_here(rtx, no_gpu):
@@ -198,19 +210,17 @@ def test_too_little_workspace_is_named(rtx, no_gpu):
         build(wide, workspace=2**20)
 
 
-@pytest.mark.parametrize(
-    ("workspace", "free", "taken"),
-    [
+def test_workspace_follows_the_free_memory(rtx, monkeypatch):
+    for workspace, free, taken in [
         (None, 2**32, 2**30),
         (None, 2**36, 2**31),
         (2**33, 2**34, 2**33),
         (2**33, 2**32, 2**32),
         (None, [2**34, 2**32], 2**30),  # something else took memory since the build began
-    ],
-)
-def test_workspace_follows_the_free_memory(rtx, monkeypatch, workspace, free, taken):
-    gpu(monkeypatch, free=free)
-    assert build(convolution(), workspace=workspace).workspace == taken
+    ]:
+        with case(workspace, free), monkeypatch.context() as patch:
+            gpu(patch, free=free)
+            assert build(convolution(), workspace=workspace).workspace == taken
 
 
 # Models that cannot be built
@@ -398,17 +408,21 @@ def test_tensorrt_needs_its_gpu(rtx, no_gpu, monkeypatch):
         build(convolution(), runtime="tensorrt")
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0.1", "0.0.1"])
-def test_other_versions_are_refused(rtx, monkeypatch, version):
-    pretend_tensorrt(monkeypatch, rtx, version)
-    with pytest.raises(MissingBackend, match=f"tensorrt {version} is installed; wanted .* 10.3"):
-        load_tensorrt("tensorrt")
+def test_other_versions_are_refused(rtx, monkeypatch):
+    for version in ["8.6.1", "10.2.0", "12.0.0.1", "0.0.1"]:
+        with case(version), monkeypatch.context() as patch:
+            pretend_tensorrt(patch, rtx, version)
+            with pytest.raises(
+                MissingBackend, match=f"tensorrt {version} is installed; wanted .* 10.3"
+            ):
+                load_tensorrt("tensorrt")
 
 
-@pytest.mark.parametrize("version", ["10.3.0", "10.16.1", "11.4.0.106"])
-def test_these_versions_are_taken(rtx, monkeypatch, version):
-    pretend_tensorrt(monkeypatch, rtx, version)
-    assert load_tensorrt("tensorrt").__version__ == version
+def test_these_versions_are_taken(rtx, monkeypatch):
+    for version in ["10.3.0", "10.16.1", "11.4.0.106"]:
+        with case(version), monkeypatch.context() as patch:
+            pretend_tensorrt(patch, rtx, version)
+            assert load_tensorrt("tensorrt").__version__ == version
 
 
 def test_a_package_that_is_none(monkeypatch):
@@ -417,9 +431,12 @@ def test_a_package_that_is_none(monkeypatch):
         load_tensorrt("tensorrt")
 
 
-@pytest.mark.parametrize(("runtime", "extra"), [("tensorrt", "trt"), ("tensorrt_rtx", "rtx")])
-def test_a_missing_package_says_how_to_get_it(monkeypatch, runtime, extra):
-    monkeypatch.setitem(sys.modules, runtime, None)
-    with pytest.raises(MissingBackend, match=rf"{runtime} is needed(.|\n)*edge\[{extra}\]") as e:
-        load_tensorrt(runtime)
-    assert e.value.exit_code == 4
+def test_a_missing_package_says_how_to_get_it(monkeypatch):
+    for runtime, extra in [("tensorrt", "trt"), ("tensorrt_rtx", "rtx")]:
+        with case(runtime), monkeypatch.context() as patch:
+            patch.setitem(sys.modules, runtime, None)
+            with pytest.raises(
+                MissingBackend, match=rf"{runtime} is needed(.|\n)*edge\[{extra}\]"
+            ) as e:
+                load_tensorrt(runtime)
+            assert e.value.exit_code == 4

@@ -5,6 +5,7 @@ import sys
 import fake_tensorrt
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.engines import tensorrt_engine
 from runtime.engines.tensorrt_engine import OutputWarning, TensorRTEngine
@@ -103,24 +104,22 @@ def test_captures_a_graph_after_one_plain_run(fake, rng):
     assert fake.calls["execute_async_v3"] == 2 and fake.calls["cuGraphLaunch"] == 3
 
 
-@pytest.mark.parametrize(
-    ("codes", "reason"),
-    [
+def test_without_a_graph_it_runs_plainly_and_says_so(fake, rng):
+    for codes, reason in [
         ({"cuStreamBeginCapture_v2": 900}, "cuStreamBeginCapture_v2 gives 900"),
         ({"cuGraphInstantiateWithFlags": 1}, "cuGraphInstantiateWithFlags gives 1"),
         ({"cuGraphInstantiateWithFlags": "absent"}, "undefined symbol"),
-    ],
-)
-def test_without_a_graph_it_runs_plainly_and_says_so(fake, rng, codes, reason):
-    fake.codes = codes
-    engine = scorer()
-    for _ in range(3):
-        image = picture(rng)
-        np.testing.assert_array_equal(engine(image)[0], image[:, :2])
-    assert engine.graph.startswith("plain: ") and reason in engine.graph
-    assert fake.calls["cuGraphLaunch"] == 0
-    engine.close()
-    assert fake.graphs == {}
+    ]:
+        with case(reason):
+            fake.codes = codes
+            engine = scorer()
+            for _ in range(3):
+                image = picture(rng)
+                np.testing.assert_array_equal(engine(image)[0], image[:, :2])
+            assert engine.graph.startswith("plain: ") and reason in engine.graph
+            assert fake.calls["cuGraphLaunch"] == 0
+            engine.close()
+            assert fake.graphs == {}
 
 
 def test_a_run_that_cannot_be_captured_runs_plainly(fake, rng):
@@ -178,23 +177,23 @@ def test_free_shapes_get_a_context_each(fake, rng):
     assert fake.blocks == {}
 
 
-@pytest.mark.parametrize(
-    ("shape", "wanted"),
-    [
+def test_shapes_are_checked_before_anything_runs(fake, rng):
+    for shape, wanted in [
         (
             (1, 3, 7, 8),
             r"\(1, 3, 7, 8\); it takes \(1, 3, 8, 8\) to \(1, 3, 32, 32\)\n  fix: resize",
         ),
         ((1, 3, 8, 33), r"it takes \(1, 3, 8, 8\) to"),
         ((3, 8, 8), r"has shape \(3, 8, 8\)"),
-    ],
-)
-def test_shapes_are_checked_before_anything_runs(fake, rng, shape, wanted):
-    engine = resizer()
-    with pytest.raises(InputError, match=wanted):
-        engine(picture(rng, *shape))
-    assert fake.calls["set_input_shape"] == 0
-    engine(picture(rng, 1, 3, 8, 8))  # it is not dead
+    ]:
+        with case(shape):
+            engine = resizer()
+            with pytest.raises(InputError, match=wanted):
+                engine(picture(rng, *shape))
+            assert fake.calls["set_input_shape"] == 0
+            engine(picture(rng, 1, 3, 8, 8))  # it is not dead
+            engine.close()
+            fake.calls.clear()
 
 
 def test_a_fixed_shape_names_itself(fake, rng):
@@ -223,22 +222,22 @@ def test_a_type_that_numpy_has_not(fake):
 # Refusals of the device
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_refused_calls_are_noticed(fake, rng):
+    for call, message in [
         ("set_input_shape", r"refuses shape \(1, 3, 8, 16\) for 'image'"),
         ("set_tensor_address", "refuses a buffer for 'image'"),
         ("create_execution_context", r"gives no execution context GPU 0 \(1 of 2 MiB free\)"),
-    ],
-)
-def test_refused_calls_are_noticed(fake, rng, call, message):
-    engine = scorer()
-    fake.refuse.add(call)
-    with pytest.raises(DeviceError, match=message) as caught:
-        engine(picture(rng))
-    assert caught.tb and fake.contexts == 0 and fake.blocks == {}  # not only when that is gone
-    fake.refuse.clear()
-    engine(picture(rng))
+    ]:
+        with case(call):
+            engine = scorer()
+            fake.refuse.add(call)
+            with pytest.raises(DeviceError, match=message) as caught:
+                engine(picture(rng))
+            assert caught.tb  # which keeps the engine's frames alive
+            assert fake.contexts == 0 and fake.blocks == {}
+            fake.refuse.clear()
+            engine(picture(rng))
+            engine.close()
 
 
 def test_a_refused_run_is_the_last(fake, rng):
@@ -327,21 +326,19 @@ def test_another_device(fake):
         scorer(device=2)
 
 
-@pytest.mark.parametrize(
-    ("says", "error", "message"),
-    [
+def test_a_plan_that_is_refused_is_no_engine(fake):
+    for says, error, message in [
         ("Version tag does not match. Current 239, serialized 240", EngineMismatch, "another vers"),
         ("expecting compute 8.6 got compute 7.5", EngineMismatch, "another version or device"),
         ("Error Code 2: OutOfMemory", DeviceError, "does not fit GPU 0"),
         ("magicTag == rtMagicTag failed", BundleError, "no engine that TensorRT 10.3.0 can load"),
-    ],
-)
-def test_a_plan_that_is_refused_is_no_engine(fake, says, error, message):
-    fake.refuse, fake.says = {"deserialize"}, says
-    with pytest.raises(error, match=message) as caught:
-        scorer()
-    assert says in str(caught.value)
-    assert fake.contexts == 0
+    ]:
+        with case(says):
+            fake.refuse, fake.says = {"deserialize"}, says
+            with pytest.raises(error, match=message) as caught:
+                scorer()
+            assert says in str(caught.value)
+            assert fake.contexts == 0
 
 
 def test_missing_packages(fake, monkeypatch):

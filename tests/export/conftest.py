@@ -20,14 +20,25 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """torch computes these small networks in one thread, which is faster than many."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
 def work(tmp_path_factory):
-    """A folder for all tests of a module."""
+    """A folder for what all tests share. A test that changes a bundle copies it first."""
     return tmp_path_factory.mktemp("export")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def photos(work):
+    """A folder with four drawn pictures of 96 x 144 pixels."""
     folder = work / "photos"
     folder.mkdir()
     for seed in range(4):
@@ -36,12 +47,12 @@ def photos(work):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def photo(photos):
     return cv2.imread(str(photos / "1.png"))[..., ::-1].copy()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def colours(work):
     """A network of free size that knows four colours."""
     from one_layer_networks import NAMES, nearest_colour, save
@@ -49,14 +60,22 @@ def colours(work):
     return save(work / "colours.onnx", *nearest_colour(), classes=NAMES, licence="MIT")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(work):
     from exporting import save_checkpoint
 
     return save_checkpoint(work / "hub" / "tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def checkpoint_onnx(work, checkpoint):
+    """The checkpoint as an ONNX file: a test that takes it does not wait for torch's exporter."""
+    from exporting import freeze_checkpoint
+
+    return freeze_checkpoint(checkpoint, work / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
 def plain(work, colours, photos):
     """The command of a small bundle, and that bundle."""
     from exporting import export
@@ -67,7 +86,7 @@ def plain(work, colours, photos):
     return words, path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A tiny checkpoint in Hugging Face's format."""
     from checkpoints import NAMES, PREPROCESSOR
@@ -97,7 +116,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def network():
     """A small network as an ONNX file's bytes, and pictures to feed it."""
     from graphs_of_precision import pictures, tiny

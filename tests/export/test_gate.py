@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import case
 from developer_data import needs_data
-from exporting import ROOT, RTX, export, files, needs_rtx, save_checkpoint
+from exporting import ROOT, RTX, export, files, freeze_checkpoint, needs_rtx, save_checkpoint
 
 from benchmarks.quality import datasets
 from export import check, pack
@@ -55,6 +56,12 @@ def gate(tmp_path, plain, photos):
     return refuses
 
 
+def planted(tmp_path, plant, **options):
+    """An ONNX file of a small SegFormer that ``plant`` has changed; it gets the decode head."""
+    folder = save_checkpoint(tmp_path / "hub", plant)
+    return freeze_checkpoint(folder, tmp_path / "hub" / "planted.onnx", **options)
+
+
 def test_a_planted_fp16_overflow(tmp_path, photos, gate):
     """What a layer makes is 20,000 times larger and the next weights as much smaller: the answer
     in FP32 stays, and FP16 holds all of the weights."""
@@ -65,7 +72,7 @@ def test_a_planted_fp16_overflow(tmp_path, photos, gate):
         head.classifier.weight *= 1000 / 2e4
         head.classifier.bias *= 1000
 
-    words = ("--model", "segformer", "--weights", save_checkpoint(tmp_path / "hub", plant))
+    words = ("--model", planted(tmp_path, plant))
     assert export(*words, "--pictures", photos, "-q", "-o", tmp_path / "fp32").code == 0
     gate(["overflows in FP16", "FP16 ends at 65504"], *words, "--half")
 
@@ -78,14 +85,14 @@ def test_int8_that_has_gone_wrong(tmp_path, photos, gate):
         head.batch_norm.bias[0] *= 3000
         head.classifier.weight[:, 0] /= 3000
 
-    words = ("--model", "segformer", "--weights", save_checkpoint(tmp_path / "hub", plant))
+    words = ("--model", planted(tmp_path, plant))
     assert export(*words, "--pictures", photos, "-q", "-o", tmp_path / "fp32").code == 0
     words += ("--int8", "--data", photos)
     gate(["in int8: ", "% of the labels agree", "--data more"], *words)
 
 
-def test_least_agreement_is_the_users_own(checkpoint, photos, gate):
-    words = ("--model", "segformer", "--weights", checkpoint, "--int8", "--data", photos)
+def test_least_agreement_is_the_users_own(checkpoint_onnx, photos, gate):
+    words = ("--model", checkpoint_onnx, "--int8", "--data", photos)
     gate(["wanted 100.00%"], *words, "--min-agreement", 1)
 
 
@@ -93,10 +100,8 @@ def test_nan(tmp_path, gate):
     def plant(head):
         head.classifier.bias[2] = float("nan")
 
-    folder = save_checkpoint(tmp_path / "hub", plant)
-    texts = ["gives NaN or infinite scores"]
-    words = ("--model", "segformer", "--weights", folder, "--no-simplify")
-    gate(texts, *words)
+    path = planted(tmp_path, plant, simplify=False)
+    gate(["gives NaN or infinite scores"], "--model", path, "--no-simplify")
 
 
 def freezes_wrongly(monkeypatch, change):
@@ -165,10 +170,21 @@ def test_a_step_of_another_momentum(monkeypatch, refine, gate):
     gate(["refine_step.onnx: one step's update is "], *words)
 
 
-@pytest.mark.parametrize("lr", [0, 1e-6])
-def test_steps_too_small_for_the_weights_numbers_pass(tmp_path, photos, lr):
-    words = ("--lr", lr, "--imgsz", "48x72", "--pictures", photos, "-q", "-o", tmp_path / "b")
-    assert export(*words).code == 0
+def test_steps_too_small_for_the_weights_numbers_pass(tmp_path, photos):
+    for lr in [0, 1e-6]:
+        with case(lr):
+            words = (
+                "--lr",
+                lr,
+                "--imgsz",
+                "48x72",
+                "--pictures",
+                photos,
+                "-q",
+                "-o",
+                tmp_path / "b",
+            )
+            assert export(*words).code == 0
 
 
 def scaled(model, output, factor):
@@ -307,27 +323,25 @@ def test_interrupted_by_the_user(tmp_path, photos, old):
 
 @pytest.mark.data
 @needs_data
-@pytest.mark.parametrize("half, int8", [(True, False), (False, True)])
-@pytest.mark.parametrize(
-    "network, pictures",
-    [
-        ("espnetv2_s0.5_cityscapes_512x256.onnx", "camvid"),
-        ("espnetv2_s0.5_voc_256x256.onnx", "bsds500"),
-        ("espnetv2_s2.0_cityscapes_1024x512.onnx", "camvid"),
-    ],
-)
-def test_real_networks_pass_the_gate(tmp_path, record_property, network, pictures, half, int8):
-    root = datasets.data_root()
-    found = sorted(p for p in (root / pictures).rglob("*.jpg"))
-    found = found or sorted((root / pictures).rglob("*.png"))
-    shown, others = found[:4], found[4:20]
-    options = ExportOptions(
-        half=half, int8=int8, data=tuple(others) if int8 else (), pictures=tuple(shown),
-        min_agreement=0.99 if half else 0.8,
-    )  # fmt: skip
-    model = load_model(str(root / "priors" / network))
-    m = export_bundle(model, tmp_path / "b", options).bundle.manifest
-    numbers = m["verification"]["prior"][options.precision]
-    record_property("agreement", numbers["agreement"])
-    print(network, options.precision, numbers)
-    assert m["verification"]["prior"]["frozen"]["agreement"] > 0.999
+def test_real_networks_pass_the_gate(tmp_path, record_property):
+    for half, int8 in [(True, False), (False, True)]:
+        for network, pictures in [
+            ("espnetv2_s0.5_cityscapes_512x256.onnx", "camvid"),
+            ("espnetv2_s0.5_voc_256x256.onnx", "bsds500"),
+            ("espnetv2_s2.0_cityscapes_1024x512.onnx", "camvid"),
+        ]:
+            with case(network, half, int8):
+                root = datasets.data_root()
+                found = sorted(p for p in (root / pictures).rglob("*.jpg"))
+                found = found or sorted((root / pictures).rglob("*.png"))
+                shown, others = found[:4], found[4:20]
+                options = ExportOptions(
+                    half=half, int8=int8, data=tuple(others) if int8 else (), pictures=tuple(shown),
+                    min_agreement=0.99 if half else 0.8,
+                )  # fmt: skip
+                model = load_model(str(root / "priors" / network))
+                m = export_bundle(model, tmp_path / "b", options).bundle.manifest
+                numbers = m["verification"]["prior"][options.precision]
+                record_property("agreement", numbers["agreement"])
+                print(network, options.precision, numbers)
+                assert m["verification"]["prior"]["frozen"]["agreement"] > 0.999

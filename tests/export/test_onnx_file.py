@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import case
 from checkpoints import picture, small_onnx
 from developer_data import needs_data
 
@@ -87,22 +88,23 @@ def test_weights_beside_the_file_are_taken_in(tmp_path):
         onnx_file(path)
 
 
-@pytest.mark.parametrize(
-    "changes, match",
-    [
-        ({"mean": None}, "metadata 'mean' is missing"),
-        ({"classes": '"a"'}, "metadata 'classes' is 'a'; wanted a list of names"),
-        ({"classes": "["}, "metadata 'classes' is no JSON"),
-        ({"input_size": '{"width": -1}'}, "metadata 'input_size' is"),
-        ({"shape": (1, 3, 8)}, r"wants inputs .*; wanted one \(1, 3, h, w\) float32"),
-        ({"dtype": TensorProto.DOUBLE}, r"wants inputs .*double.*; wanted one \(1, 3, h, w\)"),
-    ],
-)
-def test_files_that_do_not_fit(tmp_path, changes, match):
-    if "dtype" in changes or changes.get("shape"):
-        changes = changes | {"inside": ("Relu",)}
-    with pytest.raises(BundleError, match=match):
-        onnx_file(small_onnx(tmp_path / "net.onnx", **changes))
+UNFIT = [
+    ({"mean": None}, "metadata 'mean' is missing"),
+    ({"classes": '"a"'}, "metadata 'classes' is 'a'; wanted a list of names"),
+    ({"classes": "["}, "metadata 'classes' is no JSON"),
+    ({"input_size": '{"width": -1}'}, "metadata 'input_size' is"),
+    ({"shape": (1, 3, 8)}, r"wants inputs .*; wanted one \(1, 3, h, w\) float32"),
+    ({"dtype": TensorProto.DOUBLE}, r"wants inputs .*double.*; wanted one \(1, 3, h, w\)"),
+]
+
+
+def test_files_that_do_not_fit(tmp_path):
+    for changes, match in UNFIT:
+        with case(changes):
+            if "dtype" in changes or changes.get("shape"):
+                changes = changes | {"inside": ("Relu",)}
+            with pytest.raises(BundleError, match=match):
+                onnx_file(small_onnx(tmp_path / "net.onnx", **changes))
 
 
 def test_no_onnx_at_all(tmp_path):
@@ -178,22 +180,25 @@ def test_a_graph_that_the_checker_refuses(tmp_path):
 
 @needs_data
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["s0.5_voc_256x256", "s0.5_cityscapes_512x256"])
-def test_real_priors_freeze_fixed_and_free(name):
-    path = datasets.data_root() / "priors" / f"espnetv2_{name}.onnx"
-    model = onnx_file(path)
-    width, height = map(int, name.split("_")[-1].split("x"))
-    assert model.preprocess.size(480, 640) == (height, width)
-    assert model.licence.startswith("MIT") and len(model.names) in (20, 21)
-    x = model.preprocess(picture(240, 320))
-    with OnnxEngine(path) as engine:
-        wanted = engine(x)[0]
-    for dynamic, nodes in ((False, 382), (True, 835)):
-        data = freeze(model, dynamic=dynamic)
-        assert len(onnx.load_from_string(data).graph.node) <= nodes
-        with OnnxEngine(data) as engine:
-            np.testing.assert_allclose(engine(x)[0], wanted, atol=2e-6 * np.abs(wanted).max())
-            assert engine.outputs[0].name == "logits"
+def test_real_priors_freeze_fixed_and_free():
+    for name in ["s0.5_voc_256x256", "s0.5_cityscapes_512x256"]:
+        with case(name):
+            path = datasets.data_root() / "priors" / f"espnetv2_{name}.onnx"
+            model = onnx_file(path)
+            width, height = map(int, name.split("_")[-1].split("x"))
+            assert model.preprocess.size(480, 640) == (height, width)
+            assert model.licence.startswith("MIT") and len(model.names) in (20, 21)
+            x = model.preprocess(picture(240, 320))
+            with OnnxEngine(path) as engine:
+                wanted = engine(x)[0]
+            for dynamic, nodes in ((False, 382), (True, 835)):
+                data = freeze(model, dynamic=dynamic)
+                assert len(onnx.load_from_string(data).graph.node) <= nodes
+                with OnnxEngine(data) as engine:
+                    np.testing.assert_allclose(
+                        engine(x)[0], wanted, atol=2e-6 * np.abs(wanted).max()
+                    )
+                    assert engine.outputs[0].name == "logits"
 
 
 @needs_data

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+from cases import case
 from exporting import ROOT, RTX, export, graph, needs_rtx, no_gpu
 from one_layer_networks import NAMES
 
@@ -76,24 +77,27 @@ def test_the_self_test_runs_once_for_each_way_to_run(plain, copy):
         Segmenter(plain[1], self_test="sometimes")
 
 
-@pytest.mark.parametrize("name", ["labels", "guide", "input"])
-def test_other_golden_answers_are_noticed(copy, name):
-    from safetensors.numpy import save
+def test_other_golden_answers_are_noticed(copy):
+    for name in ["labels", "guide", "input"]:
+        with case(name):
+            from safetensors.numpy import save
 
-    def tamper(m, data):
-        file = m["golden"][0]["file"]
-        arrays = load_tensors(data[file], file)
-        change = {"labels": lambda a: a.max() - a, "guide": lambda a: a[..., ::-1],
-                  "input": lambda a: a + 1}[name]  # fmt: skip
-        arrays[name] = np.ascontiguousarray(change(arrays[name]))
-        data[file] = save(arrays)
-        m["golden"][0].update(file_entry(file, data[file]))
+            def tamper(m, data, name=name):
+                file = m["golden"][0]["file"]
+                arrays = load_tensors(data[file], file)
+                change = {"labels": lambda a: a.max() - a, "guide": lambda a: a[..., ::-1],
+                          "input": lambda a: a + 1}[name]  # fmt: skip
+                arrays[name] = np.ascontiguousarray(change(arrays[name]))
+                data[file] = save(arrays)
+                m["golden"][0].update(file_entry(file, data[file]))
 
-    path = copy(tamper).path
-    for _ in range(2):  # a failed test is not noted as passed
-        with pytest.raises(BundleError, match=r"does not give its golden answers.*\n  fix: "):
-            Segmenter(path)
-    Segmenter(path, self_test="never")
+            path = copy(tamper).path
+            for _ in range(2):  # a failed test is not noted as passed
+                with pytest.raises(
+                    BundleError, match=r"does not give its golden answers.*\n  fix: "
+                ):
+                    Segmenter(path)
+            Segmenter(path, self_test="never")
 
 
 def test_what_a_bundle_fixes(plain):
@@ -145,18 +149,18 @@ def test_refinement_by_hand(plain):
     assert (labels.reshape(h, w) == golden["labels"]).mean() > 0.999
 
 
-@pytest.mark.parametrize(
-    "config, match",
-    [
+def test_other_options_than_the_graphs(plain, photo):
+    for config, match in [
         (RefineConfig(lam=1.0), r"lam is 1\.0; the graph was exported with 4\.0\n  fix: "),
         (RefineConfig(channels=16), "channels is 16; the graph was exported with 32"),
         (RefineConfig(objective="dynaguide"), "objective is 'dynaguide'; the graph was exported"),
-    ],
-)
-def test_other_options_than_the_graphs(plain, photo, config, match):
-    with pytest.raises(InputError, match=match):
-        Segmenter(plain[1], refine=config, refine_backend="onnx")(photo)
-    Segmenter(plain[1], refine=RefineConfig(steps=2, scale=0.2), refine_backend="onnx")(photo)
+    ]:
+        with case(match):
+            with pytest.raises(InputError, match=match):
+                Segmenter(plain[1], refine=config, refine_backend="onnx")(photo)
+            Segmenter(plain[1], refine=RefineConfig(steps=2, scale=0.2), refine_backend="onnx")(
+                photo
+            )
 
 
 @no_gpu
@@ -302,11 +306,11 @@ def test_the_command_line_takes_bundles(plain, photos, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module", params=["residual", "dynaguide", "segformer"])
-def bundle(request, work, photos, colours, checkpoint):
+def bundle(request, work, photos, colours, checkpoint_onnx):
     words = {
         "residual": ("--model", colours, "--imgsz", "48x72", "--half"),
         "dynaguide": ("--model", colours, "--imgsz", 48, "--refine", "dynaguide"),
-        "segformer": ("--model", "segformer", "--weights", checkpoint, "--int8", "--data", photos),
+        "segformer": ("--model", checkpoint_onnx, "--int8", "--data", photos),
     }[request.param]  # fmt: skip
     path = work / f"{request.param}.bundle"
     ended = export(*words, "--pictures", photos, "-q", "-o", path, "--triton", work / "triton")

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from cases import case
 from exporting import CAPABILITIES, RTX, export, files, graph, needs_rtx, no_gpu
 from one_layer_networks import NAMES
 
@@ -132,8 +133,8 @@ def test_segformer_in_fp16(work, checkpoint, photos):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_segformer_in_int8(tmp_path, checkpoint, photos, half):
-    words = ("--model", "segformer", "--weights", checkpoint, "--int8", "--data", photos)
+def test_segformer_in_int8(tmp_path, checkpoint_onnx, photos, half):
+    words = ("--model", checkpoint_onnx, "--int8", "--data", photos)
     words += ("--fraction", 0.5, "--pictures", photos, *(["--fp16"] if half else []))
     assert export(*words, "-o", tmp_path / "b", "-q").code == 0
     bundle = Bundle.open(tmp_path / "b")
@@ -326,22 +327,21 @@ def test_timings_are_read_and_written(tmp_path, plain, monkeypatch):
     assert seen == [count * b"." for count in range(6)]
 
 
+WORDS = [
+    (("--format", "engine", "--imgsz", "480", "640"), ["trt"], (480, 640), None),
+    (("--format", "tensorrt", "--imgsz", "480x640"), ["trt"], (480, 640), None),
+    (("--target", "ort", "--imgsz", "640", "--workspace", "2"), ["onnx"], (640, 640), 2**31),
+    (("--workspace", "2048M", "--device", "0"), ["onnx"], None, 2**31),
+    (("--workspace", "auto", "--device", "cuda:0"), ["onnx"], None, None),
+    (("--target", "onnx, TRT,onnx", "--fp16", "--batch", "1"), ["onnx", "trt"], None, None),
+    (("--target", "rtx", "--compute-capability", "sm_86, 12.0"), ["rtx"], None, None),
+    (("--opt-shape", "64", "--dynamic", "--no-simplify"), ["onnx"], (64, 64), None),
+    (("--device", "cuda:1", "--target", "trt", "--opt-level", "5"), ["trt"], None, None),
+]
+
+
 @no_gpu
-@pytest.mark.parametrize(
-    "words, targets, imgsz, workspace",
-    [
-        (("--format", "engine", "--imgsz", "480", "640"), ["trt"], (480, 640), None),
-        (("--format", "tensorrt", "--imgsz", "480x640"), ["trt"], (480, 640), None),
-        (("--target", "ort", "--imgsz", "640", "--workspace", "2"), ["onnx"], (640, 640), 2**31),
-        (("--workspace", "2048M", "--device", "0"), ["onnx"], None, 2**31),
-        (("--workspace", "auto", "--device", "cuda:0"), ["onnx"], None, None),
-        (("--target", "onnx, TRT,onnx", "--fp16", "--batch", "1"), ["onnx", "trt"], None, None),
-        (("--target", "rtx", "--compute-capability", "sm_86, 12.0"), ["rtx"], None, None),
-        (("--opt-shape", "64", "--dynamic", "--no-simplify"), ["onnx"], (64, 64), None),
-        (("--device", "cuda:1", "--target", "trt", "--opt-level", "5"), ["trt"], None, None),
-    ],
-)
-def test_the_words_of_other_tools(monkeypatch, words, targets, imgsz, workspace):
+def test_the_words_of_other_tools(monkeypatch):
     seen = []
 
     def stop(model, out, options, **_):
@@ -349,13 +349,18 @@ def test_the_words_of_other_tools(monkeypatch, words, targets, imgsz, workspace)
         raise DeviceError("far enough")
 
     monkeypatch.setattr(pack, "export_bundle", stop)
-    assert export("--model", "kmeans", *words).refused(1, "far enough")
-    (options,) = seen
-    assert [*options.targets] == targets and options.imgsz == imgsz
-    assert options.engine.workspace == workspace and options.half == ("--fp16" in words)
-    assert options.device == int("cuda:1" in words)
-    assert options.simplify != ("--no-simplify" in words)
-    assert options.engine.compute_capabilities == (("8.6", "12.0") if targets == ["rtx"] else ())
+    for words, targets, imgsz, workspace in WORDS:
+        with case(*words):
+            seen.clear()
+            assert export("--model", "kmeans", *words).refused(1, "far enough")
+            (options,) = seen
+            assert [*options.targets] == targets and options.imgsz == imgsz
+            assert options.engine.workspace == workspace and options.half == ("--fp16" in words)
+            assert options.device == int("cuda:1" in words)
+            assert options.simplify != ("--no-simplify" in words)
+            assert options.engine.compute_capabilities == (
+                ("8.6", "12.0") if targets == ["rtx"] else ()
+            )
 
 
 def test_json_is_one_document(tmp_path, plain):
@@ -392,98 +397,101 @@ def test_quiet_and_not(tmp_path, plain):
     assert export(*words, "--quiet", "-o", tmp_path / "b").err == ""
 
 
-@pytest.mark.parametrize(
-    "words, texts",
-    [
-        (("--targt", "rtx"), ["does not know '--targt'", "did you mean --target?"]),
-        (("--tar", "rtx"), ["does not know '--tar'"]),
-        (("--refine", "fsat"), ["invalid choice: 'fsat'", "did you mean fast?"]),
-        (("--refine", "dynaseg_fsf"), ["invalid choice: 'dynaseg_fsf'", "--help"]),
-        (("--batch", "2"), ["--batch: invalid choice: 2"]),
-        (("--opt-level", "6"), ["--opt-level: invalid choice: 6"]),
-        (("--steps", "few"), ["--steps: invalid int value: 'few'"]),
-        (("extra",), ["does not know 'extra'"]),
-    ],
-)
-def test_usage(words, texts):
-    assert export("--model", "kmeans", *words).refused(2, *texts)
+USAGE = [
+    (("--targt", "rtx"), ["does not know '--targt'", "did you mean --target?"]),
+    (("--tar", "rtx"), ["does not know '--tar'"]),
+    (("--refine", "fsat"), ["invalid choice: 'fsat'", "did you mean fast?"]),
+    (("--refine", "dynaseg_fsf"), ["invalid choice: 'dynaseg_fsf'", "--help"]),
+    (("--batch", "2"), ["--batch: invalid choice: 2"]),
+    (("--opt-level", "6"), ["--opt-level: invalid choice: 6"]),
+    (("--steps", "few"), ["--steps: invalid int value: 'few'"]),
+    (("extra",), ["does not know 'extra'"]),
+]
 
 
-@pytest.mark.parametrize(
-    "words, texts",
-    [
-        (("--target", "rxt"), ["target is ['rxt']; wanted some of"]),
-        (("--target", ","), ["target is empty"]),
-        (("--int8",), ["int8 needs pictures to calibrate with", "--data DIR"]),
-        (("--data", "."), ["data is for int8 only"]),
-        (("--min-shape", "64"), ["are for dynamic shapes", "add --dynamic"]),
-        (("--opt-shape", "64"), ["opt-shape is for dynamic shapes", "--imgsz"]),
-        (("--dynamic", "--target", "trt", "--min-shape", "64"), ["smallest and the largest size"]),
-        (("--dynamic", "--opt-shape", "64", "--imgsz", "96"), ["imgsz and opt-shape differ"]),
-        (("--dynamic", "--imgsz", "64", "--min-shape", "96"),
-         ["min-shape is (96, 96); wanted at most (64, 64)"]),
-        (("--dynamic", "--imgsz", "64", "--max-shape", "32x96"),
-         ["max-shape is (32, 96); wanted at least (64, 64)"]),
-        (("--compute-capability", "8.6"), ["compute-capability is for target rtx", "leave it out"]),
-        (("--target", "rtx", "--compute-capability", "ampere"), ["compute-capability is 'ampere'"]),
-        (("--min-agreement", "1.5"), ["min-agreement is 1.5; wanted above 0, at most 1"]),
-        (("--min-agreement", "0"), ["min-agreement is 0.0; wanted above 0"]),
-        (("--fraction", "0", "--int8", "--data", "."), ["fraction is 0.0; wanted above 0"]),
-        (("--imgsz", "64", "64", "3"), ["imgsz is '64 64 3'; wanted HEIGHTxWIDTH"]),
-        (("--imgsz", "0x64"), ["imgsz is '0x64'"]),
-        (("--imgsz", "big"), ["imgsz is 'big'"]),
-        (("--workspace", "2Q"), ["workspace is '2Q'; wanted GiB (2), MiB (2048M) or auto"]),
-        (("--workspace", "1K"), ["workspace is '1K'"]),
-        (("--device", "cpu"), ["device is 'cpu'; engines are built on a GPU"]),
-        (("--device", "tpu"), ["device is 'tpu'; wanted"]),
-        (("--lr", "-1"), ["lr is -1.0; wanted a number from 0 to 10"]),
-        (("--scale", "2"), ["scale is 2.0; wanted a number above 0, at most 1"]),
-        (("--weights", "."), ["weights are for segformer only"]),
-        (("--pictures", "nowhere.png"), ["nowhere.png does not exist", "seen from"]),
-        (("--pictures", "empty"), ["no pictures in empty"]),
-        (("--pictures", "bad.png"), ["bad.png is not a picture"]),
-        (("--int8", "--data", "bad.png"), ["bad.png is not a picture"]),
-        (("--int8", "--data", "empty"), ["no pictures in empty"]),
-        (("--int8", "--data", "0.png", "--dynamic"), ["INT8 wants a fixed input size"]),
-        (("--timing-cache", "empty", "--target", "trt"),
-         ["timing cache empty cannot be read: Is a directory"]),
-        (("--timing-cache", "no/t.cache", "--target", "trt"),
-         ["timing cache no/t.cache has no folder", "mkdir -p no"]),
-        (("-o", "empty/.."), ["exists and is no bundle; it is left alone", "choose another"]),
-        (("-o", "bad.png"), ["bad.png exists and is no bundle"]),
-        (("--triton", "models", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
-        (("--triton", "triton"), ["a folder triton here would hide the Python package"]),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_done_is_said(tmp_path, monkeypatch, colours, photos, words, texts):
+def test_usage():
+    for words, texts in USAGE:
+        with case(*words):
+            assert export("--model", "kmeans", *words).refused(2, *texts)
+
+
+IMPOSSIBLE = [
+    (("--target", "rxt"), ["target is ['rxt']; wanted some of"]),
+    (("--target", ","), ["target is empty"]),
+    (("--int8",), ["int8 needs pictures to calibrate with", "--data DIR"]),
+    (("--data", "."), ["data is for int8 only"]),
+    (("--min-shape", "64"), ["are for dynamic shapes", "add --dynamic"]),
+    (("--opt-shape", "64"), ["opt-shape is for dynamic shapes", "--imgsz"]),
+    (("--dynamic", "--target", "trt", "--min-shape", "64"), ["smallest and the largest size"]),
+    (("--dynamic", "--opt-shape", "64", "--imgsz", "96"), ["imgsz and opt-shape differ"]),
+    (("--dynamic", "--imgsz", "64", "--min-shape", "96"),
+     ["min-shape is (96, 96); wanted at most (64, 64)"]),
+    (("--dynamic", "--imgsz", "64", "--max-shape", "32x96"),
+     ["max-shape is (32, 96); wanted at least (64, 64)"]),
+    (("--compute-capability", "8.6"), ["compute-capability is for target rtx", "leave it out"]),
+    (("--target", "rtx", "--compute-capability", "ampere"), ["compute-capability is 'ampere'"]),
+    (("--min-agreement", "1.5"), ["min-agreement is 1.5; wanted above 0, at most 1"]),
+    (("--min-agreement", "0"), ["min-agreement is 0.0; wanted above 0"]),
+    (("--fraction", "0", "--int8", "--data", "."), ["fraction is 0.0; wanted above 0"]),
+    (("--imgsz", "64", "64", "3"), ["imgsz is '64 64 3'; wanted HEIGHTxWIDTH"]),
+    (("--imgsz", "0x64"), ["imgsz is '0x64'"]),
+    (("--imgsz", "big"), ["imgsz is 'big'"]),
+    (("--workspace", "2Q"), ["workspace is '2Q'; wanted GiB (2), MiB (2048M) or auto"]),
+    (("--workspace", "1K"), ["workspace is '1K'"]),
+    (("--device", "cpu"), ["device is 'cpu'; engines are built on a GPU"]),
+    (("--device", "tpu"), ["device is 'tpu'; wanted"]),
+    (("--lr", "-1"), ["lr is -1.0; wanted a number from 0 to 10"]),
+    (("--scale", "2"), ["scale is 2.0; wanted a number above 0, at most 1"]),
+    (("--weights", "."), ["weights are for segformer only"]),
+    (("--pictures", "nowhere.png"), ["nowhere.png does not exist", "seen from"]),
+    (("--pictures", "empty"), ["no pictures in empty"]),
+    (("--pictures", "bad.png"), ["bad.png is not a picture"]),
+    (("--int8", "--data", "bad.png"), ["bad.png is not a picture"]),
+    (("--int8", "--data", "empty"), ["no pictures in empty"]),
+    (("--int8", "--data", "0.png", "--dynamic"), ["INT8 wants a fixed input size"]),
+    (("--timing-cache", "empty", "--target", "trt"),
+     ["timing cache empty cannot be read: Is a directory"]),
+    (("--timing-cache", "no/t.cache", "--target", "trt"),
+     ["timing cache no/t.cache has no folder", "mkdir -p no"]),
+    (("-o", "empty/.."), ["exists and is no bundle; it is left alone", "choose another"]),
+    (("-o", "bad.png"), ["bad.png exists and is no bundle"]),
+    (("--triton", "models", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
+    (("--triton", "triton"), ["a folder triton here would hide the Python package"]),
+]  # fmt: skip
+
+
+def test_what_cannot_be_done_is_said(tmp_path, monkeypatch, colours, photos):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("models/taken").mkdir(parents=True)
     Path("bad.png").write_bytes(b"no picture")
     Path("0.png").write_bytes((photos / "0.png").read_bytes())
     before = files(tmp_path)
-    ended = export("--model", colours, "--pictures", photos, "-q", "-o", "b", *words)
-    assert ended.refused(1, *texts)
-    assert files(tmp_path) == before
+    for words, texts in IMPOSSIBLE:
+        with case(*words):
+            ended = export("--model", colours, "--pictures", photos, "-q", "-o", "b", *words)
+            assert ended.refused(1, *texts)
+            assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "words, texts",
-    [
-        (("--model", "kmenas"), ["model is 'kmenas'", "did you mean --model kmeans?"]),
-        (("--model", "no.onnx"), ["no.onnx"]),
-        (("--model", "nothing.here:at_all"), ["cannot be imported"]),
-        (("--model", "export.models.load:BUILT_IN"), ["is a tuple; wanted a function"]),
-        (("--model", "segformer", "--weights", "nvidia/mit-b0"), ["hf download nvidia/mit-b0"]),
-        (("--model", "segformer", "--imgsz", "8"), ["SegFormer wants at least 32 x 32"]),
-        (("--half",), ["half and int8 are for networks; kmeans has none"]),
-        (("--triton", "t"), ["triton serves networks; kmeans has none"]),
-    ],
-)
-def test_models_that_cannot_be_exported(tmp_path, photos, words, texts):
-    out = tmp_path / "b"
-    assert export("--pictures", photos, "-q", "-o", out, *words).refused(1, *texts)
-    assert not out.exists()
+NO_MODELS = [
+    (("--model", "kmenas"), ["model is 'kmenas'", "did you mean --model kmeans?"]),
+    (("--model", "no.onnx"), ["no.onnx"]),
+    (("--model", "nothing.here:at_all"), ["cannot be imported"]),
+    (("--model", "export.models.load:BUILT_IN"), ["is a tuple; wanted a function"]),
+    (("--model", "segformer", "--weights", "nvidia/mit-b0"), ["hf download nvidia/mit-b0"]),
+    (("--model", "segformer", "--imgsz", "8"), ["SegFormer wants at least 32 x 32"]),
+    (("--half",), ["half and int8 are for networks; kmeans has none"]),
+    (("--triton", "t"), ["triton serves networks; kmeans has none"]),
+]
+
+
+def test_models_that_cannot_be_exported(tmp_path, photos):
+    for words, texts in NO_MODELS:
+        with case(*words):
+            out = tmp_path / "b"
+            assert export("--pictures", photos, "-q", "-o", out, *words).refused(1, *texts)
+            assert not out.exists()
 
 
 @no_gpu

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import case
 from developer_data import needs_data
 from graphs_of_precision import agreement, answer
 
@@ -42,19 +43,20 @@ def build(data, capabilities=("SM86",)):
     return counts, plan.nbytes
 
 
-@pytest.mark.parametrize("precision", ["half", "int8", "int8 half"])
-def test_tensorrt_for_rtx_builds_it(network, precision):
-    data, feeds = network
-    if precision == "half":
-        built = to_half(data)[0]
-    else:
-        built = to_int8(data, feeds, half="half" in precision)[0]
-    counts, size = build(built)
-    assert size > 10_000
-    assert ("INT8" in counts) == ("int8" in precision)
-    assert ("HALF" in counts) == ("half" in precision)
-    if precision == "half":
-        assert counts["HALF"] > 2 * counts["FLOAT"]
+def test_tensorrt_for_rtx_builds_it(network):
+    for precision in ["half", "int8", "int8 half"]:
+        with case(precision):
+            data, feeds = network
+            if precision == "half":
+                built = to_half(data)[0]
+            else:
+                built = to_int8(data, feeds, half="half" in precision)[0]
+            counts, size = build(built)
+            assert size > 10_000
+            assert ("INT8" in counts) == ("int8" in precision)
+            assert ("HALF" in counts) == ("half" in precision)
+            if precision == "half":
+                assert counts["HALF"] > 2 * counts["FLOAT"]
 
 
 # Real priors on real pictures
@@ -62,19 +64,22 @@ def test_tensorrt_for_rtx_builds_it(network, precision):
 
 @needs_data
 @pytest.mark.data
-@pytest.mark.parametrize("precision, least", [("half", 0.99), ("int8", 0.93), ("int8 half", 0.93)])
-def test_real_prior_keeps_its_labels(precision, least):
-    import cv2
+def test_real_prior_keeps_its_labels():
+    for precision, least in [("half", 0.99), ("int8", 0.93), ("int8 half", 0.93)]:
+        with case(precision):
+            import cv2
 
-    model = onnx_file(datasets.data_root() / "priors" / "espnetv2_s0.5_voc_256x256.onnx")
-    data = freeze(model)
-    photos = sorted((datasets.data_root() / "coco_mini" / "images").glob("*.jpg"))
-    feeds = [model.preprocess(cv2.imread(str(p))[..., ::-1].copy()) for p in photos[:20]]
-    if precision == "half":
-        lower = to_half(data)[0]
-    else:
-        lower = to_int8(data, feeds[4:], half="half" in precision)[0]
-    assert fp16_overflow(lower, feeds[:4]) == []
-    agreed = [agreement(answer(as_rounded_float32(lower), x), answer(data, x)) for x in feeds[:4]]
-    assert np.mean(agreed) > least
-    build(lower)
+            model = onnx_file(datasets.data_root() / "priors" / "espnetv2_s0.5_voc_256x256.onnx")
+            data = freeze(model)
+            photos = sorted((datasets.data_root() / "coco_mini" / "images").glob("*.jpg"))
+            feeds = [model.preprocess(cv2.imread(str(p))[..., ::-1].copy()) for p in photos[:20]]
+            if precision == "half":
+                lower = to_half(data)[0]
+            else:
+                lower = to_int8(data, feeds[4:], half="half" in precision)[0]
+            assert fp16_overflow(lower, feeds[:4]) == []
+            agreed = [
+                agreement(answer(as_rounded_float32(lower), x), answer(data, x)) for x in feeds[:4]
+            ]
+            assert np.mean(agreed) > least
+            build(lower)

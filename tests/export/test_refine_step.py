@@ -5,8 +5,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from cases import case
 from exactness import relative_error, wide
 from refinements import (
+    CASES,
     GATE,
     GATE_GUIDES,
     GUIDE,
@@ -16,7 +18,6 @@ from refinements import (
     assert_share,
     case_name,
     draw,
-    each_case,
     make,
     torch_update,
 )
@@ -105,26 +106,25 @@ def assert_step_matches(image, guide, options, **sizes):
     assert final["labels"].dtype == np.int32
 
 
-@each_case
-def test_step(options, kind):
-    assert_step_matches(*draw(kind), options)
+def test_step():
+    for options, kind in CASES:
+        with case(case_name(options), kind):
+            assert_step_matches(*draw(kind), options)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (3, 61)])
-@pytest.mark.parametrize(
-    "options, kind",
-    [({}, "soft"), (GUIDE, "hard"), (SEG | {"diagonals": True}, "none")],
-    ids=case_name,
-)
-def test_step_on_thin_pictures(shape, options, kind):
-    assert_step_matches(*draw(kind, *shape), options)
+def test_step_on_thin_pictures():
+    for shape in [(1, 1), (1, 7), (7, 1), (2, 2), (3, 61)]:
+        for options, kind in [({}, "soft"), (GUIDE, "hard"), (SEG | {"diagonals": True}, "none")]:
+            with case(shape, case_name(options)):
+                assert_step_matches(*draw(kind, *shape), options)
 
 
-@pytest.mark.parametrize("options, kind", [({}, "soft"), (GUIDE, "hard"), (SEG, "none")])
-def test_step_of_fixed_size(options, kind):
-    assert_step_matches(*draw(kind), options, classes=5, height=13, width=17)
-    assert_step_matches(*draw(kind, 1, 7), options, classes=5, height=1, width=7)
-    assert_step_matches(*draw(kind), options, height=13)  # the width stays free
+def test_step_of_fixed_size():
+    for options, kind in [({}, "soft"), (GUIDE, "hard"), (SEG, "none")]:
+        with case(case_name(options)):
+            assert_step_matches(*draw(kind), options, classes=5, height=13, width=17)
+            assert_step_matches(*draw(kind, 1, 7), options, classes=5, height=1, width=7)
+            assert_step_matches(*draw(kind), options, height=13)  # the width stays free
 
 
 # Of the pictures 0 to 49, the share on which the error of one step's update is at most GATE, and
@@ -156,35 +156,38 @@ def step_error(engine, options, seed, size=SIZE):
     return relative_error(ours, torch_update(objective, blocks, seed, size))
 
 
-@pytest.mark.parametrize("objective, blocks", GATE_SHARES)
-def test_gate(objective, blocks):
-    options = {"objective": objective, "blocks": blocks}
-    engine = engine_of(build_step(RefineOptions(**options)))
-    fulfilled = [step_error(engine, options, seed) <= GATE for seed in PICTURES]
-    assert_share(fulfilled, GATE_SHARES[objective, blocks])
+def test_gate():
+    for objective, blocks in GATE_SHARES:
+        with case(objective, blocks):
+            options = {"objective": objective, "blocks": blocks}
+            engine = engine_of(build_step(RefineOptions(**options)))
+            fulfilled = [step_error(engine, options, seed) <= GATE for seed in PICTURES]
+            assert_share(fulfilled, GATE_SHARES[objective, blocks])
 
 
-@pytest.mark.parametrize("objective, blocks", GATE_SHARES)
-def test_step_of_a_larger_picture(objective, blocks):
-    # Some of the millions of activations always lie at a kink, and each one on the wrong side costs
-    # 1e-5 to 2e-4 of the update.
-    options = {"objective": objective, "blocks": blocks}
-    engine = engine_of(build_step(RefineOptions(**options)))
-    assert step_error(engine, options, 0, (120, 160)) <= 1e-3
+def test_step_of_a_larger_picture():
+    for objective, blocks in GATE_SHARES:
+        with case(objective, blocks):
+            # Some of the millions of activations always lie at a kink, and each one on the wrong
+            # side costs 1e-5 to 2e-4 of the update.
+            options = {"objective": objective, "blocks": blocks}
+            engine = engine_of(build_step(RefineOptions(**options)))
+            assert step_error(engine, options, 0, (120, 160)) <= 1e-3
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_overlap_is_the_shared_area(kind):
-    options = GUIDE | {"soft_guide": kind == "soft"}
-    image, guide = draw(kind)
-    refiner = make(image, options)
-    feed = inputs(options, refiner.state_dict(), image, guide)
-    out = run(build_step(RefineOptions(**options, early_stop=0.9)), feed)
-    assert out["labels"].shape == (1, 13, 17) and out["labels"].dtype == np.int32
-    own = np.eye(7)[out["labels"][0]]
-    area = np.einsum("chw,hwk->ck", feed["guide"][0].astype(np.float64), own)
-    np.testing.assert_allclose(out["overlap"], area, rtol=0 if kind == "hard" else 1e-5)
-    assert out["clusters"] == own.any((0, 1)).sum()
+def test_overlap_is_the_shared_area():
+    for kind in ["hard", "soft"]:
+        with case(kind):
+            options = GUIDE | {"soft_guide": kind == "soft"}
+            image, guide = draw(kind)
+            refiner = make(image, options)
+            feed = inputs(options, refiner.state_dict(), image, guide)
+            out = run(build_step(RefineOptions(**options, early_stop=0.9)), feed)
+            assert out["labels"].shape == (1, 13, 17) and out["labels"].dtype == np.int32
+            own = np.eye(7)[out["labels"][0]]
+            area = np.einsum("chw,hwk->ck", feed["guide"][0].astype(np.float64), own)
+            np.testing.assert_allclose(out["overlap"], area, rtol=0 if kind == "hard" else 1e-5)
+            assert out["clusters"] == own.any((0, 1)).sum()
 
 
 def test_residual_counts_labels_where_a_stop_rule_needs_them():
@@ -232,46 +235,57 @@ def test_classes_that_the_guide_has_nowhere_take_no_part():
     np.testing.assert_allclose(final["scores"][0].sum(0), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options, kind", [({}, "soft"), (GUIDE, "hard"), (SEG | {"final_bn": "none"}, "none")]
-)
-def test_baked_map_uses_running_statistics(options, kind):
-    image, guide = draw(kind)
-    refiner = make(image, options)
-    refiner.run(image, guide, steps=3)
-    o, state = refiner.options, refiner.state_dict()
-    model = build_map(o, state=state)
-    taken = {"image", "guide"} if o.objective == "residual" else {"image"}
-    assert {i.name for i in model.graph.input} == taken
-    out = run(model, inputs(options, state, image, guide))
-    fixed = reference.prepare(o, wide(image), guide)
-    wide_state = {k: wide(v) for k, v in state.items()}
-    r, _ = reference.forward(o, wide_state, fixed["x"], fixed["prior"], True)
-    np.testing.assert_allclose(
-        out["scores"][0].transpose(1, 2, 0), reference.softmax(r)[0], atol=1e-5
-    )
+def test_baked_map_uses_running_statistics():
+    for options, kind in [({}, "soft"), (GUIDE, "hard"), (SEG | {"final_bn": "none"}, "none")]:
+        with case(case_name(options)):
+            image, guide = draw(kind)
+            refiner = make(image, options)
+            refiner.run(image, guide, steps=3)
+            o, state = refiner.options, refiner.state_dict()
+            model = build_map(o, state=state)
+            taken = {"image", "guide"} if o.objective == "residual" else {"image"}
+            assert {i.name for i in model.graph.input} == taken
+            out = run(model, inputs(options, state, image, guide))
+            fixed = reference.prepare(o, wide(image), guide)
+            wide_state = {k: wide(v) for k, v in state.items()}
+            r, _ = reference.forward(o, wide_state, fixed["x"], fixed["prior"], True)
+            np.testing.assert_allclose(
+                out["scores"][0].transpose(1, 2, 0), reference.softmax(r)[0], atol=1e-5
+            )
 
 
 # --- the files ---------------------------------------------------------------------------------
 
 
-@each_case
-def test_graph_is_standard_and_says_what_it_is(options, kind):
-    o = RefineOptions(**options)
-    for model in (build_step(o), build_step(o, classes=5, height=13, width=17), build_map(o)):
-        onnx.checker.check_model(model, full_check=True)
-        assert [(i.domain, i.version) for i in model.opset_import] == [("", 18)]
-        assert model.ir_version in (9, 10)
-        kinds = {node.op_type for node in model.graph.node}
-        assert not kinds & {"Unique", "NonZero", "ScatterND", "ScatterElements", "Loop", "If"}
-        metadata = {p.key: p.value for p in model.metadata_props}
-        assert metadata["dg.objective"] == o.objective
-        assert json.loads(metadata["dg.options"]) == json.loads(json.dumps(asdict(o)))
-        assert {"description", "author", "version"} <= metadata.keys()
-        names = [c.name for c in model.graph.initializer]
-        used = {i for node in model.graph.node for i in node.input}
-        assert len(set(names)) == len(names) and set(names) <= used
-        assert len(model.SerializeToString()) < 60_000  # weights are inputs
+def test_graph_is_standard_and_says_what_it_is():
+    for options, kind in CASES:
+        with case(case_name(options), kind):
+            o = RefineOptions(**options)
+            for model in (
+                build_step(o),
+                build_step(o, classes=5, height=13, width=17),
+                build_map(o),
+            ):
+                onnx.checker.check_model(model, full_check=True)
+                assert [(i.domain, i.version) for i in model.opset_import] == [("", 18)]
+                assert model.ir_version in (9, 10)
+                kinds = {node.op_type for node in model.graph.node}
+                assert not kinds & {
+                    "Unique",
+                    "NonZero",
+                    "ScatterND",
+                    "ScatterElements",
+                    "Loop",
+                    "If",
+                }
+                metadata = {p.key: p.value for p in model.metadata_props}
+                assert metadata["dg.objective"] == o.objective
+                assert json.loads(metadata["dg.options"]) == json.loads(json.dumps(asdict(o)))
+                assert {"description", "author", "version"} <= metadata.keys()
+                names = [c.name for c in model.graph.initializer]
+                used = {i for node in model.graph.node for i in node.input}
+                assert len(set(names)) == len(names) and set(names) <= used
+                assert len(model.SerializeToString()) < 60_000  # weights are inputs
 
 
 def ports(values):
@@ -368,26 +382,30 @@ RTX = [
 ]
 
 
-@pytest.mark.parametrize("free", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("options", RTX, ids=lambda o: case_name(o))
-def test_tensorrt_rtx_builds_it(options, free):
-    o = RefineOptions(**options)
-    if not free:
-        build_engine(build_step(o, classes=14, height=48, width=64), {})
-        build_engine(build_map(o, classes=14, height=48, width=64), {})
-        return
-    sizes = (2, 32, 32), (8, 120, 160), (20, 480, 640)  # smallest, usual, largest
-    shapes = {
-        "image": [(1, 3, h, w) for _, h, w in sizes],
-        "guide": [(1, k, h, w) for k, h, w in sizes],
-        "assign": [(k,) for k, _, _ in sizes],
-    }
-    if o.objective == "residual":
-        flat = [
-            sum(int(np.prod(s)) for s in parameters.shapes(o, k)[0].values()) for k, _, _ in sizes
-        ]
-        shapes |= {name: [(n,) for n in flat] for name in ("parameters", "momenta")}
-    build_engine(build_step(o), shapes)
-    build_engine(build_map(o), shapes)
-    if not options:  # weights baked in
-        build_engine(build_map(o, state=parameters.initial_state(o, 8), height=48, width=64), {})
+def test_tensorrt_rtx_builds_it():
+    for free in [False, True]:
+        for options in RTX:
+            with case(case_name(options), free):
+                o = RefineOptions(**options)
+                if not free:
+                    build_engine(build_step(o, classes=14, height=48, width=64), {})
+                    build_engine(build_map(o, classes=14, height=48, width=64), {})
+                    return
+                sizes = (2, 32, 32), (8, 120, 160), (20, 480, 640)  # smallest, usual, largest
+                shapes = {
+                    "image": [(1, 3, h, w) for _, h, w in sizes],
+                    "guide": [(1, k, h, w) for k, h, w in sizes],
+                    "assign": [(k,) for k, _, _ in sizes],
+                }
+                if o.objective == "residual":
+                    flat = [
+                        sum(int(np.prod(s)) for s in parameters.shapes(o, k)[0].values())
+                        for k, _, _ in sizes
+                    ]
+                    shapes |= {name: [(n,) for n in flat] for name in ("parameters", "momenta")}
+                build_engine(build_step(o), shapes)
+                build_engine(build_map(o), shapes)
+                if not options:  # weights baked in
+                    build_engine(
+                        build_map(o, state=parameters.initial_state(o, 8), height=48, width=64), {}
+                    )

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cases import case
 from checkpoints import NAMES, SIZE, picture, run
 
 from export.models.load import load_model
@@ -37,6 +38,12 @@ def edit(path, **changes):
     """Change a JSON file; None takes a key out."""
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def fresh(whole, tmp_path):
+    """A new copy of the checkpoint, in the place of the last one."""
+    shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+    return shutil.copytree(whole, tmp_path / "copy")
 
 
 # Checkpoints
@@ -72,31 +79,33 @@ def test_other_ways_to_store_the_weights_give_the_same_network(whole, folder):
     np.testing.assert_allclose(run(single, x), wanted, atol=2e-3 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(
-    "break_it, error, match",
-    [
-        (lambda f: os.remove(f / "config.json"), InputError, r"config.json is missing.*\n.*copy"),
-        (lambda f: (f / "config.json").write_text("{"), InputError, "config.json cannot be read"),
-        (lambda f: (f / "config.json").write_text("[]"), InputError, "holds a list; wanted a JSON"),
-        (lambda f: os.remove(f / "preprocessor_config.json"), InputError,
-         r"preprocessor_config.json is missing"),
-        (lambda f: os.remove(f / "model.safetensors"), BundleError, "cannot be loaded: .*no file"),
-        (lambda f: edit(f / "config.json", model_type="bert"), InputError,
-         "is for 'bert'; wanted 'segformer'\n.*--model PATH.onnx"),
-        (lambda f: edit(f / "config.json", id2label={"0": "a", "2": "b"}), InputError,
-         "id2label has other keys than 0, 1, 2"),
-        (lambda f: edit(f / "config.json", hidden_sizes=[8, 24]), BundleError,
-         "mismatched: .*and [0-9]+ more"),
-        (lambda f: edit(f / "config.json", depths=[2, 1]), BundleError,
-         r"missing: segformer\.\S+, .* and [0-9]+ more"),
-        (lambda f: edit(f / "config.json", depths=None, hidden_sizes=None), BundleError,
-         "are not those of the network in config.json"),
-    ],
-)  # fmt: skip
-def test_broken_folder_is_named(folder, break_it, error, match):
-    break_it(folder)
-    with pytest.raises(error, match=match):
-        segformer(folder)
+BROKEN = [
+    (lambda f: os.remove(f / "config.json"), InputError, r"config.json is missing.*\n.*copy"),
+    (lambda f: (f / "config.json").write_text("{"), InputError, "config.json cannot be read"),
+    (lambda f: (f / "config.json").write_text("[]"), InputError, "holds a list; wanted a JSON"),
+    (lambda f: os.remove(f / "preprocessor_config.json"), InputError,
+     r"preprocessor_config.json is missing"),
+    (lambda f: os.remove(f / "model.safetensors"), BundleError, "cannot be loaded: .*no file"),
+    (lambda f: edit(f / "config.json", model_type="bert"), InputError,
+     "is for 'bert'; wanted 'segformer'\n.*--model PATH.onnx"),
+    (lambda f: edit(f / "config.json", id2label={"0": "a", "2": "b"}), InputError,
+     "id2label has other keys than 0, 1, 2"),
+    (lambda f: edit(f / "config.json", hidden_sizes=[8, 24]), BundleError,
+     "mismatched: .*and [0-9]+ more"),
+    (lambda f: edit(f / "config.json", depths=[2, 1]), BundleError,
+     r"missing: segformer\.\S+, .* and [0-9]+ more"),
+    (lambda f: edit(f / "config.json", depths=None, hidden_sizes=None), BundleError,
+     "are not those of the network in config.json"),
+]  # fmt: skip
+
+
+def test_broken_folder_is_named(whole, tmp_path):
+    for break_it, error, match in BROKEN:
+        folder = fresh(whole, tmp_path)
+        with case(match):
+            break_it(folder)
+            with pytest.raises(error, match=match):
+                segformer(folder)
 
 
 def test_missing_head_is_no_random_head(folder):
@@ -120,12 +129,14 @@ def test_extra_and_misshapen_weights_are_named(folder):
         segformer(folder)
 
 
-@pytest.mark.parametrize("length", [0, 4, 8, 2000, -1])
-def test_truncated_weights_are_named(folder, length):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(BundleError, match="copy cannot be loaded: "):
-        segformer(folder)
+def test_truncated_weights_are_named(whole, tmp_path):
+    for length in [0, 4, 8, 2000, -1]:
+        folder = fresh(whole, tmp_path)
+        with case(length):
+            path = folder / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:length])
+            with pytest.raises(BundleError, match="copy cannot be loaded: "):
+                segformer(folder)
 
 
 class Attack:
@@ -139,16 +150,23 @@ class Attack:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
-def test_pickled_code_is_refused_and_does_not_run(folder, tmp_path, write):
-    proof = tmp_path / "it-ran"
-    os.remove(folder / "model.safetensors")
-    write({"decode_head.classifier.bias": Attack(proof)}, folder / "pytorch_model.bin")
-    with pytest.raises(BundleError, match=r"(?s)no plain weights.*fix: .*safetensors"):
-        segformer(folder)
-    assert not proof.exists()
-    pickle.loads((folder / "pytorch_model.bin").read_bytes()) if write is not torch.save else None
-    assert proof.exists() == (write is not torch.save)  # the attack is a real one
+def test_pickled_code_is_refused_and_does_not_run(tmp_path, whole):
+    for name, write in {
+        "torch": torch.save,
+        "pickle": lambda o, p: p.write_bytes(pickle.dumps(o)),
+    }.items():
+        folder = fresh(whole, tmp_path)
+        with case(name):
+            proof = tmp_path / f"{name} ran"
+            os.remove(folder / "model.safetensors")
+            write({"decode_head.classifier.bias": Attack(proof)}, folder / "pytorch_model.bin")
+            with pytest.raises(BundleError, match=r"(?s)no plain weights.*fix: .*safetensors"):
+                segformer(folder)
+            assert not proof.exists()
+            pickle.loads(
+                (folder / "pytorch_model.bin").read_bytes()
+            ) if write is not torch.save else None
+            assert proof.exists() == (write is not torch.save)  # the attack is a real one
 
 
 def test_code_in_the_folder_does_not_run(folder):
@@ -157,48 +175,53 @@ def test_code_in_the_folder_does_not_run(folder):
     assert segformer(folder).names == NAMES
 
 
-@pytest.mark.parametrize("name", ["nvidia/segformer-b0-finetuned-ade-512-512", "no-such-folder"])
-def test_nothing_is_downloaded(name):
-    with pytest.raises(
-        InputError, match=r"nothing is downloaded\n  fix: .*hf download .*--weights"
-    ):
-        load_model("segformer", name)
+def test_nothing_is_downloaded():
+    for name in ["nvidia/segformer-b0-finetuned-ade-512-512", "no-such-folder"]:
+        with case(name):
+            with pytest.raises(
+                InputError, match=r"nothing is downloaded\n  fix: .*hf download .*--weights"
+            ):
+                load_model("segformer", name)
 
 
-@pytest.mark.parametrize(
-    "changes, size",
-    [
-        ({"size": 128}, (128, 128)),
-        ({"size": {"shortest_edge": 160}}, (160, 160)),
-        ({"size": {"height": 32, "width": 160}}, (32, 160)),
-        ({"size": None}, (512, 512)),
-    ],
-)
-def test_size_is_read_in_all_its_spellings(folder, changes, size):
-    edit(folder / "preprocessor_config.json", **changes)
-    assert segformer(folder).preprocess.size(1, 1) == size
-    assert segformer(folder, (64, 32)).preprocess.size(1, 1) == (64, 32)
+SIZES = [
+    ({"size": 128}, (128, 128)),
+    ({"size": {"shortest_edge": 160}}, (160, 160)),
+    ({"size": {"height": 32, "width": 160}}, (32, 160)),
+    ({"size": None}, (512, 512)),
+]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"image_mean": None, "image_std": None, "do_rescale": None, "rescale_factor": None},
-        {"do_normalize": False},
-        {"rescale_factor": 1 / 127.5},
-        {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 1]},
-        {"do_rescale": False, "image_mean": [123.7, 116, 104], "image_std": [58.4, 57, 57.4]},
-    ],
-)
-def test_normalisation_is_that_of_hugging_face(folder, changes):
+def test_size_is_read_in_all_its_spellings(whole, tmp_path):
+    for changes, size in SIZES:
+        folder = fresh(whole, tmp_path)
+        with case(changes):
+            edit(folder / "preprocessor_config.json", **changes)
+            assert segformer(folder).preprocess.size(1, 1) == size
+            assert segformer(folder, (64, 32)).preprocess.size(1, 1) == (64, 32)
+
+
+NORMALISATIONS = [
+    {},
+    {"image_mean": None, "image_std": None, "do_rescale": None, "rescale_factor": None},
+    {"do_normalize": False},
+    {"rescale_factor": 1 / 127.5},
+    {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 1]},
+    {"do_rescale": False, "image_mean": [123.7, 116, 104], "image_std": [58.4, 57, 57.4]},
+]
+
+
+def test_normalisation_is_that_of_hugging_face(whole, tmp_path):
     """Without resizing nothing but rounding may differ."""
-    edit(folder / "preprocessor_config.json", **changes)
-    processor = transformers.SegformerImageProcessor.from_pretrained(folder)
-    image = picture(*SIZE)
-    wanted = processor(image, return_tensors="np")["pixel_values"]
-    ours = segformer(folder).preprocess(image)
-    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    for changes in NORMALISATIONS:
+        folder = fresh(whole, tmp_path)
+        with case(changes):
+            edit(folder / "preprocessor_config.json", **changes)
+            processor = transformers.SegformerImageProcessor.from_pretrained(folder)
+            image = picture(*SIZE)
+            wanted = processor(image, return_tensors="np")["pixel_values"]
+            ours = segformer(folder).preprocess(image)
+            np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_resizing_is_near_that_of_hugging_face(folder):
@@ -211,28 +234,30 @@ def test_resizing_is_near_that_of_hugging_face(folder):
     assert abs(difference.mean()) < 2e-3  # no shift
 
 
-@pytest.mark.parametrize(
-    "changes, match",
-    [
-        ({"do_resize": False}, "do_resize is False; wanted true"),
-        ({"do_normalize": "yes"}, "do_normalize is 'yes'; wanted true or false"),
-        ({"do_pad": True}, "do_pad is True; wanted false: this step is not supported"),
-        ({"resample": 3}, r"resample is 3; wanted 2 \(bilinear\)"),
-        ({"size": {"longest_edge": 512}}, "size is {'longest_edge': 512}; wanted a number"),
-        ({"size": "big"}, "size is 'big'; wanted a number"),
-        ({"size": {"height": 0, "width": 3}}, "size is .*wanted a number"),
-        ({"rescale_factor": 0}, "rescale_factor is 0; wanted a number above 0"),
-        ({"rescale_factor": "x"}, "rescale_factor is 'x'; wanted a number above 0"),
-        ({"image_mean": [0.5]}, r"image_mean is \[0.5\]; wanted three numbers"),
-        ({"image_std": [1, 1, "a"]}, "image_std is .*; wanted three numbers"),
-        ({"image_std": [1, 1, 0]}, "std is .*wanted three numbers"),
-        ({"size": 16}, r"imgsz is \(16, 16\); SegFormer wants at least 32 x 32"),
-    ],
-)
-def test_unknown_preprocessing_names_the_key(folder, changes, match):
-    edit(folder / "preprocessor_config.json", **changes)
-    with pytest.raises(InputError, match=match):
-        segformer(folder)
+UNKNOWN = [
+    ({"do_resize": False}, "do_resize is False; wanted true"),
+    ({"do_normalize": "yes"}, "do_normalize is 'yes'; wanted true or false"),
+    ({"do_pad": True}, "do_pad is True; wanted false: this step is not supported"),
+    ({"resample": 3}, r"resample is 3; wanted 2 \(bilinear\)"),
+    ({"size": {"longest_edge": 512}}, "size is {'longest_edge': 512}; wanted a number"),
+    ({"size": "big"}, "size is 'big'; wanted a number"),
+    ({"size": {"height": 0, "width": 3}}, "size is .*wanted a number"),
+    ({"rescale_factor": 0}, "rescale_factor is 0; wanted a number above 0"),
+    ({"rescale_factor": "x"}, "rescale_factor is 'x'; wanted a number above 0"),
+    ({"image_mean": [0.5]}, r"image_mean is \[0.5\]; wanted three numbers"),
+    ({"image_std": [1, 1, "a"]}, "image_std is .*; wanted three numbers"),
+    ({"image_std": [1, 1, 0]}, "std is .*wanted three numbers"),
+    ({"size": 16}, r"imgsz is \(16, 16\); SegFormer wants at least 32 x 32"),
+]
+
+
+def test_unknown_preprocessing_names_the_key(whole, tmp_path):
+    for changes, match in UNKNOWN:
+        folder = fresh(whole, tmp_path)
+        with case(changes):
+            edit(folder / "preprocessor_config.json", **changes)
+            with pytest.raises(InputError, match=match):
+                segformer(folder)
 
 
 def test_classes_without_names_have_none(folder):

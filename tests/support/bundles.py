@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,11 @@ def golden_of(shot, prior, config, refiner, *, size=None, warm=False):
 
 def tiny_parts(*, with_network=False):
     """(manifest, files) of a small bundle: k-means as prior, or a network of one layer."""
+    return copy.deepcopy(_tiny_parts(with_network))
+
+
+@functools.cache
+def _tiny_parts(with_network):
     files = {
         "refine_step.onnx": build_step(CONFIG).SerializeToString(),
         "refine_map.onnx": build_map(CONFIG).SerializeToString(),
@@ -177,10 +184,30 @@ def tiny_bundle(path, *, with_network=False):
 
 
 def lay(folder, files):
-    shutil.rmtree(folder, ignore_errors=True)
+    """Let ``folder`` contain these files and nothing else. A regular file that has the right bytes
+    already is not written again, because removing and making files takes most of the time."""
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+    folders = {folder / file for file in files for file in Path(file).parents}
+    right = set()
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        info = path.lstat() if os.path.lexists(path) else None
+        name = path.relative_to(folder).as_posix()
+        if info is None or (stat.S_ISDIR(info.st_mode) and path in folders):
+            continue
+        regular = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+        if regular and name in files and info.st_size == len(files[name]):
+            if path.read_bytes() == files[name]:
+                right.add(name)
+                continue
+        if stat.S_ISDIR(info.st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     for file, data in files.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(data)
+        if file not in right:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
 
 
 def listing(folder, skip):

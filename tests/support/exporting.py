@@ -98,3 +98,12 @@ def save_checkpoint(folder, change=lambda head: None):
     settings = {"size": {"height": height, "width": width}, "resample": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def freeze_checkpoint(folder, path, **options):
+    """Freeze the checkpoint in a folder to an ONNX file; returns ``path``."""
+    from export.models.load import load_model
+    from export.to_onnx import freeze
+
+    path.write_bytes(freeze(load_model("segformer", folder), **options))
+    return path
