@@ -1,4 +1,4 @@
-"""dg-export, or python -m export: from a prior to a bundle."""
+"""The command dg-export, or python -m export: from a prior to a bundle."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from pathlib import Path
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.parameters import objective_of
 from runtime.engines.recipe import EngineRecipe
-from runtime.errors import DeviceError, InputError
+from runtime.errors import DeviceError, InputError, SdkError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
-_TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' words
+_TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # names in other tools
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Export one bundle; returns its :class:`runtime.errors.ExitCode`."""
+    """Export one bundle.
+
+    Parameters
+    ----------
+    argv : words of the command line; those of the process when None.
+
+    Returns
+    -------
+    A :class:`runtime.errors.ExitCode`.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(arguments)
     return run(lambda: _export(args, arguments), as_json=args.json)
@@ -44,14 +53,23 @@ def _parser() -> Parser:
         "--format",
         default="onnx",
         metavar="LIST",
-        help="onnx, rtx (ahead of time, no GPU needed), trt (on the device), or several: onnx,rtx",
+        help="onnx, rtx (built here, no GPU needed), trt (built on its GPU), or several: onnx,rtx",
     )
     what.add_argument("-o", "--out", type=some_path, help="bundle folder (NAME.bundle)")
-    what.add_argument("--imgsz", nargs="+", metavar="N", help="input size; the model's own")
-    what.add_argument("--batch", type=int, default=1, choices=[1], help="pictures at a time")
-    what.add_argument("--opset", type=int, help="of exported modules (18)")
     what.add_argument(
-        "--simplify", action=argparse.BooleanOptionalAction, default=True, help="by onnxslim"
+        "--imgsz", nargs="+", metavar="N", help="input size; by default the model's own"
+    )
+    what.add_argument(
+        "--batch", type=int, default=1, choices=[1], help="number of pictures in one run; 1 only"
+    )
+    what.add_argument(
+        "--opset", type=int, help="version of the ONNX operators, for PyTorch modules (18)"
+    )
+    what.add_argument(
+        "--simplify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="simplify the graph with onnxslim",
     )
 
     refine = parser.add_argument_group("refinement")
@@ -59,47 +77,66 @@ def _parser() -> Parser:
         "--refine",
         default="residual",
         choices=[n for n in PRESETS if objective_of(RefineConfig.preset(n)).takes_guide],
-        help="whose step is frozen (%(default)s)",
+        help="refinement to freeze the step of (%(default)s)",
     )
     refine.add_argument("--steps", type=int, help="SGD steps that the bundle runs by default")
-    refine.add_argument("--seed", type=int, help="of the initial weights")
+    refine.add_argument("--seed", type=int, help="seed of the initial weights")
     refine.add_argument("--lr", type=float, help="learning rate")
-    refine.add_argument("--scale", type=float, help="working size over picture size")
+    refine.add_argument("--scale", type=float, help="working size divided by picture size")
     refine.add_argument(
         "--init",
         type=some_path,
-        help="safetensors of a network trained before; also writes cnn.onnx",
+        help="safetensors file with trained weights; cnn.onnx is written, too",
     )
 
     precision = parser.add_argument_group("precision of the prior")
     precision.add_argument("--half", "--fp16", action="store_true", help="FP16")
     precision.add_argument(
-        "--int8", action="store_true", help="Q/DQ; with --half the rest is FP16 (needs --data)"
+        "--int8",
+        action="store_true",
+        help="INT8 by Q/DQ nodes; with --half the rest is FP16 (needs --data)",
     )
     precision.add_argument("--data", type=some_path, nargs="+", help="pictures to calibrate with")
-    precision.add_argument("--fraction", type=float, default=1.0, help="of --data to use")
+    precision.add_argument(
+        "--fraction", type=float, default=1.0, help="share of --data to use, above 0, at most 1"
+    )
 
     shapes = parser.add_argument_group("shapes")
-    shapes.add_argument("--dynamic", action="store_true", help="free size, with a profile")
+    shapes.add_argument("--dynamic", action="store_true", help="leave the input size free")
     for end in ("min", "opt", "max"):
-        shapes.add_argument(f"--{end}-shape", nargs="+", metavar="N", help=f"{end} size")
+        shapes.add_argument(
+            f"--{end}-shape", nargs="+", metavar="N", help=f"{end} input size of engines"
+        )
 
     build = parser.add_argument_group("engines")
-    build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
-    build.add_argument("--workspace", default="auto", help="GiB (2), MiB (2048M), or auto")
-    build.add_argument("--opt-level", type=int, choices=range(6), help="builder's effort")
-    build.add_argument("--timing-cache", type=some_path, help="file, read and written (trt)")
+    build.add_argument(
+        "--compute-capability", metavar="LIST", help="GPUs to build for, with rtx: 8.6,8.9,12.0"
+    )
+    build.add_argument(
+        "--workspace", default="auto", help="scratch memory: GiB (2), MiB (2048M), or auto"
+    )
+    build.add_argument("--opt-level", type=int, choices=range(6), help="effort of the builder")
+    build.add_argument(
+        "--timing-cache",
+        type=some_path,
+        help="file with the kernels' times, read and written (trt)",
+    )
     build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
 
     check = parser.add_argument_group("verification")
     check.add_argument(
-        "--pictures", type=some_path, nargs="+", help="to verify with; the demo photo"
+        "--pictures",
+        type=some_path,
+        nargs="+",
+        help="pictures to verify with; by default the demo photo",
     )
-    check.add_argument("--min-agreement", type=float, help="least share of equal labels")
+    check.add_argument(
+        "--min-agreement", type=float, help="least share of equal labels, above 0, at most 1"
+    )
 
     out = parser.add_argument_group("output")
     out.add_argument(
-        "--triton", type=some_path, metavar="DIR", help="also a Triton model repository"
+        "--triton", type=some_path, metavar="DIR", help="write a Triton model repository, too"
     )
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -111,7 +148,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     targets = list(dict.fromkeys(_TARGETS.get(t, t) for t in targets))
     imgsz, opt = _size("imgsz", args.imgsz), _size("opt-shape", args.opt_shape)
     if imgsz and opt and imgsz != opt:
-        raise InputError("imgsz and opt-shape differ", fix="give one of them")
+        raise InputError("imgsz and opt-shape differ", fix="leave one of them out")
     if opt and not args.dynamic:
         raise InputError("opt-shape is for dynamic shapes", fix="add --dynamic, or use --imgsz")
     names = ("steps", "seed", "lr", "scale")
@@ -151,14 +188,14 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         raise InputError("triton serves networks; kmeans has none", fix="leave --triton out")
     model = load_model(args.model, args.weights, options.imgsz if network else None)
     if not model.trained:
-        print(
-            f"WARNING: {model.name} has RANDOM weights: good for trying the tools, its labels mean "
-            "nothing\n  fix: --weights DIR",
-            file=sys.stderr,
+        warning = SdkError(
+            f"{model.name} has RANDOM weights: good for trying the tools, its labels mean nothing",
+            fix="--weights DIR",
         )
+        print(f"WARNING: {warning}", file=sys.stderr)
     out = args.out or Path(f"{model.name}.bundle")
     if args.triton:
-        repository_place(args.triton, out.name)  # said before the long work
+        repository_place(args.triton, out.name)  # an unusable folder is reported before the work
     with Bar(args.quiet) as bar:
         exported = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
     if args.triton:
@@ -172,29 +209,28 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     if exported.missing is None:
         return 0
     fix = f"on the device: python -m runtime build {out}"
-    if isinstance(exported.missing, DeviceError):  # this may be the device
+    if isinstance(exported.missing, DeviceError):  # this machine may be the device
         fix = f"{exported.missing.fix}; then: python -m runtime build {out}"
-    print(
-        f"error: the engines are not built: {exported.missing.message}\n  fix: {fix}",
-        file=sys.stderr,
-    )
+    error = SdkError(f"the engines are not built: {exported.missing.message}", fix=fix)
+    print(f"error: {error}", file=sys.stderr)  # the bundle is written all the same
     return exported.missing.exit_code
 
 
 def _command(arguments: list[str]) -> str:
-    """The command line for the bundle's recipe, absolute paths by their last part."""
+    """The command line for the bundle's recipe. Of absolute paths only the last part is stored."""
     names = [re.sub(r"^(-[^=]*=)?/.*/(?=.)", r"\1", word.rstrip("/") or word) for word in arguments]
     return shlex.join(["python", "-m", "export", *names])
 
 
 def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
-    """(height, width) of "480x640", "480 640", "480,640" or "640"."""
+    """(height, width) in pixels of "480x640", "480 640", "480,640" or "640"."""
     if words is None:
         return None
     numbers = re.split(r"[x, ]+", " ".join(words).lower().strip())
     if len(numbers) not in (1, 2) or not all(n.isdigit() and 0 < int(n) < 2**15 for n in numbers):
         raise InputError(
-            f"{name} is {' '.join(words)!r}; wanted HEIGHTxWIDTH in pixels, e.g. 480x640"
+            f"{name} is {' '.join(words)!r}; wanted HEIGHTxWIDTH in pixels",
+            fix=f"--{name} 480x640",
         )
     return int(numbers[0]), int(numbers[-1])
 

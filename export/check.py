@@ -1,4 +1,4 @@
-"""Nothing leaves unverified: every graph runs beside its PyTorch or NumPy original."""
+"""Checks before a bundle is written: every graph is compared with its PyTorch or NumPy original."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from runtime.errors import VerificationFailed
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.preprocess import Preprocess
 
-# Least share of equal labels over all pictures, and largest difference relative to the largest
-# score, against FP32.
+# By precision, against FP32: the least mean share of equal labels, and the largest difference of a
+# score divided by the largest score.
 AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.95, "int8+fp16": 0.95}
 RELATIVE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int8+fp16": 0.5}
-SCORES = 1e-4  # absolute, of a soft-max
-REFINED = 0.99  # share of equal labels after the golden number of steps
-SMALL = 72 * 96  # pixels of the float64 comparison, which is slow
-MIDDLE = 160 * 240  # pixels of the comparison with the core: ONNX Runtime needs seconds a step
+SCORES = 1e-4  # largest difference of a soft-max score
+REFINED = 0.99  # least share of equal labels after the golden number of steps
+SMALL = 72 * 96  # most pixels of the float64 comparison, which is slower still
+MIDDLE = 160 * 240  # most pixels of the comparison with the core, whose steps are slow
 
 
 class PriorCheck(NamedTuple):
@@ -126,11 +126,15 @@ def _compare(
     name: str,
     min_agreement: float | None,
 ) -> dict[str, float]:
-    """Agreement, largest difference and largest score; refused when too far."""
+    """Agreement, largest difference and largest score. VerificationFailed where they are too far
+    apart."""
     shares, furthest, largest = [], 0.0, 0.0
     for one, two in zip(wanted, came, strict=True):
         if one.shape != two.shape:
-            raise VerificationFailed(f"{name} in {precision} gives {two.shape}, wanted {one.shape}")
+            raise VerificationFailed(
+                f"{name} in {precision} gives {two.shape}, wanted {one.shape}",
+                fix="report this network",
+            )
         if not all(np.isfinite(x.astype(np.float64)).all() for x in (one, two)):
             raise VerificationFailed(
                 f"{name} in {precision} gives NaN or infinite scores", fix="export it in FP32"
@@ -177,18 +181,21 @@ def check_refinement(
     initial: parameters.State | None,
     steps: int,
 ) -> dict[str, float]:
-    """The refinement graphs beside runtime/core/reference.py in float64 and beside the native core.
+    """Compare the refinement graphs with the reference in float64 and with the native core.
 
     Parameters
     ----------
-    low : (h, w, 3) float32 RGB in [0, 1], the picture at working size; ``guide`` as it is refined.
-    initial : state to start from for all classes of the guide; the seed's when None.
-    steps : of the comparison with the core.
+    config : the refinement.
+    step, final : the graphs of the step and of the map.
+    low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
+    guide : (h, w, C) float32 probabilities or (h, w) int32 labels at working size.
+    initial : weights for all classes of the guide to start from; the seed's when None.
+    steps : number of steps of the comparison with the core.
 
     Returns
     -------
-    ``update`` relative l2 error of one step's change of weights, ``scores`` largest difference of
-    the map, ``agreement`` with the core's labels after ``steps``.
+    ``update``: relative l2 error of one step's change of weights. ``scores``: largest difference of
+    the map. ``agreement``: share of labels equal to the core's after ``steps``.
 
     Raises
     ------
@@ -220,7 +227,7 @@ def _maker(
     config: RefineConfig,
     initial: parameters.State | None,
 ) -> Make:
-    """Makes a refiner of that kind for the classes of a picture."""
+    """A maker of refiners of class ``kind`` for a picture's classes."""
     return maker(
         lambda h, w, count: kind(step, final, config, height=h, width=w, classes=count),
         config,
@@ -229,7 +236,7 @@ def _maker(
 
 
 def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture and guide with at most so many pixels."""
+    """The picture and the guide, reduced to at most ``pixels`` pixels."""
     scale = min(1.0, (pixels / (low.shape[0] * low.shape[1])) ** 0.5)
     h, w = (max(2, round(n * scale)) for n in low.shape[:2])
     image = np.ascontiguousarray(resize(low, h, w))
@@ -242,14 +249,14 @@ def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarra
 
 
 def _classes(guide: np.ndarray) -> int:
-    """How many of them win somewhere in a hundredth of the picture."""
+    """The number of classes that have the largest score in more than a hundredth of the picture."""
     hard = guide.argmax(-1) if guide.ndim == 3 else guide[guide >= 0]
     return int((np.bincount(hard.ravel(), minlength=1) > 0.01 * hard.size).sum())
 
 
 def _split(low: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """K-means in place of a prior that sees one class everywhere, as an untrained network may: that
-    leaves refinement nothing to do, and a check of nothing finds nothing."""
+    """K-means instead of a guide that sees one class everywhere, as that of an untrained network
+    may: refinement would have nothing to do, and the check would find no error."""
     split = KMeansPrior()(low, low)
     channels = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
     out = np.zeros((*low.shape[:2], max(channels, 2)), np.float32)
@@ -266,16 +273,17 @@ def _check_step(
     guide: np.ndarray,
     initial: parameters.State | None,
 ) -> dict[str, float]:
-    """One step on a small picture beside float64."""
+    """Compare one step on a small picture with float64."""
     image, small = _smaller(low, guide, SMALL)
     kept: dict[str, Any] = {}
 
     class Recorder(GraphRefiner):
-        """Keeps what it was given, so that the reference gets exactly the same."""
+        """Records its state and guide, so that the reference runs on exactly the same."""
 
         def run(self, image: np.ndarray, guide: Any = None, **options: Any) -> Any:
             state = self.state_dict()
-            for name in [k for k in state if k.startswith("momentum.")]:  # from rest, any would do
+            # From rest, the first step is the same with every momentum.
+            for name in [k for k in state if k.startswith("momentum.")]:
                 state[name] = 0.1 * state[name.removeprefix("momentum.")]
             self.load_state_dict(state)
             kept.update(guide=guide, before=state)
@@ -299,9 +307,10 @@ def _check_step(
             np.concatenate([np.asarray(state[k], np.float64).ravel() for k in group])
             for state in (after, kept["before"], kept["after"])
         )
-        rounding = 2.0**-23 * np.linalg.norm(exact)  # of the result: all there is where lr is tiny
+        # Where the learning rate is tiny, the update is smaller than float32's rounding error.
+        rounding = 2.0**-23 * np.linalg.norm(exact)
         change = max(np.linalg.norm(exact - before), rounding / tolerance, 1e-30)
-        error = float(np.maximum(error, np.linalg.norm(came - exact) / change))  # NaN wins
+        error = float(np.maximum(error, np.linalg.norm(came - exact) / change))  # NaN stays NaN
     report = {
         "update": error,
         "scores": float(np.abs(scores - kept["scores"]).max()),
@@ -317,8 +326,8 @@ def _check_step(
 
 
 def _groups(state: parameters.State) -> list[list[str]]:
-    """Names of weights, momenta and running statistics: each is compared by itself, for one changes
-    a hundred times as much as another."""
+    """Names of weights, momenta and running statistics. Each group is compared by itself, because
+    one changes a hundred times as much as another."""
     groups: dict[str, list[str]] = {"weights": [], "momentum.": [], "running_": []}
     for name in state:
         if "num_batches" not in name:
@@ -329,7 +338,25 @@ def _groups(state: parameters.State) -> list[list[str]]:
 def check_cnn(
     config: RefineConfig, cnn: Frozen, state: parameters.State, low: np.ndarray, guide: np.ndarray
 ) -> dict[str, float]:
-    """cnn.onnx, weights baked in and running statistics, beside the reference in float64."""
+    """Compare cnn.onnx, which contains weights and running statistics, with the reference in
+    float64.
+
+    Parameters
+    ----------
+    config : the refinement.
+    cnn : the graph.
+    state : the weights in it.
+    low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
+    guide : (h, w, C) float32 probabilities at working size.
+
+    Returns
+    -------
+    ``scores``: largest difference of a score.
+
+    Raises
+    ------
+    VerificationFailed : it is too large.
+    """
     image, small = _smaller(low, guide, SMALL)
     wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
     feeds, prior, x = [image.transpose(2, 0, 1)[None]], None, image.astype(np.float64)
@@ -343,7 +370,7 @@ def check_cnn(
     wanted, _, _ = reference.softmax(reference.forward(config, wide, x, prior, True)[0])
     came = cnn(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
     furthest = float(np.abs(wanted - came).max())
-    if not furthest <= SCORES:  # NaN, too
+    if not furthest <= SCORES:  # also for NaN
         raise VerificationFailed(
             f"cnn.onnx: scores are {furthest:.2g} from float64; wanted {SCORES:g}",
             fix="report this with the command and the picture",

@@ -1,13 +1,13 @@
 """FP16, written into the graph: networks for strongly typed engines.
 
-What the ONNX file says is what every runtime computes, so one file serves ONNX Runtime, TensorRT 10
-and 11 and TensorRT for RTX, and what was checked is what is shipped.
+Every runtime computes in the types that the ONNX file says. So one file serves ONNX Runtime,
+TensorRT 10 and 11 and TensorRT for RTX, and the file that was checked is the file that is shipped.
 
-ONNX Runtime's CPU provider is no check of an FP16 graph: on x86 (seen with 1.31, at every
-optimisation level) it computes in FP32 and leaves out the rounding between arithmetic operators, so
-a value of 240,000 that is infinite on a GPU passes; whether it is seen depends on what follows.
-:func:`as_rounded_float32` makes the rounding explicit, which ONNX Runtime keeps from 1.17 on, and
-:func:`fp16_overflow` looks at the magnitudes themselves.
+ONNX Runtime's CPU provider cannot check an FP16 graph. On x86 (seen with 1.31, at every
+optimisation level) it computes in FP32 and leaves out the rounding between arithmetic operators: a
+value of 240,000, which is infinite on a GPU, may go unnoticed. :func:`as_rounded_float32` makes the
+rounding explicit; ONNX Runtime leaves it in from 1.17 on. :func:`fp16_overflow` measures the
+magnitudes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 
 HALF_MAX = 65504.0
-LIMIT = HALF_MAX / 2  # headroom for pictures that were not tried
-# Sums over many elements, and functions that leave half's range or lose its 11 bits.
+LIMIT = HALF_MAX / 2  # other pictures may reach larger values than those that were tried
+# Operators that stay FP32: sums over many elements, and functions whose results exceed the range of
+# FP16 or lose its 11 bits.
 KEPT = frozenset(
     "BatchNormalization CumSum Exp GlobalAveragePool GlobalLpPool GridSample GroupNormalization "
     "InstanceNormalization LayerNormalization Log LogSoftmax LpNormalization LRN "
@@ -36,12 +37,19 @@ KEPT = frozenset(
 )
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 QUANTISED = ("Conv", "MatMul", "Gemm")
-_SHAPE_OF = ("Shape", "Size")  # their answer does not depend on the values of the input
+_SHAPE_OF = ("Shape", "Size")  # their output does not depend on the values of the input
 _TYPED = ("to", "dtype", "output_datatype")  # attributes that fix the type of an output
 
 
 class Overflow(NamedTuple):
-    """A tensor that FP16 cannot hold, or not with headroom."""
+    """A tensor that FP16 cannot hold, or not with headroom.
+
+    Parameters
+    ----------
+    tensor : its name.
+    node : the name of the node that makes it.
+    largest : its largest magnitude, computed in FP32.
+    """
 
     tensor: str
     node: str
@@ -51,24 +59,24 @@ class Overflow(NamedTuple):
 def to_half(data: bytes) -> tuple[bytes, list[str]]:
     """The network in FP16, with FP32 inputs and outputs.
 
-    Normalisations, soft-max, reductions and powers stay FP32 (:data:`KEPT`), and so do shape
+    Normalisations, soft-max, reductions and powers stay FP32 (:data:`KEPT`). So do shape
     arithmetic, nodes next to Q/DQ, nodes with constants that FP16 cannot hold (beyond 65504, or so
     small that they lose more than twice the precision of a normal FP16 number), and element-wise
     nodes in between.
 
     Parameters
     ----------
-    data : serialised ONNX, FP32, no control flow, no external data.
+    data : serialised ONNX, FP32, without control flow and external data.
 
     Returns
     -------
-    The serialised network, and the nodes that stay FP32, in graph order: "name (operator)" or
-    "name (operator: why)".
+    The serialised network, and the nodes that stay FP32, in graph order: "name (operator)" or "name
+    (operator: reason)".
 
     Raises
     ------
     InputError : the network has If, Loop or Scan, or FP16 already.
-    BundleError : no ONNX, or one whose types cannot be inferred.
+    BundleError : no ONNX, or a network whose types cannot be inferred.
     """
     from onnx import TensorProto, helper
 
@@ -78,7 +86,7 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
         raise InputError("the network has FP16 tensors already; wanted FP32", fix="drop --half")
     why = _kept(model, types)
 
-    # Which form of each FP32 tensor is made, and which are wanted
+    # Which form of each FP32 tensor the nodes make, and which forms they take
     nothing: tuple[set[int], set[int]] = (set(), set())
     ports = {
         node.name: nothing if why.get(node.name, "") else _half_ports(node, model, types)
@@ -143,16 +151,27 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
     """An FP16 network as an FP32 one that gives FP16's answers on any provider.
 
     Every operator computes in FP32, and each of its outputs that is FP16 in ``data`` is rounded to
-    FP16, overflow to infinity included: what a GPU does that accumulates in FP32. Needs ONNX
-    Runtime 1.17: earlier ones leave out the rounding.
+    FP16, with overflow to infinity. A GPU that accumulates in FP32 computes the same. This needs
+    ONNX Runtime 1.17 or later: earlier ones leave out the rounding.
 
     Parameters
     ----------
-    rounded : False leaves out the rounding, to see by how much a value is out of range.
+    data : serialised ONNX in FP16.
+    rounded : False leaves out the rounding, to show how far a value is out of range.
+
+    Raises
+    ------
+    InputError, BundleError : as for :func:`to_half`.
     """
+    model, types = _typed(data)
+    _compute_in_float32(model, types, rounded=rounded)
+    return checked(model)
+
+
+def _compute_in_float32(model: ModelProto, types: dict[str, int], *, rounded: bool) -> None:
+    """What :func:`as_rounded_float32` does, in place. ``types`` are those of the tensors."""
     from onnx import TensorProto, helper, numpy_helper
 
-    model, types = _typed(data)
     graph = model.graph
     nodes = []
     for node in graph.node:
@@ -180,17 +199,16 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
             tensor = numpy_helper.from_array(array, tensor.name)
         tensors.append(tensor)
     _replace(graph, nodes, tensors)
-    return checked(model)
 
 
 def fp16_overflow(
     data: bytes, feeds: Iterable[np.ndarray], *, limit: float = LIMIT
 ) -> list[Overflow]:
-    """Where an FP16 network comes near the end of FP16's range, whatever the provider hides.
+    """Find the tensors that come near the end of FP16's range, also where a provider hides that.
 
     Parameters
     ----------
-    data : the network in FP16 (:func:`to_half`); an FP32 one has nothing to overflow.
+    data : the network in FP16 (:func:`to_half`). An FP32 one has no such tensors.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
     limit : largest magnitude allowed, by default half of FP16's.
 
@@ -198,6 +216,10 @@ def fp16_overflow(
     -------
     The FP16 tensors whose largest magnitude, computed in FP32, is above ``limit`` or not finite, in
     graph order, so that the first is the cause.
+
+    Raises
+    ------
+    InputError, BundleError : as for :func:`to_half`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -210,8 +232,8 @@ def fp16_overflow(
     ]
     if not made:
         return []
-    wide = parse(as_rounded_float32(data, rounded=False))
-    graph = wide.graph
+    _compute_in_float32(half, types, rounded=False)
+    graph = half.graph
     graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat/shape"))
     for name, _ in made:  # one number for each tensor, so that none has to be stored
         graph.node.extend(
@@ -227,7 +249,7 @@ def fp16_overflow(
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info("all/max", TensorProto.FLOAT, [len(made)]))
     largest = np.zeros(len(made))
-    with OnnxEngine(wide.SerializeToString(), name="the magnitudes of the FP16 network") as engine:
+    with OnnxEngine(half.SerializeToString(), name="the magnitudes of the FP16 network") as engine:
         for feed in feeds:
             here = engine(feed)[0]
             largest = np.maximum(largest, np.where(np.isfinite(here), here, np.inf))
@@ -239,7 +261,18 @@ def fp16_overflow(
 
 
 def parse(data: bytes, *, named: bool = False) -> ModelProto:
-    """The model; ``named`` gives every node a name of its own and makes constants initializers."""
+    """The model in serialised ONNX.
+
+    Parameters
+    ----------
+    data : the bytes.
+    named : give every node a name of its own, and turn constant nodes into initializers.
+
+    Raises
+    ------
+    BundleError : the bytes are no ONNX.
+    InputError : a constant that is no number.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -273,7 +306,7 @@ def _constant(node: NodeProto) -> np.ndarray:
         return np.asarray(value, np.float32)
     if kind in ("value_int", "value_ints"):
         return np.asarray(value, np.int64)
-    raise InputError(f"constant {node.name} is a {kind}; wanted numbers")
+    raise InputError(f"constant {node.name} is a {kind}; wanted numbers", fix="export it in FP32")
 
 
 def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
@@ -324,7 +357,8 @@ def _half_ports(
 
 
 def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
-    """For each node with FP32 tensors: why it stays FP32, or None when it becomes FP16."""
+    """For each node with FP32 tensors: the reason why it stays FP32, or None when it becomes
+    FP16."""
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
@@ -362,7 +396,7 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
         elif lost:
             why[node.name] = f"{node.op_type}: {lost[0]} does not fit FP16"
     changed = True
-    while changed:  # what lies between FP32 nodes gains nothing from two casts
+    while changed:  # two casts would cost more than a node between FP32 nodes gains
         changed = False
         for node in graph.node:
             before = [makers[name].name for name in node.input if name in makers]
@@ -380,7 +414,7 @@ def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
 
 
 def _fits(array: np.ndarray) -> bool:
-    """Whether FP16 holds the values as well as it holds normal numbers, 11 bits, or nearly."""
+    """Whether FP16 holds the values about as exactly as it holds normal numbers, with 11 bits."""
     finite = array[np.isfinite(array)].astype(np.float64)
     if not finite.size:
         return True
@@ -396,7 +430,8 @@ def _as_half(tensor: TensorProto, name: str) -> TensorProto:
 
 
 def _replace(graph: Any, nodes: list[Any], tensors: list[Any]) -> None:
-    """New nodes and initializers; those not used go, and so do the recorded types."""
+    """Replace all nodes and initializers. Unused initializers and the recorded types are
+    removed."""
     used = {name for node in nodes for name in node.input}
     kept_nodes, kept_tensors = list(nodes), [t for t in tensors if t.name in used]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -405,7 +440,12 @@ def _replace(graph: Any, nodes: list[Any], tensors: list[Any]) -> None:
 
 
 def checked(model: ModelProto) -> bytes:
-    """The model's bytes, once onnx has checked all of it."""
+    """The model's bytes, after onnx has checked the whole model.
+
+    Raises
+    ------
+    onnx.checker.ValidationError : the model is not valid, which is an error of this package.
+    """
     import onnx
 
     onnx.checker.check_model(model, full_check=True)

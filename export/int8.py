@@ -1,4 +1,4 @@
-"""INT8 by quantise and dequantise nodes (Q/DQ)."""
+"""INT8 by nodes that quantise and dequantise (Q/DQ)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ def to_int8(
 ) -> tuple[bytes, dict[str, Any]]:
     """The network with Q/DQ before convolutions and matrix products with constant weights.
 
-    Symmetric, per channel for weights, biases in FP32, as TensorRT wants them. The range of an
-    activation is the mean over the pictures of its largest magnitude. Only inputs are quantised, so
-    that each value is rounded once; convolutions in groups and products of two activations stay as
-    they are: they gain little and lose most. A trained ESPNetv2 (384 x 384, 6 pictures, calibrated
-    with 16 others) keeps 96 % of its FP32 labels this way, 79 % on the worst picture; 74 % with
-    the overall largest magnitude, outputs, groups and all products quantised.
+    Quantisation is symmetric, per channel for weights, with biases in FP32, as TensorRT wants. The
+    range of an activation is the mean over the pictures of its largest magnitude. Only inputs are
+    quantised, so that each value is rounded once. Convolutions in groups and products of two
+    activations are not quantised: they gain little and lose most. A trained ESPNetv2 (384 x 384, 6
+    pictures, calibrated with 16 others) keeps 96 % of its FP32 labels this way, 79 % on the worst
+    picture; 74 % with the overall largest magnitude, outputs, groups and all products quantised.
 
     Parameters
     ----------
     data : serialised ONNX, FP32, of fixed input size.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
-    half : the rest in FP16; operators next to Q/DQ and their scales stay FP32, so that engines
-        recognise the pattern DQ - operator - Q.
+    half : store the rest in FP16. Operators next to Q/DQ and their scales stay FP32, so that
+        engines recognise the pattern DQ - operator - Q.
 
     Returns
     -------
-    The serialised network, and what was done: ``method``, ``pictures``, ``quantised`` (nodes) and
-    ``kept`` (FP32 nodes, with ``half``).
+    The serialised network, and what was done: ``method``, ``pictures`` (their number),
+    ``quantised`` (nodes) and ``kept`` (FP32 nodes, with ``half``).
 
     Raises
     ------
     InputError : no pictures, an input of free size, or nothing to quantise.
+    BundleError : no ONNX.
+    MissingBackend : ONNX Runtime's quantisation is not installed.
     """
     from onnx import helper
 
@@ -60,7 +62,7 @@ def to_int8(
         ) from error
 
     class Pictures(CalibrationDataReader):
-        """ONNX Runtime's way of asking for the next picture."""
+        """The pictures in the form that ONNX Runtime takes them."""
 
         def __init__(self, name: str) -> None:
             self.name, self.count, self.feeds = name, 0, iter(feeds)
@@ -119,7 +121,9 @@ def to_int8(
         n.name for n in model.graph.node if n.op_type in QUANTISED and scaled & set(n.input[:1])
     ]
     if not done:
-        raise InputError(f"the network has none of {', '.join(QUANTISED)} to quantise")
+        raise InputError(
+            f"the network has none of {', '.join(QUANTISED)} to quantise", fix="drop --int8"
+        )
     del model.graph.value_info[:]
     receipt = {
         "method": "mean over pictures of the largest magnitude",
@@ -135,7 +139,8 @@ def to_int8(
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime advises through the root logger to simplify first; freezing has done that."""
+    """A block in which ONNX Runtime does not log its advice to simplify first, which freezing has
+    done."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

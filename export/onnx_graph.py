@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 OPSET, IR = 18, 9
 VERSION = 1  # of the graphs' inputs, outputs and meaning
 FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
-FAR = 2**31 - 1  # the end of a slice that goes to the end
+FAR = 2**31 - 1  # the end index of a slice up to the last element
 Shape = Sequence[int | str]
 
 
 class Value:
-    """A tensor of the graph under construction; arithmetic adds nodes."""
+    """A tensor of the graph under construction. Arithmetic with it adds nodes."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self.graph, self.name = graph, name
@@ -51,7 +51,7 @@ class Value:
 
 
 class Graph:
-    """Nodes, constants, inputs and outputs, and the few compositions that all graphs use."""
+    """Nodes, constants, inputs and outputs, and the few compositions that several graphs use."""
 
     def __init__(self) -> None:
         import onnx
@@ -64,15 +64,30 @@ class Graph:
         self.patches: dict[str, list[Value]] = {}
 
     def input(self, name: str, kind: int, shape: Shape) -> Value:
+        """Declare an input: its name, onnx's number of the element type, and its shape, with names
+        for free dimensions."""
         self.inputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
         return Value(self, name)
 
     def output(self, name: str, kind: int, shape: Shape) -> None:
-        """Declare an output; the node that makes it was given this name."""
+        """Declare an output: name, onnx's number of the element type, and shape. A node with this
+        name must make it."""
         self.outputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
 
     def op(self, kind: str, *inputs: Any, name: str = "", **attributes: Any) -> Value:
-        """The output of a new node. Inputs: values; numbers and arrays become constants."""
+        """Add a node.
+
+        Parameters
+        ----------
+        kind : the operator.
+        inputs : values; numbers and arrays become constants.
+        name : of the node and of its output; a new one when empty.
+        attributes : of the node.
+
+        Returns
+        -------
+        The output of the node.
+        """
         name = name or f"{kind.lower()}_{len(self.nodes)}"
         values = [i if isinstance(i, Value) else self.constant(i) for i in inputs]
         names = [v.name for v in values]
@@ -80,6 +95,7 @@ class Graph:
         return Value(self, name)
 
     def split(self, x: Value, sizes: Sequence[int], axis: int = 0) -> list[Value]:
+        """The parts of ``x``, of these sizes along ``axis``."""
         at = len(self.nodes)
         names = [f"split_{at}_{i}" for i in range(len(sizes))]
         inputs = [x.name, self.constant(tuple(sizes)).name]
@@ -87,7 +103,7 @@ class Graph:
         return [Value(self, name) for name in names]
 
     def constant(self, value: Any) -> Value:
-        """Floats become float32 scalars, tuples of whole numbers int64 vectors."""
+        """A constant. Floats become float32 scalars, tuples of whole numbers int64 vectors."""
         if isinstance(value, float):
             value = np.float32(value)
         array = np.asarray(value, np.int64 if isinstance(value, (tuple, int)) else None)
@@ -98,33 +114,47 @@ class Graph:
         return Value(self, self.constants[key].name)
 
     def over_pixels(self, kind: str, x: Value) -> Value:
-        """(1, C, 1, 1): ReduceSum, ReduceMean or ReduceMax along W, then H."""
+        """(1, C, 1, 1): ReduceSum, ReduceMean or ReduceMax of a map (1, C, H, W), along W first and
+        then along H."""
         rows = self.op(kind, x, (3,), keepdims=1)
         return self.op(kind, rows, (2,), keepdims=1)
 
     def mean(self, x: Value) -> Value:
+        """(1, C, 1, 1): the mean over all pixels."""
         return self.over_pixels("ReduceMean", x)
 
     def sum(self, x: Value) -> Value:
+        """(1, C, 1, 1): the sum over all pixels."""
         return self.over_pixels("ReduceSum", x)
 
     def over_channels(self, kind: str, x: Value) -> Value:
-        """(1, 1, H, W)."""
+        """(1, 1, H, W): ReduceSum or ReduceMax of a map over its channels."""
         return self.op(kind, x, (1,), keepdims=1)
 
     def reshape(self, x: Value, *shape: int) -> Value:
+        """The value in another shape, in which one side may be -1."""
         return self.op("Reshape", x, shape)
 
     def pad(self, x: Value, border: int, value: float = 0.0) -> Value:
+        """The map with a border of this width in pixels on each side, filled with ``value``."""
         return self.op("Pad", x, (0, 0, border, border) * 2, value)
 
     def shifted(self, padded: Value, border: int, dy: int, dx: int) -> Value:
-        """What lies at (y + dy, x + dx), of a map padded by ``border`` >= |dy|, |dx|."""
+        """The map moved so that pixel (y, x) shows what lay at (y + dy, x + dx); ``padded`` is the
+        map with a border of ``border`` >= abs(dy), abs(dx) pixels."""
         starts = (border + dy, border + dx)
         ends = tuple(d - border if d < border else FAR for d in (dy, dx))
         return self.op("Slice", padded, starts, ends, (2, 3))
 
     def model(self, name: str, options: RefineOptions, description: str) -> onnx.ModelProto:
+        """The finished model. Nodes and constants that no output needs are left out.
+
+        Parameters
+        ----------
+        name : of the graph.
+        options : of the refinement; they are stored in the metadata.
+        description : of the graph, in words.
+        """
         helper = self.onnx.helper
         needed, nodes = {o.name for o in self.outputs}, []
         for node in reversed(self.nodes):  # leave out what no output needs

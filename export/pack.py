@@ -1,4 +1,4 @@
-"""From a prior to a bundle: freeze, verify, build engines, write all or nothing."""
+"""From a prior to a bundle: freeze, verify, build engines, and write all or nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from export.frozen import Frozen
 from export.half import to_half
 from export.int8 import to_int8
 from export.models import PriorModel
+from export.options import ExportOptions
 from export.refine_step import build_map, build_step
 from export.to_onnx import frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
@@ -42,92 +43,19 @@ from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
 
-TARGETS = ("onnx", "rtx", "trt")
 KMEANS_SIZE = (480, 640)  # (height, width) that engines are made for with k-means
 GOLDEN = "golden/000.safetensors"
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What is exported beside the prior itself.
+class Exported(NamedTuple):
+    """A written bundle.
 
     Parameters
     ----------
-    targets : of "onnx", "rtx" (TensorRT for RTX, ahead of time) and "trt" (TensorRT, on the
-        device).
-    refine : the refinement whose step is frozen.
-    imgsz : (height, width) the bundle is meant for; the model's own when None. Engines are made for
-        this size, refinement engines for ``refine.working_size`` of it.
-    initial : safetensors file with the refinement network's weights, trained beforehand.
-    half, int8 : precision of the prior; both together are INT8 with the rest in FP16.
-    data : pictures to calibrate INT8 with.
-    pictures : pictures to verify with; the demo photo when empty.
-    dynamic, min_shape, max_shape : free input size, and the profile's ends; (height, width).
-    engine : flags of the engine builder. Its shapes and ``dynamic`` are those of the graphs.
-    timing_cache, device : of the engine builder.
-    min_agreement : least share of labels equal to the original's.
+    bundle : the bundle.
+    missing : why engines that were asked for are not in it; None when all are.
     """
-
-    targets: tuple[str, ...] = ("onnx",)
-    refine: RefineConfig = field(default_factory=RefineConfig)
-    imgsz: tuple[int, int] | None = None
-    initial: Path | None = None
-    half: bool = False
-    int8: bool = False
-    data: tuple[Path, ...] = ()
-    fraction: float = 1.0
-    pictures: tuple[Path, ...] = ()
-    dynamic: bool = False
-    min_shape: tuple[int, int] | None = None
-    max_shape: tuple[int, int] | None = None
-    opset: int | None = None
-    simplify: bool = True
-    engine: EngineRecipe = field(default_factory=EngineRecipe)
-    timing_cache: Path | None = None
-    device: int = 0
-    min_agreement: float | None = None
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        unknown = [t for t in self.targets if t not in TARGETS]
-        if unknown or not self.targets:
-            raise InputError(f"target is {unknown or 'empty'}; wanted some of {TARGETS}")
-        if self.int8 and not self.data:
-            raise InputError(
-                "int8 needs pictures to calibrate with, like those it will see", fix="--data DIR"
-            )
-        if self.data and not self.int8:
-            raise InputError("data is for int8 only", fix="add --int8, or leave --data out")
-        if (self.min_shape or self.max_shape) and not self.dynamic:
-            raise InputError("min-shape and max-shape are for dynamic shapes", fix="add --dynamic")
-        if self.dynamic and set(self.targets) != {"onnx"} and not (
-            self.min_shape and self.max_shape
-        ):  # fmt: skip
-            raise InputError(
-                "dynamic engines need the smallest and the largest size",
-                fix="e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
-            )
-        if self.engine.compute_capabilities and "rtx" not in self.targets:
-            raise InputError(
-                "compute-capability is for target rtx; trt builds for the GPU it runs on",
-                fix="leave it out, or add --target rtx",
-            )
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise InputError(f"min-agreement is {self.min_agreement}; wanted above 0, at most 1")
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction is {self.fraction}; wanted above 0, at most 1")
-
-    @property
-    def precision(self) -> str:
-        """Of the prior, as the manifest says it."""
-        return {(0, 0): "fp32", (1, 0): "fp16", (0, 1): "int8", (1, 1): "int8+fp16"}[
-            (int(self.half), int(self.int8))
-        ]
-
-
-class Exported(NamedTuple):
-    """A written bundle, and why engines that were asked for are not in it (None: all are)."""
 
     bundle: Bundle
     missing: MissingBackend | DeviceError | None
@@ -141,16 +69,19 @@ def export_bundle(
     say: Say = lambda line: None,
     progress: engines.Progress | None = None,
 ) -> Exported:
-    """Freeze ``model`` and the refinement network into a bundle at ``out``.
+    """Freeze a prior and the refinement network into a bundle.
 
     Parameters
     ----------
-    say : called with a line before each long piece of work.
-    progress : called as progress(phase, fraction) while an engine is built.
+    model : the prior.
+    out : the bundle's folder. An older bundle there is replaced.
+    options : what to export; the defaults when None.
+    say : called with a line of text before each long piece of work.
+    progress : called as progress(phase, fraction) while an engine is built, fraction from 0 to 1.
 
     Raises
     ------
-    VerificationFailed : an answer too far from the original's; nothing is written.
+    VerificationFailed : an answer is too far from the original's; nothing is written.
     MissingBackend : something is not installed. When only TensorRT or its GPU is missing, or the
         GPU's driver fails, the bundle is written without those engines, and the result says so.
     InputError, BundleError : a model, picture or option that cannot be used.
@@ -159,7 +90,7 @@ def export_bundle(
     check_replaceable(out)
     engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
-    timings = TimingCache(options.timing_cache)  # an unusable file is reported before the long work
+    timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work
     if options.pictures:
         pictures = read_pictures(options.pictures)
     else:
@@ -360,7 +291,13 @@ def _refinement(
 
 
 def native(config: RefineConfig, initial: parameters.State | None) -> Make:
-    """Makes the native core's Refiner for the classes of a picture."""
+    """A maker of the native core's refiners for a picture's classes.
+
+    Parameters
+    ----------
+    config : the refinement.
+    initial : weights for all classes of the guide to start from; the seed's when None.
+    """
     return maker(
         lambda h, w, count: Refiner(h, w, classes=count, **config.options()), config, initial
     )
@@ -369,8 +306,8 @@ def native(config: RefineConfig, initial: parameters.State | None) -> Make:
 def _lower(
     frozen: Frozen, preprocess: Preprocess, options: ExportOptions, say: Say
 ) -> tuple[Frozen, dict[str, Any]]:
-    """The prior in the precision asked for (``frozen`` itself for FP32), and what the manifest says
-    of it."""
+    """The prior in the precision asked for, which is ``frozen`` itself for FP32, and what the
+    manifest says of it."""
     name = f"{frozen.name} in {options.precision}"
     if options.int8:
         files = picture_files(options.data)
@@ -392,17 +329,21 @@ def _lower(
 
 
 def _check_profile(options: ExportOptions, size: tuple[int, int]) -> None:
-    """InputError unless least, usual and largest size are in order."""
+    """InputError unless least size <= usual size <= largest size."""
     low, high = options.min_shape or size, options.max_shape or size
     for name, came, bound, small, large in (
         ("min-shape", low, "at most", low, size),
         ("max-shape", high, "at least", size, high),
     ):
         if any(a > b for a, b in zip(small, large, strict=True)):
-            raise InputError(f"{name} is {came}; wanted {bound} {size}, the usual size")
+            raise InputError(
+                f"{name} is {came}; wanted {bound} {size}, the usual size",
+                fix="change it, or give the usual size by --opt-shape",
+            )
 
 
 def _classes(model: PriorModel, guide: np.ndarray) -> int:
+    """The number of classes of the guide."""
     if model.names:
         return len(model.names)
     return guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
@@ -411,7 +352,7 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
 def _initial(
     path: Path | None, config: RefineConfig, classes: int
 ) -> tuple[parameters.State, bool]:
-    """The weights to start from, and whether they were trained beforehand."""
+    """The weights to start from, and whether they were trained before the export."""
     if path is None:
         return parameters.initial_state(config, classes), False
     from runtime.bundle.read import load_tensors
@@ -419,7 +360,9 @@ def _initial(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}", fix="name the file of trained weights"
+        ) from error
     state = load_tensors(data, path.name)
     flat = parameters.flatten(config, classes, state)
     return parameters.unflatten(config, classes, *flat), True
@@ -428,7 +371,7 @@ def _initial(
 def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save
 
-    # not np.ascontiguousarray, which makes a counter of no dimension one of one
+    # np.ascontiguousarray would make an array of one dimension out of a counter of none.
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
@@ -439,7 +382,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _shapes(
     name: str, graph: Frozen, options: ExportOptions, size: tuple[int, int], classes: int
 ) -> dict[str, list[list[int]]]:
-    """Least, usual and largest shape of each input that has free dimensions."""
+    """Least, usual and largest shape of each input that has free dimensions. ``size`` is the usual
+    size of pictures, (height, width)."""
     sizes = [options.min_shape or size, size, options.max_shape or size]
     if name != "prior":
         sizes = [options.refine.working_size(*s) for s in sizes]
@@ -476,7 +420,8 @@ def _build_engines(
     say: Say,
     progress: engines.Progress | None,
 ) -> MissingBackend | DeviceError | None:
-    """Add the engines that this machine can build; what is missing for the others."""
+    """Add the engines that this machine can build to ``manifest`` and ``files``. Returns why the
+    others were not built; None if all were."""
     missing: MissingBackend | DeviceError | None = None
     recipes = EngineRecipe.from_manifest(manifest)
     for target in options.targets:
@@ -484,7 +429,7 @@ def _build_engines(
             continue
         try:
             entries = engines.wanted_engines(recipes, graphs, target, device=options.device)
-        except (MissingBackend, DeviceError) as error:  # DeviceError: a driver that fails
+        except (MissingBackend, DeviceError) as error:  # DeviceError: the driver fails
             missing = error
             continue
         timed = target == "trt"
@@ -506,7 +451,8 @@ def _build_engines(
 
 
 def summary(exported: Exported) -> list[str]:
-    """The last lines of an export: artifact, verification, receipt, next command."""
+    """The last lines of an export: the bundle, what was verified, the engines, and the next
+    command."""
     bundle = exported.bundle
     manifest = bundle.manifest
     entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]
@@ -548,7 +494,8 @@ def summary(exported: Exported) -> list[str]:
 
 
 def to_json(exported: Exported) -> str:
-    """One JSON document about an exported bundle."""
+    """One JSON document about an exported bundle: its path, its manifest, and why engines are
+    missing."""
     bundle, missing = exported
     document = {"bundle": str(bundle.path), "manifest": bundle.manifest}
     return json.dumps(document | {"missing": str(missing) if missing else None}, indent=1)

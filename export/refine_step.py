@@ -1,8 +1,9 @@
 """The refinement as ONNX graphs: one step with its gradient and SGD update, and the final map.
 
-Emitted node by node from the reference's rules, opset 18, standard operators only, so
-that ONNX Runtime and TensorRT both take it. Maps are (1, C, H, W). Sums over pixels go along W
-first, then H: ONNX Runtime is a hundred times less exact when it reduces both at once.
+The graphs follow the rules of runtime/core/reference.py node by node. They have opset 18 and
+standard operators only, so that ONNX Runtime and TensorRT both take them. Maps are (1, C, H, W).
+Sums over pixels are computed along W first and then along H: ONNX Runtime is a hundred times less
+exact when it reduces both at once.
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ class _Network:
         self.active: dict[str, Value] = {}
 
     def _unpack(self, flat: Value, classes: int | None) -> dict[str, Value]:
-        """Named tensors of the flat vector; without ``classes`` the last two have a free size."""
+        """The named tensors in the flat vector. Without ``classes`` the last two have a free
+        size."""
         g = self.g
         sizes = [int(np.prod(s)) for s in self.shapes.values()]
-        if classes is None:  # the tail is conv3: (classes, channels), then (classes,)
+        if classes is None:  # the vector ends with conv3: (classes, channels), then (classes,)
             channels = self.shapes["conv3.weight"][1]
             fixed = sum(sizes[:-2])
             parts = g.split(g.op("Slice", flat, (0,), (fixed,), (0,)), sizes[:-2])
@@ -145,7 +147,7 @@ class _Network:
         if o.skip != "none":
             h = h + (first if o.skip == "shared" else self._conv(x, "skip"))
         self.inputs["3"] = h
-        # The 1x1 convolution as a matrix product: TensorRT wants fixed channels for convolutions.
+        # The 1x1 convolution is a matrix product: TensorRT convolves fixed channel numbers only.
         columns = g.op("Flatten", h, axis=2)
         r = g.op("Gemm", self.w["conv3.weight"], columns, self.w["conv3.bias"])
         r = g.op("Reshape", r, self.picture.map)
@@ -165,7 +167,7 @@ class _Network:
         for n in reversed(self.names):
             d = self._norm_backward(d, f"bn{n}", gradient) * g.op("Sign", self.active[n])
             if n == "1":
-                # The shared skip is the same convolution: the two gradients add.
+                # The shared skip is the same convolution, so that the two gradients are added.
                 d = d + d_top if o.skip == "shared" else d
                 self._conv_gradient(d, "conv1", self.inputs["1"], gradient)
                 break
@@ -198,7 +200,7 @@ class _Network:
         if x.name not in g.patches:
             padded = g.pad(x, 1)
             shifts = [g.shifted(padded, 1, i - 1, j - 1) for i in range(3) for j in range(3)]
-            if n_in < 16:  # too few columns for a product of its own
+            if n_in < 16:  # one product for all nine shifts, because each has few channels
                 shifts = [g.op("Concat", *shifts, axis=1)]
             g.patches[x.name] = [g.op("Flatten", s, axis=2) for s in shifts]
         parts = [g.op("Gemm", rows, s, transB=1) for s in g.patches[x.name]]
@@ -217,7 +219,7 @@ def _residual_input(g: Graph, p: _Picture) -> Value:
         last = g.op("Cast", length, to=FLOAT) - 1.0
         index = g.op("Range", 0, g.op("Squeeze", length, (0,)), 1)
         line = g.op("Cast", index, to=FLOAT) * 2.0 / g.op("Max", last, 1.0)
-        line = line - g.op("Min", last, 1.0)  # a single pixel is at 0
+        line = line - g.op("Min", last, 1.0)  # 0 for a single pixel
         line = g.reshape(line, *((1, 1, 1, -1) if axis == 3 else (1, 1, -1, 1)))
         return g.op("Expand", line, p.plane)
 
@@ -230,7 +232,8 @@ def _response(
     """The response map; residual's is a correction of the guide's logarithm."""
     if not parameters.objective_of(net.options).channels_follow_classes:
         return net.forward(p.image, running)
-    # A class that the guide has nowhere takes no part: a larger engine can be fed fewer classes.
+    # A class whose guide is 0 everywhere takes no part, so that an engine for more classes can be
+    # used for fewer.
     absent = 1.0 - g.op("Sign", g.over_pixels("ReduceMax", p.guide))
     net.w["conv3.bias"] = net.w["conv3.bias"] + g.reshape(absent, -1, 1) * NEVER
     correction = net.forward(_residual_input(g, p), running)
@@ -245,7 +248,8 @@ def _exponentials(g: Graph, r: Value) -> tuple[Value, Value, Value]:
 
 
 def _count(g: Graph, present: Value) -> Value:
-    """K' as (1,), from 1 or 0 for each class; also the output ``clusters``."""
+    """The number of labels in use, (1,), from 1 or 0 for each class. It is also the output
+    ``clusters``."""
     count = g.op("ReduceSum", g.reshape(present, -1), (0,), keepdims=1)
     g.op("Cast", count, to=INT64, name="clusters")
     g.output("clusters", INT64, (1,))
@@ -257,7 +261,7 @@ def _affinities(
 ) -> Value:
     """(1, D, H, W): affinity to the neighbour at each offset, scaled; 0 where there is none."""
     border = max(options.offsets)
-    # Outside lies a colour so far from any other that its affinity is exactly 0.
+    # The border has a colour so far from any other that its affinity is exactly 0.
     padded = g.pad(p.image, border, 2.0 + 100 * options.sigma)
     squares = []
     for dy, dx in offsets:
@@ -310,7 +314,7 @@ def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) ->
     assert near is not None
     agreement = g.over_channels("ReduceSum", probability * near)
 
-    # Each pair is counted from both of its ends.
+    # The sum counts each pair twice, from both of its pixels.
     possible = g.reshape(g.sum(g.over_channels("ReduceSum", affinity)), 1)
     pair = possible - g.reshape(g.sum(agreement), 1) * 0.5
     surprise = mass * g.op("Log", total) - g.over_channels("ReduceSum", target * t)
@@ -329,7 +333,8 @@ def _mapped_clusters(g: Graph, options: RefineOptions, assign: Value, present: V
     clusters = options.channels or 1
     rank = np.arange(clusters, dtype=np.float32)[:, None]
     running = g.reshape(g.op("CumSum", g.reshape(present, -1), 0), 1, -1)
-    # The j-th present cluster comes after all with at most j present ones up to them.
+    # The number of the j-th present cluster is the number of clusters up to which at most j are
+    # present.
     before = g.op("Cast", g.op("LessOrEqual", running, rank), to=INT64)
     table = g.op("ReduceSum", before, (1,), keepdims=0)
     turn = g.op("Mod", assign, g.op("Cast", count, to=INT64))
@@ -338,7 +343,8 @@ def _mapped_clusters(g: Graph, options: RefineOptions, assign: Value, present: V
 
 def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
                     assign: Value | None) -> Value:  # fmt: skip
-    """dr of equations 3 to 8, times the number of pixels; the outputs ``losses`` and the like."""
+    """dr of equations 3 to 8, times the number of pixels. Adds the outputs ``losses`` and, where
+    the options need them, ``labels``, ``clusters`` and ``overlap``."""
     clusters = options.channels or 1
     t, e, total = _exponentials(g, r)
     labels = g.op("ArgMax", r, axis=1, keepdims=0)
@@ -354,7 +360,7 @@ def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
     pull, target, guided = 1.0 / total, own, None
     if assign is not None:
         mass = g.over_channels("ReduceSum", p.guide)
-        # A soft guide counts every pixel, labels count those that are known.
+        # The mean is over every pixel for a soft guide, and over the known ones for labels.
         known = p.n if options.soft_guide else g.op("Max", g.reshape(g.sum(mass), 1), 1.0)
         strength = p.n / known
         cluster = _mapped_clusters(g, options, assign, present, count)
@@ -396,7 +402,7 @@ def _spatial(g: Graph, p: _Picture, options: RefineOptions, r: Value) -> tuple[V
             value = difference - slope * 0.5
         else:
             slope, value = g.op("Sign", difference), difference
-        # The far end of each pair is pushed down, the near one up.
+        # The update moves the values of the two pixels of each pair towards each other.
         near = slope * (g.shifted(inside, 1, dy, dx) * scale)
         both = g.shifted(g.pad(near, 1), 1, -dy, -dx) - near
         push = both if push is None else push + both
@@ -415,23 +421,24 @@ def build_step(
 ) -> onnx.ModelProto:
     """One refinement step: forward, losses, backward and SGD update, as one ONNX graph.
 
+    The inputs are float32 unless another type is named. ``image`` (1, 3, H, W) is RGB in [0, 1].
+    ``guide`` (1, G, H, W) contains probabilities or one-hot labels, all 0 where nothing is known
+    (not for dynaseg). ``assign`` (G,) int64 (for dynaguide) is the cluster of each class for
+    mapping "overlap", or its rank among the classes present for "index_modulo". ``parameters``,
+    ``momenta`` and ``buffers`` are the state as ``parameters.flatten`` returns it.
+
+    The outputs are the state after the step, as ``parameters_out``, ``momenta_out`` and
+    ``buffers_out``, and values of the state before the step: ``losses`` (4,), which are total,
+    similarity, spatial or pair, and guide; and, where the options need them, ``clusters`` (1,)
+    int64, the number of labels in use; ``labels`` (1, H, W) int32; and ``overlap`` (G, K), the
+    number of pixels that each class shares with each label. With the residual objective a class
+    whose guide is 0 everywhere takes no part: its score is 0.
+
     Parameters
     ----------
-    options : what the step computes; steps, seed and the stop rules stay with the host.
-    classes : planes of the guide. None: free, as are ``height`` and ``width`` in pixels.
-
-    Returns
-    -------
-    Inputs, float32 unless said: ``image`` (1, 3, H, W) RGB in [0, 1]; ``guide`` (1, G, H, W)
-    probabilities or one-hot labels, 0 = unknown (not for dynaseg); for dynaguide ``assign`` (G,)
-    int64, the cluster of each class (mapping "overlap") or its rank among the classes present
-    ("index_modulo"); the state as ``parameters.flatten`` gives it: ``parameters``, ``momenta``,
-    ``buffers``.
-    Outputs: the three with ``_out``; ``losses`` (4,): total, similarity, spatial or pair, guide;
-    where the options need them ``clusters`` (1,) int64, the labels in use, ``labels`` (1, H, W)
-    int32 and ``overlap`` (G, K), the pixels that each class shares with each label.
-    All outputs but the three are of the state before the update. With the residual objective a
-    class whose guide is 0 everywhere takes no part: its score is 0.
+    options : what the step computes. The host implements steps, seed and the stop rules.
+    classes : number of classes of the guide; free when None.
+    height, width : size of the picture in pixels; free when None.
 
     Raises
     ------
@@ -485,28 +492,31 @@ def build_map(
 ) -> onnx.ModelProto:
     """Scores and labels of a refinement network, as an ONNX graph.
 
+    The inputs are ``image``, ``guide`` (residual), ``parameters`` (without ``state``) and
+    ``buffers`` (``final_bn`` "running", without ``state``), as in :func:`build_step`. The outputs
+    are ``scores`` (1, K, H, W), the soft-max of the response map, and ``labels`` (1, H, W) int32,
+    its arg max.
+
     Parameters
     ----------
     options, classes, height, width : as in :func:`build_step`.
-    state : weights to bake in; batch norms then use their running statistics. None: the weights
-        are an input and batch norms use the picture's, unless ``final_bn`` is "running".
-
-    Returns
-    -------
-    Inputs ``image``, ``guide`` (residual), ``parameters`` (without ``state``) and ``buffers``
-    (``final_bn`` "running", without ``state``). Outputs ``scores`` (1, K, H, W), the soft-max of
-    the response map, and ``labels`` (1, H, W) int32, its arg max.
+    state : weights to store in the graph; batch norms then use their running statistics. None: the
+        weights are an input, and batch norms use the picture's statistics, unless ``final_bn`` is
+        "running".
 
     Raises
     ------
-    InputError : a size out of range, a state of another network.
+    InputError : a size out of range, or a state of another network.
     """
     _check_dimensions(classes, height, width)
     objective = parameters.objective_of(options)
     if state is not None and objective.channels_follow_classes:
         rows = len(state["conv3.weight"]) if "conv3.weight" in state else 1
         if classes not in (None, rows):
-            raise InputError(f"classes is {classes}, but the state has {rows}; wanted the same")
+            raise InputError(
+                f"classes is {classes}, but the state has {rows}; wanted the same",
+                fix="leave classes out",
+            )
         classes = rows
     clusters = parameters.channel_count(options, classes)
     shapes, buffer_shapes = parameters.shapes(options, clusters or 1)

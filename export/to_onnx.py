@@ -1,4 +1,4 @@
-"""Freezes a prior into one self-contained ONNX file that any runtime can load."""
+"""Freeze a prior into one ONNX file that contains everything and that any runtime can load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-INPUT, OUTPUT = "images", "logits"  # of exported modules; ONNX files keep their own
+INPUT, OUTPUT = "images", "logits"  # names for modules; ONNX files have names of their own
 _CLOSE = 1e-4  # largest difference that simplifying may make, relative to the largest score
 _STANDARD = ("", "ai.onnx")
 
@@ -41,7 +41,7 @@ def freeze(
     opset: int | None = None,
     simplify: bool = True,
 ) -> bytes:
-    """The bytes of :func:`frozen_graph`, which see: an ONNX file that works without a bundle."""
+    """The bytes of :func:`frozen_graph` with the same arguments, which raises the same errors."""
     with frozen_graph(model, imgsz=imgsz, dynamic=dynamic, opset=opset, simplify=simplify) as graph:
         return graph.data
 
@@ -119,16 +119,33 @@ def frozen_graph(
 def frozen_preprocess(
     model: PriorModel, *, imgsz: tuple[int, int] | None = None, dynamic: bool = False
 ) -> Preprocess:
-    """How to feed what :func:`freeze` makes with the same arguments: pictures are stretched to the
-    fixed size; a network of free size keeps their aspect and takes the long side of ``imgsz``."""
+    """How pictures become the input of :func:`frozen_graph` with the same arguments.
+
+    A network of fixed size stretches pictures to that size. A network of free size keeps their
+    aspect and takes the long side of ``imgsz``.
+
+    Parameters
+    ----------
+    model : a network.
+    imgsz : (height, width) in pixels, instead of the model's own.
+    dynamic : height and width stay free.
+
+    Raises
+    ------
+    InputError : the model is no network, or a network of free size does not take ``imgsz``.
+    """
     own = model.preprocess
     if own is None:
-        raise InputError(f"{model.name} is no network; there is nothing to freeze")
+        raise InputError(
+            f"{model.name} is no network; there is nothing to freeze",
+            fix="choose another --model, or export it as it is",
+        )
     height, width = imgsz or model.fixed_size
     if any(n % own.multiple or n < own.minimum for n in (height, width)) and dynamic:
         raise InputError(
             f"imgsz is {(height, width)}; {model.name} of free size wants multiples of "
-            f"{own.multiple}, at least {own.minimum}"
+            f"{own.multiple}, at least {own.minimum}",
+            fix="choose another --imgsz, or drop --dynamic",
         )
     if not dynamic:
         return replace(own, height=height, width=width)
@@ -136,9 +153,9 @@ def frozen_preprocess(
 
 
 def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
-    """The module as ONNX, by torch's exporter."""
+    """The module as an ONNX graph, by torch's exporter."""
     try:
-        import onnxscript  # noqa: F401  (torch says only later that it needs it)
+        import onnxscript  # noqa: F401  (torch would report only later that it is missing)
         import torch
     except ImportError as error:
         raise _missing("torch", error) from error
@@ -148,8 +165,7 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
         least = model.preprocess.minimum
         free = [torch.export.Dim(n, min=least, max=MAX_SIDE) for n in ("height", "width")]
         shapes = ({2: free[0], 3: free[1]},)
-    # Unlike noise of another size, zeros could pass branches that depend on values; sides that
-    # differ and are no 1 keep torch from taking them for equal.
+    # The example is noise, because zeros could hide branches that depend on values.
     example = torch.rand(1, 3, *imgsz, generator=torch.Generator().manual_seed(0))
     _check_answer(model, example)
     try:
@@ -172,12 +188,12 @@ def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int)
             fix=("try a fixed size (no --dynamic), or " if dynamic else "")
             + "export it yourself and pass --model PATH.onnx",
         ) from error
-    assert program is not None  # as it is for dynamo
+    assert program is not None  # with dynamo=True torch always returns a program
     return program.model_proto
 
 
 def _check_answer(model: PriorModel, example: Any) -> None:
-    """InputError unless the module takes ``example`` and gives one array of scores or labels."""
+    """InputError unless the module takes ``example`` and returns one array of scores or labels."""
     import torch
 
     assert model.module is not None
@@ -189,7 +205,7 @@ def _check_answer(model: PriorModel, example: Any) -> None:
         reason = first_line(error)
         raise InputError(
             f"{model.name} fails on {tuple(example.shape)} float32: {reason}",
-            fix="see that module(torch.rand(1, 3, H, W)) runs, and give its size with --imgsz",
+            fix="make module(torch.rand(1, 3, H, W)) run, and give H and W with --imgsz",
         ) from error
     if not isinstance(answer, torch.Tensor):
         raise InputError(
@@ -197,7 +213,10 @@ def _check_answer(model: PriorModel, example: Any) -> None:
             fix="wrap it in a module whose forward returns the scores alone",
         )
     if answer.ndim not in (3, 4) or answer.shape[0] != 1:
-        raise InputError(f"{model.name} gives {tuple(answer.shape)}; wanted {wanted}")
+        raise InputError(
+            f"{model.name} gives {tuple(answer.shape)}; wanted {wanted}",
+            fix="wrap it in a module whose forward returns one of these",
+        )
     if answer.ndim == 4 and model.names and len(model.names) != answer.shape[1]:
         raise InputError(
             f"{model.name} gives {answer.shape[1]} classes, but has {len(model.names)} names",
@@ -207,7 +226,7 @@ def _check_answer(model: PriorModel, example: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's notes on what it exports; its errors come as exceptions."""
+    """A block without torch's notes on what it exports. Its errors are raised as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -224,20 +243,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> None:
-    """Batch 1, and the input's size, or free "height" and "width"; other shapes are inferred."""
+    """Set batch 1 and the input's size, or the free sizes "height" and "width"; infer all other
+    shapes."""
     import onnx
 
     inner = graph.graph
     weights = {tensor.name for tensor in inner.initializer}
     inputs = [value for value in inner.input if value.name not in weights]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
-        raise InputError(f"{name} has {len(inputs)} inputs; wanted one (1, 3, h, w)")
+        raise InputError(
+            f"{name} has {len(inputs)} inputs; wanted one (1, 3, h, w)",
+            fix="export the network with the picture as its only input",
+        )
     dims = inputs[0].type.tensor_type.shape.dim
     wanted = (1, 3, *(size or (0, 0)))
     for dim, number, free in zip(dims, wanted, ("", "", "height", "width"), strict=True):
         if dim.dim_value and number and dim.dim_value != number:
             came = [d.dim_value or d.dim_param for d in dims]
-            raise InputError(f"{name} has a fixed input of {came}; wanted {[*wanted]}")
+            raise InputError(
+                f"{name} has a fixed input of {came}; wanted {[*wanted]}",
+                fix="leave --imgsz out, or export the network again with a free size",
+            )
         if number:
             dim.dim_value = number
         elif dim.dim_value:
@@ -247,11 +273,11 @@ def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> N
             )
         else:
             dim.dim_param = free
-    keep = [value for value in inner.input if value.name not in weights]  # older files list weights
+    keep = [value for value in inner.input if value.name not in weights]  # older files list them
     del inner.input[:], inner.value_info[:]
     inner.input.extend(keep)
     for value in inner.output:
-        value.type.tensor_type.ClearField("shape")  # expressions in names that no longer hold
+        value.type.tensor_type.ClearField("shape")  # it may use names that do not exist any more
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph.output
     del inner.output[:]
     inner.output.extend(inferred)
@@ -264,7 +290,7 @@ def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> N
 
 
 def _strip(graph: ModelProto) -> None:
-    """Removes what tells of the machine: documentation, stack traces, names of source files."""
+    """Remove what describes the machine: documentation, stack traces, names of source files."""
     inner = graph.graph
     values = (*inner.input, *inner.output, *inner.value_info)
     for item in (graph, inner, *inner.node, *inner.initializer, *values):
@@ -338,7 +364,7 @@ def _set_metadata(
     preprocess: Preprocess,
     imgsz: tuple[int, int],
 ) -> None:
-    """The keys that other programs parse, and those that runtime/prior/preprocess.py reads."""
+    """Set the keys that other programs parse, and those that runtime/prior/preprocess.py reads."""
     import onnx
 
     height, width = imgsz
@@ -360,7 +386,7 @@ def _set_metadata(
         "output": model.output,
     }
     if model.names is not None:
-        props["names"] = str(dict(enumerate(model.names)))  # a Python literal, as it is customary
+        props["names"] = str(dict(enumerate(model.names)))  # a Python literal, as others write it
         props["classes"] = model.names
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in props.items()}
     del graph.metadata_props[:]

@@ -6,24 +6,36 @@ import json
 from pathlib import Path
 
 from runtime.bundle.read import Bundle
+from runtime.bundle.write import replaced_folder
 from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
-from runtime.files import replaced_folder
 
 
 def write_repository(folder: Path, bundle: Bundle) -> Path:
-    """Write ``folder``/NAME/config.pbtxt and NAME/1/model.onnx, or model.plan when the bundle has a
-    TensorRT engine of the prior. Returns ``folder``/NAME; one that is there is replaced.
+    """Write a model repository: FOLDER/NAME/config.pbtxt, and NAME/1/model.onnx, or
+    NAME/1/model.plan when the bundle has a TensorRT engine of the prior.
 
-    Triton cannot refine: its clients get the prior's output.
+    Triton does not refine: its clients receive the prior's output.
+
+    Parameters
+    ----------
+    folder : the repository. An older model of the same name in it is replaced.
+    bundle : the bundle.
+
+    Returns
+    -------
+    The folder of the model, FOLDER/NAME.
 
     Raises
     ------
     InputError : the prior is no network, or ``folder`` cannot be written.
+    BundleError : the bundle is damaged.
     """
     graph = bundle.manifest["graphs"].get("prior")
     if graph is None:
-        raise InputError(f"{bundle.name} has no network to serve")
+        raise InputError(
+            f"{bundle.name} has no network to serve", fix="export a network, or leave --triton out"
+        )
     engine = next(
         (
             e
@@ -46,7 +58,18 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
 
 def repository_place(folder: Path, bundle_name: str) -> Path:
-    """Where the model of a bundle of that name goes; InputError when something else is there."""
+    """The folder of the model of a bundle in a repository.
+
+    Parameters
+    ----------
+    folder : the repository.
+    bundle_name : "NAME.bundle".
+
+    Raises
+    ------
+    InputError : something that is no Triton model lies there, or the repository would hide a Python
+        package.
+    """
     if folder.name == "triton" and folder.resolve().parent == Path.cwd():
         raise InputError(
             "a folder triton here would hide the Python package of that name from torch",
@@ -61,7 +84,7 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
 
 
 def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
-    """config.pbtxt: batching off, so dims are whole shapes."""
+    """The text of config.pbtxt. Batching is off, so that dims are whole shapes."""
     graph = bundle.manifest["graphs"]["prior"]
     lines = [
         f"name: {_quoted(name)}",
@@ -78,5 +101,5 @@ def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As a string of protobuf's text format, which escapes as JSON does."""
+    """The text as a string of protobuf's text format, which escapes as JSON does."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What every family of priors gives the exporter: a PriorModel."""
+"""PriorModel, which each family of priors makes for the exporter."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ OUTPUTS = ("logits", "probabilities", "labels")
 
 @dataclass(frozen=True, kw_only=True)
 class PriorModel:
-    """A prior before freezing; exactly one of ``module`` and ``onnx``, or neither for K-means.
+    """A prior before freezing; with a ``module``, with ``onnx``, or, for K-means, with neither.
 
     Parameters
     ----------
     name : short, for the manifest.
-    module : takes (1, 3, h, w) float32, gives (1, C, h', w') scores or (1, h', w') integer labels.
-    onnx : the same as a serialised model without external data.
-    preprocess : from picture to input, with resize "stretch": its height and width are those the
-        prior is frozen for. None for K-means.
-    names : by class, or None.
-    output : "logits", "probabilities" (the soft-max is inside) or "labels".
+    module : takes (1, 3, h, w) float32, returns (1, C, h', w') scores or (1, h', w') integer
+        labels.
+    onnx : such a network as a serialised model without external data.
+    preprocess : from a picture to the input, with resize "stretch". Its height and width are those
+        that the prior is frozen for. None for K-means.
+    names : the names of the classes, in the order of their numbers; None where they have none.
+    output : "logits", "probabilities" (the network contains the soft-max) or "labels".
     licence : of the weights, in words.
     trained : False when the weights are random.
-    opset : that ``module`` is exported with.
+    opset : version of the ONNX operators that ``module`` is exported with.
+
+    Raises
+    ------
+    InputError : values that do not fit together.
     """
 
     name: str
@@ -51,16 +56,19 @@ class PriorModel:
         if network > 1 or (network == 1) != (self.preprocess is not None):
             raise InputError(
                 f"prior {self.name}: wanted a module or onnx, not both, and its preprocess; "
-                "neither for K-means"
+                "neither for K-means",
+                fix="PriorModel(name=..., module=..., preprocess=...)",
             )
         if self.preprocess is not None and self.preprocess.resize != "stretch":
             raise InputError(
                 f"prior {self.name}: preprocess resizes by {self.preprocess.resize!r}; "
-                "wanted 'stretch' with the height and width to freeze for"
+                "wanted 'stretch' with the height and width to freeze for",
+                fix="Preprocess(..., resize='stretch', height=H, width=W)",
             )
         if self.output not in OUTPUTS:
             raise InputError(
-                f"prior {self.name}: output is {self.output!r}; wanted {', '.join(OUTPUTS)}"
+                f"prior {self.name}: output is {self.output!r}; wanted {', '.join(OUTPUTS)}",
+                fix="say what the network returns, e.g. output='logits'",
             )
 
     @property
@@ -72,11 +80,20 @@ class PriorModel:
         InputError : the model is no network.
         """
         if self.preprocess is None:
-            raise InputError(f"{self.name} is no network; there is nothing to freeze")
-        return self.preprocess.size(1, 1)  # "stretch" gives this size for every picture
+            raise InputError(
+                f"{self.name} is no network; there is nothing to freeze",
+                fix="choose another --model, or export it as it is",
+            )
+        return self.preprocess.size(1, 1)  # with "stretch" all pictures have the same size
 
 
 def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises
+    ------
+    InputError : the file is missing, cannot be read, or contains something else.
+    """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -87,11 +104,25 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="copy it again") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}; wanted a JSON object")
+        raise InputError(
+            f"{path} holds a {type(value).__name__}; wanted a JSON object", fix="copy it again"
+        )
     return value
 
 
 def check_size(size: tuple[int, int], preprocess: Preprocess, name: str) -> None:
+    """Check an input size that the user chose.
+
+    Parameters
+    ----------
+    size : (height, width) in pixels.
+    preprocess : its ``multiple`` and ``minimum`` say which sizes the network takes.
+    name : of the network, for messages.
+
+    Raises
+    ------
+    InputError : another size.
+    """
     multiple, minimum = preprocess.multiple, preprocess.minimum
     if any(n % multiple or n < minimum for n in size):
         least = -(-minimum // multiple) * multiple

@@ -6,5 +6,5 @@ from export.models.base import PriorModel
 
 
 def kmeans() -> PriorModel:
-    """The embedded default: K-means on colours. No network, nothing to freeze."""
+    """The embedded default: K-means on colours. It has no network, so that nothing is frozen."""
     return PriorModel(name="kmeans", licence="none: no weights")

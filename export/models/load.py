@@ -11,6 +11,7 @@ from export.models.onnx_file import onnx_file
 from export.models.segformer import segformer
 from export.models.user import users_own
 from runtime.errors import InputError
+from runtime.pictures import SUFFIXES
 from runtime.prior.network import check_imgsz
 
 BUILT_IN = ("segformer", "kmeans")
@@ -23,16 +24,17 @@ def load_model(
 
     Parameters
     ----------
-    text : "segformer", "kmeans", a path ending in .onnx, or "module:function", the user's own: it
-        is called with ``imgsz`` and returns a :class:`PriorModel`.
-    weights : for "segformer" alone: a checkpoint's folder; None leaves the network untrained.
-    imgsz : input size to freeze for, (height, width) or one side of a square; None takes the
-        model's own.
+    text : "segformer", "kmeans", a path ending in .onnx, or "module:function" of the user's own;
+        the function is called with ``imgsz`` and returns a :class:`PriorModel`.
+    weights : for "segformer" alone: the folder of a checkpoint. None leaves the network untrained.
+    imgsz : input size to freeze for in pixels, (height, width) or one side of a square; None takes
+        the model's own.
 
     Raises
     ------
-    InputError : no such model, folder or function, or settings that this program does not know.
+    InputError : no such model, folder or function, or settings that this program does not support.
     BundleError : an .onnx file or checkpoint that is broken or does not fit.
+    MissingBackend : a package that the model needs is not installed.
     """
     if imgsz is not None:
         check_imgsz(imgsz)
@@ -51,8 +53,13 @@ def load_model(
     if ":" in text:
         return users_own(text, imgsz)
     near = difflib.get_close_matches(text.lower(), BUILT_IN, 1, 0.5)
+    fix = "export the network to ONNX and pass --model NAME.onnx"
+    if near:
+        fix = f"did you mean --model {near[0]}?"
+    elif Path(text).suffix.lower() in SUFFIXES:
+        fix = "pass pictures by --pictures or --data"
     raise InputError(
         f"model is {text!r}; wanted {', '.join(BUILT_IN)}, a path ending in .onnx, or "
         "module:function",
-        fix=f"did you mean --model {near[0]}?" if near else "",
+        fix=fix,
     )

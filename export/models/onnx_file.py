@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 
 def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
-    """An existing ONNX segmentation network; its metadata_props say how to feed it.
+    """An existing ONNX segmentation network. Its metadata_props say how it is fed.
 
     Metadata: what :meth:`Preprocess.from_metadata` reads, ``classes`` (JSON list of names),
     ``output`` (starts with "probabilities" or "labels"), ``licence``.
 
     Parameters
     ----------
-    imgsz : (height, width) to freeze a network of free size for; the metadata's ``input_size`` when
-        None.
+    path : an .onnx file.
+    imgsz : (height, width) in pixels to freeze a network of free size for; the metadata's
+        ``input_size`` when None.
 
     Raises
     ------
-    BundleError : not ONNX, external data outside its folder, or metadata that does not fit.
     InputError : no such file, or ``imgsz`` is not the size that the file fixes.
+    BundleError : no ONNX, external data outside its folder, or metadata that does not fit.
+    MissingBackend : onnx is not installed.
     """
     model, inputs, metadata = _read(path)
     shape = inputs[0].shape if inputs else ()
@@ -46,7 +48,7 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     size = imgsz or fixed
     if size is None:
         stated = read_json(metadata, path.name, "input_size", {"width": 512, "height": 512})
-        # Preprocess takes the long side alone, so a size of one side only is a square.
+        # Preprocess takes a single long side, so that a size of one side only is a square.
         sides = stated if isinstance(stated, dict) and are_sides([*stated.values()]) else {}
         default = max(sides.values(), default=512)
         size = (sides.get("height", default), sides.get("width", default))

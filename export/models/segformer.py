@@ -22,18 +22,18 @@ _SEGFORMER_LICENCE = (
 def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None) -> PriorModel:
     """SegFormer (Xie et al., 2021) from a checkpoint folder in Hugging Face's format.
 
-    The folder holds config.json (which says B0 to B5), preprocessor_config.json and the weights as
-    model.safetensors, sharded safetensors or a weights-only pytorch_model.bin. It is read by
-    ``transformers``; nothing is downloaded and no code in it is run.
+    The folder contains config.json (which says B0 to B5), preprocessor_config.json, and the weights
+    as model.safetensors, sharded safetensors or a weights-only pytorch_model.bin. ``transformers``
+    reads it; nothing is downloaded and no code in it is run.
 
     Parameters
     ----------
     weights : the folder; None makes a B0 of 150 classes with random weights (``trained`` is False).
-    imgsz : (height, width) to freeze for, instead of the checkpoint's.
+    imgsz : (height, width) in pixels to freeze for, instead of the checkpoint's.
 
     Raises
     ------
-    InputError : no such folder, a file missing, or a setting that this program does not know.
+    InputError : no such folder, a missing file, or a setting that this program does not support.
     BundleError : weights that are broken, unsafe, or not those of the network in config.json.
     MissingBackend : torch or transformers is not installed.
     """
@@ -102,12 +102,15 @@ def _class_names(config: dict[str, Any], folder: Path) -> list[str] | None:
         return None
     wanted = [str(i) for i in range(len(names))]
     if not isinstance(names, dict) or set(names) != set(wanted):
-        raise InputError(f"{folder / 'config.json'}: id2label has other keys than 0, 1, 2, ...")
+        raise InputError(
+            f"{folder / 'config.json'}: id2label has other keys than 0, 1, 2, ...",
+            fix="number the classes from 0 on, or remove id2label",
+        )
     return [str(names[i]) for i in wanted]
 
 
 def _load_segformer(folder: Path) -> Any:
-    """The network with every weight from the folder's file; never a random one among them."""
+    """The network with every weight from the folder's file; BundleError if one is missing."""
     import pickle
 
     import torch
@@ -120,7 +123,7 @@ def _load_segformer(folder: Path) -> Any:
                 folder,
                 local_files_only=True,
                 weights_only=True,
-                ignore_mismatched_sizes=True,  # they are told below, by name
+                ignore_mismatched_sizes=True,  # the error below lists them by name
                 output_loading_info=True,
                 dtype=torch.float32,
             )
@@ -162,7 +165,7 @@ def _load_segformer(folder: Path) -> Any:
 def _segformer_preprocess(
     settings: dict[str, Any], imgsz: tuple[int, int] | None, folder: Path | None
 ) -> Preprocess:
-    """preprocessor_config.json in our words.
+    """The Preprocess that preprocessor_config.json describes.
 
     Hugging Face resizes by Pillow's anti-aliased triangle filter, this project by averaging: on six
     COCO photographs at 384 x 384 the normalised values differ by 0.02 on average and 0.58 at most,
@@ -171,7 +174,10 @@ def _segformer_preprocess(
 
     def refuse(key: str, wanted: str) -> InputError:
         where = f"{folder}/preprocessor_config.json"
-        return InputError(f"{where}: {key} is {settings.get(key)!r}; wanted {wanted}")
+        return InputError(
+            f"{where}: {key} is {settings.get(key)!r}; wanted {wanted}",
+            fix="change that file if the network was trained so, or export it to ONNX yourself",
+        )
 
     known = {"do_resize": True, "do_normalize": True, "do_rescale": True}
     ours = {"do_reduce_labels", "do_convert_rgb"}  # of no effect on RGB pictures
@@ -197,7 +203,7 @@ def _segformer_preprocess(
     factor = settings.get("rescale_factor", 1 / 255) if flags["do_rescale"] else 1.0
     if not is_number(factor) or factor <= 0:
         raise refuse("rescale_factor", "a number above 0")
-    gain = 255 * factor  # their value is gain * v for v in [0, 1]: (gain v - mean) / std
+    gain = 255 * factor  # Hugging Face computes (gain * v - mean) / std for v in [0, 1]
     if abs(gain - 1) < 1e-6:
         gain = 1.0
     normalise: dict[str, Any] = {}
@@ -215,6 +221,7 @@ def _segformer_preprocess(
     own = Preprocess(**normalise, height=height, width=width, multiple=32, minimum=32)
     if min(height, width) < own.minimum:
         raise InputError(
-            f"imgsz is {(height, width)}; SegFormer wants at least {own.minimum} x {own.minimum}"
+            f"imgsz is {(height, width)}; SegFormer wants at least {own.minimum} x {own.minimum}",
+            fix=f"--imgsz {own.minimum}",
         )
     return own

@@ -1,4 +1,4 @@
-"""Engines for a bundle's graphs: built by the exporter, or finished on the device."""
+"""Engines for a bundle's graphs, which the exporter or the device builds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,23 @@ def wanted_engines(
     *,
     device: int = 0,
 ) -> list[dict[str, Any]]:
-    """What has to be built for ``target`` ("trt" or "rtx") here: an entry without its file for each
-    graph, whose ``key`` says whether the bundle has it already.
+    """The entries, without file and receipt, of the engines to build on this machine for
+    ``target``.
+
+    Parameters
+    ----------
+    recipes : the recipe of each graph's engine.
+    graphs : the serialised ONNX of each graph.
+    target : "trt" or "rtx".
+    device : the GPU's number.
+
+    Returns
+    -------
+    An entry for each graph. A bundle that lists an engine with the entry's ``key`` has it already.
 
     Raises
     ------
-    MissingBackend : TensorRT, or for "trt" a GPU, is not here.
+    MissingBackend : TensorRT, or for "trt" a GPU, is missing here.
     DeviceError : a GPU is needed, and its driver fails.
     """
     runtime = RUNTIMES[target]
@@ -76,7 +87,18 @@ def wanted_engines(
 
 
 def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
-    """InputError when "rtx" has no GPU to build for, or one that it cannot build for."""
+    """Check that "rtx" has GPUs to build for.
+
+    Parameters
+    ----------
+    targets : of the export.
+    capabilities : the compute capabilities that were asked for; empty for those of this machine's
+        GPU.
+
+    Raises
+    ------
+    InputError : there are none, or TensorRT for RTX cannot build for one of them.
+    """
     if "rtx" not in targets:
         return
     gpus = [] if capabilities else cuda_devices()
@@ -95,12 +117,25 @@ def build(
     timing_cache: bytes | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], bytes, bytes | None]:
-    """Build what :func:`wanted_engines` asked for: the whole entry, the plan, the timing cache.
+    """Build one engine.
+
+    Parameters
+    ----------
+    entry : from :func:`wanted_engines`.
+    data : the serialised ONNX of its graph.
+    precision : of the graph, as the manifest says it; the engine must compute in it.
+    device : the GPU's number.
+    timing_cache : times of an earlier build; None for no cache.
+    progress : called as progress(phase, fraction done, 0 to 1).
+
+    Returns
+    -------
+    The complete entry, the plan, and the timing cache after the build.
 
     Raises
     ------
-    VerificationFailed : the engine computes in another precision than ``precision``.
-    And what :func:`runtime.engines.tensorrt_build.build_engine` raises.
+    VerificationFailed : the engine computes in another precision. Also what
+        :func:`runtime.engines.tensorrt_build.build_engine` raises.
     """
     built = build_engine(
         data,
@@ -123,6 +158,11 @@ def build(
 
 
 def graph_bytes(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
-    """Every graph of a bundle, checked against its hash."""
+    """Name and bytes of every graph of a bundle, each checked against its hash.
+
+    Raises
+    ------
+    BundleError : a file is missing or damaged.
+    """
     for name in bundle.manifest["graphs"]:
         yield name, bundle.graph(name)

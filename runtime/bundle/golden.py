@@ -1,8 +1,9 @@
-"""Golden vectors: what a bundle gave when it was exported, compared again on each new device.
+"""Golden vectors: the answers of a bundle at its export, which each new device is compared with.
 
-One file holds ``picture`` (H, W, 3) uint8, ``input`` (1, 3, h, w) float32 (networks only),
-``guide`` as the prior gave it, ``labels`` (h, w) int32 after the listed number of steps, and the
-``losses`` (steps,) float32 before each: a step that does nothing may well leave the labels alone.
+One file contains ``picture`` (H, W, 3) uint8; ``input`` (1, 3, h, w) float32 (networks only);
+``guide`` as the prior's output; ``labels`` (h, w) int32 after the listed number of steps; and
+``losses`` (steps,) float32, the loss before each step. The losses are compared, too, because a step
+that does nothing may leave all labels right.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from runtime.errors import BundleError, InputError
 from runtime.files import cache_folder, replace_file
 from runtime.prior.network import NetworkPrior, as_probabilities
 
-MIN_AGREEMENT = 0.99
-INPUT_TOLERANCE = 0.05  # of a normalised colour: OpenCV's versions differ by one grey level
+MIN_AGREEMENT = 0.99  # share of equal labels
+INPUT_TOLERANCE = 0.05  # in normalised colours: versions of OpenCV differ by one grey level
 LOSS_TOLERANCE = 0.02  # relative; measured between two CPU backends: 3e-4
 _EXPORT = "export the bundle again"
 
@@ -83,14 +84,24 @@ def compare(
 ) -> dict[str, float]:
     """Run the golden picture again and measure how far the answers are from the recorded ones.
 
+    Parameters
+    ----------
+    arrays : the golden arrays by name.
+    steps : the number of refinement steps in them.
+    prior : of the bundle; called as prior(picture, picture at working size).
+    config : the refinement.
+    refiner : makes the refiner that runs the steps.
+    warm : start from the weights that the refiner has, not from the seed's.
+    name : of the bundle, for messages.
+
     Returns
     -------
-    ``input`` largest absolute difference of the network's input, ``prior`` and ``labels`` shares of
-    equal labels, ``losses`` largest relative difference.
+    ``input``: largest absolute difference of the network's input. ``prior`` and ``labels``: shares
+    of equal labels. ``losses``: largest relative difference.
 
     Raises
     ------
-    BundleError : arrays of another kind, or answers that differ.
+    BundleError : arrays that are missing or have other shapes or types, or answers that differ.
     """
     names = ("picture", "guide", "labels", "losses")
     picture, guide, labels, losses = (arrays.get(k) for k in names)
@@ -141,7 +152,7 @@ def compare(
             f"{name}: the golden picture cannot be run: {error.message}", fix=_EXPORT
         ) from error
     out["labels"] = float((refined == labels).mean())
-    both = min(len(losses), len(again_losses))  # a stop rule may end one of them earlier
+    both = min(len(losses), len(again_losses))  # a stop rule may end one of the runs earlier
     apart = np.abs(again_losses[:both] - losses[:both]) / np.maximum(np.abs(losses[:both]), 1e-6)
     out["losses"] = float(apart.max()) if both else float(len(losses) != len(again_losses))
     most = {"input": INPUT_TOLERANCE, "losses": LOSS_TOLERANCE}
@@ -161,6 +172,7 @@ def compare(
 
 
 def _hard(guide: np.ndarray) -> np.ndarray:
+    """The guide as labels (h, w)."""
     return guide if guide.ndim == 2 else guide.argmax(-1)
 
 
@@ -179,7 +191,7 @@ def _refined(
 
 
 def was_passed(bundle: Bundle, *run_by: str) -> bool:
-    """Whether this bundle has passed its golden test with these backends on this machine."""
+    """Whether the bundle has passed its golden test with these backends on this machine before."""
     path = _receipt(bundle, run_by)
     try:
         return path is not None and path.is_file()
@@ -188,7 +200,15 @@ def was_passed(bundle: Bundle, *run_by: str) -> bool:
 
 
 def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
-    """Note a passed golden test; without a writable cache folder it is simply run again."""
+    """Record in the cache folder that the bundle has passed its golden test. Without a writable
+    cache folder the test runs again the next time.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    result : from :func:`compare`.
+    run_by : names of the backends.
+    """
     path = _receipt(bundle, run_by)
     if path is None:
         return
@@ -200,6 +220,7 @@ def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
 
 
 def _receipt(bundle: Bundle, run_by: tuple[str, ...]) -> Path | None:
+    """The file that records a passed test; None without a cache folder."""
     folder = cache_folder()
     text = "\n".join((bundle.manifest["sha256"], *run_by))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]

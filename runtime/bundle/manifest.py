@@ -1,7 +1,7 @@
 """The manifest: its form, its seal, how it is made and how it is read from bytes.
 
-The form stands in ``_SPEC``, and ``make_manifest`` makes it: a new field is added in these two
-places. FILE = ``docs/dg-bundle-1.schema.json`` publishes the form as a JSON Schema; write it by
+``_SPEC`` describes the form, and ``make_manifest`` makes a manifest: add a new field in these two
+places. The file ``docs/dg-bundle-1.schema.json`` publishes the form as a JSON Schema. Write it with
 
     python -c "import runtime.bundle.manifest as m; print(m.schema_text())" > FILE
 """
@@ -31,18 +31,34 @@ GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
 
 
 def ports_entry(ports: list[Port]) -> list[dict[str, Any]]:
-    """Ports as the manifest has them; see :meth:`Port.entry`."""
+    """Ports as the manifest stores them; see :meth:`runtime.engines.port.Port.entry`."""
     return [port.entry() for port in ports]
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the sha256 of its own content, which catches a change by hand."""
+    """The manifest with the sha256 of its own content, which detects a change by hand.
+
+    Raises
+    ------
+    ValueError : a value that JSON does not have, such as NaN.
+    """
     body = {k: v for k, v in manifest.items() if k != "sha256"}
     return body | {"sha256": hashlib.sha256(_canonical(body)).hexdigest()}
 
 
 def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
-    """A manifest from its bytes, its form checked to the last key."""
+    """Read a manifest from its bytes, and check its form down to the last key.
+
+    Parameters
+    ----------
+    data : the bytes of the file.
+    name : of the file, for messages.
+
+    Raises
+    ------
+    BundleError : no manifest, one of another schema or form, or one that was changed after it was
+        sealed.
+    """
     if len(data) > MANIFEST_BYTES:
         raise BundleError(f"{name} has {len(data)} bytes; at most {MANIFEST_BYTES}")
     try:
@@ -85,7 +101,8 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _canonical(body: Mapping[str, Any]) -> bytes:
-    """UTF-8, which half a surrogate pair does not have: no such name can be printed or saved."""
+    """The manifest as bytes for its hash: JSON in UTF-8, keys sorted, without white space.
+    ValueError for half a surrogate pair, which UTF-8 does not have."""
     text = json.dumps(
         body, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
     )
@@ -93,8 +110,8 @@ def _canonical(body: Mapping[str, Any]) -> bytes:
 
 
 def short(error: Exception) -> str:
-    """The message without its fix, cut after 300 characters: a manifest's author chooses what a
-    message quotes."""
+    """The message of an error without its fix, at most 300 characters: a message quotes the
+    manifest, whose author may be hostile."""
     text = error.message if isinstance(error, SdkError) else str(error)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
@@ -111,7 +128,7 @@ def _no_constant(text: str) -> float:
 
 
 def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every file that the manifest lists."""
+    """The entry of every file that the manifest lists."""
     return [
         *manifest["graphs"].values(),
         manifest["init"],
@@ -122,7 +139,7 @@ def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_depth(value: Any) -> None:
-    """ValueError when lists and objects are nested deeper than printing and copying them can go."""
+    """ValueError when lists and objects are nested too deeply to be printed or copied."""
     level = [value]
     for _ in range(DEPTH):
         nested = [v for v in level if isinstance(v, (dict, list))]
@@ -152,7 +169,7 @@ class _Number(NamedTuple):
 
 
 _PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
-_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # nothing that steers a terminal
+_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # no control characters
 _FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
 _SHAPE = [(_Count(-1, 2**31), _Text(r"[^\n]{1,100}"))]
 _PORT = {"name": _Text(r"[^\n]{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
@@ -268,19 +285,21 @@ def make_manifest(
 
     Parameters
     ----------
-    name : the bundle's. sdk : the version that makes it.
+    name : of the bundle.
+    sdk : the version of this package.
     model : {"name", "trained"} of the prior's model.
-    prior : :func:`network_prior` or :func:`kmeans_prior`.
-    preprocess : how the prior's network is fed; None without a network.
-    classes : their names; None where they have none.
-    graphs : a :func:`graph_entry` for each of GRAPHS that the bundle has.
+    prior : from :func:`network_prior` or :func:`kmeans_prior`.
+    preprocess : how a picture becomes the input of the prior's network; None without a network.
+    classes : the names of the classes, in the order of their numbers; None where they have none.
+    graphs : a :func:`graph_entry` for each name of GRAPHS that the bundle has.
     refine : the refinement that the graphs were exported with.
-    init, golden, licence : :func:`file_entry` of init.safetensors; :func:`golden_entry` of each
-        golden file; :func:`licence_entry`.
+    init : :func:`file_entry` of init.safetensors.
+    golden : :func:`golden_entry` of each golden file.
     verification : what the checks of the export measured.
-    recipe : how the bundle was exported and how its engines are built.
+    recipe : how the bundle was exported, and how its engines are built.
+    licence : :func:`licence_entry` of the model's licence file.
     engines : entries of :mod:`runtime.bundle.engines`.
-    created : UTC, as "2025-01-01T00:00:00Z"; now when None.
+    created : UTC, as "2025-01-01T00:00:00Z"; the present time when None.
     """
     return {
         "schema": SCHEMA,
@@ -303,17 +322,19 @@ def make_manifest(
 
 
 def network_prior(output: str) -> dict[str, Any]:
-    """A prior that is a network; ``output`` is "logits", "probabilities" or "labels"."""
+    """The manifest's entry of a prior that is a network; ``output`` is "logits", "probabilities" or
+    "labels"."""
     return {"kind": "network", "output": output}
 
 
 def kmeans_prior(clusters: int, temperature: float) -> dict[str, Any]:
-    """A prior that is k-means."""
+    """The manifest's entry of a prior that is k-means, with its number of clusters and its
+    temperature."""
     return {"kind": "kmeans", "clusters": clusters, "temperature": temperature}
 
 
 def file_entry(file: str, data: bytes) -> dict[str, Any]:
-    """The entry of a file."""
+    """The manifest's entry of a file: its path inside the bundle, sha256 and size in bytes."""
     return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
@@ -327,7 +348,17 @@ def graph_entry(
     precision: str = "fp32",
     kept_fp32: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The entry of an ONNX file; ``kept_fp32`` names the nodes that a lower precision left out."""
+    """The manifest's entry of an ONNX file.
+
+    Parameters
+    ----------
+    file : its path inside the bundle.
+    data : its bytes.
+    opset : version of the ONNX operators.
+    inputs, outputs : of the loaded graph.
+    precision : "fp32", "fp16", "int8" or "int8+fp16".
+    kept_fp32 : the nodes that stay FP32 in a lower precision.
+    """
     return file_entry(file, data) | {
         "opset": opset,
         "precision": precision,
@@ -338,12 +369,12 @@ def graph_entry(
 
 
 def golden_entry(file: str, data: bytes, steps: int) -> dict[str, Any]:
-    """The entry of golden vectors; ``steps`` is the number of refinement steps in them."""
+    """The manifest's entry of golden vectors, which contain ``steps`` refinement steps."""
     return file_entry(file, data) | {"steps": steps}
 
 
 def licence_entry(file: str, data: bytes, text: str) -> dict[str, Any]:
-    """The entry of the model's licence file; ``text`` is the licence's name."""
+    """The manifest's entry of the model's licence file; ``text`` is the licence in words."""
     return file_entry(file, data) | {"text": text}
 
 
@@ -355,9 +386,9 @@ _NAMED = {"port": _PORT, "graph": _GRAPH, "engine": _ENGINE}
 def json_schema() -> dict[str, Any]:
     """The manifest's form as a JSON Schema (2020-12).
 
-    A manifest that :func:`parse_manifest` takes is valid. The reverse is almost true: a schema can
-    say nothing of the seal, of files listed twice, of what stands in ``preprocess`` and ``refine``,
-    and it takes 3.0 for the whole number 3.
+    Every manifest that :func:`parse_manifest` accepts is valid. The reverse is almost true: a
+    schema cannot check the seal, files that are listed twice, or the contents of ``preprocess`` and
+    ``refine``, and it accepts 3.0 for the whole number 3.
     """
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -371,7 +402,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _schema_of(spec: Any, named: Mapping[str, Any] = _NAMED) -> dict[str, Any]:
-    """What :func:`_check` does, as a schema; ``named`` are the specs to refer to by name."""
+    """The JSON Schema of what :func:`_check` checks; ``named`` are the specs to refer to by
+    name."""
     for name, one in named.items():
         if spec is one:
             return {"$ref": f"#/$defs/{name}"}

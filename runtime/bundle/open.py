@@ -1,4 +1,5 @@
-"""From a bundle's files to what runs: prior, refinement graphs, engines that fit this device."""
+"""From a bundle's files to what runs: its prior, its refinement graphs, and the engines for this
+device."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ from runtime.prior.network import NetworkPrior
 
 
 class Loaded(NamedTuple):
-    """An engine, and what it is in words: backend, precision, engine key."""
+    """An engine of a bundle.
+
+    Parameters
+    ----------
+    engine : the OnnxEngine or TensorRTEngine.
+    text : its backend and precision in words.
+    key : of a TensorRT engine; None for ONNX Runtime.
+    """
 
     engine: Any
     text: str
@@ -33,17 +41,27 @@ class Loaded(NamedTuple):
 def open_graph(
     bundle: Bundle, graph: str, *, backend: str, device: str = "cpu", threads: int | None = None
 ) -> Loaded:
-    """A graph of the bundle on ``backend``: "onnx" (ONNX Runtime), "trt" or "rtx" (its engine).
+    """Load a graph of the bundle on a backend.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    graph : "prior", "refine_step", "refine_map" or "cnn".
+    backend : "onnx" (ONNX Runtime), or "trt" or "rtx" (the bundle's engine for this GPU).
+    device : "cpu", "cuda" or "cuda:N". Engines need a GPU.
+    threads : for ONNX Runtime on the CPU; all processors when None.
 
     Raises
     ------
     InputError : another backend, or an engine on the CPU.
     MissingBackend : no GPU, or a package that is not installed.
     EngineMismatch : the bundle has no engine of this graph for this device.
-    BundleError : a damaged file, or inputs and outputs other than the manifest's.
+    BundleError : a damaged file, or inputs and outputs that differ from the manifest's.
     """
     if backend not in BACKENDS:
-        raise InputError(f"backend is {backend!r}; wanted one of {BACKENDS}")
+        raise InputError(
+            f"backend is {backend!r}; wanted one of {BACKENDS}", fix="backend='onnx' runs anywhere"
+        )
     entry = bundle.manifest["graphs"].get(graph)
     precision = entry["precision"] if entry else ""
     if backend == "onnx":
@@ -52,7 +70,7 @@ def open_graph(
             name=f"{bundle.name}/{graph}.onnx",
             threads=threads,
             device=device,
-            awake=graph != "prior",  # the next step follows at once
+            spin=graph != "prior",  # one step of the refinement follows the other at once
         )
         bundle.check_ports(graph, engine.inputs, engine.outputs)
         return Loaded(engine, f"{engine.backend} {precision}", None)
@@ -83,21 +101,24 @@ def open_graph(
 
 
 def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapping[str, Any]:
-    """The manifest's entry of the engine that fits GPU ``index``.
+    """The manifest's entry of the newest engine of a graph that fits GPU ``index``.
 
     Raises
     ------
     MissingBackend : no GPU.
-    EngineMismatch : none fits; the message says what there is.
+    InputError : a GPU that this machine does not have.
+    EngineMismatch : no engine fits; the message lists the engines that the bundle has.
     """
     problem = cuda_problem()
     if problem is not None:
         raise problem
     gpus = cuda_devices()
     if index >= len(gpus):
-        raise InputError(f"device is cuda:{index}; this machine has {len(gpus)} GPUs")
+        raise InputError(
+            f"device is cuda:{index}; this machine has {len(gpus)} GPUs", fix="see: nvidia-smi -L"
+        )
     gpu, has = gpus[index], []
-    for entry in reversed(bundle.manifest["engines"]):  # the newest first
+    for entry in reversed(bundle.manifest["engines"]):  # the newest engine is the last
         if entry["graph"] != graph or entry["runtime"] != RUNTIMES[backend]:
             continue
         exact = entry["gpu_name"] in (None, gpu.name) and entry["l4t"] in (None, l4t())
@@ -115,11 +136,28 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
 def open_prior(
     bundle: Bundle, *, backend: str = "onnx", device: str = "cpu", threads: int | None = None
 ) -> tuple[KMeansPrior | NetworkPrior, Loaded | None]:
-    """The bundle's prior, and the engine in it."""
+    """Load the bundle's prior.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    backend, device, threads : as for :func:`open_graph`.
+
+    Returns
+    -------
+    The prior, and the engine in it; None for k-means.
+
+    Raises
+    ------
+    InputError : another backend than "onnx" for k-means. Also what :func:`open_graph` raises.
+    """
     entry = bundle.manifest["prior"]
     if entry["kind"] == "kmeans":
         if backend != "onnx":
-            raise InputError(f"backend is {backend!r}; {bundle.name} has no network to run there")
+            raise InputError(
+                f"backend is {backend!r}; {bundle.name} has no network to run there",
+                fix="backend='onnx'",
+            )
         return KMeansPrior(entry["clusters"], entry["temperature"]), None
     loaded = open_graph(bundle, "prior", backend=backend, device=device, threads=threads)
     preprocess = bundle.preprocess()
@@ -135,9 +173,17 @@ def open_prior(
     return prior, loaded
 
 
-class Refinement(NamedTuple):
-    """How pictures are refined: ``make(config)`` gives what :func:`refine_with` takes; ``size`` is
-    fixed where engines fix it."""
+class BundleRefinement(NamedTuple):
+    """How pictures are refined with a bundle.
+
+    Parameters
+    ----------
+    make : called as make(config), returns what :func:`runtime.core.refiner.refine_with` makes its
+        refiner with.
+    text : backend and precision of the step in words; None for the native module.
+    engines : those that run the steps.
+    size : (height, width) in pixels where engines fix the working size, else None.
+    """
 
     make: Any
     text: str | None
@@ -152,14 +198,27 @@ def open_refinement(
     device: str = "cpu",
     threads: int | None = None,
     new: Callable[[RefineConfig, int, int, int | None], Refiner] | None = None,
-) -> Refinement:
-    """The refinement on the device's native module, or by the bundle's step graph on ``backend``.
-    ``new(config, height, width, classes)`` gives native refiners, in any state, where the caller
-    has them; new ones are made when None."""
+) -> BundleRefinement:
+    """Load the refinement of a bundle.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    backend : "native" for the device's own module; or the backend that runs the bundle's graphs, as
+        for :func:`open_graph`.
+    device, threads : as for :func:`open_graph`.
+    new : called as new(config, height, width, classes), returns a native refiner in any state. By
+        default a new one is made for each picture.
+
+    Raises
+    ------
+    BundleError : the bundle's weights are damaged. Also what :func:`open_graph` raises.
+    """
     trained, own = trained_state(bundle), bundle.refine()
 
-    def made_by(create: Any, config: RefineConfig) -> Make:
-        """What creates refiners, which start trained if the network is the bundle's."""
+    def starting_trained(create: Any, config: RefineConfig) -> Make:
+        """A maker of refiners. They start from the trained weights if ``config`` describes the
+        network of the bundle."""
         return maker(create, config, trained if _same_network(config, own) else None)
 
     if backend == "native":
@@ -173,9 +232,9 @@ def open_refinement(
                     height, width, classes=count, device=device, threads=threads, **options
                 )
 
-            return made_by(create, config)
+            return starting_trained(create, config)
 
-        return Refinement(native, None, (), None)
+        return BundleRefinement(native, None, (), None)
 
     step, final = (
         open_graph(bundle, name, backend=backend, device=device, threads=threads)
@@ -184,23 +243,27 @@ def open_refinement(
 
     def graphs(config: RefineConfig) -> Make:
         def create(height: int, width: int, count: int | None) -> GraphRefiner:
-            options = RefineOptions(
-                **config.options()
-            )  # the graphs do not depend on the working size
+            # The graphs depend on these options alone, not on the working size.
+            options = RefineOptions(**config.options())
             return GraphRefiner(
                 step.engine, final.engine, options, height=height, width=width, classes=count
             )
 
-        return made_by(create, config)
+        return starting_trained(create, config)
 
     shape = next(p.shape for p in step.engine.inputs if p.name == "image")[2:]
     height, width = shape
     fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    return Refinement(graphs, step.text, (step.engine, final.engine), fixed)
+    return BundleRefinement(graphs, step.text, (step.engine, final.engine), fixed)
 
 
 def trained_state(bundle: Bundle) -> parameters.State | None:
-    """The weights that were trained beforehand; None where they come from the seed."""
+    """The weights that were trained before the export; None where the seed makes them.
+
+    Raises
+    ------
+    BundleError : the file is damaged, or its weights are those of another network.
+    """
     if "cnn" not in bundle.manifest["graphs"]:
         return None
     state = bundle.tensors(bundle.manifest["init"])
@@ -220,13 +283,26 @@ def starts_trained(bundle: Bundle, config: RefineConfig) -> bool:
 
 
 def self_test(
-    bundle: Bundle, prior: Any, refinement: Refinement, *, when: str, run_by: tuple[str, ...]
+    bundle: Bundle, prior: Any, refinement: BundleRefinement, *, when: str, run_by: tuple[str, ...]
 ) -> dict[str, float] | None:
-    """Run the golden vectors, "once" per bundle and ``run_by``, "always" or "never". None: not run.
+    """Run the golden vectors.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    prior, refinement : of the bundle, on the backends that are tested.
+    when : "always"; "once" for each bundle and ``run_by`` on this machine; or "never".
+    run_by : names of the backends.
+
+    Returns
+    -------
+    What :func:`runtime.bundle.golden.compare` measured for the last golden picture; None when
+    nothing was run.
 
     Raises
     ------
     BundleError : the answers differ from the golden ones.
+    InputError : another value of ``when``.
     """
     if when not in ("once", "always", "never"):
         raise InputError(f"self_test is {when!r}; wanted 'once', 'always' or 'never'")

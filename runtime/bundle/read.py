@@ -1,8 +1,9 @@
-"""The bundle: a folder with a manifest, ONNX files, initial weights, engines and golden vectors.
+"""Read a bundle: a folder with a manifest, ONNX files, initial weights, engines and golden vectors.
 
-Reading trusts nothing: the manifest's form, every path, size and hash are checked, and the bytes
-that were hashed are the bytes that are used. Hashes catch damage and mix-ups; whoever can rewrite a
-bundle can rewrite its hashes, so an engine, which is native code, is as trustworthy as its origin.
+Reading trusts nothing: the manifest's form and every path, size and hash are checked, and the bytes
+that were hashed are the bytes that are used. Hashes detect damage and mix-ups. Whoever can rewrite
+a bundle can rewrite its hashes, so trust an engine, which is native code, only as far as you trust
+where it comes from.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from runtime.prior.preprocess import Preprocess
 
 
 class Bundle(NamedTuple):
-    """A bundle whose manifest has been checked; files are checked when they are read."""
+    """A bundle whose manifest was checked. Its files are checked when they are read."""
 
     path: Path
     manifest: dict[str, Any]
@@ -34,10 +35,15 @@ class Bundle(NamedTuple):
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read and check the manifest.
 
+        Parameters
+        ----------
+        path : the bundle's folder.
+
         Raises
         ------
         InputError : no such folder.
-        BundleError : no bundle, damaged, of another schema, or with paths that leave it.
+        BundleError : no bundle, a damaged manifest, one of another schema, or with paths that lead
+            out of the bundle.
         """
         folder = Path(path)
         if not os.path.isdir(folder):  # False, too, for names that no folder can have
@@ -54,15 +60,25 @@ class Bundle(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the folder."""
         return self.path.name
 
     @property
     def names(self) -> list[str] | None:
-        """Class names, or None."""
+        """The names of the classes, in the order of their numbers; None where they have none."""
         return self.manifest["classes"]
 
     def read(self, entry: Mapping[str, Any]) -> bytes:
-        """The bytes of a file that the manifest lists, of the listed size and sha256."""
+        """The bytes of a file of the manifest, checked against its size and sha256.
+
+        Parameters
+        ----------
+        entry : the file's entry in the manifest.
+
+        Raises
+        ------
+        BundleError : the file is missing, cannot be read, or differs.
+        """
         data = read_file(self.path, entry["file"], entry["size"])
         found = hashlib.sha256(data).hexdigest()
         if found != entry["sha256"]:
@@ -73,7 +89,16 @@ class Bundle(NamedTuple):
         return data
 
     def graph(self, name: str) -> bytes:
-        """The ONNX bytes of a graph, without external data."""
+        """The ONNX bytes of a graph, which contain all weights.
+
+        Parameters
+        ----------
+        name : "prior", "refine_step", "refine_map" or "cnn".
+
+        Raises
+        ------
+        BundleError : the bundle has no such graph, or its file is damaged.
+        """
         if name not in self.manifest["graphs"]:
             raise BundleError(
                 f"{self.name} has no graph {name!r}; "
@@ -84,7 +109,12 @@ class Bundle(NamedTuple):
         return data
 
     def check_ports(self, name: str, inputs: list[Port], outputs: list[Port]) -> None:
-        """BundleError unless a loaded graph has the inputs and outputs that the manifest says."""
+        """Check the inputs and outputs of a loaded graph against the manifest.
+
+        Raises
+        ------
+        BundleError : they differ.
+        """
         entry = self.manifest["graphs"][name]
         for kind, ports in (("inputs", inputs), ("outputs", outputs)):
             if ports_entry(ports) != entry[kind]:
@@ -94,11 +124,21 @@ class Bundle(NamedTuple):
                 )
 
     def tensors(self, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The arrays of a safetensors file."""
+        """The arrays of a safetensors file of the manifest, by name.
+
+        Parameters
+        ----------
+        entry : the file's entry in the manifest.
+
+        Raises
+        ------
+        BundleError : the file is damaged, or no safetensors file.
+        MissingBackend : safetensors is not installed.
+        """
         return load_tensors(self.read(entry), f"{self.name}/{entry['file']}")
 
     def preprocess(self) -> Preprocess | None:
-        """How the prior's network is fed; None without a network."""
+        """How a picture becomes the input of the prior's network; None without a network."""
         entry = self.manifest["preprocess"]
         return None if entry is None else Preprocess.from_manifest(entry)
 
@@ -107,13 +147,29 @@ class Bundle(NamedTuple):
         return RefineConfig(**self.manifest["refine"])
 
     def check_files(self) -> None:
-        """Read and check every file."""
+        """Read and check every file.
+
+        Raises
+        ------
+        BundleError : a file is missing or damaged.
+        """
         for entry in entries(self.manifest):
             self.read(entry)
 
 
 def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
-    """Arrays of safetensors bytes; BundleError when they are none."""
+    """The arrays in the bytes of a safetensors file, by name.
+
+    Parameters
+    ----------
+    data : the bytes.
+    name : of the file, for messages.
+
+    Raises
+    ------
+    BundleError : the bytes are no safetensors file.
+    MissingBackend : safetensors is not installed.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -131,7 +187,18 @@ def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def read_file(folder: Path, file: str, size: int | None) -> bytes:
-    """The bytes of a regular file inside ``folder``; symbolic links are not followed."""
+    """The bytes of a regular file inside a folder. Symbolic links are not followed.
+
+    Parameters
+    ----------
+    folder : the bundle's folder.
+    file : a path inside it, with "/" between names; its form was checked.
+    size : the size in bytes that the manifest says; None for the manifest itself.
+
+    Raises
+    ------
+    BundleError : the file is missing, is no regular file, has another size, or cannot be read.
+    """
     *folders, name = file.split("/")
     where = f"{folder.name}/{file}"
     opened: list[int] = []

@@ -1,4 +1,4 @@
-"""Writing a bundle whole or not at all, and adding an engine to one."""
+"""Write a bundle whole or not at all, and add an engine to a bundle."""
 
 from __future__ import annotations
 
@@ -28,10 +28,20 @@ from runtime.files import replace_file, sync_folder, write_new
 def write_bundle(
     path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> Bundle:
-    """Write a bundle beside its place, read it back, and rename it into place.
+    """Write a bundle beside its place, read it back, and rename it to its place.
 
-    An existing bundle is replaced; anything else of that name is left alone. A crash leaves the old
-    bundle, or none between two renames, never half of one; the next writer cleans up.
+    An existing bundle is replaced; anything else of that name is left alone. See
+    :func:`replaced_folder` for what a crash leaves.
+
+    Parameters
+    ----------
+    path : the bundle's folder.
+    manifest : from :func:`runtime.bundle.manifest.make_manifest`, not sealed yet.
+    files : the bytes of each file that the manifest lists, by its path inside the bundle.
+
+    Returns
+    -------
+    The bundle that was written.
 
     Raises
     ------
@@ -39,30 +49,54 @@ def write_bundle(
     BundleError : manifest and files do not fit together; nothing is written.
     """
     check_replaceable(path)
-    place = Path(os.path.realpath(Path(path)))  # a link to a bundle keeps pointing there
+    place = Path(os.path.realpath(Path(path)))  # a link to a bundle still points to it afterwards
     data = _sealed(manifest)
+    with replaced_folder(place) as new:
+        _fill(new, {**files, MANIFEST: data})
+        Bundle.open(new).check_files()
+        check_replaceable(place)  # again, because that took time
+    return Bundle.open(path)
+
+
+@contextmanager
+def replaced_folder(place: Path) -> Iterator[Path]:
+    """A new, empty folder to fill, which replaces ``place`` when the block ends without an error.
+
+    The new folder lies beside ``place`` until it is complete. An error leaves ``place`` as it was.
+    A crash leaves the old folder, the new one, or, between two renames, none; never half of one.
+    The next call for the same place then restores the old folder and removes what the crash left.
+
+    Raises
+    ------
+    InputError : a folder cannot be written.
+    """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place)
         work = Path(tempfile.mkdtemp(prefix=_work_prefix(place), dir=place.parent))
         try:
             with _locked(work):
-                _fill(work / "new", {**files, MANIFEST: data})
-                Bundle.open(work / "new").check_files()
-                check_replaceable(place)  # still
+                new = work / "new"
+                new.mkdir()
+                yield new
                 if place.exists():
                     place.rename(work / "old")
-                (work / "new").rename(place)
+                new.rename(place)
                 sync_folder(place.parent)
         finally:
             _put_back(work, place)
     except OSError as error:
-        raise _unwritable(path, error) from error
-    return Bundle.open(path)
+        raise _unwritable(place, error) from error
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """InputError when ``path`` is something that an export must not overwrite."""
+    """Check that an export may write to ``path``: it does not exist, is an empty folder, or is a
+    bundle.
+
+    Raises
+    ------
+    InputError : it is something else.
+    """
     folder = Path(path)  # "" is "."
     try:
         replaceable = not os.path.exists(folder) or not os.listdir(folder)
@@ -74,15 +108,34 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     if not replaceable:
         raise InputError(
             f"{str(folder)[:200]} exists and is no bundle; it is left alone",
-            fix="choose another with -o",
+            fix="choose another folder with -o",
         )
 
 
 def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
-    """Put an engine into a bundle: the file first, then the manifest that names it, each renamed
-    into place. An engine of the same key leaves the manifest before its file is replaced."""
+    """Add an engine to a bundle. Its file is written first, and then the manifest that names it;
+    each is renamed to its place. An engine of the same key is removed from the manifest before its
+    file is replaced, so that a crash leaves a valid bundle.
+
+    Parameters
+    ----------
+    bundle : the bundle.
+    entry : the engine's entry, as :func:`runtime.bundle.engines.build` returns it.
+    plan : the engine.
+
+    Returns
+    -------
+    The bundle with its new manifest.
+
+    Raises
+    ------
+    BundleError : entry and plan do not fit together, or the manifest would not be valid.
+    InputError : the bundle cannot be written.
+    """
     if not file_entry(entry["file"], plan).items() <= entry.items():
-        raise BundleError(f"{entry['file']} is not the engine that its entry describes")
+        raise BundleError(
+            f"{entry['file']} is not the engine that its entry describes", fix="build it again"
+        )
     try:
         with _locked(bundle.path):
             manifest = Bundle.open(bundle.path).manifest  # with what others have added meanwhile
@@ -107,18 +160,17 @@ def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest's file."""
+    """The bytes of the manifest's file, sealed."""
     try:
         return (json.dumps(seal(manifest), indent=1) + "\n").encode()
     except ValueError as error:  # NaN, half a surrogate pair
         raise BundleError(
-            f"the manifest cannot be written: {short(error)}", fix="see the value it names"
+            f"the manifest cannot be written: {short(error)}", fix="see the value that it names"
         ) from error
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    """A new folder with ``files``, all on the disk."""
-    folder.mkdir()
+    """Write ``files`` into an empty folder, and wait until all are on the disk."""
     for file, data in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         write_new(folder / file, data, durable=True)
@@ -127,14 +179,17 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(folder: Path, file: str, data: bytes) -> None:
-    """Write ``file`` under another name and rename it; never through a link."""
+    """Write ``file`` under another name and rename it to its place; never through a link."""
     target = folder / file
     if target.parent.is_symlink():
-        raise BundleError(f"{folder.name}/{file} lies behind a link; not written")
+        raise BundleError(
+            f"{folder.name}/{file} lies behind a link; not written",
+            fix="put a real folder in the place of the link",
+        )
     target.parent.mkdir(exist_ok=True)
     prefix = f".{target.name}.partial-"
     for name in os.listdir(target.parent):
-        if name.startswith(prefix):  # of a writer that was killed
+        if name.startswith(prefix):  # left by a writer that was killed
             (target.parent / name).unlink()
     partial = target.with_name(prefix + secrets.token_hex(4))
     replace_file(target, data, temporary=partial, durable=True)
@@ -142,8 +197,9 @@ def _replace(folder: Path, file: str, data: bytes) -> None:
 
 @contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder's lock, which ends with its holder; BlockingIOError when another has it."""
-    import fcntl  # not on every system that can import this
+    """Hold a folder's lock for a block. The lock also ends with the process that holds it.
+    BlockingIOError when another process holds it and ``wait`` is False."""
+    import fcntl  # some systems that can read bundles do not have this module
 
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -158,19 +214,20 @@ def _work_prefix(place: Path) -> str:
 
 
 def _put_back(work: Path, place: Path) -> None:
-    """Remove a writer's folder; a bundle that it has moved away goes back if its place is free."""
+    """Remove a writer's folder. An old folder that the writer has moved away is put back if its
+    place is free."""
     if (work / "old").exists():
-        # What is half removed must never be taken for what has to go back.
+        # A folder that is only half removed must never be put back, so it gets another name first.
         (work / "old").rename(work / "trash" if place.exists() else place)
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Clean up after writers that were killed."""
+    """Remove what writers left that were killed."""
     for name in os.listdir(place.parent):
         if name.startswith(_work_prefix(place)) and not (place.parent / name).is_symlink():
             try:
                 with _locked(place.parent / name, wait=False):
                     _put_back(place.parent / name, place)
-            except OSError:  # its writer is at work, or it is none of ours
+            except OSError:  # its writer still works, or another program made it
                 continue

@@ -12,7 +12,12 @@ class NoGraph(Exception):
 
 
 class CudaGraph:
-    """What ``enqueue`` puts into a stream, captured so that one call launches all of it.
+    """The work that ``enqueue`` puts into a stream, captured so that one call launches all of it.
+
+    Parameters
+    ----------
+    enqueue : puts the work into the stream; returns False when the work was refused.
+    stream : the address of the CUDA stream.
 
     Raises
     ------
@@ -46,10 +51,12 @@ class CudaGraph:
             raise
 
     def launch(self, stream: int) -> int:
-        """The driver's code: 0 if it accepted the graph."""
+        """Launch the work in ``stream``, the address of a CUDA stream. Returns the driver's code,
+        which is 0 when the driver accepted the graph."""
         return int(self._driver.cuGraphLaunch(self._launchable, ctypes.c_void_p(stream)))
 
     def free(self) -> None:
+        """Release the graph. A second call does nothing."""
         for handle, name in (
             (self._launchable, "cuGraphExecDestroy"),
             (self._graph, "cuGraphDestroy"),

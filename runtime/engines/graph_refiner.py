@@ -1,4 +1,5 @@
-"""Refinement by the exported step graph, on any engine: runtime.Refiner's loop on the host."""
+"""Refinement by the exported step graph, on any engine: the loop of runtime.Refiner, run by the
+host."""
 
 from __future__ import annotations
 
@@ -20,38 +21,39 @@ from runtime.core.refiner import Progress, Refinement, prepared, statistics
 from runtime.device.choose import module_of
 from runtime.errors import InputError
 
-# The graphs do not know these options: the host follows them.
+# The graphs do not depend on these options, which the host's loop implements.
 _HOST = ("steps", "seed", "min_labels", "silhouette", "early_stop")
 
 
 @dataclass
 class _Run:
-    """What a loop has found so far."""
+    """The results of a loop so far."""
 
     losses: list[np.ndarray] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)
     done: int = 0
     stop: str = "steps"
-    made: int = 0  # steps of the engine
-    excess: int = 0  # the last so many of them have to be undone
+    made: int = 0  # steps that the engine ran
+    excess: int = 0  # how many of the last steps have to be undone
 
 
 class GraphRefiner:
-    """What runtime.Refiner does, with engines. Not safe for use by two threads at a time.
+    """A Refiner whose steps are runs of a step graph. Not safe for two threads at a time.
 
     Parameters
     ----------
     step_engine, map_engine : engines of the step and the map graph, with ``inputs``, ``outputs``,
         ``__call__`` and, for the step, ``loop(feed, state)``.
-    options : those that the graphs were exported with; steps, seed, min_labels, silhouette and
-        early_stop may differ as far as the graphs give the outputs for them.
+    options : the options that the graphs were exported with. steps, seed, min_labels, silhouette
+        and early_stop may differ, as long as the graphs have the outputs that they need.
     height, width : size of the pictures in pixels.
-    classes : channels of the response map. Residual: the number of guide classes (required), at
-        most the engine's if that is fixed. The others: ``channels``, and may be left out.
+    classes : channels of the response map. For the residual objective the number of guide classes
+        (required), at most that of the engine if it is fixed. For the others ``channels``, which is
+        also the default.
 
     Raises
     ------
-    InputError : a size that the engines are not made for, other options, an output missing.
+    InputError : a size that the engines are not made for, other options, or a missing output.
     """
 
     def __init__(
@@ -76,7 +78,10 @@ class GraphRefiner:
         self._planes = fixed  # of the guide, where the engine fixes them
         if parameters.objective_of(options).channels_follow_classes:
             if classes is None:
-                raise InputError("classes is missing; residual needs the number of guide classes")
+                raise InputError(
+                    "classes is missing; residual needs the number of guide classes",
+                    fix="pass classes=guide.shape[2]",
+                )
             self.classes = check_count("classes", classes, 1, fixed or 4096)
             self._rows = fixed or self.classes
         else:
@@ -120,15 +125,16 @@ class GraphRefiner:
                 )
 
     def state_dict(self) -> parameters.State:
-        """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
+        """The weights, batch-norm buffers and "momentum.NAME" arrays, float32, with PyTorch's names
+        and shapes."""
         return parameters.unflatten(self.options, self.classes, *self._state)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Inverse of :meth:`state_dict`; momenta that are missing become zero.
+        """The inverse of :meth:`state_dict`; momenta that are missing become zero.
 
         Raises
         ------
-        InputError : a missing or unknown name, a wrong shape, NaN.
+        InputError : a missing or unknown name, a wrong shape, or NaN.
         """
         self._state = parameters.flatten(self.options, self.classes, state)
 
@@ -142,23 +148,41 @@ class GraphRefiner:
         progress: Progress | None = None,
         deadline: float | None = None,
     ) -> Refinement:
-        """Refine; arguments, result and errors are those of :meth:`runtime.Refiner.run`.
+        """Refine a picture; arguments and result are those of :meth:`runtime.Refiner.run`.
 
-        Two differences: a class that a residual guide has nowhere takes no part (its score is 0),
-        and ``clusters_per_step`` is empty where the graph does not count them. The dynaseg graph
-        takes no guide.
+        There are two differences. A class that a residual guide does not have anywhere takes no
+        part: its score is 0. And ``clusters_per_step`` is empty where the graph does not count the
+        labels. The dynaseg graph takes no guide.
+
+        Parameters
+        ----------
+        image : (H, W, 3) float32 RGB in [0, 1].
+        guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None.
+        steps : instead of the options' number, 0 to 1,000,000.
+        warm : start from the state of the last run, or from the state that was loaded; otherwise
+            from the seed's.
+        progress : called as progress(done, steps) after each step.
+        deadline : a time of ``time.monotonic()`` in seconds; no step begins after it.
+
+        Raises
+        ------
+        InputError : a wrong size, NaN, or a guide that the objective does not take.
+        DeviceError : the engine failed.
         """
         image = check_image(image)
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
                 f"image is {image.shape[0]} x {image.shape[1]} pixels; "
-                f"this GraphRefiner was made for {self.height} x {self.width}"
+                f"this GraphRefiner was made for {self.height} x {self.width}",
+                fix="resize the picture, or make another GraphRefiner",
             )
         options = self.options
         steps = int(options.steps or 0) if steps is None else check_count("steps", steps, 0, 10**6)
         objective = parameters.objective_of(options)
         if guide is not None and not objective.takes_guide:
-            raise InputError("guide was given, but the dynaseg graph takes none")
+            raise InputError(
+                "guide was given, but the dynaseg graph takes none", fix="leave the guide out"
+            )
         guide, floor = prepared(options, image, guide, self.classes)
         if not warm:
             self.load_state_dict(self._initial)
@@ -196,7 +220,8 @@ class GraphRefiner:
         progress: Progress | None,
         deadline: float | None,
     ) -> _Run:
-        """Step until a rule stops the loop; its last state becomes this object's."""
+        """Run steps until a rule stops the loop. The last state becomes the state of this
+        object."""
         options, run = self.options, _Run()
         parameters, momenta, buffers, batches = self._state
         state = {
@@ -251,7 +276,7 @@ class GraphRefiner:
         return run
 
     def _count(self, loop: Any) -> int:
-        """The number of labels of the current state, found by one step that is undone."""
+        """The number of labels of the current state. One step counts them, and is undone."""
         clusters = int(loop.step()["clusters"][0])
         loop.undo()
         return clusters
@@ -267,10 +292,9 @@ class GraphRefiner:
         return np.ascontiguousarray(scores), out["labels"][0].astype(np.int32)
 
     def _with_rows(self, vector: np.ndarray, have: int, rows: int) -> np.ndarray:
-        """Residual's parameters or momenta for ``have`` classes, cut or filled to ``rows``.
-
-        Its last layer, a weight of so many rows and a bias, ends the vector.
-        """
+        """Residual's parameters or momenta, cut or filled with zeros from ``have`` classes to
+        ``rows``. The vector ends with the last layer: a weight with one row for each class, and a
+        bias."""
         if have == rows:
             return vector
         channels = int(self.options.channels or 1)
@@ -289,7 +313,7 @@ class GraphRefiner:
         if guide.ndim == 2:
             count = int(guide.max()) + 1
             soft = np.eye(count + 1, count, dtype=np.float32)[guide]  # row -1 is all zero
-            if self.options.soft_guide:  # whose graph divides by all pixels, known or not
+            if self.options.soft_guide:  # the graph divides by all pixels, also by unknown ones
                 soft *= np.float32(guide.size / (guide >= 0).sum())
         else:
             soft = guide
@@ -304,7 +328,7 @@ class GraphRefiner:
         return out
 
     def _first_assignment(self, guide: np.ndarray | None, planes: int) -> np.ndarray:
-        """Rank of each class among the present ones; for the overlap mapping just zeros."""
+        """The rank of each class among the present ones; zeros for the overlap mapping."""
         out = np.zeros(planes, np.int64)
         if guide is None or self.options.mapping == "overlap":
             return out

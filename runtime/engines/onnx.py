@@ -22,11 +22,12 @@ from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port, numpy_dtype
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, first_line
 
-# Arrays for inputs of these types are converted; for the others they must have the type already.
+# Arrays for inputs of these types are converted. Arrays for inputs of other types must have the
+# type already.
 _CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
-# What ONNX Runtime's messages say of a device that fails, and of an input that does not fit. The
-# classes of its errors do not tell the two apart: both are Fail, or RuntimeError.
+# Words in ONNX Runtime's messages when a device fails, and when an input does not fit. The classes
+# of its errors do not distinguish the two: both are Fail, or RuntimeError.
 _CUDA_CODE = re.compile(r"\bCUDA failure (\d+)")
 _GPU_FAILS = re.compile(r"\b(CU[A-Z_]+|NCCL) failure|\bCUDA error|\bcudaError")
 _NO_MEMORY = re.compile(
@@ -42,10 +43,10 @@ class OnnxEngine:
     """An ONNX network on ONNX Runtime; use as a context manager or call ``close``.
 
     INT8 networks are computed as their graph says: QuantizeLinear, DequantizeLinear, and the layer
-    between them in floating point, as TensorRT's answers are. ONNX Runtime would fuse the three
-    into integer kernels of its own, whose 16-bit sums saturate on x86 processors without VNNI:
-    there other labels come out. The price is that INT8 is not faster than FP32 on a CPU, and that
-    its weights take FP32's memory. Networks without these operators are not touched by it.
+    between them in floating point, as TensorRT does. ONNX Runtime would fuse the three into integer
+    kernels of its own. Their 16-bit sums saturate on x86 processors without VNNI, which changes
+    labels. Without fusing, INT8 is not faster than FP32 on a CPU, and its weights take the memory
+    of FP32 weights. Networks without these operators are not affected.
 
     Parameters
     ----------
@@ -53,16 +54,26 @@ class OnnxEngine:
         without external data.
     name : for messages; the file's name when left out.
     threads : most threads inside one operator; all processors when None.
-    device : "cpu", or "cuda", "cuda:1": ONNX Runtime's CUDA provider. Nothing else is tried.
-    awake : keep the threads spinning after a run, for the next one. A tenth faster where nothing
-        else runs in between; otherwise they take the processors from what does.
+    device : "cpu"; or "cuda", "cuda:1", for ONNX Runtime's CUDA provider. No other provider is
+        tried.
+    spin : let the threads wait for the next run in a busy loop. Runs that follow each other at once
+        are a tenth faster; work between two runs is slower, because the waiting threads take its
+        processors.
 
-    ``warnings`` : ``OutputWarning`` of this engine, for whoever makes results to take out.
+    Attributes
+    ----------
+    inputs, outputs : a ``Port`` for each, in the file's order.
+    metadata : the file's metadata_props.
+    backend : "onnxruntime-cpu" or "onnxruntime-cuda".
+    gpu : the number of the GPU whose arrays :meth:`on_gpu` takes; None where it takes none.
+    warnings : each ``OutputWarning`` of this engine. The code that makes results removes those that
+        it reports.
 
     Raises
     ------
-    BundleError : not ONNX, damaged, or with external data outside its folder.
-    MissingBackend : ONNX Runtime is not installed, or has no CUDA here.
+    BundleError : no ONNX, a damaged file, or external data outside its folder.
+    InputError : no such file, or a GPU that this machine does not have.
+    MissingBackend : ONNX Runtime is not installed, or cannot use CUDA here.
     DeviceError : the device has too little memory, or fails.
     """
 
@@ -73,7 +84,7 @@ class OnnxEngine:
         name: str = "",
         threads: int | None = None,
         device: str = "cpu",
-        awake: bool = False,
+        spin: bool = False,
     ) -> None:
         if isinstance(source, bytes):
             self.name = name or "the model"
@@ -95,22 +106,23 @@ class OnnxEngine:
         kind, index = parse_device(device)
         self.device, self._kind, self._index = device, kind, index
         self.warnings: list[OutputWarning] = []
-        # The GPU on which it takes arrays that lie there. On a stream of ours ONNX Runtime has one
-        # set of library handles, so that runs take turns; each ends when the stream has run dry.
+        # The number of the GPU whose arrays on_gpu takes; None where it takes none. Runs on the
+        # CUDA module's stream share one set of library handles in ONNX Runtime. So only one thread
+        # runs at a time, and a run returns when all work in the stream is done.
         self.gpu: int | None = None
         self._turn: AbstractContextManager[Any] = nullcontext()
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
-            self._cuda_or_say_why(onnxruntime.get_available_providers(), index)
-            ours = self._stream_of_ours()
+            self._check_cuda(onnxruntime.get_available_providers(), index)
+            ours = self._shared_stream()
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index} | ours))
             if ours:
                 self.gpu, self._turn = index, threading.Lock()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake)))
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.log_severity_level = 4  # errors come as exceptions
+        options.log_severity_level = 4  # errors are raised as exceptions
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=providers, enable_fallback=0
@@ -132,7 +144,9 @@ class OnnxEngine:
                 fix="see: python -m runtime doctor",
             )
 
-    def _cuda_or_say_why(self, available: list[str], index: int) -> None:
+    def _check_cuda(self, available: list[str], index: int) -> None:
+        """MissingBackend or InputError, with the reason, unless ONNX Runtime can use GPU
+        ``index``."""
         absence = cuda_absence()
         if "CUDAExecutionProvider" not in available:
             absence = f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}"
@@ -142,11 +156,15 @@ class OnnxEngine:
                 fix="use device='cpu', or see: python -m runtime doctor",
             )
         if index >= (count := len(cuda_devices())):
-            raise InputError(f"device is {self.device!r}; this machine has {count} GPUs")
+            raise InputError(
+                f"device is {self.device!r}; this machine has {count} GPUs",
+                fix=f"use 'cuda:0' to 'cuda:{count - 1}'" if count else "use device='cpu'",
+            )
 
-    def _stream_of_ours(self) -> dict[str, str]:
-        """Work in line with the CUDA module's, where that is built: then it need not be waited for
-        first, and its events time this network, too. Where it is not, results say so."""
+    def _shared_stream(self) -> dict[str, str]:
+        """The provider's option for the CUDA module's own stream; empty, with a warning, where the
+        CUDA module cannot be used. In one stream the network need not wait for the work before it,
+        and the module's events measure the time of the network, too."""
         try:
             return {"user_compute_stream": str(transfer.own_stream(self._index))}
         except (MissingBackend, DeviceError) as error:
@@ -160,12 +178,27 @@ class OnnxEngine:
             return {}
 
     def gpu_input(self, shape: tuple[int, ...]) -> None:
-        """None: the input may be in any memory."""
+        """None: the input may lie in any memory of the GPU. ``shape`` is that of the input."""
 
     def on_gpu(self, array: Any) -> list[Buffer]:
-        """Outputs for the one input, float32 on this engine's GPU (``__cuda_array_interface__``),
-        in line with the CUDA module's own stream: they are left there, and complete when that has
-        come to them."""
+        """Run the network on an array that lies on this engine's GPU.
+
+        The work is put into the CUDA module's own stream. The outputs stay on the GPU; they are
+        complete when the earlier work of that stream is done.
+
+        Parameters
+        ----------
+        array : the one input, float32 on GPU ``gpu``, with ``__cuda_array_interface__``.
+
+        Returns
+        -------
+        A buffer on the GPU for each output.
+
+        Raises
+        ------
+        InputError : another shape than the network takes; or the engine is closed.
+        DeviceError : the device has too little memory, or fails.
+        """
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
         binding = self._session.io_binding()
@@ -181,14 +214,20 @@ class OnnxEngine:
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Outputs for ``arrays``, one per input, in the file's order.
 
+        Arrays for float32, float16 and uint8 inputs are converted to these types; others must have
+        the type of the input.
+
         Raises
         ------
-        InputError : too many or too few, of another shape or type; or the engine is closed.
+        InputError : too many or too few arrays, another shape or type; or the engine is closed.
         DeviceError : the device has too little memory, or fails.
         """
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
-            raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
+            raise InputError(
+                f"{self.name} got {len(arrays)} arrays; wanted {wanted}",
+                fix="pass one array for each input, in this order",
+            )
         feed: dict[str, Any] = {}
         for port, array in zip(self.inputs, arrays, strict=True):
             feed[port.name] = np.asarray(array, port.numpy if port.dtype in _CONVERTED else None)
@@ -196,8 +235,10 @@ class OnnxEngine:
         return self._run(shapes, lambda: self._session.run(None, feed))
 
     def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
+        """The result of ``run``, whose errors become this package's errors. ``shapes`` are those of
+        the inputs, for messages."""
         if self._session is None:
-            raise InputError(f"{self.name} is closed")
+            raise InputError(f"{self.name} is closed", fix="load it again")
         try:
             with self._turn:
                 return run()
@@ -209,7 +250,8 @@ class OnnxEngine:
             raise failure or InputError(message) from error
 
     def _device_error(self, error: Exception) -> DeviceError | None:
-        """What an error of ONNX Runtime says of the device; None where it says nothing of it."""
+        """The DeviceError that an error of ONNX Runtime means; None where the device is not its
+        cause."""
         text = str(error)
         call = f"{self.name}: {first_line(error).partition(' ; GPU=')[0]}"
         no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
@@ -225,13 +267,27 @@ class OnnxEngine:
         return None
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
-        """Steps that feed their own outputs back: see :class:`OnnxLoop`."""
+        """A loop that feeds outputs of a run back as inputs of the next run.
+
+        Parameters
+        ----------
+        feed : input name -> array, for the inputs that stay the same from run to run.
+        state : input name -> (name of the output that becomes this input, first array).
+
+        Returns
+        -------
+        An :class:`runtime.engines.onnx_loop.OnnxLoop`.
+
+        Raises
+        ------
+        InputError : an input is missing, unknown, or of another shape or type.
+        """
         from runtime.engines.onnx_loop import OnnxLoop
 
         return OnnxLoop(self._session, feed, state, self.device, self._turn)
 
     def close(self) -> None:
-        """Free the network."""
+        """Free the network. A second call does nothing."""
         self._session = None
 
     def __enter__(self) -> OnnxEngine:
@@ -244,17 +300,30 @@ class OnnxEngine:
 def load_engine(
     path: str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"
 ) -> OnnxEngine:
-    """The engine in ``path``, by its suffix: .onnx. TensorRT engines come in bundles, whose
-    manifests say what they need."""
+    """Load the engine in a file. The suffix of the file must be .onnx: TensorRT engines lie in
+    bundles, whose manifests say how they are run.
+
+    Parameters
+    ----------
+    path : an .onnx file.
+    threads, device : as for :class:`OnnxEngine`.
+
+    Raises
+    ------
+    InputError : another suffix. Also what :class:`OnnxEngine` raises.
+    """
     suffix = Path(path).suffix.lower()
     if suffix != ".onnx":
-        raise InputError(f"{path} has suffix {suffix!r}; wanted an .onnx file")
+        raise InputError(
+            f"{path} has suffix {suffix!r}; wanted an .onnx file",
+            fix="for TensorRT engines open their bundle: Segmenter(BUNDLE, backend='trt')",
+        )
     return OnnxEngine(path, threads=threads, device=device)
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: classes of its own, which share no base class, and what pybind11
-    makes of C++'s exceptions."""
+    """The classes of ONNX Runtime's errors, which share no base class, and the classes that
+    pybind11 turns C++ exceptions into."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
@@ -262,6 +331,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_about_input(error: Exception) -> bool:
+    """Whether an error of ONNX Runtime says that the input does not fit the network."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     return isinstance(error, InvalidArgument) or bool(_INPUT_IS_WRONG.search(str(error)))

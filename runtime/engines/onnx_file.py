@@ -11,7 +11,17 @@ MAX_BYTES = 2**31  # protobuf's own limit
 
 
 def check_self_contained(data: bytes, name: str) -> None:
-    """BundleError unless ``data`` looks like ONNX and keeps all weights inside."""
+    """Check that the bytes look like ONNX and contain all weights.
+
+    Parameters
+    ----------
+    data : a serialised model.
+    name : of the model, for messages.
+
+    Raises
+    ------
+    BundleError : no ONNX, 2 GiB or more, or weights in another file.
+    """
     if not 0 < len(data) < MAX_BYTES:
         raise BundleError(f"{name} has {len(data)} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
     try:
@@ -26,7 +36,13 @@ def check_self_contained(data: bytes, name: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """InputError or BundleError unless ``path`` is an ONNX file whose weights lie in its folder."""
+    """Check that a file looks like ONNX and that its weights lie in its own folder.
+
+    Raises
+    ------
+    InputError : the file does not exist or cannot be read.
+    BundleError : no ONNX, 2 GiB or more, or weights that are missing or lie outside the folder.
+    """
     if not _is_file(path):
         raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
     size = path.stat().st_size
@@ -42,7 +58,7 @@ def check_file(path: Path) -> None:
     for location in locations:
         parts = PurePosixPath(location.replace("\\", "/")).parts
         outside = PurePosixPath(location).is_absolute() or ".." in parts
-        if outside or not _stays_in(folder, location):
+        if outside or not _lies_in(folder, location):
             raise BundleError(
                 f"{path} keeps weights in {location!r}, outside its own folder; not loaded",
                 fix="save the model with its data beside it (onnx.save_model, location='NAME')",
@@ -59,16 +75,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _stays_in(folder: Path, location: str) -> bool:
-    """Whether the location, links followed, is in the folder; a loop of links is not."""
+def _lies_in(folder: Path, location: str) -> bool:
+    """Whether the location, with links followed, lies in the folder. False for a loop of links."""
     try:
         return (folder / location).resolve().is_relative_to(folder)
     except (OSError, ValueError, RuntimeError):
         return False
 
 
-# Where onnx.proto keeps tensors: message -> {field: message inside}. A tensor's field 13 holds its
-# external_data entries (key 1, value 2).
+# Where onnx.proto stores tensors: message -> {number of a field: message inside}. Field 13 of a
+# tensor contains its external_data entries (field 1 is the key, field 2 the value).
 _NESTED = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -81,7 +97,17 @@ _NESTED = {
 
 
 def external_locations(data: bytes) -> Iterator[str]:
-    """Every external data location in a serialised ModelProto, whatever runtime will read it."""
+    """Every external data location in a serialised model, whichever runtime will read it.
+
+    Parameters
+    ----------
+    data : a serialised ModelProto. It is parsed here, without protobuf's own code.
+
+    Raises
+    ------
+    IndexError, ValueError : the bytes are no protobuf message.
+    UnicodeDecodeError : a location is no UTF-8.
+    """
     todo = [("model", memoryview(data))]
     while todo:
         kind, message = todo.pop()

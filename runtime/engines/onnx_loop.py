@@ -1,4 +1,5 @@
-"""A refinement's steps on ONNX Runtime: the state stays on the device, between three buffers."""
+"""Steps of a refinement on ONNX Runtime. The state stays on the device, in a ring of three
+buffers."""
 
 from __future__ import annotations
 
@@ -12,23 +13,25 @@ from runtime.device.driver import parse_device
 from runtime.engines.port import numpy_dtype
 from runtime.errors import DeviceError, InputError
 
-RING = 3  # state sets: the current one and the two before it
+RING = 3  # sets of state buffers: for the current state and the two before it
 
 
 class OnnxLoop:
-    """Runs a step graph whose outputs are its next inputs. Not safe for two threads at a time.
+    """Runs of a step graph whose outputs are inputs of the next run. Not safe for two threads at a
+    time.
 
     Parameters
     ----------
-    session : onnxruntime.InferenceSession of the step.
-    feed : input name -> array; uploaded once. Names that the step does not have are refused.
-    state : input name -> (output name, initial array). Output and input have the same shape.
-    device : "cpu", or "cuda", "cuda:1" as the session was made for.
-    turn : held during each run; by others who run the session, too.
+    session : the onnxruntime.InferenceSession of the step.
+    feed : input name -> array, uploaded once. Each name must be an input of the step.
+    state : input name -> (output name, first array). Output and input have the same shape.
+    device : "cpu", or "cuda", "cuda:1": that of the session.
+    turn : a lock that is held during each run, because others run the session, too. None for no
+        lock.
 
     Raises
     ------
-    InputError : an input missing, unknown or of another shape or type.
+    InputError : an input is missing, unknown, or of another shape or type.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class OnnxLoop:
         self._bindings = [session.io_binding() for _ in range(RING)]
         returned = [o.name for o in session.get_outputs()]
         self._returned = [name for name in returned if name not in self._output_of.values()]
-        self._feed: dict[str, Any] = {}  # keeps what is bound alive
+        self._feed: dict[str, Any] = {}  # holds the bound arrays, so that they are not freed
         self._bind(feed)
         for i, binding in enumerate(self._bindings):
             for name, value in self._ring[i].items():
@@ -69,7 +72,11 @@ class OnnxLoop:
                 binding.bind_ortvalue_output(self._output_of[name], value)
 
     def step(self, **changed: np.ndarray) -> dict[str, np.ndarray]:
-        """Run once, with new arrays for some of the feed, which stay.
+        """Run the step once.
+
+        Parameters
+        ----------
+        changed : new arrays for some inputs of the feed; later steps use them, too.
 
         Returns
         -------
@@ -77,8 +84,8 @@ class OnnxLoop:
 
         Raises
         ------
-        InputError : a name that is no feed, a wrong type or number of dimensions.
-        DeviceError : ONNX Runtime refused: sizes that do not fit together, no memory.
+        InputError : a name that the feed does not have, a wrong type or number of dimensions.
+        DeviceError : ONNX Runtime failed: sizes that do not fit together, or too little memory.
         """
         unknown = changed.keys() - self._feed.keys()
         if unknown:
@@ -94,15 +101,19 @@ class OnnxLoop:
         self._now = (self._now + 1) % RING
         self._back = min(self._back + 1, RING - 1)
         values = binding.get_outputs()[: len(self._returned)]
-        # ONNX Runtime writes the next but two step to the same memory.
+        # The third step from now writes to the same memory.
         return {n: v.numpy().copy() for n, v in zip(self._returned, values, strict=True)}
 
     def undo(self, n: int = 1) -> None:
-        """Go back to the state before the last ``n`` steps.
+        """Return to the state before the last ``n`` steps.
+
+        Parameters
+        ----------
+        n : 0, 1 or 2, and no more than the steps that were made.
 
         Raises
         ------
-        InputError : more steps than were made or are kept (2).
+        InputError : another number.
         """
         if not 0 <= n <= self._back:
             raise InputError(f"undo of {n} steps; wanted 0 to {self._back}, which are kept")

@@ -1,4 +1,4 @@
-"""What a result has to say about an engine and its outputs, though nothing failed."""
+"""Warnings about an engine and its outputs where nothing failed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,30 @@ ONE_CLASS = "one class covers the whole picture"
 
 @dataclass(frozen=True)
 class OutputWarning:
-    """A remark on an output (or on the engine, by its name): it is most likely wrong, or slow."""
+    """A remark on an output, or on the engine itself: its results are most likely wrong, or slow.
+
+    Parameters
+    ----------
+    output : the name of the output, or of the engine.
+    message : what was found.
+    """
 
     output: str
     message: str
 
 
 def output_warnings(outputs: Mapping[str, np.ndarray]) -> Iterator[OutputWarning]:
-    """A warning for each output with NaN or infinite values, or with one class everywhere."""
+    """Warn of outputs that contain NaN or infinite values, or one class everywhere.
+
+    Parameters
+    ----------
+    outputs : arrays by name: labels (N, H, W) of integers, scores (N, K, H, W) of floats, or
+        others, whose values alone are checked.
+
+    Returns
+    -------
+    At most one warning for each output.
+    """
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())

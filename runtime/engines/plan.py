@@ -1,4 +1,4 @@
-"""What a plan says of itself: its header, its key, and the receipt of its layers' precisions."""
+"""What a plan says about itself: its header, its key, and the receipt of its layers' precisions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,29 @@ _PLUMBING = set(
 
 
 class PlanHeader(NamedTuple):
-    """What a plan says of itself: its size in bytes, and the version that built it."""
+    """The header of a plan.
+
+    Parameters
+    ----------
+    size : of the plan, in bytes.
+    version : of the library that built it, for example "1.7.1.116".
+    """
 
     size: int
     version: str
 
 
 def network_receipt(network: Any) -> dict[str, Any]:
-    """How many layers of a parsed network compute in which precision; see ``Built``."""
+    """Count the layers of a parsed network by the precision that they compute in.
+
+    Parameters
+    ----------
+    network : TensorRT's INetworkDefinition.
+
+    Returns
+    -------
+    The receipt that :class:`runtime.engines.tensorrt_build.Built` describes, with source "network".
+    """
     layers: Counter[str] = Counter()
     matrix: Counter[str] = Counter()
     quantize = other = 0
@@ -59,29 +74,52 @@ def network_receipt(network: Any) -> dict[str, Any]:
 
 
 def engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str, Any]:
-    """The same counts from a built engine, read back on its device by the engine inspector."""
+    """The same counts from a built engine, which the engine inspector reads on its device.
+
+    Parameters
+    ----------
+    trt : the module tensorrt.
+    log : its logger, from :func:`runtime.engines.tensorrt.bridge_log`.
+    plan : the engine.
+    shapes : its least, usual and largest input shapes.
+
+    Returns
+    -------
+    What :func:`inspector_receipt` returns.
+
+    Raises
+    ------
+    DeviceError : the engine cannot be loaded, or takes no shapes.
+    """
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise DeviceError(f"the engine just built cannot be loaded: {log.summary()}")
+        raise DeviceError(
+            f"the engine just built cannot be loaded: {log.summary()}",
+            fix="build it again, and close what else uses the GPU",
+        )
     inspector = engine.create_engine_inspector()
     if any(three[0] != three[2] for three in shapes.values()):
-        context = engine.create_execution_context()  # types are known for known shapes alone
+        context = engine.create_execution_context()  # the inspector needs shapes to know types
         if context is None or not all(
             context.set_input_shape(name, usual) for name, (_, usual, _) in shapes.items()
         ):
-            raise DeviceError(f"the engine just built takes no shapes: {log.summary()}")
+            raise DeviceError(
+                f"the engine just built takes no shapes: {log.summary()}",
+                fix="build it again, with other sizes for --min-shape and --max-shape",
+            )
         inspector.execution_context = context
     return inspector_receipt(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def inspector_receipt(text: str) -> dict[str, Any]:
-    """``source``, ``layers``, ``matrix`` and ``other`` from the engine inspector's JSON."""
+    """The receipt in the engine inspector's JSON: ``source``, ``layers``, ``matrix`` and ``other``.
+    There is no ``quantize``, because a built engine has no such layers."""
     layers: Counter[str] = Counter()
     matrix: Counter[str] = Counter()
     other = 0
     for layer in json.loads(text)["Layers"]:
-        details = layer if isinstance(layer, dict) else {}  # a name alone tells nothing
+        details = layer if isinstance(layer, dict) else {}  # else it is a name without details
         kind = f"{details.get('LayerType', '')} {details.get('ParameterType', '')}".lower()
         is_matrix = re.search("conv|gemm|matrix|matmul|einsum|mha", kind) is not None
         ports = details.get("Inputs" if is_matrix else "Outputs") or [{}]
@@ -108,17 +146,19 @@ def _format_precision(text: str) -> str | None:
 
 
 def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
-    """Whether an engine computes in the precision that was asked for.
+    """Check that an engine computes in the precision that was asked for.
 
     Parameters
     ----------
     receipt : ``Built.receipt``.
-    asked : "fp32": every layer; "fp16": at least half of the convolutions and matrix products;
-        "int8": some of them, with quantise layers in the network.
+    asked : "fp32": all layers must compute in FP32; "fp16": at least half of the convolutions and
+        matrix products must compute in FP16; "int8": some of them must, and the network must have
+        quantise layers.
 
     Raises
     ------
-    VerificationFailed : it does not.
+    VerificationFailed : the engine computes in another precision.
+    InputError : another value of ``asked``.
     """
     layers, matrix = Counter(receipt["layers"]), Counter(receipt["matrix"])
     products = sum(matrix.values())
@@ -147,18 +187,19 @@ def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
 
 
 def read_header(plan: bytes) -> PlanHeader | None:
-    """What the first bytes of a plan say, read without TensorRT: for messages, not for trust.
+    """Read the first bytes of a plan without TensorRT. The result serves messages; it is not
+    trusted.
 
-    The layout was found by looking at plans of TensorRT for RTX 1.7: "vtrt", the size at byte 16
-    (u64, little endian), the version at byte 24 (four bytes).
+    The layout was found by reading plans of TensorRT for RTX 1.7: "vtrt", the size at byte 16 (u64,
+    little endian), the version at byte 24 (four bytes).
 
     Returns
     -------
-    None for a layout that is not known.
+    The header; None for a layout that is not known.
 
     Raises
     ------
-    BundleError : a plan that is cut short or longer than it says, or that starts with JSON.
+    BundleError : the plan is shorter or longer than its header says, or starts with JSON.
     """
     if plan[:4] == b"vtrt"[: max(1, len(plan))]:
         size = int.from_bytes(plan[16:24], "little")
@@ -173,7 +214,7 @@ def read_header(plan: bytes) -> PlanHeader | None:
     if plan[4:5] == b"{" and length < 2**24:
         raise BundleError(
             f"{length} bytes of JSON metadata stand before the plan, as Ultralytics writes them; "
-            f"TensorRT reads raw plans alone",
+            f"TensorRT reads plans without it",
             fix=f"drop the first {length + 4} bytes",
         )
     return None
@@ -189,7 +230,22 @@ def engine_key(
     gpu_name: str | None = None,
     l4t: str | None = None,
 ) -> str:
-    """16 hexadecimal digits: the same for the same model, flags, version and device."""
+    """The key of an engine: it is the same for the same model, flags, version and device.
+
+    Parameters
+    ----------
+    onnx : the serialised model.
+    flags : the builder's flags and shapes, as JSON values.
+    runtime : "tensorrt" or "tensorrt_rtx".
+    version : of that runtime.
+    compute_capabilities : of the GPUs that the engine is for, for example ["8.6"].
+    gpu_name, l4t : name of the GPU and release of its Jetson Linux; None where the engine does not
+        depend on them.
+
+    Returns
+    -------
+    16 hexadecimal digits.
+    """
     facts = [runtime, version, list(compute_capabilities), gpu_name, l4t]
     text = json.dumps([hashlib.sha256(onnx).hexdigest(), dict(flags), *facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -35,8 +35,14 @@ _BY_TENSORRT = {dtype.tensorrt: dtype for dtype in DTYPES if dtype.tensorrt}
 
 
 class Port(NamedTuple):
-    """An input or output. Dimensions are numbers, or names or None where they are free; the data
-    type is written as ONNX Runtime writes it."""
+    """An input or output of a network.
+
+    Parameters
+    ----------
+    name : in the graph.
+    shape : a number for each fixed dimension; a name or None for each free one.
+    dtype : the data type as ONNX Runtime writes it, for example "tensor(float)".
+    """
 
     name: str
     shape: tuple[int | str | None, ...]
@@ -58,7 +64,8 @@ Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> least, usual, larg
 
 
 def numpy_dtype(onnx: str) -> type[np.generic] | None:
-    """NumPy's type for ONNX Runtime's text; None where NumPy does not have it."""
+    """NumPy's type for ONNX Runtime's text: ``np.float32`` for "tensor(float)". None where NumPy
+    has no such type."""
     known = _BY_ONNX.get(onnx)
     return known.numpy if known else None
 
@@ -76,16 +83,17 @@ def onnx_dtype(name: str) -> str:
 
 
 def dtype_of_tensorrt(name: str) -> str:
-    """ONNX Runtime's text for TensorRT's name; the name itself where there is none."""
+    """ONNX Runtime's text for TensorRT's name: "tensor(float)" for "FLOAT". The name itself where
+    the table does not contain it."""
     known = _BY_TENSORRT.get(name)
     return known.onnx if known else name
 
 
 def triton_dtype(name: str) -> str:
-    """Triton's name for the manifest's.
+    """Triton's name for the manifest's name: "TYPE_FP32" for "float32".
 
     Raises
     ------
-    KeyError : Triton does not have the type.
+    KeyError : the table does not contain the type.
     """
     return _BY_NAME[name].triton

@@ -53,7 +53,7 @@ class EngineRecipe:
             check_count("level", self.level, 0, 5)
 
     def flags(self) -> dict[str, Any]:
-        """The flags as a bundle stores them; an engine's key depends on them."""
+        """The flags as a bundle stores them, by name. The key of an engine depends on them."""
         values = {flag: (getattr(self, flag), default) for flag, default in _FLAGS.items()}
         return {
             flag: value
@@ -62,13 +62,27 @@ class EngineRecipe:
         }
 
     def shapes_entry(self) -> dict[str, list[list[int]]]:
-        """The shapes as a bundle stores them."""
+        """The shapes as a bundle stores them: by input, the least, the usual and the largest
+        shape."""
         return {name: [list(shape) for shape in three] for name, three in self.shapes.items()}
 
     def key(
         self, onnx: bytes, *, runtime: str, version: str, gpu_name: str | None, l4t: str | None
     ) -> str:
-        """The key of the engine that this recipe makes of ``onnx``."""
+        """The key of the engine that this recipe makes of a model.
+
+        Parameters
+        ----------
+        onnx : the serialised model.
+        runtime : "tensorrt" or "tensorrt_rtx".
+        version : the version of that runtime, for example "10.3.0".
+        gpu_name, l4t : name of the GPU and release of its Jetson Linux; None where the engine does
+            not depend on them.
+
+        Returns
+        -------
+        16 hexadecimal digits.
+        """
         return engine_key(
             onnx,
             {**self.flags(), "shapes": self.shapes_entry()},
@@ -81,7 +95,8 @@ class EngineRecipe:
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> EngineRecipe:
-        """The recipe of an engine that the manifest lists, or that is to be built."""
+        """The recipe of an engine's entry, from the manifest or from
+        :func:`runtime.bundle.engines.wanted_engines`. The entry was checked before."""
         return cls(
             shapes=_shapes(entry["shapes"]),
             compute_capabilities=tuple(entry["compute_capabilities"]),
@@ -89,19 +104,35 @@ class EngineRecipe:
         )
 
     def to_manifest(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest's recipe without its command and targets. ``shapes`` are those of each
-        graph, as :meth:`shapes_entry` gives them."""
+        """What the manifest's recipe says of engines.
+
+        Parameters
+        ----------
+        shapes : for each graph, its shapes as :meth:`shapes_entry` returns them.
+
+        Returns
+        -------
+        The manifest's ``recipe`` without "command" and "targets".
+        """
         capabilities = list(self.compute_capabilities)
         return {"compute_capabilities": capabilities, **self.flags(), "shapes": dict(shapes)}
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> dict[str, EngineRecipe]:
-        """The recipe of each graph's engine.
+        """Read the recipe of each graph's engine.
+
+        Parameters
+        ----------
+        manifest : a manifest whose form was checked.
+
+        Returns
+        -------
+        A recipe for each name of a graph.
 
         Raises
         ------
-        BundleError : the manifest does not say what building engines needs.
-        InputError : a number that is out of its range.
+        BundleError : the manifest does not say how to build engines.
+        InputError : a number is out of its range.
         """
         recipe = manifest["recipe"]
         flags = {flag: recipe.get(flag, _UNSAID) for flag in _FLAGS}
@@ -126,7 +157,7 @@ class EngineRecipe:
         }
 
 
-_UNSAID = object()  # for a flag that the manifest does not have
+_UNSAID = object()  # the value of a flag that the manifest does not contain
 _FLAGS = {  # name -> default
     flag.name: flag.default
     for flag in fields(EngineRecipe)

@@ -1,4 +1,4 @@
-"""TensorRT's Python packages: which one is here, its log, and PyCUDA."""
+"""TensorRT's Python packages: which one is installed, its log, and PyCUDA."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ LOG = logging.getLogger("dg.tensorrt")
 
 
 def load_tensorrt(runtime: str) -> Any:
-    """The module ``tensorrt`` or ``tensorrt_rtx``, of a version that this package knows.
+    """The module ``tensorrt`` or ``tensorrt_rtx``, of a version that this package supports.
+
+    Parameters
+    ----------
+    runtime : "tensorrt" or "tensorrt_rtx".
 
     Raises
     ------
     InputError : another name.
-    MissingBackend : not installed, without its libraries, or of another version.
+    MissingBackend : the module is not installed, lacks its libraries, or has another version.
     """
     if runtime not in INSTALL:
         raise InputError(f"runtime is {runtime!r}; wanted 'tensorrt' or 'tensorrt_rtx'")
@@ -43,7 +47,7 @@ def load_tensorrt(runtime: str) -> Any:
             import tensorrt_rtx
 
             trt = tensorrt_rtx
-    except (ImportError, OSError) as error:  # OSError: the library beside the module
+    except (ImportError, OSError) as error:  # OSError: a library of the module is missing
         raise MissingBackend(f"{runtime} is needed, but {error}", fix=INSTALL[runtime]) from error
     version = str(getattr(trt, "__version__", "of an unknown version"))
     if not hasattr(trt, "Builder") or (runtime == "tensorrt" and not is_known(version)):
@@ -55,24 +59,34 @@ def load_tensorrt(runtime: str) -> Any:
 
 
 def is_known(version: str) -> bool:
-    """Whether this package is written for that version of TensorRT."""
+    """Whether this package supports a version of TensorRT, for example "10.3.0"."""
     lowest, below = VERSIONS
     return lowest <= tuple(map(int, re.findall(r"\d+", version)[:2])) < below
 
 
 def supported_compute_capabilities() -> list[str]:
-    """What the installed TensorRT for RTX can build for, e.g. ["7.5", "8.0", ...]."""
+    """The compute capabilities that the installed TensorRT for RTX builds for: ["7.5", "8.0", ...].
+
+    Raises
+    ------
+    MissingBackend : TensorRT for RTX is not installed.
+    """
     names = dir(load_tensorrt("tensorrt_rtx").ComputeCapability)
     numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
     return [f"{number // 10}.{number % 10}" for number in numbers]
 
 
 def rtx_targets(asked: Sequence[str], gpu: CudaDevice | None) -> tuple[str, ...]:
-    """The compute capabilities that TensorRT for RTX builds for: ``asked``, or else the GPU's.
+    """The compute capabilities that TensorRT for RTX builds for.
+
+    Parameters
+    ----------
+    asked : for example ["8.6", "8.9"]; empty for that of ``gpu``.
+    gpu : the GPU of this machine; None without one.
 
     Raises
     ------
-    InputError : there is none, or one that it cannot build for.
+    InputError : no compute capability, or one that TensorRT for RTX cannot build for.
     MissingBackend : TensorRT for RTX is not installed.
     """
     targets = tuple(dict.fromkeys(asked))
@@ -97,12 +111,16 @@ def rtx_targets(asked: Sequence[str], gpu: CudaDevice | None) -> tuple[str, ...]
 
 @functools.cache
 def bridge_log(trt: Any) -> Any:
-    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and keeps the last lines.
+    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and stores the last lines.
 
-    There is one for the process: TensorRT ignores a second one while anything uses the first.
-    Errors and warnings keep their level; information and chatter become DEBUG. ``lines`` holds the
-    last 50 errors and warnings since ``clear()``; ``summary()`` is the first error (the cause) and
-    what came of it.
+    A process has one such logger, because TensorRT ignores a second one while the first is in use.
+    Errors and warnings keep their level; all other messages become DEBUG. ``lines`` contains the
+    last 50 errors and warnings since ``clear()``. ``summary()`` returns the first errors, of which
+    the first is the cause.
+
+    Parameters
+    ----------
+    trt : the module tensorrt or tensorrt_rtx.
     """
 
     class Log(trt.ILogger):
@@ -138,11 +156,11 @@ def load_pycuda() -> Any:
 
     Raises
     ------
-    MissingBackend : not installed, or no driver.
+    MissingBackend : PyCUDA is not installed, or there is no CUDA driver.
     """
     try:
         import pycuda.driver as cuda
-    except ImportError as error:  # also without the driver's library
+    except ImportError as error:  # also where the driver's library is missing
         raise MissingBackend(
             f"PyCUDA is needed to run engines, but {error}",
             fix="pip install pycuda; for a missing libcuda install NVIDIA's driver",

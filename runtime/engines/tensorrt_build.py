@@ -1,7 +1,7 @@
-"""ONNX to engine, with TensorRT on the device or with TensorRT for RTX anywhere.
+"""From ONNX to an engine, with TensorRT on the device or with TensorRT for RTX on any machine.
 
-TensorRT for RTX has built every kind of network here without a GPU. Building with TensorRT itself
-needs its GPU and has not been run.
+TensorRT for RTX has built every kind of network without a GPU. Building with TensorRT itself needs
+its GPU and has not been run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runtime.engines.tensorrt import (
 )
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
-AUTO_WORKSPACE = 2**31  # most that is taken unasked; else a quarter of the free memory
+AUTO_WORKSPACE = 2**31  # bytes: the most that is used where the recipe says nothing
 Progress = Callable[[str, float], object]
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|insufficient (memory|workspace)|MemoryAllocation|within workspace limit"
@@ -40,12 +40,21 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Built:
-    """A plan, as it goes to a file, and how it came about.
+    """A plan as it is written to a file, and how it was built.
 
-    ``receipt`` is JSON-able: ``source`` ("network" or "engine"); ``layers``, the number of layers
-    per precision; ``matrix``, the same for convolutions and matrix products alone, by what they
-    read; ``quantize``, the number of quantise and dequantise layers; ``other``, the layers that
-    only move data or compute on integers.
+    Parameters
+    ----------
+    plan : the engine.
+    inputs, outputs : its ports.
+    receipt : a JSON object. ``source`` is "network" or "engine"; ``layers`` the number of layers by
+        precision; ``matrix`` the same for convolutions and matrix products alone, by the precision
+        of their input; ``quantize`` the number of quantise and dequantise layers; ``other`` the
+        number of layers that only move data or compute on integers.
+    seconds : that the build took.
+    version : of the library.
+    compute_capabilities : of the GPUs that the engine is for.
+    workspace : scratch memory of a layer in bytes; None for the builder's default.
+    timing_cache : the kernels' times after the build; None for TensorRT for RTX.
     """
 
     plan: bytes
@@ -103,7 +112,9 @@ def build_engine(
         found = []
     gpu = found[device] if device < len(found) else None
     if found and gpu is None:
-        raise InputError(f"device is {device}; wanted 0 to {len(found) - 1}")
+        raise InputError(
+            f"device is {device}; wanted 0 to {len(found) - 1}", fix="see: nvidia-smi -L"
+        )
     recipe = replace(recipe, compute_capabilities=_targets(runtime, recipe, gpu))
 
     def build() -> Built:
@@ -114,8 +125,8 @@ def build_engine(
 
     log, monitor = bridge_log(trt), _monitor(trt)
     log.clear()
-    # The builder has a thread of its own, so that Ctrl-C is seen at once and the callback runs
-    # in the caller's thread, where what it raises has somewhere to go.
+    # The builder runs in a thread of its own. So Ctrl-C ends this thread's wait at once, and the
+    # callback runs in the caller's thread, which gets the exceptions that it raises.
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(build)
         future.add_done_callback(lambda _: monitor.events.put(None))
@@ -178,7 +189,7 @@ class _Build:
         inputs = [_port(network.get_input(i)) for i in range(network.num_inputs)]
         outputs = [_port(network.get_output(i)) for i in range(network.num_outputs)]
         receipt = network_receipt(network)
-        # Memory is asked for last, because other builds and programs change what is free.
+        # The free memory is read last, because other builds and programs change it.
         workspace, free = self._memory()
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
@@ -186,7 +197,7 @@ class _Build:
         if serialized is None:
             raise _failure(self.runtime, log, workspace, free)
         plan = bytes(serialized)
-        del parser  # not earlier: it owns the weights of the network
+        del parser  # not before the build, because the parser owns the weights of the network
         if self.runtime == "tensorrt":
             receipt |= engine_receipt(trt, log, plan, recipe.shapes)
         return Built(
@@ -256,7 +267,8 @@ class _Build:
 
 
 def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) -> Any:
-    """Fix the shapes that are fixed; a profile for the others, None if there are none."""
+    """Fix the input shapes that have one size only. Returns a profile for the others, None if there
+    are none."""
     inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
     unknown = [name for name in shapes if name not in inputs]
     if unknown:
@@ -309,7 +321,7 @@ def _parser_error(error: Any) -> str:
 
 
 def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) -> Exception:
-    """What the log of a failed build means."""
+    """The error that the log of a failed build means."""
     text = "\n".join(log.lines)
     if "FP32 GEMM is not supported" in text:
         return InputError(
@@ -331,7 +343,8 @@ def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) ->
 
 
 def _monitor(trt: Any) -> Any:
-    """A progress monitor: puts (phase, fraction of the whole) into ``events``; can be cancelled."""
+    """A progress monitor, which puts (phase, fraction of the whole) into ``events`` and can be
+    cancelled."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -370,7 +383,7 @@ def _monitor(trt: Any) -> Any:
 
 @contextmanager
 def _current(device: int) -> Iterator[None]:
-    """Make ``device`` this thread's GPU. Device 0 is every thread's already."""
+    """Make ``device`` the GPU of this thread for a block. Every thread starts with device 0."""
     if device == 0:
         yield
         return

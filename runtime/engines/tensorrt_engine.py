@@ -1,4 +1,4 @@
-"""Run a TensorRT or TensorRT for RTX engine: named tensors, every answer checked.
+"""Run a TensorRT or TensorRT for RTX engine: named tensors, every return value checked.
 
 This code has not been run on a device. It was written from the packages' own interface files and
 documentation (TensorRT 10.3, 10.13 and 11.4, TensorRT for RTX 1.7, PyCUDA 2026.1), and its tests
@@ -25,8 +25,8 @@ from runtime.engines.tensorrt_session import Session, in_dtype
 from runtime.engines.tensorrt_stream import EngineStream
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
 
-MOST_SESSIONS = 4  # sets of buffers that are kept, one for each combination of input shapes
-_HUNG: list[Any] = []  # kept alive on purpose: freeing memory that a hung GPU uses would block
+MOST_SESSIONS = 4  # sessions that an engine stores, one for each combination of input shapes
+_HUNG: list[Any] = []  # objects that stay alive: freeing memory that a hung GPU uses would block
 
 
 class TensorRTEngine:
@@ -34,28 +34,27 @@ class TensorRTEngine:
 
     Parameters
     ----------
-    plan : the raw plan. It is native code: load only what was checked against its hash. Code for
-        the host inside it stays forbidden (``engine_host_code_allowed`` is False).
+    plan : the bytes of the plan. It is native code: load only a plan that was checked against its
+        hash. Code for the host inside it stays forbidden (``engine_host_code_allowed`` is False).
     runtime : "tensorrt" or "tensorrt_rtx".
     name : for messages.
     device : the GPU's number.
-    version, compute_capabilities : what the plan was built with and for, from its manifest.
-    timeout_s : a run that takes longer counts as hung. This is not checked for :meth:`on_gpu`,
+    version, compute_capabilities : the version that built the plan and the GPUs that it is for,
+        from the manifest.
+    timeout_s : seconds after which a run counts as hung. This is not checked for :meth:`on_gpu`,
         which does not wait.
 
     Attributes
     ----------
     inputs, outputs : ports; dimensions that are free are None.
-    warnings : the last 64 ``OutputWarning``: NaN or infinite values, one class everywhere.
-    graph : how runs are launched: "not yet" (the first run of each shape is a plain one),
-        "captured", "by the runtime", or "plain: " and why no CUDA graph is used.
 
     Raises
     ------
     MissingBackend : no TensorRT, PyCUDA or driver.
-    EngineMismatch : built for another version or device.
+    EngineMismatch : the plan was built for another version or device.
     BundleError : no plan, or a damaged one.
-    DeviceError : the device refuses.
+    InputError : a GPU that this machine does not have.
+    DeviceError : the GPU fails or has too little memory.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class TensorRTEngine:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self.metadata: dict[str, str] = {}
-        self._in_line = False  # the last run was put into the CUDA module's stream
+        self._in_line = False  # whether the last run was put into the CUDA module's stream
         self._sessions: dict[Any, Session] = {}
         self._runtime: Any = None
         self._engine: Any = None
@@ -90,7 +89,7 @@ class TensorRTEngine:
 
     def _check_version(self, runtime: str, built: str) -> None:
         here = str(self._trt.__version__)
-        # As many numbers as both have: a wheel may call itself 10.3.0, its plan 10.3.0.26.
+        # Compare as many numbers as both have: a wheel may say 10.3.0 and its plan 10.3.0.26.
         pairs = zip(re.findall(r"\d+", built), re.findall(r"\d+", here), strict=False)
         if any(int(a) != int(b) for a, b in pairs):
             raise EngineMismatch(
@@ -100,10 +99,14 @@ class TensorRTEngine:
 
     @property
     def graph(self) -> str:
+        """How runs are launched: "not yet" (the first run of each shape is a plain one), "captured"
+        (as a CUDA graph), "by the runtime", or "plain: " and the reason why no CUDA graph is used.
+        """
         return self._gpu.graph
 
     @property
     def warnings(self) -> deque[OutputWarning]:
+        """The last 64 warnings about outputs: NaN or infinite values, or one class everywhere."""
         return self._gpu.warnings
 
     def _check_device(self, cuda: Any, wanted: tuple[str, ...]) -> None:
@@ -133,7 +136,10 @@ class TensorRTEngine:
             kind = self._engine.get_tensor_dtype(name).name
             port = Port(name, shape, dtype_of_tensorrt(kind))
             if port.numpy is None:
-                raise BundleError(f"{name} of {self.name} is {kind}, which NumPy has not")
+                raise BundleError(
+                    f"{name} of {self.name} is {kind}, which NumPy has not",
+                    fix="export the network with inputs and outputs in FP32",
+                )
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs).append(port)
 
@@ -150,11 +156,20 @@ class TensorRTEngine:
         return BundleError(f"{self.name} is no engine that {here} can load: {why}", fix=REBUILD)
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Outputs for ``arrays``, one per input, in the engine's order."""
+        """Outputs for ``arrays``, one per input, in the engine's order.
+
+        Raises
+        ------
+        InputError : too many or too few arrays, another shape, or a type that cannot be converted.
+        DeviceError : the engine is closed, the GPU fails, hangs or has too little memory.
+        """
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
-            raise InputError(f"{self.name} got {len(arrays)} arrays; wanted {wanted}")
-        if self._in_line:  # that stream may still use the buffers
+            raise InputError(
+                f"{self.name} got {len(arrays)} arrays; wanted {wanted}",
+                fix="pass one array for each input, in this order",
+            )
+        if self._in_line:  # the CUDA module's stream may still use the buffers
             transfer.wait(self.device)
             self._in_line = False
         with self._gpu.active():
@@ -174,43 +189,74 @@ class TensorRTEngine:
         return self.device
 
     def gpu_input(self, shape: Shape) -> Buffer:
-        """The memory to which the one input, of this shape, has to be written."""
+        """The memory on the GPU that the one input, of ``shape``, has to be written to.
+
+        Raises
+        ------
+        InputError : the engine does not take this shape.
+        DeviceError : the engine is closed, or the GPU has too little memory.
+        """
         (port,) = self.inputs
         with self._gpu.active():
             self._check_shape(port, shape)
             return self._session({port.name: shape}, {}).buffer(port)
 
     def on_gpu(self, array: Any) -> list[Buffer]:
-        """Outputs for what was written to ``gpu_input``. The run is put into the CUDA module's own
-        stream; outputs stay on the GPU, are complete when that stream has reached them, and are
-        overwritten by the next run."""
+        """Run on an array that was written to the memory of :meth:`gpu_input`.
+
+        The run is put into the CUDA module's own stream. The outputs stay on the GPU, are complete
+        when the earlier work of that stream is done, and are overwritten by the next run.
+
+        Parameters
+        ----------
+        array : that memory, as an array with ``__cuda_array_interface__``.
+
+        Returns
+        -------
+        A buffer on the GPU for each output.
+
+        Raises
+        ------
+        InputError : the array lies in other memory.
+        DeviceError : the engine is closed, or the GPU fails.
+        """
         (port,) = self.inputs
         with self._gpu.active():
             session = self._session({port.name: tuple(array.shape)}, {})
             if array.__cuda_array_interface__["data"][0] != int(session.device[port.name][0]):
-                raise InputError(f"the array is not where {self.name} takes {port.name!r} from")
+                raise InputError(
+                    f"the array is not where {self.name} takes {port.name!r} from",
+                    fix="write the input to the memory that gpu_input returns",
+                )
             self._in_line = True
             session.run(0, transfer.own_stream(self.device))
             return [session.buffer(output) for output in self.outputs]
 
     def one_class(self) -> None:
-        """Add the warning that the first output has one class everywhere. Callers find that out
-        for runs whose outputs stay on the GPU."""
+        """Add the warning that the first output has one class everywhere. The caller of
+        :meth:`on_gpu`, whose outputs stay on the GPU, finds that out."""
         self.warnings.append(OutputWarning(self.outputs[0].name, ONE_CLASS))
 
     def loop(
         self, feed: Mapping[str, np.ndarray], state: Mapping[str, tuple[str, np.ndarray]]
     ) -> TensorRTLoop:
-        """Run again and again on the device, with a state that never leaves it.
+        """Run again and again on the device, with a state that stays there.
 
         Parameters
         ----------
-        feed : the inputs that stay, by name.
-        state : for each input that the previous run writes: its output's name, and the first value.
+        feed : the inputs that stay the same from run to run, by name.
+        state : for each input that the previous run writes: the name of the output, and the first
+            value.
 
         Returns
         -------
         A loop. It shares buffers with earlier loops of the same shapes, and ends them.
+
+        Raises
+        ------
+        InputError : an input is missing or named twice, an output is unknown, or a shape or type
+            does not fit.
+        DeviceError : the engine is closed, or the GPU fails.
         """
         values = {**feed, **{name: first for name, (_, first) in state.items()}}
         outputs = {output for output, _ in state.values()}
@@ -231,7 +277,8 @@ class TensorRTEngine:
         return TensorRTLoop(session)
 
     def close(self) -> None:
-        """Free everything on the device. The engine and its loops cannot be used any more."""
+        """Free everything on the device. The engine and its loops cannot be used any more. A second
+        call does nothing."""
         if self._gpu.closed:
             return
         if self._gpu.hung:
@@ -242,7 +289,7 @@ class TensorRTEngine:
             for session in self._sessions.values():
                 session.free()
             self._sessions = {}
-            self._gpu.stream = None  # in this order: an object is freed before what it was made of
+            self._gpu.stream = None  # an object is freed before the object that made it
             self._engine = None
             self._runtime = None
 
@@ -273,9 +320,11 @@ class TensorRTEngine:
             )
 
     def _session(self, shapes: dict[str, Shape], state: dict[str, str]) -> Session:
+        """The session for these input shapes and this state. The least recently used one beyond
+        MOST_SESSIONS is freed."""
         key = (tuple(shapes.items()), tuple(state.items()))
         session = self._sessions.pop(key, None) or self._new_session(shapes, state)
-        self._sessions[key] = session  # the last used one stands last
+        self._sessions[key] = session  # at the end: the first session is the least recently used
         if len(self._sessions) > MOST_SESSIONS:
             self._sessions.pop(next(iter(self._sessions))).free()
         return session

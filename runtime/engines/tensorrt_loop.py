@@ -9,16 +9,16 @@ from runtime.errors import DeviceError, InputError
 
 
 class TensorRTLoop:
-    """Runs that read a state on the device and write the next one; made by
-    ``TensorRTEngine.loop``.
+    """Runs that read a state on the device and write the next state; ``TensorRTEngine.loop`` makes
+    it.
 
-    There are three sets of the state's buffers: that of the current state, and those of the two
-    steps before it.
+    There are three sets of buffers for the state: one for the current state, and two for the states
+    of the two steps before it.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._at = 0  # the set that holds the state
+        self._at = 0  # the set of buffers with the current state
         self._past = 0  # how many steps can be undone
         session.user = self
 
@@ -27,11 +27,16 @@ class TensorRTLoop:
 
         Parameters
         ----------
-        changed : new values for inputs of the feed, of the same shapes.
+        changed : new values for inputs of the feed, of the same shapes; later steps use them, too.
 
         Returns
         -------
-        The outputs that are no state.
+        The outputs that are no state, by name.
+
+        Raises
+        ------
+        InputError : a name that the feed does not have, or another shape.
+        DeviceError : the loop has ended, or the GPU failed.
         """
         session = self._mine()
         ports = {port.name: port for port in session.inputs if port.name not in session.state}
@@ -53,14 +58,30 @@ class TensorRTLoop:
         return outputs
 
     def undo(self, n: int = 1) -> None:
-        """Go back to the state of ``n`` steps ago, at most 2."""
+        """Return to the state of ``n`` steps ago.
+
+        Parameters
+        ----------
+        n : 0, 1 or 2, and no more than the steps that were made.
+
+        Raises
+        ------
+        InputError : another number.
+        """
         if not 0 <= n <= self._past:
-            raise InputError(f"n is {n}; {self._past} steps can be undone")
+            raise InputError(
+                f"n is {n}; {self._past} steps can be undone", fix=f"use 0 to {self._past}"
+            )
         self._at = (self._at - n) % 3
         self._past -= n
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of the state, by input name."""
+        """Copies of the state, by input name.
+
+        Raises
+        ------
+        DeviceError : the loop has ended, or the GPU failed.
+        """
         session = self._mine()
         with session.gpu.active():
             return session.download(list(session.state), self._at)
@@ -69,6 +90,6 @@ class TensorRTLoop:
         if self._session.user is not self:
             raise DeviceError(
                 "this loop has ended: a later loop uses its buffers, or the engine was closed",
-                fix="keep what you need with state() before you start another",
+                fix="call state() before another loop starts, and store its result",
             )
         return self._session

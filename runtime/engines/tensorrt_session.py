@@ -21,8 +21,9 @@ from runtime.errors import DeviceError, InputError
 class Session:
     """Buffers for one set of input shapes, and one execution context for each set of addresses.
 
-    ``state`` maps an input to the output that becomes it. Such an input has three buffers, and
-    context i reads buffer i and writes buffer i + 1; all other tensors have one.
+    ``state`` maps an input to the output that becomes it. Such an input has three buffers; context
+    i reads buffer i and writes buffer i + 1. Each other tensor has one buffer. ``user`` is the loop
+    that uses the buffers.
     """
 
     gpu: EngineStream
@@ -36,8 +37,19 @@ class Session:
     user: object = None
 
     def allocate(self, port: Port, shape: Shape) -> None:
+        """Allocate the buffers of a port, of ``shape``; an output of the state shares those of its
+        input.
+
+        Raises
+        ------
+        DeviceError : the shape is not fixed, or the GPU has too little memory.
+        InputError : an output of the state differs from its input in shape or type.
+        """
         if min(shape, default=1) < 0:
-            raise DeviceError(f"{port.name!r} of {self.gpu.name} has no fixed shape: {shape}")
+            raise DeviceError(
+                f"{port.name!r} of {self.gpu.name} has no fixed shape: {shape}",
+                fix="export the bundle again, for a fixed size",
+            )
         cuda = self.gpu.cuda
         dtype = np.dtype(port.numpy)
         for name, output in self.state.items():
@@ -58,6 +70,12 @@ class Session:
             buffers.append(cuda.mem_alloc(max(host.nbytes, 1)))
 
     def bind(self) -> None:
+        """Set the addresses of all buffers in the contexts.
+
+        Raises
+        ------
+        DeviceError : TensorRT refuses an address.
+        """
         for i, context in enumerate(self.contexts):
             for name, buffers in self.device.items():
                 if not context.set_tensor_address(name, int(buffers[i % len(buffers)])):
@@ -67,12 +85,23 @@ class Session:
                     )
 
     def upload(self, name: str, array: np.ndarray) -> None:
-        """Into the first buffer of ``name``, by way of page-locked memory."""
+        """Copy an array, of the shape and type of input ``name``, through page-locked memory to its
+        first buffer. The copy is put into the stream."""
         self.host[name][...] = array
         self.gpu.cuda.memcpy_htod_async(self.device[name][0], self.host[name], self.gpu.stream)
 
     def download(self, names: Sequence[str], buffer: int = 0) -> dict[str, np.ndarray]:
-        """Copies, made when all earlier work is done."""
+        """Copy tensors to the host, after all work of the stream.
+
+        Parameters
+        ----------
+        names : of the tensors.
+        buffer : the number of the buffer, for tensors that have three.
+
+        Returns
+        -------
+        Arrays by name, which belong to the caller.
+        """
         for name in names:
             self.gpu.cuda.memcpy_dtoh_async(
                 self.host[name], self.device[name][buffer], self.gpu.stream
@@ -81,14 +110,16 @@ class Session:
         return {name: self.host[name].copy() for name in names}
 
     def buffer(self, port: Port) -> Buffer:
-        """The first buffer of a port, for others on this GPU."""
+        """The first buffer of a port as an array on the GPU, for other code that works there. Its
+        ``numpy`` raises InputError once the buffer was freed."""
 
         def numpy() -> np.ndarray:
             transfer.wait(self.gpu.device)
             with self.gpu.active():
                 if port.name not in self.host:
                     raise InputError(
-                        f"the buffer of {port.name!r} was freed: pictures of other shapes ran"
+                        f"the buffer of {port.name!r} was freed: pictures of other shapes ran",
+                        fix="copy the output with numpy() before the next run",
                     )
                 found = self.download([port.name])
             self.gpu.note(found)
@@ -98,8 +129,18 @@ class Session:
         return Buffer(address, shape, port.numpy, numpy)
 
     def run(self, i: int, stream: int | None = None) -> None:
-        """Enqueue context ``i``: plainly for the first time, then as a CUDA graph if it can be; to
-        the engine's own stream, or ``stream``."""
+        """Put a run of context ``i`` into a stream. The first run is a plain one; later ones use a
+        CUDA graph where that can be captured.
+
+        Parameters
+        ----------
+        i : the number of the context.
+        stream : address of the CUDA stream; the engine's own when None.
+
+        Raises
+        ------
+        DeviceError : TensorRT or the driver refused the run; the engine cannot be used any more.
+        """
         gpu = self.gpu
         stream = gpu.stream.handle if stream is None else stream
         if i in self.graphs and self.graphs[i] is None and gpu.graph in ("not yet", "captured"):
@@ -122,6 +163,7 @@ class Session:
         return bool(self.contexts[i].execute_async_v3(stream))
 
     def free(self) -> None:
+        """Free all graphs, contexts and buffers, and end the loop that uses them."""
         for graph in self.graphs.values():
             if graph is not None:
                 graph.free()
@@ -133,11 +175,17 @@ class Session:
 
 
 def in_dtype(port: Port, value: Any, owner: str) -> np.ndarray:
-    """``value`` in the port's dtype and C order.
+    """Convert an array to the port's dtype, in C order.
+
+    Parameters
+    ----------
+    port : an input.
+    value : an array, or nested lists of numbers.
+    owner : the name of the engine, for the message.
 
     Raises
     ------
-    InputError : a conversion that would lose more than precision.
+    InputError : the conversion would change the kind of number, as from float to integer.
     """
     array, dtype = np.asarray(value), np.dtype(port.numpy)
     if not np.can_cast(array.dtype, dtype, "same_kind"):

@@ -18,7 +18,8 @@ _POLL = 50e-6  # seconds between two checks of a busy stream
 
 
 class EngineStream:
-    """What an engine, its sessions and its loops share; it knows whether the GPU still works.
+    """The GPU context, stream and log of an engine, its sessions and its loops. It records whether
+    the GPU still works.
 
     Parameters
     ----------
@@ -26,13 +27,13 @@ class EngineStream:
     device : the GPU's number.
     cuda : PyCUDA's driver module.
     log : TensorRT's logger.
-    timeout_s : a run that takes longer counts as hung.
+    timeout_s : seconds after which a run counts as hung.
 
     Attributes
     ----------
     stream : PyCUDA's stream; None until the engine is loaded and after it is closed.
     graph : how runs are launched; see ``TensorRTEngine``.
-    warnings : the last 64 warnings of outputs.
+    warnings : the last 64 warnings about outputs.
     hung : a run has exceeded ``timeout_s``.
     """
 
@@ -48,11 +49,19 @@ class EngineStream:
 
     @property
     def closed(self) -> bool:
+        """Whether the engine was closed."""
         return self._primary is None
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The GPU's context is this thread's; PyCUDA's errors become this package's."""
+        """Make the GPU's context that of this thread for a block. PyCUDA's errors become this
+        package's errors.
+
+        Raises
+        ------
+        DeviceError : the engine is closed or cannot be used any more, the GPU fails, or it has too
+            little memory.
+        """
         if self._primary is None:
             raise DeviceError(f"{self.name} is closed", fix="load it again")
         if self._dead:
@@ -74,18 +83,24 @@ class EngineStream:
             self.cuda.Context.pop()
 
     def dies(self, why: str) -> DeviceError:
-        """The error to raise. From now on ``active`` raises it, too: no later result of this engine
-        could be trusted."""
+        """The error to raise when the GPU fails with reason ``why``. From now on ``active`` raises
+        it, too, because no later result of this engine could be trusted."""
         self._dead = why
         return DeviceError(f"{self.name}: {why}", fix="load it again, in a new process")
 
     def free_memory(self) -> str:
-        """The GPU and its free memory, for a message."""
+        """The GPU's number and its free memory as the end of a message: " GPU 0 (10 of 100 MiB
+        free)"."""
         free, total = self.cuda.mem_get_info()
         return f" GPU {self.device} ({free >> 20} of {total >> 20} MiB free)"
 
     def wait(self) -> None:
-        """Wait until all work in the stream is done, at most ``timeout_s``."""
+        """Wait until all work in the stream is done.
+
+        Raises
+        ------
+        DeviceError : that takes longer than ``timeout_s``.
+        """
         end = time.monotonic() + self.timeout_s
         while not self.stream.is_done():
             if time.monotonic() > end:
@@ -95,7 +110,8 @@ class EngineStream:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Like ``active`` for the last time, also where the GPU has failed before."""
+        """Make the GPU's context that of this thread for the last time, also where the GPU has
+        failed before. The engine counts as closed from the start of the block."""
         primary, self._primary = self._primary, None
         primary.push()
         try:
@@ -104,11 +120,16 @@ class EngineStream:
             self.cuda.Context.pop()
 
     def abandon(self) -> None:
-        """Close without freeing anything."""
+        """Mark the engine as closed without freeing anything."""
         self._primary = None
 
     def note(self, outputs: Mapping[str, np.ndarray]) -> None:
-        """Append to ``warnings`` what is most likely wrong with the outputs."""
+        """Append a warning for each output that is most likely wrong.
+
+        Parameters
+        ----------
+        outputs : arrays by name.
+        """
         self.warnings.extend(output_warnings(outputs))
 
 

@@ -11,7 +11,7 @@ from runtime.files import replace_file, temporary_name, write_new
 class TimingCache:
     """The timing cache in a file, which need not exist yet.
 
-    Whether the file can be read and written is found out here, before a build that takes minutes.
+    The constructor checks that the file can be read and written, because a build takes minutes.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class TimingCache:
 
     Attributes
     ----------
-    times : what the builder is given: the file's bytes, b"" for a new file, None for no cache.
+    times : the bytes for the builder: those of the file, b"" for a new file, None for no cache.
 
     Raises
     ------
@@ -47,12 +47,15 @@ class TimingCache:
             raise self._unwritable(path, error) from error
 
     def write(self, times: bytes | None) -> None:
-        """Replace the file by ``times``, which are the builder's after a build; None changes
-        nothing.
+        """Replace the contents of the file.
+
+        Parameters
+        ----------
+        times : the bytes that the builder returned after a build; None leaves the file unchanged.
 
         Raises
         ------
-        InputError : the file cannot be written; it is as it was.
+        InputError : the file cannot be written; its old contents remain.
         """
         if self.path is None or times is None:
             return

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import case
 from checkpoints import picture, small_onnx
 
 from export.models import PriorModel
@@ -25,14 +26,26 @@ pytest.importorskip("onnxslim", reason="needs onnxslim")
 # The choice of a model
 
 
-@pytest.mark.parametrize(
-    "text, near",
-    [("segfromer", "segformer"), ("Kmeans", "kmeans"), ("k-means", "kmeans"), ("yolo", None)],
-)
-def test_unknown_model_suggests_the_nearest(text, near):
-    with pytest.raises(InputError, match="wanted segformer, kmeans, a path ending") as caught:
-        load_model(text)
-    assert caught.value.fix == (f"did you mean --model {near}?" if near else "")
+def test_unknown_model_suggests_the_nearest():
+    other = "export the network to ONNX and pass --model NAME.onnx"
+    for text, near in [
+        ("segfromer", "segformer"),
+        ("Kmeans", "kmeans"),
+        ("k-means", "kmeans"),
+        ("yolo", None),
+    ]:
+        with case(text):
+            with pytest.raises(
+                InputError, match="wanted segformer, kmeans, a path ending"
+            ) as caught:
+                load_model(text)
+            assert caught.value.fix == (f"did you mean --model {near}?" if near else other)
+
+
+def test_a_picture_is_no_model():
+    for text in ("x.jpg", "photos/Street.PNG"):
+        with case(text), pytest.raises(InputError, match=r"\n  fix: pass pictures by --pictures"):
+            load_model(text)
 
 
 def test_weights_and_size_where_they_mean_nothing():
@@ -122,20 +135,21 @@ class Answers(torch.nn.Module):
         return self.change(x[:, :1])
 
 
-@pytest.mark.parametrize(
-    "change, names, match",
-    [
-        (lambda x: (x, x), None, r"net gives a tuple; wanted one tensor: .*\n  fix: wrap it"),
-        (lambda x: {"out": x}, None, r"net gives a dict; wanted one tensor"),
-        (lambda x: x[0, 0], None, r"net gives \(32, 48\); wanted one tensor"),
-        (lambda x: x, ["a", "b"], r"net gives 1 classes, but has 2 names\n  fix: "),
-        (lambda x: x.reshape(7, -1), None, r"net fails on \(1, 3, 32, 48\) float32: .*\n  fix: "),
-    ],
-)
-def test_modules_that_answer_otherwise(change, names, match):
-    pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=32, width=48)
-    with pytest.raises(InputError, match=match):
-        freeze(PriorModel(name="net", module=Answers(change), preprocess=pp, names=names))
+OTHER_ANSWERS = [
+    (lambda x: (x, x), None, r"net gives a tuple; wanted one tensor: .*\n  fix: wrap it"),
+    (lambda x: {"out": x}, None, r"net gives a dict; wanted one tensor"),
+    (lambda x: x[0, 0], None, r"net gives \(32, 48\); wanted one tensor"),
+    (lambda x: x, ["a", "b"], r"net gives 1 classes, but has 2 names\n  fix: "),
+    (lambda x: x.reshape(7, -1), None, r"net fails on \(1, 3, 32, 48\) float32: .*\n  fix: "),
+]
+
+
+def test_modules_that_answer_otherwise():
+    for change, names, match in OTHER_ANSWERS:
+        with case(match):
+            pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=32, width=48)
+            with pytest.raises(InputError, match=match):
+                freeze(PriorModel(name="net", module=Answers(change), preprocess=pp, names=names))
 
 
 def test_scores_that_are_no_numbers():

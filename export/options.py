@@ -1,0 +1,113 @@
+"""ExportOptions: what an export writes besides the prior itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.core.config import RefineConfig
+from runtime.engines.recipe import EngineRecipe
+from runtime.errors import InputError
+
+TARGETS = ("onnx", "rtx", "trt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is exported besides the prior itself.
+
+    Parameters
+    ----------
+    targets : some of "onnx", "rtx" (TensorRT for RTX, built ahead of time) and "trt" (TensorRT,
+        built on the device).
+    refine : the refinement whose step is frozen.
+    imgsz : (height, width) in pixels of the pictures that the bundle is meant for; the model's own
+        when None. Engines are made for this size, refinement engines for ``refine.working_size`` of
+        it.
+    initial : safetensors file with trained weights of the refinement network.
+    half, int8 : precision of the prior; both together are INT8 with the rest in FP16.
+    data : pictures to calibrate INT8 with, files or folders.
+    fraction : share of ``data`` to use, above 0, at most 1.
+    pictures : pictures to verify with, files or folders; the demo photo when empty.
+    dynamic : leave the input size free.
+    min_shape, max_shape : least and largest size of engines with a free size, (height, width) in
+        pixels.
+    opset : version of the ONNX operators, for PyTorch modules; the model's own when None.
+    simplify : simplify the graph with onnxslim.
+    engine : flags of the engine builder. Its shapes and its ``dynamic`` are ignored, because the
+        graphs decide them.
+    timing_cache : file with the kernels' times, for the engine builder.
+    device : the number of the GPU to build on.
+    min_agreement : least share of labels equal to the original's, above 0, at most 1; the
+        precision's own when None.
+    command : the command line, for the manifest.
+
+    Raises
+    ------
+    InputError : values that are out of their range or do not fit together.
+    """
+
+    targets: tuple[str, ...] = ("onnx",)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    imgsz: tuple[int, int] | None = None
+    initial: Path | None = None
+    half: bool = False
+    int8: bool = False
+    data: tuple[Path, ...] = ()
+    fraction: float = 1.0
+    pictures: tuple[Path, ...] = ()
+    dynamic: bool = False
+    min_shape: tuple[int, int] | None = None
+    max_shape: tuple[int, int] | None = None
+    opset: int | None = None
+    simplify: bool = True
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    timing_cache: Path | None = None
+    device: int = 0
+    min_agreement: float | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            raise InputError(
+                f"target is {unknown or 'empty'}; wanted some of {TARGETS}", fix="--target onnx"
+            )
+        if self.int8 and not self.data:
+            raise InputError(
+                "int8 needs pictures to calibrate with, like those that it will run on",
+                fix="--data DIR",
+            )
+        if self.data and not self.int8:
+            raise InputError("data is for int8 only", fix="add --int8, or leave --data out")
+        if (self.min_shape or self.max_shape) and not self.dynamic:
+            raise InputError("min-shape and max-shape are for dynamic shapes", fix="add --dynamic")
+        if self.dynamic and set(self.targets) != {"onnx"} and not (
+            self.min_shape and self.max_shape
+        ):  # fmt: skip
+            raise InputError(
+                "dynamic engines need the smallest and the largest size",
+                fix="e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
+            )
+        if self.engine.compute_capabilities and "rtx" not in self.targets:
+            raise InputError(
+                "compute-capability is for target rtx; trt builds for the GPU it runs on",
+                fix="leave it out, or add --target rtx",
+            )
+        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
+            raise InputError(
+                f"min-agreement is {self.min_agreement}; wanted above 0, at most 1",
+                fix="--min-agreement 0.99, or leave it out",
+            )
+        if not 0 < self.fraction <= 1:
+            raise InputError(
+                f"fraction is {self.fraction}; wanted above 0, at most 1",
+                fix="--fraction 0.5, or leave it out",
+            )
+
+    @property
+    def precision(self) -> str:
+        """The precision of the prior: "fp32", "fp16", "int8" or "int8+fp16"."""
+        return {(0, 0): "fp32", (1, 0): "fp16", (0, 1): "int8", (1, 1): "int8+fp16"}[
+            (int(self.half), int(self.int8))
+        ]
