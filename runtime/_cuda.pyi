@@ -1,9 +1,10 @@
 """Types of the CUDA module: the functions of runtime._core, on a GPU.
 
-Arguments are NumPy's arrays, which are copied up, or arrays on the GPU (``__dlpack__`` or
-``__cuda_array_interface__``), which are taken as they are. Results are NumPy's if all arguments
-were, and :class:`Array` otherwise. ``threads`` and ``isa`` are not used. ``stream`` is a
-cudaStream_t as an integer, None the module's own; it has to live until arrays made on it do not.
+Arguments are NumPy arrays, which are copied to the GPU, or arrays on the GPU (``__dlpack__`` or
+``__cuda_array_interface__``), which are not copied. Results are NumPy arrays if all arguments are
+NumPy arrays, and :class:`Array` otherwise. ``threads`` and ``isa`` are not used. ``stream`` is a
+cudaStream_t as an integer; None is the module's own stream. The caller destroys a stream only after
+all arrays that were made on it. The caller guarantees all shapes and dtypes.
 """
 
 from collections.abc import Callable
@@ -40,10 +41,10 @@ class Array:
     def reshape(self, *shape: int) -> Array: ...
 
 class Mark:
-    """A moment of a stream."""
+    """The time at which a stream has done all work that was queued before the mark."""
 
     def until(self, later: Mark) -> float:
-        """Milliseconds to a later one, on the GPU's clock (CUDA events); waits for that."""
+        """Return the milliseconds to a later mark by the GPU's clock; wait for that mark."""
 
 def mark(device: int = 0, stream: int | None = None) -> Mark: ...
 def architectures() -> list[str]: ...
@@ -109,8 +110,8 @@ def working_picture(
 def bilinear_coefficients(scores: Any, *, device: int = 0, stream: int | None = None) -> Any: ...
 
 class Refiner:
-    """As runtime._core.Refiner; ``image`` and ``guide`` may lie on the GPU. A guide of labels needs
-    the number of its classes."""
+    """As runtime._core.Refiner; ``image`` and ``guide`` may be on the GPU. A guide of labels needs
+    ``guide_classes``, the number of its classes."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class Refiner:
     ) -> None: ...
     def arena_bytes(self) -> int: ...
     def milliseconds(self) -> float:
-        """Of the last run's steps, on the GPU's clock."""
+        """Return the milliseconds of the last run's steps by the GPU's clock."""
 
 def network_input(
     picture: Any,
@@ -151,26 +152,31 @@ def network_input(
     device: int = 0,
     stream: int | None = None,
 ) -> Any:
-    """(1, 3, height, width) float32, in ``to`` if that is given."""
+    """Return (1, 3, height, width) float32, in ``to`` if it is not None."""
 
-def soft_guide(
-    scores: Any, exponents: bool, *, device: int = 0, stream: int | None = None
-) -> Any: ...
+def soft_guide(scores: Any, exponents: bool, *, device: int = 0, stream: int | None = None) -> Any:
+    """Return (h, w, C) probabilities of scores (1, C, h, w): their soft-max with ``exponents``,
+    otherwise their shares. A pixel whose scores are invalid is NaN."""
+
 def resize_planes(
     planes: Any, height: int, width: int, *, device: int = 0, stream: int | None = None
-) -> Any: ...
+) -> Any:
+    """Return (height, width, C): averages of planes (h, w, C), or interpolated if a side grows."""
+
 def class_sums(guide: Any, *, device: int = 0, stream: int | None = None) -> Any:
-    """(C, parts) float32: sums of (h, w, C) over parts of the pixels."""
+    """Return (C, parts) float32: the sums of guide (h, w, C) over parts of the pixels."""
 
 def take_classes(
     guide: Any, classes: np.ndarray, normalised: bool, *, device: int = 0, stream: int | None = None
-) -> Any: ...
+) -> Any:
+    """Return (h, w, len(classes)): these columns of guide (h, w, C), 0 for a column >= C."""
+
 def winners(scores: Any, *, device: int = 0, stream: int | None = None) -> Any:
-    """(C,) int32: 1 where the class is the first largest of some pixel."""
+    """Return (C,) int32: 1 for a class that is the first largest one of some pixel."""
 
 def hard_labels(guide: Any, *, device: int = 0, stream: int | None = None) -> tuple[Any, Any]:
-    """(h, w) int32: the first largest class of (h, w, C), -1 where all are zero, -2 where one is
-    NaN; and (h, w) float32, its value."""
+    """Return labels (h, w) int32 and their values (h, w) float32: the first largest class of each
+    pixel of guide (h, w, C). The label is -1 if all values are zero, -2 if one is NaN."""
 
 def pair_counts(
     labels: Any,
@@ -181,20 +187,20 @@ def pair_counts(
     device: int = 0,
     stream: int | None = None,
 ) -> Any:
-    """(clusters, classes) int32: how many pixels of two (h, w) int32 maps have both."""
+    """Return (clusters, classes) int32: the pixels with each pair of values of the (h, w) maps."""
 
 def merge_classes(
     scores: Any, to: np.ndarray, count: int, *, device: int = 0, stream: int | None = None
 ) -> Any:
-    """(h, w, count) from (h, w, C): column k is added to column to[k], unless that is negative."""
+    """Return (h, w, count): column k of scores (h, w, C) is added to column to[k] if to[k] >= 0."""
 
 def keep_pixels(
     scores: Any, guide: Any, mask: np.ndarray, *, device: int = 0, stream: int | None = None
 ) -> Any:
-    """In place: scores become the guide's where the (h, w) mask is not zero."""
+    """Copy guide to scores, in place, where the (h, w) mask is not zero."""
 
 def colour_counts(picture: Any, *, device: int = 0, stream: int | None = None) -> Any:
-    """(512,) int32: pixels of each of 8 x 8 x 8 colours of (h, w, 3) float32 in [0, 1]."""
+    """Return (512,) int32: the pixels of each of 8 x 8 x 8 colours of picture (h, w, 3)."""
 
 def stream(device: int = 0) -> int:
-    """The module's own cudaStream_t."""
+    """Return the module's own cudaStream_t."""

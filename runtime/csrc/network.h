@@ -18,8 +18,8 @@
 
 namespace seg {
 
-// The numbers of the options. The last entry of each enumeration is the number of options.
-// kCluster is the objective of dynaguide and of dynaseg.
+// The numbers of the options. The last entry of each enumeration is the number of options. kCluster
+// is the objective of dynaguide and of dynaseg.
 enum Objective { kResidual = 0, kCluster = 1, kObjectives };
 enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2, kSkips };
 enum Weighting { kFixed = 0, kFsf = 1, kScf = 2, kWeightings };
@@ -157,8 +157,8 @@ struct StepRecord {
   int32_t clusters;  // distinct labels before the update
 };
 
-// The prior's output: labels hard [height][width] with -1 for unknown, or probabilities
-// soft [height][width][classes], or neither. At most one of the two pointers is set.
+// The prior's output: labels hard [height][width] with -1 for unknown, or probabilities soft
+// [height][width][classes], or neither. At most one of the two pointers is set.
 struct Guide {
   const int32_t* hard = nullptr;
   const float* soft = nullptr;

@@ -176,17 +176,17 @@ def test_steps_allocate_nothing_and_meet_no_page_faults(tmp_path, objective):
 import ctypes, numpy, resource, runtime
 counter = ctypes.c_long.in_dll(ctypes.CDLL({str(library)!r}), "allocations")
 rng = numpy.random.default_rng(0)
-image, guide = rng.random((160, 240, 3), "f"), rng.random((160, 240, 5), "f")
+image, guide = rng.random((48, 80, 3), "f"), rng.random((48, 80, 5), "f")
 guide = None if "{objective}" == "dynaseg" else guide
-refiner = runtime.Refiner(160, 240, classes=5, objective="{objective}", min_labels=0, threads=2)
-seen = numpy.zeros((40, 4), int)
+refiner = runtime.Refiner(48, 80, classes=5, objective="{objective}", min_labels=0, threads=2)
+seen = numpy.zeros((20, 4), int)
 def look(done, steps):
     seen[done - 1, 0] = counter.value
     seen[done - 1, 1] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     seen[done - 1, 3] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     seen[done - 1, 2] = counter.value
 refiner.run(image, guide, steps=3)
-refiner.run(image, guide, steps=40, progress=look)
+refiner.run(image, guide, steps=20, progress=look)
 between = seen[1:, :2] - seen[:-1, 2:]
 print(counter.value, *between[3:].sum(0))
 """

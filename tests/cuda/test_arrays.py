@@ -160,7 +160,7 @@ REFUSED = [
     (Producer(FLOATS.astype(np.int64)), "x has dtype int64 on the GPU"),
     (Producer(FLOATS, Plain, device=(CUDA, 1)), "x is on GPU 1; wanted GPU 0\n  fix: .*cuda:1"),
     (Producer(FLOATS, device=(CUDA, 1)), "x is on GPU 1; wanted GPU 0"),
-    (Producer(FLOATS, major=2), "x comes as DLPack 2; wanted 1"),
+    (Producer(FLOATS, major=2), "x has DLPack version 2; wanted 1"),
     (Interface(FLOATS[:0]), r"x has shape \(0, 5, 2\), which holds nothing"),
     (Producer(FLOATS[:, :0]), r"x has shape \(4, 0, 2\), which holds nothing"),
     (Interface(FLOATS, version=1), "x has version 1 of __cuda_array_interface__; wanted 2 or 3"),
@@ -168,8 +168,8 @@ REFUSED = [
     (Interface(FLOATS, mask=FLOATS), "x is masked"),
     (Interface(FLOATS, stream=0), "x names stream 0, which __cuda_array_interface__ forbids"),
     (Interface(FLOATS, data=(FLOATS.ctypes.data + 2, False)), "x begins at an address"),
-    (FLOATS, "x is no array on a GPU"),
-    (Producer(FLOATS, device=(ROCM, 0)), "x is no array on a GPU"),
+    (FLOATS, "x is not an array on a GPU"),
+    (Producer(FLOATS, device=(ROCM, 0)), "x is not an array on a GPU"),
 ]
 
 
@@ -189,7 +189,7 @@ def test_a_pointer_of_another_place_is_refused(cuda, cudart):
         cuda.as_array(Interface(FLOATS), "x")
     assert cuda.as_array(Interface(FLOATS), device=1).device == 1
     cudart.lie_on_device(-1)
-    with pytest.raises(InputError, match="x is in no GPU's memory"):
+    with pytest.raises(InputError, match="x is not in the memory of a GPU"):
         cuda.as_array(Interface(FLOATS), "x")
 
 
@@ -200,7 +200,7 @@ def test_a_capsule_of_no_use_is_refused(cuda):
 
     producer = Twice(FLOATS)
     kept = cuda.as_array(producer)
-    with pytest.raises(InputError, match="x gave no DLPack capsule that can be used"):
+    with pytest.raises(InputError, match="x returned no DLPack capsule that can be used"):
         cuda.as_array(producer, "x")
     assert kept.shape == FLOATS.shape
 
@@ -325,7 +325,7 @@ def test_shapes_can_change_but_not_sizes(cuda):
     assert there.reshape(4, 10).shape == (4, 10)
     with pytest.raises(InputError, match=r"of shape \(4, 5, 2\) cannot have shape \(4, 9\)"):
         there.reshape(4, 9)
-    with pytest.raises(ValueError, match="cannot become NumPy's uncopied"):
+    with pytest.raises(ValueError, match="cannot become a NumPy array without a copy"):
         np.array(there, copy=False)
 
 

@@ -1,9 +1,9 @@
 // 3x3 and 1x1 convolution, forward and both gradients, as small matrix products.
 //
-// Each of them is  out[p][:] = sum over k of a[p, k] * b[k][:]  with P rows of out held in registers.
-// Forward, p is a pixel and k an input channel of one tap. For the weight gradient, p is an input
-// channel and k a pixel. The gradient by the input is a forward pass with the kernel turned by 180
-// degrees. 3x3 convolutions of many channels use the same products in another basis
+// Each of them is  out[p][:] = sum over k of a[p, k] * b[k][:]  with P rows of out held in
+// registers. Forward, p is a pixel and k an input channel of one tap. For the weight gradient, p is
+// an input channel and k a pixel. The gradient by the input is a forward pass with the kernel
+// turned by 180 degrees. 3x3 convolutions of many channels use the same products in another basis
 // (winograd-inl.h).
 
 // Returns the rows P whose sums fit the registers beside v vectors of b and one of a.
@@ -88,8 +88,8 @@ inline void product(const Product& g, int rows, int columns) {
   }
 }
 
-// Kernels::conv. The input pixels are contiguous, so the three taps of a kernel row are computed as one
-// tap of 3 * in_channels values.
+// Kernels::conv. The input pixels are contiguous, so the three taps of a kernel row are computed as
+// one tap of 3 * in_channels values.
 inline void conv(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
                  int in_channels, int channels, bool relu) {
   const int reach = kernel / 2;

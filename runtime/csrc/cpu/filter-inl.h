@@ -1,5 +1,5 @@
-// The guided filter's kernels on rows. kernels.h describes each of them. Most are plain loops that the
-// compiler vectorises for the instruction set. Sums are float64, because a window's sum is the
+// The guided filter's kernels on rows. kernels.h describes each of them. Most are plain loops that
+// the compiler vectorises for the instruction set. Sums are float64, because a window's sum is the
 // difference of two long sums.
 
 // Kernels::to_planes.
@@ -28,8 +28,8 @@ inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[i * channels + c];
 }
 
-// Writes levels [n] = bytes [n] / 255. Not inlined: only then does the compiler use that the two arrays
-// do not overlap, and vectorises the loop.
+// Writes levels [n] = bytes [n] / 255. Not inlined: only then does the compiler use that the two
+// arrays do not overlap, and vectorises the loop.
 __attribute__((noinline)) inline void to_levels(float* __restrict levels,
                                                 const uint8_t* __restrict bytes, size_t n) {
   for (size_t i = 0; i < n; ++i) levels[i] = bytes[i] * (1.0f / 255);
@@ -57,8 +57,8 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
   }
   int x = 0;
   for (; x + kLanes <= width; x += kLanes) {
-    // 4 * kLanes bytes are read of which 3 * kLanes are used. Near the row's end they start earlier, so
-    // that none is behind it.
+    // 4 * kLanes bytes are read of which 3 * kLanes are used. Near the row's end they start
+    // earlier, so that none is behind it.
     const int back = x + 2 * kLanes > width ? kLanes / 4 : 0;
     if (back > 3 * x / 4) break;
     Vec bytes;
@@ -73,8 +73,9 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
 }
 
 // Kernels::add_products.
-inline void add_products(double* column, ptrdiff_t pitch, const float* guidance, const float* values,
-                         double sign, int width, int guidance_channels, int classes) {
+inline void add_products(double* column, ptrdiff_t pitch, const float* guidance,
+                         const float* values, double sign, int width, int guidance_channels,
+                         int classes) {
   double* __restrict out = column;
   const auto add = [&](const float* __restrict a) {
     for (int x = 0; x < width; ++x) out[x] += sign * a[x];
@@ -87,7 +88,8 @@ inline void add_products(double* column, ptrdiff_t pitch, const float* guidance,
   const ptrdiff_t plane = width;
   for (int i = 0; i < guidance_channels; ++i) add(guidance + i * plane);
   for (int i = 0; i < guidance_channels; ++i)
-    for (int j = i; j < guidance_channels; ++j) add_product(guidance + i * plane, guidance + j * plane);
+    for (int j = i; j < guidance_channels; ++j)
+      add_product(guidance + i * plane, guidance + j * plane);
   for (int k = 0; k < classes; ++k) add(values + k * plane);
   for (int i = 0; i < guidance_channels; ++i)
     for (int k = 0; k < classes; ++k) add_product(guidance + i * plane, values + k * plane);
@@ -120,7 +122,8 @@ inline void slide_windows(double* __restrict sums, double* __restrict state,
   for (int j = 0; j < N; ++j) state[j] = s[j];
 }
 
-// Writes sums [features][kWindows] by adding the 2 R + 1 columns of each window: faster for small R.
+// Writes sums [features][kWindows] by adding the 2 R + 1 columns of each window: faster for small
+// R.
 template <int R>
 inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int width,
                         int features) {
@@ -151,8 +154,8 @@ inline void window_sums(double* sums, double* state, const double* column, ptrdi
                      pitch, width);
 }
 
-// Kernels::solve: a = (cov(guidance, guidance) + eps I)^-1 cov(guidance, value),
-// b = mean(value) - a . mean(guidance).
+// Kernels::solve: a = (cov(guidance, guidance) + eps I)^-1 cov(guidance, value), b = mean(value) -
+// a . mean(guidance).
 inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double* __restrict share,
                   double eps, int width, int guidance_channels, int classes) {
   const double* value = sums + kWindows * (guidance_channels == 1 ? 2 : 9);
@@ -215,9 +218,9 @@ inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
   }
 }
 
-// Interpolates kLanes neighbouring pixels between low pixels. left and weight are those of the first
-// pixel. A picture is at least as large as its coefficients, so these pixels lie between the kLanes + 1
-// low pixels from left[0] on.
+// Interpolates kLanes neighbouring pixels between low pixels. left and weight are those of the
+// first pixel. A picture is at least as large as its coefficients, so these pixels lie between the
+// kLanes + 1 low pixels from left[0] on.
 struct Between {
   SEG_INLINE Between(const int32_t* left, const float* weight)
       : low(*left), from(*(const UnalignedIntVec*)left - *left), share(load(weight)) {}
@@ -231,8 +234,8 @@ struct Between {
   Vec share;
 };
 
-// Writes out[r * stride] = a . guidance + b of class k for each row r of the band and the kLanes pixels
-// from x on. Interpolation along the row is computed once for all rows of the band.
+// Writes out[r * stride] = a . guidance + b of class k for each row r of the band and the kLanes
+// pixels from x on. Interpolation along the row is computed once for all rows of the band.
 template <int G>
 SEG_INLINE void values_of(Vec* out, int stride, const Band& band, const Between& place, int x,
                           int classes, int k) {
@@ -349,8 +352,8 @@ inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, con
 
 inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
                           int width, int guidance_channels, int classes) {
-  (guidance_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band, width,
-                                                              classes);
+  (guidance_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band,
+                                                                 width, classes);
 }
 
 // Kernels::blend_rows.
@@ -400,7 +403,8 @@ __attribute__((noinline)) inline void to_means(float* __restrict out,
 // Kernels::mean_colours.
 inline void mean_colours(float* out, const uint8_t* const* rows, int count, int pixels, int width) {
   const float share = 1.0f / (255.0f * count * pixels);
-  uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];  // one more: each copy of a pixel moves four values
+  uint16_t sums[3 * kMeans + 1],
+      means[3 * kMeans + 1];  // one more: each copy of a pixel moves four values
   const int most = kMeans / pixels;
   for (int x = 0; x < width; x += most) {
     const int some = width - x < most ? width - x : most;
@@ -421,8 +425,8 @@ inline void mean_colours(float* out, const uint8_t* const* rows, int count, int 
   }
 }
 
-// Kernels::blend_pixels for N neighbouring channels, which are copied as one T. The frequent case of
-// four low pixels has no loop.
+// Kernels::blend_pixels for N neighbouring channels, which are copied as one T. The frequent case
+// of four low pixels has no loop.
 template <class T, int N>
 inline void blend_channels(float* __restrict out, const float* row, const int* first,
                            const int* begin, const float* weights, int width, int channels) {

@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kLift = 256;  // pixels of a row that are upsampled at a time, for the cache
 
-// Computes the window sums of rows begin ... end - 1. add(column, pitch, y, sign) must add sign * the
-// features of row y to the column sums [features][pitch]. emit(y, x, n, sums, share) is called for each
-// run of n windows with their sums [features][kWindows] and share [n] = 1 / their areas.
+// Computes the window sums of rows begin ... end - 1. add(column, pitch, y, sign) must add sign *
+// the features of row y to the column sums [features][pitch]. emit(y, x, n, sums, share) is called
+// for each run of n windows with their sums [features][kWindows] and share [n] = 1 / their areas.
 template <class Add, class Emit>
 void slide(int height, int width, int radius, int features, int begin, int end, const Kernels& k,
            const Add& add, const Emit& emit) {
@@ -51,8 +51,9 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
 // Returns a width that is readable at least kPad values past its end.
 int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }
 
-// The positions of n full-size pixels among n_low low pixels: pixel i lies between low[i] and low[i] +
-// 1, and weight[i] is the share of the second. Pixel centres correspond, as in OpenCV's INTER_LINEAR.
+// The positions of n full-size pixels among n_low low pixels: pixel i lies between low[i] and
+// low[i] + 1, and weight[i] is the share of the second. Pixel centres correspond, as in OpenCV's
+// INTER_LINEAR.
 struct Positions {
   std::vector<int32_t> low;
   std::vector<float> weight;
@@ -65,8 +66,8 @@ struct Positions {
   }
 };
 
-// The full-size pixels (n) under each of n_low low pixels. Low pixel i covers the pixels from first[i]
-// on, with the shares share[begin[i]] ... share[begin[i + 1] - 1] of its area.
+// The full-size pixels (n) under each of n_low low pixels. Low pixel i covers the pixels from
+// first[i] on, with the shares share[begin[i]] ... share[begin[i + 1] - 1] of its area.
 struct Shares {
   std::vector<int> first;  // [n_low]
   std::vector<int> begin;  // [n_low + 1]
@@ -98,8 +99,8 @@ void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const uint8_t* 
   k.bytes_to_planes(planes, pitch, row, width, channels);
 }
 
-// Writes out [low_width][channels], the mean of `count` whole rows, and returns true, or returns false
-// if this fast way does not apply.
+// Writes out [low_width][channels], the mean of `count` whole rows, and returns true, or returns
+// false if this fast way does not apply.
 bool mean(const Kernels&, float*, const float* const*, int, int, int, int) { return false; }
 
 // The fast way sums the bytes of colours as whole numbers. It applies where all shares are equal.
@@ -122,11 +123,12 @@ void blend_rows(const Kernels& k, float* out, const uint8_t* const* rows, const 
 }
 
 // Runs both passes of the filter. emit(y, x, n, sums, share, scratch) is called for each run of n
-// pixels with the window sums of its coefficients [features][kWindows], share [n] = 1 / the windows'
-// areas, and (features + guidance_channels) * kWindows floats of scratch memory.
+// pixels with the window sums of its coefficients [features][kWindows], share [n] = 1 / the
+// windows' areas, and (features + guidance_channels) * kWindows floats of scratch memory.
 template <class Guidance, class Emit>
-void filter(const Guidance* guidance, const float* values, int height, int width, int guidance_channels,
-            int classes, int radius, double eps, int threads, const Kernels& k, const Emit& emit) {
+void filter(const Guidance* guidance, const float* values, int height, int width,
+            int guidance_channels, int classes, int radius, double eps, int threads,
+            const Kernels& k, const Emit& emit) {
   const int g = guidance_channels, features = (g + 1) * classes;
   const int r = std::min(radius, std::max(height, width));
   const size_t row = static_cast<size_t>(features) * width;
@@ -161,17 +163,17 @@ void filter(const Guidance* guidance, const float* values, int height, int width
   });
 }
 
-// Calls emit(index of the first pixel, band, width) for bands that cover all full-size pixels. The band
-// contains the planes of its guidance.
+// Calls emit(index of the first pixel, band, width) for bands that cover all full-size pixels. The
+// band contains the planes of its guidance.
 template <class Guidance, class Emit>
-void upsample_bands(const float* coefficients, const Guidance* guidance, int low_height, int low_width,
-                    int height, int width, int features, int guidance_channels, int threads,
-                    const Kernels& k, const Emit& emit) {
+void upsample_bands(const float* coefficients, const Guidance* guidance, int low_height,
+                    int low_width, int height, int width, int features, int guidance_channels,
+                    int threads, const Kernels& k, const Emit& emit) {
   const Positions py(height, low_height), px(width, low_width);
   const int g = guidance_channels;
   const size_t row = static_cast<size_t>(features) * low_width;
-  // Rows of coefficients are read kPad floats past their end. Behind a row is the next row; the last
-  // few rows are copied to memory with kPad more floats.
+  // Rows of coefficients are read kPad floats past their end. Behind a row is the next row; the
+  // last few rows are copied to memory with kPad more floats.
   const int few = static_cast<int>(std::min<size_t>(low_height, (kPad + row - 1) / row));
   const int whole = low_height - few;
   std::vector<float> last(coefficients + whole * row, coefficients + low_height * row);
@@ -205,9 +207,9 @@ void upsample_bands(const float* coefficients, const Guidance* guidance, int low
 
 }  // namespace
 
-void guided_coefficients(float* coefficients, const float* guidance, const float* values, int height,
-                         int width, int guidance_channels, int classes, int radius, double eps,
-                         int threads, const Kernels& k) {
+void guided_coefficients(float* coefficients, const float* guidance, const float* values,
+                         int height, int width, int guidance_channels, int classes, int radius,
+                         double eps, int threads, const Kernels& k) {
   const int features = (guidance_channels + 1) * classes;
   filter(guidance, values, height, width, guidance_channels, classes, radius, eps, threads, k,
          [&](int y, int x, int n, const double* sums, const double* share, float*) {

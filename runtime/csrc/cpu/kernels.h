@@ -1,10 +1,10 @@
 // The CPU kernels: one table of functions per instruction set (isa), chosen once.
 //
-// A kernel works on a run: `width` neighbouring pixels of one row (conv3 and conv3_dw: of two rows).
-// It runs on one thread and allocates nothing. The caller guarantees that all sizes fit.
+// A kernel works on a run: `width` neighbouring pixels of one row (conv3 and conv3_dw: of two
+// rows). It runs on one thread and allocates nothing. The caller guarantees that all sizes fit.
 //
-// A map is channels-last. Each pixel has padded(channels) floats; the extra channels are zero, or in
-// scores kNever, whose exp is 0. A map argument starts at the first pixel of the run, unless the
+// A map is channels-last. Each pixel has padded(channels) floats; the extra channels are zero, or
+// in scores kNever, whose exp is 0. A map argument starts at the first pixel of the run, unless the
 // kernel's comment names the picture's first pixel. Vectors over channels hold padded(channels)
 // floats.
 #pragma once
@@ -98,11 +98,12 @@ struct Band {
   // Coefficients of the two rows of low pixels, planes [guidance_channels + 1][classes][pitch].
   const float *above, *below;
   ptrdiff_t pitch;
-  // Pixel x lies between the low pixels left[x] and left[x] + 1; weight[x] is the share of the second.
+  // Pixel x lies between the low pixels left[x] and left[x] + 1; weight[x] is the share of the
+  // second.
   const int32_t* left;
   const float* weight;
   int rows;
-  float share[kBand];  // the share of `below` in each row
+  float share[kBand];     // the share of `below` in each row
   const float* guidance;  // planes [rows][guidance_channels][guidance_pitch]
   ptrdiff_t guidance_pitch;
 };
@@ -143,25 +144,25 @@ struct Kernels {
   // ddy[c] += sum of dy, ddx[c] += sum of dy * (x - mean), over the run.
   void (&bn_sums)(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
                   int channels);
-  // dx = scale * (dy - a - (x - mean) * b); with relu, dx is zero where x <= 0. sum[c] += the sum of
-  // dx over the run. dx may be dy.
+  // dx = scale * (dy - a - (x - mean) * b); with relu, dx is zero where x <= 0. sum[c] += the sum
+  // of dx over the run. dx may be dy.
   void (&bn_backward)(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
                       const float* a, const float* b, int width, int channels, bool relu);
   // labels[x] = the channel with the largest score; of equal scores the first.
   void (&argmax)(int32_t* labels, Map scores, int width, int channels);
   // p = softmax(z) over the channels, lse[x] = log(sum(exp(z))). lse may be null; p may be z.
   void (&softmax)(Map p, float* lse, Map z, int width, int channels);
-  // Prepares residual from the guide's probabilities q [width][classes]: logs = log(max(q, smallest)),
-  // target = (the largest q of the pixel) * class_weight * q, mass[x] = the sum of target over the
-  // classes. class_weight is [padded(classes)].
+  // Prepares residual from the guide's probabilities q [width][classes]: logs = log(max(q,
+  // smallest)), target = (the largest q of the pixel) * class_weight * q, mass[x] = the sum of
+  // target over the classes. class_weight is [padded(classes)].
   void (&prior)(Map logs, Map target, float* mass, const float* q, const float* class_weight,
                 float smallest, int width, int classes);
   // Returns the sum of target * (lse - z) over the run.
   double (&cross_entropy)(Map z, const float* lse, Map target, int width, int channels);
-  // The cross-entropies of the scores r with their own labels (similarity), and with the guide whose
-  // class k is mapped to channel table[k]. The guide is hard [width], labels with -1 for unknown, or
-  // soft [width][guide_classes], or both are null. Writes dr = the gradient of self_weight *
-  // similarity + guide_weight * guide; losses[0] += similarity, losses[1] += guide.
+  // The cross-entropies of the scores r with their own labels (similarity), and with the guide
+  // whose class k is mapped to channel table[k]. The guide is hard [width], labels with -1 for
+  // unknown, or soft [width][guide_classes], or both are null. Writes dr = the gradient of
+  // self_weight * similarity + guide_weight * guide; losses[0] += similarity, losses[1] += guide.
   void (&cluster_loss)(Map dr, double* losses, Map r, const int32_t* labels, const int32_t* hard,
                        const float* soft, int guide_classes, const int32_t* table,
                        float self_weight, float guide_weight, int width, int channels);
@@ -178,9 +179,9 @@ struct Kernels {
   // [height][width][3].
   void (&affinity)(float* out, const float* image, const Offset* offsets, const float* scale,
                    int count, float sigma, int y, int height, int width);
-  // The residual objective of the run that starts at (y, x). Writes dz = the gradient of guide loss +
-  // lambda * pair loss by the scores z, where p = softmax(z). Returns the pair loss. Maps start at
-  // the picture's first pixel. Each offset d in `offsets` is followed by -d; affinity is
+  // The residual objective of the run that starts at (y, x). Writes dz = the gradient of guide loss
+  // + lambda * pair loss by the scores z, where p = softmax(z). Returns the pair loss. Maps start
+  // at the picture's first pixel. Each offset d in `offsets` is followed by -d; affinity is
   // [height][width][count]; mass [height][width] is the sum of target over the channels.
   double (&residual_loss)(Map dz, Map p, Map target, const float* mass, const float* affinity,
                           const Offset* offsets, int count, float lambda, int y, int x, int width,
@@ -203,28 +204,31 @@ struct Kernels {
   // column += sign * planes. planes is [features][width].
   void (&add_planes)(double* column, ptrdiff_t pitch, const float* planes, double sign, int width,
                      int features);
-  // sums[f][x] = the sum of column[f * pitch + j] for j = x + 1 ... x + 2 radius + 1. state [features]
-  // is the sum before x = 0 and becomes the sum of the last pixel. sums is [features][kWindows], width
-  // is at most kWindows. A radius of 1 to 3 neither reads nor changes state.
+  // sums[f][x] = the sum of column[f * pitch + j] for j = x + 1 ... x + 2 radius + 1. state
+  // [features] is the sum before x = 0 and becomes the sum of the last pixel. sums is
+  // [features][kWindows], width is at most kWindows. A radius of 1 to 3 neither reads nor changes
+  // state.
   void (&window_sums)(double* sums, double* state, const double* column, ptrdiff_t pitch,
                       int radius, int width, int features);
-  // Writes the coefficients a and b of each window, planes out [guidance_channels + 1][classes][pitch],
-  // from the window sums of the features of add_products and share [width] = 1 / the window's area.
+  // Writes the coefficients a and b of each window, planes out [guidance_channels +
+  // 1][classes][pitch], from the window sums of the features of add_products and share [width] = 1
+  // / the window's area.
   void (&solve)(float* out, ptrdiff_t pitch, const double* sums, const double* share, double eps,
                 int width, int guidance_channels, int classes);
   // out[f * pitch + x] = sums[f][x] * share[x].
   void (&window_means)(float* out, ptrdiff_t pitch, const double* sums, const double* share,
                        int width, int features);
-  // values[x][k] = the sum over g of rows[g][k][x] * guidance[g][x], plus rows[guidance_channels][k][x],
-  // for one row of pixels. rows and guidance are planes that can be read kPad floats past their end.
+  // values[x][k] = the sum over g of rows[g][k][x] * guidance[g][x], plus
+  // rows[guidance_channels][k][x], for one row of pixels. rows and guidance are planes that can be
+  // read kPad floats past their end.
   void (&apply)(float* values, const float* rows, ptrdiff_t pitch, const float* guidance,
                 ptrdiff_t guidance_pitch, int width, int guidance_channels, int classes);
-  // As apply, for the rows of a band, with interpolated coefficients. Rows of values are `row` floats
-  // apart.
-  void (&apply_band)(float* values, ptrdiff_t row, const Band& band, int width, int guidance_channels,
-                     int classes);
-  // labels = the class with the largest value of apply_band, of equal values the first; confidence =
-  // that value cut to [0, 1]. Rows are `row` elements apart. guidance_channels is 0 or 3.
+  // As apply, for the rows of a band, with interpolated coefficients. Rows of values are `row`
+  // floats apart.
+  void (&apply_band)(float* values, ptrdiff_t row, const Band& band, int width,
+                     int guidance_channels, int classes);
+  // labels = the class with the largest value of apply_band, of equal values the first; confidence
+  // = that value cut to [0, 1]. Rows are `row` elements apart. guidance_channels is 0 or 3.
   void (&upsample_band)(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
                         int width, int guidance_channels, int classes);
   // out[n] = the sum over i < count of weights[i] * rows[i]; blend_byte_rows divides by 255.
@@ -232,20 +236,20 @@ struct Kernels {
                      size_t n);
   void (&blend_byte_rows)(float* out, const uint8_t* const* rows, const float* weights, int count,
                           size_t n);
-  // out [width][3] = the mean over `pixels` neighbours in each of `count` rows, divided by 255. A row
-  // is [width * pixels][3]. pixels * count is at most kMeans.
+  // out [width][3] = the mean over `pixels` neighbours in each of `count` rows, divided by 255. A
+  // row is [width * pixels][3]. pixels * count is at most kMeans.
   void (&mean_colours)(float* out, const uint8_t* const* rows, int count, int pixels, int width);
   // out[x] = the sum over i of weights[begin[x] + i] * row[first[x] + i], for the begin[x + 1] -
-  // begin[x] >= 1 pixels of `channels` floats under pixel x < width. row can be read one float past its
-  // end.
+  // begin[x] >= 1 pixels of `channels` floats under pixel x < width. row can be read one float past
+  // its end.
   void (&blend_pixels)(float* out, const float* row, const int* first, const int* begin,
                        const float* weights, int width, int channels);
 };
 
 // Returns the table of the isa "base", "avx2" or "avx512"; null if this machine cannot run it.
 const Kernels* find_kernels(const char* name);
-// Returns the table that the environment variable SEG_ISA names; without it, the fastest one. Throws
-// std::runtime_error if SEG_ISA names no usable table.
+// Returns the table that the environment variable SEG_ISA names; without it, the fastest one.
+// Throws std::runtime_error if SEG_ISA names no usable table.
 const Kernels& default_kernels();
 // Writes the names of the usable tables, the slowest first, and returns their number.
 int usable_kernels(const char* names[4]);

@@ -15,8 +15,8 @@ struct Free {
 };
 using Memory = std::unique_ptr<float, Free>;
 
-// Returns n uninitialised floats at a multiple of 64 bytes; throws std::bad_alloc. Blocks of 2 MiB or
-// more use large pages, which the system clears faster than small ones (docs/architecture.md).
+// Returns n uninitialised floats at a multiple of 64 bytes; throws std::bad_alloc. Blocks of 2 MiB
+// or more use large pages, which the system clears faster than small ones (docs/architecture.md).
 inline Memory allocate(size_t n) {
   constexpr size_t kLarge = size_t{1} << 21;
   size_t bytes = n * sizeof(float);

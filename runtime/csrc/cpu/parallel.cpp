@@ -34,8 +34,8 @@ struct Job {
   void (*f)(const void*, int, int);
   const void* context;
   int n;
-  int wanted;                // helpers that may still join; guarded by the pool's mutex
-  std::atomic<int> next{0};  // the next index to compute
+  int wanted;                   // helpers that may still join; guarded by the pool's mutex
+  std::atomic<int> next{0};     // the next index to compute
   std::atomic<int> helpers{0};  // helpers that work on the job now
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // the first exception

@@ -1,5 +1,5 @@
-// The refinement's kernels that are not convolutions: batch norm, soft-max, the losses and the update.
-// kernels.h describes each of them.
+// The refinement's kernels that are not convolutions: batch norm, soft-max, the losses and the
+// update. kernels.h describes each of them.
 //
 // A kernel sums its run from zero and then adds that sum to the caller's: short sums round less.
 
@@ -118,7 +118,8 @@ inline void prior(Map logs, Map target, float* mass, const float* q, const float
     float *u = logs.at(0, x), *t = target.at(0, x);
     for (int c = 0; c < padded; c += kLanes) {
       Vec p = {};
-      if ((ptrdiff_t)(width - x) * classes >= c + kLanes)  // the lanes after the classes are those of the next pixel
+      if ((ptrdiff_t)(width - x) * classes >=
+          c + kLanes)  // the lanes after the classes are those of the next pixel
         p = zero_unless(lane < classes - c, load(q + c));
       else
         for (int k = c; k < classes; ++k) p[k - c] = q[k];

@@ -22,11 +22,11 @@ class Refiner {
   Refiner& operator=(Refiner&&) = default;
   ~Refiner();
 
-  // Takes up to `steps` steps on the picture, then one forward pass, and returns why and when the run
-  // ended. Writes scores [height][width][classes], labels [height][width] and records [steps]. image
-  // is [height][width][3] in [0, 1]. The returned map is the last one with at least label_floor
-  // labels; 0 disables this rule. after_step(steps done) is called after each step: true ends the
-  // run. It may throw. It may be empty.
+  // Takes up to `steps` steps on the picture, then one forward pass, and returns why and when the
+  // run ended. Writes scores [height][width][classes], labels [height][width] and records [steps].
+  // image is [height][width][3] in [0, 1]. The returned map is the last one with at least
+  // label_floor labels; 0 disables this rule. after_step(steps done) is called after each step:
+  // true ends the run. It may throw. It may be empty.
   RunResult run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                 const Guide& guide, int label_floor, int steps,
                 const std::function<bool(int)>& after_step);

@@ -15,8 +15,8 @@ Refiner::Sums Refiner::clear_sums(int band, int channels) const {
   return {s, s + row, s + 2 * row};
 }
 
-// Copies the weights [out][in][k][k] and biases into the kernels' form: packed_ for the forward pass,
-// turned_ (by 180 degrees, in and out exchanged) for the gradient by the input.
+// Copies the weights [out][in][k][k] and biases into the kernels' form: packed_ for the forward
+// pass, turned_ (by 180 degrees, in and out exchanged) for the gradient by the input.
 void Refiner::pack() {
   const auto pack_conv = [&](int i, const Conv& conv, bool tiles, bool turn) {
     const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
@@ -49,8 +49,8 @@ void Refiner::pack() {
   pack_conv(options_.blocks + 1, network_.head, false, true);
 }
 
-// Sets s to the statistics of x [height][width][padded(channels)], from the moments of its bands about
-// the first pixel of each band; if `running`, to the running statistics.
+// Sets s to the statistics of x [height][width][padded(channels)], from the moments of its bands
+// about the first pixel of each band; if `running`, to the running statistics.
 void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool running) {
   for (int c = 0; c < norm.channels; ++c) {
     double mean = 0, m2 = 0;
@@ -59,7 +59,8 @@ void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool 
       m2 = buffers[norm.var + c];
     } else {
       double count = 0;
-      for (int band = 0; band < bands_; ++band) {  // Chan's rule joins the means and squares of two parts
+      for (int band = 0; band < bands_;
+           ++band) {  // Chan's rule joins the means and squares of two parts
         const double n = static_cast<double>(std::min(2, height_ - 2 * band)) * width_;
         const float* sums = sums_ + band * sums_floats_;
         const double sum = sums[c], square = sums[sums_floats_ / 3 + c];
@@ -102,8 +103,8 @@ void Refiner::feature(Map out, int y, int x, int width) const {
              false);
 }
 
-// Runs the network from the input to the labels, with this picture's statistics or the running ones.
-// For residual also computes the soft-max and the guide loss of each band.
+// Runs the network from the input to the labels, with this picture's statistics or the running
+// ones. For residual also computes the soft-max and the guide loss of each band.
 void Refiner::forward(bool running) {
   pack();
   for (int i = 0; i < options_.blocks; ++i) {
@@ -187,8 +188,8 @@ void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   }
 }
 
-// Sums the weight gradients of the kBlocks blocks of rows into gradient_; with `add`, to the gradient
-// that is already in it. `tiles`: partial is in the basis of conv3's tiles.
+// Sums the weight gradients of the kBlocks blocks of rows into gradient_; with `add`, to the
+// gradient that is already in it. `tiles`: partial is in the basis of conv3's tiles.
 void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add) {
   const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
   const size_t row = padded(conv.out), block = weight_floats(conv, tiles);
@@ -212,7 +213,8 @@ void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, 
   });
 }
 
-// Writes the gradient by the bias: the sum over the bands of the gradient of the convolution's output.
+// Writes the gradient by the bias: the sum over the bands of the gradient of the convolution's
+// output.
 void Refiner::bias_gradient(const Conv& conv, bool add) {
   for (int o = 0; o < conv.out; ++o) {
     double s = 0;
@@ -311,11 +313,12 @@ int Refiner::find_labels() {
   return static_cast<int>(std::count(present_.begin(), present_.end(), 1));
 }
 
-// Maps the i-th class that occurs in the guide to the (i mod K)-th of the K labels that occur, both in
-// increasing order.
+// Maps the i-th class that occurs in the guide to the (i mod K)-th of the K labels that occur, both
+// in increasing order.
 void Refiner::set_modulo_mapping(const Guide& guide) {
   if (guide_present_.empty()) {
-    std::fill(mapping_.begin(), mapping_.end(), guide.soft != nullptr);  // here: 1 if the class occurs
+    std::fill(mapping_.begin(), mapping_.end(),
+              guide.soft != nullptr);  // here: 1 if the class occurs
     if (guide.hard != nullptr)
       for (size_t n = 0; n < labels_.size(); ++n)
         if (guide.hard[n] >= 0) mapping_[guide.hard[n]] = 1;
@@ -329,8 +332,9 @@ void Refiner::set_modulo_mapping(const Guide& guide) {
     mapping_[guide_present_[i]] = targets_[i % targets_.size()];
 }
 
-// Maps guide classes to labels one to one, so that the area of pixels with both is largest. If there are
-// more classes than labels, each remaining class is mapped to the label that it overlaps most.
+// Maps guide classes to labels one to one, so that the area of pixels with both is largest. If
+// there are more classes than labels, each remaining class is mapped to the label that it overlaps
+// most.
 void Refiner::set_overlap_mapping(const Guide& guide) {
   const int s = guide.classes, q = options_.classes;
   std::fill(overlap_.begin(), overlap_.end(), 0.0);
@@ -359,8 +363,8 @@ void Refiner::set_overlap_mapping(const Guide& guide) {
   }
 }
 
-// Computes the losses of the step and d_response_, the gradient by the response. Returns false if the
-// total loss is not finite.
+// Computes the losses of the step and d_response_, the gradient by the response. Returns false if
+// the total loss is not finite.
 bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   const int h = height_, w = width_, classes = options_.classes;
   const double pixels = static_cast<double>(h) * w;

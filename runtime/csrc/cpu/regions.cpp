@@ -28,8 +28,8 @@ struct Forest {
 struct Region {
   int64_t area = 0;
   int32_t label = 0;
-  // The length of the common border with each neighbour. A neighbour that was merged later is
-  // still listed by its old number: find() returns the current one.
+  // The length of the common border with each neighbour. A neighbour that was merged later is still
+  // listed by its old number: find() returns the current one.
   std::unordered_map<int32_t, int64_t> border;
 };
 
@@ -73,8 +73,8 @@ void merge_small(Forest& forest, std::vector<Region>& region, int64_t min_area) 
   }
 }
 
-// Writes regions [height][width]: 0, 1, ... for the connected regions of equal label, in the order of
-// their first pixels. Returns the number of regions. labels is [height][width].
+// Writes regions [height][width]: 0, 1, ... for the connected regions of equal label, in the order
+// of their first pixels. Returns the number of regions. labels is [height][width].
 int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int width) {
   const size_t pixels = static_cast<size_t>(height) * width;
   // Pass 1: provisional numbers; numbers of one region that touch are joined.

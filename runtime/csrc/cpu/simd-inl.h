@@ -1,6 +1,6 @@
 // Vectors of SEG_LANES floats, written with the compiler's vector types. Each target_*.cpp includes
-// this file inside the namespace of its instruction set. So this file has no include guard, includes
-// no standard header and defines no global.
+// this file inside the namespace of its instruction set. So this file has no include guard,
+// includes no standard header and defines no global.
 
 #define SEG_INLINE inline __attribute__((always_inline))
 
@@ -79,8 +79,8 @@ SEG_INLINE Vec exp(Vec x) {
   return zero_unless(x >= splat(-87.0f), e * (Vec)exponent);
 }
 
-// Returns log(x). x is normal and above 0. With x = 2^n m and sqrt(1/2) <= m < sqrt(2), log m is
-// 2 artanh(s), s = (m - 1) / (m + 1): the series up to s^9 (|s| < 0.172, relative error below 1e-9).
+// Returns log(x). x is normal and above 0. With x = 2^n m and sqrt(1/2) <= m < sqrt(2), log m is 2
+// artanh(s), s = (m - 1) / (m + 1): the series up to s^9 (|s| < 0.172, relative error below 1e-9).
 SEG_INLINE Vec log(Vec x) {
   const int32_t kRootHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
   const IntVec bits = (IntVec)x - kRootHalf;

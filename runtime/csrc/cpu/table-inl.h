@@ -1,6 +1,6 @@
 // All kernels of one instruction set, and their table: an entry for each member of Kernels
-// (kernels.h), in the same order. A missing entry is a compile error. Each target_*.cpp includes this
-// file inside the namespace of its instruction set.
+// (kernels.h), in the same order. A missing entry is a compile error. Each target_*.cpp includes
+// this file inside the namespace of its instruction set.
 
 // clang-format off
 #include "simd-inl.h"

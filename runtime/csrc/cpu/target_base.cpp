@@ -1,7 +1,8 @@
 // The kernels for any processor: SSE2 on x86-64, NEON on aarch64.
 #if defined(__aarch64__) && !defined(__clang__)
-// GCC's first scheduling pass is off on x86-64. On aarch64 it moves all loads of a product tile before
-// the products and spills sums to the stack. tests/rules/neon_counts.py fails when that happens.
+// GCC's first scheduling pass is off on x86-64. On aarch64 it moves all loads of a product tile
+// before the products and spills sums to the stack. tests/rules/neon_counts.py fails when that
+// happens.
 #pragma GCC optimize("no-schedule-insns")
 #endif
 #include <cmath>

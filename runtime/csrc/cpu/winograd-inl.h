@@ -1,5 +1,5 @@
-// 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray, CVPR 2016): a tile of 2x2 outputs needs
-// 16 products of its 4x4 inputs instead of 36. The weight gradient needs 16 as well.
+// 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray, CVPR 2016): a tile of 2x2 outputs
+// needs 16 products of its 4x4 inputs instead of 36. The weight gradient needs 16 as well.
 //
 //   out = A' [(G w G') * (B' in B)] A       dw = G' [(B' in B) * (A dout A')] G
 //
@@ -8,9 +8,10 @@
 // second-level cache. Between the transforms are 16 matrix products of tiles x channels
 // (conv-inl.h).
 
-// Writes v [16][tiles][in.stride] = B' in B of each 4x4 tile of `in`. The first tile's top left pixel
-// is (y, x), each next one is two columns further right. The 16 planes are `plane` floats apart. With
-// kNorm, norm is applied to the pixels. Pixels outside the picture are zero after the norm.
+// Writes v [16][tiles][in.stride] = B' in B of each 4x4 tile of `in`. The first tile's top left
+// pixel is (y, x), each next one is two columns further right. The 16 planes are `plane` floats
+// apart. With kNorm, norm is applied to the pixels. Pixels outside the picture are zero after the
+// norm.
 template <bool kNorm>
 inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y, int x, int tiles,
                            int height, int width, int channels) {
@@ -55,8 +56,8 @@ inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y
 }
 
 // Writes the 2x2 pixels of `out` = A' m A + bias, then relu if asked, for each tile of m
-// [16][tiles][padded(channels)], whose planes are `plane` floats apart. Pixels outside the picture are
-// not written.
+// [16][tiles][padded(channels)], whose planes are `plane` floats apart. Pixels outside the picture
+// are not written.
 inline void tiles_to_output(Map out, const float* m, ptrdiff_t plane, const float* bias, bool relu,
                             int y, int x, int tiles, int height, int width, int channels) {
   const int n = vectors(channels) * kLanes;

@@ -1,6 +1,6 @@
-// What the CUDA files share: checked calls, memory that frees itself, and launches that a host
-// compiler can run as well (tests/support/cuda_shim.h), which is how kernels are tested without a
-// GPU.
+// Shared by the CUDA files: checked calls, an owner of device memory, and SEG_LAUNCH. With
+// SEG_CUDA_SHIM a host compiler compiles the same files against tests/support/cuda_shim.h, which
+// runs the kernels on the CPU: so the tests need no GPU.
 #pragma once
 
 #ifndef SEG_CUDA_SHIM
@@ -31,6 +31,7 @@ struct CudaError : std::runtime_error {
   int device;
 };
 
+// Throws a CudaError unless error is cudaSuccess.
 inline void cuda_check(cudaError_t error, const char* call, int device = -1) {
   if (error == cudaSuccess) return;
   throw CudaError(static_cast<int>(error), call,
@@ -38,10 +39,11 @@ inline void cuda_check(cudaError_t error, const char* call, int device = -1) {
 }
 #define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
 
-// Called when an allocation fails, before it is tried again. May be null.
+// This function is called when an allocation fails, before the allocation is tried once more. It
+// may be null.
 inline void (*give_memory_back)() = nullptr;
 
-// n floats on the device, at least one.
+// An owner of n floats (at least one) of the current device.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;

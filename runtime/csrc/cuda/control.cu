@@ -1,11 +1,11 @@
-// The decisions of the loop, which are taken on the device, and the update of the weights.
+// The decisions of the loop, which kernels on the device make, and the update of the weights.
 #include "control.h"
 #include "pixels.cuh"
 
 namespace seg::cuda {
 namespace {
 
-// Counts the labels, ends the run where too few are left, and sets the step's spatial weight.
+// start_step(). One block.
 __global__ void begin_step(Control* c, const int* present, int classes, int weighting, float mu,
                            float beta) {
   SEG_SHARED(memory);
@@ -23,7 +23,7 @@ __global__ void begin_step(Control* c, const int* present, int classes, int weig
   if (weighting == kScf) c->weight = static_cast<float>(mu / found);
 }
 
-// Adds the blocks' losses up and ends the run where they are not finite. One block.
+// record_losses(). One block.
 __global__ void judge(Control* c, const double* losses, int blocks, double pixels, bool residual,
                       float lambda) {
   SEG_SHARED(memory);
@@ -53,7 +53,7 @@ __global__ void judge(Control* c, const double* losses, int blocks, double pixel
   }
 }
 
-// SGD with momentum; keeps what was before.
+// update_state(). A thread has a weight.
 __global__ void update(const Control* c, float* w, float* v, float* kept_w, float* kept_v,
                        const float* gradient, float lr, float momentum, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -64,7 +64,7 @@ __global__ void update(const Control* c, float* w, float* v, float* kept_w, floa
   w[i] -= lr * v[i];
 }
 
-// Counts the labels that are as at the last check, every kCheckEvery steps, and notes them.
+// check_labels(). A thread has a pixel.
 __global__ void compare_labels(Control* c, int32_t* checked, const int32_t* labels, size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (c->stopped || c->step % kCheckEvery != 0 || n >= pixels) return;
@@ -72,8 +72,7 @@ __global__ void compare_labels(Control* c, int32_t* checked, const int32_t* labe
   checked[n] = labels[n];
 }
 
-// Updates the running statistics and the counters, and decides whether this was the last step;
-// clears the marks of the labels and writes to the host. One block.
+// finish_step(). One block.
 __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, int* present,
                          int classes, double pixels, int min_labels, float early_stop,
                          volatile int* told) {
@@ -95,7 +94,7 @@ __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, i
       running = static_cast<float>((1 - kRunningShare) * running + kRunningShare * unbiased);
     }
   }
-  __syncthreads();  // all have read stopped
+  __syncthreads();  // all threads have read c->stopped
   if (threadIdx.x != 0) return;
   const int step = c->step++;
   c->have_kept = 1;

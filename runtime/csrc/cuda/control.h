@@ -1,4 +1,4 @@
-// The decisions of the loop, which are taken on the device, and the update of the weights.
+// The decisions of the loop, which kernels on the device make, and the update of the weights.
 #pragma once
 
 #include <cstdint>
@@ -8,45 +8,51 @@
 
 namespace seg::cuda {
 
-constexpr int kNorms = 4;   // most norms of a network
-constexpr int kLosses = 3;  // sums of each block: similarity, guide, spatial (residual: pairs)
+constexpr int kNorms = 4;   // a network has at most this many norms
+constexpr int kLosses = 3;  // losses of each block: similarity, guide, spatial (residual: pair)
 
-// What the loop knows. The host writes it before a run and reads it after.
+// The state of the loop in device memory. The host writes it before a run and reads it afterwards.
 struct Control {
-  int64_t batches;
-  StepRecord* records;
-  double guide_pixels, checked_loss, loss;
-  unsigned long long same;  // labels that are as at the last check
+  int64_t batches;      // steps that updated the running statistics
+  StepRecord* records;  // [steps], device memory
+  double guide_pixels;  // known pixels of the guide
+  double checked_loss, loss;
+  unsigned long long same;  // labels that equal those of the last check
   float weight;             // of the spatial loss in this step
   int label_floor, floor;
   int step, stop, stopped, have_kept, clusters, unchanged_checks;
-  int over;  // as stopped, but changed between steps only
+  int over;  // equals stopped, but changes only between steps
 };
 
+// All norms of a network and their values.
 struct Norms {
   Norm norm[kNorms];
   NormState state[kNorms];
   int count;
 };
 
-// Counts the labels, ends the run where too few are left, and sets the step's spatial weight.
+// Counts the labels that are marked in present [classes], ends the run if too few are left, and
+// sets the weight of the step's spatial loss.
 void start_step(Control* c, const int* present, const RefineOptions& options, cudaStream_t stream);
 
-// Sums the losses [kLosses][blocks] of the blocks, records them, and ends the run where they are
-// not finite.
+// Sums losses [kLosses][blocks] over the blocks, records the sums, and ends the run if the total
+// loss is not finite. The picture has `pixels` pixels.
 void record_losses(Control* c, const double* losses, int blocks, double pixels,
                    const RefineOptions& options, cudaStream_t stream);
 
-// SGD with momentum on the state (w, then v, [n] each); the state before is copied to kept.
+// One step of SGD with momentum. state is the weights [n] and then the momenta [n]; its previous
+// values are copied to kept. gradient is [n].
 void update_state(const Control* c, float* state, float* kept, const float* gradient, int n,
                   const RefineOptions& options, cudaStream_t stream);
 
-// Counts the labels that are as at the last check, every kCheckEvery steps, and copies them.
+// Every kCheckEvery steps: counts the labels [pixels] that equal those of the last check, and
+// copies the labels to checked [pixels].
 void check_labels(Control* c, int32_t* checked, const int32_t* labels, size_t pixels,
                   cudaStream_t stream);
 
-// Updates the running statistics and the counters, and decides whether this was the last step;
-// clears present and writes the number of steps, and whether they ended, to told.
+// Updates the running statistics (buffers; previous values are copied to kept) and the counters,
+// and decides whether this was the last step. Clears present, and writes the number of steps and
+// whether the run has ended to told [2].
 void finish_step(Control* c, const Norms& norms, float* buffers, float* kept, int* present,
                  double pixels, const RefineOptions& options, volatile int* told,
                  cudaStream_t stream);

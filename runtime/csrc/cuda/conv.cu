@@ -21,9 +21,9 @@ __global__ void pack(PackedList list, const float* parameters) {
 
 // Computes the convolution of source with packed weights and calls emit with the results. A block
 // computes one tile of pixels for up to 128 output channels. It copies eight input channels of the
-// tile with its border, and their weights, to shared memory, adds their products, and repeats this for
-// the next eight. A thread holds the sums of 8 pixels x 4 channels in registers. With 3x3 taps it
-// reads a row of 12 inputs for 96 products. Blocks: (tile, group of output channels).
+// tile with its border, and their weights, to shared memory, adds their products, and repeats this
+// for the next eight. A thread holds the sums of 8 pixels x 4 channels in registers. With 3x3 taps
+// it reads a row of 12 inputs for 96 products. Blocks: (tile, group of output channels).
 template <int Taps, class Source, class Emit>
 __global__ void __launch_bounds__(kMostColumns* kRuns)
     conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s,
@@ -115,9 +115,10 @@ Split split_of(int in, int out, Extent s) {
 }
 
 // Writes parts [parts][out * in * Taps^2 + out]: sums over a part of the tiles of the gradients by
-// weights and bias. A thread sums 4 output channels x Ins input channels x all taps in registers. The
-// tile's gradients and inputs are in shared memory; four pixels of both are used for 16 products of
-// each tap. Blocks: (part of the tiles, group of input channels, group of output channels).
+// weights and bias. A thread sums 4 output channels x Ins input channels x all taps in registers.
+// The tile's gradients and inputs are in shared memory; four pixels of both are used for 16
+// products of each tap. Blocks: (part of the tiles, group of input channels, group of output
+// channels).
 template <int Taps, int Ins, class Source, class Slope>
 __global__ void __launch_bounds__(512)
     conv_gradient(float* parts, Source source, Slope slope, int in, int out, Split p, Extent s,

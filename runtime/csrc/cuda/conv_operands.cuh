@@ -1,6 +1,6 @@
 // The inputs and outputs of the convolutions of conv.cu and tensor_conv.cu. Maps are planes
-// [channel][height][pitch]; the values between width and pitch are undefined and have no influence on
-// a result. The structures are template arguments of the kernels, so the compiler inlines them.
+// [channel][height][pitch]; the values between width and pitch are undefined and have no influence
+// on a result. The structures are template arguments of the kernels, so the compiler inlines them.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +13,15 @@ constexpr int kRun = 8;               // neighbouring pixels of a thread, and th
 constexpr int kFour = 4;              // output channels of a thread
 constexpr int kTall = 8, kWide = 16;  // pixels of a block's tile
 constexpr int kRuns = kTall * kWide / kRun;
-constexpr int kDepth = 8;             // input channels that are in shared memory at a time
-constexpr int kGradientRows = 4;      // rows of the tiles of a weight gradient
-// Blocks that share a weight gradient: two for each multiprocessor of an H100. It is the same on every
-// device, so that the result is.
+constexpr int kDepth = 8;         // input channels that are in shared memory at a time
+constexpr int kGradientRows = 4;  // rows of the tiles of a weight gradient
+// Blocks that share a weight gradient: two for each multiprocessor of an H100. It is the same on
+// every device, so that the result is.
 constexpr int kGradientBlocks = 264;
 constexpr size_t kShared = 48 * 1024;  // bytes of shared memory that every device has for a block
 
-// The size of a map, and its tiles of kTall x kWide pixels. A plane has `height` rows of `pitch` floats.
+// The size of a map, and its tiles of kTall x kWide pixels. A plane has `height` rows of `pitch`
+// floats.
 struct Extent {
   int height, width, pitch;
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * pitch; }
@@ -34,8 +35,9 @@ struct Extent {
   }
 };
 
-// The values of a batch norm for the current picture, [channels] each: y = (x - mean) * scale + shift,
-// and for the gradient dx = scale * (dy - a - (x - mean) * b). inv = 1 / the standard deviation.
+// The values of a batch norm for the current picture, [channels] each: y = (x - mean) * scale +
+// shift, and for the gradient dx = scale * (dy - a - (x - mean) * b). inv = 1 / the standard
+// deviation.
 struct NormState {
   float *mean, *inv, *scale, *shift, *a, *b;
 };
@@ -71,9 +73,9 @@ struct Input {
   }
 };
 
-// The gradient by a convolution's output. If x is null, it is d. Otherwise x is that output after the
-// relu (if relu is set), d is the gradient by norm(x), and the operator computes the gradient through
-// the norm and the relu. It returns the value of channel c at position n of a plane.
+// The gradient by a convolution's output. If x is null, it is d. Otherwise x is that output after
+// the relu (if relu is set), d is the gradient by norm(x), and the operator computes the gradient
+// through the norm and the relu. It returns the value of channel c at position n of a plane.
 struct Gradient {
   const float *d, *x;
   NormState norm;
@@ -99,12 +101,14 @@ struct Gradient {
 };
 
 // A convolution's weights in the order in which the blocks of its kernel read them, so that a block
-// copies one contiguous part: words [ceil(in / depth)][groups()][kDepth][taps][pitch]. A group has `span`
-// output channels. A word is the weight of one input channel as a float, or in tensor_conv.cu of two
-// input channels in half precision; then depth is 2 * kDepth. taps counts all taps, 1 or 9.
+// copies one contiguous part: words [ceil(in / depth)][groups()][kDepth][taps][pitch]. A group has
+// `span` output channels. A word is the weight of one input channel as a float, or in
+// tensor_conv.cu of two input channels in half precision; then depth is 2 * kDepth. taps counts all
+// taps, 1 or 9.
 struct Packed {
   // The offset of the weights in the parameters. They are [out][in][taps] there; for turned weights
-  // (of the gradient by the input) [in][out][taps], and the taps are read from the last to the first.
+  // (of the gradient by the input) [in][out][taps], and the taps are read from the last to the
+  // first.
   size_t weight;
   void* words;
   int in, out, taps, span, pitch, depth;
@@ -139,9 +143,9 @@ struct PackedList {
   }
 };
 
-// The position of a thread's results: kRun pixels from (y, x) on, `count` of which are in the picture,
-// for four channels. The block computes `span` channels from `first` on in columns of four. works()
-// returns whether the thread has results.
+// The position of a thread's results: kRun pixels from (y, x) on, `count` of which are in the
+// picture, for four channels. The block computes `span` channels from `first` on in columns of
+// four. works() returns whether the thread has results.
 struct Place4 {
   int first, y, x, count, column, run, span, tile;
   __device__ int channel(int j) const { return first + column * kFour + j; }
@@ -163,9 +167,10 @@ __device__ inline void load_run(float (&v)[kRun], const float* from) {
   v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-// The epilogue of a forward pass. Writes out = v + bias + prior (if set), then relu if asked, and if sums
-// is set the moments of each channel over the tile: sums [2][channels][tiles] of out, and of (out - the
-// tile's mean)^2. The caller provides shared memory for 2 * kRuns * (span + 1) floats.
+// The epilogue of a forward pass. Writes out = v + bias + prior (if set), then relu if asked, and
+// if sums is set the moments of each channel over the tile: sums [2][channels][tiles] of out, and
+// of (out - the tile's mean)^2. The caller provides shared memory for 2 * kRuns * (span + 1)
+// floats.
 struct Forward {
   float* out;
   const float *bias, *prior;
@@ -220,8 +225,8 @@ struct Forward {
   }
 };
 
-// The epilogue of a gradient by the input. Writes out = v (called d), and sums [2][channels][tiles] over
-// the tile of d and of d * (x - mean). Shared memory as for Forward.
+// The epilogue of a gradient by the input. Writes out = v (called d), and sums [2][channels][tiles]
+// over the tile of d and of d * (x - mean). Shared memory as for Forward.
 struct Backward {
   float* out;
   const float *x, *mean;

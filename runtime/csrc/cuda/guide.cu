@@ -1,5 +1,4 @@
-// A network's scores as a guide: soft-max, at working size; and what the refinement and the filter
-// ask of guides and scores, so that these need not leave the device.
+// Operations on guides, scores and class maps on the device, so that none is copied to the host.
 #include <cmath>
 
 #include "common.cuh"
@@ -12,9 +11,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// guide [pixels][classes] of scores [classes][pixels], which are probabilities already unless
-// `exponents`. A thread has a pixel. Where scores are not finite, or probabilities are none, the
-// pixel becomes NaN: the guide is looked into when it is known to be complete.
+// soft_guide(). A thread has a pixel. Invalid pixels become NaN, because a kernel cannot raise an
+// error: Python checks the guide for NaN after the work is done.
 __global__ void soft_max(float* guide, const float* scores, size_t pixels, int classes,
                          bool exponents) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -36,7 +34,8 @@ __global__ void soft_max(float* guide, const float* scores, size_t pixels, int c
   for (int k = 0; k < classes; ++k) out[k] *= share;
 }
 
-// out [height][width][channels], between the pixel centres of planes (INTER_LINEAR).
+// Writes out [height][width][channels], interpolated between the pixel centres of planes
+// (INTER_LINEAR). A thread has a channel of a pixel.
 __global__ void interpolate(float* out, const float* planes, int height, int width, int from_height,
                             int from_width, int channels) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
@@ -50,8 +49,8 @@ __global__ void interpolate(float* out, const float* planes, int height, int wid
   out[static_cast<size_t>(y) * width * channels + i] = above + v.weight * (below - above);
 }
 
-// parts [classes][kSumParts] = sums of guide [pixels][classes] over a part of the pixels each. A
-// block has a part of a class; its threads' sums are added in fixed order.
+// class_sums(). A block has a part of the pixels and a class. Its threads' sums are added in a
+// fixed order.
 __global__ void sum_classes(float* parts, const float* guide, size_t pixels, int classes) {
   SEG_SHARED(sums);  // [kThreads]
   const int t = threadIdx.x, k = blockIdx.y;
@@ -67,8 +66,7 @@ __global__ void sum_classes(float* parts, const float* guide, size_t pixels, int
   if (t == 0) parts[static_cast<size_t>(k) * kSumParts + blockIdx.x] = sums[0];
 }
 
-// out [pixels][count] = columns of guide [pixels][classes], zero where there is no such; each pixel
-// scaled to sum 1, unless it is zero, if `normalised`. A thread has a pixel.
+// take_classes(). A thread has a pixel.
 __global__ void take_columns(float* out, const float* guide, const int32_t* columns, size_t pixels,
                              int classes, int count, bool normalised) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -84,7 +82,7 @@ __global__ void take_columns(float* out, const float* guide, const int32_t* colu
   for (int k = 0; k < count; ++k) to[k] /= total;
 }
 
-// wins[k] = 1 for the first largest class of each pixel.
+// winners(). A thread has a pixel.
 __global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= pixels) return;
@@ -94,8 +92,7 @@ __global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, 
   wins[best] = 1;
 }
 
-// The first largest class of each pixel of guide [pixels][classes], -1 where all are zero, -2 where
-// one is NaN; and its value. A thread has a pixel.
+// hard_labels(). A thread has a pixel.
 __global__ void find_hard(int32_t* labels, float* shares, const float* guide, size_t pixels,
                           int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -112,7 +109,7 @@ __global__ void find_hard(int32_t* labels, float* shares, const float* guide, si
   shares[n] = best;
 }
 
-// table [clusters][classes] += the pixels that have the cluster and the class.
+// pair_counts(). A thread has a pixel.
 __global__ void count_both(int32_t* table, const int32_t* labels, const int32_t* hard,
                            size_t pixels, int clusters, int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -122,8 +119,7 @@ __global__ void count_both(int32_t* table, const int32_t* labels, const int32_t*
     atomicAdd(table + static_cast<size_t>(cluster) * classes + k, 1);
 }
 
-// out [pixels][count]: column k of scores [pixels][classes] added to column to[k], if that is not
-// negative. A thread has a pixel.
+// merge_classes(). A thread has a pixel.
 __global__ void add_columns(float* out, const float* scores, const int32_t* to, size_t pixels,
                             int classes, int count) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -134,14 +130,14 @@ __global__ void add_columns(float* out, const float* scores, const int32_t* to, 
     if (to[k] >= 0) sums[to[k]] += scores[n * classes + k];
 }
 
-// Takes guide's pixels over where the mask is not zero.
+// keep_pixels(). A thread has a class of a pixel.
 __global__ void replace_pixels(float* scores, const float* guide, const uint8_t* mask,
                                size_t pixels, int classes) {
   const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < pixels * classes && mask[i / classes] != 0) scores[i] = guide[i];
 }
 
-// counts [8][8][8] += the pixels of a picture [pixels][3] in [0, 1] of each colour.
+// colour_counts(). A thread has a pixel.
 __global__ void count_colours(int32_t* counts, const float* picture, size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= pixels) return;
@@ -151,6 +147,7 @@ __global__ void count_colours(int32_t* counts, const float* picture, size_t pixe
   atomicAdd(counts + bin, 1);
 }
 
+// Returns a grid with a thread for each pixel.
 dim3 over(size_t pixels) { return dim3(static_cast<unsigned>((pixels + kThreads - 1) / kThreads)); }
 
 }  // namespace

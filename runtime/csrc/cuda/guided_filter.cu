@@ -1,8 +1,9 @@
-// Guided filter: window sums slide, first down columns, then along rows, so that the cost does not
-// depend on the radius. Sums are float32 of values around zero, started afresh every chunk of
-// pixels.
+// The guided filter on the device. Window sums slide down the columns and then along the rows, so
+// the cost does not depend on the radius. Sums are float32. To keep their rounding errors small,
+// the guidance is centred around zero and each chunk of pixels starts with a new sum.
 //
-// Scratch holds planes [plane][height][width]: of the columns' sums, then of what is made of them.
+// Scratch memory holds planes [plane][height][width]: column sums, statistics and coefficients.
+// "Lifted" in a name means: upsampled to full size.
 #include <algorithm>
 
 #include "common.cuh"
@@ -10,21 +11,22 @@
 #include "place.cuh"
 
 #ifndef SEG_FILTER_SCRATCH
-#define SEG_FILTER_SCRATCH (64 << 20)  // bytes for the classes of a turn; tests take fewer
+#define SEG_FILTER_SCRATCH (64 << 20)  // bytes for the classes of a turn; tests use fewer
 #endif
 
 namespace seg::cuda {
 namespace {
 
 constexpr int kColumns = 128;  // threads of a block that walk down columns
-constexpr int kChunk = 64;     // least rows, or columns, between fresh starts
+constexpr int kChunk = 64;     // least rows, or columns, of a chunk
 constexpr int kTile = 32;      // pixels of a warp's step along its rows
 constexpr int kPitch = kTile + 1;
-constexpr float kCentre = 0.5f;  // guidance pictures lie in [0, 1]; centred, their products cancel less
+constexpr float kCentre = 0.5f;  // of guidance in [0, 1]: centred, its products cancel less
 
+// The size of the picture and the radius of the windows.
 struct Size {
   int height, width, radius;
-  // Rows, or columns, between fresh starts, which cost 2 radius pixels.
+  // Returns the rows, or columns, of a chunk. To start a sum costs 2 radius pixels.
   __host__ __device__ int chunk() const {
     const int most = height > width ? height : width, wanted = (4 * radius + 31) / 32 * 32;
     return wanted < kChunk ? kChunk : wanted < most ? wanted : (most + 31) / 32 * 32;
@@ -33,8 +35,8 @@ struct Size {
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * width; }
 };
 
-// A running sum that carries along what rounding took off (Kahan, 1965): windows lose nothing by
-// how far they have slid.
+// A running sum that also holds the part that rounding removed (Kahan, 1965), so a sum does not
+// become less exact the further its window slides.
 struct Sum {
   float value = 0, lost = 0;
   __device__ void add(float x) {
@@ -44,24 +46,27 @@ struct Sum {
   }
 };
 
-// 1 / the pixels of the window around (y, x).
+// Returns 1 / the number of pixels of the window around (y, x).
 __device__ float share(Size s, int y, int x) {
   const int rows = min(y + s.radius, s.height - 1) - max(y - s.radius, 0) + 1;
   const int columns = min(x + s.radius, s.width - 1) - max(x - s.radius, 0) + 1;
   return 1.0f / (static_cast<float>(rows) * columns);
 }
 
-// The features of a pixel: guidance [G], guidance products [G (G + 1) / 2], then for each class the value
-// and guidance times value [1 + G].
+// The features of a pixel: guidance [G], guidance products [G (G + 1) / 2], then for each class the
+// value and guidance * value [1 + G]. guidance is [height][width][G], values is
+// [height][width][classes]. A turn computes the classes first ... end - 1.
 template <int G>
 struct Features {
   static constexpr int kGuidance = G + G * (G + 1) / 2;
   const float *guidance, *values;
-  int classes, first, end;  // of all classes, those of this turn
+  int classes, first, end;
   Size size;
 };
 
-// What a thread adds up of a pixel of its column: load(y, x), then N values.
+// A source of features for sum_columns(): load(out, group, y, x) writes the N features of a group
+// at a pixel, first(group) returns the plane of the first one, count(group) how many planes are
+// written.
 template <int G>
 struct GuideFeatures {
   static constexpr int N = Features<G>::kGuidance;
@@ -77,7 +82,8 @@ struct GuideFeatures {
   __device__ int count(int) const { return N; }
 };
 
-// Of kTogether classes: the guidance is read once for them, and values that lie side by side at once.
+// The features of kTogether classes: guidance is read once for all of them, and neighbouring values
+// together.
 template <int G>
 struct ClassFeatures {
   static constexpr int kTogether = 4, N = kTogether * (G + 1);
@@ -99,6 +105,7 @@ struct ClassFeatures {
   }
 };
 
+// Planes as features: each is a group of its own.
 struct Planes {
   static constexpr int N = 1;
   const float* data;
@@ -110,8 +117,9 @@ struct Planes {
   __device__ int count(int) const { return 1; }
 };
 
-// out[plane][y][x] = sum over the rows of the window around y. A thread walks a chunk of rows down.
-// Blocks: (group, columns, chunk), so that those of all groups meet their pixels in the caches.
+// Writes out[plane][y][x] = the sum over the rows of the window around y. A thread slides down a
+// chunk of rows in one column. Blocks: (group, columns, chunk); so blocks that run together read
+// the same pixels, which are then in the cache.
 template <class Source>
 __global__ void sum_columns(float* out, Source source, Size s) {
   const int x = blockIdx.y * blockDim.x + threadIdx.x, group = blockIdx.x;
@@ -134,9 +142,10 @@ __global__ void sum_columns(float* out, Source source, Size s) {
   }
 }
 
-// Window sums of N planes from column sums: emit(group, y, x, sums). A block is one warp, which
-// takes kTile rows (a lane each) along a chunk of columns, kTile at a time; tiles turn in shared
-// memory so that lanes read and write neighbours. Blocks: (group, chunk, rows).
+// Calls emit(group, y, x, sums) with the window sums of N planes, computed from column sums. A
+// block is one warp. It slides along a chunk of columns in kTile rows, one row per lane, kTile
+// columns at a time. Each tile is transposed in shared memory, so that lanes read and write
+// neighbouring pixels. Blocks: (group, chunk, rows).
 template <int N, class Emit>
 __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   SEG_SHARED(tile);  // [N][kTile rows][kPitch]
@@ -178,8 +187,8 @@ __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   }
 }
 
-// Of the guidance's sums: its mean [G] and the inverse of its covariance + eps [G (G + 1) / 2], the
-// upper triangle by rows.
+// Emits planes from the sums of the guidance: its mean [G] and the inverse of its covariance + eps
+// [G (G + 1) / 2], the upper triangle row by row.
 template <int G>
 struct Statistics {
   float* out;
@@ -210,7 +219,8 @@ struct Statistics {
   }
 };
 
-// Of a class's sums and the statistics: its coefficients a [G] and b, planes [class][G + 1].
+// Emits the coefficients a [G] and b of a class, planes [class][G + 1], from its sums and the
+// planes of Statistics.
 template <int G>
 struct Solution {
   float* out;
@@ -239,7 +249,8 @@ struct Solution {
   }
 };
 
-// The window's mean coefficients, for guidance pictures that are not centred: [height][G + 1][classes][width].
+// Emits the window's mean coefficients for guidance that is not centred: [height][G +
+// 1][classes][width].
 template <int G>
 struct Store {
   float* out;
@@ -257,7 +268,7 @@ struct Store {
   }
 };
 
-// The filtered value: out [height][width][classes].
+// Emits the filtered values out [height][width][classes].
 template <int G>
 struct Apply {
   float* out;
@@ -274,8 +285,8 @@ struct Apply {
   }
 };
 
-// a . guidance + b of a class at a full-size pixel, from coefficients [low_height][G + 1][classes]
-// [low_width]; level[g] is the guidance there.
+// Returns a . guidance + b of class k at a full-size pixel, interpolated from coefficients
+// [low_height][G + 1][classes][low_width]. level [G] is the guidance of that pixel.
 template <int G>
 struct Lifted {
   const float* coefficients;
@@ -298,7 +309,7 @@ struct Lifted {
   }
 };
 
-// values [height][width][classes]. A thread has a pixel, so that neighbours share coefficients.
+// apply_coefficients(). A thread has a pixel; neighbouring threads read the same coefficients.
 template <int G>
 __global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guidance) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
@@ -309,7 +320,7 @@ __global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guida
     values[n * lifted.classes + k] = lifted(at_y, at_x, k, guidance + n * G);
 }
 
-// The first class with the largest value, and that cut to [0, 1].
+// joint_upsample(). A thread has a pixel.
 template <int G>
 __global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted,
                             const uint8_t* guidance) {
@@ -329,7 +340,7 @@ __global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted
   confidence[n] = min(max(best, 0.0f), 1.0f);
 }
 
-// Means of planes [height][width][channels] over the area of each of the low pixels.
+// shrink(). A thread has a channel of a low pixel.
 __global__ void mean_areas(float* out, const float* planes, int low_height, int low_width,
                            int height, int width, int channels) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
@@ -352,7 +363,7 @@ __global__ void mean_areas(float* out, const float* planes, int low_height, int 
   out[static_cast<size_t>(y) * low_width * channels + i] = sum;
 }
 
-// coefficients [height][classes][width] from scores [height][width][classes].
+// bilinear_coefficients(). A thread has a class of a pixel.
 __global__ void lay_rows(float* coefficients, const float* scores, size_t pixels, int width,
                          int classes) {
   const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -388,23 +399,26 @@ void rows(const float* columns, const Emit& emit, Size s, int groups, Stream str
   SEG_LAUNCH((sum_rows<N, Emit>), grid, dim3(kTile), shared, stream, columns, emit, s);
 }
 
-// How many classes are filtered in a turn: what their planes take does not grow with the classes.
-// Eight at least, for that many values share a sector of memory.
+// Returns the number of classes of a turn: the memory of their planes is limited by
+// SEG_FILTER_SCRATCH, whatever the number of classes. At least eight, because eight values share a
+// sector of memory.
 int classes_of_a_turn(size_t pixels, int guidance_channels, int classes) {
   const size_t eight = 8 * 2 * sizeof(float) * (guidance_channels + 1) * pixels;
   return static_cast<int>(
       std::min<size_t>(classes, 8 * std::max<size_t>(1, SEG_FILTER_SCRATCH / eight)));
 }
 
-// Both passes, the second of which ends in emit, whose first is the turn's first class.
+// Runs both passes of the filter, turn by turn, and calls emit for the mean coefficients.
+// emit.first is set to the first class of the turn.
 template <int G, class Emit>
 void filter(float* scratch, Features<G> features, Emit emit, float eps, Stream stream) {
   const Size s = features.size;
   const int turn = classes_of_a_turn(s.plane(), G, features.classes);
   constexpr int kGuidance = Features<G>::kGuidance, kTogether = ClassFeatures<G>::kTogether;
-  float* const sums = scratch;  // [guidance + turn's] planes
-  float* const statistics = sums + (kGuidance + (G + 1) * turn) * s.plane();  // [guidance]
-  float* const raw = statistics + kGuidance * s.plane();                      // [turn's]
+  float* const sums = scratch;  // planes of the guidance and of the turn
+  float* const statistics =
+      sums + (kGuidance + (G + 1) * turn) * s.plane();    // planes of the guidance
+  float* const raw = statistics + kGuidance * s.plane();  // planes of the turn
   columns(sums, GuideFeatures<G>{features}, s, 1, stream);
   rows<kGuidance>(sums, Statistics<G>{statistics, eps, s}, s, 1, stream);
   for (int first = 0; first < features.classes; first += turn) {
@@ -426,8 +440,8 @@ void coefficients_of(float* out, float* scratch, const Features<G>& features, fl
 
 template <int G>
 void filter_of(float* out, float* scratch, const Features<G>& features, float eps, Stream stream) {
-  filter(scratch, features, Apply<G>{out, features.guidance, features.classes, 0, features.size}, eps,
-         stream);
+  filter(scratch, features, Apply<G>{out, features.guidance, features.classes, 0, features.size},
+         eps, stream);
 }
 
 }  // namespace
@@ -435,7 +449,9 @@ void filter_of(float* out, float* scratch, const Features<G>& features, float ep
 size_t filter_scratch(int height, int width, int guidance_channels, int classes) {
   const size_t guidance = guidance_channels * (guidance_channels + 3) / 2,
                pixels = static_cast<size_t>(height) * width;
-  return 2 * (guidance + (guidance_channels + 1) * classes_of_a_turn(pixels, guidance_channels, classes)) *
+  return 2 *
+         (guidance +
+          (guidance_channels + 1) * classes_of_a_turn(pixels, guidance_channels, classes)) *
          pixels;
 }
 
@@ -444,15 +460,15 @@ void guided_coefficients(float* coefficients, float* scratch, const float* guida
                          int classes, int radius, float eps, Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
   if (guidance_channels == 1)
-    coefficients_of(coefficients, scratch, Features<1>{guidance, values, classes, 0, classes, s}, eps,
-                    stream);
+    coefficients_of(coefficients, scratch, Features<1>{guidance, values, classes, 0, classes, s},
+                    eps, stream);
   else
-    coefficients_of(coefficients, scratch, Features<3>{guidance, values, classes, 0, classes, s}, eps,
-                    stream);
+    coefficients_of(coefficients, scratch, Features<3>{guidance, values, classes, 0, classes, s},
+                    eps, stream);
 }
 
-void guided_filter(float* out, float* scratch, const float* guidance, const float* values, int height,
-                   int width, int guidance_channels, int classes, int radius, float eps,
+void guided_filter(float* out, float* scratch, const float* guidance, const float* values,
+                   int height, int width, int guidance_channels, int classes, int radius, float eps,
                    Stream stream) {
   const Size s{height, width, std::min(radius, std::max(height, width))};
   if (guidance_channels == 1)
@@ -465,11 +481,11 @@ void apply_coefficients(float* values, const float* coefficients, const float* g
                         int low_height, int low_width, int height, int width, int guidance_channels,
                         int classes, Stream stream) {
   if (guidance_channels == 1)
-    apply_of(values, Lifted<1>{coefficients, low_height, low_width, height, width, classes}, guidance,
-             stream);
+    apply_of(values, Lifted<1>{coefficients, low_height, low_width, height, width, classes},
+             guidance, stream);
   else
-    apply_of(values, Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guidance,
-             stream);
+    apply_of(values, Lifted<3>{coefficients, low_height, low_width, height, width, classes},
+             guidance, stream);
 }
 
 void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
@@ -477,10 +493,12 @@ void joint_upsample(int32_t* labels, float* confidence, const float* coefficient
                     int guidance_channels, int classes, Stream stream) {
   if (guidance_channels == 0)
     upsample(labels, confidence,
-             Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guidance, stream);
+             Lifted<0>{coefficients, low_height, low_width, height, width, classes}, guidance,
+             stream);
   else
     upsample(labels, confidence,
-             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guidance, stream);
+             Lifted<3>{coefficients, low_height, low_width, height, width, classes}, guidance,
+             stream);
 }
 
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,

@@ -1,4 +1,5 @@
-// Owners of the refinement's streams, events, graph and mapped memory: each frees it in its destructor.
+// Owners of the refinement's streams, events, graph and mapped memory: each frees it in its
+// destructor.
 #pragma once
 
 #include "common.cuh"

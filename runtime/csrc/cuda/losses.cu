@@ -62,8 +62,8 @@ struct SpatialLoss {
   }
 };
 
-// cluster_loss(): the cross-entropies with the own labels and with the mapped guide, and the differences
-// from the neighbours. A thread has a pixel.
+// cluster_loss(): the cross-entropies with the own labels and with the mapped guide, and the
+// differences from the neighbours. A thread has a pixel.
 __global__ void cluster_losses(float* dr, double* losses, const float* head, NormState norm,
                                const int32_t* labels, GuideMemory g, const Control* c,
                                SpatialLoss spatial, int classes, Extent s) {

@@ -32,8 +32,8 @@ __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* 
   }
 }
 
-// Solves the assignment of set_overlap_mapping() by shortest augmenting paths, as cpu/assignment.cpp;
-// the threads share the columns of a row. Then clears the overlap. One block.
+// Solves the assignment of set_overlap_mapping() by shortest augmenting paths, as
+// cpu/assignment.cpp; the threads share the columns of a row. Then clears the overlap. One block.
 __global__ void assign_overlap(GuideMemory g, const Control* c) {
   SEG_SHARED(memory);
   double* const best = reinterpret_cast<double*>(memory);

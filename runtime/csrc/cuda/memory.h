@@ -1,5 +1,5 @@
-// Device memory of the Python module: blocks that are used again, and the order in which streams
-// may do so.
+// Device memory of the Python module. A block is reused after its last owner has released it;
+// events guarantee that a stream does not write a block that another stream still reads.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,8 @@
 
 namespace seg::cuda {
 
-// A fault has ended this process's use of the GPU: nothing here calls CUDA any more.
+// True after a fault has made the GPU unusable for this process: then no function of this file
+// calls CUDA.
 inline std::atomic<bool> lost{false};
 
 // Makes a device the current one of this thread until the end of its scope.
@@ -38,7 +39,7 @@ class DeviceGuard {
   int before_ = -1;
 };
 
-// The end of all work that a stream was given so far.
+// The moment when all work that is queued on a stream at construction is done.
 class Moment {
  public:
   explicit Moment(cudaStream_t stream) : stream_(stream) {
@@ -54,17 +55,19 @@ class Moment {
     if (!lost) cudaEventDestroy(event_);
   }
   cudaStream_t stream() const { return stream_; }
+  // Returns whether that work is done.
   bool passed() const {
     const cudaError_t error = cudaEventQuery(event_);
     if (error == cudaErrorNotReady) {
-      cudaGetLastError();  // or the next launch would report it
+      cudaGetLastError();  // otherwise the next launch would report the error
       return false;
     }
     cuda_check(error, "cudaEventQuery(event_)");
     return true;
   }
+  // Blocks the host until that work is done.
   void wait() const { CUDA_CHECK(cudaEventSynchronize(event_)); }
-  // What the stream is given from now on waits for the moment.
+  // Makes all work that is queued on the stream later wait for the moment.
   void hold(cudaStream_t stream) const { CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0)); }
 
  private:
@@ -73,33 +76,38 @@ class Moment {
 };
 using Moments = std::vector<std::shared_ptr<const Moment>>;
 
+// Device memory, or with device kPinned page-locked host memory.
 struct Block {
   void* data = nullptr;
   size_t bytes = 0;
   int device = 0;
-  Moments last_uses;  // the next use waits for them
+  Moments last_uses;  // the next use must wait for these
 };
 
-constexpr int kPinned = -1;        // in place of a block's device: page-locked memory of the host
-constexpr size_t kMostPinned = 2;  // blocks of a size; then uploads wait for each other
+constexpr int kPinned = -1;        // the device of a block of page-locked host memory
+constexpr size_t kMostPinned = 2;  // most such blocks of one size; further uploads wait
 
-// Blocks that nobody owns, by device and size: cudaMalloc and cudaFree would wait for the device.
+// The blocks without an owner, by device and size. Reuse avoids cudaMalloc and cudaFree, which wait
+// for the device.
 class Pool {
  public:
-  // Never destroyed: at the end of a process CUDA may be gone before it.
+  // Returns the only pool. It is never destroyed, because CUDA may end before it at the process's
+  // exit.
   static Pool& get() {
     static Pool& pool = *new Pool;
     return pool;
   }
 
-  // A block of the current device for work on the stream.
+  // Returns a block of at least so many bytes of the current device, for work on the stream. Throws
+  // CudaError if there is no memory.
   Block take(size_t bytes, int device, cudaStream_t stream) {
     const size_t size = rounded(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
     auto& blocks = free_[{device, size}];
     for (size_t i = blocks.size(); i-- > 0;) {
       if (!usable(blocks[i], stream)) continue;
-      for (const auto& moment : blocks[i].last_uses)  // of the stream, or of one with its number
+      for (const auto& moment :
+           blocks[i].last_uses)  // of this stream, or of an ended one with equal handle
         if (moment->stream() == stream) moment->hold(stream);
       Block found = std::move(blocks[i]);
       blocks.erase(blocks.begin() + static_cast<ptrdiff_t>(i));
@@ -109,7 +117,7 @@ class Pool {
     return made(size, device);
   }
 
-  // A block of the host that CUDA has locked, and that no stream reads any more.
+  // Returns a block of page-locked host memory that no stream reads any more.
   Block take_pinned(size_t bytes) {
     const size_t size = rounded(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -121,7 +129,7 @@ class Pool {
     auto found = std::find_if(blocks.begin(), blocks.end(), idle);
     if (found == blocks.end()) {
       if (blocks.size() < kMostPinned) return made(size, kPinned);
-      found = blocks.begin();  // the one that was used first
+      found = blocks.begin();  // the block that was used longest ago
       for (const auto& moment : found->last_uses) moment->wait();
     }
     Block block = std::move(*found);
@@ -130,33 +138,36 @@ class Pool {
     return block;
   }
 
+  // Adds a block to the pool.
   void give(Block&& block) {
     if (lost) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     free_[{block.device, block.bytes}].push_back(std::move(block));
   }
 
-  // Gives back to CUDA all that nobody owns.
+  // Frees all blocks of the pool.
   void empty() {
     const std::lock_guard<std::mutex> lock(mutex_);
     clear();
   }
 
  private:
-  // Eight sizes to a doubling, so that pictures of many sizes share blocks.
+  // Returns the size of a block for so many bytes: there are eight sizes between powers of two, so
+  // that pictures of similar sizes share blocks.
   static size_t rounded(size_t bytes) {
     size_t step = 512;
     while (step * 16 <= bytes) step *= 2;
     return (bytes + step - 1 + !bytes) / step * step;
   }
 
-  // Whether the stream need not wait for others.
+  // Returns whether the stream can use the block without waiting for other streams.
   static bool usable(const Block& block, cudaStream_t stream) {
     for (const auto& moment : block.last_uses)
       if (moment->stream() != stream && !moment->passed()) return false;
     return true;
   }
 
+  // Allocates a block; if that fails, frees all blocks of the pool and tries once more.
   Block made(size_t size, int device) {
     Block block;
     block.bytes = size;
@@ -193,7 +204,7 @@ class Pool {
   std::map<std::pair<int, size_t>, std::vector<Block>> free_;
 };
 
-// A block with an owner.
+// An owner of a block, which the destructor adds to the pool.
 class Memory {
  public:
   Memory(size_t bytes, int device, cudaStream_t stream)
@@ -203,7 +214,7 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
   ~Memory() { Pool::get().give(std::move(block_)); }
   void* data() const { return block_.data; }
-  // Work up to the moment uses the block. Earlier moments of its stream are implied.
+  // Records that work before the moment uses the block. It replaces earlier moments of its stream.
   void used(std::shared_ptr<const Moment> moment) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& m : block_.last_uses) {

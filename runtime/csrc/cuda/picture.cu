@@ -16,8 +16,8 @@ struct Picture {
   }
 };
 
-// Returns the mean over the area of a low pixel (INTER_AREA), rounded to a grey level. The mean of 2x2
-// pixels rounds halves up, as OpenCV's integer mean; other means round halves to even.
+// Returns the mean over the area of a low pixel (INTER_AREA), rounded to a grey level. The mean of
+// 2x2 pixels rounds halves up, as OpenCV's integer mean; other means round halves to even.
 __device__ float mean_of(const Picture& p, int y, int x, int c, int low_height, int low_width) {
   if (p.height == 2 * low_height && p.width == 2 * low_width) {
     const int sum = p.at(2 * y, 2 * x, c) + p.at(2 * y, 2 * x + 1, c) + p.at(2 * y + 1, 2 * x, c) +
@@ -40,8 +40,8 @@ __device__ float mean_of(const Picture& p, int y, int x, int c, int low_height, 
   return rintf(sum);
 }
 
-// The position of pixel i of n_low among the n pixels of the picture (INTER_LINEAR): it lies between low
-// and high, whose weights first and second are in units of 1 / 2048.
+// The position of pixel i of n_low among the n pixels of the picture (INTER_LINEAR): it lies
+// between low and high, whose weights first and second are in units of 1 / 2048.
 struct Between {
   int low, high, first, second;
   __device__ Between(int i, int n_low, int n) {
@@ -56,8 +56,8 @@ struct Between {
   }
 };
 
-// Returns the interpolated grey level in fixed point, as OpenCV does. OpenCV's versions differ from each
-// other by one grey level.
+// Returns the interpolated grey level in fixed point, as OpenCV does. OpenCV's versions differ from
+// each other by one grey level.
 __device__ float between(const Picture& p, int y, int x, int c, int low_height, int low_width) {
   const Between v(y, low_height, p.height), u(x, low_width, p.width);
   const int above = p.at(v.low, u.low, c) * u.first + p.at(v.low, u.high, c) * u.second,
@@ -66,8 +66,8 @@ __device__ float between(const Picture& p, int y, int x, int c, int low_height, 
   return static_cast<float>((sum + 2) >> 2);
 }
 
-// The array that levels in [0, 1] are written to: [height][width][channels], or with planes normalised
-// to [channels][height][width], in the opposite order of channels with swapped.
+// The array that levels in [0, 1] are written to: [height][width][channels], or with planes
+// normalised to [channels][height][width], in the opposite order of channels with swapped.
 struct Target {
   float* out;
   bool planes, swapped;
@@ -82,8 +82,8 @@ struct Target {
   }
 };
 
-// Resizes the picture. A thread has a channel of a low pixel; neighbouring threads read neighbouring
-// bytes.
+// Resizes the picture. A thread has a channel of a low pixel; neighbouring threads read
+// neighbouring bytes.
 __global__ void resize_bytes(Target to, Picture p, int low_height, int low_width) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (i >= low_width * p.channels) return;

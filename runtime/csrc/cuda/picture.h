@@ -1,5 +1,5 @@
-// Resizes 8-bit pictures on the device. All pointers are device memory unless stated, and all work is
-// queued on the stream.
+// Resizes 8-bit pictures on the device. All pointers are device memory unless stated, and all work
+// is queued on the stream.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,14 @@
 
 namespace seg::cuda {
 
-// Writes out [low_height][low_width][channels] in [0, 1]: picture [height][width][channels] resized to
-// the same grey levels as OpenCV's.
+// Writes out [low_height][low_width][channels] in [0, 1]: picture [height][width][channels] resized
+// to the same grey levels as OpenCV's.
 void working_picture(float* out, const uint8_t* picture, int low_height, int low_width, int height,
                      int width, int channels, Stream stream);
 
-// Writes out [3][low_height][low_width] = (level - mean) / std of picture [height][width][3], resized as
-// working_picture() does; level is in [0, 1]. With swapped the planes are in the opposite order. mean
-// and std are [3] in host memory.
+// Writes out [3][low_height][low_width] = (level - mean) / std of picture [height][width][3],
+// resized as working_picture() does; level is in [0, 1]. With swapped the planes are in the
+// opposite order. mean and std are [3] in host memory.
 void network_input(float* out, const uint8_t* picture, int low_height, int low_width, int height,
                    int width, const float* mean, const float* std, bool swapped, Stream stream);
 

@@ -1,5 +1,6 @@
-// Shared by kernels that have a thread for each pixel and by kernels of a single block: their sizes, and
-// the sum over a block. Sums are float64 in a fixed order, so the same seed gives the same result.
+// Shared by kernels that have a thread for each pixel and by kernels of a single block: their
+// sizes, and the sum over a block. Sums are float64 in a fixed order, so the same seed gives the
+// same result.
 #pragma once
 
 #include "conv_operands.cuh"
@@ -28,8 +29,8 @@ struct Pixel {
   }
 };
 
-// Returns the sum of value over the block to all its threads. Their number is a power of two; shared is
-// scratch memory of one double per thread.
+// Returns the sum of value over the block to all its threads. Their number is a power of two;
+// shared is scratch memory of one double per thread.
 __device__ inline double block_sum(double value, double* shared) {
   shared[threadIdx.x] = value;
   for (int half = blockDim.x / 2; half > 0; half /= 2) {

@@ -5,8 +5,8 @@
 
 namespace seg::cuda {
 
-// Pixel i of n lies between the pixels low and high of n_low; weight is the share of the second. Pixel
-// centres correspond, as in OpenCV's INTER_LINEAR.
+// Pixel i of n lies between the pixels low and high of n_low; weight is the share of the second.
+// Pixel centres correspond, as in OpenCV's INTER_LINEAR.
 struct Place {
   int low, high;
   float weight;

@@ -7,8 +7,8 @@
 namespace seg::cuda {
 namespace {
 
-// Writes sums [3][blocks]: for each block the sum over its pixels of each channel of image [pixels][3],
-// or if mean is set of its squared difference from the mean.
+// Writes sums [3][blocks]: for each block the sum over its pixels of each channel of image
+// [pixels][3], or if mean is set of its squared difference from the mean.
 __global__ void image_sums(double* sums, const float* image, const double* mean, size_t pixels) {
   SEG_SHARED(memory);
   double sum[3] = {};
@@ -24,8 +24,8 @@ __global__ void image_sums(double* sums, const float* image, const double* mean,
   }
 }
 
-// Writes out [3]: the mean or the standard deviation of each channel, from the sums of image_sums(). One
-// block.
+// Writes out [3]: the mean or the standard deviation of each channel, from the sums of
+// image_sums(). One block.
 __global__ void finish_image(double* out, const double* sums, int blocks, double pixels,
                              bool deviation) {
   SEG_SHARED(memory);
@@ -52,8 +52,8 @@ __global__ void set_input(float* input, const float* image, const double* moment
   input[4 * plane + p.n] = s.height > 1 ? 2.0f * p.y / (s.height - 1) - 1.0f : 0.0f;
 }
 
-// Writes area [classes][kAreaShares]: sums of soft [pixels][classes] over shares of the pixels. Blocks:
-// (share, class).
+// Writes area [classes][kAreaShares]: sums of soft [pixels][classes] over shares of the pixels.
+// Blocks: (share, class).
 __global__ void guide_area(double* area, const float* soft, size_t pixels) {
   SEG_SHARED(memory);
   const size_t k = blockIdx.y, classes = gridDim.y;

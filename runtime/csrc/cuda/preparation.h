@@ -1,5 +1,5 @@
-// The values that are constant during a run: the network's input, and for residual the log prior, the
-// targets and the affinities.
+// The values that are constant during a run: the network's input, and for residual the log prior,
+// the targets and the affinities.
 #pragma once
 
 #include "../network.h"
@@ -10,18 +10,19 @@ namespace seg::cuda {
 constexpr int kAreaShares = 32;    // blocks that share the area of a class
 constexpr int kImageBlocks = 256;  // at most so many blocks share the sums of an image
 
-// Writes moments [6]: the means and then the standard deviations of the channels of image [pixels][3].
-// sums is scratch memory [3][blocks] for one block per kThreads pixels, at most kImageBlocks.
+// Writes moments [6]: the means and then the standard deviations of the channels of image
+// [pixels][3]. sums is scratch memory [3][blocks] for one block per kThreads pixels, at most
+// kImageBlocks.
 void measure_image(double* moments, double* sums, const float* image, size_t pixels,
                    cudaStream_t stream);
 
-// Writes input, the planes of image [height][width][3]. If moments is set (residual), the colours are
-// standardised and two planes of coordinates follow: input has five planes instead of three.
+// Writes input, the planes of image [height][width][3]. If moments is set (residual), the colours
+// are standardised and two planes of coordinates follow: input has five planes instead of three.
 void prepare_input(float* input, const float* image, const double* moments, Extent s,
                    cudaStream_t stream);
 
-// Writes weight [classes]: the weights of the classes of the soft guide [pixels][classes], divided by
-// the number of pixels. area is scratch memory [classes][kAreaShares].
+// Writes weight [classes]: the weights of the classes of the soft guide [pixels][classes], divided
+// by the number of pixels. area is scratch memory [classes][kAreaShares].
 void weigh_classes(float* weight, double* area, const float* soft, size_t pixels,
                    const RefineOptions& options, cudaStream_t stream);
 

@@ -16,14 +16,15 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kAhead = 4;  // steps that the device may be behind the host
-// Gradients are divided by the number of pixels; multiplied by it they are near 1. These extra bits
-// leave room for batch norms, which multiply gradients by up to 316, and for guides with few known
-// pixels.
+constexpr int kAhead = 4;  // most steps that are queued and not done
+// The gain of tensor cores is the number of pixels, which gradients are divided by, as a power of
+// two, divided by 2^kHeadroom: batch norms multiply gradients by up to 316, and guides with few
+// known pixels have larger gradients.
 constexpr int kHeadroom = 7;
-constexpr size_t kAlign = 64;        // floats
+constexpr size_t kAlign = 64;        // floats: arrays of the arena start at a multiple
 constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
 
+// Queues a copy of n values between any memory of host and device.
 template <class T>
 void copy(T* to, const T* from, size_t n, cudaStream_t stream) {
   CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDefault, stream));
@@ -31,6 +32,7 @@ void copy(T* to, const T* from, size_t n, cudaStream_t stream) {
 
 }  // namespace
 
+// The memory, the handles and the steps of a refiner.
 struct Refiner::Work {
   Work(const RefineOptions& options, int height, int width, bool tensor_cores);
 
@@ -54,8 +56,8 @@ struct Refiner::Work {
   bool normed() const { return options.final_bn != kNormNone; }
   bool skips() const { return options.skip != kSkipNone; }
 
-  // One of the network's convolutions, by the kernels that were chosen; Turned: the gradient by its
-  // input.
+  // Computes a convolution of the network, or with Turned the gradient by its input, with the
+  // float32 or the tensor-core kernels.
   template <int Taps, bool Turned, class Source, class Emit>
   void convolve(const Emit& emit, const Source& source, const Conv& conv) {
     const Packed& weights = packed_of(conv, Turned);
@@ -64,7 +66,8 @@ struct Refiner::Work {
     else
       run_conv<Taps>(emit, source, weights, s, over, stream);
   }
-  // The gradients by its weights and bias, beside what the stream is given from now on.
+  // Computes the gradients by the weights and the bias of a convolution on the stream `side`, at
+  // the same time as the work that is queued on `stream` afterwards.
   template <int Taps, int Ins>
   void differentiate(const Input& source, const Gradient& slope, const Conv& conv, bool add) {
     float* to = gradient + conv.weight;
@@ -83,15 +86,15 @@ struct Refiner::Work {
   Extent s;
   size_t pixels;
   int blocks;           // of a kernel with a thread per pixel
-  float gain;           // of slopes on tensor cores
-  OwnStream own, side;  // side: what a step's backward pass need not wait for
+  float gain;           // of gradients on tensor cores
+  OwnStream own, side;  // side runs the work that a backward pass need not wait for
   cudaStream_t stream;
   Event passed[kAhead], first, last, order;
   Told told;
   Replay replay;
   DeviceBuffer arena, guide_memory, record_memory;
   size_t arena_floats = 0, record_capacity = 0;
-  Guide held;  // kind and classes of the guide that guide_memory is laid out for
+  Guide held;  // the kind and the classes of the guide that guide_memory has room for
   Control control{};
   int64_t batches = 0;
 
@@ -111,7 +114,9 @@ struct Refiner::Work {
   int32_t *labels = nullptr, *checked = nullptr;
   int* present = nullptr;
   Control* on_device = nullptr;
-  const int* over = nullptr;  // of the steps: those that were queued when the run ended
+  // Control::over during steps, otherwise null: steps that were queued when the run ended do
+  // nothing.
+  const int* over = nullptr;
   GuideMemory guide{};
 };
 
@@ -141,12 +146,13 @@ Refiner::Work::Work(const RefineOptions& options, int height, int width, bool te
   layout(arena.get());
   CUDA_CHECK(cudaMemsetAsync(arena.get(), 0, arena_floats * sizeof(float), stream));
   copy(offsets, offset_list.data(), offset_list.size(), stream);
-  const std::vector<float> ones(options.classes, 1.0f);  // of a head without norm
+  const std::vector<float> ones(options.classes, 1.0f);  // the scale of a head without a norm
   copy(head_norm.scale, ones.data(), ones.size(), stream);
   CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
-// Lays everything out after base and returns how many floats that takes.
+// Sets all pointers into the arena that starts at base, and returns the arena's floats. With a null
+// base only the returned number counts.
 size_t Refiner::Work::layout(float* base) {
   size_t used = 0;
   const auto take = [&](size_t n) {
@@ -205,7 +211,7 @@ size_t Refiner::Work::layout(float* base) {
   return used;
 }
 
-// The same for what a cluster objective's guide takes.
+// Sets the pointers of a cluster objective's guide after base, and returns its floats.
 size_t Refiner::Work::layout_guide(float* base, const Guide& of) {
   size_t used = 0;
   const auto take = [&](size_t bytes) {
@@ -232,7 +238,7 @@ size_t Refiner::Work::layout_guide(float* base, const Guide& of) {
   return used;
 }
 
-// Takes a cluster objective's guide; control learns how many of its pixels are known.
+// Copies a cluster objective's guide, and sets the number of its known pixels in control.
 void Refiner::Work::set_guide(const Guide& of) {
   const bool any = of.hard != nullptr || of.soft != nullptr;
   const bool same = any && (of.hard != nullptr) == (held.hard != nullptr) &&
@@ -246,7 +252,7 @@ void Refiner::Work::set_guide(const Guide& of) {
   if (!same) {
     replay.clear();
     held = Guide{};
-    guide_memory = DeviceBuffer();  // the old before the new
+    guide_memory = DeviceBuffer();  // frees the old memory first
     guide_memory = DeviceBuffer(layout_guide(nullptr, of));
     layout_guide(guide_memory.get(), of);
     held = of;
@@ -271,7 +277,8 @@ void Refiner::Work::set_guide(const Guide& of) {
   CUDA_CHECK(cudaMemsetAsync(guide.mapping, 0, classes * sizeof(int32_t), stream));
 }
 
-// Fills the network's input and, for residual, all that stays the same from step to step.
+// Fills the network's input, the control and the values that are constant during a run. image is
+// [height][width][3].
 void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor, int steps) {
   if (static_cast<size_t>(steps) > record_capacity) {
     record_capacity = 0;
@@ -300,7 +307,7 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
   told.host[0] = told.host[1] = 0;
 }
 
-// Makes room for a convolution's weights, as its kernel wants them, in the list.
+// Appends a convolution's weights, in the form that its kernel reads, to the list.
 void Refiner::Work::list_packed(const Conv& conv, bool turned) {
   const int in = turned ? conv.out : conv.in, out = turned ? conv.in : conv.out;
   Packed& p = packed.of[packed.count++];
@@ -310,6 +317,7 @@ void Refiner::Work::list_packed(const Conv& conv, bool turned) {
   p.turned = turned;
 }
 
+// Returns the entry of a convolution in the list.
 const Packed& Refiner::Work::packed_of(const Conv& conv, bool turned) const {
   return *std::find_if(packed.of, packed.of + packed.count, [&](const Packed& p) {
     return p.weight == conv.weight && p.turned == turned;
@@ -323,10 +331,11 @@ void Refiner::Work::pack_weights() {
     pack_for_conv(packed, parameters, stream);
 }
 
-// What the head reads: the last block after its norm, with the skip.
+// Returns the head's input: the last block after its norm, plus the skip.
 Input Refiner::Work::feature() const { return {activation.back(), norm.back(), skip, s.plane()}; }
 
-// From the input to the labels; residual: and the soft-max and the guide term.
+// Runs the network from the input to the labels, with this picture's statistics or the running
+// ones. For residual also computes the soft-max and the guide loss.
 void Refiner::Work::forward(bool running) {
   const Input picture{input, NormState{}, nullptr, s.plane()};
   Input x = picture;
@@ -358,13 +367,14 @@ void Refiner::Work::forward(bool running) {
                  stream);
 }
 
-// Work that is queued on `later` from now on waits for the work queued on `earlier` so far.
+// Makes work that is queued on `later` afterwards wait for the work that is queued on `earlier`
+// now.
 void Refiner::Work::follow(cudaStream_t later, cudaStream_t earlier) {
   CUDA_CHECK(cudaEventRecord(order.event, earlier));
   CUDA_CHECK(cudaStreamWaitEvent(later, order.event, 0));
 }
 
-// The mapping and d_response.
+// Computes the mapping of the guide, the losses and d_response.
 void Refiner::Work::losses() {
   const Control* c = on_device;
   start_step(on_device, present, options, stream);
@@ -380,9 +390,9 @@ void Refiner::Work::losses() {
   cluster_loss(d_response, loss_sums, head, head_norm, labels, guide, c, options, s, stream);
 }
 
-// From d_response to gradient. The stream computes the gradients by the inputs of the layers, from
-// the last layer to the first; the stream `side` computes the gradients by the weights beside it.
-// At the end the stream waits for `side`.
+// Computes gradient from d_response. `stream` computes the gradients by the inputs of the layers,
+// from the last layer to the first. At the same time the stream `side` computes the gradients by
+// the weights. At the end `stream` waits for `side`.
 void Refiner::Work::backward() {
   const int last_block = options.blocks - 1;
   const double count = static_cast<double>(pixels);
@@ -403,7 +413,7 @@ void Refiner::Work::backward() {
       Backward{d_feature, activation[last_block], norm[last_block].mean, sums, top.in, s}, slope,
       top);
   norm_gradient(network.norm[last_block], norm[last_block], s.tiles());
-  if (skips())  // a shared skip is conv1, whose own share comes on top
+  if (skips())  // a shared skip is conv[0]: its gradient is added below
     differentiate<3, 1>(picture, Gradient{d_feature, nullptr, NormState{}, false, plane},
                         network.skip, false);
   float *d = d_feature, *other = spare;
@@ -411,7 +421,8 @@ void Refiner::Work::backward() {
     const Conv& conv = network.conv[i];
     slope = {d, activation[i], norm[i], true, plane};
     const Input x = i > 0 ? Input{activation[i - 1], norm[i - 1], nullptr, plane} : picture;
-    if (0 < i && i < last_block) follow(stream, side.stream);  // the side has read `other`
+    if (0 < i && i < last_block)
+      follow(stream, side.stream);  // waits until `side` has read `other`
     differentiate<3, 1>(x, slope, conv, i == 0 && options.skip == kSkipShared);
     if (i == 0) break;
     convolve<3, true>(Backward{other, activation[i - 1], norm[i - 1].mean, sums, conv.in, s}, slope,
@@ -422,11 +433,12 @@ void Refiner::Work::backward() {
   follow(stream, side.stream);
 }
 
+// Queues one step.
 void Refiner::Work::step() {
   over = &on_device->over;
   forward(false);
   losses();
-  follow(side.stream, stream);  // the losses are recorded beside the backward pass
+  follow(side.stream, stream);  // the losses are recorded during the backward pass
   record_losses(on_device, loss_sums, blocks, static_cast<double>(pixels), options, side.stream);
   backward();
   const int n = static_cast<int>(network.parameters);
@@ -445,7 +457,7 @@ void Refiner::Work::step() {
               told.device, stream);
 }
 
-// Records a step.
+// Records a step as a graph. If another thread disturbs the recording, replay remains empty.
 void Refiner::Work::capture() {
   cudaGraph_t graph = nullptr;
   try {
@@ -459,7 +471,7 @@ void Refiner::Work::capture() {
     CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
   } catch (const CudaError& error) {
     if (error.code < kCaptureErrors || error.code >= kCaptureErrors + 8) throw;
-    cudaGetLastError();  // another thread has waited for the device; the next step tries again
+    cudaGetLastError();  // another thread waited for the device; the next step records again
     return;
   }
   const cudaError_t error = cudaGraphInstantiateWithFlags(&replay.exec, graph, 0);
@@ -467,14 +479,14 @@ void Refiner::Work::capture() {
   cuda_check(error, "cudaGraphInstantiateWithFlags");
 }
 
-// The state before the last update.
+// Restores the state before the last update.
 void Refiner::Work::restore() {
   copy(parameters, static_cast<const float*>(kept), 2 * network.parameters + network.buffers,
        stream);
   batches = control.batches - 1;
 }
 
-// A forward pass outside the steps; returns its distinct labels.
+// Runs a forward pass outside the steps and returns the number of its distinct labels.
 int Refiner::Work::last_forward(bool running) {
   over = nullptr;
   forward(running);
@@ -507,7 +519,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       if (w.replay.exec != nullptr) {
         CUDA_CHECK(cudaGraphLaunch(w.replay.exec, w.stream));
       } else {
-        w.step();  // which loads the kernels
+        w.step();  // the first step also loads the kernels
         w.capture();
       }
       CUDA_CHECK(cudaEventRecord(passed, w.stream));
@@ -518,7 +530,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     copy(&w.control, static_cast<const Control*>(w.on_device), 1, w.stream);
     CUDA_CHECK(cudaStreamSynchronize(w.stream));
     while (after_step && !ended && heard < w.control.step) ended = after_step(++heard);
-  } catch (...) {  // the arrays are the caller's: nothing may run on them when this returns
+  } catch (...) {  // the caller owns the arrays: no work may use them after the return
     cudaStreamSynchronize(w.side.stream);
     cudaStreamSynchronize(w.stream);
     copy(&w.control, static_cast<const Control*>(w.on_device), 1, w.stream);

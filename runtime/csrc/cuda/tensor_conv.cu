@@ -1,7 +1,8 @@
 // The convolutions of conv.cu on tensor cores: inputs in half precision, sums in float32 (mma.sync
-// m16n8k16, on compute capability 7.5 as two of m16n8k8). Halves have TF32's 10 bits of mantissa
-// but end at 65504 and 6e-8, so that slopes, which shrink with the number of pixels, are multiplied
-// by a power of two on the way in (gain) and results divided by it. What is still larger is cut.
+// m16n8k16; on compute capability 7.5 two m16n8k8 instead). Half precision has 10 bits of mantissa,
+// as TF32, but its range ends at 65504 and 6e-8. Gradients are small, because they are divided by
+// the number of pixels: they are multiplied by a power of two (gain) before they are rounded, and
+// the results are divided by it. Values above 65504 are cut to 65504.
 #include "tensor_conv.h"
 
 #ifndef SEG_CUDA_SHIM
@@ -16,7 +17,7 @@ namespace seg::cuda {
 namespace {
 
 constexpr int kWarps = 4;  // of a block
-constexpr int kPart = 32;  // channels that an epilogue hands on at a time
+constexpr int kPart = 32;  // channels that are passed to emit at a time
 constexpr int kPartPitch = kTall * kWide + 4;
 constexpr int kPartWords = kPart * kPartPitch + kPart;
 constexpr float kMostHalf = 65504;
@@ -27,19 +28,20 @@ using shim::halves;
 using shim::multiply;
 using shim::straddle;
 #else
-// A word of two halves: a below b.
+// Returns a word of two halves: a in the lower bits, b in the upper ones.
 __device__ inline unsigned halves(float a, float b) {
   const __half2 h = __floats2half2_rn(a, b);
   return *reinterpret_cast<const unsigned*>(&h);
 }
-// The upper half of one word and the lower of the next.
+// Returns a word of the upper half of `low` and the lower half of `high`.
 __device__ inline unsigned straddle(unsigned low, unsigned high) {
   return __byte_perm(low, high, 0x5432);
 }
 
-// c += a b by a warp, a 16 x 16, b 16 x 8. Lane 4 g + t holds in words of two neighbours in the
-// inner dimension, k = 2 t and k = 2 t + 8: a (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8); b (k,
-// g), (k + 8, g); and c (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+// The matrix product c += a b of a warp, a is 16 x 16, b is 16 x 8. A word holds two neighbours in
+// the inner dimension k. With k = 2 t, lane 4 g + t holds the words a (g, k), (g + 8, k), (g, k +
+// 8), (g + 8, k + 8), the words b (k, g), (k + 8, g), and the floats c (g, 2 t), (g, 2 t + 1), (g +
+// 8, 2 t), (g + 8, 2 t + 1).
 __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -56,7 +58,8 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], const uns
 }
 #endif
 
-// Four neighbours in a row, from their first: of channel c from (y, x) on, zero outside.
+// Returns the source's values of channel c at (y, x) ... (y, x + 3), 0 outside the picture or the
+// channels. x is a multiple of 4.
 template <class Source>
 __device__ float4 four_of(const Source& source, int c, int channels, int y, int x, Extent s) {
   if (c >= channels || y < 0 || y >= s.height || x >= s.width) return float4{0, 0, 0, 0};
@@ -67,23 +70,25 @@ __device__ float4 four_of(const Source& source, int c, int channels, int y, int 
   return v;
 }
 
+// Returns the source's value of channel c at (y, x), 0 outside the picture or the channels.
 template <class Source>
 __device__ float one_of(const Source& source, int c, int channels, int y, int x, Extent s) {
   const bool inside = c < channels && y >= 0 && y < s.height && x >= 0 && x < s.width;
   return inside ? source(c, s.at(y, x)) : 0;
 }
 
-__device__ inline float cut(float v) {  // NaN stays
+// Returns v cut to the range of half precision. A NaN remains.
+__device__ inline float cut(float v) {
   return v > kMostHalf ? kMostHalf : v < -kMostHalf ? -kMostHalf : v;
 }
 __device__ inline unsigned cut_halves(float a, float b) { return halves(cut(a), cut(b)); }
 
-// Where channel c's results of a part begin: groups of four channels are shifted by 4 words, so
-// that the lanes of a warp read from different shared-memory banks.
+// Returns the first word of the results of channel c of a part. Groups of four channels are shifted
+// by 4 words, so that the lanes of a warp read from different banks of shared memory.
 __device__ inline int part_at(int c) { return c * kPartPitch + c / kFour * 4; }
 
-// Copies the weights in the order in which conv_tensor() reads them: words of channels c and c + 1.
-// Blocks: (words, list).
+// Copies the weights into the order in which conv_tensor() reads them; a word holds the input
+// channels c and c + 1. Blocks: (words, entry of the list).
 __global__ void pack_halves(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -92,20 +97,22 @@ __global__ void pack_halves(PackedList list, const float* parameters) {
         halves(p.value(parameters, e, 0), p.value(parameters, e, 1));
 }
 
-// What conv_tensor() has in shared memory, in words: lanes of a product read four pairs of channels
-// x eight neighbours, and 8 or 24 words mod 32 between pairs keep them on different banks.
+// The layout of conv_tensor()'s inputs in shared memory, in words. The lanes of a product read four
+// pairs of channels x eight neighbours; a distance of 8 or 24 words mod 32 between pairs places
+// them on different banks.
 template <int Taps>
 struct TensorTile {
   static constexpr int kRows = kTall + 2 * (Taps / 2);
   static constexpr int kPitch = Taps == 3 ? 20 : 16;  // of a row of pixels
-  static constexpr int kFirst = Taps == 3 ? 4 : 0;    // where the tile's own pixels begin
+  static constexpr int kFirst = Taps == 3 ? 4 : 0;    // the word of the tile's first pixel
   static constexpr int kPlane = kRows * kPitch + (Taps == 3 ? 0 : 8);
   static constexpr int kWords = kFirst + kDepth * kPlane;
 };
 __host__ __device__ constexpr int tensor_pitch(int span) { return span + 8 + span % 16; }
 
-// As conv(): a warp computes Rows rows of 16 pixels of the tile for Eights x 8 channels, taking the
-// sixteen input channels in shared memory as the products' inner dimension, tap by tap.
+// As conv(). A warp computes Rows rows of 16 pixels of the tile for Eights x 8 output channels. The
+// inner dimension of its products are the sixteen input channels in shared memory, one tap after
+// the other.
 template <int Taps, int Rows, int Eights, class Source, class Emit>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     conv_tensor(Emit emit, Source source, const uint4* packed, int in, float gain, Extent s,
@@ -129,7 +136,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
         packed + (static_cast<size_t>(c0 / (2 * kDepth)) * gridDim.y + blockIdx.y) * (kWeights / 4);
     for (int e = me; e < kWeights / 4; e += kThreads) reinterpret_cast<uint4*>(w)[e] = from[e];
     for (int e = me; e < kDepth * Tile::kRows * (kWide / 4); e += kThreads) {
-      const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);  // of all pairs
+      const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);  // row of all pairs
       const int c = c0 + row / Tile::kRows * 2, y = top + row % Tile::kRows - kBorder;
       const float4 a = four_of(source, c, in, y, left + u, s),
                    b = four_of(source, c + 1, in, y, left + u, s);
@@ -200,8 +207,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   }
 }
 
-// What conv_gradient_tensor() has in shared memory, in words of two neighbours in a row: 4 or 28
-// words mod 32 between channels keep lanes on different banks.
+// The layout of conv_gradient_tensor() in shared memory. A word holds two neighbours of a row; a
+// distance of 4 or 28 words mod 32 between channels places the lanes on different banks.
 template <int Taps>
 struct GradientTile {
   static constexpr int kRows = kGradientRows + 2 * (Taps / 2);
@@ -210,9 +217,9 @@ struct GradientTile {
   static constexpr int kSlopes = kGradientRows * kWide / 2 + 4;  // of an output channel
 };
 
-// As conv_gradient(): a warp sums up to Sixteens x 16 output channels x 8 input channels x all
-// taps, with the sixteen pixels of a row as the products' inner dimension. Inputs of a row at the
-// middle tap lie across two words.
+// As conv_gradient(). A warp sums Sixteens x 16 output channels x 8 input channels x all taps. The
+// inner dimension of its products are the sixteen pixels of a row. The inputs of the middle tap are
+// halves of two words.
 template <int Taps, int Sixteens, class Source, class Slope>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     conv_gradient_tensor(float* parts, Source source, Slope slope, int in, int out, float gain,
@@ -240,8 +247,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       *reinterpret_cast<uint2*>(ds + o * Tile::kSlopes + n / 2) =
           uint2{cut_halves(d.x * gain, d.y * gain), cut_halves(d.z * gain, d.w * gain)};
     }
-    // Words of an input's row begin a pixel left of the tile: a quad's thread makes those that end
-    // with its first and its third pixel, and the row's last one the word beyond.
+    // The words of an input's row begin one pixel left of the tile. A thread with four pixels
+    // writes the words that end with its first and its third pixel; the last thread of a row also
+    // writes the word after those.
     for (int e = me; e < kTensorIns * Tile::kRows * (kWide / 4); e += kThreads) {
       const int u = e % (kWide / 4) * 4, row = e / (kWide / 4);
       const int c = i0 + row / Tile::kRows, y = top + row % Tile::kRows - kBorder;
@@ -325,6 +333,7 @@ void launch_conv(const Emit& emit, const Source& source, const Packed& p, float 
              p.in, gain, s, over);
 }
 
+// Returns the output channels of a block's weight gradient.
 inline int tensor_outs(int out) { return out > 32 ? 64 : 32; }
 
 template <int Taps, int Sixteens, class Source, class Slope>
@@ -350,7 +359,8 @@ bool has_tensor_code() {
   return code.ptxVersion >= 75;
 }
 
-// A block computes 112 channels where that wastes little, else 32.
+// A block computes 112 channels if that needs no more channels in total than blocks of 32,
+// otherwise 32.
 Packed packed_for_tensor(int taps, int in, int out) {
   const int span = (out + 111) / 112 * 112 <= (out + 31) / 32 * 32 ? 112 : 32;
   return {0, nullptr, in, out, taps * taps, span, tensor_pitch(span), 2 * kDepth, false};

@@ -1,13 +1,14 @@
-// The convolutions of conv.h on tensor cores, with inputs in half precision. gain is the power of
-// two that gradients are multiplied by before they are rounded.
+// The convolutions of conv.h on tensor cores: inputs are rounded to half precision, sums are
+// float32. Gradients are multiplied by `gain`, a power of two, before they are rounded, and the
+// results are divided by it.
 #pragma once
 
 #include "conv_operands.cuh"
 
 namespace seg::cuda {
 
-// Whether this build has code for tensor cores on the current GPU. Code for older GPUs has none,
-// and would compute zeros.
+// Returns whether this build has tensor-core code for the current GPU. On a GPU without it the
+// kernels would compute zeros.
 bool has_tensor_code();
 
 // As packed_for_conv() and pack_for_conv().
@@ -19,7 +20,7 @@ template <int Taps, class Source, class Emit>
 void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
                      const int* over, cudaStream_t stream);
 
-// The number of parts of run_conv_gradient_tensor().
+// Returns the number of parts that run_conv_gradient_tensor() needs, as gradient_parts().
 int tensor_parts(int in, int out, Extent s);
 
 // As run_conv_gradient().

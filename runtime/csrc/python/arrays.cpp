@@ -15,14 +15,14 @@ using namespace pybind11::literals;
 namespace {
 
 constexpr dl::DataType kFormats[] = {{dl::kFloat, 32, 1}, {dl::kInt, 32, 1}, {dl::kUint, 8, 1}};
-constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: a picture of 4K
+constexpr size_t kMostStaged = size_t{1} << 25;  // bytes: more than a 4K picture has
 
 [[noreturn]] void raise(const py::object& error) {
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();
 }
 
-// The text of the fault that made the GPU unusable.
+// Returns the text of the fault that made the GPU unusable.
 std::string& first_fault() {
   static std::string& text = *new std::string;
   return text;
@@ -39,31 +39,35 @@ std::list<Kept>& kept() {
   return list;
 }
 
-// Copies between the host and an array. The host's side may be used when it returns.
+// Copies between host memory and an array, and waits until the copy is done.
 void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const py::gil_scoped_release release;
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream));
   CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
+// Returns a NumPy copy of an array, which is complete in the order of the stream.
 py::array download(const Array& a, cudaStream_t stream) {
   py::array out(py::dtype(kNames[a.type]), a.shape);
   copy(out.mutable_data(), a.data, a.bytes(), cudaMemcpyDeviceToHost, stream);
   return out;
 }
 
+// Returns the DLPack number of the kind of device that value is on, 0 without DLPack.
 int dlpack_type(const py::handle& value) {
   if (!py::hasattr(value, "__dlpack_device__")) return 0;
   return value.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
 }
+
+// The checks below raise InputError. Strides are in units of which an element has `item`.
 
 void check_compact(const std::string& name, const Shape& shape, const std::vector<int64_t>& strides,
                    int64_t item) {
   int64_t wanted = item;
   for (size_t i = shape.size(); i-- > 0;) {
     if (shape[i] > 1 && strides.at(i) != wanted)
-      refuse(name + " is not C-contiguous; arrays on a GPU are taken as they are",
-             "make it so first: x.contiguous() in PyTorch, cupy.ascontiguousarray(x) in CuPy");
+      refuse(name + " is not C-contiguous; arrays on a GPU are not copied",
+             "call x.contiguous() in PyTorch, or cupy.ascontiguousarray(x) in CuPy");
     wanted *= shape[i];
   }
 }
@@ -76,16 +80,17 @@ void check_filled(const std::string& name, const Shape& shape) {
 void check_type(const std::string& name, const std::string& dtype, bool ok) {
   if (!ok)
     refuse(name + " has dtype " + dtype + " on the GPU; wanted " + kTypes,
-           "convert it first: arrays on a GPU are taken as they are");
+           "convert it first: arrays on a GPU are not converted");
 }
 
 void check_place(const std::string& name, int device, int wanted) {
   if (device != wanted)
     refuse(name + " is on GPU " + std::to_string(device) + "; wanted GPU " + std::to_string(wanted),
-           "name its GPU, as in device='cuda:1', or move it");
+           "name its GPU, as in device='cuda:1', or copy it to the other GPU");
 }
 
-// The tensor of a capsule; the owner calls its deleter.
+// Returns the array of a DLPack capsule, and marks the capsule as used. The array's owner calls the
+// tensor's deleter.
 template <class Tensor>
 Array adopt(const std::string& name, const py::capsule& capsule, const char* used, int device) {
   auto* tensor = static_cast<Tensor*>(capsule.get_pointer());
@@ -97,9 +102,9 @@ Array adopt(const std::string& name, const py::capsule& capsule, const char* use
   });
   if constexpr (std::is_same_v<Tensor, dl::VersionedTensor>)
     if (tensor->version.high != 1)
-      refuse(name + " comes as DLPack " + std::to_string(tensor->version.high) + "; wanted 1");
+      refuse(name + " has DLPack version " + std::to_string(tensor->version.high) + "; wanted 1");
   const dl::Tensor& t = tensor->tensor;
-  if (t.device.type != dl::kCuda) refuse(name + " is in no GPU's memory");
+  if (t.device.type != dl::kCuda) refuse(name + " is not in the memory of a GPU");
   check_place(name, t.device.id, device);
   a.shape.assign(t.shape, t.shape + t.ndim);
   const auto same = [&](const dl::DataType& d) {
@@ -117,7 +122,7 @@ Array adopt(const std::string& name, const py::capsule& capsule, const char* use
   return a;
 }
 
-// Through DLPack: the producer makes our stream wait for the data.
+// Returns the array of a value with __dlpack__. The producer makes our stream wait for the data.
 Array from_dlpack(const std::string& name, const py::object& value, int device,
                   cudaStream_t stream) {
   py::object made;
@@ -125,7 +130,8 @@ Array from_dlpack(const std::string& name, const py::object& value, int device,
   try {
     made = give("stream"_a = as_number(stream), "max_version"_a = py::make_tuple(1, 0),
                 "copy"_a = false);
-  } catch (const py::error_already_set& error) {  // before DLPack 1.0 there was the stream only
+  } catch (
+      const py::error_already_set& error) {  // before DLPack 1.0 the only argument was the stream
     if (!error.matches(PyExc_TypeError)) throw;
     made = give("stream"_a = as_number(stream));
   }
@@ -133,10 +139,11 @@ Array from_dlpack(const std::string& name, const py::object& value, int device,
     return adopt<dl::VersionedTensor>(name, made.cast<py::capsule>(), dl::kVersionedUsed, device);
   if (PyCapsule_IsValid(made.ptr(), dl::kName))
     return adopt<dl::PlainTensor>(name, made.cast<py::capsule>(), dl::kUsed, device);
-  refuse(name + " gave no DLPack capsule that can be used");
+  refuse(name + " returned no DLPack capsule that can be used");
 }
 
-// Through __cuda_array_interface__: its stream, if it names one, is waited for.
+// Returns the array of a value with __cuda_array_interface__. If the interface names a stream, our
+// stream waits for it.
 Array from_interface(const std::string& name, const py::object& value, int device,
                      cudaStream_t stream) {
   const auto face = value.attr("__cuda_array_interface__").cast<py::dict>();
@@ -161,7 +168,7 @@ Array from_interface(const std::string& name, const py::object& value, int devic
     check_compact(name, a.shape, strides.cast<std::vector<int64_t>>(), dtype.itemsize());
   cudaPointerAttributes where{};
   CUDA_CHECK(cudaPointerGetAttributes(&where, a.data));
-  if (where.type == cudaMemoryTypeUnregistered) refuse(name + " is in no GPU's memory");
+  if (where.type == cudaMemoryTypeUnregistered) refuse(name + " is not in the memory of a GPU");
   check_place(name, where.device, device);
   if (const py::object filled = entry("stream"); !filled.is_none()) {
     const auto number = filled.cast<uintptr_t>();
@@ -175,7 +182,7 @@ Array from_interface(const std::string& name, const py::object& value, int devic
   return a;
 }
 
-// An array that another library holds, and the stream on which that uses it.
+// An array that another library uses, and the stream on which the library uses it.
 template <class Tensor>
 struct Export {
   Tensor tensor{};
@@ -184,7 +191,7 @@ struct Export {
   std::optional<cudaStream_t> stream;
 };
 
-// Other libraries call this from any thread, without the GIL.
+// The deleter of an exported tensor. Other libraries call it from any thread, without the GIL.
 template <class Tensor>
 void release(Tensor* tensor) {
   const std::unique_ptr<Export<Tensor>> held(static_cast<Export<Tensor>*>(tensor->context));
@@ -192,12 +199,13 @@ void release(Tensor* tensor) {
   try {
     const DeviceGuard guard(held->array.device);
     held->array.memory->used(std::make_shared<Moment>(*held->stream));
-  } catch (const CudaError&) {  // the stream is gone
+  } catch (const CudaError&) {  // the library has destroyed the stream
     cudaGetLastError();
     cudaDeviceSynchronize();
   }
 }
 
+// Returns a DLPack capsule of the array for a library that uses it on the stream, if one is named.
 template <class Tensor>
 py::object export_as(const Array& a, const std::optional<cudaStream_t>& stream, bool copied,
                      const char* name) {
@@ -248,7 +256,7 @@ void raise(const CudaError& error, int device) {
     first_fault() = error.what();
     cuda::lost = true;
   } else {
-    cudaGetLastError();  // or the next launch would report it
+    cudaGetLastError();  // otherwise the next launch would report the error
   }
   raise(made);
 }
@@ -258,8 +266,8 @@ void raise_lost() { raise(py::module_::import(kFaults).attr("cuda_lost")(first_f
 // ---- Lifetimes ---------------------------------------------------------------------------------
 
 void sweep() {
-  // Destroyed after the loop: releasing an owner may run Python code that calls this function
-  // again.
+  // The owners are released after the loop, because that may run Python code which calls this
+  // function again.
   std::list<Kept> done;
   for (auto k = kept().begin(); k != kept().end();) {
     const auto next = std::next(k);
@@ -334,7 +342,7 @@ Array Call::upload(const std::string& name, const py::array& from, Type type) {
   try {
     staged.used(std::make_shared<Moment>(stream_));
   } catch (...) {
-    cudaStreamSynchronize(stream_);  // before somebody else takes it
+    cudaStreamSynchronize(stream_);  // before another call reuses the memory
     throw;
   }
   return a;
@@ -378,7 +386,8 @@ py::array to_numpy(const Array& a) {
 }
 
 py::array as_numpy(const Array& a, const py::object& dtype, const std::optional<bool>& copy) {
-  if (copy && !*copy) throw py::value_error("an array on a GPU cannot become NumPy's uncopied");
+  if (copy && !*copy)
+    throw py::value_error("an array on a GPU cannot become a NumPy array without a copy");
   const py::array out = to_numpy(a);
   return dtype.is_none() ? out : out.attr("astype")(dtype, "copy"_a = false).cast<py::array>();
 }

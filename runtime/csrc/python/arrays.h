@@ -1,6 +1,6 @@
-// Arrays of Python for the functions of runtime._cuda: NumPy's, arrays that lie on a GPU already,
-// from any library, and the module's own. A Call takes the arguments of a function, makes its
-// results and keeps what its work reads alive.
+// The arrays that runtime._cuda reads and returns: NumPy's arrays, arrays of any library on a GPU,
+// and the module's own class Array. A Call converts the arguments of one function, allocates its
+// results, and keeps the memory that its work uses alive until the work is done.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -30,13 +30,13 @@ using StreamArgument = std::optional<uintptr_t>;
 
 // ---- Errors ------------------------------------------------------------------------------------
 
-// The module of Python that turns codes of CUDA into errors.
+// The Python module that converts codes of CUDA to errors.
 constexpr char kFaults[] = "runtime.device.faults";
 
 // Raises Python's InputError.
 [[noreturn]] void refuse(const std::string& message, const char* fix = "");
 
-// Raises Python's error for a failed call. A fault ends this process's use of the GPU.
+// Raises Python's error for a failed call. After a fault this process cannot use the GPU any more.
 [[noreturn]] void raise(const CudaError& error, int device);
 
 // Raises Python's error for a GPU that an earlier fault has made unusable.
@@ -44,10 +44,11 @@ constexpr char kFaults[] = "runtime.device.faults";
 
 // ---- Lifetimes ---------------------------------------------------------------------------------
 
-// Releases the owners of memory that no stream reads any more.
+// Releases the owners of memory whose work is done.
 void sweep();
 
-// Runs body with the device current; its failures become errors of Python.
+// Calls body with the device current and returns its result. A CudaError becomes an error of
+// Python.
 template <class Body>
 auto on_device(int device, const Body& body) {
   if (cuda::lost) raise_lost();
@@ -60,18 +61,20 @@ auto on_device(int device, const Body& body) {
   }
 }
 
-// The module's own stream of the current device.
+// Returns the module's own stream of the device, which must be current.
 cudaStream_t own_stream(int device);
 
 inline cudaStream_t as_stream(uintptr_t number) { return reinterpret_cast<cudaStream_t>(number); }
 
-// Both protocols give the two default streams the numbers 1 and 2, and forbid 0.
+// Converts a stream to its number. In both protocols the two default streams are 1 and 2, and 0 is
+// forbidden.
 inline uintptr_t as_number(cudaStream_t stream) {
   return stream == nullptr ? 1 : reinterpret_cast<uintptr_t>(stream);
 }
 
 // ---- Arrays ------------------------------------------------------------------------------------
 
+// The dtypes of arrays, with their names and sizes.
 enum Type { kFloat, kInt, kByte };
 template <class T>
 inline constexpr Type kTypeOf = kFloat;
@@ -83,7 +86,7 @@ constexpr const char* kNames[] = {"float32", "int32", "uint8"};
 constexpr const char* kTypes = "float32, int32 or uint8";
 constexpr size_t kBytes[] = {4, 4, 1};
 
-// A shape as Python writes it.
+// Returns a shape in Python's notation.
 std::string text(const Shape& shape);
 
 // A C-contiguous array on a GPU.
@@ -93,9 +96,9 @@ struct Array {
   Shape shape;
   int device = 0;
   cudaStream_t stream = nullptr;        // the stream whose work writes it
-  std::shared_ptr<const Moment> ready;  // passed once it is written
+  std::shared_ptr<const Moment> ready;  // passed when the array is written
   std::shared_ptr<void> owner;          // of the memory
-  Memory* memory = nullptr;             // the owner, if the module made it
+  Memory* memory = nullptr;             // the owner if the module allocated the memory, else null
 
   size_t size() const {
     size_t n = 1;
@@ -109,7 +112,7 @@ struct Array {
   }
 };
 
-// Whether it is an array on a GPU, from any library.
+// Returns whether value is an array of any library on a GPU.
 bool is_array(const py::handle& value);
 
 // The arguments and results of one call on a device's stream.
@@ -119,19 +122,21 @@ class Call {
       : device_(device), stream_(stream ? as_stream(*stream) : own_stream(device)) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-  // Memory that the stream still uses is kept until its work is done; if that moment is not known,
-  // the destructor waits for the stream.
+  // Keeps the memory that the stream still uses until that work is done. If no result was kept,
+  // waits for the stream instead.
   ~Call();
   cudaStream_t stream() const { return stream_; }
 
-  // Any array on the device, not copied.
+  // Returns the array on the device that value is. It is not copied. Raises InputError if it cannot
+  // be used.
   Array view(const std::string& name, const py::object& value);
 
-  // A copy of an array of NumPy. It goes through page-locked memory, so that the host does not wait
-  // for the GPU; large arrays are copied by the driver.
+  // Returns a copy of a NumPy array, which is C-contiguous and of this type. Arrays of up to 32 MiB
+  // are copied through page-locked memory, so the host does not wait for the GPU. For larger ones
+  // it waits.
   Array upload(const std::string& name, const py::array& from, Type type);
 
-  // An argument of type T and so many dimensions, from the host or the device.
+  // Returns an argument of type T and so many dimensions on the device; a NumPy array is uploaded.
   template <class T>
   Array take(const std::string& name, const py::object& value, size_t dimensions) {
     using Host = py::array_t<T, py::array::c_style | py::array::forcecast>;
@@ -143,7 +148,7 @@ class Call {
     return a;
   }
 
-  // Memory for results, or for scratch.
+  // Returns an uninitialised array: a result, or scratch memory.
   template <class T>
   Array make(const Shape& shape) {
     return make(kTypeOf<T>, shape);
@@ -153,22 +158,26 @@ class Call {
     return make<float>({static_cast<py::ssize_t>(floats)}).as<float>();
   }
 
-  // A result, once all work is queued: an array of NumPy if all arguments were such.
+  // Converts a result for Python, after all work is queued: to a NumPy array if all arguments were
+  // NumPy arrays, otherwise to an Array.
   py::object give(const Array& a);
+  // Returns whether an argument was on the device, so that results remain on the device.
   bool stays() const { return stays_; }
-  // The array, complete when the work queued so far is done.
+  // Returns the array with `ready` set: the end of the work that is queued now.
   Array keep(Array a);
 
  private:
   int device_;
   cudaStream_t stream_;
   bool stays_ = false;
-  std::shared_ptr<const Moment> moment_;  // the end of the call's work, if it is not waited for
+  std::shared_ptr<const Moment> moment_;  // the end of the call's work, if a result was kept
   std::vector<std::shared_ptr<Memory>> memories_;
   std::vector<std::shared_ptr<void>> owners_;  // of arguments
 };
 
 // ---- Methods of arrays -------------------------------------------------------------------------
+
+// The methods of the Python class Array, by their names there.
 
 py::array to_numpy(const Array& a);
 py::array as_numpy(const Array& a, const py::object& dtype, const std::optional<bool>& copy);

@@ -1,4 +1,4 @@
-// The constants of network.h for Python, which compares them with its own.
+// The constants of network.h for Python. A test compares them with Python's constants.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,8 @@ namespace seg::python {
 
 namespace py = pybind11;
 
-// Names of the options of an enumeration, in the order of their numbers.
+// Returns the names of the options of an enumeration, in the order of their numbers. count is the
+// number of options in network.h.
 template <class... Names>
 py::tuple options(int count, const Names&... names) {
   if (count != static_cast<int>(sizeof...(names)))
@@ -19,12 +20,14 @@ py::tuple options(int count, const Names&... names) {
   return py::make_tuple(names...);
 }
 
+// Returns the offsets as tuples (dy, dx).
 inline py::tuple pairs(const Offset (&offsets)[4]) {
   py::tuple out(4);
   for (int i = 0; i < 4; ++i) out[i] = py::make_tuple(offsets[i].dy, offsets[i].dx);
   return out;
 }
 
+// Returns all constants by name.
 inline py::dict constants() {
   py::dict d;
   d["norm_eps"] = kNormEps;

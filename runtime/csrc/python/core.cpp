@@ -1,5 +1,6 @@
-// runtime._core: the refinement and the filter on the CPU. Python has checked every argument; here
-// arrays become pointers, the GIL is released, and the code of cpu/ computes.
+// The module runtime._core: the refinement and the filter on the CPU. Python has checked every
+// argument. Each function converts arrays to pointers, releases the GIL and calls the code of cpu/.
+// Shapes are those of _core.pyi.
 #include <pybind11/functional.h>
 
 #include <algorithm>
@@ -16,9 +17,11 @@ using namespace seg::python;
 
 namespace {
 
+// Returns coefficients (h, g + 1, k, w).
 Floats guided_coefficients(const Floats& guidance, const Floats& values, int radius, double eps,
                            int threads, const std::string& isa) {
-  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2), k = values.shape(2);
+  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2),
+            k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_coefficients: shapes differ");
   Floats out({h, g + 1, k, w});
   float* data = out.mutable_data();
@@ -29,9 +32,11 @@ Floats guided_coefficients(const Floats& guidance, const Floats& values, int rad
   return out;
 }
 
-// A guidance is Bytes or Floats; m.def below lists Bytes first and lets nothing be converted to them.
+// In the templates below, guidance or planes are Bytes or Floats. PYBIND11_MODULE lists the
+// function for Bytes first and converts nothing to Bytes, so only arrays of uint8 are passed as
+// Bytes.
 
-// Means of (h, w, k) over the area of each of height x width pixels.
+// Returns (height, width, k): the means of planes (h, w, k) over the area of each pixel.
 template <class Planes>
 Floats shrink(const Planes& planes, int height, int width, int threads, const std::string& isa) {
   const int h = planes.shape(0), w = planes.shape(1), k = planes.shape(2);
@@ -44,7 +49,8 @@ Floats shrink(const Planes& planes, int height, int width, int threads, const st
   return out;
 }
 
-// out: (h, w, k), C-contiguous, or None.
+// Returns the result array (h, w, k): out itself, which must be C-contiguous float32 of this shape,
+// or a new array if out is None.
 Floats result(const py::object& out, int h, int w, int k) {
   if (out.is_none()) return Floats({h, w, k});
   require(py::isinstance<py::array_t<float, py::array::c_style>>(out), "out is no such array");
@@ -55,10 +61,12 @@ Floats result(const py::object& out, int h, int w, int k) {
   return floats;
 }
 
+// Returns the filtered values (h, w, k).
 template <class Guidance>
-Floats guided_filter(const Guidance& guidance, const Floats& values, int radius, double eps, int threads,
-                     const std::string& isa, const py::object& given) {
-  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2), k = values.shape(2);
+Floats guided_filter(const Guidance& guidance, const Floats& values, int radius, double eps,
+                     int threads, const std::string& isa, const py::object& given) {
+  const int h = guidance.shape(0), w = guidance.shape(1), g = guidance.shape(2),
+            k = values.shape(2);
   require(values.shape(0) == h && values.shape(1) == w, "guided_filter: shapes differ");
   Floats out = result(given, h, w, k);
   float* data = out.mutable_data();
@@ -68,6 +76,7 @@ Floats guided_filter(const Guidance& guidance, const Floats& values, int radius,
   return out;
 }
 
+// Returns values (h, w, k) from coefficients (lh, g + 1, k, lw) and guidance (h, w, g).
 template <class Guidance>
 Floats apply_coefficients(const Floats& coefficients, const Guidance& guidance, int threads,
                           const std::string& isa, const py::object& given) {
@@ -84,7 +93,8 @@ Floats apply_coefficients(const Floats& coefficients, const Guidance& guidance, 
   return out;
 }
 
-// coefficients (h, 4, k, w) for a guided lift, (h, 1, k, w) for a bilinear one.
+// Returns labels (h, w) and confidence (h, w). coefficients are (lh, 4, k, lw) for guided
+// upsampling, (lh, 1, k, lw) for bilinear upsampling.
 py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int threads,
                          const std::string& isa) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(3),
@@ -105,7 +115,7 @@ py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int thr
   return py::make_tuple(labels, confidence);
 }
 
-// Returns regions, labels (merged), count.
+// Returns regions (h, w), merged labels (h, w) and the number of regions.
 py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   const int h = labels.shape(0), w = labels.shape(1);
   Ints regions({h, w}), merged({h, w});
@@ -119,6 +129,8 @@ py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   return py::make_tuple(regions, merged, count);
 }
 
+// Returns scores, labels, losses, clusters, steps, the number of the stop reason and the clusters
+// of the returned map. progress(steps done) returns true to end the run.
 py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
               int steps, const std::function<bool(int)>& progress) {
   const int h = self.height(), w = self.width(), classes = self.options().classes;
@@ -203,8 +215,8 @@ PYBIND11_MODULE(_core, m) {
         "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("apply_coefficients", apply_coefficients<Bytes>, "coefficients"_a, "guidance"_a.noconvert(),
         "threads"_a, "isa"_a = "", "out"_a = py::none());
-  m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guidance"_a, "threads"_a,
-        "isa"_a = "", "out"_a = py::none());
+  m.def("apply_coefficients", apply_coefficients<Floats>, "coefficients"_a, "guidance"_a,
+        "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("shrink", shrink<Bytes>, "planes"_a.noconvert(), "height"_a, "width"_a, "threads"_a,
         "isa"_a = "");
   m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "");

@@ -1,5 +1,5 @@
-// runtime._cuda: the functions of runtime._core on a GPU, for arrays of NumPy and for arrays that
-// are on the GPU already. Python has checked every argument.
+// The module runtime._cuda: the functions of runtime._core on a GPU, for NumPy arrays and for
+// arrays on the GPU. Python has checked every argument. Shapes are those of _cuda.pyi.
 #include <algorithm>
 #include <array>
 #include <iterator>
@@ -24,11 +24,13 @@ using python::StreamArgument;
 
 namespace {
 
-// Guards against a wrong caller; Python's own checks give better messages.
+// Throws std::invalid_argument unless ok. It guards against a wrong caller inside the project;
+// Python has checked the arguments of users with better messages.
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("runtime._cuda: ") + what);
 }
 
+// Returns a copy of a NumPy array on the device.
 Array to_device(const py::array& array, int device, const StreamArgument& stream) {
   const auto name = py::str(array.dtype().attr("name")).cast<std::string>();
   const auto* type = std::find(std::begin(python::kNames), std::end(python::kNames), name);
@@ -42,23 +44,26 @@ Array to_device(const py::array& array, int device, const StreamArgument& stream
   });
 }
 
+// Returns an Array of the same memory as any array on the device.
 Array as_array(const py::object& value, const std::string& name, int device,
                const StreamArgument& stream) {
-  if (!python::is_array(value)) python::refuse(name + " is no array on a GPU");
+  if (!python::is_array(value)) python::refuse(name + " is not an array on a GPU");
   return on_device(device, [&] {
     Call call(device, stream);
     return call.keep(call.view(name, value));
   });
 }
 
-// The arguments threads and isa are those of the CPU's functions; they are not used here.
+// The unnamed arguments are threads and isa of the same functions of runtime._core. They are not
+// used.
 
 py::object guided_coefficients(const py::object& guidance, const py::object& values, int radius,
                                double eps, int, const std::string&, int device,
                                const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
-    const Array g = call.take<float>("guidance", guidance, 3), v = call.take<float>("values", values, 3);
+    const Array g = call.take<float>("guidance", guidance, 3),
+                v = call.take<float>("values", values, 3);
     const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
     require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
             "guided_coefficients: shapes differ");
@@ -70,11 +75,13 @@ py::object guided_coefficients(const py::object& guidance, const py::object& val
   });
 }
 
-py::object guided_filter(const py::object& guidance, const py::object& values, int radius, double eps,
-                         int, const std::string&, int device, const StreamArgument& stream) {
+py::object guided_filter(const py::object& guidance, const py::object& values, int radius,
+                         double eps, int, const std::string&, int device,
+                         const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
-    const Array g = call.take<float>("guidance", guidance, 3), v = call.take<float>("values", values, 3);
+    const Array g = call.take<float>("guidance", guidance, 3),
+                v = call.take<float>("values", values, 3);
     const int height = g.shape[0], width = g.shape[1], channels = g.shape[2], k = v.shape[2];
     require((channels == 1 || channels == 3) && v.shape[0] == height && v.shape[1] == width,
             "guided_filter: shapes differ");
@@ -139,7 +146,7 @@ py::tuple joint_upsample(const py::object& coefficients, const py::object& image
   });
 }
 
-// Scores (h, w, k) as the coefficients (h, 1, k, w) of a bilinear lift.
+// Returns the coefficients (h, 1, k, w) for bilinear upsampling of scores (h, w, k).
 py::object bilinear_coefficients(const py::object& scores, int device,
                                  const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -152,7 +159,7 @@ py::object bilinear_coefficients(const py::object& scores, int device,
   });
 }
 
-// The picture (h, w, c) uint8 at another size, (height, width, c) float32 in [0, 1].
+// Returns the picture (h, w, c) uint8 resized to (height, width, c) float32 in [0, 1].
 py::object working_picture(const py::object& picture, int height, int width, int device,
                            const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -168,8 +175,8 @@ py::object working_picture(const py::object& picture, int height, int width, int
   });
 }
 
-// The picture (h, w, 3) uint8 as a network takes it: (1, 3, height, width) float32, normalised; to
-// `to` on the device if that is not None.
+// Returns the picture (h, w, 3) uint8 resized and normalised as (1, 3, height, width) float32: in
+// `to`, an array on the device, or in a new array if `to` is None.
 py::object network_input(const py::object& picture, int height, int width,
                          const std::array<float, 3>& mean, const std::array<float, 3>& std,
                          bool bgr, const py::object& to, int device, const StreamArgument& stream) {
@@ -186,7 +193,7 @@ py::object network_input(const py::object& picture, int height, int width,
   });
 }
 
-// A network's scores (1, c, h, w) as a guide (h, w, c) of probabilities.
+// Returns a guide (h, w, c) of probabilities from a network's scores (1, c, h, w).
 py::object soft_guide(const py::object& scores, bool exponents, int device,
                       const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -214,7 +221,7 @@ py::object resize_planes(const py::object& planes, int height, int width, int de
   });
 }
 
-// Of a guide (h, w, c): sums over parts of it, (c, parts).
+// Returns (c, parts): the sums of a guide (h, w, c) over parts of its pixels.
 py::object class_sums(const py::object& guide, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
@@ -240,7 +247,8 @@ py::object take_classes(const py::object& guide, const py::array_t<int32_t>& cla
   });
 }
 
-// Of scores (h, w, c): (c,) int32, 1 where the class is the first largest of some pixel.
+// Returns (c,) int32: 1 for each class that is the first largest one of some pixel of scores (h, w,
+// c).
 py::object winners(const py::object& scores, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
@@ -252,7 +260,7 @@ py::object winners(const py::object& scores, int device, const StreamArgument& s
   });
 }
 
-// Of a guide (h, w, c): (h, w) int32 labels and (h, w) float32 shares.
+// Returns the labels (h, w) int32 of a guide (h, w, c) and their values (h, w) float32.
 py::tuple hard_labels(const py::object& guide, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
@@ -265,7 +273,7 @@ py::tuple hard_labels(const py::object& guide, int device, const StreamArgument&
   });
 }
 
-// Of labels and classes (h, w): (clusters, classes) int32.
+// Returns (clusters, classes) int32: the pixels with each pair of labels (h, w) and hard (h, w).
 py::object pair_counts(const py::object& labels, const py::object& hard, int clusters, int classes,
                        int device, const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -280,7 +288,8 @@ py::object pair_counts(const py::object& labels, const py::object& hard, int clu
   });
 }
 
-// Scores (h, w, c) as (h, w, count): column k is added to column to[k], unless that is negative.
+// Returns (h, w, count): column k of scores (h, w, c) is added to column to[k], unless to[k] is
+// negative.
 py::object merge_classes(const py::object& scores, const py::array_t<int32_t>& to, int count,
                          int device, const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -296,7 +305,7 @@ py::object merge_classes(const py::object& scores, const py::array_t<int32_t>& t
   });
 }
 
-// Changes scores (h, w, c) on the device: where mask (h, w) is not zero they become the guide's.
+// Copies guide (h, w, c) to scores (h, w, c) on the device where mask (h, w) is not zero.
 py::object keep_pixels(const py::object& scores, const py::object& guide,
                        const py::array_t<uint8_t>& mask, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -312,7 +321,7 @@ py::object keep_pixels(const py::object& scores, const py::object& guide,
   });
 }
 
-// Of a picture (h, w, 3) float32 in [0, 1]: (512,) int32.
+// Returns (512,) int32: a histogram of the colours of a picture (h, w, 3) float32 in [0, 1].
 py::object colour_counts(const py::object& picture, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
@@ -324,17 +333,18 @@ py::object colour_counts(const py::object& picture, int device, const StreamArgu
   });
 }
 
-// The module's own stream, for others to work on: a cudaStream_t as a number.
+// Returns the module's own cudaStream_t as a number, for other libraries to queue work on.
 uintptr_t stream_of(int device) {
   return on_device(device, [&] { return python::as_number(python::own_stream(device)); });
 }
 
-// A moment of a stream, on the device's clock.
+// The time at which a stream has done all work that was queued before the mark.
 struct Mark {
   int device;
   std::shared_ptr<CUevent_st> event;
 };
 
+// Returns a mark of the work that is queued now.
 Mark mark(int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     const cudaStream_t on = stream ? python::as_stream(*stream) : python::own_stream(device);
@@ -348,7 +358,7 @@ Mark mark(int device, const StreamArgument& stream) {
   });
 }
 
-// Milliseconds from one mark to another; waits for that.
+// Returns the milliseconds between two marks by the device's clock; waits for the second mark.
 float milliseconds(const Mark& from, const Mark& to) {
   return on_device(to.device, [&] {
     float out = 0;
@@ -361,6 +371,7 @@ float milliseconds(const Mark& from, const Mark& to) {
   });
 }
 
+// Returns the architectures that the module was built for.
 std::vector<std::string> architectures() {
 #ifdef SEG_CUDA_ARCHITECTURES
   std::istringstream list(SEG_CUDA_ARCHITECTURES);
@@ -370,9 +381,10 @@ std::vector<std::string> architectures() {
   return {std::istream_iterator<std::string>(list), {}};
 }
 
+// Returns the version of the CUDA runtime, 0 if it is unknown.
 int runtime_version() {
   int version = 0;
-  const cudaError_t error = cudaRuntimeGetVersion(&version);  // asks no device
+  const cudaError_t error = cudaRuntimeGetVersion(&version);  // needs no device
   return error == cudaSuccess ? version : 0;
 }
 

@@ -16,6 +16,7 @@ using namespace pybind11::literals;
 
 namespace {
 
+// A refiner and its device.
 struct BoundRefiner {
   int device;
   std::unique_ptr<cuda::Refiner> refiner;
@@ -27,7 +28,7 @@ struct BoundRefiner {
     });
   }
   BoundRefiner(BoundRefiner&&) noexcept = default;
-  // After a fault the GPU's memory cannot be freed: the refiner is leaked.
+  // After a fault CUDA cannot free memory: then the refiner is not destroyed.
   ~BoundRefiner() {
     if (refiner == nullptr) return;
     if (cuda::lost) {
@@ -43,6 +44,7 @@ struct BoundRefiner {
   }
 };
 
+// As run() of core.cpp. A guide of labels needs guide_classes.
 py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide, int label_floor,
               int steps, const std::function<bool(int)>& progress, int guide_classes) {
   return on_device(self.device, [&] {
@@ -84,7 +86,7 @@ py::tuple run(BoundRefiner& self, const py::object& image, const py::object& gui
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
             if (!progress) return false;
             const bool end = progress(done);
-            CUDA_CHECK(cudaSetDevice(self.device));  // whatever it did
+            CUDA_CHECK(cudaSetDevice(self.device));  // progress may have changed it
             return end;
           },
           static_cast<bool>(progress));
@@ -92,7 +94,8 @@ py::tuple run(BoundRefiner& self, const py::object& image, const py::object& gui
     const auto [losses, clusters] = to_arrays(records, result);
     const auto give = [&](const Array& a) -> py::object {
       if (!call.stays()) return call.give(a);
-      Array out = call.keep(a);  // complete; the refiner's own stream may end before it
+      Array out = call.keep(
+          a);  // complete: run() has waited. The array may exist longer than the refiner's stream
       out.stream = own_stream(self.device);
       return py::cast(out);
     };

@@ -5,6 +5,7 @@
 
 namespace seg::python {
 
+// Adds the class to the module.
 void bind_refiner(pybind11::module_& m);
 
 }  // namespace seg::python

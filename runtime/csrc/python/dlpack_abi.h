@@ -1,4 +1,4 @@
-// The structures in which libraries hand each other arrays: DLPack 1.0, and the form before it.
+// The structures that libraries exchange arrays with: DLPack 1.0, and the form before version 1.0.
 #pragma once
 
 #include <cstdint>

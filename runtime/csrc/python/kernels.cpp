@@ -1,5 +1,5 @@
-// Single kernels of runtime._core on one thread, for tests and measurements. Arrays are those of
-// Python's reference implementation.
+// Single kernels of runtime._core on one thread, for tests and measurements. Shapes are those of
+// runtime/core/reference.py.
 #include <algorithm>
 #include <vector>
 
@@ -12,7 +12,8 @@ using namespace pybind11::literals;
 
 namespace {
 
-// A channels-last map for one op: channels padded, or (bare) not, with a zero border.
+// A channels-last map for one kernel. Its channels are padded; a bare map has unpadded channels and
+// a border of one zero pixel.
 class PaddedMap {
  public:
   PaddedMap(int height, int width, int channels, bool bare = false)
@@ -53,16 +54,18 @@ class PaddedMap {
   std::vector<float> data_;
 };
 
+// Returns n values and zeros up to padded(n).
 std::vector<float> pad(const float* values, int n) {
   std::vector<float> out(padded(n), 0.0f);
   std::copy(values, values + n, out.begin());
   return out;
 }
 
-// `repeats` is how often the kernels run on the same memory; sums are then added again each time.
-// The time of n repeats minus the time of none is the time of the kernels alone.
+// `repeats` is the number of times that the kernels run on the same memory; sums grow each time.
+// The time of n repeats minus the time of 0 repeats is the time of the kernels alone.
 
-// 3x3 goes by tiles, or by taps where few is true; norm is (3, channels in) or empty.
+// Returns the convolution of x (h, w, in). 3x3 is computed by tiles (Kernels::conv3), with few by
+// taps (Kernels::conv). norm is (3, in), mean, scale and shift, or empty.
 Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu, bool few,
             const Floats& norm, const std::string& isa, int repeats) {
   const Kernels& k = kernels(isa);
@@ -99,7 +102,7 @@ Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu
   return result.array(h, w, out);
 }
 
-// Returns dx, dw, db; dx of 3x3 goes by tiles.
+// Returns dx, dw and db. For 3x3, dx is computed by tiles, and dw by tiles or with few by taps.
 py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight, bool few,
                         const std::string& isa, int repeats) {
   const Kernels& k = kernels(isa);
@@ -142,7 +145,7 @@ py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight,
   return py::make_tuple(conv(dy, turned, none, false, false, no_norm, isa, repeats), dw, db);
 }
 
-// Of one row: x is (1, n, c). Returns the sums of x - reference and of its square.
+// Returns the sums of x - reference and of its square. x is one row, (1, n, c).
 py::tuple moments(const Floats& x, const Floats& reference, const std::string& isa) {
   const int n = x.shape(1), c = x.shape(2);
   PaddedMap map(x);
@@ -151,6 +154,7 @@ py::tuple moments(const Floats& x, const Floats& reference, const std::string& i
   return py::make_tuple(Floats(c, sum.data()), Floats(c, square.data()));
 }
 
+// Returns (x - mean) * scale + shift.
 Floats normalize(const Floats& x, const Floats& mean, const Floats& scale, const Floats& shift,
                  const std::string& isa) {
   PaddedMap map(x);
@@ -161,7 +165,7 @@ Floats normalize(const Floats& x, const Floats& mean, const Floats& scale, const
   return map.array(h, w, c);
 }
 
-// Returns sum dy and sum dy (x - mean) over all pixels.
+// Returns the sums of dy and of dy * (x - mean) over all pixels.
 py::tuple bn_sums(const Floats& dy, const Floats& x, const Floats& mean, const std::string& isa) {
   PaddedMap d(dy), map(x);
   const int h = x.shape(0), w = x.shape(1), c = x.shape(2);
@@ -188,7 +192,7 @@ py::tuple bn_backward(const Floats& dy, const Floats& x, const Floats& mean, con
   return py::make_tuple(d.array(h, w, c), Floats(c, sum.data()));
 }
 
-// Scores with their padding made invisible.
+// Returns a map of scores whose extra channels are kNever.
 PaddedMap scores_map(const Floats& r) {
   PaddedMap map(r);
   for (int y = 0; y < r.shape(0); ++y)
@@ -197,7 +201,7 @@ PaddedMap scores_map(const Floats& r) {
   return map;
 }
 
-// Returns probabilities, log-sum-exp, labels.
+// Returns the probabilities, the log-sum-exp and the labels.
 py::tuple softmax(const Floats& r, const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), p(h, w, c);
@@ -211,7 +215,7 @@ py::tuple softmax(const Floats& r, const std::string& isa, int repeats) {
   return py::make_tuple(p.array(h, w, c), lse, labels);
 }
 
-// Returns dr, sum of similarity terms, sum of guide terms.
+// Returns dr, the sum of the similarity losses and the sum of the guide losses.
 py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& guide,
                        const Ints& table, float self_weight, float guide_weight,
                        const std::string& isa, int repeats) {
@@ -234,7 +238,7 @@ py::tuple cluster_loss(const Floats& r, const Ints& labels, const py::object& gu
   return py::make_tuple(dr.array(h, w, c), losses[0], losses[1]);
 }
 
-// Of the scores gain * r. Returns dr and the unweighted loss.
+// Returns dr and the loss, which is not multiplied by weight. The scores are gain * r.
 py::tuple spatial_loss(const Floats& r, const Floats& gain, float weight, const Floats& scale,
                        bool huber, const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
@@ -249,7 +253,7 @@ py::tuple spatial_loss(const Floats& r, const Floats& gain, float weight, const 
   return py::make_tuple(dr.array(h, w, c), loss);
 }
 
-// Each offset and the way back.
+// Returns each offset (dy, dx) followed by its opposite.
 std::vector<Offset> both_ways(const Ints& offsets) {
   std::vector<Offset> out;
   for (int i = 0; i < offsets.shape(0); ++i) {
@@ -259,7 +263,7 @@ std::vector<Offset> both_ways(const Ints& offsets) {
   return out;
 }
 
-// (offsets, 2, h, w): to the pixel ahead, and to the one behind.
+// Returns (offsets, 2, h, w): the affinities with the pixels at each offset and at its opposite.
 Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std::string& isa) {
   const int h = image.shape(0), w = image.shape(1);
   const auto list = both_ways(offsets);
@@ -277,7 +281,8 @@ Floats affinity(const Floats& image, const Ints& offsets, float sigma, const std
   return out;
 }
 
-// affinity (offsets, h, w) is already scaled per offset. Returns dz, guide loss, pair loss.
+// Returns dz, the guide loss and the pair loss. affinity is (offsets, h, w), with each offset's
+// scale.
 py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confidence,
                         const Floats& class_weight, const Floats& affinity, const Ints& offsets,
                         float lambda, const std::string& isa, int repeats) {
@@ -314,7 +319,7 @@ py::tuple residual_loss(const Floats& z, const Floats& q, const Floats& confiden
   return py::make_tuple(dz.array(h, w, c), guide, pair);
 }
 
-// Returns the new w and v.
+// Returns the new weights and momenta.
 py::tuple sgd_step(const Floats& w, const Floats& v, const Floats& dw, float lr, float momentum,
                    const std::string& isa) {
   const size_t n = w.size();
@@ -323,6 +328,7 @@ py::tuple sgd_step(const Floats& w, const Floats& v, const Floats& dw, float lr,
   return py::make_tuple(w1, v1);
 }
 
+// Returns the column of each row of cost (rows, columns).
 Ints assign(const py::array_t<double, py::array::c_style | py::array::forcecast>& cost) {
   Assignment a;
   a.resize(cost.shape(0), cost.shape(1));

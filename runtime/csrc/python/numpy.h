@@ -1,4 +1,4 @@
-// What the files of runtime._core share: its kinds of arrays, and checks of arguments.
+// Shared by the files of runtime._core: the types of arrays, and checks of arguments.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,12 +18,14 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 
-// Guards against a wrong caller; Python's own checks give better messages.
+// Throws std::invalid_argument unless ok. It guards against a wrong caller inside the project;
+// Python has checked the arguments of users with better messages.
 inline void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("runtime._core: ") + what);
 }
 
-// The kernels of an instruction set; of the best one where the name is empty.
+// Returns the kernels of an instruction set; of the default one if the name is empty. Throws
+// std::invalid_argument if this machine cannot run it.
 inline const Kernels& kernels(const std::string& isa) {
   if (isa.empty()) return default_kernels();
   const Kernels* found = find_kernels(isa.c_str());

@@ -15,6 +15,7 @@ namespace seg::python {
 
 namespace py = pybind11;
 
+// Returns the options of a dict of Python, whose enumerations are numbers.
 inline RefineOptions to_options(const py::dict& d) {
   RefineOptions o;
   o.objective = py::cast<int>(d["objective"]);
@@ -40,7 +41,8 @@ inline RefineOptions to_options(const py::dict& d) {
   return o;
 }
 
-// Losses (steps, 4) and clusters (steps,) of the steps that a run has recorded.
+// Returns the losses (steps, 4), total, first, spatial and guide, and the clusters (steps,) of the
+// steps that a run has recorded.
 inline std::pair<py::array_t<double>, py::array_t<int32_t>> to_arrays(
     const std::vector<StepRecord>& records, const RunResult& result) {
   const int written =
