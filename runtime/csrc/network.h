@@ -3,9 +3,9 @@
 //
 //   x_1 = norm(relu(conv3x3(input)))             norm is batch norm with this picture's statistics
 //   x_i = norm(relu(conv3x3(x_{i-1})))           i = 2 .. blocks
-//   x   = x_blocks + skip                        skip: own conv3x3(input), conv1(input) or nothing
-//   r   = norm(conv1x1(x))                       dynaguide, dynaseg
-//   r   = conv1x1(x) + log prior                 residual
+//   x   = x_blocks + skip                        skip: a conv3x3(input) of its own, conv1(input) or
+//   0 r   = norm(conv1x1(x))                       dynaguide, dynaseg r   = conv1x1(x) + log prior
+//   residual
 //
 // The state is three flat float vectors, in the order and layout of PyTorch's state_dict:
 // parameters (conv1, bn1, conv2.i, bn2.i, skip, conv3, bn3; weight then bias), momenta (the same),
@@ -35,8 +35,8 @@ enum Stop {
   kStops
 };
 
-// The constants of the algorithm. python/constants.h makes them known to Python; a test compares
-// them with Python's own.
+// The constants of the algorithm. python/constants.h passes the constants to Python, where a test
+// compares them with those of runtime/core/constants.py.
 constexpr double kNormEps = 1e-5;         // is added to the variance in a batch norm
 constexpr double kRunningShare = 0.1;     // share of a new picture in the running statistics
 constexpr int kMappingSteps = 10;         // the overlap mapping is frozen after these steps
@@ -44,12 +44,12 @@ constexpr int kCheckEvery = 10;           // steps between two early-stop checks
 constexpr int kChecks = 3;                // consecutive checks without a change stop the loop
 constexpr double kLossChange = 0.01;      // a smaller relative change of the loss is no change
 constexpr float kSmallestPrior = 1e-4f;   // smaller probabilities of a prior are raised to this
-constexpr float kNever = -1e30f;          // the score of a channel that only pads a pixel
+constexpr float kNever = -1e30f;          // the score of an extra channel, see cpu/kernels.h
 constexpr double kLeastDeviation = 1e-3;  // smaller standard deviations of a picture are raised
 constexpr double kLeastArea = 1e-3;       // smaller shares of a class in a picture are raised
 constexpr double kLeastBalanced = 1e-12;  // a smaller sum of balanced shares is raised
 
-// A neighbour of a pixel: pixel (y, x) with pixel (y + dy, x + dx).
+// The offset from pixel (y, x) to its neighbour (y + dy, x + dx).
 struct Offset {
   int dy, dx;
 };

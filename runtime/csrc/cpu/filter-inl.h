@@ -403,8 +403,8 @@ __attribute__((noinline)) inline void to_means(float* __restrict out,
 // Kernels::mean_colours.
 inline void mean_colours(float* out, const uint8_t* const* rows, int count, int pixels, int width) {
   const float share = 1.0f / (255.0f * count * pixels);
-  uint16_t sums[3 * kMeans + 1],
-      means[3 * kMeans + 1];  // one more: each copy of a pixel moves four values
+  // One value more than the colours have: each copy of a pixel moves four values.
+  uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];
   const int most = kMeans / pixels;
   for (int x = 0; x < width; x += most) {
     const int some = width - x < most ? width - x : most;

@@ -118,8 +118,7 @@ inline void prior(Map logs, Map target, float* mass, const float* q, const float
     float *u = logs.at(0, x), *t = target.at(0, x);
     for (int c = 0; c < padded; c += kLanes) {
       Vec p = {};
-      if ((ptrdiff_t)(width - x) * classes >=
-          c + kLanes)  // the lanes after the classes are those of the next pixel
+      if ((ptrdiff_t)(width - x) * classes >= c + kLanes)  // otherwise a load reads past q
         p = zero_unless(lane < classes - c, load(q + c));
       else
         for (int k = c; k < classes; ++k) p[k - c] = q[k];

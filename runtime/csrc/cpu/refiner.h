@@ -87,7 +87,7 @@ class Refiner {
   std::vector<Map> activation_;  // of each block, after relu
   Map head_;                     // the head's output before its norm; for residual its soft-max
   Map d_response_, d_feature_;   // gradients
-  Map spare_;                    // d_response_'s memory, laid out like d_feature_
+  Map spare_;                    // the memory of d_response_ with the layout of d_feature_
   Map target_, log_prior_;       // for residual, as the kernel `prior` writes them
   std::vector<Statistics> statistics_;
   Statistics head_statistics_{};

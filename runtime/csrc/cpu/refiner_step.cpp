@@ -59,8 +59,7 @@ void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool 
       m2 = buffers[norm.var + c];
     } else {
       double count = 0;
-      for (int band = 0; band < bands_;
-           ++band) {  // Chan's rule joins the means and squares of two parts
+      for (int band = 0; band < bands_; ++band) {  // Chan's rule joins the moments of two parts
         const double n = static_cast<double>(std::min(2, height_ - 2 * band)) * width_;
         const float* sums = sums_ + band * sums_floats_;
         const double sum = sums[c], square = sums[sums_floats_ / 3 + c];
@@ -265,7 +264,7 @@ void Refiner::backward() {
     const Map x = activation_[i];
     const Statistics& of = statistics_[i];
     norm_gradient(network_.norm[i], of);
-    if (i == last && skips) {  // the same sum; a shared skip is conv1, whose own share comes on top
+    if (i == last && skips) {  // equal sums; a shared skip is conv[0]: its gradient is added below
       conv_gradient(skip, skip_partial_, false, false);
       std::copy_n(&gradient_[network_.norm[i].beta], skip.out, &gradient_[skip.bias]);
     }

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
   const int top = blockIdx.x / s.across() * kTall, left = blockIdx.x % s.across() * kWide;
   const int first = blockIdx.y * span;
   const int row = run / (kWide / kRun), at = run % (kWide / kRun) * kRun;
-  const bool works = run < kRuns;  // the others help to load
+  const bool works = run < kRuns;  // the other threads only help to load
   float sum[kRun][kFour] = {};
 
   for (int c0 = 0; c0 < in; c0 += kDepth) {
@@ -91,14 +91,17 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
        shared);
 }
 
-// The split of a weight gradient's sum: threads hold outs x ins groups of channels, lanes of them
-// take turns in a tile's rows, and blocks share the tiles.
+// The threads and blocks of a weight gradient. A block has a thread for each of outs x ins groups
+// of channels, `lanes` times: each lane sums other rows of a tile. The tiles are divided among
+// `blocks` blocks. A block needs `shared` bytes of shared memory.
 struct Split {
   int outs, ins, lanes, blocks;
   size_t shared;
+  // Returns the number of partial sums.
   int parts() const { return blocks * lanes; }
 };
 
+// Returns the split for `in` and `out` channels. A thread has Ins input channels.
 template <int Taps, int Ins>
 Split split_of(int in, int out, Extent s) {
   Split p;
@@ -128,12 +131,12 @@ __global__ void __launch_bounds__(512)
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2;
   constexpr int kRows = kGradientRows + 2 * kBorder, kAcross = kWide + 2 * kBorder;
   const int span = p.outs * kFour, pitch = span + 4, threads = blockDim.x, me = threadIdx.x;
-  float* const ds = shared;                              // [kGradientRows kWide][pitch]
-  float* const xs = ds + kGradientRows * kWide * pitch;  // [ins Ins][kRows][kRowPitch]
+  float* const ds = shared;                              // [kGradientRows * kWide][pitch]
+  float* const xs = ds + kGradientRows * kWide * pitch;  // [ins * Ins][kRows][kRowPitch]
   const int og = me % p.outs, ig = me / p.outs % p.ins, lane = me / (p.outs * p.ins);
   const int o0 = blockIdx.z * span, i0 = blockIdx.y * p.ins * Ins;
   const int tiles = s.across() * ((s.height + kGradientRows - 1) / kGradientRows);
-  const bool works = lane < p.lanes;  // the others help to load
+  const bool works = lane < p.lanes;  // the other threads only help to load
   float sum[Ins][kTaps][kFour] = {}, bias[kFour] = {};
 
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

@@ -17,7 +17,7 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kColumns = 128;  // threads of a block that walk down columns
+constexpr int kColumns = 128;  // threads of a block of sum_columns(): one per column
 constexpr int kChunk = 64;     // least rows, or columns, of a chunk
 constexpr int kTile = 32;      // pixels of a warp's step along its rows
 constexpr int kPitch = kTile + 1;
@@ -153,7 +153,7 @@ __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   const int begin = blockIdx.y * s.chunk(), end = min(begin + s.chunk(), s.width);
   const int rows = min(kTile, s.height - top);
   const float* plane = columns + static_cast<size_t>(group) * N * s.plane();
-  const int before = (2 * s.radius + kTile - 1) / kTile * kTile;  // to fill the first window
+  const int before = (2 * s.radius + kTile - 1) / kTile * kTile;  // columns of the first window
   Sum sum[N];
   for (int left = begin - before; left < end; left += kTile) {
     const int count = min(kTile, end - left);

@@ -135,7 +135,7 @@ __global__ void cluster_losses(float* dr, double* losses, const float* head, Nor
   }
 }
 
-// dz by the scores from their soft-max p: the guide term and the pairs with the neighbours.
+// residual_loss(). A thread has a pixel.
 __global__ void residual_losses(float* dz, double* losses, const float* probabilities,
                                 const float* target, const float* mass, const float* affinity,
                                 const Offset* offsets, int count, float lambda, int classes,

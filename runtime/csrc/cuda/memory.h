@@ -19,7 +19,7 @@ namespace seg::cuda {
 // calls CUDA.
 inline std::atomic<bool> lost{false};
 
-// Makes a device the current one of this thread until the end of its scope.
+// Makes a device the current one of this thread until the guard is destroyed.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -106,8 +106,8 @@ class Pool {
     auto& blocks = free_[{device, size}];
     for (size_t i = blocks.size(); i-- > 0;) {
       if (!usable(blocks[i], stream)) continue;
-      for (const auto& moment :
-           blocks[i].last_uses)  // of this stream, or of an ended one with equal handle
+      // An event of this stream may also be that of a destroyed stream with an equal handle.
+      for (const auto& moment : blocks[i].last_uses)
         if (moment->stream() == stream) moment->hold(stream);
       Block found = std::move(blocks[i]);
       blocks.erase(blocks.begin() + static_cast<ptrdiff_t>(i));

@@ -7,8 +7,8 @@
 
 namespace seg::cuda {
 
-constexpr int kAreaShares = 32;    // blocks that share the area of a class
-constexpr int kImageBlocks = 256;  // at most so many blocks share the sums of an image
+constexpr int kAreaShares = 32;    // blocks that sum the area of a class
+constexpr int kImageBlocks = 256;  // most blocks that sum the pixels of an image
 
 // Writes moments [6]: the means and then the standard deviations of the channels of image
 // [pixels][3]. sums is scratch memory [3][blocks] for one block per kThreads pixels, at most

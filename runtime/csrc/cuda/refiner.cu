@@ -85,7 +85,7 @@ struct Refiner::Work {
   Network network;
   Extent s;
   size_t pixels;
-  int blocks;           // of a kernel with a thread per pixel
+  int blocks;           // blocks of a kernel with a thread per pixel
   float gain;           // of gradients on tensor cores
   OwnStream own, side;  // side runs the work that a backward pass need not wait for
   cudaStream_t stream;
@@ -98,7 +98,7 @@ struct Refiner::Work {
   Control control{};
   int64_t batches = 0;
 
-  float *parameters = nullptr, *momenta = nullptr, *buffers = nullptr;  // beside each other
+  float *parameters = nullptr, *momenta = nullptr, *buffers = nullptr;  // contiguous
   float *kept = nullptr, *gradient = nullptr;
   float *input = nullptr, *skip = nullptr, *head = nullptr;
   std::vector<float*> activation;
@@ -421,8 +421,7 @@ void Refiner::Work::backward() {
     const Conv& conv = network.conv[i];
     slope = {d, activation[i], norm[i], true, plane};
     const Input x = i > 0 ? Input{activation[i - 1], norm[i - 1], nullptr, plane} : picture;
-    if (0 < i && i < last_block)
-      follow(stream, side.stream);  // waits until `side` has read `other`
+    if (0 < i && i < last_block) follow(stream, side.stream);  // `side` must have read `other`
     differentiate<3, 1>(x, slope, conv, i == 0 && options.skip == kSkipShared);
     if (i == 0) break;
     convolve<3, true>(Backward{other, activation[i - 1], norm[i - 1].mean, sums, conv.in, s}, slope,

@@ -16,7 +16,7 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // of a block
+constexpr int kWarps = 4;  // warps of a block
 constexpr int kPart = 32;  // channels that are passed to emit at a time
 constexpr int kPartPitch = kTall * kWide + 4;
 constexpr int kPartWords = kPart * kPartPitch + kPart;
@@ -103,7 +103,7 @@ __global__ void pack_halves(PackedList list, const float* parameters) {
 template <int Taps>
 struct TensorTile {
   static constexpr int kRows = kTall + 2 * (Taps / 2);
-  static constexpr int kPitch = Taps == 3 ? 20 : 16;  // of a row of pixels
+  static constexpr int kPitch = Taps == 3 ? 20 : 16;  // words of a row of pixels
   static constexpr int kFirst = Taps == 3 ? 4 : 0;    // the word of the tile's first pixel
   static constexpr int kPlane = kRows * kPitch + (Taps == 3 ? 0 : 8);
   static constexpr int kWords = kFirst + kDepth * kPlane;
@@ -212,9 +212,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 template <int Taps>
 struct GradientTile {
   static constexpr int kRows = kGradientRows + 2 * (Taps / 2);
-  static constexpr int kPitch = kWide / 2 + Taps / 2;  // of a row of input pixels, with its border
-  static constexpr int kPlane = Taps == 3 ? 60 : 36;   // of an input channel
-  static constexpr int kSlopes = kGradientRows * kWide / 2 + 4;  // of an output channel
+  static constexpr int kPitch = kWide / 2 + Taps / 2;  // words of a row of inputs with its border
+  static constexpr int kPlane = Taps == 3 ? 60 : 36;   // words of an input channel
+  static constexpr int kSlopes = kGradientRows * kWide / 2 + 4;  // words of an output channel
 };
 
 // As conv_gradient(). A warp sums Sixteens x 16 output channels x 8 input channels x all taps. The
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   using Tile = GradientTile<Taps>;
   constexpr int kTaps = Taps * Taps, kBorder = Taps / 2, kThreads = kWarps * 32;
   constexpr int kOuts = Sixteens * 16, kQuads = kGradientRows * kWide / 4;
-  constexpr int kTurns = kOuts * kQuads / kThreads;          // of a thread's loads of slopes
+  constexpr int kTurns = kOuts * kQuads / kThreads;          // loads of gradients by each thread
   unsigned* const ds = reinterpret_cast<unsigned*>(shared);  // [kOuts][kSlopes]
   unsigned* const xs = ds + kOuts * Tile::kSlopes;           // [kTensorIns][kPlane]
   const int me = threadIdx.x, warp = me / 32, g = me % 32 / 4, t = me % 4;

@@ -130,8 +130,8 @@ Array from_dlpack(const std::string& name, const py::object& value, int device,
   try {
     made = give("stream"_a = as_number(stream), "max_version"_a = py::make_tuple(1, 0),
                 "copy"_a = false);
-  } catch (
-      const py::error_already_set& error) {  // before DLPack 1.0 the only argument was the stream
+  } catch (const py::error_already_set& error) {
+    // Before DLPack 1.0 the only argument was the stream.
     if (!error.matches(PyExc_TypeError)) throw;
     made = give("stream"_a = as_number(stream));
   }
@@ -418,7 +418,7 @@ py::object to_dlpack(const Array& self, const std::optional<int64_t>& stream,
     throw py::value_error("stream is " + std::to_string(*stream) + "; DLPack forbids it");
   return on_device(self.device, [&] {
     Array a = self;
-    std::optional<cudaStream_t> consumer;  // -1: the caller orders the streams
+    std::optional<cudaStream_t> consumer;  // unset for -1: the caller orders the streams
     if (!stream || *stream != -1) consumer = as_stream(stream ? *stream : 1);
     if (copy) {
       Call call(self.device, std::nullopt);

@@ -94,8 +94,8 @@ py::tuple run(BoundRefiner& self, const py::object& image, const py::object& gui
     const auto [losses, clusters] = to_arrays(records, result);
     const auto give = [&](const Array& a) -> py::object {
       if (!call.stays()) return call.give(a);
-      Array out = call.keep(
-          a);  // complete: run() has waited. The array may exist longer than the refiner's stream
+      // run() has waited, so the array is complete. It may exist longer than the refiner's stream.
+      Array out = call.keep(a);
       out.stream = own_stream(self.device);
       return py::cast(out);
     };
