@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compares the guided filter with OpenCV's ximgproc.guidedFilter. That one comes with
-# opencv-contrib-python, which replaces opencv-python: it gets an environment of its own, and the two
-# exchange arrays through files in build/ximgproc/.
+# Compares the guided filter with OpenCV's ximgproc.guidedFilter, a function of the package
+# opencv-contrib-python. That package replaces opencv-python, so the script installs it in an environment
+# of its own; the two environments exchange arrays through files in build/ximgproc/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -34,11 +34,12 @@ image, values = ours.pop("image"), ours.pop("values")
 failed = 0
 for name, mine in ours.items():
     kind, radius, eps = name.split()
-    guide = image if kind == "colour" else np.ascontiguousarray(image[..., 1])
-    # In 0..255, with eps to match: its colour filter takes covariances of pictures in 0..1 with a
-    # small determinant for singular and is off by up to 0.3 there (float64 agrees with ours).
-    theirs = cv2.ximgproc.guidedFilter(guide * 255, values, int(radius), float(eps) * 255**2)
-    inside = slice(2 * int(radius), -2 * int(radius))  # they reflect at the borders, we cut windows
+    guidance = image if kind == "colour" else np.ascontiguousarray(image[..., 1])
+    # Levels are in 0..255 and eps is scaled to them: for levels in 0..1, OpenCV's colour filter treats
+    # covariances with a small determinant as singular, with errors up to 0.3 (float64 agrees with ours).
+    theirs = cv2.ximgproc.guidedFilter(guidance * 255, values, int(radius), float(eps) * 255**2)
+    # OpenCV reflects the picture at its borders, ours cuts the windows: only the inside is compared.
+    inside = slice(2 * int(radius), -2 * int(radius))
     error = float(np.abs(mine - theirs)[inside, inside].max())
     failed += error > 5e-5
     print(f"ximgproc {name}: largest difference {error:.1e}")
@@ -47,8 +48,8 @@ sys.exit(failed > 0)
 PY
 
 [ "${1:-}" = time ] || exit 0
-# tests/rules/ximgproc.sh time: milliseconds at 1920x1080, colour guide, radius 8; best of 5 (of 20 of the
-# fast form), turn by turn.
+# tests/rules/ximgproc.sh time: milliseconds at 1920x1080, colour guidance, radius 8. Each time is the best of 5
+# (of 20 in the fast form); the two libraries are measured in turn.
 measure() { # python, threads
   PYTHONPATH=$PWD "$1" - "$2" <<'PY'
 import sys, time
@@ -56,19 +57,19 @@ import cv2, numpy as np
 threads = int(sys.argv[1])
 cv2.setNumThreads(threads)
 rng = np.random.default_rng(0)
-guide = rng.random((1080, 1920, 3), dtype=np.float32)
+guidance = rng.random((1080, 1920, 3), dtype=np.float32)
 planes = {k: rng.random((1080, 1920, k), dtype=np.float32) for k in (1, 8)}
 if hasattr(cv2, "ximgproc"):
     name = "ximgproc"
-    runs = {f"{k} planes": lambda p=p: cv2.ximgproc.guidedFilter(guide, p, 8, 1e-3) for k, p in planes.items()}
+    runs = {f"{k} planes": lambda p=p: cv2.ximgproc.guidedFilter(guidance, p, 8, 1e-3) for k, p in planes.items()}
 else:
     import runtime
     name = "ours"
     def run(g, p, **options): return runtime.guided_filter(g, p, eps=1e-3, threads=threads, **options)
-    runs = {f"{k} planes{' fast' * (s > 1)}": lambda p=p, s=s: run(guide, p, radius=8, subsample=s)
+    runs = {f"{k} planes{' fast' * (s > 1)}": lambda p=p, s=s: run(guidance, p, radius=8, subsample=s)
             for k, p in planes.items() for s in (1, 4)}
-    runs["1 planes r=32"] = lambda: run(guide, planes[1], radius=32)
-    picture = rng.integers(0, 256, guide.shape, np.uint8)  # as a camera has it, and memory kept
+    runs["1 planes r=32"] = lambda: run(guidance, planes[1], radius=32)
+    picture = rng.integers(0, 256, guidance.shape, np.uint8)  # a picture of bytes; results reuse memory
     outs = {k: np.zeros_like(p) for k, p in planes.items()}
     for k, p in planes.items():
         for s in (1, 4):

@@ -316,8 +316,8 @@ int Refiner::find_labels() {
 // in increasing order.
 void Refiner::set_modulo_mapping(const Guide& guide) {
   if (guide_present_.empty()) {
-    std::fill(mapping_.begin(), mapping_.end(),
-              guide.soft != nullptr);  // here: 1 if the class occurs
+    // In this block mapping_[k] is 1 if class k occurs in the guide.
+    std::fill(mapping_.begin(), mapping_.end(), guide.soft != nullptr);
     if (guide.hard != nullptr)
       for (size_t n = 0; n < labels_.size(); ++n)
         if (guide.hard[n] >= 0) mapping_[guide.hard[n]] = 1;
