@@ -1,7 +1,5 @@
 """Ten steps of the refinement beside PyTorch in float64."""
 
-import functools
-
 import numpy as np
 import pytest
 from refinements import (
@@ -15,6 +13,8 @@ from refinements import (
     one_torch_thread,
     twin,
 )
+
+import runtime
 
 # Of the pictures 0 to 49, the share on which ten steps stay beside PyTorch's (all of the conditions
 # of ``same_course``), and the least share that the test allows: three binomial standard errors of
@@ -38,9 +38,8 @@ TEN_STEP_SHARES = [  # in the order of TEN_STEPS; instruction set: (measured sha
 ]
 
 
-@functools.cache
-def ten_torch_steps(case, seed):
-    options, kind = TEN_STEPS[case]
+def ten_torch_steps(options, kind, seed):
+    """Return the losses (4, 10), the numbers of clusters and the last labels of PyTorch."""
     image, guide = draw(kind, *SIZE, seed=seed)
     refiner = make(image, options)
     other = twin(refiner.options, refiner.state_dict(), image, guide)
@@ -60,12 +59,14 @@ def same_course(result, losses, clusters, labels):
     )
 
 
+# The default instruction set only: the loop is code that all instruction sets share, and the step
+# of each of them is tested in test_refiner_step.py. SEG_ISA chooses another one.
 @pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
-def test_ten_steps_beside_torch(isa, case):
+def test_ten_steps_beside_torch(case):
     options, kind = TEN_STEPS[case]
     fulfilled = []
     for seed in PICTURES:
         image, guide = draw(kind, *SIZE, seed=seed)
-        result = make(image, options, isa=isa, threads=1).run(image, guide, steps=10)
-        fulfilled.append(same_course(result, *ten_torch_steps(case, seed)))
-    assert_share(fulfilled, TEN_STEP_SHARES[case], isa)
+        result = make(image, options, threads=1).run(image, guide, steps=10)
+        fulfilled.append(same_course(result, *ten_torch_steps(options, kind, seed)))
+    assert_share(fulfilled, TEN_STEP_SHARES[case], runtime.isa())
