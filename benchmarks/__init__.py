@@ -1,14 +1,14 @@
-"""Measurements, each a command of its own: python -m benchmarks COMMAND --help.
+"""Benchmarks. Each one is a command: python -m benchmarks COMMAND --help.
 
-latency    latency of the whole pipeline, in milliseconds a picture
+latency    latency of the whole pipeline, in milliseconds per picture
 compare    whether one latency result is slower than another
 report     one HTML page of all latency results in a folder
 quality    scores of the labels on pictures that people have labelled
 stream     scores, latency and memory of a stream of frames
-step       time of a refinement step, beside PyTorch and ONNX Runtime
-ops        time of single operations, beside PyTorch and OpenCV
+step       time of a refinement step, compared with PyTorch and ONNX Runtime
+ops        time of single operations, compared with PyTorch and OpenCV
 photo      time from the start of a process to the labels of one photo
-gpu        time of the CUDA module, beside PyTorch on the same GPU
+gpu        time of the CUDA module, compared with PyTorch on the same GPU
 """
 
 __dist__ = "dynaguide-edge"

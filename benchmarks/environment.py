@@ -1,4 +1,4 @@
-"""Where numbers were made: machine, versions, date and commit."""
+"""The environment of a measurement: machine, versions, date and commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from runtime.device.choose import default_threads
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, date and commit."""
+    """Return machine, versions, date and commit, for a result's "environment".
+
+    "target" is the CPU's instruction set in use (isa); committed results have this key.
+    """
     import cv2
 
     cpu = platform.processor() or platform.machine()
@@ -25,7 +28,7 @@ def describe() -> dict[str, Any]:
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
-        else:  # ARM's names no model; the board's does
+        else:  # On ARM /proc/cpuinfo has no model name, but the device tree may have the board's.
             board = Path("/proc/device-tree/model")
             cpu = board.read_text().strip("\0\n") if board.exists() else cpu
     except OSError:
@@ -44,7 +47,7 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the source tree, where git knows it."""
+    """Return git's description of the source tree, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,7 +1,7 @@
-"""The machine that a latency was measured on: what it is, how its clocks are, what it draws.
+"""The machine of a measurement: its libraries, clocks, temperatures and power.
 
-Paths are read below ``root``, so that tests can lay out a machine of their own. What a machine does
-not tell is None or absent, never a guess.
+Files are read below ``root``, so that tests can use a folder with files of another machine. A value
+that the machine does not state is None or absent; it is never a guess.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SAMPLING = 0.05  # seconds between readings of a power sensor
 
 
 def read(path: Path) -> str | None:
-    """A small file's text without the white space around it, or None."""
+    """Return the stripped text of a small file; None if it is empty or cannot be read."""
     try:
         return path.read_text(errors="replace").strip() or None
     except OSError:
@@ -26,14 +26,16 @@ def read(path: Path) -> str | None:
 
 
 def number(path: Path) -> int | None:
-    """An integer in a file, or None."""
+    """Return the integer in a file, or None."""
     text = read(path)
     return int(text) if text and re.fullmatch(r"-?\d+", text) else None
 
 
 def cpu_mhz(root: Path = ROOT) -> list[float]:
-    """The processors' clocks now; empty where the system does not tell (most virtual machines
-    repeat a constant in /proc/cpuinfo)."""
+    """Return the current clock of each processor in MHz; an empty list if the system has none.
+
+    Most virtual machines show a constant in /proc/cpuinfo.
+    """
     policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq"))
     clocks = [n / 1e3 for n in map(number, policies) if n is not None]
     if clocks:
@@ -43,7 +45,7 @@ def cpu_mhz(root: Path = ROOT) -> list[float]:
 
 
 def temperatures(root: Path = ROOT) -> dict[str, float]:
-    """Degrees Celsius by thermal zone."""
+    """Return the temperature of each thermal zone in degrees Celsius, by its name."""
     out = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         value = number(zone / "temp")
@@ -53,7 +55,10 @@ def temperatures(root: Path = ROOT) -> dict[str, float]:
 
 
 def rails(root: Path = ROOT) -> dict[str, float]:
-    """Watts by rail of a Jetson's INA3221 sensors: volts times amperes of each labelled channel."""
+    """Return the power of each rail of a Jetson in watts, by its label.
+
+    It is the voltage times the current of each labelled channel of the INA3221 sensors.
+    """
     out = {}
     for sensor in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*")):
         for label in sorted(sensor.glob("in*_label")):
@@ -67,7 +72,12 @@ def rails(root: Path = ROOT) -> dict[str, float]:
 
 
 def board_watts(root: Path = ROOT) -> float | None:
-    """What the whole Jetson draws: VDD_IN where there is one, else the sum of the rails."""
+    """Return the power of the whole Jetson in watts: VDD_IN, or else the sum of the rails.
+
+    Returns
+    -------
+    None if the machine has no INA3221 sensor.
+    """
     found = rails(root)
     if not found:
         return None
@@ -75,7 +85,12 @@ def board_watts(root: Path = ROOT) -> float | None:
 
 
 def package_joules(root: Path = ROOT) -> dict[str, tuple[int, int]]:
-    """Of each processor package's RAPL counter: its microjoules and where it wraps around."""
+    """Return the RAPL energy counter of each processor package, by its name.
+
+    Returns
+    -------
+    (the counter, the value after which it starts again from 0), both in microjoules.
+    """
     out = {}
     for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
         name, energy = read(zone / "name"), number(zone / "energy_uj")
@@ -85,8 +100,13 @@ def package_joules(root: Path = ROOT) -> dict[str, tuple[int, int]]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, driver, clocks, temperature, power and throttle reasons of each GPU, through NVML
-    (nvidia-ml-py); empty without it, without a driver, and on a Jetson, whose NVML tells little."""
+    """Describe the GPUs through NVML: name, driver, clocks, temperature, power and throttling.
+
+    Returns
+    -------
+    A dict for each GPU. The list is empty without nvidia-ml-py, without a driver, and on a Jetson,
+    whose NVML has few of these functions.
+    """
     try:
         import pynvml
     except ImportError:
@@ -146,14 +166,14 @@ _THROTTLE = {  # bits of nvmlClocksEventReasons
 
 
 def throttle_reasons(bits: int) -> list[str]:
-    """NVML's bit mask in words."""
+    """Return the names of the reasons in NVML's bit mask."""
     named = [name for bit, name in _THROTTLE.items() if bits & bit]
     rest = bits & ~sum(_THROTTLE)
     return named + ([f"unknown {rest:#x}"] if rest else [])
 
 
 def state(root: Path = ROOT) -> dict[str, Any]:
-    """What may change during a measurement; taken before and after it."""
+    """Return the values that may change during a measurement; they are read before and after it."""
     loads = (read(root / "proc/loadavg") or "").split()
     return {
         "load_average": float(loads[0]) if loads else None,
@@ -164,7 +184,8 @@ def state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def description(root: Path = ROOT) -> dict[str, Any]:
-    """What does not change: governors, clock limits, and a Jetson's model, release and modes."""
+    """Return the values that do not change: library versions, governors, clock limits (MHz), and a
+    Jetson's model, release and modes."""
     from runtime.tools import probe
 
     policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
@@ -182,7 +203,7 @@ def description(root: Path = ROOT) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that may run a stage, those that are installed."""
+    """Return the versions of those LIBRARIES that are installed."""
     from runtime.tools import probe
 
     installed = probe.owners_of_modules().values()
@@ -191,7 +212,7 @@ def versions() -> dict[str, str]:
 
 
 def power_source(root: Path = ROOT) -> str | None:
-    """Where :class:`PowerMeter` reads, in words; None where there is no sensor."""
+    """Return which sensors :class:`PowerMeter` reads; None if the machine has no sensor."""
     if rails(root):
         return "the board's INA3221 sensors"
     if any(g["watts"] is not None for g in gpus()):
@@ -202,10 +223,11 @@ def power_source(root: Path = ROOT) -> str | None:
 
 
 class PowerMeter:
-    """Joules drawn inside a with statement: RAPL's counters, or readings of the sensor every
-    SAMPLING seconds, each of which counts until the next.
+    """Measures the energy that the machine uses inside a with statement.
 
-    ``joules`` and ``seconds`` are set at its end.
+    It reads RAPL's counters at both ends of the block; other sensors are read every SAMPLING
+    seconds, and a reading counts for the time since the reading before. At the end of the block
+    ``joules`` and ``seconds`` are set.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -217,7 +239,7 @@ class PowerMeter:
         self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
 
     def watts(self) -> float:
-        """The sensor's reading now."""
+        """Return the sensor's power now, in watts."""
         board = board_watts(self.root)
         return sum(g["watts"] or 0.0 for g in gpus()) if board is None else board
 

@@ -19,33 +19,52 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("python -m runtime", description="What this machine and a bundle can do.")
+    parser = Parser(
+        "python -m runtime", description="Inspect this machine and a bundle, and build engines."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    doctor = commands.add_parser("doctor", help="what is installed here, and what is wrong with it")
-    inspect = commands.add_parser("inspect", help="what is in a bundle; needs no TensorRT")
-    check = commands.add_parser("check", help="whether a bundle gives its golden answers here")
-    build = commands.add_parser("build", help="build the engines that a bundle lacks here")
-    for command, work in (
+    doctor = commands.add_parser("doctor", help="show what is installed, and its problems")
+    inspect = commands.add_parser("inspect", help="show a bundle's content; needs no TensorRT")
+    check = commands.add_parser("check", help="compare a bundle's outputs with its golden vectors")
+    build = commands.add_parser("build", help="build the engines that a bundle lacks")
+    for command, function in (
         (doctor, _run_doctor),
         (inspect, run_inspect),
         (check, run_check),
         (build, run_build),
     ):
-        command.set_defaults(run=work)
-        command.add_argument("--json", action="store_true", help="one JSON document on stdout")
+        command.set_defaults(run=function)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
         if command is not doctor:
-            command.add_argument("bundle", metavar="BUNDLE", type=some_path, help="its folder")
-    check.add_argument("--device", default="cpu", help="where graphs run: cpu, cuda, cuda:1")
-    check.add_argument("--engines", action="store_true", help="fail unless every engine runs here")
-    build.add_argument("--target", choices=["trt", "rtx"], help="the bundle's own by default")
-    build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0")
-    build.add_argument("--compute-capability", metavar="LIST", help="for rtx: 8.6,8.9,12.0")
-    build.add_argument("--workspace", help="GiB (2), MiB (2048M) or auto; the bundle's own")
-    build.add_argument(
-        "--timing-cache", type=some_path, metavar="FILE", help="read and written (trt)"
+            command.add_argument("bundle", metavar="BUNDLE", type=some_path, help="bundle folder")
+    check.add_argument(
+        "--device", default="cpu", help="where ONNX graphs run: cpu, cuda, cuda:1 (%(default)s)"
     )
-    build.add_argument("--force", action="store_true", help="also what is up to date")
-    build.add_argument("--dry-run", action="store_true", help="only say what would be built")
+    check.add_argument(
+        "--engines", action="store_true", help="fail unless every engine runs on this machine"
+    )
+    build.add_argument(
+        "--target", choices=["trt", "rtx"], help="build for this target (the bundle's targets)"
+    )
+    build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0 (%(default)s)")
+    build.add_argument(
+        "--compute-capability", metavar="LIST", help="build rtx engines for these: 8.6,8.9,12.0"
+    )
+    build.add_argument(
+        "--workspace", help="most scratch memory of a layer: 2 (GiB), 2048M or auto (as exported)"
+    )
+    build.add_argument(
+        "--timing-cache",
+        type=some_path,
+        metavar="FILE",
+        help="read and write TensorRT's timing cache (trt only)",
+    )
+    build.add_argument(
+        "--force", action="store_true", help="also build engines that are up to date"
+    )
+    build.add_argument(
+        "--dry-run", action="store_true", help="list the engines to build, and build none"
+    )
     return parser
 
 

@@ -1,6 +1,6 @@
-"""The errors of all packages, and the exit codes of their commands.
+"""The exceptions of all packages, and the exit codes of their commands.
 
-Each error says what came, what was wanted and, in ``fix``, what to do.
+Each exception names the wrong value, the wanted value and, in ``fix``, what to do.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means."""
+    """The meaning of a command's exit code."""
 
     DONE = 0
     FAILURE = 1
     USAGE = 2  # an option or a value that the command does not know
     VERIFICATION = 3  # an artifact differs from the reference; nothing was written
-    MISSING = 4  # a library, a driver or a GPU
+    MISSING = 4  # a library, a driver or a GPU is missing
     BUNDLE = 5  # a bundle or model file is broken, stale, unsafe or incompatible
     THRESHOLD = 6  # a measurement is worse than the limit that was set
-    INTERRUPTED = 130  # by Ctrl-C; temporary files are removed
+    INTERRUPTED = 130  # Ctrl-C; temporary files are removed
 
 
 class SdkError(Exception):
-    """Base of every error raised on purpose.
+    """The base of all exceptions that these packages raise on purpose.
 
     Parameters
     ----------
-    message : what was wrong: the argument, what came, what was wanted. The attribute ``message``
-        is this text alone; ``str(error)`` has the fix as well.
-    fix : a command to run or a change to make; shown on a line of its own.
+    message : what was wrong: the argument, its value, and what was wanted. The attribute
+        ``message`` is this text alone; ``str(error)`` contains the fix as well.
+    fix : a command to run or a change to make; ``str(error)`` shows it on a line of its own.
+
+    Examples
+    --------
+    >>> try: Segmenter("kmeans")("no.jpg")
+    ... except SdkError as error: print(error.message, error.fix)
     """
 
     exit_code = ExitCode.FAILURE
@@ -40,45 +45,83 @@ class SdkError(Exception):
 
 
 class InputError(SdkError, ValueError):
-    """A picture, an array or an option that cannot be used."""
+    """A picture, an array or an option cannot be used.
+
+    Examples
+    --------
+    >>> try: Segmenter("kmeans")("no.jpg")
+    ... except InputError as error: print(error)
+    """
 
 
 class MissingBackend(SdkError, ImportError):
-    """A package, a driver or a device library that is not installed."""
+    """A package, a driver or a device library is not installed.
+
+    Examples
+    --------
+    >>> try: Segmenter("kmeans", device="cuda")
+    ... except MissingBackend as error: print(error.fix)
+    """
 
     exit_code = ExitCode.MISSING
 
 
 class DeviceError(SdkError, RuntimeError):
-    """The device refused, failed or ran out of memory."""
+    """The device refused the work, failed, or has too little memory.
+
+    Examples
+    --------
+    >>> try: Segmenter("kmeans", device="cuda")("street.jpg")
+    ... except DeviceError: result = Segmenter("kmeans")("street.jpg")
+    """
 
 
 class BundleError(SdkError, ValueError):
-    """A model file or bundle that is broken, unsafe or incompatible."""
+    """A model file or bundle is broken, unsafe or incompatible.
+
+    Examples
+    --------
+    >>> try: Segmenter("city.bundle")
+    ... except BundleError as error: print(error.fix)
+    """
 
     exit_code = ExitCode.BUNDLE
 
     def __init__(
-        self, message: str, *, fix: str = "export it again, or copy it again from where it works"
+        self,
+        message: str,
+        *,
+        fix: str = "export it again, or copy it again from a machine where it works",
     ) -> None:
         super().__init__(message, fix=fix)
 
 
 class EngineMismatch(SdkError, RuntimeError):
-    """An engine that was built for another device or another version."""
+    """An engine was built for another device or for another version of TensorRT.
+
+    Examples
+    --------
+    >>> try: Segmenter("city.bundle", backend="trt", device="cuda")
+    ... except EngineMismatch as error: print(error.fix)
+    """
 
     exit_code = ExitCode.BUNDLE
 
 
 class VerificationFailed(SdkError, RuntimeError):
-    """An artifact whose outputs differ from the reference; it was not written."""
+    """The outputs of an artifact differ from the reference; the artifact was not written."""
 
     exit_code = ExitCode.VERIFICATION
 
 
 def first_line(error: BaseException) -> str:
-    """The message of one of our errors, without its fix; of any other error the first line of its
-    text, or its type's name where it has no text."""
+    """Return a short text of an exception.
+
+    Returns
+    -------
+    The message of an SdkError, without its fix. Of any other exception the first line of its text,
+    or the name of its type if the text is empty.
+    """
     if isinstance(error, SdkError):
         return error.message
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and the one folder for what may be computed again."""
+"""Writing files and folders whole or not at all, and the cache folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _APPLICATION = "dynaguide-edge"
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to a temporary sibling, then rename: the file is whole or untouched.
+    """Write a file whole or not at all: write a temporary file beside it, then rename that.
 
     Raises
     ------
-    InputError : ``path`` is a folder, or cannot be written.
+    InputError : ``path`` is a folder, its folder does not exist, or it cannot be written.
     """
     path = Path(path)
     check_place(path)
@@ -31,20 +31,30 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def check_place(path: Path) -> None:
-    """InputError unless ``path`` can be the name of a file: its folder exists, it is no folder."""
+    """Check that ``path`` can be the name of a file.
+
+    Raises
+    ------
+    InputError : ``path`` is a folder, or its folder does not exist.
+    """
     if path.is_dir():
-        raise InputError(f"{path} is a folder, wanted a file name")
+        raise InputError(f"{path} is a folder, wanted a file name", fix=f"add a name: {path}/NAME")
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist", fix=f"mkdir -p {path.parent}")
 
 
 def temporary_name(path: Path) -> Path:
-    """A new hidden sibling of the same type, to be renamed to ``path``."""
+    """Make a name for a hidden temporary file in the folder of ``path``, with the same suffix."""
     return path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a finished file to its place, or remove it and raise InputError."""
+    """Rename a finished temporary file to ``path``.
+
+    Raises
+    ------
+    InputError : ``path`` cannot be written; the temporary file is removed.
+    """
     try:
         os.replace(temporary, path)
     except OSError as error:
@@ -55,12 +65,16 @@ def put_in_place(temporary: Path, path: Path) -> None:
 def replace_file(
     path: Path, data: bytes, *, temporary: Path | None = None, durable: bool = False
 ) -> None:
-    """What :func:`write_atomic` does, with OSError as the system raises it.
+    """Write a file whole or not at all, without the checks of :func:`write_atomic`.
 
     Parameters
     ----------
-    temporary : the sibling to write to; a new name when None.
-    durable : return only when the file and its name are on the disk.
+    temporary : the temporary file, in the folder of ``path``; None makes a new name.
+    durable : return only after the file and its name are on the disk.
+
+    Raises
+    ------
+    OSError : the file cannot be written.
     """
     temporary = temporary or temporary_name(path)
     try:
@@ -73,7 +87,16 @@ def replace_file(
 
 
 def write_new(path: Path, data: bytes, *, durable: bool) -> None:
-    """Write a file that does not exist yet; ``durable``: return only when it is on the disk."""
+    """Write a file that does not exist yet.
+
+    Parameters
+    ----------
+    durable : return only after the file's content is on the disk.
+
+    Raises
+    ------
+    OSError : the file exists, or cannot be written.
+    """
     with path.open("xb") as file:
         file.write(data)
         if durable:
@@ -82,7 +105,12 @@ def write_new(path: Path, data: bytes, *, durable: bool) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Return only when the folder's names are on the disk."""
+    """Wait until the names of the files in a folder are on the disk.
+
+    Raises
+    ------
+    OSError : the folder cannot be opened.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,12 +120,14 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def replaced_folder(place: Path) -> Iterator[Path]:
-    """An empty folder to fill, which replaces ``place`` when the block ends without an error. An
-    error leaves ``place`` as it was.
+    """Fill a folder and put it at ``place``, whole or not at all.
+
+    The context manager returns an empty folder for the files. If its block ends without an
+    exception, this folder replaces ``place``; an exception leaves ``place`` unchanged.
 
     Raises
     ------
-    InputError : it cannot be written.
+    InputError : ``place`` cannot be written.
     """
     work = None
     try:
@@ -122,11 +152,14 @@ def replaced_folder(place: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path | None:
-    """Where results are kept that may be computed again: a folder of our own in XDG_CACHE_HOME, or
-    in ~/.cache. None where there is no home folder.
+    """Return the folder for results that can be computed again; it may not exist yet.
 
-    A relative XDG_CACHE_HOME is ignored, as the XDG base directory specification says. The folder
-    need not exist.
+    It is "dynaguide-edge" in the folder that XDG_CACHE_HOME names, else in ~/.cache. A relative
+    XDG_CACHE_HOME is ignored, as the XDG base directory specification demands.
+
+    Returns
+    -------
+    The folder, or None if the user has no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():

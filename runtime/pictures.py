@@ -1,4 +1,4 @@
-"""Pictures: which files they are, reading them, and the demo photo."""
+"""Finding picture files, decoding them, and the demo photo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 
 from runtime.errors import InputError, MissingBackend
 
-MAX_PIXELS = 2**28  # 16384 x 16384; a larger header is an accident or an attack
+MAX_PIXELS = 2**28  # 16384 x 16384; a file with a larger size is damaged or malicious
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _AGAIN = "fetch or save the picture again"
-# A JPEG marker with a body, or the end marker D9. In coded data FF is followed by 00 or a restart
-# marker D0..D7, so one search walks the header and jumps over the coded data.
+# A JPEG marker that has a body, or the end marker D9. In coded data the byte after FF is 00 or a
+# restart marker, D0 to D7, which this pattern does not match: a search skips the coded data.
 _MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
-_log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 keeps setLogLevel in cv2 itself
+_log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has setLogLevel in cv2 itself
 _log_lock, _log_users, _log_level = threading.Lock(), 0, 0
 
 
@@ -30,17 +30,25 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
 
     Parameters
     ----------
-    source : path, bytes of an encoded file, or (H, W, 3) uint8 array. A file may be grey, palette,
-        colour or CMYK, with 8 or 16 bits per channel. Its EXIF orientation is applied (in WebP from
-        OpenCV 4.13 on). Of several pages the first is read.
-    color : "rgb" or "bgr", the channel order of an array; files know their own.
+    source : a path, the bytes of an encoded file, or a (H, W, 3) uint8 array. A file may be grey,
+        palette, colour or CMYK, with 8 or 16 bits per channel. Its EXIF orientation is applied (in
+        WebP from OpenCV 4.13 on). Of a file with several pages the first page is read.
+    color : "rgb" or "bgr", the channel order of an array; it is ignored for files.
 
     Returns
     -------
-    (H, W, 3) uint8 RGB, C-contiguous, a copy; and warnings, one sentence each.
+    (H, W, 3) uint8 RGB, C-contiguous, a copy; and a list of warnings, one sentence each.
+
+    Raises
+    ------
+    InputError : the file does not exist, is damaged, is not a picture, or has more than MAX_PIXELS
+        pixels; the array has another shape or dtype; or ``color`` is another word.
     """
     if color not in ("rgb", "bgr"):
-        raise InputError(f"color is {color!r}, wanted 'rgb' or 'bgr'")
+        raise InputError(
+            f"color is {color!r}, wanted 'rgb' or 'bgr'",
+            fix="'bgr' for pictures that OpenCV has read, else 'rgb'",
+        )
     if isinstance(source, np.ndarray):
         _check_array(source)
         if color == "bgr":
@@ -60,21 +68,30 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
 
 
 def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
-    """(H, W, 3) uint8 RGB each; folders stand for the pictures in them.
+    """Read all pictures that ``paths`` name, as :func:`picture_files` lists them.
+
+    Returns
+    -------
+    A list of (H, W, 3) uint8 RGB arrays.
 
     Raises
     ------
-    InputError : no such file, or no picture.
+    InputError : a path does not exist, a file cannot be decoded, or no path has a picture.
     """
     return [load_image(path)[0] for path in picture_files(paths)]
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that ``paths`` name, folders by what is in them, in name order.
+    """List the picture files that ``paths`` name.
+
+    Parameters
+    ----------
+    paths : files, which are listed whatever their suffix is, and folders. A folder is replaced by
+        its files that have one of SUFFIXES, in the order of their names.
 
     Raises
     ------
-    InputError : a path that does not exist, or no picture in all of them.
+    InputError : a path does not exist, or no path has a picture.
     """
     files: list[Path] = []
     for path in paths:
@@ -83,20 +100,26 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
+            raise InputError(f"{path} does not exist", fix=_not_found())
     if not files:
         names = ", ".join(map(str, paths))
-        raise InputError(f"no pictures in {names}; wanted {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"no pictures in {names}; wanted {', '.join(SUFFIXES)}",
+            fix="name a folder that directly contains pictures",
+        )
     return files
 
 
 def demo_photo(instead: str = "name a picture: dg demo PICTURE") -> np.ndarray:
-    """(512, 512, 3) uint8 RGB: NASA's portrait of Eileen Collins (public domain), which
-    scikit-image ships in its wheel.
+    """Return NASA's portrait of Eileen Collins (public domain), a file of scikit-image's wheel.
 
     Parameters
     ----------
-    instead : what the user can do without scikit-image, for the error's fix.
+    instead : what the user can do without scikit-image; it becomes part of the error's fix.
+
+    Returns
+    -------
+    (512, 512, 3) uint8 RGB.
 
     Raises
     ------
@@ -106,17 +129,21 @@ def demo_photo(instead: str = "name a picture: dg demo PICTURE") -> np.ndarray:
         from skimage import data
     except ImportError as error:
         raise MissingBackend(
-            "the demo photo comes with scikit-image, which is not installed",
+            "the demo photo is part of scikit-image, which is not installed",
             fix=f"pip install 'dynaguide-edge[demo]', or {instead}",
         ) from error
     return np.asarray(data.astronaut())
+
+
+def _not_found() -> str:
+    return f"check the path; the current folder is {Path.cwd()}"
 
 
 def _check_array(array: np.ndarray) -> None:
     shape, dtype = array.shape, array.dtype
     if array.ndim == 3 and shape[2] == 3 and dtype == np.uint8 and array.size:
         return _check_size(shape[0], shape[1], "source")
-    came, fixes = f"a {shape} {dtype} array", []
+    found, fixes = f"a {shape} {dtype} array", []
     if array.size == 0:
         fixes.append("check the crop or the camera")
     elif array.ndim == 1:
@@ -129,12 +156,12 @@ def _check_array(array: np.ndarray) -> None:
         fixes.append("source.transpose(1, 2, 0)")
     if dtype.kind == "f":
         if np.isnan(array).any():
-            came += " with NaN"
+            found += " with NaN"
             fixes.append("replace the NaN")
         fixes.append("multiply values in [0, 1] by 255 and cast: (source * 255).astype(np.uint8)")
     elif dtype != np.uint8:
-        fixes.append("bring the values to 0..255 and cast: source.astype(np.uint8)")
-    raise InputError(f"source is {came}, wanted (H, W, 3) uint8", fix="; ".join(fixes))
+        fixes.append("scale the values to 0..255 and cast: source.astype(np.uint8)")
+    raise InputError(f"source is {found}, wanted (H, W, 3) uint8", fix="; ".join(fixes))
 
 
 def _read(path: Path) -> bytes:
@@ -143,7 +170,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}") from None
+        raise InputError(f"{path} does not exist", fix=_not_found()) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="check its permissions") from error
 
@@ -152,26 +179,27 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", fix=_AGAIN)
     kind, alpha = _scan(data, name)
-    if not kind:  # no header was read: decode once to learn what is stored
+    if not kind:  # the header was not read: decode the file once to learn its dtype and channels
         stored = _imdecode(data, cv2.IMREAD_UNCHANGED, name)
         if stored is not None and stored.dtype not in (np.uint8, np.uint16):
             raise InputError(
                 f"{name} holds {stored.dtype} values, wanted 8 or 16 bits per channel",
-                fix="map the values to 0..255 yourself and pass the array",
+                fix="map the values to 0..255 and pass the array",
             )
         alpha = stored is not None and stored.ndim == 3 and stored.shape[2] == 4
         del stored
     picture = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if picture is None:
-        what = f"a damaged or unsupported {kind}" if kind else "not a picture, or a damaged one"
-        fix = "convert it to PNG or JPEG"
-        raise InputError(f"{name} is {what}", fix=fix)
+        verdict = f"a damaged or unsupported {kind}" if kind else "not a picture, or a damaged one"
+        raise InputError(f"{name} is {verdict}", fix="convert it to PNG or JPEG")
     _check_size(picture.shape[0], picture.shape[1], name)
     warnings = []
     if alpha:
-        warnings.append("The alpha channel was dropped; flatten the picture if it matters.")
+        warnings.append(
+            "The alpha channel was dropped; flatten the picture if its transparency matters."
+        )
     if picture.dtype == np.uint16:
-        picture = cv2.convertScaleAbs(picture, alpha=1 / 257)  # 65535 -> 255, to nearest
+        picture = cv2.convertScaleAbs(picture, alpha=1 / 257)  # 65535 -> 255, rounded
         warnings.append("The picture has 16 bits per channel; it was scaled to 8.")
     if data[4:12] == b"ftypavif" and re.search(rb"irot|imir", data[:4096]):
         warnings.append("OpenCV ignores the rotation stored in an AVIF file.")
@@ -179,9 +207,14 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _scan(data: bytes, name: str) -> tuple[str, bool]:
-    """Kind and alpha of a JPEG or PNG, after checking its size and its end marker.
+    """Check the size and the end marker of a JPEG or PNG file.
 
-    OpenCV allocates before it looks, and its older versions fill what is missing with grey.
+    OpenCV allocates the whole picture before it checks the data, and its older versions fill the
+    missing part of a truncated file with grey.
+
+    Returns
+    -------
+    "JPEG", "PNG", or "" for any other file; and whether a PNG has transparency.
     """
     kind, alpha = "", False
     if data.startswith(b"\xff\xd8\xff"):
@@ -223,13 +256,17 @@ def _imdecode(data: bytes, flags: int, name: str) -> np.ndarray | None:
     try:
         with quiet_opencv():
             return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # its limits on width, height and pixels
+    except cv2.error as error:  # OpenCV's own limits on width, height and pixels
         raise InputError(f"OpenCV refuses {name}: {error.err}", fix="scale it down") from error
 
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Silence OpenCV. Its level is global: the first thread in lowers it, the last one restores."""
+    """Silence OpenCV's log messages inside a with block.
+
+    OpenCV has one log level for all threads: the first thread that enters a block lowers the level,
+    the last thread that leaves one restores it.
+    """
     global _log_users, _log_level
     with _log_lock:
         if _log_users == 0:

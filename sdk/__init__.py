@@ -1,21 +1,24 @@
-"""Segmentation that adapts to the picture in front of it.
+"""Segmentation that adapts to each picture: a prior, refinement on the picture, a guided filter.
 
-from sdk import Segmenter
-result = Segmenter()("street.jpg")
+Examples
+--------
+>>> from sdk import Segmenter
+>>> labels = Segmenter()("street.jpg").labels
 """
 
 import runtime
 
 __dist__ = "dynaguide-edge"
 if getattr(runtime, "__dist__", None) != __dist__:
+    # SdkError cannot be imported: runtime.errors would be a file of the other project.
     raise ImportError(
         f"the package 'runtime' in {getattr(runtime, '__path__', ['?'])[0]} belongs to another "
-        "project\n  fix: uninstall it, or install dynaguide-edge in an environment of its own"
+        "project; uninstall it, or install dynaguide-edge in an environment of its own"
     )
 
 try:
     import cv2  # noqa: F401
-except ImportError as error:  # its wheel needs system libraries that bare machines lack
+except ImportError as error:  # OpenCV's wheel needs system libraries that small machines lack.
     from runtime.errors import MissingBackend
 
     raise MissingBackend(

@@ -39,37 +39,57 @@ def _parser() -> Parser:
     parser = Parser("dg", description="Segmentation that adapts to the picture.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="segment one picture and show what it took")
-    demo.add_argument("picture", nargs="?", help="a photo that scikit-image ships when left out")
+    demo = commands.add_parser("demo", help="segment one picture and print the time of each stage")
+    demo.add_argument("picture", nargs="?", help="a picture (a photo of scikit-image)")
     demo.set_defaults(run=_demo)
 
     predict = commands.add_parser("predict", help="segment pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE")
-    predict.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    predict.add_argument("--coco", action="store_true", help="also write out/annotations.json")
+    predict.add_argument("--json", action="store_true", help="print one JSON document")
+    predict.add_argument("--coco", action="store_true", help="also write OUT/annotations.json")
     predict.set_defaults(run=_predict)
 
     stream = commands.add_parser("stream", help="segment a video or a camera, frame by frame")
     stream.add_argument(
         "source", help="video, camera number, folder of pictures, URL, GStreamer pipeline"
     )
-    stream.add_argument("--save", type=some_path, help="annotated video: .mp4, .avi or .mkv")
-    stream.add_argument("--labels", type=some_path, help="folder for label pictures, one a frame")
-    stream.add_argument("--json", action="store_true", help="one line of JSON a frame on stdout")
-    stream.add_argument("--show", action="store_true", help="live window; q ends")
-    stream.add_argument("--warm-steps", type=int, default=2, help="a frame (%(default)s)")
     stream.add_argument(
-        "--cold-steps", type=int, default=10, help="first frame, cuts (%(default)s)"
-    )
-    stream.add_argument("--budget-ms", type=float, help="a frame; fewer steps where it is short")
-    stream.add_argument("--rate", type=float, help="frames per second")
-    stream.add_argument("--drop", choices=["oldest", "none"], help="oldest for live sources")
-    stream.add_argument("--frames", type=int, help="stop after so many")
-    stream.add_argument(
-        "--timeout", type=float, default=10.0, help="s without a frame (%(default)s)"
+        "--save", type=some_path, help="write an annotated video: .mp4, .avi or .mkv"
     )
     stream.add_argument(
-        "--state", type=some_path, help="go on from this file if it exists; save to it"
+        "--labels", type=some_path, help="folder for label pictures, one for each frame"
+    )
+    stream.add_argument("--json", action="store_true", help="print a line of JSON for each frame")
+    stream.add_argument("--show", action="store_true", help="show a live window; q ends the stream")
+    stream.add_argument(
+        "--warm-steps", type=int, default=2, help="SGD steps for each frame (%(default)s)"
+    )
+    stream.add_argument(
+        "--cold-steps",
+        type=int,
+        default=10,
+        help="SGD steps for the first frame and after a cut (%(default)s)",
+    )
+    stream.add_argument(
+        "--budget-ms",
+        type=float,
+        help="milliseconds for each frame; with fewer steps if the time is too short",
+    )
+    stream.add_argument("--rate", type=float, help="frames per second (the source's own)")
+    stream.add_argument(
+        "--drop",
+        choices=["oldest", "none"],
+        help="if frames are too fast: drop the oldest, or none (oldest for live sources)",
+    )
+    stream.add_argument("--frames", type=int, help="stop after this many frames")
+    stream.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        help="seconds without a frame that end the stream (%(default)s)",
+    )
+    stream.add_argument(
+        "--state", type=some_path, help="load the state from this file if it exists; save it there"
     )
     stream.set_defaults(run=_stream)
 
@@ -81,36 +101,51 @@ def _parser() -> Parser:
             "--refine",
             default="default",
             choices=["default", *PRESETS, "none"],
-            help="default: the bundle's own, else residual",
+            help="refinement setting; default: the bundle's setting, or residual without a bundle",
         )
         if command is not stream:
-            command.add_argument("--steps", type=int, help="SGD steps; the setting's by default")
-        command.add_argument("--seed", type=int, default=None, help="of the initial weights")
-        command.add_argument("--no-filter", action="store_true", help="lift bilinearly")
-        command.add_argument("--min-area", type=int, help="merge regions under this many pixels")
+            command.add_argument(
+                "--steps", type=int, help="SGD steps of the refinement (as --refine sets them)"
+            )
+        command.add_argument("--seed", type=int, default=None, help="seed of the initial weights")
         command.add_argument(
-            "--imgsz", type=_imgsz, help="ONNX prior input: long side, or HEIGHTxWIDTH"
+            "--no-filter",
+            action="store_true",
+            help="enlarge the scores bilinearly, without the guided filter",
+        )
+        command.add_argument(
+            "--min-area", type=int, help="merge regions smaller than this many pixels"
+        )
+        command.add_argument(
+            "--imgsz", type=_imgsz, help="input size of an ONNX prior: long side, or HEIGHTxWIDTH"
         )
         command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
         command.add_argument(
             "--precision",
             default="fp32",
             choices=["fp32", "fp16"],
-            help="of the native refinement on a GPU (%(default)s)",
+            help="precision of the native refinement on a GPU (%(default)s)",
         )
         command.add_argument(
-            "--backend", default="onnx", choices=BACKENDS, help="of a bundle's prior (%(default)s)"
+            "--backend",
+            default="onnx",
+            choices=BACKENDS,
+            help="what executes the prior of a bundle (%(default)s)",
         )
         command.add_argument(
             "--refine-backend",
             default="native",
             choices=["native", *BACKENDS],
-            help="native, or a bundle's step graph (%(default)s)",
+            help="what executes the refinement: native, or a bundle's step graph (%(default)s)",
         )
-        command.add_argument("--threads", type=int, help="all processors by default")
+        command.add_argument("--threads", type=int, help="number of threads (all processors)")
         if command is not stream:
             command.add_argument(
-                "-o", "--out", type=some_path, default=Path("out"), help="folder (%(default)s)"
+                "-o",
+                "--out",
+                type=some_path,
+                default=Path("out"),
+                help="folder for the outputs (%(default)s)",
             )
     return parser
 
@@ -125,7 +160,25 @@ def _imgsz(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def _check_option(name: str, value: int | None, low: int, high: int) -> None:
+    """Check an option that counts something; None is right.
+
+    Raises
+    ------
+    InputError : the value is out of range; the fix names a value in range.
+    """
+    if value is None:
+        return
+    try:
+        check_count(name, value, low, high)
+    except InputError as error:
+        fix = f"--{name} {max(low, min(value, high))}, or leave --{name} out"
+        raise InputError(error.message, fix=fix) from None
+
+
 def _segmenter(args: argparse.Namespace) -> Segmenter:
+    _check_option("steps", getattr(args, "steps", None), 0, 1_000_000)
+    _check_option("threads", args.threads, 1, 1024)
     refine: RefineConfig | str | None = None
     changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k, None)) is not None}
     bundle = open_bundle(args.prior)
@@ -135,7 +188,10 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
     elif args.refine != "none":
         refine = RefineConfig.preset(args.refine, **changes)
     elif changes:
-        raise InputError(f"--refine none takes no --{' or --'.join(changes)}", fix="leave it out")
+        raise InputError(
+            f"--refine none takes no --{' or --'.join(changes)}",
+            fix=f"leave --{' and --'.join(changes)} out",
+        )
     return Segmenter(
         bundle or args.prior,
         refine=refine,
@@ -151,20 +207,20 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
 
 
 def _folder(path: Path) -> Path:
-    """Makes the output folder before any work is done."""
+    """Make the output folder and check that it can be written, before any work is done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / ".dg-writable", b"")
         (path / ".dg-writable").unlink()
     except OSError as error:
         raise InputError(
-            f"folder {path} cannot be made: {error.strerror}", fix="choose another folder"
+            f"folder {path} cannot be created: {error.strerror}", fix="choose another folder"
         ) from error
     return path
 
 
 def _segment(seg: Segmenter, source: Any, name: str) -> Result:
-    """One picture, with a progress bar over the steps on a terminal."""
+    """Segment one picture and show a progress bar over the steps on a terminal."""
     with tqdm(
         total=seg.refine.steps if seg.refine else 0, desc=name, disable=None, leave=False
     ) as bar:
@@ -188,7 +244,7 @@ def _demo(args: argparse.Namespace) -> int:
     if source is None:
         source = demo_photo()
     result = _segment(seg, source, stem)
-    if args.picture is None:  # once more: the first call paid for loading
+    if args.picture is None:  # Report the times of a second call: the first one loads libraries.
         result = _segment(seg, source, stem)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -223,7 +279,7 @@ def _predict(args: argparse.Namespace) -> int:
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
         try:
             result = _segment(seg, picture, stem)
-        except (InputError, BundleError) as error:  # the other pictures may be fine
+        except (InputError, BundleError) as error:  # continue with the other pictures
             print(f"error: {error}", file=sys.stderr)
             documents.append({"picture": picture, "error": str(error)})
             failed += 1
@@ -252,8 +308,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _stream(args: argparse.Namespace) -> int:
     source = int(args.source) if args.source.isdigit() else args.source
     shown = shown_name(args.source)
-    if args.frames is not None:
-        check_count("frames", args.frames, 1, 2**62)
+    _check_option("frames", args.frames, 1, 2**62)
     _check_outputs(args)
     state = StreamState()
     if args.state and args.state.exists():
@@ -273,18 +328,18 @@ def _stream(args: argparse.Namespace) -> int:
     times: deque[float] = deque(maxlen=10_000)
     count, steps, last = 0, 0, None
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
-    before = signal.signal(signal.SIGTERM, _interrupt)  # what systemd and docker send
+    before = signal.signal(signal.SIGTERM, _interrupt)  # systemd and docker send SIGTERM
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
             for result in results:
                 info = result.frame
-                assert info is not None  # a stream's results have one
+                assert info is not None  # every result of a stream has a frame
                 for text in info.events + [f"warning: {w}" for w in result.warnings]:
-                    tell(f"frame {info.index}: {text}")
+                    log(f"frame {info.index}: {text}")
                 if video:
                     video.write(result)
                 if args.labels:
@@ -298,7 +353,7 @@ def _stream(args: argparse.Namespace) -> int:
                 bar.update(1)
                 if count == args.frames or (window and not window.open):
                     break
-    finally:  # what there is is kept, also when interrupted
+    finally:  # Finish all outputs, after an interruption too.
         signal.signal(signal.SIGTERM, before)
         results.close()
         bar.close()
@@ -310,7 +365,7 @@ def _stream(args: argparse.Namespace) -> int:
             state.save(args.state)
         if last is not None:
             p50, p99 = np.percentile(times, (50, 99))
-            tell(
+            log(
                 f"{count} frames, {last.dropped} dropped, {steps / count:.1f} steps a frame; "
                 f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
             )
@@ -318,11 +373,17 @@ def _stream(args: argparse.Namespace) -> int:
 
 
 def _interrupt(*_: Any) -> None:
+    """Handle SIGTERM in the same way as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuses outputs that would overwrite the source or each other, or that cannot be written."""
+    """Check that no output overwrites the source or another output, and that --state has a folder.
+
+    Raises
+    ------
+    InputError : one of these.
+    """
     paths = [Path(args.source), *(p for p in (args.save, args.labels, args.state) if p)]
     paths = [p.resolve() for p in paths]
     for i, path in enumerate(paths):
@@ -334,7 +395,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One COCO document; annotation ids are numbered through."""
+    """Merge COCO documents into one and renumber the ids of the annotations from 1."""
     images = [image for d in documents for image in d["images"]]
     annotations = [a for d in documents for a in d["annotations"]]
     for number, annotation in enumerate(annotations, 1):
@@ -348,7 +409,7 @@ def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def timing_table(timings: dict[str, float]) -> str:
-    """Stages in milliseconds and percent of the total."""
+    """Lay out the time of each stage, in milliseconds and in percent of "total", as text lines."""
     total = timings["total"]
     return "\n".join(
         f"  {stage:<12}{ms:>9.1f} ms{100 * ms / total:>7.1f} %" for stage, ms in timings.items()

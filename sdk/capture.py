@@ -1,4 +1,4 @@
-"""Frames from a camera, a video, a network stream, a folder or an iterable, read by a thread."""
+"""Reading frames in a thread: from a camera, a video, a network stream, a folder, an iterable."""
 
 from __future__ import annotations
 
@@ -20,43 +20,55 @@ from runtime.checks import check_count, check_positive
 from runtime.errors import InputError
 from runtime.pictures import SUFFIXES, load_image
 
-QUEUE = 4  # frames that wait at most
-BROKEN = 10  # unreadable frames in a row end a stream
+QUEUE = 4  # most frames in the queue with drop="none"
+BROKEN = 10  # this many unreadable frames in a row end a stream
 DROPS = ("oldest", "none")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture of a stream."""
-
-    index: int  # in the source, from 0; gaps where frames were dropped or broken
-    time: float  # seconds since the first frame, when it was captured
-    picture: np.ndarray  # (H, W, 3) uint8 RGB
-    notes: list[str]  # what happened to the frames before it
-
-
-class Capture:
-    """Reads ``source`` in a thread of its own, which a with statement starts and ends; iterate over
-    it inside.
+    """One picture of a stream.
 
     Parameters
     ----------
-    source : a camera's number; a path of a video; a folder of pictures, in the order of their
-        names (numbers by value); a URL (rtsp://, http://, ...) or a GStreamer pipeline (with a
-        " ! ") that OpenCV can open; or an iterable of pictures, each a path, bytes or a
-        (H, W, 3) uint8 array. An iterable is advanced by the thread.
-    drop : when frames come faster than they are taken: "oldest" keeps the newest only, "none" lets
-        QUEUE of them wait, and then the source. None: "oldest" for cameras, URLs and pipelines, and
-        wherever ``rate`` is given.
-    rate : frames per second: a file or an iterable is played at it, a camera thinned out to it.
+    index : the frame's number in the source, from 0; dropped and unreadable frames count too.
+    time : when the frame was captured, in seconds since the first frame.
+    picture : (H, W, 3) uint8 RGB.
+    notes : what happened since the frame before, one sentence each.
+    """
+
+    index: int
+    time: float
+    picture: np.ndarray
+    notes: list[str]
+
+
+class Capture:
+    """Reads the frames of a source in a thread.
+
+    A with statement starts the thread and ends it; inside it, iterate over the object to get
+    :class:`Frame` objects. ``dropped`` counts the dropped frames. After the last frame, ``notes``
+    says what happened after it.
+
+    Parameters
+    ----------
+    source : one of these. The number of a camera. The path of a video. A folder of pictures, which
+        are read in the order of their names, with numbers ordered by value. A URL (rtsp://,
+        http://, ...) or a GStreamer pipeline (with " ! ") that OpenCV can open. An iterable of
+        pictures, each a path, bytes or a (H, W, 3) uint8 array; the thread advances the iterable.
+    drop : what happens if frames are read faster than the caller uses them. "oldest" keeps only the
+        newest frame. "none" keeps up to QUEUE frames, then reading waits. None means "oldest" for
+        cameras, URLs and pipelines and if ``rate`` is set, else "none".
+    rate : frames per second. Frames of a file or an iterable are delayed to this rate; of a camera,
+        surplus frames are left out.
     color : channel order of an iterable's arrays, "rgb" or "bgr".
     timeout : seconds without a frame after which the source counts as stalled.
 
     Raises
     ------
-    InputError : an option out of range; while iterating: a source that cannot be opened, has no
-        frame, stalls, or gives BROKEN unreadable frames in a row. What an iterable raises passes
-        through.
+    InputError : an option is out of range. While iterating: the source cannot be opened, has no
+        frame, stalls, or has BROKEN unreadable frames in a row.
+    Exception : while iterating: whatever an iterable raises.
     """
 
     def __init__(
@@ -69,29 +81,40 @@ class Capture:
         timeout: float = 10.0,
     ) -> None:
         if drop is not None and drop not in DROPS:
-            raise InputError(f"drop is {drop!r}; wanted 'oldest' or 'none'")
+            raise InputError(
+                f"drop is {drop!r}; wanted 'oldest' or 'none'",
+                fix="'none' to use every frame, 'oldest' for the least delay",
+            )
         if color not in ("rgb", "bgr"):
-            raise InputError(f"color is {color!r}; wanted 'rgb' or 'bgr'")
+            raise InputError(
+                f"color is {color!r}; wanted 'rgb' or 'bgr'",
+                fix="'bgr' for pictures that OpenCV has read, else 'rgb'",
+            )
         self._rate = None if rate is None else check_positive("rate", rate)
         self._timeout = check_positive("timeout", timeout)
         if self._rate is not None:
             self._timeout = max(self._timeout, 2 / self._rate)
         self._color = color
-        self.live = False  # whether it makes frames at its own pace
+        self.live = False  # whether the source sets the rate of its frames, as a camera does
         self._open = self._opener(source)
         oldest = self.live or rate is not None
         self._drop = drop or ("oldest" if oldest else "none")
         self.dropped = 0
-        self.notes: list[str] = []  # at the end: what happened after the last frame
+        self.notes: list[str] = []
         size = 1 if self._drop == "oldest" else QUEUE
         self._frames: queue.Queue[Frame | BaseException | None] = queue.Queue(size)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._read, name="capture", daemon=True)
 
     def _opener(self, source: Any) -> Any:
-        """A function that gives (index, picture or the error of an unreadable one) one by one."""
+        """Check the source and return a function that opens it.
+
+        The function returns an iterator over (index, picture). The picture of an unreadable frame
+        is an InputError.
+        """
+        wanted = "wanted a video, a folder, a camera number, a URL or an iterable of pictures"
         if isinstance(source, bool) or source is None:
-            raise InputError(f"source is {source!r}; wanted a video, a folder, a camera number")
+            raise InputError(f"source is {source!r}; {wanted}", fix="0 is the first camera")
         if isinstance(source, (int, np.integer)):
             self.live = True
             number = check_count("source", source, 0, 2**16)
@@ -112,10 +135,16 @@ class Capture:
                     (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_order
                 )
                 if not files:
-                    raise InputError(f"folder {path} has no picture ({', '.join(SUFFIXES)})")
+                    raise InputError(
+                        f"folder {path} has no picture ({', '.join(SUFFIXES)})",
+                        fix="name a folder that directly contains pictures",
+                    )
                 return lambda: self._pictures(files)
             if not path.exists():
-                raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
+                raise InputError(
+                    f"{path} does not exist",
+                    fix=f"check the path; the current folder is {Path.cwd()}",
+                )
             if path.suffix.lower() in SUFFIXES:
                 raise InputError(
                     f"{path} is a picture, not a stream", fix="dg predict, or seg(path)"
@@ -124,8 +153,8 @@ class Capture:
         if isinstance(source, Iterable) and not isinstance(source, (np.ndarray, bytes)):
             return lambda: self._pictures(source)
         raise InputError(
-            f"source is a {type(source).__name__}; wanted a video, a folder, a camera number, "
-            "a URL or an iterable of pictures"
+            f"source is a {type(source).__name__}; {wanted}",
+            fix="pass one array as a list: [array]; encoded bytes as [data]",
         )
 
     def _pictures(self, source: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -136,7 +165,10 @@ class Capture:
                 yield index, InputError(f"frame {index} was left out: {error}")
 
     def _video(self, source: Any, name: str, api: int = cv2.CAP_ANY) -> Iterator[tuple[int, Any]]:
-        """By OpenCV. A file that ends early says so."""
+        """Read a video with OpenCV.
+
+        If a file ends before its number of frames, the last item is an InputError that says so.
+        """
         video = cv2.VideoCapture(source, api)
         try:
             if not video.isOpened():
@@ -169,7 +201,7 @@ class Capture:
             if self.live and count < 1 and not self._ends.is_set():
                 raise InputError(f"{name} gave no further frame after {index + 1}",
                                  fix="check the connection")  # fmt: skip
-            # Where there is no index, the count is an estimate from the duration.
+            # In a file without an index the count is an estimate from the duration.
             short = index + 1 < 0.9 * count and (rate <= 0 or at < 0.9e3 * count / rate)
             if short and not self.live and not self._ends.is_set():
                 yield index + 1, InputError(f"{name} ended after {index + 1} of {count} frames")
@@ -177,19 +209,20 @@ class Capture:
             video.release()
 
     def _read(self) -> None:
-        """The thread: read, keep the pace, hand over."""
+        """Run in the thread: put all frames into the queue, then None or an exception."""
         last: BaseException | None = None
         try:
-            opened, self._open = self._open(), None  # which holds the source
+            opened, self._open = self._open(), None  # drop the reference to the source
             with closing(opened) as frames:
                 del opened
-                self._hand_over_all(frames)
-        except BaseException as error:  # handed to the consumer, who raises it
+                self._queue_all(frames)
+        except BaseException as error:  # __iter__ raises it in the thread of the caller
             last = error
         self._put(last, always=True)
 
-    def _hand_over_all(self, frames: Iterator[tuple[int, Any]]) -> None:
-        start = due = 0.0
+    def _queue_all(self, frames: Iterator[tuple[int, Any]]) -> None:
+        """Put each readable frame into the queue, at most ``rate`` frames per second."""
+        start = due = 0.0  # times of the first frame and of the next one, by time.monotonic
         notes: list[str] = []
         broken = 0
         for index, picture in frames:
@@ -207,18 +240,28 @@ class Capture:
                 notes += warnings
             if self._rate is not None:
                 if self.live and now < due:
-                    continue  # thinned out
+                    continue  # this frame exceeds the rate
                 if self._ends.wait(max(due - now, 0)):
                     return
                 now = time.monotonic()
-                due = max(due, now - 1 / self._rate) + 1 / self._rate  # no debt after a pause
+                # After a pause, frames that are late by more than one period are not made up for.
+                due = max(due, now - 1 / self._rate) + 1 / self._rate
             if not self._put(Frame(index, now - start, picture, notes)):
                 return
             notes = []
         self.notes = notes
 
     def _put(self, item: Frame | BaseException | None, *, always: bool = False) -> bool:
-        """Queue it; False when nobody waits any more."""
+        """Put an item into the queue, and drop the oldest frame if ``drop`` says so.
+
+        Parameters
+        ----------
+        always : wait for a free place in the queue, and drop nothing.
+
+        Returns
+        -------
+        False if the capture was closed before the item was in the queue.
+        """
         while not self._ends.is_set():
             try:
                 if self._drop == "oldest" and not always:
@@ -245,20 +288,23 @@ class Capture:
             except queue.Empty:
                 raise InputError(
                     f"the source stalled: no frame for {self._timeout:g} s",
-                    fix="check the camera or the connection, or give a longer timeout",
+                    fix="check the camera or the connection, or set a longer timeout",
                 ) from None
             if isinstance(item, BaseException):
                 raise item
             if item is None:
                 if not any_frame:
-                    raise InputError("the source has no frame")
+                    raise InputError("the source has no frame", fix="check that it is not empty")
                 return
             any_frame = True
             yield item
 
     def close(self) -> None:
-        """Stop reading and release the source. A read that hangs is left to the thread, which
-        releases the source when it comes back."""
+        """Stop reading and release the source.
+
+        If a read of the source hangs for more than a second, this method returns; the thread
+        releases the source when the read ends.
+        """
         self._ends.set()
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)
@@ -272,11 +318,11 @@ class Capture:
 
 
 def shown_name(source: str) -> str:
-    """A URL without the user's name and password."""
+    """Remove the user name and the password from a URL."""
     return re.sub(r"//[^/]*@", "//", source)
 
 
 def _order(path: Path) -> list[Any]:
-    """Names with numbers by value: frame2 before frame10."""
+    """Return a sort key that orders numbers in names by value: frame2 before frame10."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]

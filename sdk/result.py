@@ -1,4 +1,4 @@
-"""What a segmentation returns: arrays, and the drawing and saving of them."""
+"""The result of a segmentation: its arrays, and methods that draw, save and export them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,54 @@ from sdk.image import encode_image
 
 @dataclass(frozen=True)
 class Segment:
-    """One connected region of one label."""
+    """One connected region of one label.
 
-    id: int  # 1-based, as in Result.regions
+    Parameters
+    ----------
+    id : the region's number in ``Result.regions``, from 1.
+    label : the region's label in ``Result.labels``.
+    name : the name of this label, or None.
+    area : pixels.
+    bbox : (x, y, width, height) in pixels.
+    confidence : mean over the region's pixels, in [0, 1].
+
+    Examples
+    --------
+    >>> [(s.name, s.area) for s in Segmenter()("street.jpg").segments]
+    """
+
+    id: int
     label: int
     name: str | None
-    area: int  # pixels
-    bbox: tuple[int, int, int, int]  # x, y, width, height
-    confidence: float  # mean, in [0, 1]
+    area: int
+    bbox: tuple[int, int, int, int]
+    confidence: float
 
 
 @dataclass(frozen=True)
 class FrameInfo:
-    """A result's place in its stream."""
+    """The position of a result in its stream.
 
-    index: int  # in the source, from 0; gaps where frames were dropped or left out
-    time: float  # seconds since the first frame, when it was captured
-    dropped: int  # frames dropped since the stream began
-    start: str  # "cold": from the initial weights, or "warm": from the frame's before
-    events: list[str]  # what happened, one sentence each: a cut, a new class, a broken frame
+    Parameters
+    ----------
+    index : the frame's number in the source, from 0; dropped and unreadable frames count too.
+    time : when the frame was captured, in seconds since the first frame.
+    dropped : number of frames dropped since the stream began.
+    start : "cold" if the refinement began with the initial weights, "warm" if it began with the
+        weights of the frame before.
+    events : what happened since the frame before, one sentence each: a cut, a new class, an
+        unreadable frame.
+
+    Examples
+    --------
+    >>> for result in Segmenter().stream("clip.mp4"): print(result.frame.index, result.frame.start)
+    """
+
+    index: int
+    time: float
+    dropped: int
+    start: str
+    events: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +78,28 @@ class Result:
     Parameters
     ----------
     image : (H, W, 3) uint8 RGB.
-    labels : (H, W) int32.
-    names : the class names, by label, or None.
+    labels : (H, W) int32, the label of each pixel.
+    names : the name of each label, or None.
     confidence : (H, W) float32 in [0, 1].
-    regions : (H, W) int32, ids of connected regions from 1, in row-major order of first pixel.
-    stats : steps, stop_reason, clusters and losses per step; on a GPU device_ms: milliseconds of
-        preprocess, prior (a network there), refine (the steps) and filter by its own clock.
-    timings : milliseconds by stage.
-    device, backend : where it was computed, and by what.
-    warnings : sentences for the user.
-    frame : of a stream, None for a single picture.
+    regions : (H, W) int32, the number of each pixel's connected region. Numbers begin at 1 and
+        follow the row-major order of the regions' first pixels.
+    stats : facts about the refinement: "steps", "stop_reason", "clusters" (number of labels),
+        "working_size" and "losses" of each step. On a GPU also "device_ms": the milliseconds of
+        the stages preprocess, prior (if it is a network on the GPU), refine (the steps) and filter,
+        by the GPU's clock.
+    timings : milliseconds of each stage by the wall clock, "unaccounted" (the rest) and "total".
+    device : the device that computed the result, as "cpu" or "cuda:0".
+    backend : what executed the prior and the refinement.
+    warnings : one sentence each.
+    frame : the position in a stream; None for a single picture.
+
+    Raises
+    ------
+    InputError : an array has another shape or dtype, or a region's number is below 1.
+
+    Examples
+    --------
+    >>> Segmenter()("street.jpg").save("overlay.png")
     """
 
     image: np.ndarray
@@ -93,8 +134,13 @@ class Result:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """The connected regions, largest first, equal ones by id."""
-        begins = np.ones(self.regions.shape, bool)  # a run ends with its row: it has one y
+        """The connected regions, the largest first; regions of equal area are ordered by id.
+
+        Examples
+        --------
+        >>> largest = result.segments[0]
+        """
+        begins = np.ones(self.regions.shape, bool)  # a run of equal ids begins anew in every row
         np.not_equal(self.regions[:, 1:], self.regions[:, :-1], out=begins[:, 1:])
         start, length, order, first = _runs(self.regions.ravel(), begins.ravel())
         sums = np.add.reduceat(self.confidence.ravel(), start, dtype=np.float64)[order]
@@ -113,20 +159,30 @@ class Result:
         )
 
     def overlay(self, *, alpha: float = 0.5, boundaries: bool = True) -> np.ndarray:
-        """The picture under its labels.
+        """Draw the labels over the picture.
 
         Parameters
         ----------
         alpha : weight of the label colours in [0, 1]; a label has the same colour in every picture.
-        boundaries : draw a white line, one pixel thin, where labels meet.
+        boundaries : draw a white line of one pixel between different labels.
 
         Returns
         -------
         (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        InputError : ``alpha`` is out of range.
+
+        Examples
+        --------
+        >>> picture = result.overlay(alpha=0.7)
         """
         if not 0 <= alpha <= 1:
-            raise InputError(f"alpha is {alpha}, wanted a number in [0, 1]")
-        drawn = cv2.applyColorMap(self.labels.astype(np.uint8), _PALETTE)  # modulo 256
+            raise InputError(
+                f"alpha is {alpha}, wanted a number in [0, 1]", fix="use 0.5, the default"
+            )
+        drawn = cv2.applyColorMap(self.labels.astype(np.uint8), _PALETTE)  # label modulo 256
         cv2.addWeighted(self.image, 1 - alpha, drawn, alpha, 0, dst=drawn)
         if boundaries:
             drawn[:, :-1][self.labels[:, :-1] != self.labels[:, 1:]] = 255
@@ -134,18 +190,47 @@ class Result:
         return drawn
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
-        """Write ``overlay(**options)``; the suffix of ``path`` chooses the file type."""
+        """Write the overlay to a picture file, whole or not at all.
+
+        Parameters
+        ----------
+        path : the file; its suffix chooses the file type.
+        options : arguments of :meth:`overlay`.
+
+        Raises
+        ------
+        InputError : the suffix is unknown, or the file cannot be written.
+
+        Examples
+        --------
+        >>> result.save("overlay.png", boundaries=False)
+        """
         write_atomic(path, encode_image(self.overlay(**options), Path(path).suffix))
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
-        """Write the labels as .npy (int32) or .png (grey, 16 bits if a label needs more than 8)."""
+        """Write the labels to a file, whole or not at all.
+
+        Parameters
+        ----------
+        path : a .npy file (int32), or a .png file (grey, 8 bits per pixel, or 16 bits if a label is
+            above 255).
+
+        Raises
+        ------
+        InputError : the suffix is another one, a label does not fit into a .png file, or the file
+            cannot be written.
+
+        Examples
+        --------
+        >>> result.save_labels("labels.png")
+        """
         suffix = Path(path).suffix.lower()
         if suffix == ".npy":
             file = io.BytesIO()
             np.save(file, self.labels)
             return write_atomic(path, file.getvalue())
         if suffix != ".png":
-            raise InputError(f"suffix is {suffix!r}, wanted .png or .npy")
+            raise InputError(f"suffix is {suffix!r}, wanted .png or .npy", fix="use .png")
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high > 65535:
             raise InputError(
@@ -154,20 +239,47 @@ class Result:
         write_atomic(path, encode_image(self.labels.astype("u1" if high < 256 else "u2"), suffix))
 
     def to_json(self, indent: int | None = None) -> str:
-        """All but the arrays, as strict JSON: NaN and infinity become null."""
+        """Return everything except the arrays as strict JSON; NaN and infinity become null.
+
+        Parameters
+        ----------
+        indent : spaces per level; None puts everything on one line.
+
+        Raises
+        ------
+        InputError : ``stats`` contains a value that JSON cannot hold.
+
+        Examples
+        --------
+        >>> Path("result.json").write_text(result.to_json(indent=1))
+        """
         height, width = self.labels.shape
-        kept = ("names", "stats", "timings", "device", "backend", "warnings")
+        fields = ("names", "stats", "timings", "device", "backend", "warnings")
         document = {
             "size": {"height": height, "width": width},
             "segments": [vars(segment) for segment in self.segments],
-            **{name: getattr(self, name) for name in kept},
+            **{name: getattr(self, name) for name in fields},
         }
         if self.frame is not None:
             document["frame"] = vars(self.frame)
         return json.dumps(_plain(document), indent=indent, allow_nan=False)
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict[str, Any]:
-        """The regions as COCO annotations with uncompressed RLE, which pycocotools reads."""
+        """Return the regions as a COCO document with uncompressed RLE, which pycocotools reads.
+
+        Parameters
+        ----------
+        image_id, file_name : of the picture, for the document.
+
+        Returns
+        -------
+        A dict with "images", "annotations" (one per region; "category_id" is the label) and
+        "categories".
+
+        Examples
+        --------
+        >>> Path("coco.json").write_text(json.dumps(result.to_coco(1, "street.jpg")))
+        """
         height, width = self.regions.shape
         flat = self.regions.ravel(order="F")
         begins = np.ones(flat.size, bool)
@@ -175,7 +287,8 @@ class Result:
         start, length, order, first = _runs(flat, begins)
         start, length = start[order], length[order]
         end = start + length
-        gap = start.copy()  # before each run: from the end of the last one, or from 0
+        # The gap before each run counts from the end of the region's run before, or from pixel 0.
+        gap = start.copy()
         gap[1:] -= end[:-1]
         gap[first] = start[first]
         counts = np.stack([gap, length], axis=1).ravel()
@@ -211,7 +324,18 @@ class Result:
 
 
 def _runs(ids: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Runs of equal ids: start and length, the order that groups them by id, each group's first."""
+    """Find the runs of equal ids.
+
+    Parameters
+    ----------
+    ids : (n,) int32.
+    begins : (n,) bool, whether a run begins at an element.
+
+    Returns
+    -------
+    Start and length of each run, the order that groups the runs by id, and for each group the
+    position of its first run in that order.
+    """
     start = np.flatnonzero(begins)
     length = np.diff(start, append=ids.size)
     order = np.argsort(ids[start], kind="stable")
@@ -220,7 +344,7 @@ def _runs(ids: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in the types of JSON."""
+    """Convert a value to the types of JSON; NaN and infinity become None."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -231,14 +355,18 @@ def _plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise InputError(f"{value!r} is a {type(value).__name__}, which JSON cannot hold")
+    raise InputError(
+        f"{value!r} is a {type(value).__name__}, which JSON cannot hold",
+        fix="store numbers, texts, lists, dicts and NumPy arrays in stats",
+    )
 
 
 def _palette() -> np.ndarray:
-    """256 colours, (256, 1, 3) uint8 RGB.
+    """Return 256 colours, (256, 1, 3) uint8 RGB.
 
-    Hue and lightness follow the R2 sequence (the plane's golden ratio), so that any first n labels
-    lie far apart, and apart in lightness too where hues look alike to the colour-blind.
+    Hue and lightness follow the R2 sequence (the golden ratio of two dimensions), so that the first
+    n colours are far apart for every n. Colours whose hues look alike to colour-blind people differ
+    in lightness.
     """
     k = np.arange(256)[:, None]
     hue, lightness = (0.31 + 0.7549 * k) % 1, 0.4 + 0.8 * ((0.75 + 0.5698 * k) % 1)

@@ -1,4 +1,4 @@
-"""Time by stage."""
+"""The time of each stage of a segmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class Clock:
-    """Time by stage, in milliseconds: the wall's, and a GPU's own."""
+    """Measures the stages of one call in milliseconds, by the wall clock and by a GPU's own clock.
+
+    ``laps`` maps a stage to its wall time, ``device_ms`` to its time on the GPU.
+    """
 
     def __init__(self) -> None:
         self.start = self.last = time.perf_counter()
@@ -15,16 +18,22 @@ class Clock:
         self.device_ms: dict[str, float] = {}
 
     def device(self, stage: str, begin: Any, end: Any) -> None:
-        """``begin`` and ``end`` mark the stage on a GPU's stream; they are None on the CPU."""
+        """Store the time of a stage on the GPU.
+
+        Parameters
+        ----------
+        begin, end : events on the GPU's stream before and after the stage; None on the CPU.
+        """
         if begin is not None:
             self.device_ms[stage] = begin.until(end)
 
     def lap(self, stage: str) -> None:
-        """The stage is over."""
+        """End a stage: store the wall time since the last stage ended."""
         now = time.perf_counter()
         self.laps[stage] = (now - self.last) * 1e3
         self.last = now
 
     def timings(self) -> dict[str, float]:
+        """Return the wall time of each stage, "unaccounted" (the rest) and "total", in ms."""
         total = (time.perf_counter() - self.start) * 1e3
         return self.laps | {"unaccounted": total - sum(self.laps.values()), "total": total}

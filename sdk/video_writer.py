@@ -1,4 +1,4 @@
-"""Annotated videos, the live window, and the names of label pictures."""
+"""Writing annotated videos, the live window, and the names of label pictures."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ from runtime.errors import InputError, MissingBackend
 from runtime.files import check_place, put_in_place, temporary_name
 from sdk.result import Result
 
-VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs that pip's OpenCV has
+VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs in OpenCV's wheel from PyPI
 
 
 class Video:
-    """An annotated video. It gets its name when it is closed; frames of another size than the first
-    are scaled to that.
+    """Writes an annotated video.
+
+    The frames are written to a temporary file, which :meth:`close` renames to ``path``. Frames of
+    another size than the first one are scaled to the size of the first one.
 
     Parameters
     ----------
-    path : .mp4, .avi or .mkv.
+    path : a file name that ends in .mp4, .avi or .mkv.
     rate : frames per second.
+
+    Raises
+    ------
+    InputError : ``path`` has another suffix, is a folder, or its folder does not exist.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
         if path.suffix.lower() not in VIDEOS:
-            raise InputError(f"{path} is no video; wanted {', '.join(VIDEOS)}")
+            raise InputError(
+                f"{path} is no video; wanted {', '.join(VIDEOS)}",
+                fix=f"--save {path.with_suffix('.mp4') if path.name else 'out.mp4'}",
+            )
         check_place(path)
         self.path, self.rate = path, rate
         self._part = temporary_name(path)
@@ -38,13 +47,22 @@ class Video:
         self._size, self._dropped, self._written = (0, 0), 0, 0
 
     def write(self, result: Result) -> None:
-        """Append the result's overlay, once more for each frame dropped since the last one."""
+        """Append the overlay of a result; it is repeated for each frame dropped before it.
+
+        Raises
+        ------
+        InputError : OpenCV cannot write the video, or the picture has fewer than 2 x 2 pixels.
+        """
         drawn = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
         if self._writer is None:
             height, width = drawn.shape[:2]
             if min(height, width) < 2:
-                raise InputError(f"a video of {width} x {height} pixels cannot be written")
-            self._size = (width - width % 2, height - height % 2)  # codecs halve the colours
+                raise InputError(
+                    f"a video of {width} x {height} pixels cannot be written",
+                    fix="leave --save out; --labels writes pictures of any size",
+                )
+            # Codecs store colour at half the size, so width and height have to be even.
+            self._size = (width - width % 2, height - height % 2)
             code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
             writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
             if not writer.isOpened():
@@ -63,21 +81,26 @@ class Video:
         self._dropped = dropped
 
     def close(self) -> None:
-        """Finish the file and give it its name; without a frame there is none."""
+        """Finish the video and rename it to ``path``. Without a frame no file is written.
+
+        Raises
+        ------
+        InputError : the video is not complete, as with a full disk; a file at ``path`` is kept.
+        """
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
-        if not self._whole():  # OpenCV does not say when the disk is full
+        if not self._is_whole():  # OpenCV reports no error when the disk is full.
             self._part.unlink(missing_ok=True)
             raise InputError(
-                f"{self.path} could not be written whole; what was there before is kept",
+                f"{self.path} could not be written whole; an older file of this name is kept",
                 fix=f"free some space: df -h {self.path.parent}",
             )
         put_in_place(self._part, self.path)
 
-    def _whole(self) -> bool:
-        """Whether all frames can be found in the file, and the last one can be read."""
+    def _is_whole(self) -> bool:
+        """Whether the file contains all frames and the last one can be read."""
         video = cv2.VideoCapture(str(self._part))
         try:
             count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -88,7 +111,12 @@ class Video:
 
 
 class Window:
-    """A live view; ``open`` is False once the user has closed it or pressed q."""
+    """A window that shows results; ``open`` is False after the user closed it or pressed q.
+
+    Raises
+    ------
+    InputError : this Linux machine has no display.
+    """
 
     def __init__(self, title: str) -> None:
         if sys.platform.startswith("linux") and not (
@@ -98,7 +126,12 @@ class Window:
         self.title, self.open = title, True
 
     def show(self, result: Result) -> None:
-        """Draw one result."""
+        """Show the overlay of a result.
+
+        Raises
+        ------
+        MissingBackend : OpenCV was built without windows.
+        """
         try:
             cv2.imshow(self.title, cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
             key = cv2.waitKey(1) & 0xFF
@@ -110,17 +143,17 @@ class Window:
             ) from error
 
     def close(self) -> None:
-        """Take the window away."""
+        """Close the window."""
         cv2.destroyAllWindows()
 
 
 def label_name(index: int) -> str:
-    """The file name of a frame's labels."""
+    """Return the file name for the labels of frame ``index``: "000012.png"."""
     return f"{index:06d}.png"
 
 
 def frame_rate(source: Any) -> float | None:
-    """Frames per second that a video file says it has; None for anything else."""
+    """Return the frames per second that a video file states; None for any other source."""
     if not isinstance(source, (str, os.PathLike)) or re.search(" ! |://", os.fspath(source)):
         return None
     if not Path(source).is_file():

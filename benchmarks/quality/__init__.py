@@ -1,1 +1,1 @@
-"""How good the labels are: scores against people's truth, of pictures and of streams."""
+"""Quality of the labels: scores of pictures and streams against labels that people have drawn."""

@@ -1,7 +1,7 @@
-"""The pictures to score on: CamVid, DAVIS, BSDS500 and prior networks of the developer data set.
+"""The developer data set: pictures of CamVid, DAVIS and BSDS500 with truth, and prior networks.
 
-The set is not part of the project. It lies in the folder named by SEG_DATA, or else in
-``../shared/data`` beside the repository; see the README there for sources and licences.
+The data set is not part of the project. It is in the folder that SEG_DATA names, or else in
+``../shared/data`` beside the repository; its README names sources and licences.
 """
 
 from __future__ import annotations
@@ -32,26 +32,42 @@ CITYSCAPES_TO_CAMVID = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and where its truth lies; nothing is read before a method asks for it."""
+    """A picture and the file of its truth. The files are read when a method needs them.
+
+    Parameters
+    ----------
+    name : unique in its data set.
+    image_path, truth_path : the files.
+    """
 
     name: str
     image_path: Path
     truth_path: Path
 
     def image(self) -> np.ndarray:
-        """Read the picture: (H, W, 3) uint8 RGB."""
+        """Read the picture: (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        InputError : the file is missing or damaged.
+        """
         return cv2.cvtColor(_read(self.image_path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 class CamvidFrame(Picture):
+    """A frame of CamVid."""
+
     def truth(self) -> np.ndarray:
         """Read the classes: (H, W) uint8, indices into CAMVID_CLASSES, or CAMVID_VOID."""
         return _read(self.truth_path, cv2.IMREAD_UNCHANGED)
 
 
 class DavisFrame(Picture):
+    """A frame of a DAVIS sequence."""
+
     @property
     def sequence(self) -> str:
+        """The name of the sequence, as "dog"."""
         return self.image_path.parent.name
 
     def mask(self) -> np.ndarray:
@@ -60,8 +76,19 @@ class DavisFrame(Picture):
 
 
 class BsdsPicture(Picture):
+    """A picture of BSDS500."""
+
     def annotators(self) -> list[np.ndarray]:
-        """Read what each of 4 to 9 people drew: (H, W) int32 region numbers from 1, no classes."""
+        """Read the regions that 4 to 9 people have drawn; they have no classes.
+
+        Returns
+        -------
+        For each person (H, W) int32, numbers of regions from 1.
+
+        Raises
+        ------
+        MissingBackend : SciPy is not installed.
+        """
         try:
             from scipy.io import loadmat
         except ImportError as error:
@@ -73,22 +100,39 @@ class BsdsPicture(Picture):
 
 
 def data_root() -> Path | None:
-    """Find the data set: SEG_DATA if set, else ../shared/data beside the repository, else None."""
+    """Find the data set: SEG_DATA if set, else ../shared/data beside the repository, else None.
+
+    Raises
+    ------
+    InputError : SEG_DATA names no folder.
+    """
     if named := os.environ.get("SEG_DATA"):
         if not Path(named).is_dir():
-            raise InputError(f"SEG_DATA: expected a folder, got {named}", fix="set SEG_DATA=...")
+            raise InputError(
+                f"SEG_DATA: expected a folder, got {named}", fix="set SEG_DATA=/path/to/data"
+            )
         return Path(named)
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     return beside if beside.is_dir() else None
 
 
 def prior_path(name: str) -> Path:
-    """Locate a prior network, such as ``espnetv2_s0.5_cityscapes_512x256.onnx``."""
+    """Locate a prior network, such as ``espnetv2_s0.5_cityscapes_512x256.onnx``.
+
+    Raises
+    ------
+    InputError : the data set has no such file.
+    """
     return _locate("priors", name)
 
 
 def clip_path(name: str) -> Path:
-    """Locate a short video, such as ``sam2_bedroom.mp4``."""
+    """Locate a short video, such as ``sam2_bedroom.mp4``.
+
+    Raises
+    ------
+    InputError : the data set has no such file.
+    """
     return _locate("clips", name)
 
 
@@ -98,6 +142,15 @@ def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
     The two splits share no frame. With n frames and h = n // (2 count), `dev` is at
     ``np.linspace(0, n - 1 - h, count)`` and `other` h frames later, about halfway between them.
     So the 12 `dev` frames of 92 are numbers 0, 8, ... 88 and the `other` are 3, 11, ... 91.
+
+    Parameters
+    ----------
+    count : number of frames, at most half of all.
+    split : "dev" or "other".
+
+    Raises
+    ------
+    InputError : ``count`` or ``split`` is another value, or the data set is missing.
     """
     _check_split(split, ("dev", "other"))
     frames = [
@@ -106,17 +159,24 @@ def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
     ]
     half = len(frames) // (2 * max(count, 1))
     if half == 0:
-        raise InputError(f"count: expected at most half of {len(frames)} frames, got {count}")
+        raise InputError(
+            f"count: expected at most half of {len(frames)} frames, got {count}",
+            fix=f"use {len(frames) // 2} or fewer",
+        )
     return _spread(frames[: len(frames) - half] if split == "dev" else frames[half:], count)
 
 
 def davis(step: int = 9) -> list[DavisFrame]:
-    """Take every `step`-th frame of blackswan, car-shadow and dog, from the first on.
+    """Pick every `step`-th frame of blackswan, car-shadow and dog, beginning with the first.
 
-    The default takes 6, 5 and 7 of their 50, 40 and 60 frames; 1 takes all, in order.
+    The default picks 6, 5 and 7 of their 50, 40 and 60 frames; 1 picks all frames, in order.
+
+    Raises
+    ------
+    InputError : ``step`` is below 1, or the data set is missing.
     """
     if step < 1:
-        raise InputError(f"step: expected at least 1, got {step}")
+        raise InputError(f"step: expected at least 1, got {step}", fix="1 picks all frames")
     masks = _locate("davis", "masks")
     return [
         DavisFrame(f"{folder.name}/{path.stem}", path, masks / folder.name / f"{path.stem}.png")
@@ -128,7 +188,14 @@ def davis(step: int = 9) -> list[DavisFrame]:
 def bsds(count: int = 12, *, split: str = "val") -> list[BsdsPicture]:
     """Pick pictures of BSDS500 at ``np.linspace(0, n - 1, count)`` in name order.
 
-    `split` is "train" (200 pictures) or "val" (100); the test part is not in the data set.
+    Parameters
+    ----------
+    count : number of pictures.
+    split : "train" (200 pictures) or "val" (100); the test part is not in the data set.
+
+    Raises
+    ------
+    InputError : ``count`` or ``split`` is another value, or the data set is missing.
     """
     _check_split(split, ("train", "val"))
     truths = _locate("bsds500", "groundTruth", split)
@@ -140,9 +207,16 @@ def bsds(count: int = 12, *, split: str = "val") -> list[BsdsPicture]:
 
 
 def camvid_lookup(names: Sequence[str]) -> np.ndarray:
-    """Make the table from a Cityscapes network's class indices to CamVid's: ``table[labels]``.
+    """Make a table that maps the classes of a Cityscapes network to CamVid's: ``table[labels]``.
 
-    Returns (len(names),) uint8; 255, which counts as an error, where CamVid has no such class.
+    Parameters
+    ----------
+    names : the network's class names.
+
+    Returns
+    -------
+    (len(names),) uint8: indices into CAMVID_CLASSES. A class that CamVid lacks becomes 255, which
+    the metrics count as an error.
     """
     found = (CITYSCAPES_TO_CAMVID.get(name) for name in names)
     return np.array([CAMVID_CLASSES.index(to) if to else 255 for to in found], np.uint8)
@@ -150,7 +224,9 @@ def camvid_lookup(names: Sequence[str]) -> np.ndarray:
 
 def _spread(items: list, count: int) -> list:
     if not 1 <= count <= len(items):
-        raise InputError(f"count: expected 1 to {len(items)}, got {count}")
+        raise InputError(
+            f"count: expected 1 to {len(items)}, got {count}", fix=f"use {len(items)} or fewer"
+        )
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
@@ -166,10 +242,12 @@ def _locate(*parts: str) -> Path:
 def _read(path: Path, flags: int) -> np.ndarray:
     image = cv2.imread(str(path), flags)
     if image is None:
-        raise InputError(f"{path}: missing or not a picture")
+        raise InputError(f"{path}: missing or not a picture", fix="copy the data set again")
     return image
 
 
 def _check_split(split: str, splits: tuple[str, ...]) -> None:
     if split not in splits:
-        raise InputError(f"split: expected one of {', '.join(splits)}, got {split!r}")
+        raise InputError(
+            f"split: expected one of {', '.join(splits)}, got {split!r}", fix=f"use {splits[0]!r}"
+        )

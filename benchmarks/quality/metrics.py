@@ -1,7 +1,9 @@
 """Quality measures on label maps: pure functions on NumPy arrays.
 
-A label map is ``(H, W)`` of any integer type. In region measures its numbers are only names. Areas
-and counts are int64, scores are float; higher is better, except in `variation_of_information`.
+A label map is ``(H, W)`` of any integer type. In measures of regions the numbers are only names.
+Areas and counts are int64, scores are float; higher is better, except in
+`variation_of_information`. Functions of two label maps raise InputError if a map has another type
+or the two shapes differ.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from runtime.errors import InputError
 
 
 class Paired(NamedTuple):
-    """How often ``a`` beats ``b``, and the mean of ``a - b``."""
+    """On how many pictures ``a`` is above, equal to and below ``b``, and the mean of ``a - b``."""
 
     wins: int
     ties: int
@@ -27,23 +29,30 @@ class Paired(NamedTuple):
 def confusion(
     prediction: np.ndarray, truth: np.ndarray, classes: int, *, ignore: int | None = None
 ) -> np.ndarray:
-    """Count pixels by predicted class (row) and true class (column); counts of pictures add up.
+    """Count pixels by predicted class (row) and true class (column).
+
+    The counts of several pictures can be added.
 
     Parameters
     ----------
-    prediction : (H, W) integer. Numbers outside [0, classes) are always errors: the last row.
-    truth : (H, W) integer in [0, classes), or `ignore` where the pixel does not count.
+    prediction : (H, W) integer. Numbers outside [0, classes) are errors; the last row counts them.
+    truth : (H, W) integer in [0, classes); pixels with the value `ignore` are not counted.
 
     Returns
     -------
     (classes + 1, classes) int64.
+
+    Raises
+    ------
+    InputError : a true class is out of range.
     """
     _check_maps(prediction, truth)
     valid = _valid(truth, ignore)
     found, real = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
     if real.size and not (0 <= real.min() and real.max() < classes):
         raise InputError(
-            f"truth: expected [0, {classes}) or {ignore=}, got [{real.min()}, {real.max()}]"
+            f"truth: expected [0, {classes}) or {ignore=}, got [{real.min()}, {real.max()}]",
+            fix="pass the number of classes, and the value of pixels without a class as ignore",
         )
     found[(found < 0) | (found >= classes)] = classes
     counts = np.bincount(found * classes + real, minlength=(classes + 1) * classes)
@@ -82,7 +91,7 @@ def binary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
 def boundaries(labels: np.ndarray) -> np.ndarray:
     """Mark where labels change: the pixels whose right or lower neighbour has another label.
 
-    Returns (H, W) bool; of a change between two pixels only the left or upper one is marked.
+    Returns (H, W) bool; of two pixels with different labels only the left or upper one is marked.
     """
     edge = np.zeros(labels.shape, bool)
     edge[:, :-1] |= labels[:, 1:] != labels[:, :-1]
@@ -98,7 +107,7 @@ def boundary_f(
     Precision is the share of predicted boundary pixels with a true one at most `tolerance` px away
     (Euclidean); recall the other way round. One pixel may match many. Boundary pixels at most
     `tolerance` px (and at least 1) from `ignore` are dropped from both maps before matching.
-    No boundary on either side gives 1.0, on one side only 0.0.
+    The score is 1.0 if neither map has a boundary, and 0.0 if only one has.
     """
     _check_maps(prediction, truth)
     far = ~_within(~_valid(truth, ignore), max(tolerance, 1))
@@ -141,7 +150,7 @@ def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def covering(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
     """Covering of the true regions by the predicted ones (Arbelaez et al., TPAMI 2011), in (0, 1].
 
-    Best IoU of each true region, weighted by its area, averaged over `annotators` (label maps).
+    The best IoU of each true region, weighted by its area, averaged over `annotators` (label maps).
     """
     tables = _tables(prediction, annotators)
     return float(np.mean([np.average(_best(table), weights=table.sum(axis=0)) for table in tables]))
@@ -150,8 +159,8 @@ def covering(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
 def probabilistic_rand(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
     """Probabilistic Rand index (Unnikrishnan, Pantofaru and Hebert, TPAMI 2007), in [0, 1].
 
-    Share of pixel pairs that both maps put together or both put apart, averaged over `annotators`.
-    A single pixel has no pairs: 1.0.
+    The share of pairs of pixels on which both maps agree whether the two pixels are in one region,
+    averaged over `annotators`. It is 1.0 for a single pixel, which has no pairs.
     """
     return float(np.mean([_rand(table) for table in _tables(prediction, annotators)]))
 
@@ -167,7 +176,7 @@ def variation_of_information(prediction: np.ndarray, annotators: Sequence[np.nda
 def best_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Largest IoU of any predicted region with each true label, in ascending order of labels.
 
-    Returns (true labels,) float64 in (0, 1]. Many labels may be served by one region.
+    Returns (true labels,) float64 in (0, 1]. One region can be the best for several labels.
     """
     return _best(contingency(prediction, truth))
 
@@ -199,11 +208,18 @@ def pooled_best_iou(
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Compare two lists of scores of the same pictures; a win is ``a > b``.
 
-    Pictures where both are NaN (the measure is undefined there) count nowhere.
+    Pictures whose two scores are NaN, because the measure is undefined for them, are left out.
+
+    Raises
+    ------
+    InputError : the lists differ in length, or only one of the two scores of a picture is NaN.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
-        raise InputError("a, b: expected as many scores, NaN in the same places")
+        raise InputError(
+            "a, b: expected as many scores, NaN in the same places",
+            fix="compare scores of the same pictures and the same measure",
+        )
     delta = (first - second)[~np.isnan(first)]
     mean = float(delta.mean()) if delta.size else float("nan")
     return Paired(int((delta > 0).sum()), int((delta == 0).sum()), int((delta < 0).sum()), mean)
@@ -211,12 +227,14 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
 
 def _tables(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> list[np.ndarray]:
     if len(annotators) == 0:
-        raise InputError("annotators: expected at least one label map, got none")
+        raise InputError(
+            "annotators: expected at least one label map, got none", fix="leave the picture out"
+        )
     return [contingency(prediction, truth) for truth in annotators]
 
 
 def _rank(labels: np.ndarray) -> np.ndarray:
-    """Renumber labels 0, 1, ... in ascending order: (H * W,) int64. Far faster than `np.unique`."""
+    """Renumber labels 0, 1, ... in ascending order: (H * W,) int64. It is faster than np.unique."""
     shifted = labels.ravel().astype(np.int64) - int(labels.min())
     return (np.cumsum(np.bincount(shifted) > 0) - 1)[shifted]
 
@@ -245,9 +263,9 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def _within(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Dilate by a disc: the pixels at most `radius` (Euclidean) from a set one."""
+    """Dilate by a disc: mark the pixels whose Euclidean distance to a set pixel is <= `radius`."""
     if radius < 0:
-        raise InputError(f"tolerance, width: must be at least 0, got {radius}")
+        raise InputError(f"tolerance, width: must be at least 0, got {radius}", fix="use 2")
     squares = np.arange(-radius, radius + 1) ** 2
     disc = (squares[:, None] + squares <= radius**2).astype(np.uint8)
     return cv2.dilate(mask.astype(np.uint8), disc).astype(bool)
@@ -262,5 +280,6 @@ def _check_maps(prediction: np.ndarray, truth: np.ndarray) -> None:
         if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.shape != truth.shape:
             raise InputError(
                 f"{name}: expected (H, W) integers or bool, of the same shape as truth"
-                f" {truth.shape}, got {labels.shape} {labels.dtype}"
+                f" {truth.shape}, got {labels.shape} {labels.dtype}",
+                fix="resize the labels with cv2.INTER_NEAREST, or convert them to integers",
             )

@@ -1,4 +1,4 @@
-"""Does refinement make a prior better? Every row on the same pictures, against the same truth.
+"""Quality of a prior with and without refinement, on the same pictures, against the same truth.
 
 python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
 """
@@ -28,8 +28,8 @@ from sdk.image import encode_image
 from sdk.result import Result
 
 SEEDS = (0, 1, 2)
-SMALL_REGION = 300  # pixels; BSDS pictures only
-PRIORS = {  # file, input size (height, width) for CamVid's 360 x 480 pictures
+SMALL_REGION = 300  # pixels; smaller regions of BSDS pictures are merged
+PRIORS = {  # file and input size (height, width), for CamVid's 360 x 480 pictures
     "s=0.5": ("espnetv2_s0.5_cityscapes_512x256.onnx", (368, 480)),
     "s=2.0": ("espnetv2_s2.0_cityscapes_1024x512.onnx", (736, 960)),
 }
@@ -37,52 +37,77 @@ PRIORS = {  # file, input size (height, width) for CamVid's 360 x 480 pictures
 
 @dataclass
 class Row:
-    """Scores of one method, by picture."""
+    """The scores of one method.
+
+    Parameters
+    ----------
+    name : of the method.
+    steps : refinement steps of the method.
+    scores : for each measure, its score of every picture.
+    counts : CamVid: the confusion matrix of all pictures.
+    predictions : BSDS500: (labels, regions, truth) of every picture.
+    seconds : the time of every picture.
+    """
 
     name: str
     steps: int
     scores: dict[str, list[float]] = field(default_factory=dict)
-    counts: Any = 0  # a confusion matrix, where one is kept
-    predictions: list[Any] = field(default_factory=list)  # BSDS: (raw, regions)
+    counts: Any = 0
+    predictions: list[Any] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def add(self, **scores: float) -> None:
+        """Append the scores of one picture."""
         for key, value in scores.items():
             self.scores.setdefault(key, []).append(float(value))
 
 
-# A method turns (picture, guide) into labels. The guide is (h, w, C) probabilities.
+# A method is a function of a picture (H, W, 3) uint8 and a guide (h, w, C) float32 probabilities.
+# It returns labels (H, W) int32.
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def baseline(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """The prior alone, interpolated."""
+    """The prior alone: its probabilities are resized to the picture's size."""
     return resize(guide, *picture.shape[:2]).argmax(-1).astype(np.int32)
 
 
 def filtered(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """The prior and the guided filter (colour, r=4, eps=1e-3) on its probabilities, full size."""
+    """The prior's probabilities at full size after the guided filter (radius 4, eps 1e-3)."""
     full = resize(guide, *picture.shape[:2])
     image = picture.astype(np.float32) / 255
     return runtime.guided_filter(image, full, radius=4, eps=1e-3).argmax(-1).astype(np.int32)
 
 
-def refined(config: RefineConfig, lift: bool, names: list[str] | None) -> Method:
-    """What Segmenter does with this guide."""
+def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Method:
+    """Make the method that refines the guide, as Segmenter does.
+
+    Parameters
+    ----------
+    config : of the refinement.
+    guided : joint upsampling with the guided filter; otherwise the scores are enlarged bilinearly.
+    names : the prior's class names, or None.
+    """
 
     def method(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
         def prior(_: np.ndarray) -> np.ndarray:
             return guide
 
         prior.names = names  # type: ignore[attr-defined]
-        seg = Segmenter(prior, refine=config, filter=FilterConfig() if lift else None, min_area=0)
+        seg = Segmenter(prior, refine=config, filter=FilterConfig() if guided else None, min_area=0)
         return seg(picture).labels
 
     return method
 
 
 def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int, Method]]:
-    """Rows that run on every picture: name -> (steps, method)."""
+    """Return the methods that run on every picture: name -> (steps, method).
+
+    Parameters
+    ----------
+    names : the prior's class names, or None.
+    options : of RefineConfig.
+    """
     rows: dict[str, tuple[int, Method]] = {
         "prior": (0, baseline),
         "prior + guided filter": (0, filtered),
@@ -101,7 +126,7 @@ def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int
 
 
 def slow_methods(names: list[str] | None) -> dict[str, tuple[int, Method]]:
-    """The published objectives at half size."""
+    """Return the published objectives at half size: name -> (steps, method)."""
     rows: dict[str, tuple[int, Method]] = {}
     for preset in ("dynaguide", "dynaseg_fsf"):
         for steps in (20, 200):
@@ -120,7 +145,21 @@ def run_rows(
     methods: dict[str, tuple[int, Method]],
     score: Callable[[Row, Any, np.ndarray], None],
 ) -> list[Row]:
-    """Every method on every picture."""
+    """Run every method on every picture.
+
+    Parameters
+    ----------
+    title : of the progress bar.
+    pictures : of benchmarks.quality.datasets.
+    guide_of : returns the guide of a picture; its arguments are the item of ``pictures`` and the
+        decoded picture.
+    methods : name -> (steps, method).
+    score : adds the scores of one picture to a row; its arguments are the row, the item and labels.
+
+    Returns
+    -------
+    A row for each method.
+    """
     rows = [Row(name, steps) for name, (steps, _) in methods.items()]
     for item in tqdm(pictures, desc=title, disable=None):
         picture = item.image()
@@ -134,7 +173,18 @@ def run_rows(
 
 
 def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
-    """CamVid frames under a Cityscapes prior."""
+    """Score CamVid frames with a Cityscapes prior.
+
+    Parameters, of all three data sets
+    ----------
+    prior : one of PRIORS.
+    count : number of pictures.
+    slow : run the slow methods and the BASELINES instead of all fast methods.
+
+    Returns
+    -------
+    A title, the rows, and the measure on which :func:`summary` compares them.
+    """
     file, size = PRIORS[prior]
     network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
     table = datasets.camvid_lookup(network.names or [])
@@ -163,7 +213,7 @@ def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
 
 
 def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
-    """DAVIS frames, foreground = any class but background, VOC prior."""
+    """Score DAVIS frames with a VOC prior; foreground is every class except background."""
     size = (480, 848)
     network = NetworkPrior.from_onnx(
         datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size
@@ -188,7 +238,8 @@ def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
 
 
 def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
-    """BSDS500 val under k-means: raw ids, and regions with those under 300 px merged."""
+    """Score BSDS500 val pictures with k-means: the labels as they are ("raw"), and their connected
+    regions after those of fewer than SMALL_REGION pixels are merged."""
     prior = KMeansPrior()
     half = RefineConfig()
 
@@ -232,7 +283,13 @@ BASELINES = ("prior", "prior + guided filter", "residual + guided filter")
 
 
 def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
-    """Means, and wins on ``key`` by picture against the two baselines."""
+    """Return for each row the means of its measures, and on how many pictures it wins.
+
+    Parameters
+    ----------
+    rows : of one data set.
+    key : the measure on which rows are compared with the two baselines, picture by picture.
+    """
     by_name = {row.name: row for row in rows}
     out = []
     for row in rows:
@@ -247,7 +304,7 @@ def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
 
 
 def panels(folder: Path, count: int = 3) -> None:
-    """Pictures to look at: the photo, the prior, prior + guided filter, residual."""
+    """Write CamVid pictures into a folder: the photo and the overlays of the BASELINES in a row."""
     file, size = PRIORS["s=0.5"]
     network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
     for item in datasets.camvid(count):
@@ -267,9 +324,11 @@ def panels(folder: Path, count: int = 3) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks quality", description=__doc__)
-    parser.add_argument("--sets", default="camvid,davis,bsds", help="comma list")
+    parser.add_argument(
+        "--sets", default="camvid,davis,bsds", help="data sets, with commas (%(default)s)"
+    )
     parser.add_argument("--pictures", type=int, default=12, help="pictures per set (%(default)s)")
     parser.add_argument(
         "--slow", type=int, default=0,

@@ -1,13 +1,16 @@
-"""Does going on from the last frame help a stream, what does a frame cost, does memory stay?
+"""Quality, latency and memory of streams, with and without the warm start from the frame before.
 
     python -m benchmarks stream [--frames 36] [--paced 300] [--memory 10000] [-o results.json]
 
-Quality: the first frames of three DAVIS sequences, foreground = any class but the prior's
-background; the prior runs once a frame, for all rows. "flicker" is the share of pixels whose label
-changes from a frame to the next among those whose picture hardly does (after a 3x3 mean, no colour
-by more than 8 of 255). Latency: a clip at its camera's rate, newest frame first; without the
-prior, whose maps are replayed. Memory: what the process holds after so many small frames, less
-what it held after the first tenth.
+Quality: the first frames of three DAVIS sequences. Foreground is every class except the prior's
+background. The prior runs once for each frame, and all rows use its output. "flicker" is the share
+of pixels whose label changes from one frame to the next, among the pixels that hardly change in the
+picture (after a 3x3 mean no colour changes by more than 8 of 255).
+
+Latency: a clip at the rate of a camera, with old frames dropped. The prior's outputs are computed
+in advance, so its time is not included.
+
+Memory: the memory of the process after all small frames minus its memory after the first tenth.
 """
 
 from __future__ import annotations
@@ -31,12 +34,19 @@ from runtime.prior.network import NetworkPrior
 from runtime.tools.cli import Parser, some_path
 from sdk import RefineConfig, Result, Segmenter
 
-STILL = 8  # of 255: a picture that changes less counts as unchanged
+STILL = 8  # of 255: a pixel whose colour changes by at most this counts as unchanged
 SEQUENCES = ("blackswan", "car-shadow", "dog")
 
 
 class Replay:
-    """A prior that knows its maps of these frames by heart."""
+    """A prior that returns guides that were computed in advance.
+
+    Parameters
+    ----------
+    frames : (H, W, 3) uint8 pictures.
+    guides : the prior's output for each frame, (h, w, C) float32.
+    names : the class names.
+    """
 
     def __init__(
         self, frames: list[np.ndarray], guides: list[np.ndarray], names: list[str]
@@ -45,27 +55,36 @@ class Replay:
         self.names, self.guides = names, dict(zip(keys, guides, strict=True))
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Return the guide of one of the frames."""
         return self.guides[picture.tobytes()]
 
 
 def still(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(H, W) bool: where two (H, W, 3) uint8 pictures hardly differ."""
+    """Return (H, W) bool: the pixels at which two (H, W, 3) uint8 pictures hardly differ."""
     change = np.abs(cv2.blur(a, (3, 3)).astype(int) - cv2.blur(b, (3, 3)))
     return np.asarray(change.max(-1) <= STILL)
 
 
 def flicker(results: list[Result]) -> list[float]:
-    """Of each frame but the first: share of changed labels where the picture stood still."""
+    """Return the share of changed labels among the unchanged pixels, of each frame but the first.
+
+    A frame without unchanged pixels is left out.
+    """
     shares = []
     for before, after in pairwise(results):
-        quiet = still(before.image, after.image)
-        if quiet.any():
-            shares.append(float((before.labels != after.labels)[quiet].mean()))
+        unchanged = still(before.image, after.image)
+        if unchanged.any():
+            shares.append(float((before.labels != after.labels)[unchanged].mean()))
     return shares
 
 
 def methods(scale: float) -> dict[str, Callable[[Any, list[np.ndarray]], list[Result]]]:
-    """Rows, by name: (prior, frames) to results."""
+    """Return the compared methods by name: functions of (prior, frames) that return the results.
+
+    Parameters
+    ----------
+    scale : of the refinement's working size.
+    """
 
     def cold(steps: int) -> Callable[[Any, list[np.ndarray]], list[Result]]:
         config = RefineConfig(scale=scale, steps=steps)
@@ -89,7 +108,17 @@ def methods(scale: float) -> dict[str, Callable[[Any, list[np.ndarray]], list[Re
 
 
 def quality(count: int, scale: float) -> list[dict[str, Any]]:
-    """Rows of all methods, means over the sequences' frames."""
+    """Score all methods; returns a row of means over all frames for each method.
+
+    Parameters
+    ----------
+    count : number of frames of each sequence.
+    scale : of the refinement's working size.
+
+    Raises
+    ------
+    InputError : the developer data set is missing.
+    """
     network = NetworkPrior.from_onnx(
         datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=(480, 848)
     )
@@ -126,7 +155,19 @@ def quality(count: int, scale: float) -> list[dict[str, Any]]:
 
 
 def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str, Any]]:
-    """Rows of milliseconds a frame at camera rate."""
+    """Measure the milliseconds per frame at the rate of a camera.
+
+    Parameters
+    ----------
+    path : a video; its first 40 frames are played forwards and backwards.
+    count : number of frames.
+    rate : frames per second.
+    threads : number of threads.
+
+    Returns
+    -------
+    A row for each scale and number of warm steps.
+    """
     video = cv2.VideoCapture(str(path))
     frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(40)]
     video.release()
@@ -136,7 +177,7 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
 
     def camera() -> Iterator[np.ndarray]:
         for i in range(count):
-            at = i % (2 * len(frames) - 2)  # to and fro
+            at = i % (2 * len(frames) - 2)  # forwards and backwards
             yield frames[min(at, 2 * len(frames) - 2 - at)]
 
     rows = []
@@ -149,7 +190,7 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
             )
             done, times, last = 0, [], None
             for result in seg.stream(camera(), warm_steps=steps, rate=rate):
-                done, last = done + 1, result.frame  # nobody keeps a camera's pictures
+                done, last = done + 1, result.frame  # keep no pictures, as with a camera
                 if last and last.start == "warm":
                     times.append(result.timings)
             assert last is not None
@@ -165,7 +206,17 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
 
 
 def held(count: int) -> dict[str, Any]:
-    """MiB that the process gained between a tenth of the frames and all of them."""
+    """Measure the memory of a stream.
+
+    Parameters
+    ----------
+    count : number of small frames.
+
+    Returns
+    -------
+    A row: the memory of the process in MiB after every tenth of the frames, and its growth from the
+    first tenth to the last.
+    """
     rng = np.random.default_rng(0)
     base = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (320, 180))
     maps = rng.random((40, 5, 9, 16)).astype(np.float32)
@@ -187,17 +238,30 @@ def held(count: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks stream", description=__doc__)
-    parser.add_argument("--frames", type=int, default=36, help="a sequence (%(default)s)")
-    parser.add_argument("--scale", type=float, default=0.25, help="of quality (%(default)s)")
-    parser.add_argument("--paced", type=int, default=300, help="frames of latency (%(default)s)")
-    parser.add_argument("--rate", type=float, default=25.0, help="frames/s (%(default)s)")
-    parser.add_argument("--memory", type=int, default=10_000, help="frames (%(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=36, help="quality: frames of each sequence (%(default)s)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=0.25, help="quality: scale of the working size (%(default)s)"
+    )
+    parser.add_argument(
+        "--paced", type=int, default=300, help="latency: number of frames (%(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=25.0, help="latency: frames per second (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=10_000, help="memory: number of frames (%(default)s)"
+    )
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     if min(args.frames, args.paced, args.memory) < 0:
-        raise InputError("frames, paced and memory are counts; 0 leaves a part out")
+        raise InputError(
+            "frames, paced and memory are numbers of frames, 0 or more",
+            fix="use 0 to leave a part out",
+        )
     document: dict[str, Any] = {"environment": environment.describe()}
     if args.frames:
         document["quality"] = quality(args.frames, args.scale)

@@ -1,1 +1,1 @@
-"""How fast single parts are, beside others that compute the same."""
+"""Speed of single parts, compared with other programs (peers) that compute the same."""

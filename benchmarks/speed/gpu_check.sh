@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Checks and measures the CUDA module on a machine with a GPU, nvcc, PyTorch and this source tree:
 #     benchmarks/speed/gpu_check.sh FOLDER
-# It installs nothing and needs no network: it says what is missing, builds in place and for this GPU
-# only, runs the device tests, compute-sanitizer over all kernels at small sizes, and the benchmarks
-# beside PyTorch. A phase that fails stops no other; each has its time, all together less than eight
-# minutes. FOLDER/gpu_check.json, written anew after each phase, has results, logs and raw samples.
-# Ends with 1 where a phase failed. PYTHON names the Python to use (python3).
-# shellcheck disable=SC2317 # phases are called by name
+# The script installs nothing and needs no network. It lists what is missing, builds in place for
+# this GPU only, and runs the device tests, the benchmarks against PyTorch, and compute-sanitizer
+# over all kernels at small sizes. If a phase fails, the next ones run all the same. Each phase has
+# a time limit; all together need less than eight minutes. FOLDER/gpu_check.json, written after each
+# phase, contains results, logs and samples. The exit code is 1 if a phase failed. The variable
+# PYTHON names the Python to use (python3).
+# shellcheck disable=SC2317 # phase calls the functions by their names
 set -uo pipefail
 case "${1-}" in '' | -*) set -- ;; esac
 [ $# -eq 1 ] || { echo "usage: benchmarks/speed/gpu_check.sh FOLDER" >&2 && exit 2; }
@@ -25,9 +26,9 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-readonly MOST=465 SKIPPED=77 # seconds of all phases, and what a phase that is skipped ends with
+readonly MOST=465 SKIPPED=77 # seconds of all phases together; exit code of a skipped phase
 
-# ---- What is written ----------------------------------------------------------------------------
+# ---- The JSON file ------------------------------------------------------------------------------
 
 cat >"$work/record.py" <<'PYTHON'
 import datetime, json, os, pathlib, subprocess, sys
@@ -35,7 +36,7 @@ import datetime, json, os, pathlib, subprocess, sys
 out, work, complete = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3] == "complete"
 
 
-def tell(*command):
+def output(*command):
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -56,9 +57,9 @@ for line in (work / "phases").read_text().splitlines():
 document = {
     "command": "benchmarks/speed/gpu_check.sh " + str(out),
     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    "commit": tell("git", "describe", "--always", "--dirty") or "unknown",
+    "commit": output("git", "describe", "--always", "--dirty") or "unknown",
     "machine": {"system": " ".join(os.uname()), "processors": os.cpu_count(),
-                "nvidia-smi": tell("nvidia-smi")},
+                "nvidia-smi": output("nvidia-smi")},
     "complete": complete,
     "ok": complete and all(phase["result"] in ("ok", "skipped") for phase in phases),
     "phases": phases,
@@ -80,7 +81,7 @@ phase() {
   ((limit > MOST - SECONDS)) && limit=$((MOST - SECONDS))
   echo "== $name (at most $limit s)"
   if ((limit < 5)); then
-    echo "no time is left for it" >"$work/$name.log"
+    echo "no time is left for this phase" >"$work/$name.log"
     code=124
   else
     timeout -k 5 "$limit" bash -c '"$@"' _ "$@" >"$work/$name.log" 2>&1 </dev/null || code=$?
@@ -108,7 +109,7 @@ import importlib, os, pathlib, shutil, subprocess, sys, sysconfig
 missing = []
 
 
-def say(what, found, fix=""):
+def need(what, found, fix=""):
     print(f"{what}: {found or 'MISSING'}")
     if not found:
         missing.append(f"{what} ({fix})")
@@ -124,7 +125,7 @@ def module(name):
 
 def version(name):
     found = module(name)
-    return found and getattr(found, "__version__", "there")
+    return found and getattr(found, "__version__", "version unknown")
 
 
 def first_line(*command):
@@ -136,54 +137,55 @@ def first_line(*command):
 
 print("Python:", sys.executable, sys.version.split()[0])
 for name in ("numpy", "scipy", "pytest"):
-    say(name, version(name), f"pip install {name}")
+    need(name, version(name), f"pip install {name}")
 setuptools = version("setuptools") or "0"
 new = int(setuptools.split(".")[0]) >= 77
-say("setuptools 77", setuptools if new else "", f"here is {setuptools}; pip install -U setuptools")
+need("setuptools 77", setuptools if new else "", f"found {setuptools}; pip install -U setuptools")
 torch = module("torch")
-say("PyTorch", torch and torch.__version__, "pip install torch")
+need("PyTorch", torch and torch.__version__, "pip install torch")
 if torch is not None:
     name = torch.cuda.is_available() and torch.cuda.get_device_name()
-    say("PyTorch's GPU", name, f"it is built for CUDA {torch.version.cuda}; see nvidia-smi")
+    need("PyTorch's GPU", name, f"PyTorch is built for CUDA {torch.version.cuda}; run nvidia-smi")
 headers = torch and pathlib.Path(torch.__file__).parent / "include/pybind11/pybind11.h"
 bundled = headers and headers.exists() and "PyTorch's headers"
-say("pybind11", version("pybind11") or bundled, "pip install pybind11")
+need("pybind11", version("pybind11") or bundled, "pip install pybind11")
 python_h = pathlib.Path(sysconfig.get_paths()["include"], "Python.h")
-say("Python.h", python_h.exists() and str(python_h), "Debian: apt-get install python3-dev")
-say("C++ compiler", first_line(os.environ.get("CXX", "c++"), "-dumpfullversion"), "g++")
+need("Python.h", python_h.exists() and str(python_h), "Debian: apt-get install python3-dev")
+need("C++ compiler", first_line(os.environ.get("CXX", "c++"), "-dumpfullversion"), "g++")
 homes = [f"{os.environ[n]}/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
 places = [*homes, os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
 nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
-say("nvcc", nvcc and first_line(nvcc, "--version"), "install the CUDA toolkit, or set CUDA_HOME")
+need("nvcc", nvcc and first_line(nvcc, "--version"), "install the CUDA toolkit, or set CUDA_HOME")
 sys.path.insert(0, os.getcwd())
 driver = module("runtime.device.driver")
 if driver is not None:
     gpus = [f"{g.name}, {g.compute_capability}" for g in driver.cuda_devices()]
-    say("GPU", "; ".join(gpus), driver.cuda_absence())
-for name in ("triton", "onnxruntime", "pynvml", "cv2"):  # would be used
-    print(f"{name}: {version(name) or 'not here, and not needed'}")
+    need("GPU", "; ".join(gpus), driver.cuda_absence())
+for name in ("triton", "onnxruntime", "pynvml", "cv2"):  # optional
+    print(f"{name}: {version(name) or 'not installed, and not needed'}")
 if missing:
     sys.exit("missing: " + "; ".join(missing))
 PYTHON
 
 requirements() { "$PYTHON" "$work/requirements.py"; }
 
-# Ends with an error that says why, where the CUDA module cannot run.
+# Checks that the CUDA module can run, or fails with the reason.
 can_run() {
   "$PYTHON" - <<'PYTHON'
 import sys
 
-from runtime.device.choose import backend
+from runtime.device.choose import module_of
 from runtime.errors import SdkError
 
 try:
-    print("runtime._cuda is built for", *backend("cuda").architectures())
+    print("runtime._cuda is built for", *module_of("cuda").architectures())
 except SdkError as error:
     sys.exit(f"the GPU cannot be used: {error}")
 PYTHON
 }
 
-# PyTorch carries pybind11's headers, setup.py wants its build helpers as well: this stands in.
+# setup.py needs pybind11's headers, which PyTorch contains, and its build helpers, which it lacks.
+# This function writes a package with the helpers that setup.py uses.
 stand_in() {
   mkdir -p "$work/stand_in/pybind11"
   cat >"$work/stand_in/pybind11/__init__.py" <<'PYTHON'
@@ -201,7 +203,7 @@ from multiprocessing.pool import ThreadPool
 import pybind11
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext  # noqa: F401
-from distutils.ccompiler import CCompiler  # setuptools brings it
+from distutils.ccompiler import CCompiler  # part of setuptools
 
 
 class Pybind11Extension(Extension):
@@ -263,7 +265,7 @@ sanitizer() {
   for home in "${CUDA_HOME:-/usr/local/cuda}" "$(dirname "$(readlink -f "$nvcc")")/.."; do
     PATH=$PATH:$home/bin:$home/compute-sanitizer
   done
-  tool=$(command -v compute-sanitizer) || { echo "compute-sanitizer is not here" && return "$SKIPPED"; }
+  tool=$(command -v compute-sanitizer) || { echo "compute-sanitizer is not installed" && return "$SKIPPED"; }
   can_run || return 1
   "$tool" --tool "$1" --error-exitcode 9 --target-processes all --print-limit 20 "$PYTHON" \
     -m pytest tests/cuda/test_gpu.py -k "every_kernel and not host" --tb=short -p no:cacheprovider
@@ -286,7 +288,7 @@ phase benchmarks 90 bench
 phase memcheck 55 sanitizer memcheck
 phase racecheck 55 sanitizer racecheck
 phase initcheck 30 sanitizer initcheck
-phase compiled 300 compiled # all the time that is left
+phase compiled 300 compiled # phase shortens the limit to the time that is left
 record complete
 
 printf '%s\n' "${results[@]}" "$SECONDS s in all; $out/gpu_check.json"

@@ -1,4 +1,8 @@
-"""Peers in processes of their own: they are started, run turn by turn, and ended here."""
+"""Start the processes of the peers, let them run in turns, and end them.
+
+A peer is one of the programs that are compared: ours, PyTorch, ONNX Runtime, OpenCV, or one of the
+machine's own rates (MACHINE).
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,29 @@ from typing import Any
 from runtime.checks import check_count
 from runtime.errors import InputError, SdkError
 
-TUNED = {  # glibc's malloc gives nothing back, so that a step meets no page faults
+TUNED = {  # glibc's malloc keeps freed memory, so that a step causes no page faults
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-MACHINE = ("matmul", "copy")
+MACHINE = ("matmul", "copy")  # the machine's rates of a float32 matrix product and of a copy
 MOST_THREADS = 256
-PAUSE = 0.3  # seconds before a turn: the threads of the peer before may still spin
+PAUSE = 0.3  # seconds before a run, in which busy-waiting threads of the peer before fall asleep
 
 
 class Worker:
-    """One peer's process."""
+    """The process of one peer.
+
+    ``first`` is the peer's first answer (its first loss, or samples of its output), None if the
+    process did not start. ``seconds`` are the times of its runs.
+
+    Parameters
+    ----------
+    peer : the peer's name, as "ours avx2" or "torch eager, tuned".
+    case : the name of a case; see workloads.find_case.
+    threads : number of threads.
+    op : the name of an operation of ops.OPS, or "" for a refinement step.
+    """
 
     def __init__(self, peer: str, case: str, threads: int, op: str = "") -> None:
         counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -34,10 +49,10 @@ class Worker:
             environment["SEG_ISA"] = peer.split()[1].rstrip(",")
         if peer.endswith("tuned"):
             environment |= TUNED
-        what = json.dumps({"peer": peer, "case": case, "op": op, "threads": threads})
+        order = json.dumps({"peer": peer, "case": case, "op": op, "threads": threads})
         self.peer, self.seconds, self.errors = peer, [], ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.worker", what],
+            [sys.executable, "-m", "benchmarks.speed.worker", order],
             cwd=Path(__file__).parents[2],
             env=environment,
             stdin=subprocess.PIPE,
@@ -45,10 +60,10 @@ class Worker:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.first: Any = None  # what it gives first; None: it did not start
+        self.first: Any = None
 
     def answer(self) -> dict[str, Any]:
-        """What the process says next; empty where it has ended."""
+        """Read the next JSON line of the process; an empty dict if the process has ended."""
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
@@ -56,16 +71,24 @@ class Worker:
         return {}
 
     def run(self) -> None:
-        """One run, timed by the process itself."""
+        """Let the process make one run and store the seconds that it measured.
+
+        Raises
+        ------
+        SdkError : the process has ended.
+        """
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
             self.seconds.append(self.answer()["seconds"])
         except (BrokenPipeError, KeyError):
-            raise SdkError(f"{self.peer} ended: {self.errors or 'it was killed'}") from None
+            raise SdkError(
+                f"{self.peer} ended: {self.errors or 'it was killed'}",
+                fix="leave this peer out, or free memory: the kernel kills processes without it",
+            ) from None
 
     def peak(self) -> float:
-        """End the process; MiB it had needed beside its libraries."""
+        """End the process and return its peak memory in MiB, without that of its libraries."""
         self.process.stdin.close()
         peak = self.answer().get("peak", float("nan"))
         self.process.wait()
@@ -73,7 +96,7 @@ class Worker:
 
 
 def last_error(text: str) -> str:
-    """The last error message in what a process wrote to stderr, its fix included."""
+    """Return the last error message of a process's stderr as one line, with its fix."""
     lines = text.strip().split("\n")
     first = len(lines) - 1
     while first > 0 and lines[first].startswith("  fix:"):
@@ -82,7 +105,10 @@ def last_error(text: str) -> str:
 
 
 def start(peers: Iterable[str], case: str, threads: int, op: str = "") -> list[Worker]:
-    """A process for each peer; those that do not start are named and left out."""
+    """Start a process for each peer. A peer that does not start is reported on stderr and left out.
+
+    Parameters are those of :class:`Worker`.
+    """
     workers: list[Worker] = []
     started = False
     try:
@@ -95,28 +121,35 @@ def start(peers: Iterable[str], case: str, threads: int, op: str = "") -> list[W
                 print(f"  left out: {peer}: {worker.errors}", file=sys.stderr)
                 stop([workers.pop()])
         started = True
-    finally:  # an interrupt leaves no process behind
+    finally:  # end all processes after an interrupt
         if not started:
             stop(workers)
     return workers
 
 
 def stop(workers: list[Worker]) -> None:
-    """End what still runs."""
+    """End the processes of workers."""
     for worker in workers:
         worker.process.kill()
         worker.process.wait()
 
 
 def check_peers(workers: list[Worker]) -> None:
-    """SdkError unless the machine's rates and at least one other can be measured."""
+    """Check that the processes of MACHINE and of at least one other peer have started.
+
+    Raises
+    ------
+    SdkError : they have not.
+    """
     names = {w.peer for w in workers}
     if not {*MACHINE} <= names or names == {*MACHINE}:
-        raise SdkError("nothing to compare: no peer started", fix="see what was left out, above")
+        raise SdkError(
+            "nothing to compare: no peer started", fix="read why peers were left out, above"
+        )
 
 
 def rounds(workers: list[Worker], repeats: int) -> None:
-    """Turn by turn."""
+    """Let the workers run in turns, A B C A B C ..., ``repeats`` times each."""
     for _ in range(repeats):
         for worker in workers:
             time.sleep(PAUSE)
@@ -124,9 +157,14 @@ def rounds(workers: list[Worker], repeats: int) -> None:
 
 
 def thread_counts(text: str) -> list[int]:
-    """Of "1,2"."""
+    """Read a list of thread counts: [1, 2] from "1,2".
+
+    Raises
+    ------
+    InputError : ``text`` is no such list, or a count is not in 1 to MOST_THREADS.
+    """
     try:
         counts = [int(word) for word in text.split(",")]
     except ValueError:
-        raise InputError(f"threads is {text!r}; wanted e.g. 1,2") from None
+        raise InputError(f"threads is {text!r}; wanted e.g. 1,2", fix="--threads 1") from None
     return list(dict.fromkeys(check_count("threads", n, 1, MOST_THREADS) for n in counts))

@@ -1,13 +1,14 @@
-"""Time of single operations: the core on each instruction set, PyTorch and OpenCV beside it.
+"""Time of single operations: the core on each instruction set, PyTorch and OpenCV.
 
     python -m benchmarks ops [--only guided] [--threads 1] [--repeats 5] [-o results.json]
 
-As for the step, every peer has a process of its own, outputs are compared before anything is
-timed, and peers run turn by turn; "tuned" is glibc's malloc told to keep its memory. "of floor" is
-the least time an operation can take over its time: useful operations over the rate of the machine's
-float32 matrix product, or compulsory bytes (each input read once, each output written once) over
-its copy bandwidth, whichever is more; both are measured in the same turns. Kernels of the
-refinement run on one thread; their time is without allocations, PyTorch's calls make their output.
+Every peer has a process of its own. The outputs are compared, then the peers run in turns. "tuned"
+is glibc's malloc set to keep freed memory. "floor ms" is the least time that an operation can need:
+its useful operations divided by the rate of the machine's float32 matrix product, or its least
+traffic (each input read once, each output written once) divided by the machine's copy bandwidth,
+whichever is longer. Both rates are measured in the same turns. "of floor" is this time divided by
+the measured time. Kernels of the refinement run on one thread. Their time is without allocations;
+the time of PyTorch's calls includes the allocation of their output.
 """
 
 from __future__ import annotations
@@ -37,22 +38,40 @@ from runtime.errors import InputError, VerificationFailed
 from runtime.tools.cli import Parser, some_path
 
 Arrays = tuple[np.ndarray, ...]
-CALLS, KERNELS = 2, 1e11  # a turn: calls of a peer's function, operations of our kernels alone
-CASE = "residual 1x1"  # of the peers that have none
+CALLS = 2  # calls of a peer's function in one turn
+KERNELS = 1e11  # operations of one of our single-thread kernels in one turn
+CASE = "residual 1x1"  # a worker needs a case; operations do not use it
 
 
 class Op(NamedTuple):
-    """An operation on made data, by each of its peers."""
+    """An operation on random data, and the functions of its peers.
 
-    operations: float  # useful ones: 2 per multiply-accumulate of the plain convolution
+    Parameters
+    ----------
+    operations : useful operations: 2 for each multiply-accumulate of the plain convolution.
+    bytes : the least traffic: each input read once, each output written once.
+    threads : whether the operation can run on several threads.
+    make : makes the input arrays from a random generator.
+    peers : the functions by name; "ours" has an argument ``repeats`` if ``threads`` is False.
+    """
+
+    operations: float
     bytes: float
-    threads: bool  # whether it runs on more than one
+    threads: bool
     make: Callable[[np.random.Generator], Arrays]
-    peers: dict[str, Callable[..., Any]]  # "ours" takes repeats, where it runs on one thread
+    peers: dict[str, Callable[..., Any]]
 
 
 def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool) -> Op:
-    """A convolution, or both its gradients."""
+    """A convolution, or its gradients by input and by weights.
+
+    Parameters
+    ----------
+    h, w : size in pixels.
+    inputs, outputs : number of channels.
+    kernel : 1 or 3, the side of the kernel.
+    backward : the gradients instead of the forward pass.
+    """
     few = kernel == 3 and inputs < 16
     macs = h * w * inputs * outputs * kernel**2
 
@@ -82,7 +101,10 @@ def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool)
 
 
 def cluster_loss(h: int, w: int, classes: int) -> Op:
-    """Cross-entropy to own labels and to a guide, and the gradient of both."""
+    """Cross-entropy to the network's own labels and to a guide, and the gradient of both.
+
+    Parameters are the size in pixels and the number of classes.
+    """
 
     def make(rng: np.random.Generator) -> Arrays:
         r = rng.standard_normal((h, w, classes), np.float32)
@@ -106,7 +128,10 @@ def cluster_loss(h: int, w: int, classes: int) -> Op:
 
 
 def spatial_loss(h: int, w: int, classes: int) -> Op:
-    """Huber differences in four directions, and their gradient."""
+    """The Huber loss of differences between neighbours in four directions, and its gradient.
+
+    Parameters are the size in pixels and the number of classes.
+    """
 
     def make(rng: np.random.Generator) -> Arrays:
         return (rng.standard_normal((h, w, classes), np.float32),)
@@ -133,31 +158,38 @@ def spatial_loss(h: int, w: int, classes: int) -> Op:
 
 
 def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
-    """The guided filter with a colour guide, radius 8."""
+    """The guided filter with a colour guidance image and radius 8.
+
+    Parameters
+    ----------
+    h, w : size in pixels.
+    planes : number of filtered maps.
+    subsample : the coefficients are computed at 1 / subsample of the size.
+    """
     radius, eps = 8, 1e-3
 
     def make(rng: np.random.Generator) -> Arrays:
         return rng.random((h, w, 3), np.float32), rng.random((h, w, planes), np.float32)
 
-    def ours(guide: Any, values: Any, threads: int) -> Any:
+    def ours(guidance: Any, values: Any, threads: int) -> Any:
         return runtime.guided_filter(
-            guide, values, radius=radius, eps=eps, subsample=subsample, threads=threads
+            guidance, values, radius=radius, eps=eps, subsample=subsample, threads=threads
         )
 
-    def opencv(guide: Any, values: Any, threads: int) -> Any:
+    def opencv(guidance: Any, values: Any, threads: int) -> Any:
         import cv2
 
         if not hasattr(cv2, "ximgproc"):
             raise ImportError(
-                "this OpenCV has no ximgproc: tests/rules/ximgproc.sh time fetches one"
+                "this OpenCV has no ximgproc; tests/rules/ximgproc.sh time installs one that has it"
             )
         cv2.setNumThreads(threads)
-        return cv2.ximgproc.guidedFilter(guide, values, radius, eps)
+        return cv2.ximgproc.guidedFilter(guidance, values, radius, eps)
 
-    def torch(guide: Any, values: Any) -> Any:
+    def torch(guidance: Any, values: Any) -> Any:
         import torch as t
 
-        return TorchFilter(t, radius, eps).filter(guide, values)
+        return TorchFilter(t, radius, eps).filter(guidance, values)
 
     peers: dict[str, Callable[..., Any]] = {"ours": ours}
     if subsample == 1:
@@ -166,7 +198,10 @@ def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
 
 
 def joint_upsample(h: int, w: int, classes: int, subsample: int) -> Op:
-    """Labels at full size from scores at 1 / subsample, bilinearly."""
+    """Labels at full size from scores at 1 / subsample of the size, enlarged bilinearly.
+
+    Parameters are the full size in pixels, the number of classes and the subsampling.
+    """
 
     def make(rng: np.random.Generator) -> Arrays:
         low = (h // subsample, w // subsample, classes)
@@ -205,8 +240,18 @@ OPS = {
 
 
 def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
-    """In a peer's process: a function that returns the seconds of one operation, and samples of
-    its output."""
+    """Prepare an operation in the process of a peer.
+
+    Parameters
+    ----------
+    name : an operation of OPS.
+    who : one of its peers.
+    threads : number of threads.
+
+    Returns
+    -------
+    A function that runs the operation and returns its seconds, and samples of the output.
+    """
     op = OPS[name]
     arrays: tuple[Any, ...] = op.make(np.random.default_rng(0))
     call = op.peers[who]
@@ -247,7 +292,7 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
 
 
 def _to_torch(array: Any) -> Any:
-    """Maps to (1, C, H, W); these and weights channels last in memory."""
+    """Convert maps to (1, C, H, W), and store maps and weights channels-last in memory."""
     import torch
 
     if array.ndim == 3:
@@ -256,23 +301,35 @@ def _to_torch(array: Any) -> Any:
 
 
 def _samples(out: Any) -> list[float]:
-    """61 values of an output, or of a tuple's first, all over it."""
+    """Return 61 evenly spaced values of an output; of a tuple, of its first array."""
     array = np.asarray(out[0] if isinstance(out, tuple) else out, np.float64)
-    if array.ndim == 4 and len(array) == 1:  # a map of PyTorch's
+    if array.ndim == 4 and len(array) == 1:  # PyTorch's maps are (1, C, H, W)
         array = np.moveaxis(array[0], 0, -1)
     return array.ravel()[np.linspace(0, array.size - 1, 61).astype(int)].tolist()
 
 
 def agree(samples: list[float], reference: list[float]) -> bool:
-    """Whether two peers computed the same, but for float32's rounding."""
+    """Whether the samples of two peers are equal up to the rounding of float32."""
     error = np.abs(np.subtract(samples, reference)).max()
     return bool(error <= 1e-4 * np.abs(reference).max())
 
 
 def measure(name: str, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of one operation."""
+    """Measure one operation; returns a row for each peer.
+
+    Parameters
+    ----------
+    name : an operation of OPS.
+    threads : number of threads.
+    repeats : number of turns.
+
+    Raises
+    ------
+    SdkError : no peer started, or one ended.
+    VerificationFailed : the outputs of two peers differ.
+    """
     op = OPS[name]
-    tuned = "" if op.threads else ", tuned"  # the kernels' memory is not part of their work
+    tuned = "" if op.threads else ", tuned"  # single kernels are timed without page faults
     who = [f"ours {t}{tuned}" for t in reversed(runtime.isas())]
     for other in op.peers:
         who += {"ours": [], "torch": ["torch", "torch, tuned"]}.get(other, [other])
@@ -291,7 +348,10 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
     reference = next(iter(checks.values()))
     for name_of, samples in checks.items():
         if not agree(samples, reference):
-            raise VerificationFailed(f"{name}: {name_of} gives {samples}, not {reference}")
+            raise VerificationFailed(
+                f"{name}: {name_of} returns {samples}, not {reference}",
+                fix="report this with the output of: python -m runtime doctor",
+            )
     rounds(workers, repeats)
     medians = {w.peer: float(np.median(w.seconds)) for w in workers}
     rate, bandwidth = 2 * MATRIX**3 / medians["matmul"], 2 * COPY / medians["copy"]
@@ -317,17 +377,21 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks ops", description=__doc__)
-    parser.add_argument("--only", default="", help="operations whose name holds this")
-    parser.add_argument("--threads", type=int, default=1, help="of filter and lift (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
+    parser.add_argument("--only", default="", help="only operations whose name contains this")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of filter and upsampling (%(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="number of turns (%(default)s)")
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     table.check_out(args.out)
     names = [name for name in OPS if args.only in name]
     if not names:
-        raise InputError(f"no operation's name holds {args.only!r}: {'; '.join(OPS)}")
+        raise InputError(
+            f"no operation's name contains {args.only!r}: {'; '.join(OPS)}", fix="--only guided"
+        )
     check_count("repeats", args.repeats, 1, 10**6)
     check_count("threads", args.threads, 1, MOST_THREADS)
     rows = []

@@ -1,4 +1,4 @@
-"""Other people's programs for the same work on the same picture, turn by turn in this process."""
+"""Peers of the latency benchmark: other programs for the same work, in turns in this process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from runtime.core.refiner import prepared
 from runtime.errors import MissingBackend, VerificationFailed
 from sdk.timing import Clock
 
-TURNS = 3  # at least
-PAUSE = 0.02  # seconds before each run
+TURNS = 3  # fewest turns
+PAUSE = 0.02  # seconds before each run, in which busy-waiting threads fall asleep
 
 
 def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Milliseconds of both, and how many times ours goes into theirs: percentiles are nearest-rank,
-    the ratio the median of the turns' ratios with its 95 % interval. Each begins every second turn,
-    after a pause in which threads that wait for more work fall asleep."""
+    """Measure two functions in turns; each of the two is the first in every second turn.
+
+    Parameters
+    ----------
+    ours, theirs : the functions.
+    seconds : the least time of the measurement.
+
+    Returns
+    -------
+    A row: the median times in milliseconds (nearest rank), the median over the turns of theirs
+    divided by ours, with its 95 % interval, the number of turns, and all samples in milliseconds.
+    """
     from benchmarks.latency import samples
 
     times: list[tuple[float, float]] = []
@@ -53,7 +62,12 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float)
 
 
 def check(peer: str) -> None:
-    """MissingBackend, before anything is measured, where a peer's package is not installed."""
+    """Check that the package of a peer is installed, before anything is measured.
+
+    Raises
+    ------
+    MissingBackend : it is not.
+    """
     if peer == "torch-eager":
         try:
             import torch  # noqa: F401
@@ -69,7 +83,18 @@ def check(peer: str) -> None:
 
 
 def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
-    """The refinement alone, eager PyTorch as installed: same objective, steps, guide and size."""
+    """Compare the refinement alone with eager PyTorch: same objective, steps, guide and size.
+
+    Parameters
+    ----------
+    seg : an sdk.Segmenter that refines.
+    picture : (H, W, 3) uint8 RGB.
+    seconds : the least time of the measurement.
+
+    Raises
+    ------
+    VerificationFailed : the first losses of both differ.
+    """
     import torch
 
     from benchmarks.speed.torch_twin import Twin
@@ -95,9 +120,11 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
     first, other = made.run(low, wanted, steps=1).stats["losses"]["total"][0], twin.step()[0][0]
     if not abs(first - other) <= 1e-3 * max(1.0, abs(first)):
         raise VerificationFailed(
-            f"the first losses differ: ours {first:.6g}, PyTorch's {other:.6g}"
+            f"the first losses differ: ours {first:.6g}, PyTorch's {other:.6g}",
+            fix="report this with the picture and the options",
         )
-    twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
+    # From step 10 on the mapping of the classes is not solved again: that would be SciPy's time.
+    twin.step_count = 10
     steps = int(config.steps)
 
     def theirs() -> None:
@@ -111,12 +138,19 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
 
 def opencv_guided_filter(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
-    """The guided filter alone: colour guide, radius 8, the confidence as the one plane."""
+    """Compare the guided filter alone with OpenCV's: colour guidance, radius 8, one plane.
+
+    Parameters
+    ----------
+    seg : an sdk.Segmenter; its confidence for the picture is the plane.
+    picture : (H, W, 3) uint8 RGB.
+    seconds : the least time of the measurement.
+    """
     image, values = picture.astype(np.float32) / 255, seg(picture).confidence
     cv2.setNumThreads(seg.threads)
     height, width = picture.shape[:2]
     row = {"peer": f"opencv-guided-filter {cv2.__version__}", "threads": seg.threads}
-    row |= {"what": f"colour guide, radius 8, 1 plane, {height}x{width}"}
+    row |= {"what": f"colour guidance, radius 8, 1 plane, {height}x{width}"}
     return row | in_turns(
         lambda: runtime.guided_filter(image, values, radius=8, eps=1e-3, threads=seg.threads),
         lambda: cv2.ximgproc.guidedFilter(image, values, 8, 1e-3),

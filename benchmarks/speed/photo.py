@@ -1,11 +1,12 @@
-"""From process start to the labels of one photo, and the steady state after that.
+"""Time from the start of a process to the labels of one photo, and of later calls.
 
     python -m benchmarks photo [--picture PATH] [--priors kmeans,A.onnx] [--threads 1,2] [-o JSON]
 
-"first" is a fresh process: start, import, load, segment. "steady" is the median of later calls on
-the same picture, "without prior" that less the prior's stage. The published procedure is 1000 eager
-PyTorch steps of dynaguide at the picture's full size, extrapolated from measured steps; the times
-of its prior and of its post-processing are left out. Each turn has new processes.
+"first" is a new process: start, import, load, segment. "steady" is the median of later calls on the
+same picture; "without prior" is the same without the time of the prior. The published procedure is
+1000 eager PyTorch steps of dynaguide at the picture's full size. Its time is extrapolated from a
+few measured steps; the times of its prior and of its post-processing are left out. Every repetition
+starts new processes.
 """
 
 from __future__ import annotations
@@ -50,20 +51,39 @@ print(json.dumps({"marks": marks, "timings": timings, "steps": results[0].stats[
 
 
 def one_process(prior: str, picture: Path, threads: int) -> dict[str, Any]:
-    """Milliseconds of a fresh process, stage by stage, and of the calls after the first."""
+    """Segment a picture in a new process.
+
+    Parameters
+    ----------
+    prior : "kmeans" or an .onnx file.
+    picture : a picture file.
+    threads : number of threads.
+
+    Returns
+    -------
+    "first": milliseconds of start, import, load and segment; "timings": of the later calls, by
+    stage; "steps" and "size" (height, width) of the refinement.
+
+    Raises
+    ------
+    InputError : the process failed.
+    """
     what = json.dumps([prior, str(picture), threads, CALLS])
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{prior}: {last_error(done.stderr)}")
-    told = json.loads(done.stdout)
-    marks = np.diff([start, *told["marks"]]) * 1e3
-    told["first"] = dict(zip(("start", "import", "load", "segment"), marks, strict=True))
-    return told
+    found = json.loads(done.stdout)
+    marks = np.diff([start, *found["marks"]]) * 1e3
+    found["first"] = dict(zip(("start", "import", "load", "segment"), marks, strict=True))
+    return found
 
 
 def measure(prior: str, picture: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """The row of one prior, medians over processes."""
+    """Measure one prior in ``repeats`` processes; returns a row with the medians.
+
+    Parameters are those of :func:`one_process`.
+    """
     runs = []
     for _ in range(repeats):
         time.sleep(PAUSE)
@@ -83,7 +103,12 @@ def measure(prior: str, picture: Path, threads: int, repeats: int) -> dict[str, 
 
 
 def published(height: int, width: int, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Rows of the published procedure: eager PyTorch, and with malloc tuned."""
+    """Measure steps of the published procedure and extrapolate to STEPS steps.
+
+    Returns
+    -------
+    Two rows: eager PyTorch, and the same with glibc's malloc tuned; fewer if PyTorch is missing.
+    """
     case = f"dynaguide {height}x{width}"
     names = ("torch eager steps", "torch eager steps, tuned")
     workers = start(names, case, threads)
@@ -103,15 +128,21 @@ def published(height: int, width: int, threads: int, repeats: int) -> list[dict[
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks photo", description=__doc__)
-    parser.add_argument("--picture", help="made 481 pixels long; a photo of scikit-image's if none")
-    parser.add_argument("--priors", default="kmeans", help="kmeans or .onnx files (%(default)s)")
+    parser.add_argument(
+        "--picture", help="scaled to 481 pixels on its long side (a photo of scikit-image)"
+    )
+    parser.add_argument(
+        "--priors", default="kmeans", help="kmeans and .onnx files, with commas (%(default)s)"
+    )
     parser.add_argument(
         "--threads", type=option(thread_counts), default=str(default_threads()),
         help="e.g. 1,2 (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, help="processes (%(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="processes for each prior (%(default)s)"
+    )
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
     check_count("repeats", args.repeats, 1, 10**6)

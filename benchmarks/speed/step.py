@@ -1,14 +1,14 @@
-"""Time of a refinement step: the core on each instruction set, PyTorch and ONNX Runtime beside it.
+"""Time of a refinement step: the core on each instruction set, PyTorch and ONNX Runtime.
 
     python -m benchmarks step [--threads 1,2] [--repeats 7] [--peers ours,torch] [-o results.json]
     python -m benchmarks step --peers best --cases "residual 96x96,residual 1024x1024"
 
-Every peer has a process of its own (:mod:`benchmarks.speed.worker`); they run turn by turn, after
-their first losses have been compared. "tuned" is PyTorch with glibc's malloc told to keep its
+Every peer has a process of its own (:mod:`benchmarks.speed.worker`). Their first losses are
+compared, then the peers run in turns. "tuned" is PyTorch with glibc's malloc set to keep freed
 memory. The machine's own float32 matrix product and copy run in the same turns: "of matmul" is the
-useful operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) over
-those of the matrix product. Peers that are not installed are named and left out. A case is an
-objective and a size: with several sizes, "ns/pixel" shows how the cost grows.
+useful operations per second (2 x 3 passes x multiply-accumulates of the plain convolutions) divided
+by those of the matrix product. Peers that are not installed are reported and left out. A case is an
+objective and a size: with several sizes, "ns/pixel" shows how the time grows with the size.
 """
 
 from __future__ import annotations
@@ -38,13 +38,31 @@ TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "tor
 
 
 def macs_per_pixel(case: str) -> int:
-    """Multiply-accumulates of one forward pass, convolutions only."""
+    """Return the multiply-accumulates per pixel of one forward pass, convolutions only.
+
+    Parameters
+    ----------
+    case : a name for workloads.find_case.
+    """
     state = refiner(find_case(case)).state_dict()
     return sum(v.size for k, v in state.items() if v.ndim == 4 and not k.startswith("momentum."))
 
 
 def measure(name: str, threads: int, repeats: int, peers: list[str]) -> list[dict[str, Any]]:
-    """Rows of one case, turn by turn."""
+    """Measure one case; returns a row for each peer.
+
+    Parameters
+    ----------
+    name : a name for workloads.find_case.
+    threads : number of threads.
+    repeats : number of turns.
+    peers : names for harness.Worker.
+
+    Raises
+    ------
+    SdkError : no peer started, or one ended.
+    VerificationFailed : the first losses of two peers differ.
+    """
     workers = start(peers, name, threads)
     try:
         check_peers(workers)
@@ -58,7 +76,10 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
     reference = next(iter(losses.values()))
     for peer, loss in losses.items():
         if not abs(loss - reference) <= 1e-4 * abs(reference):
-            raise VerificationFailed(f"{name}: first loss of {peer} is {loss}, not {reference}")
+            raise VerificationFailed(
+                f"{name}: first loss of {peer} is {loss}, not {reference}",
+                fix="report this; leave the peer out with --peers to measure the others",
+            )
     rounds(workers, repeats)
     case = find_case(name)
     operations = 6 * macs_per_pixel(name) * case.height * case.width * case.steps
@@ -94,20 +115,22 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks step", description=__doc__)
     parser.add_argument(
         "--threads", type=option(thread_counts), default=str(default_threads()),
         help="e.g. 1,2 (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=7, help="(%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="number of turns (%(default)s)")
     parser.add_argument(
-        "--cases", default="dynaguide 321x481,residual 180x240", help="(%(default)s)"
+        "--cases",
+        default="dynaguide 321x481,residual 180x240",
+        help="objective and size, with commas (%(default)s)",
     )
     parser.add_argument(
         "--peers",
         default="ours,torch,onnx",
-        help="or best: ours on its best instruction set (%(default)s)",
+        help="some of these; best is ours on the fastest instruction set only (%(default)s)",
     )
     parser.add_argument("-o", "--out", type=some_path, help="JSON file")
     args = parser.parse_args(argv)
@@ -121,13 +144,16 @@ def main(argv: list[str]) -> int:
     asked, cases = args.peers.split(","), args.cases.split(",")
     wrong = [word for word in asked if word not in kinds]
     if wrong:
-        raise InputError(f"peer {wrong[0]!r} is unknown; wanted some of {', '.join(kinds)}")
+        raise InputError(
+            f"peer {wrong[0]!r} is unknown; wanted some of {', '.join(kinds)}",
+            fix="--peers ours,torch",
+        )
     for name in cases:
         try:
             find_case(name)
         except ValueError:
             raise InputError(
-                f"case {name!r} is unknown; wanted an objective and a size from 1x1 on",
+                f"case {name!r} is unknown; wanted an objective and a size of at least 1x1",
                 fix='e.g. --cases "residual 180x240"',
             ) from None
     check_count("repeats", args.repeats, 1, 10**6)

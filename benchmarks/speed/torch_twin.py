@@ -1,5 +1,7 @@
-"""The refinement in PyTorch, by autograd: the peer that the benchmarks time, and the tests'
-independent oracle. Written from docs/algorithm.md, not from runtime/core/reference.py."""
+"""The refinement in PyTorch with autograd: a peer of the benchmarks and an oracle of the tests.
+
+The code follows docs/algorithm.md, not runtime/core/reference.py, so that both are independent.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from runtime.core.parameters import objective_of
 
 
 class Net(nn.Module):
-    """The network under the state_dict names of runtime/core/parameters.py."""
+    """The refinement network with the parameter names of runtime/core/parameters.py.
+
+    Parameters
+    ----------
+    inputs, channels, classes : channels of the input, of the hidden layers and of the output.
+    blocks : number of hidden layers.
+    skip : "own", "shared" or "none", as in RefineOptions.
+    final_bn : "none", or the kind of the last batch norm, as in RefineOptions.
+    """
 
     def __init__(self, inputs, channels, classes, blocks, skip, final_bn):
         super().__init__()
@@ -31,6 +41,7 @@ class Net(nn.Module):
         self.final_bn = final_bn
 
     def forward(self, x):
+        """Return the scores (1, classes, h, w) of the input (1, inputs, h, w)."""
         h = self.bn1(F.relu(self.conv1(x)))
         for conv, bn in zip(self.conv2, self.bn2, strict=True):
             h = bn(F.relu(conv(h)))
@@ -43,12 +54,20 @@ class Net(nn.Module):
 
 
 def planes(array, dtype, device="cpu"):
-    """(H, W, C) NumPy to (1, C, H, W)."""
+    """Convert a NumPy array (H, W, C) to a tensor (1, C, H, W)."""
     return torch.from_numpy(array).to(device, dtype).permute(2, 0, 1)[None].contiguous()
 
 
 class Twin:
-    """Steps of any objective. ``guide``: (H, W, C) soft or (H, W) hard with -1, or None."""
+    """Refinement steps of any objective on one picture.
+
+    Parameters
+    ----------
+    options : RefineOptions.
+    state : the initial weights by name, as Refiner.state_dict returns them.
+    image : (H, W, 3) float32 RGB in [0, 1].
+    guide : (H, W, C) probabilities, (H, W) int32 labels with -1 for unknown, or None.
+    """
 
     def __init__(
         self, options, state, image, guide, dtype=torch.float64, channels_last=False, device="cpu"
@@ -108,7 +127,7 @@ class Twin:
         return t[..., : h - dy, -dx:], t[..., dy:, : w + dx]
 
     def losses(self, r):
-        """Total, similarity, spatial or pair, guide."""
+        """Return four losses of the scores r: total, similarity, spatial (or pair), guide."""
         o = self.o
         if objective_of(o).channels_follow_classes:
             log_p = F.log_softmax(r, 1)
@@ -145,7 +164,7 @@ class Twin:
         return own + weight * spatial + guide, own, spatial, guide
 
     def count(self, labels):
-        """How many different ones."""
+        """Return the number of different labels."""
         return len(torch.unique(labels))
 
     def _map(self, labels, clusters):
@@ -172,7 +191,7 @@ class Twin:
             self.table[torch.from_numpy(rows)] = torch.from_numpy(columns).to(device)
 
     def step(self):
-        """One SGD step; returns the four losses before it and the number of labels."""
+        """Make one SGD step; returns the four losses and the number of labels before it."""
         self.sgd.zero_grad(set_to_none=True)
         r = self.net(self.x) + self.prior
         losses = self.losses(r)
@@ -183,7 +202,7 @@ class Twin:
         return values, len(torch.unique(r.detach().argmax(1)))
 
     def labels(self):
-        """Labels of the current weights, as the objective's final map."""
+        """Return the labels (H, W) of the current weights, as at the end of a refinement."""
         self.net.train(self.o.final_bn != "running")
         tracked = {k: v.clone() for k, v in self.net.state_dict().items()}
         with torch.no_grad():
@@ -193,5 +212,5 @@ class Twin:
         return r.argmax(1)[0].cpu().numpy()
 
     def state(self):
-        """Parameters as NumPy arrays."""
+        """Return the parameters as NumPy arrays, by name."""
         return {k: v.detach().cpu().numpy().copy() for k, v in self.net.named_parameters()}

@@ -1,10 +1,11 @@
-"""One peer of a benchmark in a process of its own, which :mod:`benchmarks.speed.harness` starts.
+"""One peer of a benchmark, in a process of its own that :mod:`benchmarks.speed.harness` starts.
 
-    python -m benchmarks.speed.worker '{"peer": "copy", "case": "residual 180x240", "threads": 1}'
+    python -m benchmarks.speed.worker '{"peer": "copy", "case": "residual 180x240", "op": "",
+    "threads": 1}'
 
-Prints one JSON line when ready (with its first loss, or samples of an operation's output), one for
-each line on stdin (seconds of a run), and one at the end of stdin (peak memory). No module imports
-this one.
+The process prints one JSON line when it is ready (its first loss, or samples of an operation's
+output). For each line on stdin it makes one run and prints its seconds. At the end of stdin it
+prints its peak memory. No other file imports this one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,23 @@ from benchmarks.speed.workloads import (
 )
 from runtime.core.parameters import objective_of
 
-Run = Callable[[], float | None]  # the seconds, where it measures them itself
+Run = Callable[[], float | None]  # one run; returns its seconds if it measures them itself
 
 
 def ours(case: Case, threads: int, isa: str, inputs: Inputs) -> tuple[Run, float]:
-    """The core on one instruction set. A run ends with one more forward pass, as users' runs do."""
+    """The core on one instruction set. As in every refinement, a forward pass ends a run.
+
+    Parameters, of all functions of PEERS
+    ----------
+    case : what is refined.
+    threads : number of threads.
+    isa : the variant that follows the peer's name: here the instruction set.
+    inputs : from workloads.picture.
+
+    Returns
+    -------
+    A function that makes one run, and the first loss (nan for the machine's rates).
+    """
     image, labels, soft = inputs
     made = refiner(case, threads=threads, isa=isa)
     guide = soft if objective_of(made.options).takes_soft_guide else labels
@@ -63,8 +76,13 @@ def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
 
 
 def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, float]:
-    """The twin in torch_twin.py, float32: "eager", "channels-last" or "compiled"; "eager
-    steps" leaves the last forward pass of a run out."""
+    """The refinement of torch_twin.py in float32.
+
+    Parameters
+    ----------
+    how : "eager", "channels-last" or "compiled"; with "eager steps" a run is without the forward
+        pass at its end.
+    """
     import torch as pytorch
 
     from benchmarks.speed.torch_twin import Twin
@@ -82,7 +100,8 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
         channels_last=not how.startswith("eager"),
     )
     first = twin.step()[0][0]
-    twin.step_count = 10  # the mapping is frozen: solving it is SciPy's time, not PyTorch's
+    # From step 10 on the mapping of the classes is not solved again: that would be SciPy's time.
+    twin.step_count = 10
     if how == "compiled":
         twin.net = pytorch.compile(twin.net)
         twin.losses = pytorch.compile(twin.losses)
@@ -97,7 +116,7 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
 
 
 def matmul(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
-    """NumPy's float32 matrix product; the caller has set its threads."""
+    """NumPy's float32 matrix product; the harness has set its threads with OMP_NUM_THREADS."""
     a = np.random.default_rng(0).random((MATRIX, MATRIX), np.float32)
     out = np.empty_like(a)
     return lambda: np.matmul(a, a, out=out), float("nan")
@@ -123,43 +142,44 @@ PEERS = {"ours": ours, "torch": torch, "onnx": onnx, "matmul": matmul, "copy": c
 
 
 def timed(run: Run) -> float:
-    """Seconds of a run, whose result is gone before the next one."""
+    """Make one run, free its result and return its seconds."""
     start = time.perf_counter()
     measured = run()
     return measured if isinstance(measured, float) else time.perf_counter() - start
 
 
 def main() -> int:
-    """Serve one peer until stdin ends."""
-    what = json.loads(sys.argv[1])
+    """Make the runs of one peer until stdin ends."""
+    order = json.loads(sys.argv[1])
     out = sys.stdout
-    sys.stdout = sys.stderr  # a library's chatter is no answer
+    sys.stdout = sys.stderr  # what libraries print must not mix with the answers
 
-    def tell(**document: Any) -> None:
+    def answer(**document: Any) -> None:
         print(json.dumps(document), file=out, flush=True)
 
-    name, _, variant = what["peer"].partition(" ")
-    if name == "ours":  # libraries are no part of a run's memory
+    name, _, variant = order["peer"].partition(" ")
+    # Import the libraries before the memory is read: it is not part of a run's memory.
+    if name == "ours":
         import runtime  # noqa: F401
     if name == "onnx":
         import onnxruntime  # noqa: F401
     if name == "torch":
         import torch  # noqa: F401
-    case = find_case(what["case"])
+    case = find_case(order["case"])
     inputs = picture(case.height, case.width)
     before = memory("VmRSS")
-    if what["op"] and name not in ("matmul", "copy"):
+    if order["op"] and name not in ("matmul", "copy"):
         from benchmarks.speed.ops import peer
 
-        run, first = peer(what["op"], name.rstrip(","), what["threads"])
+        run, first = peer(order["op"], name.rstrip(","), order["threads"])
     else:
-        run, first = PEERS[name](case, what["threads"], variant.split(",")[0], inputs)
-    run()  # warm: caches, compilers, pools
+        run, first = PEERS[name](case, order["threads"], variant.split(",")[0], inputs)
+    run()  # Two runs fill caches and memory pools, and let compilers finish.
     run()
-    tell(first=first)
+    answer(first=first)
     for _ in sys.stdin:
-        tell(seconds=timed(run))
-    tell(peak=memory("VmHWM") - before)
+        answer(seconds=timed(run))
+    answer(peak=memory("VmHWM") - before)
     return 0
 
 

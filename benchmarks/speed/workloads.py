@@ -1,4 +1,4 @@
-"""The work that is measured: a benchmark and the processes of its peers both use these."""
+"""The cases of the speed benchmarks. A benchmark and the processes of its peers both use them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from runtime.core.parameters import OBJECTIVES
 
 Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 CLASSES = 14
-MATRIX = 1536  # side of the matrix product
-COPY = 2**28  # bytes
-STEPS = {"dynaguide": 2, "residual": 10}  # a run
+MATRIX = 1536  # side of the square matrices of "matmul"
+COPY = 2**28  # bytes of "copy"
+STEPS = {"dynaguide": 2, "residual": 10}  # steps of one run
 
 
 class Case(NamedTuple):
-    """What is refined, and how many steps make a run."""
+    """A refinement of a synthetic picture: its working size, the steps of one run, and options."""
 
     height: int
     width: int
@@ -26,7 +26,12 @@ class Case(NamedTuple):
 
 
 def find_case(name: str) -> Case:
-    """The case called "objective HxW"; ValueError where there is none."""
+    """Return the case of a name such as "residual 180x240": an objective and a working size.
+
+    Raises
+    ------
+    ValueError : ``name`` is not the name of a case.
+    """
     objective, _, size = name.partition(" ")
     height, width = map(int, size.split("x"))
     if objective not in STEPS or height < 1 or width < 1:
@@ -35,7 +40,13 @@ def find_case(name: str) -> Case:
 
 
 def picture(height: int, width: int) -> Inputs:
-    """A synthetic picture of smooth blobs with noise, its labels, and soft scores."""
+    """Make a synthetic picture of CLASSES one-coloured regions with noise.
+
+    Returns
+    -------
+    The picture (h, w, 3) float32 in [0, 1], its labels (h, w) int32, and probabilities of the
+    classes (h, w, CLASSES) float32.
+    """
     rng = np.random.default_rng(0)
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     centres = rng.random((CLASSES, 2)) * (height, width)
@@ -48,7 +59,7 @@ def picture(height: int, width: int) -> Inputs:
 
 
 def refiner(case: Case, **more: Any) -> Any:
-    """The core's Refiner for a case."""
+    """Make a runtime.Refiner for a case; ``more`` are further arguments of runtime.Refiner."""
     import runtime
 
     objective = OBJECTIVES[case.options["objective"]]
@@ -57,7 +68,12 @@ def refiner(case: Case, **more: Any) -> Any:
 
 
 def memory(field: str) -> float:
-    """MiB of this process, by the kernel; nan where it does not say."""
+    """Return a memory size of this process in MiB, from /proc/self/status; nan without that file.
+
+    Parameters
+    ----------
+    field : "VmRSS" (memory now) or "VmHWM" (peak memory).
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""Which devices this machine has, the module that computes on each, and what is copied to them."""
+"""The devices of this machine: finding them, the native module of each, and copies to a GPU."""

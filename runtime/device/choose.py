@@ -1,4 +1,4 @@
-"""From a device's name to its module. A device is a module; all offer the same functions."""
+"""Find the native module of a device by the device's name. All modules have the same functions."""
 
 from __future__ import annotations
 
@@ -20,23 +20,39 @@ from runtime.errors import DeviceError, MissingBackend, SdkError
 
 
 def devices() -> list[str]:
-    """Devices that this machine can use; "cuda" where at least one GPU can run the CUDA module."""
+    """List the devices that this machine can use.
+
+    Returns
+    -------
+    ["cpu"], or ["cpu", "cuda"] if at least one GPU can run the CUDA module.
+    """
     try:
         module = cuda_module()
         compiled, problem = module.architectures(), _driver_problem(module)
         able = problem is None and not all(no_code_for(gpu, compiled) for gpu in cuda_devices())
-    except (MissingBackend, DeviceError):  # no module; a GPU that cannot be described
+    except (MissingBackend, DeviceError):  # the module is not built, or the driver fails
         able = False
     return ["cpu", "cuda"] if able else ["cpu"]
 
 
 def isas() -> list[str]:
-    """Instruction sets that the CPU core can use here, slowest first."""
+    """List the instruction sets that the C++ core can use on this CPU, slowest first.
+
+    Raises
+    ------
+    MissingBackend : the C++ core is not built.
+    """
     return module_of("cpu").isas()
 
 
 def isa() -> str:
-    """The instruction set in use: the best, or what the environment variable SEG_ISA names."""
+    """Return the instruction set in use: the fastest, or the one that SEG_ISA names.
+
+    Raises
+    ------
+    DeviceError : the environment variable SEG_ISA names an instruction set that this CPU lacks.
+    MissingBackend : the C++ core is not built.
+    """
     try:
         return module_of("cpu").isa()
     except RuntimeError as error:
@@ -44,12 +60,17 @@ def isa() -> str:
 
 
 def module_of(device: str) -> ModuleType:
-    """The module that computes on ``device``: "cpu", "cuda", or one GPU of several, "cuda:1".
+    """Return the native module that computes on a device.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda" (the first GPU), or the name of one GPU: "cuda:1".
 
     Raises
     ------
-    InputError : there is no such name. MissingBackend : its module is not built; no driver or GPU.
-    DeviceError : no GPU has this number, or the module has no code for it.
+    InputError : ``device`` is not the name of a device.
+    MissingBackend : the module is not built, or the machine has no CUDA driver or no GPU.
+    DeviceError : the driver fails, no GPU has this number, or the module has no code for this GPU.
     """
     kind, index = parse_device(device)
     if kind == "cuda":
@@ -64,44 +85,57 @@ def module_of(device: str) -> ModuleType:
 
 
 def cuda_module() -> ModuleType:
-    """The CUDA module, if it is built. Importing it needs no driver and asks for none."""
+    """Import the CUDA module. The import works without a CUDA driver.
+
+    Raises
+    ------
+    MissingBackend : the CUDA module is not built.
+    """
     try:
         import runtime._cuda as module
     except ImportError as error:
-        raise MissingBackend(
-            f"the CUDA module is not built ({error})",
-            fix=BUILD,
-        ) from error
+        raise MissingBackend(f"the CUDA module is not built ({error})", fix=BUILD) from error
     return module
 
 
 def default_threads() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-@cache  # a driver's answers stay; what raises is asked again
+@cache  # Python does not cache an exception: after an error the next call asks the driver again.
 def _cuda(index: int) -> ModuleType:
-    """The CUDA module, once it is known that this GPU can run it."""
+    """Return the CUDA module after checking that GPU ``index`` can run it."""
     module = cuda_module()
     if problem := _driver_problem(module):
         raise problem
     gpus = cuda_devices()
     if index >= len(gpus):
-        here = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
-        raise DeviceError(f"there is no cuda:{index}; here is {here}", fix="name one of these")
+        names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
+        raise DeviceError(
+            f"there is no cuda:{index}; this machine has {names}", fix="name one of these"
+        )
     if why := no_code_for(gpus[index], module.architectures()):
         raise DeviceError(why, fix=build_for(gpus[index].compute_capability))
     return module
 
 
 def _driver_problem(module: ModuleType) -> SdkError | None:
-    """Why the driver can run nothing of the module's on any GPU."""
+    """Return why the driver cannot run the CUDA module on any GPU, or None if it can."""
     return cuda_problem() or old_driver(module.runtime_version())
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads`` as a checked number; all processors when None."""
+    """Check a number of threads.
+
+    Parameters
+    ----------
+    threads : 1 to 1024, or None for all processors that this process may use.
+
+    Raises
+    ------
+    InputError : ``threads`` is not a whole number in this range.
+    """
     return default_threads() if threads is None else check_count("threads", threads, 1, 1024)

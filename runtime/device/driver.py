@@ -1,4 +1,7 @@
-"""Which GPU is here, asked of the CUDA driver itself: no toolkit, no PyTorch, nothing at import."""
+"""Queries of the CUDA driver through ctypes: the GPUs of this machine, and why none can be used.
+
+The queries need neither the CUDA toolkit nor PyTorch. Importing this file does not load the driver.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,29 @@ _DRIVER = "libcuda.so.1"
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _TREE_MODEL = Path("/proc/device-tree/model")
 _MEMINFO = Path("/proc/meminfo")
-# Values of cuda.h.
+# Numbers of device attributes and error codes in cuda.h.
 _INTEGRATED, _CC_MAJOR, _CC_MINOR = 18, 75, 76
 NO_DEVICE = 100
-FIXES = {  # of what cuInit answers, by the code that means it
+FIXES = {  # the fix for each error code that cuInit returns
     34: "take the toolkit's stubs folder out of LD_LIBRARY_PATH",
     802: "start the fabric manager: systemctl start nvidia-fabricmanager",
     803: "restart the machine: the driver was updated, its kernel module not yet",
     804: "remove the cuda-compat package, or update the driver",
-    999: "see that /dev/nvidia* exist and may be opened; after a suspend: modprobe -r nvidia_uvm",
+    999: "check that /dev/nvidia* exist and can be opened; after a suspend: modprobe -r nvidia_uvm",
 }
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU. Memory is in bytes; ``free_bytes`` is 0 where the driver gives no context."""
+    """A GPU, as the CUDA driver describes it.
+
+    Parameters
+    ----------
+    index : the driver's number of the GPU, from 0.
+    compute_capability : as "8.6".
+    memory_bytes : all memory of the GPU.
+    free_bytes : the free memory; 0 if the driver cannot create a context on the GPU.
+    """
 
     index: int
     name: str
@@ -42,40 +53,43 @@ class CudaDevice:
 
 
 def parse_device(device: str | int) -> tuple[str, int]:
-    """Kind and index of a device's name.
+    """Split the name of a device into its kind and its index.
 
     Parameters
     ----------
-    device : "cpu", "cuda", "cuda:1", or a GPU's number alone: "1".
+    device : "cpu", "cuda", "cuda:1", or the number of a GPU alone: "1".
 
     Returns
     -------
-    ("cpu", 0) or ("cuda", index). Whether that GPU exists is not asked.
+    ("cpu", 0) or ("cuda", index). The function does not check that this GPU exists.
 
     Raises
     ------
-    InputError : anything else.
+    InputError : ``device`` is anything else.
     """
     if device == "cpu":
         return "cpu", 0
     found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?|([0-9]{1,3})", str(device))
     if found is None:
         raise InputError(
-            f"device is {device!r}; wanted 'cpu', 'cuda', or a GPU's number as in 'cuda:1' or '1'"
+            f"device is {device!r}; wanted 'cpu', 'cuda', or a GPU's number as in 'cuda:1' or '1'",
+            fix="python -m runtime doctor   (lists the GPUs of this machine)",
         )
     return "cuda", int(found[1] or found[2] or 0)
 
 
 def cuda_absence() -> str:
-    """One sentence that says why no GPU can be used; empty where one can."""
+    """Return a sentence that says why no GPU can be used, or "" if one can."""
     problem = cuda_problem()
     return problem.message if problem else ""
 
 
 def cuda_problem() -> SdkError | None:
-    """Why no GPU can be used, with the fix; None where one can.
+    """Return the error that says why no GPU can be used, or None if one can.
 
-    MissingBackend: there is no driver, or no GPU. DeviceError: there is a driver, which fails.
+    Returns
+    -------
+    MissingBackend if the machine has no CUDA driver or no GPU; DeviceError if the driver fails.
     """
     try:
         _driver()
@@ -85,7 +99,7 @@ def cuda_problem() -> SdkError | None:
 
 
 def cuda_driver_version() -> str | None:
-    """The newest CUDA that the driver can run, as "13.0"; None without a driver."""
+    """Return the newest CUDA version that the driver can run, as "13.0"; None without a driver."""
     version = ctypes.c_int()
     try:
         _call(_library(), "cuDriverGetVersion", ctypes.byref(version))
@@ -95,17 +109,29 @@ def cuda_driver_version() -> str | None:
 
 
 def old_driver(needed: int) -> DeviceError | None:
-    """Why what is built with this CUDA (13000 is 13.0) cannot run on the driver; None where it can:
-    a driver runs all that toolkits of its own major version, or older ones, have built."""
+    """Return why the driver cannot run code that a CUDA toolkit built, or None if it can.
+
+    A driver runs what toolkits of its own major version, or of an older one, have built.
+
+    Parameters
+    ----------
+    needed : version of the toolkit; 13000 is 13.0.
+    """
     version = cuda_driver_version()
     if version is None or int(version.partition(".")[0]) >= needed // 1000:
         return None
-    what, fix = too_old(version, needed)
-    return DeviceError(what, fix=fix)
+    message, fix = too_old(version, needed)
+    return DeviceError(message, fix=fix)
 
 
 def too_old(version: str, needed: int) -> tuple[str, str]:
-    """What is wrong with a driver that runs this CUDA version at most, and the fix."""
+    """Return the message and the fix for a driver that is too old.
+
+    Parameters
+    ----------
+    version : the newest CUDA version that the driver can run, as "12.9".
+    needed : the CUDA version that the build needs; 13000 is 13.0.
+    """
     return (
         f"the driver is too old: it runs CUDA {version}, this build needs "
         f"{needed // 1000}.{needed % 1000 // 10}",
@@ -114,16 +140,19 @@ def too_old(version: str, needed: int) -> tuple[str, str]:
 
 
 def cuda_devices() -> list[CudaDevice]:
-    """All GPUs that the driver shows this process, in the driver's order; without a driver or a GPU
-    an empty list.
+    """List all GPUs that the driver shows to this process, in the driver's order.
 
-    A discrete GPU gets a context for a moment, to ask how much of its memory is free. An integrated
-    one (Jetson) shares the machine's memory: what is available of that is free.
+    To learn how much memory of a discrete GPU is free, the function creates a context on it and
+    releases the context at once. An integrated GPU (Jetson) shares the machine's memory: its free
+    memory is the machine's available memory.
+
+    Returns
+    -------
+    The GPUs; an empty list without a driver or a GPU.
 
     Raises
     ------
-    DeviceError : there is a driver, but it does not start or cannot describe a GPU. That is not
-        the same as no GPU.
+    DeviceError : the driver does not start, or cannot describe a GPU.
     """
     try:
         driver = _driver()
@@ -135,20 +164,20 @@ def cuda_devices() -> list[CudaDevice]:
 
 
 def l4t() -> str | None:
-    """Release of NVIDIA's Linux for Tegra, as "36.4.0"; None where this is no Jetson."""
+    """Return the release of NVIDIA's Linux for Tegra, as "36.4.0"; None if this is no Jetson."""
     text = _text(_TEGRA_RELEASE)
     found = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
     return f"{found[1]}.{found[2]}" if found else None
 
 
 def jetson_model() -> str | None:
-    """The board's name, as "NVIDIA Jetson AGX Orin Developer Kit"; None where this is no Jetson."""
+    """Return the board's name, as "NVIDIA Jetson AGX Orin Developer Kit"; None if no Jetson."""
     name = _text(_TREE_MODEL).strip("\0 \n")
     return name if re.search("nvidia|jetson", name, re.IGNORECASE) else None
 
 
 def platform_tag() -> str:
-    """System and processor, as "linux-x86_64"."""
+    """Return the operating system and the processor's architecture, as "linux-x86_64"."""
     return f"{sys.platform}-{platform.machine()}"
 
 
@@ -164,15 +193,15 @@ def _library() -> ctypes.CDLL:
 
 
 def _driver() -> ctypes.CDLL:
-    """The driver, initialised and with at least one GPU."""
+    """Load and initialise the driver, and check that it shows at least one GPU."""
     library = _library()
     code = _function(library, "cuInit")(0)
     if code == NO_DEVICE:
         raise no_gpu()
     if code:
         raise DeviceError(
-            f"the CUDA driver does not start: cuInit gives {code} ({_error_name(library, code)})",
-            fix=FIXES.get(code, "see what nvidia-smi says; update the driver"),
+            f"the CUDA driver does not start: cuInit returns {code} ({_error_name(library, code)})",
+            fix=FIXES.get(code, "run nvidia-smi and read its error; update the driver"),
         )
     count = ctypes.c_int()
     _call(library, "cuDeviceGetCount", ctypes.byref(count))
@@ -182,12 +211,12 @@ def _driver() -> ctypes.CDLL:
 
 
 def no_gpu() -> MissingBackend:
-    """The error for a driver that shows this process no GPU."""
+    """Return the error for a driver that shows no GPU to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
     return MissingBackend(
         f"the CUDA driver finds no GPU{why}",
-        fix="see what nvidia-smi lists; check CUDA_VISIBLE_DEVICES and the container's --gpus",
+        fix="list the GPUs with nvidia-smi; check CUDA_VISIBLE_DEVICES and the container's --gpus",
     )
 
 
@@ -208,7 +237,10 @@ def _describe(driver: ctypes.CDLL, index: int) -> CudaDevice:
 
 
 def _memory_free(driver: ctypes.CDLL, device: ctypes.c_int) -> int:
-    """Free bytes of a GPU; 0 if it gives no context: full, or reserved for another process."""
+    """Return the free bytes of a GPU; 0 if the driver cannot create a context on it.
+
+    The driver refuses a context if the memory is full or another process reserves the GPU.
+    """
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     try:
         _call(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
@@ -234,8 +266,8 @@ def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
     code = _function(library, name)(*arguments)
     if code:
         raise DeviceError(
-            f"the CUDA driver fails: {name} gives {code} ({_error_name(library, code)})",
-            fix="see what nvidia-smi says",
+            f"the CUDA driver fails: {name} returns {code} ({_error_name(library, code)})",
+            fix="run nvidia-smi and read its error",
         )
 
 
@@ -258,7 +290,7 @@ def _error_name(library: ctypes.CDLL, code: int) -> str:
 
 
 def _text(path: Path) -> str:
-    """What the file says; nothing if it is not there."""
+    """Return the text of a file, or "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -269,12 +301,14 @@ BUILD = "pip install -e .   (in a clone, with nvcc on PATH)"
 
 
 def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
-    """One sentence that says why ``gpu`` cannot run what is compiled in; empty where it can.
+    """Return a sentence that says why ``gpu`` cannot run the compiled code, or "" if it can.
 
     Parameters
     ----------
-    compiled : compute capabilities: "8.6" is machine code, which runs on that major version, from
-        that minor version on; "12.0+ptx" is PTX, which the driver compiles for that and all above.
+    gpu : the GPU.
+    compiled : the compute capabilities of the compiled code. "8.6" is machine code: it runs on GPUs
+        of the same major version (8) with this minor version (6) or a higher one. "12.0+ptx" is
+        PTX: the driver compiles it for compute capability 12.0 and all higher ones.
     """
     have = _version(gpu.compute_capability)
     for name in compiled:
@@ -290,10 +324,10 @@ def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
 
 
 def build_for(capability: str) -> str:
-    """The line that builds the CUDA module for this compute capability."""
+    """Return the command that builds the CUDA module for a compute capability, as "8.6"."""
     line = f"SEG_CUDA_ARCHS={capability.replace('.', '')} {BUILD}"
     old = re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < (7, 5)
-    return f"{line}; that takes a CUDA 12 toolkit, for 13 begins at 7.5" if old else line
+    return f"{line}; use a CUDA 12 toolkit: CUDA 13 supports 7.5 and higher only" if old else line
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From error codes of the CUDA runtime to errors that say what happened and what to do."""
+"""Exceptions for the error codes of the CUDA runtime: what happened, and what to do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from runtime.device.driver import (
 )
 from runtime.errors import DeviceError
 
-# Codes of the CUDA runtime, as driver_types.h numbers them.
+# Error codes of the CUDA runtime, from driver_types.h.
 OUT_OF_MEMORY, _OLD_DRIVER, _BAD_DEVICE, _NO_CODE, _NEW_PTX = 2, 35, 101, 209, 222
-_HARDWARE = {  # faults of the GPU itself
+_HARDWARE = {  # faults of the GPU's hardware
     214: "its memory has an error that ECC cannot correct",
     220: "its NVLink has an error that cannot be corrected",
     226: "its memory has an error",
 }
-# After these a process can never use its GPU again.
+# After one of these errors the process cannot use its GPU any more.
 CUDA_FAULTS = frozenset(
     (*_HARDWARE, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911)
 )
 
 
 def cuda_error(code: int, call: str, device: int) -> DeviceError:
-    """The error for a call of the CUDA runtime that failed.
+    """Return the exception for a call of the CUDA runtime that failed.
 
     Parameters
     ----------
@@ -37,12 +37,17 @@ def cuda_error(code: int, call: str, device: int) -> DeviceError:
     call : the call, with the runtime's own name and text of the error.
     device : the GPU's number.
     """
-    what, fix = _explained(code, device)
-    return DeviceError(f"{what} ({call})", fix=fix)
+    message, fix = _explained(code, device)
+    return DeviceError(f"{message} ({call})", fix=fix)
 
 
 def cuda_lost(call: str) -> DeviceError:
-    """The error for every use of a GPU after one of CUDA_FAULTS; ``call`` as for cuda_error."""
+    """Return the exception for a use of a GPU after one of CUDA_FAULTS.
+
+    Parameters
+    ----------
+    call : the call that failed first, as for :func:`cuda_error`.
+    """
     return DeviceError(
         f"the GPU was lost by an earlier error: {call}; this process cannot use it any more",
         fix="restart the process",
@@ -50,7 +55,7 @@ def cuda_lost(call: str) -> DeviceError:
 
 
 def _explained(code: int, device: int) -> tuple[str, str]:
-    """What the code of a cudaError_t means here, and what to do about it."""
+    """Return the message and the fix for a cudaError_t on GPU ``device``."""
     gpu = f"GPU {device}"
     if code == OUT_OF_MEMORY:
         return f"{gpu} is out of memory{_memory(device)}", (
@@ -58,12 +63,12 @@ def _explained(code: int, device: int) -> tuple[str, str]:
             "nvidia-smi lists"
         )
     if code in (_NO_CODE, _NEW_PTX):
-        from runtime import _cuda  # which made the call
+        from runtime import _cuda  # This module made the call, so it is built.
 
         found, compiled = _found(device), _cuda.architectures()
         why = found and no_code_for(found, compiled)
         return (
-            why or f"{gpu} and its driver cannot run what this build has: {', '.join(compiled)}",
+            why or f"{gpu} and its driver cannot run the code of this build: {', '.join(compiled)}",
             build_for(found.compute_capability if found else "<its compute capability>"),
         )
     if code == _OLD_DRIVER:
@@ -78,22 +83,23 @@ def _explained(code: int, device: int) -> tuple[str, str]:
         return error.message, error.fix
     if code == _BAD_DEVICE:
         return f"there is no {gpu}", (
-            "see what nvidia-smi lists; numbers begin at 0 and count those that "
-            "CUDA_VISIBLE_DEVICES shows"
+            "run nvidia-smi to list the GPUs; numbers begin at 0 and count only the GPUs that "
+            "CUDA_VISIBLE_DEVICES names"
         )
     if code in _HARDWARE:
         return f"{gpu} is broken: {_HARDWARE[code]}", (
-            "restart the process; if it comes back, reset or replace the GPU: nvidia-smi -q"
+            "restart the process; if the error happens again, reset or replace the GPU: "
+            "nvidia-smi -q"
         )
     if code in CUDA_FAULTS:
         return f"the context of this process on {gpu} is lost; nothing on it can be used", (
-            "restart the process, and report what it did"
+            "restart the process, and report the error"
         )
-    return f"{gpu} fails", FIXES.get(code, "see what nvidia-smi says")
+    return f"{gpu} fails", FIXES.get(code, "run nvidia-smi and read its error")
 
 
 def _found(device: int) -> CudaDevice | None:
-    """What the driver says of a GPU; None if it cannot."""
+    """Return the driver's description of a GPU; None if the driver cannot describe it."""
     try:
         return next((d for d in cuda_devices() if d.index == device), None)
     except DeviceError:
@@ -101,6 +107,7 @@ def _found(device: int) -> CudaDevice | None:
 
 
 def _memory(device: int) -> str:
+    """Return the free and the whole memory of a GPU as a text, or "" if they are not known."""
     found = _found(device)
     if found is None:
         return ""

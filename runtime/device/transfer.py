@@ -1,7 +1,7 @@
-"""Copies to a GPU, events, and memory that several libraries share.
+"""Copies to a GPU, events on its stream, and GPU memory that several libraries share.
 
-Arrays on the GPU are those of the CUDA module (``runtime._cuda.Array``): shape, dtype, ``numpy()``.
-On "cpu" a picture is returned unchanged, so that one caller serves both.
+An array on a GPU is a ``runtime._cuda.Array`` with ``shape``, ``dtype`` and ``numpy()``. For the
+device "cpu" the functions return their argument unchanged, so that callers need no branch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,26 @@ from runtime.device.choose import module_of
 from runtime.device.driver import parse_device
 from runtime.errors import InputError
 
-MOST_ROWS = 65535  # of a picture, for grids end there
+MOST_ROWS = 65535  # the largest y of a CUDA grid; kernels use one y for each row of a picture
 
 
 def upload(picture: np.ndarray, device: str) -> Any:
-    """The (H, W, 3) uint8 picture on the device, for several functions to take; itself on "cpu"."""
+    """Copy a picture to a device once, so that several functions can use the copy.
+
+    Parameters
+    ----------
+    picture : (H, W, 3) uint8 RGB.
+    device : the name of a device. "cpu" returns ``picture`` itself.
+
+    Returns
+    -------
+    (H, W, 3) uint8: ``runtime._cuda.Array`` on a GPU.
+
+    Raises
+    ------
+    InputError : the picture has more than MOST_ROWS rows, or ``device`` is no device.
+    MissingBackend, DeviceError : the GPU cannot be used; see :func:`module_of`.
+    """
     kind, index = parse_device(device)
     if kind == "cpu":
         return picture
@@ -29,21 +44,39 @@ def upload(picture: np.ndarray, device: str) -> Any:
 
 
 def check_rows(name: str, array: Any) -> None:
-    """InputError where an array has more rows than grids have blocks."""
+    """Check that a CUDA grid can cover the rows of an array.
+
+    Raises
+    ------
+    InputError : ``array`` has more than MOST_ROWS rows; the message calls it ``name``.
+    """
     if array.shape[0] > MOST_ROWS:
-        raise InputError(f"{name} has {array.shape[0]} rows; a GPU takes {MOST_ROWS} at most")
+        raise InputError(
+            f"{name} has {array.shape[0]} rows; a GPU takes {MOST_ROWS} at most",
+            fix="use device='cpu', or cut the picture into tiles",
+        )
 
 
 def mark(device: str) -> Any:
-    """The moment that the module's stream on a GPU has come to; ``a.until(b)`` are milliseconds of
-    its own clock. None on "cpu"."""
+    """Record an event on the CUDA module's stream; None on "cpu".
+
+    ``a.until(b)`` is the time from event a to event b in milliseconds of the GPU's clock.
+    """
     kind, index = parse_device(device)
     return None if kind == "cpu" else module_of(device).mark(index)
 
 
 class Buffer:
-    """Memory on a GPU that somebody else owns, for others to take by
-    ``__cuda_array_interface__``; ``numpy`` gives a copy. Good until the owner's next run."""
+    """A view of GPU memory that another object owns; it is valid until the owner's next run.
+
+    Other libraries read the memory through ``__cuda_array_interface__``.
+
+    Parameters
+    ----------
+    address : of the first element, in the GPU's memory.
+    shape, dtype : of the array; its elements lie in C order without gaps.
+    numpy : returns a copy of the array on the host.
+    """
 
     def __init__(
         self, address: int, shape: Sequence[int], dtype: Any, numpy: Callable[[], np.ndarray]
@@ -59,18 +92,28 @@ class Buffer:
 
 
 def own_stream(index: int) -> int:
-    """The CUDA module's cudaStream_t on GPU ``index``, for others to work on in line with it."""
+    """Return the CUDA module's stream on GPU ``index``, a cudaStream_t as an integer.
+
+    Work that another library queues on this stream runs in order with the module's own work.
+    """
     return int(module_of(f"cuda:{index}").stream(index))
 
 
 def wait(index: int) -> None:
-    """Until that stream has run dry."""
-    now = mark(f"cuda:{index}")
-    now.until(now)
+    """Wait until all work on the CUDA module's stream on GPU ``index`` is done."""
+    event = mark(f"cuda:{index}")
+    event.until(event)
 
 
 def taken(name: str, array: Any, device: str) -> Any:
-    """An array that lies on this GPU as the module's own, whoever made it; others as they are."""
+    """Wrap a GPU array of any library as an array of the CUDA module, without a copy.
+
+    Parameters
+    ----------
+    name : what messages call the array.
+    array : an array on a GPU, or anything else, which is returned unchanged.
+    device : the name of a device; with "cpu" every array is returned unchanged.
+    """
     kind, index = parse_device(device)
     if kind == "cpu" or not on_gpu(array):
         return array
@@ -78,5 +121,5 @@ def taken(name: str, array: Any, device: str) -> Any:
 
 
 def core_of(array: Any) -> Any:
-    """The CUDA module for the GPU that holds ``array``."""
+    """Return the CUDA module for the GPU that holds ``array``."""
     return module_of(f"cuda:{array.device}")

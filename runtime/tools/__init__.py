@@ -1,1 +1,1 @@
-"""The commands of python -m runtime, and what all command lines share."""
+"""The commands of python -m runtime, and the code that all command lines share."""

@@ -1,4 +1,4 @@
-"""python -m runtime build: the engines that a bundle lacks on this machine."""
+"""python -m runtime build: build the engines that a bundle lacks on this machine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,31 @@ from runtime.tools.output import TITLES, as_json, engine_words, finish, receipt_
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """The command build; returns the exit code."""
+    """Run the command build.
+
+    Returns
+    -------
+    ExitCode.DONE; every failure is an exception.
+
+    Raises
+    ------
+    InputError : an option is wrong, or the GPU does not exist.
+    MissingBackend, DeviceError : no target can be built on this machine.
+    BundleError : the bundle cannot be read.
+    """
     from runtime.bundle import engines
 
     start = time.perf_counter()
     bundle, index = Bundle.open(args.bundle), gpu_index(args.device)
     try:
         gpus = cuda_devices()
-    except DeviceError:  # reported below, for the targets that need a GPU
+    except DeviceError:  # _wanted reports this error if a target needs a GPU
         gpus = []
     if gpus and index >= len(gpus):
-        raise InputError(f"device is {index}; wanted 0 to {len(gpus) - 1}")
+        raise InputError(
+            f"device is {index}; wanted 0 to {len(gpus) - 1}",
+            fix="python -m runtime doctor   (lists the GPUs of this machine)",
+        )
     changes: dict[str, Any] = {}
     if args.workspace is not None:
         changes["workspace"] = workspace_bytes(args.workspace)
@@ -49,12 +63,12 @@ def run_build(args: argparse.Namespace) -> int:
             engines.check_targets(["rtx"], entry["compute_capabilities"])
     if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
         raise InputError(
-            "timing-cache is for target trt; TensorRT for RTX times nothing while it builds",
-            fix="leave it out",
+            "timing-cache is for target trt; TensorRT for RTX has no timing cache",
+            fix="leave --timing-cache out",
         )
-    reasons = [_why(bundle, entry, args.force) for entry in wanted]
-    todo = [(entry, why) for entry, why in zip(wanted, reasons, strict=True) if why]
-    kept = [entry for entry, why in zip(wanted, reasons, strict=True) if not why]
+    reasons = [_reason(bundle, entry, args.force) for entry in wanted]
+    todo = [(entry, reason) for entry, reason in zip(wanted, reasons, strict=True) if reason]
+    kept = [entry for entry, reason in zip(wanted, reasons, strict=True) if not reason]
     document: dict[str, Any] = {
         "bundle": str(bundle.path),
         "built": [],
@@ -64,17 +78,17 @@ def run_build(args: argparse.Namespace) -> int:
     }
     for problem in skipped:
         print(f"not built here: {problem['target']}: {problem['error']}", file=sys.stderr)
-    lines = [_told_engine("up to date", entry) for entry in kept]
+    lines = [_engine_text("up to date", entry) for entry in kept]
     if args.dry_run:
-        lines += [_told_engine("would build", entry, f"why: {why}") for entry, why in todo]
+        lines += [_engine_text("would build", entry, f"why: {reason}") for entry, reason in todo]
         finish(args.json, document, lines)
         return 0
     plans, cache = [], TimingCache(args.timing_cache)
     with Bar() as bar:
-        for entry, why in todo:
-            bar.say(f"build {entry['graph']} with {TITLES[entry['runtime']]} ({why})")
+        for entry, reason in todo:
+            bar.say(f"build {entry['graph']} with {TITLES[entry['runtime']]} ({reason})")
             timed = entry["runtime"] == "tensorrt"
-            whole, plan, times = engines.build(
+            built, plan, times = engines.build(
                 entry,
                 graphs[entry["graph"]],
                 bundle.manifest["graphs"][entry["graph"]]["precision"],
@@ -84,12 +98,13 @@ def run_build(args: argparse.Namespace) -> int:
             )
             if timed:
                 cache.write(times)
-            plans.append((whole, plan))
-    for whole, plan in plans:  # all or none: an interrupted build has changed nothing
-        bundle = add_engine(bundle, whole, plan)
-        document["built"].append(whole)
-        file = f"{whole['file']}, {size(whole['size'])}, {whole['seconds']:.1f} s"
-        lines.append(_told_engine("built", whole, file, receipt_words(whole["receipt"])))
+            plans.append((built, plan))
+    # The engines are added after the last one is built, so an interrupted build changes nothing.
+    for built, plan in plans:
+        bundle = add_engine(bundle, built, plan)
+        document["built"].append(built)
+        file = f"{built['file']}, {size(built['size'])}, {built['seconds']:.1f} s"
+        lines.append(_engine_text("built", built, file, receipt_words(built["receipt"])))
     document["seconds"] = round(time.perf_counter() - start, 3)
     document["next"] = f"python -m runtime check {bundle.path}"
     lines.append(f"{len(plans)} built, {len(kept)} up to date, {document['seconds']:.1f} s")
@@ -98,7 +113,8 @@ def run_build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _told_engine(state: str, entry: Mapping[str, Any], *more: str) -> str:
+def _engine_text(state: str, entry: Mapping[str, Any], *more: str) -> str:
+    """Describe an engine in several lines, of which the first begins with ``state``."""
     head = f"{state:13}{entry['graph']} {entry['key']}"
     return "\n".join([head, *(f"{'':13}{line}" for line in (engine_words(entry), *more))])
 
@@ -110,8 +126,23 @@ def _wanted(
     target: str | None,
     index: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Every engine for the targets, and the targets that cannot be built here. Without ``target``,
-    those that are ``named``, else "trt"; one of them must be buildable."""
+    """List the engines to build, and the targets that cannot be built on this machine.
+
+    Parameters
+    ----------
+    recipes, graphs : of the bundle, by the graph's name.
+    named : the targets that the bundle names.
+    target : the only target to build, or None for those of ``named``, or "trt" if it names none.
+    index : the number of the GPU.
+
+    Returns
+    -------
+    The entries of the engines; and {"target", "error", "fix"} of each target that cannot be built.
+
+    Raises
+    ------
+    MissingBackend, DeviceError : no target can be built on this machine.
+    """
     from runtime.bundle.engines import RUNTIMES, wanted_engines
 
     listed = [t for t in RUNTIMES if t in named]
@@ -121,7 +152,7 @@ def _wanted(
     for name in targets:
         try:
             wanted += wanted_engines(recipes, graphs, name, device=index)
-        except (MissingBackend, DeviceError) as error:  # DeviceError: a driver that fails
+        except (MissingBackend, DeviceError) as error:  # DeviceError: the driver fails
             missing.append((name, error))
     if missing and not wanted:
         first = missing[0][1]
@@ -134,8 +165,8 @@ def _wanted(
     return wanted, [{"target": name, **as_json(absence)} for name, absence in missing]
 
 
-def _why(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
-    """Why an engine has to be built; nothing where the bundle has it."""
+def _reason(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
+    """Return why an engine has to be built, or "" if the bundle contains it."""
     own = [
         e
         for e in bundle.manifest["engines"]
@@ -154,7 +185,7 @@ def _why(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What became of a stale engine, as in "TensorRT 10.3.0 -> 10.7.0"."""
+    """List the differences of a stale engine from the wanted one: "TensorRT 10.3.0 -> 10.7.0"."""
     titles = {
         "version": TITLES[new["runtime"]],
         "compute_capabilities": "compute capability",

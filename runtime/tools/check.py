@@ -1,4 +1,4 @@
-"""python -m runtime check: whether a bundle gives its golden answers on this machine."""
+"""python -m runtime check: compare a bundle's outputs on this machine with its golden vectors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from runtime.tools.output import WIDTH, as_json, pairs, print_json, say, size, w
 
 
 class _Checks:
-    """The checks that were made; each is printed as soon as it is known."""
+    """The results of all checks. Each result is printed as soon as its check has ended."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -47,37 +47,49 @@ class _Checks:
     def make(
         self, name: str, work: Callable[..., Any], *arguments: Any, may_miss: bool = False
     ) -> Any:
-        """What ``work`` gives: None, or a text or numbers for the line. With ``may_miss``, a device
-        or a package that is not here, or is another one, is no failure."""
-        told: dict[str, Any] = {"check": name, "state": "ok"}
+        """Make one check, print its line and keep its result.
+
+        Parameters
+        ----------
+        name : the check's name in the line.
+        work : called with ``arguments``; returns None, a text or numbers for the line, or raises an
+            SdkError if the check fails.
+        may_miss : a missing device or package, or an engine for another one, is not a failure.
+
+        Returns
+        -------
+        What ``work`` returns, or None if the check failed.
+        """
+        result: dict[str, Any] = {"check": name, "state": "ok"}
         out = None
         try:
             out = work(*arguments)
         except SdkError as error:
             missing = isinstance(error, MissingBackend)
-            told |= {"state": "MISSING" if missing else "FAILED"} | as_json(error)
+            result |= {"state": "MISSING" if missing else "FAILED"} | as_json(error)
             if may_miss and (missing or isinstance(error, EngineMismatch)):
-                told["state"] = "not run here"
+                result["state"] = "not run here"
             else:
                 self.failed.append(error)
         if isinstance(out, dict):
-            told["numbers"] = out
-        detail = told.get("error") or (pairs(out) if isinstance(out, dict) else out)
-        told["detail"] = detail if isinstance(detail, str) else ""
-        self.done.append(told)
+            result["numbers"] = out
+        detail = result.get("error") or (pairs(out) if isinstance(out, dict) else out)
+        result["detail"] = detail if isinstance(detail, str) else ""
+        self.done.append(result)
         if not self.quiet:
-            text = told["state"] + (f": {told['detail']}" if told["detail"] else "")
+            text = result["state"] + (f": {result['detail']}" if result["detail"] else "")
             say(f"  {line}" for line in _columns(name, text))
-            if told.get("fix") and told["state"] != "not run here":
-                say(f"  {line}" for line in _columns("", f"fix: {told['fix']}"))
-        return out if told["state"] == "ok" else None
+            if result.get("fix") and result["state"] != "not run here":
+                say(f"  {line}" for line in _columns("", f"fix: {result['fix']}"))
+        return out if result["state"] == "ok" else None
 
     def count(self, state: str) -> int:
+        """Return the number of checks in one state, as "ok" or "FAILED"."""
         return sum(check["state"] == state for check in self.done)
 
     def exit_code(self) -> ExitCode:
-        """BUNDLE where the bundle is bad, else MISSING where something is missing, else FAILURE
-        where the device fails."""
+        """Return the exit code: BUNDLE if a check of the bundle failed, else MISSING if a library,
+        a driver or a GPU is missing, else FAILURE if the device failed, else DONE."""
         codes = {
             ExitCode.BUNDLE if isinstance(error, InputError) else error.exit_code
             for error in self.failed
@@ -93,7 +105,17 @@ def _columns(name: str, text: str) -> Iterator[str]:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """The command check; returns the exit code."""
+    """Run the command check.
+
+    Returns
+    -------
+    ExitCode.DONE, BUNDLE, MISSING or FAILURE; see ``_Checks.exit_code``.
+
+    Raises
+    ------
+    InputError : the bundle's folder or the device does not exist.
+    BundleError : the manifest cannot be read.
+    """
     _, index = parse_device(args.device)
     bundle = Bundle.open(args.bundle)
     checks = _Checks(quiet=args.json)
@@ -104,7 +126,7 @@ def run_check(args: argparse.Namespace) -> int:
         for name in bundle.manifest["graphs"]:
             checks.make(f"graph {name}", _graph_fits, bundle, name, args.device)
     if checks.failed:
-        checks.make("golden", _not_asked, may_miss=True)
+        checks.make("golden", _cannot_run, may_miss=True)
     else:
         on_cpu, on_device = {"backend": "native"}, {"backend": "onnx", "device": args.device}
         for refine in (on_cpu, on_device):
@@ -120,8 +142,8 @@ def run_check(args: argparse.Namespace) -> int:
     else:
         verdict = "FAILED" if bad else "is not wholly checked" if missing else "is sound"
         counts = ((good, "ok"), (bad, "failed"), (missing, "missing"), (left, "not run here"))
-        told = ", ".join(f"{count} {state}" for count, state in counts if count)
-        say([f"{bundle.name} {verdict}: {told}"])
+        numbers = ", ".join(f"{count} {state}" for count, state in counts if count)
+        say([f"{bundle.name} {verdict}: {numbers}"])
     return code
 
 
@@ -131,12 +153,12 @@ def _file_fits(file: Mapping[str, Any]) -> str:
     return f"sha256 {file['sha256'][:12]}, {size(file['size'])}"
 
 
-def _not_asked() -> None:
-    raise MissingBackend("what is damaged or lacks something gives no answers")
+def _cannot_run() -> None:
+    raise MissingBackend("the bundle cannot be run: fix the failures above first")
 
 
 def _environment() -> str:
-    """What the checks run on."""
+    """Describe the machine and the libraries that the checks use."""
     from runtime.device.choose import isa
 
     try:
@@ -150,7 +172,7 @@ def _environment() -> str:
         gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in cuda_devices())
     elif isinstance(problem, MissingBackend):
         gpus = f"no GPU: {problem.message}"
-    else:  # the checks on the CPU are made all the same
+    else:  # The driver fails; the checks on the CPU do not need it.
         gpus = f"GPUs cannot be used: {problem.message}"
     return f"{platform_tag()}, core {isa()}, ONNX Runtime {onnxruntime.__version__}, {gpus}"
 
@@ -162,8 +184,12 @@ def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
 
 
 def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> dict[str, float]:
-    """The golden vectors' worst numbers, with ``prior`` and ``refine`` as arguments of
-    :mod:`runtime.bundle.open`."""
+    """Compare all golden vectors and return the worst value of each number.
+
+    Parameters
+    ----------
+    prior, refine : keyword arguments of open_prior and open_refinement (runtime.bundle.open).
+    """
     opened, _ = open_prior(bundle, **prior)
     refinement, config = open_refinement(bundle, **refine), bundle.refine()
     worst: dict[str, float] = {}
@@ -172,8 +198,9 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
         height, width, *_ = (*arrays.get("labels", np.zeros(0)).shape, 0, 0)
         if refinement.size not in (None, (height, width)):
             raise EngineMismatch(
-                f"the golden picture is refined at {height} x {width}, the engines take "
-                f"{refinement.size[0]} x {refinement.size[1]} alone"
+                f"the golden picture is refined at {height} x {width}, the engines take only "
+                f"{refinement.size[0]} x {refinement.size[1]}",
+                fix="export the bundle again, with golden vectors of the engines' size",
             )
         result = golden.compare(
             arrays,
@@ -191,14 +218,20 @@ def _golden(bundle: Bundle, prior: dict[str, Any], refine: dict[str, Any]) -> di
 
 
 def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: bool) -> None:
-    """Load the engines that fit this machine, and ask them for the golden answers."""
+    """Load the engines that fit this machine, and compare their outputs with the golden vectors.
+
+    Parameters
+    ----------
+    index : the number of the GPU.
+    required : an engine that this machine cannot run is a failure.
+    """
     from runtime.bundle.engines import RUNTIMES
 
     engines = bundle.manifest["engines"]
     if required and not engines:
         checks.make("engines", _no_engines, bundle)
     for target, name in RUNTIMES.items():
-        here = {"backend": target, "device": f"cuda:{index}"}
+        on_gpu = {"backend": target, "device": f"cuda:{index}"}
         loaded = set()
         for entry in engines:
             title = f"engine {entry['graph']} {entry['key']}"
@@ -208,7 +241,7 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
                 loaded.add(entry["graph"])
         refines = {"refine_step", "refine_map"} <= loaded
         if "prior" in loaded or refines:
-            prior, refine = here if "prior" in loaded else {}, here if refines else {}
+            prior, refine = on_gpu if "prior" in loaded else {}, on_gpu if refines else {}
             title = f"golden, on {target} engines"
             checks.make(title, _golden, bundle, prior, refine, may_miss=not required)
 
@@ -217,11 +250,11 @@ def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: i
     problem = cuda_problem()
     if isinstance(problem, MissingBackend):
         raise MissingBackend(f"no GPU: {problem.message}", fix=problem.fix) from problem
-    if problem is not None:  # a driver that fails
+    if problem is not None:  # the driver fails
         raise problem
     found = fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
-        raise EngineMismatch(f"engine {found['key']} is the one for this GPU")
+        raise EngineMismatch(f"this GPU uses another engine of the bundle: {found['key']}")
     loaded = open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"

@@ -1,4 +1,4 @@
-"""What the command lines share: a parser that suggests, exit codes, values, progress."""
+"""Code that all command lines share: the parser, exit codes, values of options, progress bars."""
 
 from __future__ import annotations
 
@@ -20,92 +20,123 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options by their whole names, and names the nearest one for a wrong one.
+    """A parser that suggests the nearest name for a misspelt option and accepts no abbreviation.
 
-    A usage error ends the process with ExitCode.USAGE; where the arguments have --json, it is one
-    JSON document on stdout, too.
+    A usage error ends the process with ExitCode.USAGE. With --json among the arguments, the error
+    is one JSON document on stdout, else two lines on stderr.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
-        self._given: list[str] = []
+        self._arguments: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Nothing may be left over: subcommands come here, too, and know their own options."""
-        self._given = list(sys.argv[1:] if args is None else args)
-        parsed, left = super().parse_known_args(args, namespace)
-        if left:
-            word = next((w for w in left if w.startswith("-")), left[0]).partition("=")[0]
+        """Parse all arguments; an unknown one is a usage error.
+
+        argparse calls this method for each subcommand too, so the message can suggest an option of
+        that subcommand.
+        """
+        self._arguments = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = next((w for w in unknown if w.startswith("-")), unknown[0]).partition("=")[0]
             self._refuse(f"{self.prog} does not know {word!r}", word, self._option_string_actions)
-        return parsed, left
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
-        """End with ExitCode.USAGE, and print a fix."""
+        """Print a usage error with a fix, and end the process with ExitCode.USAGE."""
         found = re.search(r"invalid choice: '?(.*?)'? \(choose from (.*?)\)", message)
         word, known = found.groups() if found else ("", "")
         self._refuse(message, word, re.findall(r"[^\s',]+", known))
 
-    def _refuse(self, what: str, word: str, known: Any) -> NoReturn:
+    def _refuse(self, message: str, word: str, known: Any) -> NoReturn:
         near = difflib.get_close_matches(word, list(known), 1)
         fix = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
-        _tell(what, fix, "--json" in self._given)
+        _print_error(SdkError(message, fix=fix), "--json" in self._arguments)
         self.exit(ExitCode.USAGE)
 
 
 def run(work: Callable[[], int], *, as_json: bool = False) -> int:
-    """The :class:`ExitCode` of ``work``; an error that it raises on purpose is printed and becomes
-    its exit code. Errors go to stderr; ``as_json``: to stdout, as {"error", "fix"}.
+    """Run a command and print its error.
+
+    Parameters
+    ----------
+    work : the command; returns its exit code.
+    as_json : print an error as {"error", "fix"} on stdout instead of as text on stderr.
+
+    Returns
+    -------
+    What ``work`` returns; or the exit code of its SdkError, MemoryError (FAILURE),
+    KeyboardInterrupt (INTERRUPTED), or of a full disk or a closed stdout (FAILURE).
+
+    Raises
+    ------
+    OSError : ``work`` raised it, and the disk is not full.
     """
-    if sys.stdout is None or sys.stderr is None:  # closed by the caller, as >&- does
+    if sys.stdout is None or sys.stderr is None:  # The caller closed it, as >&- does in a shell.
         sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     try:
         try:
             code = work()
         except SdkError as error:
-            _tell(error.message, error.fix, as_json)
+            _print_error(error, as_json)
             code = error.exit_code
         except MemoryError:
-            _tell("out of memory", "close other programs, or use a smaller size", as_json)
+            fix = "close other programs, or use a smaller size"
+            _print_error(SdkError("out of memory", fix=fix), as_json)
             code = ExitCode.FAILURE
         except KeyboardInterrupt:
-            _tell("interrupted", "run it again", as_json)
+            _print_error(SdkError("interrupted", fix="run it again"), as_json)
             code = ExitCode.INTERRUPTED
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of stdout has gone, as head does
+    except BrokenPipeError:  # The reader of stdout ended, as head does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILURE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: the disk is full\n  fix: free some space", file=sys.stderr)
+        _print_error(SdkError("the disk is full", fix="free some space"), as_json=False)
         return ExitCode.FAILURE
 
 
-def _tell(what: str, fix: str, as_json: bool) -> None:
+def _print_error(error: SdkError, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": what, "fix": fix}))
-        return
-    print(f"error: {what}" + (f"\n  fix: {fix}" if fix else ""), file=sys.stderr)
+        print(json.dumps({"error": error.message, "fix": error.fix}))
+    else:
+        print(f"error: {error}", file=sys.stderr)
 
 
 class Bar:
-    """Progress on stderr: a line for each stage, and for its fraction a bar on a terminal, else a
-    line for each 10 %. A context manager, so that an error leaves no half bar."""
+    """Progress on stderr: one line for each stage, and how much of the stage is done.
+
+    On a terminal the fraction is a bar, otherwise one line for every 10 %. The with statement
+    removes an unfinished bar when an exception ends its block.
+
+    Parameters
+    ----------
+    quiet : print nothing.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet, self.shown = quiet, -1
         self.bar: Any = None
 
     def say(self, line: str) -> None:
-        """A new stage."""
+        """Print the name of a new stage."""
         self._finish()
         if not self.quiet:
             print(f"{line} ...", file=sys.stderr)
 
     def progress(self, phase: str, fraction: float) -> None:
-        """``fraction`` of the stage, in [0, 1], is done; ``phase`` says what comes now."""
+        """Show how much of the stage is done.
+
+        Parameters
+        ----------
+        phase : the name of the part that runs now.
+        fraction : the part of the stage that is done, in [0, 1].
+        """
         if self.quiet:
             return
         if not sys.stderr.isatty():
@@ -135,7 +166,7 @@ class Bar:
 
 
 def option(read: Callable[[str], T]) -> Callable[[str], T]:
-    """``read`` as a type of argparse's: a word that it refuses is a usage error."""
+    """Make a ``type`` for argparse from a function: its InputError becomes a usage error."""
 
     def typed(text: str) -> T:
         try:
@@ -147,11 +178,11 @@ def option(read: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def some_path(text: str) -> Path:
-    """A path that is not "", which would be the current folder.
+    """Return a path; "" is refused because it would name the current folder.
 
     Raises
     ------
-    argparse.ArgumentTypeError : it is.
+    argparse.ArgumentTypeError : ``text`` is empty.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty; wanted a path")
@@ -159,27 +190,30 @@ def some_path(text: str) -> Path:
 
 
 def capabilities(text: str) -> tuple[str, ...]:
-    """("8.6", "12.0") of "8.6,12.0" or "86,sm_120".
+    """Read a list of compute capabilities: ("8.6", "12.0") from "8.6,12.0" or "86,sm_120".
 
     Raises
     ------
-    InputError : a word that is none.
+    InputError : a word of the list is not a compute capability.
     """
     out = []
     for word in filter(None, text.replace(" ", "").lower().split(",")):
         found = re.fullmatch(r"(?:sm_?)?(\d{1,2})[.]?(\d)", word)
         if found is None:
-            raise InputError(f"compute-capability is {word!r}; wanted a list such as 8.6,8.9,12.0")
+            raise InputError(
+                f"compute-capability is {word!r}; wanted a list such as 8.6,8.9,12.0",
+                fix="nvidia-smi --query-gpu=compute_cap --format=csv prints a GPU's",
+            )
         out.append(f"{found[1]}.{found[2]}")
     return tuple(dict.fromkeys(out))
 
 
 def workspace_bytes(text: str) -> int | None:
-    """Bytes of "2", "1.5", "2G", "2048M"; None for auto.
+    """Read a memory size as bytes: "2", "1.5" and "2G" are GiB, "2048M" is MiB; None for "auto".
 
     Raises
     ------
-    InputError : something else, or less than 1 MiB.
+    InputError : ``text`` is something else, or less than 1 MiB.
     """
     if text.lower() == "auto":
         return None
@@ -188,20 +222,23 @@ def workspace_bytes(text: str) -> int | None:
     if found is not None:
         size = int(float(found[1]) * (2**20 if (found[2] or "g").startswith("m") else 2**30))
     if not 2**20 <= size <= 2**45:
-        raise InputError(f"workspace is {text!r}; wanted GiB (2), MiB (2048M) or auto")
+        raise InputError(
+            f"workspace is {text!r}; wanted GiB (2), MiB (2048M) or auto", fix="--workspace auto"
+        )
     return size
 
 
 def gpu_index(text: str) -> int:
-    """1 of "cuda:1" or "1".
+    """Read the number of a GPU: 1 from "cuda:1" or "1".
 
     Raises
     ------
-    InputError : the CPU, or no device.
+    InputError : ``text`` is "cpu", or is not the name of a device.
     """
     kind, index = parse_device(text)
     if kind != "cuda":
         raise InputError(
-            f"device is {text!r}; engines are built on a GPU", fix="--device 0, or leave it out"
+            f"device is {text!r}; engines are built on a GPU",
+            fix="--device 0, or leave --device out",
         )
     return index

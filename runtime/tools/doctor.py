@@ -1,6 +1,6 @@
-"""What this machine has for running and building bundles, what it lacks, and how to mend it.
+"""python -m runtime doctor: what this machine can run and build, its problems, and their fixes.
 
-:func:`report` gathers facts, judges them, and never raises.
+:func:`report` collects facts and judges them. It raises no exception.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ _TITLES = {
 
 
 def report() -> dict[str, Any]:
-    """Facts about this machine and a judgement of them; JSON can hold it.
+    """Collect facts about this machine and judge them.
 
     Returns
     -------
+    A dict of the types of JSON, with these keys:
+
     package, python, modules, cuda, cuda_module, libraries, trtexec, jetson, owners, cache : the
-        facts.
-    targets : name -> {"ready": bool, "why": str, "fix": str}: what can be run and built here.
-    problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed, may not be wanted),
-        "clash" (installed twice, or in versions that differ) or "broken" (installed and failing).
+        facts. ``package["isas"]`` lists the instruction sets that the core can use on this CPU,
+        ``package["isa"]`` is the one in use, ``package["SEG_ISA"]`` the environment variable.
+    targets : name -> {"ready": bool, "why": str, "fix": str}: what this machine can run and build.
+    problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed; perhaps not needed),
+        "clash" (installed twice, or in versions that differ) or "broken" (installed but failing).
     """
     owners = probe.owners_of_modules()
     cuda = probe.cuda_facts()
@@ -61,7 +64,7 @@ def report() -> dict[str, Any]:
 
 
 def _targets(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each target with the first need that is not met."""
+    """Judge each target: the first of its needs that is not met says why it is not ready."""
     onnx, gpu = _need(facts, "onnxruntime"), _need_gpu(facts)
     rtx, pycuda = _need(facts, "tensorrt_rtx"), _need(facts, "pycuda")
     core = (facts["package"]["error"], facts["package"]["fix"])
@@ -82,7 +85,7 @@ def _targets(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _need(facts: dict[str, Any], name: str) -> tuple[str, str]:
-    """Why the module cannot be used, and the fix."""
+    """Return why a Python module cannot be used, and the fix; ("", "") if it can."""
     module, fix = facts["modules"][name], _install(facts, name)
     if module["state"] == "absent":
         return f"{_TITLES[name]} is not installed", fix
@@ -111,7 +114,7 @@ def _need_provider(facts: dict[str, Any]) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in module["providers"]:
         if "gpu" not in fix:
             fix = "use target trt: the package index has no ONNX Runtime with CUDA for this machine"
-        return f"this ONNX Runtime has no CUDA provider, only {', '.join(module['providers'])}", fix
+        return f"ONNX Runtime has no CUDA provider, only {', '.join(module['providers'])}", fix
     if module["unresolved"]:
         return (
             f"ONNX Runtime's CUDA provider needs {', '.join(module['unresolved'])}",
@@ -135,13 +138,13 @@ def _need_rtx_gpu(facts: dict[str, Any]) -> tuple[str, str]:
         return "", ""
     return (
         f"TensorRT for RTX runs on compute capability {', '.join(tensorrt.RTX_CAPABILITIES)}; "
-        f"here is {', '.join(have)}",
+        f"this machine has {', '.join(have)}",
         "use target trt",
     )
 
 
 def _install(facts: dict[str, Any], name: str) -> str:
-    """The line that installs the module on this kind of machine."""
+    """Return the command that installs a module on this kind of machine."""
     if name == "tensorrt" and facts["jetson"]:
         return (
             "apt-get install python3-libnvinfer (JetPack 6 or later); "
@@ -172,7 +175,8 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
     elif modules["onnxruntime"]["unresolved"]:
         found.append(("missing", *_need_provider(facts)))
     module = facts["cuda_module"]
-    if module["broken"] or (module["error"] and cuda["devices"]):  # without a GPU none is needed
+    # A machine without a GPU does not need the CUDA module.
+    if module["broken"] or (module["error"] and cuda["devices"]):
         kind = "broken" if module["broken"] else "missing"
         found.append((kind, module["error"], module["fix"]))
     found += [("missing", refused["why"], refused["fix"]) for refused in module["refused"]]
@@ -184,7 +188,7 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _double_owners(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Import names that several distributions install, one over the other's files."""
+    """Find import names that several distributions install, each over the files of the others."""
     for name, owners in facts["owners"].items():
         if foreign := [owner for owner in owners if owner != DISTRIBUTION]:
             yield (
@@ -202,15 +206,16 @@ def _double_owners(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _differing(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Libraries of one name in several versions: an engine of one is refused by the other."""
+    """Find libraries that this machine has in several versions: an engine of one version cannot be
+    loaded by another."""
     for family, name in (("libnvinfer", "tensorrt"), ("libtensorrt_rtx", "tensorrt_rtx")):
         libraries = [lib for lib in facts["libraries"] if lib["family"] == family]
         if len({lib["version"] for lib in libraries if lib["version"]}) > 1:
             listed = ", ".join(f"{lib['version']} in {lib['path']}" for lib in libraries)
-            taken = [lib for lib in libraries if name in lib["loaded_by"]]
-            python = f"; Python loads {taken[0]['version']}" if taken else ""
+            loaded = [lib for lib in libraries if name in lib["loaded_by"]]
+            python = f"; Python loads {loaded[0]['version']}" if loaded else ""
             yield (
-                f"{_TITLES[name]} is here in several versions: {listed}{python}",
+                f"{_TITLES[name]} is installed in several versions: {listed}{python}",
                 "remove all but one, or build and run engines with the same one: "
                 "python -m runtime build BUNDLE",
             )
@@ -220,22 +225,27 @@ def _differing(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield (
                     f"Python's {name} is {module['version']}, but the library that it loads, "
                     f"{library['path']}, is {library['version']}",
-                    "take other TensorRT folders out of LD_LIBRARY_PATH",
+                    "remove other TensorRT folders from LD_LIBRARY_PATH",
                 )
 
 
 def _agree(one: str, other: str | None) -> bool:
-    """Whether the versions are equal as far as both go."""
+    """Whether two versions are equal in the parts that both have: 10.3 and 10.3.0 agree."""
     pairs = zip(one.split("."), (other or one).split("."), strict=False)
     return all(a == b for a, b in pairs)
 
 
 def render(report: dict[str, Any]) -> str:
-    """What :func:`report` found, for a person: facts, then targets, then problems with fixes."""
+    """Return a report as text: first facts, then targets, then problems with their fixes.
+
+    Parameters
+    ----------
+    report : what :func:`report` returns.
+    """
     package, python, cuda = report["package"], report["python"], report["cuda"]
-    core = package["error"] or f"{package['target']} (of {', '.join(package['targets'])})"
-    if package["isa"]:
-        core += f", SEG_ISA={package['isa']}"
+    core = package["error"] or f"isa {package['isa']} (of {', '.join(package['isas'])})"
+    if package["SEG_ISA"]:
+        core += f", SEG_ISA={package['SEG_ISA']}"
     rows = [
         (DISTRIBUTION, f"{package['version'] or 'not installed'}, in {package['folder']}"),
         ("core", core),
@@ -244,12 +254,12 @@ def render(report: dict[str, Any]) -> str:
     ]
     for name, module in report["modules"].items():
         text = {"absent": "not installed", "broken": f"broken: {module['error']}"}
-        told = text.get(module["state"], module["version"])
+        cell = text.get(module["state"], module["version"])
         if module["distributions"]:
-            told += f" ({', '.join(f'{n} {v}' for n, v in module['distributions'].items())})"
+            cell += f" ({', '.join(f'{n} {v}' for n, v in module['distributions'].items())})"
         if module["providers"]:
-            told += f", with {', '.join(module['providers'])}"
-        rows.append((_TITLES[name], told))
+            cell += f", with {', '.join(module['providers'])}"
+        rows.append((_TITLES[name], cell))
     rows.append(("CUDA driver", cuda["absence"] or f"CUDA {cuda['driver']}"))
     for gpu in cuda["devices"]:
         memory = f"{gpu['free_bytes'] / 2**30:.1f} of {gpu['memory_bytes'] / 2**30:.1f} GiB free"
@@ -257,13 +267,13 @@ def render(report: dict[str, Any]) -> str:
         rows.append((f"cuda:{gpu['index']}", f"{gpu['name']}, {capability}, {memory}"))
     rows.append(("CUDA module", _render_cuda_module(report["cuda_module"])))
     for library in report["libraries"]:
-        told = f"{library['version'] or 'version unknown'}  {library['path']}"
-        told += f"  ({', '.join(library['found_by']) or 'not on a search path'})"
+        cell = f"{library['version'] or 'version unknown'}  {library['path']}"
+        cell += f"  ({', '.join(library['found_by']) or 'not on a search path'})"
         if library["loaded_by"]:
-            told += f"  <- {', '.join(library['loaded_by'])}"
-        rows.append((library["family"], told))
+            cell += f"  <- {', '.join(library['loaded_by'])}"
+        rows.append((library["family"], cell))
     if trtexec := report["trtexec"]:
-        linked = trtexec["library"] or "no TensorRT: it opens one when it runs"
+        linked = trtexec["library"] or "no TensorRT; it loads one when it runs"
         rows.append(("trtexec", f"{trtexec['path']}, links {linked}"))
     if jetson := report["jetson"]:
         rows.append(("Jetson", f"{jetson['model']}, L4T {jetson['l4t']}, {jetson['jetpack']}"))
@@ -271,7 +281,7 @@ def render(report: dict[str, Any]) -> str:
         clocks = locked[jetson["clocks_locked"]]
         rows.append(("power", f"mode {jetson['power_mode'] or 'unknown'}, clocks {clocks}"))
     rows.append(("cache", report["cache"]["error"] or report["cache"]["folder"]))
-    lines = [f"{name:18}{told}" for name, told in rows] + ["", "targets"]
+    lines = [f"{name:18}{cell}" for name, cell in rows] + ["", "targets"]
     for name, verdict in report["targets"].items():
         lines.append(f"  {name + ':':16}{verdict['why'] or 'ready'}")
         if verdict["fix"]:
@@ -286,7 +296,7 @@ def render(report: dict[str, Any]) -> str:
 def _render_cuda_module(module: dict[str, Any]) -> str:
     if not module["built"]:
         return f"{module['error']}; device='cuda' needs it: {module['fix']}"
-    told = f"for compute capability {', '.join(module['compiled'])}"
+    cell = f"for compute capability {', '.join(module['compiled'])}"
     if module["runs_on"] or module["refused"]:
-        told += f"; runs on {', '.join(module['runs_on']) or 'no GPU that is here'}"
-    return told
+        cell += f"; runs on {', '.join(module['runs_on']) or 'no GPU of this machine'}"
+    return cell

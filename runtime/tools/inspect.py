@@ -1,4 +1,4 @@
-"""python -m runtime inspect: a bundle's manifest in words, and whether its files are whole."""
+"""python -m runtime inspect: print a bundle's manifest as text, and check the hash of its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,17 @@ from runtime.tools.output import (
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """The command inspect; returns the exit code."""
+    """Run the command inspect.
+
+    Returns
+    -------
+    ExitCode.DONE; with --json, BUNDLE if a file is damaged.
+
+    Raises
+    ------
+    BundleError : the manifest cannot be read, or (without --json) a file is damaged.
+    InputError : the bundle's folder does not exist.
+    """
     bundle = Bundle.open(args.bundle)
     files, problem = read_all(bundle)
     if args.json:
@@ -43,7 +53,13 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
-    """Read every file against its hash: what each is, and the first problem."""
+    """Read every file of a bundle and compare it with its hash.
+
+    Returns
+    -------
+    A dict for each file ("role", "file", "size", "sha256", "ok", and "error" and "fix" of a damaged
+    one); and the first problem, or None.
+    """
     from runtime.engines.plan import read_header
 
     manifest, out, first = bundle.manifest, [], None
@@ -60,8 +76,8 @@ def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
                 found["header"] = header._asdict() if header else None
                 if header and header.version != entry["version"]:
                     raise BundleError(
-                        f"{bundle.name}/{entry['file']} says that version {header.version} built "
-                        f"it, the manifest says {entry['version']}",
+                        f"the header of {bundle.name}/{entry['file']} says that version "
+                        f"{header.version} built it, the manifest says {entry['version']}",
                         fix=f"python -m runtime build --force {bundle.path}",
                     )
         except SdkError as error:
@@ -72,7 +88,7 @@ def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
 
 
 def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
-    """Everything that the manifest says, for a person."""
+    """Yield the lines that describe a manifest."""
     m = bundle.manifest
     total = sum(f["size"] for f in files.values())
     bad = sum(not f["ok"] for f in files.values())
@@ -80,14 +96,14 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield f"{m['name']}   {size(total)} in {len(files)} files, {verdict}"
     prior, model = m["prior"], m["model"]
     if prior["kind"] == "kmeans":
-        what = f"kmeans, {prior['clusters']} clusters, temperature {prior['temperature']:g}"
+        prior_text = f"kmeans, {prior['clusters']} clusters, temperature {prior['temperature']:g}"
     else:
         trained = "trained" if model["trained"] else "UNTRAINED: its labels mean nothing"
-        what = f"{model['name']}, {trained}; gives {prior['output']}"
+        prior_text = f"{model['name']}, {trained}; returns {prior['output']}"
     names = m["classes"]
     yield from rows(
         ("created", f"{m['created']} by dynaguide-edge {m['sdk']}"),
-        ("prior", what),
+        ("prior", prior_text),
         ("licence", f"{m['licence']['text']}  ({_file(files, m['licence'])})"),
         ("preprocess", _preprocess_words(bundle)),
         ("classes", "without names" if names is None else f"{len(names)}: {listed(names, 200)}"),
@@ -118,21 +134,21 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "verification")
     yield from rows(*_flat(m["verification"]))
     yield from ("", "recipe")
-    yield f"  {m['recipe'].get('command') or 'not recorded'}"  # one line, to be copied
+    yield f"  {m['recipe'].get('command') or 'not recorded'}"  # not wrapped, so users can copy it
 
 
 def _preprocess_words(bundle: Bundle) -> str:
     pp = bundle.preprocess()
     if pp is None:
-        return "none: the prior sees the picture at the refinement's size"
+        return "none: the prior uses the picture at the working size"
     size = f"stretch to {pp.height} x {pp.width}"
     if pp.resize == "long_side":
         size = f"long side to {pp.long_side}, both sides multiples of {pp.multiple}"
         size += f", at least {pp.minimum}" if pp.minimum > 1 else ""
     mean, std = (" ".join(f"{x:g}" for x in triple) for triple in (pp.mean, pp.std))
     return (
-        f"{size} ({pp.interpolation}; bilinear where it grows); {pp.color.upper()} / 255, "
-        f"minus {mean}, over {std}; 1 x 3 x h x w float32"
+        f"{size} ({pp.interpolation}, or bilinear to enlarge); {pp.color.upper()} / 255, "
+        f"minus {mean}, divided by {std}; 1 x 3 x h x w float32"
     )
 
 
@@ -152,7 +168,7 @@ def _plan_words(file: Mapping[str, Any]) -> str:
     if not file["ok"]:
         return file["error"]
     if header is None:
-        return "its header is of an unknown layout"
+        return "the layout of its header is unknown"
     return f"its header says version {header['version']}, {header['size']} bytes"
 
 
@@ -165,7 +181,7 @@ def _port_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _flat(value: Mapping[str, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """A row for the plain values of each mapping in a mapping."""
+    """Yield one row for each mapping inside ``value``, with those values that are no mappings."""
     nested = {k: v for k, v in value.items() if isinstance(v, dict) and depth < 4}
     plain = {k: v for k, v in value.items() if k not in nested}
     if plain:

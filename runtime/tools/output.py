@@ -1,4 +1,4 @@
-"""Text and JSON on stdout, as the commands of python -m runtime print them."""
+"""Text and JSON on stdout for the commands of python -m runtime."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def engine_words(engine: Mapping[str, Any]) -> str:
-    """An engine's entry in one line: what built it, and for which GPUs."""
+    """Describe an engine's entry in one line: the TensorRT that built it, and its GPUs."""
     gpus = f"compute capability {', '.join(engine['compute_capabilities']) or 'unknown'}"
     if engine["gpu_name"]:
-        gpus = f"{engine['gpu_name']} alone ({gpus})"
+        gpus = f"{engine['gpu_name']} only ({gpus})"
     l4t = f", L4T {engine['l4t']}" if engine["l4t"] else ""
     title = f"{TITLES[engine['runtime']]} {engine['version']}"
     return f"{title} for {gpus}{l4t}, built on {engine['platform']}"
 
 
 def receipt_words(receipt: Mapping[str, Any]) -> str:
-    """Shares of layers, and of convolutions and matrix products, by precision."""
+    """Describe the precision of an engine's layers: shares of all layers, and of the convolutions
+    and matrix products."""
     parts = []
     for key, title in (("layers", "layers"), ("matrix", "convolutions and matrix products")):
         counts = receipt.get(key)
         numbers = counts if isinstance(counts, dict) else {}
         numbers = {k: v for k, v in numbers.items() if type(v) is int and 0 < v < 2**53}
         total = sum(numbers.values())
-        told = [
+        shares = [
             f"{v / total:.0%} {k}" for k, v in sorted(numbers.items(), key=lambda pair: -pair[1])
         ]
-        if told:
-            parts.append(f"{total} {title}: {', '.join(told)}")
+        if shares:
+            parts.append(f"{total} {title}: {', '.join(shares)}")
     return f"{'; '.join(parts) or 'no layers counted'} (by the {receipt.get('source', '?')})"
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """ "name value, name value", with numbers rounded to four digits."""
+    """Join a mapping as "name value, name value", with floats rounded to four digits."""
 
     def text(value: Any) -> str:
         if isinstance(value, list):
@@ -56,23 +57,23 @@ def pairs(values: Mapping[str, Any]) -> str:
 
 
 def listed(members: Sequence[Any], most: int) -> str:
-    """The first ``most`` members, and how many there are if there are more."""
+    """Join the first ``most`` members with commas; if there are more, add the number of all."""
     more = f", ... ({len(members)} in all)" if len(members) > most else ""
     return ", ".join(str(member)[:80] for member in members[:most]) + more
 
 
 def size(count: int) -> str:
-    """A number of bytes with its unit: B, kB or MB."""
+    """Return a number of bytes with its unit: B, kB or MB."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def rows(*rows: tuple[str, str]) -> Iterator[str]:
-    """Name and text in two columns, wrapped."""
+    """Lay out pairs of name and text as lines of two columns."""
     for name, text in rows:
         head = f"  {name:{COLUMN - 2}}"
-        if not head.endswith(" "):  # no room for the text beside it
+        if not head.endswith(" "):  # the name is too long: its text begins on the next line
             yield head
             head = " " * COLUMN
         for line in wrapped(text, WIDTH - COLUMN):
@@ -81,22 +82,22 @@ def rows(*rows: tuple[str, str]) -> Iterator[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The lines of ``text``, each at most ``width`` characters where words allow it."""
-    kept = textwrap.wrap(
+    """Split ``text`` into lines of at most ``width`` characters; a longer word is not broken."""
+    lines = textwrap.wrap(
         text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=True
     )
-    return kept or [""]
+    return lines or [""]
 
 
 def as_json(problem: SdkError | None) -> dict[str, str]:
-    """An error as JSON has it."""
+    """Return the JSON fields of an error; an empty dict for None."""
     if problem is None:
         return {}
     return {"error": problem.message, "fix": problem.fix}
 
 
 def finish(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
-    """Print the result of a command: its document as JSON, or its lines."""
+    """Print the result of a command: ``document`` if ``as_json``, else ``lines``."""
     if as_json:
         print_json(document)
     else:
@@ -109,14 +110,14 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers, for JSON."""
+    """Convert a NumPy number to a Python number, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} in a JSON document")
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print; what a terminal would obey or cannot show is replaced."""
+    """Print lines. Control characters, and characters that stdout cannot encode, are replaced."""
     encoding = sys.stdout.encoding or "utf-8"
     for line in (line for text in lines for line in text.splitlines() or [""]):
         shown = "".join(c if c.isprintable() else "?" for c in line)

@@ -1,7 +1,7 @@
-"""Facts about this machine: packages, drivers, libraries, the Jetson. Nothing here judges them.
+"""Facts about this machine for the doctor: packages, drivers, libraries, the Jetson.
 
-Libraries that may crash on import are imported in processes of their own, so that a bad one is a
-line of the report and not its end.
+A module that may crash on import is imported in a process of its own, so that a crash becomes one
+line of the report and does not end the doctor.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _JETPACKS = {
     38: "JetPack 7: TensorRT 11.4 from JetPack 7.2.2 on",
 }
 _CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
-_SECONDS = 60  # most for one command
-# Imports {name} and says what came of it: nothing when it is not installed.
+_SECONDS = 60  # time limit of one command
+# This program imports the module {name} and prints facts about it, or null if it is not installed.
 _PROBE = """
 import json, sys
 try:
@@ -62,7 +62,7 @@ print(json.dumps({{
 
 
 def owners_of_modules() -> dict[str, dict[str, str]]:
-    """Import name -> the distributions that install it, each with its version."""
+    """Map each import name to the distributions that install it, each with its version."""
     owners: dict[str, dict[str, str]] = {}
     for installed in metadata.distributions():
         try:
@@ -71,7 +71,7 @@ def owners_of_modules() -> dict[str, dict[str, str]]:
             if not top:
                 top = [f.parts[0].removesuffix(".py") for f in installed.files or () if f.parts]
         except (KeyError, TypeError, ValueError, OSError, csv.Error):
-            continue  # the remains of an uninstalled package own nothing
+            continue  # skip metadata that an uninstalled package has left behind
         if name:
             for module in set(top):
                 plain = re.sub(r"[-_.]+", "-", name).lower()
@@ -80,25 +80,31 @@ def owners_of_modules() -> dict[str, dict[str, str]]:
 
 
 def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """This package: its version, its folder, and the instruction sets of its core."""
+    """Describe this package: its version, its folder, and the instruction sets of its core."""
     facts: dict[str, Any] = {
         "version": owners.get("runtime", {}).get(DISTRIBUTION),
         "folder": str(Path(__file__).parents[1]),
-        "isa": os.environ.get("SEG_ISA"),
-        "targets": [],
-        "target": None,
+        "SEG_ISA": os.environ.get("SEG_ISA"),
+        "isas": [],
+        "isa": None,
         "error": "",
         "fix": "",
     }
     try:
-        facts["targets"], facts["target"] = choose.isas(), choose.isa()
+        facts["isas"], facts["isa"] = choose.isas(), choose.isa()
     except SdkError as error:
         facts["error"], facts["fix"] = error.message, error.fix
     return facts
 
 
 def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[str, Any]:
-    """What importing each module gives; PyCUDA's own library can be loaded beside a driver only."""
+    """Import each of MODULES in a process of its own and describe the result.
+
+    Parameters
+    ----------
+    owners : from :func:`owners_of_modules`.
+    with_driver : import PyCUDA's native part too, which needs a CUDA driver.
+    """
     names = [f"{n}.driver" if n == "pycuda" and with_driver else n for n in MODULES]
     with ThreadPoolExecutor(2) as pool:
         probed = list(pool.map(probe, names))
@@ -111,24 +117,30 @@ def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[s
 
 
 def probe(name: str) -> dict[str, Any]:
-    """What importing a module in a process of its own gives."""
+    """Import a module in a process of its own.
+
+    Returns
+    -------
+    "state" ("ready", "absent" or "broken"), "version", "file", "providers" (of ONNX Runtime),
+    "mapped" (the libraries that the process has loaded) and "error".
+    """
     facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
     facts |= {"providers": [], "mapped": []}
     code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name)])
     if code:
         facts["error"] = _last_line(errors) or f"it ended with {code}"
         if code < 0:
-            facts["error"] = f"importing it is ended by {_signal_name(-code)}"
+            facts["error"] = f"the import is ended by {_signal_name(-code)}"
         return facts
     try:
         answer = json.loads(_last_line(output))
     except ValueError:
-        return facts | {"error": "importing it ends the interpreter"}
+        return facts | {"error": "the import ends the interpreter"}
     return facts | ({"state": "absent"} if answer is None else {"state": "ready"} | answer)
 
 
 def _unresolved(onnxruntime: str | None) -> list[str]:
-    """Libraries that ONNX Runtime's CUDA provider needs and the loader does not find."""
+    """List the libraries that ONNX Runtime's CUDA provider needs and the loader does not find."""
     if onnxruntime is None:
         return []
     provider = Path(onnxruntime).parent / "capi/libonnxruntime_providers_cuda.so"
@@ -136,7 +148,7 @@ def _unresolved(onnxruntime: str | None) -> list[str]:
 
 
 def cuda_facts() -> dict[str, Any]:
-    """The CUDA driver and its GPUs, or why there are none."""
+    """Describe the CUDA driver and its GPUs, or say why no GPU can be used."""
     facts: dict[str, Any] = {"driver": driver.cuda_driver_version(), "devices": []}
     problem = driver.cuda_problem()
     try:
@@ -150,7 +162,12 @@ def cuda_facts() -> dict[str, Any]:
 
 
 def cuda_module_facts(cuda: dict[str, Any]) -> dict[str, Any]:
-    """What runtime._cuda is compiled for, on which GPUs it runs, and why not on the others."""
+    """Describe runtime._cuda: its architectures, the GPUs that can run it, and why others cannot.
+
+    Parameters
+    ----------
+    cuda : from :func:`cuda_facts`.
+    """
     facts: dict[str, Any] = {"built": False, "compiled": [], "runs_on": [], "refused": []}
     facts |= {"error": "", "fix": "", "broken": False}
     try:
@@ -174,7 +191,12 @@ def cuda_module_facts(cuda: dict[str, Any]) -> dict[str, Any]:
 
 
 def trtexec_facts() -> dict[str, Any] | None:
-    """Where trtexec is and the TensorRT it links; newer ones link none and open it when run."""
+    """Find trtexec and the TensorRT library that it links, which newer versions load at run time.
+
+    Returns
+    -------
+    "path" and "library" (None if it links no TensorRT); None without trtexec.
+    """
     places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/src/tensorrt/bin"])
     path = shutil.which("trtexec", path=places)
     if path is None:
@@ -184,7 +206,13 @@ def trtexec_facts() -> dict[str, Any] | None:
 
 
 def library_facts(modules: dict[str, Any], trtexec: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Each TensorRT library on this machine: its version, how it is found, and who loads it."""
+    """List the TensorRT libraries of this machine.
+
+    Returns
+    -------
+    "path", "family" (the library's name), "version", "found_by" (search paths that contain it) and
+    "loaded_by" (what loads it: Python modules, trtexec, this process) of each.
+    """
     found: dict[str, dict[str, Any]] = {}
 
     def add(path: str, key: str, who: str) -> None:
@@ -224,7 +252,10 @@ def _family(path: str) -> str | None:
 
 
 def _library_version(path: str) -> str | None:
-    """The version that the library exports as a symbol, else the one in its file's name."""
+    """Return the version in the library's version symbol, else the one in its file name.
+
+    TensorRT exports a symbol such as tensorrt_version_10_3_0_26.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = re.search(rb"tensorrt_version_(\d+(?:_\d+){2,3})\0", data)
@@ -237,8 +268,13 @@ def _library_version(path: str) -> str | None:
 
 
 def jetson() -> dict[str, Any] | None:
-    """Model, L4T release, JetPack line, power mode and whether jetson_clocks has run; None where
-    this is no Jetson."""
+    """Describe a Jetson; None if this machine is none.
+
+    Returns
+    -------
+    "model", "l4t" (release), "jetpack", "power_mode" and "clocks_locked" (whether the user has run
+    jetson_clocks; None if that is unknown).
+    """
     model, release = driver.jetson_model(), driver.l4t()
     if model is None and release is None:
         return None
@@ -248,14 +284,14 @@ def jetson() -> dict[str, Any] | None:
     return {
         "model": model,
         "l4t": release,
-        "jetpack": line or "not a JetPack line that this version knows",
+        "jetpack": line or "a JetPack that this version does not know",
         "power_mode": mode[1] if mode else None,
         "clocks_locked": _clocks_locked(),
     }
 
 
 def _clocks_locked() -> bool | None:
-    """Whether jetson_clocks has run, which sets the least frequency to the greatest."""
+    """Whether jetson_clocks has run: it sets the lowest frequency to the highest."""
     try:
         policies = sorted(_CPUFREQ.glob("policy*"))
         ends = [[(p / f"scaling_{e}_freq").read_text() for e in ("min", "max")] for p in policies]
@@ -265,13 +301,13 @@ def _clocks_locked() -> bool | None:
 
 
 def cache_facts() -> dict[str, str]:
-    """The cache folder, and why it cannot be written. Nothing is left behind."""
+    """Return the cache folder, and why it cannot be written. The test file is removed."""
     folder = cache_folder()
     if folder is None:
         return {"folder": "", "error": "there is no home folder"}
     try:
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        with tempfile.TemporaryFile(dir=there):
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except (OSError, ValueError) as error:
         return {"folder": str(folder), "error": f"{folder} cannot be written: {error}"}
@@ -279,7 +315,12 @@ def cache_facts() -> dict[str, str]:
 
 
 def run(command: list[str]) -> tuple[int, str, str]:
-    """Exit code and texts of a command; code 127 and no output if it cannot be run."""
+    """Run a command with a time limit of 60 s.
+
+    Returns
+    -------
+    Exit code, stdout and stderr; code 124 after the time limit, and 127 if it cannot be started.
+    """
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
@@ -302,7 +343,7 @@ def run(command: list[str]) -> tuple[int, str, str]:
 
 
 def _links(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Libraries that a program or library needs, and where the loader finds each, if it does."""
+    """Yield the libraries that a program or library needs, with their paths; None if not found."""
     if os.path.isfile(path):
         _, output, _ = run(["ldd", str(path)])
         for name, place in re.findall(r"^\s*(\S+) => (not found|\S+)", output, re.MULTILINE):
@@ -310,7 +351,7 @@ def _links(path: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def mapped_libraries() -> list[str]:
-    """Files that this process has mapped."""
+    """List the shared libraries that this process has loaded."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:

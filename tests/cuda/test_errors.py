@@ -20,14 +20,14 @@ TABLE = {  # code: what is said, and the fix
     2: ("GPU 0 is out of memory: 1.5 of 12.0 GiB are free", "a smaller scale or max_pixels, or "),
     34: ("GPU 0 fails", "stubs folder"),
     35: ("the driver is too old: it runs CUDA 12.6, this build needs 13.0", "update NVIDIA's dr"),
-    100: ("the CUDA driver finds no GPU", "see what nvidia-smi lists"),
+    100: ("the CUDA driver finds no GPU", "list the GPUs with nvidia-smi"),
     101: ("there is no GPU 0", "numbers begin at 0"),
     209: ("cuda:0 (RTX 3060, compute capability 8.6) is not among", "SEG_CUDA_ARCHS=86 pip "),
     214: ("GPU 0 is broken: its memory has an error that ECC cannot correct", "restart"),
     220: ("GPU 0 is broken: its NVLink", "nvidia-smi -q"),
     222: ("cuda:0 (RTX 3060, compute capability 8.6) is not among", "SEG_CUDA_ARCHS=86 pip "),
     226: ("GPU 0 is broken: its memory has an error", "restart the process"),
-    400: ("GPU 0 fails", "see what nvidia-smi says"),
+    400: ("GPU 0 fails", "run nvidia-smi and read its error"),
     802: ("GPU 0 fails", "systemctl start nvidia-fabricmanager"),
     803: ("GPU 0 fails", "restart the machine"),
     804: ("GPU 0 fails", "cuda-compat"),
@@ -109,7 +109,7 @@ def test_without_what_the_driver_knows(cuda, monkeypatch):
         monkeypatch.setattr(faults, "cuda_devices", devices)
         assert str(cuda_error(2, "call", 0)).startswith("GPU 0 is out of memory (call)\n")
         error = cuda_error(209, "call", 0)
-        assert "GPU 0 and its driver cannot run what this build has: 7.5, 9.0, 9.0+ptx" in str(
+        assert "GPU 0 and its driver cannot run the code of this build: 7.5, 9.0, 9.0+ptx" in str(
             error
         )
         assert "SEG_CUDA_ARCHS=<its compute capability>" in error.fix

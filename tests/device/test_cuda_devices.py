@@ -106,7 +106,7 @@ def test_a_gpu_that_is_not_there(machine):
     from runtime.errors import DeviceError
 
     machine.gpus += [gpu("8.6", 0, "RTX 3060"), gpu("8.7", 1, "Orin")]
-    here = r"no cuda:2; here is cuda:0 \(RTX 3060\), cuda:1 \(Orin\)\n  fix: name one of these"
+    here = r"no cuda:2; this machine has cuda:0 \(RTX 3060\), cuda:1 \(Orin\)\n  fix: name one of "
     with pytest.raises(DeviceError, match=here):
         machine.module_of("cuda:2")
 
@@ -116,11 +116,11 @@ def test_a_gpu_that_cannot_be_described(machine, monkeypatch):
     from runtime.errors import DeviceError
 
     def fail():
-        raise DeviceError("the CUDA driver fails: cuDeviceGetName gives 4", fix="nvidia-smi")
+        raise DeviceError("the CUDA driver fails: cuDeviceGetName returns 4", fix="nvidia-smi")
 
     monkeypatch.setattr(choose, "cuda_devices", fail)
     assert devices() == ["cpu"]
-    with pytest.raises(DeviceError, match="cuDeviceGetName gives 4"):
+    with pytest.raises(DeviceError, match="cuDeviceGetName returns 4"):
         machine.module_of("cuda")
 
 

@@ -141,21 +141,21 @@ def test_a_gpu_that_gives_no_context_has_no_free_memory(driver):
 def test_contexts_are_given_back_when_the_driver_fails_meanwhile(driver, tmp_path):
     log = tmp_path / "log"
     *_, devices = ask(driver, FAKE_MEMORY="999", FAKE_LOG=str(log))
-    assert "cuMemGetInfo_v2 gives 999 (CUDA_ERROR_UNKNOWN)\n  fix: " in devices
+    assert "cuMemGetInfo_v2 returns 999 (CUDA_ERROR_UNKNOWN)\n  fix: " in devices
     assert log.read_text() == "0 0"
 
 
 def test_a_gpu_that_cannot_be_described_is_an_error(driver):
     *_, devices = ask(driver, FAKE_NAME="4")
-    assert devices.startswith("the CUDA driver fails: cuDeviceGetName gives 4 (unnamed)")
+    assert devices.startswith("the CUDA driver fails: cuDeviceGetName returns 4 (unnamed)")
 
 
 def test_a_driver_that_does_not_start_says_its_code(driver):
     for code, why, fix in [
-        (803, "cuInit gives 803 (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)", "restart the machine"),
-        (999, "cuInit gives 999 (CUDA_ERROR_UNKNOWN)", "/dev/nvidia"),
-        (34, "cuInit gives 34 (unnamed)", "stubs"),
-        (42, "cuInit gives 42 (unnamed)", "nvidia-smi"),
+        (803, "cuInit returns 803 (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)", "restart the machine"),
+        (999, "cuInit returns 999 (CUDA_ERROR_UNKNOWN)", "/dev/nvidia"),
+        (34, "cuInit returns 34 (unnamed)", "stubs"),
+        (42, "cuInit returns 42 (unnamed)", "nvidia-smi"),
     ]:
         with case(code, why, fix):
             absence, kind, told, version, devices = ask(driver, FAKE_INIT=str(code))
@@ -196,7 +196,7 @@ def test_a_library_that_is_no_driver(broken_driver):
 def test_the_driver_fails_with_a_device_error(driver, monkeypatch):
     monkeypatch.setenv("FAKE_NAME", "4")
     monkeypatch.setattr(drv, "_DRIVER", str(driver / "libcuda.so.1"))
-    with pytest.raises(DeviceError, match=r"cuDeviceGetName gives 4 \(unnamed\)\n  fix: "):
+    with pytest.raises(DeviceError, match=r"cuDeviceGetName returns 4 \(unnamed\)\n  fix: "):
         drv.cuda_devices()
 
 

@@ -18,7 +18,7 @@ from runtime.engines.recipe import EngineRecipe
 from runtime.errors import DeviceError, MissingBackend
 from runtime.tools import probe
 
-WHY = "the CUDA driver does not start: cuInit gives 803"
+WHY = "the CUDA driver does not start: cuInit returns 803"
 
 
 class Failing:

@@ -42,7 +42,9 @@ def test_a_foreign_runtime_is_named(tmp_path, content):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     kind, message = run(program, cwd=tmp_path, env=environment)
     assert kind == "ImportError" and str(tmp_path / "runtime") in message
-    assert re.search(r"the package 'runtime' in .* belongs to another project\n  fix: ", message)
+    assert re.search(
+        r"the package 'runtime' in .* belongs to another project; uninstall it, or install", message
+    )
 
 
 @pytest.mark.parametrize("name", ["sdk", "runtime"])

@@ -114,7 +114,7 @@ def test_other_arrays_are_refused_with_the_fix() -> None:
         (np.zeros((4, 5, 3), np.float64), "float64 array", "by 255 and cast"),
         (NAN, "float32 array with NaN", "replace the NaN; multiply .* by 255 and cast"),
         (np.zeros((3, 4, 5), np.float32), r"\(3, 4, 5\) float32", "transpose.*; multiply"),
-        (np.zeros((4, 5, 3), np.uint16), "uint16", r"bring the values to 0\.\.255 and cast"),
+        (np.zeros((4, 5, 3), np.uint16), "uint16", r"scale the values to 0\.\.255 and cast"),
         (np.zeros((4, 5, 3), bool), "bool", "and cast"),
         (np.array(7, np.uint8), r"\(\) uint8", ""),
         (np.empty((4, 5, 3), object), "object", "and cast"),
@@ -292,7 +292,7 @@ def test_100_megapixel_jpeg() -> None:
 def test_missing_file_folder_and_unreadable_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"(?s)no\.jpg does not exist.*seen from"):
+    with pytest.raises(InputError, match=r"(?s)no\.jpg does not exist.*current folder is"):
         load_image(tmp_path / "no.jpg")
     with pytest.raises(InputError, match="is a folder, wanted a picture"):
         load_image(str(tmp_path))

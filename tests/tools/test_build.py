@@ -168,7 +168,7 @@ def test_targets_that_cannot_be_built_here_are_named(capsys, bundle, monkeypatch
     change(bundle, lambda m: m["recipe"].update(targets=["trt", "rtx"]))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     code, out, err = text(capsys, "build", bundle)
-    assert code == 0 and out.count("TensorRT 10.3.0 for Orin alone") == 2
+    assert code == 0 and out.count("TensorRT 10.3.0 for Orin only") == 2
     assert "not built here: rtx: tensorrt_rtx is needed" in err
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     code, _, err = text(capsys, "build", bundle)

@@ -176,7 +176,7 @@ def test_engines_of_another_size_cannot_give_the_golden_answers(capsys, monkeypa
     code, document = answer(capsys, "check", bundle)
     last = document["checks"][-1]
     assert code == 0 and last["state"] == "not run here"
-    assert "refined at 24 x 32, the engines take 16 x 16 alone" in last["detail"]
+    assert "refined at 24 x 32, the engines take only 16 x 16" in last["detail"]
     assert answer(capsys, "check", bundle, "--engines")[0] == 5
 
 

@@ -44,9 +44,9 @@ def test_this_machine_is_reported_without_importing_anything_heavy(tmp_path):
     report, text, loaded = json.loads(done.stdout)
     heavy = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "pycuda"}
     assert not heavy & set(loaded)
-    assert report["package"]["target"] == "base" and report["targets"]["cpu"]["ready"]
+    assert report["package"]["isa"] == "base" and report["targets"]["cpu"]["ready"]
     assert report["modules"]["cv2"]["state"] == "ready" and report["python"]["version"] in text
-    assert f"base (of {', '.join(report['package']['targets'])}), SEG_ISA=base" in text
+    assert f"base (of {', '.join(report['package']['isas'])}), SEG_ISA=base" in text
     for found in report["problems"]:
         assert found["kind"] in ("missing", "clash", "broken") and found["what"] and found["fix"]
 
@@ -71,7 +71,7 @@ def test_an_unknown_instruction_set_is_broken_and_has_a_fix():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEG_ISA": "mmx"}
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
     facts = json.loads(output.stdout)
-    assert "mmx" in facts["error"] and facts["isa"] == "mmx" and "SEG_ISA" in facts["fix"]
+    assert "mmx" in facts["error"] and facts["SEG_ISA"] == "mmx" and "SEG_ISA" in facts["fix"]
 
 
 # Machines
@@ -152,7 +152,7 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_know(machine, monkeypatch):
     plant_gpu(monkeypatch, "9.0", "NVIDIA H100")
     machine["tensorrt_rtx"], machine["pycuda"] = module(), module()
     verdict = doctor.report()["targets"]["rtx run"]
-    assert "here is 9.0" in verdict["why"] and verdict["fix"] == "use target trt"
+    assert "this machine has 9.0" in verdict["why"] and verdict["fix"] == "use target trt"
 
 
 def test_a_driver_that_fails_is_broken_not_missing(machine, monkeypatch):
@@ -193,7 +193,7 @@ def test_an_onnx_runtime_whose_cuda_libraries_are_absent(machine, monkeypatch, t
 
 
 def test_an_onnx_runtime_without_cuda(machine, monkeypatch):
-    why = "this ONNX Runtime has no CUDA provider, only CPUExecutionProvider"
+    why = "ONNX Runtime has no CUDA provider, only CPUExecutionProvider"
     for platform, fix in [("linux-x86_64", "-gpu"), ("linux-aarch64", "use targ")]:
         with case(platform, fix):
             plant_gpu(monkeypatch)
@@ -225,7 +225,7 @@ def test_a_gpu_that_the_cuda_module_has_no_code_for(machine, monkeypatch):
     assert found["kind"] == "missing" and "SEG_CUDA_ARCHS=75 pip install" in found["fix"]
     assert report["cuda_module"]["runs_on"] == []
     assert "is not among those this build has code for" in report["targets"]["cuda"]["why"]
-    assert "; runs on no GPU that is here\n" in doctor.render(report)
+    assert "; runs on no GPU of this machine\n" in doctor.render(report)
 
 
 def test_a_cuda_module_is_missed_beside_a_gpu_only_and_a_damaged_one_is_broken(
@@ -297,7 +297,7 @@ def test_a_jetson_with_its_release_mode_and_clocks(jetson):
     for release, line in [
         ("R35 (release), REVISION: 4.1", "JetPack 5"),
         ("R38 (release), REVISION: 2.0", "JetPack 7"),
-        ("R99 (release), REVISION: 0.0", "not a JetPack line"),
+        ("R99 (release), REVISION: 0.0", "a JetPack that this version does not know"),
     ]:
         with case(release, line):
             (jetson / "release").write_text(f"# {release}, GCID: 1\n")

@@ -108,7 +108,7 @@ def test_trtexec_names_the_library_it_links(machine, monkeypatch, tmp_path):
     plant_program(tmp_path / "tools/trtexec", "exit 1")  # it links nothing: nothing is guessed
     report = doctor.report()
     assert report["trtexec"]["library"] is None and report["libraries"] == []
-    assert "links no TensorRT: it opens one when it runs" in doctor.render(report)
+    assert "links no TensorRT; it loads one when it runs" in doctor.render(report)
     library = plant_library(tmp_path / "old/libnvinfer.so.10", "10.3.0.30")
     links = ["-Wl,--no-as-needed", library, f"-Wl,-rpath,{tmp_path}/old"]
     compile_c("int main() { return 1; }", tmp_path / "tools/trtexec", *links)
@@ -160,7 +160,7 @@ def test_a_module_that_fails_to_import_or_hangs_is_broken(plant_module, monkeypa
         ("import os\nos.kill(os.getpid(), 40)", "ended by signal 40"),
         ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
         ("import a_module_that_nobody_has", "No module named 'a_module_that_nobody_has'"),
-        ("import sys\nsys.exit()", "importing it ends the interpreter"),
+        ("import sys\nsys.exit()", "the import ends the interpreter"),
         ("import sys\nsys.exit(7)", "it ended with 7"),
     ]:
         with case(error):

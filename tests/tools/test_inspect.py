@@ -33,7 +33,7 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
     for entry in (*manifest["graphs"].values(), *manifest["golden"], manifest["init"]):
         assert f"{entry['file']}  " in out and f"sha256 {entry['sha256'][:12]} OK" in out
     for said in (
-        "tiny, trained; gives logits",
+        "tiny, trained; returns logits",
         "3: brick, grass, sea",
         "stretch to 24 x 32 (area",
         "RGB / 255, minus 0.485 0.456 0.406",

@@ -1,1 +1,1 @@
-"""The CUDA module beside PyTorch on the same GPU: python -m benchmarks gpu."""
+"""Speed of the CUDA module, compared with PyTorch on the same GPU: python -m benchmarks gpu."""

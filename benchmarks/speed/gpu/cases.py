@@ -1,4 +1,4 @@
-"""What is measured on a GPU: filters, upsampling and refinements, each by ours and by PyTorch's."""
+"""The cases of the GPU benchmark: filters, upsampling and refinements, by our code and PyTorch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from benchmarks.speed.torch_filter import TorchFilter, enlarged
 from benchmarks.speed.workloads import CLASSES, find_case, picture, refiner
 from runtime.core.parameters import objective_of
 
-SETS, BURST = 4, 8  # inputs that take turns; calls in a burst
-STEPS = {"residual": 10, "dynaguide": 50}  # of a run
+SETS = 4  # copies of the inputs that are used in turns, so that the GPU's cache does not hold them
+STEPS = {"residual": 10, "dynaguide": 50}  # steps of one run
 HOW = ("eager", "graph", "graph, channels last", "compiled", "compiled, graph")
 
 
 def planar(array: np.ndarray) -> np.ndarray:
-    """(h, w, channels) to (1, channels, h, w)."""
+    """Convert an array (h, w, channels) to (1, channels, h, w)."""
     return np.ascontiguousarray(array.transpose(2, 0, 1)[None])
 
 
 def back(x: Any) -> np.ndarray:
-    """(1, channels, h, w) on the device to (h, w, channels) of NumPy."""
+    """Copy a tensor (1, channels, h, w) from the device to a NumPy array (h, w, channels)."""
     return x[0].permute(1, 2, 0).cpu().numpy()
 
 
@@ -37,7 +37,14 @@ def over_sets(
     arrays: tuple[np.ndarray, ...],
     read: Callable[[Any], tuple[np.ndarray, ...]],
 ) -> Peer:
-    """Calls on copies of the arrays, one after the other. ``read`` takes a result to the host."""
+    """Make a peer that calls a function on SETS copies of the arrays in turns.
+
+    Parameters
+    ----------
+    call : the function.
+    arrays : its arguments, on the host.
+    read : copies a result to the host, for the comparison.
+    """
     sets = [[gpu.torch.from_numpy(a).to(gpu.name) for a in arrays] for _ in range(SETS)]
     turns = itertools.cycle(sets)
     first = read(call(*sets[0]))
@@ -53,7 +60,16 @@ def add_filters(
     read_theirs: Callable[[Any], tuple[np.ndarray, ...]],
     compiled: bool,
 ) -> Case:
-    """Ours, and PyTorch's function of the same arrays, each map planar; (h, w) stays."""
+    """Add our function and PyTorch's function of the same arrays to a case.
+
+    Parameters
+    ----------
+    case : the case, which is returned.
+    ours, theirs : the functions. PyTorch's has maps (1, channels, h, w) as arguments.
+    arrays : (h, w, channels) arguments of our function.
+    read_ours, read_theirs : copy a result to the host.
+    compiled : add PyTorch's function compiled by torch.compile, too.
+    """
     gpu = case.gpu
     maps = tuple(planar(a) for a in arrays)
     case.add("ours", lambda: over_sets(gpu, ours, arrays, read_ours))
@@ -71,21 +87,28 @@ def add_filters(
 def filter_case(
     gpu: Gpu, name: str, compiled: bool, size: tuple[int, int], low: tuple[int, int], classes: int
 ) -> Case:
-    """The guided filter of ``classes`` maps, radius 8; with a smaller ``low``, joint upsampling."""
+    """The guided filter with radius 8.
+
+    Parameters
+    ----------
+    size : (height, width) of the guidance image.
+    low : (height, width) of the maps; if it is smaller than ``size``, this is joint upsampling.
+    classes : number of maps.
+    """
     rng, radius, eps = np.random.default_rng(0), 8, 1e-3
-    guide, values = rng.random((*size, 3), np.float32), rng.random((*low, classes), np.float32)
+    guidance, values = rng.random((*size, 3), np.float32), rng.random((*low, classes), np.float32)
     traffic = 4.0 * (np.prod(size) * (3 + classes) + np.prod(low) * classes)
 
-    def ours(guide: Any, values: Any) -> Any:
+    def ours(guidance: Any, values: Any) -> Any:
         return runtime.guided_filter(
-            guide, values, radius=radius, eps=eps, device="cuda", stream=gpu.stream()
+            guidance, values, radius=radius, eps=eps, device="cuda", stream=gpu.stream()
         )
 
     return add_filters(
         Case(gpu, name, bytes=float(traffic)),
         ours,
         TorchFilter(gpu.torch, radius, eps).filter,
-        (guide, values),
+        (guidance, values),
         lambda out: (np.asarray(out),),
         lambda out: (back(out),),
         compiled,
@@ -95,16 +118,22 @@ def filter_case(
 def upsample_case(
     gpu: Gpu, name: str, compiled: bool, size: tuple[int, int], low: tuple[int, int], guided: bool
 ) -> Case:
-    """Labels and confidence at full size from scores of CLASSES at a smaller one, radius 2."""
+    """Labels and confidence at full size from scores of CLASSES classes at a smaller size.
+
+    Parameters
+    ----------
+    size, low : (height, width) of the picture and of the scores.
+    guided : joint upsampling with radius 2; otherwise the scores are enlarged bilinearly.
+    """
     torch, rng, radius, eps = gpu.torch, np.random.default_rng(0), 2, 1e-3
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     scores = rng.random((*low, CLASSES), np.float32)
     small = rng.random((*low, 3), np.float32)
     arrays = (image, scores, small) if guided else (image, scores)
     traffic = np.prod(size) * 11.0 + 4.0 * np.prod(low) * (CLASSES + 3 * guided)
-    if not guided:  # the picture is not looked at
+    if not guided:  # the picture is not read
         traffic -= 3.0 * np.prod(size)
-    of = TorchFilter(torch, radius, eps)
+    peer = TorchFilter(torch, radius, eps)
 
     def ours(image: Any, scores: Any, small: Any = None) -> Any:
         options = {"low_image": small, "device": "cuda", "stream": gpu.stream()}
@@ -114,7 +143,7 @@ def upsample_case(
         if small is None:
             values = enlarged(torch, scores, image.shape[2:])
         else:
-            values = of.apply(of.coefficients(small, scores), image / 255)
+            values = peer.apply(peer.coefficients(small, scores), image / 255)
         best = values.max(1)
         return best.indices, best.values.clamp(0, 1)
 
@@ -130,35 +159,44 @@ def upsample_case(
 
 
 class Loop:
-    """Steps of speed/torch_twin.py with nothing that makes the host wait, as eager PyTorch, a
-    recorded graph and the compiler take them; "fp16" has the network in half precision (autocast)
-    and multiplies the loss by the number of pixels, so that its gradients are not too small."""
+    """Steps of torch_twin.Twin without any call that waits for the GPU.
+
+    So the same step can run in eager PyTorch, in a CUDA graph and compiled. With the precision
+    "fp16" the network runs in half precision (autocast), and the loss is multiplied by the number
+    of pixels so that its gradients are not too small for half precision.
+
+    Parameters
+    ----------
+    twin : a Twin.
+    torch : the module torch.
+    precision : "fp32", "tf32" or "fp16".
+    """
 
     def __init__(self, twin: Any, torch: Any, precision: str) -> None:
         self.twin, self.torch, self.half = twin, torch, precision == "fp16"
         self.scale = float(twin.x[0, 0].numel()) if self.half else 1.0
         twin.count = self.count
         self.forward = self.loss
-        self.forward()  # solves the mapping, which is SciPy's time
-        twin.step_count = 10  # from here on it is frozen
+        self.forward()  # solves the mapping of the classes, with SciPy on the host
+        twin.step_count = 10  # from step 10 on the mapping is not solved again
         self.state = [*twin.net.parameters(), *twin.net.buffers()]
         self.kept = [t.detach().clone() for t in self.state]
-        self.last: Any = None  # the step's loss
+        self.last: Any = None  # the loss of the last step
 
     def count(self, labels: Any) -> Any:
-        """The number of different labels, on the device."""
+        """Return the number of different labels as a tensor on the device."""
         seen = self.torch.zeros(self.twin.classes, device=labels.device)
         return seen.scatter_(0, labels.flatten(), 1.0).sum()
 
     def loss(self) -> Any:
-        """Of the forward pass."""
+        """Make a forward pass and return the total loss."""
         where, half = self.twin.x.device.type, self.torch.float16
         with self.torch.autocast(where, half, enabled=self.half, cache_enabled=False):
             response = self.twin.net(self.twin.x)
         return self.twin.losses(response.float() + self.twin.prior)[0]
 
     def step(self) -> None:
-        """One SGD step."""
+        """Make one SGD step."""
         self.twin.sgd.zero_grad(set_to_none=True)
         loss = self.forward()
         (loss * self.scale).backward()
@@ -168,7 +206,7 @@ class Loop:
         self.last = loss.detach()
 
     def restore(self) -> None:
-        """Back to the first weights."""
+        """Restore the initial weights and set the momentum to zero."""
         with self.torch.no_grad():
             for now, kept in zip(self.state, self.kept, strict=True):
                 now.copy_(kept)
@@ -177,7 +215,13 @@ class Loop:
 
 
 def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Case:
-    """A cold run of so many steps in each precision. What is compared is the first loss."""
+    """A refinement from the initial weights in each precision; the first losses are compared.
+
+    Parameters
+    ----------
+    size : a name for workloads.find_case.
+    steps : steps of one run.
+    """
     case = find_case(size)
     image, hard, soft = picture(case.height, case.width)
     plain = refiner(case)
@@ -197,7 +241,10 @@ def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Ca
 
 
 def ours(case: Any, precision: str, image: np.ndarray, guide: np.ndarray, steps: int) -> Peer:
-    """A Refiner on the GPU."""
+    """Make the peer "ours": a Refiner on the GPU.
+
+    Parameters are those of :func:`steps_case`; ``image`` and ``guide`` are those of the refinement.
+    """
     made = refiner(case, device="cuda", precision=precision)
     stats = made.run(image, guide, steps=1).stats  # of the last run
 
@@ -212,7 +259,13 @@ def ours(case: Any, precision: str, image: np.ndarray, guide: np.ndarray, steps:
 def _torch_peer(
     gpu: Gpu, how: str, precision: str, steps: int, arguments: tuple[Any, ...]
 ) -> Callable[[], Peer]:
-    """What makes a peer of the twin, which ``arguments`` give, as ``how`` of HOW says."""
+    """Return a function that makes a peer from the PyTorch twin.
+
+    Parameters
+    ----------
+    how : one of HOW.
+    arguments : the first arguments of torch_twin.Twin.
+    """
 
     def make() -> Peer:
         from benchmarks.speed.torch_twin import Twin

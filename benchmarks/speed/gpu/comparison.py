@@ -1,4 +1,4 @@
-"""Peers of one piece of work, and the check that all of them compute the same."""
+"""A case with its peers, and the check that all peers compute the same."""
 
 from __future__ import annotations
 
@@ -11,48 +11,85 @@ import numpy as np
 from benchmarks.speed.gpu.device import Gpu, set_precision
 from runtime.errors import SdkError
 
-COPY, MATRIX = 2**29, 8192  # bytes, side
-SETS, BURST = 4, 8  # inputs that take turns; calls in a burst
+COPY, MATRIX = 2**29, 8192  # bytes of "copy"; side of the square matrices of "matmul"
+BURST = 8  # calls that are timed together
 TOLERANCE = {"": 1e-4, "fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2}
 FAILURES = (RuntimeError, ImportError, OSError, subprocess.SubprocessError, AssertionError)
 
 
 def say(line: str) -> None:
-    """Tell what happens now."""
+    """Print a line of progress at once."""
     print(line, flush=True)
 
 
 def nothing() -> None:
-    """What a peer does that does nothing there."""
+    """Do nothing."""
 
 
 class Peer(NamedTuple):
-    """One that is timed. ``first`` is what is compared before."""
+    """One of the programs that are compared.
+
+    Parameters
+    ----------
+    run : makes one run.
+    first : arrays of the first result, which are compared before anything is timed.
+    burst : number of runs that are timed together.
+    before : called before each run; not timed.
+    after : called after each run; part of the wall time, not of the device time.
+    clock : returns the milliseconds of the last run, if the peer measures them itself.
+    """
 
     run: Callable[[], Any]
     first: Any = None
     burst: int = 1
-    before: Callable[[], Any] = nothing  # not timed
-    after: Callable[[], Any] = nothing  # of the wall's time only
-    clock: Callable[[], float] | None = None  # its own, of the last run, in milliseconds
+    before: Callable[[], Any] = nothing
+    after: Callable[[], Any] = nothing
+    clock: Callable[[], float] | None = None
 
 
 class Case:
-    """Peers of one piece of work. ``bytes`` and ``operations`` are the least of a run."""
+    """A piece of work and the peers that do it.
+
+    Parameters
+    ----------
+    name : of the case.
+    bytes : the least traffic of a run: inputs read once, outputs written once.
+    operations : the useful operations of a run.
+    steps : refinement steps of a run.
+
+    Attributes
+    ----------
+    peers, memory : the peers and their memory in MiB, by name and precision.
+    left_out : peers that cannot be made or whose result differs, and why.
+    wrong : texts of those whose result differs, and of "ours" if it cannot be made.
+    """
 
     def __init__(
         self, gpu: Gpu, name: str, *, bytes: float = 0, operations: float = 0, steps: int = 1
     ) -> None:
         self.gpu, self.name, self.steps = gpu, name, steps
         self.bytes, self.operations = bytes, operations
-        self.peers: dict[tuple[str, str], Peer] = {}  # by name and precision
+        self.peers: dict[tuple[str, str], Peer] = {}
         self.memory: dict[tuple[str, str], dict[str, float]] = {}
         self.left_out: list[dict[str, str]] = []
-        self.wrong: list[str] = []  # outputs that differ; and ours, where it fails
+        self.wrong: list[str] = []
 
     def add(self, who: str, make: Callable[[], Peer], precision: str = "") -> None:
-        """Make a peer, and compare it with the first one, which is ours and has to be made. Another
-        that cannot be made or gives something else is left out, and why is kept."""
+        """Make a peer, compare its first result with that of the first peer, and keep it.
+
+        The first peer of a case is ours. A later peer that cannot be made, or whose result differs,
+        goes into ``left_out``.
+
+        Parameters
+        ----------
+        who : the name of the peer.
+        make : makes the peer.
+        precision : "fp32", "tf32", "fp16", or "" for float32 without a choice.
+
+        Raises
+        ------
+        Exception : what ``make`` raises for the first peer.
+        """
         set_precision(self.gpu.torch, precision)
         key, why, apart = (who, precision), "", ""
         try:
@@ -64,7 +101,7 @@ class Case:
         else:
             reference = next(iter(self.peers.values())).first if self.peers else peer.first
             if apart := difference(peer.first, reference, TOLERANCE[precision]):
-                why = f"it gives another result than our first: {apart}"
+                why = f"its result differs from that of our first peer: {apart}"
         if not why:
             self.peers[key], self.memory[key] = peer, memory
             return
@@ -76,8 +113,18 @@ class Case:
 
 
 def difference(found: Any, reference: Any, tolerance: float) -> str:
-    """In words, where arrays differ by more than ``tolerance`` of the largest value (whole numbers:
-    at more than one in a thousand); empty where they do not."""
+    """Compare arrays of a result with those of the reference.
+
+    Parameters
+    ----------
+    found, reference : sequences of arrays.
+    tolerance : the largest allowed difference of floats, as a part of the largest value. Of whole
+        numbers, one in a thousand may differ.
+
+    Returns
+    -------
+    A text that describes the first difference; "" if there is none.
+    """
     for ours, theirs in zip(reference, found, strict=True):
         a, b = np.asarray(ours), np.asarray(theirs)
         if a.shape != b.shape:
@@ -94,7 +141,8 @@ def difference(found: Any, reference: Any, tolerance: float) -> str:
 
 
 def ceilings(case: Case, *, matmul: bool) -> None:
-    """A large copy on the device, and matrix products of each precision."""
+    """Add the rates of the GPU as peers: a large copy and, with ``matmul``, matrix products of each
+    precision."""
     torch, where = case.gpu.torch, case.gpu.name
 
     def copy() -> Peer:

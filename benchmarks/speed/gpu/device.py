@@ -1,4 +1,4 @@
-"""The GPU: its clock, its memory, its description."""
+"""Measurements on the GPU: time, memory, and a description of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from runtime.device.choose import cuda_module, module_of
 from runtime.errors import MissingBackend, SdkError
 
-AHEAD = 20_000_000  # clock cycles that the GPU waits while a burst is queued
-FAST = ("tf32", "fp16")  # that PyTorch may use beside our fp16
+AHEAD = 20_000_000  # clock cycles that the GPU waits while the host queues a burst
+FAST = ("tf32", "fp16")  # PyTorch's precisions that are compared with our fp16
 
 
 class Gpu:
-    """The GPU as these measurements use it; the tests put the host in its place."""
+    """The GPU of the measurements. The tests replace it by the host."""
 
     name = "cuda"
 
@@ -24,17 +24,28 @@ class Gpu:
         import torch
 
         self.torch, self.cuda = torch, torch.cuda
-        torch.backends.cudnn.benchmark = True  # PyTorch takes the fastest of its convolutions
+        torch.backends.cudnn.benchmark = True  # PyTorch chooses its fastest convolutions
 
     def stream(self) -> int | None:
-        """What our functions work on: PyTorch's current stream."""
+        """Return PyTorch's current stream; our functions work on it, too."""
         return self.cuda.current_stream().cuda_stream
 
     def time(
         self, run: Callable[[], Any], after: Callable[[], Any] | None = None, *, ahead: bool = False
     ) -> tuple[float, float]:
-        """Milliseconds of ``run`` on the device's clock, and with ``after`` on the wall's.
-        ``ahead``: the device begins when the host is done with it."""
+        """Time one run.
+
+        Parameters
+        ----------
+        run : the run.
+        after : called after it, before the device is waited for.
+        ahead : the device waits until the host has queued the whole run.
+
+        Returns
+        -------
+        Milliseconds of ``run`` by the device's clock, and of ``run`` and ``after`` by the wall
+        clock.
+        """
         first, last = (self.cuda.Event(enable_timing=True) for _ in range(2))
         self.cuda.synchronize()
         if ahead:
@@ -50,7 +61,7 @@ class Gpu:
         return first.elapsed_time(last), 1e3 * wall
 
     def record(self, step: Callable[[], Any]) -> Callable[[], Any]:
-        """The step as a CUDA graph; returns what replays it."""
+        """Record a step as a CUDA graph; returns the function that replays it."""
         side = self.cuda.Stream()
         side.wait_stream(self.cuda.current_stream())
         with self.cuda.stream(side):
@@ -63,8 +74,12 @@ class Gpu:
         return graph.replay
 
     def peak(self, make: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-        """What it makes, and MiB of the device that took: of PyTorch's, at the peak, and of
-        others, which is what stays."""
+        """Call a function and measure the device memory that it needs.
+
+        Returns
+        -------
+        What ``make`` returns; and MiB: "torch" at the peak, "others" after the call.
+        """
         self.clean()
         self.cuda.reset_peak_memory_stats()
         before, others = self.cuda.memory_allocated(), self._others()
@@ -79,13 +94,13 @@ class Gpu:
         return total - free - self.cuda.memory_reserved()
 
     def clean(self) -> None:
-        """Let go of what nobody holds."""
+        """Free unused memory of Python and of PyTorch."""
         gc.collect()
         self.cuda.synchronize()
         self.cuda.empty_cache()
 
     def describe(self) -> dict[str, Any]:
-        """What it is, and the versions of what runs on it."""
+        """Return the GPU's properties, and the versions of PyTorch and of the CUDA module."""
         found, module = self.cuda.get_device_properties(0), cuda_module()
         torch = self.torch
         return {
@@ -103,15 +118,20 @@ class Gpu:
 
 
 def set_precision(torch: Any, precision: str) -> None:
-    """Whether PyTorch's convolutions and matrix products may round to TF32."""
+    """Allow TF32 in PyTorch's convolutions and matrix products if ``precision`` is one of FAST."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision in FAST
 
 
 def find_gpu() -> Gpu:
-    """The GPU, or MissingBackend that says why there is none."""
+    """Return the GPU.
+
+    Raises
+    ------
+    MissingBackend : PyTorch, SciPy, the CUDA module or a GPU is missing.
+    """
     fix = "on a machine with a GPU, nvcc and PyTorch: benchmarks/speed/gpu_check.sh FOLDER"
     try:
-        import scipy  # noqa: F401  for the statistics
+        import scipy  # noqa: F401  the statistics need it
         import torch
     except ImportError as error:
         why = f"PyTorch and SciPy are needed, but {error}"
@@ -128,7 +148,7 @@ def find_gpu() -> Gpu:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Driver, clocks, power and temperature now; empty without nvidia-smi."""
+    """Return the driver, clocks, power and temperature of GPU 0 now; empty without nvidia-smi."""
     fields = (
         *("name", "driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
         *("clocks.max.mem", "power.draw", "power.limit", "temperature.gpu"),

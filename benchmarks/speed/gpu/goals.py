@@ -1,4 +1,4 @@
-"""What the times on a GPU are to reach."""
+"""The goals for the times on a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from benchmarks.speed.gpu.device import FAST
 
 
 def goals(case: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a case is to reach, and whether it does; "met" is None where it was not measured."""
+    """Compare the measured rows of a case with its goals.
+
+    Parameters
+    ----------
+    case : the name of the case.
+    found : its rows, from timing.measure.
+
+    Returns
+    -------
+    For each goal its text, the measured value, and whether the goal is met; None if the value was
+    not measured.
+    """
     by = {(row["who"], row["precision"]): row for row in found}
     out: list[dict[str, Any]] = []
 
@@ -21,9 +32,11 @@ def goals(case: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return by.get((who, precision), {}).get(name)
 
     def fastest(precision: str, kinds: tuple[str, ...]) -> float | None:
-        """Of PyTorch's, in our times."""
-        held = FAST if precision in FAST else (precision,)
-        found = (row for (who, p), row in by.items() if p in held and any(k in who for k in kinds))
+        """Return the time of PyTorch's fastest peer of some kinds, divided by our time."""
+        allowed = FAST if precision in FAST else (precision,)
+        found = (
+            row for (who, p), row in by.items() if p in allowed and any(k in who for k in kinds)
+        )
         return min((row["x ours"] for row in found if "x ours" in row), default=None)
 
     if case.startswith("guided filter"):

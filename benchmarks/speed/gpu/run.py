@@ -1,19 +1,25 @@
-"""Time of the CUDA module beside PyTorch on the same GPU, and what the GPU itself can do.
+"""Time of the CUDA module, compared with PyTorch on the same GPU and with the GPU's own rates.
 
     python -m benchmarks gpu -o FOLDER [--compiled] [--only filter]
 
-Everything runs in one process, turn by turn (A B C A B C ...), after outputs have been compared.
-"device" is by events of the GPU: of filters and upsampling, in a burst that is queued while the GPU
-is kept waiting, over inputs that do not fit its cache; of refinements, of the steps alone (ours by
-its own events). "wall" is one call until its result is there: of refinements with the last forward
-pass and the labels on the host. "of copy" is the least traffic (inputs read once, outputs written
-once) over the rate of a large copy on the device, bytes read and written; "of matmul" the useful
-operations (2 x 3 passes x multiply-accumulates of the plain convolutions) over the rate of a large
-matrix product of the same precision. Both are measured in the same turns. Precisions: float32; and
-on tensor cores half precision, ours beside PyTorch's (autocast) and TF32, whichever is faster
-there. Peers: eager PyTorch, the same recorded as a CUDA graph, and with --compiled what
-torch.compile makes of it, which takes minutes. FOLDER/gpu.json, or gpu-compiled.json, has the raw
-samples; it is written after each case.
+Everything runs in one process. The outputs are compared, then the peers run in turns (A B C A B C
+...). Peers are eager PyTorch, the same recorded as a CUDA graph and, with --compiled, the same
+compiled by torch.compile, which takes minutes.
+
+"device" is the time between events of the GPU. For filters and upsampling it is the time of a burst
+of calls, which the host queues while the GPU waits; the inputs do not fit into the GPU's cache. For
+refinements it is the time of the steps alone; our Refiner measures it with its own events. "wall"
+is the time from a call until its result is complete; for refinements it includes the last forward
+pass and the copy of the labels to the host.
+
+"of copy" is the least traffic (inputs read once, outputs written once) divided by the device time
+and by the rate of a large copy on the device. "of matmul" is the useful operations (2 x 3 passes x
+multiply-accumulates of the plain convolutions) divided by the device time and by the rate of a
+large matrix product of the same precision. Both rates are measured in the same turns. "fp32" is
+compared with PyTorch's float32. "fp16" (half precision on tensor cores) is compared with PyTorch's
+autocast and TF32, whichever is faster.
+
+FOLDER/gpu.json, or gpu-compiled.json, contains all samples. It is written after each case.
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def say_rows(found: list[dict[str, Any]]) -> None:
-    """A line for each peer."""
+    """Print a line for each row of a case."""
     for row in found:
         line = f"  {row['who']:<28}{row['precision']:<6}"
         device = row["samples"]["device ms"]
@@ -54,7 +60,7 @@ def say_rows(found: list[dict[str, Any]]) -> None:
 
 
 def sources() -> str:
-    """A hash of the sources that were measured, for trees without git."""
+    """Return a hash of the source files, which identifies them in a tree without git."""
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("runtime/**/*"), *ROOT.glob("benchmarks/**/*.py")]):
         if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
@@ -63,24 +69,28 @@ def sources() -> str:
 
 
 def state() -> dict[str, Any]:
-    """Of the machine, now."""
+    """Return the changing values of the machine and of the GPU, at this moment."""
     return machine.state() | {"nvidia_smi": nvidia_smi()}
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = Parser("python -m benchmarks gpu", description=__doc__)
     parser.add_argument("-o", "--out", type=some_path, required=True, help="folder for the JSON")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile as a peer too")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--compiled", action="store_true", help="also compare with torch.compile")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     args = parser.parse_args(argv)
     names = [name for name in CASES if args.only in name]
     if not names:
-        raise InputError(f"no case's name holds {args.only!r}: {'; '.join(CASES)}")
+        raise InputError(
+            f"no case's name contains {args.only!r}: {'; '.join(CASES)}", fix="--only filter"
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{args.out} is no folder to write to: {error.strerror}") from error
+        raise InputError(
+            f"{args.out} is no folder to write to: {error.strerror}", fix="choose another folder"
+        ) from error
     gpu = find_gpu()
     path = args.out / ("gpu-compiled.json" if args.compiled else "gpu.json")
     document: dict[str, Any] = {
@@ -116,9 +126,10 @@ def main(argv: list[str]) -> int:
             document["rows"] += found
             document["goals"] += goals(name, found)
             say(f"  {time.monotonic() - begin:.0f} s")
-        case = found = None  # with all that they hold on the device
+        case = found = None  # free the device memory of the case
         if args.compiled:
-            gpu.torch.compiler.reset()  # it gives up on a function that it has compiled too often
+            # Without a reset, torch.compile stops compiling a function after several compilations.
+            gpu.torch.compiler.reset()
         gpu.clean()
         write(path, document)
     document |= {"after": state(), "complete": True}
@@ -128,10 +139,12 @@ def main(argv: list[str]) -> int:
         value = "" if goal["value"] is None else f": {goal['value']:.3g}"
         say(f"{met:<13}{goal['goal']}{value}")
     if document["wrong"]:
-        raise VerificationFailed("; ".join(document["wrong"]))
+        raise VerificationFailed(
+            "; ".join(document["wrong"]), fix=f"report this with the file {path}"
+        )
     return 1 if document["failed"] else 0
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write the document to its file, whole or not at all."""
     write_atomic(path, table.as_json(document).encode())

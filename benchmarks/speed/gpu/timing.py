@@ -1,4 +1,4 @@
-"""Turns of peers, and what their samples say."""
+"""Timing the peers of a case in turns, and the statistics of the samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from benchmarks.speed.gpu import comparison
 from benchmarks.speed.gpu.comparison import Case, Peer
 from benchmarks.speed.gpu.device import FAST, Gpu, set_precision
 
-MOST, LEAST, SECONDS = 25, 6, 8.0  # turns of a case; it ends between them when its time is up
-WARM = 1  # turns before those that count
+MOST, LEAST = 25, 6  # most and fewest turns of a case
+SECONDS = 8.0  # after this time and LEAST turns a case ends
+WARM = 1  # turns before the measured ones
 
 
 def turn(gpu: Gpu, peer: Peer, precision: str) -> tuple[float, float]:
-    """Milliseconds of a run: on the device's clock and on the wall's."""
+    """Time one run of a peer; returns milliseconds by the device's clock and by the wall clock."""
     set_precision(gpu.torch, precision)
     peer.before()
     if peer.burst > 1:
@@ -31,8 +32,8 @@ def turn(gpu: Gpu, peer: Peer, precision: str) -> tuple[float, float]:
 
 
 def measure(case: Case) -> list[dict[str, Any]]:
-    """Rows of a case, from turns that its peers take one after the other."""
-    taken: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in case.peers}
+    """Time the peers of a case in turns; returns a row for each peer."""
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in case.peers}
     end = float("inf")
     for n in range(WARM + MOST):
         if n == WARM:
@@ -42,23 +43,32 @@ def measure(case: Case) -> list[dict[str, Any]]:
         for (who, precision), peer in case.peers.items():
             sample = turn(case.gpu, peer, precision)
             if n >= WARM:
-                taken[who, precision].append(sample)
-    return rows(case, taken)
+                times[who, precision].append(sample)
+    return rows(case, times)
 
 
 def rows(
-    case: Case, taken: dict[tuple[str, str], list[tuple[float, float]]]
+    case: Case, times: dict[tuple[str, str], list[tuple[float, float]]]
 ) -> list[dict[str, Any]]:
-    """What is said of the samples: (device, wall) milliseconds of each peer."""
+    """Make the rows of a case.
+
+    Parameters
+    ----------
+    times : (device, wall) milliseconds of each run, by the peer's name and precision.
+
+    Returns
+    -------
+    A row for each peer: median times, rates or ratios, memory, statistics and all samples.
+    """
     from benchmarks.latency import samples  # needs SciPy
 
     medians = {
         key: samples.percentile(np.array([device for device, _ in pairs]), 0.5)
-        for key, pairs in taken.items()
+        for key, pairs in times.items()
     }
     copy = 2 * comparison.COPY / medians["copy", ""] / 1e6  # GB/s
     out = []
-    for (who, precision), pairs in taken.items():
+    for (who, precision), pairs in times.items():
         device, wall = (np.array(column) for column in zip(*pairs, strict=True))
         ms = medians[who, precision]
         row: dict[str, Any] = {"case": case.name, "who": who, "precision": precision}
