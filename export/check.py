@@ -14,6 +14,7 @@ from export.models import PriorModel
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
 from runtime.core.constants import NEVER, SMALLEST_PRIOR
+from runtime.core.guide import Guide
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import Make, maker, refine, refine_with
 from runtime.core.resize import resize
@@ -286,7 +287,7 @@ def _check_step(
             for name in [k for k in state if k.startswith("momentum.")]:
                 state[name] = 0.1 * state[name.removeprefix("momentum.")]
             self.load_state_dict(state)
-            kept.update(guide=guide, before=state)
+            kept.update(guide=guide.array if isinstance(guide, Guide) else guide, before=state)
             result = super().run(image, guide, steps=1, warm=True)
             kept.update(after=self.state_dict(), scores=result.scores)
             return result

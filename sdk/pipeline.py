@@ -37,7 +37,7 @@ from sdk.result import FrameInfo, Result
 from sdk.timing import Clock
 
 if TYPE_CHECKING:
-    from runtime.bundle.open import Refinement
+    from runtime.bundle.open import BundleRefinement
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Pipeline:
         check_precision(device if network_only else self._core, precision)
         choose.module_of(self._core)  # raises where the device cannot be used
         self.info: dict[str, Any] = {"device": device, "self_test": None}
-        self._refinement: Refinement | None = None
+        self._refinement: BundleRefinement | None = None
         self._kept = threading.local()
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
