@@ -403,7 +403,7 @@ BAD_FILTERS = [
     (GUIDANCE, VALUES, {"out": VALUES.astype(float)}, r"out is \(4, 5, 2\) float64; wanted"),
     (GUIDANCE, VALUES, {"out": "x"}, r"out is str; wanted \(4, 5, 2\) float32"),
     (GUIDANCE, VALUES, {"out": np.asfortranarray(VALUES)}, "out is not C-contiguous"),
-    (GUIDANCE, GUIDANCE, {"out": GUIDANCE}, "out is part of the guidance"),
+    (GUIDANCE, GUIDANCE, {"out": GUIDANCE}, "out shares memory with the guidance"),
     (GUIDANCE[..., :2], VALUES, {}, r"guidance has shape \(4, 5, 2\); wanted .* 1 or 3\)"),
     (GUIDANCE, VALUES[None], {}, r"values has shape \(1, 4, 5, 2\); wanted"),
     (GUIDANCE + np.nan, VALUES, {}, "guidance has 60 NaN or infinite values\n  fix: clean it"),

@@ -13,8 +13,12 @@ OWN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
 
 def raises_itself(node):
-    """Whether the body has a ``raise`` of a new error, functions inside it aside."""
-    for child in ast.iter_child_nodes(node):
+    """Whether the body has a ``raise`` of a new error that it does not handle itself. Functions
+    inside the body are left out."""
+    children = ast.iter_child_nodes(node)
+    if isinstance(node, ast.Try) and node.handlers:
+        children = [*node.handlers, *node.orelse, *node.finalbody]
+    for child in children:
         if isinstance(child, OWN):
             continue
         if isinstance(child, ast.Raise) and child.exc is not None:
