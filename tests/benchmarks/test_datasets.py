@@ -1,10 +1,12 @@
 """The loaders: their choice of pictures on a made-up data set, and the real one where it is."""
 
+import shutil
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from cases import case
 from scipy.io import savemat
 
 from benchmarks.quality import datasets
@@ -20,9 +22,10 @@ def write(path, image):
     assert cv2.imwrite(str(path), image)
 
 
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    """Make a data set in which pixel (0, 0) of a file is its number."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Make a data set in which pixel (0, 0) of a file is its number. No test may change it."""
+    tmp_path = tmp_path_factory.mktemp("data")
     pixel = np.zeros((2, 3), np.uint8)
     for i in range(92):
         red = np.dstack([pixel, pixel, pixel + i])  # OpenCV writes BGR
@@ -40,8 +43,21 @@ def fake(tmp_path, monkeypatch):
         truth = tmp_path / f"bsds500/groundTruth/val/{i:03}.mat"
         truth.parent.mkdir(parents=True, exist_ok=True)
         savemat(truth, {"groundTruth": people})
-    monkeypatch.setenv("SEG_DATA", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def fake(made, monkeypatch):
+    """Let SEG_DATA name the made data set."""
+    monkeypatch.setenv("SEG_DATA", str(made))
+
+
+@pytest.fixture
+def changeable(made, monkeypatch, tmp_path):
+    """Let SEG_DATA name a copy of the made data set, which the test may change."""
+    shutil.copytree(made, tmp_path / "data", copy_function=shutil.copyfile)
+    monkeypatch.setenv("SEG_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 def numbers(pictures):
@@ -53,10 +69,11 @@ def test_camvid_splits(fake):
     assert numbers(datasets.camvid(split="other")) == list(range(3, 92, 8))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12, 30, 45, 46])
-def test_camvid_splits_are_disjoint(fake, count):
-    chosen = numbers(datasets.camvid(count)) + numbers(datasets.camvid(count, split="other"))
-    assert len(set(chosen)) == 2 * count
+def test_camvid_splits_are_disjoint(fake):
+    for count in (1, 2, 5, 12, 30, 45, 46):
+        chosen = numbers(datasets.camvid(count)) + numbers(datasets.camvid(count, split="other"))
+        with case(count):
+            assert len(set(chosen)) == 2 * count
 
 
 def test_camvid_reads_rgb_and_its_own_truth(fake):
@@ -76,8 +93,8 @@ def test_davis_takes_every_step_th_frame_of_each_sequence(fake):
     assert masks[0].dtype == bool and not masks[0].any() and masks[1].all()
 
 
-def test_more_pictures_in_the_data_set_change_no_choice(fake):
-    """Folders beside and in those of the loaders hold others; a score is of the same pictures."""
+def test_more_pictures_in_the_data_set_change_no_choice(changeable):
+    """More pictures beside the loaders' folders, and in folders inside them, are not chosen."""
 
     def chosen():
         pictures = [*datasets.camvid(), *datasets.davis(), *datasets.davis(1), *datasets.bsds()]
@@ -86,13 +103,13 @@ def test_more_pictures_in_the_data_set_change_no_choice(fake):
     before, pixel = chosen(), np.zeros((2, 3), np.uint8)
     for i in range(101):
         for part in ("val", "valannot", "test", "testannot"):
-            write(fake / f"camvid/{part}/{i:03}.png", pixel)
+            write(changeable / f"camvid/{part}/{i:03}.png", pixel)
     for i in range(20):
-        write(fake / f"davis_more/frames/bear/{i:05}.jpg", pixel)
-        write(fake / f"davis_more/masks/bear/{i:05}.png", pixel)
+        write(changeable / f"davis_more/frames/bear/{i:05}.jpg", pixel)
+        write(changeable / f"davis_more/masks/bear/{i:05}.png", pixel)
         for folder in ("camvid/train", "davis/frames/dog", "bsds500/images/val"):
-            write(fake / folder / f"more/{i:03}.jpg", pixel)
-            write(fake / folder / f"more/{i:03}.png", pixel)
+            write(changeable / folder / f"more/{i:03}.jpg", pixel)
+            write(changeable / folder / f"more/{i:03}.png", pixel)
     assert chosen() == before
 
 
@@ -133,24 +150,21 @@ def test_wrong_folder_is_refused(monkeypatch, tmp_path):
         datasets.prior_path("net.onnx")
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
+def test_bad_choice_is_refused(fake):
+    for call, message in (
         (lambda: datasets.camvid(split="test"), "split: expected one of dev, other, got 'test'"),
         (lambda: datasets.bsds(split="test"), "split: expected one of train, val, got 'test'"),
         (lambda: datasets.camvid(47), "count: expected at most half of 92 frames, got 47"),
         (lambda: datasets.camvid(0), "count: expected 1 to 46, got 0"),
         (lambda: datasets.bsds(101), "count: expected 1 to 100, got 101"),
         (lambda: datasets.davis(0), "step: expected at least 1, got 0"),
-    ],
-)
-def test_bad_choice_is_refused(fake, call, message):
-    with pytest.raises(InputError, match=message):
-        call()
+    ):
+        with case(message), pytest.raises(InputError, match=message):
+            call()
 
 
-def test_broken_picture_is_named(fake):
-    (fake / "camvid/train/000.png").write_bytes(b"not a picture")
+def test_broken_picture_is_named(changeable):
+    (changeable / "camvid/train/000.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"000\.png: missing or not a picture"):
         datasets.camvid()[0].image()
 

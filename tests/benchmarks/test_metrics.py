@@ -1,10 +1,12 @@
 """Metrics against slow loops that spell out the definition, and on maps whose score is known."""
 
+from functools import cache
 from itertools import combinations
 from math import hypot, isnan, log, nan
 
 import numpy as np
 import pytest
+from cases import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -31,20 +33,27 @@ def rectangles(rng, shape, labels=5, count=4):
     return image
 
 
-@pytest.fixture(
-    params=[(1, 1), (1, 7), (5, 1), (4, 4), (7, 11), (13, 9), (17, 19)],
-    ids=lambda shape: "x".join(map(str, shape)),
-)
-def pairs(request):
+SHAPES = [(1, 1), (1, 7), (5, 1), (4, 4), (7, 11), (13, 9), (17, 19)]
+
+
+@cache
+def pairs(shape):
     """Make eight (prediction, truth) pairs of one shape; truth has void, half are Fortran order."""
-    rng = np.random.default_rng(sum(request.param))
+    rng = np.random.default_rng(sum(shape))
     drawn = []
     for index in range(8):
-        prediction, truth = (rectangles(rng, request.param) for _ in range(2))
+        prediction, truth = (rectangles(rng, shape) for _ in range(2))
         truth[rng.random(truth.shape) < 0.03] = VOID
         order = np.asfortranarray if index % 2 else np.ascontiguousarray
         drawn.append((order(prediction), order(truth)))
     return drawn
+
+
+def each_pair(count=8):
+    """Yield (shape, prediction, truth) of every shape."""
+    for shape in SHAPES:
+        for prediction, truth in pairs(shape)[:count]:
+            yield shape, prediction, truth
 
 
 def pixels(labels):
@@ -122,26 +131,28 @@ def raster_order(labels):
     )
 
 
-def test_confusion_counts_every_valid_pixel_once(pairs):
-    for prediction, truth in pairs:
+def test_confusion_counts_every_valid_pixel_once():
+    for shape, prediction, truth in each_pair():
         expected = np.zeros((4, 3), int)
         truth = np.where(truth == VOID, VOID, truth % 3)
         for p in pixels(truth):
             if truth[p] != VOID:
                 expected[min(prediction[p], 3), truth[p]] += 1  # predictions 3 and 4: last row
         got = metrics.confusion(prediction, truth, 3, ignore=VOID)
-        assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, expected)
+        with case(shape):
+            assert got.dtype == np.int64
+            np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("dtype, outside", [(np.uint8, 255), (np.int32, -1), (np.int16, 2)])
-def test_prediction_outside_the_classes_is_an_error_of_the_true_class_only(dtype, outside):
-    prediction, truth = LEFT_RIGHT.astype(dtype), LEFT_RIGHT.astype(np.uint8)
-    prediction[0, 0] = outside
-    counts = metrics.confusion(prediction, truth, 2)
-    np.testing.assert_array_equal(counts, [[7, 0], [0, 8], [1, 0]])
-    assert metrics.miou(counts) == pytest.approx((7 / 8 + 1) / 2)
-    assert metrics.accuracy(counts) == pytest.approx(15 / 16)
+def test_prediction_outside_the_classes_is_an_error_of_the_true_class_only():
+    for dtype, outside in ((np.uint8, 255), (np.int32, -1), (np.int16, 2)):
+        prediction, truth = LEFT_RIGHT.astype(dtype), LEFT_RIGHT.astype(np.uint8)
+        prediction[0, 0] = outside
+        counts = metrics.confusion(prediction, truth, 2)
+        with case(dtype.__name__, outside):
+            np.testing.assert_array_equal(counts, [[7, 0], [0, 8], [1, 0]])
+            assert metrics.miou(counts) == pytest.approx((7 / 8 + 1) / 2)
+            assert metrics.accuracy(counts) == pytest.approx(15 / 16)
 
 
 def test_false_positive_on_void_is_free_and_absent_class_is_left_out():
@@ -177,33 +188,38 @@ def test_hand_computed_4x4():
     )
 
 
-def test_boundaries_match_loops(pairs):
-    for prediction, _ in pairs:
+def test_boundaries_match_loops():
+    for shape, prediction, _ in each_pair():
         expected = np.zeros(prediction.shape, bool)
         for p in slow_edges(prediction):
             expected[p] = True
-        np.testing.assert_array_equal(metrics.boundaries(prediction), expected)
+        with case(shape):
+            np.testing.assert_array_equal(metrics.boundaries(prediction), expected)
 
 
-@pytest.mark.parametrize("tolerance", [1, 2, 3])
-def test_boundary_f_matches_loops(pairs, tolerance):
-    for prediction, truth in pairs:
-        got = metrics.boundary_f(prediction, truth, tolerance=tolerance, ignore=VOID)
-        assert got == pytest.approx(slow_boundary_f(prediction, truth, tolerance))
+def test_boundary_f_matches_loops():
+    for tolerance in (1, 2, 3):
+        for shape, prediction, truth in each_pair():
+            got = metrics.boundary_f(prediction, truth, tolerance=tolerance, ignore=VOID)
+            with case(shape, f"tolerance {tolerance}"):
+                assert got == pytest.approx(slow_boundary_f(prediction, truth, tolerance))
 
 
-@pytest.mark.parametrize("width", [0, 2, 5])
-def test_band_accuracy_matches_loops(pairs, width):
-    for prediction, truth in pairs:
-        got = metrics.band_accuracy(prediction, truth, width=width, ignore=VOID)
-        assert got == pytest.approx(slow_band_accuracy(prediction, truth, width), nan_ok=True)
+def test_band_accuracy_matches_loops():
+    for width in (0, 2, 5):
+        for shape, prediction, truth in each_pair():
+            got = metrics.band_accuracy(prediction, truth, width=width, ignore=VOID)
+            expected = slow_band_accuracy(prediction, truth, width)
+            with case(shape, f"width {width}"):
+                assert got == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("shift, expected", [(0, 1.0), (2, 1.0), (3, 0.0)])
-def test_boundary_f_tolerates_a_shift_of_two(shift, expected):
+def test_boundary_f_tolerates_a_shift_of_two():
     columns = np.arange(20)[None] * np.ones((6, 1), int)
-    assert metrics.boundary_f(columns >= 8 + shift, columns >= 8, tolerance=2) == expected
-    assert metrics.boundary_f(columns >= 8, columns >= 8 + shift, tolerance=2) == expected
+    for shift, expected in ((0, 1.0), (2, 1.0), (3, 0.0)):
+        with case(f"shift {shift}"):
+            assert metrics.boundary_f(columns >= 8 + shift, columns >= 8, tolerance=2) == expected
+            assert metrics.boundary_f(columns >= 8, columns >= 8 + shift, tolerance=2) == expected
 
 
 def test_boundary_f_distance_is_euclidean():
@@ -240,27 +256,31 @@ def test_band_accuracy_sees_only_the_band():
     assert isnan(metrics.band_accuracy(truth, np.zeros_like(truth)))
 
 
-def test_region_measures_match_loops(pairs):
+def test_region_measures_match_loops():
     loops = (slow_covering, slow_rand, slow_variation)
     for measure, slow in zip(REGION_MEASURES, loops, strict=True):
-        for prediction, truth in pairs[:4]:
+        for shape, prediction, truth in each_pair(4):
             expected = slow(prediction, truth)
-            assert measure(prediction, [truth]) == pytest.approx(expected, abs=1e-12)
+            with case(measure.__name__, shape):
+                assert measure(prediction, [truth]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_region_measures_average_over_annotators(pairs):
-    prediction = pairs[0][0]
-    annotators = [truth for _, truth in pairs]
-    for measure in REGION_MEASURES:
-        each = [measure(prediction, [truth]) for truth in annotators]
-        assert measure(prediction, annotators) == pytest.approx(np.mean(each))
+def test_region_measures_average_over_annotators():
+    for shape in SHAPES:
+        prediction = pairs(shape)[0][0]
+        annotators = [truth for _, truth in pairs(shape)]
+        for measure in REGION_MEASURES:
+            each = [measure(prediction, [truth]) for truth in annotators]
+            with case(measure.__name__, shape):
+                assert measure(prediction, annotators) == pytest.approx(np.mean(each))
 
 
-def test_best_iou_matches_loops(pairs):
-    for prediction, truth in pairs:
+def test_best_iou_matches_loops():
+    for shape, prediction, truth in each_pair():
         found = regions(prediction)
         expected = [max(iou(r, f) for f in found) for r in regions(truth)]
-        np.testing.assert_allclose(metrics.best_iou(prediction, truth), expected)
+        with case(shape):
+            np.testing.assert_allclose(metrics.best_iou(prediction, truth), expected)
 
 
 labels_3x4 = arrays(np.int8, (3, 4), elements=st.integers(-128, 127))
@@ -284,16 +304,18 @@ def test_region_numbers_are_only_names(prediction, truth):
     )
 
 
-def test_one_segment(pairs):
-    for _, truth in pairs:
+def test_one_segment():
+    for shape, _, truth in each_pair():
         areas = np.unique(truth, return_counts=True)[1]
         share, flat, n = areas / truth.size, np.zeros_like(truth), truth.size
         together = (areas * (areas - 1)).sum() / (n * (n - 1)) if n > 1 else 1.0
-        np.testing.assert_allclose(metrics.best_iou(flat, truth), share)
-        assert metrics.covering(flat, [truth]) == pytest.approx((share**2).sum())
-        assert metrics.probabilistic_rand(flat, [truth]) == pytest.approx(together)
         entropy = -(share * np.log(share)).sum()
-        assert metrics.variation_of_information(flat, [truth]) == pytest.approx(entropy, abs=1e-12)
+        found = metrics.variation_of_information(flat, [truth])
+        with case(shape):
+            np.testing.assert_allclose(metrics.best_iou(flat, truth), share)
+            assert metrics.covering(flat, [truth]) == pytest.approx((share**2).sum())
+            assert metrics.probabilistic_rand(flat, [truth]) == pytest.approx(together)
+            assert found == pytest.approx(entropy, abs=1e-12)
 
 
 def test_grid_over_quadrants():
@@ -348,9 +370,8 @@ def test_a_full_picture_is_counted_without_overflow():
     assert metrics.probabilistic_rand(flat, [truth]) == pytest.approx(599_999 / 1_199_999)
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
+def test_bad_input_is_refused():
+    for call, message in (
         (lambda: metrics.confusion(LEFT_RIGHT, LEFT_RIGHT + 1, 2), r"truth: expected \[0, 2\)"),
         (lambda: metrics.confusion(LEFT_RIGHT, LEFT_RIGHT - 1, 2), r"got \[-1, 0\]"),
         (lambda: metrics.covering(LEFT_RIGHT, []), "annotators: expected at least one"),
@@ -360,8 +381,6 @@ def test_a_full_picture_is_counted_without_overflow():
         (lambda: metrics.boundary_f(CORNER, LEFT_RIGHT, tolerance=-1), "at least 0, got -1"),
         (lambda: metrics.paired([1, 2], [1]), "a, b: expected as many scores"),
         (lambda: metrics.paired([1, nan], [1, 2]), "NaN in the same places"),
-    ],
-)
-def test_bad_input_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ):
+        with case(message), pytest.raises(ValueError, match=message):
+            call()

@@ -1,13 +1,15 @@
-"""The benchmarks' own correctness: peers compute the same thing, rows hold what was measured."""
+"""The speed benchmarks: the peers compute the same, and the rows contain what was measured."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+from cases import case
 
+import runtime
 from benchmarks import __main__ as command
-from benchmarks.speed import harness, ops, photo, step, workloads
+from benchmarks.speed import harness, ops, photo, step, worker, workloads
 from runtime.errors import SdkError
 from sdk.image import encode_image
 
@@ -27,17 +29,18 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_peers_of_an_operation_agree(monkeypatch, name):
-    monkeypatch.setitem(ops.OPS, name, SMALL[name])
-    checks = {}
-    for who in SMALL[name].peers:
-        if who == "opencv" and "guided" in name:
-            continue  # tests/rules/ximgproc.sh
-        run, checks[who] = ops.peer(name, who, 1)
-        assert math.isfinite(run())
-    for who, check in checks.items():
-        assert ops.agree(check, checks["ours"]), who
+def test_peers_of_an_operation_agree(monkeypatch):
+    monkeypatch.setattr(ops, "KERNELS", 1e9)  # fewer repetitions
+    for name, op in SMALL.items():
+        monkeypatch.setitem(ops.OPS, name, op)
+        checks = {}
+        for who in op.peers:
+            if who == "opencv" and "guided" in name:
+                continue  # tests/rules/ximgproc.sh compares with it
+            run, checks[who] = ops.peer(name, who, 1)
+            with case(name, who):
+                assert math.isfinite(run())
+                assert ops.agree(checks[who], checks["ours"])
 
 
 def test_operations_that_differ_are_told_apart(monkeypatch):
@@ -52,10 +55,22 @@ def test_operations_that_differ_are_told_apart(monkeypatch):
     assert not ops.agree(ops.peer("a", "ours", 1)[1], ops.peer("b", "ours", 1)[1])
 
 
-@pytest.mark.parametrize("name", ["", "residual", "residual 8", "residual 0x8", "nothing 8x8"])
-def test_find_case_refuses(name):
-    with pytest.raises(ValueError):
-        workloads.find_case(name)
+def test_peers_of_a_step_agree():
+    """The first losses are equal, and a run returns no time: the caller measures it."""
+    for name in ("residual 16x20", "dynaguide 16x20"):
+        chosen = workloads.find_case(name)
+        inputs = workloads.picture(chosen.height, chosen.width)
+        _, first = worker.ours(chosen, 1, runtime.isa(), inputs)
+        for how in ("eager", "channels-last"):
+            run, loss = worker.torch(chosen, 1, how, inputs)
+            with case(name, how):
+                assert loss == pytest.approx(first, rel=1e-4) and run() is None
+
+
+def test_find_case_refuses():
+    for name in ("", "residual", "residual 8", "residual 0x8", "nothing 8x8"):
+        with case(repr(name)), pytest.raises(ValueError):
+            workloads.find_case(name)
 
 
 def run(tmp_path, *arguments):
@@ -66,22 +81,41 @@ def run(tmp_path, *arguments):
 
 
 def test_step(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step, "TORCH", ("torch eager",))  # the others take half a minute
-    cases = "residual 16x20,dynaguide 16x20"
-    document = run(tmp_path, "step", "--cases", cases, "--peers", "best,torch", "--threads", "1")
-    rows = {(r["case"], r["who"].split()[0]): r for r in document["rows"]}
-    assert len(document["rows"]) == 2 * (1 + 1 + 2)
-    for case in cases.split(","):
-        ours = rows[case, "ours"]
-        assert ours["ms/step"] > 0 and ours["x torch eager"] > 0 and len(ours["seconds"]) == 1
-        count = workloads.find_case(case).steps
-        expected = 1e9 * ours["seconds"][0] / count / (16 * 20)
-        assert ours["ns/pixel"] == pytest.approx(expected, abs=1)
+    monkeypatch.setattr(step, "TORCH", ("torch eager",))  # the others need half a minute
+    name = "dynaguide 16x20"
+    document = run(tmp_path, "step", "--cases", name, "--peers", "best,torch", "--threads", "1")
+    rows = {r["who"].split()[0]: r for r in document["rows"]}
+    assert list(rows) == ["ours", "torch", "matmul", "copy"]
+    ours = rows["ours"]
+    assert ours["ms/step"] > 0 and ours["x torch eager"] > 0 and len(ours["seconds"]) == 1
+    expected = 1e9 * ours["seconds"][0] / workloads.find_case(name).steps / (16 * 20)
+    assert ours["ns/pixel"] == pytest.approx(expected, abs=1)
+    assert {r["case"] for r in document["rows"]} == {name}
     assert document["environment"]["commit"]
+    assert f"| {name}" in capsys.readouterr().out
+
+
+def test_a_row_for_each_case_and_number_of_threads(tmp_path, capsys, monkeypatch):
+    """The commands step and ops, with made-up measurements instead of processes."""
+    measured = []
+
+    def measure(name, threads, repeats, *_):
+        measured.append((name, threads, repeats))
+        return [{"case": name, "threads": threads, "ms": 1.0, "seconds": [1e-3]}]
+
+    monkeypatch.setattr(step, "measure", measure)
+    names = ["residual 16x20", "dynaguide 16x20"]
+    arguments = ("--cases", ",".join(names), "--peers", "best", "--threads", "1,2")
+    rows = run(tmp_path, "step", *arguments)["rows"]
+    assert [(r["case"], r["threads"]) for r in rows] == [(n, t) for t in (1, 2) for n in names]
     assert "| residual 16x20" in capsys.readouterr().out
+    monkeypatch.setattr(ops, "measure", measure)
+    rows = run(tmp_path, "ops", "--only", "guided filter, 1", "--threads", "2")["rows"]
+    assert measured[4:] == [(r["case"], 2, 1) for r in rows] and len(rows) == 1
 
 
-def test_ops(tmp_path):
+def test_ops(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "isas", lambda: [runtime.isa()])  # a process for one of them
     rows = run(tmp_path, "ops", "--only", "bilinear upsampling")["rows"]
     assert {r["who"].split()[0] for r in rows} == {"ours", "opencv", "matmul", "copy"}
     assert all(0 < r["ms"] and 0 <= r["of floor"] for r in rows if "ms" in r)
@@ -99,52 +133,42 @@ def test_photo(tmp_path, monkeypatch):
     assert eager["without prior ms"] == pytest.approx(1e6 * eager["two steps, s"][0] / 2, abs=1)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [(("step", "--cases", "x"), "case 'x' is unknown"),
-     (("step", "--peers", "x"), "peer 'x' is unknown"),
-     (("ops", "--only", "x-ray"), "no operation's name holds 'x-ray'"),
-     (("ops", "--threads", "100000"), "wanted 1 to 256"),
+def test_bad_input_is_one_error(capsys):
+    for arguments, message in (
+        (("step", "--cases", "x"), "case 'x' is unknown"),
+        (("step", "--peers", "x"), "peer 'x' is unknown"),
+        (("ops", "--only", "x-ray"), "no operation's name contains 'x-ray'"),
+        (("ops", "--threads", "100000"), "wanted 1 to 256"),
         (("step", "--repeats", "0"), "repeats is 0"),
-     (("photo", "--picture", "none.jpg"), "none.jpg")],
-)  # fmt: skip
-def test_bad_input_is_one_error(capsys, arguments, message):
-    assert command.main(list(arguments)) == 1
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+        (("photo", "--picture", "none.jpg"), "none.jpg"),
+    ):
+        with case(*arguments):
+            assert command.main(list(arguments)) == 1
+            error = capsys.readouterr().err
+            assert message in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_usage_errors(capsys):
+    for arguments in (
         ("step", "--threads", "0x"),
         ("photo", "--threads=-1"),
         ("ops", "-o", ""),
         ("photo", "--threads", "257"),
-    ],
-)
-def test_usage_errors(capsys, arguments):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(list(arguments))
-    assert "wanted" in capsys.readouterr().err
+    ):
+        with case(*arguments):
+            with pytest.raises(SystemExit, match="2"):
+                command.main(list(arguments))
+            assert "wanted" in capsys.readouterr().err
 
 
-def test_a_prior_that_fails_is_one_error(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("skimage", reason="the photo comes with scikit-image")
-    monkeypatch.setattr(photo, "LONG_SIDE", 48)
-    assert command.main(["photo", "--priors", str(tmp_path / "no.onnx"), "--threads", "1"]) == 1
-    assert "no.onnx" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments", [("step", "--peers", "best"), ("ops", "--only", "bilinear"), ("photo",)]
-)
-def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, capsys, arguments):
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file" / "x.json"):
-        assert command.main([*arguments, "-o", str(out)]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and str(out) in error
+    for arguments in (("step", "--peers", "best"), ("ops", "--only", "bilinear"), ("photo",)):
+        for out in (tmp_path, tmp_path / "file" / "x.json"):
+            with case(*arguments, out):
+                assert command.main([*arguments, "-o", str(out)]) == 1
+                error = capsys.readouterr().err
+                assert error.startswith("error: ") and str(out) in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -155,9 +179,9 @@ def test_peers_that_do_not_start_are_named(capsys):
 
 
 def test_a_peer_that_dies_is_named():
-    (one,) = harness.start(["copy"], "residual 8x8", 1)
+    (one,) = harness.start(["matmul"], "residual 8x8", 1)
     one.process.kill()
-    with pytest.raises(SdkError, match="copy ended"):
+    with pytest.raises(SdkError, match="matmul ended: it was killed"):
         harness.rounds([one], 1)
 
 
