@@ -27,6 +27,16 @@ def pictures(number, count=FRAMES, height=60, width=80):
     return [np.clip(np.roll(p, i, 1), 0, 255).astype(np.uint8) for i, p in enumerate(noisy)]
 
 
+def in_time(work):
+    """What ``work`` returns; a submission that waits for ever is a failure, not a hang."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "a place is not released when its picture is done"
+    return found[0]
+
+
 def all_same(one, other):
     for mine, theirs in zip(one, other, strict=True):
         for a, b in zip(mine, theirs, strict=True):
@@ -70,12 +80,12 @@ def test_eight_streams_at_once():
 def test_submitted_pictures_come_back_as_futures():
     frames = pictures(1, 10)
     with Segmenter("kmeans", refine=RefineConfig(channels=16, steps=2)) as seg:
-        futures = [seg.submit(f[..., ::-1], color="bgr") for f in frames]
+        futures = in_time(lambda: [seg.submit(f[..., ::-1], color="bgr") for f in frames])
         for frame, future in zip(frames, futures, strict=True):
             same(future.result(), seg(frame))
     seg.close()  # twice is fine
     with seg:
-        same(seg.submit(frames[0]).result(), seg(frames[0]))
+        same(in_time(lambda: seg.submit(frames[0])).result(), seg(frames[0]))
 
 
 def test_closing_waits_for_the_pictures_and_ends_the_threads():
@@ -113,15 +123,7 @@ def test_submit_waits_when_enough_are_on_their_way():
 
 def test_an_error_of_a_submitted_picture_is_its_future_s():
     with Segmenter("kmeans", refine=None) as seg:
-        futures = []
-
-        def submit_all():
-            futures.extend(seg.submit(b"no picture") for _ in range(3 * WAITING))
-
-        thread = threading.Thread(target=submit_all, daemon=True)
-        thread.start()
-        thread.join(60)
-        assert not thread.is_alive(), "a place is not released when its picture is done"
+        futures = in_time(lambda: [seg.submit(b"no picture") for _ in range(3 * WAITING)])
         for future in futures:
             with pytest.raises(InputError, match="not a picture"):
                 future.result()
