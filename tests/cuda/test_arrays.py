@@ -6,15 +6,18 @@ memory: NumPy's arrays play PyTorch's and CuPy's.
 
 import ctypes
 import gc
+from itertools import product
 
 import numpy as np
 import pytest
+from cases import case
 from foreign_arrays import (
     API,
     CPU,
     CUDA,
     FLOATS,
     ROCM,
+    WRAPS,
     Interface,
     Plain,
     Producer,
@@ -29,14 +32,21 @@ from runtime.errors import DeviceError, InputError
 # ---- Without copies -----------------------------------------------------------------------------
 
 
-def test_foreign_memory_is_used_as_it_is(cuda, wrap):
-    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    view = cuda.as_array(wrap(array))
-    assert view.__cuda_array_interface__["data"] == (array.ctypes.data, False)
-    assert (view.shape, view.dtype, view.ndim, view.nbytes) == ((2, 3, 4), np.float32, 3, 96)
-    assert view.device == 0 and repr(view) == "Array((2, 3, 4), float32, GPU 0)"
-    array += 1  # and not looked at before it must be
-    np.testing.assert_array_equal(view.numpy(), array)
+def test_foreign_memory_is_used_as_it_is(cuda):
+    for wrap in WRAPS:
+        with case(wrap.__name__):
+            array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+            view = cuda.as_array(wrap(array))
+            assert view.__cuda_array_interface__["data"] == (array.ctypes.data, False)
+            assert (view.shape, view.dtype, view.ndim, view.nbytes) == (
+                (2, 3, 4),
+                np.float32,
+                3,
+                96,
+            )
+            assert view.device == 0 and repr(view) == "Array((2, 3, 4), float32, GPU 0)"
+            array += 1  # and not looked at before it must be
+            np.testing.assert_array_equal(view.numpy(), array)
 
 
 def test_nothing_is_allocated_but_results_and_scratch(cuda, cudart):
@@ -71,22 +81,23 @@ def test_numpy_inputs_may_change_when_the_call_is_back(cuda):
 # ---- Both protocols, in -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Plain, Versioned])
-def test_capsules_are_consumed_and_let_go_once(cuda, cudart, kind):
-    producer = Producer(arrays(5, 6)[1], kind)
-    view = cuda.as_array(producer)
-    assert API.PyCapsule_GetName(producer.capsule) == b"used_" + kind.name
-    again = view.reshape(30, 4)
-    out = cuda.shrink(view, 2, 2, 1)
-    del view
-    out.numpy()
-    assert producer.let_go == 0  # ``again`` is alive
-    del again
-    cuda.to_device(np.zeros(1, np.float32))
-    assert producer.let_go == 1
-    del producer.capsule
-    gc.collect()
-    assert producer.let_go == 1
+def test_capsules_are_consumed_and_let_go_once(cuda, cudart):
+    for kind in (Plain, Versioned):
+        with case(kind.__name__):
+            producer = Producer(arrays(5, 6)[1], kind)
+            view = cuda.as_array(producer)
+            assert API.PyCapsule_GetName(producer.capsule) == b"used_" + kind.name
+            again = view.reshape(30, 4)
+            out = cuda.shrink(view, 2, 2, 1)
+            del view
+            out.numpy()
+            assert producer.let_go == 0  # ``again`` is alive
+            del again
+            cuda.to_device(np.zeros(1, np.float32))
+            assert producer.let_go == 1
+            del producer.capsule
+            gc.collect()
+            assert producer.let_go == 1
 
 
 def test_memory_is_kept_until_the_stream_has_read_it(cuda, cudart):
@@ -173,14 +184,15 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("array, message", REFUSED)
-def test_what_cannot_be_taken_is_refused(cuda, array, message):
-    before = getattr(array, "let_go", None)
-    with pytest.raises(InputError, match=message):
-        cuda.as_array(array, "x")
-    cuda.to_device(np.zeros(1, np.float32))
-    if getattr(array, "asked", None):  # what was given is given back
-        assert array.let_go == before + 1
+def test_what_cannot_be_taken_is_refused(cuda):
+    for array, message in REFUSED:
+        with case(message):
+            before = getattr(array, "let_go", None)
+            with pytest.raises(InputError, match=message):
+                cuda.as_array(array, "x")
+            cuda.to_device(np.zeros(1, np.float32))
+            if getattr(array, "asked", None):  # what was given is given back
+                assert array.let_go == before + 1
 
 
 def test_a_pointer_of_another_place_is_refused(cuda, cudart):
@@ -208,40 +220,43 @@ def test_a_capsule_of_no_use_is_refused(cuda):
 # ---- Both protocols, out ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
-def test_up_and_down(cuda, dtype):
-    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
-    there = cuda.to_device(array.transpose(2, 0, 1))
-    assert there.dtype == dtype and there.shape == (5, 3, 4)
-    np.testing.assert_array_equal(there.numpy(), array.transpose(2, 0, 1))
-    np.testing.assert_array_equal(np.asarray(there), array.transpose(2, 0, 1))
-    assert np.asarray(there, np.float64).dtype == np.float64
-    face = there.__cuda_array_interface__
-    assert face["typestr"] == np.dtype(dtype).str and face["strides"] is None
-    assert (face["version"], face["shape"]) == (3, (5, 3, 4))
+def test_up_and_down(cuda):
+    for dtype in (np.float32, np.int32, np.uint8):
+        with case(dtype.__name__):
+            array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+            there = cuda.to_device(array.transpose(2, 0, 1))
+            assert there.dtype == dtype and there.shape == (5, 3, 4)
+            np.testing.assert_array_equal(there.numpy(), array.transpose(2, 0, 1))
+            np.testing.assert_array_equal(np.asarray(there), array.transpose(2, 0, 1))
+            assert np.asarray(there, np.float64).dtype == np.float64
+            face = there.__cuda_array_interface__
+            assert face["typestr"] == np.dtype(dtype).str and face["strides"] is None
+            assert (face["version"], face["shape"]) == (3, (5, 3, 4))
 
 
-@pytest.mark.parametrize("max_version", [None, (1, 1)])
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
-def test_numpy_and_torch_take_what_is_exported(cuda, dtype, max_version):
-    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
-    there = cuda.to_device(array)
-    pointer = there.__cuda_array_interface__["data"][0]
-
-    class Named(Relabelled):
-        def __dlpack__(self, **_):
-            return super().__dlpack__(max_version=max_version)
-
-    taken = np.from_dlpack(Named(there))
-    assert taken.ctypes.data == pointer
+def test_numpy_and_torch_take_what_is_exported(cuda):
     torch = pytest.importorskip("torch", reason="pip install torch")
-    tensor = torch.from_dlpack(Named(there))
-    assert tensor.data_ptr() == pointer
-    del there  # the memory lives on
-    gc.collect()
-    cuda.guided_filter(*arrays(30, 30), 2, 1e-3, 1)
-    np.testing.assert_array_equal(taken, array)
-    np.testing.assert_array_equal(tensor.numpy(), array)
+    for dtype, version in product((np.float32, np.int32, np.uint8), (None, (1, 1))):
+        with case(dtype.__name__, version):
+            array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+            there = cuda.to_device(array)
+            pointer = there.__cuda_array_interface__["data"][0]
+
+            class Named(Relabelled):
+                max_version = version
+
+                def __dlpack__(self, **_):
+                    return super().__dlpack__(max_version=self.max_version)
+
+            taken = np.from_dlpack(Named(there))
+            assert taken.ctypes.data == pointer
+            tensor = torch.from_dlpack(Named(there))
+            assert tensor.data_ptr() == pointer
+            del there  # the memory lives on
+            gc.collect()
+            cuda.guided_filter(*arrays(30, 30), 2, 1e-3, 1)
+            np.testing.assert_array_equal(taken, array)
+            np.testing.assert_array_equal(tensor.numpy(), array)
 
 
 def test_numpy_is_taken_through_its_own_capsules(cuda):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import case
 
 import runtime
 from runtime.device import faults
@@ -54,22 +55,25 @@ class Planes:
         self.__cuda_array_interface__ = array.__cuda_array_interface__
 
 
-@pytest.mark.parametrize("code", sorted(TABLE))
-def test_each_code_names_cause_and_fix(cuda, cudart, driver, code):
-    what, fix = TABLE[code]
-    there = cuda.to_device(PLANES)
-    cudart.plant(code, sticky=code in CUDA_FAULTS)
-    with pytest.raises(DeviceError) as error:
-        runtime.guided_filter(PLANES, there, device="cuda")
-    said, told = str(error.value).split("\n  fix: ")
-    assert said.startswith(what) and said.endswith(")"), said
-    assert "(cudaGetDevice(&current): cudaError" in said  # the call, and the runtime's own words
-    assert fix in told and told == error.value.fix
-    if code in CUDA_FAULTS:
-        with pytest.raises(DeviceError, match="lost by an earlier error: cudaGetDevice"):
-            there.numpy()
-    else:
-        np.testing.assert_array_equal(there.numpy(), PLANES)  # the next call is well
+def test_each_code_names_cause_and_fix(cuda, cudart, driver):
+    for code, (what, fix) in sorted(TABLE.items()):
+        with case(code):
+            there = cuda.to_device(PLANES)
+            cudart.plant(code, sticky=code in CUDA_FAULTS)
+            with pytest.raises(DeviceError) as error:
+                runtime.guided_filter(PLANES, there, device="cuda")
+            said, told = str(error.value).split("\n  fix: ")
+            assert said.startswith(what) and said.endswith(")"), said
+            assert (
+                "(cudaGetDevice(&current): cudaError" in said
+            )  # the call, and the runtime's own words
+            assert fix in told and told == error.value.fix
+            if code in CUDA_FAULTS:
+                with pytest.raises(DeviceError, match="lost by an earlier error: cudaGetDevice"):
+                    there.numpy()
+            else:
+                np.testing.assert_array_equal(there.numpy(), PLANES)  # the next call succeeds
+        cudart.recover()
 
 
 def test_the_table_has_every_fault():

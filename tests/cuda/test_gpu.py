@@ -7,9 +7,11 @@ GPU: benchmarks/speed/gpu_check.sh FOLDER.
 
 import gc
 import threading
+from itertools import product
 
 import numpy as np
 import pytest
+from cases import case
 from exactness import relative_error
 from gpu_places import ABSENCE, OnGpu, OnHost, needs_gpu, some
 from refinements import (
@@ -42,7 +44,6 @@ from refiner_promises import (  # noqa: F401
 )
 
 import runtime
-from benchmarks.speed.workloads import CLASSES, picture
 from runtime.core import classes_cuda
 from runtime.core.resize import resize, resized, working_picture
 from runtime.device import transfer
@@ -51,15 +52,11 @@ from runtime.prior import network
 from runtime.prior.preprocess import Preprocess
 
 
-@pytest.fixture(params=["gpu", "host"])
+@pytest.fixture
 def place(request):
-    """Where the tests run: on the GPU if there is one, else on the host's module."""
-    if request.param == "gpu":
-        if ABSENCE:
-            pytest.skip(f"no GPU to test on: {ABSENCE}")
-        return OnGpu()
+    """Where the tests run: on the GPU if there is one, else on the module that runs on the host."""
     if not ABSENCE:
-        pytest.skip("there is a GPU")
+        return OnGpu()
     request.getfixturevalue("cuda")
     return OnHost(request.getfixturevalue("cudart"))
 
@@ -85,38 +82,45 @@ def arrays(size, channels, classes):
     return guide, rng.random((*size, classes), dtype=np.float32)
 
 
-@pytest.mark.parametrize("channels, classes, radius", [(3, 1, 8), (3, 5, 3), (1, 4, 2), (3, 8, 40)])
-def test_filter_equals_the_core(place, channels, classes, radius):
-    for size in place.sizes:
-        guide, values = arrays(size, channels, classes)
-        wanted = runtime.guided_filter(guide, values, radius=radius)
-        found = runtime.guided_filter(guide, values, radius=radius, device="cuda")
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
-        out = runtime.guided_filter(
-            place.put(guide), place.put(values), radius=radius, device="cuda", stream=place.stream()
-        )
-        np.testing.assert_array_equal(out.numpy(), found, err_msg=f"{size}")
+def test_filter_equals_the_core(place):
+    for channels, classes, radius in ((3, 1, 8), (3, 5, 3), (1, 4, 2), (3, 8, 40)):
+        with case(channels, classes, radius):
+            for size in place.sizes:
+                guide, values = arrays(size, channels, classes)
+                wanted = runtime.guided_filter(guide, values, radius=radius)
+                found = runtime.guided_filter(guide, values, radius=radius, device="cuda")
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+                out = runtime.guided_filter(
+                    place.put(guide),
+                    place.put(values),
+                    radius=radius,
+                    device="cuda",
+                    stream=place.stream(),
+                )
+                np.testing.assert_array_equal(out.numpy(), found, err_msg=f"{size}")
 
 
-@pytest.mark.parametrize("subsample", [2, 4])
-def test_subsampling_equals_the_core(place, subsample):
-    for size in place.sizes[2:]:
-        guide, values = arrays(size, 3, 3)
-        options = {"radius": 8, "subsample": subsample}
-        wanted = runtime.guided_filter(guide, values, **options)
-        found = runtime.guided_filter(guide, values, device="cuda", **options)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+def test_subsampling_equals_the_core(place):
+    for subsample in (2, 4):
+        with case(subsample):
+            for size in place.sizes[2:]:
+                guide, values = arrays(size, 3, 3)
+                options = {"radius": 8, "subsample": subsample}
+                wanted = runtime.guided_filter(guide, values, **options)
+                found = runtime.guided_filter(guide, values, device="cuda", **options)
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
 
 
-@pytest.mark.parametrize("channels, subsample", [(1, 1), (3, 1), (3, 4)])
-def test_filter_takes_bytes(place, channels, subsample):
-    for size in place.sizes[2:]:
-        guide, values = arrays(size, channels, 3)
-        guide = (guide * 256).astype(np.uint8)
-        options = {"radius": 8, "subsample": subsample}
-        wanted = runtime.guided_filter(guide, values, **options)
-        found = runtime.guided_filter(guide, values, device="cuda", **options)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+def test_filter_takes_bytes(place):
+    for channels, subsample in ((1, 1), (3, 1), (3, 4)):
+        with case(channels, subsample):
+            for size in place.sizes[2:]:
+                guide, values = arrays(size, channels, 3)
+                guide = (guide * 256).astype(np.uint8)
+                options = {"radius": 8, "subsample": subsample}
+                wanted = runtime.guided_filter(guide, values, **options)
+                found = runtime.guided_filter(guide, values, device="cuda", **options)
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
 
 
 def test_a_network_s_input_and_its_guide(place):
@@ -143,13 +147,14 @@ def test_a_network_s_input_and_its_guide(place):
             np.testing.assert_array_equal(classes_cuda.winners(guide), winners)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_upsampling_equals_the_core(place, channels):
-    for low, size in place.upsamplings:
-        guide, values = arrays(size, channels, 1)[0], arrays(low, 1, 8)[1]
-        wanted = runtime.guided_filter(guide, values, radius=2)
-        found = runtime.guided_filter(guide, values, radius=2, device="cuda")
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
+def test_upsampling_equals_the_core(place):
+    for channels in (1, 3):
+        with case(channels):
+            for low, size in place.upsamplings:
+                guide, values = arrays(size, channels, 1)[0], arrays(low, 1, 8)[1]
+                wanted = runtime.guided_filter(guide, values, radius=2)
+                found = runtime.guided_filter(guide, values, radius=2, device="cuda")
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5, err_msg=f"{size}")
 
 
 def test_shrinking_equals_the_core(place):
@@ -162,41 +167,49 @@ def test_shrinking_equals_the_core(place):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_joint_upsample_equals_the_core(place, guided):
-    for low, size in place.upsamplings:
-        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-        small, scores = arrays(low, 3, 14)
-        options = {"low_image": small} if guided else {}
-        labels, confidence = runtime.joint_upsample(image, scores, **options)
-        found = runtime.joint_upsample(image, scores, device="cuda", **options)
-        np.testing.assert_allclose(found[1], confidence, rtol=0, atol=2e-4, err_msg=f"{size}")
-        assert (found[0] == labels).mean() >= 0.999, size  # near-ties may differ
-        there = {name: place.put(array) for name, array in options.items()}
-        out = runtime.joint_upsample(
-            place.put(image), place.put(scores), device="cuda", stream=place.stream(), **there
-        )
-        np.testing.assert_array_equal(out[0].numpy(), found[0])
-        np.testing.assert_array_equal(out[1].numpy(), found[1])
+def test_joint_upsample_equals_the_core(place):
+    for guided in (False, True):
+        with case(guided):
+            for low, size in place.upsamplings:
+                image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+                small, scores = arrays(low, 3, 14)
+                options = {"low_image": small} if guided else {}
+                labels, confidence = runtime.joint_upsample(image, scores, **options)
+                found = runtime.joint_upsample(image, scores, device="cuda", **options)
+                np.testing.assert_allclose(
+                    found[1], confidence, rtol=0, atol=2e-4, err_msg=f"{size}"
+                )
+                assert (found[0] == labels).mean() >= 0.999, size  # near-ties may differ
+                there = {name: place.put(array) for name, array in options.items()}
+                out = runtime.joint_upsample(
+                    place.put(image),
+                    place.put(scores),
+                    device="cuda",
+                    stream=place.stream(),
+                    **there,
+                )
+                np.testing.assert_array_equal(out[0].numpy(), found[0])
+                np.testing.assert_array_equal(out[1].numpy(), found[1])
 
 
 # ---- Arrays of PyTorch --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
-def test_round_trip_without_copies(place, dtype):
-    module = runtime.device.choose.module_of("cuda")
-    array = np.arange(60).reshape(3, 4, 5).astype(dtype)
-    theirs = place.put(array)
-    ours = module.as_array(theirs, stream=place.stream())
-    assert ours.__cuda_array_interface__["data"][0] == place.pointer(theirs)
-    np.testing.assert_array_equal(ours.numpy(), array)
-    made = module.to_device(array, stream=place.stream())
-    tensor = place.take(made)
-    assert tensor.data_ptr() == made.__cuda_array_interface__["data"][0]
-    del made  # the memory lives on
-    gc.collect()
-    np.testing.assert_array_equal(tensor.cpu().numpy(), array)
+def test_round_trip_without_copies(place):
+    for dtype in (np.float32, np.int32, np.uint8):
+        with case(dtype.__name__):
+            module = runtime.device.choose.module_of("cuda")
+            array = np.arange(60).reshape(3, 4, 5).astype(dtype)
+            theirs = place.put(array)
+            ours = module.as_array(theirs, stream=place.stream())
+            assert ours.__cuda_array_interface__["data"][0] == place.pointer(theirs)
+            np.testing.assert_array_equal(ours.numpy(), array)
+            made = module.to_device(array, stream=place.stream())
+            tensor = place.take(made)
+            assert tensor.data_ptr() == made.__cuda_array_interface__["data"][0]
+            del made  # the memory lives on
+            gc.collect()
+            np.testing.assert_array_equal(tensor.cpu().numpy(), array)
 
 
 @needs_gpu
@@ -243,90 +256,107 @@ def test_streams_are_waited_for():
 # ---- Refinement ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, kind", some(CASES), ids=case_name)
-def test_step(place, options, kind):
+def test_step(place):
     """Against the reference in float64, and beside the core."""
-    image, guide = draw(kind)
-    here, there = make(image, options), on_cuda(image, options)
-    wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
-    np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-4)
-    assert (found.labels == wanted.labels).mean() >= 0.99
-    assert_step_matches(on_cuda(image, options), image, guide, times=4)
+    for options, kind in some(CASES):
+        with case(case_name(options), kind):
+            image, guide = draw(kind)
+            here, there = make(image, options), on_cuda(image, options)
+            wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
+            np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-4)
+            assert (found.labels == wanted.labels).mean() >= 0.99
+            assert_step_matches(on_cuda(image, options), image, guide, times=4)
+
+
+SHAPES = [(1, 1), (1, 17), (19, 1), (3, 61), (33, 65), (321, 481)]
 
 
 @needs_gpu
-@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (19, 1), (3, 61), (33, 65), (321, 481)])
-@pytest.mark.parametrize("options, kind", [CASES[0], CASES[3], CASES[12]], ids=case_name)
-def test_step_of_other_sizes(shape, options, kind):
-    image, guide = draw(kind, *shape)
-    here, there = make(image, options), on_cuda(image, options)
-    start = joined(here.state_dict())
-    wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
-    first, second = (joined(r.state_dict()) - start for r in (here, there))
-    assert relative_error(second, first) <= 1e-3
-    assert (found.labels == wanted.labels).mean() >= 0.999
-    total = [r.stats["losses"]["total"][0] for r in (found, wanted)]
-    assert total[0] == pytest.approx(total[1], rel=1e-5)
+def test_step_of_other_sizes():
+    for (options, kind), shape in product((CASES[0], CASES[3], CASES[12]), SHAPES):
+        with case(case_name(options), kind, shape):
+            image, guide = draw(kind, *shape)
+            here, there = make(image, options), on_cuda(image, options)
+            start = joined(here.state_dict())
+            wanted, found = (r.run(image, guide, steps=1) for r in (here, there))
+            first, second = (joined(r.state_dict()) - start for r in (here, there))
+            assert relative_error(second, first) <= 1e-3
+            assert (found.labels == wanted.labels).mean() >= 0.999
+            total = [r.stats["losses"]["total"][0] for r in (found, wanted)]
+            assert total[0] == pytest.approx(total[1], rel=1e-5)
 
 
 # The bounds are those of the exported graph, another float32 program beside the same loop. The
 # share of pictures on which the GPU stays beside the CPU has not been measured yet.
 @needs_gpu
-@pytest.mark.parametrize("case", range(len(TEN_STEPS)), ids=lambda i: case_name(TEN_STEPS[i][0]))
-def test_ten_steps_beside_the_core(case):
-    options, kind = TEN_STEPS[case]
-    far, least = (2e-3, 0.99) if "objective" in options else (2e-4, 0.999)  # others are chaotic
-    fulfilled = []
-    for seed in PICTURES:
-        image, guide = draw(kind, *SIZE, seed=seed)
-        wanted, found = (m(image, options).run(image, guide, steps=10) for m in (make, on_cuda))
-        close = [
-            np.allclose(found.stats["losses"][name], losses, rtol=far, atol=1e-6)
-            for name, losses in wanted.stats["losses"].items()
-        ]
-        fulfilled.append(all(close) and (found.labels == wanted.labels).mean() >= least)
-    assert_share(fulfilled, TEN_STEPS_BESIDE_NATIVE[case])
+def test_ten_steps_beside_the_core():
+    for row, (options, kind) in zip(TEN_STEPS_BESIDE_NATIVE, TEN_STEPS, strict=True):
+        with case(case_name(options), kind):
+            far, least = (
+                (2e-3, 0.99) if "objective" in options else (2e-4, 0.999)
+            )  # others are chaotic
+            fulfilled = []
+            for seed in PICTURES:
+                image, guide = draw(kind, *SIZE, seed=seed)
+                wanted, found = (
+                    m(image, options).run(image, guide, steps=10) for m in (make, on_cuda)
+                )
+                close = [
+                    np.allclose(found.stats["losses"][name], losses, rtol=far, atol=1e-6)
+                    for name, losses in wanted.stats["losses"].items()
+                ]
+                fulfilled.append(all(close) and (found.labels == wanted.labels).mean() >= least)
+            assert_share(fulfilled, row)
 
 
-@pytest.mark.parametrize("precision, least", [("fp32", 0.999), ("fp16", 0.99)])
-def test_labels_after_ten_steps_of_residual(place, precision, least):
-    image, _, soft = picture(*place.large)
-    options = {"classes": CLASSES, "precision": precision}
-    there = runtime.Refiner(*place.large, device="cuda", **options)
-    wanted = runtime.Refiner(*place.large, classes=CLASSES).run(image, soft, steps=10)
-    found = there.run(image, soft, steps=10)
-    assert (found.labels == wanted.labels).mean() >= least
-    np.testing.assert_allclose(found.scores.sum(-1), 1, rtol=1e-5)
-    assert_same_result(there.run(image, soft, steps=10), found)  # replayed from the first step on
-    again = runtime.Refiner(*place.large, device="cuda", **options)
-    assert_same_result(again.run(image, soft, steps=10), found)
+def test_labels_after_ten_steps_of_residual(place):
+    from benchmarks.speed.workloads import CLASSES, picture
+
+    for precision, least in (("fp32", 0.999), ("fp16", 0.99)):
+        with case(precision):
+            image, _, soft = picture(*place.large)
+            options = {"classes": CLASSES, "precision": precision}
+            there = runtime.Refiner(*place.large, device="cuda", **options)
+            wanted = runtime.Refiner(*place.large, classes=CLASSES).run(image, soft, steps=10)
+            found = there.run(image, soft, steps=10)
+            assert (found.labels == wanted.labels).mean() >= least
+            np.testing.assert_allclose(found.scores.sum(-1), 1, rtol=1e-5)
+            assert_same_result(
+                there.run(image, soft, steps=10), found
+            )  # replayed from the first step on
+            again = runtime.Refiner(*place.large, device="cuda", **options)
+            assert_same_result(again.run(image, soft, steps=10), found)
 
 
 @needs_gpu
-@pytest.mark.parametrize("options, kind", CASES, ids=case_name)
-def test_tensor_cores_take_the_same_step_but_for_rounding(options, kind):
+def test_tensor_cores_take_the_same_step_but_for_rounding():
     """One pixel whose label flips is a 200th of the gradient; a mistake is most of it."""
-    image, guide = draw(kind)
-    plain, tensor = (on_cuda(image, options, precision=p) for p in ("fp32", "fp16"))
-    start = joined(plain.state_dict())
-    a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
-    wanted, found = (joined(r.state_dict()) - start for r in (plain, tensor))
-    assert relative_error(found, wanted) <= 0.25
-    assert (a.labels == b.labels).mean() >= 0.9
-    total = [r.stats["losses"]["total"][0] for r in (a, b)]
-    assert total[1] == pytest.approx(total[0], rel=2e-2)
+    for options, kind in CASES:
+        with case(case_name(options), kind):
+            image, guide = draw(kind)
+            plain, tensor = (on_cuda(image, options, precision=p) for p in ("fp32", "fp16"))
+            start = joined(plain.state_dict())
+            a, b = (r.run(image, guide, steps=1) for r in (plain, tensor))
+            wanted, found = (joined(r.state_dict()) - start for r in (plain, tensor))
+            assert relative_error(found, wanted) <= 0.25
+            assert (a.labels == b.labels).mean() >= 0.9
+            total = [r.stats["losses"]["total"][0] for r in (a, b)]
+            assert total[1] == pytest.approx(total[0], rel=2e-2)
 
 
 @needs_gpu
-@pytest.mark.parametrize("options, floor", STOPS)
-def test_stops_where_the_core_stops(monkeypatch, options, floor):
-    image, guide = draw("none" if "objective" in options else "soft", 24, 32)
-    monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda image: floor)
-    options = options | {"silhouette": floor > 0}
-    wanted, found = (m(image, options).run(image, guide, steps=150) for m in (make, on_cuda))
-    assert found.stats["stop_reason"] == wanted.stats["stop_reason"] != "steps"
-    assert found.stats["clusters_per_step"] == wanted.stats["clusters_per_step"]
-    assert (found.labels == wanted.labels).mean() >= 0.99
+def test_stops_where_the_core_stops(monkeypatch):
+    for options, floor in STOPS:
+        with case(case_name(options), floor):
+            image, guide = draw("none" if "objective" in options else "soft", 24, 32)
+            monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda _, n=floor: n)
+            options = options | {"silhouette": floor > 0}
+            wanted, found = (
+                m(image, options).run(image, guide, steps=150) for m in (make, on_cuda)
+            )
+            assert found.stats["stop_reason"] == wanted.stats["stop_reason"] != "steps"
+            assert found.stats["clusters_per_step"] == wanted.stats["clusters_per_step"]
+            assert (found.labels == wanted.labels).mean() >= 0.99
 
 
 def test_guides_and_steps_may_change_between_runs(place):
@@ -343,6 +373,8 @@ def test_guides_and_steps_may_change_between_runs(place):
 
 
 def test_two_threads_give_what_each_gives_alone(place):
+    from benchmarks.speed.workloads import CLASSES, picture
+
     inputs = [picture(*place.large)[::2], [a[::-1].copy() for a in picture(*place.large)[::2]]]
     options = {"classes": CLASSES, "device": "cuda"}
     refiners = [runtime.Refiner(*place.large, **options) for _ in inputs]
@@ -420,7 +452,7 @@ def test_memory_of_refiners_comes_back():
     assert place.used() <= before + place.slack
 
 
-# ---- For compute-sanitizer: all kernels, at small sizes -----------------------------------------
+# ---- For sanitizers: all kernels, at small sizes -----------------------------------------
 
 SMALL = [
     ({}, "soft"),
@@ -432,28 +464,29 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("options, kind", some(SMALL), ids=case_name)
-def test_every_kernel_of_the_refinement(place, options, kind, precision):
-    image, guide = draw(kind, 13, 37)
-    result = on_cuda(image, options, precision=precision).run(image, guide, steps=3)
-    assert np.isfinite(result.scores).all()
-    np.testing.assert_allclose(result.scores.sum(-1), 1, rtol=1e-5)
+def test_every_kernel_of_the_refinement(place):
+    for (options, kind), precision in product(SMALL, ("fp32", "fp16")):
+        with case(case_name(options), kind, precision):
+            image, guide = draw(kind, *place.small)
+            result = on_cuda(image, options, precision=precision).run(image, guide, steps=3)
+            assert np.isfinite(result.scores).all()
+            np.testing.assert_allclose(result.scores.sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_kernel_of_the_filter(place, channels):
-    size = (45, 71) if place.name == "gpu" else (5, 7)
-    guide, values = arrays(size, channels, 3)
-    for options in ({"radius": 3}, {"radius": 4, "subsample": 2}):
-        out = runtime.guided_filter(guide, values, device="cuda", **options)
-        assert np.isfinite(out).all()
-    scores, small = arrays((4, 6), 3, 5)[::-1]
-    assert np.isfinite(runtime.guided_filter(guide, scores, radius=1, device="cuda")).all()
-    image = (255 * np.resize(guide, (*size, 3))).astype(np.uint8)
-    for options in ({}, {"low_image": small}):
-        labels, confidence = runtime.joint_upsample(image, scores, device="cuda", **options)
-        assert labels.max() < 5 and np.isfinite(confidence).all()
+def test_every_kernel_of_the_filter(place):
+    for channels in (1, 3):
+        with case(channels):
+            size = (45, 71) if place.name == "gpu" else (5, 7)
+            guide, values = arrays(size, channels, 3)
+            for options in ({"radius": 3}, {"radius": 4, "subsample": 2}):
+                out = runtime.guided_filter(guide, values, device="cuda", **options)
+                assert np.isfinite(out).all()
+            scores, small = arrays((4, 6), 3, 5)[::-1]
+            assert np.isfinite(runtime.guided_filter(guide, scores, radius=1, device="cuda")).all()
+            image = (255 * np.resize(guide, (*size, 3))).astype(np.uint8)
+            for options in ({}, {"low_image": small}):
+                labels, confidence = runtime.joint_upsample(image, scores, device="cuda", **options)
+                assert labels.max() < 5 and np.isfinite(confidence).all()
 
 
 def test_every_kernel_of_the_guide(place):

@@ -2,10 +2,12 @@
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import fake_tensorrt
 import numpy as np
 import pytest
+from cases import case
 from foreign_arrays import Interface
 from one_layer_networks import MEAN, STD, nearest_colour, save
 from scenes import scene
@@ -94,39 +96,45 @@ def guide_of(scores, size, exponents):
     return resize.resized(network.soft_guide(scores, exponents, 0), size)
 
 
+INPUTS = [(36, 52), (18, 26), (12, 13), (11, 17), (50, 70), (20, 90)]
+GUIDES = [(9, 13), (4, 6), (9, 6), (18, 26), (23, 13), (5, 20), (1, 1)]
+SIZES = [(1, 1), (5, 7), (33, 61)]
+
+
 def picture(height=36, width=52):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("color", ["rgb", "bgr"])
-@pytest.mark.parametrize("size", [(36, 52), (18, 26), (12, 13), (11, 17), (50, 70), (20, 90)])
-def test_input_is_the_preprocess_rule_s(cuda, color, size):
-    rule = Preprocess(mean=tuple(MEAN), std=tuple(STD), color=color, height=size[0], width=size[1])
-    image = picture()
-    wanted = rule(image)
-    found = network.network_input(
-        transfer.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr"
-    )
-    assert isinstance(found, cuda.Array) and found.shape == wanted.shape == (1, 3, *size)
-    off = np.abs(found.numpy() - wanted) * 255 * STD[:, None, None]
-    assert off.max() <= 1.001  # a grey level, where OpenCV rounds otherwise
-    if size[0] <= 36 and size[1] <= 52:
-        assert (off > 1e-3).mean() <= 0.02
+def test_input_is_the_preprocess_rule_s(cuda):
+    for color, size in product(("rgb", "bgr"), INPUTS):
+        with case(color, size):
+            rule = Preprocess(
+                mean=tuple(MEAN), std=tuple(STD), color=color, height=size[0], width=size[1]
+            )
+            image = picture()
+            wanted = rule(image)
+            found = network.network_input(
+                transfer.upload(image, "cuda"), size, rule.mean, rule.std, color == "bgr"
+            )
+            assert isinstance(found, cuda.Array) and found.shape == wanted.shape == (1, 3, *size)
+            off = np.abs(found.numpy() - wanted) * 255 * STD[:, None, None]
+            assert off.max() <= 1.001  # a grey level, where OpenCV rounds otherwise
+            if size[0] <= 36 and size[1] <= 52:
+                assert (off > 1e-3).mean() <= 0.02
 
 
-@pytest.mark.parametrize("output", ["logits", "probabilities"])
-@pytest.mark.parametrize("classes", [1, 2, 19])
-@pytest.mark.parametrize("size", [(9, 13), (4, 6), (9, 6), (18, 26), (23, 13), (5, 20), (1, 1)])
-def test_guide_is_the_host_s(gpu, tmp_path, size, classes, output):
+def test_guide_is_the_host_s(gpu, tmp_path):
     prior = NetworkPrior.from_onnx(save(tmp_path / "m.onnx", np.eye(3)))
-    prior.output = output
-    rng = np.random.default_rng(0)
-    scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
-    wanted = as_probabilities(prior.guide(scores), *size)
-    found = guide_of(gpu.to_device(scores), size, output == "logits")
-    assert found.shape == (*size, classes) and found.dtype == np.float32
-    np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
-    np.testing.assert_allclose(classes_cuda.shares(found), wanted.mean((0, 1)), atol=1e-6)
+    for output, classes, size in product(("logits", "probabilities"), (1, 2, 19), GUIDES):
+        with case(output, classes, size):
+            prior.output = output
+            rng = np.random.default_rng(0)
+            scores = rng.random((1, classes, 9, 13), dtype=np.float32) * 8
+            wanted = as_probabilities(prior.guide(scores), *size)
+            found = guide_of(gpu.to_device(scores), size, output == "logits")
+            assert found.shape == (*size, classes) and found.dtype == np.float32
+            np.testing.assert_allclose(found.numpy(), wanted, atol=2e-6)
+            np.testing.assert_allclose(classes_cuda.shares(found), wanted.mean((0, 1)), atol=1e-6)
 
 
 def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
@@ -143,73 +151,78 @@ def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
         prior(transfer.upload(picture(), "cuda"), np.empty((18, 13)))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1])
-@pytest.mark.parametrize("exponents", [True, False])
-def test_a_pixel_that_is_none_becomes_nan(cuda, value, exponents):
-    scores = np.ones((1, 3, 5, 7), np.float32)
-    scores[0, 1, 2, 3] = value
-    found = guide_of(cuda.to_device(scores), (5, 7), exponents).numpy()
-    wrong = np.isnan(found).all(-1)
-    assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (value == -1 and exponents)
-    assert np.isfinite(found[~wrong]).all()
-    nothing = guide_of(cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False)
-    assert np.isnan(nothing).all()
+def test_a_pixel_that_is_none_becomes_nan(cuda):
+    for value, exponents in product((np.nan, np.inf, -np.inf, -1), (True, False)):
+        with case(value, exponents):
+            scores = np.ones((1, 3, 5, 7), np.float32)
+            scores[0, 1, 2, 3] = value
+            found = guide_of(cuda.to_device(scores), (5, 7), exponents).numpy()
+            wrong = np.isnan(found).all(-1)
+            assert (np.argwhere(wrong) == [[2, 3]]).all() and wrong.any() != (
+                value == -1 and exponents
+            )
+            assert np.isfinite(found[~wrong]).all()
+            nothing = guide_of(cuda.to_device(np.zeros((1, 2, 4, 4), np.float32)), (4, 4), False)
+            assert np.isnan(nothing).all()
 
 
-@pytest.mark.parametrize("classes", [1, 2, 7, 150])
-@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 61)])
-def test_what_refinement_asks_of_a_guide(cuda, size, classes):
-    rng = np.random.default_rng(0)
-    guide = (rng.random((*size, classes), dtype=np.float32) ** 8).round(2)  # ties, zeros
-    guide[0, 0] = 0
-    there = cuda.to_device(guide)
-    np.testing.assert_allclose(classes_cuda.shares(there), guide.mean((0, 1)), rtol=1e-5)
-    if guide.any():
-        np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
-    np.testing.assert_array_equal(classes_cuda.winners(there), np.unique(guide.argmax(-1)))
-    for columns in ([0], [*range(0, classes, 2)], [classes - 1, 0, classes + 3]):
-        columns = np.array(columns)
-        found = restricted(there, columns)
-        assert isinstance(found, cuda.Array)
-        np.testing.assert_allclose(found.numpy(), restricted(guide, columns), atol=1e-6)
-        plain = classes_cuda.take(there, columns[columns < classes], False).numpy()
-        np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
+def test_what_refinement_asks_of_a_guide(cuda):
+    for classes, size in product((1, 2, 7, 150), SIZES):
+        with case(classes, size):
+            rng = np.random.default_rng(0)
+            guide = (rng.random((*size, classes), dtype=np.float32) ** 8).round(2)  # ties, zeros
+            guide[0, 0] = 0
+            there = cuda.to_device(guide)
+            np.testing.assert_allclose(classes_cuda.shares(there), guide.mean((0, 1)), rtol=1e-5)
+            if guide.any():
+                np.testing.assert_array_equal(frequent_classes(there), frequent_classes(guide))
+            np.testing.assert_array_equal(classes_cuda.winners(there), np.unique(guide.argmax(-1)))
+            for columns in ([0], [*range(0, classes, 2)], [classes - 1, 0, classes + 3]):
+                columns = np.array(columns)
+                found = restricted(there, columns)
+                assert isinstance(found, cuda.Array)
+                np.testing.assert_allclose(found.numpy(), restricted(guide, columns), atol=1e-6)
+                plain = classes_cuda.take(there, columns[columns < classes], False).numpy()
+                np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 61)])
-def test_what_streams_and_clusters_ask(cuda, size):
-    rng = np.random.default_rng(0)
-    guide = (rng.random((*size, 5), dtype=np.float32) ** 8).round(2)  # ties, zeros
-    guide[0, 0] = 0
-    wanted = np.where(guide.any(-1), guide.argmax(-1), -1)
-    labels, share = classes_cuda.hard(cuda.to_device(guide))
-    np.testing.assert_array_equal(labels.numpy(), wanted)
-    np.testing.assert_array_equal(share.numpy(), guide.max(-1))
-    damaged = guide.copy()
-    damaged[-1, -1, 3] = np.nan
-    assert (classes_cuda.hard(cuda.to_device(damaged))[0].numpy() == -2).sum() == 1
+def test_what_streams_and_clusters_ask(cuda):
+    for size in SIZES:
+        with case(size):
+            rng = np.random.default_rng(0)
+            guide = (rng.random((*size, 5), dtype=np.float32) ** 8).round(2)  # ties, zeros
+            guide[0, 0] = 0
+            wanted = np.where(guide.any(-1), guide.argmax(-1), -1)
+            labels, share = classes_cuda.hard(cuda.to_device(guide))
+            np.testing.assert_array_equal(labels.numpy(), wanted)
+            np.testing.assert_array_equal(share.numpy(), guide.max(-1))
+            damaged = guide.copy()
+            damaged[-1, -1, 3] = np.nan
+            assert (classes_cuda.hard(cuda.to_device(damaged))[0].numpy() == -2).sum() == 1
 
-    clusters = rng.integers(0, 3, size).astype(np.int32)
-    table = classes_cuda.pairs(cuda.to_device(clusters), labels, 3, 5)
-    for c, k in np.ndindex(3, 5):
-        assert table[c, k] == ((clusters == c) & (wanted == k)).sum()
-    there = cuda.to_device(clusters), cuda.to_device(guide)
-    np.testing.assert_array_equal(
-        runtime.majority_classes(*there, 3), runtime.majority_classes(clusters, guide, 3)
-    )
+            clusters = rng.integers(0, 3, size).astype(np.int32)
+            table = classes_cuda.pairs(cuda.to_device(clusters), labels, 3, 5)
+            for c, k in np.ndindex(3, 5):
+                assert table[c, k] == ((clusters == c) & (wanted == k)).sum()
+            there = cuda.to_device(clusters), cuda.to_device(guide)
+            np.testing.assert_array_equal(
+                runtime.majority_classes(*there, 3), runtime.majority_classes(clusters, guide, 3)
+            )
 
-    merged = classes_cuda.merge(cuda.to_device(guide), np.array([1, -1, 0, 1, 0]), 2).numpy()
-    np.testing.assert_allclose(merged[..., 0], guide[..., 2] + guide[..., 4], rtol=1e-6)
-    np.testing.assert_allclose(merged[..., 1], guide[..., 0] + guide[..., 3], rtol=1e-6)
+            merged = classes_cuda.merge(
+                cuda.to_device(guide), np.array([1, -1, 0, 1, 0]), 2
+            ).numpy()
+            np.testing.assert_allclose(merged[..., 0], guide[..., 2] + guide[..., 4], rtol=1e-6)
+            np.testing.assert_allclose(merged[..., 1], guide[..., 0] + guide[..., 3], rtol=1e-6)
 
-    mask, other = rng.random(size) < 0.5, rng.random((*size, 5), dtype=np.float32)
-    scores = cuda.to_device(guide)
-    classes_cuda.keep(scores, cuda.to_device(other), mask)
-    np.testing.assert_array_equal(scores.numpy(), np.where(mask[..., None], other, guide))
+            mask, other = rng.random(size) < 0.5, rng.random((*size, 5), dtype=np.float32)
+            scores = cuda.to_device(guide)
+            classes_cuda.keep(scores, cuda.to_device(other), mask)
+            np.testing.assert_array_equal(scores.numpy(), np.where(mask[..., None], other, guide))
 
-    image = rng.random((*size, 3), dtype=np.float32)
-    image[0, 0] = (0, 1, 0.5)
-    np.testing.assert_array_equal(colours_of(cuda.to_device(image)), colours_of(image))
+            image = rng.random((*size, 3), dtype=np.float32)
+            image[0, 0] = (0, 1, 0.5)
+            np.testing.assert_array_equal(colours_of(cuda.to_device(image)), colours_of(image))
 
 
 STAYS = {
@@ -351,15 +364,17 @@ def test_the_labels_are_those_of_the_cpu(cuda, monkeypatch, tmp_path, request, o
     assert all("prior" in f.stats["device_ms"] for f in frames)
 
 
-@pytest.mark.parametrize("output", [np.int64, np.int32])
-def test_labels_of_a_network_are_taken_down(gpu, tmp_path, output):
-    kind = {np.int64: 7, np.int32: 6}[output]
-    tail = [("ArgMax", {"axis": 1, "keepdims": 0}), ("Cast", {"to": kind})]
-    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=list("abcd"))
-    clear = np.repeat(np.repeat(picture(3, 4), 12, 0), 12, 1)
-    wanted = Segmenter(path, refine=None)(clear).labels
-    found = Segmenter(path, device="cuda", refine=None)(clear)
-    assert len(np.unique(wanted)) > 1 and (found.labels == wanted).mean() >= 0.99
+def test_labels_of_a_network_are_taken_down(gpu, tmp_path):
+    for output, kind in ((np.int64, 7), (np.int32, 6)):
+        with case(output.__name__):
+            tail = [("ArgMax", {"axis": 1, "keepdims": 0}), ("Cast", {"to": kind})]
+            path = save(
+                tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind, classes=list("abcd")
+            )
+            clear = np.repeat(np.repeat(picture(3, 4), 12, 0), 12, 1)
+            wanted = Segmenter(path, refine=None)(clear).labels
+            found = Segmenter(path, device="cuda", refine=None)(clear)
+            assert len(np.unique(wanted)) > 1 and (found.labels == wanted).mean() >= 0.99
 
 
 def test_what_is_wrong_is_said_as_on_the_cpu(gpu, tmp_path):

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-import pytest
+from cases import case
 
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "transformers"),
@@ -57,10 +57,11 @@ def test_import_runtime_does_not_even_load_opencv(tmp_path):
     assert not set(loaded) & {*HEAVY, "cv2", "sdk", "export", "benchmarks"}
 
 
-@pytest.mark.parametrize("module", ["export", "benchmarks", "sdk.__main__", "benchmarks.__main__"])
-def test_command_lines_and_tools_import_without_the_extras(tmp_path, module):
-    loaded = run(IMPORT.format(module=module), cwd=tmp_path)
-    assert not set(loaded) & (set(HEAVY) - {"tqdm"})
+def test_command_lines_and_tools_import_without_the_extras(tmp_path):
+    for module in ("export", "benchmarks", "sdk.__main__", "benchmarks.__main__"):
+        with case(module):
+            loaded = run(IMPORT.format(module=module), cwd=tmp_path)
+            assert not set(loaded) & (set(HEAVY) - {"tqdm"})
 
 
 def test_segmenting_with_kmeans_loads_no_network_library(tmp_path):

@@ -3,7 +3,7 @@
 import ast
 import sys
 
-import pytest
+from cases import case
 from source_rules import (
     PACKAGES,
     ROOT,
@@ -70,11 +70,12 @@ def plant(root, files):
 # Directions
 
 
-@pytest.mark.parametrize("path", python_files(ROOT, *PACKAGES), ids=relative)
-def test_imports_go_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
-    ours = loaded_packages(parse(path), at_import=False) & {*PACKAGES, "tests"}
-    assert ours - {package} <= ALLOWED[package]
+def test_imports_go_one_way():
+    for path in python_files(ROOT, *PACKAGES):
+        with case(relative(path)):
+            package = path.relative_to(ROOT).parts[0]
+            ours = loaded_packages(parse(path), at_import=False) & {*PACKAGES, "tests"}
+            assert ours - {package} <= ALLOWED[package]
 
 
 def test_nothing_imports_by_a_computed_name():
@@ -95,20 +96,24 @@ def test_nothing_imports_by_a_computed_name():
             assert called not in ("__import__", "exec", "eval"), path
 
 
-@pytest.mark.parametrize("path", python_files(ROOT, "sdk", "runtime"), ids=relative)
-def test_importing_loads_only_numpy_opencv_and_the_core(path):
-    package = path.relative_to(ROOT).parts[0]
-    allowed = THIRD[package] | ({"tqdm"} if path.name in ("__main__.py", "cli.py") else set())
-    allowed |= {"cv2"} if relative(path) == "runtime/pictures.py" else set()
-    assert outside(loaded_packages(parse(path), at_import=True)) <= allowed
+def test_importing_loads_only_numpy_opencv_and_the_core():
+    for path in python_files(ROOT, "sdk", "runtime"):
+        with case(relative(path)):
+            package = path.relative_to(ROOT).parts[0]
+            allowed = THIRD[package] | (
+                {"tqdm"} if path.name in ("__main__.py", "cli.py") else set()
+            )
+            allowed |= {"cv2"} if relative(path) == "runtime/pictures.py" else set()
+            assert outside(loaded_packages(parse(path), at_import=True)) <= allowed
 
 
-@pytest.mark.parametrize("path", python_files(ROOT, "sdk", "runtime"), ids=relative)
-def test_the_runtime_never_needs_the_training_packages(path):
-    allowed = {"numpy", "cv2", "onnxruntime", "skimage", "safetensors"}
-    allowed |= {"tensorrt", "tensorrt_rtx", "pycuda"}
-    allowed |= {"tqdm"} if path.name in ("__main__.py", "cli.py") else set()
-    assert outside(loaded_packages(parse(path), at_import=False)) <= allowed
+def test_the_runtime_never_needs_the_training_packages():
+    for path in python_files(ROOT, "sdk", "runtime"):
+        with case(relative(path)):
+            allowed = {"numpy", "cv2", "onnxruntime", "skimage", "safetensors"}
+            allowed |= {"tensorrt", "tensorrt_rtx", "pycuda"}
+            allowed |= {"tqdm"} if path.name in ("__main__.py", "cli.py") else set()
+            assert outside(loaded_packages(parse(path), at_import=False)) <= allowed
 
 
 def test_sdk_does_not_import_its_own_command_line():
@@ -118,12 +123,13 @@ def test_sdk_does_not_import_its_own_command_line():
                 assert node.module != "sdk.__main__", path
 
 
-@pytest.mark.parametrize("path", python_files(ROOT, "tests"), ids=relative)
-def test_test_files_do_not_import_each_other(path):
+def test_test_files_do_not_import_each_other():
     """What they share stands in tests/support."""
-    for found in imports(parse(path)):
-        first = found.module.split(".")[0]
-        assert first not in ("conftest", "tests") and not first.startswith("test_"), found
+    for path in python_files(ROOT, "tests"):
+        with case(relative(path)):
+            for found in imports(parse(path)):
+                first = found.module.split(".")[0]
+                assert first not in ("conftest", "tests") and not first.startswith("test_"), found
 
 
 # Layers of runtime
@@ -152,25 +158,27 @@ def test_layers_in_their_order_are_right(tmp_path):
     assert wrong_order(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "file, text, what",
-    [
-        ("errors.py", "from runtime.device import choose", "base imports runtime.device.choose"),
-        ("device/choose.py", "import runtime.core.refiner", "device imports runtime.core.refiner"),
-        ("core/refiner.py", "def f():\n    from runtime.engines.onnx import x", "core imports"),
-        ("engines/onnx.py", "from runtime.prior.network import x", "engines imports"),
-        ("prior/network.py", "from runtime.bundle import open", "prior imports"),
-        ("bundle/open.py", "from runtime.tools.doctor import x", "bundle imports"),
-        ("core/refiner.py", "import runtime", "imports runtime, which is above all layers"),
-        ("bundle/open.py", "from runtime import refine", "imports runtime, which is above"),
-        ("other/new.py", "", "runtime/other/new.py belongs to no layer"),
-        ("new.py", "", "runtime/new.py belongs to no layer"),
-    ],
-)
-def test_the_rule_sees_imports_against_the_order(tmp_path, file, text, what):
-    plant(tmp_path, RIGHT | {f"runtime/{file}": text})
-    (found,) = wrong_order(tmp_path)
-    assert what in found
+AGAINST = [
+    ("errors.py", "from runtime.device import choose", "base imports runtime.device.choose"),
+    ("device/choose.py", "import runtime.core.refiner", "device imports runtime.core.refiner"),
+    ("core/refiner.py", "def f():\n    from runtime.engines.onnx import x", "core imports"),
+    ("engines/onnx.py", "from runtime.prior.network import x", "engines imports"),
+    ("prior/network.py", "from runtime.bundle import open", "prior imports"),
+    ("bundle/open.py", "from runtime.tools.doctor import x", "bundle imports"),
+    ("core/refiner.py", "import runtime", "imports runtime, which is above all layers"),
+    ("bundle/open.py", "from runtime import refine", "imports runtime, which is above"),
+    ("other/new.py", "", "runtime/other/new.py belongs to no layer"),
+    ("new.py", "", "runtime/new.py belongs to no layer"),
+]
+
+
+def test_the_rule_sees_imports_against_the_order(tmp_path):
+    for number, (file, text, what) in enumerate(AGAINST):
+        with case(file, what):
+            root = tmp_path / str(number)
+            plant(root, RIGHT | {f"runtime/{file}": text})
+            found = wrong_order(root)
+            assert len(found) == 1 and what in found[0], found
 
 
 def test_imports_for_type_checkers_do_not_count(tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 
-import pytest
+from cases import case
 from source_rules import ROOT, knows_python, native_files
 
 
@@ -12,15 +12,20 @@ def test_only_the_folder_python_knows_python():
     assert any((ROOT / "runtime/csrc/python").glob("*"))
 
 
-@pytest.mark.parametrize(
-    "line", ["#include <pybind11/numpy.h>", '# include "pybind11/stl.h"', "#include <Python.h>"]
-)
-def test_the_rule_sees_headers_of_python(tmp_path, line):
-    for folder in ("cpu", "python"):
-        (tmp_path / "runtime/csrc" / folder).mkdir(parents=True)
-        (tmp_path / "runtime/csrc" / folder / "a.cpp").write_text(f"#include <vector>\n{line}\n")
-    (tmp_path / "runtime/csrc/network.h").write_text("// pybind11 is not used here\n")
-    assert knows_python(tmp_path) == ["runtime/csrc/cpu/a.cpp"]
+INCLUDES = ["#include <pybind11/numpy.h>", '# include "pybind11/stl.h"', "#include <Python.h>"]
+
+
+def test_the_rule_sees_headers_of_python(tmp_path):
+    for number, line in enumerate(INCLUDES):
+        with case(line):
+            root = tmp_path / str(number)
+            for folder in ("cpu", "python"):
+                (root / "runtime/csrc" / folder).mkdir(parents=True)
+                (root / "runtime/csrc" / folder / "a.cpp").write_text(
+                    f"#include <vector>\n{line}\n"
+                )
+            (root / "runtime/csrc/network.h").write_text("// pybind11 is not used here\n")
+            assert knows_python(root) == ["runtime/csrc/cpu/a.cpp"]
 
 
 def test_native_code_does_not_print():

@@ -2,7 +2,7 @@
 
 import ast
 
-import pytest
+from cases import case
 from source_rules import PACKAGES, ROOT, private_names, private_names_of_tests, private_uses
 
 # What the tests still use. The list is exact: an entry that is no longer needed fails.
@@ -54,38 +54,40 @@ def test_the_tests_use_no_other_private_names_than_listed():
     assert table(private_names_of_tests(ROOT)) == table(USED_BY_TESTS)
 
 
-@pytest.mark.parametrize(
-    "line, name",
-    [
-        ("from a.b import _c", "_c"),
-        ("import a._b", "_b"),
-        ("import a\na._b()", "_b"),
-        ("import a\na.b._c = 1", "_c"),
-        ("def f(other):\n    return other._size", "_size"),
-        ("f().g[0]._h", "_h"),
-        ("def f(pipeline):\n    return pipeline._core", "_core"),
-        ("from played import _cuda", "_cuda"),
-    ],
-)
-def test_the_rule_sees_private_names(line, name):
-    assert [found for _, found in private_names(ast.parse(line))] == [name]
+SEEN = [
+    ("from a.b import _c", "_c"),
+    ("import a._b", "_b"),
+    ("import a\na._b()", "_b"),
+    ("import a\na.b._c = 1", "_c"),
+    ("def f(other):\n    return other._size", "_size"),
+    ("f().g[0]._h", "_h"),
+    ("def f(pipeline):\n    return pipeline._core", "_core"),
+    ("from played import _cuda", "_cuda"),
+]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from runtime import _core, _cuda",
-        "import runtime._core\nruntime._core.lanes()",
-        "from __future__ import annotations",
-        "row._replace(a=1)._asdict()",
-        "x.__class__.__name__",
-        "class A:\n    def f(self, other):\n        self._x = other._x",
-        "class A:\n    def _g(self): pass\ndef f(a):\n    return a._g()",
-        "def _own(): pass\n_own()",
-    ],
-)
-def test_own_and_public_names_are_free(line):
-    assert private_names(ast.parse(line), in_strings=True) == []
+def test_the_rule_sees_private_names():
+    for line, name in SEEN:
+        with case(line):
+            assert [found for _, found in private_names(ast.parse(line))] == [name]
+
+
+FREE = [
+    "from runtime import _core, _cuda",
+    "import runtime._core\nruntime._core.lanes()",
+    "from __future__ import annotations",
+    "row._replace(a=1)._asdict()",
+    "x.__class__.__name__",
+    "class A:\n    def f(self, other):\n        self._x = other._x",
+    "class A:\n    def _g(self): pass\ndef f(a):\n    return a._g()",
+    "def _own(): pass\n_own()",
+]
+
+
+def test_own_and_public_names_are_free():
+    for line in FREE:
+        with case(line):
+            assert private_names(ast.parse(line), in_strings=True) == []
 
 
 def test_names_in_strings_are_seen_in_tests(tmp_path):

@@ -2,7 +2,7 @@
 
 import subprocess
 
-import pytest
+from cases import case
 from source_rules import MOST_LINES, ROOT, SUFFIXES, long_files, project_files, relative
 
 
@@ -12,19 +12,21 @@ def test_no_file_is_long():
     assert long_files(ROOT) == []
 
 
-@pytest.mark.parametrize("with_git", [False, True])
-def test_the_rule_sees_long_files(tmp_path, with_git):
-    for suffix in SUFFIXES:
-        (tmp_path / f"long{suffix}").write_text("\n" * (MOST_LINES + 1))
-        (tmp_path / f"right{suffix}").write_text("\n" * MOST_LINES)
-    (tmp_path / "long.json").write_text("\n" * 2 * MOST_LINES)
-    (tmp_path / "build").mkdir()
-    (tmp_path / "build/long.py").write_text("\n" * 2 * MOST_LINES)
-    (tmp_path / ".gitignore").write_text("build/\n")
-    if with_git:
-        try:
-            subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-        except OSError:
-            pytest.skip("there is no git")
-    expected = [f"long{s} has {MOST_LINES + 1} lines, at most {MOST_LINES}" for s in SUFFIXES]
-    assert sorted(long_files(tmp_path)) == sorted(expected)
+def test_the_rule_sees_long_files(tmp_path):
+    """With a repository of Git and without one."""
+    for with_git in (False, True):
+        with case(with_git):
+            root = tmp_path / str(with_git)
+            (root / "build").mkdir(parents=True)
+            for suffix in SUFFIXES:
+                (root / f"long{suffix}").write_text("\n" * (MOST_LINES + 1))
+                (root / f"right{suffix}").write_text("\n" * MOST_LINES)
+            (root / "long.json").write_text("\n" * 2 * MOST_LINES)
+            (root / "build/long.py").write_text("\n" * 2 * MOST_LINES)
+            (root / ".gitignore").write_text("build/\n")
+            if with_git:
+                subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+            expected = [
+                f"long{s} has {MOST_LINES + 1} lines, at most {MOST_LINES}" for s in SUFFIXES
+            ]
+            assert sorted(long_files(root)) == sorted(expected)

@@ -76,14 +76,8 @@ def test_without_the_variable_every_reason_passes(tmp_path):
     assert status == 0 and "not allowed" not in output, output
 
 
-def test_a_failure_stays_a_failure(tmp_path):
-    tests = {"test_a": OTHER_SKIPS + "def test_fails(): assert False\n"}
-    status, output = run(tmp_path, tests, SEG_STRICT_SKIPS="1")
-    assert status == 1 and "1 failed" in output and "test_call and 1 more" in output
-
-
 def test_ci_asks_for_strict_skips():
-    assert "SEG_STRICT_SKIPS=1 make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "SEG_STRICT_SKIPS=1 make test\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
 def test_each_row_says_why_and_holds_on_its_machines_only():

@@ -1,6 +1,6 @@
-"""Arrays on the GPU as other libraries show them: by Numba's interface and by DLPack's capsules.
+"""Arrays on a GPU as other libraries export them: by Numba's interface and by DLPack's capsules.
 
-Device memory is host memory here, so that NumPy's arrays play PyTorch's and CuPy's.
+Device memory is host memory here, so that arrays of NumPy stand for those of PyTorch and CuPy.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ CPU, CUDA, ROCM = 1, 2, 10  # DLPack's numbers
 
 
 class Interface:
-    """An array as Numba shows it; further keywords replace entries of the interface."""
+    """An array with Numba's interface; keywords replace entries of the interface."""
 
     def __init__(self, array, **entries):
         self.array = array
@@ -73,7 +73,10 @@ GIVEN = []  # producers whose deleter may still be called: they must outlive the
 
 
 class Producer:
-    """An array as PyTorch and CuPy give it, which counts how often it is let go."""
+    """An array with DLPack's methods, as in PyTorch and CuPy.
+
+    ``let_go`` counts how often the consumer released it.
+    """
 
     def __init__(self, array, kind=Versioned, *, device=(CUDA, 0), strides=(), offset=0, major=1):
         self.array, self.kind, self.device, self.asked, self.let_go = array, kind, device, [], 0
@@ -109,7 +112,7 @@ class Producer:
 
 
 class Relabelled:
-    """A module's array with the host's name on it, for NumPy and PyTorch to take."""
+    """An array of the module that claims to be on the host: NumPy and PyTorch accept it."""
 
     def __init__(self, array):
         self.array = array
@@ -123,6 +126,9 @@ class Relabelled:
         held = kind.from_address(API.PyCapsule_GetPointer(capsule, kind.name))
         held.tensor.device.type = CPU
         return capsule
+
+
+WRAPS = (Interface, Producer)  # both make a foreign array of a NumPy array
 
 
 def arrays(height, width, channels=3, classes=4):

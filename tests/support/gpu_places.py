@@ -1,4 +1,4 @@
-"""Where the tests of tests/cuda/test_gpu.py run: on a GPU if there is one, else on the host."""
+"""Two places where tests/cuda/test_gpu.py runs: a GPU, or the host on a machine without a GPU."""
 
 import contextlib
 import functools
@@ -25,12 +25,12 @@ class OnGpu:
         ((180, 240), (360, 480)),
         ((270, 480), FULL),
     )
-    large = (180, 240)
-    runs, slack = 200, 2**23  # of streams that are not done yet
+    small, large = (13, 37), (180, 240)
+    runs, slack = 200, 2**23  # the work of streams may not be finished
 
     @functools.cached_property
     def torch(self):
-        """Loaded by the tests that need it: it is slow under compute-sanitizer."""
+        """PyTorch, which is imported only by tests that use it: compute-sanitizer makes it slow."""
         torch = pytest.importorskip("torch", reason="needs PyTorch on the GPU")
         if not torch.cuda.is_available():
             pytest.skip("this PyTorch sees no GPU")
@@ -46,28 +46,28 @@ class OnGpu:
         return self.torch.cuda.current_stream().cuda_stream
 
     def take(self, array):
-        """Our array as PyTorch's."""
+        """Return an array of the module as a tensor of PyTorch."""
         return self.torch.from_dlpack(array)
 
     def used(self):
-        """Bytes of the GPU that somebody has."""
+        """Return the used bytes of the GPU's memory."""
         self.torch.cuda.synchronize()
         free, total = self.torch.cuda.mem_get_info()
         return total - free
 
     @contextlib.contextmanager
     def too_small(self):
-        """The size of a Refiner that no GPU has the memory for."""
+        """Return the size of a Refiner that needs more memory than any GPU has."""
         yield 2**14, 2**14
 
 
 class OnHost:
-    """Arrays of NumPy that play the GPU's, on the module that runs on the host."""
+    """Arrays of NumPy that stand for arrays on a GPU; the module runs on the host."""
 
     name = "host"
     sizes = ((1, 1), (1, 7), (5, 7))
     upsamplings = (((1, 1), (3, 2)), ((3, 5), (7, 11)))
-    large = (12, 16)
+    small, large = (5, 9), (12, 16)
     runs, slack = 5, 0
 
     def __init__(self, cudart):
@@ -97,5 +97,5 @@ class OnHost:
 
 
 def some(cases):
-    """All of them on a GPU, the first where there is none."""
+    """Return all cases on a GPU, and the first case without one."""
     return cases[:1] if ABSENCE else cases
