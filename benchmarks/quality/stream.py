@@ -238,7 +238,12 @@ def held(count: int) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    SdkError : options, libraries or pictures are wrong or missing; the caller prints it.
+    """
     parser = Parser("python -m benchmarks stream", description=__doc__)
     parser.add_argument(
         "--frames", type=int, default=36, help="quality: frames of each sequence (%(default)s)"

@@ -377,7 +377,12 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    SdkError : options, libraries or pictures are wrong or missing; the caller prints it.
+    """
     parser = Parser("python -m benchmarks ops", description=__doc__)
     parser.add_argument("--only", default="", help="only operations whose name contains this")
     parser.add_argument(

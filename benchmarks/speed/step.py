@@ -115,7 +115,12 @@ def _rows(workers: list[Worker], name: str, threads: int, repeats: int) -> list[
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    SdkError : options, libraries or pictures are wrong or missing; the caller prints it.
+    """
     parser = Parser("python -m benchmarks step", description=__doc__)
     parser.add_argument(
         "--threads", type=option(thread_counts), default=str(default_threads()),

@@ -25,6 +25,10 @@ def devices() -> list[str]:
     Returns
     -------
     ["cpu"], or ["cpu", "cuda"] if at least one GPU can run the CUDA module.
+
+    Example
+    -------
+    >>> device = runtime.devices()[-1]
     """
     try:
         module = cuda_module()
@@ -41,6 +45,10 @@ def isas() -> list[str]:
     Raises
     ------
     MissingBackend : the C++ core is not built.
+
+    Example
+    -------
+    >>> runtime.isas()  # on x86-64: SSE2, and AVX2 and AVX-512 where the CPU has them
     """
     return module_of("cpu").isas()
 
@@ -52,6 +60,11 @@ def isa() -> str:
     ------
     DeviceError : the environment variable SEG_ISA names an instruction set that this CPU lacks.
     MissingBackend : the C++ core is not built.
+
+    Example
+    -------
+    >>> runtime.isa() in runtime.isas()
+    True
     """
     try:
         return module_of("cpu").isa()

@@ -75,6 +75,11 @@ class OnnxEngine:
     InputError : no such file, or a GPU that this machine does not have.
     MissingBackend : ONNX Runtime is not installed, or cannot use CUDA here.
     DeviceError : the device has too little memory, or fails.
+
+    Example
+    -------
+    >>> with runtime.OnnxEngine("prior.onnx") as engine:
+    ...     (scores,) = engine(x)  # x: (1, 3, h, w) float32
     """
 
     def __init__(
@@ -311,6 +316,10 @@ def load_engine(
     Raises
     ------
     InputError : another suffix. Also what :class:`OnnxEngine` raises.
+
+    Example
+    -------
+    >>> engine = runtime.load_engine("prior.onnx", threads=2)
     """
     suffix = Path(path).suffix.lower()
     if suffix != ".onnx":

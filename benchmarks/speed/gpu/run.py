@@ -74,7 +74,12 @@ def state() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    SdkError : options, libraries or pictures are wrong or missing; the caller prints it.
+    """
     parser = Parser("python -m benchmarks gpu", description=__doc__)
     parser.add_argument("-o", "--out", type=some_path, required=True, help="folder for the JSON")
     parser.add_argument("--compiled", action="store_true", help="also compare with torch.compile")
