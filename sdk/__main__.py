@@ -73,13 +73,13 @@ def _parser() -> Parser:
     stream.add_argument(
         "--budget-ms",
         type=float,
-        help="milliseconds for each frame; with fewer steps if the time is too short",
+        help="most milliseconds for a frame; fewer steps are made if they would take longer",
     )
     stream.add_argument("--rate", type=float, help="frames per second (the source's own)")
     stream.add_argument(
         "--drop",
         choices=["oldest", "none"],
-        help="if frames are too fast: drop the oldest, or none (oldest for live sources)",
+        help="which frames to drop if they are too fast (oldest for live sources, else none)",
     )
     stream.add_argument("--frames", type=int, help="stop after this many frames")
     stream.add_argument(

@@ -162,7 +162,8 @@ class Capture:
             try:
                 yield index, load_image(item, color=self._color)
             except InputError as error:
-                yield index, InputError(f"frame {index} was left out: {error}")
+                message = f"frame {index} was left out: {error.message}"
+                yield index, InputError(message, fix=error.fix)
 
     def _video(self, source: Any, name: str, api: int = cv2.CAP_ANY) -> Iterator[tuple[int, Any]]:
         """Read a video with OpenCV.
@@ -230,9 +231,12 @@ class Capture:
             start, due = start or now, due or now
             if isinstance(picture, InputError):
                 broken += 1
-                notes.append(picture.message)
+                notes.append(str(picture))
                 if broken >= BROKEN:
-                    raise InputError(f"{broken} frames in a row are unreadable: {picture}")
+                    raise InputError(
+                        f"{broken} frames in a row are unreadable: {picture.message}",
+                        fix=picture.fix or "check that a player can play the source",
+                    )
                 continue
             broken = 0
             if isinstance(picture, tuple):
@@ -244,7 +248,8 @@ class Capture:
                 if self._ends.wait(max(due - now, 0)):
                     return
                 now = time.monotonic()
-                # After a pause, frames that are late by more than one period are not made up for.
+                # After a pause the next frame is due at once, and the frames that were missed are
+                # not delivered faster than the rate.
                 due = max(due, now - 1 / self._rate) + 1 / self._rate
             if not self._put(Frame(index, now - start, picture, notes)):
                 return

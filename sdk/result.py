@@ -124,13 +124,25 @@ class Result:
         ):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray):
-                raise InputError(f"{name} is a {type(array).__name__}, wanted a {dtype} array")
+                raise InputError(
+                    f"{name} is a {type(array).__name__}, wanted a {dtype} array",
+                    fix=f"np.asarray({name}, np.{dtype})",
+                )
             if array.shape != shape or array.dtype != dtype:
-                raise InputError(f"{name} is {array.shape} {array.dtype}, wanted {shape} {dtype}")
+                raise InputError(
+                    f"{name} is {array.shape} {array.dtype}, wanted {shape} {dtype}",
+                    fix=f"convert it with {name}.astype(np.{dtype}), and check its shape",
+                )
         if self.image.size == 0:
-            raise InputError(f"image is {self.image.shape}, wanted at least one pixel")
+            raise InputError(
+                f"image is {self.image.shape}, wanted at least one pixel",
+                fix="check the crop or the camera",
+            )
         if self.regions.min() < 1:
-            raise InputError(f"regions starts at {self.regions.min()}, wanted ids from 1")
+            raise InputError(
+                f"regions starts at {self.regions.min()}, wanted ids from 1",
+                fix="regions, _ = runtime.connected_regions(labels)",
+            )
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -254,7 +254,10 @@ def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: i
         raise problem
     found = fitting_engine(bundle, entry["graph"], target, index)
     if found["key"] != entry["key"]:
-        raise EngineMismatch(f"this GPU uses another engine of the bundle: {found['key']}")
+        raise EngineMismatch(
+            f"this GPU uses another engine of the bundle: {found['key']}",
+            fix="leave --engines out: engines for other GPUs cannot run on this one",
+        )
     loaded = open_graph(bundle, entry["graph"], backend=target, device=f"cuda:{index}")
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"

@@ -168,7 +168,8 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
     for name in MODULES:
         why, fix = _need_tensorrt(facts) if name == "tensorrt" else _need(facts, name)
         absent = modules[name]["state"] == "absent"
-        if why and not (absent and name == "tensorrt_rtx" and facts["jetson"]):  # not for Jetson
+        # TensorRT for RTX does not support Jetson, so its absence is no problem there.
+        if why and not (absent and name == "tensorrt_rtx" and facts["jetson"]):
             found.append(("missing" if absent else "broken", why, fix))
     if cuda["absence"]:
         found.append(("broken" if cuda["broken"] else "missing", cuda["absence"], cuda["fix"]))

@@ -115,7 +115,7 @@ def test_peers_agree(host):
             assert all(len(row["samples"]["device ms"]) == timing.MOST for row in found)
 
 
-def test_the_twins_steps_are_those_that_wait(host):
+def test_steps_without_waits_equal_the_twins(host):
     """Without the waits a step computes the same."""
     from benchmarks.speed.torch_twin import Twin
 
@@ -161,7 +161,7 @@ def test_a_peer_that_differs_or_fails_is_left_out(host, capsys):
 
 
 @pytest.fixture
-def played():
+def mocked():
     """The real Gpu with a mock of torch.cuda, which has the names of the real one."""
     made = device.Gpu()
     made.cuda = mock.MagicMock(spec=torch.cuda)
@@ -171,23 +171,23 @@ def played():
     return made
 
 
-def test_what_is_asked_of_the_gpu(played):
-    cuda = played.cuda
+def test_the_calls_of_torch_cuda(mocked):
+    cuda = mocked.cuda
     event = cuda.Event.return_value
     event.elapsed_time.return_value = 2.5
     seen = []
     cuda.synchronize.side_effect = lambda: seen.append("wait")
     cuda._sleep.side_effect = lambda cycles: seen.append("sleep")
     event.record.side_effect = lambda: seen.append("event")
-    ways = played.time(lambda: seen.append("run"), lambda: seen.append("after"), ahead=True)
+    ways = mocked.time(lambda: seen.append("run"), lambda: seen.append("after"), ahead=True)
     assert seen == ["wait", "sleep", "event", "run", "event", "after", "wait"]
     assert ways[0] == 2.5 and ways[1] > 0
-    assert played.time(comparison.nothing)[0] == 2.5 and seen.count("sleep") == 1
+    assert mocked.time(comparison.nothing)[0] == 2.5 and seen.count("sleep") == 1
 
     cuda.current_stream.return_value.cuda_stream = 77
-    assert played.stream() == 77
+    assert mocked.stream() == 77
     steps = []
-    replay = played.record(lambda: steps.append(1))
+    replay = mocked.record(lambda: steps.append(1))
     assert replay is cuda.CUDAGraph.return_value.replay and len(steps) == 4
     cuda.graph.assert_called_once_with(cuda.CUDAGraph.return_value)
 
@@ -195,14 +195,14 @@ def test_what_is_asked_of_the_gpu(played):
     cuda.max_memory_allocated.return_value = 5 * 2**20
     cuda.memory_reserved.return_value = 6 * 2**20
     cuda.mem_get_info.side_effect = [(90 * 2**20, 100 * 2**20), (88 * 2**20, 100 * 2**20)]
-    assert played.peak(lambda: "made") == ("made", {"torch": 4.0, "others": 2.0})
+    assert mocked.peak(lambda: "made") == ("made", {"torch": 4.0, "others": 2.0})
 
 
-def test_the_gpu_is_described(played, cuda):
-    found = played.cuda.get_device_properties.return_value
+def test_the_gpu_is_described(mocked, cuda):
+    found = mocked.cuda.get_device_properties.return_value
     found.name, found.major, found.minor, found.L2_cache_size = "A GPU", 9, 0, 2**25
     found.multi_processor_count, found.total_memory = 132, 2**33
-    told = json.loads(json.dumps(played.describe()))
+    told = json.loads(json.dumps(mocked.describe()))
     assert (told["name"], told["compute_capability"], told["l2_bytes"]) == ("A GPU", "9.0", 2**25)
     assert told["torch"] == torch.__version__ and told["module_architectures"]
 
@@ -237,7 +237,7 @@ def test_a_case_ends_when_its_time_is_up(host, monkeypatch):
     assert len(row["samples"]["wall ms"]) == timing.LEAST < timing.MOST
 
 
-def test_what_a_turn_takes(host):
+def test_the_time_of_a_turn(host):
     calls = []
     burst = comparison.Peer(lambda: calls.append(1), burst=4)
     assert timing.turn(host, burst, "") == (1 / 4, 2.5)
@@ -349,7 +349,7 @@ def test_the_document(told, tmp_path, capsys):
             assert "1 of 2: guided filter, 3\n" in printed and "NOT MET" in printed
 
 
-def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch):
+def test_a_case_that_fails_is_reported_and_the_rest_is_measured(told, tmp_path, monkeypatch):
     def broken(*_):
         raise DeviceError("lost")
 
@@ -360,7 +360,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(told, tmp_path, monkeypatch
     assert {row["case"] for row in document["rows"]} == {"bilinear upsampling"}
 
 
-def test_another_result_is_an_error_of_its_own(told, tmp_path, monkeypatch, capsys):
+def test_a_result_that_differs_has_an_exit_code_of_its_own(told, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(TorchFilter, "apply", lambda self, coefficients, guide: guide)
     assert command.main(["gpu", "-o", str(tmp_path), "--only", "filter"]) == 3
     assert "differs from that of our first peer: shape (7, 5, 3)" not in capsys.readouterr().err
@@ -392,7 +392,7 @@ def test_without_a_gpu_it_says_why(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_driver_is_asked_if_it_is_there(tmp_path, monkeypatch):
+def test_nvidia_smi_is_read_if_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert device.nvidia_smi() == {}
     smi = tmp_path / "nvidia-smi"

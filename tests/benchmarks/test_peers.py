@@ -67,6 +67,6 @@ def test_the_opencv_peer_filters_the_same_picture(monkeypatch, clock):
     assert found["turns"] >= 3 and found["peer p50 ms"] > 15 > found["ours p50 ms"]
 
 
-def test_turns_are_told_apart(clock):
+def test_the_times_of_both_peers_are_kept_apart(clock):
     found = peers.in_turns(lambda: time.sleep(0.002), lambda: time.sleep(0.01), 0.1)
     assert min(found["samples"]["peer_ms"]) > max(5, found["ours p50 ms"])

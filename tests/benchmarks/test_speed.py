@@ -43,7 +43,7 @@ def test_peers_of_an_operation_agree(monkeypatch):
                 assert ops.agree(checks[who], checks["ours"])
 
 
-def test_operations_that_differ_are_told_apart(monkeypatch):
+def test_operations_that_differ_do_not_agree(monkeypatch):
     guided = SMALL["guided"]
 
     def shifted(rng):
@@ -185,7 +185,7 @@ def test_a_peer_that_dies_is_named():
         harness.rounds([one], 1)
 
 
-def test_the_cause_is_told(monkeypatch, capsys, tmp_path):
+def test_a_prior_that_fails_is_one_error_with_its_cause(monkeypatch, capsys, tmp_path):
     picture = np.zeros((20, 30, 3), np.uint8)
     (tmp_path / "a.png").write_bytes(encode_image(picture, ".png"))
     arguments = ["photo", "--picture", str(tmp_path / "a.png"), "--threads", "1"]
