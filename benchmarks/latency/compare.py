@@ -87,7 +87,7 @@ def compare(
     lines, failed = [], False
     for before, row in pairs(a, b):
         old, new = (np.array(r["total_ms"], np.float64) for r in (before, row))
-        worth = min(map(samples.independent, (old, new)))  # independent samples
+        worth = min(map(samples.independent, (old, new)))  # number of independent samples
         for p in percentiles or AUTO:
             line = {"row": row["name"], "percentile": f"p{p:g}"}
             if worth < samples.needed(p / 100):

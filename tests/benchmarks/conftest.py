@@ -1,4 +1,4 @@
-"""A short run of the profiler, whose files several tests read, and a clock that tests move on."""
+"""Fixtures: the files of a short run of the profiler, and a clock that tests control."""
 
 import time
 
@@ -23,7 +23,7 @@ def measured(tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that sleeping moves on at once, and each look at it by a microsecond."""
+    """A played clock: sleeping advances it at once, and reading it by a microsecond."""
     now = [0.0]
 
     def look():

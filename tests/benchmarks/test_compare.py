@@ -1,4 +1,4 @@
-"""Documents of the profiler: what they may hold, and how two of them are compared."""
+"""Reading the documents of the profiler, and comparing two of them."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_compare_says_which_percentiles_have_too_few_samples(tmp_path, capsys):
 
 
 def changed(path, **more):
-    """A good document with some things changed; "row.x" changes x in its row."""
+    """Write a valid document with changed values: ``row_x`` changes x of its row."""
     found = document(skewed(0))
     for name, value in more.items():
         if name.startswith("row_"):
@@ -238,7 +238,7 @@ def test_one_configuration_is_one_row(tmp_path):
 
 
 def stored(path, **more):
-    """A document as `benchmarks latency` writes it today, with some things changed in its row."""
+    """Write a document as `benchmarks latency` does, with changed values in its row."""
     found = documents.stored(document(skewed(0))) | {"schema": documents.SCHEMA}
     found["rows"][0] |= more
     path.write_text(table.as_json(found))
@@ -246,7 +246,7 @@ def stored(path, **more):
 
 
 def test_summaries_are_read_as_the_samples_were(tmp_path):
-    """The file of today says the same as one of all samples, but for what a microsecond is."""
+    """A file without the samples of stages gives the same tables as one with all samples."""
     times = skewed(0).round(3)
     times[[3, 500]] = 40.0
     full = document(times, peers=[{"peer": "x", "samples": {"ours_ms": [1.0]}}])
@@ -265,7 +265,7 @@ def test_summaries_are_read_as_the_samples_were(tmp_path):
 
 
 def test_a_printed_document_is_read_too(tmp_path):
-    """--json prints all samples."""
+    """The option --json prints a document with all samples."""
     (tmp_path / "x.json").write_text(json.dumps(document(skewed(0)) | {"schema": documents.SCHEMA}))
     assert "stages_ms" in reading.load(tmp_path / "x.json")["rows"][0]
 

@@ -1,4 +1,4 @@
-"""What a row counts, and the document, CSV, tables and trace made of it."""
+"""The counters of a row, and the document, CSV, tables and trace that are made of rows."""
 
 import csv
 import json
@@ -21,11 +21,11 @@ def test_csv_markdown_and_trace(measured):
     assert {r["clock"] for r in rows} == {"end-to-end wall"}
     told = [r["summary"]["percentiles"]["p50"]["value"] for r in document["rows"]]
     assert [float(r["p50_ms"]) if r["p50_ms"] else None for r in rows] == told
-    assert any(told)  # a slow machine has too few samples for some
+    assert any(told)  # on a slow machine, some rows have too few samples
     text = (measured / "latency.md").read_text()
     assert "end-to-end wall time" in text and "| p90 ms" in text
     trace = json.loads((measured / "trace.json").read_text())["traceEvents"]
-    for pid in range(1, 7):  # complete events of a thread nest
+    for pid in range(1, 7):  # complete events of a thread are nested
         ends = [(e["ts"], e["ts"] + e["dur"]) for e in trace
                 if e["pid"] == pid and e["name"] == "picture"]  # fmt: skip
         assert all(b[0] >= a[1] - 1 for a, b in pairwise(ends))
@@ -37,7 +37,7 @@ def test_csv_markdown_and_trace(measured):
     assert whole[3]["dur"] == pytest.approx(1e3 * first["total_ms"][3])
     parts = [e for e in trace if e["pid"] == 1 and e["ph"] == "X" and e["name"] != "picture"]
     ends = {e["ts"]: e["ts"] + e["dur"] for e in whole}
-    for part in parts:  # within its picture, in microseconds
+    for part in parts:  # each lies within its picture, in microseconds
         begin = max(t for t in ends if t <= part["ts"])
         assert part["ts"] + part["dur"] <= ends[begin] + 1
 
@@ -66,12 +66,12 @@ def test_frames_that_start_cold_are_said():
     assert made.cold == 1
     reasons = documents.summarise(made, [50.0])["summary"]["unstable"]
     assert "1 of its frames started cold, with more steps" in reasons
-    made.steps = 0  # a prior alone has no more of them
+    made.steps = 0  # without a refinement, no frame has more steps
     assert not documents.summarise(made, [50.0])["summary"]["unstable"]
 
 
 def test_the_device_clock_has_a_column_of_its_own():
-    """It is the native refinement's on a GPU; elsewhere there is none."""
+    """Device times are reported only where the native refinement runs on a GPU."""
 
     def result(**stats):
         return types.SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Pictures and models: what is missing, and their hashes."""
+"""The inputs of the profiler: missing files, and hashes of models."""
 
 import pytest
 

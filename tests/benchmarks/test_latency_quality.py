@@ -1,4 +1,4 @@
-"""The quality that stands beside a latency."""
+"""The quality that the profiler reports beside the latency."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_quality_of_a_bundle_is_that_of_the_row(tmp_path):
 
 
 class Wrong:
-    """A prior that is sure of its first class everywhere."""
+    """A prior that returns probability 1 for its first class everywhere."""
 
     backend, gpu, engine = "test", None, None
 
@@ -63,7 +63,7 @@ class Wrong:
 
 
 def test_quality_at_the_size_of_a_step_graph(tmp_path):
-    """It is fixed, and no other picture's: the reference is to have it, too."""
+    """A step graph has a fixed working size; the reference is computed at that size."""
     pytest.importorskip("torch", reason="exports")
     from export.models.load import load_model
     from export.pack import ExportOptions, export_bundle

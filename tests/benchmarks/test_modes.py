@@ -1,4 +1,4 @@
-"""Pictures one after the other, at a rate, and what waits."""
+"""The modes of the profiler: back to back, and paced, where pictures wait."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_a_late_picture_is_counted_and_its_wait_too():
     times = made.total_ms
     assert len(times) == 20 and made.unserved == 0
     assert times[10] >= 120
-    assert times[11] >= times[10] - 50 + 4.9 and times[12] >= times[11] - 50 + 4.9  # they waited
+    assert times[11] >= times[10] - 50 + 4.9 and times[12] >= times[11] - 50 + 4.9  # both waited
     assert made.late == sum(t > 50 for t in times) >= 2
     assert made.stages_ms["queue"][11] >= 69 > 50 > np.median(times)
     np.testing.assert_allclose(made.start_s, np.arange(20) / 20)  # when they were due

@@ -1,4 +1,4 @@
-"""The options of the profiler."""
+"""The command-line options of the profiler."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The HTML page."""
+"""The HTML page of latency documents: its text, and how a browser shows it."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def bar_row(**stages):
 
 
 def test_a_new_stage_has_its_part_of_the_bar():
-    """Stages are those that the rows name, whatever they are."""
+    """The bars show every stage that the rows name, also one that the page does not know."""
     rows = [
         bar_row(prior=5.0, upload=3.0, refine=2.0, unaccounted=1.0),
         bar_row(prior=4.0, download=2.5, unaccounted=0.5),

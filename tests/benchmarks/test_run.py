@@ -1,4 +1,4 @@
-"""The command: what it measures, writes, keeps and refuses."""
+"""The command `benchmarks latency`: measuring, writing, interrupts and failures."""
 
 import json
 import lzma
@@ -45,7 +45,7 @@ def test_missing_packages_are_named_before_measuring(monkeypatch, capsys, tmp_pa
 
 
 def samples_of(folder):
-    """Each row's samples, from the file beside the document."""
+    """The samples of each row, from the file beside the document."""
     packed = (folder / "latency.raw.json.xz").read_bytes()
     return json.loads(lzma.decompress(packed))["rows"]
 
@@ -84,7 +84,7 @@ def test_the_document_holds_what_was_measured(measured):
 
 
 def test_a_run_on_a_gpu_has_two_clocks(cuda, tmp_path):
-    """The kernels run on the host here: its times stand in for a GPU's."""
+    """The kernels run on the host here; its clock plays that of a GPU."""
     (tmp_path / "picture.png").write_bytes(encode_image(PICTURE, ".png"))
     argv = ["latency", "--picture", str(tmp_path / "picture.png"), "--refine", "0,1"]
     argv += ["--device", "cuda", "--duration", "0.5", "--threads", "1", "-o", str(tmp_path)]
@@ -138,7 +138,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
 
 
 def test_a_second_interrupt_loses_nothing(tmp_path):
-    """Summing up takes a while: it is not to be interrupted."""
+    """The statistics take a while to compute; a second Ctrl-C must not interrupt that."""
     (tmp_path / "p.png").write_bytes(encode_image(PICTURE, ".png"))
     code = (
         "import signal, sys\n"
@@ -185,10 +185,10 @@ def test_ctrl_c_counts_once_a_second_and_only_while_measuring():
     ctrl_c = run.Interrupts()
     with pytest.raises(KeyboardInterrupt):
         ctrl_c()
-    ctrl_c()  # at once: the first one is at work
+    ctrl_c()  # ignored: the first one was less than a second ago
     ctrl_c.last -= 2
     with pytest.raises(KeyboardInterrupt):
-        ctrl_c()  # something has swallowed the first one
+        ctrl_c()  # a second later, it counts again
     ctrl_c.last, ctrl_c.wanted = -1.0, False
     ctrl_c()
 

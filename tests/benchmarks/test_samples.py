@@ -63,7 +63,7 @@ def test_samples_that_correlate_are_worth_fewer():
     rng = np.random.default_rng(0)
     assert samples.independent(20 + rng.standard_normal(500)) == 500
     assert 40 <= samples.independent(correlated(rng, 500, 0.8)) <= 75  # 500 * 0.2 / 1.8 = 56
-    assert samples.estimate(correlated(rng, 500, 0.8), 0.99) is None  # 299 would do, but 56?
+    assert samples.estimate(correlated(rng, 500, 0.8), 0.99) is None  # 56, but p99 needs 299
     assert samples.estimate(correlated(rng, 500, 0.8), 0.5).how == "block bootstrap"
     assert samples.estimate(20 + rng.standard_normal(500), 0.5).how == "order statistics"
 

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs."""
+"""Markdown tables and JSON files of results."""
 
 import json
 import lzma
@@ -17,7 +17,7 @@ def test_tables_fit_a_terminal():
     narrow = table.fitted(rows, 38)
     assert max(map(len, narrow.splitlines())) <= 38 and "late" not in narrow
     assert all(f"configuration {i}" in narrow and f"{i}.0 [1, 2]" in narrow for i in range(7))
-    assert table.fitted(rows[:1], 5).count("\n") == 2  # as narrow as it can be
+    assert table.fitted(rows[:1], 5).count("\n") == 2  # it cannot be narrower
 
 
 def test_a_list_of_numbers_is_one_line_of_json():
