@@ -302,7 +302,7 @@ def _strip(graph: ModelProto) -> None:
 
 
 def _simplified(graph: ModelProto) -> ModelProto:
-    """onnxslim's version of the graph, which is left as it is."""
+    """A copy of the graph, simplified by onnxslim."""
     import onnx
 
     try:

@@ -194,7 +194,7 @@ def _segformer_preprocess(
     size = settings.get("size", 512)
     if isinstance(size, dict) and set(size) == {"height", "width"}:
         sides = [size["height"], size["width"]]
-    else:  # a number, or {"shortest_edge"}: the square that has it
+    else:  # a number or {"shortest_edge": number}: a square of that side
         square = isinstance(size, dict) and set(size) == {"shortest_edge"}
         sides = [size["shortest_edge"] if square else size] * 2
     if not are_sides(sides):

@@ -29,7 +29,7 @@ from runtime.prior.network import NetworkPrior, as_probabilities
 
 MIN_AGREEMENT = 0.99  # share of equal labels
 INPUT_TOLERANCE = 0.05  # in normalised colours: versions of OpenCV differ by one grey level
-LOSS_TOLERANCE = 0.02  # relative; measured between two CPU backends: 3e-4
+LOSS_TOLERANCE = 0.02  # relative; two CPU backends differed by 3e-4
 _EXPORT = "export the bundle again"
 
 

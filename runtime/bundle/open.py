@@ -305,7 +305,9 @@ def self_test(
     InputError : another value of ``when``.
     """
     if when not in ("once", "always", "never"):
-        raise InputError(f"self_test is {when!r}; wanted 'once', 'always' or 'never'")
+        raise InputError(
+            f"self_test is {when!r}; wanted 'once', 'always' or 'never'", fix="self_test='once'"
+        )
     if when == "never" or (when == "once" and golden.was_passed(bundle, *run_by)):
         return None
     config, result = bundle.refine(), {}

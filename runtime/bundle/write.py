@@ -100,7 +100,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     folder = Path(path)  # "" is "."
     try:
         replaceable = not os.path.exists(folder) or not os.listdir(folder)
-        if not replaceable:  # a damaged bundle counts, another program's manifest.json does not
+        if not replaceable:  # a damaged bundle may be replaced, other folders may not
             with (folder / MANIFEST).open("rb") as file:
                 replaceable = b'"dg-bundle/' in file.read(MANIFEST_BYTES)
     except OSError:

@@ -52,7 +52,9 @@ def check_file(path: Path) -> None:
     try:
         locations = set(external_locations(path.read_bytes()))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}", fix=f"see: ls -l {path}"
+        ) from error
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
     for location in locations:

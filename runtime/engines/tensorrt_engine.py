@@ -112,7 +112,9 @@ class TensorRTEngine:
     def _check_device(self, cuda: Any, wanted: tuple[str, ...]) -> None:
         gpus = [cuda.Device(i) for i in range(cuda.Device.count())]
         if not 0 <= self.device < len(gpus):
-            raise InputError(f"device is {self.device}; wanted 0 to {len(gpus) - 1}")
+            raise InputError(
+                f"device is {self.device}; wanted 0 to {len(gpus) - 1}", fix="see: nvidia-smi -L"
+            )
         has = [".".join(map(str, gpu.compute_capability())) for gpu in gpus]
         if wanted and has[self.device] not in wanted:
             fits = [f"cuda:{i}" for i, capability in enumerate(has) if capability in wanted]
@@ -147,7 +149,10 @@ class TensorRTEngine:
         """The error for a plan that TensorRT does not load; ``why`` is what its log says."""
         here = f"TensorRT {self._trt.__version__}"
         if re.search("out ?of ?memory", why, re.IGNORECASE):
-            return DeviceError(f"{self.name} does not fit{self._gpu.free_memory()}: {why}")
+            return DeviceError(
+                f"{self.name} does not fit{self._gpu.free_memory()}: {why}",
+                fix="close what else uses the GPU, or build again with a smaller --workspace",
+            )
         if re.search("version|compute|device|platform", why, re.IGNORECASE):
             return EngineMismatch(
                 f"{self.name} was built for another version or device; {here} says: {why}",

@@ -135,6 +135,6 @@ class EngineStream:
 
 @functools.cache
 def _primary_context(cuda: Any, device: int) -> Any:
-    """The GPU's primary context. It is kept while the process lives: PyCUDA leaves a released one
-    current in its thread, and every later call would fail."""
+    """The GPU's primary context. It is never released: PyCUDA leaves a released context current in
+    its thread, and every later call fails."""
     return cuda.Device(device).retain_primary_context()

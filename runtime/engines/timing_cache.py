@@ -38,7 +38,10 @@ class TimingCache:
         except FileNotFoundError:
             self.times = b""
         except OSError as error:
-            raise InputError(f"timing cache {path} cannot be read: {error.strerror}") from error
+            raise InputError(
+                f"timing cache {path} cannot be read: {error.strerror}",
+                fix="name another file with --timing-cache, or leave the option out",
+            ) from error
         trial = temporary_name(path)
         try:
             write_new(trial, b"", durable=False)

@@ -112,15 +112,16 @@ def test_sessions_are_closed_when_the_export_fails(tmp_path, colours, photos, se
 def test_an_exported_network_is_opened_once_when_it_is_exported_again(
     tmp_path, plain, photos, sessions
 ):
-    """Its original and its frozen graph are the same bytes."""
-    first = Bundle.open(plain[1]).graph("prior")
-    words = ("--pictures", photos, "-q")
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.onnx").write_bytes(first)
-        sessions.opened.clear()
-        assert export("--model", tmp_path / f"{name}.onnx", *words, "-o", tmp_path / name).code == 0
-        assert set(sessions.opened.values()) == {1}
-        first = Bundle.open(tmp_path / name).graph("prior")
+    """Its original and its frozen graph are the same bytes, which are opened once."""
+    path, words = tmp_path / "prior.onnx", ("--pictures", photos, "-q")
+    path.write_bytes(Bundle.open(plain[1]).graph("prior"))
+    assert export("--model", path, *words, "-o", tmp_path / "b").code == 0
+    path.write_bytes(again := Bundle.open(tmp_path / "b").graph("prior"))
+    sessions.opened.clear()
+    assert export("--model", path, *words, "-o", tmp_path / "b").code == 0
+    assert Bundle.open(tmp_path / "b").graph("prior") == again
+    assert sessions.opened[again] == 1 and set(sessions.opened.values()) == {1}
+    assert len(sessions.opened) == WAYS["fp32"][1] - 1
 
 
 def test_kmeans_is_run_once(tmp_path, photos, monkeypatch):

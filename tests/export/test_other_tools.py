@@ -334,26 +334,44 @@ def test_onnx_accepts_every_graph(bundle):
         assert not any(t.external_data for t in model.graph.initializer)
 
 
+POLYGRAPHY = """
+import json, sys
+from polygraphy.tools import main
+
+for words in json.loads(sys.stdin.read()):
+    print("COMMAND", *words, flush=True)
+    sys.argv = ["polygraphy", *words]
+    print("ENDED", main(), flush=True)
+"""
+
+
 def test_polygraphy_accepts_every_graph(bundle):
+    """All commands run in one process, because importing Polygraphy takes the longest."""
     pytest.importorskip("polygraphy", reason="needs Polygraphy: pip install polygraphy")
+    commands, wanted = [], []
     for name, entry in bundle.manifest["graphs"].items():
         shapes = shapes_of(bundle, name)
         arguments = [f"{n}:{json.dumps(s).replace(' ', '')}" for n, s in shapes.items()]
         file = str(bundle.path / entry["file"])
-        for words in (
-            ["inspect", "model", file],
-            ["run", file, "--onnxrt", "--input-shapes", *arguments, "--val-range", "[0,0]"],
-        ):
-            script = "import sys; from polygraphy.tools import main; sys.exit(main())"
-            done = subprocess.run(
-                [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=600
-            )
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            if words[0] == "inspect":
-                for port in (*entry["inputs"], *entry["outputs"]):
-                    assert f"{port['name']} [dtype={port['dtype']}" in done.stdout
-            else:
-                assert "PASSED" in done.stdout
+        commands.append(["inspect", "model", file])
+        ports = (*entry["inputs"], *entry["outputs"])
+        wanted.append([f"{port['name']} [dtype={port['dtype']}" for port in ports])
+        given = ("--input-shapes", *arguments, "--val-range", "[0,0]")
+        commands.append(["run", file, "--onnxrt", *given])
+        wanted.append(["PASSED"])
+    done = subprocess.run(
+        [sys.executable, "-c", POLYGRAPHY],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    outputs = done.stdout.split("COMMAND ")[1:]
+    for words, output, texts in zip(commands, outputs, wanted, strict=True):
+        with case(*words[:3]):
+            assert output.rstrip().endswith("ENDED 0"), output[-2000:]
+            assert [text for text in texts if text not in output] == [], output[-2000:]
 
 
 @needs_rtx
