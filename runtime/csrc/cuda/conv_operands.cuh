@@ -15,8 +15,8 @@ constexpr int kTall = 8, kWide = 16;  // pixels of a block's tile
 constexpr int kRuns = kTall * kWide / kRun;
 constexpr int kDepth = 8;         // input channels that are in shared memory at a time
 constexpr int kGradientRows = 4;  // rows of the tiles of a weight gradient
-// Blocks that share a weight gradient: two for each multiprocessor of an H100. It is the same on
-// every device, so that the result is.
+// Blocks that share a weight gradient: two for each multiprocessor of an H100. The number does not
+// depend on the device, so the result does not depend on it either.
 constexpr int kGradientBlocks = 264;
 constexpr size_t kShared = 48 * 1024;  // bytes of shared memory that every device has for a block
 
@@ -26,6 +26,7 @@ struct Extent {
   int height, width, pitch;
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * pitch; }
   __device__ size_t at(int y, int x) const { return static_cast<size_t>(y) * pitch + x; }
+  // Return the number of tiles of a row of tiles, and of all tiles.
   __host__ __device__ int across() const { return (width + kWide - 1) / kWide; }
   __host__ __device__ int tiles() const { return across() * ((height + kTall - 1) / kTall); }
   // Returns the number of a tile's pixels that are in the picture.
@@ -106,8 +107,8 @@ struct Gradient {
 // tensor_conv.cu of two input channels in half precision; then depth is 2 * kDepth. taps counts all
 // taps, 1 or 9.
 struct Packed {
-  // The offset of the weights in the parameters. They are [out][in][taps] there; for turned weights
-  // (of the gradient by the input) [in][out][taps], and the taps are read from the last to the
+  // The offset of the weights in the parameters, where they are [out][in][taps]. Turned weights (of
+  // the gradient by the input) are [in][out][taps], and the taps are read from the last to the
   // first.
   size_t weight;
   void* words;

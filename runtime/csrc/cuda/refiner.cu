@@ -17,11 +17,11 @@ namespace seg::cuda {
 namespace {
 
 constexpr int kAhead = 4;  // most steps that are queued and not done
-// The gain of tensor cores is the number of pixels, which gradients are divided by, as a power of
-// two, divided by 2^kHeadroom: batch norms multiply gradients by up to 316, and guides with few
-// known pixels have larger gradients.
+// Gradients are divided by the number of pixels. The gain of tensor cores is that number, rounded
+// up to a power of two, divided by 2^kHeadroom: batch norms multiply gradients by up to 316, and
+// guides with few known pixels have larger gradients.
 constexpr int kHeadroom = 7;
-constexpr size_t kAlign = 64;        // floats: arrays of the arena start at a multiple
+constexpr size_t kAlign = 64;        // floats: arrays of the arena start at multiples
 constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
 
 // Queues a copy of n values between any memory of host and device.
