@@ -18,19 +18,22 @@ from runtime.errors import InputError
 from runtime.pictures import load_image
 from sdk.prior import open_bundle
 
-FRAMES = 64  # that are read of a video; they are shown forwards, then backwards
+FRAMES = 64  # at most this many frames of a video are read; they are used forwards, then backwards
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Read the pictures, and their true labels, at the size that --imgsz sets.
+    """Read the frames of --video, the pictures of --picture, or else a demo photo, and the true
+    labels of --labels. Resize all of them to the size of --imgsz, if it is given.
 
     Returns
     -------
-    (H, W, 3) uint8 RGB pictures, and the class numbers of each as (H, W), or None without --labels.
+    A list of (H, W, 3) uint8 RGB pictures, and a list with the (H, W) class numbers of each
+    picture, or None without --labels.
 
     Raises
     ------
-    InputError : a file is missing or cannot be read, or the labels do not fit the pictures.
+    InputError : a file is missing or cannot be read; or the number or a size of the labels differs
+        from that of the pictures.
     """
     if args.video:
         if not Path(args.video).exists():
@@ -44,7 +47,9 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
                 f"{args.video} is no video that OpenCV can read",
                 fix="ffmpeg -i VIDEO video.mp4, then --video video.mp4",
             )
-        pictures += pictures[-2:0:-1]  # then backwards, so that no frame differs much from the last
+        # Append the frames backwards, without the two ends, so that the first frame can follow the
+        # last one of the list without a jump.
+        pictures += pictures[-2:0:-1]
     elif args.picture:
         pictures = [load_image(p)[0] for p in args.picture]
     else:
@@ -83,12 +88,14 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
 
 
 def hashes(prior: str) -> dict[str, str]:
-    """The sha256 of the model, by file name; empty where the prior is no file.
+    """Return {name of the model's file: its sha256}, or {} if the prior is "kmeans" or no file.
 
-    Of a bundle, this is the manifest's: the manifest holds the sha256 of all other files.
+    The file of a bundle is its manifest, which contains the sha256 of all other files. For an ONNX
+    file the external data is not part of the hash.
 
     Raises
     ------
+    BundleError : the prior is a folder, but not a bundle, or a damaged bundle.
     InputError : the file cannot be read.
     """
     path = Path(prior)
@@ -104,7 +111,8 @@ def hashes(prior: str) -> dict[str, str]:
 
 
 def hash_of(parts: Iterable[Any]) -> str:
-    """The sha256 of the buffers, joined in this order; in hexadecimal."""
+    """Return the sha256, in hexadecimal, of the bytes of all parts, joined in this order. A part is
+    an array or bytes."""
     found = hashlib.sha256()
     for part in parts:
         found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)

@@ -1,4 +1,8 @@
-"""Find the native module of a device by the device's name. All modules have the same functions."""
+"""List the devices and instruction sets of this machine, and return the native module of a device.
+
+The module of the CPU and the CUDA module have the guided filter, joint upsampling and the refiner
+under the same names. Each also has functions of its own.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ def isas() -> list[str]:
 
     Example
     -------
-    >>> runtime.isas()  # on x86-64: SSE2, and AVX2 and AVX-512 where the CPU has them
+    >>> runtime.isas()  # on x86-64: "base" (SSE2), and "avx2" and "avx512" if the CPU has them
     """
     return module_of("cpu").isas()
 
@@ -58,7 +62,7 @@ def isa() -> str:
 
     Raises
     ------
-    DeviceError : the environment variable SEG_ISA names an instruction set that this CPU lacks.
+    DeviceError : the environment variable SEG_ISA names no instruction set of :func:`isas`.
     MissingBackend : the C++ core is not built.
 
     Example
@@ -77,13 +81,14 @@ def module_of(device: str) -> ModuleType:
 
     Parameters
     ----------
-    device : "cpu", "cuda" (the first GPU), or the name of one GPU: "cuda:1".
+    device : "cpu", "cuda" (the first GPU), or one GPU by its number: "cuda:1" or "1".
 
     Raises
     ------
     InputError : ``device`` is not the name of a device.
     MissingBackend : the module is not built, or the machine has no CUDA driver or no GPU.
-    DeviceError : the driver fails, no GPU has this number, or the module has no code for this GPU.
+    DeviceError : the driver fails or is too old, no GPU has this number, or the module contains no
+        code for this GPU.
     """
     kind, index = parse_device(device)
     if kind == "cuda":
@@ -98,7 +103,7 @@ def module_of(device: str) -> ModuleType:
 
 
 def cuda_module() -> ModuleType:
-    """Import the CUDA module. The import works without a CUDA driver.
+    """Import the CUDA module and return it. The import works without a CUDA driver.
 
     Raises
     ------
@@ -112,7 +117,8 @@ def cuda_module() -> ModuleType:
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use."""
+    """Return the number of processors that this process may use, or of all processors if the
+    operating system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -136,16 +142,17 @@ def _cuda(index: int) -> ModuleType:
 
 
 def _driver_problem(module: ModuleType) -> SdkError | None:
-    """Return why the driver cannot run the CUDA module on any GPU, or None if it can."""
+    """Return the error that says why no GPU can run the CUDA module: the driver is missing, fails,
+    finds no GPU or is too old. Return None if there is no such error."""
     return cuda_problem() or old_driver(module.runtime_version())
 
 
 def thread_count(threads: int | None) -> int:
-    """Check a number of threads.
+    """Check a number of threads and return it.
 
     Parameters
     ----------
-    threads : 1 to 1024, or None for all processors that this process may use.
+    threads : 1 to 1024. For None, the result is :func:`default_threads`.
 
     Raises
     ------

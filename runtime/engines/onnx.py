@@ -26,8 +26,9 @@ from runtime.errors import BundleError, DeviceError, InputError, MissingBackend,
 # type already.
 _CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
-# Words in ONNX Runtime's messages when a device fails, and when an input does not fit. The classes
-# of its errors do not distinguish the two: both are Fail, or RuntimeError.
+# Patterns for the messages of ONNX Runtime's errors: the first three find a device that fails, the
+# last one finds an input that does not fit. The class of an error is not enough, because ONNX
+# Runtime raises Fail or RuntimeError in both cases.
 _CUDA_CODE = re.compile(r"\bCUDA failure (\d+)")
 _GPU_FAILS = re.compile(r"\b(CU[A-Z_]+|NCCL) failure|\bCUDA error|\bcudaError")
 _NO_MEMORY = re.compile(
@@ -40,39 +41,44 @@ _SEE_GPU = "see what nvidia-smi says, and: python -m runtime doctor"
 
 
 class OnnxEngine:
-    """An ONNX network on ONNX Runtime; use as a context manager or call ``close``.
+    """An ONNX network on ONNX Runtime. Use it as a context manager, or call ``close``.
 
-    INT8 networks are computed as their graph says: QuantizeLinear, DequantizeLinear, and the layer
-    between them in floating point, as TensorRT does. ONNX Runtime would fuse the three into integer
-    kernels of its own. Their 16-bit sums saturate on x86 processors without VNNI, which changes
-    labels. Without fusing, INT8 is not faster than FP32 on a CPU, and its weights take the memory
-    of FP32 weights. Networks without these operators are not affected.
+    INT8 networks are computed as their graph says, as in TensorRT: QuantizeLinear and
+    DequantizeLinear round the values, and the layers compute in floating point. By default ONNX
+    Runtime replaces a layer and the QuantizeLinear and DequantizeLinear around it with one integer
+    kernel. The 16-bit sums of these kernels saturate on x86 processors without VNNI, which changes
+    labels. So this class switches the replacement off. Without it, INT8 is not faster than FP32 on
+    a CPU, and INT8 weights take as much memory as FP32 weights. Other networks are not affected.
 
     Parameters
     ----------
-    source : an .onnx file, whose external data must lie in its folder; or the bytes of a model
-        without external data.
-    name : for messages; the file's name when left out.
-    threads : most threads inside one operator; all processors when None.
-    device : "cpu"; or "cuda", "cuda:1", for ONNX Runtime's CUDA provider. No other provider is
-        tried.
-    spin : let the threads wait for the next run in a busy loop. Runs that follow each other at once
-        are a tenth faster; work between two runs is slower, because the waiting threads take its
-        processors.
+    source : an .onnx file, whose external data must lie in the folder of the file; or the bytes of
+        a model without external data.
+    name : the name of the network in messages. The default is the file's name, or "the model" for
+        bytes.
+    threads : at most this many threads compute one operator. The default is the number of
+        processors that this process may use.
+    device : "cpu"; or "cuda", "cuda:1", for ONNX Runtime's CUDA provider. Operators that this
+        provider lacks run on the CPU. If the provider cannot be used, the engine raises an error.
+    spin : let the threads wait for the next run in a busy loop. A run that follows another one at
+        once is a tenth faster. Work between two runs is slower, because the waiting threads occupy
+        the processors.
 
     Attributes
     ----------
-    inputs, outputs : a ``Port`` for each, in the file's order.
+    inputs, outputs : a ``Port`` for each input or output, in the file's order.
     metadata : the file's metadata_props.
     backend : "onnxruntime-cpu" or "onnxruntime-cuda".
-    gpu : the number of the GPU whose arrays :meth:`on_gpu` takes; None where it takes none.
-    warnings : each ``OutputWarning`` of this engine. The code that makes results removes those that
-        it reports.
+    gpu : the number of the GPU whose arrays :meth:`on_gpu` takes; None on a CPU, and if the CUDA
+        module cannot be used. Call :meth:`on_gpu` only if this is a number.
+    warnings : the list of ``OutputWarning`` of this engine. A caller that has reported the warnings
+        clears the list.
 
     Raises
     ------
-    BundleError : no ONNX, a damaged file, or external data outside its folder.
-    InputError : no such file, or a GPU that this machine does not have.
+    BundleError : the source is not an ONNX model or is damaged, or external data lies outside the
+        file's folder.
+    InputError : the file does not exist, or the machine does not have this GPU.
     MissingBackend : ONNX Runtime is not installed, or cannot use CUDA here.
     DeviceError : the device has too little memory, or fails.
 
@@ -111,9 +117,9 @@ class OnnxEngine:
         kind, index = parse_device(device)
         self.device, self._kind, self._index = device, kind, index
         self.warnings: list[OutputWarning] = []
-        # The number of the GPU whose arrays on_gpu takes; None where it takes none. Runs on the
-        # CUDA module's stream share one set of library handles in ONNX Runtime. So only one thread
-        # runs at a time, and a run returns when all work in the stream is done.
+        # All runs on the CUDA module's stream use the same library handles in ONNX Runtime. So the
+        # lock _turn lets only one thread run at a time. A run ends when the stream has done all its
+        # work, so the next thread finds the handles unused.
         self.gpu: int | None = None
         self._turn: AbstractContextManager[Any] = nullcontext()
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -150,8 +156,8 @@ class OnnxEngine:
             )
 
     def _check_cuda(self, available: list[str], index: int) -> None:
-        """MissingBackend or InputError, with the reason, unless ONNX Runtime can use GPU
-        ``index``."""
+        """Raise MissingBackend or InputError, with the reason, if ONNX Runtime cannot use GPU
+        ``index``. ``available`` are the names of ONNX Runtime's providers."""
         absence = cuda_absence()
         if "CUDAExecutionProvider" not in available:
             absence = f"this ONNX Runtime has no CUDA provider, only {', '.join(available)}"
@@ -167,9 +173,12 @@ class OnnxEngine:
             )
 
     def _shared_stream(self) -> dict[str, str]:
-        """The provider's option for the CUDA module's own stream; empty, with a warning, where the
-        CUDA module cannot be used. In one stream the network need not wait for the work before it,
-        and the module's events measure the time of the network, too."""
+        """Return the option that makes the CUDA provider work in the CUDA module's own stream. If
+        the CUDA module cannot be used, add a warning and return no option.
+
+        A stream does its work in order. So the host need not wait for the network's input before it
+        starts the network, and the module's events measure the network's time as well.
+        """
         try:
             return {"user_compute_stream": str(transfer.own_stream(self._index))}
         except (MissingBackend, DeviceError) as error:
@@ -183,17 +192,22 @@ class OnnxEngine:
             return {}
 
     def gpu_input(self, shape: tuple[int, ...]) -> None:
-        """None: the input may lie in any memory of the GPU. ``shape`` is that of the input."""
+        """Return None: the input of :meth:`on_gpu` may lie anywhere in the GPU's memory.
+
+        A TensorRT engine has the same method, and returns the memory that the input must be written
+        to. ``shape`` is the shape of the input; this engine does not use it.
+        """
 
     def on_gpu(self, array: Any) -> list[Buffer]:
         """Run the network on an array that lies on this engine's GPU.
 
-        The work is put into the CUDA module's own stream. The outputs stay on the GPU; they are
-        complete when the earlier work of that stream is done.
+        The network runs in the CUDA module's own stream, after the work that was queued there. The
+        outputs stay on the GPU. They are complete when the method returns.
 
         Parameters
         ----------
-        array : the one input, float32 on GPU ``gpu``, with ``__cuda_array_interface__``.
+        array : the network's only input: a float32 array on GPU ``gpu`` that has the attribute
+            ``__cuda_array_interface__``.
 
         Returns
         -------
@@ -201,7 +215,7 @@ class OnnxEngine:
 
         Raises
         ------
-        InputError : another shape than the network takes; or the engine is closed.
+        InputError : the network does not take this shape.
         DeviceError : the device has too little memory, or fails.
         """
         face, (port,) = array.__cuda_array_interface__, self.inputs
@@ -217,14 +231,16 @@ class OnnxEngine:
         ]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Outputs for ``arrays``, one per input, in the file's order.
+        """Run the network and return its outputs in the file's order.
 
-        Arrays for float32, float16 and uint8 inputs are converted to these types; others must have
-        the type of the input.
+        ``arrays`` has one array for each input, in the file's order. An array for a float32,
+        float16 or uint8 input is converted to this type. Any other array must have the type of its
+        input already.
 
         Raises
         ------
-        InputError : too many or too few arrays, another shape or type; or the engine is closed.
+        InputError : the number of arrays, or the shape or type of an array, does not fit the
+            network; or the engine is closed.
         DeviceError : the device has too little memory, or fails.
         """
         if len(arrays) != len(self.inputs):
@@ -240,8 +256,8 @@ class OnnxEngine:
         return self._run(shapes, lambda: self._session.run(None, feed))
 
     def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
-        """The result of ``run``, whose errors become this package's errors. ``shapes`` are those of
-        the inputs, for messages."""
+        """Call ``run`` and return its result. Replace an error of ONNX Runtime with an error of
+        this package, whose message contains ``shapes``, the shapes of the inputs."""
         if self._session is None:
             raise InputError(f"{self.name} is closed", fix="load it again")
         try:
@@ -255,8 +271,8 @@ class OnnxEngine:
             raise failure or InputError(message) from error
 
     def _device_error(self, error: Exception) -> DeviceError | None:
-        """The DeviceError that an error of ONNX Runtime means; None where the device is not its
-        cause."""
+        """Return the DeviceError for an error of ONNX Runtime; None if the error does not say that
+        the device failed or has too little memory."""
         text = str(error)
         call = f"{self.name}: {first_line(error).partition(' ; GPU=')[0]}"
         no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
@@ -272,12 +288,12 @@ class OnnxEngine:
         return None
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
-        """A loop that feeds outputs of a run back as inputs of the next run.
+        """Return a loop in which outputs of one run become inputs of the next run.
 
         Parameters
         ----------
         feed : input name -> array, for the inputs that stay the same from run to run.
-        state : input name -> (name of the output that becomes this input, first array).
+        state : input name -> (name of the output that becomes this input, array for the first run).
 
         Returns
         -------
@@ -285,7 +301,8 @@ class OnnxEngine:
 
         Raises
         ------
-        InputError : an input is missing, unknown, or of another shape or type.
+        InputError : the name of an input is missing or unknown, or an array has the wrong shape or
+            type.
         """
         from runtime.engines.onnx_loop import OnnxLoop
 
@@ -305,8 +322,10 @@ class OnnxEngine:
 def load_engine(
     path: str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"
 ) -> OnnxEngine:
-    """Load the engine in a file. The suffix of the file must be .onnx: TensorRT engines lie in
-    bundles, whose manifests say how they are run.
+    """Load an .onnx file and return the :class:`OnnxEngine` that runs it.
+
+    This function cannot load a TensorRT engine. Such an engine lies in a bundle, and the bundle's
+    manifest says how to run it.
 
     Parameters
     ----------
@@ -315,7 +334,8 @@ def load_engine(
 
     Raises
     ------
-    InputError : another suffix. Also what :class:`OnnxEngine` raises.
+    InputError : the suffix of the file is not .onnx. All errors of :class:`OnnxEngine` are raised
+        as well.
 
     Example
     -------
@@ -331,8 +351,8 @@ def load_engine(
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
-    """The classes of ONNX Runtime's errors, which share no base class, and the classes that
-    pybind11 turns C++ exceptions into."""
+    """Return the exceptions that ONNX Runtime raises: its own classes, which have no base class of
+    their own, and the classes of Python that pybind11 raises for a C++ exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
@@ -340,7 +360,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_about_input(error: Exception) -> bool:
-    """Whether an error of ONNX Runtime says that the input does not fit the network."""
+    """Return whether an error of ONNX Runtime says that the input does not fit the network."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     return isinstance(error, InvalidArgument) or bool(_INPUT_IS_WRONG.search(str(error)))

@@ -1,25 +1,29 @@
 // 3x3 and 1x1 convolution, forward and both gradients, as small matrix products.
 //
-// Each of them is  out[p][:] = sum over k of a[p, k] * b[k][:]  with P rows of out held in
-// registers. Forward, p is a pixel and k an input channel of one tap. For the weight gradient, p is
-// an input channel and k a pixel. The gradient by the input is a forward pass with the kernel
-// turned by 180 degrees. 3x3 convolutions of many channels use the same products in another basis
-// (winograd-inl.h).
+// Each product is  out[p][:] = sum over k of a[p, k] * b[k][:]. The rows of out are computed P at a
+// time, and the sums of these P rows stay in registers. In the forward pass, p is a pixel, k is an
+// input channel of one tap, and b is the weights. For the weight gradient, p is an input channel of
+// one tap, k is a pixel, and b is the gradient by the output. The gradient by the input is a
+// forward convolution of the gradient by the output, with the kernel turned by 180 degrees and its
+// input and output channels exchanged. 3x3 convolutions of many channels use the same products in
+// another basis (winograd-inl.h).
 
-// Returns the rows P whose sums fit the registers beside v vectors of b and one of a.
+// Returns P, the number of rows whose sums fit the registers together with v vectors of b and one
+// vector of a.
 constexpr int tile_rows(int v) {
   return SEG_REGISTERS == 32 ? (v == 4 ? 6 : v == 3 ? 8 : v == 2 ? 12 : 14) : (v == 2 ? 6 : 10);
 }
-enum { kTileVectors = SEG_REGISTERS == 32 ? 4 : 2 };
+enum { kTileVectors = SEG_REGISTERS == 32 ? 4 : 2 };  // most vectors of columns of a tile
 
-// The operands of a product. a[p, k] of tap t is a[tap[t] + p * a_row + k * a_depth]; b[k] of tap t
-// starts at b + (t * depth + k) * b_depth; out[p] starts at out + p * out_row. The sum runs over
-// `taps` taps of `depth` values each. bias and add are added to it, then relu is applied if asked.
+// The operands of a product. The sum runs over `taps` taps of `depth` values each. a[p, k] of tap t
+// is a[tap[t] + p * a_row + k * a_depth]; b[k] of tap t starts at b + (t * depth + k) * b_depth;
+// out[p] starts at out + p * out_row. bias and add are added to the sum, then relu is applied if it
+// is set. Rows of out, b, bias and add have room for whole vectors (padded columns).
 struct Product {
   float* out;
   const float* a;
   const float* b;
-  const float* bias;  // [columns] or null
+  const float* bias;  // one row, added to each row of out; or null
   const float* add;   // row p starts at add + p * add_row; or null
   const ptrdiff_t* tap;
   ptrdiff_t out_row, a_row, a_depth, b_depth, add_row;
@@ -27,15 +31,16 @@ struct Product {
   bool relu;
 };
 
-// Writes P rows from p0 on, and V vectors of columns from column v0 on.
+// Computes one tile of out: P rows from first_row on, and of each row V vectors from first_column
+// on.
 template <int P, int V>
-SEG_INLINE void product_tile(const Product& g, ptrdiff_t p0, ptrdiff_t v0) {
+SEG_INLINE void product_tile(const Product& g, ptrdiff_t first_row, ptrdiff_t first_column) {
   Vec acc[P][V];
   for (int p = 0; p < P; ++p)
     for (int v = 0; v < V; ++v) acc[p][v] = Vec{};
-  const float* b = g.b + v0;
+  const float* b = g.b + first_column;
   for (int t = 0; t < g.taps; ++t) {
-    const float* a = g.a + g.tap[t] + p0 * g.a_row;
+    const float* a = g.a + g.tap[t] + first_row * g.a_row;
     for (int k = 0; k < g.depth; ++k, a += g.a_depth, b += g.b_depth) {
       Vec bv[V];
 #pragma GCC unroll 16
@@ -50,46 +55,48 @@ SEG_INLINE void product_tile(const Product& g, ptrdiff_t p0, ptrdiff_t v0) {
   }
   for (int p = 0; p < P; ++p) {
     for (int v = 0; v < V; ++v) {
-      const ptrdiff_t column = v0 + v * kLanes;
+      const ptrdiff_t column = first_column + v * kLanes;
       Vec r = acc[p][v];
       if (g.bias) r += load(g.bias + column);
-      if (g.add) r += load(g.add + (p0 + p) * g.add_row + column);
+      if (g.add) r += load(g.add + (first_row + p) * g.add_row + column);
       if (g.relu) r = max(r, Vec{});
-      store(g.out + (p0 + p) * g.out_row + column, r);
+      store(g.out + (first_row + p) * g.out_row + column, r);
     }
   }
 }
 
-// Writes all rows, and V vectors of columns from column v0 on.
+// Computes V vectors of each row, from first_column on.
 template <int V>
-inline void product_columns(const Product& g, int rows, ptrdiff_t v0) {
+inline void product_columns(const Product& g, int rows, ptrdiff_t first_column) {
   constexpr int P = tile_rows(V);
   int p = 0;
-  for (; p + P <= rows; p += P) product_tile<P, V>(g, p, v0);
-  for (; p + 4 <= rows; p += 4) product_tile<4, V>(g, p, v0);
-  for (; p + 3 <= rows; p += 3) product_tile<3, V>(g, p, v0);
-  for (; p < rows; ++p) product_tile<1, V>(g, p, v0);
+  for (; p + P <= rows; p += P) product_tile<P, V>(g, p, first_column);
+  for (; p + 4 <= rows; p += 4) product_tile<4, V>(g, p, first_column);
+  for (; p + 3 <= rows; p += 3) product_tile<3, V>(g, p, first_column);
+  for (; p < rows; ++p) product_tile<1, V>(g, p, first_column);
 }
 
-// Writes all rows and all columns, in equal shares of at most kTileVectors vectors of columns.
+// Computes all rows and all columns of out. The columns are divided into groups of at most
+// kTileVectors vectors, whose sizes differ by at most one vector.
 inline void product(const Product& g, int rows, int columns) {
   int left = vectors(columns);
-  ptrdiff_t v0 = 0;
+  ptrdiff_t first_column = 0;
   for (int shares = (left + kTileVectors - 1) / kTileVectors; shares > 0; --shares) {
     const int v = (left + shares - 1) / shares;
-    if (v == 1) product_columns<1>(g, rows, v0);
-    if (v == 2) product_columns<2>(g, rows, v0);
+    if (v == 1) product_columns<1>(g, rows, first_column);
+    if (v == 2) product_columns<2>(g, rows, first_column);
 #if SEG_REGISTERS == 32
-    if (v == 3) product_columns<3>(g, rows, v0);
-    if (v == 4) product_columns<4>(g, rows, v0);
+    if (v == 3) product_columns<3>(g, rows, first_column);
+    if (v == 4) product_columns<4>(g, rows, first_column);
 #endif
     left -= v;
-    v0 += v * kLanes;
+    first_column += v * kLanes;
   }
 }
 
-// Kernels::conv. The input pixels are contiguous, so the three taps of a kernel row are computed as
-// one tap of 3 * in_channels values.
+// Implements Kernels::conv (kernels.h). For a 3x3 kernel the input pixels are contiguous
+// (in.stride equals in_channels). So the three taps of a kernel row are computed as one tap of
+// 3 * in_channels values.
 inline void conv(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
                  int in_channels, int channels, bool relu) {
   const int reach = kernel / 2;
@@ -112,7 +119,8 @@ inline void conv(Map out, Map in, const float* w, const float* bias, Map add, in
   product(g, width, channels);
 }
 
-// Kernels::conv_dw.
+// Implements Kernels::conv_dw (kernels.h) with one product for each row of the convolution's
+// kernel. In it, p is one of kernel * in_channels input values, and the sum runs over the pixels.
 inline void conv_dw(float* dw, Map in, Map dout, int width, int kernel, int in_channels,
                     int channels) {
   const ptrdiff_t none[1] = {0}, row = padded(channels);

@@ -1,6 +1,7 @@
 // Vectors of SEG_LANES floats, written with the compiler's vector types. Each target_*.cpp includes
-// this file inside the namespace of its instruction set. So this file has no include guard,
-// includes no standard header and defines no global.
+// this file, through table-inl.h, inside the namespace of its instruction set. So this file has no
+// include guard, includes no standard header and defines nothing outside this namespace, except
+// macros.
 
 #define SEG_INLINE inline __attribute__((always_inline))
 
@@ -11,18 +12,21 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(SEG_LANES * 4), align
 
 enum { kLanes = SEG_LANES };
 
-// Returns the number of vectors that so many channels fill.
+// Returns the number of vectors that hold `channels` floats. The last vector may be partly used.
 SEG_INLINE int vectors(int channels) { return (channels + kLanes - 1) / kLanes; }
+// load and store take any address of a float; it need not be a multiple of the vector's size.
 SEG_INLINE Vec load(const float* p) { return *(const UnalignedVec*)p; }
 SEG_INLINE void store(float* p, Vec v) { *(UnalignedVec*)p = v; }
+// Returns x in all lanes. x - 0 is x also for x = -0; x + 0 would be +0.
 SEG_INLINE Vec splat(float x) { return x - Vec{}; }
+// max and min return b in the lanes where a or b is NaN.
 SEG_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 SEG_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 SEG_INLINE Vec abs(Vec a) { return (Vec)((IntVec)a & 0x7fffffff); }
 // Returns a in the lanes where mask is set (all bits 1), 0 elsewhere.
 SEG_INLINE Vec zero_unless(IntVec mask, Vec a) { return (Vec)((IntVec)a & mask); }
 
-// Returns ab[i[0]], ab[i[1]], ... of the lanes ab of a followed by those of b.
+// Returns the vector ab[i[0]], ab[i[1]], ... where ab is the lanes of a and then the lanes of b.
 SEG_INLINE Vec pick(Vec a, Vec b, IntVec i) {
 #if defined(__clang__)
   Vec out;
@@ -33,7 +37,7 @@ SEG_INLINE Vec pick(Vec a, Vec b, IntVec i) {
 #endif
 }
 
-// Returns a[i[0]], a[i[1]], ...
+// Returns the vector a[i[0]], a[i[1]], ...
 SEG_INLINE Vec pick(Vec a, IntVec i) {
 #if defined(__clang__)
   return pick(a, a, i);
@@ -60,8 +64,10 @@ SEG_INLINE float max(Vec v) {
   return s[0];
 }
 
-// Returns exp(x), and exactly 0 below -87. With x = n ln 2 + r and |r| <= ln 2 / 2, exp(r) is the
-// Taylor series up to r^7 (relative error below 1e-8) and 2^n is built from its exponent bits.
+// Returns exp(x) for x from -87 to 88, exactly 0 for x below -87 and for NaN, and exp(88) for x
+// above 88. With x = n ln 2 + r and |r| <= ln 2 / 2, the result is 2^n exp(r). exp(r) is computed
+// by its Taylor series up to r^7, whose missing terms are less than 1e-8 of exp(r). 2^n is built
+// from its exponent bits.
 SEG_INLINE Vec exp(Vec x) {
   const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vec y = min(max(x, splat(-87.0f)), splat(88.0f));
@@ -75,12 +81,14 @@ SEG_INLINE Vec exp(Vec x) {
   e = e * r + 0.5f;
   e = e * r + 1.0f;
   e = e * r + 1.0f;
+  // 0x4b400000 is the bits of kRound, so the difference of the bits is n.
   const IntVec exponent = ((IntVec)t - 0x4b400000 + 127) << 23;
   return zero_unless(x >= splat(-87.0f), e * (Vec)exponent);
 }
 
-// Returns log(x). x is normal and above 0. With x = 2^n m and sqrt(1/2) <= m < sqrt(2), log m is 2
-// artanh(s), s = (m - 1) / (m + 1): the series up to s^9 (|s| < 0.172, relative error below 1e-9).
+// Returns log(x). x must be a normal number above 0. With x = 2^n m and sqrt(1/2) <= m < sqrt(2),
+// the result is n ln 2 + log(m), and log(m) = 2 artanh(s) with s = (m - 1) / (m + 1), |s| < 0.172.
+// artanh(s) is computed by its series up to s^9, whose missing terms are less than 3e-9 of log(m).
 SEG_INLINE Vec log(Vec x) {
   const int32_t kRootHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
   const IntVec bits = (IntVec)x - kRootHalf;

@@ -1,12 +1,13 @@
-// The kernels for x86-64 with AVX-512.
+// The kernels for x86-64 with AVX-512. All other headers are included before the pragma, so that
+// the compiler uses AVX-512 only in the code of table-inl.h.
 #if defined(__x86_64__)
 #include <cmath>
 #include <cstring>
 
 #include "kernels.h"
 
-#define SEG_LANES 16
-#define SEG_REGISTERS 32
+#define SEG_LANES 16      // floats of a vector
+#define SEG_REGISTERS 32  // vector registers of the processor
 
 #if defined(__clang__)
 #pragma clang attribute push( \

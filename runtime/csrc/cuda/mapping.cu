@@ -5,15 +5,19 @@
 namespace seg::cuda {
 namespace {
 
-constexpr double kFixedPoint = 4294967296.0;  // units of an overlap: sums of integers do not
-                                              // depend on their order
+// An overlap with a soft guide is counted in units of 2^-32 pixels, because a sum of integers does
+// not depend on the order of its terms. An overlap with a hard guide is a number of pixels.
+constexpr double kFixedPoint = 4294967296.0;
 
-// Returns whether the overlap mapping is not frozen yet.
+// Returns whether this step computes the overlap mapping. The first step of each run does. A later
+// step does if c->batches, which in a warm run also counts the steps of earlier runs, is below
+// kMappingSteps. No step does after the run has stopped.
 __device__ inline bool maps(const Control* c) {
   return !c->stopped && (c->batches < kMappingSteps || c->step == 0);
 }
 
-// Adds each pixel to the overlap of its label and its class. A thread has a pixel.
+// Adds each pixel to the overlap of its label with its guide class; with a soft guide, adds the
+// probability of each class to the overlap of the label with this class. A thread has a pixel.
 __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* labels,
                                 size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -32,8 +36,9 @@ __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* 
   }
 }
 
-// Solves the assignment of set_overlap_mapping() by shortest augmenting paths, as
-// cpu/assignment.cpp; the threads share the columns of a row. Then clears the overlap. One block.
+// Writes the mapping of set_overlap_mapping(), then sets the overlap to zero. The method is
+// shortest augmenting paths, with the same variables as in cpu/assignment.cpp. Rows are the smaller
+// of the two sets (classes and labels). Each thread computes some of the columns. One block.
 __global__ void assign_overlap(GuideMemory g, const Control* c) {
   SEG_SHARED(memory);
   double* const best = reinterpret_cast<double*>(memory);
@@ -48,6 +53,8 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
     return -static_cast<double>(g.overlap[k * g.clusters + to]);
   };
   const double kFar = 1e300;
+  // Map each class to the label that it overlaps most. The assignment below replaces this label for
+  // each class that gets a label of its own.
   for (int k = me; k < g.classes; k += threads) {
     const unsigned long long* row = g.overlap + static_cast<size_t>(k) * g.clusters;
     int most = 0;
@@ -126,13 +133,14 @@ __global__ void assign_overlap(GuideMemory g, const Control* c) {
   for (size_t e = me; e < cells; e += threads) g.overlap[e] = 0;
 }
 
-// set_modulo_mapping(). One block.
-__global__ void map_modulo(GuideMemory g, const Control* c, const int* present) {
+// Does the work of set_modulo_mapping(). label_occurs [g.clusters] is 1 for each label that occurs,
+// 0 for others; c->clusters is the number of ones. g.present lists the classes. One block.
+__global__ void map_modulo(GuideMemory g, const Control* c, const int* label_occurs) {
   if (c->stopped) return;
   for (int k = threadIdx.x; k < g.clusters; k += blockDim.x) {
-    if (!present[k]) continue;
+    if (!label_occurs[k]) continue;
     int before = 0;
-    for (int j = 0; j < k; ++j) before += present[j];
+    for (int j = 0; j < k; ++j) before += label_occurs[j];
     g.target[before] = k;
   }
   __syncthreads();
@@ -140,7 +148,7 @@ __global__ void map_modulo(GuideMemory g, const Control* c, const int* present) 
     g.mapping[g.present[i]] = g.target[i % c->clusters];
 }
 
-// count_known(). A thread has a pixel.
+// Does the work of count_known(): mapping marks the classes that occur. A thread has a pixel.
 __global__ void guide_census(unsigned long long* known, int32_t* mapping, const int32_t* hard,
                              size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -149,7 +157,7 @@ __global__ void guide_census(unsigned long long* known, int32_t* mapping, const 
   mapping[hard[n]] = 1;
 }
 
-// list_classes(). One block.
+// Does the work of list_classes(). One block.
 __global__ void list_present(GuideMemory g) {
   for (int k = threadIdx.x; k < g.classes; k += blockDim.x) {
     int before = 0;
