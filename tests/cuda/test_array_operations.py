@@ -1,4 +1,4 @@
-"""Filters, lifts and resizing of arrays on the GPU: the values of the core, and every refusal."""
+"""Filters and resizing of arrays on a GPU: the values equal the core's, and every error."""
 
 from itertools import product
 
@@ -108,7 +108,7 @@ def test_joint_upsample_equals_the_core(cuda):
             np.testing.assert_array_equal(mixed[0].numpy(), labels)
 
 
-def test_native_functions_take_and_give_numpy(cuda):
+def test_native_functions_accept_and_return_numpy(cuda):
     """A device is a module: the core's arguments give the core's results."""
     guide, values = arrays(33, 41)
     image = (255 * guide).astype(np.uint8)
@@ -135,7 +135,7 @@ def test_native_functions_take_and_give_numpy(cuda):
     )
 
 
-def test_the_module_says_what_it_is(cuda):
+def test_the_module_names_its_architectures_and_version(cuda):
     assert cuda.architectures() == ["7.5", "9.0", "9.0+ptx"]
     assert cuda.runtime_version() == 13000
 
@@ -181,7 +181,7 @@ def test_filter_refuses(cuda):
                 runtime.guided_filter(guide, values, **({"device": "cuda"} | options))
 
 
-BAD_LIFTS = [
+BAD_UPSAMPLINGS = [
     (Interface(FLOATS), Interface(FLOATS), {}, r"image is \(4, 5, 2\) float32; wanted .* uint8"),
     (Interface(IMAGE[..., 0].copy()), FLOATS, {}, r"image is \(8, 10\) uint8; wanted"),
     (Interface(IMAGE), Interface(FLOATS.astype(np.int32)), {}, "scores has dtype int32; wanted"),
@@ -193,13 +193,13 @@ BAD_LIFTS = [
 
 
 def test_joint_upsample_refuses(cuda):
-    for image, scores, options, message in BAD_LIFTS:
+    for image, scores, options, message in BAD_UPSAMPLINGS:
         with case(message):
             with pytest.raises(InputError, match=message):
                 runtime.joint_upsample(image, scores, **({"device": "cuda"} | options))
 
 
-def test_values_on_the_gpu_are_not_looked_into(cuda):
+def test_values_on_the_gpu_are_not_checked(cuda):
     values = np.full((4, 5, 2), np.nan, np.float32)
     out = runtime.guided_filter(FLOATS[..., 0], Interface(values), device="cuda")
     assert np.isnan(out.numpy()).all()
@@ -222,7 +222,7 @@ def test_checks_for_arrays_on_the_gpu(cuda):
             check(soft)
 
 
-def test_native_functions_defend_themselves(cuda):
+def test_native_functions_check_shapes(cuda):
     guide, values = arrays(5, 6)
     with pytest.raises(InputError, match=r"values has shape \(5, 6\) and dtype float32; wanted 3"):
         cuda.guided_filter(guide, values[..., 0], 1, 1e-3, 1)

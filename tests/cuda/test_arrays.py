@@ -1,7 +1,7 @@
-"""Arrays that are on the GPU already: taken and given without copies, in order of their streams.
+"""Arrays of other libraries on a GPU: no copies, and work in the order of the streams.
 
-The module runs on the CUDA runtime of tests/support/cuda_module.py, where device memory is host
-memory: NumPy's arrays play PyTorch's and CuPy's.
+The CUDA runtime is that of tests/support/cuda_shim.h, where device memory is host memory: arrays of
+NumPy stand for those of PyTorch and CuPy.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ def test_foreign_memory_is_used_as_it_is(cuda):
                 96,
             )
             assert view.device == 0 and repr(view) == "Array((2, 3, 4), float32, GPU 0)"
-            array += 1  # and not looked at before it must be
+            array += 1  # the array is read when it is downloaded, not before
             np.testing.assert_array_equal(view.numpy(), array)
 
 
@@ -70,7 +70,7 @@ def test_dlpack_is_asked_before_the_interface(cuda):
     assert cuda.as_array(array).shape == (4, 5, 4)
 
 
-def test_numpy_inputs_may_change_when_the_call_is_back(cuda):
+def test_numpy_inputs_may_change_after_the_call(cuda):
     guide, values = arrays(9, 11)
     wanted = cuda.guided_filter(guide, values, 2, 1e-3, 1)
     out = cuda.guided_filter(guide, cuda.to_device(values), 2, 1e-3, 1)
@@ -81,7 +81,7 @@ def test_numpy_inputs_may_change_when_the_call_is_back(cuda):
 # ---- Both protocols, in -------------------------------------------------------------------------
 
 
-def test_capsules_are_consumed_and_let_go_once(cuda, cudart):
+def test_capsules_are_consumed_and_released_once(cuda, cudart):
     for kind in (Plain, Versioned):
         with case(kind.__name__):
             producer = Producer(arrays(5, 6)[1], kind)
@@ -116,7 +116,7 @@ def test_memory_is_kept_until_the_stream_has_read_it(cuda, cudart):
     assert producer.let_go == 1 and len(gc.get_referrers(interface)) == references
 
 
-def test_producers_are_asked_as_the_protocol_says(cuda):
+def test_producers_are_called_as_the_protocol_says(cuda):
     array = arrays(4, 4)[1]
     new, old = Producer(array), Producer(array, Plain)
     for stream, number in [(0, 1), (1, 1), (2, 2), (77, 77)]:
@@ -129,7 +129,7 @@ def test_producers_are_asked_as_the_protocol_says(cuda):
     assert own > 2 and new.asked == [(own, new.asked[0][1])]
 
 
-def test_a_producer_that_refuses_is_heard(cuda):
+def test_an_error_of_a_producer_is_raised(cuda):
     class Grad(Producer):
         def __dlpack__(self, **options):
             raise BufferError("requires gradient")
@@ -184,18 +184,18 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_taken_is_refused(cuda):
+def test_unsupported_arrays_are_refused(cuda):
     for array, message in REFUSED:
         with case(message):
             before = getattr(array, "let_go", None)
             with pytest.raises(InputError, match=message):
                 cuda.as_array(array, "x")
             cuda.to_device(np.zeros(1, np.float32))
-            if getattr(array, "asked", None):  # what was given is given back
+            if getattr(array, "asked", None):  # an accepted capsule is released
                 assert array.let_go == before + 1
 
 
-def test_a_pointer_of_another_place_is_refused(cuda, cudart):
+def test_a_pointer_of_another_device_is_refused(cuda, cudart):
     cudart.lie_on_device(1)
     with pytest.raises(InputError, match="x is on GPU 1; wanted GPU 0"):
         cuda.as_array(Interface(FLOATS), "x")
@@ -205,7 +205,7 @@ def test_a_pointer_of_another_place_is_refused(cuda, cudart):
         cuda.as_array(Interface(FLOATS), "x")
 
 
-def test_a_capsule_of_no_use_is_refused(cuda):
+def test_a_used_capsule_is_refused(cuda):
     class Twice(Producer):
         def __dlpack__(self, **options):
             return getattr(self, "capsule", None) or super().__dlpack__(**options)
@@ -220,7 +220,7 @@ def test_a_capsule_of_no_use_is_refused(cuda):
 # ---- Both protocols, out ------------------------------------------------------------------------
 
 
-def test_up_and_down(cuda):
+def test_upload_and_download(cuda):
     for dtype in (np.float32, np.int32, np.uint8):
         with case(dtype.__name__):
             array = np.arange(60).reshape(3, 4, 5).astype(dtype)
@@ -234,7 +234,7 @@ def test_up_and_down(cuda):
             assert (face["version"], face["shape"]) == (3, (5, 3, 4))
 
 
-def test_numpy_and_torch_take_what_is_exported(cuda):
+def test_numpy_and_torch_import_exported_arrays(cuda):
     torch = pytest.importorskip("torch", reason="pip install torch")
     for dtype, version in product((np.float32, np.int32, np.uint8), (None, (1, 1))):
         with case(dtype.__name__, version):
@@ -252,15 +252,15 @@ def test_numpy_and_torch_take_what_is_exported(cuda):
             assert taken.ctypes.data == pointer
             tensor = torch.from_dlpack(Named(there))
             assert tensor.data_ptr() == pointer
-            del there  # the memory lives on
+            del there  # the memory is still used
             gc.collect()
             cuda.guided_filter(*arrays(30, 30), 2, 1e-3, 1)
             np.testing.assert_array_equal(taken, array)
             np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_numpy_is_taken_through_its_own_capsules(cuda):
-    """A producer that is not of these tests' making."""
+def test_capsules_of_numpy_are_imported(cuda):
+    """NumPy is another producer than the one of these tests."""
 
     class Numpys:
         def __init__(self, array):
@@ -321,7 +321,7 @@ def test_streams_of_arrays_wait_for_each_other(cuda, cudart):
     assert out.__cuda_array_interface__["stream"] == second
 
 
-def test_an_asked_copy_is_one(cuda):
+def test_a_requested_copy_has_its_own_memory(cuda):
     there = cuda.to_device(FLOATS + 5)
     capsule = there.__dlpack__(max_version=(1, 0), copy=True)
     held = Versioned.from_address(API.PyCapsule_GetPointer(capsule, Versioned.name))
@@ -368,7 +368,7 @@ def test_blocks_are_used_again(cuda, cudart):
         assert cudart.allocations_left() == before and out is not None
 
 
-def test_a_block_is_not_used_while_another_stream_has_it(cuda, cudart):
+def test_a_block_is_not_reused_while_another_stream_uses_it(cuda, cudart):
     slow, fast = 0x1000, 0x2000
     there = cuda.to_device(FLOATS, stream=slow)
     pointer = there.__cuda_array_interface__["data"][0]
@@ -377,7 +377,7 @@ def test_a_block_is_not_used_while_another_stream_has_it(cuda, cudart):
     other = cuda.to_device(FLOATS, stream=fast)
     assert other.__cuda_array_interface__["data"][0] != pointer
     cudart.waits()
-    again = cuda.to_device(FLOATS, stream=slow)  # in the stream's own order
+    again = cuda.to_device(FLOATS, stream=slow)  # the stream has an order of its own
     assert again.__cuda_array_interface__["data"][0] == pointer
     del again
     cudart.keep_busy(None)
@@ -386,7 +386,7 @@ def test_a_block_is_not_used_while_another_stream_has_it(cuda, cudart):
 
 
 @pytest.mark.parametrize("stream", [None, 0x3000])
-def test_a_block_is_not_used_while_a_consumer_has_it(cuda, cudart, stream):
+def test_a_block_is_not_reused_while_a_consumer_uses_it(cuda, cudart, stream):
     there = cuda.to_device(FLOATS)
     pointer = there.__cuda_array_interface__["data"][0]
     capsule = there.__dlpack__(stream=stream)
@@ -399,7 +399,7 @@ def test_a_block_is_not_used_while_a_consumer_has_it(cuda, cudart, stream):
     assert pointer in [t.__cuda_array_interface__["data"][0] for t in taken]
 
 
-def test_a_consumers_stream_that_is_gone_costs_a_wait(cuda, cudart):
+def test_a_destroyed_stream_of_a_consumer_is_waited_for_at_once(cuda, cudart):
     there = cuda.to_device(FLOATS)
     capsule = there.__dlpack__(stream=0x3000)
     cudart.plant(400)  # cudaErrorInvalidResourceHandle
@@ -407,22 +407,22 @@ def test_a_consumers_stream_that_is_gone_costs_a_wait(cuda, cudart):
     np.testing.assert_array_equal(there.numpy(), FLOATS)
 
 
-def test_full_memory_is_made_of_blocks_that_nobody_has(cuda, cudart):
+def test_unused_blocks_are_freed_when_memory_is_full(cuda, cudart):
     sizes = [np.zeros(1 << n, np.uint8) for n in range(10, 20)]
     for array in sizes:
         cuda.to_device(array)
     cudart.allow_allocations(0)
     with pytest.raises(DeviceError, match="out of memory"):
         cuda.to_device(np.zeros(3 << 20, np.uint8))
-    cudart.allow_allocations(2)  # the array, and what it goes by
+    cudart.allow_allocations(2)  # the array, and the page-locked block
     there = cuda.to_device(np.zeros(3 << 20, np.uint8))
-    with pytest.raises(DeviceError, match="out of memory"):  # the small ones are gone as well
+    with pytest.raises(DeviceError, match="out of memory"):  # the small blocks were freed as well
         cuda.to_device(sizes[0])
     del there
 
 
-def test_a_second_try_for_memory_leaves_no_error_behind(cuda, cudart):
-    """The runtime keeps a failed call's error for the next launch to find."""
+def test_a_second_allocation_leaves_no_error_of_the_first(cuda, cudart):
+    """The CUDA runtime keeps the error of a failed call, and the next launch would report it."""
     there, alive, absorbed = cuda.to_device(np.ones((300, 301, 3), np.float32)), [], 0
     for spared in range(8):
         cudart.plant(2, spared=spared)
@@ -436,7 +436,7 @@ def test_a_second_try_for_memory_leaves_no_error_behind(cuda, cudart):
     assert absorbed == 1
 
 
-def test_the_current_device_is_what_it_was(cuda, cudart):
+def test_the_current_device_is_unchanged(cuda, cudart):
     there = cuda.to_device(FLOATS, device=1)
     assert cudart.current_device() == 0 and there.device == 1
     assert there.__dlpack_device__() == (CUDA, 1)

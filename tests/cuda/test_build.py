@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cases import case
 
-# What setup.py builds for
+# The architectures that setup.py chooses
 
 LISTED_BY_13 = "".join(f"compute_{n}\n" for n in (75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120))
 LISTED_BY_11 = "".join(f"compute_{n}\n" for n in (35, 50, 70, 72, 75, 80, 86, 87))
@@ -37,7 +37,7 @@ def test_code_is_made_for_each_architecture_and_ptx_of_the_newest(project):
     assert project.capabilities([87, 90, 120]) == "8.7 9.0 12.0 12.0+ptx"
 
 
-def test_architectures_that_are_none(project):
+def test_malformed_architectures(project):
     for wanted in ("8.7", "sm_87", "87,", "80;90", " ", "all"):
         with case(wanted):
             with pytest.raises(
@@ -67,7 +67,7 @@ def plant_nvcc(folder, script):
     return str(folder / "nvcc")
 
 
-def test_where_nvcc_is_looked_for(project, monkeypatch, tmp_path):
+def test_where_nvcc_is_searched(project, monkeypatch, tmp_path):
     found = {name: plant_nvcc(tmp_path / name / "bin", "exit 0") for name in ("home", "path", "in")}
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_PATH", str(tmp_path / "path"))
@@ -81,7 +81,7 @@ def test_where_nvcc_is_looked_for(project, monkeypatch, tmp_path):
     assert project.find_nvcc() in (None, "/usr/local/cuda/bin/nvcc")
 
 
-def test_folders_come_from_what_nvcc_would_do(project):
+def test_folders_are_those_of_nvcc(project):
     plan = (
         '#$ INCLUDES="-I/opt/cuda 13/bin/../include"  \n#$ SYSTEM_INCLUDES="-isystem" "/x/cccl" \n'
         '#$ LIBRARIES=  "-L/opt/cuda/lib64/stubs" "-L/opt/cuda/lib64"\n#$ gcc -I/elsewhere\n'
@@ -91,7 +91,7 @@ def test_folders_come_from_what_nvcc_would_do(project):
     assert project.folders("#$ LIBRARIES=\n", "INCLUDES") == []  # Debian's are where all are
 
 
-def test_what_nvcc_refuses_is_told_with_the_way_out(project, tmp_path):
+def test_an_error_of_nvcc_names_a_fix(project, tmp_path):
     nvcc = plant_nvcc(tmp_path, "echo 'nvcc fatal: no g++' >&2; exit 1")
     message = r"nvcc --dryrun fails: nvcc fatal: no g\+\+\n  fix: SEG_CUDA=0 .*-ccbin"
     with pytest.raises(SystemExit, match=message):

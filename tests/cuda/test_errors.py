@@ -1,4 +1,4 @@
-"""Every way in which the CUDA runtime can fail: cause and fix are named, nothing crashes."""
+"""Errors of the CUDA runtime: the message names cause and fix, and nothing crashes."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def driver(monkeypatch):
 
 
 class Planes:
-    """The module's array as that of another library."""
+    """An array of the module with Numba's interface only."""
 
     def __init__(self, array):
         self.__cuda_array_interface__ = array.__cuda_array_interface__
@@ -81,7 +81,7 @@ def test_the_table_has_every_fault():
 
 
 def test_every_call_in_turn_may_fail(cuda, cudart, driver):
-    """Always a DeviceError that names the call; what comes after it is right."""
+    """The error is a DeviceError that names the call, and later results are right."""
     wanted = cuda.guided_filter(PLANES, PLANES, 2, 1e-3, 1)
     there = cuda.to_device(PLANES)
     named, spared = set(), 0
@@ -94,7 +94,7 @@ def test_every_call_in_turn_may_fail(cuda, cudart, driver):
         except DeviceError as error:
             assert "(cuda" in str(error) or "(shim::later" in str(error)
             named.add(str(error).partition("(")[2].partition("(")[0])
-        if cudart.planted() == 400:  # more calls are spared than there are
+        if cudart.planted() == 400:  # all calls succeeded
             break
         spared += 1
     assert spared > 30 and named >= {
@@ -104,7 +104,7 @@ def test_every_call_in_turn_may_fail(cuda, cudart, driver):
     }
 
 
-def test_without_what_the_driver_knows(cuda, monkeypatch):
+def test_messages_without_information_of_the_driver(cuda, monkeypatch):
     def fail():
         raise DeviceError("the CUDA driver fails")
 
@@ -121,7 +121,7 @@ def test_without_what_the_driver_knows(cuda, monkeypatch):
     assert str(error) == "there is no CUDA driver (call)\n  fix: install NVIDIA's driver"
 
 
-def test_a_lost_gpu_is_not_asked_again(cuda, cudart, driver):
+def test_a_lost_gpu_is_not_used_again(cuda, cudart, driver):
     there = cuda.to_device(PLANES)
     others = [cuda.as_array(there).reshape(6, 21), there.__dlpack__(), cuda.to_device(PLANES)]
     cudart.plant(719)
@@ -146,8 +146,8 @@ def test_a_lost_gpu_is_not_asked_again(cuda, cudart, driver):
     assert cudart.planted() == 400  # CUDA was not called
 
 
-def test_faults_of_earlier_work_are_found(cuda, cudart, driver):
-    """A kernel's fault shows in any later call; what was kept for it does no harm."""
+def test_faults_of_earlier_work_are_reported(cuda, cudart, driver):
+    """A kernel's fault is reported by a later call; kept memory is released without an error."""
     values = cuda.to_device(PLANES)
     cudart.keep_busy(values.__cuda_array_interface__["stream"])
     out = cuda.shrink(values, 2, 2, 1)
@@ -159,7 +159,7 @@ def test_faults_of_earlier_work_are_found(cuda, cudart, driver):
         cuda.to_device(PLANES)
 
 
-def test_lost_says_so():
+def test_the_message_of_a_lost_gpu():
     error = cuda_lost("cudaFree(p): cudaErrorIllegalAddress, an illegal memory access")
     assert str(error) == (
         "the GPU was lost by an earlier error: cudaFree(p): cudaErrorIllegalAddress, an illegal "
@@ -190,8 +190,8 @@ print("end")
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_python_ends_in_peace(cuda_path, lost):
-    """With arrays alive, an export that nobody took, and work that is not waited for."""
+def test_python_ends_without_an_error(cuda_path, lost):
+    """Arrays are alive, an export was not imported, and work is not finished."""
     support = str(ROOT / "tests/support")
     code = LOST_AT_THE_END.format(support=support, path=str(cuda_path), lost=lost)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

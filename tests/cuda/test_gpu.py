@@ -1,8 +1,7 @@
-"""The CUDA module on a real GPU: what tests/cuda proves of its sources on the host.
+"""The CUDA module on a real GPU.
 
-Where there is no GPU, the bodies of the tests that need little of one run on the host's module, at
-the smallest sizes, so that they are in order when a GPU comes; the others skip. On a machine with a
-GPU: benchmarks/speed/gpu_check.sh FOLDER.
+On a machine without a GPU, tests with the fixture ``place`` run on the module of the host at small
+sizes, and the others are skipped. On a machine with a GPU: benchmarks/speed/gpu_check.sh FOLDER.
 """
 
 import gc
@@ -124,7 +123,7 @@ def test_filter_takes_bytes(place):
 
 
 def test_a_network_s_input_and_its_guide(place):
-    """What the prior's rule, and what it makes of the scores, are on the host."""
+    """The network's input and the guide of its scores equal those of the host."""
     pytest.importorskip("cv2", reason="needs OpenCV, which resizes on the host")
     rng = np.random.default_rng(0)
     for low, size in place.upsamplings:
@@ -207,13 +206,13 @@ def test_round_trip_without_copies(place):
             made = module.to_device(array, stream=place.stream())
             tensor = place.take(made)
             assert tensor.data_ptr() == made.__cuda_array_interface__["data"][0]
-            del made  # the memory lives on
+            del made  # the memory is still used
             gc.collect()
             np.testing.assert_array_equal(tensor.cpu().numpy(), array)
 
 
 @needs_gpu
-def test_pytorch_takes_the_interface_and_gives_it():
+def test_the_interface_is_read_and_written_for_pytorch():
     torch = OnGpu().torch
     module = runtime.device.choose.module_of("cuda")
     theirs = torch.rand(4, 5, device="cuda")
@@ -232,7 +231,7 @@ def test_pytorch_takes_the_interface_and_gives_it():
 
 @needs_gpu
 def test_streams_are_waited_for():
-    """Values that are late on one stream are there for the filter, and its result for another."""
+    """The filter waits for the stream of its inputs, and a third stream waits for the filter."""
     torch = OnGpu().torch
     guide, values = arrays((97, 131), 3, 4)
     wanted = runtime.guided_filter(guide, values, device="cuda")
@@ -360,7 +359,7 @@ def test_stops_where_the_core_stops(monkeypatch):
 
 
 def test_guides_and_steps_may_change_between_runs(place):
-    """The recorded step is recorded again where it has to be."""
+    """The step is recorded again when the guide's kind or the steps change."""
     options = {"objective": "dynaguide", "channels": 6, "soft_guide": True}
     image, soft = draw("soft", *place.large)
     hard = soft.argmax(-1).astype(np.int32)
@@ -399,7 +398,7 @@ def test_two_threads_give_what_each_gives_alone(place):
 # ---- Memory -------------------------------------------------------------------------------------
 
 
-def test_memory_that_cannot_be_had_is_an_error_and_no_more(place):
+def test_the_module_works_after_out_of_memory(place):
     guide, values = arrays((9, 11), 3, 2)
     wanted = runtime.guided_filter(guide, values, device="cuda")
     with place.too_small() as (height, width):
@@ -436,7 +435,7 @@ def test_memory_does_not_grow(place):
 
 
 @needs_gpu
-def test_memory_of_refiners_comes_back():
+def test_memory_of_refiners_is_freed():
     place = OnGpu()
 
     def work():
@@ -543,8 +542,8 @@ def test_onnx_runtimes_cuda_provider_runs_a_network():
 
 
 @needs_gpu
-def test_onnx_runtime_s_prior_stays_on_the_gpu(tmp_path):
-    """The whole way, and the network's time on the GPU's own clock."""
+def test_a_prior_of_onnx_runtime_runs_on_the_gpu(tmp_path):
+    """A whole segmentation, and the network's time on the GPU's clock."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime-gpu")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA provider")

@@ -1,4 +1,4 @@
-"""A network's input and output on the GPU, with the kernels, and ONNX Runtime, on the host."""
+"""A network's input and output on a GPU; kernels and ONNX Runtime run on the host here."""
 
 import time
 from dataclasses import replace
@@ -32,7 +32,7 @@ from onnxruntime.capi.onnxruntime_inference_collection import (  # noqa: E402
 
 
 class Binding:
-    """Checks that arrays are given by their places on GPU 0, which here is the host."""
+    """An IO binding that checks that arrays are bound by their address on GPU 0, here the host."""
 
     def __init__(self, binding):
         self.real = binding
@@ -50,7 +50,7 @@ class Binding:
 
 
 class Session:
-    """ONNX Runtime's session on the CPU, which says that it is on a GPU."""
+    """A session of ONNX Runtime on the CPU that claims to be on a GPU."""
 
     options = None  # of the last one's CUDA provider
 
@@ -137,8 +137,8 @@ def test_guide_is_the_host_s(gpu, tmp_path):
             np.testing.assert_allclose(classes_cuda.shares(found), wanted.mean((0, 1)), atol=1e-6)
 
 
-def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
-    """A side that shrinks by interpolation skips pixels."""
+def test_nan_is_found_in_pixels_that_resizing_skips(gpu, tmp_path):
+    """Interpolation to a smaller size does not read every pixel."""
     prior = NetworkPrior.from_onnx(
         save(tmp_path / "m.onnx", np.eye(3)), device="cuda", imgsz=(9, 40)
     )
@@ -151,7 +151,7 @@ def test_nan_is_seen_where_the_guide_does_not_look(gpu, tmp_path):
         prior(transfer.upload(picture(), "cuda"), np.empty((18, 13)))
 
 
-def test_a_pixel_that_is_none_becomes_nan(cuda):
+def test_a_pixel_without_probabilities_becomes_nan(cuda):
     for value, exponents in product((np.nan, np.inf, -np.inf, -1), (True, False)):
         with case(value, exponents):
             scores = np.ones((1, 3, 5, 7), np.float32)
@@ -166,7 +166,7 @@ def test_a_pixel_that_is_none_becomes_nan(cuda):
             assert np.isnan(nothing).all()
 
 
-def test_what_refinement_asks_of_a_guide(cuda):
+def test_class_operations_of_refinement(cuda):
     for classes, size in product((1, 2, 7, 150), SIZES):
         with case(classes, size):
             rng = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_what_refinement_asks_of_a_guide(cuda):
                 np.testing.assert_array_equal(plain, guide[..., columns[columns < classes]])
 
 
-def test_what_streams_and_clusters_ask(cuda):
+def test_class_operations_of_streams_and_clusters(cuda):
     for size in SIZES:
         with case(size):
             rng = np.random.default_rng(0)
@@ -225,7 +225,7 @@ def test_what_streams_and_clusters_ask(cuda):
             np.testing.assert_array_equal(colours_of(cuda.to_device(image)), colours_of(image))
 
 
-STAYS = {
+ON_THE_GPU = {
     "residual": {},
     "dynaguide": {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2)},
     "soft": {"refine": RefineConfig.preset("dynaguide", channels=8, steps=2, soft_guide=True)},
@@ -235,12 +235,12 @@ STAYS = {
 
 
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("name", STAYS)
+@pytest.mark.parametrize("name", ON_THE_GPU)
 def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch, name, streams):
-    """What comes down is labels, and what of them is counted."""
+    """Only labels and counts are copied to the host."""
     path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
-    wanted = Segmenter(path, **STAYS[name])
-    segmenter, seen = Segmenter(path, device="cuda", **STAYS[name]), {}
+    wanted = Segmenter(path, **ON_THE_GPU[name])
+    segmenter, seen = Segmenter(path, device="cuda", **ON_THE_GPU[name]), {}
     run_by = segmenter.pipeline
     real_guide, real_finish, real_run = run_by.guide, run_by.finish, runtime.Refiner.run
 
@@ -271,7 +271,7 @@ def test_guide_and_scores_stay_on_the_gpu(gpu, tmp_path, monkeypatch, name, stre
         assert found.stats["stop_reason"] == host.stats["stop_reason"]
 
 
-def test_refine_takes_guides_on_the_gpu_from_anybody(cuda):
+def test_refine_accepts_arrays_of_other_libraries(cuda):
     image, guide = scene(20, 28, classes=3)[:2]
     image, guide = np.ascontiguousarray(image, np.float32), np.ascontiguousarray(guide, np.float32)
     options = {"device": "cuda", "steps": 2, "channels": 8}
@@ -292,8 +292,8 @@ def test_refine_takes_guides_on_the_gpu_from_anybody(cuda):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_published_objectives_take_guides_on_the_gpu(cuda, soft):
-    """Labels have as many classes as on the host, where the guide names more."""
+def test_published_objectives_accept_guides_on_the_gpu(cuda, soft):
+    """The number of classes equals the host's, also if the guide has more classes."""
     image, guide = scene(20, 28, classes=3)[:2]
     image = np.ascontiguousarray(image, np.float32)
     guide = np.concatenate([guide, 0.1 * guide, np.zeros_like(guide)], -1).astype(np.float32)
@@ -316,8 +316,8 @@ def test_published_objectives_take_guides_on_the_gpu(cuda, soft):
             runtime.refine(image, Interface(nothing.astype(np.float32)), **options)
 
 
-def test_two_threads_take_turns_with_the_network(gpu, tmp_path, monkeypatch):
-    """ONNX Runtime has one set of library handles on a stream of ours."""
+def test_two_threads_run_the_network_one_after_the_other(gpu, tmp_path, monkeypatch):
+    """A session has one set of library handles, which only one thread may use at a time."""
     path = save(tmp_path / "m.onnx", *nearest_colour(), classes=list("abcd"))
     segmenter, inside, most = Segmenter(path, device="cuda", refine=None), [], []
     real = Session.run_with_iobinding
@@ -364,7 +364,7 @@ def test_the_labels_are_those_of_the_cpu(cuda, monkeypatch, tmp_path, request, o
     assert all("prior" in f.stats["device_ms"] for f in frames)
 
 
-def test_labels_of_a_network_are_taken_down(gpu, tmp_path):
+def test_labels_of_a_network_are_copied_to_the_host(gpu, tmp_path):
     for output, kind in ((np.int64, 7), (np.int32, 6)):
         with case(output.__name__):
             tail = [("ArgMax", {"axis": 1, "keepdims": 0}), ("Cast", {"to": kind})]
@@ -377,7 +377,7 @@ def test_labels_of_a_network_are_taken_down(gpu, tmp_path):
             assert len(np.unique(wanted)) > 1 and (found.labels == wanted).mean() >= 0.99
 
 
-def test_what_is_wrong_is_said_as_on_the_cpu(gpu, tmp_path):
+def test_errors_are_those_of_the_cpu(gpu, tmp_path):
     image = picture()
     nan = save(tmp_path / "nan.onnx", np.full((2, 3), np.inf))
     with pytest.raises(BundleError, match=r"nan\.onnx gave NaN or infinite scores for this"):
@@ -434,7 +434,7 @@ def fake(monkeypatch):
 
 
 def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
-    """The input is written where the engine takes it from, and its output read where it lies."""
+    """The input is written to the engine's buffer, and the output is read from its buffer."""
     prior, image = tensorrt_prior("colours"), picture()
     there = transfer.upload(image, "cuda")
     assert prior.gpu == 0
@@ -452,7 +452,7 @@ def test_tensorrt_reads_and_writes_its_own_buffers(gpu, fake):
         tensorrt_prior("colours").engine.on_gpu(elsewhere)
 
 
-def test_tensorrt_s_odd_answers_are_told(gpu, fake):
+def test_unusual_outputs_of_tensorrt_are_reported(gpu, fake):
     there = transfer.upload(picture(), "cuda")
     prior = tensorrt_prior("flat")
     prior(there, np.empty(SIZE))

@@ -1,4 +1,4 @@
-"""The refinement on a GPU: the CPU's tests on runtime._cuda, whose kernels run on the host here."""
+"""The refinement of runtime._cuda, whose kernels run on the host here: the tests of the CPU."""
 
 import threading
 from itertools import product
@@ -96,14 +96,14 @@ def test_half_precision_keeps_the_labels_of_ten_steps():
     )
 
 
-def test_half_precision_bears_guides_that_know_one_pixel():
+def test_half_precision_with_a_guide_that_knows_one_pixel():
     """A slope is a mean over that pixel alone, far larger than one over all pixels."""
     image, guide = draw("hard", 128, 160)
     sparse = np.full_like(guide, -1)
     sparse[0, 0] = max(guide[0, 0], 0)
     options = {"objective": "dynaguide", "channels": 8}
     plain, tensor = (
-        make(image, options, device="cuda", precision=p).run(image, sparse, steps=3)
+        make(image, options, device="cuda", precision=p).run(image, sparse, steps=2)
         for p in ("fp32", "fp16")
     )
     assert tensor.stats["stop_reason"] == plain.stats["stop_reason"] == "steps"
@@ -111,8 +111,8 @@ def test_half_precision_bears_guides_that_know_one_pixel():
     np.testing.assert_allclose(found, wanted, rtol=2e-2)
 
 
-def test_half_precision_bears_black_pictures():
-    """Norms of flat channels multiply slopes by 316 each: what halves cannot hold is cut."""
+def test_half_precision_on_black_pictures():
+    """A norm of a flat channel multiplies slopes by 316; slopes beyond a half's range are cut."""
     for objective in ("residual", "dynaguide", "dynaseg"):
         with case(objective):
             image, guide = draw("soft" if objective == "residual" else "hard", 32, 48)
@@ -148,8 +148,8 @@ STREAMS = [
 
 
 def test_streams_of_a_step_wait_for_each_other(cudart):
-    """Whichever of a recorded step's two streams is ahead, the result has the same bits, which are
-    those of steps that nobody recorded."""
+    """The result has the same bits whichever of the two streams of a recorded step runs first, and
+    the same bits as steps that were not recorded."""
     for options, kind in STREAMS:
         with case(case_name(options), kind):
             image, guide = draw(kind, 19, 45)
@@ -191,8 +191,8 @@ def test_two_threads(cuda):
         assert_same_result(a, b)
 
 
-def test_memory_that_cannot_be_had(cudart):
-    """Whatever allocation fails, it is said, and nothing is lost for the next."""
+def test_the_next_run_works_after_out_of_memory(cudart):
+    """Whichever allocation fails, the error names it, and the next run gives the right result."""
     for after in range(12):
         with case(after):
             from runtime.errors import DeviceError
@@ -215,7 +215,7 @@ def test_memory_that_cannot_be_had(cudart):
 
 
 @pytest.mark.parametrize("when", ["made", "run", "read"])
-def test_a_lost_gpu_says_so(cudart, when):
+def test_every_call_on_a_lost_gpu_fails(cudart, when):
     from runtime.errors import DeviceError
 
     image, guide = draw("soft", 9, 11)
@@ -235,7 +235,7 @@ def test_a_lost_gpu_says_so(cudart, when):
 
 
 def test_a_step_that_cannot_be_recorded_is_run(cudart):
-    """Another thread that waits for the device undoes a recording; other errors are errors."""
+    """A recording fails when another thread waits for the device; other errors are raised."""
     for code in (0, 900, 906, 1):
         with case(code):
             from runtime.errors import DeviceError

@@ -86,7 +86,7 @@ def test_clones_work_side_by_side(cuda, picture):
 
 @pytest.mark.parametrize("built", [False, True])
 def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, built):
-    """Only a network can run on a GPU without the CUDA module; nothing falls back on the host."""
+    """Without the CUDA module only a network runs on a GPU; other priors are an error."""
     problem = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
     monkeypatch.setattr(choose, "cuda_problem", lambda: problem)
     module = types.SimpleNamespace(architectures=lambda: ["9.0"], runtime_version=lambda: 13000)
@@ -102,7 +102,7 @@ def test_without_refinement_the_gpu_is_still_asked_for(monkeypatch, picture, bui
         Segmenter(device="cuda", refine_backend="onnx", precision="fp16")
 
 
-def test_too_little_memory_is_an_error_and_no_end(cuda, cudart, picture):
+def test_the_next_picture_works_after_out_of_memory(cuda, cudart, picture):
     segmenter = Segmenter(device="cuda", refine=RefineConfig(steps=2))
     wanted = segmenter(picture).labels
     cudart.allow_allocations(0)

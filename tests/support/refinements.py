@@ -292,3 +292,20 @@ STOPS = [
     (SMALL | {"min_labels": 7}, 6),
     (SMALL | {"min_labels": 6}, 7),
 ]
+
+
+@functools.cache
+def exact_stop(number):
+    """Return picture, guide, state, and what the reference gives for an entry of STOPS.
+
+    These are the labels, the numbers of labels from step to step, and the reason to stop. They are
+    computed once for all devices, because the reference takes seconds.
+    """
+    options, floor = STOPS[number]
+    image, guide = draw("none" if "objective" in options else "soft", 24, 32)
+    refiner = make(image, options | {"silhouette": floor > 0})
+    start = refiner.state_dict()
+    _, labels, _, counts, stop, _ = reference.run(
+        refiner.options, start, wide(image), guide, label_floor=floor, steps=150
+    )
+    return image, guide, start, labels, counts.tolist(), stop

@@ -9,7 +9,6 @@ from itertools import product
 import numpy as np
 import pytest
 from cases import case
-from exactness import wide
 from refinements import (
     SMALL,
     STOPS,
@@ -18,11 +17,11 @@ from refinements import (
     assert_same_state,
     case_name,
     draw,
+    exact_stop,
     joined,
 )
 
 import runtime.core.silhouette
-from runtime.core import reference
 
 # --- determinism -------------------------------------------------------------------------------
 
@@ -93,18 +92,15 @@ def test_early_stop_needs_three_calm_looks(make_refiner):
 
 
 def test_stops_where_the_reference_stops(make_refiner, monkeypatch):
-    for options, floor in STOPS:
+    for number, (options, floor) in enumerate(STOPS):
         with case(case_name(options), floor):
-            image, guide = draw("none" if "objective" in options else "soft", 24, 32)
+            image, guide, start, labels, counts, stop = exact_stop(number)
             monkeypatch.setattr(runtime.core.silhouette, "best_cluster_count", lambda _, n=floor: n)
             refiner = make_refiner(image, options | {"silhouette": floor > 0})
-            start = refiner.state_dict()
+            assert_same_state(refiner.state_dict(), start)
             result = refiner.run(image, guide, steps=150)
-            _, labels, _, counts, stop, _ = reference.run(
-                refiner.options, start, wide(image), guide, label_floor=floor, steps=150
-            )
             assert result.stats["stop_reason"] == stop != "steps"
-            assert result.stats["clusters_per_step"] == counts.tolist()
+            assert result.stats["clusters_per_step"] == counts
             assert (result.labels == labels).mean() >= 0.99
 
 
