@@ -28,7 +28,7 @@ from runtime.core.refiner import check_precision, refine_with
 from runtime.core.resize import working_picture
 from runtime.device import choose
 from runtime.device.driver import parse_device
-from runtime.device.transfer import mark, upload
+from runtime.device.transfer import record_event, upload
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
@@ -210,10 +210,10 @@ class Pipeline:
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
             h, w = self._refinement.size
-        begin = mark(self._core)
+        begin = record_event(self._core)
         uploaded = upload(pixels, self._core)
         working = working_picture(uploaded, h, w)
-        clock.device("preprocess", begin, mark(self._core))
+        clock.device("preprocess", begin, record_event(self._core))
         clock.lap("preprocess")
         return Picture(pixels, uploaded, working)
 
@@ -227,9 +227,9 @@ class Pipeline:
         """
         try:
             if self.prior.gpu is not None and self.prior.gpu == self._gpu:
-                begin = mark(self._core)
+                begin = record_event(self._core)
                 guide = self.prior(picture.uploaded, picture.working)
-                clock.device("prior", begin, mark(self._core))
+                clock.device("prior", begin, record_event(self._core))
             else:
                 guide = self.prior(picture.pixels, np.asarray(picture.working))
             if isinstance(guide, Guide):  # a network's probabilities, which it has checked
@@ -319,7 +319,7 @@ class Pipeline:
         if self.filter is not None:
             low_image, eps = picture.working, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
-        begin = mark(self._core)
+        begin = record_event(self._core)
         columns, confidence = runtime.joint_upsample(
             picture.uploaded,
             scores,
@@ -330,7 +330,7 @@ class Pipeline:
             threads=self.threads,
         )
         columns, confidence = np.asarray(columns), np.asarray(confidence)
-        clock.device("filter", begin, mark(self._core))
+        clock.device("filter", begin, record_event(self._core))
         clock.lap("filter")
         if self._gpu is not None:  # the refinement has measured its own steps
             own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}

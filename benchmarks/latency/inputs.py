@@ -37,7 +37,10 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     """
     if args.video:
         if not Path(args.video).exists():
-            raise InputError(f"{args.video} does not exist", fix=f"seen from {Path.cwd()}")
+            raise InputError(
+                f"{args.video} does not exist",
+                fix=f"check the path; the current folder is {Path.cwd()}",
+            )
         video, pictures = cv2.VideoCapture(args.video), []
         while len(pictures) < FRAMES and (got := video.read())[0]:
             pictures.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
@@ -66,7 +69,10 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
         truths = []
         for path, picture in zip(args.labels, pictures, strict=True):
             if not Path(path).exists():
-                raise InputError(f"{path} does not exist", fix=f"seen from {Path.cwd()}")
+                raise InputError(
+                    f"{path} does not exist",
+                    fix=f"check the path; the current folder is {Path.cwd()}",
+                )
             data = np.fromfile(path, np.uint8) if Path(path).is_file() else np.empty(0, np.uint8)
             truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
             if truth is None or truth.ndim != 2:

@@ -47,7 +47,11 @@ class Bundle(NamedTuple):
         """
         folder = Path(path)
         if not os.path.isdir(folder):  # False, too, for names that no folder can have
-            fix = "unpack it" if os.path.isfile(folder) else f"seen from {os.path.abspath('.')}"
+            fix = (
+                "unpack it"
+                if os.path.isfile(folder)
+                else f"check the path; the current folder is {os.path.abspath('.')}"
+            )
             raise InputError(f"{str(folder)[:200]} is no folder; a bundle is one", fix=fix)
         if not os.path.lexists(folder / MANIFEST):
             raise BundleError(

@@ -29,7 +29,7 @@ from runtime.core.guide import Guide
 from runtime.core.options import RefineOptions
 from runtime.device.choose import isa, module_of, thread_count
 from runtime.device.driver import cuda_devices, parse_device
-from runtime.device.transfer import taken
+from runtime.device.transfer import as_device_array
 from runtime.errors import InputError
 
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
@@ -257,9 +257,9 @@ def _given(image: Any, guide: Any, device: str) -> tuple[Any, Any]:
     """The caller's arrays; those on the GPU ``device`` as arrays of the CUDA module, but labels as
     a copy on the host, where their classes are counted."""
     if not isinstance(guide, Guide):
-        guide = taken("guide", guide, device)
+        guide = as_device_array("guide", guide, device)
         guide = guide.numpy() if on_gpu(guide) and guide.ndim == 2 and device != "cpu" else guide
-    return taken("image", image, device), guide
+    return as_device_array("image", image, device), guide
 
 
 def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.device.transfer import core_of
+from runtime.device.transfer import module_of_array
 
 
 def resize(planes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def working_picture(picture: Any, height: int, width: int) -> Any:
     width, 3) float32 in [0, 1], resized as by :func:`resize`, on the same device."""
     if isinstance(picture, np.ndarray):
         return resize(picture, height, width).astype(np.float32) / 255
-    return core_of(picture).working_picture(picture, height, width, device=picture.device)
+    return module_of_array(picture).working_picture(picture, height, width, device=picture.device)
 
 
 def resized(planes: Any, size: tuple[int, int]) -> Any:
@@ -43,4 +43,4 @@ def resized(planes: Any, size: tuple[int, int]) -> Any:
     :func:`resize`."""
     if planes.shape[:2] == tuple(size):
         return planes
-    return core_of(planes).resize_planes(planes, *size, device=planes.device)
+    return module_of_array(planes).resize_planes(planes, *size, device=planes.device)

@@ -57,7 +57,7 @@ def check_rows(name: str, array: Any) -> None:
         )
 
 
-def mark(device: str) -> Any:
+def record_event(device: str) -> Any:
     """Record an event on the CUDA module's stream; None on "cpu".
 
     ``a.until(b)`` is the time from event a to event b in milliseconds of the GPU's clock.
@@ -99,13 +99,13 @@ def own_stream(index: int) -> int:
     return int(module_of(f"cuda:{index}").stream(index))
 
 
-def wait(index: int) -> None:
+def wait_for_stream(index: int) -> None:
     """Wait until all work on the CUDA module's stream on GPU ``index`` is done."""
-    event = mark(f"cuda:{index}")
+    event = record_event(f"cuda:{index}")
     event.until(event)
 
 
-def taken(name: str, array: Any, device: str) -> Any:
+def as_device_array(name: str, array: Any, device: str) -> Any:
     """Wrap a GPU array of any library as an array of the CUDA module, without a copy.
 
     Parameters
@@ -120,6 +120,6 @@ def taken(name: str, array: Any, device: str) -> Any:
     return module_of(device).as_array(array, name, device=index)
 
 
-def core_of(array: Any) -> Any:
+def module_of_array(array: Any) -> Any:
     """Return the CUDA module for the GPU that holds ``array``."""
     return module_of(f"cuda:{array.device}")

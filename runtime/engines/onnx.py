@@ -37,7 +37,7 @@ _NO_MEMORY = re.compile(
 _INPUT_IS_WRONG = re.compile(
     r"\b(dimensions?|rank|shapes?|axis|broadcast\w*|reshaped|input data type)\b", re.IGNORECASE
 )
-_SEE_GPU = "see what nvidia-smi says, and: python -m runtime doctor"
+_SEE_GPU = "run nvidia-smi, and python -m runtime doctor"
 
 
 class OnnxEngine:
@@ -215,19 +215,23 @@ class OnnxEngine:
 
         Raises
         ------
-        InputError : the network does not take this shape.
+        InputError : the network does not take this shape, or the engine is closed.
         DeviceError : the device has too little memory, or fails.
         """
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
-        binding = self._session.io_binding()
-        binding.bind_input(port.name, *place, np.float32, face["shape"], face["data"][0])
-        for output in self.outputs:
-            binding.bind_output(output.name, *place)
-        self._run(str(face["shape"]), lambda: self._session.run_with_iobinding(binding))
+
+        def run() -> Any:
+            binding = self._session.io_binding()
+            binding.bind_input(port.name, *place, np.float32, face["shape"], face["data"][0])
+            for output in self.outputs:
+                binding.bind_output(output.name, *place)
+            self._session.run_with_iobinding(binding)
+            return binding.get_outputs()
+
         return [
             Buffer(v.data_ptr(), v.shape(), numpy_dtype(v.data_type()) or np.void, v.numpy)
-            for v in binding.get_outputs()
+            for v in self._run(str(face["shape"]), run)
         ]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:

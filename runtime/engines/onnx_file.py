@@ -44,7 +44,10 @@ def check_file(path: Path) -> None:
     BundleError : no ONNX, 2 GiB or more, or weights that are missing or lie outside the folder.
     """
     if not _is_file(path):
-        raise InputError(f"{path} does not exist or is no file", fix=f"seen from {Path.cwd()}")
+        raise InputError(
+            f"{path} does not exist or is no file",
+            fix=f"check the path; the current folder is {Path.cwd()}",
+        )
     size = path.stat().st_size
     if not 0 < size < MAX_BYTES:
         raise BundleError(f"{path} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")

@@ -175,7 +175,7 @@ class TensorRTEngine:
                 fix="pass one array for each input, in this order",
             )
         if self._in_line:  # the CUDA module's stream may still use the buffers
-            transfer.wait(self.device)
+            transfer.wait_for_stream(self.device)
             self._in_line = False
         with self._gpu.active():
             pairs = zip(self.inputs, arrays, strict=True)

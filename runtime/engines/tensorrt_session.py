@@ -114,7 +114,7 @@ class Session:
         ``numpy`` raises InputError once the buffer was freed."""
 
         def numpy() -> np.ndarray:
-            transfer.wait(self.gpu.device)
+            transfer.wait_for_stream(self.gpu.device)
             with self.gpu.active():
                 if port.name not in self.host:
                     raise InputError(

@@ -263,7 +263,7 @@ def network_input(
 ) -> Any:
     """The network's input from an uploaded picture: (1, 3, h, w) float32 on the GPU, (h, w) = size,
     with the values of :class:`runtime.prior.preprocess.Preprocess`; in ``to``, if that is given."""
-    return transfer.core_of(picture).network_input(
+    return transfer.module_of_array(picture).network_input(
         picture, *size, mean, std, bgr, to, device=picture.device
     )
 

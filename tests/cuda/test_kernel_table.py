@@ -117,12 +117,9 @@ def built_architectures(project, nvcc):
 
 
 def rows_of(table, architectures):
-    """Return the rows of the architectures that were built, and these architectures."""
-    chosen = [arch for arch in BUILT_FOR if arch in architectures]
-    assert chosen, (
-        f"the table has kernels of {list(BUILT_FOR)}; {architectures} were built, none of them\n"
-        f"  fix: SEG_CUDA_ARCHS={BUILT_FOR[0]} make test"
-    )
+    """Return the rows of the architectures that were built, and these architectures; the first of
+    BUILT_FOR where none of them was built."""
+    chosen = [arch for arch in BUILT_FOR if arch in architectures] or [BUILT_FOR[0]]
     keys = [key for key in table if int(re.search(r" sm_(\d+) ", key)[1]) in chosen]
     return {key: table[key] for key in keys}, chosen
 
@@ -281,14 +278,13 @@ def test_rows_are_those_of_the_architectures_that_were_built():
     for architectures, chosen in (
         ((75, 90), [75, 90]),
         ((80, 87), [87]),
+        ((80, 120), [75]),
         ((75, 87, 90), [75, 87, 90]),
     ):
         with case(architectures):
             rows, found = rows_of(table, architectures)
             assert found == chosen and rows.items() <= table.items()
             assert len(rows) == len(table) * len(chosen) // len(BUILT_FOR)
-    with pytest.raises(AssertionError, match=r"\[80, 120\] were built.*\n +fix: SEG_CUDA_ARCHS=75"):
-        rows_of(table, [80, 120])
 
 
 def test_every_difference_from_the_table_is_named():

@@ -4,6 +4,7 @@ Stand-ins for its session raise what ONNX Runtime says, in its own classes.
 """
 
 import sys
+import types
 from types import SimpleNamespace
 
 import numpy as np
@@ -221,8 +222,11 @@ def test_errors_of_nobody_are_not_explained(session, monkeypatch):
     with pytest.raises(AttributeError, match="a typing error"):
         made(IMAGE)
     made.close()
-    with pytest.raises(InputError, match="net is closed"):
-        made(IMAGE)
+    face = {"shape": IMAGE.shape, "data": (0, False)}
+    on_a_gpu = types.SimpleNamespace(__cuda_array_interface__=face)
+    for call in (lambda: made(IMAGE), lambda: made.on_gpu(on_a_gpu)):
+        with pytest.raises(InputError, match="net is closed"):
+            call()
 
 
 # Nothing is silent
