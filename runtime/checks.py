@@ -58,7 +58,7 @@ def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
     if array.dtype != dtype:
         raise InputError(
             f"{name} has dtype {array.dtype}; wanted {wanted}",
-            fix="convert it first: arrays on a GPU are taken as they are",
+            fix="convert it first: arrays on a GPU are not converted",
         )
     return array
 

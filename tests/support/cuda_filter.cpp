@@ -17,10 +17,10 @@ seg::DeviceBuffer upload(const float* from, size_t n) {
 }  // namespace
 
 #define HOOK extern "C" __attribute__((visibility("default")))
-HOOK void filter(float* out, const float* guide, const float* values, int height, int width,
+HOOK void filter(float* out, const float* guidance, const float* values, int height, int width,
                  int guide_channels, int classes, int radius, float eps, int coefficients) {
   const size_t pixels = static_cast<size_t>(height) * width;
-  const seg::DeviceBuffer g = upload(guide, pixels * guide_channels),
+  const seg::DeviceBuffer g = upload(guidance, pixels * guide_channels),
                           v = upload(values, pixels * classes),
                           scratch(
                               seg::cuda::filter_scratch(height, width, guide_channels, classes));
@@ -32,25 +32,25 @@ HOOK void filter(float* out, const float* guide, const float* values, int height
   std::memcpy(out, made.get(), n * sizeof(float));
 }
 
-HOOK void apply(float* out, const float* coefficients, const float* guide, int low_height,
+HOOK void apply(float* out, const float* coefficients, const float* guidance, int low_height,
                 int low_width, int height, int width, int guide_channels, int classes) {
   const size_t pixels = static_cast<size_t>(height) * width,
                low = static_cast<size_t>(low_height) * low_width;
   const seg::DeviceBuffer c = upload(coefficients, low * (guide_channels + 1) * classes),
-                          g = upload(guide, pixels * guide_channels), made(pixels * classes);
+                          g = upload(guidance, pixels * guide_channels), made(pixels * classes);
   seg::cuda::apply_coefficients(made.get(), c.get(), g.get(), low_height, low_width, height, width,
                                 guide_channels, classes, nullptr);
   std::memcpy(out, made.get(), pixels * classes * sizeof(float));
 }
 
 HOOK void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
-                         const uint8_t* guide, int low_height, int low_width, int height, int width,
+                         const uint8_t* guidance, int low_height, int low_width, int height, int width,
                          int guide_channels, int classes) {
   const size_t pixels = static_cast<size_t>(height) * width,
                low = static_cast<size_t>(low_height) * low_width;
   const seg::DeviceBuffer c = upload(coefficients, low * (guide_channels + 1) * classes),
                           best(pixels);
-  const std::vector<uint8_t> g(guide, guide + pixels * guide_channels);
+  const std::vector<uint8_t> g(guidance, guidance + pixels * guide_channels);
   std::vector<int32_t> found(pixels, -1);
   seg::cuda::joint_upsample(found.data(), best.get(), c.get(), g.data(), low_height, low_width,
                             height, width, guide_channels, classes, nullptr);
