@@ -44,8 +44,8 @@ HOOK void apply(float* out, const float* coefficients, const float* guidance, in
 }
 
 HOOK void joint_upsample(int32_t* labels, float* confidence, const float* coefficients,
-                         const uint8_t* guidance, int low_height, int low_width, int height, int width,
-                         int guide_channels, int classes) {
+                         const uint8_t* guidance, int low_height, int low_width, int height,
+                         int width, int guide_channels, int classes) {
   const size_t pixels = static_cast<size_t>(height) * width,
                low = static_cast<size_t>(low_height) * low_width;
   const seg::DeviceBuffer c = upload(coefficients, low * (guide_channels + 1) * classes),
