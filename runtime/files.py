@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import InputError
@@ -116,39 +112,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def replaced_folder(place: Path) -> Iterator[Path]:
-    """Fill a folder and put it at ``place``, whole or not at all.
-
-    The context manager returns an empty folder for the files. If its block ends without an
-    exception, this folder replaces ``place``; an exception leaves ``place`` unchanged.
-
-    Raises
-    ------
-    InputError : ``place`` cannot be written.
-    """
-    work = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        yield new
-        if place.exists():
-            place.rename(old)
-        try:
-            new.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
-    except OSError as error:
-        raise _unwritable(place, error) from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def cache_folder() -> Path | None:

@@ -65,7 +65,7 @@ def onnx(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
     image, labels, soft = inputs
     o = refiner(case).options
     graphs = (build_step(o).SerializeToString(), build_map(o).SerializeToString())
-    step, final = (OnnxEngine(g, name="graph", threads=threads, awake=True) for g in graphs)
+    step, final = (OnnxEngine(g, name="graph", threads=threads, spin=True) for g in graphs)
     follows = objective_of(o).channels_follow_classes
     made = GraphRefiner(
         step, final, o, height=case.height, width=case.width, classes=CLASSES if follows else None
