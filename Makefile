@@ -39,6 +39,7 @@ $(VENV)/asked: asked $(VENV)/bin/python
 # setup.py, so setup_cuda.py prints its choice first.
 $(VENV)/demo: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	@$(PY) setup_cuda.py
+	@echo "make: compiling the C++ core and installing packages into $(VENV); this takes about a minute"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
@@ -46,6 +47,7 @@ $(VENV)/demo: $(VENV)/bin/python $(VENV)/asked $(CORE)
 $(VENV)/test: export SEG_CUDA_WITHOUT_GPU ?= 75
 $(VENV)/test: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	@$(PY) setup_cuda.py
+	@echo "make: compiling the core and installing packages into $(VENV); this takes a few minutes"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
