@@ -178,7 +178,7 @@ def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np
                 fix="number the classes 0, 1, ... and use -1 for unknown",
             )
         if array.max() < 0:
-            raise UnknownGuide("guide is unknown (-1) everywhere; nothing can be refined")
+            raise UnknownGuide("guide is unknown (-1) everywhere; it has no class for any pixel")
         return np.ascontiguousarray(array, np.int32)
     array = _check_float("guide", array, wanted)
     if array.min() < 0:
@@ -199,7 +199,7 @@ def scaled_to_one(guide: np.ndarray) -> np.ndarray:
     """
     total = sum_classes(guide)
     if total.max() <= 0:
-        raise UnknownGuide("guide is zero (unknown) everywhere; nothing can be refined")
+        raise UnknownGuide("guide is zero (unknown) everywhere; it has no class for any pixel")
     return guide / np.where(total > 0, total, 1)
 
 
@@ -264,7 +264,14 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
         def call(*arguments: Any, **options: Any) -> Any:
             for old, new in names.items():
                 if old in options:
-                    message = f"the argument {old} of {function.__name__} is now {new}"
+                    name = function.__qualname__.removesuffix(".__init__")
+                    if new in options:
+                        raise InputError(
+                            f"{name} got {old} and {new}, its new name; leave out {old}"
+                        )
+                    message = (
+                        f"the argument {old} of {name} is now {new}, and ends with this release"
+                    )
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
                     options[new] = options.pop(old)
             return function(*arguments, **options)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.checks import UnknownGuide, on_gpu
+from runtime.checks import UnknownGuide, check_count, on_gpu
 from runtime.core import classes_cuda, classes_host
 from runtime.device.choose import module_of
+from runtime.errors import InputError
 
 MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of the picture
 
@@ -93,16 +94,33 @@ def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int
     labels : (H, W) int32 below ``clusters``, on the host or an array of the CUDA module.
     guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown, or None;
         probabilities may be an array of the CUDA module where ``labels`` is one.
-    clusters : K, at least 1.
+    clusters : K, from 1 to 4096.
+
+    Raises
+    ------
+    InputError : maps of different sizes, labels that are no integers from 0 to K - 1, or a guide
+        without two or three dimensions. Values of arrays on a GPU are not checked.
 
     Example
     -------
     >>> classes = runtime.majority_classes(result.labels, guide, result.scores.shape[2])
     """
+    check_count("clusters", clusters, 1, 4096)
     if guide is None:
         return np.full(clusters, -1, np.int32)
     if not (on_gpu(labels) and on_gpu(guide) and guide.ndim == 3):
         labels, guide = np.asarray(labels), np.asarray(guide)
+    if len(labels.shape) != 2 or labels.shape != guide.shape[:2] or len(guide.shape) > 3:
+        raise InputError(
+            f"labels have shape {labels.shape}, guide {guide.shape}; wanted (H, W) and (H, W, C) "
+            "or (H, W)"
+        )
+    if isinstance(labels, np.ndarray) and labels.size:
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= clusters:
+            raise InputError(
+                f"labels are {labels.dtype} from {labels.min()} to {labels.max()}; wanted integers "
+                f"from 0 to {clusters - 1}"
+            )
     module = classes_of(guide)
     hard, _ = module.hard(guide)
     count = guide.shape[2] if guide.ndim == 3 else max(1, int(hard.max()) + 1)

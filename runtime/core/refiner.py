@@ -309,7 +309,7 @@ def prepared(
     elif isinstance(guide, np.ndarray) and guide.ndim == 3:
         guide, _ = classes_of(guide).hard(guide)
         if guide.max() < 0:
-            raise UnknownGuide("guide is zero (unknown) everywhere; nothing can be refined")
+            raise UnknownGuide("guide is zero (unknown) everywhere; it has no class for any pixel")
     floor = 0
     if options.silhouette:
         from runtime.core.silhouette import best_cluster_count

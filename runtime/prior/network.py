@@ -186,7 +186,11 @@ class NetworkPrior:
 
     def _check_names(self, classes: int) -> None:
         if self.names is not None and len(self.names) != classes:
-            raise BundleError(f"{self.name} gave {classes} classes, but names {len(self.names)}")
+            raise BundleError(
+                f"{self.name} returned {classes} classes, but its list of names has "
+                f"{len(self.names)}",
+                fix="give each class one name: metadata 'classes' of an .onnx file",
+            )
 
 
 def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:

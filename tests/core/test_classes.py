@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from cases import case
 
 from runtime.checks import UnknownGuide
 from runtime.core import classes, classes_host
+from runtime.errors import InputError
 
 
 def test_the_share_of_a_class_is_of_all_pixels():
@@ -58,3 +60,18 @@ def test_columns_that_win_no_pixel_are_left_out():
     left, kept = classes.winning_columns(scores, np.array([4, 6, 9], np.int32))
     np.testing.assert_array_equal(kept, [4, 9])
     np.testing.assert_array_equal(left, [[[1, 3], [0, 2], [5, 4]]])
+
+
+def test_majority_classes_refuses():
+    labels, guide = np.zeros((4, 5), np.int32), np.zeros((4, 5, 3), np.float32)
+    for arguments, message in (
+        ((labels + 9, guide, 2), "labels are int32 from 9 to 9; wanted integers from 0 to 1"),
+        ((labels - 5, guide, 2), "labels are int32 from -5 to -5"),
+        ((labels + 0.5, guide, 2), "labels are float64"),
+        ((labels[1:], guide, 2), r"labels have shape \(3, 5\), guide \(4, 5, 3\)"),
+        ((labels, guide[None], 2), r"labels have shape \(4, 5\), guide \(1, 4, 5, 3\)"),
+        ((None, guide, 2), r"labels have shape \(\)"),
+        ((labels, guide, 0), "clusters is 0; wanted 1 to 4096"),
+    ):
+        with case(message), pytest.raises(InputError, match=message):
+            classes.majority_classes(*arguments)

@@ -485,5 +485,7 @@ def test_old_names_work_with_a_warning():
     with pytest.warns(DeprecationWarning, match="argument guide of guided_filter is now guidance"):
         found = runtime.guided_filter(guide=image, values=scores)
     np.testing.assert_array_equal(found, runtime.guided_filter(image, scores))
-    with pytest.warns(DeprecationWarning, match="argument target of .* is now isa"):
+    with pytest.warns(DeprecationWarning, match="argument target of Refiner is now isa"):
         runtime.Refiner(3, 4, classes=2, target=runtime.isa())
+    with pytest.raises(InputError, match="guided_filter got guide and guidance"):
+        runtime.guided_filter(guidance=image, values=scores, guide=image)

@@ -386,7 +386,9 @@ def test_errors_are_those_of_the_cpu(gpu, tmp_path):
     with pytest.raises(BundleError, match="calls its output probabilities, but they are none"):
         Segmenter(none, device="cuda")(image)
     names = save(tmp_path / "n.onnx", np.eye(3), classes=["a"])
-    with pytest.raises(BundleError, match=r"n\.onnx gave 3 classes, but names 1"):
+    with pytest.raises(
+        BundleError, match=r"n\.onnx returned 3 classes, but its list of names has 1"
+    ):
         Segmenter(names, device="cuda")(image)
     engine = Segmenter(save(tmp_path / "m.onnx", np.eye(3)), device="cuda").prior.engine
     with pytest.raises(InputError, match=r"m\.onnx fails on \(1, 5, 4, 4\): "):

@@ -303,14 +303,17 @@ def test_names_that_are_not_one_per_class(tmp_path):
     for names in [["a"], ["a", "b"], ["a", "b", "c", "d"], []]:
         with case(*names):
             path = save(tmp_path / "m.onnx", np.eye(3), classes=names)
-            with pytest.raises(BundleError, match=f"m.onnx gave 3 classes, but names {len(names)}"):
+            with pytest.raises(
+                BundleError,
+                match=f"m.onnx returned 3 classes, but its list of names has {len(names)}",
+            ):
                 Segmenter(path, imgsz=(20, 30))(noise())
 
 
 def test_integer_labels_beyond_the_names(tmp_path):
     tail = [("ArgMax", {"axis": 1})]
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=INT64, classes=["a", "b"])
-    with pytest.raises((BundleError, InputError), match=r"gave .*4 classes, but names.* 2"):
+    with pytest.raises((BundleError, InputError), match=r".*4 classes, but .*names.* 2"):
         Segmenter(path, imgsz=64)(quadrants(48, 64)[0])
 
 
