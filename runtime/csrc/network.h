@@ -1,11 +1,12 @@
 // The refinement network: its options, the position of each tensor in the flat state vectors, and
 // the arguments and results of a run.
 //
-//   x_1 = norm(relu(conv3x3(input)))             norm is batch norm with this picture's statistics
-//   x_i = norm(relu(conv3x3(x_{i-1})))           i = 2 .. blocks
-//   x   = x_blocks + skip                        skip: a conv3x3(input) of its own, conv1(input) or
-//   0 r   = norm(conv1x1(x))                       dynaguide, dynaseg r   = conv1x1(x) + log prior
-//   residual
+//    x_1 = norm(relu(conv3x3(input)))     norm: batch norm with the statistics of this picture
+//    x_i = norm(relu(conv3x3(x_{i-1})))   i = 2 ... blocks
+//    x   = x_blocks + skip                skip: 0, or conv3x3(input) with its own weights (own) or
+//                                         with the weights of x_1 (shared)
+//    r   = norm(conv1x1(x))               dynaguide, dynaseg; with final_bn none, without norm
+//    r   = conv1x1(x) + log prior         residual
 //
 // The state is three flat float vectors, in the order and layout of PyTorch's state_dict:
 // parameters (conv1, bn1, conv2.i, bn2.i, skip, conv3, bn3; weight then bias), momenta (the same),
@@ -18,36 +19,37 @@
 
 namespace seg {
 
-// The numbers of the options. The last entry of each enumeration is the number of options. kCluster
-// is the objective of dynaguide and of dynaseg.
+// The numbers of the options (runtime/core/options.py explains the options). The last entry of each
+// enumeration is the number of its options. kCluster is the objective of dynaguide and of dynaseg.
+// Stop is the reason why a run ended.
 enum Objective { kResidual = 0, kCluster = 1, kObjectives };
 enum Skip { kSkipNone = 0, kSkipShared = 1, kSkipOwn = 2, kSkips };
 enum Weighting { kFixed = 0, kFsf = 1, kScf = 2, kWeightings };
 enum Mapping { kOverlap = 0, kIndexModulo = 1, kMappings };
 enum FinalNorm { kNormNone = 0, kNormImage = 1, kNormRunning = 2, kFinalNorms };
 enum Stop {
-  kSteps = 0,
-  kMinLabels = 1,
-  kSilhouette = 2,
-  kConverged = 3,
-  kDiverged = 4,
-  kBudget = 5,
+  kSteps = 0,       // all steps are done
+  kMinLabels = 1,   // at most min_labels labels are left
+  kSilhouette = 2,  // at most label_floor labels are left
+  kConverged = 3,   // kChecks checks found no change
+  kDiverged = 4,    // the loss is not finite
+  kBudget = 5,      // after_step returned true
   kStops
 };
 
 // The constants of the algorithm. python/constants.h passes the constants to Python, where a test
 // compares them with those of runtime/core/constants.py.
-constexpr double kNormEps = 1e-5;         // is added to the variance in a batch norm
-constexpr double kRunningShare = 0.1;     // share of a new picture in the running statistics
-constexpr int kMappingSteps = 10;         // the overlap mapping is frozen after these steps
-constexpr int kCheckEvery = 10;           // steps between two early-stop checks
-constexpr int kChecks = 3;                // consecutive checks without a change stop the loop
-constexpr double kLossChange = 0.01;      // a smaller relative change of the loss is no change
+constexpr double kNormEps = 1e-5;      // is added to the variance in a batch norm
+constexpr double kRunningShare = 0.1;  // share of a new picture in the running statistics
+constexpr int kMappingSteps = 10;      // the overlap mapping is frozen after these steps
+constexpr int kCheckEvery = 10;        // steps between two checks of early_stop
+constexpr int kChecks = 3;             // this many consecutive checks without a change end the run
+constexpr double kLossChange = 0.01;   // a smaller relative change of the loss counts as none
 constexpr float kSmallestPrior = 1e-4f;   // smaller probabilities of a prior are raised to this
-constexpr float kNever = -1e30f;          // the score of an extra channel, see cpu/kernels.h
-constexpr double kLeastDeviation = 1e-3;  // smaller standard deviations of a picture are raised
-constexpr double kLeastArea = 1e-3;       // smaller shares of a class in a picture are raised
-constexpr double kLeastBalanced = 1e-12;  // a smaller sum of balanced shares is raised
+constexpr float kNever = -1e30f;          // the score of an extra channel (cpu/kernels.h)
+constexpr double kLeastDeviation = 1e-3;  // smaller deviations of a picture are raised to this
+constexpr double kLeastArea = 1e-3;       // smaller shares of a class are raised to this
+constexpr double kLeastBalanced = 1e-12;  // a smaller sum of balanced shares is raised to this
 
 // The offset from pixel (y, x) to its neighbour (y + dy, x + dx).
 struct Offset {
@@ -70,6 +72,8 @@ inline std::vector<Offset> pair_offsets(const std::vector<int>& distances) {
   return offsets;
 }
 
+// The options of a refinement, as in runtime/core/options.py. There lambda is called lam, distances
+// is called offsets, and huber is a value of continuity.
 struct RefineOptions {
   int objective = kResidual;
   int classes = 2;  // channels of the response map
@@ -81,8 +85,8 @@ struct RefineOptions {
   int mapping = kOverlap;
   bool huber = false;
   bool diagonals = false;
-  int min_labels = 0;    // stop once at most this many labels are left; 0: never
-  float early_stop = 0;  // stop when this share of the labels is unchanged; 0: never
+  int min_labels = 0;    // end the run at this many labels or fewer; 0: never
+  float early_stop = 0;  // share of equal labels of an unchanged check; 0: no checks
   float lr = 0.05f;
   float momentum = 0.9f;
   float mu = 1.0f;
@@ -92,10 +96,10 @@ struct RefineOptions {
   float balance = 0.25f;
   std::vector<int> distances = {1, 2};
 
-  // Returns whether channel k of the response map is class k of the guide. Such an objective
-  // corrects the guide and needs one. The channels of the other objectives are clusters without a
-  // fixed meaning, and the classes of a guide are mapped to the clusters. Code outside the losses
-  // calls this function instead of comparing `objective`.
+  // Returns whether channel k of the response map is class k of the guide. An objective for which
+  // this is true corrects the guide and needs one. The channels of the other objectives are
+  // clusters without a fixed meaning, and the classes of a guide are mapped to the clusters. Code
+  // outside the losses calls this function instead of comparing `objective`.
   bool channels_follow_classes() const { return objective == kResidual; }
   // Returns the number of channels of the network's input: three colours, and for residual the two
   // coordinates of the pixel as well.
@@ -115,8 +119,8 @@ struct Norm {
   size_t mean, var;    // offsets into buffers
 };
 
-// All layers of the network of these options. skip and head_norm are unset where the options use
-// none; with a shared skip, skip equals conv[0].
+// All layers of the network that the options describe. skip and head_norm are zero where the
+// options use none; with a shared skip, skip equals conv[0].
 struct Network {
   std::vector<Conv> conv;  // of each block
   std::vector<Norm> norm;  // of each block
@@ -150,15 +154,15 @@ struct Network {
   }
 };
 
-// The losses of one step. first is the similarity loss of the cluster objectives, 0 for residual;
-// spatial is the pair loss for residual.
+// The losses of one step. first is the similarity loss of the cluster objectives; for residual it
+// is 0. spatial is the pair loss for residual.
 struct StepRecord {
   double total, first, spatial, guide;
-  int32_t clusters;  // distinct labels before the update
+  int32_t clusters;  // number of distinct labels before the update
 };
 
-// The prior's output: labels hard [height][width] with -1 for unknown, or probabilities soft
-// [height][width][classes], or neither. At most one of the two pointers is set.
+// The prior's output: labels hard [height][width] below `classes`, with -1 for unknown, or
+// probabilities soft [height][width][classes], or neither. At most one of the two pointers is set.
 struct Guide {
   const int32_t* hard = nullptr;
   const float* soft = nullptr;
@@ -168,7 +172,7 @@ struct Guide {
 struct RunResult {
   int steps = 0;      // steps that changed the weights
   int stop = kSteps;  // why the run ended, a Stop
-  int clusters = 0;   // distinct labels of the returned map
+  int clusters = 0;   // number of distinct labels of the returned map
 };
 
 }  // namespace seg

@@ -1,5 +1,8 @@
 // The Hungarian method by shortest augmenting paths. u_ and v_ are the potentials of rows and
-// columns. Rows and columns count from 1; 0 stands for none.
+// columns. row_of_ is the row that has each column. While a path is searched, used_ is 1 for the
+// columns of the tree of shortest paths, least_ is the least reduced cost from the tree to each
+// other column, and from_ is the column before each column on its path. Rows and columns count from
+// 1; 0 stands for none.
 #include "assignment.h"
 
 #include <algorithm>

@@ -6,8 +6,8 @@
 
 namespace seg {
 
-// Assigns each row a column of its own, so that the sum of the chosen costs is least. The method is
-// shortest augmenting paths, O(rows^2 columns). Only resize() allocates.
+// Assigns to each row a column of its own, so that the sum of the chosen costs is least. The method
+// is shortest augmenting paths, O(rows^2 columns). Only resize() allocates.
 class Assignment {
  public:
   // Sets the size, rows <= columns, and fills cost and column with zeros.

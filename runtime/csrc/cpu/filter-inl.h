@@ -1,15 +1,17 @@
 // The guided filter's kernels on rows. kernels.h describes each of them. Most are plain loops that
 // the compiler vectorises for the instruction set. Sums are float64, because a window's sum is the
-// difference of two long sums.
+// difference of two much larger sums.
 
-// Kernels::to_planes.
+// Implements Kernels::to_planes.
 inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __restrict row,
                       int width, int channels) {
   int x = 0;
   if (channels == 1) {
     for (; x < width; ++x) planes[x] = row[x];
   } else if (channels == 3) {
-    IntVec first[3], second[3];  // the positions of channel c of pixel i in the vectors a, b, d
+    // Channel c of pixel i is float 3 i + c of the three vectors a, b, d. first picks the floats
+    // from a and b; second completes the result with floats from d.
+    IntVec first[3], second[3];
     for (int c = 0; c < 3; ++c) {
       for (int i = 0; i < kLanes; ++i) {
         const int n = 3 * i + c;
@@ -28,14 +30,14 @@ inline void to_planes(float* __restrict planes, ptrdiff_t pitch, const float* __
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[i * channels + c];
 }
 
-// Writes levels [n] = bytes [n] / 255. Not inlined: only then does the compiler use that the two
-// arrays do not overlap, and vectorises the loop.
+// Writes levels [n] = bytes [n] / 255. Only in a function that is not inlined does the compiler use
+// that the two arrays do not overlap, and vectorise the loop.
 __attribute__((noinline)) inline void to_levels(float* __restrict levels,
                                                 const uint8_t* __restrict bytes, size_t n) {
   for (size_t i = 0; i < n; ++i) levels[i] = bytes[i] * (1.0f / 255);
 }
 
-// Kernels::bytes_to_planes.
+// Implements Kernels::bytes_to_planes.
 inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, int width,
                             int channels) {
   if (channels < 3) return to_levels(planes, row, (size_t)width * channels);
@@ -48,7 +50,7 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
     }
     return;
   }
-  IntVec word[3], shift[3];  // the position of byte c of pixel i
+  IntVec word[3], shift[3];  // the word that contains byte c of pixel i, and the bits before it
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < kLanes; ++i) {
       word[c][i] = (3 * i + c) / 4;
@@ -57,8 +59,8 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
   }
   int x = 0;
   for (; x + kLanes <= width; x += kLanes) {
-    // 4 * kLanes bytes are read of which 3 * kLanes are used. Near the row's end they start
-    // earlier, so that none is behind it.
+    // A load reads 4 * kLanes bytes, of which 3 * kLanes are used. Near the end of the row a load
+    // starts 4 * back bytes earlier, so that it reads no byte behind the row.
     const int back = x + 2 * kLanes > width ? kLanes / 4 : 0;
     if (back > 3 * x / 4) break;
     Vec bytes;
@@ -72,7 +74,7 @@ inline void bytes_to_planes(float* planes, ptrdiff_t pitch, const uint8_t* row, 
     for (int i = x; i < width; ++i) planes[c * pitch + i] = row[3 * i + c] * (1.0f / 255);
 }
 
-// Kernels::add_products.
+// Implements Kernels::add_products.
 inline void add_products(double* column, ptrdiff_t pitch, const float* guidance,
                          const float* values, double sign, int width, int guidance_channels,
                          int classes) {
@@ -95,7 +97,7 @@ inline void add_products(double* column, ptrdiff_t pitch, const float* guidance,
     for (int k = 0; k < classes; ++k) add_product(guidance + i * plane, values + k * plane);
 }
 
-// Kernels::add_planes.
+// Implements Kernels::add_planes.
 inline void add_planes(double* column, ptrdiff_t pitch, const float* planes, double sign, int width,
                        int features) {
   for (int f = 0; f < features; ++f) {
@@ -106,7 +108,7 @@ inline void add_planes(double* column, ptrdiff_t pitch, const float* planes, dou
 }
 
 // Writes sums [N][kWindows] by adding the column ahead and subtracting the column behind. Each sum
-// depends on the one before it, so four features (N) at a time hide that latency.
+// depends on the one before it: N sums at a time hide the latency of the additions.
 template <int N>
 inline void slide_windows(double* __restrict sums, double* __restrict state,
                           const double* __restrict ahead, const double* __restrict behind,
@@ -122,8 +124,8 @@ inline void slide_windows(double* __restrict sums, double* __restrict state,
   for (int j = 0; j < N; ++j) state[j] = s[j];
 }
 
-// Writes sums [features][kWindows] by adding the 2 R + 1 columns of each window: faster for small
-// R.
+// Writes sums [features][kWindows] by adding the 2 R + 1 columns of each window, which is faster
+// for small R.
 template <int R>
 inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int width,
                         int features) {
@@ -138,7 +140,7 @@ inline void add_windows(double* sums, const double* column, ptrdiff_t pitch, int
   }
 }
 
-// Kernels::window_sums.
+// Implements Kernels::window_sums.
 inline void window_sums(double* sums, double* state, const double* column, ptrdiff_t pitch,
                         int radius, int width, int features) {
   if (radius == 1) return add_windows<1>(sums, column + 1, pitch, width, features);
@@ -154,8 +156,8 @@ inline void window_sums(double* sums, double* state, const double* column, ptrdi
                      pitch, width);
 }
 
-// Kernels::solve: a = (cov(guidance, guidance) + eps I)^-1 cov(guidance, value), b = mean(value) -
-// a . mean(guidance).
+// Implements Kernels::solve: a = (cov(guidance, guidance) + eps I)^-1 cov(guidance, value), b =
+// mean(value) - a . mean(guidance).
 inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double* __restrict share,
                   double eps, int width, int guidance_channels, int classes) {
   const double* value = sums + kWindows * (guidance_channels == 1 ? 2 : 9);
@@ -208,7 +210,7 @@ inline void solve(float* out, ptrdiff_t pitch, const double* sums, const double*
   }
 }
 
-// Kernels::window_means.
+// Implements Kernels::window_means.
 inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
                          const double* __restrict share, int width, int features) {
   for (int f = 0; f < features; ++f) {
@@ -234,8 +236,9 @@ struct Between {
   Vec share;
 };
 
-// Writes out[r * stride] = a . guidance + b of class k for each row r of the band and the kLanes
-// pixels from x on. Interpolation along the row is computed once for all rows of the band.
+// Writes out[r * stride] = a . guidance + b of class k, for each row r of the band and for the
+// kLanes pixels from x on. G is the number of guidance channels. Interpolation along the row is
+// computed once for all rows of the band.
 template <int G>
 SEG_INLINE void values_of(Vec* out, int stride, const Band& band, const Between& place, int x,
                           int classes, int k) {
@@ -273,7 +276,8 @@ SEG_INLINE void store_pixels(float* values, ptrdiff_t channels, const Vec* v) {
   }
 }
 
-// Writes `count` classes of the first `pixels` lanes: values[i * classes + k] = v[k][i].
+// Writes v [count], the values of `count` classes, for the first `pixels` lanes: values[i * classes
+// + k] = v[k][i].
 SEG_INLINE void store_some(float* values, int classes, const Vec* v, int count, int pixels) {
   if (count == 4 && pixels == kLanes) return store_pixels(values, classes, v);
   if (classes == 1 && pixels == kLanes) return store(values, v[0]);
@@ -284,7 +288,7 @@ SEG_INLINE void store_some(float* values, int classes, const Vec* v, int count, 
   }
 }
 
-// Kernels::apply.
+// Implements Kernels::apply.
 inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float* guidance,
                   ptrdiff_t guidance_pitch, int width, int guidance_channels, int classes) {
   for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
@@ -302,7 +306,7 @@ inline void apply(float* values, const float* rows, ptrdiff_t pitch, const float
   }
 }
 
-// Kernels::apply_band and Kernels::upsample_band, with G channels of guidance.
+// Implements Kernels::apply_band for G channels of guidance.
 template <int G>
 inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width, int classes) {
   for (int x = 0; x < width; x += kLanes, values += kLanes * classes) {
@@ -318,11 +322,13 @@ inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width
   }
 }
 
+// Implements Kernels::apply_band.
 inline void apply_band(float* values, ptrdiff_t row, const Band& band, int width,
                        int guidance_channels, int classes) {
   (guidance_channels == 1 ? apply_band<1> : apply_band<3>)(values, row, band, width, classes);
 }
 
+// Implements Kernels::upsample_band for G channels of guidance.
 template <int G>
 inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
                           int width, int classes) {
@@ -350,13 +356,14 @@ inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, con
   }
 }
 
+// Implements Kernels::upsample_band.
 inline void upsample_band(int32_t* labels, float* confidence, ptrdiff_t row, const Band& band,
                           int width, int guidance_channels, int classes) {
   (guidance_channels == 0 ? upsample_band<0> : upsample_band<3>)(labels, confidence, row, band,
                                                                  width, classes);
 }
 
-// Kernels::blend_rows.
+// Implements Kernels::blend_rows.
 inline void blend_rows(float* out, const float* const* rows, const float* weights, int count,
                        size_t n) {
   size_t i = 0;
@@ -371,7 +378,7 @@ inline void blend_rows(float* out, const float* const* rows, const float* weight
   }
 }
 
-// Kernels::blend_byte_rows.
+// Implements Kernels::blend_byte_rows.
 inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float* weights, int count,
                             size_t n) {
   float levels[4][kBlend];
@@ -388,22 +395,23 @@ inline void blend_byte_rows(float* out, const uint8_t* const* rows, const float*
   }
 }
 
-// Two loops over [n] values. Not inlined, for the reason given at to_levels.
+// Adds bytes [n] to sums [n]. This function and the next one are not inlined, as to_levels() above.
 __attribute__((noinline)) inline void add_bytes(uint16_t* __restrict sums,
                                                 const uint8_t* __restrict bytes, size_t n) {
   for (size_t i = 0; i < n; ++i) sums[i] = sums[i] + bytes[i];
 }
 
+// Writes out [n] = sums [n] * share.
 __attribute__((noinline)) inline void to_means(float* __restrict out,
                                                const uint16_t* __restrict sums, float share,
                                                size_t n) {
   for (size_t i = 0; i < n; ++i) out[i] = sums[i] * share;
 }
 
-// Kernels::mean_colours.
+// Implements Kernels::mean_colours.
 inline void mean_colours(float* out, const uint8_t* const* rows, int count, int pixels, int width) {
   const float share = 1.0f / (255.0f * count * pixels);
-  // One value more than the colours have: each copy of a pixel moves four values.
+  // One value more than the colours need, because the copy of a pixel copies four values.
   uint16_t sums[3 * kMeans + 1], means[3 * kMeans + 1];
   const int most = kMeans / pixels;
   for (int x = 0; x < width; x += most) {
@@ -425,8 +433,9 @@ inline void mean_colours(float* out, const uint8_t* const* rows, int count, int 
   }
 }
 
-// Kernels::blend_pixels for N neighbouring channels, which are copied as one T. The frequent case
-// of four low pixels has no loop.
+// Computes N neighbouring channels of Kernels::blend_pixels. A pixel's channels are loaded as one
+// T, which may have more than N floats; only N are written. The frequent case of four pixels under
+// one pixel of out has no loop.
 template <class T, int N>
 inline void blend_channels(float* __restrict out, const float* row, const int* first,
                            const int* begin, const float* weights, int width, int channels) {
@@ -449,7 +458,7 @@ inline void blend_channels(float* __restrict out, const float* row, const int* f
   }
 }
 
-// Kernels::blend_pixels.
+// Implements Kernels::blend_pixels.
 inline void blend_pixels(float* out, const float* row, const int* first, const int* begin,
                          const float* weights, int width, int channels) {
   typedef float Four __attribute__((vector_size(16)));

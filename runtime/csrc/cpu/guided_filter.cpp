@@ -15,9 +15,10 @@ namespace {
 
 constexpr int kLift = 256;  // pixels of a row that are upsampled at a time, for the cache
 
-// Computes the window sums of rows begin ... end - 1. add(column, pitch, y, sign) must add sign *
-// the features of row y to the column sums [features][pitch]. emit(y, x, n, sums, share) is called
-// for each run of n windows with their sums [features][kWindows] and share [n] = 1 / their areas.
+// Computes the window sums of the rows begin ... end - 1. add(column, pitch, y, sign) must add sign
+// * the features of row y to the column sums [features][pitch]. emit(y, x, n, sums, share) is
+// called for each run of n windows with their sums [features][kWindows] and share [n] = 1 / the
+// windows' areas.
 template <class Add, class Emit>
 void slide(int height, int width, int radius, int features, int begin, int end, const Kernels& k,
            const Add& add, const Emit& emit) {
@@ -25,7 +26,7 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
   const ptrdiff_t pitch = ptrdiff_t{width} + 2 * r + 1;  // r + 1 zeros before the row, r behind it
   std::vector<double> column(pitch * features, 0.0), state(features), share(width);
   std::vector<double> sums(static_cast<size_t>(features) * kWindows);
-  int first = std::max(begin - r, 0), last = first - 1, rows = 0;  // of the column sums
+  int first = std::max(begin - r, 0), last = first - 1, rows = 0;  // rows in the column sums
   for (int y = begin; y < end; ++y) {
     while (last < std::min(y + r, height - 1)) add(column.data() + r + 1, pitch, ++last, 1.0);
     while (first < y - r) add(column.data() + r + 1, pitch, first++, -1.0);
@@ -48,7 +49,8 @@ void slide(int height, int width, int radius, int features, int begin, int end, 
   }
 }
 
-// Returns a width that is readable at least kPad values past its end.
+// Returns the length of an array of `width` values that can be read at least kPad values past the
+// last one.
 int wide(int width) { return (width + 2 * kPad) / kPad * kPad; }
 
 // The positions of n full-size pixels among n_low low pixels: pixel i lies between low[i] and
@@ -99,11 +101,13 @@ void to_planes(const Kernels& k, float* planes, ptrdiff_t pitch, const uint8_t* 
   k.bytes_to_planes(planes, pitch, row, width, channels);
 }
 
-// Writes out [low_width][channels], the mean of `count` whole rows, and returns true, or returns
-// false if this fast way does not apply.
+// Writes out [low_width][channels]: each value is the mean over `count` rows and over the width /
+// low_width pixels of each row that a low pixel covers. Returns false and writes nothing if this
+// fast way does not apply; for floats it never does.
 bool mean(const Kernels&, float*, const float* const*, int, int, int, int) { return false; }
 
-// The fast way sums the bytes of colours as whole numbers. It applies where all shares are equal.
+// The fast way sums the bytes of colours as whole numbers. It applies if each low pixel covers
+// whole pixels, at most kMeans.
 bool mean(const Kernels& k, float* out, const uint8_t* const* rows, int count, int low_width,
           int width, int channels) {
   const int pixels = width / low_width;
@@ -163,8 +167,8 @@ void filter(const Guidance* guidance, const float* values, int height, int width
   });
 }
 
-// Calls emit(index of the first pixel, band, width) for bands that cover all full-size pixels. The
-// band contains the planes of its guidance.
+// Calls emit(index of the first pixel, band, width) for bands that together cover all full-size
+// pixels. band.guidance contains the guidance of the band, as planes.
 template <class Guidance, class Emit>
 void upsample_bands(const float* coefficients, const Guidance* guidance, int low_height,
                     int low_width, int height, int width, int features, int guidance_channels,
@@ -257,7 +261,7 @@ void joint_upsample(int32_t* labels, float* confidence, const float* coefficient
 }
 
 template <class T>
-void shrink(float* out, const T* planes, int low_height, int low_width, int height, int width,
+void shrink(float* out, const T* picture, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k) {
   const size_t row = static_cast<size_t>(width) * channels;
   const Shares py(low_height, height), px(low_width, width);
@@ -267,7 +271,7 @@ void shrink(float* out, const T* planes, int low_height, int low_width, int heig
     for (int y = block_begin(block, low_height); y < block_begin(block + 1, low_height); ++y) {
       rows.clear();
       for (int i = 0; i < py.begin[y + 1] - py.begin[y]; ++i)
-        rows.push_back(planes + (py.first[y] + i) * row);
+        rows.push_back(picture + (py.first[y] + i) * row);
       float* const means = out + static_cast<size_t>(y) * low_width * channels;
       const int count = static_cast<int>(rows.size());
       if (height % low_height == 0 &&

@@ -49,10 +49,10 @@ void joint_upsample(int32_t* labels, float* confidence, const float* coefficient
 
 // Shrinks a picture of height x width pixels to low_height x low_width pixels, as OpenCV's
 // INTER_AREA: writes to each pixel of out [low_height][low_width][channels] the mean over the area
-// that this pixel covers in planes [height][width][channels]. T is float or uint8_t; bytes are
+// that this pixel covers in picture [height][width][channels]. T is float or uint8_t; bytes are
 // divided by 255. low_height <= height, low_width <= width.
 template <class T>
-void shrink(float* out, const T* planes, int low_height, int low_width, int height, int width,
+void shrink(float* out, const T* picture, int low_height, int low_width, int height, int width,
             int channels, int threads, const Kernels& k);
 
 }  // namespace seg

@@ -1,5 +1,5 @@
 // Chooses the kernels once per process: those of the instruction set that SEG_ISA names, or of the
-// best one that the processor runs.
+// fastest one that the processor runs.
 #include "kernels.h"
 
 #include <cstdlib>

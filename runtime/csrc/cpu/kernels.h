@@ -36,12 +36,12 @@ struct Affine {
 };
 
 constexpr int kPad = 16;        // lanes of the widest isa
-constexpr int kStrip = 72;      // most tiles of one conv3: a multiple of the product tiles' rows
-constexpr int kWindows = 128;   // most pixels of one window_sums
+constexpr int kStrip = 72;      // most tiles of one conv3; 6, 8 and 12 (tile_rows()) divide it
+constexpr int kWindows = 128;   // most pixels of one call of window_sums
 constexpr int kBand = 4;        // most rows that are upsampled together
 constexpr size_t kBlend = 512;  // floats that blend_byte_rows averages at a time, for the cache
-constexpr int kMeans = 256;     // this many bytes have a sum that fits 16 bits
-constexpr int kRun = 64;        // pixels of a run: its maps fit the cache
+constexpr int kMeans = 256;     // the sum of this many bytes fits 16 bits
+constexpr int kRun = 64;        // pixels of a run in the refinement: its maps fit the cache
 
 // Returns the floats of a pixel with so many channels.
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -50,7 +50,8 @@ inline size_t strip_floats(int in_channels, int channels) {
   return size_t{16} * kStrip * (padded(in_channels) + padded(channels));
 }
 
-// Returns the floats of a convolution's weights in the form of conv3 (tiles) or of conv.
+// Returns the floats of a convolution's weights in the form that conv3 reads (tiles), or that conv
+// reads.
 inline size_t weight_floats(const Conv& conv, bool tiles) {
   const size_t taps = tiles ? 16 : static_cast<size_t>(conv.kernel) * conv.kernel;
   return taps * conv.in * padded(conv.out);
@@ -92,8 +93,10 @@ inline void from_tiles(double* w, const double* u) {
   }
 }
 
-// Up to kBand rows of full-size pixels that lie between the same two rows of low pixels, from one
-// pixel of these rows on. The arrays can be read kPad values past their end.
+// A part of the full-size picture: up to kBand rows, from some column on. All these rows lie
+// between the same two rows of low pixels, which are the pixels of the smaller picture that the
+// coefficients belong to. left, weight and guidance start at the first column of the part. The
+// arrays can be read kPad values past their end.
 struct Band {
   // Coefficients of the two rows of low pixels, planes [guidance_channels + 1][classes][pitch].
   const float *above, *below;
@@ -115,14 +118,14 @@ struct Kernels {
   int lanes;  // floats of a vector
 
   // 3x3 convolution by tiles of 2x2 outputs (winograd-inl.h). Computes at most kStrip tiles of the
-  // rows y and y + 1 from column x on; y and x are even. Maps start at the picture's first pixel.
+  // rows y and y + 1, from column x on; y and x are even. Maps start at the picture's first pixel.
   // out = conv(norm(in), w) + bias, then relu if asked. Pixels outside the picture are zero after
   // the norm. w is [16][in_channels][padded(channels)] in the tiles' basis, bias is
-  // [padded(channels)] or null, scratch holds strip_floats().
+  // [padded(channels)] or null, scratch holds strip_floats() floats.
   void (&conv3)(Map out, Map in, Affine norm, const float* w, const float* bias, bool relu, int y,
                 int x, int tiles, int height, int width, int in_channels, int channels,
                 float* scratch);
-  // dw += the gradient of the same tiles by w, in the form of w.
+  // dw += the gradient by w, summed over the same tiles. dw has the form of w.
   void (&conv3_dw)(float* dw, Map in, Affine norm, Map dout, int y, int x, int tiles, int height,
                    int width, int in_channels, int channels, float* scratch);
   // 1x1 convolution, or 3x3 of few channels. out = conv(in, w) + bias + add, then relu if asked.
@@ -131,7 +134,8 @@ struct Kernels {
   // null, add is a map like out, or out itself, or has null data.
   void (&conv)(Map out, Map in, const float* w, const float* bias, Map add, int width, int kernel,
                int in_channels, int channels, bool relu);
-  // dw += the gradient of the run by w, in the form of w. The run has at most kRun pixels.
+  // dw += the gradient by w, summed over the run. dw has the form of w. The run has at most kRun
+  // pixels.
   void (&conv_dw)(float* dw, Map in, Map dout, int width, int kernel, int in_channels,
                   int channels);
   // sum[c] += the sum of x over the run.
@@ -141,11 +145,11 @@ struct Kernels {
                   int channels);
   // out = norm(x).
   void (&normalize)(Map out, Map x, Affine norm, int width, int channels);
-  // ddy[c] += sum of dy, ddx[c] += sum of dy * (x - mean), over the run.
+  // ddy[c] += the sum of dy over the run, ddx[c] += the sum of dy * (x - mean).
   void (&bn_sums)(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
                   int channels);
   // dx = scale * (dy - a - (x - mean) * b); with relu, dx is zero where x <= 0. sum[c] += the sum
-  // of dx over the run. dx may be dy.
+  // of dx over the run. a and b are vectors over channels. dx may be dy.
   void (&bn_backward)(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
                       const float* a, const float* b, int width, int channels, bool relu);
   // labels[x] = the channel with the largest score; of equal scores the first.
@@ -239,22 +243,23 @@ struct Kernels {
   // out [width][3] = the mean over `pixels` neighbours in each of `count` rows, divided by 255. A
   // row is [width * pixels][3]. pixels * count is at most kMeans.
   void (&mean_colours)(float* out, const uint8_t* const* rows, int count, int pixels, int width);
-  // out[x] = the sum over i of weights[begin[x] + i] * row[first[x] + i], for the begin[x + 1] -
-  // begin[x] >= 1 pixels of `channels` floats under pixel x < width. row can be read one float past
-  // its end.
+  // out[x] = the sum over i of weights[begin[x] + i] * row[first[x] + i], over the begin[x + 1] -
+  // begin[x] >= 1 pixels of `row` that pixel x < width of out covers. A pixel has `channels`
+  // floats. row can be read one float past its end.
   void (&blend_pixels)(float* out, const float* row, const int* first, const int* begin,
                        const float* weights, int width, int channels);
 };
 
-// Returns the table of the isa "base", "avx2" or "avx512"; null if this machine cannot run it.
+// Returns the table of the isa "base", "avx2" or "avx512"; null if the name is another one or if
+// this machine cannot run the isa.
 const Kernels* find_kernels(const char* name);
-// Returns the table that the environment variable SEG_ISA names; without it, the fastest one.
-// Throws std::runtime_error if SEG_ISA names no usable table.
+// Returns the table that the environment variable SEG_ISA names; if SEG_ISA is unset or empty, the
+// fastest one. Throws std::runtime_error if SEG_ISA names no usable table.
 const Kernels& default_kernels();
 // Writes the names of the usable tables, the slowest first, and returns their number.
 int usable_kernels(const char* names[4]);
 
-// The tables. The machine must be able to run the one that is used.
+// The tables. A program may call the kernels of a table only if the machine runs its isa.
 const Kernels* base_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();

@@ -1,7 +1,7 @@
 // A small thread pool, used instead of OpenMP. A caller never waits for a helper that has not
-// started: when another program occupies a core, OpenMP's barrier costs a scheduler slice per loop
-// (measured in docs/architecture.md). An idle helper polls for work some tens of microseconds, then
-// sleeps.
+// started. With OpenMP it does: when another program occupies a core, the barrier at the end of
+// each loop costs a slice of the scheduler's time (measured in docs/architecture.md). An idle
+// helper polls for work for some tens of microseconds, then sleeps.
 #include "parallel.h"
 
 #include <pthread.h>
@@ -34,8 +34,8 @@ struct Job {
   void (*f)(const void*, int, int);
   const void* context;
   int n;
-  int wanted;                   // helpers that may still join; guarded by the pool's mutex
-  std::atomic<int> next{0};     // the next index to compute
+  int wanted;                // helpers that may still start on the job; guarded by the pool's mutex
+  std::atomic<int> next{0};  // the next index to compute
   std::atomic<int> helpers{0};  // helpers that work on the job now
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // the first exception
@@ -121,7 +121,7 @@ class Pool {
   std::vector<Job*> jobs_;  // guarded by mutex_, like workers_
   int workers_ = 0;
   std::atomic<int> sleeping_{0};
-  std::atomic<uint64_t> posted_{0};
+  std::atomic<uint64_t> posted_{0};  // number of jobs so far: a new number ends the polling
 };
 
 // The pool is never destroyed: its threads sleep until the process ends. A forked child process has

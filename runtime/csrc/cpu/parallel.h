@@ -21,7 +21,8 @@ void parallel_for(int threads, int n, const F& f) {
       &f);
 }
 
-// As parallel_for, with f(i, slot): a loop that needs scratch memory allocates it for each slot.
+// As parallel_for, with f(i, slot). A loop that needs scratch memory allocates it once for each
+// slot.
 template <class F>
 void parallel_for_slots(int threads, int n, const F& f) {
   run_parallel(

@@ -1,9 +1,10 @@
 // The refinement's kernels that are not convolutions: batch norm, soft-max, the losses and the
 // update. kernels.h describes each of them.
 //
-// A kernel sums its run from zero and then adds that sum to the caller's: short sums round less.
+// A kernel computes the sum of its run and then adds it to the caller's sum: short sums have
+// smaller rounding errors.
 
-// Kernels::sums.
+// Implements Kernels::sums.
 inline void sums(float* sum, Map x, int width, int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
     Vec s = Vec{};
@@ -12,7 +13,7 @@ inline void sums(float* sum, Map x, int width, int channels) {
   }
 }
 
-// Kernels::moments.
+// Implements Kernels::moments.
 inline void moments(float* sum, float* square, const float* reference, Map x, int width,
                     int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -28,7 +29,7 @@ inline void moments(float* sum, float* square, const float* reference, Map x, in
   }
 }
 
-// Kernels::normalize.
+// Implements Kernels::normalize.
 inline void normalize(Map out, Map x, Affine norm, int width, int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
     const Vec mean = load(norm.mean + c), scale = load(norm.scale + c),
@@ -38,7 +39,7 @@ inline void normalize(Map out, Map x, Affine norm, int width, int channels) {
   }
 }
 
-// Kernels::bn_sums.
+// Implements Kernels::bn_sums.
 inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, int width,
                     int channels) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -54,7 +55,7 @@ inline void bn_sums(float* ddy, float* ddx, Map dy, Map x, const float* mean, in
   }
 }
 
-// Kernels::bn_backward.
+// Implements Kernels::bn_backward.
 inline void bn_backward(Map dx, float* sum, Map dy, Map x, const float* mean, const float* scale,
                         const float* a, const float* b, int width, int channels, bool relu) {
   for (int c = 0; c < vectors(channels) * kLanes; c += kLanes) {
@@ -78,7 +79,7 @@ SEG_INLINE float largest(const float* z, int n) {
   return max(m);
 }
 
-// Kernels::argmax.
+// Implements Kernels::argmax.
 inline void argmax(int32_t* labels, Map scores, int width, int channels) {
   for (int i = 0; i < width; ++i) {
     const float* z = scores.at(0, i);
@@ -89,7 +90,7 @@ inline void argmax(int32_t* labels, Map scores, int width, int channels) {
   }
 }
 
-// Kernels::softmax.
+// Implements Kernels::softmax.
 inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   const int n = vectors(channels) * kLanes;
   for (int i = 0; i < width; ++i) {
@@ -108,7 +109,7 @@ inline void softmax(Map p, float* lse, Map z, int width, int channels) {
   }
 }
 
-// Kernels::prior.
+// Implements Kernels::prior.
 inline void prior(Map logs, Map target, float* mass, const float* q, const float* class_weight,
                   float smallest, int width, int classes) {
   const int padded = vectors(classes) * kLanes;
@@ -137,7 +138,7 @@ inline void prior(Map logs, Map target, float* mass, const float* q, const float
   }
 }
 
-// Kernels::cross_entropy.
+// Implements Kernels::cross_entropy.
 inline double cross_entropy(Map z, const float* lse, Map target, int width, int channels) {
   Vec total = Vec{};
   for (int i = 0; i < width; ++i)
@@ -146,7 +147,7 @@ inline double cross_entropy(Map z, const float* lse, Map target, int width, int 
   return sum(total);
 }
 
-// Kernels::cluster_loss.
+// Implements Kernels::cluster_loss.
 inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, const int32_t* hard,
                          const float* soft, int guide_classes, const int32_t* table,
                          float self_weight, float guide_weight, int width, int channels) {
@@ -188,24 +189,25 @@ inline void cluster_loss(Map dr, double* losses, Map r, const int32_t* labels, c
   losses[1] += guide;
 }
 
-// Returns |d|, or with huber 0.5 d^2 where |d| < 1 and |d| - 0.5 elsewhere; then the derivative.
+// Returns |d|; with huber, 0.5 d^2 where |d| < 1 and |d| - 0.5 elsewhere.
 SEG_INLINE Vec penalty(Vec d, bool huber) {
   const Vec a = abs(d);
   return huber ? (a < splat(1.0f) ? 0.5f * d * d : a - 0.5f) : a;
 }
+// Returns the derivative of penalty() by d.
 SEG_INLINE Vec penalty_slope(Vec d, bool huber) {
   if (huber) return min(max(d, splat(-1.0f)), splat(1.0f));
   return zero_unless(d > Vec{}, splat(1.0f)) - zero_unless(d < Vec{}, splat(1.0f));
 }
 
-// Kernels::spatial_loss.
+// Implements Kernels::spatial_loss.
 inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float weight,
                          const float* scale, bool huber, int y, int x, int width, int height,
                          int full_width, int channels) {
   Vec total = Vec{};
   for (int i = x; i < x + width; ++i) {
     const float *here = r.at(y, i), *ahead[4], *behind[4];
-    for (int k = 0; k < 4; ++k) {  // outside the picture the pixel itself is used: no difference
+    for (int k = 0; k < 4; ++k) {  // outside the picture: the pixel itself, so the difference is 0
       const Offset o = kSpatialNeighbours[k];
       const int y1 = y + o.dy, x1 = i + o.dx, y0 = y - o.dy, x0 = i - o.dx;
       ahead[k] = y1 < height && x1 >= 0 && x1 < full_width ? r.at(y1, x1) : here;
@@ -227,7 +229,7 @@ inline void spatial_loss(Map dr, double* loss, Map r, const float* gain, float w
   *loss += sum(total);
 }
 
-// Kernels::affinity.
+// Implements Kernels::affinity.
 inline void affinity(float* out, const float* image, const Offset* offsets, const float* scale,
                      int count, float sigma, int y, int height, int width) {
   const float k = -0.5f / (sigma * sigma);
@@ -251,7 +253,7 @@ inline void affinity(float* out, const float* image, const Offset* offsets, cons
     for (int d = 0; d < count; ++d) out[(ptrdiff_t)x * count + d] *= scale[d];
 }
 
-// Kernels::residual_loss.
+// Implements Kernels::residual_loss.
 inline double residual_loss(Map dz, Map p, Map target, const float* mass, const float* affinity,
                             const Offset* offsets, int count, float lambda, int y, int x, int width,
                             int height, int full_width, int channels) {
@@ -293,7 +295,7 @@ inline double residual_loss(Map dz, Map p, Map target, const float* mass, const 
   return 0.5 * pair;  // every pair was counted twice
 }
 
-// Kernels::sgd.
+// Implements Kernels::sgd.
 inline void sgd(float* w, float* v, const float* dw, size_t n, float lr, float momentum) {
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {

@@ -34,7 +34,7 @@ Refiner::Refiner(const RefineOptions& options, int height, int width, int thread
   labels_.assign(pixels, 0);
   checked_labels_ = labels_;
   present_.assign(options.classes, 0);
-  row_losses_.assign(3 * static_cast<size_t>(bands_), 0.0);
+  band_losses_.assign(3 * static_cast<size_t>(bands_), 0.0);
 
   arena_floats_ = layout(nullptr);
   arena_ = allocate(arena_floats_);
@@ -192,7 +192,7 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
     kept_buffers_ = buffers;
     kept_batches_ = batches;
   };
-  const auto restore = [&] {  // called up to two times, so it copies
+  const auto restore = [&] {  // may be called twice, so the kept vectors are copied, not moved
     parameters = kept_parameters_;
     momenta = kept_momenta_;
     buffers = kept_buffers_;

@@ -22,17 +22,18 @@ class Refiner {
   Refiner& operator=(Refiner&&) = default;
   ~Refiner();
 
-  // Takes up to `steps` steps on the picture, then one forward pass, and returns why and when the
+  // Executes up to `steps` steps on the picture, then a forward pass, and returns why and when the
   // run ended. Writes scores [height][width][classes], labels [height][width] and records [steps].
-  // image is [height][width][3] in [0, 1]. The returned map is the last one with at least
-  // label_floor labels; 0 disables this rule. after_step(steps done) is called after each step:
-  // true ends the run. It may throw. It may be empty.
+  // image is [height][width][3] in [0, 1]. Residual needs a soft guide of options.classes classes.
+  // The returned map is the last one with at least label_floor distinct labels, or the first map if
+  // no map has so many; 0 disables this rule. after_step(steps done) is called after each step
+  // unless it is empty. If it returns true, the run ends. It may throw.
   RunResult run(float* scores, int32_t* labels, StepRecord* records, const float* image,
                 const Guide& guide, int label_floor, int steps,
                 const std::function<bool(int)>& after_step);
 
   std::vector<float> parameters, momenta, buffers;  // PyTorch's layout, see network.h
-  int64_t batches = 0;                              // steps that updated the running statistics
+  int64_t batches = 0;  // steps that have updated the running statistics
 
   const RefineOptions& options() const { return options_; }
   int height() const { return height_; }
@@ -40,7 +41,8 @@ class Refiner {
   size_t arena_bytes() const { return arena_floats_ * sizeof(float); }
 
  private:
-  // The values of one batch norm for the current picture, [padded(channels)] each.
+  // The values of one batch norm for the current picture, [padded(channels)] each. inv is 1 / the
+  // standard deviation; affine() is the norm itself.
   struct Statistics {
     float *mean, *inv, *scale, *shift;
     Affine affine() const { return {mean, scale, shift}; }
@@ -94,22 +96,24 @@ class Refiner {
   // Weights of blocks, skip and head as the kernels read them; turned_ is for gradients by inputs.
   std::vector<float*> packed_, turned_;
   std::vector<float*> packed_bias_;
-  float* sums_ = nullptr;  // [bands][3][padded channels]
-  float *sum_a_ = nullptr, *sum_b_ = nullptr;
+  float* sums_ = nullptr;                      // [bands][3][padded channels]
+  float *sum_a_ = nullptr, *sum_b_ = nullptr;  // the arguments a and b of bn_backward
   float *partial_ = nullptr,
         *skip_partial_ = nullptr;  // weight gradients of each of kBlocks blocks of rows
   float *scratch_ = nullptr, *affinity_ = nullptr, *mass_ = nullptr;
   size_t scratch_floats_ = 0, sums_floats_ = 0;
   std::vector<float> gradient_, kept_parameters_, kept_momenta_, kept_buffers_;
   int64_t kept_batches_ = 0;
-  std::vector<int32_t> labels_, checked_labels_, mapping_;
-  std::vector<uint8_t> present_;
-  std::vector<double> row_losses_;
+  std::vector<int32_t> labels_, checked_labels_;  // of this step, and of the last check
+  std::vector<int32_t> mapping_;                  // the channel of each class of the guide
+  std::vector<uint8_t> present_;                  // [classes]: 1 for each label that occurs
+  // [bands][3]: similarity, guide and spatial loss; for residual guide loss, pair loss and 0.
+  std::vector<double> band_losses_;
   std::vector<Offset> offsets_;
   std::vector<int32_t> guide_present_, targets_;  // scratch memory of the mappings
   std::vector<double> overlap_;
   Assignment assignment_;
-  double guide_pixels_ = 0;
+  double guide_pixels_ = 0;  // pixels whose class the guide knows
 };
 
 template <class F>

@@ -16,7 +16,7 @@ Refiner::Sums Refiner::clear_sums(int band, int channels) const {
 }
 
 // Copies the weights [out][in][k][k] and biases into the kernels' form: packed_ for the forward
-// pass, turned_ (by 180 degrees, in and out exchanged) for the gradient by the input.
+// pass, turned_ (rotated by 180 degrees, in and out exchanged) for the gradient by the input.
 void Refiner::pack() {
   const auto pack_conv = [&](int i, const Conv& conv, bool tiles, bool turn) {
     const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
@@ -49,8 +49,9 @@ void Refiner::pack() {
   pack_conv(options_.blocks + 1, network_.head, false, true);
 }
 
-// Sets s to the statistics of x [height][width][padded(channels)], from the moments of its bands
-// about the first pixel of each band; if `running`, to the running statistics.
+// Sets s to the statistics of x [height][width][padded(channels)]. They are computed from the
+// moments of each band about the first pixel of that band, which are in sums_. With `running`, sets
+// s to the running statistics.
 void Refiner::set_statistics(const Norm& norm, const Statistics& s, Map x, bool running) {
   for (int c = 0; c < norm.channels; ++c) {
     double mean = 0, m2 = 0;
@@ -91,7 +92,7 @@ void Refiner::update_running(const Norm& norm, const Statistics& s) {
   }
 }
 
-// Writes the head's input for a run of pixels: the last block after its norm, plus the skip.
+// Writes to out the head's input for a run of pixels: the last block after its norm, plus the skip.
 void Refiner::feature(Map out, int y, int x, int width) const {
   const Conv& skip = network_.skip;
   const int i = options_.blocks;
@@ -134,7 +135,7 @@ void Refiner::forward(bool running) {
   const Conv& head = network_.head;
   const int last = options_.blocks + 1;
   const bool follows = options_.channels_follow_classes();
-  std::fill(row_losses_.begin(), row_losses_.end(), 0.0);
+  std::fill(band_losses_.begin(), band_losses_.end(), 0.0);
   parallel_for_slots(threads_, bands_, [&](int band, int slot) {
     const Sums s = clear_sums(band, head.out);
     const int c = padded(head.in), q = padded(head.out);
@@ -149,7 +150,7 @@ void Refiner::forward(bool running) {
                  head.out, false);
         k_->softmax(out, lse, z, width, head.out);
         k_->argmax(labels_.data() + static_cast<size_t>(y) * width_ + x, z, width, head.out);
-        row_losses_[3 * band] += k_->cross_entropy(z, lse, target_.from(y, x), width, head.out);
+        band_losses_[3 * band] += k_->cross_entropy(z, lse, target_.from(y, x), width, head.out);
       } else {
         k_->conv(out, f, packed_[last], packed_bias_[last], Map{}, width, 1, head.in, head.out,
                  false);
@@ -169,8 +170,8 @@ void Refiner::forward(bool running) {
   });
 }
 
-// Writes the gradients by gamma and beta, and the means that bn_backward subtracts, from the bands'
-// sums of dy and of dy * (x - mean).
+// Writes the gradients by gamma and beta, and sets sum_a_ and sum_b_, the means that bn_backward
+// subtracts. Both are computed from the bands' sums of dy and of dy * (x - mean).
 void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   const double n = static_cast<double>(height_) * width_;
   for (int c = 0; c < norm.channels; ++c) {
@@ -187,8 +188,8 @@ void Refiner::norm_gradient(const Norm& norm, const Statistics& s) {
   }
 }
 
-// Sums the weight gradients of the kBlocks blocks of rows into gradient_; with `add`, to the
-// gradient that is already in it. `tiles`: partial is in the basis of conv3's tiles.
+// Writes to gradient_ the sum of the weight gradients of the kBlocks blocks of rows; with `add`,
+// adds that sum to gradient_. With `tiles`, partial is in the basis of conv3's tiles.
 void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, bool add) {
   const int size = conv.kernel * conv.kernel, taps = tiles ? 16 : size;
   const size_t row = padded(conv.out), block = weight_floats(conv, tiles);
@@ -212,8 +213,8 @@ void Refiner::conv_gradient(const Conv& conv, const float* partial, bool tiles, 
   });
 }
 
-// Writes the gradient by the bias: the sum over the bands of the gradient of the convolution's
-// output.
+// Writes the gradient by the bias: the sum over the bands of the gradient by the convolution's
+// output. With `add`, adds it.
 void Refiner::bias_gradient(const Conv& conv, bool add) {
   for (int o = 0; o < conv.out; ++o) {
     double s = 0;
@@ -224,7 +225,8 @@ void Refiner::bias_gradient(const Conv& conv, bool add) {
   }
 }
 
-// Computes gradient_ from d_response_. losses() has computed the sums for the head's norm.
+// Computes gradient_ from d_response_. losses() has computed the sums for the gradient of the
+// head's norm.
 void Refiner::backward() {
   const int last = options_.blocks - 1;
   const Conv &head = network_.head, &skip = network_.skip;
@@ -264,7 +266,10 @@ void Refiner::backward() {
     const Map x = activation_[i];
     const Statistics& of = statistics_[i];
     norm_gradient(network_.norm[i], of);
-    if (i == last && skips) {  // equal sums; a shared skip is conv[0]: its gradient is added below
+    // The gradient by the skip's bias equals the one by the norm's beta: both are sums of
+    // d_feature_. A shared skip is conv[0]. Then the gradient of conv[0] in its block is added
+    // below.
+    if (i == last && skips) {
       conv_gradient(skip, skip_partial_, false, false);
       std::copy_n(&gradient_[network_.norm[i].beta], skip.out, &gradient_[skip.bias]);
     }
@@ -305,7 +310,8 @@ void Refiner::backward() {
   }
 }
 
-// Marks the labels that occur in present_ and returns their number.
+// Sets present_ to 1 for the labels that occur, to 0 for the others, and returns the number of
+// labels that occur.
 int Refiner::find_labels() {
   std::fill(present_.begin(), present_.end(), 0);
   for (const int32_t label : labels_) present_[label] = 1;
@@ -313,7 +319,7 @@ int Refiner::find_labels() {
 }
 
 // Maps the i-th class that occurs in the guide to the (i mod K)-th of the K labels that occur, both
-// in increasing order.
+// in increasing order. All classes of a soft guide count as occurring.
 void Refiner::set_modulo_mapping(const Guide& guide) {
   if (guide_present_.empty()) {
     // In this block mapping_[k] is 1 if class k occurs in the guide.
@@ -331,7 +337,7 @@ void Refiner::set_modulo_mapping(const Guide& guide) {
     mapping_[guide_present_[i]] = targets_[i % targets_.size()];
 }
 
-// Maps guide classes to labels one to one, so that the area of pixels with both is largest. If
+// Maps guide classes to labels one to one, so that the area of the pixels with both is largest. If
 // there are more classes than labels, each remaining class is mapped to the label that it overlaps
 // most.
 void Refiner::set_overlap_mapping(const Guide& guide) {
@@ -372,14 +378,14 @@ bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   if (options_.objective == kResidual) {  // forward() has computed the guide loss
     parallel_for(threads_, bands_, [&](int band) {
       each_run(band, [&](int y, int x, int width) {
-        row_losses_[3 * band + 1] += k_->residual_loss(
+        band_losses_[3 * band + 1] += k_->residual_loss(
             d_response_, head_, target_, mass_, affinity_, offsets_.data(),
             static_cast<int>(offsets_.size()), options_.lambda, y, x, width, h, w, classes);
       });
     });
     for (int band = 0; band < bands_; ++band) {
-      record->guide += row_losses_[3 * band];
-      record->spatial += row_losses_[3 * band + 1];
+      record->guide += band_losses_[3 * band];
+      record->spatial += band_losses_[3 * band + 1];
     }
     record->total = record->guide + options_.lambda * record->spatial;
     return std::isfinite(record->total);
@@ -400,7 +406,7 @@ bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
   parallel_for_slots(threads_, bands_, [&](int band, int slot) {
     const Sums s = clear_sums(band, classes);
     const Map r{scratch_ + slot * scratch_floats_, 0, head_.stride};
-    double* loss = &row_losses_[3 * band];
+    double* loss = &band_losses_[3 * band];
     each_run(band, [&](int y, int x, int width) {
       const size_t n = static_cast<size_t>(y) * w + x;
       const Map d = d_response_.from(y, x);
@@ -416,9 +422,9 @@ bool Refiner::losses(StepRecord* record, const Guide& guide, int clusters) {
     });
   });
   for (int band = 0; band < bands_; ++band) {
-    record->first += row_losses_[3 * band] / pixels;
-    if (guided) record->guide += row_losses_[3 * band + 1] / guide_pixels_;
-    record->spatial += row_losses_[3 * band + 2];
+    record->first += band_losses_[3 * band] / pixels;
+    if (guided) record->guide += band_losses_[3 * band + 1] / guide_pixels_;
+    record->spatial += band_losses_[3 * band + 2];
   }
   record->total = record->first + record->guide + weight * record->spatial;
   return std::isfinite(record->total);

@@ -86,7 +86,7 @@ int32_t number_regions(int32_t* regions, const int32_t* labels, int height, int 
       const bool up = y > 0 && labels[n - width] == labels[n];
       if (left) {
         regions[n] = regions[n - 1];
-        const bool joined = up && labels[n - width - 1] == labels[n];  // through the corner
+        const bool joined = up && labels[n - width - 1] == labels[n];  // by the pixel up and left
         if (up && !joined) forest.join(regions[n], regions[n - width]);
       } else if (up) {
         regions[n] = regions[n - width];

@@ -10,7 +10,7 @@
 #include "filter-inl.h"
 // clang-format on
 
-// Returns the table. name is that of the instruction set.
+// Returns the table of the instruction set with this name.
 constexpr Kernels table(const char* name) {
   return {
       .name = name,

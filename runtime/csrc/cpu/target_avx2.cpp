@@ -1,12 +1,13 @@
-// The kernels for x86-64 with AVX2.
+// The kernels for x86-64 with AVX2. All other headers are included before the pragma, so that the
+// compiler uses AVX2 only in the code of table-inl.h.
 #if defined(__x86_64__)
 #include <cmath>
 #include <cstring>
 
 #include "kernels.h"
 
-#define SEG_LANES 8
-#define SEG_REGISTERS 16
+#define SEG_LANES 8       // floats of a vector
+#define SEG_REGISTERS 16  // vector registers of the processor
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -10,9 +10,9 @@
 
 #include "kernels.h"
 
-#define SEG_LANES 4
+#define SEG_LANES 4  // floats of a vector
 #if defined(__aarch64__)
-#define SEG_REGISTERS 32
+#define SEG_REGISTERS 32  // vector registers of the processor
 #else
 #define SEG_REGISTERS 16
 #endif

@@ -8,10 +8,10 @@
 // second-level cache. Between the transforms are 16 matrix products of tiles x channels
 // (conv-inl.h).
 
-// Writes v [16][tiles][in.stride] = B' in B of each 4x4 tile of `in`. The first tile's top left
-// pixel is (y, x), each next one is two columns further right. The 16 planes are `plane` floats
-// apart. With kNorm, norm is applied to the pixels. Pixels outside the picture are zero after the
-// norm.
+// Writes v [16][tiles][in.stride] = B' in B of each 4x4 tile of `in`. The top left pixel of the
+// first tile is (y, x), and each further tile is two columns further right. The 16 planes are
+// `plane` floats apart. With kNorm, norm is applied to the pixels. Pixels outside the picture are
+// zero after the norm.
 template <bool kNorm>
 inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y, int x, int tiles,
                            int height, int width, int channels) {
@@ -28,10 +28,10 @@ inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y
       for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 16
         for (int j = 0; j < 4; ++j) {
-          const bool there =
+          const bool in_picture =
               inside || (y + i >= 0 && y + i < height && x + j >= 0 && x + j < width);
           d[i][j] = Vec{};
-          if (there) {
+          if (in_picture) {
             d[i][j] = load(corner + i * in.pitch + j * in.stride + c);
             if (kNorm) d[i][j] = (d[i][j] - mean) * scale + shift;
           }
@@ -107,7 +107,7 @@ inline void tiles_of_gradient(float* z, ptrdiff_t plane, Map dout, int y, int x,
   }
 }
 
-// The same, with kNorm if norm is set.
+// As the template of the same name; kNorm is true if norm.mean is not null.
 inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y, int x, int tiles,
                            int height, int width, int channels) {
   if (norm.mean)
@@ -116,7 +116,7 @@ inline void tiles_of_input(float* v, ptrdiff_t plane, Map in, Affine norm, int y
     tiles_of_input<false>(v, plane, in, norm, y, x, tiles, height, width, channels);
 }
 
-// Kernels::conv3.
+// Implements Kernels::conv3.
 inline void conv3(Map out, Map in, Affine norm, const float* w, const float* bias, bool relu, int y,
                   int x, int tiles, int height, int width, int in_channels, int channels,
                   float* scratch) {
@@ -144,7 +144,7 @@ inline void conv3(Map out, Map in, Affine norm, const float* w, const float* bia
   tiles_to_output(out, m, out_plane, bias, relu, y, x, tiles, height, width, channels);
 }
 
-// Kernels::conv3_dw.
+// Implements Kernels::conv3_dw.
 inline void conv3_dw(float* dw, Map in, Affine norm, Map dout, int y, int x, int tiles, int height,
                      int width, int in_channels, int channels, float* scratch) {
   const ptrdiff_t none[1] = {0}, row = padded(channels);
