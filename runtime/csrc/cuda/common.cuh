@@ -1,16 +1,18 @@
 // Shared by the CUDA files: checked calls, an owner of device memory, and SEG_LAUNCH. With
 // SEG_CUDA_SHIM a host compiler compiles the same files against tests/support/cuda_shim.h, which
-// runs the kernels on the CPU: so the tests need no GPU.
+// runs the kernels on the CPU, so the tests need no GPU.
 #pragma once
 
 #ifndef SEG_CUDA_SHIM
 #include <cuda_runtime.h>
 
+// Launches a kernel and throws a CudaError if the launch fails.
 #define SEG_LAUNCH(kernel, grid, block, shared, stream, ...)      \
   do {                                                            \
     kernel<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__); \
     CUDA_CHECK(cudaGetLastError());                               \
   } while (0)
+// Declares the shared memory of a block, whose size is the argument `shared` of SEG_LAUNCH.
 #define SEG_SHARED(name) extern __shared__ __align__(16) float name[]
 #endif
 
@@ -39,8 +41,8 @@ inline void cuda_check(cudaError_t error, const char* call, int device = -1) {
 }
 #define CUDA_CHECK(call) ::seg::cuda_check((call), #call)
 
-// This function is called when an allocation fails, before the allocation is tried once more. It
-// may be null.
+// This function is called when the allocation of a DeviceBuffer fails, before the allocation is
+// tried once more. It may be null.
 inline void (*give_memory_back)() = nullptr;
 
 // An owner of n floats (at least one) of the current device.

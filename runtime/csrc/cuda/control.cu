@@ -5,7 +5,7 @@
 namespace seg::cuda {
 namespace {
 
-// start_step(). One block.
+// Does the work of start_step(). One block.
 __global__ void begin_step(Control* c, const int* present, int classes, int weighting, float mu,
                            float beta) {
   SEG_SHARED(memory);
@@ -23,7 +23,7 @@ __global__ void begin_step(Control* c, const int* present, int classes, int weig
   if (weighting == kScf) c->weight = static_cast<float>(mu / found);
 }
 
-// record_losses(). One block.
+// Does the work of record_losses(). One block.
 __global__ void judge(Control* c, const double* losses, int blocks, double pixels, bool residual,
                       float lambda) {
   SEG_SHARED(memory);
@@ -53,7 +53,7 @@ __global__ void judge(Control* c, const double* losses, int blocks, double pixel
   }
 }
 
-// update_state(). A thread has a weight.
+// Does the work of update_state(). One thread per weight.
 __global__ void update(const Control* c, float* w, float* v, float* kept_w, float* kept_v,
                        const float* gradient, float lr, float momentum, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -64,7 +64,7 @@ __global__ void update(const Control* c, float* w, float* v, float* kept_w, floa
   w[i] -= lr * v[i];
 }
 
-// check_labels(). A thread has a pixel.
+// Does the work of check_labels(). One thread per pixel.
 __global__ void compare_labels(Control* c, int32_t* checked, const int32_t* labels, size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (c->stopped || c->step % kCheckEvery != 0 || n >= pixels) return;
@@ -72,13 +72,13 @@ __global__ void compare_labels(Control* c, int32_t* checked, const int32_t* labe
   checked[n] = labels[n];
 }
 
-// finish_step(). One block.
+// Does the work of finish_step(). One block.
 __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, int* present,
                          int classes, double pixels, int min_labels, float early_stop,
-                         volatile int* told) {
+                         volatile int* progress) {
   for (int k = threadIdx.x; k < classes; k += blockDim.x) present[k] = 0;
   if (c->stopped) {
-    if (threadIdx.x == 0) told[1] = c->over = 1;
+    if (threadIdx.x == 0) progress[1] = c->over = 1;
     return;
   }
   for (int i = 0; i < norms.count; ++i) {
@@ -115,8 +115,8 @@ __global__ void end_step(Control* c, Norms norms, float* buffers, float* kept, i
     }
   }
   c->over = c->stopped;
-  told[0] = c->step;
-  told[1] = c->stopped;
+  progress[0] = c->step;
+  progress[1] = c->stopped;
 }
 
 }  // namespace
@@ -146,10 +146,10 @@ void check_labels(Control* c, int32_t* checked, const int32_t* labels, size_t pi
 }
 
 void finish_step(Control* c, const Norms& norms, float* buffers, float* kept, int* present,
-                 double pixels, const RefineOptions& options, volatile int* told,
+                 double pixels, const RefineOptions& options, volatile int* progress,
                  cudaStream_t stream) {
   SEG_LAUNCH(end_step, dim3(1), dim3(kControlThreads), 0, stream, c, norms, buffers, kept, present,
-             options.classes, pixels, options.min_labels, options.early_stop, told);
+             options.classes, pixels, options.min_labels, options.early_stop, progress);
 }
 
 }  // namespace seg::cuda

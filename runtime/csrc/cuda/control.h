@@ -12,10 +12,12 @@ constexpr int kNorms = 4;   // a network has at most this many norms
 constexpr int kLosses = 3;  // losses of each block: similarity, guide, spatial (residual: pair)
 
 // The state of the loop in device memory. The host writes it before a run and reads it afterwards.
+// stopped is 1 once the run has ended, and stop is the reason. have_kept is 1 once the state before
+// an update has been kept.
 struct Control {
   int64_t batches;      // steps that updated the running statistics
   StepRecord* records;  // [steps], device memory
-  double guide_pixels;  // known pixels of the guide
+  double guide_pixels;  // pixels whose class the guide knows
   double checked_loss, loss;
   unsigned long long same;  // labels that equal those of the last check
   float weight;             // of the spatial loss in this step
@@ -31,8 +33,8 @@ struct Norms {
   int count;
 };
 
-// Counts the labels that are marked in present [classes], ends the run if too few are left, and
-// sets the weight of the step's spatial loss.
+// Counts the labels that are marked in present [classes], ends the run if fewer than label_floor
+// are left and a state is kept, and sets the weight of the step's spatial loss.
 void start_step(Control* c, const int* present, const RefineOptions& options, cudaStream_t stream);
 
 // Sums losses [kLosses][blocks] over the blocks, records the sums, and ends the run if the total
@@ -50,11 +52,11 @@ void update_state(const Control* c, float* state, float* kept, const float* grad
 void check_labels(Control* c, int32_t* checked, const int32_t* labels, size_t pixels,
                   cudaStream_t stream);
 
-// Updates the running statistics (buffers; previous values are copied to kept) and the counters,
-// and decides whether this was the last step. Clears present, and writes the number of steps and
-// whether the run has ended to told [2].
+// Updates the running statistics (buffers; their previous values are copied to kept) and the
+// counters, and decides whether this was the last step. Clears present. Writes the number of steps
+// done and whether the run has ended to progress [2].
 void finish_step(Control* c, const Norms& norms, float* buffers, float* kept, int* present,
-                 double pixels, const RefineOptions& options, volatile int* told,
+                 double pixels, const RefineOptions& options, volatile int* progress,
                  cudaStream_t stream);
 
 }  // namespace seg::cuda

@@ -12,7 +12,8 @@ constexpr int kMostColumns = 32;      // most groups of four output channels of 
 // Least threads of a block. With few channels fewer threads compute; the others only help to load.
 constexpr int kLeast = 128;
 
-// Copies the weights into the order in which conv() reads them. Blocks: (words, entry of the list).
+// Copies the weights into the order in which conv() reads them. The grid is (words, entry of the
+// list).
 __global__ void pack(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -22,8 +23,9 @@ __global__ void pack(PackedList list, const float* parameters) {
 // Computes the convolution of source with packed weights and calls emit with the results. A block
 // computes one tile of pixels for up to 128 output channels. It copies eight input channels of the
 // tile with its border, and their weights, to shared memory, adds their products, and repeats this
-// for the next eight. A thread holds the sums of 8 pixels x 4 channels in registers. With 3x3 taps
-// it reads a row of 12 inputs for 96 products. Blocks: (tile, group of output channels).
+// for the next eight channels. A thread holds the sums of 8 pixels x 4 output channels in
+// registers. With 3x3 taps a thread reads a row of 12 inputs for 96 products. The grid is (tile,
+// group of output channels).
 template <int Taps, class Source, class Emit>
 __global__ void __launch_bounds__(kMostColumns* kRuns)
     conv(Emit emit, Source source, const float* packed, int in, int columns, Extent s,
@@ -91,9 +93,10 @@ __global__ void __launch_bounds__(kMostColumns* kRuns)
        shared);
 }
 
-// The threads and blocks of a weight gradient. A block has a thread for each of outs x ins groups
-// of channels, `lanes` times: each lane sums other rows of a tile. The tiles are divided among
-// `blocks` blocks. A block needs `shared` bytes of shared memory.
+// The threads and blocks of a weight gradient. A block has outs x ins x lanes threads. Each thread
+// computes the gradients by the weights between four output channels and Ins input channels. The
+// lanes share the rows of a tile; `blocks` blocks share the tiles. A block needs `shared` bytes of
+// shared memory.
 struct Split {
   int outs, ins, lanes, blocks;
   size_t shared;
@@ -101,7 +104,7 @@ struct Split {
   int parts() const { return blocks * lanes; }
 };
 
-// Returns the split for `in` and `out` channels. A thread has Ins input channels.
+// Returns the split for `in` and `out` channels, with Ins input channels for each thread.
 template <int Taps, int Ins>
 Split split_of(int in, int out, Extent s) {
   Split p;
@@ -117,11 +120,11 @@ Split split_of(int in, int out, Extent s) {
   return p;
 }
 
-// Writes parts [parts][out * in * Taps^2 + out]: sums over a part of the tiles of the gradients by
-// weights and bias. A thread sums 4 output channels x Ins input channels x all taps in registers.
-// The tile's gradients and inputs are in shared memory; four pixels of both are used for 16
-// products of each tap. Blocks: (part of the tiles, group of input channels, group of output
-// channels).
+// Writes parts [parts][out * in * Taps^2 + out]: partial sums, over a part of the tiles, of the
+// gradients by the weights and by the bias. A thread sums 4 output channels x Ins input channels x
+// all taps in registers. The tile's gradients and inputs are in shared memory; four pixels of both
+// are used for 16 products of each tap and input channel. The grid is (part of the tiles, group of
+// input channels, group of output channels).
 template <int Taps, int Ins, class Source, class Slope>
 __global__ void __launch_bounds__(512)
     conv_gradient(float* parts, Source source, Slope slope, int in, int out, Split p, Extent s,
@@ -208,7 +211,7 @@ __global__ void __launch_bounds__(512)
 
 constexpr int kSumWide = 32, kSumTall = 8;
 
-// gradient [n] = the sum of `count` parts [n], in a fixed order; with add, gradient += that sum.
+// Does the work of run_sum(). A block computes kSumWide sums with kSumTall threads for each.
 __global__ void sum_parts(float* gradient, const float* parts, int n, int count, bool add) {
   SEG_SHARED(shared);
   double* const sums = reinterpret_cast<double*>(shared);  // [kSumTall][kSumWide]

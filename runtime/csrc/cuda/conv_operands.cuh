@@ -1,6 +1,7 @@
 // The inputs and outputs of the convolutions of conv.cu and tensor_conv.cu. Maps are planes
 // [channel][height][pitch]; the values between width and pitch are undefined and have no influence
-// on a result. The structures are template arguments of the kernels, so the compiler inlines them.
+// on a result. The structures Input, Gradient, Forward and Backward are template arguments of the
+// kernels, so the compiler inlines their operators.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,9 @@ namespace seg::cuda {
 constexpr int kRun = 8;               // neighbouring pixels of a thread, and the unit of a pitch
 constexpr int kFour = 4;              // output channels of a thread
 constexpr int kTall = 8, kWide = 16;  // pixels of a block's tile
-constexpr int kRuns = kTall * kWide / kRun;
-constexpr int kDepth = 8;         // input channels that are in shared memory at a time
-constexpr int kGradientRows = 4;  // rows of the tiles of a weight gradient
+constexpr int kRuns = kTall * kWide / kRun;  // groups of kRun pixels of a tile
+constexpr int kDepth = 8;                    // input channels that are in shared memory at a time
+constexpr int kGradientRows = 4;             // rows of the tiles of a weight gradient
 // Blocks that share a weight gradient: two for each multiprocessor of an H100. The number does not
 // depend on the device, so the result does not depend on it either.
 constexpr int kGradientBlocks = 264;
@@ -26,7 +27,7 @@ struct Extent {
   int height, width, pitch;
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * pitch; }
   __device__ size_t at(int y, int x) const { return static_cast<size_t>(y) * pitch + x; }
-  // Return the number of tiles of a row of tiles, and of all tiles.
+  // across() returns the number of tiles side by side, tiles() the number of all tiles.
   __host__ __device__ int across() const { return (width + kWide - 1) / kWide; }
   __host__ __device__ int tiles() const { return across() * ((height + kTall - 1) / kTall); }
   // Returns the number of a tile's pixels that are in the picture.
@@ -52,7 +53,7 @@ __device__ inline float4 load_four(const float* from) {
 // operator returns the value of channel c at position n of a plane.
 struct Input {
   const float* x;
-  NormState norm;  // not set if scale is null
+  NormState norm;  // is not applied if scale is null
   const float* skip;
   size_t plane;
   __device__ float operator()(int c, size_t n) const {
@@ -89,6 +90,7 @@ struct Gradient {
     if (relu && a <= 0) return 0;
     return norm.scale[c] * (v - norm.a[c] - (a - norm.mean[c]) * norm.b[c]);
   }
+  // Returns the values at n ... n + 3. n is a multiple of 4.
   __device__ float4 four(int c, size_t n) const {
     const float4 v = load_four(d + c * plane + n);
     if (x == nullptr) return v;
@@ -115,7 +117,8 @@ struct Packed {
   int in, out, taps, span, pitch, depth;
   bool turned;
   __host__ __device__ int groups() const { return (out + span - 1) / span; }
-  // Words that a block copies at a time, and all words.
+  // part() returns the number of words that a block copies at a time, count() the number of all
+  // words.
   __host__ __device__ int part() const { return kDepth * taps * pitch; }
   __host__ __device__ int count() const { return (in + depth - 1) / depth * groups() * part(); }
   // Returns weight `number` (0, or 1 in half precision) of word e; 0 outside the channels.
@@ -145,15 +148,16 @@ struct PackedList {
 };
 
 // The position of a thread's results: kRun pixels from (y, x) on, `count` of which are in the
-// picture, for four channels. The block computes `span` channels from `first` on in columns of
-// four. works() returns whether the thread has results.
+// picture, for four channels. `run` is the number of these pixels' group in the tile. The block
+// computes `span` channels from `first` on; `column` counts groups of four channels. works()
+// returns whether the thread has results.
 struct Place4 {
   int first, y, x, count, column, run, span, tile;
   __device__ int channel(int j) const { return first + column * kFour + j; }
   __device__ bool works() const { return column * kFour < span; }
 };
 
-// Writes the results of channel j to kRun floats; `to` is a multiple of 16 bytes.
+// Writes the results of the thread's channel j to kRun floats; `to` is a multiple of 16 bytes.
 __device__ inline void store_run(float* to, const float (&v)[kRun][kFour], int j) {
   float4* p = reinterpret_cast<float4*>(to);
   p[0] = float4{v[0][j], v[1][j], v[2][j], v[3][j]};
@@ -168,10 +172,10 @@ __device__ inline void load_run(float (&v)[kRun], const float* from) {
   v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-// The epilogue of a forward pass. Writes out = v + bias + prior (if set), then relu if asked, and
-// if sums is set the moments of each channel over the tile: sums [2][channels][tiles] of out, and
-// of (out - the tile's mean)^2. The caller provides shared memory for 2 * kRuns * (span + 1)
-// floats.
+// The end of a forward convolution. Writes out = v + bias + prior (if set), then relu if asked. If
+// sums is set, also writes the moments of each channel over the tile: sums [2][channels][tiles] of
+// out, and of (out - the tile's mean)^2. The caller provides shared memory for 2 * kRuns * (span +
+// 1) floats.
 struct Forward {
   float* out;
   const float *bias, *prior;
@@ -226,8 +230,8 @@ struct Forward {
   }
 };
 
-// The epilogue of a gradient by the input. Writes out = v (called d), and sums [2][channels][tiles]
-// over the tile of d and of d * (x - mean). Shared memory as for Forward.
+// The end of a gradient by the input. Writes out = v (called d), and sums [2][channels][tiles]: the
+// sums over the tile of d and of d * (x - mean). The caller provides shared memory as for Forward.
 struct Backward {
   float* out;
   const float *x, *mean;

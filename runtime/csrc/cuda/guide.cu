@@ -1,4 +1,5 @@
-// Operations on guides, scores and class maps on the device, so that none is copied to the host.
+// Operations on guides, scores and class maps on the device, so that none of these arrays is copied
+// to the host.
 #include <cmath>
 
 #include "common.cuh"
@@ -11,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// soft_guide(). A thread has a pixel. Invalid pixels become NaN, because a kernel cannot raise an
-// error: Python checks the guide for NaN after the work is done.
+// Does the work of soft_guide(). One thread per pixel. Invalid pixels become NaN, because a kernel
+// cannot raise an error: Python checks the guide for NaN after the work is done.
 __global__ void soft_max(float* guide, const float* scores, size_t pixels, int classes,
                          bool exponents) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -34,23 +35,23 @@ __global__ void soft_max(float* guide, const float* scores, size_t pixels, int c
   for (int k = 0; k < classes; ++k) out[k] *= share;
 }
 
-// Writes out [height][width][channels], interpolated between the pixel centres of planes
-// (INTER_LINEAR). A thread has a channel of a pixel.
-__global__ void interpolate(float* out, const float* planes, int height, int width, int from_height,
+// Writes out [height][width][channels], interpolated between the pixel centres of image
+// (INTER_LINEAR). One thread per channel of a pixel.
+__global__ void interpolate(float* out, const float* image, int height, int width, int from_height,
                             int from_width, int channels) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (i >= width * channels) return;
   const Place v(y, height, from_height), u(i / channels, width, from_width);
   const auto at = [&](int row, int column) {
-    return planes[(static_cast<size_t>(row) * from_width + column) * channels + i % channels];
+    return image[(static_cast<size_t>(row) * from_width + column) * channels + i % channels];
   };
   const float above = at(v.low, u.low) + u.weight * (at(v.low, u.high) - at(v.low, u.low)),
               below = at(v.high, u.low) + u.weight * (at(v.high, u.high) - at(v.high, u.low));
   out[static_cast<size_t>(y) * width * channels + i] = above + v.weight * (below - above);
 }
 
-// class_sums(). A block has a part of the pixels and a class. Its threads' sums are added in a
-// fixed order.
+// Does the work of class_sums(). One block per part of the pixels and class. Its threads' sums are
+// added in a fixed order.
 __global__ void sum_classes(float* parts, const float* guide, size_t pixels, int classes) {
   SEG_SHARED(sums);  // [kThreads]
   const int t = threadIdx.x, k = blockIdx.y;
@@ -66,7 +67,7 @@ __global__ void sum_classes(float* parts, const float* guide, size_t pixels, int
   if (t == 0) parts[static_cast<size_t>(k) * kSumParts + blockIdx.x] = sums[0];
 }
 
-// take_classes(). A thread has a pixel.
+// Does the work of take_classes(). One thread per pixel.
 __global__ void take_columns(float* out, const float* guide, const int32_t* columns, size_t pixels,
                              int classes, int count, bool normalised) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -82,7 +83,7 @@ __global__ void take_columns(float* out, const float* guide, const int32_t* colu
   for (int k = 0; k < count; ++k) to[k] /= total;
 }
 
-// winners(). A thread has a pixel.
+// Does the work of winners(). One thread per pixel.
 __global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= pixels) return;
@@ -92,7 +93,7 @@ __global__ void find_winners(int32_t* wins, const float* scores, size_t pixels, 
   wins[best] = 1;
 }
 
-// hard_labels(). A thread has a pixel.
+// Does the work of hard_labels(). One thread per pixel.
 __global__ void find_hard(int32_t* labels, float* shares, const float* guide, size_t pixels,
                           int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -109,7 +110,7 @@ __global__ void find_hard(int32_t* labels, float* shares, const float* guide, si
   shares[n] = best;
 }
 
-// pair_counts(). A thread has a pixel.
+// Does the work of pair_counts(). One thread per pixel.
 __global__ void count_both(int32_t* table, const int32_t* labels, const int32_t* hard,
                            size_t pixels, int clusters, int classes) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -119,7 +120,7 @@ __global__ void count_both(int32_t* table, const int32_t* labels, const int32_t*
     atomicAdd(table + static_cast<size_t>(cluster) * classes + k, 1);
 }
 
-// merge_classes(). A thread has a pixel.
+// Does the work of merge_classes(). One thread per pixel.
 __global__ void add_columns(float* out, const float* scores, const int32_t* to, size_t pixels,
                             int classes, int count) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -130,14 +131,14 @@ __global__ void add_columns(float* out, const float* scores, const int32_t* to, 
     if (to[k] >= 0) sums[to[k]] += scores[n * classes + k];
 }
 
-// keep_pixels(). A thread has a class of a pixel.
+// Does the work of keep_pixels(). One thread per class of a pixel.
 __global__ void replace_pixels(float* scores, const float* guide, const uint8_t* mask,
                                size_t pixels, int classes) {
   const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < pixels * classes && mask[i / classes] != 0) scores[i] = guide[i];
 }
 
-// colour_counts(). A thread has a pixel.
+// Does the work of colour_counts(). One thread per pixel.
 __global__ void count_colours(int32_t* counts, const float* picture, size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= pixels) return;
@@ -206,12 +207,12 @@ void soft_guide(float* guide, const float* scores, int height, int width, int cl
              exponents);
 }
 
-void resize_planes(float* out, const float* planes, int height, int width, int from_height,
+void resize_planes(float* out, const float* image, int height, int width, int from_height,
                    int from_width, int channels, Stream stream) {
   if (height <= from_height && width <= from_width)
-    return shrink(out, planes, height, width, from_height, from_width, channels, stream);
+    return shrink(out, image, height, width, from_height, from_width, channels, stream);
   SEG_LAUNCH(interpolate, dim3((width * channels + kThreads - 1) / kThreads, height),
-             dim3(kThreads), 0, stream, out, planes, height, width, from_height, from_width,
+             dim3(kThreads), 0, stream, out, image, height, width, from_height, from_width,
              channels);
 }
 

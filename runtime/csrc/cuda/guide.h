@@ -16,12 +16,14 @@ namespace seg::cuda {
 void soft_guide(float* guide, const float* scores, int height, int width, int classes,
                 bool exponents, Stream stream);
 
-// Writes parts [classes][kSumParts]: the sums of guide [pixels][classes] over parts of the pixels.
+// Writes parts [classes][kSumParts]: the sums of guide [pixels][classes] over kSumParts parts of
+// the pixels.
 constexpr int kSumParts = 64;
 void class_sums(float* parts, const float* guide, size_t pixels, int classes, Stream stream);
 
-// Writes out [pixels][count]: the columns [count] of guide [pixels][classes], 0 for a column number
-// >= classes. With normalised, each pixel is scaled to the sum 1 unless its sum is 0.
+// Writes out [pixels][count]: the columns of guide [pixels][classes] with the numbers columns
+// [count], 0 for a number >= classes. With normalised, the values of each pixel are divided by
+// their sum unless it is 0.
 void take_classes(float* out, const float* guide, const int32_t* columns, size_t pixels,
                   int classes, int count, bool normalised, Stream stream);
 
@@ -30,8 +32,8 @@ void take_classes(float* out, const float* guide, const int32_t* columns, size_t
 void winners(int32_t* wins, const float* scores, size_t pixels, int classes, Stream stream);
 
 // Writes labels [pixels]: the class with the largest value of each pixel of guide
-// [pixels][classes], of equal values the first; -1 if all values are zero, -2 if one is NaN. Writes
-// shares [pixels]: that value.
+// [pixels][classes], of equal values the first; -1 if no value is above 0, -2 if a value is NaN.
+// Writes shares [pixels]: the largest value of each pixel, or 0 if none is above 0.
 void hard_labels(int32_t* labels, float* shares, const float* guide, size_t pixels, int classes,
                  Stream stream);
 
@@ -45,17 +47,20 @@ void pair_counts(int32_t* table, const int32_t* labels, const int32_t* hard, siz
 void merge_classes(float* out, const float* scores, const int32_t* to, size_t pixels, int classes,
                    int count, Stream stream);
 
-// Copies guide [pixels][classes] to scores [pixels][classes] where mask [pixels] is not zero.
+// Copies guide [pixels][classes] to scores [pixels][classes] at the pixels where mask [pixels] is
+// not zero.
 void keep_pixels(float* scores, const float* guide, const uint8_t* mask, size_t pixels, int classes,
                  Stream stream);
 
-// Writes counts [8][8][8]: a histogram of the colours of picture [pixels][3] in [0, 1].
+// Writes counts [8][8][8]: the number of pixels of picture [pixels][3] in each of 8 x 8 x 8 equal
+// parts of the colours in [0, 1].
 constexpr int kColours = 512;
 void colour_counts(int32_t* counts, const float* picture, size_t pixels, Stream stream);
 
-// Writes out [height][width][channels] from planes [from_height][from_width][channels]: averages if
-// both sides shrink or are equal (shrink()), otherwise interpolates between pixel centres.
-void resize_planes(float* out, const float* planes, int height, int width, int from_height,
+// Writes out [height][width][channels] from planes [from_height][from_width][channels], which is
+// channels-last despite its name: with shrink() if no side grows, otherwise interpolated bilinearly
+// between pixel centres.
+void resize_planes(float* out, const float* image, int height, int width, int from_height,
                    int from_width, int channels, Stream stream);
 
 }  // namespace seg::cuda

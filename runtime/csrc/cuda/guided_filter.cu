@@ -2,8 +2,9 @@
 // the cost does not depend on the radius. Sums are float32. To keep their rounding errors small,
 // the guidance is centred around zero and each chunk of pixels starts with a new sum.
 //
-// Scratch memory holds planes [plane][height][width]: column sums, statistics and coefficients.
-// "Lifted" in a name means: upsampled to full size.
+// The classes are computed in turns. A turn computes as many classes as scratch memory has room
+// for. Scratch memory holds planes [plane][height][width]: column sums, statistics and
+// coefficients. "Lifted" in a name means: upsampled to full size.
 #include <algorithm>
 
 #include "common.cuh"
@@ -11,14 +12,14 @@
 #include "place.cuh"
 
 #ifndef SEG_FILTER_SCRATCH
-#define SEG_FILTER_SCRATCH (64 << 20)  // bytes for the classes of a turn; tests use fewer
+#define SEG_FILTER_SCRATCH (64 << 20)  // bytes of the planes of a turn's classes; tests use fewer
 #endif
 
 namespace seg::cuda {
 namespace {
 
-constexpr int kColumns = 128;  // threads of a block of sum_columns(): one per column
-constexpr int kChunk = 64;     // least rows, or columns, of a chunk
+constexpr int kColumns = 128;  // threads of a block; in sum_columns() one per column
+constexpr int kChunk = 64;     // least rows, or columns, of a chunk (Size::chunk)
 constexpr int kTile = 32;      // pixels of a warp's step along its rows
 constexpr int kPitch = kTile + 1;
 constexpr float kCentre = 0.5f;  // of guidance in [0, 1]: centred, its products cancel less
@@ -26,7 +27,8 @@ constexpr float kCentre = 0.5f;  // of guidance in [0, 1]: centred, its products
 // The size of the picture and the radius of the windows.
 struct Size {
   int height, width, radius;
-  // Returns the rows, or columns, of a chunk. To start a sum costs 2 radius pixels.
+  // Returns the number of rows, or columns, of a chunk: the pixels that one running sum slides
+  // over. The start of a sum costs 2 radius additions, so chunks are longer for large radii.
   __host__ __device__ int chunk() const {
     const int most = height > width ? height : width, wanted = (4 * radius + 31) / 32 * 32;
     return wanted < kChunk ? kChunk : wanted < most ? wanted : (most + 31) / 32 * 32;
@@ -35,8 +37,8 @@ struct Size {
   __host__ __device__ size_t plane() const { return static_cast<size_t>(height) * width; }
 };
 
-// A running sum that also holds the part that rounding removed (Kahan, 1965), so a sum does not
-// become less exact the further its window slides.
+// A running sum with Kahan's correction (1965): `lost` is the part that rounding has removed. So
+// the sum does not become less exact the further its window slides.
 struct Sum {
   float value = 0, lost = 0;
   __device__ void add(float x) {
@@ -65,8 +67,8 @@ struct Features {
 };
 
 // A source of features for sum_columns(): load(out, group, y, x) writes the N features of a group
-// at a pixel, first(group) returns the plane of the first one, count(group) how many planes are
-// written.
+// at a pixel, first(group) returns the plane of the first feature, count(group) the number of
+// planes that are written.
 template <int G>
 struct GuideFeatures {
   static constexpr int N = Features<G>::kGuidance;
@@ -82,8 +84,8 @@ struct GuideFeatures {
   __device__ int count(int) const { return N; }
 };
 
-// The features of kTogether classes: guidance is read once for all of them, and neighbouring values
-// together.
+// The features of kTogether classes. The guidance of a pixel is read once for all these classes,
+// and their values are neighbours in memory.
 template <int G>
 struct ClassFeatures {
   static constexpr int kTogether = 4, N = kTogether * (G + 1);
@@ -118,8 +120,8 @@ struct Planes {
 };
 
 // Writes out[plane][y][x] = the sum over the rows of the window around y. A thread slides down a
-// chunk of rows in one column. Blocks: (group, columns, chunk); so blocks that run together read
-// the same pixels, which are then in the cache.
+// chunk of rows in one column. The grid is (group, columns, chunk), so that blocks which run
+// together read the same pixels, which are then in the cache.
 template <class Source>
 __global__ void sum_columns(float* out, Source source, Size s) {
   const int x = blockIdx.y * blockDim.x + threadIdx.x, group = blockIdx.x;
@@ -145,7 +147,7 @@ __global__ void sum_columns(float* out, Source source, Size s) {
 // Calls emit(group, y, x, sums) with the window sums of N planes, computed from column sums. A
 // block is one warp. It slides along a chunk of columns in kTile rows, one row per lane, kTile
 // columns at a time. Each tile is transposed in shared memory, so that lanes read and write
-// neighbouring pixels. Blocks: (group, chunk, rows).
+// neighbouring pixels. The grid is (group, chunk, rows).
 template <int N, class Emit>
 __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   SEG_SHARED(tile);  // [N][kTile rows][kPitch]
@@ -187,8 +189,8 @@ __global__ void sum_rows(const float* columns, Emit emit, Size s) {
   }
 }
 
-// Emits planes from the sums of the guidance: its mean [G] and the inverse of its covariance + eps
-// [G (G + 1) / 2], the upper triangle row by row.
+// Writes planes from the window sums of the guidance: its mean [G] and the inverse of its
+// covariance + eps I [G (G + 1) / 2], the upper triangle row by row.
 template <int G>
 struct Statistics {
   float* out;
@@ -219,8 +221,8 @@ struct Statistics {
   }
 };
 
-// Emits the coefficients a [G] and b of a class, planes [class][G + 1], from its sums and the
-// planes of Statistics.
+// Writes the coefficients a [G] and b of a class, planes [class][G + 1], from its window sums and
+// the planes of Statistics.
 template <int G>
 struct Solution {
   float* out;
@@ -249,8 +251,8 @@ struct Solution {
   }
 };
 
-// Emits the window's mean coefficients for guidance that is not centred: [height][G +
-// 1][classes][width].
+// Writes the mean coefficients of the window, converted to guidance that is not centred: out
+// [height][G + 1][classes][width].
 template <int G>
 struct Store {
   float* out;
@@ -268,7 +270,7 @@ struct Store {
   }
 };
 
-// Emits the filtered values out [height][width][classes].
+// Writes the filtered values out [height][width][classes].
 template <int G>
 struct Apply {
   float* out;
@@ -309,7 +311,8 @@ struct Lifted {
   }
 };
 
-// apply_coefficients(). A thread has a pixel; neighbouring threads read the same coefficients.
+// Does the work of apply_coefficients(). One thread per pixel; neighbouring threads read the same
+// coefficients.
 template <int G>
 __global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guidance) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
@@ -320,7 +323,7 @@ __global__ void apply_lifted(float* values, Lifted<G> lifted, const float* guida
     values[n * lifted.classes + k] = lifted(at_y, at_x, k, guidance + n * G);
 }
 
-// joint_upsample(). A thread has a pixel.
+// Does the work of joint_upsample(). One thread per pixel.
 template <int G>
 __global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted,
                             const uint8_t* guidance) {
@@ -340,8 +343,8 @@ __global__ void best_lifted(int32_t* labels, float* confidence, Lifted<G> lifted
   confidence[n] = min(max(best, 0.0f), 1.0f);
 }
 
-// shrink(). A thread has a channel of a low pixel.
-__global__ void mean_areas(float* out, const float* planes, int low_height, int low_width,
+// Does the work of shrink(). One thread per channel of a low pixel.
+__global__ void mean_areas(float* out, const float* picture, int low_height, int low_width,
                            int height, int width, int channels) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
   if (i >= low_width * channels) return;
@@ -356,14 +359,14 @@ __global__ void mean_areas(float* out, const float* planes, int low_height, int 
     for (int u = static_cast<int>(left); u < width && u < left + wide - 1e-6; ++u) {
       const double part = min(left + wide, u + 1.0) - max(left, 1.0 * u);
       line += static_cast<float>(part / wide) *
-              planes[(static_cast<size_t>(v) * width + u) * channels + c];
+              picture[(static_cast<size_t>(v) * width + u) * channels + c];
     }
     sum += rows * line;
   }
   out[static_cast<size_t>(y) * low_width * channels + i] = sum;
 }
 
-// bilinear_coefficients(). A thread has a class of a pixel.
+// Does the work of bilinear_coefficients(). One thread per class of a pixel.
 __global__ void lay_rows(float* coefficients, const float* scores, size_t pixels, int width,
                          int classes) {
   const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -399,17 +402,17 @@ void rows(const float* columns, const Emit& emit, Size s, int groups, Stream str
   SEG_LAUNCH((sum_rows<N, Emit>), grid, dim3(kTile), shared, stream, columns, emit, s);
 }
 
-// Returns the number of classes of a turn: the memory of their planes is limited by
-// SEG_FILTER_SCRATCH, whatever the number of classes. At least eight, because eight values share a
-// sector of memory.
+// Returns the number of classes of a turn. SEG_FILTER_SCRATCH limits the memory of their planes,
+// whatever the number of classes is. A turn has at least eight classes (or all), because eight
+// values share a sector of memory.
 int classes_of_a_turn(size_t pixels, int guidance_channels, int classes) {
   const size_t eight = 8 * 2 * sizeof(float) * (guidance_channels + 1) * pixels;
   return static_cast<int>(
       std::min<size_t>(classes, 8 * std::max<size_t>(1, SEG_FILTER_SCRATCH / eight)));
 }
 
-// Runs both passes of the filter, turn by turn, and calls emit for the mean coefficients.
-// emit.first is set to the first class of the turn.
+// Runs both passes of the filter, turn by turn, and calls emit with the window sums of the
+// coefficients. emit.first is set to the first class of the turn.
 template <int G, class Emit>
 void filter(float* scratch, Features<G> features, Emit emit, float eps, Stream stream) {
   const Size s = features.size;
@@ -508,10 +511,10 @@ void bilinear_coefficients(float* coefficients, const float* scores, int height,
              0, stream, coefficients, scores, pixels, width, classes);
 }
 
-void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+void shrink(float* out, const float* picture, int low_height, int low_width, int height, int width,
             int channels, Stream stream) {
   const dim3 grid((low_width * channels + kColumns - 1) / kColumns, low_height);
-  SEG_LAUNCH(mean_areas, grid, dim3(kColumns), 0, stream, out, planes, low_height, low_width,
+  SEG_LAUNCH(mean_areas, grid, dim3(kColumns), 0, stream, out, picture, low_height, low_width,
              height, width, channels);
 }
 

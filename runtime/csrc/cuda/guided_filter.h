@@ -1,6 +1,6 @@
 // The guided filter, joint upsampling and shrinking on the device. All pointers are device memory
-// and all work is queued on the stream. cpu/guided_filter.h describes the functions; here guidance
-// of the filter is float32 and lies in [0, 1].
+// and all work is queued on the stream. cpu/guided_filter.h describes the functions; here the
+// guidance of all functions but joint_upsample is float32 and lies in [0, 1].
 #pragma once
 
 #include <cstddef>
@@ -42,9 +42,9 @@ void joint_upsample(int32_t* labels, float* confidence, const float* coefficient
 void bilinear_coefficients(float* coefficients, const float* scores, int height, int width,
                            int classes, Stream stream);
 
-// As seg::shrink: writes out [low_height][low_width][channels] from planes
+// As seg::shrink: writes out [low_height][low_width][channels] from picture
 // [height][width][channels].
-void shrink(float* out, const float* planes, int low_height, int low_width, int height, int width,
+void shrink(float* out, const float* picture, int low_height, int low_width, int height, int width,
             int channels, Stream stream);
 
 }  // namespace seg::cuda

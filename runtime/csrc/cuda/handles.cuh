@@ -1,22 +1,23 @@
-// Owners of the refinement's streams, events, graph and mapped memory: each frees it in its
-// destructor.
+// Owners of the refinement's streams, events, graph and mapped memory. The destructor of an owner
+// frees what it owns.
 #pragma once
 
 #include "common.cuh"
 
 namespace seg::cuda {
 
-// Host memory that the device writes to, two numbers: the steps done, and 1 if the run has ended.
-struct Told {
-  Told() {
+// The progress of a run: two numbers in host memory that the device writes. The first is the number
+// of steps done; the second is 1 if the run has ended.
+struct Progress {
+  Progress() {
     void* p = nullptr;
     CUDA_CHECK(cudaHostAlloc(&p, 2 * sizeof(int), cudaHostAllocMapped));
     host = static_cast<volatile int*>(p);
     CUDA_CHECK(cudaHostGetDevicePointer(&p, p, 0));
     device = static_cast<volatile int*>(p);
   }
-  Told(const Told&) = delete;
-  ~Told() { cudaFreeHost(const_cast<int*>(host)); }
+  Progress(const Progress&) = delete;
+  ~Progress() { cudaFreeHost(const_cast<int*>(host)); }
   volatile int *host = nullptr, *device = nullptr;
 };
 
@@ -28,7 +29,7 @@ struct OwnStream {
   cudaStream_t stream = nullptr;
 };
 
-// A CUDA event with a time.
+// A CUDA event that records its time.
 struct Event {
   Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDefault)); }
   Event(const Event&) = delete;

@@ -5,7 +5,7 @@
 namespace seg::cuda {
 namespace {
 
-// soften_scores(). A thread has a pixel.
+// Does the work of soften_scores(). One thread per pixel.
 __global__ void soften(float* z, int32_t* labels, int* present, const float* target, double* losses,
                        int classes, Extent s) {
   SEG_SHARED(memory);
@@ -34,7 +34,7 @@ __global__ void soften(float* z, int32_t* labels, int* present, const float* tar
   if (threadIdx.x == 0) losses[gridDim.x + blockIdx.x] = guide;
 }
 
-// label_pixels(). A thread has a pixel.
+// Does the work of label_pixels(). One thread per pixel.
 __global__ void find_labels(int32_t* labels, int* present, Input response, int classes, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;
@@ -48,9 +48,9 @@ __global__ void find_labels(int32_t* labels, int* present, Input response, int c
   present[label] = 1;
 }
 
-// The penalty of the difference d of two neighbours, and its derivative.
+// penalty() is the spatial loss of the difference d of two neighbours; slope() is its derivative.
 struct SpatialLoss {
-  float scale[4];  // down, right, the two diagonals; 0 = not used
+  float scale[4];  // of down, right and the two diagonals; 0: the direction is not used
   bool huber;
   __device__ float penalty(float d) const {
     const float a = fabsf(d);
@@ -62,8 +62,8 @@ struct SpatialLoss {
   }
 };
 
-// cluster_loss(): the cross-entropies with the own labels and with the mapped guide, and the
-// differences from the neighbours. A thread has a pixel.
+// Does the work of cluster_loss(): computes the cross-entropies with the own labels and with the
+// mapped guide, and the penalties of the differences from the neighbours. One thread per pixel.
 __global__ void cluster_losses(float* dr, double* losses, const float* head, NormState norm,
                                const int32_t* labels, GuideMemory g, const Control* c,
                                SpatialLoss spatial, int classes, Extent s) {
@@ -94,7 +94,7 @@ __global__ void cluster_losses(float* dr, double* losses, const float* head, Nor
     constexpr Offset kNear[4] = {kSpatialNeighbours[0], kSpatialNeighbours[1],
                                  kSpatialNeighbours[2], kSpatialNeighbours[3]};
     size_t ahead[4], behind[4];
-    for (int d = 0; d < 4; ++d) {  // outside the picture the pixel itself is used: no difference
+    for (int d = 0; d < 4; ++d) {  // outside the picture: the pixel itself, so the difference is 0
       const int dy = kNear[d].dy, dx = kNear[d].dx;
       const int y1 = p.y + dy, x1 = p.x + dx, y0 = p.y - dy, x0 = p.x - dx;
       ahead[d] = y1 < s.height && x1 >= 0 && x1 < s.width ? s.at(y1, x1) : p.n;
@@ -135,7 +135,7 @@ __global__ void cluster_losses(float* dr, double* losses, const float* head, Nor
   }
 }
 
-// residual_loss(). A thread has a pixel.
+// Does the work of residual_loss(). One thread per pixel.
 __global__ void residual_losses(float* dz, double* losses, const float* probabilities,
                                 const float* target, const float* mass, const float* affinity,
                                 const Offset* offsets, int count, float lambda, int classes,
@@ -184,7 +184,7 @@ __global__ void residual_losses(float* dz, double* losses, const float* probabil
   }
 }
 
-// copy_scores(). A thread has a pixel.
+// Does the work of copy_scores(). One thread per pixel.
 __global__ void write_scores(float* scores, Input response, bool softmax, int classes, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;

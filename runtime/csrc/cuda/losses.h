@@ -1,5 +1,6 @@
 // Labels, losses and scores from the responses of the network. Maps are planes (conv_operands.cuh).
-// losses is [kLosses][blocks], with a block for each kThreads pixels.
+// losses is [kLosses][blocks]: similarity, guide, and spatial or pair loss of each block of
+// kThreads pixels.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@ __device__ inline bool maps(const Control* c) {
 }
 
 // Adds each pixel to the overlap of its label with its guide class; with a soft guide, adds the
-// probability of each class to the overlap of the label with this class. A thread has a pixel.
+// probability of each class to the overlap of the label with this class. One thread per pixel.
 __global__ void measure_overlap(GuideMemory g, const Control* c, const int32_t* labels,
                                 size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -148,7 +148,7 @@ __global__ void map_modulo(GuideMemory g, const Control* c, const int* label_occ
     g.mapping[g.present[i]] = g.target[i % c->clusters];
 }
 
-// Does the work of count_known(): mapping marks the classes that occur. A thread has a pixel.
+// Does the work of count_known(): mapping marks the classes that occur. One thread per pixel.
 __global__ void guide_census(unsigned long long* known, int32_t* mapping, const int32_t* hard,
                              size_t pixels) {
   const size_t n = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;

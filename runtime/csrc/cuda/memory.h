@@ -1,5 +1,6 @@
-// Device memory of the Python module. A block is reused after its last owner has released it;
-// events guarantee that a stream does not write a block that another stream still reads.
+// Device memory of the Python module runtime._cuda. A block is reused after its last owner has
+// released it; events guarantee that a stream does not write a block that another stream still
+// reads.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +40,7 @@ class DeviceGuard {
   int before_ = -1;
 };
 
-// The moment when all work that is queued on a stream at construction is done.
+// The moment at which all work is done that was queued on a stream at construction.
 class Moment {
  public:
   explicit Moment(cudaStream_t stream) : stream_(stream) {
@@ -85,7 +86,7 @@ struct Block {
 };
 
 constexpr int kPinned = -1;        // the device of a block of page-locked host memory
-constexpr size_t kMostPinned = 2;  // most such blocks of one size; further uploads wait
+constexpr size_t kMostPinned = 2;  // most such blocks of one size; further uploads wait for one
 
 // The blocks without an owner, by device and size. Reuse avoids cudaMalloc and cudaFree, which wait
 // for the device.
@@ -98,15 +99,16 @@ class Pool {
     return pool;
   }
 
-  // Returns a block of at least so many bytes of the current device, for work on the stream. Throws
-  // CudaError if there is no memory.
+  // Returns a block of at least so many bytes for work on the stream. The device must be the
+  // current one. Throws CudaError if there is no memory.
   Block take(size_t bytes, int device, cudaStream_t stream) {
     const size_t size = rounded(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
     auto& blocks = free_[{device, size}];
     for (size_t i = blocks.size(); i-- > 0;) {
       if (!usable(blocks[i], stream)) continue;
-      // An event of this stream may also be that of a destroyed stream with an equal handle.
+      // A moment of this stream may also be one of a destroyed stream whose handle had the same
+      // value.
       for (const auto& moment : blocks[i].last_uses)
         if (moment->stream() == stream) moment->hold(stream);
       Block found = std::move(blocks[i]);
@@ -117,7 +119,8 @@ class Pool {
     return made(size, device);
   }
 
-  // Returns a block of page-locked host memory that no stream reads any more.
+  // Returns a block of page-locked host memory that no stream reads any more. If kMostPinned blocks
+  // of this size exist and are all in use, waits for one.
   Block take_pinned(size_t bytes) {
     const size_t size = rounded(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);

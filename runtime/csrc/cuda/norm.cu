@@ -5,7 +5,7 @@
 namespace seg::cuda {
 namespace {
 
-// set_norm(). A block has a channel.
+// Does the work of set_norm(). One block per channel.
 __global__ void finish_norm(NormState to, const float* sums, const float* gamma, const float* beta,
                             const float* running, Extent s) {
   SEG_SHARED(memory);
@@ -35,7 +35,7 @@ __global__ void finish_norm(NormState to, const float* sums, const float* gamma,
   to.shift[c] = beta[c];
 }
 
-// set_norm_gradient(). A block has a channel.
+// Does the work of set_norm_gradient(). One block per channel.
 __global__ void finish_norm_gradient(float* dgamma, float* dbeta, NormState of, const float* sums,
                                      int count, double pixels) {
   SEG_SHARED(memory);
@@ -56,7 +56,7 @@ __global__ void finish_norm_gradient(float* dgamma, float* dbeta, NormState of, 
   of.b[c] = static_cast<float>(b * inv * inv / pixels);
 }
 
-// sum_channels(). Blocks: (share of the rows, channel).
+// Does the work of sum_channels(). The grid is (share of the rows, channel).
 __global__ void channel_sums(float* sums, const float* d, const float* x, const float* mean,
                              Extent s) {
   SEG_SHARED(memory);

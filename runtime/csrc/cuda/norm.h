@@ -8,9 +8,9 @@ namespace seg::cuda {
 
 constexpr int kShares = 64;  // blocks that sum a channel
 
-// Sets mean, inv, scale and shift of a norm, from the tiles' moments sums [2][channels][tiles] that
-// Forward writes, or if sums is null from the running statistics. parameters and buffers are those
-// of the network.
+// Sets mean, inv, scale and shift of a norm from the tiles' moments sums [2][channels][tiles],
+// which Forward writes, or, if sums is null, from the running statistics. parameters and buffers
+// are those of the network.
 void set_norm(const NormState& to, const float* sums, const Norm& norm, const float* parameters,
               const float* buffers, Extent s, cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// Resizes pictures of bytes on the device. The results equal OpenCV's.
+// Resizes pictures of bytes on the device. picture.h states how the results differ from OpenCV's.
 #include "common.cuh"
 #include "picture.h"
 
@@ -56,8 +56,8 @@ struct Between {
   }
 };
 
-// Returns the interpolated grey level in fixed point, as OpenCV does. OpenCV's versions differ from
-// each other by one grey level.
+// Returns the grey level that is interpolated in fixed point, as in OpenCV. OpenCV's versions
+// differ from each other by one grey level.
 __device__ float between(const Picture& p, int y, int x, int c, int low_height, int low_width) {
   const Between v(y, low_height, p.height), u(x, low_width, p.width);
   const int above = p.at(v.low, u.low, c) * u.first + p.at(v.low, u.high, c) * u.second,
@@ -66,8 +66,9 @@ __device__ float between(const Picture& p, int y, int x, int c, int low_height, 
   return static_cast<float>((sum + 2) >> 2);
 }
 
-// The array that levels in [0, 1] are written to: [height][width][channels], or with planes
-// normalised to [channels][height][width], in the opposite order of channels with swapped.
+// The output array. put() writes a level in [0, 1] to out [height][width][channels]. If planes is
+// set, it writes (level - mean) / std to out [channels][height][width] instead; with swapped the
+// channels are in the opposite order.
 struct Target {
   float* out;
   bool planes, swapped;
@@ -82,7 +83,7 @@ struct Target {
   }
 };
 
-// Resizes the picture. A thread has a channel of a low pixel; neighbouring threads read
+// Resizes the picture. One thread per channel of a low pixel; neighbouring threads read
 // neighbouring bytes.
 __global__ void resize_bytes(Target to, Picture p, int low_height, int low_width) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;

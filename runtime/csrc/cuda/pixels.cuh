@@ -1,14 +1,14 @@
-// Shared by kernels that have a thread for each pixel and by kernels of a single block: their
-// sizes, and the sum over a block. Sums are float64 in a fixed order, so the same seed gives the
-// same result.
+// Shared by kernels that have one thread per pixel and by kernels of a single block: the numbers of
+// their threads, and the sum over a block. Sums are float64 in a fixed order, so the result is the
+// same in each run.
 #pragma once
 
 #include "conv_operands.cuh"
 
 namespace seg::cuda {
 
-constexpr int kThreads = 128;         // threads of a block; each has a pixel or a channel
-constexpr int kControlThreads = 256;  // threads of single-block kernels
+constexpr int kThreads = 128;         // threads of a block
+constexpr int kControlThreads = 256;  // threads of the block of a single-block kernel
 
 // Returns the number of blocks for n threads.
 inline int blocks_of(size_t n, int threads) {

@@ -8,7 +8,7 @@ namespace seg::cuda {
 namespace {
 
 // Writes sums [3][blocks]: for each block the sum over its pixels of each channel of image
-// [pixels][3], or if mean is set of its squared difference from the mean.
+// [pixels][3], or, if mean is set, of the squared difference from the mean.
 __global__ void image_sums(double* sums, const float* image, const double* mean, size_t pixels) {
   SEG_SHARED(memory);
   double sum[3] = {};
@@ -24,8 +24,8 @@ __global__ void image_sums(double* sums, const float* image, const double* mean,
   }
 }
 
-// Writes out [3]: the mean or the standard deviation of each channel, from the sums of
-// image_sums(). One block.
+// Writes out [3]: the mean or the standard deviation of each channel, from the sums that
+// image_sums() has written. One block.
 __global__ void finish_image(double* out, const double* sums, int blocks, double pixels,
                              bool deviation) {
   SEG_SHARED(memory);
@@ -37,7 +37,7 @@ __global__ void finish_image(double* out, const double* sums, int blocks, double
   }
 }
 
-// prepare_input(). A thread has a pixel.
+// Does the work of prepare_input(). One thread per pixel.
 __global__ void set_input(float* input, const float* image, const double* moments, Extent s) {
   const Pixel p(s);
   if (!p.inside) return;
@@ -52,8 +52,8 @@ __global__ void set_input(float* input, const float* image, const double* moment
   input[4 * plane + p.n] = s.height > 1 ? 2.0f * p.y / (s.height - 1) - 1.0f : 0.0f;
 }
 
-// Writes area [classes][kAreaShares]: sums of soft [pixels][classes] over shares of the pixels.
-// Blocks: (share, class).
+// Writes area [classes][kAreaShares]: sums of soft [pixels][classes] over shares of the pixels. The
+// grid is (share, class).
 __global__ void guide_area(double* area, const float* soft, size_t pixels) {
   SEG_SHARED(memory);
   const size_t k = blockIdx.y, classes = gridDim.y;
@@ -83,7 +83,7 @@ __global__ void balance_classes(float* weight, const double* area, int classes, 
     weight[k] = static_cast<float>(weight[k] * share);
 }
 
-// prepare_prior(). A thread has a pixel.
+// Does the work of prepare_prior(). One thread per pixel.
 __global__ void set_prior(float* log_prior, float* target, float* mass, float* affinity,
                           const float* soft, const float* weight, const float* image,
                           const Offset* offsets, int count, float sigma, int classes, Extent s) {

@@ -16,15 +16,15 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kAhead = 4;  // most steps that are queued and not done
+constexpr int kAhead = 4;  // most steps that are queued and not yet done
 // Gradients are divided by the number of pixels. The gain of tensor cores is that number, rounded
-// up to a power of two, divided by 2^kHeadroom: batch norms multiply gradients by up to 316, and
-// guides with few known pixels have larger gradients.
+// up to a power of two and divided by 2^kHeadroom. The headroom is needed because batch norms
+// multiply gradients by up to 316, and because guides with few known pixels have larger gradients.
 constexpr int kHeadroom = 7;
 constexpr size_t kAlign = 64;        // floats: arrays of the arena start at multiples
 constexpr int kCaptureErrors = 900;  // cudaErrorStreamCaptureUnsupported and seven more
 
-// Queues a copy of n values between any memory of host and device.
+// Queues a copy of n values; both pointers may be host or device memory.
 template <class T>
 void copy(T* to, const T* from, size_t n, cudaStream_t stream) {
   CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDefault, stream));
@@ -66,8 +66,9 @@ struct Refiner::Work {
     else
       run_conv<Taps>(emit, source, weights, s, over, stream);
   }
-  // Computes the gradients by the weights and the bias of a convolution on the stream `side`, at
-  // the same time as the work that is queued on `stream` afterwards.
+  // Computes the gradients by the weights and the bias of a convolution on the stream `side`, after
+  // the work that is queued on `stream` now and at the same time as the work that is queued on
+  // `stream` later.
   template <int Taps, int Ins>
   void differentiate(const Input& source, const Gradient& slope, const Conv& conv, bool add) {
     float* to = gradient + conv.weight;
@@ -85,12 +86,12 @@ struct Refiner::Work {
   Network network;
   Extent s;
   size_t pixels;
-  int blocks;           // blocks of a kernel with a thread per pixel
+  int blocks;           // blocks of a kernel with one thread per pixel
   float gain;           // of gradients on tensor cores
-  OwnStream own, side;  // side runs the work that a backward pass need not wait for
+  OwnStream own, side;  // side: see backward()
   cudaStream_t stream;
   Event passed[kAhead], first, last, order;
-  Told told;
+  Progress progress;
   Replay replay;
   DeviceBuffer arena, guide_memory, record_memory;
   size_t arena_floats = 0, record_capacity = 0;
@@ -114,8 +115,8 @@ struct Refiner::Work {
   int32_t *labels = nullptr, *checked = nullptr;
   int* present = nullptr;
   Control* on_device = nullptr;
-  // Control::over during steps, otherwise null: steps that were queued when the run ended do
-  // nothing.
+  // &on_device->over during steps, otherwise null. With it, steps that were queued when the run
+  // ended do nothing.
   const int* over = nullptr;
   GuideMemory guide{};
 };
@@ -211,7 +212,8 @@ size_t Refiner::Work::layout(float* base) {
   return used;
 }
 
-// Sets the pointers of a cluster objective's guide after base, and returns its floats.
+// Sets the pointers of `guide`, for a cluster objective, to memory from base on, and returns the
+// floats of that memory. With a null base only the returned number counts.
 size_t Refiner::Work::layout_guide(float* base, const Guide& of) {
   size_t used = 0;
   const auto take = [&](size_t bytes) {
@@ -238,7 +240,8 @@ size_t Refiner::Work::layout_guide(float* base, const Guide& of) {
   return used;
 }
 
-// Copies a cluster objective's guide, and sets the number of its known pixels in control.
+// Copies the guide of a cluster objective to `guide`, and sets the number of its known pixels in
+// control. Allocates memory if the guide has another kind or number of classes than the last one.
 void Refiner::Work::set_guide(const Guide& of) {
   const bool any = of.hard != nullptr || of.soft != nullptr;
   const bool same = any && (of.hard != nullptr) == (held.hard != nullptr) &&
@@ -304,7 +307,7 @@ void Refiner::Work::prepare(const float* image, const Guide& of, int label_floor
   prepare_input(input, image, moments, s, stream);
   copy(on_device, &control, 1, stream);
   CUDA_CHECK(cudaMemsetAsync(present, 0, options.classes * sizeof(int), stream));
-  told.host[0] = told.host[1] = 0;
+  progress.host[0] = progress.host[1] = 0;
 }
 
 // Appends a convolution's weights, in the form that its kernel reads, to the list.
@@ -317,13 +320,14 @@ void Refiner::Work::list_packed(const Conv& conv, bool turned) {
   p.turned = turned;
 }
 
-// Returns the entry of a convolution in the list.
+// Returns the entry of a convolution in the list, for the forward pass or turned.
 const Packed& Refiner::Work::packed_of(const Conv& conv, bool turned) const {
   return *std::find_if(packed.of, packed.of + packed.count, [&](const Packed& p) {
     return p.weight == conv.weight && p.turned == turned;
   });
 }
 
+// Copies all weights into the forms that the kernels of this step read.
 void Refiner::Work::pack_weights() {
   if (tensor_cores)
     pack_for_tensor(packed, parameters, stream);
@@ -367,8 +371,8 @@ void Refiner::Work::forward(bool running) {
                  stream);
 }
 
-// Makes work that is queued on `later` afterwards wait for the work that is queued on `earlier`
-// now.
+// Makes the work that is queued on `later` from now on wait for the work that is queued on
+// `earlier` up to now.
 void Refiner::Work::follow(cudaStream_t later, cudaStream_t earlier) {
   CUDA_CHECK(cudaEventRecord(order.event, earlier));
   CUDA_CHECK(cudaStreamWaitEvent(later, order.event, 0));
@@ -453,7 +457,7 @@ void Refiner::Work::step() {
     all.state[all.count++] = head_norm;
   }
   finish_step(on_device, all, buffers, kept + 2 * n, present, static_cast<double>(pixels), options,
-              told.device, stream);
+              progress.device, stream);
 }
 
 // Records a step as a graph. If another thread disturbs the recording, replay remains empty.
@@ -507,14 +511,14 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
   Work& w = *work_;
   RunResult result;
   bool ended = false;
-  int heard = 0;
+  int reported = 0;  // steps for which after_step was called
   w.prepare(image, guide, label_floor, steps);
   CUDA_CHECK(cudaEventRecord(w.first.event, w.stream));
   try {
     for (int step = 0; step < steps && !ended; ++step) {
       cudaEvent_t passed = w.passed[step % kAhead].event;
       if (step >= kAhead) CUDA_CHECK(cudaEventSynchronize(passed));
-      if (w.told.host[1]) break;
+      if (w.progress.host[1]) break;
       if (w.replay.exec != nullptr) {
         CUDA_CHECK(cudaGraphLaunch(w.replay.exec, w.stream));
       } else {
@@ -523,13 +527,13 @@ RunResult Refiner::run(float* scores, int32_t* labels, StepRecord* records, cons
       }
       CUDA_CHECK(cudaEventRecord(passed, w.stream));
       if (in_step) CUDA_CHECK(cudaEventSynchronize(passed));
-      while (after_step && !ended && heard < w.told.host[0]) ended = after_step(++heard);
+      while (after_step && !ended && reported < w.progress.host[0]) ended = after_step(++reported);
     }
     CUDA_CHECK(cudaEventRecord(w.last.event, w.stream));
     copy(&w.control, static_cast<const Control*>(w.on_device), 1, w.stream);
     CUDA_CHECK(cudaStreamSynchronize(w.stream));
-    while (after_step && !ended && heard < w.control.step) ended = after_step(++heard);
-  } catch (...) {  // the caller owns the arrays: no work may use them after the return
+    while (after_step && !ended && reported < w.control.step) ended = after_step(++reported);
+  } catch (...) {  // the caller may free the arrays: no work may use them after this call
     cudaStreamSynchronize(w.side.stream);
     cudaStreamSynchronize(w.stream);
     copy(&w.control, static_cast<const Control*>(w.on_device), 1, w.stream);

@@ -1,8 +1,9 @@
 // The convolutions of conv.cu on tensor cores: inputs in half precision, sums in float32 (mma.sync
 // m16n8k16; on compute capability 7.5 two m16n8k8 instead). Half precision has 10 bits of mantissa,
-// as TF32, but its range ends at 65504 and 6e-8. Gradients are small, because they are divided by
-// the number of pixels: they are multiplied by a power of two (gain) before they are rounded, and
-// the results are divided by it. Values above 65504 are cut to 65504.
+// as TF32, but its largest number is 65504 and its smallest 6e-8. Gradients are small, because they
+// are divided by the number of pixels: they are multiplied by a power of two (gain) before they are
+// rounded, and the results are divided by it. Values beyond -65504 or 65504 are cut to these
+// limits.
 #include "tensor_conv.h"
 
 #ifndef SEG_CUDA_SHIM
@@ -88,7 +89,7 @@ __device__ inline unsigned cut_halves(float a, float b) { return halves(cut(a), 
 __device__ inline int part_at(int c) { return c * kPartPitch + c / kFour * 4; }
 
 // Copies the weights into the order in which conv_tensor() reads them; a word holds the input
-// channels c and c + 1. Blocks: (words, entry of the list).
+// channels c and c + 1. The grid is (words, entry of the list).
 __global__ void pack_halves(PackedList list, const float* parameters) {
   const Packed p = list.of[blockIdx.y];
   const int e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -111,8 +112,8 @@ struct TensorTile {
 __host__ __device__ constexpr int tensor_pitch(int span) { return span + 8 + span % 16; }
 
 // As conv(). A warp computes Rows rows of 16 pixels of the tile for Eights x 8 output channels. The
-// inner dimension of its products are the sixteen input channels in shared memory, one tap after
-// the other.
+// inner dimension of its products is the sixteen input channels in shared memory, one tap after the
+// other.
 template <int Taps, int Rows, int Eights, class Source, class Emit>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     conv_tensor(Emit emit, Source source, const uint4* packed, int in, float gain, Extent s,
@@ -218,8 +219,8 @@ struct GradientTile {
 };
 
 // As conv_gradient(). A warp sums Sixteens x 16 output channels x 8 input channels x all taps. The
-// inner dimension of its products are the sixteen pixels of a row. The inputs of the middle tap are
-// halves of two words.
+// inner dimension of its products is the sixteen pixels of a row. A word of the middle tap's inputs
+// has its halves in two neighbouring words of shared memory.
 template <int Taps, int Sixteens, class Source, class Slope>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     conv_gradient_tensor(float* parts, Source source, Slope slope, int in, int out, float gain,
@@ -359,8 +360,8 @@ bool has_tensor_code() {
   return code.ptxVersion >= 75;
 }
 
-// A block computes 112 channels if that needs no more channels in total than blocks of 32,
-// otherwise 32.
+// A block computes 112 channels if blocks of 112 compute no more channels in total than blocks of
+// 32, otherwise 32.
 Packed packed_for_tensor(int taps, int in, int out) {
   const int span = (out + 111) / 112 * 112 <= (out + 31) / 32 * 32 ? 112 : 32;
   return {0, nullptr, in, out, taps * taps, span, tensor_pitch(span), 2 * kDepth, false};

@@ -1,6 +1,6 @@
-// The convolutions of conv.h on tensor cores: inputs are rounded to half precision, sums are
-// float32. Gradients are multiplied by `gain`, a power of two, before they are rounded, and the
-// results are divided by it.
+// The convolutions of conv.h on tensor cores: inputs and weights are rounded to half precision,
+// sums are float32. Gradients are multiplied by `gain`, a power of two, before they are rounded,
+// and the results are divided by it.
 #pragma once
 
 #include "conv_operands.cuh"
@@ -15,7 +15,7 @@ bool has_tensor_code();
 Packed packed_for_tensor(int taps, int in, int out);
 void pack_for_tensor(const PackedList& list, const float* parameters, cudaStream_t stream);
 
-// As run_conv().
+// As run_conv(). The values of source are multiplied by gain, and the sums are divided by it.
 template <int Taps, class Source, class Emit>
 void run_conv_tensor(const Emit& emit, const Source& source, const Packed& p, float gain, Extent s,
                      const int* over, cudaStream_t stream);
