@@ -1,9 +1,10 @@
 """Types of the C++ core, whose caller guarantees all shapes and dtypes.
 
-Kernels have the shapes and meanings of the functions of the same name in runtime/core/reference.py.
-Arrays are float32 and C-contiguous unless stated; h and w are the height and width of a picture, k
-is the number of classes. ``isa`` names an instruction set, "" the default one. ``threads`` is at
-least 1. A kernel runs ``repeats`` times on the same memory, for measurements.
+A kernel without a docstring has the shapes and the meaning of the function of the same name in
+runtime/core/reference.py. Arrays are float32 and C-contiguous unless stated; h and w are the height
+and width of a picture, c is a number of channels, k is the number of classes. ``isa`` names an
+instruction set, "" the default one. ``threads`` is at least 1. A kernel runs ``repeats`` times on
+the same memory, for measurements; with more than 1, results that are sums grow each time.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ def isa() -> str:
     """Return the default instruction set: SEG_ISA or the fastest."""
 
 def lanes(isa: str = "") -> int:
-    """Return the floats of a vector."""
+    """Return the number of floats of a vector of this instruction set."""
 
 def constants() -> dict[str, Any]:
     """Return the constants of network.h by name."""
@@ -34,13 +35,26 @@ def conv(
     norm: Array = ...,
     isa: str = "",
     repeats: int = 1,
-) -> Array: ...
+) -> Array:
+    """As in reference.py. A 3x3 convolution is computed by tiles (conv3), or with ``few`` by taps.
+
+    ``norm`` is empty, or (3, c): mean, scale and shift, which conv3 applies to x.
+    """
+
 def conv_backward(
     dy: Array, x: Array, weight: Array, few: bool = False, isa: str = "", repeats: int = 1
-) -> tuple[Array, Array, Array]: ...
-def moments(x: Array, reference: Array, isa: str = "") -> tuple[Array, Array]: ...
-def normalize(x: Array, mean: Array, scale: Array, shift: Array, isa: str = "") -> Array: ...
-def bn_sums(dy: Array, x: Array, mean: Array, isa: str = "") -> tuple[Array, Array]: ...
+) -> tuple[Array, Array, Array]:
+    """As in reference.py. With ``few``, dw of a 3x3 convolution is computed by taps, not tiles."""
+
+def moments(x: Array, reference: Array, isa: str = "") -> tuple[Array, Array]:
+    """Return the sums (c,) of d and of d * d, with d = x - reference; x is one row (1, w, c)."""
+
+def normalize(x: Array, mean: Array, scale: Array, shift: Array, isa: str = "") -> Array:
+    """Return (x - mean) * scale + shift of x (h, w, c); mean, scale and shift are (c,)."""
+
+def bn_sums(dy: Array, x: Array, mean: Array, isa: str = "") -> tuple[Array, Array]:
+    """Return the sums (c,) over all pixels of dy and of dy * (x - mean)."""
+
 def bn_backward(
     dy: Array,
     x: Array,
@@ -51,7 +65,12 @@ def bn_backward(
     relu: bool,
     isa: str = "",
     repeats: int = 1,
-) -> tuple[Array, Array]: ...
+) -> tuple[Array, Array]:
+    """Return dx = scale * (dy - a - (x - mean) * b), with ``relu`` 0 where x <= 0, and its sum.
+
+    dy, x and dx are (h, w, c), the other arrays (c,).
+    """
+
 def softmax(r: Array, isa: str = "", repeats: int = 1) -> tuple[Array, Array, Array]: ...
 def cluster_loss(
     r: Array,
@@ -71,8 +90,12 @@ def spatial_loss(
     huber: bool,
     isa: str = "",
     repeats: int = 1,
-) -> tuple[Array, float]: ...
-def affinity(image: Array, offsets: Array, sigma: float, isa: str = "") -> Array: ...
+) -> tuple[Array, float]:
+    """As in reference.py, for the scores gain * r with gain (k,)."""
+
+def affinity(image: Array, offsets: Array, sigma: float, isa: str = "") -> Array:
+    """Return (offsets, 2, h, w): as in reference.py for each offset, and for its opposite."""
+
 def residual_loss(
     z: Array,
     q: Array,
@@ -104,7 +127,8 @@ def guided_filter(
 ) -> Array:
     """Return the filtered values (h, w, k), in ``out`` if it is not None.
 
-    Guidance of uint8 is divided by 255, in this function and in those below.
+    Guidance is float32, or uint8, which is divided by 255. The same is true of guidance and planes
+    in the functions below.
     """
 
 def apply_coefficients(
@@ -113,7 +137,8 @@ def apply_coefficients(
     """Return values (h, w, k) of guidance (h, w, g) and coefficients (low_h, g + 1, k, low_w)."""
 
 def shrink(planes: Array, height: int, width: int, threads: int, isa: str = "") -> Array:
-    """Return (height, width, k): the means of planes (h, w, k) over the area of each pixel."""
+    """Return (height, width, k): the means of planes (h, w, k) over the area of each pixel of the
+    result, which has at most the size of planes."""
 
 def joint_upsample(
     coefficients: Array, image: Array, threads: int, isa: str = ""
@@ -124,7 +149,10 @@ def joint_upsample(
     """
 
 def connected_regions(labels: Array, min_area: int) -> tuple[Array, Array, int]:
-    """Return regions and merged labels, both (h, w) int32, and the number of regions."""
+    """Return regions and merged labels, both (h, w) int32, and the number of regions.
+
+    Regions of less than ``min_area`` pixels are merged into a neighbour.
+    """
 
 class Refiner:
     """Refines pictures of one size. Enumerations in ``options`` are numbers."""
@@ -141,9 +169,11 @@ class Refiner:
         progress: Callable[[int], bool] | None,
     ) -> tuple[Array, Array, Array, Array, int, int, int]:
         """Return scores (h, w, k), labels (h, w), losses (steps, 4) float64, clusters (steps,),
-        steps, the number of the stop reason, and the clusters of the returned labels.
+        steps, the number of the stop reason, and the number of distinct returned labels.
 
-        ``progress`` receives the number of steps done and returns True to end the run.
+        The columns of losses are total, first (similarity), spatial (or pair) and guide. A guide is
+        (h, w, k) float32 or (h, w) int32. ``progress`` receives the number of steps done and
+        returns True to end the run.
         """
 
     def state(self) -> dict[str, Any]:
@@ -153,4 +183,4 @@ class Refiner:
         self, parameters: Array, momenta: Array, buffers: Array, batches: int
     ) -> None: ...
     def arena_bytes(self) -> int:
-        """Return the bytes of the memory for maps."""
+        """Return the bytes of the memory for maps, sums, and weights in the form of the kernels."""

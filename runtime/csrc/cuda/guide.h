@@ -57,9 +57,8 @@ void keep_pixels(float* scores, const float* guide, const uint8_t* mask, size_t 
 constexpr int kColours = 512;
 void colour_counts(int32_t* counts, const float* picture, size_t pixels, Stream stream);
 
-// Writes out [height][width][channels] from planes [from_height][from_width][channels], which is
-// channels-last despite its name: with shrink() if no side grows, otherwise interpolated bilinearly
-// between pixel centres.
+// Writes out [height][width][channels] from image [from_height][from_width][channels]: with
+// shrink() if no side grows, otherwise interpolated bilinearly between pixel centres.
 void resize_planes(float* out, const float* image, int height, int width, int from_height,
                    int from_width, int channels, Stream stream);
 

@@ -39,14 +39,15 @@ std::list<Kept>& kept() {
   return list;
 }
 
-// Copies between host memory and an array, and waits until the copy is done.
+// Copies between host memory and the memory of an array, and waits until the copy is done.
 void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const py::gil_scoped_release release;
   CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream));
   CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
-// Returns a NumPy copy of an array, which is complete in the order of the stream.
+// Returns a NumPy copy of an array. The stream must have waited for the array's `ready`, or must be
+// the one that writes the array.
 py::array download(const Array& a, cudaStream_t stream) {
   py::array out(py::dtype(kNames[a.type]), a.shape);
   copy(out.mutable_data(), a.data, a.bytes(), cudaMemcpyDeviceToHost, stream);
@@ -59,7 +60,8 @@ int dlpack_type(const py::handle& value) {
   return value.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
 }
 
-// The checks below raise InputError. Strides are in units of which an element has `item`.
+// The checks below raise InputError. `strides` and `item`, the size of an element, have the same
+// unit: elements or bytes.
 
 void check_compact(const std::string& name, const Shape& shape, const std::vector<int64_t>& strides,
                    int64_t item) {
@@ -89,8 +91,8 @@ void check_place(const std::string& name, int device, int wanted) {
            "name its GPU, as in device='cuda:1', or copy it to the other GPU");
 }
 
-// Returns the array of a DLPack capsule, and marks the capsule as used. The array's owner calls the
-// tensor's deleter.
+// Returns the array of a DLPack capsule, and renames the capsule to `used`. The array's owner calls
+// the tensor's deleter.
 template <class Tensor>
 Array adopt(const std::string& name, const py::capsule& capsule, const char* used, int device) {
   auto* tensor = static_cast<Tensor*>(capsule.get_pointer());
@@ -122,7 +124,8 @@ Array adopt(const std::string& name, const py::capsule& capsule, const char* use
   return a;
 }
 
-// Returns the array of a value with __dlpack__. The producer makes our stream wait for the data.
+// Returns the array of a value with __dlpack__. The producer makes the given stream wait for the
+// data.
 Array from_dlpack(const std::string& name, const py::object& value, int device,
                   cudaStream_t stream) {
   py::object made;
@@ -139,11 +142,12 @@ Array from_dlpack(const std::string& name, const py::object& value, int device,
     return adopt<dl::VersionedTensor>(name, made.cast<py::capsule>(), dl::kVersionedUsed, device);
   if (PyCapsule_IsValid(made.ptr(), dl::kName))
     return adopt<dl::PlainTensor>(name, made.cast<py::capsule>(), dl::kUsed, device);
-  refuse(name + " returned no DLPack capsule that can be used");
+  refuse(name + " returned no DLPack capsule that can be used; wanted one named " + dl::kName +
+         " or " + dl::kVersionedName);
 }
 
-// Returns the array of a value with __cuda_array_interface__. If the interface names a stream, our
-// stream waits for it.
+// Returns the array of a value with __cuda_array_interface__. If the interface names a stream, the
+// given stream waits for it.
 Array from_interface(const std::string& name, const py::object& value, int device,
                      cudaStream_t stream) {
   const auto face = value.attr("__cuda_array_interface__").cast<py::dict>();
@@ -191,7 +195,8 @@ struct Export {
   std::optional<cudaStream_t> stream;
 };
 
-// The deleter of an exported tensor. Other libraries call it from any thread, without the GIL.
+// The deleter of an exported tensor. Other libraries call it from any thread, without the GIL. The
+// memory is reused only after the library's work on its stream is done.
 template <class Tensor>
 void release(Tensor* tensor) {
   const std::unique_ptr<Export<Tensor>> held(static_cast<Export<Tensor>*>(tensor->context));
@@ -205,7 +210,8 @@ void release(Tensor* tensor) {
   }
 }
 
-// Returns a DLPack capsule of the array for a library that uses it on the stream, if one is named.
+// Returns a DLPack capsule of the array, with this name, for a library that uses the array on the
+// stream, if one is named. `copied` states that the array is a copy.
 template <class Tensor>
 py::object export_as(const Array& a, const std::optional<cudaStream_t>& stream, bool copied,
                      const char* name) {
@@ -320,7 +326,9 @@ Array Call::view(const std::string& name, const py::object& value) {
   owners_.push_back(a.owner);
   check_filled(name, a.shape);
   if (reinterpret_cast<uintptr_t>(a.data) % kBytes[a.type] != 0)
-    refuse(name + " begins at an address that its dtype may not have");
+    refuse(name +
+           " begins at an address that is not a multiple of its dtype's size; wanted an aligned "
+           "array");
   stays_ = true;
   a.stream = stream_;
   return a;
@@ -387,7 +395,8 @@ py::array to_numpy(const Array& a) {
 
 py::array as_numpy(const Array& a, const py::object& dtype, const std::optional<bool>& copy) {
   if (copy && !*copy)
-    throw py::value_error("an array on a GPU cannot become a NumPy array without a copy");
+    throw py::value_error(
+        "an array on a GPU cannot become a NumPy array without a copy; leave copy=False out");
   const py::array out = to_numpy(a);
   return dtype.is_none() ? out : out.attr("astype")(dtype, "copy"_a = false).cast<py::array>();
 }
@@ -413,9 +422,12 @@ py::object to_dlpack(const Array& self, const std::optional<int64_t>& stream,
                      const std::optional<bool>& copy_asked) {
   const bool copy = copy_asked.value_or(false);
   if (dl_device && *dl_device != std::make_pair(static_cast<int>(dl::kCuda), self.device))
-    throw py::buffer_error("the array is exported on its own GPU only; numpy() copies it down");
+    throw py::buffer_error("dl_device is " + py::str(py::cast(*dl_device)).cast<std::string>() +
+                           "; wanted (2, " + std::to_string(self.device) +
+                           "), the array's own GPU; numpy() copies the array to the host");
   if (stream && (*stream == 0 || *stream < -1))
-    throw py::value_error("stream is " + std::to_string(*stream) + "; DLPack forbids it");
+    throw py::value_error("stream is " + std::to_string(*stream) +
+                          "; DLPack forbids it; wanted None, -1, or the number of a stream");
   return on_device(self.device, [&] {
     Array a = self;
     std::optional<cudaStream_t> consumer;  // unset for -1: the caller orders the streams

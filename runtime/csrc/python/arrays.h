@@ -1,4 +1,4 @@
-// The arrays that runtime._cuda reads and returns: NumPy's arrays, arrays of any library on a GPU,
+// The arrays that runtime._cuda reads and returns: arrays of NumPy, arrays of any library on a GPU,
 // and the module's own class Array. A Call converts the arguments of one function, allocates its
 // results, and keeps the memory that its work uses alive until the work is done.
 #pragma once
@@ -33,13 +33,14 @@ using StreamArgument = std::optional<uintptr_t>;
 // The Python module that converts codes of CUDA to errors.
 constexpr char kFaults[] = "runtime.device.faults";
 
-// Raises Python's InputError.
+// Raises Python's InputError with this message and fix.
 [[noreturn]] void refuse(const std::string& message, const char* fix = "");
 
-// Raises Python's error for a failed call. After a fault this process cannot use the GPU any more.
+// Raises the error of Python for a failed call of CUDA, whose device is `device` unless the error
+// names one. If the error is a fault, sets cuda::lost: this process cannot use the GPU any more.
 [[noreturn]] void raise(const CudaError& error, int device);
 
-// Raises Python's error for a GPU that an earlier fault has made unusable.
+// Raises the error of Python for a GPU that an earlier fault has made unusable.
 [[noreturn]] void raise_lost();
 
 // ---- Lifetimes ---------------------------------------------------------------------------------
@@ -47,8 +48,8 @@ constexpr char kFaults[] = "runtime.device.faults";
 // Releases the owners of memory whose work is done.
 void sweep();
 
-// Calls body with the device current and returns its result. A CudaError becomes an error of
-// Python.
+// Calls body while the device is the current one, and returns its result. Raises an error of Python
+// for a CudaError, or if the GPU is lost.
 template <class Body>
 auto on_device(int device, const Body& body) {
   if (cuda::lost) raise_lost();
@@ -66,8 +67,8 @@ cudaStream_t own_stream(int device);
 
 inline cudaStream_t as_stream(uintptr_t number) { return reinterpret_cast<cudaStream_t>(number); }
 
-// Converts a stream to its number. In both protocols the two default streams are 1 and 2, and 0 is
-// forbidden.
+// Converts a stream to its number. DLPack and __cuda_array_interface__ number the two default
+// streams 1 and 2, and forbid 0.
 inline uintptr_t as_number(cudaStream_t stream) {
   return stream == nullptr ? 1 : reinterpret_cast<uintptr_t>(stream);
 }
@@ -96,8 +97,8 @@ struct Array {
   Shape shape;
   int device = 0;
   cudaStream_t stream = nullptr;        // the stream whose work writes it
-  std::shared_ptr<const Moment> ready;  // passed when the array is written
-  std::shared_ptr<void> owner;          // of the memory
+  std::shared_ptr<const Moment> ready;  // passes when the array is written
+  std::shared_ptr<void> owner;          // keeps the memory alive
   Memory* memory = nullptr;             // the owner if the module allocated the memory, else null
 
   size_t size() const {
@@ -122,21 +123,24 @@ class Call {
       : device_(device), stream_(stream ? as_stream(*stream) : own_stream(device)) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-  // Keeps the memory that the stream still uses until that work is done. If no result was kept,
-  // waits for the stream instead.
+  // Keeps the memory that the stream still uses until that work is done. If no result was kept
+  // (keep()), waits for the stream instead.
   ~Call();
   cudaStream_t stream() const { return stream_; }
 
-  // Returns the array on the device that value is. It is not copied. Raises InputError if it cannot
-  // be used.
+  // Returns `value`, which must be an array on the device, as an Array of the same memory. Raises
+  // InputError if value is on another device, is empty, is not C-contiguous, or has another dtype
+  // than those of Type.
   Array view(const std::string& name, const py::object& value);
 
-  // Returns a copy of a NumPy array, which is C-contiguous and of this type. Arrays of up to 32 MiB
-  // are copied through page-locked memory, so the host does not wait for the GPU. For larger ones
-  // it waits.
+  // Returns a copy on the device of a NumPy array, which must be C-contiguous and of this type.
+  // Arrays of up to 32 MiB are copied through page-locked memory, so the host does not wait for the
+  // GPU. For larger ones the host waits.
   Array upload(const std::string& name, const py::array& from, Type type);
 
-  // Returns an argument of type T and so many dimensions on the device; a NumPy array is uploaded.
+  // Returns an argument on the device, an array of type T with so many dimensions. A NumPy array is
+  // converted to T and uploaded. Raises InputError for another dtype on the device, or another
+  // number of dimensions.
   template <class T>
   Array take(const std::string& name, const py::object& value, size_t dimensions) {
     using Host = py::array_t<T, py::array::c_style | py::array::forcecast>;
@@ -158,12 +162,13 @@ class Call {
     return make<float>({static_cast<py::ssize_t>(floats)}).as<float>();
   }
 
-  // Converts a result for Python, after all work is queued: to a NumPy array if all arguments were
-  // NumPy arrays, otherwise to an Array.
+  // Converts a result for Python: to a NumPy array if all arguments were NumPy arrays, otherwise to
+  // an Array. All work of the call must be queued before.
   py::object give(const Array& a);
   // Returns whether an argument was on the device, so that results remain on the device.
   bool stays() const { return stays_; }
-  // Returns the array with `ready` set: the end of the work that is queued now.
+  // Returns the array with `ready` set to the end of the call's work. All work of the call must be
+  // queued before the first call of keep(), because all results have the same moment.
   Array keep(Array a);
 
  private:
@@ -177,7 +182,7 @@ class Call {
 
 // ---- Methods of arrays -------------------------------------------------------------------------
 
-// The methods of the Python class Array, by their names there.
+// The methods of the Python class Array, with their names in Python or similar ones.
 
 py::array to_numpy(const Array& a);
 py::array as_numpy(const Array& a, const py::object& dtype, const std::optional<bool>& copy);

@@ -36,11 +36,12 @@ Floats guided_coefficients(const Floats& guidance, const Floats& values, int rad
 // function for Bytes first and converts nothing to Bytes, so only arrays of uint8 are passed as
 // Bytes.
 
-// Returns (height, width, k): the means of planes (h, w, k) over the area of each pixel.
+// Returns (height, width, k): the means of planes (h, w, k) over the area of each pixel of the
+// result.
 template <class Planes>
 Floats shrink(const Planes& planes, int height, int width, int threads, const std::string& isa) {
   const int h = planes.shape(0), w = planes.shape(1), k = planes.shape(2);
-  require(height <= h && width <= w, "shrink: it would grow");
+  require(height <= h && width <= w, "shrink: the result is larger than the planes");
   Floats out({height, width, k});
   float* data = out.mutable_data();
   const seg::Kernels& table = kernels(isa);
@@ -53,11 +54,12 @@ Floats shrink(const Planes& planes, int height, int width, int threads, const st
 // or a new array if out is None.
 Floats result(const py::object& out, int h, int w, int k) {
   if (out.is_none()) return Floats({h, w, k});
-  require(py::isinstance<py::array_t<float, py::array::c_style>>(out), "out is no such array");
+  require(py::isinstance<py::array_t<float, py::array::c_style>>(out),
+          "out is not a C-contiguous float32 array of the result's shape");
   Floats floats = Floats::ensure(out);
   require(floats.ndim() == 3 && floats.shape(0) == h && floats.shape(1) == w &&
               floats.shape(2) == k && floats.ptr() == out.ptr(),
-          "out is no such array");
+          "out is not a C-contiguous float32 array of the result's shape");
   return floats;
 }
 
@@ -93,8 +95,8 @@ Floats apply_coefficients(const Floats& coefficients, const Guidance& guidance, 
   return out;
 }
 
-// Returns labels (h, w) and confidence (h, w). coefficients are (lh, 4, k, lw) for guided
-// upsampling, (lh, 1, k, lw) for bilinear upsampling.
+// Returns labels (h, w) and confidence (h, w) for image (h, w, 3). coefficients are (lh, 4, k, lw)
+// for guided upsampling, (lh, 1, k, lw) for bilinear upsampling.
 py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int threads,
                          const std::string& isa) {
   const int lh = coefficients.shape(0), lw = coefficients.shape(3),
@@ -115,7 +117,8 @@ py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int thr
   return py::make_tuple(labels, confidence);
 }
 
-// Returns regions (h, w), merged labels (h, w) and the number of regions.
+// Returns regions (h, w), merged labels (h, w) and the number of regions, for labels (h, w). The
+// labels are not changed.
 py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   const int h = labels.shape(0), w = labels.shape(1);
   Ints regions({h, w}), merged({h, w});
@@ -129,8 +132,8 @@ py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   return py::make_tuple(regions, merged, count);
 }
 
-// Returns scores, labels, losses, clusters, steps, the number of the stop reason and the clusters
-// of the returned map. progress(steps done) returns true to end the run.
+// Returns scores, labels, losses, clusters, steps, the number of the stop reason and the number of
+// distinct labels of the returned map. progress(steps done) returns true to end the run.
 py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
               int steps, const std::function<bool(int)>& progress) {
   const int h = self.height(), w = self.width(), classes = self.options().classes;

@@ -1,5 +1,6 @@
-// The module runtime._cuda: the functions of runtime._core on a GPU, for NumPy arrays and for
-// arrays on the GPU. Python has checked every argument. Shapes are those of _cuda.pyi.
+// The module runtime._cuda: most functions of runtime._core on a GPU, and operations on guides, for
+// NumPy arrays and for arrays on the GPU. Python has checked every argument. Shapes are those of
+// _cuda.pyi.
 #include <algorithm>
 #include <array>
 #include <iterator>
@@ -24,8 +25,8 @@ using python::StreamArgument;
 
 namespace {
 
-// Throws std::invalid_argument unless ok. It guards against a wrong caller inside the project;
-// Python has checked the arguments of users with better messages.
+// Throws std::invalid_argument unless ok. This check is for errors of the project's own code:
+// Python has checked the arguments of users, with better messages.
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("runtime._cuda: ") + what);
 }
@@ -44,7 +45,7 @@ Array to_device(const py::array& array, int device, const StreamArgument& stream
   });
 }
 
-// Returns an Array of the same memory as any array on the device.
+// Returns an Array of the same memory as `value`, an array of any library on the device.
 Array as_array(const py::object& value, const std::string& name, int device,
                const StreamArgument& stream) {
   if (!python::is_array(value)) python::refuse(name + " is not an array on a GPU");
@@ -118,7 +119,7 @@ py::object shrink(const py::object& planes, int height, int width, int, const st
     const Array p = call.take<float>("planes", planes, 3);
     const int full_height = p.shape[0], full_width = p.shape[1], k = p.shape[2];
     require(height > 0 && width > 0 && height <= full_height && width <= full_width,
-            "shrink: it would grow");
+            "shrink: the result is empty or larger than the planes");
     const Array out = call.make<float>({height, width, k});
     cuda::shrink(out.as<float>(), p.as<float>(), height, width, full_height, full_width, k,
                  call.stream());
@@ -260,7 +261,7 @@ py::object winners(const py::object& scores, int device, const StreamArgument& s
   });
 }
 
-// Returns the labels (h, w) int32 of a guide (h, w, c) and their values (h, w) float32.
+// Returns labels (h, w) int32 of a guide (h, w, c), and the guide's largest values (h, w) float32.
 py::tuple hard_labels(const py::object& guide, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);
@@ -305,7 +306,8 @@ py::object merge_classes(const py::object& scores, const py::array_t<int32_t>& t
   });
 }
 
-// Copies guide (h, w, c) to scores (h, w, c) on the device where mask (h, w) is not zero.
+// Copies guide (h, w, c) to scores (h, w, c), which must be on the device, at the pixels where mask
+// (h, w) is not zero. Returns scores.
 py::object keep_pixels(const py::object& scores, const py::object& guide,
                        const py::array_t<uint8_t>& mask, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
@@ -321,7 +323,8 @@ py::object keep_pixels(const py::object& scores, const py::object& guide,
   });
 }
 
-// Returns (512,) int32: a histogram of the colours of a picture (h, w, 3) float32 in [0, 1].
+// Returns (512,) int32: the number of pixels of each of 8 x 8 x 8 colours, of a picture (h, w, 3)
+// float32 in [0, 1].
 py::object colour_counts(const py::object& picture, int device, const StreamArgument& stream) {
   return on_device(device, [&] {
     Call call(device, stream);

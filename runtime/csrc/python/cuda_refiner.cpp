@@ -44,7 +44,7 @@ struct BoundRefiner {
   }
 };
 
-// As run() of core.cpp. A guide of labels needs guide_classes.
+// As run() of core.cpp. If guide is labels, guide_classes is the number of their classes.
 py::tuple run(BoundRefiner& self, const py::object& image, const py::object& guide, int label_floor,
               int steps, const std::function<bool(int)>& progress, int guide_classes) {
   return on_device(self.device, [&] {
@@ -86,7 +86,7 @@ py::tuple run(BoundRefiner& self, const py::object& image, const py::object& gui
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
             if (!progress) return false;
             const bool end = progress(done);
-            CUDA_CHECK(cudaSetDevice(self.device));  // progress may have changed it
+            CUDA_CHECK(cudaSetDevice(self.device));  // progress may have changed the device
             return end;
           },
           static_cast<bool>(progress));

@@ -1,4 +1,5 @@
-// The structures that libraries exchange arrays with: DLPack 1.0, and the form before version 1.0.
+// The structures that libraries exchange arrays with: DLPack 1.0 (VersionedTensor), and the form
+// before version 1.0 (PlainTensor). Their layouts are those of dlpack.h; the names are ours.
 #pragma once
 
 #include <cstdint>

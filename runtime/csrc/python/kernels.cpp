@@ -1,5 +1,6 @@
-// Single kernels of runtime._core on one thread, for tests and measurements. Shapes are those of
-// runtime/core/reference.py.
+// Single kernels of runtime._core on one thread, for tests and measurements. Functions with the
+// name of one of runtime/core/reference.py have its shapes. Sums over pixels and vectors over
+// channels are (c,), maps are (h, w, c).
 #include <algorithm>
 #include <vector>
 
@@ -12,8 +13,8 @@ using namespace pybind11::literals;
 
 namespace {
 
-// A channels-last map for one kernel. Its channels are padded; a bare map has unpadded channels and
-// a border of one zero pixel.
+// The memory of a Map for one kernel. Its channels are padded to padded(channels). A bare map has
+// unpadded channels and a border of one zero pixel.
 class PaddedMap {
  public:
   PaddedMap(int height, int width, int channels, bool bare = false)
@@ -64,8 +65,9 @@ std::vector<float> pad(const float* values, int n) {
 // `repeats` is the number of times that the kernels run on the same memory; sums grow each time.
 // The time of n repeats minus the time of 0 repeats is the time of the kernels alone.
 
-// Returns the convolution of x (h, w, in). 3x3 is computed by tiles (Kernels::conv3), with few by
-// taps (Kernels::conv). norm is (3, in), mean, scale and shift, or empty.
+// Returns the convolution (h, w, out) of x (h, w, in). A 3x3 convolution is computed by
+// Kernels::conv3, or with `few` by Kernels::conv. norm, which only conv3 applies, is (3, in), mean,
+// scale and shift, or empty.
 Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu, bool few,
             const Floats& norm, const std::string& isa, int repeats) {
   const Kernels& k = kernels(isa);
@@ -102,7 +104,8 @@ Floats conv(const Floats& x, const Floats& weight, const Floats& bias, bool relu
   return result.array(h, w, out);
 }
 
-// Returns dx, dw and db. For 3x3, dx is computed by tiles, and dw by tiles or with few by taps.
+// Returns dx, dw and db. For 3x3, dx is computed by Kernels::conv3, and dw by Kernels::conv3_dw, or
+// with `few` by Kernels::conv_dw.
 py::tuple conv_backward(const Floats& dy, const Floats& x, const Floats& weight, bool few,
                         const std::string& isa, int repeats) {
   const Kernels& k = kernels(isa);
@@ -192,7 +195,7 @@ py::tuple bn_backward(const Floats& dy, const Floats& x, const Floats& mean, con
   return py::make_tuple(d.array(h, w, c), Floats(c, sum.data()));
 }
 
-// Returns a map of scores whose extra channels are kNever.
+// Returns a map of the scores r, whose extra channels are kNever.
 PaddedMap scores_map(const Floats& r) {
   PaddedMap map(r);
   for (int y = 0; y < r.shape(0); ++y)
@@ -201,7 +204,7 @@ PaddedMap scores_map(const Floats& r) {
   return map;
 }
 
-// Returns the probabilities, the log-sum-exp and the labels.
+// Returns the probabilities (h, w, c), the log-sum-exp (h, w) and the labels (h, w).
 py::tuple softmax(const Floats& r, const std::string& isa, int repeats) {
   const int h = r.shape(0), w = r.shape(1), c = r.shape(2);
   PaddedMap map = scores_map(r), p(h, w, c);

@@ -18,8 +18,8 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 
-// Throws std::invalid_argument unless ok. It guards against a wrong caller inside the project;
-// Python has checked the arguments of users with better messages.
+// Throws std::invalid_argument unless ok. This check is for errors of the project's own code:
+// Python has checked the arguments of users, with better messages.
 inline void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("runtime._core: ") + what);
 }

@@ -1,4 +1,5 @@
-// The refiner of both modules: options are converted from Python, records of steps to arrays.
+// What the classes Refiner of both modules share: the conversion of options from Python, and of the
+// records of steps to arrays.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -15,7 +16,7 @@ namespace seg::python {
 
 namespace py = pybind11;
 
-// Returns the options of a dict of Python, whose enumerations are numbers.
+// Returns the options of a dict of Python, in which options of an enumeration are numbers.
 inline RefineOptions to_options(const py::dict& d) {
   RefineOptions o;
   o.objective = py::cast<int>(d["objective"]);
@@ -41,8 +42,8 @@ inline RefineOptions to_options(const py::dict& d) {
   return o;
 }
 
-// Returns the losses (steps, 4), total, first, spatial and guide, and the clusters (steps,) of the
-// steps that a run has recorded.
+// Returns losses (steps, 4), with the columns total, first, spatial and guide, and clusters
+// (steps,) of the steps that a run has recorded.
 inline std::pair<py::array_t<double>, py::array_t<int32_t>> to_arrays(
     const std::vector<StepRecord>& records, const RunResult& result) {
   const int written =
