@@ -221,8 +221,8 @@ inline void window_means(float* out, ptrdiff_t pitch, const double* sums,
 }
 
 // Interpolates kLanes neighbouring pixels between low pixels. left and weight are those of the
-// first pixel. A picture is at least as large as its coefficients, so these pixels lie between the
-// kLanes + 1 low pixels from left[0] on.
+// first pixel (Band). A picture is at least as large as its coefficients, so these pixels lie
+// between the kLanes + 1 low pixels from left[0] on.
 struct Between {
   SEG_INLINE Between(const int32_t* left, const float* weight)
       : low(*left), from(*(const UnalignedIntVec*)left - *left), share(load(weight)) {}

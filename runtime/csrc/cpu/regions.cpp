@@ -121,7 +121,8 @@ int32_t connected_regions(int32_t* regions, int32_t* labels, int height, int wid
       here.label = labels[n];
       ++here.area;
     }
-    // The borders of all regions are measured, because a small region may be merged into any.
+    // The borders of all regions are measured, because a small region may be merged into any
+    // neighbour.
     for (size_t n = 0; n < pixels; ++n) {
       const auto touch = [&](size_t m) {
         const int32_t a = regions[n], b = regions[m];

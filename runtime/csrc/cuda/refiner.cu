@@ -90,7 +90,7 @@ struct Refiner::Work {
   float gain;           // of gradients on tensor cores
   OwnStream own, side;  // side: see backward()
   cudaStream_t stream;
-  Event passed[kAhead], first, last, order;
+  Event passed[kAhead], first, last, order;  // ends of steps; start, end of the run; of follow()
   Progress progress;
   Replay replay;
   DeviceBuffer arena, guide_memory, record_memory;

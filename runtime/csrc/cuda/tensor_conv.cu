@@ -17,10 +17,10 @@
 namespace seg::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // warps of a block
-constexpr int kPart = 32;  // channels that are passed to emit at a time
-constexpr int kPartPitch = kTall * kWide + 4;
-constexpr int kPartWords = kPart * kPartPitch + kPart;
+constexpr int kWarps = 4;                      // warps of a block
+constexpr int kPart = 32;                      // channels that are passed to emit at a time
+constexpr int kPartPitch = kTall * kWide + 4;  // words of the results of one channel
+constexpr int kPartWords = kPart * kPartPitch + kPart;  // words of the results of kPart channels
 constexpr float kMostHalf = 65504;
 constexpr int kTensorIns = kWarps * 8;  // input channels of a block's weight gradient
 
