@@ -424,7 +424,8 @@ py::object to_dlpack(const Array& self, const std::optional<int64_t>& stream,
   if (dl_device && *dl_device != std::make_pair(static_cast<int>(dl::kCuda), self.device))
     throw py::buffer_error("dl_device is " + py::str(py::cast(*dl_device)).cast<std::string>() +
                            "; wanted (2, " + std::to_string(self.device) +
-                           "), the array's own GPU; numpy() copies the array to the host");
+                           "): an array is exported on its own GPU only, and numpy() copies it to "
+                           "the host");
   if (stream && (*stream == 0 || *stream < -1))
     throw py::value_error("stream is " + std::to_string(*stream) +
                           "; DLPack forbids it; wanted None, -1, or the number of a stream");
