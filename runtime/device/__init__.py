@@ -1,1 +1,1 @@
-"""The devices of this machine: finding them, the native module of each, and copies to a GPU."""
+"""Find the devices of this machine, load the native module of each, and copy arrays to a GPU."""

@@ -73,7 +73,9 @@ def isa() -> str:
     try:
         return module_of("cpu").isa()
     except RuntimeError as error:
-        raise DeviceError(str(error), fix="unset SEG_ISA, or set it to one of these") from None
+        raise DeviceError(
+            str(error), fix="unset SEG_ISA, or set it to one of these names"
+        ) from None
 
 
 def module_of(device: str) -> ModuleType:
@@ -117,8 +119,8 @@ def cuda_module() -> ModuleType:
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use, or of all processors if the
-    operating system does not tell."""
+    """Return the number of processors that this process may use. Where Python has no
+    ``os.sched_getaffinity``, return the number of all processors, or 1 if that is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -134,7 +136,7 @@ def _cuda(index: int) -> ModuleType:
     if index >= len(gpus):
         names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in gpus)
         raise DeviceError(
-            f"there is no cuda:{index}; this machine has {names}", fix="name one of these"
+            f"there is no cuda:{index}; this machine has {names}", fix="use one of these GPUs"
         )
     if why := no_code_for(gpus[index], module.architectures()):
         raise DeviceError(why, fix=build_for(gpus[index].compute_capability))
@@ -142,8 +144,8 @@ def _cuda(index: int) -> ModuleType:
 
 
 def _driver_problem(module: ModuleType) -> SdkError | None:
-    """Return the error that says why no GPU can run the CUDA module: the driver is missing, fails,
-    finds no GPU or is too old. Return None if there is no such error."""
+    """Return the error that says why no GPU can run the CUDA module, or None if the driver is
+    usable. The reasons: the driver is missing, fails, finds no GPU or is too old."""
     return cuda_problem() or old_driver(module.runtime_version())
 
 

@@ -1,6 +1,7 @@
-"""Queries of the CUDA driver through ctypes: the GPUs of this machine, and why none can be used.
+"""Ask the CUDA driver, through ctypes, which GPUs this machine has, or why no GPU can be used.
 
-The queries need neither the CUDA toolkit nor PyTorch. Importing this file does not load the driver.
+The functions need neither the CUDA toolkit nor PyTorch. The import of this file does not load the
+driver.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _MEMINFO = Path("/proc/meminfo")
 # Numbers of device attributes and error codes in cuda.h.
 _INTEGRATED, _CC_MAJOR, _CC_MINOR = 18, 75, 76
 NO_DEVICE = 100
-FIXES = {  # the fix for each error code that cuInit returns
+FIXES = {  # by error code of cuInit and of the CUDA runtime
     34: "take the toolkit's stubs folder out of LD_LIBRARY_PATH",
     802: "start the fabric manager: systemctl start nvidia-fabricmanager",
-    803: "restart the machine: the driver was updated, its kernel module not yet",
+    803: "restart the machine: the driver was updated, but its old kernel module still runs",
     804: "remove the cuda-compat package, or update the driver",
     999: "check that /dev/nvidia* exist and can be opened; after a suspend: modprobe -r nvidia_uvm",
 }
@@ -40,6 +41,7 @@ class CudaDevice:
     Parameters
     ----------
     index : the driver's number of the GPU, from 0.
+    name : as "NVIDIA H200".
     compute_capability : as "8.6".
     memory_bytes : all memory of the GPU.
     free_bytes : the free memory; 0 if the driver cannot create a context on the GPU.
@@ -57,7 +59,7 @@ def parse_device(device: str | int) -> tuple[str, int]:
 
     Parameters
     ----------
-    device : "cpu", "cuda", "cuda:1", or the number of a GPU alone: "1".
+    device : "cpu", "cuda", "cuda:1", or the number of a GPU alone: "1" or 1.
 
     Returns
     -------
@@ -99,7 +101,8 @@ def cuda_problem() -> SdkError | None:
 
 
 def cuda_driver_version() -> str | None:
-    """Return the newest CUDA version that the driver can run, as "13.0"; None without a driver."""
+    """Return the newest CUDA version that the driver can run, as "13.0"; None if there is no driver
+    or its call fails."""
     version = ctypes.c_int()
     try:
         _call(_library(), "cuDriverGetVersion", ctypes.byref(version))
@@ -109,13 +112,14 @@ def cuda_driver_version() -> str | None:
 
 
 def old_driver(needed: int) -> DeviceError | None:
-    """Return why the driver cannot run code that a CUDA toolkit built, or None if it can.
+    """Return the error for a driver that is too old for the code of a CUDA toolkit.
 
-    A driver runs what toolkits of its own major version, or of an older one, have built.
+    A driver runs the code of toolkits whose major version is at most the driver's. The result is
+    None if the driver can run the code, or if the driver's version is unknown.
 
     Parameters
     ----------
-    needed : version of the toolkit; 13000 is 13.0.
+    needed : the version of the toolkit; 13000 is 13.0.
     """
     version = cuda_driver_version()
     if version is None or int(version.partition(".")[0]) >= needed // 1000:
@@ -182,6 +186,7 @@ def platform_tag() -> str:
 
 
 def _library() -> ctypes.CDLL:
+    """Load the driver's library; the driver is not initialised."""
     try:
         return ctypes.CDLL(_DRIVER)
     except OSError as error:
@@ -221,6 +226,7 @@ def no_gpu() -> MissingBackend:
 
 
 def _describe(driver: ctypes.CDLL, index: int) -> CudaDevice:
+    """Ask the driver for all that CudaDevice contains about GPU ``index``."""
     device, number = ctypes.c_int(), ctypes.c_int()
     name, total = ctypes.create_string_buffer(256), ctypes.c_size_t()
     _call(driver, "cuDeviceGet", ctypes.byref(device), index)
@@ -258,11 +264,13 @@ def _memory_free(driver: ctypes.CDLL, device: ctypes.c_int) -> int:
 
 
 def _memory_available() -> int:
+    """Return the machine's available memory in bytes; 0 if /proc/meminfo does not contain it."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(_MEMINFO), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 
 
 def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    """Call a function of the driver, and raise a DeviceError if it returns an error code."""
     code = _function(library, name)(*arguments)
     if code:
         raise DeviceError(
@@ -272,6 +280,7 @@ def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
 
 
 def _function(library: ctypes.CDLL, name: str) -> Any:
+    """Return a function of the driver by its name; raise a DeviceError if the library lacks it."""
     try:
         return getattr(library, name)
     except AttributeError as error:
@@ -318,13 +327,14 @@ def no_code_for(gpu: CudaDevice, compiled: Sequence[str]) -> str:
     known = ", ".join(name for name in compiled if not name.endswith("+ptx"))
     newer = " and newer" * any(name.endswith("+ptx") for name in compiled)
     return (
-        f"cuda:{gpu.index} ({gpu.name}, compute capability {gpu.compute_capability}) is not among "
-        f"those this build has code for: {known}{newer}"
+        f"cuda:{gpu.index} ({gpu.name}) has compute capability {gpu.compute_capability}; "
+        f"this build has code for {known}{newer}"
     )
 
 
 def build_for(capability: str) -> str:
-    """Return the command that builds the CUDA module for a compute capability, as "8.6"."""
+    """Return the command that builds the CUDA module for a compute capability, as "8.6". Below 7.5
+    the result also says which toolkit is needed."""
     line = f"SEG_CUDA_ARCHS={capability.replace('.', '')} {BUILD}"
     old = re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < (7, 5)
     return f"{line}; use a CUDA 12 toolkit: CUDA 13 supports 7.5 and higher only" if old else line

@@ -34,7 +34,7 @@ def cuda_error(code: int, call: str, device: int) -> DeviceError:
     Parameters
     ----------
     code : a cudaError_t.
-    call : the call, with the runtime's own name and text of the error.
+    call : the call, with the CUDA runtime's name and text of the error.
     device : the GPU's number.
     """
     message, fix = _explained(code, device)
@@ -92,7 +92,7 @@ def _explained(code: int, device: int) -> tuple[str, str]:
             "nvidia-smi -q"
         )
     if code in CUDA_FAULTS:
-        return f"the context of this process on {gpu} is lost; nothing on it can be used", (
+        return f"this process has lost its context on {gpu} and cannot use the GPU any more", (
             "restart the process, and report the error"
         )
     return f"{gpu} fails", FIXES.get(code, "run nvidia-smi and read its error")
@@ -107,7 +107,8 @@ def _found(device: int) -> CudaDevice | None:
 
 
 def _memory(device: int) -> str:
-    """Return the free and the whole memory of a GPU as a text, or "" if they are not known."""
+    """Return the end of a message, with the free and the whole memory of a GPU; "" if the driver
+    cannot describe the GPU."""
     found = _found(device)
     if found is None:
         return ""

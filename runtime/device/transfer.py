@@ -1,7 +1,8 @@
-"""Copies to a GPU, events on its stream, and GPU memory that several libraries share.
+"""Copies to a GPU, events on the CUDA module's stream, and GPU memory that several libraries use.
 
 An array on a GPU is a ``runtime._cuda.Array`` with ``shape``, ``dtype`` and ``numpy()``. For the
-device "cpu" the functions return their argument unchanged, so that callers need no branch.
+device "cpu", `upload` and `as_device_array` return the array unchanged and `record_event` returns
+None, so that callers need no branch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from runtime.device.choose import module_of
 from runtime.device.driver import parse_device
 from runtime.errors import InputError
 
-MOST_ROWS = 65535  # the largest y of a CUDA grid; kernels use one y for each row of a picture
+MOST_ROWS = 65535  # the largest size of a CUDA grid along y; kernels use one y for each row
 
 
 def upload(picture: np.ndarray, device: str) -> Any:
@@ -58,9 +59,9 @@ def check_rows(name: str, array: Any) -> None:
 
 
 def record_event(device: str) -> Any:
-    """Record an event on the CUDA module's stream; None on "cpu".
+    """Record an event on the CUDA module's stream and return it; on "cpu" return None.
 
-    ``a.until(b)`` is the time from event a to event b in milliseconds of the GPU's clock.
+    ``a.until(b)`` waits for event b and returns the milliseconds of the GPU's clock from a to b.
     """
     kind, index = parse_device(device)
     return None if kind == "cpu" else module_of(device).mark(index)
@@ -110,8 +111,8 @@ def as_device_array(name: str, array: Any, device: str) -> Any:
 
     Parameters
     ----------
-    name : what messages call the array.
-    array : an array on a GPU, or anything else, which is returned unchanged.
+    name : the array's name in messages.
+    array : an array on a GPU. Anything else is returned unchanged.
     device : the name of a device; with "cpu" every array is returned unchanged.
     """
     kind, index = parse_device(device)
@@ -121,5 +122,6 @@ def as_device_array(name: str, array: Any, device: str) -> Any:
 
 
 def module_of_array(array: Any) -> Any:
-    """Return the CUDA module for the GPU that holds ``array``."""
+    """Return the CUDA module, after a check of the GPU that contains ``array``, a
+    ``runtime._cuda.Array``."""
     return module_of(f"cuda:{array.device}")

@@ -23,10 +23,10 @@ TABLE = {  # code: what is said, and the fix
     35: ("the driver is too old: it runs CUDA 12.6, this build needs 13.0", "update NVIDIA's dr"),
     100: ("the CUDA driver finds no GPU", "list the GPUs with nvidia-smi"),
     101: ("there is no GPU 0", "numbers begin at 0"),
-    209: ("cuda:0 (RTX 3060, compute capability 8.6) is not among", "SEG_CUDA_ARCHS=86 pip "),
+    209: ("cuda:0 (RTX 3060) has compute capability 8.6; this build", "SEG_CUDA_ARCHS=86 pip "),
     214: ("GPU 0 is broken: its memory has an error that ECC cannot correct", "restart"),
     220: ("GPU 0 is broken: its NVLink", "nvidia-smi -q"),
-    222: ("cuda:0 (RTX 3060, compute capability 8.6) is not among", "SEG_CUDA_ARCHS=86 pip "),
+    222: ("cuda:0 (RTX 3060) has compute capability 8.6; this build", "SEG_CUDA_ARCHS=86 pip "),
     226: ("GPU 0 is broken: its memory has an error", "restart the process"),
     400: ("GPU 0 fails", "run nvidia-smi and read its error"),
     802: ("GPU 0 fails", "systemctl start nvidia-fabricmanager"),
@@ -34,7 +34,7 @@ TABLE = {  # code: what is said, and the fix
     804: ("GPU 0 fails", "cuda-compat"),
     999: ("GPU 0 fails", "/dev/nvidia"),
 } | {
-    code: ("the context of this process on GPU 0 is lost; nothing on it can be used", "report")
+    code: ("this process has lost its context on GPU 0 and cannot use the GPU any more", "report")
     for code in (700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911)
 }
 
@@ -125,7 +125,7 @@ def test_a_lost_gpu_is_not_used_again(cuda, cudart, driver):
     there = cuda.to_device(PLANES)
     others = [cuda.as_array(there).reshape(6, 21), there.__dlpack__(), cuda.to_device(PLANES)]
     cudart.plant(719)
-    with pytest.raises(DeviceError, match="context of this process on GPU 0 is lost"):
+    with pytest.raises(DeviceError, match="has lost its context on GPU 0"):
         there.numpy()
     cudart.plant(400)  # what the next call would answer
     said = r"was lost by an earlier error: cuda\w+\(.*cudaErrorOther.*\n  fix: restart the process"
@@ -152,7 +152,7 @@ def test_faults_of_earlier_work_are_reported(cuda, cudart, driver):
     cudart.keep_busy(values.__cuda_array_interface__["stream"])
     out = cuda.shrink(values, 2, 2, 1)
     cudart.plant(700, sticky=True)
-    with pytest.raises(DeviceError, match="is lost; nothing on it can be used"):
+    with pytest.raises(DeviceError, match="has lost its context on GPU 0 and cannot use the GPU"):
         out.numpy()
     del out, values
     with pytest.raises(DeviceError, match="earlier error"):
@@ -196,4 +196,4 @@ def test_python_ends_without_an_error(cuda_path, lost):
     code = LOST_AT_THE_END.format(support=support, path=str(cuda_path), lost=lost)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
-    assert done.stdout.endswith("end\n") and ("is lost" in done.stdout) == lost
+    assert done.stdout.endswith("end\n") and ("has lost its context" in done.stdout) == lost

@@ -75,7 +75,7 @@ for call in {calls}:
     usable = ", ".join(runtime.isas())
     refusal = (
         f"SEG_ISA is 'sse9', but this machine runs {usable}\n"
-        "  fix: unset SEG_ISA, or set it to one of these"
+        "  fix: unset SEG_ISA, or set it to one of these names"
     )
     assert python(code, "sse9") == "\n".join([refusal] * len(calls))
 
