@@ -28,9 +28,10 @@ def run_build(args: argparse.Namespace) -> int:
 
     Raises
     ------
-    InputError : an option is wrong, or the GPU does not exist.
+    InputError : an option is wrong, the GPU does not exist, or a file cannot be read or written.
     MissingBackend, DeviceError : no target can be built on this machine.
-    BundleError : the bundle cannot be read.
+    BundleError : the bundle cannot be read, or TensorRT cannot build a graph.
+    VerificationFailed : an engine does not compute in the precision of its graph.
     """
     from runtime.bundle import engines
 
@@ -114,7 +115,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def _engine_text(state: str, entry: Mapping[str, Any], *more: str) -> str:
-    """Describe an engine in several lines, of which the first begins with ``state``."""
+    """Describe an engine in several lines. The first line is the state, the graph and the key."""
     head = f"{state:13}{entry['graph']} {entry['key']}"
     return "\n".join([head, *(f"{'':13}{line}" for line in (engine_words(entry), *more))])
 
@@ -132,7 +133,8 @@ def _wanted(
     ----------
     recipes, graphs : of the bundle, by the graph's name.
     named : the targets that the bundle names.
-    target : the only target to build, or None for those of ``named``, or "trt" if it names none.
+    target : the only target to build. None means all targets of ``named`` that have engines, or
+        "trt" if there are none.
     index : the number of the GPU.
 
     Returns
@@ -166,14 +168,15 @@ def _wanted(
 
 
 def _reason(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
-    """Return why an engine has to be built, or "" if the bundle contains it."""
+    """Return why an engine has to be built; "" if the bundle contains it undamaged and ``force`` is
+    False."""
     own = [
         e
         for e in bundle.manifest["engines"]
         if e["graph"] == entry["graph"] and e["runtime"] == entry["runtime"]
     ]
     if not own:
-        return "the bundle has none"
+        return "the bundle has no such engine"
     same = next((e for e in own if e["key"] == entry["key"]), None)
     if same is None:
         return _differences(own[-1], entry)
@@ -185,7 +188,7 @@ def _reason(bundle: Bundle, entry: Mapping[str, Any], force: bool) -> str:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """List the differences of a stale engine from the wanted one: "TensorRT 10.3.0 -> 10.7.0"."""
+    """Return in what a stale engine differs from the wanted one: "TensorRT 10.3.0 -> 10.7.0"."""
     titles = {
         "version": TITLES[new["runtime"]],
         "compute_capabilities": "compute capability",

@@ -37,7 +37,7 @@ from runtime.tools.output import WIDTH, as_json, pairs, print_json, say, size, w
 
 
 class _Checks:
-    """The results of all checks. Each result is printed as soon as its check has ended."""
+    """The results of all checks. Unless ``quiet``, each is printed as soon as its check ends."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -54,11 +54,12 @@ class _Checks:
         name : the check's name in the line.
         work : called with ``arguments``; returns None, a text or numbers for the line, or raises an
             SdkError if the check fails.
-        may_miss : a missing device or package, or an engine for another one, is not a failure.
+        may_miss : the check does not fail, but is "not run here", if a device or package is missing
+            or an engine was built for another device.
 
         Returns
         -------
-        What ``work`` returns, or None if the check failed.
+        What ``work`` returns, or None if the check's state is not "ok".
         """
         result: dict[str, Any] = {"check": name, "state": "ok"}
         out = None
@@ -98,6 +99,7 @@ class _Checks:
 
 
 def _columns(name: str, text: str) -> Iterator[str]:
+    """Yield the lines of a check: its name in the first column, its text in the second."""
     head = f"{name:36}"
     for line in wrapped(text, WIDTH - 38):
         yield head + line
@@ -113,7 +115,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     Raises
     ------
-    InputError : the bundle's folder or the device does not exist.
+    InputError : the bundle's folder does not exist, or ``args.device`` names no device.
     BundleError : the manifest cannot be read.
     """
     _, index = parse_device(args.device)
@@ -148,6 +150,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def _file_fits(file: Mapping[str, Any]) -> str:
+    """Raise the problem of a file, as read_all found it; otherwise describe the file."""
     if not file["ok"]:
         raise BundleError(file["error"], fix=file["fix"])
     return f"sha256 {file['sha256'][:12]}, {size(file['size'])}"
@@ -178,6 +181,7 @@ def _environment() -> str:
 
 
 def _graph_fits(bundle: Bundle, name: str, device: str) -> str:
+    """Load a graph on ONNX Runtime and describe it; open_graph checks its inputs and outputs."""
     loaded = open_graph(bundle, name, backend="onnx", device=device)
     loaded.engine.close()
     return f"{loaded.text}, inputs and outputs fit"
@@ -247,6 +251,7 @@ def _check_engines(bundle: Bundle, checks: _Checks, index: int, *, required: boo
 
 
 def _engine_fits(bundle: Bundle, entry: Mapping[str, Any], target: str, index: int) -> str:
+    """Load an engine, if it is the one that GPU ``index`` uses, and describe it."""
     problem = cuda_problem()
     if isinstance(problem, MissingBackend):
         raise MissingBackend(f"no GPU: {problem.message}", fix=problem.fix) from problem

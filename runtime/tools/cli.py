@@ -66,8 +66,8 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
 
     Returns
     -------
-    What ``work`` returns; or the exit code of its SdkError, MemoryError (FAILURE),
-    KeyboardInterrupt (INTERRUPTED), or of a full disk or a closed stdout (FAILURE).
+    What ``work`` returns; the exit code of its SdkError; INTERRUPTED after a KeyboardInterrupt;
+    FAILURE after a MemoryError, with a full disk, or if nobody reads stdout any more.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
             _print_error(SdkError("out of memory", fix=fix), as_json)
             code = ExitCode.FAILURE
         except KeyboardInterrupt:
-            _print_error(SdkError("interrupted", fix="run it again"), as_json)
+            _print_error(SdkError("interrupted", fix="run the command again"), as_json)
             code = ExitCode.INTERRUPTED
         sys.stdout.flush()
         return code
@@ -111,8 +111,8 @@ def _print_error(error: SdkError, as_json: bool) -> None:
 class Bar:
     """Progress on stderr: one line for each stage, and how much of the stage is done.
 
-    On a terminal the fraction is a bar, otherwise one line for every 10 %. The with statement
-    removes an unfinished bar when an exception ends its block.
+    On a terminal the fraction is drawn as a bar, otherwise a line is printed for every 10 %. Use it
+    in a with statement: the end of the block removes the bar, also after an exception.
 
     Parameters
     ----------
@@ -166,7 +166,8 @@ class Bar:
 
 
 def option(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Make a ``type`` for argparse from a function: its InputError becomes a usage error."""
+    """Make argparse's ``type`` from a function that reads a text. The function's InputError becomes
+    a usage error."""
 
     def typed(text: str) -> T:
         try:
@@ -213,7 +214,7 @@ def workspace_bytes(text: str) -> int | None:
 
     Raises
     ------
-    InputError : ``text`` is something else, or less than 1 MiB.
+    InputError : ``text`` is something else, or the size is not from 1 MiB to 32 TiB.
     """
     if text.lower() == "auto":
         return None

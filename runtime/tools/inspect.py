@@ -57,8 +57,8 @@ def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
 
     Returns
     -------
-    A dict for each file ("role", "file", "size", "sha256", "ok", and "error" and "fix" of a damaged
-    one); and the first problem, or None.
+    A dict for each file: "role", "file", "size", "sha256" and "ok"; of an engine that could be read
+    also "header", of a damaged file also "error" and "fix". And the first problem, or None.
     """
     from runtime.engines.plan import read_header
 
@@ -164,6 +164,7 @@ def _refine_words(config: RefineConfig) -> str:
 
 
 def _plan_words(file: Mapping[str, Any]) -> str:
+    """Describe the header of an engine's file; ``file`` is from read_all."""
     header = file.get("header")
     if not file["ok"]:
         return file["error"]
@@ -173,6 +174,7 @@ def _plan_words(file: Mapping[str, Any]) -> str:
 
 
 def _port_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a row for each input and output: its name, type and shape."""
     ports = [(kind, p) for kind in ("inputs", "outputs") for p in entry[kind]]
     widest = min(max((len(p["name"]) for _, p in ports), default=0), 30)
     for kind, p in ports:
@@ -181,7 +183,8 @@ def _port_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _flat(value: Mapping[str, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield one row for each mapping inside ``value``, with those values that are no mappings."""
+    """Yield a row for ``value`` and for each mapping inside it, to a depth of 4: the path of keys,
+    and the values that are not mappings themselves."""
     nested = {k: v for k, v in value.items() if isinstance(v, dict) and depth < 4}
     plain = {k: v for k, v in value.items() if k not in nested}
     if plain:
@@ -191,6 +194,7 @@ def _flat(value: Mapping[str, Any], name: str = "", depth: int = 0) -> Iterator[
 
 
 def _file(files: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Describe the file of an entry: its name, its size and whether its hash is right."""
     found = files[entry["file"]]
     state = "OK" if found["ok"] else "DAMAGED"
     return f"{entry['file']}  {size(entry['size'])}  sha256 {entry['sha256'][:12]} {state}"

@@ -12,12 +12,12 @@ import numpy as np
 
 from runtime.errors import SdkError
 
-WIDTH, COLUMN = 100, 14
+WIDTH, COLUMN = 100, 14  # characters: of a line, and of its first column
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def engine_words(engine: Mapping[str, Any]) -> str:
-    """Describe an engine's entry in one line: the TensorRT that built it, and its GPUs."""
+    """Describe an engine in one line: the TensorRT and the platform that built it, and its GPUs."""
     gpus = f"compute capability {', '.join(engine['compute_capabilities']) or 'unknown'}"
     if engine["gpu_name"]:
         gpus = f"{engine['gpu_name']} only ({gpus})"
@@ -27,8 +27,8 @@ def engine_words(engine: Mapping[str, Any]) -> str:
 
 
 def receipt_words(receipt: Mapping[str, Any]) -> str:
-    """Describe the precision of an engine's layers: shares of all layers, and of the convolutions
-    and matrix products."""
+    """Describe the precisions of an engine: which share of its layers computes in each, and which
+    share of its convolutions and matrix products."""
     parts = []
     for key, title in (("layers", "layers"), ("matrix", "convolutions and matrix products")):
         counts = receipt.get(key)
@@ -44,7 +44,8 @@ def receipt_words(receipt: Mapping[str, Any]) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """Join a mapping as "name value, name value", with floats rounded to four digits."""
+    """Join a mapping as "name value, name value". Floats have four significant digits, lists end
+    after four members and texts after 80 characters; None is shown as "default"."""
 
     def text(value: Any) -> str:
         if isinstance(value, list):
@@ -70,7 +71,7 @@ def size(count: int) -> str:
 
 
 def rows(*rows: tuple[str, str]) -> Iterator[str]:
-    """Lay out pairs of name and text as lines of two columns."""
+    """Yield lines of two columns from pairs of a name and a text, which is wrapped to WIDTH."""
     for name, text in rows:
         head = f"  {name:{COLUMN - 2}}"
         if not head.endswith(" "):  # the name is too long: its text begins on the next line
@@ -117,7 +118,8 @@ def _plain(value: Any) -> Any:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines. Control characters, and characters that stdout cannot encode, are replaced."""
+    """Print lines. A control character is printed as "?", and a character that stdout cannot encode
+    as its number."""
     encoding = sys.stdout.encoding or "utf-8"
     for line in (line for text in lines for line in text.splitlines() or [""]):
         shown = "".join(c if c.isprintable() else "?" for c in line)

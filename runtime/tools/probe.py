@@ -37,7 +37,8 @@ _JETPACKS = {
 }
 _CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
 _SECONDS = 60  # time limit of one command
-# This program imports the module {name} and prints facts about it, or null if it is not installed.
+# A program that imports the module {name} and prints facts about the module as JSON, or null if the
+# module is not installed.
 _PROBE = """
 import json, sys
 try:
@@ -80,7 +81,8 @@ def owners_of_modules() -> dict[str, dict[str, str]]:
 
 
 def package_facts(owners: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Describe this package: its version, its folder, and the instruction sets of its core."""
+    """Describe this package: its version, its folder, the instruction sets of its core, and why the
+    core cannot be used."""
     facts: dict[str, Any] = {
         "version": owners.get("runtime", {}).get(DISTRIBUTION),
         "folder": str(Path(__file__).parents[1]),
@@ -128,7 +130,7 @@ def probe(name: str) -> dict[str, Any]:
     facts |= {"providers": [], "mapped": []}
     code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name)])
     if code:
-        facts["error"] = _last_line(errors) or f"it ended with {code}"
+        facts["error"] = _last_line(errors) or f"the import ended with exit code {code}"
         if code < 0:
             facts["error"] = f"the import is ended by {_signal_name(-code)}"
         return facts
@@ -191,11 +193,12 @@ def cuda_module_facts(cuda: dict[str, Any]) -> dict[str, Any]:
 
 
 def trtexec_facts() -> dict[str, Any] | None:
-    """Find trtexec and the TensorRT library that it links, which newer versions load at run time.
+    """Find the program trtexec and the TensorRT library that it links.
 
     Returns
     -------
-    "path" and "library" (None if it links no TensorRT); None without trtexec.
+    "path" and "library"; None if this machine has no trtexec. The library is None if trtexec links
+    none: newer versions load TensorRT when they run.
     """
     places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/src/tensorrt/bin"])
     path = shutil.which("trtexec", path=places)
@@ -210,8 +213,9 @@ def library_facts(modules: dict[str, Any], trtexec: dict[str, Any] | None) -> li
 
     Returns
     -------
-    "path", "family" (the library's name), "version", "found_by" (search paths that contain it) and
-    "loaded_by" (what loads it: Python modules, trtexec, this process) of each.
+    Of each library: "path", "family" ("libnvinfer" or "libtensorrt_rtx"), "version" or None,
+    "found_by" (the search paths that contain it) and "loaded_by" (what loads it: Python modules,
+    trtexec, this process).
     """
     found: dict[str, dict[str, Any]] = {}
 
@@ -247,12 +251,13 @@ def library_facts(modules: dict[str, Any], trtexec: dict[str, Any] | None) -> li
 
 
 def _family(path: str) -> str | None:
+    """Return "libnvinfer" or "libtensorrt_rtx" for a file of that library, else None."""
     found = re.match(r"(libnvinfer|libtensorrt_rtx)\.so", os.path.basename(path))
     return found[1] if found else None
 
 
 def _library_version(path: str) -> str | None:
-    """Return the version in the library's version symbol, else the one in its file name.
+    """Return the version in the library's version symbol, else the one in its file name, else None.
 
     TensorRT exports a symbol such as tensorrt_version_10_3_0_26.
     """
@@ -268,12 +273,12 @@ def _library_version(path: str) -> str | None:
 
 
 def jetson() -> dict[str, Any] | None:
-    """Describe a Jetson; None if this machine is none.
+    """Describe the Jetson; None if this machine is not a Jetson.
 
     Returns
     -------
-    "model", "l4t" (release), "jetpack", "power_mode" and "clocks_locked" (whether the user has run
-    jetson_clocks; None if that is unknown).
+    "model", "l4t" (the release), "jetpack" (a text), "power_mode" (None if unknown) and
+    "clocks_locked" (whether the user has run jetson_clocks; None if unknown).
     """
     model, release = driver.jetson_model(), driver.l4t()
     if model is None and release is None:
@@ -291,7 +296,8 @@ def jetson() -> dict[str, Any] | None:
 
 
 def _clocks_locked() -> bool | None:
-    """Whether jetson_clocks has run: it sets the lowest frequency to the highest."""
+    """Whether the lowest frequency of every CPU is its highest, as jetson_clocks sets it; None if
+    the machine does not state its frequencies."""
     try:
         policies = sorted(_CPUFREQ.glob("policy*"))
         ends = [[(p / f"scaling_{e}_freq").read_text() for e in ("min", "max")] for p in policies]
@@ -301,7 +307,7 @@ def _clocks_locked() -> bool | None:
 
 
 def cache_facts() -> dict[str, str]:
-    """Return the cache folder, and why it cannot be written. The test file is removed."""
+    """Return the cache "folder", and as "error" why no file can be created in it, or ""."""
     folder = cache_folder()
     if folder is None:
         return {"folder": "", "error": "there is no home folder"}
@@ -343,7 +349,8 @@ def run(command: list[str]) -> tuple[int, str, str]:
 
 
 def _links(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield the libraries that a program or library needs, with their paths; None if not found."""
+    """Yield the name and the path of each library that a program or library needs. The path is None
+    if the loader does not find the library."""
     if os.path.isfile(path):
         _, output, _ = run(["ldd", str(path)])
         for name, place in re.findall(r"^\s*(\S+) => (not found|\S+)", output, re.MULTILINE):

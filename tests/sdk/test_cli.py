@@ -322,7 +322,7 @@ def test_ctrl_c_is_130_at_once_and_leaves_nothing(work):
     for out, process in processes.items():
         with case(out):
             assert process.returncode == 130
-            assert answers[out] == ("", "error: interrupted\n  fix: run it again\n")
+            assert answers[out] == ("", "error: interrupted\n  fix: run the command again\n")
             assert files(work / out) == []
 
 
@@ -338,7 +338,7 @@ def test_interrupt_between_two_pictures_keeps_the_first(work, capsys, monkeypatc
     monkeypatch.setattr(sdk.__main__, "_segment", interrupted)
     assert main(["predict", "good.png", "second.png"]) == 130
     assert files(work / "out") == ["good_labels.png", "good_overlay.png"]
-    assert capsys.readouterr().err == "error: interrupted\n  fix: run it again\n"
+    assert capsys.readouterr().err == "error: interrupted\n  fix: run the command again\n"
 
 
 def test_folder_that_cannot_be_made(work, capsys):

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_build_finishes_the_engines_here(capsys, first_build, with_engines):
     code, out, err = first_build.dry_run
-    assert code == 0 and out.count("would build") == 2 and "why: the bundle has none" in out
+    assert (
+        code == 0 and out.count("would build") == 2 and "why: the bundle has no such engine" in out
+    )
     assert first_build.unchanged and err == ""
 
     bundle = first_build.place
@@ -32,7 +34,7 @@ def test_build_finishes_the_engines_here(capsys, first_build, with_engines):
     assert code == 0 and out.count("\nbuilt  ") + out.startswith("built ") == 2
     assert out.endswith(f"\nnext         python -m runtime check {bundle}\n")
     assert "100% fp32" in out and "2 built, 0 up to date" in out
-    assert "build refine_step with TensorRT for RTX (the bundle has none) ..." in err
+    assert "build refine_step with TensorRT for RTX (the bundle has no such engine) ..." in err
     assert err.count("  100 % ") == 2 and "\r" not in err
     engines = Bundle.open(bundle).manifest["engines"]
     assert {e["graph"] for e in engines} == {"refine_step", "refine_map"}

@@ -161,7 +161,7 @@ def test_a_module_that_fails_to_import_or_hangs_is_broken(plant_module, monkeypa
         ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
         ("import a_module_that_nobody_has", "No module named 'a_module_that_nobody_has'"),
         ("import sys\nsys.exit()", "the import ends the interpreter"),
-        ("import sys\nsys.exit(7)", "it ended with 7"),
+        ("import sys\nsys.exit(7)", "the import ended with exit code 7"),
     ]:
         with case(error):
             facts = plant_module(source)
