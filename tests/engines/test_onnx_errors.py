@@ -146,7 +146,7 @@ def test_a_fault_of_the_gpu_says_what_it_means(session, monkeypatch):
         with case(code), monkeypatch.context() as patch:
             found = fails(patch, session, Fail(CUDA.format(code, "an error")), "cuda")
             assert type(found) is DeviceError and "restart" in found.fix
-            assert "is lost" in str(found) or "is broken" in str(found)
+            assert "has lost its context" in str(found) or "is broken" in str(found)
 
 
 OTHERS = [
