@@ -16,9 +16,10 @@ from runtime.device.choose import default_threads
 
 
 def describe() -> dict[str, Any]:
-    """Return machine, versions, date and commit, for a result's "environment".
+    """Return machine, versions, date and commit: the "environment" of a result.
 
-    "target" is the CPU's instruction set in use (isa); committed results have this key.
+    The key "target" contains the CPU's instruction set in use (isa); results that are committed
+    already have this key.
     """
     import cv2
 

@@ -1,7 +1,7 @@
 """The machine of a measurement: its libraries, clocks, temperatures and power.
 
-Files are read below ``root``, so that tests can use a folder with files of another machine. A value
-that the machine does not state is None or absent; it is never a guess.
+``root`` is the folder below which files are read: tests use a folder with the files of another
+machine. A value that the machine does not state is None or absent; it is never a guess.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def number(path: Path) -> int | None:
 
 
 def cpu_mhz(root: Path = ROOT) -> list[float]:
-    """Return the current clock of each processor in MHz; an empty list if the system has none.
+    """Return the current clock of each processor in MHz; an empty list if no file contains it.
 
-    Most virtual machines show a constant in /proc/cpuinfo.
+    On most virtual machines /proc/cpuinfo contains a constant.
     """
     policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*/scaling_cur_freq"))
     clocks = [n / 1e3 for n in map(number, policies) if n is not None]
@@ -57,7 +57,7 @@ def temperatures(root: Path = ROOT) -> dict[str, float]:
 def rails(root: Path = ROOT) -> dict[str, float]:
     """Return the power of each rail of a Jetson in watts, by its label.
 
-    It is the voltage times the current of each labelled channel of the INA3221 sensors.
+    A rail is a labelled channel of an INA3221 sensor; its power is its voltage times its current.
     """
     out = {}
     for sensor in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*")):
@@ -100,12 +100,13 @@ def package_joules(root: Path = ROOT) -> dict[str, tuple[int, int]]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Describe the GPUs through NVML: name, driver, clocks, temperature, power and throttling.
+    """Describe the GPUs through NVML: name, driver, clocks (MHz), temperature (degrees Celsius),
+    power and its limit (W), reasons of throttling, and used memory (MiB).
 
     Returns
     -------
-    A dict for each GPU. The list is empty without nvidia-ml-py, without a driver, and on a Jetson,
-    whose NVML has few of these functions.
+    A dict for each GPU; a value that NVML does not return is None. The list is empty without
+    nvidia-ml-py, without a driver, and on a Jetson, whose NVML has few of these functions.
     """
     try:
         import pynvml
@@ -173,7 +174,8 @@ def throttle_reasons(bits: int) -> list[str]:
 
 
 def state(root: Path = ROOT) -> dict[str, Any]:
-    """Return the values that may change during a measurement; they are read before and after it."""
+    """Return the values that may change during a measurement. Benchmarks read them before and after
+    a measurement."""
     loads = (read(root / "proc/loadavg") or "").split()
     return {
         "load_average": float(loads[0]) if loads else None,
@@ -184,8 +186,8 @@ def state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def description(root: Path = ROOT) -> dict[str, Any]:
-    """Return the values that do not change: library versions, governors, clock limits (MHz), and a
-    Jetson's model, release and modes."""
+    """Return the values that do not change: library versions, governors, clock limits (MHz), names
+    of power rails, and a Jetson's model, release and modes."""
     from runtime.tools import probe
 
     policies = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
@@ -223,11 +225,11 @@ def power_source(root: Path = ROOT) -> str | None:
 
 
 class PowerMeter:
-    """Measures the energy that the machine uses inside a with statement.
+    """Measures the energy that the machine uses during the block of a with statement.
 
-    It reads RAPL's counters at both ends of the block; other sensors are read every SAMPLING
-    seconds, and a reading counts for the time since the reading before. At the end of the block
-    ``joules`` and ``seconds`` are set.
+    RAPL's counters are read at both ends of the block. Other sensors are read every SAMPLING
+    seconds; the power of a reading counts for the time since the reading before. At the end of the
+    block ``seconds`` and ``joules`` are set; without a sensor ``joules`` is 0.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -239,11 +241,12 @@ class PowerMeter:
         self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
 
     def watts(self) -> float:
-        """Return the sensor's power now, in watts."""
+        """Return the power in watts that the board's or the GPUs' sensors measure now."""
         board = board_watts(self.root)
         return sum(g["watts"] or 0.0 for g in gpus()) if board is None else board
 
     def _sample(self) -> None:
+        """Add up the energy of the readings until the block ends."""
         last = time.monotonic()
         while not self._ends.wait(SAMPLING):
             now = time.monotonic()

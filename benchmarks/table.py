@@ -1,4 +1,4 @@
-"""Writes results: as Markdown tables for people, and as JSON for programs."""
+"""Write results: as Markdown tables for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.errors import InputError
 
-WIDTH = 100  # characters: a dictionary of plain values that fits is one line of JSON
+WIDTH = 100  # characters; a dictionary of plain values is one line of JSON if it is no longer
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
@@ -19,10 +19,10 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def fitted(rows: list[dict[str, Any]], width: int) -> str:
-    """A table that is no wider than ``width`` characters, where that is possible; 0 is any width.
+    """Rows as a Markdown table of at most ``width`` characters, if possible; 0 means any width.
 
-    A table that is too wide is turned: its rows become columns, and as many stand side by side as
-    fit. Further rows follow in further tables.
+    A table that is too wide is turned: its rows become columns. If not all of them fit side by
+    side, the others follow in further tables.
     """
     whole = as_markdown(rows)
     if not width or len(whole.partition("\n")[0]) <= width:
@@ -55,7 +55,7 @@ def _lines(columns: list[str], cells: list[list[str]]) -> str:
 
 
 def check_out(path: Path | None) -> None:
-    """Check before a measurement that its result can be written; None is always right.
+    """Check before a measurement that its result can be written to ``path``, if it is not None.
 
     Raises
     ------
@@ -79,7 +79,8 @@ def check_out(path: Path | None) -> None:
 
 
 def as_json(document: Any) -> str:
-    """The document as JSON. A list of plain values is one line, and so is a short dictionary."""
+    """The document as JSON. A list of plain values is one line, and so is a dictionary of plain
+    values that fits WIDTH."""
     return _json(document, 0) + "\n"
 
 
@@ -100,8 +101,9 @@ def _json(value: Any, depth: int) -> str:
 
 
 def write_json(path: Path, document: Any, raw: Any = None) -> None:
-    """Write ``document`` to ``path``, and its ``raw`` samples beside it, unless they are None. Each
-    file is written completely or not at all. Missing folders are created."""
+    """Write ``document`` to ``path``, and the samples ``raw``, if they are not None, to the file
+    that :func:`raw_path` names. Each file is written completely or not at all. Missing folders are
+    created."""
     from runtime.files import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)

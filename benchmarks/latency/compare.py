@@ -1,12 +1,13 @@
-"""Is B slower than A? Compares two latency documents row by row, by the times of all samples.
+"""Is B slower than A? Compare two latency documents row by row, by the times of all samples.
 
     python -m benchmarks compare A.json B.json [--fail-over 5%] [--percentile 50,99] [--force]
 
-A percentile is slower when the 95 % interval of B / A lies above 1. (The interval is a bootstrap,
-in blocks where neighbouring samples correlate.) The exit code is 6 when a percentile is slower by
-more than --fail-over. It is 1 when something could not be compared: a row that only one document
-has, or too few samples for p50 or for a percentile that --percentile names. Documents of different
-machines, and unstable and partial rows, are refused. --force compares what can be compared.
+A percentile is slower if the 95 % interval of B / A lies above 1. (The interval is from a
+bootstrap, in blocks where neighbouring samples correlate.) The exit code is 6 if a percentile is
+slower by more than --fail-over. It is 1 if something could not be compared: a row is in one
+document only, or the samples are too few for a percentile that --percentile names (without this
+option: for p50). Documents of different machines, and unstable and partial rows, are refused.
+--force compares what can be compared.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from runtime.errors import ExitCode, InputError
 from runtime.tools.cli import Parser, option, some_path
 
 AUTO = [50.0, 90.0, 95.0, 99.0]
+# Keys of the environment: documents that differ in MACHINE are refused, in SOFTWARE warned about.
 MACHINE = ("cpu", "target", "threads", "jetson", "cpu_mhz_limits", "GPUs")
 SOFTWARE = ("python", "numpy", "opencv", "versions", "governors", "drivers")
 
@@ -53,7 +55,7 @@ def verdict(found: tuple[float, float, float], most: float) -> str:
 
 
 def share(text: str) -> float:
-    """ "5%" or "0.05" as 0.05.
+    """Read a share: 0.05 from "5%" or "0.05".
 
     Raises
     ------
@@ -104,19 +106,20 @@ def compare(
 
 
 def dashes(lines: list[dict[str, Any]]) -> str:
-    """The line that explains the dashes in what :func:`compare` returns; "" where it has none."""
+    """The line that explains the dashes in the table of :func:`compare`; "" if it has no dashes."""
     names = dict.fromkeys(line["percentile"] for line in lines if line["verdict"] == DASH)
     return too_few({name: samples.needed(float(name[1:]) / 100) for name in names})
 
 
 def pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The rows of the same configuration in both documents, as pairs of (a's, b's)."""
+    """The rows that have the same configuration in both documents, as pairs (a's row, b's row).
+    Rows without samples are left out."""
     rows = {key(r): r for r in a["rows"] if r["total_ms"]}
     return [(rows[key(r)], r) for r in b["rows"] if r["total_ms"] and key(r) in rows]
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """The configuration of a row: rows are compared if theirs is the same."""
+    """The configuration of a row. Rows with the same configuration are compared."""
     return tuple(row[k] for k in KEY)
 
 
@@ -131,9 +134,9 @@ def environment(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], names: tuple[str, ...]) -> list[str]:
-    """One sentence for each of ``names`` that differs between the environments."""
+    """A line for each of the ``names`` whose value differs between the documents' environments."""
     ends = [(name, *(environment(d).get(name) for d in (a, b))) for name in names]
-    return [f"{name} was {was}, is {now}" for name, was, now in ends if was != now]
+    return [f"{name}: {was} in A, {now} in B" for name, was, now in ends if was != now]
 
 
 def main(argv: list[str]) -> int:
@@ -181,7 +184,7 @@ def main(argv: list[str]) -> int:
         )
     warnings = doubts + differences(a, b, SOFTWARE)
     if a["prior"] != b["prior"]:
-        warnings.append(f"the model was {a['prior']}, is {b['prior']}")
+        warnings.append(f"the model: {a['prior']} in A, {b['prior']} in B")
     for file in sorted({*a["hashes"], *b["hashes"]}):
         was, now = (d["hashes"].get(file) for d in (a, b))
         if None in (was, now):

@@ -1,7 +1,7 @@
-"""What `benchmarks latency` measured, as a document: its rows, tables, CSV and trace.
+"""Documents, the results of `benchmarks latency`: their rows, tables, CSV and trace.
 
-In memory a document holds every sample of every stage. Its file holds the total time of every
-sample, and medians and percentiles of the stages (:func:`stored`). A second file beside it holds
+In memory a document contains every sample of every stage. Its file contains the total time of every
+sample, and medians and percentiles of the stages (:func:`stored`). A second file beside it contains
 the samples of the stages (:func:`raw`).
 """
 
@@ -19,12 +19,15 @@ from benchmarks import table
 
 SCHEMA = "dg-latency/2"
 MODES = ("back-to-back", "paced", "stream")
-MOST_ROWS = 100
+MOST_ROWS = 100  # the largest number of rows, and of percentiles
+# Fields of a row. KEY: its configuration. RAW: by sample, not in the file. MEASURED: rounded there.
 KEY = ("mode", "rate", "refine", "steps", "threads", "device", "backend", "precision")
-RAW = ("start_s", "stages_ms", "steps_done", "cpu_mhz", "device_ms")  # of a row, by sample
+RAW = ("start_s", "stages_ms", "steps_done", "cpu_mhz", "device_ms")
 MEASURED = ("load_ms", "first_ms", "total_ms", "summary", "stage_p50_ms", "stage_percentiles_ms")
 PARTS = ("memory", "power", "peers")  # tables beside the rows
-OUTLIER = ("index", "start_s", "ms", "cpu_mhz")  # what the document holds of each outlier
+OUTLIER = ("index", "start_s", "ms", "cpu_mhz")  # the document's values of each outlier
+# Names of times: the rest of the total that no stage contains; a time that is no stage; and the end
+# of the name of a stage whose time is from the GPU's clock.
 REST, PER_STEP, ON_DEVICE = "unaccounted", "refine per step", ", device time"
 LATENCY = "Latency, end-to-end wall time"
 STAGES = "Stages, median ms (the medians of the stages need not add up to the median of the total)"
@@ -33,7 +36,7 @@ DASH = "-"  # the cell of a percentile that has too few samples
 
 @dataclass
 class Row:
-    """The measurements of one configuration. Lists hold one entry for each sample; names that end
+    """The measurements of one configuration. A list has one entry for each sample. Names that end
     in ``_ms`` are milliseconds, in ``_s`` seconds."""
 
     mode: str
@@ -44,11 +47,11 @@ class Row:
     precision: str = "fp32"
     device: str = "cpu"
     rate: float | None = None
-    load_ms: float = 0.0
-    first_ms: float = 0.0
+    load_ms: float = 0.0  # to open the model
+    first_ms: float = 0.0  # the first call
     quality: dict[str, Any] = field(default_factory=lambda: {"what": "not measured"})
     total_ms: list[float] = field(default_factory=list)
-    start_s: list[float] = field(default_factory=list)  # since the row's first sample
+    start_s: list[float] = field(default_factory=list)  # since the row's measurement began
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     steps_done: list[int] = field(default_factory=list)
     cpu_mhz: list[float | None] = field(default_factory=list)
@@ -56,7 +59,7 @@ class Row:
     cold: int = 0  # stream: number of frames that started cold
     late: int = 0  # paced: number of pictures that ended after the next one was due
     unserved: int = 0  # paced: number of pictures that were due, but had not begun at the end
-    partial: bool = False
+    partial: bool = False  # whether an error or an interrupt ended the measurement early
 
     def name(self) -> str:
         """The row's name: its mode, rate, steps and threads."""
@@ -71,8 +74,8 @@ class Row:
         Parameters
         ----------
         due, begin, end : when the picture was due, when its call began and ended; in seconds since
-            the row's first sample.
-        result : what the segmenter returned, with its timings and stats.
+            the row's measurement began.
+        result : the segmenter's result, with its timings and stats.
         clock : the processor's clock in MHz, None where it is not known.
         """
         stages = {k: v for k, v in result.timings.items() if k not in ("unaccounted", "total")}
@@ -107,12 +110,13 @@ def shown(text: str) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """ "1 step", "2 steps"."""
+    """A number with its noun: "1 step" or "2 steps" from ``what`` "step"."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
-    """The row as a dictionary, with its name and its statistics.
+    """The row as a dictionary, with its name and its statistics. An incomplete last sample is
+    removed from the row.
 
     Parameters
     ----------
@@ -139,7 +143,7 @@ def summarise_totals(
     Parameters
     ----------
     percentiles : in per cent, from 1 to 99.99.
-    known : by the number of a sample, its start in seconds and the processor's clock in MHz, or
+    known : the index of a sample -> its start in seconds and the processor's clock in MHz, each or
         None. Samples may be missing.
     """
     from benchmarks.latency import samples
@@ -147,7 +151,7 @@ def summarise_totals(
     found = samples.summary(np.array(row.total_ms, np.float64), percentiles)
     if row.unserved:
         found["unstable"].append(
-            f"{row.unserved} pictures were never begun: {row.rate:g}/s is more than it can do"
+            f"{row.unserved} pictures were due but never begun: {row.rate:g}/s is too fast"
         )
     if row.cold and row.steps:
         found["unstable"].append(f"{row.cold} of its frames started cold, with more steps")
@@ -166,19 +170,20 @@ def _percentiles(times: list[float], percentiles: list[float]) -> dict[str, floa
 
 
 def stages(rows: list[dict[str, Any]]) -> list[str]:
-    """The names of the stages of all rows, in the order of their first appearance; "unaccounted"
-    is the last."""
+    """The names of the stages of all rows, in the order of their first appearance, but
+    "unaccounted" last."""
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"] if is_stage(k))
     return sorted(names, key=lambda name: name == REST)
 
 
 def is_stage(name: str) -> bool:
-    """Whether this time is a part of the total. "refine per step" and device times are not."""
+    """Whether the time of this name is a part of the total; "refine per step" and times on the
+    GPU's clock are not."""
     return name != PER_STEP and not name.endswith(ON_DEVICE)
 
 
 def stored(document: dict[str, Any]) -> dict[str, Any]:
-    """The document as its file holds it: of the samples, it has only the rows' total times."""
+    """The document for its file: of all samples it contains only the rows' total times."""
     rows = []
     for row in document["rows"]:
         kept = {k: v for k, v in row.items() if k not in RAW}
@@ -191,7 +196,7 @@ def stored(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw(document: dict[str, Any]) -> dict[str, Any]:
-    """The samples of a document, of its rows and its peers."""
+    """All samples of a document's rows and peers, for the file beside the document's file."""
     names = ("name", "total_ms", *RAW)
     rows = [{k: row[k] for k in names} for row in document["rows"]]
     return {"rows": rows, "peers": [peer.get("samples") for peer in document["peers"]]}
@@ -207,7 +212,7 @@ def _rounded(value: Any) -> Any:
 
 
 def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """All tables: rows of cells, by title."""
+    """The tables of a document by title. A table is a list of rows, a row maps columns to cells."""
     rows = document["rows"]
     out = {LATENCY: [_latency_line(r) for r in rows], STAGES: []}
     names = dict.fromkeys(k for r in rows for k in r["stage_p50_ms"])
@@ -225,7 +230,7 @@ def tables(document: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 def below(document: dict[str, Any]) -> dict[str, str]:
-    """The line below a table, by the table's title. Some tables have none."""
+    """The lines to print below tables, by the tables' titles. Some tables have no such line."""
     rows, out = document["rows"], {}
     if any(r["summary"]["percentiles"] for r in rows):
         found = [p for r in rows for p in r["summary"]["percentiles"].items()]
@@ -238,11 +243,11 @@ def below(document: dict[str, Any]) -> dict[str, str]:
 
 
 def too_few(needs: dict[str, int]) -> str:
-    """The line that explains the dashes of a table; "" where the table has none.
+    """The line that explains the dashes of a table; "" if ``needs`` is empty.
 
     Parameters
     ----------
-    needs : the independent samples that a percentile needs, by its name: {"p99": 299}.
+    needs : how many independent samples each percentile with a dash needs: {"p99": 299}.
     """
     if not needs:
         return ""
@@ -252,6 +257,7 @@ def too_few(needs: dict[str, int]) -> str:
 
 
 def _ran(row: dict[str, Any]) -> str:
+    """The backend, the device and the precision of a row."""
     return f"{row['backend']} on {row['device']}, {row['precision']}"
 
 
@@ -279,7 +285,8 @@ def _latency_line(row: dict[str, Any]) -> dict[str, str]:
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """The sentences that follow the tables: where and how it was measured, and what is unusual."""
+    """The lines that follow the tables: where and how the rows were measured, and what is
+    unusual."""
     e = document["environment"]
     out = [f"clock: {document['scope']}", document["device_time"]]
     made = [str(e.get(k)) for k in ("cpu", "target", "date", "commit") if e.get(k)]
@@ -354,15 +361,15 @@ def as_csv(document: dict[str, Any]) -> str:
 
 
 def as_trace(document: dict[str, Any]) -> str:
-    """The samples in Chrome's trace format, in microseconds. Waiting pictures overlap, so that
-    waiting is an asynchronous event."""
+    """The samples in Chrome's trace format, in microseconds. The waiting times of paced pictures
+    may overlap, so they are asynchronous events."""
     events: list[dict[str, Any]] = []
     for pid, row in enumerate(document["rows"], 1):
         about = {"pid": pid, "tid": 1}
         events.append(about | {"ph": "M", "name": "process_name", "args": {"name": row["name"]}})
         times = dict(row["stages_ms"])
         queue = times.pop("queue", [0.0] * len(row["total_ms"]))
-        times.pop(REST, None)  # it lies somewhere between the other stages
+        times.pop(REST, None)  # this time has no place of its own between the stages
         for i, start in enumerate(row["start_s"]):
             due, at = 1e6 * start, 1e6 * start + 1e3 * queue[i]
             if row["mode"] == "paced":

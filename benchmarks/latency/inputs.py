@@ -22,13 +22,13 @@ FRAMES = 64  # at most this many frames of a video are read; they are used forwa
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Read the frames of --video, the pictures of --picture, or else a demo photo, and the true
-    labels of --labels. Resize all of them to the size of --imgsz, if it is given.
+    """Read the frames of --video, the pictures of --picture, or else a demo photo; and the true
+    labels of --labels. With --imgsz, resize all of them to that size.
 
     Returns
     -------
-    A list of (H, W, 3) uint8 RGB pictures, and a list with the (H, W) class numbers of each
-    picture, or None without --labels.
+    The pictures, (H, W, 3) uint8 RGB; and the class numbers of each picture, (H, W), or None
+    without --labels.
 
     Raises
     ------
@@ -94,14 +94,14 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
 
 
 def hashes(prior: str) -> dict[str, str]:
-    """Return {name of the model's file: its sha256}, or {} if the prior is "kmeans" or no file.
+    """Return {name of the model's file: its sha256}; {} if the prior is "kmeans" or no file.
 
-    The file of a bundle is its manifest, which contains the sha256 of all other files. For an ONNX
-    file the external data is not part of the hash.
+    The file of a bundle is its manifest, which contains the sha256 of all other files. Of an ONNX
+    model, external data files are not hashed.
 
     Raises
     ------
-    BundleError : the prior is a folder, but not a bundle, or a damaged bundle.
+    BundleError : the prior is a folder, but not a bundle, or it is a damaged bundle.
     InputError : the file cannot be read.
     """
     path = Path(prior)

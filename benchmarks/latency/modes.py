@@ -1,7 +1,7 @@
 """The modes of a latency run: back to back, paced, and as a stream.
 
-Each mode shows ``pictures`` in turn to ``seg`` for ``seconds``, and appends a sample to ``row`` for
-each call.
+Each mode calls ``seg`` with the ``pictures`` in turn for ``seconds``, and appends a sample to
+``row`` for each call.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from benchmarks.latency.document import Row
 from sdk.timing import Clock
 
 WARM_STEPS = 2  # for each frame of a stream, the default of Segmenter.stream
-WARM_UP, WARM_CALLS = 0.5, 3  # the fewest seconds and calls, after the first call
+WARM_UP, WARM_CALLS = 0.5, 3  # the fewest seconds and calls of a warm-up
 CLOCK_EVERY = 0.1  # seconds between readings of the processor's clock
 
 
 class Clocks:
-    """Reads the clock of the fastest processor in MHz: outside the timed calls, and at most once
-    in CLOCK_EVERY seconds."""
+    """Returns the clock of the fastest processor in MHz; None if it is not known. The clock is read
+    at most once in CLOCK_EVERY seconds."""
 
     def __init__(self) -> None:
         self.at, self.last = -1.0, None
@@ -35,14 +35,14 @@ class Clocks:
         return self.last
 
 
-Progress = Callable[[float], None]  # it is called with the seconds since the row's first sample
+Progress = Callable[[float], None]  # called with the seconds since the row's measurement began
 
 
-def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """Show the next picture as soon as the call for the last one has returned."""
+def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+    """Begin each call as soon as the call before it has returned."""
     clocks, origin = Clocks(), time.perf_counter()
     while (now := time.perf_counter() - origin) < seconds:
-        tell(now)
+        report(now)
         picture = pictures[len(row.total_ms) % len(pictures)]
         begin = time.perf_counter()
         result = seg(picture)
@@ -50,8 +50,9 @@ def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float,
         row.add(begin - origin, begin - origin, end - origin, result, clocks())
 
 
-def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """Show a picture every 1 / rate seconds; a picture waits while the call before it runs."""
+def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+    """A picture is due every 1 / rate seconds, and waits until the call before it has returned.
+    After ``seconds``, pictures that still wait are counted as unserved."""
     assert row.rate is not None
     clocks, origin = Clocks(), time.perf_counter()
     count = max(1, int(seconds * row.rate))
@@ -61,7 +62,7 @@ def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: 
         if now > max(seconds, due):
             row.unserved = count - i
             break
-        tell(now)
+        report(now)
         if now < due:
             time.sleep(due - now)
         begin = time.perf_counter() - origin
@@ -71,9 +72,9 @@ def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: 
         row.add(due, begin, end, result, clocks())
 
 
-def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell: Progress):
-    """Show frame after frame of a stream. Each refinement continues from the last frame's; the
-    first frame, which starts cold, is no sample."""
+def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+    """Segment the pictures as frames of a stream: each refinement starts from the weights of the
+    frame before. The first frame, which starts cold, is no sample."""
 
     def frames() -> Iterator[np.ndarray]:
         shown = 0
@@ -86,7 +87,7 @@ def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, tell:
         next(results)
         clocks, origin = Clocks(), time.perf_counter()
         while (begin := time.perf_counter() - origin) < seconds:
-            tell(begin)
+            report(begin)
             begin = time.perf_counter() - origin
             result = next(results)
             end = time.perf_counter() - origin
@@ -99,7 +100,8 @@ RUN = {"back-to-back": back_to_back, "paced": paced, "stream": stream}
 
 
 def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
-    """Call until caches, memory pools and clock frequencies are steady."""
+    """Call ``seg`` at least WARM_CALLS times and for at least WARM_UP seconds, so that caches and
+    memory pools are filled and clock frequencies have risen."""
     start, calls = time.perf_counter(), 0
     while calls < WARM_CALLS or time.perf_counter() - start < WARM_UP:
         seg(pictures[calls % len(pictures)])
@@ -107,7 +109,7 @@ def warm_up(seg: Any, pictures: list[np.ndarray]) -> None:
 
 
 def overhead_ms() -> float:
-    """The milliseconds that recording one stage takes: one lap of the pipeline's clock."""
+    """Measure the milliseconds that the pipeline's clock takes to record one stage."""
     clock, laps = Clock(), 20_000
     start = time.perf_counter()
     for _ in range(laps):

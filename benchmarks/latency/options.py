@@ -23,10 +23,10 @@ DESCRIPTION = """Latency of the whole pipeline, from the picture to its labels.
         [--mode back-to-back,paced,stream] [--rate 30] [--duration 10] [--threads 1,2] [-o DIR]
 
 The clock is end-to-end wall time, from the uint8 picture on the host to the int32 labels on the
-host. In the mode "back-to-back" a call begins when the last one has ended. In "paced" a picture is
-due every 1 / rate seconds, and latency counts from then, so that waiting is included. In "stream"
-the refinement of a frame continues from that of the last frame. No sample is left out. Without -o
-no file is written; --export chooses the files in DIR.
+host. In the mode "back-to-back" a call begins when the call before it has ended. In "paced" a
+picture is due every 1 / rate seconds, and its latency begins when it is due, so that waiting is
+included. In "stream" the refinement of a frame starts from the weights of the frame before. No
+sample is left out. Without -o no file is written; --export chooses the files in DIR.
 """
 
 EXPORTS = {
@@ -39,7 +39,7 @@ EXPORTS = {
 
 
 def positive(text: str) -> float:
-    """ "0.5" as a number.
+    """Read a number above 0.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def positive(text: str) -> float:
 
 
 def scale_of(text: str) -> float:
-    """ "0.5" as a number.
+    """Read a scale.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def scale_of(text: str) -> float:
 
 
 def numbers(text: str, what: str, low: float, high: float) -> list[float]:
-    """ "50,99" as numbers without repetitions. ``what`` names them in the message.
+    """Read different numbers: [50, 99] from "50,99,50". ``what`` is their name in the message.
 
     Raises
     ------
@@ -84,7 +84,8 @@ def numbers(text: str, what: str, low: float, high: float) -> list[float]:
 
 
 def words(text: str, what: str, known: Iterable[str]) -> list[str]:
-    """The words of "a,b", in the order of ``known``. ``what`` names them in the message.
+    """Read words from "a,b", and return them in the order of ``known``. ``what`` is their name in
+    the message.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def words(text: str, what: str, known: Iterable[str]) -> list[str]:
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """ "480x640" as height and width in pixels.
+    """Read height and width in pixels: (480, 640) from "480x640".
 
     Raises
     ------
@@ -111,7 +112,8 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def device_of(text: str) -> str:
-    """The name of a device, as it is written. Whether the device exists is not checked.
+    """Return the text unchanged, if it is the name of a device. Whether the device exists is not
+    checked.
 
     Raises
     ------
@@ -122,7 +124,7 @@ def device_of(text: str) -> str:
 
 
 def percentiles(text: str) -> list[float]:
-    """ "50,99" as numbers.
+    """Read percentiles in per cent: [50, 99] from "50,99".
 
     Raises
     ------
@@ -132,7 +134,7 @@ def percentiles(text: str) -> list[float]:
 
 
 def step_counts(text: str) -> list[int]:
-    """ "0,4,8" as whole numbers.
+    """Read numbers of steps: [0, 4, 8] from "0,4,8".
 
     Raises
     ------
@@ -145,7 +147,7 @@ def step_counts(text: str) -> list[int]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options of the command line. A wrong one ends the process with exit code 2."""
+    """Read the options of the command line. A wrong option ends the process with exit code 2."""
     parser = Parser(
         "python -m benchmarks latency",
         description=DESCRIPTION,
@@ -170,7 +172,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--scale",
         type=option(scale_of),
-        help="size of the refinement's picture over the full size, up to 1 (default: the preset's)",
+        help="working size divided by the picture's size, up to 1 (default: the preset's)",
     )
     presets = ("default", *PRESETS)
     add("--preset", default="default", choices=presets, help="refinement (%(default)s)")
@@ -193,10 +195,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--device", type=option(device_of), default="cpu", help="cpu, cuda, cuda:1 (%(default)s)")
     precisions = ("fp32", "fp16")
-    add("--precision", default="fp32", choices=precisions, help="of a GPU's native refinement")
+    add("--precision", default="fp32", choices=precisions, help="of the native refinement on a GPU")
     add("--backend", default="onnx", choices=BACKENDS, help="what executes the prior (%(default)s)")
     backends = ("native", *BACKENDS)
-    add("--refine-backend", default="native", choices=backends, help="what does (%(default)s)")
+    add(
+        "--refine-backend",
+        default="native",
+        choices=backends,
+        help="what executes the refinement (%(default)s)",
+    )
     add(
         "--peer",
         type=option(lambda text: words(text, "peer", peers.PEERS)),
@@ -221,7 +228,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.picture and args.video:
         parser.error("--picture and --video are both given; wanted one of them")
     if args.labels and not args.picture:
-        parser.error("--labels need the --picture that they belong to")
+        parser.error("--labels needs --picture, the pictures of the labels")
     if args.mode and "paced" in args.mode and args.rate is None:
         parser.error("--mode paced needs a rate, as --rate 30")
     if args.mode and "paced" not in args.mode and args.rate is not None:
@@ -229,7 +236,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.export and args.out is None:
         parser.error("--export needs a folder, as -o DIR")
     if "torch-eager" in args.peer and args.refine == [0]:
-        parser.error("--peer torch-eager has nothing to do in 0 steps")
+        parser.error("--peer torch-eager is for refinements; wanted --refine with a number above 0")
     if args.scale is not None and (args.refine == [0] or args.refine_backend != "native"):
         parser.error("--scale is for the native refinement: step graphs and 0 steps do not use it")
     args.export = args.export or list(EXPORTS)

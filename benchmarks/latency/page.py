@@ -1,8 +1,8 @@
-"""One HTML page of all that latency documents hold. The page loads nothing from elsewhere.
+"""Write the contents of latency documents as one HTML page, which loads no other file.
 
     python -m benchmarks report DIR [-o PAGE.html]
 
-reads all JSON files in DIR that `benchmarks latency` wrote.
+The command reads all JSON files in DIR and in the folders below that `benchmarks latency` wrote.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ COLOURS = (  # by Okabe and Ito: people with any colour vision can distinguish t
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", GREY, "#B8A900",
 )  # fmt: skip
 INK = "#1b1b1c"  # of lines and texts in figures; the page's text colour replaces it
+# Settings of matplotlib: the colours that are INK, and the backgrounds that are transparent.
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
 STYLE = f"""
@@ -53,7 +54,7 @@ def _check_matplotlib() -> None:
 
 
 def _figure(width: float, height: float, rows: int = 1) -> Any:
-    """A figure of inches, and its axes, one below the other."""
+    """A figure of ``width`` times ``height`` inches, and its ``rows`` axes, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -64,6 +65,7 @@ def _figure(width: float, height: float, rows: int = 1) -> Any:
 
 
 def _svg(figure: Any) -> str:
+    """A figure as SVG, with the page's text colour in place of INK."""
     import matplotlib
 
     out = io.StringIO()
@@ -102,7 +104,7 @@ def distributions(rows: list[dict[str, Any]]) -> str:
 
 
 def waterfall(rows: list[dict[str, Any]]) -> str:
-    """A bar for each row, which is made of the medians of its stages; as SVG."""
+    """A bar for each row, composed of the medians of its stages; as SVG."""
     return _svg(draw_waterfall(rows))
 
 
@@ -127,8 +129,8 @@ def draw_waterfall(rows: list[dict[str, Any]]) -> Any:
 
 
 def stage_colours(stages: list[str]) -> dict[str, str]:
-    """A different colour for each stage: the first stages have those of COLOURS; "unaccounted" is
-    grey."""
+    """A different colour for each stage. The first stages have the colours of COLOURS without GREY,
+    which is the colour of "unaccounted"."""
     named = [name for name in stages if name != documents.REST]
     plain = [colour for colour in COLOURS if colour != GREY]
     more = len(named) - len(plain)
@@ -270,7 +272,8 @@ def _render(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _notes(document: dict[str, Any]) -> str:
-    """The notes except the clock, which is above the tables; those of a row are in one item."""
+    """The notes as items of a list, without the clock, which is above the tables. All notes of a
+    row are one item."""
     items: dict[str, list[str]] = {}
     names = [row["name"] for row in document["rows"]]
     for note in documents.notes(document)[1:]:
@@ -284,6 +287,7 @@ def _notes(document: dict[str, Any]) -> str:
 
 
 def _facts(document: dict[str, Any]) -> str:
+    """The table of the command, the environment and the hashes."""
     facts = {"command": " ".join(map(str, document["command"])), **document["environment"]}
     if "threads" in facts:
         facts["threads of the machine"] = facts.pop("threads")
@@ -300,7 +304,8 @@ def main(argv: list[str]) -> int:
 
     Raises
     ------
-    InputError : the folder does not exist, or holds no result of `benchmarks latency`.
+    InputError : the folder does not exist or contains no result of `benchmarks latency`, or the
+        page cannot be written.
     MissingBackend : matplotlib is not installed.
     """
     parser = Parser(

@@ -19,11 +19,12 @@ from sdk.timing import Clock
 def quality_of(
     seg: Segmenter, pictures: list[np.ndarray], truths: list[np.ndarray] | None
 ) -> dict[str, Any]:
-    """The quality of a segmenter: "what" it is, and its "value" in [0, 1] where it was measured.
+    """Measure the quality of a segmenter: "what" it is, and, if measured, its "value" in [0, 1].
 
-    With ``truths`` it is the mIoU of the pictures. Without, for a bundle, it is the share of the
-    golden picture's pixels that have the labels which the float32 core computes from the recorded
-    guide. Otherwise it is not measured.
+    With ``truths`` the quality is the mIoU of the pictures. Without truths, for a bundle, it is the
+    share of the golden picture's pixels whose labels equal those that the float32 core computes
+    from the recorded guide. Otherwise, and for a bundle that starts from trained weights, it is not
+    measured.
 
     Parameters
     ----------
@@ -32,7 +33,8 @@ def quality_of(
 
     Raises
     ------
-    InputError : there are truths, but the prior does not name its classes, or all pixels are 255.
+    InputError : there are truths, but the prior does not name its classes, or a true class is not
+        among them, or all pixels are 255.
     """
     if truths is not None:
         names = seg.prior.names
@@ -77,7 +79,7 @@ def float32_labels(
     ----------
     seg : its settings are used, but not its prior.
     picture : (H, W, 3) uint8 RGB.
-    low : (h, w, 3) float32, the picture at the working size, which an engine may have fixed.
+    low : (h, w, 3) float32, the picture at the working size, which may be fixed by an engine.
     guide : the recorded output of the prior.
     """
 

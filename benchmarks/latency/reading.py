@@ -1,4 +1,4 @@
-"""Reads latency documents: checks them, and computes the statistics of their total times again."""
+"""Read latency documents: check them, and compute the statistics of their total times again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.latency.document import (
 from runtime.checks import is_number
 from runtime.errors import InputError
 
-OLDER = ("dg-latency/1",)  # files of this schema hold all samples
+OLDER = ("dg-latency/1",)  # files of this schema contain all samples
 SUMMED_UP = ("stage_p50_ms", "stage_percentiles_ms", "summary")
 LONGEST = 1e9  # milliseconds
 _TEXTS = ("mode", "refine", "device", "backend", "precision")
@@ -30,8 +30,8 @@ _LISTS = ("total_ms", "start_s", "steps_done")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a document from a file. The statistics in the file are not used: they are computed again
-    from the total times.
+    """Read a document from a file. The statistics of the total times are not those of the file:
+    they are computed again.
 
     Raises
     ------
@@ -60,6 +60,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _summarised(r: dict[str, Any], percentiles: list[float]) -> dict[str, Any]:
+    """A checked row of a file, as summarise returns it in memory; without RAW if the file lacks
+    it."""
     row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r})
     if "stages_ms" in r:
         return summarise(row, percentiles)
@@ -71,7 +73,7 @@ def _summarised(r: dict[str, Any], percentiles: list[float]) -> dict[str, Any]:
 
 
 def _wrong(d: Any) -> str:
-    """What is wrong with a document; empty for a good one."""
+    """A phrase that says what is wrong with a document; "" if nothing is."""
     if not isinstance(d, dict) or d.get("schema") not in (SCHEMA, *OLDER):
         return f"its schema is not {SCHEMA}"
     kinds = {"scope": str, "device_time": str, "prior": str, "partial": bool, "command": list}
@@ -103,6 +105,7 @@ def _wrong(d: Any) -> str:
 
 
 def _wrong_row(r: Any, schema: str) -> str:
+    """What is wrong with a row; "" if nothing is."""
     if not isinstance(r, dict):
         return "it is no dictionary"
     names, with_samples = {f.name for f in fields(Row)}, schema in OLDER or any(k in r for k in RAW)
@@ -133,7 +136,7 @@ def _wrong_row(r: Any, schema: str) -> str:
 
 
 def _wrong_samples(r: dict[str, Any]) -> str:
-    """What is wrong with the samples of a row that holds all; empty for good ones."""
+    """What is wrong with the samples of a row that contains all of them; "" if nothing is."""
     device = r.get("device_ms", {})  # older documents do not have it
     n, stages = len(r["total_ms"]) if isinstance(r["total_ms"], list) else -1, r["stages_ms"]
     columns = [r[k] for k in _LISTS] + (list(stages.values()) if isinstance(stages, dict) else [0])
@@ -145,7 +148,8 @@ def _wrong_samples(r: dict[str, Any]) -> str:
 
 
 def _wrong_sums(r: dict[str, Any]) -> str:
-    """What is wrong with the sums of a row that holds only the total times; empty for good ones."""
+    """What is wrong with the times and statistics of a row that contains no other samples than the
+    total times; "" if nothing is."""
     if not _is_list(r["total_ms"]) or not all(map(_is_number, r["total_ms"])):
         return "its total times are no list of numbers"
     spread = r["stage_percentiles_ms"]

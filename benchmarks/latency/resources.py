@@ -1,4 +1,4 @@
-"""Memory and energy. Each is measured in another run than latency."""
+"""Measure memory and energy, each in a run of its own, apart from latency."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ print(json.dumps(out))
 
 
 def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
-    """The memory of a new process in MiB, less what it holds after the imports: after loading, and
-    at its peak. Values of 0 are left out.
+    """Measure the memory of a new process in MiB: after loading and at its peak, minus its memory
+    after the imports; and how much the used memory of each GPU grows. Values of 0 are left out.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
 
 
 def power_run(seg: Any, pictures: list[np.ndarray], seconds: float) -> dict[str, Any] | None:
-    """The joules for each picture, less the idle power; None where the machine has no sensor.
+    """Measure the joules for each picture, without those of the idle machine; None if the machine
+    has no sensor.
 
     Parameters
     ----------

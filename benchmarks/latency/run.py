@@ -1,4 +1,4 @@
-"""Runs `python -m benchmarks latency`: the latency of the whole pipeline, picture to labels."""
+"""Run `python -m benchmarks latency`: the latency of the whole pipeline, picture to labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCOPE = (
 
 
 def check_packages(drawing: bool) -> None:
-    """Check before the measurement that the packages are installed. ``drawing``: matplotlib too.
+    """Check before the measurement that SciPy is installed, and with ``drawing`` matplotlib, too.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def check_packages(drawing: bool) -> None:
 
 
 def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row]) -> None:
-    """Measure everything that the options ask for. The document and the rows are filled one by one,
-    so that an error or an interrupt loses nothing.
+    """Measure everything that the options name. Each result is added to ``document`` or ``rows`` at
+    once, so that an error or an interrupt loses no earlier result.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
 
 
 def refinement(config: RefineConfig) -> str:
-    """The refinement in words: its objective, its scale, and settings that are not the default of
-    the objective."""
+    """Describe a refinement: its objective, its scale, and the settings that differ from the
+    objective's defaults."""
     changes = config.changes()
     words = [f"{k} {v[0]}" for k, v in changes.items() if k not in ("steps", "seed", "scale")]
     return ", ".join([f"{config.objective} at scale {config.scale:g}", *words])
@@ -152,16 +152,16 @@ def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], secon
     warm_up(seg, pictures)
     with tqdm(total=seconds, desc=row.name(), unit="s", disable=None, leave=False) as bar:
 
-        def tell(now: float) -> None:
+        def report(now: float) -> None:
             if not bar.disable and now - bar.n > 0.5:
                 bar.n = min(round(now, 1), seconds)
                 bar.refresh()
 
-        RUN[row.mode](row, seg, pictures, seconds, tell)
+        RUN[row.mode](row, seg, pictures, seconds, report)
 
 
 def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[InputError]:
-    """Write files of these kinds, each completely or not at all. Returns an error for each file
+    """Write the files of ``kinds``, each completely or not at all. Returns an error for each file
     that could not be written."""
     failures = []
     for path, kind in files(folder, kinds):
@@ -178,8 +178,8 @@ def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[Inp
 
 
 def files(folder: Path, kinds: list[str]) -> list[tuple[Path, str]]:
-    """The paths and kinds of the files to write. The kind "raw" is the samples of the stages, which
-    are written beside the JSON file."""
+    """The paths and kinds of the files to write. With "json", the samples of the stages are
+    written, too: their kind is "raw"."""
     found = []
     for kind in kinds:
         path = folder / EXPORTS[kind]
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> int:
     Raises
     ------
     SdkError, MemoryError, OSError, RuntimeError, ValueError, cv2.error : the measurement failed.
-        What was measured before is written and printed first.
+        Results from before the failure are written and printed first.
     """
     args = parse(argv)
     check_packages(args.out is not None and "html" in args.export)
@@ -282,8 +282,8 @@ def main(argv: list[str]) -> int:
 
 
 class Interrupts:
-    """Handles Ctrl-C. The first one ends the measurement; further ones are ignored for a second,
-    and while the results are written."""
+    """Handles Ctrl-C. It raises KeyboardInterrupt, but at most once a second, and not any more when
+    ``wanted`` is False."""
 
     def __init__(self) -> None:
         self.wanted, self.last = True, -1.0
@@ -296,8 +296,8 @@ class Interrupts:
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The milliseconds that recording a stage takes, and their share of the shortest stage; None
-    where no stage took any time."""
+    """Measure the milliseconds that recording a stage takes, and their share of the shortest
+    stage's median; None if no stage took any time."""
     found = [
         (v, f"{k}, {r['name']}")
         for r in rows

@@ -1,7 +1,7 @@
-"""Statistics of latency samples that keep every sample: no clipping, no averaging away.
+"""Statistics of latency samples. All samples count: none is removed or clipped.
 
-Samples are 1-D float64 arrays in the order in which they were taken. Percentiles are nearest-rank:
-each is one of the samples. Shares ``q`` are in (0, 1): 0.99 is p99.
+Samples are 1-D float64 arrays in the order in which they were measured. Percentiles are
+nearest-rank: each is one of the samples. Shares ``q`` are in (0, 1): 0.99 is p99.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from scipy.stats import binom
 
 ERROR = 0.05  # share of the intervals that may miss the true percentile
 CORRELATED = 0.2  # samples with a larger lag-1 autocorrelation count as dependent
-RESAMPLES = 999
+RESAMPLES = 999  # bootstrap samples
 FEW = 20  # a run with fewer samples is unstable
-SPREAD, DRIFT, WINDOWS = 0.10, 0.05, 0.10  # the largest values of a stable run
+SPREAD, DRIFT, WINDOWS = 0.10, 0.05, 0.10  # the largest values of a stable run; see instability
 OUTLIER = 3.5  # samples above this modified z-score (Iglewicz and Hoaglin, 1993) are listed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A percentile with its 95 % interval, in the samples' unit. ``how``: "order statistics" or
-    "block bootstrap"."""
+    """A percentile with its 95 % interval, in the samples' unit. ``how`` the interval is computed:
+    "order statistics" or "block bootstrap"."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def percentile(samples: np.ndarray, q: float) -> float:
-    """The smallest sample that at least a share q of them does not exceed."""
+    """The smallest sample s such that at least a share q of the samples is at most s."""
     ordered = np.sort(samples)
     return float(ordered[_rank(len(ordered), q)])
 
@@ -51,9 +51,11 @@ def ranks(n: int, q: float) -> tuple[int, int]:
     """The shortest pair of 0-based ranks of n ordered samples that enclose percentile q with at
     least 95 % confidence, whatever the distribution: the number of samples below it is
     binomial(n, q). n must be at least needed(q)."""
-    below = binom.cdf(np.arange(n), n, q)  # below[k]: probability that at most k samples are below
-    low = np.arange(n)  # it misses the percentile if at most ``low`` samples are below that
-    rest = ERROR - below  # probability with which the upper end may miss it
+    # below[k]: probability that at most k samples are below the percentile.
+    below = binom.cdf(np.arange(n), n, q)
+    # The lower end is above the percentile if at most ``low`` samples are below the percentile.
+    low = np.arange(n)
+    rest = ERROR - below  # the probability with which the upper end may be below the percentile
     high = np.searchsorted(below, 1 - rest)
     width = np.where((rest >= 0) & (high < n), high - low, n)
     best = np.lexsort((np.abs(high + low - 2 * n * q), width))[0]
@@ -61,12 +63,13 @@ def ranks(n: int, q: float) -> tuple[int, int]:
 
 
 def lag1(samples: np.ndarray) -> float:
-    """Autocorrelation of neighbouring samples, in [-1, 1]; 0 for constant ones."""
+    """The correlation of neighbouring samples, in [-1, 1]; 0 for constant or fewer than 3
+    samples."""
     return float(autocorrelation(samples)[1]) if len(samples) > 2 else 0.0
 
 
 def autocorrelation(samples: np.ndarray) -> np.ndarray:
-    """(n,) by lag; 1 at lag 0, all 0 beyond for constant samples."""
+    """The autocorrelation at each lag, (n,): 1 at lag 0; of constant samples 0 at all others."""
     n = len(samples)
     centred = samples - samples.mean()
     spectrum = np.fft.rfft(centred, 2 * n)
@@ -96,8 +99,8 @@ def resampled(samples: np.ndarray, q: float, *, seed: int = 0) -> np.ndarray:
 
 
 def independent(samples: np.ndarray) -> int:
-    """The number of independent samples that hold as much information as these: all n; or n (1 -
-    rho) / (1 + rho) where neighbours correlate by rho > CORRELATED (Bayley and Hammersley, 1946,
+    """The number of independent samples with as much information as these n samples: n, or, if
+    neighbours correlate by rho > CORRELATED, n (1 - rho) / (1 + rho) (Bayley and Hammersley, 1946,
     for a first-order process)."""
     rho = min(lag1(samples), 0.99)
     n = len(samples)
@@ -105,11 +108,11 @@ def independent(samples: np.ndarray) -> int:
 
 
 def estimate(samples: np.ndarray, q: float) -> Estimate | None:
-    """Percentile q with its interval, or None where independent(samples) < needed(q).
+    """Percentile q with its interval, or None if independent(samples) < needed(q).
 
-    Where neighbours correlate, the interval is that of a block bootstrap. In the tail it would be
-    too narrow: it cannot exceed the largest sample, and few samples are near that. So it is widened
-    to the order statistics of independent(samples) samples.
+    If neighbours correlate, the interval is that of a block bootstrap. For a high percentile this
+    interval is too narrow: its end cannot exceed the largest sample, and few samples are so large.
+    So the interval is widened to the order statistics of independent(samples) samples.
     """
     n, worth = len(samples), independent(samples)
     if worth < needed(q):
@@ -125,14 +128,15 @@ def estimate(samples: np.ndarray, q: float) -> Estimate | None:
 
 
 def outliers(samples: np.ndarray) -> np.ndarray:
-    """The indices of samples far above the median. They are listed, and not removed anywhere."""
+    """The indices of samples far above the median. Outliers are listed, but never removed."""
     median = np.median(samples)
     deviation = max(float(np.median(np.abs(samples - median))), 0.005 * float(median))
     return np.flatnonzero(0.6745 * (samples - median) / deviation > OUTLIER)
 
 
 def period(samples: np.ndarray) -> int | None:
-    """After how many samples the latency repeats itself ("slow every 12th frame"), or None."""
+    """The number of samples after which the latency repeats itself, as 12 if every 12th frame is
+    slow; None if it does not."""
     n = len(samples)
     most = n // 4
     if most < 3:
@@ -170,7 +174,10 @@ def instability(samples: np.ndarray) -> list[str]:
 
 
 def summary(samples: np.ndarray, percentiles: list[float]) -> dict[str, Any]:
-    """All statistics of a row's samples. ``percentiles`` are in per cent, from 1 to 99.99."""
+    """All statistics of a row's samples. ``percentiles`` are in per cent, from 1 to 99.99.
+
+    Without samples, only "n", "percentiles" (empty) and "unstable" are there.
+    """
     out: dict[str, Any] = {"n": len(samples), "percentiles": {}}
     if not len(samples):
         return out | {"unstable": ["no samples"]}
@@ -187,4 +194,5 @@ def summary(samples: np.ndarray, percentiles: list[float]) -> dict[str, Any]:
 
 
 def _rank(n: int, q: float) -> int:
+    """The 0-based rank of percentile q among n ordered samples."""
     return min(n - 1, max(0, math.ceil(q * n - 1e-9) - 1))

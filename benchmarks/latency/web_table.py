@@ -1,4 +1,4 @@
-"""A table as HTML that fits the page: where it would be too wide, it is cut into several."""
+"""A table as HTML that fits the page: a table that would be too wide is cut into several."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 
 WIDTH = 1040  # CSS pixels that the page leaves for a table, in a window of 1100
 FONT, HEAD, SMALL = 13, 12, 11  # CSS pixels: of cells, of headers, of intervals in brackets
-_CHARACTER, _BOLD = 0.64, 0.7  # mean width of a word's characters, at most, over the font's size
+# Mean width of a word's characters divided by the font's size, at most: plain and bold.
+_CHARACTER, _BOLD = 0.64, 0.7
 _PADDING = 12  # CSS pixels of a cell, left and right together
-_FIRST = 112  # CSS pixels that the first column has at least
+_FIRST = 112  # least CSS pixels of the first column
 _NUMBER = re.compile(r"-|[-+]?\d[\d.,e+-]*%?( \[.*\])?")
 
 STYLE = f"""
@@ -29,7 +30,7 @@ td small {{ font-size: {SMALL}px; opacity: .8; white-space: nowrap }}
 
 
 def as_html(lines: list[dict[str, str]], below: str = "") -> str:
-    """A table, or several that repeat the first column; each fits WIDTH if its cells can.
+    """A table, or several that repeat the first column, if one would be wider than WIDTH.
 
     Parameters
     ----------
@@ -43,7 +44,8 @@ def as_html(lines: list[dict[str, str]], below: str = "") -> str:
 
 
 def parts(columns: list[str], lines: list[dict[str, str]]) -> list[list[str]]:
-    """The columns of each table: the first column, and the others that fit WIDTH, at least one."""
+    """The columns of each table: the first column, and as many of the others as fit WIDTH, but at
+    least one."""
     first, *others = columns
     found = [[first]]
     for name in others:
@@ -54,8 +56,8 @@ def parts(columns: list[str], lines: list[dict[str, str]]) -> list[list[str]]:
 
 
 def least_width(columns: list[str], lines: list[dict[str, str]], *, whole: bool = False) -> float:
-    """The CSS pixels below which a table of these columns cannot be narrowed: the longest word of
-    each column, and the padding. ``whole``: intervals in brackets are not broken into words."""
+    """The least width of a table of these columns in CSS pixels: the longest word of each column,
+    and the padding. With ``whole``, an interval in brackets counts as one word."""
     total = 0.0
     for i, name in enumerate(columns):
         width = max((_BOLD * HEAD * len(word) for word in name.split()), default=0.0)
@@ -69,6 +71,7 @@ def least_width(columns: list[str], lines: list[dict[str, str]], *, whole: bool 
 
 
 def _word(text: str, size: int = FONT) -> float:
+    """The width of a word in CSS pixels, at most."""
     return _CHARACTER * size * len(text)
 
 

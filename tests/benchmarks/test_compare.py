@@ -117,10 +117,10 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
     assert compare.main([a, a, "--percentile", "99.9"]) == 1
     assert "p99.9 needs 2995." in capsys.readouterr().out
     for there, message in (
-        ({"cpu": "another"}, "cpu was None, is another"),
-        ({"jetson": {"model": "Orin", "power_mode": "7W"}}, "jetson was None, is {'model'"),
-        ({"cpu_mhz_limits": [[1000, 2000]]}, "cpu_mhz_limits was None"),
-        ({"before": {"gpus": [{"name": "X"}]}}, r"GPUs was \[\], is \['X'\]"),
+        ({"cpu": "another"}, "cpu: None in A, another in B"),
+        ({"jetson": {"model": "Orin", "power_mode": "7W"}}, "jetson: None in A, {'model'"),
+        ({"cpu_mhz_limits": [[1000, 2000]]}, "cpu_mhz_limits: None in A"),
+        ({"before": {"gpus": [{"name": "X"}]}}, r"GPUs: \[\] in A, \['X'\] in B"),
     ):
         other = changed(tmp_path / "other.json", environment=there)
         with pytest.raises(InputError, match=message):
@@ -132,10 +132,10 @@ def test_compare_fails_where_something_could_not_be_compared(tmp_path, capsys):
         for d in "12"
     ]
     assert compare.main(drivers) == 0
-    assert "drivers was ['1'], is ['2']" in capsys.readouterr().err
+    assert "drivers: ['1'] in A, ['2'] in B" in capsys.readouterr().err
     assert compare.main([a, changed(tmp_path / "m.json", hashes={"x": "1"}, prior="x.onnx")]) == 0
     told = capsys.readouterr().err
-    assert "the model was kmeans, is x.onnx" in told
+    assert "the model: kmeans in A, x.onnx in B" in told
     assert "only one document has the sha256 of x" in told
     two = [changed(tmp_path / f"{n}.json", hashes={"pictures": n}) for n in "12"]
     assert compare.main(two) == 0 and "the sha256 of pictures differs" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_a_rate_that_is_too_high_is_said(clock):
     modes.paced(made, Fake(dict.fromkeys(range(1000), 0.05)), [PICTURE], 0.5, quiet)
     assert 9 <= len(made.total_ms) <= 11 and made.unserved == 50 - len(made.total_ms)
     found = documents.summarise(made, [50.0])
-    assert any("100/s is more than it can do" in r for r in found["summary"]["unstable"])
+    assert any("100/s is too fast" in r for r in found["summary"]["unstable"])
 
 
 def test_back_to_back_leaves_nothing_out(clock):

@@ -46,7 +46,7 @@ def test_bad_options_are_usage_errors(capsys):
         (["-o", ""], "it is empty; wanted a path"),
         (["--rate", "9", "--mode", "stream"], "--rate is for --mode paced"),
         (["--export", "json"], "--export needs a folder"),
-        (["--peer", "torch-eager", "--refine", "0"], "nothing to do in 0 steps"),
+        (["--peer", "torch-eager", "--refine", "0"], "is for refinements; wanted --refine"),
         (["--scale", "1.5"], "--scale: it is '1.5'"),
         (["--scale", "0.5", "--refine", "0"], "--scale is for the native refinement"),
         (["--device", "foo"], "device is 'foo'"),

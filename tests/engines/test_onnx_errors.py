@@ -183,7 +183,9 @@ def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
         bind_input=lambda *_: None, bind_output=lambda *_: None
     )
     array = SimpleNamespace(__cuda_array_interface__={"shape": IMAGE.shape, "data": (1, False)})
-    with pytest.raises(DeviceError, match=r"(?s)GPU 0 is lost.*CUDA failure 700.*fix: restart"):
+    with pytest.raises(
+        DeviceError, match=r"(?s)has lost its context on GPU 0.*CUDA failure 700.*fix: restart"
+    ):
         made.on_gpu(array)
 
 
