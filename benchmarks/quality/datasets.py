@@ -93,7 +93,8 @@ class BsdsPicture(Picture):
             from scipy.io import loadmat
         except ImportError as error:
             raise MissingBackend(
-                "scipy: needed to read BSDS500", fix="pip install 'dynaguide-edge[bench]'"
+                "SciPy, which reads BSDS500, is not installed",
+                fix="pip install 'dynaguide-edge[bench]'",
             ) from error
         people = loadmat(self.truth_path)["groundTruth"][0]
         return [person["Segmentation"][0, 0].astype(np.int32) for person in people]
@@ -139,9 +140,10 @@ def clip_path(name: str) -> Path:
 def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
     """Pick frames of CamVid's training part, evenly spaced in name order.
 
-    The two splits share no frame. With n frames and h = n // (2 count), `dev` is at
-    ``np.linspace(0, n - 1 - h, count)`` and `other` h frames later, about halfway between them.
-    So the 12 `dev` frames of 92 are numbers 0, 8, ... 88 and the `other` are 3, 11, ... 91.
+    The two splits share no frame. With n frames and h = n // (2 count), the frames of `dev` have
+    the numbers ``np.linspace(0, n - 1 - h, count)``. The frames of `other` are h numbers later,
+    about halfway between those of `dev`. So of 92 frames, `dev` has 0, 8, ... 88 and `other` 3, 11,
+    ... 91.
 
     Parameters
     ----------
@@ -169,7 +171,7 @@ def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
 def davis(step: int = 9) -> list[DavisFrame]:
     """Pick every `step`-th frame of blackswan, car-shadow and dog, beginning with the first.
 
-    The default picks 6, 5 and 7 of their 50, 40 and 60 frames; 1 picks all frames, in order.
+    The default picks 6, 5 and 7 of the sequences' 50, 40 and 60 frames; 1 picks all, in order.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Quality measures on label maps: pure functions on NumPy arrays.
 
-A label map is ``(H, W)`` of any integer type. In measures of regions the numbers are only names.
-Areas and counts are int64, scores are float; higher is better, except in
+A label map is ``(H, W)`` of any integer type or bool. In measures of regions a number only names
+its region. Areas and counts are int64, scores are float; higher is better, except in
 `variation_of_information`. Functions of two label maps raise InputError if a map has another type
 or the two shapes differ.
 """
@@ -18,7 +18,7 @@ from runtime.errors import InputError
 
 
 class Paired(NamedTuple):
-    """On how many pictures ``a`` is above, equal to and below ``b``, and the mean of ``a - b``."""
+    """On how many pictures score ``a`` is above, equal to, below ``b``; the mean of ``a - b``."""
 
     wins: int
     ties: int
@@ -104,10 +104,11 @@ def boundary_f(
 ) -> float:
     """F-measure of label changes, in [0, 1] (after Csurka et al., BMVC 2013).
 
-    Precision is the share of predicted boundary pixels with a true one at most `tolerance` px away
-    (Euclidean); recall the other way round. One pixel may match many. Boundary pixels at most
-    `tolerance` px (and at least 1) from `ignore` are dropped from both maps before matching.
-    The score is 1.0 if neither map has a boundary, and 0.0 if only one has.
+    Precision is the share of predicted boundary pixels that have a true boundary pixel at most
+    `tolerance` px away (Euclidean). Recall is the share of true boundary pixels that have a
+    predicted one so near. One pixel may match many. Boundary pixels at most max(`tolerance`, 1) px
+    from a pixel `ignore` are removed from both maps first. The score is 1.0 if neither map has a
+    boundary, and 0.0 if only one has.
     """
     _check_maps(prediction, truth)
     far = ~_within(~_valid(truth, ignore), max(tolerance, 1))
@@ -124,8 +125,8 @@ def band_accuracy(
 ) -> float:
     """Pixel accuracy at most `width` px (Euclidean) from a change of true labels, in [0, 1].
 
-    The trimap measure of Kohli, Ladicky and Torr (IJCV 2009). Changes between a class and
-    `ignore` are no boundaries. NaN when the band is empty.
+    The trimap measure of Kohli, Ladicky and Torr (IJCV 2009). Changes of labels at most 1 px from a
+    pixel `ignore` are no boundaries. NaN when the band is empty.
     """
     _check_maps(prediction, truth)
     valid = _valid(truth, ignore)
@@ -138,7 +139,7 @@ def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Count the pixels that each predicted region (row) shares with each true one (column).
 
     Returns (predicted regions, true regions) int64, both in ascending order of their numbers.
-    Memory grows with the span of the numbers, so they should be dense, as from
+    Memory grows with the largest difference of the numbers, so they should have no gaps, as from
     `runtime.connected_regions`.
     """
     _check_maps(prediction, truth)
@@ -150,7 +151,8 @@ def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def covering(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
     """Covering of the true regions by the predicted ones (Arbelaez et al., TPAMI 2011), in (0, 1].
 
-    The best IoU of each true region, weighted by its area, averaged over `annotators` (label maps).
+    For each true region, the best IoU of any predicted region. The score is the mean of these IoUs,
+    weighted by the areas of the true regions, averaged over `annotators` (label maps).
     """
     tables = _tables(prediction, annotators)
     return float(np.mean([np.average(_best(table), weights=table.sum(axis=0)) for table in tables]))
@@ -168,7 +170,7 @@ def probabilistic_rand(prediction: np.ndarray, annotators: Sequence[np.ndarray])
 def variation_of_information(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
     """H(prediction | truth) + H(truth | prediction) in nats (Meila, J. Multivariate Anal. 2007).
 
-    At least 0 (the same regions), averaged over `annotators`.
+    The mean over `annotators`. It is at least 0; 0 means the same regions.
     """
     return float(np.mean([_variation(table) for table in _tables(prediction, annotators)]))
 
@@ -186,14 +188,18 @@ def pooled_best_iou(
 ) -> dict[str, float]:
     """The BSDS500 score of DFC (Kim, Kanezaki and Tanaka, TIP 2020) and DynaSeg, in (0, 1].
 
-    Means of `best_iou` over all labels of all pictures pooled, so weighted by label and not by
-    picture: `all` annotators, `fine` the one with most labels in each picture, `coarse` the one
-    with fewest (the first of equals), and `mean`, the average of the three.
+    The labels of all pictures are pooled, and `best_iou` is averaged over all these labels, so that
+    pictures with more labels weigh more.
 
     Parameters
     ----------
     predictions : a label map for each picture.
     annotators : for each picture, a label map from each annotator.
+
+    Returns
+    -------
+    "all": the mean over the labels of all annotators; "fine": of the annotator with most labels in
+    each picture (the first of equals); "coarse": of the one with fewest; "mean": of these three.
     """
     pools: dict[str, list[np.ndarray]] = {"all": [], "fine": [], "coarse": []}
     for prediction, truths in zip(predictions, annotators, strict=True):
@@ -217,7 +223,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
         raise InputError(
-            "a, b: expected as many scores, NaN in the same places",
+            "a, b: expected equally many scores, with NaN in the same places",
             fix="compare scores of the same pictures and the same measure",
         )
     delta = (first - second)[~np.isnan(first)]
@@ -237,6 +243,9 @@ def _rank(labels: np.ndarray) -> np.ndarray:
     """Renumber labels 0, 1, ... in ascending order: (H * W,) int64. It is faster than np.unique."""
     shifted = labels.ravel().astype(np.int64) - int(labels.min())
     return (np.cumsum(np.bincount(shifted) > 0) - 1)[shifted]
+
+
+# Measures of one table of shared pixels, as contingency returns it.
 
 
 def _best(table: np.ndarray) -> np.ndarray:

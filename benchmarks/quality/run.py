@@ -1,4 +1,4 @@
-"""Quality of a prior with and without refinement, on the same pictures, against the same truth.
+"""Quality of a prior with and without refinement, on the same pictures with the same truth.
 
 python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
 """
@@ -43,7 +43,7 @@ class Row:
     ----------
     name : of the method.
     steps : refinement steps of the method.
-    scores : for each measure, its score of every picture.
+    scores : measure -> the scores of all pictures; some measures have one score of all pictures.
     counts : CamVid: the confusion matrix of all pictures.
     predictions : BSDS500: (labels, regions, truth) of every picture.
     seconds : the time of every picture.
@@ -68,19 +68,19 @@ Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def baseline(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """The prior alone: its probabilities are resized to the picture's size."""
+    """The prior alone: the labels of its probabilities, resized to the picture's size."""
     return resize(guide, *picture.shape[:2]).argmax(-1).astype(np.int32)
 
 
 def filtered(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """The prior's probabilities at full size after the guided filter (radius 4, eps 1e-3)."""
+    """The labels of the prior's probabilities after the guided filter at full size (radius 4)."""
     full = resize(guide, *picture.shape[:2])
     image = picture.astype(np.float32) / 255
     return runtime.guided_filter(image, full, radius=4, eps=1e-3).argmax(-1).astype(np.int32)
 
 
 def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Method:
-    """Make the method that refines the guide, as Segmenter does.
+    """Make a method that refines the guide with a Segmenter.
 
     Parameters
     ----------
@@ -154,7 +154,8 @@ def run_rows(
     guide_of : returns the guide of a picture; its arguments are the item of ``pictures`` and the
         decoded picture.
     methods : name -> (steps, method).
-    score : adds the scores of one picture to a row; its arguments are the row, the item and labels.
+    score : adds the scores of one picture to a row; its arguments are the row, the item and the
+        labels.
 
     Returns
     -------
@@ -238,8 +239,8 @@ def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
 
 
 def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
-    """Score BSDS500 val pictures with k-means: the labels as they are ("raw"), and their connected
-    regions after those of fewer than SMALL_REGION pixels are merged."""
+    """Score pictures of BSDS500 val with k-means: the labels themselves ("raw"), and their
+    connected regions, of which those with fewer than SMALL_REGION pixels are merged into others."""
     prior = KMeansPrior()
     half = RefineConfig()
 
@@ -279,11 +280,12 @@ def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
     return "BSDS500 val, k-means(5) on Lab", rows, "cover"
 
 
-BASELINES = ("prior", "prior + guided filter", "residual + guided filter")
+BASELINES = ("prior", "prior + guided filter", "residual + guided filter")  # --slow runs them, too
 
 
 def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
-    """Return for each row the means of its measures, and on how many pictures it wins.
+    """Return for each row the means of its measures, its median seconds, and its comparison with
+    the two baselines: pictures won - lost, and the mean difference.
 
     Parameters
     ----------
@@ -304,7 +306,8 @@ def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
 
 
 def panels(folder: Path, count: int = 3) -> None:
-    """Write CamVid pictures into a folder: the photo and the overlays of the BASELINES in a row."""
+    """Write ``count`` pictures into a folder, each a photo of CamVid beside the overlays of the
+    BASELINES."""
     file, size = PRIORS["s=0.5"]
     network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
     for item in datasets.camvid(count):

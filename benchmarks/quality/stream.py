@@ -60,13 +60,14 @@ class Replay:
 
 
 def still(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return (H, W) bool: the pixels at which two (H, W, 3) uint8 pictures hardly differ."""
+    """Return (H, W) bool: where two (H, W, 3) uint8 pictures differ by at most STILL after a 3x3
+    mean."""
     change = np.abs(cv2.blur(a, (3, 3)).astype(int) - cv2.blur(b, (3, 3)))
     return np.asarray(change.max(-1) <= STILL)
 
 
 def flicker(results: list[Result]) -> list[float]:
-    """Return the share of changed labels among the unchanged pixels, of each frame but the first.
+    """Return, for each frame but the first, the share of changed labels among the unchanged pixels.
 
     A frame without unchanged pixels is left out.
     """
@@ -264,7 +265,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if min(args.frames, args.paced, args.memory) < 0:
         raise InputError(
-            "frames, paced and memory are numbers of frames, 0 or more",
+            f"frames, paced and memory are {args.frames}, {args.paced} and {args.memory}; wanted "
+            "numbers of frames, 0 or more",
             fix="use 0 to leave a part out",
         )
     document: dict[str, Any] = {"environment": environment.describe()}

@@ -379,7 +379,7 @@ def test_bad_input_is_refused():
         (lambda: metrics.binary_iou(LEFT_RIGHT * 0.5, LEFT_RIGHT), "prediction: .* float64"),
         (lambda: metrics.best_iou(LEFT_RIGHT, LEFT_RIGHT[0]), r"truth: expected \(H, W\)"),
         (lambda: metrics.boundary_f(CORNER, LEFT_RIGHT, tolerance=-1), "at least 0, got -1"),
-        (lambda: metrics.paired([1, 2], [1]), "a, b: expected as many scores"),
+        (lambda: metrics.paired([1, 2], [1]), "a, b: expected equally many scores"),
         (lambda: metrics.paired([1, nan], [1, 2]), "NaN in the same places"),
     ):
         with case(message), pytest.raises(ValueError, match=message):
