@@ -25,14 +25,14 @@ TUNED = {  # glibc's malloc keeps freed memory, so that a step causes no page fa
 }
 MACHINE = ("matmul", "copy")  # the machine's rates of a float32 matrix product and of a copy
 MOST_THREADS = 256
-PAUSE = 0.3  # seconds before a run, in which busy-waiting threads of the peer before fall asleep
+PAUSE = 0.3  # seconds before a run: busy-waiting threads of the previous peer fall asleep
 
 
 class Worker:
     """The process of one peer.
 
-    ``first`` is the peer's first answer (its first loss, or samples of its output), None if the
-    process did not start. ``seconds`` are the times of its runs.
+    ``first`` is the peer's first answer: its first loss, or samples of its output; None if the
+    process ended before that. ``seconds`` are the times of its runs.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Worker:
         return {}
 
     def run(self) -> None:
-        """Let the process make one run and store the seconds that it measured.
+        """Let the process make one run, and append its seconds to ``seconds``.
 
         Raises
         ------
@@ -88,7 +88,8 @@ class Worker:
             ) from None
 
     def peak(self) -> float:
-        """End the process and return its peak memory in MiB, without that of its libraries."""
+        """End the process and return its peak memory in MiB, minus its memory before the peer was
+        made; nan if the process has ended before."""
         self.process.stdin.close()
         peak = self.answer().get("peak", float("nan"))
         self.process.wait()
@@ -96,7 +97,7 @@ class Worker:
 
 
 def last_error(text: str) -> str:
-    """Return the last error message of a process's stderr as one line, with its fix."""
+    """Return the last line of a process's stderr; if that is a fix, with the line before."""
     lines = text.strip().split("\n")
     first = len(lines) - 1
     while first > 0 and lines[first].startswith("  fix:"):
@@ -139,7 +140,7 @@ def check_peers(workers: list[Worker]) -> None:
 
     Raises
     ------
-    SdkError : they have not.
+    SdkError : one of these processes is missing.
     """
     names = {w.peer for w in workers}
     if not {*MACHINE} <= names or names == {*MACHINE}:

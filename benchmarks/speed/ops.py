@@ -38,9 +38,9 @@ from runtime.errors import InputError, VerificationFailed
 from runtime.tools.cli import Parser, some_path
 
 Arrays = tuple[np.ndarray, ...]
-CALLS = 2  # calls of a peer's function in one turn
-KERNELS = 1e11  # operations of one of our single-thread kernels in one turn
-CASE = "residual 1x1"  # a worker needs a case; operations do not use it
+CALLS = 2  # calls of a peer's function in one turn, except of our single-thread kernels
+KERNELS = 1e11  # operations of such a kernel in one turn
+CASE = "residual 1x1"  # a worker needs the name of a case; operations do not use the case
 
 
 class Op(NamedTuple):
@@ -52,7 +52,8 @@ class Op(NamedTuple):
     bytes : the least traffic: each input read once, each output written once.
     threads : whether the operation can run on several threads.
     make : makes the input arrays from a random generator.
-    peers : the functions by name; "ours" has an argument ``repeats`` if ``threads`` is False.
+    peers : the functions by name. If ``threads`` is False, "ours" is a single-thread kernel with an
+        argument ``repeats``: how often the native code repeats it in one call.
     """
 
     operations: float
@@ -72,7 +73,7 @@ def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool)
     kernel : 1 or 3, the side of the kernel.
     backward : the gradients instead of the forward pass.
     """
-    few = kernel == 3 and inputs < 16
+    few = kernel == 3 and inputs < 16  # the core has special kernels for few inputs
     macs = h * w * inputs * outputs * kernel**2
 
     def make(rng: np.random.Generator) -> Arrays:
@@ -101,7 +102,7 @@ def conv(h: int, w: int, inputs: int, outputs: int, kernel: int, backward: bool)
 
 
 def cluster_loss(h: int, w: int, classes: int) -> Op:
-    """Cross-entropy to the network's own labels and to a guide, and the gradient of both.
+    """Cross-entropy to the network's own labels and to a guide, and the gradient of their sum.
 
     Parameters are the size in pixels and the number of classes.
     """
@@ -128,7 +129,7 @@ def cluster_loss(h: int, w: int, classes: int) -> Op:
 
 
 def spatial_loss(h: int, w: int, classes: int) -> Op:
-    """The Huber loss of differences between neighbours in four directions, and its gradient.
+    """The Huber loss of differences between neighbours in four directions, and the loss's gradient.
 
     Parameters are the size in pixels and the number of classes.
     """
@@ -250,14 +251,15 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
 
     Returns
     -------
-    A function that runs the operation and returns its seconds, and samples of the output.
+    A function that runs the operation and returns the seconds of one call (of a kernel: of one
+    repetition, without the time of the call itself); and samples of the output.
     """
     op = OPS[name]
     arrays: tuple[Any, ...] = op.make(np.random.default_rng(0))
     call = op.peers[who]
     options: dict[str, Any] = {"threads": threads} if op.threads and who != "torch" else {}
-    once = not op.threads and who == "ours"
-    if once:
+    is_kernel = not op.threads and who == "ours"
+    if is_kernel:
         options["repeats"] = 1
     if who == "torch":
         import torch
@@ -266,7 +268,7 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
         arrays = tuple(_to_torch(torch.from_numpy(a)) for a in arrays)
     out = call(*arrays, **options)
     samples = _samples(out)
-    if not once:
+    if not is_kernel:
 
         def run() -> float:
             start = time.perf_counter()
@@ -279,7 +281,7 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
     repeats = max(10, int(KERNELS / max(op.operations, 1e9)))
 
     def run_kernels() -> float:
-        empty = []
+        empty = []  # seconds of calls that compute nothing
         for _ in range(3):
             start = time.perf_counter()
             call(*arrays, repeats=0)
@@ -292,7 +294,7 @@ def peer(name: str, who: str, threads: int) -> tuple[Callable[[], float], Any]:
 
 
 def _to_torch(array: Any) -> Any:
-    """Convert maps to (1, C, H, W), and store maps and weights channels-last in memory."""
+    """Convert maps (H, W, C) to (1, C, H, W). Maps and weights are channels-last in memory."""
     import torch
 
     if array.ndim == 3:
@@ -309,7 +311,7 @@ def _samples(out: Any) -> list[float]:
 
 
 def agree(samples: list[float], reference: list[float]) -> bool:
-    """Whether the samples of two peers are equal up to the rounding of float32."""
+    """Whether the samples of two peers differ by at most 1e-4 of the largest absolute value."""
     error = np.abs(np.subtract(samples, reference)).max()
     return bool(error <= 1e-4 * np.abs(reference).max())
 

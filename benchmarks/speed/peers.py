@@ -1,4 +1,5 @@
-"""Peers of the latency benchmark: other programs for the same work, in turns in this process."""
+"""Peers of the latency benchmark: other programs that do the same work in this process, in turns
+with ours."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ PAUSE = 0.02  # seconds before each run, in which busy-waiting threads fall asle
 
 
 def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Measure two functions in turns; each of the two is the first in every second turn.
+    """Measure two functions in turns. In every second turn ours runs first, in the others theirs.
 
     Parameters
     ----------
@@ -30,8 +31,9 @@ def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float)
 
     Returns
     -------
-    A row: the median times in milliseconds (nearest rank), the median over the turns of theirs
-    divided by ours, with its 95 % interval, the number of turns, and all samples in milliseconds.
+    A row: the median times in milliseconds (nearest rank); the median over the turns of their time
+    divided by ours, with a 95 % interval if the turns suffice; the number of turns; all samples in
+    milliseconds.
     """
     from benchmarks.latency import samples
 
@@ -83,7 +85,8 @@ def check(peer: str) -> None:
 
 
 def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
-    """Compare the refinement alone with eager PyTorch: same objective, steps, guide and size.
+    """Compare the refinement alone with eager PyTorch: both have the same objective, steps, guide
+    and size.
 
     Parameters
     ----------
@@ -138,11 +141,11 @@ def torch_eager(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]
 
 
 def opencv_guided_filter(seg: Any, picture: np.ndarray, seconds: float) -> dict[str, Any]:
-    """Compare the guided filter alone with OpenCV's: colour guidance, radius 8, one plane.
+    """Compare the guided filter alone with OpenCV's: colour guidance, radius 8, one map.
 
     Parameters
     ----------
-    seg : an sdk.Segmenter; its confidence for the picture is the plane.
+    seg : an sdk.Segmenter; the filtered map is its confidence for the picture.
     picture : (H, W, 3) uint8 RGB.
     seconds : the least time of the measurement.
     """

@@ -2,11 +2,11 @@
 
     python -m benchmarks photo [--picture PATH] [--priors kmeans,A.onnx] [--threads 1,2] [-o JSON]
 
-"first" is a new process: start, import, load, segment. "steady" is the median of later calls on the
-same picture; "without prior" is the same without the time of the prior. The published procedure is
-1000 eager PyTorch steps of dynaguide at the picture's full size. Its time is extrapolated from a
-few measured steps; the times of its prior and of its post-processing are left out. Every repetition
-starts new processes.
+"first" is the time of a new process: start, import, load, segment. "steady" is the median of later
+calls on the same picture; "without prior" is the same without the time of the prior. The published
+procedure is 1000 eager PyTorch steps of dynaguide at the picture's full size. Its time is
+extrapolated from a few measured steps, without its prior and its post-processing. Each repetition
+of a prior starts a new process.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from runtime.pictures import load_image
 from runtime.tools.cli import Parser, option, some_path
 from sdk.image import encode_image
 
+# Steps of the published procedure; the picture's long side in pixels; later calls of a process.
 STEPS, LONG_SIDE, CALLS = 1000, 481, 9
 CHILD = """
 import json, sys, time
@@ -103,7 +104,7 @@ def measure(prior: str, picture: Path, threads: int, repeats: int) -> dict[str, 
 
 
 def published(height: int, width: int, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Measure steps of the published procedure and extrapolate to STEPS steps.
+    """Measure a few steps of the published procedure, and extrapolate their time to STEPS steps.
 
     Returns
     -------

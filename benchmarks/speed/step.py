@@ -38,7 +38,7 @@ TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "tor
 
 
 def macs_per_pixel(case: str) -> int:
-    """Return the multiply-accumulates per pixel of one forward pass, convolutions only.
+    """Return the multiply-accumulates per pixel of the convolutions in one forward pass.
 
     Parameters
     ----------

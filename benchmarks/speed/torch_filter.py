@@ -9,7 +9,7 @@ class TorchFilter:
     """The guided filter with a colour guidance image, in PyTorch.
 
     Means over windows are computed with ``avg_pool2d``, first along y, then along x; at the border
-    of the picture a window is cut. The 3x3 systems are solved with cofactors. All maps are
+    of the picture a window is smaller. The 3x3 systems are solved with cofactors. All maps are
     (1, channels, h, w).
 
     Parameters
@@ -58,7 +58,7 @@ class TorchFilter:
         return ar * red + ag * green + ab * blue + offset
 
     def filter(self, guidance: Any, values: Any) -> Any:
-        """Filter ``values``; if they are smaller than ``guidance``, this is joint upsampling."""
+        """Filter ``values``; with a ``guidance`` larger by whole factors: joint upsampling."""
         low, (height, width) = guidance, values.shape[2:]
         if guidance.shape[2] != height:
             ratio = guidance.shape[2] // height, guidance.shape[3] // width

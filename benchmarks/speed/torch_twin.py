@@ -67,6 +67,9 @@ class Twin:
     state : the initial weights by name, as Refiner.state_dict returns them.
     image : (H, W, 3) float32 RGB in [0, 1].
     guide : (H, W, C) probabilities, (H, W) int32 labels with -1 for unknown, or None.
+    dtype : of PyTorch, in which all is computed.
+    channels_last : whether the network's weights and input are stored channels-last.
+    device : of PyTorch.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Twin:
             self.x = self.x.contiguous(memory_format=torch.channels_last)
 
     def _prepare_residual(self, guide):
+        """Compute the input and the constants of the residual objective from picture and guide."""
         image = self.image
         deviation = image.std((2, 3), unbiased=False, keepdim=True).clamp_min(LEAST_DEVIATION)
         h, w = image.shape[2:]
@@ -121,13 +125,15 @@ class Twin:
 
     @staticmethod
     def _ends(t, dy, dx):
+        """Return both ends of all pairs of pixels at distance (dy, dx), as two views of ``t``."""
         h, w = t.shape[2:]
         if dx >= 0:
             return t[..., : h - dy, : w - dx], t[..., dy:, dx:]
         return t[..., : h - dy, -dx:], t[..., dy:, : w + dx]
 
     def losses(self, r):
-        """Return four losses of the scores r: total, similarity, spatial (or pair), guide."""
+        """Return four losses of the scores r: total, similarity (0 for the residual objective),
+        spatial (or pair), guide."""
         o = self.o
         if objective_of(o).channels_follow_classes:
             log_p = F.log_softmax(r, 1)
@@ -168,6 +174,7 @@ class Twin:
         return len(torch.unique(labels))
 
     def _map(self, labels, clusters):
+        """Set ``table``, which maps the guide's classes to channels, from the current labels."""
         hard, device = self.guide.ndim == 2, labels.device
         classes = int(self.guide.max()) + 1 if hard else self.guide.shape[2]
         if self.o.mapping == "index_modulo":
@@ -191,7 +198,8 @@ class Twin:
             self.table[torch.from_numpy(rows)] = torch.from_numpy(columns).to(device)
 
     def step(self):
-        """Make one SGD step; returns the four losses and the number of labels before it."""
+        """Make one SGD step; returns the four losses and the number of different labels, both of
+        the weights before the step."""
         self.sgd.zero_grad(set_to_none=True)
         r = self.net(self.x) + self.prior
         losses = self.losses(r)

@@ -36,7 +36,7 @@ Run = Callable[[], float | None]  # one run; returns its seconds if it measures 
 
 
 def ours(case: Case, threads: int, isa: str, inputs: Inputs) -> tuple[Run, float]:
-    """The core on one instruction set. As in every refinement, a forward pass ends a run.
+    """The core on one instruction set. A run ends with a forward pass, as every refinement does.
 
     Parameters, of all functions of PEERS
     ----------
@@ -80,8 +80,8 @@ def torch(case: Case, threads: int, how: str, inputs: Inputs) -> tuple[Run, floa
 
     Parameters
     ----------
-    how : "eager", "channels-last" or "compiled"; with "eager steps" a run is without the forward
-        pass at its end.
+    how : "eager", "channels-last" or "compiled", which is channels-last, too; a run of "eager
+        steps" does not end with a forward pass.
     """
     import torch as pytorch
 
@@ -123,7 +123,7 @@ def matmul(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float
 
 
 def copy(case: Case, threads: int, _: str, inputs: Inputs) -> tuple[Run, float]:
-    """NumPy's copy, an equal share on each thread."""
+    """NumPy's copy of COPY bytes, of which each thread copies an equal share."""
     source = np.ones(COPY // 4, np.float32)
     parts = zip(*(np.array_split(a, threads) for a in (np.empty_like(source), source)), strict=True)
     pairs = list(parts)

@@ -12,7 +12,7 @@ from runtime.core.parameters import OBJECTIVES
 Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 CLASSES = 14
 MATRIX = 1536  # side of the square matrices of "matmul"
-COPY = 2**28  # bytes of "copy"
+COPY = 2**28  # bytes that "copy" reads; it writes as many
 STEPS = {"dynaguide": 2, "residual": 10}  # steps of one run
 
 

@@ -40,7 +40,7 @@ def test_bad_options_are_usage_errors(capsys):
         (["--imgsz", "5"], "imgsz is '5'"),
         (["--peer", "yolo"], "peer is 'yolo'"),
         (["--export", "pdf"], "export is 'pdf'"),
-        (["--labels", "x.png"], "need the --picture"),
+        (["--labels", "x.png"], "--labels needs --picture"),
         (["--preset", "nothing"], "nothing"),
         (["--threads", "0"], "threads"),
         (["-o", ""], "it is empty; wanted a path"),

@@ -16,8 +16,9 @@ from benchmarks.speed.torch_filter import TorchFilter, enlarged
 from benchmarks.speed.workloads import CLASSES, find_case, picture, refiner
 from runtime.core.parameters import objective_of
 
-SETS = 4  # copies of the inputs that are used in turns, so that the GPU's cache does not hold them
+SETS = 4  # copies of the inputs; calls use them in turns, so that large inputs are not in the cache
 STEPS = {"residual": 10, "dynaguide": 50}  # steps of one run
+# How PyTorch makes a step; "graph" is a CUDA graph, "compiled" is torch.compile.
 HOW = ("eager", "graph", "graph, channels last", "compiled", "compiled, graph")
 
 
@@ -60,15 +61,15 @@ def add_filters(
     read_theirs: Callable[[Any], tuple[np.ndarray, ...]],
     compiled: bool,
 ) -> Case:
-    """Add our function and PyTorch's function of the same arrays to a case.
+    """Add our function and PyTorch's, which compute the same, as peers to a case.
 
     Parameters
     ----------
     case : the case, which is returned.
-    ours, theirs : the functions. PyTorch's has maps (1, channels, h, w) as arguments.
+    ours, theirs : the functions. The arguments of PyTorch's function are (1, channels, h, w).
     arrays : (h, w, channels) arguments of our function.
     read_ours, read_theirs : copy a result to the host.
-    compiled : add PyTorch's function compiled by torch.compile, too.
+    compiled : whether PyTorch's function compiled by torch.compile is added as well.
     """
     gpu = case.gpu
     maps = tuple(planar(a) for a in arrays)
@@ -87,7 +88,7 @@ def add_filters(
 def filter_case(
     gpu: Gpu, name: str, compiled: bool, size: tuple[int, int], low: tuple[int, int], classes: int
 ) -> Case:
-    """The guided filter with radius 8.
+    """Make the case of a guided filter with radius 8.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def filter_case(
 def upsample_case(
     gpu: Gpu, name: str, compiled: bool, size: tuple[int, int], low: tuple[int, int], guided: bool
 ) -> Case:
-    """Labels and confidence at full size from scores of CLASSES classes at a smaller size.
+    """Make the case of labels and confidence at full size from smaller scores of CLASSES classes.
 
     Parameters
     ----------
@@ -161,9 +162,9 @@ def upsample_case(
 class Loop:
     """Steps of torch_twin.Twin without any call that waits for the GPU.
 
-    So the same step can run in eager PyTorch, in a CUDA graph and compiled. With the precision
-    "fp16" the network runs in half precision (autocast), and the loss is multiplied by the number
-    of pixels so that its gradients are not too small for half precision.
+    So the same step can run in eager PyTorch, in a CUDA graph and compiled. With precision "fp16"
+    the network computes in half precision (autocast). Then the loss is multiplied by the number of
+    pixels, so that its gradients are not too small for half precision; step divides them again.
 
     Parameters
     ----------
@@ -215,7 +216,8 @@ class Loop:
 
 
 def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Case:
-    """A refinement from the initial weights in each precision; the first losses are compared.
+    """Make the case of a refinement from the initial weights, in each precision. The first losses
+    of the peers are compared.
 
     Parameters
     ----------
@@ -243,7 +245,12 @@ def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Ca
 def ours(case: Any, precision: str, image: np.ndarray, guide: np.ndarray, steps: int) -> Peer:
     """Make the peer "ours": a Refiner on the GPU.
 
-    Parameters are those of :func:`steps_case`; ``image`` and ``guide`` are those of the refinement.
+    Parameters
+    ----------
+    case : of workloads.find_case.
+    precision : "fp32" or "fp16".
+    image, guide : the inputs of the refinement.
+    steps : steps of one run.
     """
     made = refiner(case, device="cuda", precision=precision)
     stats = made.run(image, guide, steps=1).stats  # of the last run
@@ -264,6 +271,8 @@ def _torch_peer(
     Parameters
     ----------
     how : one of HOW.
+    precision : "fp32", "tf32" or "fp16".
+    steps : steps of one run.
     arguments : the first arguments of torch_twin.Twin.
     """
 

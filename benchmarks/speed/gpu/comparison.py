@@ -13,6 +13,7 @@ from runtime.errors import SdkError
 
 COPY, MATRIX = 2**29, 8192  # bytes of "copy"; side of the square matrices of "matmul"
 BURST = 8  # calls that are timed together
+# The largest allowed differences by precision, see difference; errors that leave a peer out.
 TOLERANCE = {"": 1e-4, "fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2}
 FAILURES = (RuntimeError, ImportError, OSError, subprocess.SubprocessError, AssertionError)
 
@@ -32,7 +33,7 @@ class Peer(NamedTuple):
     Parameters
     ----------
     run : makes one run.
-    first : arrays of the first result, which are compared before anything is timed.
+    first : a sequence of arrays, the first result. It is compared before anything is timed.
     burst : number of runs that are timed together.
     before : called before each run; not timed.
     after : called after each run; part of the wall time, not of the device time.
@@ -60,8 +61,8 @@ class Case:
     Attributes
     ----------
     peers, memory : the peers and their memory in MiB, by name and precision.
-    left_out : peers that cannot be made or whose result differs, and why.
-    wrong : texts of those whose result differs, and of "ours" if it cannot be made.
+    left_out : the peers that cannot be made or whose result differs, and why.
+    wrong : a text for each peer whose result differs, and for "ours" if it cannot be made.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Case:
 
         Raises
         ------
-        Exception : what ``make`` raises for the first peer.
+        Exception : what ``make`` raises for the first peer; for later peers only exceptions other
+            than SdkError and FAILURES.
         """
         set_precision(self.gpu.torch, precision)
         key, why, apart = (who, precision), "", ""
@@ -118,8 +120,8 @@ def difference(found: Any, reference: Any, tolerance: float) -> str:
     Parameters
     ----------
     found, reference : sequences of arrays.
-    tolerance : the largest allowed difference of floats, as a part of the largest value. Of whole
-        numbers, one in a thousand may differ.
+    tolerance : the largest allowed difference of floats, divided by the largest absolute value of
+        the reference. Of whole numbers, one in a thousand may differ.
 
     Returns
     -------
@@ -141,8 +143,8 @@ def difference(found: Any, reference: Any, tolerance: float) -> str:
 
 
 def ceilings(case: Case, *, matmul: bool) -> None:
-    """Add the rates of the GPU as peers: a large copy and, with ``matmul``, matrix products of each
-    precision."""
+    """Add peers that measure the GPU's own rates: a large copy and, with ``matmul``, a matrix
+    product in each precision."""
     torch, where = case.gpu.torch, case.gpu.name
 
     def copy() -> Peer:

@@ -1,4 +1,4 @@
-"""Measurements on the GPU: time, memory, and a description of it."""
+"""Measure time and memory on the GPU, and describe the GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAST = ("tf32", "fp16")  # PyTorch's precisions that are compared with our fp16
 
 
 class Gpu:
-    """The GPU of the measurements. The tests replace it by the host."""
+    """The GPU of the measurements. The tests replace this class by one for the host."""
 
     name = "cuda"
 
@@ -27,7 +27,8 @@ class Gpu:
         torch.backends.cudnn.benchmark = True  # PyTorch chooses its fastest convolutions
 
     def stream(self) -> int | None:
-        """Return PyTorch's current stream; our functions work on it, too."""
+        """Return PyTorch's current stream, a cudaStream_t as an integer. Our functions work on this
+        stream, too."""
         return self.cuda.current_stream().cuda_stream
 
     def time(
@@ -38,8 +39,9 @@ class Gpu:
         Parameters
         ----------
         run : the run.
-        after : called after it, before the device is waited for.
-        ahead : the device waits until the host has queued the whole run.
+        after : called after ``run``, before the host waits for the device.
+        ahead : the device first waits for AHEAD clock cycles, so that the host can queue all of
+            ``run`` before the device begins.
 
         Returns
         -------
@@ -78,7 +80,8 @@ class Gpu:
 
         Returns
         -------
-        What ``make`` returns; and MiB: "torch" at the peak, "others" after the call.
+        The result of ``make``; and MiB: "torch" is the peak of PyTorch's own allocations, "others"
+        is the memory that others than PyTorch hold more after the call than before.
         """
         self.clean()
         self.cuda.reset_peak_memory_stats()
@@ -90,6 +93,7 @@ class Gpu:
         return made, {name: round(n, 1) for name, n in mib.items()}
 
     def _others(self) -> int:
+        """Return the bytes of device memory that are used, but not by PyTorch's allocator."""
         free, total = self.cuda.mem_get_info()
         return total - free - self.cuda.memory_reserved()
 
@@ -118,12 +122,13 @@ class Gpu:
 
 
 def set_precision(torch: Any, precision: str) -> None:
-    """Allow TF32 in PyTorch's convolutions and matrix products if ``precision`` is one of FAST."""
+    """Allow TF32 in PyTorch's convolutions and matrix products if ``precision`` is one of FAST;
+    otherwise forbid it."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision in FAST
 
 
 def find_gpu() -> Gpu:
-    """Return the GPU.
+    """Check that the benchmark can run, and return the GPU.
 
     Raises
     ------

@@ -17,8 +17,8 @@ def goals(case: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns
     -------
-    For each goal its text, the measured value, and whether the goal is met; None if the value was
-    not measured.
+    For each goal its text, the measured value, and whether the value meets the goal. Both are None
+    if the value was not measured.
     """
     by = {(row["who"], row["precision"]): row for row in found}
     out: list[dict[str, Any]] = []
@@ -32,7 +32,8 @@ def goals(case: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return by.get((who, precision), {}).get(name)
 
     def fastest(precision: str, kinds: tuple[str, ...]) -> float | None:
-        """Return the time of PyTorch's fastest peer of some kinds, divided by our time."""
+        """Return the time of the fastest peer whose name contains one of ``kinds``, divided by our
+        time. For a precision of FAST, the peer may have any precision of FAST."""
         allowed = FAST if precision in FAST else (precision,)
         found = (
             row for (who, p), row in by.items() if p in allowed and any(k in who for k in kinds)

@@ -6,11 +6,12 @@ Everything runs in one process. The outputs are compared, then the peers run in 
 ...). Peers are eager PyTorch, the same recorded as a CUDA graph and, with --compiled, the same
 compiled by torch.compile, which takes minutes.
 
-"device" is the time between events of the GPU. For filters and upsampling it is the time of a burst
-of calls, which the host queues while the GPU waits; the inputs do not fit into the GPU's cache. For
-refinements it is the time of the steps alone; our Refiner measures it with its own events. "wall"
-is the time from a call until its result is complete; for refinements it includes the last forward
-pass and the copy of the labels to the host.
+"device" is the time between events of the GPU. For filters and upsampling it is the mean time of a
+call in a burst of calls, which the host queues while the GPU waits; the calls use several copies of
+the inputs in turns, so that large inputs are not in the GPU's cache. For refinements it is the time
+of the steps alone; our Refiner measures it with its own events. "wall" is the time from a call
+until its result is complete; for refinements it includes the last forward pass and the copy of the
+labels to the host.
 
 "of copy" is the least traffic (inputs read once, outputs written once) divided by the device time
 and by the rate of a large copy on the device. "of matmul" is the useful operations (2 x 3 passes x
@@ -47,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def say_rows(found: list[dict[str, Any]]) -> None:
-    """Print a line for each row of a case."""
+    """Print a line for each row of a case. The range is that of the device times."""
     for row in found:
         line = f"  {row['who']:<28}{row['precision']:<6}"
         device = row["samples"]["device ms"]
@@ -60,7 +61,7 @@ def say_rows(found: list[dict[str, Any]]) -> None:
 
 
 def sources() -> str:
-    """Return a hash of the source files, which identifies them in a tree without git."""
+    """Return a hash of the source files. It identifies the sources in a folder without git."""
     digest = hashlib.sha256()
     for path in sorted([*ROOT.glob("runtime/**/*"), *ROOT.glob("benchmarks/**/*.py")]):
         if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):

@@ -1,4 +1,4 @@
-"""Timing the peers of a case in turns, and the statistics of the samples."""
+"""Time the peers of a case in turns, and compute the statistics of the samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ WARM = 1  # turns before the measured ones
 
 
 def turn(gpu: Gpu, peer: Peer, precision: str) -> tuple[float, float]:
-    """Time one run of a peer; returns milliseconds by the device's clock and by the wall clock."""
+    """Time one run of a peer; returns milliseconds by the device's clock and by the wall clock. If
+    the peer has a burst, the device's time is the mean of a burst."""
     set_precision(gpu.torch, precision)
     peer.before()
     if peer.burst > 1:
@@ -54,6 +55,7 @@ def rows(
 
     Parameters
     ----------
+    case : the case, with its peers.
     times : (device, wall) milliseconds of each run, by the peer's name and precision.
 
     Returns
