@@ -1,8 +1,8 @@
-"""Builds runtime._core, the C++ core, and runtime._cuda where setup_cuda.py chooses to. Everything
-else is in pyproject.toml.
+"""Build runtime._core, the C++ core, and runtime._cuda if setup_cuda.py chooses to build it. All
+other settings of the package are in pyproject.toml.
 
 SEG_CUDA=0, SEG_CUDA=1 and SEG_CUDA_ARCHS=87 decide about runtime._cuda: see setup_cuda.py.
-SEG_BUILD_JOBS is how many files are compiled at once.
+SEG_BUILD_JOBS is the number of files that are compiled at the same time.
 
 SEG_SANITIZE=address,undefined builds with those sanitizers, and without runtime._cuda; SEG_WERROR=1
 makes warnings errors (both for tests).
@@ -55,7 +55,7 @@ if sys.platform == "win32":
 
 
 def python_files(*names: str) -> list[str]:
-    """The files of runtime/csrc/python, which alone include pybind11."""
+    """The paths of files in runtime/csrc/python; only files of that folder include pybind11."""
     return [f"runtime/csrc/python/{name}.cpp" for name in names]
 
 
@@ -73,30 +73,36 @@ core = Pybind11Extension(
 
 
 def code_flags(chosen: list[int]) -> list[str]:
-    """nvcc's flags: machine code for all, and PTX of the newest for GPUs that are newer still."""
+    """nvcc's flags for the sorted architectures ``chosen``: machine code for each, and PTX of the
+    newest, which drivers compile for newer GPUs."""
     code = {n: f"sm_{n}" for n in chosen}
     code[chosen[-1]] = f"[sm_{chosen[-1]},compute_{chosen[-1]}]"
     return [f"-gencode=arch=compute_{n},code={code[n]}" for n in chosen]
 
 
 def capabilities(chosen: list[int]) -> str:
-    """The same list as runtime._cuda.architectures() returns it: "8.7 9.0 9.0+ptx"."""
+    """The words that runtime._cuda.architectures() returns as a list: "8.7 9.0 9.0+ptx"."""
     names = [dotted(n) for n in chosen]
     return " ".join([*names, f"{names[-1]}+ptx"])
 
 
 def folders(plan: str, name: str) -> list[str]:
-    """The folders that nvcc searches for INCLUDES or LIBRARIES. ``plan`` is what
-    ``nvcc --dryrun`` prints."""
+    """The folders that nvcc searches for headers or libraries.
+
+    Parameters
+    ----------
+    plan : the output of ``nvcc --dryrun``.
+    name : "INCLUDES" or "LIBRARIES".
+    """
     line = re.search(rf"^#\$ {name}=(.*)$", plan, re.MULTILINE)
     return [word[2:] for word in shlex.split(line[1] if line else "") if word[:2] in ("-I", "-L")]
 
 
 class Build(build_ext):
-    """Compiles .cu files with nvcc; those that have not changed are copied from build/nvcc."""
+    """Compiles .cu files with nvcc. The objects of unchanged files are copied from build/nvcc."""
 
-    nvcc: tuple[str, ...] = ()  # the command, without files
-    nvcc_version = ""
+    nvcc: tuple[str, ...] = ()  # the command without files
+    nvcc_version = ""  # the output of nvcc --version
 
     def build_extensions(self) -> None:
         compile_cpp = self.compiler._compile
@@ -112,8 +118,9 @@ class Build(build_ext):
         super().build_extensions()
 
     def compile_cuda(self, target: str, source: str) -> None:
-        """Compile a .cu file, or copy the object of an earlier build. pip builds everything again
-        each time; so objects are kept under the hash of the source, the headers and the command.
+        """Compile a .cu file, or copy the object of an earlier build. pip builds all files each
+        time. So objects are stored under a hash of the source, the headers, and nvcc's command,
+        version and environment variables.
 
         Raises
         ------
@@ -139,7 +146,8 @@ class Build(build_ext):
 
 
 def cuda(choice: Choice) -> Pybind11Extension:
-    """runtime._cuda, with the CUDA runtime inside: it can be imported without a driver."""
+    """The extension runtime._cuda, and the settings of Build for its files. The module contains the
+    CUDA runtime, so that it can be imported without a driver."""
     assert choice.nvcc is not None
     chosen = list(choice.architectures)
     werror = ("--Werror", "all-warnings") if os.environ.get("SEG_WERROR") else ()
@@ -164,8 +172,8 @@ def cuda(choice: Choice) -> Pybind11Extension:
 
 
 def extensions() -> list[Pybind11Extension]:
-    """What is compiled. pip runs this file several times; only commands that build need to know
-    whether CUDA is built."""
+    """The extensions to compile. pip runs this file several times. Only commands that build choose
+    about CUDA, print the choice, and delete the files that the choice removes."""
     if {"egg_info", "dist_info", "sdist"} & {*sys.argv[1:]}:
         return [core]
     choice = choose()

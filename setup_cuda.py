@@ -1,19 +1,20 @@
-"""Chooses whether runtime._cuda is built, and for which GPUs. setup.py builds what is chosen.
+"""Choose whether runtime._cuda is built, and for which GPUs. setup.py builds it.
 
     python setup_cuda.py
 
-prints the choice in one line. The Makefile runs this before pip, because pip hides the output of
-setup.py. This file needs only the standard library.
+prints the choice in one line. The Makefile runs this command before pip, because pip hides the
+output of setup.py. This file needs only the standard library.
 
-The environment decides first:
+Environment variables decide first:
 
     SEG_CUDA=0              builds without CUDA, and removes runtime._cuda of an earlier build
     SEG_CUDA=1              builds for all ARCHITECTURES that nvcc knows
     SEG_CUDA_ARCHS=80,87    builds for these compute capabilities: 87 is 8.7
 
-Without these, runtime._cuda is built for the GPUs of this machine. Where the machine has no GPU,
-runtime._cuda is built again if an earlier build is in runtime/, for the same compute capabilities;
-otherwise it is built for those that SEG_CUDA_WITHOUT_GPU lists. `make test` sets that to 75.
+Without these variables, runtime._cuda is built for the GPUs of this machine. If the machine has no
+GPU but an earlier build is in runtime/, runtime._cuda is built again for the compute capabilities
+of that build; otherwise for those that SEG_CUDA_WITHOUT_GPU lists, as 75 in `make test`; otherwise
+it is not built.
 
 nvcc is searched in $CUDA_HOME/bin, $CUDA_PATH/bin, PATH and /usr/local/cuda/bin.
 """
@@ -33,14 +34,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)  # 87 is compute capability 8.7
-OLDEST = (11, 4)
+OLDEST = (11, 4)  # version of the CUDA toolkit
 WITHOUT = "SEG_CUDA=0 builds without CUDA"
 COMPILER = "if nvcc refuses the C++ compiler, name another: NVCC_PREPEND_FLAGS='-ccbin g++-12'"
 TOOLKIT = f"the CUDA toolkit, version {OLDEST[0]}.{OLDEST[1]} or newer"
 DRIVER_LIMIT = 5.0  # seconds that the driver may take to describe the GPUs
 
-# Prints the name and the compute capability of each GPU as JSON; or one sentence that says why
-# there is none. The numbers are those of cuda.h.
+# A program that prints, as JSON, the name and the compute capability of each GPU, or a sentence
+# that says why no GPU can be used. The numbers are those of cuda.h.
 FIND_GPUS = """
 import ctypes, json
 NO_DEVICE, MAJOR, MINOR = 100, 75, 76
@@ -75,7 +76,7 @@ def ask():
 print(json.dumps(ask()), flush=True)
 """
 
-# Prints the compute capabilities that a built module has code for, as JSON.
+# A program that prints the compute capabilities of a built module's code, as JSON.
 READ_MODULE = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
@@ -87,14 +88,14 @@ print(json.dumps(module.architectures()))
 
 @dataclass(frozen=True)
 class Choice:
-    """What is built of CUDA. ``architectures`` is sorted, and empty where nothing is built; then
-    ``nvcc`` is None. ``line`` says what was chosen and why. ``removed`` are files of an earlier
-    build that would be imported although nobody wants them."""
+    """Whether and how runtime._cuda is built. ``line`` says what was chosen and why.
+    ``architectures`` is sorted. If nothing is built, it is empty and ``nvcc`` is None. ``removed``
+    are files of earlier builds that setup.py deletes, because they would still be imported."""
 
     line: str
     architectures: tuple[int, ...] = ()
     nvcc: str | None = None
-    nvcc_version: str = ""  # what ``nvcc --version`` prints
+    nvcc_version: str = ""  # the output of ``nvcc --version``
     removed: tuple[Path, ...] = ()
 
 
@@ -110,7 +111,7 @@ class Gpu:
 
 
 def refuse(what: str, fix: str) -> SystemExit:
-    """The error that ends a build: what is wrong, and the fix."""
+    """The exception that ends a build; its text says what is wrong, and the fix."""
     return SystemExit(f"dynaguide-edge: {what}\n  fix: {fix}")
 
 
@@ -125,7 +126,7 @@ def find_nvcc() -> str | None:
 
 
 def ask(*command: str) -> str:
-    """What a command prints on stdout and stderr.
+    """The output of a command: its stdout, then its stderr.
 
     Raises
     ------
@@ -160,7 +161,7 @@ def cuda_version(printed: str) -> tuple[int, int]:
 
 
 def known_architectures(listed: str) -> list[int]:
-    """What nvcc can build for, sorted. ``listed`` is the output of ``nvcc --list-gpu-arch``."""
+    """The architectures that nvcc knows, sorted, from the output of ``nvcc --list-gpu-arch``."""
     return sorted(int(n) for n in re.findall(r"\bcompute_(\d+)\b", listed))
 
 
@@ -170,8 +171,8 @@ def architectures(listed: str, wanted: str | None, name: str = "SEG_CUDA_ARCHS")
     Parameters
     ----------
     listed : the output of ``nvcc --list-gpu-arch``.
-    wanted : "80,87"; None or "" stands for all of ARCHITECTURES that nvcc knows.
-    name : the environment variable that holds ``wanted``.
+    wanted : "80,87"; None or "" means all of ARCHITECTURES that nvcc knows.
+    name : the name of the environment variable whose value is ``wanted``.
 
     Raises
     ------
@@ -189,7 +190,7 @@ def architectures(listed: str, wanted: str | None, name: str = "SEG_CUDA_ARCHS")
     if not wanted:
         return usual
     if not re.fullmatch(r"\d+(,\d+)*", wanted):
-        raise refuse(f"{name} is {wanted!r}", f"{name}=87, or 80,90")
+        raise refuse(f"{name} is {wanted!r}; wanted a list such as 80,87", f"{name}=87, or 80,90")
     chosen = sorted({int(n) for n in wanted.split(",")})
     if unknown := [n for n in chosen if n not in known]:
         raise refuse(
@@ -200,9 +201,9 @@ def architectures(listed: str, wanted: str | None, name: str = "SEG_CUDA_ARCHS")
 
 
 def for_gpus(gpus: list[Gpu], known: list[int]) -> list[int]:
-    """The architectures to build for, so that the code runs on ``gpus``: each GPU's own. For a GPU
-    that is newer than nvcc, it is the newest below it: the driver compiles its PTX for the GPU.
-    GPUs below the oldest of ARCHITECTURES are left out."""
+    """The architectures to build for, so that the code runs on ``gpus``. For each GPU it is the
+    newest of ``known`` that is not newer than the GPU: the GPU's own, unless nvcc does not know it.
+    GPUs that are older than all ARCHITECTURES are left out."""
     usable = [n for n in known if n >= ARCHITECTURES[0]]
     nearest = (max((n for n in usable if n <= gpu.capability), default=0) for gpu in gpus)
     return sorted({n for n in nearest if n})
@@ -212,10 +213,10 @@ def for_gpus(gpus: list[Gpu], known: list[int]) -> list[int]:
 
 
 def find_gpus() -> tuple[list[Gpu], str]:
-    """The GPUs of this machine, and why there are none: one of the two is empty.
+    """The GPUs of this machine, and a text that says why none is found; one of the two is empty.
 
     A child process asks the CUDA driver, because a broken driver may crash or never answer. After
-    DRIVER_LIMIT seconds the child is killed; a child that cannot be killed is left behind.
+    DRIVER_LIMIT seconds the child is killed. This function does not wait until the child has ended.
     """
     child = subprocess.Popen(
         [sys.executable, "-I", "-c", FIND_GPUS],
@@ -227,7 +228,7 @@ def find_gpus() -> tuple[list[Gpu], str]:
     try:
         printed, _ = child.communicate(timeout=DRIVER_LIMIT)
     except subprocess.TimeoutExpired:
-        child.kill()  # no wait: a process that hangs in the kernel does not end
+        child.kill()  # without a wait: a process that hangs in the kernel does not end
         return [], f"the CUDA driver did not answer within {DRIVER_LIMIT:g} s"
     try:
         found = json.loads(printed)
@@ -242,7 +243,7 @@ def find_gpus() -> tuple[list[Gpu], str]:
 
 
 def earlier_module() -> Path | None:
-    """runtime._cuda that an earlier build has put into runtime/ for this Python, or None."""
+    """The file of runtime._cuda that an earlier build for this Python left in runtime/, or None."""
     path = ROOT / "runtime" / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     return path if path.exists() else None
 
@@ -261,12 +262,12 @@ def built_for(module: Path) -> list[int]:
 
 
 def choose() -> Choice:
-    """What is built of CUDA, and why.
+    """Choose whether and how runtime._cuda is built.
 
     Raises
     ------
-    SystemExit : the environment asks for something that cannot be built; or something is to be
-        built, and nvcc fails or is too old.
+    SystemExit : an environment variable is malformed or names what cannot be built; or nvcc is
+        needed and fails or is too old.
     """
     wish, wanted = os.environ.get("SEG_CUDA", ""), os.environ.get("SEG_CUDA_ARCHS", "")
     if wish == "0":
@@ -276,7 +277,10 @@ def choose() -> Choice:
     if os.environ.get("SEG_SANITIZE"):
         return Choice("no, because SEG_SANITIZE is set")
     if wish not in ("", "1"):
-        raise refuse(f"SEG_CUDA is {wish!r}", "SEG_CUDA=0 (without CUDA), or SEG_CUDA=1 (all GPUs)")
+        raise refuse(
+            f"SEG_CUDA is {wish!r}; wanted 0 or 1",
+            "SEG_CUDA=0 (without CUDA), or SEG_CUDA=1 (all GPUs)",
+        )
     if wish or wanted:
         reason = f"SEG_CUDA_ARCHS={wanted}" if wanted else "SEG_CUDA=1"
         nvcc = find_nvcc()
@@ -324,7 +328,7 @@ def _choose_for(gpus: list[Gpu]) -> Choice:
 
 
 def _choose_without_gpu(why: str) -> Choice:
-    """The choice where the machine has no GPU; ``why`` says how that is known."""
+    """The choice for a machine without a GPU; ``why`` says why no GPU was found."""
     nvcc, old = find_nvcc(), earlier_module()
     if nvcc is None:
         return Choice(f"no, because {why}, and nvcc was not found{_unchanged(old)}")
@@ -344,19 +348,21 @@ def _choose_without_gpu(why: str) -> Choice:
 
 
 def _ask_nvcc(nvcc: str) -> tuple[str, str]:
-    """What ``nvcc --version`` and ``nvcc --list-gpu-arch`` print."""
+    """The outputs of ``nvcc --version``, which must be OLDEST or newer, and of
+    ``nvcc --list-gpu-arch``."""
     version = ask(nvcc, "--version")
     cuda_version(version)
     return version, ask(nvcc, "--list-gpu-arch")
 
 
 def _yes(chosen: list[int], why: str, nvcc: str, version: str) -> Choice:
+    """The choice to build for the architectures ``chosen``."""
     line = f"yes, for compute capability {_listed(chosen)}, {why}"
     return Choice(line, tuple(chosen), nvcc, version)
 
 
 def _unchanged(old: Path | None) -> str:
-    """Says that the module of an earlier build is not built again."""
+    """The end of a line for a choice against a build: an earlier build, if any, is not changed."""
     return f"; {old.name} of an earlier build is not changed, SEG_CUDA=0 removes it" if old else ""
 
 
@@ -365,7 +371,7 @@ def _listed(chosen: list[int]) -> str:
 
 
 def dotted(capability: int) -> str:
-    """ "8.7" of 87."""
+    """A compute capability as a text: "8.7" for 87."""
     return f"{capability // 10}.{capability % 10}"
 
 
