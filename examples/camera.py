@@ -1,5 +1,5 @@
-"""Segments a camera live. Draws into a window where there is a display; elsewhere it prints one
-line for each frame. Ctrl-C, or q in the window, ends it.
+"""Segment a camera live. With a display, the program draws into a window; otherwise it prints a
+line for each frame. Ctrl-C, or q in the window, ends the program.
 
     python examples/camera.py [CAMERA NUMBER or VIDEO] [PRIOR.onnx or BUNDLE]
 """
@@ -20,7 +20,7 @@ args = parser.parse_args()
 
 
 def show(result, display):
-    """Draws or prints a result; returns whether to go on."""
+    """Draw or print a result; return False if the user has pressed q, else True."""
     frame = result.frame
     for event in frame.events:
         print(f"frame {frame.index}: {event}")
@@ -40,5 +40,5 @@ try:
         for result in segmenter.stream(source, warm_steps=1):
             if not show(result, display):
                 break
-except SdkError as error:  # its text names what is wrong, and the fix
+except SdkError as error:  # the text says what is wrong, and the fix
     sys.exit(f"error: {error}")

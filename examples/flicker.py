@@ -1,18 +1,21 @@
-"""Draws docs/images/flicker.webp: how often labels change between frames, in a stream and without.
+"""Draw docs/images/flicker.webp: how often labels change from frame to frame, with and without a
+stream.
 
     python examples/flicker.py docs/images/flicker.webp [NOISE]
 
-The clip is synthetic: a camera that moves in a circle over the demo photo, with noise (NOISE is its
-standard deviation, of 255 levels; 25 without the argument) and a brightness that differs from frame
-to frame by up to 10 %. The camera moves by whole pixels, so that each pixel of a frame is known in
-the frame before, and "flicker" is the share of those pixels whose label changes.
+The clip is synthetic: a camera moves in a circle over the demo photo. The frames have noise (NOISE
+is its standard deviation, of 255 levels; 25 without the argument), and their brightness differs
+from the photo's by up to 10 %. The camera moves by whole pixels. So for each pixel of a frame that
+the frame before shows, too, the place in the frame before is known. "flicker" is the share of these
+pixels whose label changes.
 
 Columns: the frame; k-means of each frame alone; ten steps of refinement of each frame alone; a
 stream, whose frames start from the weights of the frame before and run two steps. White pixels of
-the lower row have changed their label. K-means numbers the clusters of each frame anew: where
-frames are segmented alone, the numbers are matched to the frame before (as a stream does), so that
-exchanged numbers do not count as flicker; the script prints both shares. It needs the extra `demo`:
-scikit-image contains the photo and brings Pillow and SciPy.
+the lower row have changed their label. K-means numbers the clusters of each frame anew. So for
+frames that are segmented alone, the numbers are matched to those of the frame before (as a stream
+does), so that exchanged numbers do not count as flicker; the script prints the shares with and
+without this. The script needs the extra `demo`: scikit-image contains the photo, and Pillow and
+SciPy are installed with it.
 """
 
 import argparse
@@ -31,9 +34,9 @@ from runtime.pictures import demo_photo
 from sdk import Segmenter
 
 FRAMES, HEIGHT, WIDTH = 36, 288, 384
-NOISE, LIGHT = 25.0, 0.1
+NOISE, LIGHT = 25.0, 0.1  # standard deviation; largest relative change of brightness
 SHOWN = (256, 192)  # width and height of a panel
-MILLISECONDS = 150  # that a frame is shown
+MILLISECONDS = 150  # for which a frame is shown
 
 
 def make_clip(noise):
@@ -51,7 +54,7 @@ def make_clip(noise):
 
 
 def common(corner, other):
-    """Where the frame at ``corner`` shows what the frame at ``other`` shows too: two slices."""
+    """The part of the frame at ``corner`` that the frame at ``other`` shows, too: two slices."""
     return tuple(
         slice(max(b - a, 0), size + min(b - a, 0))
         for a, b, size in zip(corner, other, (HEIGHT, WIDTH), strict=True)
@@ -59,7 +62,8 @@ def common(corner, other):
 
 
 def matched(results, corners):
-    """The results with cluster numbers that overlap those of the frame before most."""
+    """The results with new cluster numbers: those with the largest overlap with the clusters of the
+    same numbers in the frame before."""
     out = [results[0]]
     for result, (before, here) in zip(results[1:], pairwise(corners), strict=True):
         old, new = out[-1].labels[common(before, here)], result.labels[common(here, before)]
@@ -71,8 +75,8 @@ def matched(results, corners):
 
 
 def changes(results, corners):
-    """Of each frame but the first: (HEIGHT, WIDTH) uint8, 1 where the label has changed; and the
-    share of those pixels among the pixels that both frames show."""
+    """For each frame but the first (HEIGHT, WIDTH) uint8, 1 where the label has changed; and, as a
+    mean, the share of these pixels among the pixels that both frames show."""
     maps, shares = [], []
     for (old, new), (before, here) in zip(pairwise(results), pairwise(corners), strict=True):
         changed = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -84,7 +88,7 @@ def changes(results, corners):
 
 
 def panel(picture):
-    """The picture at the size at which it is shown."""
+    """The picture, resized to SHOWN."""
     return cv2.resize(picture, SHOWN, interpolation=cv2.INTER_AREA)
 
 

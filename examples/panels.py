@@ -1,4 +1,5 @@
-"""Draws docs/images/demo.jpg: the demo photo, its k-means prior, and the default result.
+"""Draw docs/images/demo.jpg: the demo photo, the labels of k-means, and the default result, at half
+the photo's size.
 
     python examples/panels.py docs/images/demo.jpg
 

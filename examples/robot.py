@@ -2,9 +2,9 @@
 
     python examples/robot.py CAMERA_OR_VIDEO BUNDLE_OR_ONNX FLOOR_CLASS[,FLOOR_CLASS...]
 
-Prints one steering value for each frame. The refinement takes as many steps as fit into 40 ms (a
-prior alone may take longer). At the end the state of the stream is saved to
-robot_state.safetensors, from which the next start continues.
+The program prints one steering value for each frame. Refinement steps that do not fit into the 40
+ms of a frame are left out (a prior alone may take longer). At the end the state of the stream is
+saved to robot_state.safetensors; the next start continues from this state.
 """
 
 import argparse
@@ -23,7 +23,7 @@ args = parser.parse_args()
 
 
 def free_floor(labels, classes):
-    """Shares of floor in the left, middle and right third of the picture's lower half."""
+    """The shares of floor in the left, middle and right third of the picture's lower half."""
     free = np.isin(labels[labels.shape[0] // 2 :], classes)
     return [part.mean() for part in np.array_split(free, 3, axis=1)]
 
@@ -46,7 +46,7 @@ try:
         turn = np.clip(right - left, -1, 1) if ahead < 0.5 else 0.0
         print(f"{result.frame.time:7.2f} s  free {left:4.0%} {ahead:4.0%} {right:4.0%}  "
               f"turn {turn:+.2f}  ({result.timings['total']:.0f} ms)")  # fmt: skip
-except SdkError as error:  # its text names what is wrong, and the fix
+except SdkError as error:  # the text says what is wrong, and the fix
     sys.exit(f"error: {error}")
 except KeyboardInterrupt:
     pass
