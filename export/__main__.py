@@ -14,7 +14,7 @@ from runtime.engines.recipe import EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
-_TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # names in other tools
+_TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' name -> our target
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+    """The parser of the command line."""
     parser = Parser(
         "dg-export",
-        description="Freeze a prior and the refinement step into a bundle that a device can trust.",
+        description="Export a prior and the refinement step as a bundle, and verify them first.",
         epilog="Sizes are HEIGHT first: 480x640, 480 640, or one number for a square.",
     )
     what = parser.add_argument_group("what")
@@ -77,7 +78,7 @@ def _parser() -> Parser:
         "--refine",
         default="residual",
         choices=[n for n in PRESETS if objective_of(RefineConfig.preset(n)).takes_guide],
-        help="refinement to freeze the step of (%(default)s)",
+        help="refinement whose step is exported (%(default)s)",
     )
     refine.add_argument("--steps", type=int, help="SGD steps that the bundle runs by default")
     refine.add_argument("--seed", type=int, help="seed of the initial weights")
@@ -144,6 +145,8 @@ def _parser() -> Parser:
 
 
 def _export(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Export as ``args`` says, print the result, and return the exit code. ``arguments`` are the
+    words of the command line, which the bundle's recipe stores."""
     targets = [t.strip().lower() for t in args.target.split(",") if t.strip()]
     targets = list(dict.fromkeys(_TARGETS.get(t, t) for t in targets))
     imgsz, opt = _size("imgsz", args.imgsz), _size("opt-shape", args.opt_shape)
@@ -223,7 +226,8 @@ def _command(arguments: list[str]) -> str:
 
 
 def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
-    """(height, width) in pixels of "480x640", "480 640", "480,640" or "640"."""
+    """(height, width) in pixels of "480x640", "480 640", "480,640" or "640"; None if ``words`` is
+    None. InputError for another text; ``name`` is that of the option."""
     if words is None:
         return None
     numbers = re.split(r"[x, ]+", " ".join(words).lower().strip())

@@ -24,14 +24,15 @@ from runtime.errors import VerificationFailed
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.preprocess import Preprocess
 
-# By precision, against FP32: the least mean share of equal labels, and the largest difference of a
-# score divided by the largest score.
+# Limits for each precision in the comparison with FP32; those of "fp32" are for the comparison with
+# the original: the least mean share of equal labels, and the largest difference of a score, divided
+# by the largest score.
 AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.95, "int8+fp16": 0.95}
 RELATIVE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int8+fp16": 0.5}
 SCORES = 1e-4  # largest difference of a soft-max score
 REFINED = 0.99  # least share of equal labels after the golden number of steps
-SMALL = 72 * 96  # most pixels of the float64 comparison, which is slower still
-MIDDLE = 160 * 240  # most pixels of the comparison with the core, whose steps are slow
+SMALL = 72 * 96  # most pixels of the comparison with the reference in float64, which is slow
+MIDDLE = 160 * 240  # most pixels of the comparison with the native core
 
 
 class PriorCheck(NamedTuple):
@@ -39,11 +40,13 @@ class PriorCheck(NamedTuple):
 
     Parameters
     ----------
-    report : "pictures" (their number), and for "frozen" and, below FP32, for the precision's name:
-        ``agreement`` (mean share of equal labels over the pictures), ``worst`` (least share),
-        ``max_abs`` (largest difference of a score), ``largest`` (largest score).
-    input : (1, 3, h, w) float32, the first picture as the network takes it.
-    output : what the final graph gives for it.
+    report : "pictures" is the number of pictures. "frozen" compares the frozen network with the
+        original. Below FP32, the precision's name ("fp16", "int8" or "int8+fp16") compares the
+        final network with the frozen one. Each comparison contains ``agreement`` (mean share of
+        equal labels over the pictures), ``worst`` (least share), ``max_abs`` (largest difference
+        of a score) and ``largest`` (largest magnitude of a score).
+    input : (1, 3, h, w) float32, the first picture as the input of the network.
+    output : the output of the final graph for ``input``.
     """
 
     report: dict[str, Any]
@@ -64,15 +67,18 @@ def check_prior(
 
     Parameters
     ----------
+    model : the network before freezing.
     frozen, final : the network in FP32, and in ``precision`` (the same graph for "fp32").
     precision : "fp32", "fp16", "int8" or "int8+fp16".
+    preprocess : from a picture to the input of the network.
     pictures : (H, W, 3) uint8 RGB each.
     min_agreement : least share of equal labels of ``final``, above 0, at most 1; the precision's
         own when None.
 
     Raises
     ------
-    VerificationFailed : answers that differ too much, are not finite, or overflow in FP16.
+    VerificationFailed : the outputs differ too much, have different shapes or are not finite, or
+        tensors of the network overflow in FP16.
     """
     feeds = [preprocess(picture) for picture in pictures]
     exact = [frozen(feed)[0] for feed in feeds]
@@ -94,7 +100,7 @@ def check_prior(
                 f"({len(overflow)} tensors in all)",
                 fix="export without --half",
             )
-        # ONNX Runtime's CPU provider hides FP16's rounding. This graph computes what a GPU does.
+        # ONNX Runtime's CPU provider leaves out FP16's rounding. This graph contains it.
         with Frozen(final.name, data=as_rounded_float32(final.data)) as rounded:
             lower = [rounded(feed)[0] for feed in feeds]
         output = final(feeds[0])[0]
@@ -108,8 +114,8 @@ def check_prior(
 def _original_answers(
     model: PriorModel, frozen: Frozen, feeds: Sequence[np.ndarray], exact: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """What the network gave before freezing; ``exact`` is what the frozen one gives."""
-    if model.onnx == frozen.data:  # an exported file that is exported again
+    """The outputs of the network before freezing. ``exact`` are the outputs of the frozen one."""
+    if model.onnx == frozen.data:  # as for a file that an export wrote
         return exact
     if model.onnx is not None:
         with Frozen(model.name, data=model.onnx) as original:
@@ -122,15 +128,18 @@ def _original_answers(
 
 def _compare(
     wanted: Sequence[np.ndarray],
-    came: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
     precision: str,
     name: str,
     min_agreement: float | None,
 ) -> dict[str, float]:
-    """Agreement, largest difference and largest score. VerificationFailed where they are too far
-    apart."""
+    """The comparison of two networks' outputs, as :class:`PriorCheck` describes it.
+
+    VerificationFailed if the outputs differ more than ``precision`` allows, have different shapes
+    or are not finite. ``min_agreement`` replaces the precision's limit of the agreement.
+    """
     shares, furthest, largest = [], 0.0, 0.0
-    for one, two in zip(wanted, came, strict=True):
+    for one, two in zip(wanted, found, strict=True):
         if one.shape != two.shape:
             raise VerificationFailed(
                 f"{name} in {precision} gives {two.shape}, wanted {one.shape}",
@@ -163,6 +172,7 @@ def _compare(
 
 
 def _refuse_low(report: dict[str, float], least: float, name: str, precision: str) -> None:
+    """VerificationFailed if the mean share of equal labels is below ``least``."""
     if report["agreement"] < least:
         raise VerificationFailed(
             f"{name} in {precision}: {report['agreement']:.2%} of the labels agree with the "
@@ -189,18 +199,20 @@ def check_refinement(
     config : the refinement.
     step, final : the graphs of the step and of the map.
     low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
-    guide : (h, w, C) float32 probabilities or (h, w) int32 labels at working size.
+    guide : (h, w, C) float32 probabilities or (h, w) int32 labels at working size. K-means replaces
+        a guide in which one class covers the picture.
     initial : weights for all classes of the guide to start from; the seed's when None.
     steps : number of steps of the comparison with the core.
 
     Returns
     -------
-    ``update``: relative l2 error of one step's change of weights. ``scores``: largest difference of
-    the map. ``agreement``: share of labels equal to the core's after ``steps``.
+    ``update``: relative l2 error of the change that one step makes: the largest error of the
+    weights', the momenta's and the running statistics'. ``scores``: largest difference of a score
+    of the map after that step. ``agreement``: share of labels equal to the core's after ``steps``.
 
     Raises
     ------
-    VerificationFailed : one of them is too large.
+    VerificationFailed : ``update`` or ``scores`` is too large, or ``agreement`` is too low.
     """
     low, guide = _smaller(low, guide, MIDDLE)
     if _classes(guide) < 2 and (initial is None or guide.shape[-1] > 1):
@@ -228,7 +240,8 @@ def _maker(
     config: RefineConfig,
     initial: parameters.State | None,
 ) -> Make:
-    """A maker of refiners of class ``kind`` for a picture's classes."""
+    """The argument ``make`` of :func:`runtime.core.refiner.refine_with` that makes refiners of
+    class ``kind``."""
     return maker(
         lambda h, w, count: kind(step, final, config, height=h, width=w, classes=count),
         config,
@@ -237,7 +250,7 @@ def _maker(
 
 
 def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture and the guide, reduced to at most ``pixels`` pixels."""
+    """The picture and the guide, reduced to about ``pixels`` pixels if they have more."""
     scale = min(1.0, (pixels / (low.shape[0] * low.shape[1])) ** 0.5)
     h, w = (max(2, round(n * scale)) for n in low.shape[:2])
     image = np.ascontiguousarray(resize(low, h, w))
@@ -250,14 +263,18 @@ def _smaller(low: np.ndarray, guide: np.ndarray, pixels: int) -> tuple[np.ndarra
 
 
 def _classes(guide: np.ndarray) -> int:
-    """The number of classes that have the largest score in more than a hundredth of the picture."""
+    """The number of classes that are the label of more than a hundredth of the pixels. Pixels with
+    the label -1 do not count."""
     hard = guide.argmax(-1) if guide.ndim == 3 else guide[guide >= 0]
     return int((np.bincount(hard.ravel(), minlength=1) > 0.01 * hard.size).sum())
 
 
 def _split(low: np.ndarray, guide: np.ndarray) -> np.ndarray:
-    """K-means instead of a guide that sees one class everywhere, as that of an untrained network
-    may: refinement would have nothing to do, and the check would find no error."""
+    """(h, w, C) float32 probabilities by k-means, with at least two classes.
+
+    They replace a guide in which one class covers the picture, as an untrained network may return
+    it. With such a guide the refinement would change nothing, and the check would find no error.
+    """
     split = KMeansPrior()(low, low)
     channels = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
     out = np.zeros((*low.shape[:2], max(channels, 2)), np.float32)
@@ -274,16 +291,18 @@ def _check_step(
     guide: np.ndarray,
     initial: parameters.State | None,
 ) -> dict[str, float]:
-    """Compare one step on a small picture with float64."""
+    """Compare one step on a small picture with the reference in float64. Returns ``update`` and
+    ``scores`` of :func:`check_refinement`, and raises VerificationFailed for them."""
     image, small = _smaller(low, guide, SMALL)
     kept: dict[str, Any] = {}
 
     class Recorder(GraphRefiner):
-        """Records its state and guide, so that the reference runs on exactly the same."""
+        """Runs one step, and records the guide and the states before and after it, so that the
+        reference starts from the same values."""
 
         def run(self, image: np.ndarray, guide: Any = None, **options: Any) -> Any:
             state = self.state_dict()
-            # From rest, the first step is the same with every momentum.
+            # With momenta of zero, an error in the factor of the momenta would not be found.
             for name in [k for k in state if k.startswith("momentum.")]:
                 state[name] = 0.1 * state[name.removeprefix("momentum.")]
             self.load_state_dict(state)
@@ -304,14 +323,14 @@ def _check_step(
     )
     error, tolerance = 0.0, objective_of(config).update_tolerance
     for group in _groups(after):
-        exact, before, came = (
+        exact, before, found = (
             np.concatenate([np.asarray(state[k], np.float64).ravel() for k in group])
             for state in (after, kept["before"], kept["after"])
         )
         # Where the learning rate is tiny, the update is smaller than float32's rounding error.
         rounding = 2.0**-23 * np.linalg.norm(exact)
         change = max(np.linalg.norm(exact - before), rounding / tolerance, 1e-30)
-        error = float(np.maximum(error, np.linalg.norm(came - exact) / change))  # NaN stays NaN
+        error = float(np.maximum(error, np.linalg.norm(found - exact) / change))  # NaN stays NaN
     report = {
         "update": error,
         "scores": float(np.abs(scores - kept["scores"]).max()),
@@ -327,8 +346,9 @@ def _check_step(
 
 
 def _groups(state: parameters.State) -> list[list[str]]:
-    """Names of weights, momenta and running statistics. Each group is compared by itself, because
-    one changes a hundred times as much as another."""
+    """The names of the weights, of the momenta and of the running statistics, one list for each.
+    The groups are compared separately, because the change of one group is a hundred times as large
+    as that of another."""
     groups: dict[str, list[str]] = {"weights": [], "momentum.": [], "running_": []}
     for name in state:
         if "num_batches" not in name:
@@ -356,7 +376,7 @@ def check_cnn(
 
     Raises
     ------
-    VerificationFailed : it is too large.
+    VerificationFailed : the difference is too large, or a score is NaN.
     """
     image, small = _smaller(low, guide, SMALL)
     wide = {k: v.astype(np.float64) if v.ndim else v for k, v in state.items()}
@@ -369,8 +389,8 @@ def check_cnn(
         )
         x = reference.residual_input(x)
     wanted, _, _ = reference.softmax(reference.forward(config, wide, x, prior, True)[0])
-    came = cnn(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
-    furthest = float(np.abs(wanted - came).max())
+    found = cnn(*(np.ascontiguousarray(f) for f in feeds))[0][0].transpose(1, 2, 0)
+    furthest = float(np.abs(wanted - found).max())
     if not furthest <= SCORES:  # also for NaN
         raise VerificationFailed(
             f"cnn.onnx: scores are {furthest:.2g} from float64; wanted {SCORES:g}",

@@ -24,12 +24,12 @@ class Frozen:
     Parameters
     ----------
     name : of the graph, for messages.
-    model : the graph; nobody changes it from now on.
-    data : the serialised graph. At least one of ``model`` and ``data`` is given.
+    model : the graph, which must not be changed afterwards.
+    data : the serialised graph. At least one of ``model`` and ``data`` is needed.
 
     Raises
     ------
-    BundleError : the graph has 2 GiB or more. ``engine`` also raises what
+    BundleError : the graph has 2 GiB or more. The first use of the session also raises what
         :class:`runtime.engines.onnx.OnnxEngine` raises.
     """
 

@@ -1,13 +1,13 @@
-"""FP16, written into the graph: networks for strongly typed engines.
+"""Conversion of a network to FP16, for strongly typed engines.
 
 Every runtime computes in the types that the ONNX file says. So one file serves ONNX Runtime,
 TensorRT 10 and 11 and TensorRT for RTX, and the file that was checked is the file that is shipped.
 
 ONNX Runtime's CPU provider cannot check an FP16 graph. On x86 (seen with 1.31, at every
-optimisation level) it computes in FP32 and leaves out the rounding between arithmetic operators: a
-value of 240,000, which is infinite on a GPU, may go unnoticed. :func:`as_rounded_float32` makes the
-rounding explicit; ONNX Runtime leaves it in from 1.17 on. :func:`fp16_overflow` measures the
-magnitudes.
+optimisation level) it computes in FP32 and leaves out the rounding between arithmetic operators. So
+a value of 240,000, which is infinite on a GPU, may not be noticed. :func:`as_rounded_float32` adds
+nodes that round, which ONNX Runtime 1.17 and later does not remove. :func:`fp16_overflow` measures
+the magnitudes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 HALF_MAX = 65504.0
 LIMIT = HALF_MAX / 2  # other pictures may reach larger values than those that were tried
-# Operators that stay FP32: sums over many elements, and functions whose results exceed the range of
-# FP16 or lose its 11 bits.
+# Operators that stay FP32: those that sum over many elements, and those whose results exceed the
+# range of FP16 or need more than its 11 bits.
 KEPT = frozenset(
     "BatchNormalization CumSum Exp GlobalAveragePool GlobalLpPool GridSample GroupNormalization "
     "InstanceNormalization LayerNormalization Log LogSoftmax LpNormalization LRN "
@@ -42,7 +42,7 @@ _TYPED = ("to", "dtype", "output_datatype")  # attributes that fix the type of a
 
 
 class Overflow(NamedTuple):
-    """A tensor that FP16 cannot hold, or not with headroom.
+    """A tensor with a value beyond the range of FP16, or too near to its end.
 
     Parameters
     ----------
@@ -60,9 +60,10 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
     """The network in FP16, with FP32 inputs and outputs.
 
     Normalisations, soft-max, reductions and powers stay FP32 (:data:`KEPT`). So do shape
-    arithmetic, nodes next to Q/DQ, nodes with constants that FP16 cannot hold (beyond 65504, or so
-    small that they lose more than twice the precision of a normal FP16 number), and element-wise
-    nodes in between.
+    arithmetic, operators without FP16, nodes with an attribute for the type of their output (Cast),
+    nodes that read a DequantizeLinear, and nodes with constants that FP16 cannot hold: beyond
+    65504, or so small that their rounding error is more than twice that of normal FP16 numbers. All
+    other nodes between FP32 nodes stay FP32, too, except convolutions and matrix products.
 
     Parameters
     ----------
@@ -70,12 +71,13 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
 
     Returns
     -------
-    The serialised network, and the nodes that stay FP32, in graph order: "name (operator)" or "name
-    (operator: reason)".
+    The serialised network, and the nodes that stay FP32, in graph order and without those of Q/DQ:
+    "name (operator)" or "name (operator: reason)".
 
     Raises
     ------
-    InputError : the network has If, Loop or Scan, or FP16 already.
+    InputError : the network has FP16 already, If, Loop or Scan, local functions, or a constant that
+        is no number.
     BundleError : no ONNX, or a network whose types cannot be inferred.
     """
     from onnx import TensorProto, helper
@@ -86,7 +88,8 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
         raise InputError("the network has FP16 tensors already; wanted FP32", fix="drop --half")
     why = _kept(model, types)
 
-    # Which form of each FP32 tensor the nodes make, and which forms they take
+    # An FP32 tensor can have two forms, FP32 and FP16. Find the form that its node makes, and the
+    # forms that the nodes which read it need.
     nothing: tuple[set[int], set[int]] = (set(), set())
     ports = {
         node.name: nothing if why.get(node.name, "") else _half_ports(node, model, types)
@@ -104,6 +107,7 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
         made_half |= {node.output[i] for i in gives}
 
     def second(name: str) -> str:
+        """A new name for the form of a tensor that does not have the tensor's own name."""
         if name not in other:
             other[name] = name + ("_float" if name in made_half - outputs else "_half")
             while other[name] in taken:
@@ -112,11 +116,12 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
         return other[name]
 
     def form(name: str, half: bool) -> str:
-        """The name of a tensor in the form wanted; an output's own name is always FP32's."""
+        """The name of a tensor's FP16 form (``half``) or FP32 form. The form that a node makes has
+        the tensor's own name; but the own name of an output of the network is always FP32."""
         return name if half == (name in made_half - outputs) else second(name)
 
     def casts(name: str) -> Iterator[NodeProto]:
-        """From the form of ``name`` that is made to the other one, where it is wanted."""
+        """The Cast from the form of ``name`` that is made to the other form, if a node needs it."""
         is_half = name in made_half
         if types.get(name) == TensorProto.FLOAT and name in (
             wanted_float if is_half else wanted_half
@@ -148,7 +153,7 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
 
 
 def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
-    """An FP16 network as an FP32 one that gives FP16's answers on any provider.
+    """An FP32 network that computes the results of an FP16 network on any provider.
 
     Every operator computes in FP32, and each of its outputs that is FP16 in ``data`` is rounded to
     FP16, with overflow to infinity. A GPU that accumulates in FP32 computes the same. This needs
@@ -161,7 +166,7 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
 
     Raises
     ------
-    InputError, BundleError : as for :func:`to_half`.
+    InputError, BundleError : as for :func:`to_half`, which refuses FP16; this function does not.
     """
     model, types = _typed(data)
     _compute_in_float32(model, types, rounded=rounded)
@@ -169,7 +174,8 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
 
 
 def _compute_in_float32(model: ModelProto, types: dict[str, int], *, rounded: bool) -> None:
-    """What :func:`as_rounded_float32` does, in place. ``types`` are those of the tensors."""
+    """Change a model as :func:`as_rounded_float32` describes. ``types`` maps a tensor's name to its
+    element type."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
@@ -204,11 +210,12 @@ def _compute_in_float32(model: ModelProto, types: dict[str, int], *, rounded: bo
 def fp16_overflow(
     data: bytes, feeds: Iterable[np.ndarray], *, limit: float = LIMIT
 ) -> list[Overflow]:
-    """Find the tensors that come near the end of FP16's range, also where a provider hides that.
+    """Find the tensors with values near or beyond the end of FP16's range. This works also on a
+    provider that computes FP16 networks in FP32.
 
     Parameters
     ----------
-    data : the network in FP16 (:func:`to_half`). An FP32 one has no such tensors.
+    data : the network in FP16 (:func:`to_half`). For an FP32 network the result is empty.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
     limit : largest magnitude allowed, by default half of FP16's.
 
@@ -219,7 +226,7 @@ def fp16_overflow(
 
     Raises
     ------
-    InputError, BundleError : as for :func:`to_half`.
+    InputError, BundleError : as for :func:`as_rounded_float32`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -235,7 +242,7 @@ def fp16_overflow(
     _compute_in_float32(half, types, rounded=False)
     graph = half.graph
     graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "flat/shape"))
-    for name, _ in made:  # one number for each tensor, so that none has to be stored
+    for name, _ in made:  # one number for each tensor, so that no whole tensor is stored
         graph.node.extend(
             [
                 helper.make_node("Abs", [name], [f"{name}/abs"]),
@@ -251,8 +258,8 @@ def fp16_overflow(
     largest = np.zeros(len(made))
     with OnnxEngine(half.SerializeToString(), name="the magnitudes of the FP16 network") as engine:
         for feed in feeds:
-            here = engine(feed)[0]
-            largest = np.maximum(largest, np.where(np.isfinite(here), here, np.inf))
+            found = engine(feed)[0]
+            largest = np.maximum(largest, np.where(np.isfinite(found), found, np.inf))
     return [
         Overflow(name, node, float(value))
         for (name, node), value in zip(made, largest, strict=True)
@@ -271,7 +278,7 @@ def parse(data: bytes, *, named: bool = False) -> ModelProto:
     Raises
     ------
     BundleError : the bytes are no ONNX.
-    InputError : a constant that is no number.
+    InputError : with ``named``, a constant that is no number.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -296,6 +303,7 @@ def parse(data: bytes, *, named: bool = False) -> ModelProto:
 
 
 def _constant(node: NodeProto) -> np.ndarray:
+    """The value of a constant node. InputError if it is no number."""
     from onnx import helper, numpy_helper
 
     value = helper.get_attribute_value(node.attribute[0])
@@ -310,7 +318,8 @@ def _constant(node: NodeProto) -> np.ndarray:
 
 
 def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
-    """The model, and the element type of each of its tensors."""
+    """The model, and the element type of each of its tensors. InputError for a model with inner
+    graphs or functions; BundleError for no ONNX, or types that cannot be inferred."""
     import onnx
 
     model = parse(data, named=True)
@@ -357,8 +366,8 @@ def _half_ports(
 
 
 def _kept(model: ModelProto, types: dict[str, int]) -> dict[str, str | None]:
-    """For each node with FP32 tensors: the reason why it stays FP32, or None when it becomes
-    FP16."""
+    """For each node with FP32 tensors, by its name: the reason why it stays FP32, or None if it
+    becomes FP16."""
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
@@ -424,6 +433,7 @@ def _fits(array: np.ndarray) -> bool:
 
 
 def _as_half(tensor: TensorProto, name: str) -> TensorProto:
+    """A copy of a constant in FP16, with another name."""
     from onnx import numpy_helper
 
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)
@@ -444,7 +454,8 @@ def checked(model: ModelProto) -> bytes:
 
     Raises
     ------
-    onnx.checker.ValidationError : the model is not valid, which is an error of this package.
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError : the model is not valid. This
+        is an error of this package.
     """
     import onnx
 

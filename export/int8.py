@@ -21,29 +21,32 @@ def to_int8(
 ) -> tuple[bytes, dict[str, Any]]:
     """The network with Q/DQ before convolutions and matrix products with constant weights.
 
-    Quantisation is symmetric, per channel for weights, with biases in FP32, as TensorRT wants. The
-    range of an activation is the mean over the pictures of its largest magnitude. Only inputs are
-    quantised, so that each value is rounded once. Convolutions in groups and products of two
-    activations are not quantised: they gain little and lose most. A trained ESPNetv2 (384 x 384, 6
-    pictures, calibrated with 16 others) keeps 96 % of its FP32 labels this way, 79 % on the worst
-    picture; 74 % with the overall largest magnitude, outputs, groups and all products quantised.
+    Quantisation is symmetric, per channel for weights, with biases in FP32, as TensorRT wants. For
+    an activation, the least and the largest value of each picture are averaged over the pictures;
+    the larger magnitude of the two averages is the end of the range. Only inputs are quantised, so
+    that each value is rounded once. Convolutions in groups and products of two activations are not
+    quantised: they become little faster and lose the most accuracy. A trained ESPNetv2 (384 x 384,
+    6 pictures, calibrated with 16 others) keeps 96 % of its FP32 labels in this way, 79 % on the
+    worst picture. It keeps 74 % if the largest magnitude in all pictures is the end of the range,
+    and outputs, convolutions in groups and all products are quantised, too.
 
     Parameters
     ----------
     data : serialised ONNX, FP32, of fixed input size.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
-    half : store the rest in FP16. Operators next to Q/DQ and their scales stay FP32, so that
-        engines recognise the pattern DQ - operator - Q.
+    half : store the rest in FP16, by :func:`export.half.to_half`. Q/DQ nodes, their scales and the
+        operators that read them stay FP32, so that engines recognise the pattern.
 
     Returns
     -------
-    The serialised network, and what was done: ``method``, ``pictures`` (their number),
-    ``quantised`` (nodes) and ``kept`` (FP32 nodes, with ``half``).
+    The serialised network, and what was done: ``method`` (of calibration), ``pictures`` (their
+    number), ``quantised`` (names of nodes) and ``kept`` (with ``half``, the nodes that stay FP32).
 
     Raises
     ------
-    InputError : no pictures, an input of free size, or nothing to quantise.
-    BundleError : no ONNX.
+    InputError : no pictures, an input of free size, nothing to quantise, or a constant that is no
+        number.
+    BundleError : no ONNX. With ``half`` also the errors of :func:`export.half.to_half`.
     MissingBackend : ONNX Runtime's quantisation is not installed.
     """
     from onnx import helper
@@ -62,7 +65,7 @@ def to_int8(
         ) from error
 
     class Pictures(CalibrationDataReader):
-        """The pictures in the form that ONNX Runtime takes them."""
+        """The pictures, as ONNX Runtime asks for one after the other; ``count`` of them so far."""
 
         def __init__(self, name: str) -> None:
             self.name, self.count, self.feeds = name, 0, iter(feeds)
@@ -139,8 +142,8 @@ def to_int8(
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """A block in which ONNX Runtime does not log its advice to simplify first, which freezing has
-    done."""
+    """A block in which the root logger logs errors only. Otherwise ONNX Runtime logs the advice to
+    simplify the model first, which freezing does already."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 OPSET, IR = 18, 9
-VERSION = 1  # of the graphs' inputs, outputs and meaning
+VERSION = 1  # changes when the inputs, the outputs or the results of the graphs change
 FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
 FAR = 2**31 - 1  # the end index of a slice up to the last element
 Shape = Sequence[int | str]
@@ -51,7 +51,15 @@ class Value:
 
 
 class Graph:
-    """Nodes, constants, inputs and outputs, and the few compositions that several graphs use."""
+    """Nodes, constants, inputs and outputs of a graph under construction, and methods that add
+    groups of nodes which several graphs use.
+
+    Attributes
+    ----------
+    constants : the constants by type, shape and value, so that equal ones are stored once.
+    patches : the shifted copies of a map, as matrices, by the map's name. The gradients of
+        convolutions that read the same map share them.
+    """
 
     def __init__(self) -> None:
         import onnx
@@ -70,8 +78,8 @@ class Graph:
         return Value(self, name)
 
     def output(self, name: str, kind: int, shape: Shape) -> None:
-        """Declare an output: name, onnx's number of the element type, and shape. A node with this
-        name must make it."""
+        """Declare an output: its name, onnx's number of the element type, and its shape. One of the
+        nodes must have an output of this name."""
         self.outputs.append(self.onnx.helper.make_tensor_value_info(name, kind, shape))
 
     def op(self, kind: str, *inputs: Any, name: str = "", **attributes: Any) -> Value:
@@ -103,7 +111,8 @@ class Graph:
         return [Value(self, name) for name in names]
 
     def constant(self, value: Any) -> Value:
-        """A constant. Floats become float32 scalars, tuples of whole numbers int64 vectors."""
+        """A constant. Floats become float32 scalars, whole numbers int64 scalars, tuples of whole
+        numbers int64 vectors. Arrays keep their type."""
         if isinstance(value, float):
             value = np.float32(value)
         array = np.asarray(value, np.int64 if isinstance(value, (tuple, int)) else None)
@@ -114,8 +123,8 @@ class Graph:
         return Value(self, self.constants[key].name)
 
     def over_pixels(self, kind: str, x: Value) -> Value:
-        """(1, C, 1, 1): ReduceSum, ReduceMean or ReduceMax of a map (1, C, H, W), along W first and
-        then along H."""
+        """(1, C, 1, 1): the operator ``kind`` (ReduceSum, ReduceMean or ReduceMax) on a map
+        (1, C, H, W), along W first and then along H."""
         rows = self.op(kind, x, (3,), keepdims=1)
         return self.op(kind, rows, (2,), keepdims=1)
 
@@ -128,7 +137,7 @@ class Graph:
         return self.over_pixels("ReduceSum", x)
 
     def over_channels(self, kind: str, x: Value) -> Value:
-        """(1, 1, H, W): ReduceSum or ReduceMax of a map over its channels."""
+        """(1, 1, H, W): the operator ``kind`` (ReduceSum or ReduceMax) on the channels of a map."""
         return self.op(kind, x, (1,), keepdims=1)
 
     def reshape(self, x: Value, *shape: int) -> Value:
@@ -140,8 +149,8 @@ class Graph:
         return self.op("Pad", x, (0, 0, border, border) * 2, value)
 
     def shifted(self, padded: Value, border: int, dy: int, dx: int) -> Value:
-        """The map moved so that pixel (y, x) shows what lay at (y + dy, x + dx); ``padded`` is the
-        map with a border of ``border`` >= abs(dy), abs(dx) pixels."""
+        """The map moved so that pixel (y, x) has the value of pixel (y + dy, x + dx). ``padded`` is
+        the map with a border of ``border`` >= abs(dy), abs(dx) pixels."""
         starts = (border + dy, border + dx)
         ends = tuple(d - border if d < border else FAR for d in (dy, dx))
         return self.op("Slice", padded, starts, ends, (2, 3))
@@ -157,7 +166,7 @@ class Graph:
         """
         helper = self.onnx.helper
         needed, nodes = {o.name for o in self.outputs}, []
-        for node in reversed(self.nodes):  # leave out what no output needs
+        for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)
                 nodes.insert(0, node)

@@ -34,9 +34,9 @@ class ExportOptions:
         pixels.
     opset : version of the ONNX operators, for PyTorch modules; the model's own when None.
     simplify : simplify the graph with onnxslim.
-    engine : flags of the engine builder. Its shapes and its ``dynamic`` are ignored, because the
-        graphs decide them.
-    timing_cache : file with the kernels' times, for the engine builder.
+    engine : flags of the engine builder. Its ``shapes`` and ``dynamic`` are ignored, because the
+        export sets them from the graphs and from the options above.
+    timing_cache : file with the times of kernels, which the builder of "trt" reads and writes.
     device : the number of the GPU to build on.
     min_agreement : least share of labels equal to the original's, above 0, at most 1; the
         precision's own when None.

@@ -54,7 +54,8 @@ class Exported(NamedTuple):
     Parameters
     ----------
     bundle : the bundle.
-    missing : why engines that were asked for are not in it; None when all are.
+    missing : the error that says why engines that were asked for are not in the bundle; None when
+        all are.
     """
 
     bundle: Bundle
@@ -81,10 +82,14 @@ def export_bundle(
 
     Raises
     ------
-    VerificationFailed : an answer is too far from the original's; nothing is written.
-    MissingBackend : something is not installed. When only TensorRT or its GPU is missing, or the
-        GPU's driver fails, the bundle is written without those engines, and the result says so.
-    InputError, BundleError : a model, picture or option that cannot be used.
+    VerificationFailed : the output of a graph differs too much from the original's, or an engine
+        computes in another precision.
+    MissingBackend : a package is not installed. If only TensorRT or its GPU is missing, or the
+        GPU's driver fails before an engine is built, the bundle is written without those engines,
+        and the result says so.
+    DeviceError : there is too little memory, or the GPU fails while an engine is built.
+    InputError, BundleError : a model, picture or option that cannot be used. No error leaves a part
+        of a bundle.
     """
     options, out = options or ExportOptions(), Path(out)
     check_replaceable(out)
@@ -171,12 +176,12 @@ class _Prior:
 
     Parameters
     ----------
-    entry : what the manifest says of the prior.
+    entry : the prior's entry in the manifest.
     guide : its output, (h, w, C) float32 probabilities or (h, w) int32 labels.
-    input : (1, 3, h, w) float32, the picture as a network takes it; None for k-means.
+    input : (1, 3, h, w) float32, the picture as the input of the network; None for k-means.
     preprocess : from a picture to the input; None for k-means.
-    graphs : {"prior": graph} for a network.
-    detail : precision, and the nodes that stay FP32, of that graph.
+    graphs : {"prior": graph} for a network, empty for k-means.
+    detail : the graph's precision and the nodes that stay FP32; empty for FP32 and k-means.
     verification : what the checks measured.
     """
 
@@ -190,7 +195,7 @@ class _Prior:
 
 
 def _kmeans(options: ExportOptions, picture: np.ndarray, low: np.ndarray) -> _Prior:
-    """K-means, which has nothing to freeze."""
+    """K-means, which has nothing to freeze. InputError for an option that only networks have."""
     if options.half or options.int8:
         raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
     prior = KMeansPrior()
@@ -204,8 +209,8 @@ def _network(
     pictures: Sequence[np.ndarray],
     say: Say,
 ) -> _Prior:
-    """The network: frozen, in the precision asked for, and verified. Each of its graphs is opened
-    once, because the golden vectors take the outputs that the check computed."""
+    """The network: frozen, in the precision asked for, and verified. ONNX Runtime opens each of its
+    graphs only once, because the golden vectors use the outputs that the check computed."""
     say(f"freeze {model.name}")
     _check_profile(options, size)
     preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
@@ -251,10 +256,10 @@ class _Refinement:
 
     Parameters
     ----------
-    graphs : by the manifest's name.
+    graphs : by their names in the manifest.
     state : weights that a refinement starts from.
-    trained : the same weights where they were trained beforehand; None where the seed made them.
-    steps : of the golden vectors.
+    trained : the same weights if they were trained before the export; None if the seed made them.
+    steps : the number of refinement steps of the golden vectors.
     verification : what the checks measured.
     """
 
@@ -291,7 +296,8 @@ def _refinement(
 
 
 def native(config: RefineConfig, initial: parameters.State | None) -> Make:
-    """A maker of the native core's refiners for a picture's classes.
+    """The argument ``make`` of :func:`runtime.core.refiner.refine_with` that makes refiners of the
+    native core.
 
     Parameters
     ----------
@@ -352,7 +358,11 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
 def _initial(
     path: Path | None, config: RefineConfig, classes: int
 ) -> tuple[parameters.State, bool]:
-    """The weights to start from, and whether they were trained before the export."""
+    """The weights to start from, and whether they were trained before the export.
+
+    ``path`` is a file with trained weights; the seed makes the weights if it is None. ``classes``
+    is the number of the network's output channels.
+    """
     if path is None:
         return parameters.initial_state(config, classes), False
     from runtime.bundle.read import load_tensors
@@ -369,13 +379,15 @@ def _initial(
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a safetensors file with these arrays."""
     from safetensors.numpy import save
 
-    # np.ascontiguousarray would make an array of one dimension out of a counter of none.
+    # np.ascontiguousarray would change the shape () of a counter to (1,).
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
+    """The names of the pictures to verify with, as the manifest stores them."""
     return [path.name for path in paths] or ["the demo photo"]
 
 
@@ -420,8 +432,8 @@ def _build_engines(
     say: Say,
     progress: engines.Progress | None,
 ) -> MissingBackend | DeviceError | None:
-    """Add the engines that this machine can build to ``manifest`` and ``files``. Returns why the
-    others were not built; None if all were."""
+    """Add the engines that this machine can build to ``manifest`` and ``files``. Return the error
+    that says why the others were not built; None if all were built."""
     missing: MissingBackend | DeviceError | None = None
     recipes = EngineRecipe.from_manifest(manifest)
     for target in options.targets:
@@ -451,8 +463,8 @@ def _build_engines(
 
 
 def summary(exported: Exported) -> list[str]:
-    """The last lines of an export: the bundle, what was verified, the engines, and the next
-    command."""
+    """The lines that the export prints at its end: the bundle, what was verified, the engines, and
+    the next command."""
     bundle = exported.bundle
     manifest = bundle.manifest
     entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]

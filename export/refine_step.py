@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
 
 class _Picture:
-    """The inputs that both graphs share, and the picture's size as tensors."""
+    """The inputs that both graphs share, and the picture's size as tensors.
+
+    Attributes
+    ----------
+    plane, map : the shapes (1, 1, H, W) and (1, -1, H, W) for operators that take a shape.
+    size : (H, W) as floats.
+    n : the number of pixels as a float.
+    """
 
     def __init__(
         self,
@@ -72,7 +79,15 @@ class _Picture:
 
 
 class _Network:
-    """Forward and backward pass, as in runtime/core/reference.py."""
+    """Forward and backward pass, as in runtime/core/reference.py.
+
+    Attributes
+    ----------
+    names : the suffixes of the 3x3 convolutions and their batch norms: "1", "2.0", ...
+    statistics, norms : of each batch norm, by name: mean and variance of the map; centred map,
+        1 / deviation, and scale. The backward pass needs them.
+    inputs, active : by suffix, the input of each convolution and the output of each ReLU.
+    """
 
     def __init__(
         self,
@@ -92,14 +107,15 @@ class _Network:
         self.active: dict[str, Value] = {}
 
     def _unpack(self, flat: Value, classes: int | None) -> dict[str, Value]:
-        """The named tensors in the flat vector. Without ``classes`` the last two have a free
-        size."""
+        """The named tensors in the flat vector. If ``classes`` is None, the last two, conv3's
+        weight and bias, have a free size."""
         g = self.g
         sizes = [int(np.prod(s)) for s in self.shapes.values()]
         if classes is None:  # the vector ends with conv3: (classes, channels), then (classes,)
             channels = self.shapes["conv3.weight"][1]
             fixed = sum(sizes[:-2])
             parts = g.split(g.op("Slice", flat, (0,), (fixed,), (0,)), sizes[:-2])
+            # These rows only divide the elements in the ratio channels : 1.
             rows = g.reshape(g.op("Slice", flat, (fixed,), (FAR,), (0,)), channels + 1, -1)
             parts += g.split(rows, (channels, 1))
         else:
@@ -116,10 +132,12 @@ class _Network:
         return out
 
     def _conv(self, x: Value, name: str) -> Value:
+        """The 3x3 convolution ``name`` of a map."""
         weight, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
         return self.g.op("Conv", x, weight, bias, kernel_shape=[3, 3], pads=[1] * 4)
 
     def _norm(self, x: Value, name: str, running: Mapping[str, Any] | None) -> Value:
+        """The batch norm ``name`` of a map; ``running`` None means by the map's own statistics."""
         g = self.g
         if running is None:
             mean = g.mean(x)
@@ -135,7 +153,7 @@ class _Network:
         return centred * scale + self.w[f"{name}.bias"]
 
     def forward(self, x: Value, running: Mapping[str, Any] | None = None) -> Value:
-        """The response map, without residual's log prior."""
+        """(1, K, H, W), the output of the last layer. ``running`` is as for ``_norm``."""
         g, o = self.g, self.options
         h, first = x, None
         for n in self.names:
@@ -154,7 +172,7 @@ class _Network:
         return r if o.final_bn == "none" else self._norm(r, "bn3", running)
 
     def backward(self, dr: Value) -> Value:
-        """The flat gradient."""
+        """The gradient of the flat weights, from ``dr``, that of the response map."""
         g, o = self.g, self.options
         gradient: dict[str, Value] = {}
         if o.final_bn != "none":
@@ -180,6 +198,8 @@ class _Network:
         return g.op("Concat", *flat, axis=0)
 
     def _norm_backward(self, dy: Value, name: str, gradient: dict[str, Value]) -> Value:
+        """The gradient of a batch norm's input, from ``dy``, that of its output. Adds its weight
+        and bias gradient to ``gradient``."""
         g = self.g
         centred, inverse, scale = self.norms[name]
         shift, slope = g.mean(dy), g.mean(dy * centred)
@@ -188,7 +208,8 @@ class _Network:
         return (dy - shift - centred * (slope * inverse * inverse)) * scale
 
     def _conv_gradient(self, dz: Value, name: str, x: Value, gradient: dict[str, Value]) -> None:
-        """Weight and bias gradient: matrix products with the nine shifted inputs."""
+        """Add a convolution's weight and bias gradient to ``gradient``, from ``dz``, that of its
+        output. A 3x3 weight's is a matrix product with the nine shifted inputs."""
         g = self.g
         gradient[f"{name}.bias"] = g.sum(dz)
         rows = g.op("Flatten", dz, axis=2)
@@ -229,7 +250,8 @@ def _residual_input(g: Graph, p: _Picture) -> Value:
 def _response(
     g: Graph, p: _Picture, net: _Network, running: Mapping[str, Value] | None = None
 ) -> Value:
-    """The response map; residual's is a correction of the guide's logarithm."""
+    """The response map. For the residual objective it is the logarithm of the guide plus the
+    network's output; for the others it is the network's output."""
     if not parameters.objective_of(net.options).channels_follow_classes:
         return net.forward(p.image, running)
     # A class whose guide is 0 everywhere takes no part, so that an engine for more classes can be
@@ -241,15 +263,15 @@ def _response(
 
 
 def _exponentials(g: Graph, r: Value) -> tuple[Value, Value, Value]:
-    """r minus its largest channel, its exponential, and the sum of that over channels."""
+    """r minus its largest channel; its exponential; and the exponential's sum over channels."""
     t = r - g.over_channels("ReduceMax", r)
     e = g.op("Exp", t)
     return t, e, g.over_channels("ReduceSum", e)
 
 
 def _count(g: Graph, present: Value) -> Value:
-    """The number of labels in use, (1,), from 1 or 0 for each class. It is also the output
-    ``clusters``."""
+    """(1,), the number of labels in use, which are 1 in ``present`` while the others are 0. It is
+    also the output ``clusters``."""
     count = g.op("ReduceSum", g.reshape(present, -1), (0,), keepdims=1)
     g.op("Cast", count, to=INT64, name="clusters")
     g.output("clusters", INT64, (1,))
@@ -259,7 +281,8 @@ def _count(g: Graph, present: Value) -> Value:
 def _affinities(
     g: Graph, p: _Picture, options: RefineOptions, offsets: Sequence[tuple[int, int]]
 ) -> Value:
-    """(1, D, H, W): affinity to the neighbour at each offset, scaled; 0 where there is none."""
+    """(1, D, H, W): affinity to the neighbour at each offset; 0 for pixels without this neighbour.
+    It is divided by the number of pairs of the offset and by the number of offsets."""
     border = max(options.offsets)
     # The border has a colour so far from any other that its affinity is exactly 0.
     padded = g.pad(p.image, border, 2.0 + 100 * options.sigma)
@@ -274,7 +297,8 @@ def _affinities(
 
 
 def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) -> Value:
-    """dz of equations 12 and 13; the output ``losses``."""
+    """The gradient of the response map ``z`` by the residual objective (equations 12 and 13). Adds
+    the output ``losses`` and, if the options need them, ``labels`` and ``clusters``."""
     q = p.guide
     assert q is not None
     offsets = [(a * s, b * s) for s in options.offsets for a, b in PAIR_NEIGHBOURS]
@@ -302,7 +326,7 @@ def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) ->
     forth = g.split(affinity, [1] * len(offsets), axis=1)
     back = g.pad(affinity, border)
     padded = g.pad(probability, border)
-    near = None  # sum over all neighbours, on both sides, of affinity * their probability
+    near = None  # sum of affinity * probability of the neighbour, over both signs of each offset
     for i, (dy, dx) in enumerate(offsets):
         starts = (i, border - dy, border - dx)
         ends = (i + 1, *(-d - border if d > -border else FAR for d in (dy, dx)))
@@ -317,24 +341,25 @@ def _residual_losses(g: Graph, p: _Picture, options: RefineOptions, z: Value) ->
     # The sum counts each pair twice, from both of its pixels.
     possible = g.reshape(g.sum(g.over_channels("ReduceSum", affinity)), 1)
     pair = possible - g.reshape(g.sum(agreement), 1) * 0.5
-    surprise = mass * g.op("Log", total) - g.over_channels("ReduceSum", target * t)
-    guide = g.reshape(g.sum(surprise), 1)
+    cross_entropy = mass * g.op("Log", total) - g.over_channels("ReduceSum", target * t)
+    guide_loss = g.reshape(g.sum(cross_entropy), 1)
     lam = float(options.lam)
     zero = np.zeros(1, np.float32)
-    g.op("Concat", guide + pair * lam, zero, pair, guide, axis=0, name="losses")
+    g.op("Concat", guide_loss + pair * lam, zero, pair, guide_loss, axis=0, name="losses")
     return probability * (mass + agreement * lam - near * lam) - target
 
 
 def _mapped_clusters(g: Graph, options: RefineOptions, assign: Value, present: Value,
                      count: Value) -> Value:  # fmt: skip
-    """(G,) the cluster of each guide class."""
+    """(G,) the cluster of each class of the guide. ``assign`` is the input of :func:`build_step`;
+    ``present`` has 1 for each cluster in use, and ``count`` is their number."""
     if options.mapping == "overlap":
         return assign
     clusters = options.channels or 1
     rank = np.arange(clusters, dtype=np.float32)[:, None]
     running = g.reshape(g.op("CumSum", g.reshape(present, -1), 0), 1, -1)
-    # The number of the j-th present cluster is the number of clusters up to which at most j are
-    # present.
+    # running[c] is how many of the clusters 0 to c are present. The j-th present cluster, counted
+    # from 0, is the first c with running[c] > j. So c is how often running is at most j.
     before = g.op("Cast", g.op("LessOrEqual", running, rank), to=INT64)
     table = g.op("ReduceSum", before, (1,), keepdims=0)
     turn = g.op("Mod", assign, g.op("Cast", count, to=INT64))
@@ -343,8 +368,8 @@ def _mapped_clusters(g: Graph, options: RefineOptions, assign: Value, present: V
 
 def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
                     assign: Value | None) -> Value:  # fmt: skip
-    """dr of equations 3 to 8, times the number of pixels. Adds the outputs ``losses`` and, where
-    the options need them, ``labels``, ``clusters`` and ``overlap``."""
+    """The gradient of the response map ``r`` by equations 3 to 8, times the number of pixels. Adds
+    the outputs ``losses``, ``clusters`` and, if needed, ``labels`` and ``overlap``."""
     clusters = options.channels or 1
     t, e, total = _exponentials(g, r)
     labels = g.op("ArgMax", r, axis=1, keepdims=0)
@@ -356,11 +381,11 @@ def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
         g.output("labels", INT32, (1, *p.dims))
 
     log_total = g.op("Log", total)
-    similarity = g.reshape(g.mean(log_total), 1)  # t is 0 at the label
+    similarity = g.reshape(g.mean(log_total), 1)  # t is 0 for the label
     pull, target, guided = 1.0 / total, own, None
     if assign is not None:
         mass = g.over_channels("ReduceSum", p.guide)
-        # The mean is over every pixel for a soft guide, and over the known ones for labels.
+        # A soft guide's loss is the mean over all pixels; that of labels, over the known pixels.
         known = p.n if options.soft_guide else g.op("Max", g.reshape(g.sum(mass), 1), 1.0)
         strength = p.n / known
         cluster = _mapped_clusters(g, options, assign, present, count)
@@ -388,7 +413,8 @@ def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
 
 
 def _spatial(g: Graph, p: _Picture, options: RefineOptions, r: Value) -> tuple[Value, Value]:
-    """Gradient of the continuity loss times the number of pixels, and the loss; unweighted."""
+    """The gradient of the continuity loss by ``r``, times the number of pixels, and the loss; both
+    before the loss is weighted."""
     directions = SPATIAL_NEIGHBOURS if options.diagonals else SPATIAL_NEIGHBOURS[:2]
     clusters = options.channels or 1
     inside = g.pad(g.op("Expand", 1.0, p.plane), 1)
@@ -402,7 +428,7 @@ def _spatial(g: Graph, p: _Picture, options: RefineOptions, r: Value) -> tuple[V
             value = difference - slope * 0.5
         else:
             slope, value = g.op("Sign", difference), difference
-        # The update moves the values of the two pixels of each pair towards each other.
+        # The gradients of a pair's two pixels are opposite: the update moves their values closer.
         near = slope * (g.shifted(inside, 1, dy, dx) * scale)
         both = g.shifted(g.pad(near, 1), 1, -dy, -dx) - near
         push = both if push is None else push + both
@@ -436,13 +462,14 @@ def build_step(
 
     Parameters
     ----------
-    options : what the step computes. The host implements steps, seed and the stop rules.
+    options : of the refinement. The number of steps, the seed and the stop rules are not in the
+        graph, because the host implements them.
     classes : number of classes of the guide; free when None.
     height, width : size of the picture in pixels; free when None.
 
     Raises
     ------
-    InputError : classes, height or width out of range.
+    InputError : ``classes``, ``height`` or ``width`` is out of its range.
     """
     _check_dimensions(classes, height, width)
     objective = parameters.objective_of(options)
@@ -506,7 +533,7 @@ def build_map(
 
     Raises
     ------
-    InputError : a size out of range, or a state of another network.
+    InputError : a number is out of its range, or the state is that of another network.
     """
     _check_dimensions(classes, height, width)
     objective = parameters.objective_of(options)
@@ -546,6 +573,7 @@ def build_map(
 
 
 def _check_dimensions(classes: int | None, height: int | None, width: int | None) -> None:
+    """InputError for a number that is out of its range."""
     for name, value, most in (
         ("classes", classes, 4096),
         ("height", height, 2**20),
@@ -556,11 +584,13 @@ def _check_dimensions(classes: int | None, height: int | None, width: int | None
 
 
 def _length(shapes: Mapping[str, tuple]) -> int:
+    """The number of elements of all these shapes."""
     return sum(int(np.prod(s)) for s in shapes.values())
 
 
 def _statistics(g: Graph, p: _Picture, net: _Network) -> Value:
-    """Means and unbiased variances of this picture, in the order of the buffers."""
+    """The batch norms' means and unbiased variances on this picture, in the order of the
+    buffers."""
     unbiased = p.n / g.op("Max", p.n - 1.0, 1.0)
     flat = []
     for mean, var in net.statistics.values():

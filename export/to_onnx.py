@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-INPUT, OUTPUT = "images", "logits"  # names for modules; ONNX files have names of their own
+INPUT, OUTPUT = "images", "logits"  # names for modules; ONNX files keep their own names
 _CLOSE = 1e-4  # largest difference that simplifying may make, relative to the largest score
 _STANDARD = ("", "ai.onnx")
 
@@ -56,18 +56,19 @@ def frozen_graph(
 ) -> Frozen:
     """A prior as one ONNX graph: batch 1, weights inside, standard operators, checked.
 
-    The graph contains no paths and no stack traces of the machine that made it, and the same model
-    gives the same bytes with the same versions of torch and onnx. Its metadata_props say how it is
-    fed, so that the file works without a bundle: ``Segmenter("prior.onnx")``.
+    The graph contains no paths and no stack traces of the machine that made it. The same model has
+    the same bytes with the same versions of torch and onnx. The metadata_props describe the input
+    and the output, so that the file works without a bundle: ``Segmenter("prior.onnx")``.
 
     Parameters
     ----------
+    model : a network.
     imgsz : (height, width) of the input in pixels, instead of the model's own.
     dynamic : leave height and width free.
     opset : version of the ONNX operators for modules, instead of the model's own; ONNX files keep
         theirs.
-    simplify : let onnxslim fold constants and fuse operators, and compare its answer with the
-        original's.
+    simplify : let onnxslim fold constants and fuse operators, and compare the output before and
+        after that.
 
     Returns
     -------
@@ -76,10 +77,11 @@ def frozen_graph(
     Raises
     ------
     InputError : K-means, which is no network; operators outside of the ONNX standard; a size that
-        the file does not allow.
+        the network does not allow; a network with several inputs; a module that fails, that torch
+        cannot export, or whose output has the wrong form.
     BundleError : a network that onnx's checker refuses, or of 2 GiB and more.
-    VerificationFailed : simplifying changed the answer.
-    MissingBackend : torch, onnx or onnxslim is not installed.
+    VerificationFailed : simplifying changed the output, or the output is not finite.
+    MissingBackend : torch, onnxscript, onnx or onnxslim is not installed.
     """
     preprocess = frozen_preprocess(model, imgsz=imgsz, dynamic=dynamic)
     imgsz = imgsz or model.fixed_size
@@ -153,7 +155,7 @@ def frozen_preprocess(
 
 
 def _trace(model: PriorModel, imgsz: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
-    """The module as an ONNX graph, by torch's exporter."""
+    """The module as an ONNX graph, by torch's exporter. InputError if torch cannot export it."""
     try:
         import onnxscript  # noqa: F401  (torch would report only later that it is missing)
         import torch
@@ -226,7 +228,7 @@ def _check_answer(model: PriorModel, example: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A block without torch's notes on what it exports. Its errors are raised as exceptions."""
+    """A block in which torch and onnxslim print nothing. They still raise exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -243,8 +245,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> None:
-    """Set batch 1 and the input's size, or the free sizes "height" and "width"; infer all other
-    shapes."""
+    """Set batch 1 and the input's size; without ``size``, name the free dimensions "height" and
+    "width". Infer the outputs' shapes. InputError if the input does not allow this."""
     import onnx
 
     inner = graph.graph
@@ -273,7 +275,8 @@ def _fix_shapes(graph: ModelProto, name: str, size: tuple[int, int] | None) -> N
             )
         else:
             dim.dim_param = free
-    keep = [value for value in inner.input if value.name not in weights]  # older files list them
+    # Older files list the weights among the inputs, too.
+    keep = [value for value in inner.input if value.name not in weights]
     del inner.input[:], inner.value_info[:]
     inner.input.extend(keep)
     for value in inner.output:
@@ -310,7 +313,7 @@ def _simplified(graph: ModelProto) -> ModelProto:
     except ImportError as error:
         raise _missing("onnxslim", error) from error
     copy = onnx.ModelProto()
-    copy.CopyFrom(graph)  # onnxslim changes what it is given
+    copy.CopyFrom(graph)  # onnxslim changes its argument
     with _quiet():
         slim = onnxslim.slim(copy)
     _strip(slim)
@@ -351,7 +354,8 @@ def _check_valid(graph: Frozen) -> None:
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> float:
-    """Largest difference, relative to the largest value; infinite where the shapes differ."""
+    """Largest difference, relative to the largest value of ``before``; infinite if the shapes
+    differ."""
     if before.shape != after.shape:
         return np.inf
     before, after = before.astype(np.float64), after.astype(np.float64)
@@ -364,7 +368,8 @@ def _set_metadata(
     preprocess: Preprocess,
     imgsz: tuple[int, int],
 ) -> None:
-    """Set the keys that other programs parse, and those that runtime/prior/preprocess.py reads."""
+    """Set the metadata_props: keys that other programs read, and those that
+    runtime/prior/preprocess.py reads."""
     import onnx
 
     height, width = imgsz
@@ -397,6 +402,7 @@ def _set_metadata(
 
 
 def _missing(package: str, error: ImportError) -> MissingBackend:
+    """The error to raise for a package that is not installed."""
     return MissingBackend(
         f"{package} is needed to freeze a prior, but {error}",
         fix="pip install 'dynaguide-edge[export]'",

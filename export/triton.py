@@ -15,7 +15,7 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     """Write a model repository: FOLDER/NAME/config.pbtxt, and NAME/1/model.onnx, or
     NAME/1/model.plan when the bundle has a TensorRT engine of the prior.
 
-    Triton does not refine: its clients receive the prior's output.
+    Triton runs the prior only: its clients receive the prior's output.
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
     Raises
     ------
-    InputError : the prior is no network, or ``folder`` cannot be written.
+    InputError : the prior is no network, or the folder cannot be written. Also what
+        :func:`repository_place` raises.
     BundleError : the bundle is damaged.
     """
     graph = bundle.manifest["graphs"].get("prior")
@@ -58,7 +59,7 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
 
 def repository_place(folder: Path, bundle_name: str) -> Path:
-    """The folder of the model of a bundle in a repository.
+    """The folder for a bundle's model in a repository. Nothing is written.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
 
     Raises
     ------
-    InputError : something that is no Triton model lies there, or the repository would hide a Python
-        package.
+    InputError : the folder exists and is no Triton model; or the repository would be named "triton"
+        in the current folder, where Python finds it instead of the package of that name.
     """
     if folder.name == "triton" and folder.resolve().parent == Path.cwd():
         raise InputError(

@@ -1,4 +1,4 @@
-"""PriorModel, which each family of priors makes for the exporter."""
+"""PriorModel: a prior as each family of priors returns it to the exporter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS = ("logits", "probabilities", "labels")
 
 @dataclass(frozen=True, kw_only=True)
 class PriorModel:
-    """A prior before freezing; with a ``module``, with ``onnx``, or, for K-means, with neither.
+    """A prior before freezing. A network has a ``module`` or ``onnx``; K-means has neither.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, name: str) -> None
 
     Raises
     ------
-    InputError : another size.
+    InputError : a side is no multiple of ``multiple``, or is below ``minimum``.
     """
     multiple, minimum = preprocess.multiple, preprocess.minimum
     if any(n % multiple or n < minimum for n in size):

@@ -1,4 +1,4 @@
-"""The embedded prior: k-means on colours, which has no network."""
+"""The built-in prior: k-means on colours, which has no network."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from export.models.base import PriorModel
 
 
 def kmeans() -> PriorModel:
-    """The embedded default: K-means on colours. It has no network, so that nothing is frozen."""
+    """K-means on colours, the default prior. It has no network, so the export freezes nothing."""
     return PriorModel(name="kmeans", licence="none: no weights")

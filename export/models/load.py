@@ -1,4 +1,4 @@
-"""From the text of --model to a prior, one module for each family."""
+"""Make the prior that the text of --model names. Each family of priors has a module of its own."""
 
 from __future__ import annotations
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
-    """An existing ONNX segmentation network. Its metadata_props say how it is fed.
+    """An existing ONNX segmentation network, whose metadata_props describe its input and output.
 
-    Metadata: what :meth:`Preprocess.from_metadata` reads, ``classes`` (JSON list of names),
-    ``output`` (starts with "probabilities" or "labels"), ``licence``.
+    Metadata: the keys that :meth:`Preprocess.from_metadata` reads, ``classes`` (JSON list of
+    names), ``output`` (starts with "probabilities" or "labels", otherwise the network returns
+    logits), and ``licence`` or ``license``.
 
     Parameters
     ----------
@@ -31,8 +32,9 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
 
     Raises
     ------
-    InputError : no such file, or ``imgsz`` is not the size that the file fixes.
-    BundleError : no ONNX, external data outside its folder, or metadata that does not fit.
+    InputError : no such file, or a size that the network does not take.
+    BundleError : no ONNX, external data outside its folder, an input that is not one (1, 3, h, w)
+        float32, or metadata that does not fit.
     MissingBackend : onnx is not installed.
     """
     model, inputs, metadata = _read(path)
@@ -48,7 +50,7 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
     size = imgsz or fixed
     if size is None:
         stated = read_json(metadata, path.name, "input_size", {"width": 512, "height": 512})
-        # Preprocess takes a single long side, so that a size of one side only is a square.
+        # If the metadata has one side only, the input is a square.
         sides = stated if isinstance(stated, dict) and are_sides([*stated.values()]) else {}
         default = max(sides.values(), default=512)
         size = (sides.get("height", default), sides.get("width", default))
@@ -93,13 +95,14 @@ def _read(path: Path) -> tuple[ModelProto, list[Port], dict[str, str]]:
 
 
 def _text(value: str | bytes) -> str:
-    """A string of the file, which protobuf returns as bytes where it is no UTF-8."""
+    """A string of the file. Protobuf may return it as bytes; UnicodeDecodeError, a ValueError, if
+    these are no UTF-8."""
     return value if isinstance(value, str) else value.decode()
 
 
 def inputs_of(model: ModelProto) -> list[Port]:
-    """The inputs of a model as ONNX Runtime would report them, without its session. Files of older
-    versions list the weights among the inputs, too."""
+    """The inputs of a model as ONNX Runtime would report them, without opening a session. Weights,
+    which older files list among the inputs, are left out."""
     from onnx import TensorProto
 
     weights = {tensor.name for tensor in model.graph.initializer}

@@ -78,7 +78,7 @@ def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, when ``folder`` is a SegFormer checkpoint."""
+    """The contents of config.json. InputError unless ``folder`` is a SegFormer checkpoint."""
     if not folder.is_dir():
         raise InputError(
             f"weights is {str(folder)!r}, which is no folder here; nothing is downloaded",
@@ -96,7 +96,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _class_names(config: dict[str, Any], folder: Path) -> list[str] | None:
-    """Names in index order; None when the checkpoint does not name its classes."""
+    """The names of the classes, in the order of their numbers; None if the checkpoint has none.
+    InputError if they are not numbered 0, 1, 2 and so on."""
     names = config.get("id2label")
     if names is None:
         return None
@@ -110,7 +111,11 @@ def _class_names(config: dict[str, Any], folder: Path) -> list[str] | None:
 
 
 def _load_segformer(folder: Path) -> Any:
-    """The network with every weight from the folder's file; BundleError if one is missing."""
+    """The network with the weights from the folder's file.
+
+    BundleError if the file is broken or contains code, or if weights are missing, unexpected or of
+    another shape.
+    """
     import pickle
 
     import torch
@@ -118,7 +123,7 @@ def _load_segformer(folder: Path) -> Any:
     from transformers import SegformerForSemanticSegmentation
 
     try:
-        with redirect_stderr(io.StringIO()):  # a progress bar
+        with redirect_stderr(io.StringIO()):  # hides a progress bar
             network, info = SegformerForSemanticSegmentation.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -165,14 +170,17 @@ def _load_segformer(folder: Path) -> Any:
 def _segformer_preprocess(
     settings: dict[str, Any], imgsz: tuple[int, int] | None, folder: Path | None
 ) -> Preprocess:
-    """The Preprocess that preprocessor_config.json describes.
+    """The Preprocess that preprocessor_config.json describes; InputError for a setting that this
+    program does not support. ``settings`` are the contents of that file in ``folder``.
 
     Hugging Face resizes by Pillow's anti-aliased triangle filter, this project by averaging: on six
     COCO photographs at 384 x 384 the normalised values differ by 0.02 on average and 0.58 at most,
-    and a trained ESPNetv2 gives 98.6 % equal labels, 92.7 % on the worst (transformers 5.23).
+    and 98.6 % of a trained ESPNetv2's labels are equal, 92.7 % on the worst photograph
+    (transformers 5.23).
     """
 
     def refuse(key: str, wanted: str) -> InputError:
+        """The error to raise for the value of a key."""
         where = f"{folder}/preprocessor_config.json"
         return InputError(
             f"{where}: {key} is {settings.get(key)!r}; wanted {wanted}",
@@ -180,11 +188,11 @@ def _segformer_preprocess(
         )
 
     known = {"do_resize": True, "do_normalize": True, "do_rescale": True}
-    ours = {"do_reduce_labels", "do_convert_rgb"}  # of no effect on RGB pictures
+    ignored = {"do_reduce_labels", "do_convert_rgb"}  # without effect on RGB pictures
     for key, value in settings.items():
         if key in known and not isinstance(value, bool):
             raise refuse(key, "true or false")
-        if key.startswith("do_") and key not in known and key not in ours and value:
+        if key.startswith("do_") and key not in known and key not in ignored and value:
             raise refuse(key, "false: this step is not supported")
     flags = known | {key: settings[key] for key in known if key in settings}
     if not flags["do_resize"]:
