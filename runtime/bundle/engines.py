@@ -1,4 +1,4 @@
-"""Engines for a bundle's graphs, which the exporter or the device builds."""
+"""Build engines for a bundle's graphs, at the export or on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.engines.tensorrt import load_tensorrt, rtx_targets
 from runtime.engines.tensorrt_build import build_engine
 from runtime.errors import MissingBackend
 
-RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime
+RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime of the manifest
 BACKENDS = ("onnx", *RUNTIMES)  # what can run a bundle's graphs
 Progress = Callable[[str, float], None]
 
@@ -27,8 +27,8 @@ def wanted_engines(
     *,
     device: int = 0,
 ) -> list[dict[str, Any]]:
-    """The entries, without file and receipt, of the engines to build on this machine for
-    ``target``.
+    """The manifest's entries of the engines to build on this machine for ``target``. They lack what
+    :func:`build` adds.
 
     Parameters
     ----------
@@ -39,7 +39,8 @@ def wanted_engines(
 
     Returns
     -------
-    An entry for each graph. A bundle that lists an engine with the entry's ``key`` has it already.
+    An entry for each graph. If a bundle lists an engine with the same ``key``, the engine need not
+    be built again.
 
     Raises
     ------
@@ -98,6 +99,7 @@ def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
     Raises
     ------
     InputError : there are none, or TensorRT for RTX cannot build for one of them.
+    DeviceError : the GPU's driver fails.
     """
     if "rtx" not in targets:
         return
@@ -123,14 +125,15 @@ def build(
     ----------
     entry : from :func:`wanted_engines`.
     data : the serialised ONNX of its graph.
-    precision : of the graph, as the manifest says it; the engine must compute in it.
+    precision : of the graph, from its entry in the manifest; the engine must compute in it.
     device : the GPU's number.
-    timing_cache : times of an earlier build; None for no cache.
+    timing_cache : times of an earlier build; None or b"" for none. Only TensorRT takes them, so it
+        must be None for TensorRT for RTX.
     progress : called as progress(phase, fraction done, 0 to 1).
 
     Returns
     -------
-    The complete entry, the plan, and the timing cache after the build.
+    The complete entry, the plan, and the timing cache after the build; None for TensorRT for RTX.
 
     Raises
     ------

@@ -1,9 +1,10 @@
-"""Golden vectors: the answers of a bundle at its export, which each new device is compared with.
+"""Golden vectors: the outputs of a bundle at its export. Each new device compares its own with
+them.
 
 One file contains ``picture`` (H, W, 3) uint8; ``input`` (1, 3, h, w) float32 (networks only);
-``guide`` as the prior's output; ``labels`` (h, w) int32 after the listed number of steps; and
-``losses`` (steps,) float32, the loss before each step. The losses are compared, too, because a step
-that does nothing may leave all labels right.
+``guide``, the prior's output; ``labels`` (h, w) int32 after the number of steps in the manifest;
+and ``losses`` (steps,) float32, the loss before each step. The losses are compared, too, because
+the labels may be equal even if the steps change nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def make(
     warm: bool = False,
     network_input: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The golden arrays of a picture, as the head of this file lists them.
+    """The golden arrays of a picture, which the docstring of this module lists.
 
     Parameters
     ----------
@@ -51,10 +52,10 @@ def make(
     guide : the prior's output for it, (h', w', C) float32 probabilities or (h', w') int32 labels.
     config : the refinement. It runs ``config.steps`` steps, but no more than the objective's
         ``golden_steps``.
-    refiner : makes the refiner that runs them.
+    refiner : the argument ``make`` of :func:`runtime.core.refiner.refine_with`.
     low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
     warm : start from the weights that the refiner has, not from the seed's.
-    network_input : (1, 3, h', w') float32, what a network prior was fed; None for other priors.
+    network_input : (1, 3, h', w') float32, the input of a network prior; None for other priors.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def make(
 
     Raises
     ------
-    InputError : a guide or picture that the refinement does not take.
+    InputError : a guide or picture that the refinement does not take. Also what the refiner raises.
     """
     steps = min(config.steps or 0, objective_of(config).golden_steps)
     labels, losses = _refined(low, guide, config, refiner, steps, warm)
@@ -82,7 +83,7 @@ def compare(
     warm: bool = False,
     name: str = "the bundle",
 ) -> dict[str, float]:
-    """Run the golden picture again and measure how far the answers are from the recorded ones.
+    """Run the golden picture again and compare the outputs with the recorded ones.
 
     Parameters
     ----------
@@ -90,18 +91,18 @@ def compare(
     steps : the number of refinement steps in them.
     prior : of the bundle; called as prior(picture, picture at working size).
     config : the refinement.
-    refiner : makes the refiner that runs the steps.
+    refiner : the argument ``make`` of :func:`runtime.core.refiner.refine_with`.
     warm : start from the weights that the refiner has, not from the seed's.
     name : of the bundle, for messages.
 
     Returns
     -------
-    ``input``: largest absolute difference of the network's input. ``prior`` and ``labels``: shares
-    of equal labels. ``losses``: largest relative difference.
+    ``input`` (network priors only): largest absolute difference of the network's input. ``prior``
+    and ``labels``: shares of equal labels. ``losses``: largest relative difference of a loss.
 
     Raises
     ------
-    BundleError : arrays that are missing or have other shapes or types, or answers that differ.
+    BundleError : an array is missing or has a wrong shape or type, or the outputs differ too much.
     """
     names = ("picture", "guide", "labels", "losses")
     picture, guide, labels, losses = (arrays.get(k) for k in names)
@@ -126,7 +127,10 @@ def compare(
         and np.isfinite(losses).all()
     )
     if not fits or picture is None or guide is None or labels is None or losses is None:
-        raise BundleError(f"{name}: the golden vectors lack arrays or have others", fix=_EXPORT)
+        raise BundleError(
+            f"{name}: an array of the golden vectors is missing, or has a wrong shape or type",
+            fix=_EXPORT,
+        )
     out: dict[str, float] = {}
     try:
         low = working_picture(picture, *labels.shape)
@@ -179,7 +183,8 @@ def _hard(guide: np.ndarray) -> np.ndarray:
 def _refined(
     low: np.ndarray, guide: np.ndarray, config: RefineConfig, refiner: Make, steps: int, warm: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (h, w) int32 in the guide's classes, and the loss of each step."""
+    """Refine, and return the labels (h, w) int32, as numbers of the guide's classes if the
+    objective has such labels, and the loss before each step."""
     guide = as_probabilities(guide, *low.shape[:2])
     config = replace(config, steps=steps)
     wanted = guide if objective_of(config).takes_guide else None
@@ -191,7 +196,8 @@ def _refined(
 
 
 def was_passed(bundle: Bundle, *run_by: str) -> bool:
-    """Whether the bundle has passed its golden test with these backends on this machine before."""
+    """Whether :func:`remember` has recorded that the bundle passed its golden test with the
+    backends ``run_by`` on this machine."""
     path = _receipt(bundle, run_by)
     try:
         return path is not None and path.is_file()

@@ -1,4 +1,4 @@
-"""The manifest: its form, its seal, how it is made and how it is read from bytes.
+"""The manifest: its form, its seal, how it is made and how it is parsed.
 
 ``_SPEC`` describes the form, and ``make_manifest`` makes a manifest: add a new field in these two
 places. The file ``docs/dg-bundle-1.schema.json`` publishes the form as a JSON Schema. Write it with
@@ -24,9 +24,9 @@ from runtime.prior.preprocess import Preprocess
 
 SCHEMA = "dg-bundle/1"
 MANIFEST = "manifest.json"
-MANIFEST_BYTES = 2**22
-FILE_BYTES = 2**31 - 1  # of one file
-DEPTH = 20  # of the manifest's lists and objects
+MANIFEST_BYTES = 2**22  # most bytes of the manifest
+FILE_BYTES = 2**31 - 1  # most bytes of each other file
+DEPTH = 20  # most levels of lists and objects in the manifest
 GRAPHS = ("prior", "refine_step", "refine_map", "cnn")
 
 
@@ -36,7 +36,7 @@ def ports_entry(ports: list[Port]) -> list[dict[str, Any]]:
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the sha256 of its own content, which detects a change by hand.
+    """The manifest with the sha256 of its other fields, by which a later change is detected.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
-    """Read a manifest from its bytes, and check its form down to the last key.
+    """Parse a manifest, and check the form of all its fields.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
 
     Raises
     ------
-    BundleError : no manifest, one of another schema or form, or one that was changed after it was
-        sealed.
+    BundleError : the bytes are no manifest, the schema or form is another one, or the manifest was
+        changed after it was sealed.
     """
     if len(data) > MANIFEST_BYTES:
         raise BundleError(f"{name} has {len(data)} bytes; at most {MANIFEST_BYTES}")
@@ -117,13 +117,15 @@ def short(error: Exception) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON as a dict. ValueError if two of its keys are equal."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        raise ValueError(f"a key comes twice among {sorted(key for key, _ in pairs)[:8]}")
+        raise ValueError(f"a key occurs twice among {sorted(key for key, _ in pairs)[:8]}")
     return out
 
 
 def _no_constant(text: str) -> float:
+    """ValueError for NaN and Infinity, which Python's parser would accept."""
     raise ValueError(f"{text} is no JSON number")
 
 
@@ -169,7 +171,10 @@ class _Number(NamedTuple):
 
 
 _PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
-_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")  # no control characters
+# Tabs and line breaks are the only control characters that a text may have.
+_ANY = _Text(
+    r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}"
+)  # tabs and line breaks, but no other controls
 _FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
 _SHAPE = [(_Count(-1, 2**31), _Text(r"[^\n]{1,100}"))]
 _PORT = {"name": _Text(r"[^\n]{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}
@@ -225,14 +230,15 @@ _SPEC: dict[str, Any] = {
 
 
 def _check(value: Any, spec: Any, where: str) -> None:
-    """ValueError, naming the place, unless ``value`` has the form of ``spec``."""
+    """ValueError unless ``value`` has the form of ``spec``. ``where`` says in the message which
+    value it is."""
     if isinstance(spec, _Text):
         fits = isinstance(value, str) and re.fullmatch(spec.pattern, value) is not None
     elif isinstance(spec, _Count):
         fits = is_count(value, spec.low, spec.high)
     elif isinstance(spec, _Number):
         fits = is_number(value, spec.low, spec.high)
-    elif isinstance(spec, tuple):  # one of these
+    elif isinstance(spec, tuple):  # any one of these forms
         problems = []
         for choice in spec:
             try:
@@ -355,7 +361,7 @@ def graph_entry(
     file : its path inside the bundle.
     data : its bytes.
     opset : version of the ONNX operators.
-    inputs, outputs : of the loaded graph.
+    inputs, outputs : as the engine that loaded the graph lists them.
     precision : "fp32", "fp16", "int8" or "int8+fp16".
     kept_fp32 : the nodes that stay FP32 in a lower precision.
     """
@@ -369,7 +375,8 @@ def graph_entry(
 
 
 def golden_entry(file: str, data: bytes, steps: int) -> dict[str, Any]:
-    """The manifest's entry of golden vectors, which contain ``steps`` refinement steps."""
+    """The manifest's entry of a file of golden vectors; ``steps`` is their number of refinement
+    steps."""
     return file_entry(file, data) | {"steps": steps}
 
 
@@ -402,7 +409,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _schema_of(spec: Any, named: Mapping[str, Any] = _NAMED) -> dict[str, Any]:
-    """The JSON Schema of what :func:`_check` checks; ``named`` are the specs to refer to by
+    """The JSON Schema for a spec of :func:`_check`. A spec in ``named`` becomes a reference by its
     name."""
     for name, one in named.items():
         if spec is one:

@@ -1,5 +1,4 @@
-"""From a bundle's files to what runs: its prior, its refinement graphs, and the engines for this
-device."""
+"""Load what a bundle runs: its prior, its refinement graphs, and the engines for this device."""
 
 from __future__ import annotations
 
@@ -24,13 +23,13 @@ from runtime.prior.network import NetworkPrior
 
 
 class Loaded(NamedTuple):
-    """An engine of a bundle.
+    """A graph of a bundle that was loaded on a backend.
 
     Parameters
     ----------
     engine : the OnnxEngine or TensorRTEngine.
-    text : its backend and precision in words.
-    key : of a TensorRT engine; None for ONNX Runtime.
+    text : its backend and precision in words, for example "onnxruntime-cpu fp32".
+    key : the ``key`` of the engine in the manifest; None for ONNX Runtime.
     """
 
     engine: Any
@@ -53,10 +52,12 @@ def open_graph(
 
     Raises
     ------
-    InputError : another backend, or an engine on the CPU.
+    InputError : another backend, an engine on the CPU, or a GPU that this machine does not have.
     MissingBackend : no GPU, or a package that is not installed.
     EngineMismatch : the bundle has no engine of this graph for this device.
-    BundleError : a damaged file, or inputs and outputs that differ from the manifest's.
+    BundleError : no such graph, a damaged file, or inputs and outputs that differ from the
+        manifest's.
+    DeviceError : the device has too little memory, or fails.
     """
     if backend not in BACKENDS:
         raise InputError(
@@ -70,7 +71,7 @@ def open_graph(
             name=f"{bundle.name}/{graph}.onnx",
             threads=threads,
             device=device,
-            spin=graph != "prior",  # one step of the refinement follows the other at once
+            spin=graph != "prior",  # without pause between the steps of a refinement
         )
         bundle.check_ports(graph, engine.inputs, engine.outputs)
         return Loaded(engine, f"{engine.backend} {precision}", None)
@@ -106,6 +107,7 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
     Raises
     ------
     MissingBackend : no GPU.
+    DeviceError : the GPU's driver fails.
     InputError : a GPU that this machine does not have.
     EngineMismatch : no engine fits; the message lists the engines that the bundle has.
     """
@@ -145,7 +147,7 @@ def open_prior(
 
     Returns
     -------
-    The prior, and the engine in it; None for k-means.
+    The prior, and its loaded graph; None instead of the graph for k-means.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def open_prior(
         return KMeansPrior(entry["clusters"], entry["temperature"]), None
     loaded = open_graph(bundle, "prior", backend=backend, device=device, threads=threads)
     preprocess = bundle.preprocess()
-    assert preprocess is not None  # the manifest's form was checked
+    assert preprocess is not None  # parse_manifest checked that a network has one
     prior = NetworkPrior(
         loaded.engine,
         preprocess,
@@ -178,11 +180,12 @@ class BundleRefinement(NamedTuple):
 
     Parameters
     ----------
-    make : called as make(config), returns what :func:`runtime.core.refiner.refine_with` makes its
-        refiner with.
+    make : called as make(config), returns the argument ``make`` of
+        :func:`runtime.core.refiner.refine_with`.
     text : backend and precision of the step in words; None for the native module.
-    engines : those that run the steps.
-    size : (height, width) in pixels where engines fix the working size, else None.
+    engines : the engines of the step and of the map; empty for the native module.
+    size : (height, width) in pixels if the step's graph or engine fixes the working size, else
+        None.
     """
 
     make: Any
@@ -207,8 +210,8 @@ def open_refinement(
     backend : "native" for the device's own module; or the backend that runs the bundle's graphs, as
         for :func:`open_graph`.
     device, threads : as for :func:`open_graph`.
-    new : called as new(config, height, width, classes), returns a native refiner in any state. By
-        default a new one is made for each picture.
+    new : called as new(config, height, width, classes), returns a native refiner in any state.
+        None: a new refiner is made for each picture.
 
     Raises
     ------
@@ -217,8 +220,8 @@ def open_refinement(
     trained, own = trained_state(bundle), bundle.refine()
 
     def starting_trained(create: Any, config: RefineConfig) -> Make:
-        """A maker of refiners. They start from the trained weights if ``config`` describes the
-        network of the bundle."""
+        """The argument ``make`` of ``refine_with``. Its refiners start from the trained weights if
+        ``config`` describes the network of the bundle."""
         return maker(create, config, trained if _same_network(config, own) else None)
 
     if backend == "native":
@@ -285,13 +288,14 @@ def starts_trained(bundle: Bundle, config: RefineConfig) -> bool:
 def self_test(
     bundle: Bundle, prior: Any, refinement: BundleRefinement, *, when: str, run_by: tuple[str, ...]
 ) -> dict[str, float] | None:
-    """Run the golden vectors.
+    """Compare the outputs on this machine with the golden vectors.
 
     Parameters
     ----------
     bundle : the bundle.
     prior, refinement : of the bundle, on the backends that are tested.
-    when : "always"; "once" for each bundle and ``run_by`` on this machine; or "never".
+    when : "always"; "once": only if the test has not been passed yet with this bundle and
+        ``run_by`` on this machine; or "never".
     run_by : names of the backends.
 
     Returns
@@ -301,7 +305,7 @@ def self_test(
 
     Raises
     ------
-    BundleError : the answers differ from the golden ones.
+    BundleError : the outputs differ from the golden ones.
     InputError : another value of ``when``.
     """
     if when not in ("once", "always", "never"):
@@ -326,5 +330,6 @@ def self_test(
 
 
 def _same_network(one: RefineConfig, two: RefineConfig) -> bool:
+    """Whether the weights for one configuration fit the network of the other."""
     names = ("objective", "channels", "blocks", "skip", "final_bn")
     return all(getattr(one, name) == getattr(two, name) for name in names)

@@ -1,9 +1,9 @@
 """Read a bundle: a folder with a manifest, ONNX files, initial weights, engines and golden vectors.
 
-Reading trusts nothing: the manifest's form and every path, size and hash are checked, and the bytes
-that were hashed are the bytes that are used. Hashes detect damage and mix-ups. Whoever can rewrite
-a bundle can rewrite its hashes, so trust an engine, which is native code, only as far as you trust
-where it comes from.
+The manifest's form and every path, size and hash are checked, and exactly the bytes that were
+hashed are used. Hashes detect damage and mixed-up files, but no attack: whoever can change a file
+of a bundle can change its hash, too. An engine is native code, so load a bundle with engines only
+if you trust its author.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Bundle(NamedTuple):
         Raises
         ------
         InputError : no such folder.
-        BundleError : no bundle, a damaged manifest, one of another schema, or with paths that lead
-            out of the bundle.
+        BundleError : the folder is no bundle, or the manifest is damaged, has another schema, or
+            contains a path out of the bundle.
         """
         folder = Path(path)
         if not os.path.isdir(folder):  # False, too, for names that no folder can have
@@ -81,7 +81,7 @@ class Bundle(NamedTuple):
 
         Raises
         ------
-        BundleError : the file is missing, cannot be read, or differs.
+        BundleError : the file is missing, cannot be read, or has another size or hash.
         """
         data = read_file(self.path, entry["file"], entry["size"])
         found = hashlib.sha256(data).hexdigest()
@@ -113,7 +113,7 @@ class Bundle(NamedTuple):
         return data
 
     def check_ports(self, name: str, inputs: list[Port], outputs: list[Port]) -> None:
-        """Check the inputs and outputs of a loaded graph against the manifest.
+        """Check that the inputs and outputs of a loaded graph equal those in the manifest.
 
         Raises
         ------
@@ -191,7 +191,8 @@ def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def read_file(folder: Path, file: str, size: int | None) -> bytes:
-    """The bytes of a regular file inside a folder. Symbolic links are not followed.
+    """The bytes of a regular file inside a folder. Symbolic links inside the folder are not
+    followed.
 
     Parameters
     ----------

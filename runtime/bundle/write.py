@@ -28,10 +28,10 @@ from runtime.files import replace_file, sync_folder, write_new
 def write_bundle(
     path: str | os.PathLike[str], manifest: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> Bundle:
-    """Write a bundle beside its place, read it back, and rename it to its place.
+    """Write a bundle to a temporary folder, check it there, and rename the folder to ``path``.
 
-    An existing bundle is replaced; anything else of that name is left alone. See
-    :func:`replaced_folder` for what a crash leaves.
+    An existing bundle is replaced; nothing else is. :func:`replaced_folder` says what remains after
+    a crash.
 
     Parameters
     ----------
@@ -49,12 +49,12 @@ def write_bundle(
     BundleError : manifest and files do not fit together; nothing is written.
     """
     check_replaceable(path)
-    place = Path(os.path.realpath(Path(path)))  # a link to a bundle still points to it afterwards
+    place = Path(os.path.realpath(Path(path)))  # so that a link to a bundle remains a link
     data = _sealed(manifest)
     with replaced_folder(place) as new:
         _fill(new, {**files, MANIFEST: data})
         Bundle.open(new).check_files()
-        check_replaceable(place)  # again, because that took time
+        check_replaceable(place)  # again, because writing took time
     return Bundle.open(path)
 
 
@@ -62,9 +62,10 @@ def write_bundle(
 def replaced_folder(place: Path) -> Iterator[Path]:
     """A new, empty folder to fill, which replaces ``place`` when the block ends without an error.
 
-    The new folder lies beside ``place`` until it is complete. An error leaves ``place`` as it was.
-    A crash leaves the old folder, the new one, or, between two renames, none; never half of one.
-    The next call for the same place then restores the old folder and removes what the crash left.
+    The new folder lies beside ``place`` until it is complete. After an error ``place`` is
+    unchanged. After a crash ``place`` is the old folder, the new one, or, between two renames,
+    missing; it is never incomplete. The next call for the same place then restores a missing old
+    folder and removes the temporary folders.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     ------
     InputError : it is something else.
     """
-    folder = Path(path)  # "" is "."
+    folder = Path(path)  # Path("") is the current folder
     try:
         replaceable = not os.path.exists(folder) or not os.listdir(folder)
         if not replaceable:  # a damaged bundle may be replaced, other folders may not
@@ -113,9 +114,11 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
 
 def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
-    """Add an engine to a bundle. Its file is written first, and then the manifest that names it;
-    each is renamed to its place. An engine of the same key is removed from the manifest before its
-    file is replaced, so that a crash leaves a valid bundle.
+    """Add an engine to a bundle, or replace the engine with the same key.
+
+    The engine's file is written first, and then the manifest that names it. Each is written to a
+    temporary file, which is renamed. An engine with the same key is removed from the manifest
+    before its file is replaced. So the bundle is valid after a crash, too.
 
     Parameters
     ----------
@@ -138,7 +141,7 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
         )
     try:
         with _locked(bundle.path):
-            manifest = Bundle.open(bundle.path).manifest  # with what others have added meanwhile
+            manifest = Bundle.open(bundle.path).manifest  # others may have added engines
             others = [e for e in manifest["engines"] if e["key"] != entry["key"]]
             without = _sealed({**manifest, "engines": others})
             whole = _sealed({**manifest, "engines": [*others, dict(entry)]})
@@ -153,6 +156,7 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
 
 
 def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """The error to raise for a folder that cannot be written."""
     return InputError(
         f"{path} cannot be written: {error.strerror or error}",
         fix="make room or give yourself the right to write there, or choose another place",
@@ -160,7 +164,7 @@ def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of the manifest's file, sealed."""
+    """The bytes of the manifest's file, sealed. BundleError for a value that JSON does not have."""
     try:
         return (json.dumps(seal(manifest), indent=1) + "\n").encode()
     except ValueError as error:  # NaN, half a surrogate pair
@@ -179,7 +183,7 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(folder: Path, file: str, data: bytes) -> None:
-    """Write ``file`` under another name and rename it to its place; never through a link."""
+    """Write ``file`` under another name and rename it. BundleError if its folder is a link."""
     target = folder / file
     if target.parent.is_symlink():
         raise BundleError(
@@ -197,8 +201,8 @@ def _replace(folder: Path, file: str, data: bytes) -> None:
 
 @contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder's lock for a block. The lock also ends with the process that holds it.
-    BlockingIOError when another process holds it and ``wait`` is False."""
+    """Lock a folder for a block. The lock also ends when the process ends. BlockingIOError if
+    another process has the lock and ``wait`` is False."""
     import fcntl  # some systems that can read bundles do not have this module
 
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -210,24 +214,25 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _work_prefix(place: Path) -> str:
+    """The start of the names of temporary folders for ``place``."""
     return f".{place.name}.partial-"
 
 
 def _put_back(work: Path, place: Path) -> None:
-    """Remove a writer's folder. An old folder that the writer has moved away is put back if its
-    place is free."""
+    """Remove the temporary folder ``work``. If it contains the old folder, and ``place`` does not
+    exist, the old folder is moved back first."""
     if (work / "old").exists():
-        # A folder that is only half removed must never be put back, so it gets another name first.
+        # An old folder that is only partly removed must not be moved back. So it is renamed first.
         (work / "old").rename(work / "trash" if place.exists() else place)
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove what writers left that were killed."""
+    """Remove the temporary folders of processes that were killed."""
     for name in os.listdir(place.parent):
         if name.startswith(_work_prefix(place)) and not (place.parent / name).is_symlink():
             try:
                 with _locked(place.parent / name, wait=False):
                     _put_back(place.parent / name, place)
-            except OSError:  # its writer still works, or another program made it
+            except OSError:  # a process still writes to it, or another program made it
                 continue

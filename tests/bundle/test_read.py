@@ -144,7 +144,7 @@ NONE = [
     ('{"schema": "dg-bundle/1"}', r"manifest lacks \['classes', 'created'"),
     (
         '{"schema": "dg-bundle/1", "schema": "dg-bundle/1"}',
-        "cannot be read: a key comes twice among",
+        "cannot be read: a key occurs twice among",
     ),
     ('{"a": NaN}', "cannot be read: NaN is no JSON number"),
     ('{"a": -Infinity}', "cannot be read: -Infinity is no JSON number"),
