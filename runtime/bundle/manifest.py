@@ -172,9 +172,7 @@ class _Number(NamedTuple):
 
 _PATH = _Text(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
 # Tabs and line breaks are the only control characters that a text may have.
-_ANY = _Text(
-    r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}"
-)  # tabs and line breaks, but no other controls
+_ANY = _Text(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]{0,100000}")
 _FILE = {"file": _PATH, "sha256": _Text("[0-9a-f]{64}"), "size": _Count(1, FILE_BYTES)}
 _SHAPE = [(_Count(-1, 2**31), _Text(r"[^\n]{1,100}"))]
 _PORT = {"name": _Text(r"[^\n]{1,200}"), "dtype": _Text("[a-z0-9]{1,20}"), "shape": _SHAPE}

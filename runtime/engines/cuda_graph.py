@@ -1,4 +1,4 @@
-"""CUDA graphs by the driver's own calls, which PyCUDA does not have (cuda.h)."""
+"""CUDA graphs by functions of the CUDA driver (cuda.h), which PyCUDA does not have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CudaGraph:
 
     Parameters
     ----------
-    enqueue : puts the work into the stream; returns False when the work was refused.
+    enqueue : puts the work into the stream; returns False if that fails.
     stream : the address of the CUDA stream.
 
     Raises
@@ -31,7 +31,7 @@ class CudaGraph:
             raise NoGraph(str(error)) from error
         captured = ctypes.c_void_p(stream)
         self._graph, self._launchable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", captured, 1)  # 1: of this thread alone
+        self._call("cuStreamBeginCapture_v2", captured, 1)  # 1: THREAD_LOCAL
         try:
             accepted = enqueue()
         finally:
@@ -66,6 +66,8 @@ class CudaGraph:
                 handle.value = None
 
     def _call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the driver. NoGraph if the driver does not have it or returns an
+        error."""
         try:
             code = getattr(self._driver, name)(*arguments)
         except AttributeError as error:

@@ -1,5 +1,5 @@
-"""Refinement by the exported step graph, on any engine: the loop of runtime.Refiner, run by the
-host."""
+"""Refinement by the exported step graph, on any engine. The host runs the loop over the steps, as
+runtime.Refiner does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Run:
     clusters: list[int] = field(default_factory=list)
     done: int = 0
     stop: str = "steps"
-    made: int = 0  # steps that the engine ran
+    made: int = 0  # steps that the engine ran, including those to undo
     excess: int = 0  # how many of the last steps have to be undone
 
 
@@ -75,7 +75,7 @@ class GraphRefiner:
         for port in step_engine.inputs:
             if port.name == "guide" and _is_fixed(port.shape[1]):
                 fixed = int(port.shape[1])
-        self._planes = fixed  # of the guide, where the engine fixes them
+        self._planes = fixed  # number of the guide's channels if the engine fixes it, else None
         if parameters.objective_of(options).channels_follow_classes:
             if classes is None:
                 raise InputError(
@@ -83,7 +83,7 @@ class GraphRefiner:
                     fix="pass classes=guide.shape[2]",
                 )
             self.classes = check_count("classes", classes, 1, fixed or 4096)
-            self._rows = fixed or self.classes
+            self._rows = fixed or self.classes  # channels of the response map in the engine
         else:
             self._rows = options.channels or 1
             self.classes = check_count("classes", classes or self._rows, self._rows, self._rows)
@@ -101,6 +101,7 @@ class GraphRefiner:
         self.load_state_dict(self._initial)
 
     def _check_engine(self, engine: Any) -> None:
+        """InputError if an engine is for another size or, by its metadata, for other options."""
         for port in engine.inputs:
             if port.name != "image":
                 continue
@@ -150,9 +151,9 @@ class GraphRefiner:
     ) -> Refinement:
         """Refine a picture; arguments and result are those of :meth:`runtime.Refiner.run`.
 
-        There are two differences. A class that a residual guide does not have anywhere takes no
-        part: its score is 0. And ``clusters_per_step`` is empty where the graph does not count the
-        labels. The dynaseg graph takes no guide.
+        There are three differences. A class whose residual guide is 0 everywhere takes no part: its
+        score is 0. ``clusters_per_step`` is empty if the graph does not count the labels. And the
+        dynaseg graph takes no guide.
 
         Parameters
         ----------
@@ -276,7 +277,7 @@ class GraphRefiner:
         return run
 
     def _count(self, loop: Any) -> int:
-        """The number of labels of the current state. One step counts them, and is undone."""
+        """The number of labels of the current state. A step counts them, and is then undone."""
         clusters = int(loop.step()["clusters"][0])
         loop.undo()
         return clusters
@@ -292,9 +293,10 @@ class GraphRefiner:
         return np.ascontiguousarray(scores), out["labels"][0].astype(np.int32)
 
     def _with_rows(self, vector: np.ndarray, have: int, rows: int) -> np.ndarray:
-        """Residual's parameters or momenta, cut or filled with zeros from ``have`` classes to
-        ``rows``. The vector ends with the last layer: a weight with one row for each class, and a
-        bias."""
+        """Parameters or momenta for ``have`` classes, cut or filled with zeros to ``rows`` classes.
+
+        The two numbers differ only for the residual objective. The vector ends with the last layer:
+        a weight with one row for each class, and a bias."""
         if have == rows:
             return vector
         channels = int(self.options.channels or 1)
@@ -306,7 +308,8 @@ class GraphRefiner:
         return np.concatenate([vector[:head], wide.ravel(), bias])
 
     def _planar_guide(self, guide: np.ndarray | None) -> np.ndarray:
-        """(1, G, H, W): probabilities or one-hot labels, all zero where nothing is known."""
+        """(1, G, H, W): probabilities or one-hot labels, 0 in all channels of an unknown pixel.
+        InputError if the guide has more classes than the engine."""
         shape = (self.height, self.width)
         if guide is None:
             return np.zeros((1, self._planes or 1, *shape), np.float32)
@@ -328,7 +331,8 @@ class GraphRefiner:
         return out
 
     def _first_assignment(self, guide: np.ndarray | None, planes: int) -> np.ndarray:
-        """The rank of each class among the present ones; zeros for the overlap mapping."""
+        """The input ``assign`` of the first step: the rank of each class among those of the guide;
+        zeros for the overlap mapping."""
         out = np.zeros(planes, np.int64)
         if guide is None or self.options.mapping == "overlap":
             return out
@@ -337,8 +341,8 @@ class GraphRefiner:
         return out
 
     def _assignment(self, overlap: np.ndarray, guide: Any, planes: int) -> np.ndarray:
-        """The cluster of each class, by the overlap mapping. The native core solves it, which is
-        about a hundred times faster than the reference."""
+        """The cluster of each class, by the overlap mapping. The native core solves the assignment
+        problem about a hundred times faster than the reference."""
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         solve = module_of("cpu").assign
         area = overlap[:count].astype(np.float64)
@@ -348,6 +352,7 @@ class GraphRefiner:
 
 
 def _is_fixed(dimension: Any) -> bool:
+    """Whether a dimension of a port is a number."""
     return isinstance(dimension, int) and dimension > 0
 
 

@@ -1,4 +1,5 @@
-"""Checks of an ONNX file before ONNX Runtime reads it: its size, and where its weights lie."""
+"""Checks of an ONNX file before ONNX Runtime reads it: its size, and where its weights are
+stored."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from runtime.errors import BundleError, InputError
 
-MAX_BYTES = 2**31  # protobuf's own limit
+MAX_BYTES = 2**31  # protobuf's own limit: files must be smaller
 
 
 def check_self_contained(data: bytes, name: str) -> None:
-    """Check that the bytes look like ONNX and contain all weights.
+    """Check that the bytes are a protobuf message and contain all weights.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def check_self_contained(data: bytes, name: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file looks like ONNX and that its weights lie in its own folder.
+    """Check that a file is a protobuf message and that its weights are in its own folder.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def check_file(path: Path) -> None:
 
 
 def _is_file(path: Path) -> bool:
-    """False also for names that no file can have."""
+    """Whether the path is a file; False also for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -81,7 +82,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _lies_in(folder: Path, location: str) -> bool:
-    """Whether the location, with links followed, lies in the folder. False for a loop of links."""
+    """Whether the location, with links followed, is in the folder. False for a loop of links."""
     try:
         return (folder / location).resolve().is_relative_to(folder)
     except (OSError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Steps of a refinement on ONNX Runtime. The state stays on the device, in a ring of three
+"""Steps of a refinement on ONNX Runtime. The state is stored on the device, in a ring of three
 buffers."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from runtime.device.driver import parse_device
 from runtime.engines.port import numpy_dtype
 from runtime.errors import DeviceError, InputError
 
-RING = 3  # sets of state buffers: for the current state and the two before it
+RING = 3  # sets of state buffers: for the current state and for the states of the two steps before
 
 
 class OnnxLoop:
@@ -26,8 +26,8 @@ class OnnxLoop:
     feed : input name -> array, uploaded once. Each name must be an input of the step.
     state : input name -> (output name, first array). Output and input have the same shape.
     device : "cpu", or "cuda", "cuda:1": that of the session.
-    turn : a lock that is held during each run, because others run the session, too. None for no
-        lock.
+    turn : a lock that is held during each run, because other threads run the session, too. None for
+        no lock.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class OnnxLoop:
 
         Raises
         ------
-        InputError : a name that the feed does not have, a wrong type or number of dimensions.
+        InputError : a name that the feed does not have, or an array of a wrong type or shape.
         DeviceError : ONNX Runtime failed: sizes that do not fit together, or too little memory.
         """
         unknown = changed.keys() - self._feed.keys()
@@ -101,7 +101,7 @@ class OnnxLoop:
         self._now = (self._now + 1) % RING
         self._back = min(self._back + 1, RING - 1)
         values = binding.get_outputs()[: len(self._returned)]
-        # The third step from now writes to the same memory.
+        # They are copied because the third step from now writes to the same memory.
         return {n: v.numpy().copy() for n, v in zip(self._returned, values, strict=True)}
 
     def undo(self, n: int = 1) -> None:
@@ -125,12 +125,14 @@ class OnnxLoop:
         return {name: value.numpy().copy() for name, value in self._ring[self._now].items()}
 
     def _bind(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Upload inputs of the feed, and use them in all later steps."""
         for name, array in arrays.items():
             self._feed[name] = self._value(name, array)
             for binding in self._bindings:
                 binding.bind_ortvalue_input(name, self._feed[name])
 
     def _value(self, name: str, array: np.ndarray) -> Any:
+        """An input as an OrtValue on the device. InputError for a wrong type or shape."""
         import onnxruntime
 
         port = self._ports[name]

@@ -12,12 +12,12 @@ ONE_CLASS = "one class covers the whole picture"
 
 @dataclass(frozen=True)
 class OutputWarning:
-    """A remark on an output, or on the engine itself: its results are most likely wrong, or slow.
+    """A warning that an output is most likely wrong, or that an engine is slower than usual.
 
     Parameters
     ----------
     output : the name of the output, or of the engine.
-    message : what was found.
+    message : the reason.
     """
 
     output: str
@@ -30,7 +30,7 @@ def output_warnings(outputs: Mapping[str, np.ndarray]) -> Iterator[OutputWarning
     Parameters
     ----------
     outputs : arrays by name: labels (N, H, W) of integers, scores (N, K, H, W) of floats, or
-        others, whose values alone are checked.
+        others, which are only checked for NaN and infinite values.
 
     Returns
     -------
@@ -45,11 +45,11 @@ def output_warnings(outputs: Mapping[str, np.ndarray]) -> Iterator[OutputWarning
 
 
 def _one_class(array: np.ndarray) -> bool:
-    """Whether labels (N, H, W), or the largest of scores (N, K, H, W), are the same everywhere."""
+    """Whether labels (N, H, W), or the arg max of scores (N, K, H, W), are the same everywhere."""
     scores = array.ndim == 4 and array.shape[1] > 1 and array.dtype.kind == "f"
     if not scores and (array.ndim != 3 or array.dtype.kind not in "iu"):
         return False
-    for part in (array[..., ::8, ::8], array):  # every eighth pixel decides for most pictures
+    for part in (array[..., ::8, ::8], array):  # every eighth pixel is enough for most pictures
         labels = part.argmax(1) if scores else part
         if labels.size < 2 or (labels != labels.flat[0]).any():
             return False

@@ -1,4 +1,5 @@
-"""What a plan says about itself: its header, its key, and the receipt of its layers' precisions."""
+"""Facts about a plan, which is a serialised engine: its header, its key, and its receipt, which
+counts the layers by precision."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from runtime.engines.tensorrt import REBUILD
 from runtime.errors import BundleError, DeviceError, InputError, VerificationFailed
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+# Layers that are convolutions or matrix products
 _MATRIX = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"}
+# Layers that only move, convert or index data
 _PLUMBING = set(
     "CAST CONCATENATION CONSTANT FILL GATHER IDENTITY SHAPE SHUFFLE SLICE SQUEEZE UNSQUEEZE".split()
 )
@@ -74,7 +77,8 @@ def network_receipt(network: Any) -> dict[str, Any]:
 
 
 def engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str, Any]:
-    """The same counts from a built engine, which the engine inspector reads on its device.
+    """Count the layers of a built engine by precision. TensorRT's engine inspector reads them, on
+    the device that the engine is for.
 
     Parameters
     ----------
@@ -89,7 +93,7 @@ def engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str,
 
     Raises
     ------
-    DeviceError : the engine cannot be loaded, or takes no shapes.
+    DeviceError : the engine cannot be loaded, or refuses its shapes.
     """
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
@@ -100,7 +104,7 @@ def engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str,
         )
     inspector = engine.create_engine_inspector()
     if any(three[0] != three[2] for three in shapes.values()):
-        context = engine.create_execution_context()  # the inspector needs shapes to know types
+        context = engine.create_execution_context()  # without shapes the types are unknown
         if context is None or not all(
             context.set_input_shape(name, usual) for name, (_, usual, _) in shapes.items()
         ):
@@ -119,7 +123,7 @@ def inspector_receipt(text: str) -> dict[str, Any]:
     matrix: Counter[str] = Counter()
     other = 0
     for layer in json.loads(text)["Layers"]:
-        details = layer if isinstance(layer, dict) else {}  # else it is a name without details
+        details = layer if isinstance(layer, dict) else {}  # otherwise it is only a name
         kind = f"{details.get('LayerType', '')} {details.get('ParameterType', '')}".lower()
         is_matrix = re.search("conv|gemm|matrix|matmul|einsum|mha", kind) is not None
         ports = details.get("Inputs" if is_matrix else "Outputs") or [{}]
@@ -137,7 +141,8 @@ def inspector_receipt(text: str) -> dict[str, Any]:
 
 
 def _format_precision(text: str) -> str | None:
-    """ "Row major linear FP16 format" -> "fp16"; None for integers and what is unknown."""
+    """ "Row major linear FP16 format" -> "fp16"; None for other integers than INT8, and for text
+    that names no precision."""
     words = {"int8": "int8", "fp8": "fp8", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16",
              "half": "fp16", "float16": "fp16", "fp32": "fp32", "float": "fp32",
              "float32": "fp32"}  # fmt: skip
@@ -151,9 +156,10 @@ def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
     Parameters
     ----------
     receipt : ``Built.receipt``.
-    asked : "fp32": all layers must compute in FP32; "fp16": at least half of the convolutions and
-        matrix products must compute in FP16; "int8": some of them must, and the network must have
-        quantise layers.
+    asked : "fp32": all layers must compute in FP32; "fp16": some layers and at least half of
+        the convolutions and matrix products must compute in FP16; "int8": some of the convolutions
+        and matrix products must compute in INT8, and the network must have quantise or dequantise
+        layers.
 
     Raises
     ------
@@ -187,19 +193,19 @@ def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
 
 
 def read_header(plan: bytes) -> PlanHeader | None:
-    """Read the first bytes of a plan without TensorRT. The result serves messages; it is not
-    trusted.
+    """Read the header of a plan, without TensorRT. The result is for messages only, because nothing
+    protects the header.
 
     The layout was found by reading plans of TensorRT for RTX 1.7: "vtrt", the size at byte 16 (u64,
     little endian), the version at byte 24 (four bytes).
 
     Returns
     -------
-    The header; None for a layout that is not known.
+    The header; None if the layout is another one.
 
     Raises
     ------
-    BundleError : the plan is shorter or longer than its header says, or starts with JSON.
+    BundleError : the plan is shorter or longer than its header says, or JSON stands before it.
     """
     if plan[:4] == b"vtrt"[: max(1, len(plan))]:
         size = int.from_bytes(plan[16:24], "little")

@@ -1,4 +1,4 @@
-"""A network's inputs and outputs: name, shape and data type, and what each tool calls the types."""
+"""A network's inputs and outputs: name, shape and data type, and the types' names in each tool."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 
 class Dtype(NamedTuple):
-    """The names of one data type. Those that a tool does not have are empty, or None for NumPy."""
+    """The names of one data type. If a tool does not have the type, the name is empty, or None for
+    NumPy."""
 
     name: str  # in the manifest
-    onnx: str  # ONNX Runtime's, which ``Port.dtype`` has
+    onnx: str  # in ONNX Runtime, and in ``Port.dtype``
     numpy: type[np.generic] | None
     tensorrt: str
     triton: str
@@ -54,7 +55,8 @@ class Port(NamedTuple):
         return numpy_dtype(self.dtype)
 
     def entry(self) -> dict[str, Any]:
-        """The port as the manifest has it: dtype "float32", free dimensions by name or -1."""
+        """The port as the manifest stores it: the dtype as "float32", a free dimension as its name
+        or -1."""
         shape = [-1 if n is None else n for n in self.shape]
         return {"name": self.name, "dtype": manifest_dtype(self.dtype), "shape": shape}
 
@@ -71,13 +73,15 @@ def numpy_dtype(onnx: str) -> type[np.generic] | None:
 
 
 def manifest_dtype(onnx: str) -> str:
-    """The manifest's name for ONNX Runtime's text: "float32" for "tensor(float)"."""
+    """The manifest's name for ONNX Runtime's text: "float32" for "tensor(float)". The text in the
+    parentheses if the table does not contain it."""
     known = _BY_ONNX.get(onnx)
     return known.name if known else onnx.removeprefix("tensor(").removesuffix(")")
 
 
 def onnx_dtype(name: str) -> str:
-    """ONNX Runtime's text for the manifest's name: "tensor(float)" for "float32"."""
+    """ONNX Runtime's text for the manifest's name: "tensor(float)" for "float32". "tensor(name)" if
+    the table does not contain it."""
     known = _BY_NAME.get(name)
     return known.onnx if known else f"tensor({name})"
 

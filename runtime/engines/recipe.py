@@ -1,4 +1,4 @@
-"""How an engine is built: all flags of the builder in one value, and how a bundle stores them."""
+"""EngineRecipe: all settings that decide how an engine is built, and how a bundle stores them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from runtime.engines.plan import engine_key
 from runtime.engines.port import Shapes
 from runtime.errors import BundleError
 
-_ALWAYS = ("workspace", "level", "dynamic")  # flags that a bundle stores whatever their values are
+_ALWAYS = ("workspace", "level", "dynamic")  # flags that a bundle stores even if they are defaults
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
     """What decides how an engine is built from an ONNX file, apart from the library and the device.
 
-    A new flag of the builder is a field here, a line in ``tensorrt_build`` and an option of a
-    command line. A bundle stores a new flag only where it differs from its default, so that the
-    keys of the engines that exist stay the same.
+    To add a flag of the builder, add a field here, a line in ``tensorrt_build`` and an option of a
+    command line. A bundle stores a new flag only if it differs from its default, so that the keys
+    of existing engines do not change.
 
     Parameters
     ----------
     shapes : (least, usual, largest) shape for each input that has free dimensions. Where the three
         are equal, the engine is made for that shape alone.
     compute_capabilities : for "tensorrt_rtx", the GPUs to build for, e.g. ("8.6", "8.9"); empty:
-        the one of the device that builds.
-    workspace : most scratch memory of a layer, in bytes. None: a quarter of the free memory, at
-        most 2 GiB; without a GPU, the builder's own default. Never more than what is free.
+        the GPU of the machine that builds. "tensorrt" builds for that GPU only.
+    workspace : most scratch memory of a layer, in bytes. None: a quarter of the GPU's free memory,
+        at most 2 GiB; without a GPU, the builder's own default. With a GPU, it is cut to the free
+        memory.
     level : the builder's effort, 0 to 5; None: its default.
     dynamic : whether the picture's size is free, within the shapes.
     tf32 : let FP32 products round their inputs to 10 bits of mantissa.
@@ -95,8 +96,8 @@ class EngineRecipe:
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> EngineRecipe:
-        """The recipe of an engine's entry, from the manifest or from
-        :func:`runtime.bundle.engines.wanted_engines`. The entry was checked before."""
+        """The recipe in an engine's entry that :func:`runtime.bundle.engines.wanted_engines` made.
+        Its form is not checked again."""
         return cls(
             shapes=_shapes(entry["shapes"]),
             compute_capabilities=tuple(entry["compute_capabilities"]),
@@ -104,7 +105,7 @@ class EngineRecipe:
         )
 
     def to_manifest(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest's recipe says of engines.
+        """The part of the manifest's ``recipe`` that is about engines.
 
         Parameters
         ----------
@@ -175,15 +176,18 @@ def _is_flag(name: str, value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
+    """Whether it is a whole number from 0 to 2^50 - 1."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**50
 
 
 def _are_texts(value: Any) -> bool:
+    """Whether it is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _are_shapes(value: Any) -> bool:
-    """Whether it is {input: [least, usual, largest]}, each a shape of the same rank."""
+    """Whether it is {input: [least, usual, largest]}, three shapes of the same rank for each
+    input."""
     return isinstance(value, dict) and all(
         isinstance(three, list)
         and len(three) == 3
@@ -194,6 +198,6 @@ def _are_shapes(value: Any) -> bool:
 
 
 def _shapes(entry: Mapping[str, Any]) -> Shapes:
-    """Inverse of :meth:`EngineRecipe.shapes_entry`."""
+    """The inverse of :meth:`EngineRecipe.shapes_entry`."""
     made: Any = {name: tuple(map(tuple, three)) for name, three in entry.items()}
     return made

@@ -1,4 +1,4 @@
-"""TensorRT's Python packages: which one is installed, its log, and PyCUDA."""
+"""Load TensorRT's Python packages and PyCUDA, and pass TensorRT's log to Python's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTALL = {
     "install python3-libnvinfer, and a venv made with --system-site-packages",
     "tensorrt_rtx": "pip install 'dynaguide-edge[rtx]'",
 }
-VERSIONS = ((10, 3), (12,))  # of TensorRT: from, below
+VERSIONS = ((10, 3), (12,))  # of TensorRT: the first supported one, and the first unsupported one
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT for RTX 1.7
 LOG = logging.getLogger("dg.tensorrt")
 
@@ -111,12 +111,13 @@ def rtx_targets(asked: Sequence[str], gpu: CudaDevice | None) -> tuple[str, ...]
 
 @functools.cache
 def bridge_log(trt: Any) -> Any:
-    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and stores the last lines.
+    """The TensorRT logger that writes to Python's logger "dg.tensorrt" and stores the last
+    messages.
 
     A process has one such logger, because TensorRT ignores a second one while the first is in use.
     Errors and warnings keep their level; all other messages become DEBUG. ``lines`` contains the
-    last 50 errors and warnings since ``clear()``. ``summary()`` returns the first errors, of which
-    the first is the cause.
+    last 50 errors and warnings since ``clear()``. ``summary()`` returns the first three errors, of
+    which the first is the cause, and the last one; without errors, the lines.
 
     Parameters
     ----------
@@ -145,8 +146,8 @@ def bridge_log(trt: Any) -> Any:
             LOG.log(level, "%s", message)
 
         def summary(self) -> str:
-            said = self.errors or self.lines
-            return "; then ".join(line[:400] for line in said) or "it does not say why"
+            messages = self.errors or self.lines
+            return "; then ".join(line[:400] for line in messages) or "it does not say why"
 
     return Log()
 

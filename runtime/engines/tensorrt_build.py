@@ -29,7 +29,7 @@ from runtime.engines.tensorrt import (
 )
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 
-AUTO_WORKSPACE = 2**31  # bytes: the most that is used where the recipe says nothing
+AUTO_WORKSPACE = 2**31  # most bytes of scratch memory if the recipe does not set them
 Progress = Callable[[str, float], object]
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|insufficient (memory|workspace)|MemoryAllocation|within workspace limit"
@@ -40,11 +40,11 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Built:
-    """A plan as it is written to a file, and how it was built.
+    """An engine that was built, and how it was built.
 
     Parameters
     ----------
-    plan : the engine.
+    plan : the engine as it is written to a file.
     inputs, outputs : its ports.
     receipt : a JSON object. ``source`` is "network" or "engine"; ``layers`` the number of layers by
         precision; ``matrix`` the same for convolutions and matrix products alone, by the precision
@@ -77,24 +77,25 @@ def build_engine(
     device: int = 0,
     progress: Progress | None = None,
 ) -> Built:
-    """Build an engine from a strongly typed network: layers run in the types that ``onnx`` says.
+    """Build an engine from a strongly typed network: its layers compute in the types of ``onnx``.
 
     Parameters
     ----------
     onnx : a serialised model without external data.
     recipe : the builder's flags.
     runtime : "tensorrt", which builds for the GPU it runs on, or "tensorrt_rtx".
-    timing_cache : of an earlier build of "tensorrt" on the same kind of device, or b"".
-    device : the GPU to build on.
-    progress : called with a phase's name and the fraction done, in [0, 1]. An exception that it
-        raises, and Ctrl-C, stop the build at its next step.
+    timing_cache : of an earlier build of "tensorrt" on the same kind of device; b"" or None without
+        one. It must be None for "tensorrt_rtx".
+    device : the number of the GPU to build on.
+    progress : called as progress(phase, fraction done, 0 to 1). An exception that it raises, and
+        Ctrl-C, stop the build at its next step.
 
     Raises
     ------
-    InputError : an option, a shape or a GPU that cannot be used.
+    InputError : an option, a shape, a timing cache or a GPU that cannot be used.
     MissingBackend : no TensorRT, or no GPU where one is needed.
     BundleError : a model that TensorRT cannot read or build.
-    DeviceError : too little memory.
+    DeviceError : there is too little memory, or the GPU, its driver or the builder fails.
     """
     trt = load_tensorrt(runtime)
     if timing_cache is not None and runtime == "tensorrt_rtx":
@@ -140,7 +141,8 @@ def build_engine(
 
 
 def _targets(runtime: str, recipe: EngineRecipe, gpu: CudaDevice | None) -> tuple[str, ...]:
-    """The compute capabilities to build for."""
+    """The compute capabilities to build for. InputError or MissingBackend if this machine cannot
+    build for them."""
     asked = recipe.compute_capabilities
     if runtime == "tensorrt_rtx":
         return rtx_targets(asked, gpu)
@@ -171,6 +173,7 @@ class _Build:
     device: int | None
 
     def run(self, onnx: bytes, timing_cache: bytes | None) -> Built:
+        """Build the engine."""
         start = time.perf_counter()
         trt, recipe, log = self.trt, self.recipe, self.log
         builder = trt.Builder(log)
@@ -213,7 +216,8 @@ class _Build:
         )
 
     def _parsed(self, builder: Any, onnx: bytes) -> tuple[Any, Any]:
-        """The network of an ONNX file, and the parser, which has to be kept until it is built."""
+        """The network in a serialised model, and the parser, which must exist until the engine is
+        built. BundleError if TensorRT cannot read the model."""
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))
         parser = self.trt.OnnxParser(network, self.log)
@@ -227,6 +231,7 @@ class _Build:
         return network, parser
 
     def _set_flags(self, config: Any) -> None:
+        """Set the recipe's flags and compute capabilities in the builder's configuration."""
         trt, recipe = self.trt, self.recipe
         if not recipe.tf32 and hasattr(trt.BuilderFlag, "TF32"):
             config.clear_flag(trt.BuilderFlag.TF32)
@@ -244,7 +249,8 @@ class _Build:
                 )
 
     def _set_cache(self, config: Any, timing_cache: bytes | None) -> Any:
-        """TensorRT's cache of timings, which holds those of ``timing_cache``."""
+        """Set the builder's timing cache to one with these contents, and return it. InputError if
+        TensorRT refuses them."""
         cache = config.create_timing_cache(timing_cache or b"")
         if cache is None or not config.set_timing_cache(cache, False):
             raise InputError(
@@ -255,8 +261,8 @@ class _Build:
         return cache
 
     def _memory(self) -> tuple[int | None, int | None]:
-        """The workspace to set, None for the builder's default; the free bytes, None without a
-        GPU."""
+        """Two numbers of bytes: the workspace to set, None for the builder's default; and the GPU's
+        free memory, None without a GPU."""
         workspace = self.recipe.workspace
         if self.device is None:
             return workspace, None
@@ -267,8 +273,8 @@ class _Build:
 
 
 def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) -> Any:
-    """Fix the input shapes that have one size only. Returns a profile for the others, None if there
-    are none."""
+    """Set the shapes of the inputs that have one size only. Return an optimisation profile for the
+    other inputs with free dimensions; None if there are none. InputError for unfit ``shapes``."""
     inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
     unknown = [name for name in shapes if name not in inputs]
     if unknown:
@@ -304,10 +310,12 @@ def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) ->
 
 
 def _dims(dims: Shape) -> str:
+    """A shape for messages; -1, a free dimension, becomes "any"."""
     return f"({', '.join('any' if dim < 0 else str(dim) for dim in dims)})"
 
 
 def _port(tensor: Any) -> Port:
+    """The port of an input or output of TensorRT's network."""
     shape = tuple(
         dim if dim >= 0 else tensor.get_dimension_name(i) or None
         for i, dim in enumerate(tensor.shape)
@@ -316,12 +324,14 @@ def _port(tensor: Any) -> Port:
 
 
 def _parser_error(error: Any) -> str:
+    """An error of the ONNX parser as text."""
     node = " ".join(filter(None, (error.node_operator(), error.node_name())))
     return f"{error.desc()}" + (f" (at {node})" if node else "")
 
 
 def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) -> Exception:
-    """The error that the log of a failed build means."""
+    """The error to raise for a failed build; the log decides which. ``workspace`` and ``free`` are
+    as ``_memory`` returned them."""
     text = "\n".join(log.lines)
     if "FP32 GEMM is not supported" in text:
         return InputError(
@@ -343,8 +353,8 @@ def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) ->
 
 
 def _monitor(trt: Any) -> Any:
-    """A progress monitor, which puts (phase, fraction of the whole) into ``events`` and can be
-    cancelled."""
+    """A progress monitor for the builder. It puts (phase, fraction of the whole build) into
+    ``events``, and stops the build when ``cancelled`` is True."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -356,21 +366,22 @@ def _monitor(trt: Any) -> Any:
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.running.append([name, max(steps, 1), 0])
-            self.tell(name)
+            self.report(name)
 
         def phase_finish(self, name: str) -> None:
             self.running = [phase for phase in self.running if phase[0] != name]
             if not self.running:
-                self.tell(name)
+                self.report(name)
 
         def step_complete(self, name: str, step: int) -> bool:
             for phase in self.running:
                 if phase[0] == name:
                     phase[2] = min(step + 1, phase[1])
-            self.tell(name)
+            self.report(name)
             return not self.cancelled
 
-        def tell(self, name: str) -> None:
+        def report(self, name: str) -> None:
+            """Put an event, if the fraction has grown by a hundredth or the build is done."""
             fraction = 0.0 if self.running else 1.0
             for _, steps, done in reversed(self.running):
                 fraction = min(1.0, (done + fraction) / steps)

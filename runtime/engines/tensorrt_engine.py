@@ -1,4 +1,4 @@
-"""Run a TensorRT or TensorRT for RTX engine: named tensors, every return value checked.
+"""Run a TensorRT or TensorRT for RTX engine. Every return value of TensorRT is checked.
 
 This code has not been run on a device. It was written from the packages' own interface files and
 documentation (TensorRT 10.3, 10.13 and 11.4, TensorRT for RTX 1.7, PyCUDA 2026.1), and its tests
@@ -25,34 +25,37 @@ from runtime.engines.tensorrt_session import Session, in_dtype
 from runtime.engines.tensorrt_stream import EngineStream
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, SdkError
 
-MOST_SESSIONS = 4  # sessions that an engine stores, one for each combination of input shapes
+MOST_SESSIONS = 4  # most sessions of an engine: one for each combination of input shapes and state
 _HUNG: list[Any] = []  # objects that stay alive: freeing memory that a hung GPU uses would block
 
 
 class TensorRTEngine:
-    """A plan on a GPU; use as a context manager or call ``close``. For one thread at a time.
+    """A plan that is loaded on a GPU. Use it as a context manager, or call ``close``. Only one
+    thread at a time may use it.
 
     Parameters
     ----------
     plan : the bytes of the plan. It is native code: load only a plan that was checked against its
-        hash. Code for the host inside it stays forbidden (``engine_host_code_allowed`` is False).
+        hash. TensorRT refuses code for the host in it (``engine_host_code_allowed`` is False).
     runtime : "tensorrt" or "tensorrt_rtx".
     name : for messages.
     device : the GPU's number.
-    version, compute_capabilities : the version that built the plan and the GPUs that it is for,
-        from the manifest.
-    timeout_s : seconds after which a run counts as hung. This is not checked for :meth:`on_gpu`,
-        which does not wait.
+    version, compute_capabilities : the version that built the plan, and the GPUs that it is for,
+        from the manifest. Without them, the header of the plan says the version, if it is known,
+        and the GPU is not checked.
+    timeout_s : a run that takes more seconds counts as hung. :meth:`on_gpu` does not wait for the
+        run, so it does not check this.
 
     Attributes
     ----------
-    inputs, outputs : ports; dimensions that are free are None.
+    inputs, outputs : a ``Port`` for each input or output; free dimensions are None.
 
     Raises
     ------
     MissingBackend : no TensorRT, PyCUDA or driver.
     EngineMismatch : the plan was built for another version or device.
-    BundleError : no plan, or a damaged one.
+    BundleError : the bytes are no plan or are damaged, or a port has a type that NumPy does not
+        have.
     InputError : a GPU that this machine does not have.
     DeviceError : the GPU fails or has too little memory.
     """
@@ -74,7 +77,7 @@ class TensorRTEngine:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self.metadata: dict[str, str] = {}
-        self._in_line = False  # whether the last run was put into the CUDA module's stream
+        self._in_line = False  # whether the CUDA module's stream has runs since the last wait
         self._sessions: dict[Any, Session] = {}
         self._runtime: Any = None
         self._engine: Any = None
@@ -88,6 +91,7 @@ class TensorRTEngine:
             self._open(plan)
 
     def _check_version(self, runtime: str, built: str) -> None:
+        """EngineMismatch if the plan was built by another version, as far as ``built`` says it."""
         here = str(self._trt.__version__)
         # Compare as many numbers as both have: a wheel may say 10.3.0 and its plan 10.3.0.26.
         pairs = zip(re.findall(r"\d+", built), re.findall(r"\d+", here), strict=False)
@@ -110,6 +114,8 @@ class TensorRTEngine:
         return self._gpu.warnings
 
     def _check_device(self, cuda: Any, wanted: tuple[str, ...]) -> None:
+        """InputError if the machine does not have the GPU; EngineMismatch if the plan is for
+        others."""
         gpus = [cuda.Device(i) for i in range(cuda.Device.count())]
         if not 0 <= self.device < len(gpus):
             raise InputError(
@@ -125,6 +131,7 @@ class TensorRTEngine:
             )
 
     def _open(self, plan: bytes) -> None:
+        """Load the plan, make the stream, and list the ports."""
         trt = self._trt
         self._log.clear()
         self._runtime = trt.Runtime(self._log)
@@ -139,7 +146,7 @@ class TensorRTEngine:
             port = Port(name, shape, dtype_of_tensorrt(kind))
             if port.numpy is None:
                 raise BundleError(
-                    f"{name} of {self.name} is {kind}, which NumPy has not",
+                    f"{name} of {self.name} is {kind}, a type that NumPy does not have",
                     fix="export the network with inputs and outputs in FP32",
                 )
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
@@ -161,7 +168,9 @@ class TensorRTEngine:
         return BundleError(f"{self.name} is no engine that {here} can load: {why}", fix=REBUILD)
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Outputs for ``arrays``, one per input, in the engine's order.
+        """Run the engine and return its outputs in the engine's order.
+
+        ``arrays`` has one array for each input, in the engine's order.
 
         Raises
         ------
@@ -190,11 +199,15 @@ class TensorRTEngine:
 
     @property
     def gpu(self) -> int:
-        """The GPU whose arrays it takes without a copy to the host."""
+        """The number of the GPU whose arrays :meth:`on_gpu` takes."""
         return self.device
 
     def gpu_input(self, shape: Shape) -> Buffer:
-        """The memory on the GPU that the one input, of ``shape``, has to be written to.
+        """The memory on the GPU that the only input must be written to before :meth:`on_gpu`.
+
+        Parameters
+        ----------
+        shape : the shape of the input.
 
         Raises
         ------
@@ -214,7 +227,7 @@ class TensorRTEngine:
 
         Parameters
         ----------
-        array : that memory, as an array with ``__cuda_array_interface__``.
+        array : the memory of :meth:`gpu_input`, as an array with ``__cuda_array_interface__``.
 
         Returns
         -------
@@ -239,29 +252,28 @@ class TensorRTEngine:
 
     def one_class(self) -> None:
         """Add the warning that the first output has one class everywhere. The caller of
-        :meth:`on_gpu`, whose outputs stay on the GPU, finds that out."""
+        :meth:`on_gpu` must check this, because these outputs are not copied to the host."""
         self.warnings.append(OutputWarning(self.outputs[0].name, ONE_CLASS))
 
     def loop(
         self, feed: Mapping[str, np.ndarray], state: Mapping[str, tuple[str, np.ndarray]]
     ) -> TensorRTLoop:
-        """Run again and again on the device, with a state that stays there.
+        """Return a loop in which outputs of one run become inputs of the next run, on the GPU.
 
         Parameters
         ----------
         feed : the inputs that stay the same from run to run, by name.
-        state : for each input that the previous run writes: the name of the output, and the first
-            value.
+        state : input name -> (name of the output that becomes this input, array for the first run).
 
         Returns
         -------
-        A loop. It shares buffers with earlier loops of the same shapes, and ends them.
+        The loop. It uses the buffers of earlier loops of the same shapes, which end.
 
         Raises
         ------
         InputError : an input is missing or named twice, an output is unknown, or a shape or type
             does not fit.
-        DeviceError : the engine is closed, or the GPU fails.
+        DeviceError : the engine is closed, or the GPU fails or has too little memory.
         """
         values = {**feed, **{name: first for name, (_, first) in state.items()}}
         outputs = {output for output, _ in state.values()}
@@ -305,12 +317,14 @@ class TensorRTEngine:
         self.close()
 
     def _checked(self, port: Port, value: Any) -> np.ndarray:
-        """``value`` in the port's dtype and of a shape that the engine takes."""
+        """``value`` in the port's dtype. InputError if the engine does not take its type or
+        shape."""
         array = in_dtype(port, value, self.name)
         self._check_shape(port, array.shape)
         return array
 
     def _check_shape(self, port: Port, shape: Shape) -> None:
+        """InputError if the engine does not take this shape."""
         low: Any = port.shape
         high = low
         if None in port.shape:
@@ -325,8 +339,8 @@ class TensorRTEngine:
             )
 
     def _session(self, shapes: dict[str, Shape], state: dict[str, str]) -> Session:
-        """The session for these input shapes and this state. The least recently used one beyond
-        MOST_SESSIONS is freed."""
+        """The session for these input shapes and this state. If there are more than MOST_SESSIONS,
+        the least recently used session is freed."""
         key = (tuple(shapes.items()), tuple(state.items()))
         session = self._sessions.pop(key, None) or self._new_session(shapes, state)
         self._sessions[key] = session  # at the end: the first session is the least recently used
@@ -335,7 +349,7 @@ class TensorRTEngine:
         return session
 
     def _new_session(self, shapes: dict[str, Shape], state: dict[str, str]) -> Session:
-        """Contexts for these shapes, one for each set of a state's three buffers, and buffers."""
+        """A session with its buffers and contexts: three contexts with a state, else one."""
         session = Session(self._gpu, self.inputs, self.outputs, state)
         try:
             for _ in range(3 if state else 1):
@@ -357,6 +371,7 @@ class TensorRTEngine:
         return session
 
     def _new_context(self) -> Any:
+        """An execution context. DeviceError if TensorRT makes none."""
         self._log.clear()
         if hasattr(self._trt, "CudaGraphStrategy"):  # TensorRT for RTX captures by itself
             config = self._engine.create_runtime_config()

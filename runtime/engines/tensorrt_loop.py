@@ -1,4 +1,4 @@
-"""Steps of a refinement on a TensorRT engine, whose state stays on the device."""
+"""Steps of a refinement on a TensorRT engine. The state is stored on the device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from runtime.errors import DeviceError, InputError
 
 
 class TensorRTLoop:
-    """Runs that read a state on the device and write the next state; ``TensorRTEngine.loop`` makes
-    it.
+    """Runs that read a state on the device and write the next state. ``TensorRTEngine.loop`` makes
+    this object.
 
     There are three sets of buffers for the state: one for the current state, and two for the states
     of the two steps before it.
@@ -23,7 +23,7 @@ class TensorRTLoop:
         session.user = self
 
     def step(self, **changed: np.ndarray) -> dict[str, np.ndarray]:
-        """Run once.
+        """Run the engine once.
 
         Parameters
         ----------
@@ -35,7 +35,7 @@ class TensorRTLoop:
 
         Raises
         ------
-        InputError : a name that the feed does not have, or another shape.
+        InputError : a name that the feed does not have, or another shape or kind of number.
         DeviceError : the loop has ended, or the GPU failed.
         """
         session = self._mine()
@@ -87,6 +87,7 @@ class TensorRTLoop:
             return session.download(list(session.state), self._at)
 
     def _mine(self) -> Session:
+        """The session. DeviceError if this loop has ended."""
         if self._session.user is not self:
             raise DeviceError(
                 "this loop has ended: a later loop uses its buffers, or the engine was closed",

@@ -21,9 +21,17 @@ from runtime.errors import DeviceError, InputError
 class Session:
     """Buffers for one set of input shapes, and one execution context for each set of addresses.
 
-    ``state`` maps an input to the output that becomes it. Such an input has three buffers; context
-    i reads buffer i and writes buffer i + 1. Each other tensor has one buffer. ``user`` is the loop
-    that uses the buffers.
+    Attributes
+    ----------
+    gpu : the engine's stream, GPU and log.
+    inputs, outputs : the engine's ports.
+    state : for each input that a run writes for the next run: the name of the output. Such a pair
+        shares three buffers; context i reads buffer i and writes the next one, after the last the
+        first. Each other tensor has one buffer.
+    contexts : TensorRT's execution contexts: three with a state, else one.
+    device, host : the buffers on the GPU and the page-locked array on the host, by tensor name.
+    graphs : the CUDA graph of each context that has run; None for a context that runs without one.
+    user : the loop that uses the buffers.
     """
 
     gpu: EngineStream
@@ -32,13 +40,13 @@ class Session:
     state: dict[str, str]
     contexts: list[Any] = field(default_factory=list)
     device: dict[str, list[Any]] = field(default_factory=dict)
-    host: dict[str, np.ndarray] = field(default_factory=dict)  # page-locked
+    host: dict[str, np.ndarray] = field(default_factory=dict)
     graphs: dict[int, CudaGraph | None] = field(default_factory=dict)
     user: object = None
 
     def allocate(self, port: Port, shape: Shape) -> None:
-        """Allocate the buffers of a port, of ``shape``; an output of the state shares those of its
-        input.
+        """Allocate the buffers of a port with this shape. An output of the state uses the buffers
+        of its input, which must be allocated before.
 
         Raises
         ------
@@ -85,8 +93,8 @@ class Session:
                     )
 
     def upload(self, name: str, array: np.ndarray) -> None:
-        """Copy an array, of the shape and type of input ``name``, through page-locked memory to its
-        first buffer. The copy is put into the stream."""
+        """Put a copy into the stream: from an array of the right shape and type to the first buffer
+        of input ``name``, through page-locked memory."""
         self.host[name][...] = array
         self.gpu.cuda.memcpy_htod_async(self.device[name][0], self.host[name], self.gpu.stream)
 
@@ -110,8 +118,8 @@ class Session:
         return {name: self.host[name].copy() for name in names}
 
     def buffer(self, port: Port) -> Buffer:
-        """The first buffer of a port as an array on the GPU, for other code that works there. Its
-        ``numpy`` raises InputError once the buffer was freed."""
+        """The first buffer of a port as an array on the GPU, for other code that uses the GPU. Its
+        method ``numpy`` raises InputError after the buffer was freed."""
 
         def numpy() -> np.ndarray:
             transfer.wait_for_stream(self.gpu.device)
@@ -129,8 +137,8 @@ class Session:
         return Buffer(address, shape, port.numpy, numpy)
 
     def run(self, i: int, stream: int | None = None) -> None:
-        """Put a run of context ``i`` into a stream. The first run is a plain one; later ones use a
-        CUDA graph where that can be captured.
+        """Put a run of context ``i`` into a stream. The first run is a plain one; later runs use a
+        CUDA graph if the driver can capture it.
 
         Parameters
         ----------
@@ -139,7 +147,7 @@ class Session:
 
         Raises
         ------
-        DeviceError : TensorRT or the driver refused the run; the engine cannot be used any more.
+        DeviceError : TensorRT or the driver refused the run. The engine cannot be used any more.
         """
         gpu = self.gpu
         stream = gpu.stream.handle if stream is None else stream
@@ -160,6 +168,7 @@ class Session:
             raise gpu.dies(f"the run was refused: {gpu.log.summary()}")
 
     def _enqueue(self, i: int, stream: int) -> bool:
+        """Put a plain run of context ``i`` into a stream; False if TensorRT refuses it."""
         return bool(self.contexts[i].execute_async_v3(stream))
 
     def free(self) -> None:
@@ -185,7 +194,7 @@ def in_dtype(port: Port, value: Any, owner: str) -> np.ndarray:
 
     Raises
     ------
-    InputError : the conversion would change the kind of number, as from float to integer.
+    InputError : the conversion would change the kind of number, for example from float to integer.
     """
     array, dtype = np.asarray(value), np.dtype(port.numpy)
     if not np.can_cast(array.dtype, dtype, "same_kind"):

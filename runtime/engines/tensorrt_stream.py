@@ -18,23 +18,23 @@ _POLL = 50e-6  # seconds between two checks of a busy stream
 
 
 class EngineStream:
-    """The GPU context, stream and log of an engine, its sessions and its loops. It records whether
-    the GPU still works.
+    """The GPU context, stream and log that an engine, its sessions and its loops share. The object
+    records whether the GPU still works.
 
     Parameters
     ----------
-    name : the engine's, for messages.
+    name : of the engine, for messages.
     device : the GPU's number.
     cuda : PyCUDA's driver module.
     log : TensorRT's logger.
-    timeout_s : seconds after which a run counts as hung.
+    timeout_s : a run that takes more seconds counts as hung.
 
     Attributes
     ----------
     stream : PyCUDA's stream; None until the engine is loaded and after it is closed.
     graph : how runs are launched; see ``TensorRTEngine``.
     warnings : the last 64 warnings about outputs.
-    hung : a run has exceeded ``timeout_s``.
+    hung : whether a run has exceeded ``timeout_s``.
     """
 
     def __init__(self, name: str, device: int, cuda: Any, log: Any, timeout_s: float) -> None:
@@ -54,8 +54,8 @@ class EngineStream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make the GPU's context that of this thread for a block. PyCUDA's errors become this
-        package's errors.
+        """Make the GPU's context the current one of this thread for a block. PyCUDA's errors in the
+        block become DeviceErrors.
 
         Raises
         ------
@@ -83,8 +83,8 @@ class EngineStream:
             self.cuda.Context.pop()
 
     def dies(self, why: str) -> DeviceError:
-        """The error to raise when the GPU fails with reason ``why``. From now on ``active`` raises
-        it, too, because no later result of this engine could be trusted."""
+        """The error to raise when the GPU fails for the reason ``why``. After this call ``active``
+        always raises an error, because later results of this engine may be wrong."""
         self._dead = why
         return DeviceError(f"{self.name}: {why}", fix="load it again, in a new process")
 
@@ -99,7 +99,7 @@ class EngineStream:
 
         Raises
         ------
-        DeviceError : that takes longer than ``timeout_s``.
+        DeviceError : the work takes longer than ``timeout_s``.
         """
         end = time.monotonic() + self.timeout_s
         while not self.stream.is_done():
@@ -110,8 +110,9 @@ class EngineStream:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Make the GPU's context that of this thread for the last time, also where the GPU has
-        failed before. The engine counts as closed from the start of the block."""
+        """Make the GPU's context the current one of this thread for the block that frees the
+        engine. This works also after a failure of the GPU. The engine counts as closed from the
+        start of the block."""
         primary, self._primary = self._primary, None
         primary.push()
         try:
@@ -135,6 +136,6 @@ class EngineStream:
 
 @functools.cache
 def _primary_context(cuda: Any, device: int) -> Any:
-    """The GPU's primary context. It is never released: PyCUDA leaves a released context current in
-    its thread, and every later call fails."""
+    """The GPU's primary context. It is never released, because PyCUDA would leave the released
+    context as the current one of its thread, where every later call fails."""
     return cuda.Device(device).retain_primary_context()

@@ -1,4 +1,5 @@
-"""TensorRT's timing cache: a file with the times of kernels, which makes the next build faster."""
+"""TensorRT's timing cache: a file with the measured times of kernels, so that the next build does
+not measure them again."""
 
 from __future__ import annotations
 

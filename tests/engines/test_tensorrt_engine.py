@@ -215,7 +215,9 @@ def test_an_output_without_a_shape(fake, rng):
 
 def test_a_type_that_numpy_has_not(fake):
     data = fake_tensorrt.plan("channels", {"image": ([1], "BF16")}, {})
-    with pytest.raises(BundleError, match="image of the engine is BF16, which NumPy has not"):
+    with pytest.raises(
+        BundleError, match="image of the engine is BF16, a type that NumPy does not have"
+    ):
         TensorRTEngine(data, runtime="tensorrt")
 
 
