@@ -1,7 +1,7 @@
 """The runtime without PyTorch: refinement, guided filter, regions, engines.
 
-A public function is loaded at its first use, so that importing one module of the runtime loads no
-modules that it does not need.
+A public name is loaded from its module at its first use, so that the import of one module does not
+load modules that it does not need.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "majority_classes",
     "refine",
 ]
-_HOMES = {
+_MODULE_OF = {  # the module of each public name
     "OnnxEngine": "runtime.engines.onnx",
     "RefineOptions": "runtime.core.options",
     "Refinement": "runtime.core.refiner",
@@ -55,16 +55,16 @@ _RENAMED = {"lift": "joint_upsample", "target": "isa", "targets": "isas"}  # old
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module at its first use, and keep it. A name that was renamed
-    works for one more release, with a DeprecationWarning."""
+    """Load a public name from its module at its first use, and store it here. The old name of a
+    renamed function works for one more release, with a DeprecationWarning."""
     if name in _RENAMED:
         new = _RENAMED[name]
         message = f"runtime.{name} is now runtime.{new}; the next release has no runtime.{name}"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return __getattr__(new)
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -44,14 +44,19 @@ def _parser() -> Parser:
         "--engines", action="store_true", help="fail unless every engine runs on this machine"
     )
     build.add_argument(
-        "--target", choices=["trt", "rtx"], help="build for this target (the bundle's targets)"
+        "--target",
+        choices=["trt", "rtx"],
+        help="build for this target only (all targets of the bundle)",
     )
-    build.add_argument("--device", default="0", help="GPU to build on: 0, cuda:0 (%(default)s)")
+    build.add_argument("--device", default="0", help="build on this GPU: 0, cuda:0 (%(default)s)")
     build.add_argument(
-        "--compute-capability", metavar="LIST", help="build rtx engines for these: 8.6,8.9,12.0"
+        "--compute-capability",
+        metavar="LIST",
+        help="build rtx engines for these values: 8.6,8.9,12.0",
     )
     build.add_argument(
-        "--workspace", help="most scratch memory of a layer: 2 (GiB), 2048M or auto (as exported)"
+        "--workspace",
+        help="most scratch memory of a layer: 2 for 2 GiB, 2048M, or auto (as at the export)",
     )
     build.add_argument(
         "--timing-cache",
@@ -69,6 +74,7 @@ def _parser() -> Parser:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
+    """Print the report; return 1 if one of its problems is of the kind "broken", else 0."""
     from runtime.tools.doctor import render, report
 
     found = report()

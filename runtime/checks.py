@@ -1,7 +1,7 @@
 """Checks of arguments. A message names the argument, its value, what was wanted, and the fix.
 
-With ``gpu=True`` a check accepts arrays of runtime._cuda as well. It compares their shape and dtype
-only: converting them or reading their values would make the program wait for the GPU.
+With ``gpu=True`` a check accepts arrays of runtime._cuda as well. It checks their shape and dtype
+only: a conversion or a search for NaN would make the program wait for the GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _DLPACK_CUDA = 2  # DLPack's number for a GPU's memory
 
 
 class UnknownGuide(InputError):
-    """The guide is unknown (-1, or zero in all classes) at every pixel."""
+    """The guide is unknown (-1, or zero in all classes) at every pixel; or a guide on a GPU, whose
+    values are not checked, has NaN."""
 
 
 def on_gpu(value: Any) -> bool:
@@ -34,11 +35,11 @@ def on_gpu(value: Any) -> bool:
 
 
 def check_host(name: str, value: Any) -> np.ndarray:
-    """``value`` as an array of NumPy.
+    """Return ``value`` as a NumPy array.
 
     Raises
     ------
-    InputError : the array is on a GPU; it is not copied to the host in silence.
+    InputError : ``value`` is on a GPU; this function does not copy it to the host.
     """
     if on_gpu(value):
         raise InputError(
@@ -49,11 +50,15 @@ def check_host(name: str, value: Any) -> np.ndarray:
 
 
 def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
-    """``array``, which is on a GPU; ``wanted`` describes it in the message.
+    """Check the dtype of an array on a GPU, and return the array.
+
+    Parameters
+    ----------
+    name, wanted : what the message calls the array, and what it says was wanted.
 
     Raises
     ------
-    InputError : its dtype is another one. Arrays on a GPU are not converted.
+    InputError : ``array`` has another dtype. Arrays on a GPU are not converted.
     """
     if array.dtype != dtype:
         raise InputError(
@@ -64,11 +69,13 @@ def check_gpu_dtype(name: str, array: Any, dtype: type, wanted: str) -> Any:
 
 
 def check_image(image: Any, name: str = "image", *, gpu: bool = False) -> np.ndarray:
-    """``image`` as (H, W, 3) float32 in [0, 1], C-contiguous.
+    """Return ``image`` as (H, W, 3) float32 in [0, 1], C-contiguous.
+
+    Values may exceed [0, 1] by 0.001; they are not clipped.
 
     Raises
     ------
-    InputError : another shape, dtype or range, NaN, or an array that may not be on a GPU.
+    InputError : another shape, dtype or range, NaN, or an array on a GPU without ``gpu``.
     """
     array = _check_float(name, image, "(H, W, 3) float32 RGB in [0, 1]", gpu=gpu)
     if array.ndim != 3 or array.shape[2] != 3:
@@ -90,7 +97,7 @@ def _check_float(
     gpu: bool = False,
     levels: bool = False,
 ) -> np.ndarray:
-    """``value`` as a float32 array that is C-contiguous; with ``levels`` uint8 is not converted."""
+    """Return ``value`` as a C-contiguous float32 array; with ``levels``, uint8 is not converted."""
     if gpu and on_gpu(value):
         dtype = np.uint8 if levels and value.dtype == np.uint8 else np.float32
         return check_gpu_dtype(name, value, dtype, wanted)
@@ -112,7 +119,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
 
     Raises
     ------
-    InputError : it has; the message says how many.
+    InputError : the array has such values; the message contains their number.
     """
     if not np.isfinite(array).all():
         raise InputError(
@@ -130,17 +137,18 @@ def check_planes(
     gpu: bool = False,
     levels: bool = False,
 ) -> np.ndarray:
-    """``value`` as (H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1).
+    """Return ``value`` as (H, W, K) float32, C-contiguous; (H, W) becomes (H, W, 1).
 
     Parameters
     ----------
-    channels : the values of K that are allowed; all when None.
+    channels : the values of K that are allowed; None allows all.
     finite : whether NaN and infinity are refused.
+    gpu : whether an array on a GPU is allowed.
     levels : whether uint8 is allowed; it is not converted.
 
     Raises
     ------
-    InputError : another shape or dtype, or NaN.
+    InputError : another shape or dtype, NaN, or an array on a GPU without ``gpu``.
     """
     wanted = f"(H, W) or (H, W, K) float32{' or uint8' * levels}"
     array = _check_float(name, value, wanted, finite=finite, gpu=gpu, levels=levels)
@@ -153,13 +161,15 @@ def check_planes(
 
 
 def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np.ndarray:
-    """``guide`` as (H, W, C) float32 probabilities, each pixel scaled to sum 1 or all zero
-    (unknown); or as (H, W) int32 labels with -1 = unknown. An array on a GPU must have this form
-    already.
+    """Return ``guide`` as (H, W, C) float32 probabilities, or as (H, W) int32 labels.
+
+    The probabilities of a pixel are scaled to sum 1; a pixel of zeros is unknown. The label -1 is
+    unknown. An array on a GPU must have this form already: only its shape and dtype are checked.
 
     Raises
     ------
-    InputError : another shape or dtype, NaN, negative values, labels out of -1 to 4095.
+    InputError : another shape or dtype, NaN, negative values, labels out of -1 to 4095, or an array
+        on a GPU without ``gpu``.
     UnknownGuide : every pixel is unknown.
     """
     array = guide if gpu and on_gpu(guide) else check_host("guide", guide)
@@ -190,8 +200,8 @@ def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np
 
 
 def scaled_to_one(guide: np.ndarray) -> np.ndarray:
-    """(H, W, C) float32 values of at least 0, scaled so that each pixel sums to 1; a pixel of zeros
-    is unchanged.
+    """Scale (H, W, C) float32, which has no negative values, so that each pixel sums to 1. A pixel
+    of zeros is unchanged.
 
     Raises
     ------
@@ -204,28 +214,30 @@ def scaled_to_one(guide: np.ndarray) -> np.ndarray:
 
 
 def sum_classes(array: np.ndarray) -> np.ndarray:
-    """(H, W, 1): the sums over the last axis of (H, W, C) float32. ``array.sum(-1, keepdims=True)``
-    is several times slower, because NumPy's sum is slow along a short last axis."""
+    """Return (H, W, 1), the sums over the last axis of (H, W, C) float32.
+
+    ``array.sum(-1, keepdims=True)`` is several times slower, because the last axis is short.
+    """
     return np.einsum("hwc->hw", array)[..., None]
 
 
 def is_count(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether ``value`` is a Python int in [low, high]; True and False are none."""
+    """Whether ``value`` is a Python int in [low, high]; True and False do not count as ints."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether ``value`` is a Python int or float in [low, high]; NaN, True and False are none."""
+    """Whether ``value`` is a Python int or float in [low, high]; NaN, True and False are not."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and low <= value <= high
 
 
 def check_count(name: str, value: Any, low: int, high: int) -> int:
-    """``value``, a whole number of Python or NumPy in [low, high], as an int.
+    """Return ``value``, a whole number of Python or NumPy in [low, high], as an int.
 
     Raises
     ------
-    InputError : no whole number, or out of range.
+    InputError : ``value`` is no whole number, or out of range.
     """
     if not isinstance(value, np.integer) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a whole number")
@@ -235,17 +247,17 @@ def check_count(name: str, value: Any, low: int, high: int) -> int:
 
 
 def check_positive(name: str, value: Any) -> float:
-    """``value``, a finite number above zero, as a float.
+    """Return ``value``, a finite number above zero, as a float.
 
     Raises
     ------
-    InputError : no number, or not above zero.
+    InputError : ``value`` is no number, not above zero, NaN or infinite.
     """
     if not isinstance(value, np.number) and not isinstance(value, float) and not is_count(value):
         raise InputError(f"{name} is {value!r}; wanted a number above 0")
     try:
         number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # the integer is larger than the largest float
         number = np.inf
     if not 0 < number < np.inf:
         raise InputError(f"{name} is {value}; wanted a number above 0")
@@ -253,8 +265,8 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def renamed(**names: str) -> Callable[[_Function], _Function]:
-    """A decorator for a function whose arguments have new names. ``names`` maps each old name to
-    the new one; an old name works for one more release, with a DeprecationWarning.
+    """Make a decorator for a function whose arguments have new names. ``names`` maps each old name
+    to the new one; an old name works for one more release, with a DeprecationWarning.
 
     Example: ``@renamed(guide="guidance")``.
     """

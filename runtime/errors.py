@@ -1,6 +1,6 @@
 """The exceptions of all packages, and the exit codes of their commands.
 
-Each exception names the wrong value, the wanted value and, in ``fix``, what to do.
+Each exception names the wrong value, the wanted value and, in ``fix``, what the user can do.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ class ExitCode(IntEnum):
     """The meaning of a command's exit code."""
 
     DONE = 0
-    FAILURE = 1
-    USAGE = 2  # an option or a value that the command does not know
-    VERIFICATION = 3  # an artifact differs from the reference; nothing was written
+    FAILURE = 1  # any other error: a wrong picture or value, or the device failed
+    USAGE = 2  # the parser does not know an option, or refuses its value
+    VERIFICATION = 3  # outputs differ from the reference; nothing was written
     MISSING = 4  # a library, a driver or a GPU is missing
     BUNDLE = 5  # a bundle or model file is broken, stale, unsafe or incompatible
     THRESHOLD = 6  # a measurement is worse than the limit that was set
@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
 
 
 class SdkError(Exception):
-    """The base of all exceptions that these packages raise on purpose.
+    """The base of the exceptions that these packages raise for a problem that a user can fix.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class MissingBackend(SdkError, ImportError):
 
 
 class DeviceError(SdkError, RuntimeError):
-    """The device refused the work, failed, or has too little memory.
+    """The device cannot be used, fails, or has too little memory.
 
     Examples
     --------
@@ -97,7 +97,8 @@ class BundleError(SdkError, ValueError):
 
 
 class EngineMismatch(SdkError, RuntimeError):
-    """An engine was built for another device or for another version of TensorRT.
+    """No engine fits: the engines are for other devices or for other versions of TensorRT, or the
+    outputs of an engine differ from the golden vectors.
 
     Examples
     --------
@@ -109,7 +110,7 @@ class EngineMismatch(SdkError, RuntimeError):
 
 
 class VerificationFailed(SdkError, RuntimeError):
-    """The outputs of an artifact differ from the reference; the artifact was not written."""
+    """Outputs differ from the reference by more than the bound; nothing was written."""
 
     exit_code = ExitCode.VERIFICATION
 

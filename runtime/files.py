@@ -16,7 +16,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises
     ------
-    InputError : ``path`` is a folder, its folder does not exist, or it cannot be written.
+    InputError : ``path`` is a folder, its folder does not exist, or the file cannot be written.
     """
     path = Path(path)
     check_place(path)

@@ -15,11 +15,11 @@ import numpy as np
 
 from runtime.errors import InputError, MissingBackend
 
-MAX_PIXELS = 2**28  # 16384 x 16384; a file with a larger size is damaged or malicious
+MAX_PIXELS = 2**28  # 16384 x 16384; a damaged or malicious file may state a larger size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _AGAIN = "fetch or save the picture again"
-# A JPEG marker that has a body, or the end marker D9. In coded data the byte after FF is 00 or a
-# restart marker, D0 to D7, which this pattern does not match: a search skips the coded data.
+# A JPEG marker that has a body, or the end marker D9. In coded data the byte after FF is 00, or D0
+# to D7 (a restart marker). The pattern matches none of these, so a search skips the coded data.
 _MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
 _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has setLogLevel in cv2 itself
 _log_lock, _log_users, _log_level = threading.Lock(), 0, 0
@@ -41,8 +41,9 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
 
     Raises
     ------
-    InputError : the file does not exist, is damaged, is not a picture, or has more than MAX_PIXELS
-        pixels; the array has another shape or dtype; or ``color`` is another word.
+    InputError : the file cannot be read, is damaged, is not a picture, or has other values than 8
+        or 16 bits; the picture has more than MAX_PIXELS pixels; the array has another shape or
+        dtype; ``source`` has another type; or ``color`` is another word.
     """
     if color not in ("rgb", "bgr"):
         raise InputError(
@@ -76,7 +77,7 @@ def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
 
     Raises
     ------
-    InputError : a path does not exist, a file cannot be decoded, or no path has a picture.
+    InputError : a path does not exist, a file cannot be read or decoded, or there is no picture.
     """
     return [load_image(path)[0] for path in picture_files(paths)]
 
@@ -91,7 +92,7 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
     Raises
     ------
-    InputError : a path does not exist, or no path has a picture.
+    InputError : a path does not exist, or there is no picture in the folders.
     """
     files: list[Path] = []
     for path in paths:
@@ -140,6 +141,7 @@ def _not_found() -> str:
 
 
 def _check_array(array: np.ndarray) -> None:
+    """Check shape, dtype and size of an array; the fix of the InputError says how to convert it."""
     shape, dtype = array.shape, array.dtype
     if array.ndim == 3 and shape[2] == 3 and dtype == np.uint8 and array.size:
         return _check_size(shape[0], shape[1], "source")
@@ -176,10 +178,11 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
+    """Decode a picture file: the results of :func:`load_image`. Messages call the file ``name``."""
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", fix=_AGAIN)
     kind, alpha = _scan(data, name)
-    if not kind:  # the header was not read: decode the file once to learn its dtype and channels
+    if not kind:  # _scan has not read the header: decode once to find the dtype and the channels
         stored = _imdecode(data, cv2.IMREAD_UNCHANGED, name)
         if stored is not None and stored.dtype not in (np.uint8, np.uint16):
             raise InputError(
@@ -215,6 +218,10 @@ def _scan(data: bytes, name: str) -> tuple[str, bool]:
     Returns
     -------
     "JPEG", "PNG", or "" for any other file; and whether a PNG has transparency.
+
+    Raises
+    ------
+    InputError : the picture has more than MAX_PIXELS pixels, or the end marker is missing.
     """
     kind, alpha = "", False
     if data.startswith(b"\xff\xd8\xff"):
