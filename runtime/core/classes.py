@@ -1,6 +1,7 @@
 """The classes of a guide: which of them take part in a refinement, and the class of each cluster.
 
-Each function computes on the device of its array: :func:`classes_of` picks the module for it.
+All functions but :func:`match_classes` compute on the device of their array, with the module that
+:func:`classes_of` returns.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ MIN_SHARE = 5e-4  # residual keeps the classes that hold more than this share of
 
 
 def classes_of(array: Any) -> ModuleType:
-    """The module for the device of ``array``: ``classes_host`` or ``classes_cuda``."""
+    """Return the module for the device of ``array``: ``classes_host`` or ``classes_cuda``."""
     return classes_cuda if on_gpu(array) else classes_host
 
 
 def known_shares(guide: Any) -> np.ndarray:
-    """(C,) float64: the mean of each class of a guide, on the host or on a GPU.
+    """Return (C,) float64: the share of each class in a guide, on the host or on a GPU.
 
     Raises
     ------
@@ -38,30 +39,45 @@ def known_shares(guide: Any) -> np.ndarray:
 
 
 def frequent_classes(guide: Any) -> np.ndarray:
-    """(K,) int32: the classes that hold more than MIN_SHARE of a checked guide."""
+    """Return (K,) int32: the classes that hold more than MIN_SHARE of a checked guide.
+
+    If the largest share is below 2 MIN_SHARE, half of the largest share is the limit instead, so
+    that at least one class remains.
+
+    Raises
+    ------
+    UnknownGuide : the guide is zero everywhere, or has NaN.
+    """
     share = known_shares(guide)
     return np.flatnonzero(share > min(MIN_SHARE, share.max() / 2)).astype(np.int32)
 
 
 def restricted(guide: Any, classes: np.ndarray) -> Any:
-    """(H, W, K) float32 probabilities of the K ``classes`` alone: each pixel sums to 1, or is all
-    zero where the guide has none of them. On the GPU if the guide is."""
+    """Return (H, W, K) float32, the probabilities of the K ``classes`` alone, on the device of the
+    guide. Each pixel sums to 1, or is all zero where the guide has none of these classes."""
     return classes_of(guide).take(guide, classes, True)
 
 
 def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
-    """A guide whose classes have no fixed meaning (k-means), renumbered to fit earlier labels.
+    """Renumber the classes of a guide so that they fit earlier labels. The classes have no fixed
+    meaning, as those of k-means. All arrays are on the host.
 
     Parameters
     ----------
     guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown.
-    maps : (H, W) int32 label maps; labels that are not in ``classes`` do not count.
-    classes : (K,) int32, distinct, at least 0.
+    maps : (H, W) int32, the earlier label maps; labels that are not in ``classes`` do not count.
+    classes : (K,) int32, the earlier classes: distinct, at least 0.
 
     Returns
     -------
     A guide of the same kind. Its classes get the numbers in ``classes`` for which the sum of
-    overlaps is largest (Hungarian method); classes that are left over get numbers not in use.
+    overlaps is largest (Hungarian method); further classes get the smallest numbers that are not in
+    ``classes``. Classes that :func:`frequent_classes` omits are removed: their labels become -1,
+    and the probabilities of the other classes are scaled to sum 1.
+
+    Raises
+    ------
+    UnknownGuide : the guide is zero everywhere, or has NaN.
     """
     own = frequent_classes(guide)
     soft = restricted(guide, own)
@@ -87,14 +103,15 @@ def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.nda
 
 
 def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int) -> np.ndarray:
-    """(K,) int32: the guide class that each cluster overlaps most, -1 for clusters without one.
+    """Return (K,) int32: the class of the guide that each cluster overlaps most, -1 for a cluster
+    that overlaps none.
 
     Parameters
     ----------
-    labels : (H, W) int32 below ``clusters``, on the host or an array of the CUDA module.
-    guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown, or None;
-        probabilities may be an array of the CUDA module where ``labels`` is one.
-    clusters : K, from 1 to 4096.
+    labels : (H, W) int32, the cluster of each pixel, on the host or an array of the CUDA module.
+    guide : (H, W, C) float32 probabilities or (H, W) int32 labels with -1 = unknown; None gives no
+        cluster a class. Probabilities may be an array of the CUDA module if ``labels`` is one.
+    clusters : K, from 1 to 4096; larger than all labels.
 
     Raises
     ------
@@ -129,8 +146,8 @@ def majority_classes(labels: np.ndarray, guide: np.ndarray | None, clusters: int
 
 
 def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
-    """The classes of a guide that occur somewhere: (H, W, K) float32 probabilities, on the device
-    of the guide, and the K classes, (K,) int32.
+    """Return the classes of a guide that occur somewhere: their probabilities (H, W, K) float32, on
+    the device of the guide, and their numbers (K,) int32.
 
     Raises
     ------
@@ -141,8 +158,14 @@ def prior_scores(guide: Any) -> tuple[Any, np.ndarray]:
 
 
 def merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Scores (H, W, K) with the columns of one class added up, and the class of each column.
-    Columns without a class (-1: clusters of unknown pixels only) are dropped."""
+    """Add up the columns of scores (H, W, K) that have the same class.
+
+    Columns without a class (-1: the guide is unknown at all pixels of the cluster) are removed.
+
+    Returns
+    -------
+    The scores, and the class of each of their columns.
+    """
     kept = np.unique(classes[classes >= 0])
     if len(kept) == len(classes):
         return scores, classes
@@ -151,10 +174,19 @@ def merge_columns(scores: Any, classes: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def winning_columns(scores: Any, classes: np.ndarray, labels: Any = None) -> tuple[Any, np.ndarray]:
-    """The columns of scores (H, W, K) that are the largest of some pixel, and their classes.
+    """Keep the columns of scores (H, W, K) that are the largest at some pixel.
 
-    Any other column could win between two pixels only, where the columns of the two are as good.
-    ``labels`` : (H, W) int32, the arg max of the scores, where the caller has it already.
+    Upsampling could make another column the largest only at a place between pixels that are won by
+    different columns, where the scores of these columns are about equal.
+
+    Parameters
+    ----------
+    classes : (K,) int32, the class of each column.
+    labels : (H, W) int32, the arg max of the scores, if the caller has computed it.
+
+    Returns
+    -------
+    The scores of these columns, and their classes.
     """
     module = classes_of(scores)
     if isinstance(labels, np.ndarray):

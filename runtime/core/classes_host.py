@@ -8,19 +8,21 @@ from runtime.checks import sum_classes
 
 
 def shares(guide: np.ndarray) -> np.ndarray:
-    """(C,) float64: the mean of each class of a guide, (H, W, C) float32 probabilities or (H, W)
-    int32 labels with -1 = unknown."""
+    """Return (C,) float64: the share of each class in a guide, (H, W, C) float32 probabilities or
+    (H, W) int32 labels with -1 = unknown. For labels, C is the largest label plus 1."""
     if guide.ndim == 2:
         return np.bincount(guide[guide >= 0]) / guide.size
     return guide.mean((0, 1), dtype=np.float64)
 
 
 def take(scores: np.ndarray, classes: np.ndarray, normalised: bool) -> np.ndarray:
-    """(H, W, K) float32: the columns ``classes`` of scores (H, W, C), or the same of labels (H, W).
+    """Return (H, W, K) float32: the columns ``classes`` of scores (H, W, C), or of the one-hot form
+    of labels (H, W).
 
-    Classes that the scores do not have are zero. ``normalised``: each pixel is scaled to sum 1
-    where it is not all zero."""
-    if scores.ndim == 2:  # other labels and -1 take the last row, which is zero
+    Columns of classes that the scores do not have are zero. ``normalised`` scales each pixel to sum
+    1, unless it is all zero.
+    """
+    if scores.ndim == 2:  # other labels and -1 select the last row of the table, which is zero
         column = np.full(max(scores.max(), classes.max()) + 2, len(classes))
         column[classes] = np.arange(len(classes))
         return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[column[scores]]
@@ -33,20 +35,22 @@ def take(scores: np.ndarray, classes: np.ndarray, normalised: bool) -> np.ndarra
 
 
 def merge(scores: np.ndarray, to: np.ndarray, count: int) -> np.ndarray:
-    """(H, W, count) from (H, W, C): column k is added to column to[k], unless that is negative."""
+    """Return (H, W, count): column k of scores (H, W, C) is added to column to[k], or to none if
+    to[k] is negative."""
     table = (to[:, None] == np.arange(count)).astype(np.float32)
     return scores @ table
 
 
 def keep(scores: np.ndarray, guide: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Scores (H, W, C), which are set in place to the guide's values where the (H, W) mask is."""
+    """Set scores (H, W, C) in place to the guide's values where ``mask``, (H, W) bool, is True."""
     scores[mask] = guide[mask]
     return scores
 
 
 def hard(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) int32: the first of the largest classes of a guide, -1 = unknown; and (H, W) float32:
-    the value of that class."""
+    """Return (H, W) int32: the class with the largest value in a guide, the first one of equals, -1
+    where all are zero; and (H, W) float32, the value of that class. A guide of labels is returned
+    itself, with the value 1, or 0 where it is -1."""
     if guide.ndim == 2:
         return guide, (guide >= 0).astype(np.float32)
     best = guide.argmax(-1)
@@ -55,20 +59,21 @@ def hard(guide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs(labels: np.ndarray, hard: np.ndarray, clusters: int, classes: int) -> np.ndarray:
-    """(clusters, classes): how many pixels of two (H, W) int32 maps have both; pixels with a
-    negative number in ``hard`` do not count."""
+    """Return (clusters, classes): entry (k, c) is the number of pixels with k in ``labels`` and c
+    in ``hard``, two (H, W) int32 maps. Pixels with a negative number in ``hard`` do not count."""
     known = hard >= 0
     index = labels[known].astype(np.int64) * classes + hard[known]
     return np.bincount(index, minlength=clusters * classes).reshape(clusters, classes)
 
 
 def winners(scores: np.ndarray) -> np.ndarray:
-    """The classes that are the largest of some pixel of (H, W, C), ascending."""
+    """Return the classes that have the largest score of some pixel of (H, W, C), ascending."""
     return np.flatnonzero(np.bincount(scores.argmax(-1).ravel()))
 
 
 def colour_counts(picture: np.ndarray) -> np.ndarray:
-    """(512,): pixels of each of 8 x 8 x 8 colours of (H, W, 3) float32 in [0, 1]."""
+    """Return (512,): the number of pixels of each of 8 x 8 x 8 colours of a picture, which is
+    (H, W, 3) float32 in [0, 1]."""
     bins = np.minimum((picture * 8).astype(np.int32), 7)
     flat = (bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]).ravel()
     return np.bincount(flat, minlength=512)

@@ -9,13 +9,13 @@ from runtime.checks import check_count, check_positive
 from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
-# Named settings, as (options, working scale).
+# The fields in which each named setting differs from the default RefineConfig.
 PRESETS: dict[str, dict[str, Any]] = {
     "residual": {},
     "fast": {"scale": 0.25},
     "dynaguide": {"objective": "dynaguide"},
-    # The public code's behaviour, quirks included: three blocks, conv1 twice, modulo mapping,
-    # model.eval() statistics for the final map.
+    # The behaviour of DynaGuide's public code: three blocks, conv1 also as the skip connection, the
+    # mapping by index, and running statistics for the final map, as model.eval() uses them.
     "dynaguide_code": {
         "objective": "dynaguide",
         "blocks": 3,
@@ -31,16 +31,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig(RefineOptions):
-    """How a picture is refined: :class:`runtime.RefineOptions`, and at what size.
+    """How a picture is refined: the options of :class:`runtime.RefineOptions`, and the working size.
 
     Parameters
     ----------
-    scale : working size over picture size, in (0, 1]. Half the picture is the default: nothing was
-        gained above it; a quarter ("fast") costs a quarter of that and loses little.
-    max_pixels : the working size is reduced further to have at most this many pixels, which bounds
+    scale : height and width of the working size, relative to the picture's, in (0, 1]. Above the
+        default, 0.5, quality did not improve; 0.25 ("fast") computes a quarter of the pixels of 0.5
+        and loses little quality.
+    max_pixels : the working size has at most this many pixels, whatever ``scale`` is. This bounds
         memory and time for large pictures.
-
-    The options of :class:`runtime.RefineOptions` are fields as well.
 
     Raises
     ------
@@ -62,12 +61,16 @@ class RefineConfig(RefineOptions):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> RefineConfig:
-        """A named setting with ``changes``: residual, fast, dynaguide, dynaguide_code, dynaseg_fsf
-        or dynaseg_scf.
+        """Return a named setting, with other values for the fields in ``changes``.
+
+        Parameters
+        ----------
+        name : "residual", "fast", "dynaguide", "dynaguide_code", "dynaseg_fsf" or "dynaseg_scf".
 
         Raises
         ------
-        InputError : an unknown name, or a change out of range.
+        InputError : an unknown name, a value out of range, or an option that the objective does not
+            use.
 
         Example
         -------
@@ -78,17 +81,17 @@ class RefineConfig(RefineOptions):
         return cls(**{**PRESETS[name], **changes})
 
     def changes(self) -> dict[str, list[Any]]:
-        """Settings that are not their objective's own: name -> [value, default]."""
+        """Return the fields that differ from the objective's defaults: name -> [value, default]."""
         default = asdict(RefineConfig(objective=self.objective))
         return {k: [v, default[k]] for k, v in asdict(self).items() if v != default[k]}
 
     def options(self) -> dict[str, Any]:
-        """The part that :func:`runtime.refine` takes."""
+        """Return the fields that :func:`runtime.refine` takes as keywords: all but the size."""
         own = {f.name for f in fields(RefineOptions)}
         return {name: value for name, value in asdict(self).items() if name in own}
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the picture that is refined, each at least 1."""
+        """Return the height and width, at least 1, at which a picture of this size is refined."""
         pixels = height * width
         scale = min(self.scale, (self.max_pixels / pixels) ** 0.5)
         size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -106,9 +109,9 @@ class FilterConfig:
 
     Parameters
     ----------
-    radius : in pixels of the picture; the filter works at the working size with a radius of at
-        least one pixel there.
-    eps : contrast (variance of colours in [0, 1]) below which edges are not followed.
+    radius : of the filter's window, in pixels of the picture. It is scaled to the working size,
+        where it is at least one pixel.
+    eps : the filter does not follow edges with a smaller contrast (variance of colours in [0, 1]).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The guide as a checked value: it is checked where it enters, and never again."""
+"""A checked guide: the check runs once, so that no later function repeats it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from runtime.errors import InputError
 @dataclass(frozen=True)
 class Guide:
     """A guide that has passed :func:`runtime.checks.check_guide`. A function that takes a Guide
-    relies on what is written here and checks nothing but the size.
+    relies on this description and checks only the size.
 
     Attributes
     ----------
-    array : (h, w, C) float32 probabilities, C-contiguous: the values of a pixel sum to 1, to less
-        where the guide was resized and knows only a part of the pixel, and to 0 where the guide
-        knows nothing. Or (h, w) int32 labels, -1 = unknown. The array lies on the host, or on a GPU
-        as an array of the CUDA module.
+    array : (h, w, C) float32 probabilities, C-contiguous, or (h, w) int32 labels with -1 = unknown;
+        on the host, or on a GPU as an array of the CUDA module. The probabilities of a pixel sum to
+        1. The sum is 0 at an unknown pixel, and between 0 and 1 at a pixel that resizing made from
+        known and unknown ones.
     """
 
     array: Any
 
     @classmethod
     def checked(cls, guide: Any, height: int, width: int, *, gpu: bool = False) -> Guide:
-        """``guide`` itself if it is a Guide, else the Guide of a checked array.
+        """Return ``guide`` itself if it is a Guide, else check the array and return its Guide.
 
         Parameters
         ----------
@@ -36,7 +36,9 @@ class Guide:
 
         Raises
         ------
-        InputError : another size or dtype, NaN, negative values, or a guide that knows nothing.
+        InputError : another size. For an array also another dtype, NaN, negative values, labels out
+            of -1 to 4095, or an array on a GPU without ``gpu``.
+        UnknownGuide : every pixel of the array is unknown.
         """
         if not isinstance(guide, Guide):
             return cls(check_guide(guide, height, width, gpu=gpu))

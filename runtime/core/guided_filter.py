@@ -1,4 +1,4 @@
-"""The guided filter and joint upsampling: arguments are checked, the device's module computes."""
+"""The guided filter and joint upsampling: check the arguments, then call the device's module."""
 
 from __future__ import annotations
 
@@ -36,39 +36,44 @@ def guided_filter(
     stream: int | None = None,
     threads: int | None = None,
 ) -> np.ndarray:
-    """Guided filter (He, Sun, Tang, TPAMI 2013), its fast form (He, Sun 2015), joint upsampling.
+    """Filter or upsample values so that they follow the edges of a guidance image.
+
+    This is the guided filter (He, Sun, Tang, TPAMI 2013); with ``subsample`` its fast form (He, Sun
+    2015); with values smaller than the guidance, joint upsampling.
 
     Parameters
     ----------
     guidance : (H, W) or (H, W, 1) grey or (H, W, 3) colour, float32; eps is meant for [0, 1]. uint8
         counts as level / 255 and is faster, so that a camera's picture needs no conversion.
-    values : (H, W, K) or (H, W) float32, which are filtered. Or (h, w, K), smaller than the
-        guidance: these are upsampled to the guidance's size (the coefficients are computed at
-        (h, w) from the averaged guidance, and interpolated bilinearly).
-    radius : of the (2 radius + 1)^2 window, in pixels of ``values``. Windows are cut at the
-        borders and divided by their true area.
-    eps : regularisation: contrast (variance) below it is smoothed.
-    subsample : s > 1 computes the coefficients at 1/s of the size, with radius / s.
-    out : an array for the result, float32 of its shape, C-contiguous, and not part of ``guidance``;
-        it may be ``values``. It saves the time in which the system clears new memory. Only for
-        "cpu": on a GPU the module itself keeps memory for the next call.
-    device : "cpu", "cuda", "cuda:1". With a GPU, ``guidance`` and ``values`` may lie on it:
+    values : (H, W, K) or (H, W) float32, the values to filter. Or (h, w, K) or (h, w), smaller than
+        the guidance: the coefficients are computed at (h, w) from the averaged guidance, and
+        interpolated bilinearly to (H, W).
+    radius : of the (2 radius + 1)^2 window, in pixels of ``values``. A window ends at the border of
+        the picture; its sums are divided by the number of pixels that it contains.
+    eps : regularisation: contrast (variance) below this value is smoothed.
+    subsample : s > 1 computes the coefficients at 1/s of the height and width, with radius / s.
+    out : an array for the result: float32, of the result's shape, C-contiguous, and no part of
+        ``guidance``; it may be ``values``. It saves the time in which the system clears new memory.
+        Only for "cpu": on a GPU the module reuses its memory.
+    device : "cpu", "cuda", "cuda:1". With a GPU, ``guidance`` and ``values`` may be on this GPU:
         arrays of PyTorch, CuPy, JAX, or any with ``__dlpack__`` or ``__cuda_array_interface__``,
-        C-contiguous and float32, the guidance also uint8. They are not copied, and not searched
-        for NaN, because that would make the program wait for the GPU.
-    stream : the cudaStream_t to work on, as an integer; the module's own when None.
+        C-contiguous and float32, the guidance also uint8. Such arrays are not copied, and not
+        searched for NaN, because a search would make the program wait for the GPU.
+    stream : the cudaStream_t to work on, as an integer; None: the module's own. None on "cpu".
+    threads : most threads of the CPU; all processors when None.
 
     Returns
     -------
-    (H, W, K) float32, or (H, W) when ``values`` had two dimensions. Not clipped. If an argument was
-    on the GPU, so is the result: a ``runtime._cuda.Array``, with both protocols and ``numpy()``,
-    whose values are complete when the work on ``stream`` is.
+    (H, W, K) float32, or (H, W) if ``values`` has two dimensions; ``out`` if that is not None. Not
+    clipped. If an argument is on the GPU, the result is too: a ``runtime._cuda.Array``, with both
+    protocols and ``numpy()``, whose values are complete when the work on ``stream`` is done.
 
     Raises
     ------
-    InputError : shapes that do not fit, NaN, a radius below 1.
-    DeviceError : the GPU fails, or its memory is full.
-    MissingBackend : "cuda", but no CUDA module, driver or GPU is present.
+    InputError : shapes that do not fit, another dtype, NaN, an option out of range, an ``out`` that
+        cannot be used, or on a GPU more than 65535 rows.
+    DeviceError : the GPU cannot be used, fails, or its memory is full; or SEG_ISA is wrong.
+    MissingBackend : a native module is not built, or there is no CUDA driver or GPU for "cuda".
 
     Example
     -------
@@ -94,7 +99,7 @@ def guided_filter(
     if out is not None:
         out = _check_out(out, (height, width, classes), two_dimensional, guidance, bool(where))
     threads = thread_count(threads)
-    isa()
+    isa()  # raises if SEG_ISA is wrong
     guidance, values = _moved(core, where, guidance=guidance, values=values)
     if where and guidance.dtype == np.uint8:
         guidance = core.working_picture(guidance, height, width, **where)
@@ -110,6 +115,7 @@ def guided_filter(
             check_finite(name, planes)
         return low
 
+    # With subsample 1 and values of the guidance's size, nothing is shrunk.
     low, values = shrink("guidance", guidance), shrink("values", values)
     to = {} if out is None else {"out": out}
     if low.shape == guidance.shape:
@@ -127,7 +133,7 @@ def guided_filter(
 def _check_out(
     out: Any, shape: tuple[int, ...], two_dimensional: bool, guidance: np.ndarray, gpu: bool
 ) -> np.ndarray:
-    """``out`` of guided_filter, with three dimensions."""
+    """Check ``out`` of guided_filter and return a view of it with three dimensions."""
     if gpu:
         raise InputError(
             "out is for device 'cpu' only", fix="leave it out: the GPU reuses its memory"
@@ -144,8 +150,8 @@ def _check_out(
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
-    """The module of ``device``, the further keywords of its functions (on a GPU device and stream),
-    and ``arrays``, of which those on the GPU become arrays of the module."""
+    """Return the module of ``device``; further keywords for its functions (device and stream on a
+    GPU, none on the CPU); and each of ``arrays``, as an array of the module if it is on the GPU."""
     core, (kind, index) = module_of(device), parse_device(device)
     if kind == "cpu":
         if stream is not None:
@@ -159,7 +165,8 @@ def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
 
 
 def _moved(core: Any, where: dict[str, Any], **arrays: Any) -> Iterator[Any]:
-    """The checked arrays; on a GPU, those of the host are copied to it."""
+    """Yield each of ``arrays``, which are checked. If ``where`` names a GPU, arrays on the host are
+    copied to that GPU, and more than 65535 rows are an InputError."""
     for name, array in arrays.items():
         if where:
             check_rows(name, array)
@@ -177,29 +184,32 @@ def joint_upsample(
     stream: int | None = None,
     threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joint upsampling: labels at the picture's size from scores at a smaller size. Scores at the
-    picture's size are never in memory as a whole.
+    """Compute labels at the picture's size from scores at a smaller size (joint upsampling).
+
+    Scores at the picture's size are never in memory as a whole.
 
     Parameters
     ----------
     image : (H, W, 3) uint8 RGB.
     scores : (h, w, K) float32 probabilities, at most as large as ``image``.
-    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged down: the colour guided
-        filter upsamples. None: scores are interpolated bilinearly.
-    radius, eps : of the guided filter, radius in pixels of ``scores``.
-    device, stream : as in :func:`guided_filter`; the values of arrays on a GPU are not checked.
-    threads : most threads of the CPU; all processors when None.
+    low_image : (h, w, 3) float32 RGB in [0, 1], ``image`` averaged to the size of ``scores``; the
+        guided filter follows its colours. None: scores are interpolated bilinearly.
+    radius, eps : of the guided filter, radius in pixels of ``scores``; not used without
+        ``low_image``.
+    device, stream, threads : as in :func:`guided_filter`; the values of arrays on a GPU are not
+        checked.
 
     Returns
     -------
     labels (H, W) int32, arg max of the upsampled scores; confidence (H, W) float32, their maximum
-    cut to [0, 1]. On the GPU if an argument was.
+    clipped to [0, 1]. Both are on the GPU if an argument is.
 
     Raises
     ------
-    InputError : shapes that do not fit, NaN, scores larger than the picture.
-    DeviceError : the GPU fails, or its memory is full.
-    MissingBackend : "cuda", but no CUDA module, driver or GPU is present.
+    InputError : shapes that do not fit, another dtype, NaN, scores larger than the picture, an
+        option out of range, or on a GPU more than 65535 rows.
+    DeviceError : the GPU cannot be used, fails, or its memory is full; or SEG_ISA is wrong.
+    MissingBackend : a native module is not built, or there is no CUDA driver or GPU for "cuda".
 
     Example
     -------
@@ -218,12 +228,12 @@ def joint_upsample(
     if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
         raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")
     threads = thread_count(threads)
-    isa()
+    isa()  # raises if SEG_ISA is wrong
     picture, scores = _moved(core, where, image=picture, scores=scores)
     if low_image is None and where:
         coefficients = core.bilinear_coefficients(scores, **where)
     elif low_image is None:
-        coefficients = np.moveaxis(scores[:, :, None, :], 1, -1)
+        coefficients = np.moveaxis(scores[:, :, None, :], 1, -1)  # (h, 1, K, w): constants only
     else:
         low_image = check_image(low_image, "low_image", gpu=bool(where))
         if low_image.shape[:2] != scores.shape[:2]:
