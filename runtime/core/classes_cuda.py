@@ -38,8 +38,8 @@ def merge(scores: Any, to: np.ndarray, count: int) -> Any:
 
 
 def keep(scores: Any, guide: Any, mask: np.ndarray) -> Any:
-    """Set scores (h, w, C) in place to the guide's values where ``mask`` is True, (h, w) bool on the
-    host. The result is an array of the same memory."""
+    """Set scores (h, w, C) in place to the guide's values where ``mask`` is True, which is (h, w)
+    bool on the host. The result is an array of the same memory."""
     mask = np.ascontiguousarray(mask)
     return module_of_array(scores).keep_pixels(scores, guide, mask, device=scores.device)
 

@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig(RefineOptions):
-    """How a picture is refined: the options of :class:`runtime.RefineOptions`, and the working size.
+    """How a picture is refined: all fields of :class:`runtime.RefineOptions`, and the size.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The options of a refinement: a frozen record, checked when it is made, with the papers' names."""
+"""The options of a refinement: a frozen record that checks its values. Names are the papers'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "dynaseg": {"steps": 1000, "channels": 100, "lr": 0.1, "skip": "none", "final_bn": "image",
                 "weighting": "fsf", "continuity": "l1", "diagonals": False, "min_labels": 3},
 }  # fmt: skip
-CHOICES = {
+CHOICES = {  # the values of the options that are words
     "objective": tuple(_DEFAULTS),
     "skip": ("none", "shared", "own"),
     "weighting": ("fixed", "fsf", "scf"),
@@ -25,6 +25,7 @@ CHOICES = {
     "mapping": ("overlap", "index_modulo"),
     "final_bn": ("none", "image", "running"),
 }
+# Options that an objective does not use: these keep their defaults.
 _RESIDUAL_ONLY = ("lam", "sigma", "offsets", "balance")
 _CLUSTER_ONLY = ("skip", "weighting", "mu", "beta", "continuity", "diagonals", "mapping",
                  "final_bn", "soft_guide")  # fmt: skip
@@ -33,39 +34,45 @@ _UNUSED = {"residual": _CLUSTER_ONLY, "dynaguide": _RESIDUAL_ONLY, "dynaseg": _R
 
 @dataclass(frozen=True, kw_only=True)
 class RefineOptions:
-    """Options of one refinement. ``None`` takes the objective's own value.
+    """Options of one refinement. None stands for the objective's own default.
 
     Parameters
     ----------
     objective : "residual" (ours, docs/algorithm.md), "dynaguide" (Guermazi et al., IVC 2025) or
-        "dynaseg" (Guermazi et al., IVC 2024; without a guide).
-    steps : most SGD steps; 0 returns the untrained network's map (for residual: the prior).
-        Residual 10, the others 1000.
-    channels : width of the network and, for dynaguide and dynaseg, of the response map (32; 100).
+        "dynaseg" (Guermazi et al., IVC 2024; as published it has no guide).
+    steps : most SGD steps: 10 for residual, 1000 for the others. 0 returns the map of the untrained
+        network, which for residual is the guide.
+    channels : width of the network, and for dynaguide and dynaseg the number of clusters: 32 for
+        residual, 100 for the others.
     blocks : convolution blocks, 2 or 3.
-    lr, momentum : of SGD (0.05; 0.1), 0.9.
+    lr : learning rate of SGD: 0.05 for residual, 0.1 for the others.
+    momentum : of SGD.
     seed : of the initial weights.
-    skip : dynaguide's residual connection: its "own" 3x3 convolution (as published), conv1 "shared"
-        (the public code), or "none".
-    weighting : of the continuity loss: "fixed" mu, "fsf" K' / beta, "scf" mu / K', with K' the
-        number of labels in the current map. DynaSeg calls its FSF constant mu, DynaGuide beta.
-    mu, beta : see weighting; mu is 50 for "scf" and 1 for "fixed", beta 15.
-    continuity : "l1" or "huber" (threshold 1) of neighbouring differences of the response map.
-    diagonals : also the two diagonal directions.
-    mapping : of guide classes to clusters: "overlap" (largest shared area one to one, re-solved in
-        the first 10 steps, then frozen) or "index_modulo" (the public code: i-th class to the
-        (i mod K')-th cluster, each step anew).
-    final_bn : the last batch norm: "image" (this picture's statistics), "running" (the final map
-        uses running statistics, as model.eval() does) or "none".
-    soft_guide : dynaguide follows the guide's probabilities instead of their arg max.
+    skip : the convolution of a connection from the picture to the last layer: "own", 3x3 (as
+        DynaGuide publishes it), "shared" with conv1 (its public code), or "none".
+    weighting : weight of the continuity loss: "fixed" is mu, "fsf" is K' / beta, "scf" is mu / K',
+        where K' is the number of labels in the current map. DynaSeg calls its FSF constant mu,
+        DynaGuide beta.
+    mu, beta : see ``weighting``. None for mu is 50 with "scf", else 1.
+    continuity : "l1" or "huber" (threshold 1): the function of the differences between neighbours
+        in the response map that the continuity loss adds up.
+    diagonals : the continuity loss uses the two diagonal directions as well.
+    mapping : of the guide's classes to clusters: "overlap" (one to one with the largest shared
+        area, computed in each of the first 10 steps, then frozen) or "index_modulo" (as the public
+        code: the i-th class to the (i mod K')-th cluster, computed in each step).
+    final_bn : the batch norm after the last layer: "image" (statistics of this picture), "running"
+        (as "image", but running statistics for the final map, as model.eval() does) or "none".
+    soft_guide : dynaguide uses the guide's probabilities instead of their arg max.
     min_labels : stop after a step whose map had at most this many labels; 0 = never.
-    silhouette : stop when K' falls to the number of clusters (3..26) with the best silhouette of
-        the picture's colours, and keep the last map with at least that many.
-    early_stop : stop when, compared with 10 steps before, at least this share of the labels is
-        equal and the loss has changed by less than 1 %, at three checks in a row; 0 = never,
-        0.995 is sensible.
-    lam, sigma, offsets, balance : residual's pair-loss weight, contrast scale (of colours in
-        [0, 1]), neighbour distances in pixels, and class-balance exponent.
+    silhouette : stop when K' falls to the number of clusters (3 to 26) with the best silhouette of
+        the picture's colours, and return the last map with at least that many labels.
+    early_stop : stop if at least this share of the labels is equal to the labels of 10 steps before
+        and the loss has changed by less than 1 %, at three checks in a row; 0 = never, 0.995 is
+        sensible.
+    lam : weight of residual's pair loss.
+    sigma : contrast scale of residual's pair loss, for colours in [0, 1].
+    offsets : distances between the pixels of a pair in residual's pair loss, in pixels.
+    balance : exponent of residual's class weights; 0 gives all classes the same weight.
 
     Raises
     ------
@@ -152,6 +159,7 @@ def _check_choice(name: str, value: object) -> None:
 
 
 def _check(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
+    """Check that a value is a number in [low, high]; with ``kind`` int a whole number."""
     if not (is_count if kind is int else is_number)(value, low, high):
         what = "a whole number" if kind is int else "a number"
         raise InputError(f"{name} is {value!r}; wanted {what} from {low:g} to {high:g}")

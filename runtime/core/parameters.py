@@ -1,8 +1,8 @@
-"""The refinement network's tensors: names, shapes, order and initial values.
+"""The objectives, and the refinement network's tensors: names, shapes, order and initial values.
 
-The order and layout are PyTorch's (out, in, kh, kw), so that ``state_dict`` can be loaded there
-with ``strict=True``, and the native core reads the same numbers from three flat vectors:
-parameters, momenta, buffers (csrc/network.h).
+Names, order and layout (out, in, kh, kw) are PyTorch's, so that PyTorch loads the weights and
+buffers with ``strict=True``. The native core reads the same numbers from three flat vectors:
+parameters, momenta and buffers (runtime/csrc/network.h).
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import numpy as np
 from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
-State = dict[str, np.ndarray]
+State = dict[str, np.ndarray]  # tensors by name: weights, buffers, momenta, batch counters
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The properties of an objective. Other modules ask for them and never compare its name.
+    """The properties of an objective. Other modules read these instead of comparing names.
 
     Attributes
     ----------
-    native : its number in csrc/network.h.
+    native : the objective's number in runtime/csrc/network.h.
     inputs : channels of the network's input: RGB, and for residual also the coordinates.
     channels_follow_classes : the response map has one channel for each class of the guide and
         starts as the guide, so a guide is required. Otherwise its channels are clusters, which have
         no fixed meaning.
-    takes_guide : a guide takes part in the losses.
-    maps_clusters : the classes of the guide are mapped to clusters.
-    losses : name of each loss -> its column among the four that the loops record.
+    takes_guide : the objective as published has a guide loss. If False, the SDK passes no guide, and
+        the graphs of a bundle have no input for one.
+    maps_clusters : the objective as published maps the classes of the guide to clusters.
+    losses : name of each loss -> its column among the four losses that each step records.
     golden_steps : most steps of a golden vector. The published objectives get few: their losses
         have kinks, and a value that rounding moves across a kink changes all later steps.
     update_tolerance : largest relative error of one step's update against float64 at export. It is
@@ -49,7 +50,7 @@ class Objective:
 
     @property
     def takes_soft_guide(self) -> bool:
-        """Whether the guide's probabilities are used whatever ``soft_guide`` says."""
+        """Whether the objective always uses the guide's probabilities, without ``soft_guide``."""
         return self.channels_follow_classes
 
 
@@ -89,18 +90,22 @@ OBJECTIVES = {
 
 
 def objective_of(options: RefineOptions) -> Objective:
-    """The properties of the options' objective."""
+    """Return the properties of the options' objective."""
     return OBJECTIVES[options.objective]
 
 
 def channel_count(options: RefineOptions, classes: int | None) -> int | None:
-    """Channels of the response map for a guide of ``classes`` classes; None if ``classes`` is None
-    and decides them."""
+    """Return the number of channels of the response map.
+
+    For residual this is ``classes``, the number of classes of the guide, which may be None
+    (unknown). For the other objectives it is the option ``channels``.
+    """
     return classes if objective_of(options).channels_follow_classes else options.channels or 1
 
 
 def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """Name -> shape of every parameter and of every batch-norm buffer, in state order."""
+    """Return name -> shape of every parameter, and of every batch-norm buffer, in the order of a
+    state. ``classes`` is the number of channels of the response map."""
     parameters: dict[str, tuple] = {}
     buffers: dict[str, tuple] = {}
 
@@ -127,11 +132,12 @@ def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict
 
 
 def initial_state(options: RefineOptions, classes: int) -> State:
-    """The state before the first step, from the option ``seed``.
+    """Return the state before the first step, from the option ``seed``.
 
-    Convolutions follow PyTorch's default, weight and bias uniform in +-1/sqrt(fan in); batch norm
-    is 1 and 0; residual's last layer is zero, so that step 0 is the prior. The numbers are the top
-    24 bits of PCG64(seed), which NumPy keeps stable between versions.
+    Convolutions follow PyTorch's default: weight and bias are uniform in +-1/sqrt(fan in). Batch
+    norms have weight 1, bias 0, mean 0 and variance 1. Residual's last layer is zero, so that the
+    first map is the guide. The random numbers are the top 24 bits of PCG64(seed), whose stream is
+    the same in all versions of NumPy.
     """
     parameters, buffers = shapes(options, classes)
     bits = np.random.PCG64(options.seed)
@@ -159,7 +165,9 @@ def initial_state(options: RefineOptions, classes: int) -> State:
 def select_classes(
     options: RefineOptions, state: Mapping[str, np.ndarray], classes: np.ndarray | None
 ) -> State:
-    """``state`` with only those rows of the last layer that belong to ``classes``; all when None.
+    """Return ``state`` with only those rows of the last layer that belong to ``classes``.
+
+    All rows are kept if ``classes`` is None, and for objectives whose channels are clusters.
 
     Raises
     ------
@@ -178,6 +186,7 @@ def select_classes(
 
 
 def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
+    """Return PyTorch's counter of batches for each batch norm, with the value ``batches``."""
     norms = [n.removesuffix(".running_mean") for n in buffers if n.endswith("running_mean")]
     return {f"{n}.num_batches_tracked": np.asarray(batches, np.int64) for n in norms}
 
@@ -185,14 +194,14 @@ def _counters(buffers: Mapping[str, tuple], batches: int) -> State:
 def flatten(
     options: RefineOptions, classes: int, state: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Parameters, momenta and batch-norm buffers of ``state`` as three flat float32 vectors, and
-    the number of batches that its batch norms have counted.
+    """Return parameters, momenta and batch-norm buffers of ``state`` as three flat float32 vectors,
+    and the number of batches that its batch norms have counted.
 
-    Momenta and counters may be missing (a plain PyTorch state_dict has no momenta): they are zero.
+    Momenta and counters that are missing are zero: a plain PyTorch state_dict has no momenta.
 
     Raises
     ------
-    InputError : a name that is missing or unknown, a wrong shape, NaN.
+    InputError : a name that is missing or unknown, a wrong shape, NaN or infinity.
     """
     parameters, buffers = shapes(options, classes)
     wanted = {**parameters, **buffers}
@@ -228,7 +237,7 @@ def unflatten(
     buffers: np.ndarray,
     batches: int,
 ) -> State:
-    """Inverse of :func:`flatten`."""
+    """Return the state from the results of :func:`flatten`, as copies."""
     parameter_shapes, buffer_shapes = shapes(options, classes)
 
     def cut(vector: np.ndarray, wanted: dict[str, tuple], prefix: str = "") -> State:

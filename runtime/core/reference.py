@@ -1,7 +1,9 @@
 """The specification of the native functions in NumPy: for any float dtype, clear and slow.
 
-Each native function has its equal here with the same arguments. Maps are (H, W, C); weights are
-PyTorch's (out, in, kh, kw). Equation numbers are those of docs/algorithm.md.
+A native function of the same name computes the same values; its arguments for speed (threads, isa)
+and its layout of the guided filter's coefficients differ. Maps are (H, W, C); weights are PyTorch's
+(out, in, kh, kw). A gradient is named d plus the name of its variable: dr is the gradient of the
+losses by r. Equation numbers are those of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Array = np.ndarray
 
 
 def _shifted(x: Array, dy: int, dx: int) -> Array:
-    """The result at (y, x) is x at (y + dy, x + dx), zero outside the map."""
+    """Shift a map: the result at row i, column j is x at row i + dy, column j + dx, or zero outside
+    the map."""
     h, w = x.shape[:2]
     out = np.zeros_like(x)
     if abs(dy) < h and abs(dx) < w:
@@ -44,7 +47,8 @@ def _shifted(x: Array, dy: int, dx: int) -> Array:
 def neighbours(
     shape: tuple[int, ...], dy: int, dx: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Two indices of a map: all pixels n that have a neighbour n + (dy, dx), and those."""
+    """Return two indices of a map: of all pixels n that have a neighbour n + (dy, dx), and of these
+    neighbours."""
     h, w = shape[:2]
     ys, yt = slice(max(-dy, 0), h - max(dy, 0)), slice(max(dy, 0), h - max(-dy, 0))
     xs, xt = slice(max(-dx, 0), w - max(dx, 0)), slice(max(dx, 0), w - max(-dx, 0))
@@ -57,7 +61,7 @@ def neighbours(
 
 
 def conv(x: Array, weight: Array, bias: Array, relu: bool = False) -> Array:
-    """Stride 1, zero padding, kernel 1 or 3."""
+    """Convolution with stride 1, zero padding and kernel 1 or 3, then ReLU if ``relu``."""
     r = weight.shape[2] // 2
     y = sum(
         _shifted(x, i - r, j - r) @ weight[:, :, i, j].T
@@ -81,7 +85,8 @@ def conv_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Arr
 
 
 def batch_norm(x: Array, gamma: Array, beta: Array, statistics: Any = None) -> tuple[Array, Any]:
-    """Batch norm of one picture; ``statistics`` (mean, variance) replace its own."""
+    """Batch norm of one picture, and the (mean, variance) that it used: ``statistics``, or those of
+    the picture if None."""
     mean, var = statistics if statistics is not None else (x.mean((0, 1)), x.var((0, 1)))
     xhat = (x - mean) / np.sqrt(var + x.dtype.type(NORM_EPS))
     return xhat * gamma + beta, (mean, var)
@@ -111,9 +116,10 @@ def cluster_loss(
     r: Array, labels: Array, guide: Array | None, table: Array, self_weight: float,
     guide_weight: float,
 ) -> tuple[Array, float, float]:  # fmt: skip
-    """Equations 3 and 8: cross-entropy to the own labels and to the mapped guide.
+    """Equations 3 and 8: cross-entropy to the map's own labels and to the mapped guide.
 
-    Returns dr and the two sums over pixels, before their weights.
+    ``table`` is the cluster of each class of the guide. Returns dr, which contains the weights, and
+    the two sums over pixels, without the weights.
     """
     p, lse, _ = softmax(r)
     own = np.eye(r.shape[2], dtype=r.dtype)[labels]
@@ -132,7 +138,10 @@ def cluster_loss(
 
 
 def spatial_loss(r: Array, weight: float, scale: Array, huber: bool) -> tuple[Array, float]:
-    """Equations 4 to 7: weight * sum over directions of scale * sum of h(difference)."""
+    """Equations 4 to 7: the sum over directions of scale * sum of h(difference).
+
+    Returns dr, which contains ``weight``, and the sum, without ``weight``.
+    """
     dr, loss = np.zeros_like(r), 0.0
     for (dy, dx), s in zip(SPATIAL_NEIGHBOURS, scale, strict=True):
         here, there = neighbours(r.shape, dy, dx)
@@ -162,7 +171,9 @@ def residual_loss(
     z: Array, q: Array, confidence: Array, class_weight: Array, affinity: Array, offsets: Array,
     lam: float,
 ) -> tuple[Array, float, float]:  # fmt: skip
-    """Equations 12 and 13. ``affinity`` is already scaled. Returns dz, guide loss, pair loss."""
+    """Equations 12 and 13. Each plane of ``affinity`` is already divided by its number of pairs and
+    by the number of planes. Returns dz, which contains ``lam``, guide loss, and pair loss without
+    ``lam``."""
     p, lse, _ = softmax(z)
     n = z.shape[0] * z.shape[1]
     target = class_weight * q * confidence[..., None] / n
@@ -179,7 +190,7 @@ def residual_loss(
 
 
 def sgd_step(w: Array, v: Array, dw: Array, lr: float, momentum: float) -> tuple[Array, Array]:
-    """Equation 9."""
+    """One SGD step with momentum (equation 9): the new w and v."""
     v = v.dtype.type(momentum) * v + dw
     return w - w.dtype.type(lr) * v, v
 
@@ -188,7 +199,8 @@ def sgd_step(w: Array, v: Array, dw: Array, lr: float, momentum: float) -> tuple
 
 
 def assign(cost: Array) -> Array:
-    """Column of each row in the assignment of least total cost (rows <= columns)."""
+    """Column of each row in the one-to-one assignment of least total cost (rows <= columns), by the
+    Hungarian method with potentials u and v."""
     rows, columns = cost.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
     row_of = np.zeros(columns + 1, int)
@@ -220,15 +232,15 @@ def assign(cost: Array) -> Array:
 
 
 def overlap_mapping(guide: Array, labels: Array, classes: int, clusters: int) -> Array:
-    """Class -> cluster with the largest shared area, one to one; the rest by largest overlap."""
+    """Class -> cluster by :func:`largest_overlap` of the guide with the labels."""
     one_hot = np.eye(clusters)[labels]
     soft = guide if guide.ndim == 3 else np.eye(classes + 1)[guide][..., :classes]
     return largest_overlap(np.einsum("hwc,hwk->ck", soft.astype(np.float64), one_hot))
 
 
 def largest_overlap(area: Array, solve: Callable[[Array], Array] = assign) -> Array:
-    """Row -> column with the largest shared area, one to one. Where there are more rows than
-    columns, each row that is left over takes the column of its largest area. ``solve`` is
+    """Row -> column, one to one, so that the sum of the areas is largest. If there are more rows
+    than columns, each remaining row gets the column of its largest area. ``solve`` is
     :func:`assign`, or the native function of that name."""
     rows, columns = area.shape
     if rows <= columns:
@@ -239,7 +251,8 @@ def largest_overlap(area: Array, solve: Callable[[Array], Array] = assign) -> Ar
 
 
 def modulo_mapping(guide: Array, labels: Array, classes: int) -> Array:
-    """i-th present class -> (i mod K')-th present cluster, both in increasing order."""
+    """i-th class that occurs in the guide -> (i mod K')-th of the K' clusters that occur, both in
+    increasing order. All classes of a guide of probabilities count as occurring."""
     present = np.arange(classes) if guide.ndim == 3 else np.unique(guide[guide >= 0])
     targets = np.unique(labels)
     mapping = np.zeros(classes, np.int32)
@@ -263,7 +276,10 @@ def residual_input(image: Array) -> Array:
 def forward(
     options: RefineOptions, state: dict[str, Array], x: Array, prior: Array | None, running: bool
 ) -> tuple[Array, dict[str, Any]]:
-    """The response map (for residual: plus the log prior), and the values that backward needs."""
+    """The response map (for residual: plus the log prior), and the values that backward needs.
+
+    ``running`` makes the batch norms use the running statistics of ``state``.
+    """
     names = ["1", *(f"2.{i}" for i in range(options.blocks - 1))]
     cache: dict[str, Any] = {"x": x, "names": names, "norms": {}}
 
@@ -319,7 +335,8 @@ def backward(
 
 
 def prepare(options: RefineOptions, image: Array, guide: Array | None) -> dict[str, Any]:
-    """The values of a picture that no step changes."""
+    """The values of a picture that are the same in all steps: the network's input, and what the
+    losses need."""
     h, w = image.shape[:2]
     if not objective_of(options).channels_follow_classes:
         known = 0
@@ -349,7 +366,8 @@ def losses(
     options: RefineOptions, r: Array, labels: Array, guide: Array | None, table: Array,
     fixed: dict[str, Any],
 ) -> tuple[Array, tuple[float, float, float, float]]:  # fmt: skip
-    """dr and (total, similarity, spatial or pair, guide)."""
+    """dr, and the losses (total, similarity, spatial or pair, guide). Only the total contains the
+    weights; residual's similarity is 0."""
     h, w, classes = r.shape
     if objective_of(options).channels_follow_classes:
         dz, guide_loss, pair_loss = residual_loss(
@@ -375,7 +393,10 @@ def losses(
 
 
 class StopRules:
-    """The rules that stop a loop after a step: few labels are left, or the map changes no more."""
+    """The rules that stop a loop after a step: few labels are left, or the map no longer changes.
+
+    ``label_floor`` is the number of labels by the silhouette, 0 without that rule.
+    """
 
     def __init__(self, options: RefineOptions, label_floor: int) -> None:
         least = options.min_labels or 0
@@ -386,7 +407,8 @@ class StopRules:
         self._calm = 0  # consecutive checks without a change
 
     def after(self, step: int, clusters: int, labels: Any, loss: float) -> str:
-        """Why to stop after this step, "" to go on. Labels are used only for the early stop."""
+        """Return the reason to stop after this step, or "" to continue. ``clusters`` is the number
+        of labels in the map. ``labels`` are used only for the early stop."""
         if self._floor and clusters <= self._floor:
             return self._few
         if not self._same or step % CHECK_EVERY:
@@ -406,7 +428,11 @@ def run(
     options: RefineOptions, state: dict[str, Array], image: Array, guide: Array | None,
     label_floor: int = 0, steps: int | None = None,
 ) -> tuple[Array, Array, Array, Array, str, dict[str, Array]]:  # fmt: skip
-    """Refine. Returns scores, labels, losses (steps, 4), clusters per step, stop reason, state."""
+    """Refine a picture.
+
+    ``label_floor`` is as in :class:`StopRules`. ``steps`` replaces the option if it is not None.
+    Returns scores, labels, losses (steps, 4), clusters per step, stop reason and state.
+    """
     dtype = image.dtype
     state = {k: v.astype(dtype) if v.ndim else v for k, v in state.items()}
     parameters = [k.removeprefix("momentum.") for k in state if k.startswith("momentum.")]
@@ -485,7 +511,8 @@ def box_mean(x: Array, radius: int) -> Array:
 
 
 def guided_coefficients(guidance: Array, values: Array, radius: int, eps: float) -> Array:
-    """Window means of a and b (He, Sun, Tang 2013): (H, W, G + 1, K)."""
+    """The coefficients a and b of He, Sun, Tang 2013, averaged over windows: (H, W, G + 1, K), the
+    G rows of a before the row of b."""
     mean_g, mean_v = box_mean(guidance, radius), box_mean(values, radius)
     g = guidance.shape[2]
     outer = box_mean(guidance[..., :, None] * guidance[..., None, :], radius)
@@ -500,7 +527,7 @@ def guided_coefficients(guidance: Array, values: Array, radius: int, eps: float)
 
 
 def resize_bilinear(x: Array, height: int, width: int) -> Array:
-    """Bilinear interpolation between pixel centres, edges held."""
+    """Bilinear interpolation between pixel centres; border pixels are repeated outside."""
 
     def axis(n: int, low: int) -> tuple[Array, Array, Array]:
         p = np.clip((np.arange(n) + 0.5) * low / n - 0.5, 0, low - 1)
@@ -522,7 +549,8 @@ def apply_coefficients(coefficients: Array, guidance: Array) -> Array:
 
 
 def joint_upsample(coefficients: Array, image: Array) -> tuple[Array, Array]:
-    """Labels and confidence in [0, 1] at the size of the uint8 ``image``."""
+    """Labels and confidence in [0, 1] at the size of the uint8 ``image``. Coefficients with one
+    row, b alone, are interpolated without guidance."""
     guidance = image.astype(coefficients.dtype) / 255
     if coefficients.shape[2] == 1:
         guidance = guidance[..., :0]

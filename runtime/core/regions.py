@@ -10,13 +10,13 @@ from runtime.errors import InputError
 
 
 def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """4-connected regions of equal label; small ones join the neighbour with the longest border.
+    """Find the 4-connected regions of equal label, and merge small ones into a neighbour.
 
     Parameters
     ----------
     labels : (H, W) integers.
-    min_area : regions under this many pixels are merged, smallest first; they take the label of
-        the region that they join. 0 merges nothing.
+    min_area : a region of fewer pixels is merged into the neighbour with the longest common border,
+        and takes its label; the smallest region is merged first. 0 merges nothing.
 
     Returns
     -------
@@ -25,7 +25,8 @@ def connected_regions(labels: np.ndarray, *, min_area: int = 0) -> tuple[np.ndar
 
     Raises
     ------
-    InputError : another shape, no integers, or integers that need more than 32 bits.
+    InputError : another shape, no pixels, no integers, integers that need more than 32 bits, or
+        ``min_area`` is no whole number of at least 0.
 
     Example
     -------

@@ -10,10 +10,10 @@ from runtime.device.transfer import module_of_array
 
 
 def resize(planes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, K) uint8 or float32 to (height, width, K).
+    """Resize (H, W, K) uint8 or float32 to (height, width, K), on the host.
 
-    Averages (INTER_AREA) when no side grows, else interpolates between pixel centres
-    (INTER_LINEAR).
+    If no side grows, pixels are averaged (INTER_AREA); else values are interpolated between pixel
+    centres (INTER_LINEAR). An array of this size already is returned itself.
     """
     if planes.shape[:2] == (height, width):
         return planes
@@ -31,16 +31,15 @@ def resize(planes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def working_picture(picture: Any, height: int, width: int) -> Any:
-    """The picture that :func:`runtime.device.transfer.upload` returned at another size: (height,
-    width, 3) float32 in [0, 1], resized as by :func:`resize`, on the same device."""
+    """Return a picture at another size, as by :func:`resize`: (height, width, 3) float32 in [0, 1],
+    on the same device. ``picture`` is a result of :func:`runtime.device.transfer.upload`."""
     if isinstance(picture, np.ndarray):
         return resize(picture, height, width).astype(np.float32) / 255
     return module_of_array(picture).working_picture(picture, height, width, device=picture.device)
 
 
 def resized(planes: Any, size: tuple[int, int]) -> Any:
-    """(h, w, C) float32 on the GPU at another size, (height, width, C), resized as by
-    :func:`resize`."""
+    """Resize (h, w, C) float32 on the GPU to (height, width, C), as :func:`resize` does."""
     if planes.shape[:2] == tuple(size):
         return planes
     return module_of_array(planes).resize_planes(planes, *size, device=planes.device)

@@ -1,19 +1,19 @@
-"""DynaSeg's silhouette phase: how many clusters the picture's colours fall into."""
+"""DynaSeg's silhouette phase: the number of clusters that the picture's colours form."""
 
 from __future__ import annotations
 
 import numpy as np
 
-SAMPLES = 2000
-COUNTS = range(3, 27)
+SAMPLES = 2000  # most pixels that are clustered
+COUNTS = range(3, 27)  # the numbers of clusters that are compared
 
 
 def best_cluster_count(image: np.ndarray) -> int:
-    """The k in 3..26 whose k-means clustering of the pixels has the best mean silhouette.
+    """Return the k in 3..26 whose k-means clustering of the pixels has the best mean silhouette.
 
-    The stop rule of DynaSeg (Guermazi et al. 2024). Pixels are clustered, as the paper's figure
-    shows; the public code clusters rows of the picture. At most 2,000 pixels, spread evenly, are
-    used, in CIE Lab. The result is deterministic.
+    DynaSeg (Guermazi et al. 2024) stops at this number of labels. Pixels are clustered, as the
+    paper's figure shows; the public code clusters rows of the picture. At most SAMPLES pixels,
+    spread evenly, are used, in CIE Lab. The result is deterministic.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def best_cluster_count(image: np.ndarray) -> int:
 
     Returns
     -------
-    k; 1 when the picture has fewer than 3 distinct colours among the samples.
+    k; 1 if the samples have fewer than 3 distinct colours.
     """
     import cv2
 
@@ -50,9 +50,11 @@ def best_cluster_count(image: np.ndarray) -> int:
 
 
 def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of (b - a) / max(a, b): a = mean distance to the own cluster, b = to the nearest other.
+    """Return the mean of (b - a) / max(a, b) over all points (Rousseeuw 1987).
 
-    ``distance`` is (n, n), ``labels`` (n,). Members of one-point clusters count 0 (Rousseeuw 1987).
+    a is a point's mean distance to the other members of its cluster, b its mean distance to the
+    members of the nearest other cluster. The point of a one-point cluster counts 0. ``distance`` is
+    (n, n), ``labels`` (n,).
     """
     one_hot = np.eye(labels.max() + 1, dtype=distance.dtype)[labels]
     size = one_hot.sum(0)
@@ -69,7 +71,7 @@ def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
 
 
 def distinct_rows(array: np.ndarray) -> int:
-    """The number of different rows of a 2-D array. ``numpy.unique`` is slower, and a Ctrl-C during
-    its comparisons becomes a TypeError."""
+    """Return the number of different rows of a 2-D array. ``numpy.unique`` is slower, and turns a
+    Ctrl-C during its comparisons into a TypeError."""
     ordered = array[np.lexsort(array.T)]
     return 1 + int(np.count_nonzero((ordered[1:] != ordered[:-1]).any(1)))
