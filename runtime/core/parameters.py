@@ -29,8 +29,8 @@ class Objective:
     channels_follow_classes : the response map has one channel for each class of the guide and
         starts as the guide, so a guide is required. Otherwise its channels are clusters, which have
         no fixed meaning.
-    takes_guide : the objective as published has a guide loss. If False, the SDK passes no guide, and
-        the graphs of a bundle have no input for one.
+    takes_guide : the objective as published has a guide loss. If False, the SDK passes no guide,
+        and the graphs of a bundle have no input for one.
     maps_clusters : the objective as published maps the classes of the guide to clusters.
     losses : name of each loss -> its column among the four losses that each step records.
     golden_steps : most steps of a golden vector. The published objectives get few: their losses

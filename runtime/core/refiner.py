@@ -1,4 +1,4 @@
-"""Refinement of one picture: arguments are checked, then the device's native loop runs."""
+"""Refinement of one picture: check the arguments, then run the native loop of the device."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ from runtime.device.driver import cuda_devices, parse_device
 from runtime.device.transfer import as_device_array
 from runtime.errors import InputError
 
+# The stop reasons, and the values of options, in the order of their numbers in
+# runtime/csrc/network.h.
 STOPS = ("steps", "min_labels", "silhouette", "converged", "diverged", "budget")
-CODES: dict[str, tuple[str, ...]] = {  # the numbers of csrc/network.h
+CODES: dict[str, tuple[str, ...]] = {
     "skip": ("none", "shared", "own"),
     "weighting": ("fixed", "fsf", "scf"),
     "mapping": ("overlap", "index_modulo"),
     "final_bn": ("none", "image", "running"),
 }
-Progress = Callable[[int, int], None]
-Make = Callable[[int, int, "np.ndarray | None"], Any]  # (height, width, classes): a refiner
+Progress = Callable[[int, int], None]  # called as progress(steps done, all steps)
+Make = Callable[[int, int, "np.ndarray | None"], Any]  # make(height, width, classes)
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class Refinement:
 
     Attributes
     ----------
-    scores : (H, W, K) float32 in [0, 1], soft-max of the response map; sums to 1.
-    labels : (H, W) int32, arg max of the scores: columns of ``scores``.
-    classes : (K,) int32, the guide's class of each column, -1 where a cluster has none.
-    stats : steps, stop_reason ("steps", "min_labels", "silhouette", "converged", "diverged",
-        "budget", "one class"), clusters (labels in the last map), clusters_per_step, losses (dict
-        of lists: total, similarity, spatial or pair, guide), label_floor; on a GPU device_ms, the
-        time of the steps by CUDA events.
+    scores : (H, W, K) float32 in [0, 1], the soft-max of the response map; each pixel sums to 1.
+    labels : (H, W) int32, the arg max of the scores: the number of a column of ``scores``.
+    classes : (K,) int32, the guide's class of each column, -1 for a cluster without a class.
+    stats : "steps" (number computed), "stop_reason" ("steps", "min_labels", "silhouette",
+        "converged", "diverged", "budget" or "one class"), "clusters" (number of labels in the last
+        map), "clusters_per_step", "losses" (a list with a value per step for each of total, guide,
+        and pair for residual, or similarity and spatial), "label_floor" (number of labels by the
+        silhouette, 0 without it); on a GPU "device_ms", the time of the steps by CUDA events.
 
     Example
     -------
@@ -75,19 +78,20 @@ class Refiner:
     Parameters
     ----------
     height, width : size of the pictures in pixels.
-    classes : channels of the response map. Residual: the number of guide classes (required).
-        The others: ``channels``, and may be left out.
+    classes : channels of the response map. For residual it is the number of the guide's classes,
+        and required. For the other objectives None stands for the option ``channels``.
     device : "cpu", "cuda", "cuda:1".
-    precision : "fp32"; or on a GPU of compute capability 7.5 "fp16": convolutions on tensor cores,
-        their inputs rounded to half precision (10 bits of mantissa), sums in float32.
-    threads : most threads; all processors when None. The answer does not depend on it.
+    precision : "fp32"; or on a GPU of compute capability 7.5 or later "fp16": convolutions run on
+        tensor cores, with inputs in half precision (10 bits of mantissa) and sums in float32.
+    threads : most threads of the CPU; all processors when None. The result does not depend on it.
     isa : instruction set, a name of ``runtime.isas()``, for tests; "" = the one in use.
     options : see :class:`RefineOptions`.
 
     Raises
     ------
-    InputError : an option or size out of range.
-    MissingBackend, DeviceError : no such GPU, or not enough memory on it.
+    InputError : an option or size out of range, or a precision that the device does not have.
+    MissingBackend : the native module is not built, or there is no CUDA driver or GPU.
+    DeviceError : no such GPU, not enough memory on it, or SEG_ISA is wrong.
 
     Example
     -------
@@ -119,7 +123,7 @@ class Refiner:
             channels = self.options.channels or 1
             self.classes = check_count("classes", classes or channels, 1, 4096)
         core, threads = module_of(device), thread_count(threads)
-        _isa_or_default(isa)
+        _check_isa(isa)
         self._native = core.Refiner(
             self.height,
             self.width,
@@ -133,22 +137,23 @@ class Refiner:
 
     @property
     def arena_bytes(self) -> int:
-        """Memory of all maps, in bytes."""
+        """The memory of all maps of the native refiner, in bytes."""
         return self._native.arena_bytes()
 
     def state_dict(self) -> parameters.State:
-        """Weights, batch-norm buffers and "momentum.<name>", with PyTorch's names and shapes."""
+        """Return weights, batch-norm buffers and counters, with PyTorch's names and shapes, and the
+        momentum of each weight as "momentum.<name>"."""
         s = self._native.state()
         return parameters.unflatten(
             self.options, self.classes, s["parameters"], s["momenta"], s["buffers"], s["batches"]
         )
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Inverse of :meth:`state_dict`; momenta that are missing become zero.
+        """Set all values that :meth:`state_dict` returns; momenta that are missing become zero.
 
         Raises
         ------
-        InputError : a missing or unknown name, a wrong shape, NaN.
+        InputError : a missing or unknown name, a wrong shape, NaN or infinity.
         """
         self._native.set_state(*parameters.flatten(self.options, self.classes, state))
 
@@ -162,25 +167,31 @@ class Refiner:
         progress: Progress | None = None,
         deadline: float | None = None,
     ) -> Refinement:
-        """Refine.
+        """Refine one picture.
 
         Parameters
         ----------
         image : (H, W, 3) float32 RGB in [0, 1].
-        guide : (H, W, C) float32 probabilities, (H, W) int32 labels with -1 = unknown, or None
-            (dynaguide and dynaseg without a guide term); a Guide is not checked again. On a GPU,
-            image and probabilities may be arrays on that GPU, and scores and labels of the result
-            always are.
-        steps : instead of the option's.
-        warm : start from the state after the last run, or the loaded state; else from the weights
-            of the option ``seed``.
+        guide : (H, W, C) float32 probabilities or (H, W) integer labels with -1 = unknown; only the
+            size of a Guide is checked. None leaves out the guide loss, but residual needs a guide.
+            On a GPU, image and guide may be arrays on that GPU.
+        steps : most steps; None: the option ``steps``.
+        warm : start from the present state: that after the last run, or the loaded one. Otherwise
+            start from the weights of the option ``seed``.
         progress : called as progress(done, steps) after each step.
-        deadline : a time of time.monotonic(), in seconds; no step begins after it.
+        deadline : no step begins after this time of time.monotonic(), in seconds.
+
+        Returns
+        -------
+        A Refinement. On a GPU, its scores and labels are on the GPU if the image or the
+        probabilities are, as arrays of the CUDA module.
 
         Raises
         ------
-        InputError : a wrong size, NaN, a guide that is unknown everywhere.
-        KeyboardInterrupt : between two steps.
+        InputError : a wrong size or dtype, NaN, or no guide for residual.
+        UnknownGuide : every pixel of the guide is unknown.
+        DeviceError : the GPU fails, or its memory is full.
+        KeyboardInterrupt : Ctrl-C, between two steps.
         """
         options = self.options
         objective, gpu = parameters.objective_of(options), self.device != "cpu"
@@ -204,7 +215,7 @@ class Refiner:
         told = progress is not None or deadline is not None
 
         def report(done: int) -> bool:
-            """Whether the deadline has passed and a step is left."""
+            """Call ``progress``, and return whether the deadline ends the run before the last step."""
             if progress is not None:
                 progress(done, asked)
             return done < asked and deadline is not None and time.monotonic() >= deadline
@@ -241,7 +252,7 @@ def statistics(
     losses: np.ndarray,
     label_floor: int,
 ) -> dict[str, Any]:
-    """``Refinement.stats``; ``losses`` is (steps, 4)."""
+    """Return ``Refinement.stats``; ``losses`` is (steps, 4)."""
     columns = parameters.objective_of(options).losses
     return {
         "steps": steps,
@@ -254,8 +265,8 @@ def statistics(
 
 
 def _given(image: Any, guide: Any, device: str) -> tuple[Any, Any]:
-    """The caller's arrays; those on the GPU ``device`` as arrays of the CUDA module, but labels as
-    a copy on the host, where their classes are counted."""
+    """Return image and guide. Arrays on the GPU ``device`` become arrays of the CUDA module; but
+    labels are copied to the host, where their classes are counted."""
     if not isinstance(guide, Guide):
         guide = as_device_array("guide", guide, device)
         guide = guide.numpy() if on_gpu(guide) and guide.ndim == 2 and device != "cpu" else guide
@@ -263,8 +274,8 @@ def _given(image: Any, guide: Any, device: str) -> tuple[Any, Any]:
 
 
 def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, int]]:
-    """The guide in the form that a published objective takes on a GPU, and the further keyword of
-    the native call: the number of classes in labels."""
+    """Return the guide in the form that dynaguide and dynaseg take on a GPU, and further keywords
+    for the native call: for labels the number of their classes."""
     if guide is None:
         return None, {}
     if on_gpu(guide):
@@ -277,8 +288,9 @@ def _labels_for_gpu(options: RefineOptions, guide: Any) -> tuple[Any, dict[str, 
 
 
 def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
+    """Return the guide as probabilities (H, W, classes), which residual needs."""
     if guide is None:
-        raise InputError("guide is None; the residual objective corrects a prior and needs one")
+        raise InputError("guide is None; the residual objective corrects a guide and needs one")
     if guide.ndim == 2:
         if guide.max() >= classes:
             raise InputError(f"guide has label {guide.max()}; wanted less than {classes} classes")
@@ -291,15 +303,26 @@ def _soft(guide: np.ndarray | None, classes: int) -> np.ndarray:
 def prepared(
     options: RefineOptions, image: np.ndarray, guide: Any, classes: int, *, gpu: bool = False
 ) -> tuple[np.ndarray | None, int]:
-    """The guide (an array, a Guide or None) in the form that the objective takes: (H, W, classes)
-    probabilities, (H, W) int32 labels with -1 = unknown, or None; and the least number of labels
-    by the silhouette, 0 without it. Probabilities on a GPU are not converted.
+    """Return the guide in the form that the objective takes, and the least number of labels.
+
+    Parameters
+    ----------
+    guide : an array, a Guide or None.
+    classes : the number of classes that residual needs.
+
+    Returns
+    -------
+    (H, W, classes) probabilities, (H, W) int32 labels with -1 = unknown, or None. Probabilities on
+    a GPU are not converted. And the number of labels by the silhouette, 0 without that option.
 
     Raises
     ------
-    InputError : a guide of a wrong size, dtype or class count, NaN, or unknown everywhere.
+    InputError : a guide of a wrong size, dtype or number of classes, NaN, or no guide for residual.
+    UnknownGuide : every pixel of the guide is unknown.
     """
-    resized = isinstance(guide, Guide)  # so its pixels may sum to less than 1
+    resized = isinstance(
+        guide, Guide
+    )  # a Guide may have been resized: pixels may sum to less than 1
     if guide is not None:
         guide = Guide.checked(guide, *image.shape[:2], gpu=gpu).array
     if parameters.objective_of(options).channels_follow_classes:
@@ -318,20 +341,21 @@ def prepared(
     return guide, floor
 
 
-def _isa_or_default(name: str) -> None:
+def _check_isa(name: str) -> None:
+    """Check an instruction set; "" is the default one, which SEG_ISA may name."""
     if name and name not in module_of("cpu").isas():
         usable = ", ".join(module_of("cpu").isas())
         raise InputError(f"isa is {name!r}; this machine runs {usable}")
-    isa()  # raises where SEG_ISA is wrong
+    isa()  # raises if SEG_ISA is wrong
 
 
 def check_precision(device: str, precision: str) -> dict[str, Any]:
-    """The further keywords of a native Refiner: on a GPU its number, and whether to use tensor
-    cores; none on the CPU.
+    """Check a precision and return further keywords for a native Refiner: on a GPU its number, and
+    whether to use tensor cores; none on the CPU.
 
     Raises
     ------
-    InputError : a precision that this device does not have.
+    InputError : another word, or a precision that this device does not have.
     """
     if precision not in ("fp32", "fp16"):
         raise InputError(f"precision is {precision!r}; wanted 'fp32' or 'fp16'")
@@ -354,6 +378,7 @@ def check_precision(device: str, precision: str) -> dict[str, Any]:
 
 
 def _native_options(options: RefineOptions, classes: int) -> dict[str, Any]:
+    """Return the options as a native Refiner takes them: words as the numbers of CODES."""
     plain = {name: CODES[name].index(getattr(options, name)) for name in CODES}
     same = (
         *("channels", "blocks", "diagonals", "min_labels", "early_stop", "lr", "momentum", "mu"),
@@ -383,21 +408,21 @@ def refine(
 ) -> Refinement:
     """Refine one picture.
 
-    With the residual objective only classes that hold more than 0.05 % of the picture take part;
-    ``classes`` of the result are these.
+    With the residual objective only classes that hold more than 0.05 % of the picture take part
+    (:func:`runtime.core.classes.frequent_classes`); ``classes`` of the result are these.
 
     Parameters
     ----------
-    image, guide : as for :meth:`Refiner.run`; on a GPU they may be arrays on that GPU.
+    image, guide, progress : as for :meth:`Refiner.run`.
     device, precision, threads : as for :class:`Refiner`.
-    initial : a state_dict to start from, for all classes of the guide; None: the seed's weights.
-    progress : called as progress(done, steps) after each step.
+    initial : a state_dict to start from, which for residual has all classes of the guide; None: the
+        weights of the option ``seed``.
     options : see :class:`RefineOptions`.
 
     Raises
     ------
-    InputError : an option, the picture or the guide is wrong.
-    MissingBackend, DeviceError : no such GPU, or not enough memory on it.
+    InputError, MissingBackend, DeviceError, KeyboardInterrupt : as for :class:`Refiner` and
+        :meth:`Refiner.run`.
 
     Example
     -------
@@ -417,10 +442,13 @@ def maker(
     config: RefineOptions,
     initial: Mapping[str, np.ndarray] | None = None,
 ) -> Make:
-    """The argument ``make`` of :func:`refine_with`.
+    """Return the argument ``make`` of :func:`refine_with`.
 
-    ``new(height, width, count)`` returns a refiner for ``count`` classes, or for any number where
-    ``count`` is None. ``initial`` is a state_dict to start from, for all classes of the guide.
+    Parameters
+    ----------
+    new : called as new(height, width, count), returns a refiner for ``count`` classes; ``count`` is
+        None for objectives whose channels are clusters.
+    initial : as for :func:`refine`.
     """
 
     def make(height: int, width: int, classes: np.ndarray | None) -> Any:
@@ -442,31 +470,32 @@ def refine_with(
     progress: Progress | None = None,
     gpu: bool = False,
 ) -> Refinement:
-    """What :func:`refine` computes, with a refiner of the caller's.
+    """Refine one picture as :func:`refine` does, with a refiner that the caller makes.
 
     Parameters
     ----------
-    make : ``make(height, width, classes)`` gives a Refiner, or an object that runs like one, for
-        the guide's classes that take part; ``classes`` is None where all take part.
+    make : called as make(height, width, classes), returns a Refiner, or an object with the same
+        ``run``. ``classes`` are the guide's classes that take part; None for objectives whose
+        channels are clusters.
     image : (h, w, 3) float32 RGB in [0, 1]; the refiner checks it.
-    guide : as for :meth:`Refiner.run`; a Guide is not checked again.
-    warm, progress : as for :meth:`Refiner.run`.
-    gpu : whether the refiner runs on a GPU, where both arrays may be, as the CUDA module's own.
+    guide, warm, progress : as for :meth:`Refiner.run`.
+    gpu : whether the refiner runs on a GPU; then image and guide may be arrays of the CUDA module.
 
     Raises
     ------
-    InputError : a guide that is missing, has a wrong size, or is unknown everywhere.
+    InputError : residual has no guide. Also what ``make`` and the refiner's ``run`` raise.
+    UnknownGuide : every pixel of the guide is unknown.
     """
     height, width = image.shape[:2]
     if not parameters.objective_of(config).channels_follow_classes:
         return make(height, width, None).run(image, guide, warm=warm, progress=progress)
     if guide is None:
-        raise InputError("guide is None; the residual objective corrects a prior, needs one")
+        raise InputError("guide is None; the residual objective corrects a guide and needs one")
     known = Guide.checked(guide, height, width, gpu=gpu).array
     classes = frequent_classes(known)
     wanted = Guide(restricted(known, classes))
     refiner = make(height, width, classes)
-    if len(classes) == 1:  # one class is everywhere: no step can change a label
+    if len(classes) == 1:  # no step can change a label
         result = refiner.run(image, wanted, steps=0, warm=warm)
         result.stats["stop_reason"] = "one class"
     else:

@@ -284,7 +284,7 @@ BAD_CALLS = [
     (lambda: make(IMAGE, {}).run(IMAGE), "guide is None; the residual objective corrects"),
     (lambda: make(IMAGE, {}).run(IMAGE, SOFT[..., 1:]), "guide has 4 classes; wanted 5"),
     (lambda: make(IMAGE, {}).run(IMAGE, np.full((9, 11), 5)), "label 5; wanted less than 5"),
-    (lambda: runtime.refine(IMAGE), "guide is None; the residual objective corrects a prior"),
+    (lambda: runtime.refine(IMAGE), "guide is None; the residual objective corrects a guide"),
 ]
 
 
