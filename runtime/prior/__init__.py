@@ -1,1 +1,1 @@
-"""What gives a first segmentation: k-means or a frozen network, and how a network is fed."""
+"""The priors that compute a first segmentation, k-means or a frozen network, and the network's input."""

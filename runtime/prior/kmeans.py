@@ -9,18 +9,23 @@ import numpy as np
 from runtime.checks import check_count, check_positive
 from runtime.core.silhouette import distinct_rows
 
-KMEANS_SAMPLES = 20_000
+KMEANS_SAMPLES = 20_000  # most pixels from which the cluster centres are computed
 
 
 class KMeansPrior:
-    """K-means on CIE Lab colours, softened; no model, deterministic.
+    """K-means on CIE Lab colours. It needs no model file, and its result is deterministic.
 
-    Distances to the cluster centres become probabilities, exp(-d / temperature) normalised.
+    The distances d of a pixel to the cluster centres become probabilities: exp(-d / temperature),
+    scaled to sum 1.
 
     Parameters
     ----------
-    clusters : 1 to 256.
-    temperature : in Lab units (L from 0 to 100).
+    clusters : most clusters, 1 to 256.
+    temperature : in the units of CIE Lab, whose L reaches from 0 to 100; above 0.
+
+    Raises
+    ------
+    InputError : an argument is out of range.
     """
 
     names: list[str] | None = None
@@ -33,7 +38,17 @@ class KMeansPrior:
         self.temperature = check_positive("temperature", temperature)
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """(h, w, clusters) float32; fewer clusters when the picture has fewer colours."""
+        """Return the probabilities of the clusters, from dark to light.
+
+        Parameters
+        ----------
+        picture : not used.
+        low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
+
+        Returns
+        -------
+        (h, w, clusters) float32; with fewer clusters if the sampled pixels have fewer colours.
+        """
         import cv2
 
         lab = cv2.cvtColor(low, cv2.COLOR_RGB2Lab).reshape(-1, 3)
@@ -46,7 +61,9 @@ class KMeansPrior:
         _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
         centres = np.asarray(found)
         centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
-        square = np.empty((len(centres), len(lab)), np.float32)  # by cluster: NumPy is fast on that
+        square = np.empty(
+            (len(centres), len(lab)), np.float32
+        )  # NumPy is fast with a row per cluster
         for centre, out in zip(centres, square, strict=True):
             away = lab - centre
             np.einsum("ij,ij->i", away, away, out=out)

@@ -1,4 +1,4 @@
-"""A frozen segmentation network as a prior, and how its output becomes a guide."""
+"""A frozen segmentation network as a prior, and the conversion of its output to a guide."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Engine(Protocol):
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]: ...
 
     def gpu_input(self, shape: tuple[int, ...]) -> transfer.Buffer | None:
-        """Memory on the GPU for an input of this shape, if the engine owns such memory."""
+        """Return memory on the GPU for an input of this shape, or None if the engine owns none."""
 
     def on_gpu(self, array: Any) -> list[transfer.Buffer]:
-        """The outputs on the GPU, for an input on the GPU."""
+        """Run the network on an input on the GPU, and return the outputs on the GPU."""
 
 
 class NetworkPrior:
-    """A frozen segmentation network, and how to feed it.
+    """A frozen segmentation network, and the conversion of pictures to its input.
 
     The input is (1, 3, h, w) float32, the output (1, C, h', w') scores before or after soft-max, or
     (1, h', w') integer labels.
@@ -49,18 +49,19 @@ class NetworkPrior:
     Parameters
     ----------
     engine : the network.
-    preprocess : from picture to input.
-    names : by class, or None.
+    preprocess : makes the input from a picture.
+    names : the name of each class, or None.
     output : "logits", "probabilities" (the soft-max is in the graph) or "labels".
-    name : for messages.
+    name : what messages call the network.
 
     Attributes
     ----------
-    gpu : the number of the GPU whose uploaded pictures the prior takes; None: pictures on the host.
+    gpu : the number of the GPU on which the prior takes uploaded pictures; None: it takes pictures
+        on the host.
 
     Raises
     ------
-    BundleError : inputs that do not fit; later, outputs that do not.
+    BundleError : the network has other inputs.
     """
 
     def __init__(
@@ -86,18 +87,21 @@ class NetworkPrior:
         threads: int | None = None,
         device: str = "cpu",
     ) -> NetworkPrior:
-        """An .onnx file whose metadata_props say how to feed it.
+        """Load an .onnx file. Its metadata_props describe the input and the output.
 
-        Metadata, JSON where not plain: what :meth:`Preprocess.from_metadata` reads, ``classes``
-        (list of names), ``output`` (starts with "probabilities" when the soft-max is in the graph).
+        These are the keys that :meth:`Preprocess.from_metadata` reads, ``classes`` (a JSON list of
+        names), and ``output``, which starts with "probabilities" if the soft-max is in the graph.
 
         Parameters
         ----------
         imgsz : input size instead of the metadata's: (height, width), or the long side.
+        threads, device : as for :class:`runtime.OnnxEngine`.
 
         Raises
         ------
-        BundleError : no ONNX, or inputs, outputs or metadata that do not fit.
+        BundleError : the file is no ONNX model, or its inputs or metadata do not fit.
+        InputError : the file or the GPU does not exist, or the network does not allow ``imgsz``.
+        MissingBackend, DeviceError : as for :class:`runtime.OnnxEngine`.
         """
         engine, name = load_engine(path, threads=threads, device=device), Path(path).name
         _check_ports(engine.inputs, name)
@@ -114,23 +118,26 @@ class NetworkPrior:
         return cls(engine, preprocess, names=names, output=output, name=name)
 
     def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
-        """The network's answer for one picture.
+        """Return the guide of one picture.
 
         Parameters
         ----------
-        picture : (H, W, 3) uint8 RGB on the host; or, where ``gpu`` is a number, the copy on that
-            GPU that :func:`runtime.device.transfer.upload` makes.
-        low : the same at working size, of which only the shape is used, and that on a GPU only.
+        picture : (H, W, 3) uint8 RGB on the host; or, if ``gpu`` is a number, the result of
+            :func:`runtime.device.transfer.upload` on that GPU.
+        low : the picture at working size. Only its shape is used, and only for a picture on a GPU.
 
         Returns
         -------
         (h', w', C) float32 probabilities or (h', w') int32 labels on the host, at the size of the
-        network's output. For a picture on the GPU: a Guide of probabilities on that GPU, at working
-        size; labels, and scores other than float32, are copied to the host as above.
+        network's output. For a picture on the GPU it is a Guide of probabilities on that GPU, at
+        working size; but labels, and scores that are not float32, are copied to the host and
+        returned as above.
 
         Raises
         ------
-        BundleError : the output is not what was promised, or not finite.
+        BundleError : the output has another form than ``output`` says, or is not finite.
+        InputError : the network's input would have too many pixels.
+        DeviceError : the device fails, or its memory is full.
         """
         if on_gpu(picture):
             return self._guide_on_gpu(picture, low.shape[:2])
@@ -138,7 +145,8 @@ class NetworkPrior:
         return self.guide(out)
 
     def _guide_on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray | Guide:
-        """The guide of an uploaded picture: preprocessing, network and soft-max run on its GPU."""
+        """Return the guide of an uploaded picture. Preprocessing, network and soft-max run on the
+        picture's GPU."""
         assert self.gpu is not None
         p, engine = self.preprocess, self.engine
         own = p.size(*picture.shape[:2])
@@ -150,7 +158,7 @@ class NetworkPrior:
         self._check_names(out.shape[1])
         guide = soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(classes_cuda.shares(guide)).all():
-            return self.guide(out.numpy())  # its error says what is wrong
+            return self.guide(out.numpy())  # raises an error that says what is wrong
         note, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
         if note is not None and classes > 1 and math.prod(pixels) > 1:
             if len(classes_cuda.winners(guide)) == 1:
@@ -158,12 +166,13 @@ class NetworkPrior:
         return Guide(resized_planes(guide, size))
 
     def guide(self, out: np.ndarray) -> np.ndarray:
-        """The network's output as a guide: (h', w', C) float32 probabilities or (h', w') int32
-        labels.
+        """Convert the network's output to a guide: (h', w', C) float32 probabilities or (h', w')
+        int32 labels.
 
         Raises
         ------
-        BundleError : another shape or dtype, NaN, or "probabilities" that are none.
+        BundleError : another shape or dtype, NaN or infinity, another number of classes than
+            ``names``, or an output "probabilities" that has negative values or a pixel of zeros.
         """
         labels = out.dtype.kind in "iu" and out.ndim >= 2
         if labels and out.size == math.prod(out.shape[-2:]):
@@ -194,14 +203,18 @@ class NetworkPrior:
 
 
 def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A guide resized to (height, width). Probabilities are averaged or interpolated. Labels of
-    another size become the share of each class, so that unknown pixels lower the sum of a pixel."""
+    """Resize a guide to (height, width).
+
+    Probabilities are averaged or interpolated. Labels that have this size are returned as int32
+    labels. Labels of another size become probabilities: the share of each class in a pixel, so that
+    unknown pixels lower the sum of a pixel.
+    """
     if guide.ndim == 3:
         return resize(np.ascontiguousarray(guide, np.float32), height, width)
     if guide.shape == (height, width):
         return np.ascontiguousarray(guide, np.int32)
     out = np.zeros((height, width, int(guide.max()) + 1), np.float32)
-    for k in np.unique(guide[guide >= 0]):  # one at a time: guides may have the picture's size
+    for k in np.unique(guide[guide >= 0]):  # one class at a time, to save memory
         out[..., k] = resize((guide == k).astype(np.float32)[..., None], height, width)[..., 0]
     return out
 
@@ -209,7 +222,8 @@ def as_probabilities(guide: np.ndarray, height: int, width: int) -> np.ndarray:
 def with_input_size(
     preprocess: Preprocess, imgsz: Any, fixed: tuple[int, int] | None, name: str
 ) -> Preprocess:
-    """``preprocess`` with the user's input size: (height, width), or the long side.
+    """Return ``preprocess`` with the user's input size ``imgsz``: (height, width) or the long side.
+    ``fixed`` is the (height, width) of a network that has only this size, else None.
 
     Raises
     ------
@@ -230,7 +244,7 @@ def with_input_size(
 
 
 def fixed_size(port: Port) -> tuple[int, int] | None:
-    """(height, width) of an NCHW input when both are numbers."""
+    """Return (height, width) of an NCHW input, or None if one of them is not fixed."""
     height, width = port.shape[2:]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
@@ -240,7 +254,7 @@ def check_imgsz(imgsz: Any) -> None:
 
     Raises
     ------
-    InputError : neither of the two.
+    InputError : ``imgsz`` is neither of these, or a side is out of range.
     """
     sides = list(imgsz) if isinstance(imgsz, tuple) else [imgsz]
     if (isinstance(imgsz, tuple) and len(sides) != 2) or not are_sides(sides):
@@ -248,6 +262,7 @@ def check_imgsz(imgsz: Any) -> None:
 
 
 def _check_ports(inputs: list[Port], name: str) -> None:
+    """Raise BundleError unless the network has one input, (1, 3, h, w) float32."""
     came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
     shape = inputs[0].shape if inputs else ()
     fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype == "tensor(float)"
@@ -265,15 +280,20 @@ def network_input(
     bgr: bool,
     to: transfer.Buffer | None = None,
 ) -> Any:
-    """The network's input from an uploaded picture: (1, 3, h, w) float32 on the GPU, (h, w) = size,
-    with the values of :class:`runtime.prior.preprocess.Preprocess`; in ``to``, if that is given."""
+    """Compute the network's input from an uploaded picture, on its GPU.
+
+    Returns (1, 3, h, w) float32, where (h, w) is ``size``, with the values that
+    :class:`runtime.prior.preprocess.Preprocess` computes. If ``to`` is not None, the result is
+    written to that memory.
+    """
     return transfer.module_of_array(picture).network_input(
         picture, *size, mean, std, bgr, to, device=picture.device
     )
 
 
 def soft_guide(scores: Any, exponents: bool, index: int) -> Any:
-    """(h, w, C) probabilities on GPU ``index`` from scores (1, C, h, w) float32: their soft-max if
-    ``exponents``, else the scores are probabilities already. A pixel whose scores are not finite,
-    or no probabilities, becomes NaN."""
+    """Compute (h, w, C) probabilities on GPU ``index`` from scores (1, C, h, w) float32: their
+    soft-max if ``exponents``, else the scores, which are probabilities already, scaled to sum 1. A
+    pixel becomes NaN if its scores are not finite, or are no probabilities without ``exponents``.
+    """
     return module_of(f"cuda:{index}").soft_guide(scores, exponents, device=index)

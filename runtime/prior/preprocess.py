@@ -1,7 +1,7 @@
 """From a picture to a network's input tensor, by the rule that the manifest contains.
 
-The exporter's check, the golden vectors and the SDK call the same function, which uses OpenCV;
-another program that follows the manifest gets the same numbers.
+The export's checks, the golden vectors and the SDK all call :class:`Preprocess`, which uses OpenCV.
+Another program can compute the same numbers from the manifest alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from runtime.checks import is_count, is_number
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
 
-MAX_SIDE = 2**15  # of a network's input
-MAX_PIXELS = 2**26
+MAX_SIDE = 2**15  # the longest side of a network's input
+MAX_PIXELS = 2**26  # the most pixels of a network's input
 _EXPORT = "export the bundle again"
 _METADATA = "set it with onnx.helper.set_model_props(model, {...})"
 
@@ -30,15 +30,16 @@ class Preprocess:
 
     Parameters
     ----------
-    mean, std : of the colours the network was trained with, for values in [0, 1], in the order of
-        ``color``: x = (value / 255 - mean) / std.
-    color : "rgb" or "bgr": the order of the input's planes.
-    resize : "stretch" to (height, width) whatever the aspect, or "long_side": the aspect is kept,
-        the long side becomes ``long_side``, both are rounded to ``multiple`` and at least
-        ``minimum``.
-    interpolation : "area": 8-bit pixels are averaged (cv2.INTER_AREA) when no side grows, else
+    mean, std : of the colours with which the network was trained, for values in [0, 1], in the
+        order of ``color``: x = (value / 255 - mean) / std.
+    color : "rgb" or "bgr", the order of the input's planes.
+    resize : "stretch" to (height, width), whatever the picture's aspect ratio is; or "long_side",
+        which keeps the ratio: the long side becomes ``long_side``, then both sides are rounded to a
+        multiple of ``multiple`` and are at least ``minimum``.
+    interpolation : "area": 8-bit pixels are averaged (cv2.INTER_AREA) if no side grows, else
         interpolated bilinearly between pixel centres (cv2.INTER_LINEAR).
     height, width : of the input in pixels, for "stretch".
+    long_side, multiple, minimum : in pixels, for "long_side".
 
     Raises
     ------
@@ -77,11 +78,11 @@ class Preprocess:
             )
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The input's (h, w) for a picture of (height, width) pixels.
+        """Return the input's (h, w) for a picture of (height, width) pixels.
 
         Raises
         ------
-        InputError : more than MAX_PIXELS.
+        InputError : the input would have more than MAX_PIXELS pixels.
         """
         if self.height and self.width and self.resize == "stretch":
             h, w = self.height, self.width
@@ -100,7 +101,7 @@ class Preprocess:
         return h, w
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB to (1, 3, h, w) float32, C-contiguous."""
+        """Convert (H, W, 3) uint8 RGB to the input, (1, 3, h, w) float32, C-contiguous."""
         x = resize(picture, *self.size(*picture.shape[:2])).astype(np.float32) / 255
         if self.color == "bgr":
             x = x[..., ::-1]
@@ -108,7 +109,7 @@ class Preprocess:
         return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
 
     def to_manifest(self) -> dict[str, Any]:
-        """The manifest's ``preprocess`` entry."""
+        """Return the manifest's entry ``preprocess``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return values | {
             "mean": list(self.mean),
@@ -119,7 +120,7 @@ class Preprocess:
 
     @classmethod
     def from_manifest(cls, entry: Mapping[str, Any]) -> Preprocess:
-        """Inverse of :meth:`to_manifest`.
+        """Make a Preprocess from the result of :meth:`to_manifest`.
 
         Raises
         ------
@@ -150,15 +151,21 @@ class Preprocess:
         name: str,
         fixed: tuple[int, int] | None = None,
     ) -> Preprocess:
-        """From an ONNX file's metadata_props (JSON where not plain): ``mean`` and ``std``
-        (required), ``input_size`` ({"width", "height"}: its long side is what pictures are resized
-        to), ``size_multiple``, ``minimum_size``, ``input_layout`` (contains RGB or BGR).
+        """Make a Preprocess from the metadata_props of an ONNX file.
 
-        ``fixed`` is the input's (height, width) where the file fixes it.
+        All values but ``input_layout`` are JSON. ``mean`` and ``std`` are required. Optional are
+        ``input_size`` ({"width", "height"}; its longer side becomes ``long_side``, by default 512),
+        ``size_multiple`` and ``minimum_size`` (by default 1), and ``input_layout`` (a text that
+        contains BGR if the planes have this order).
+
+        Parameters
+        ----------
+        name : the name of the file in messages.
+        fixed : the input's (height, width) if the file fixes it, else None.
 
         Raises
         ------
-        BundleError : a key is missing or has a wrong value; the message names file and key.
+        BundleError : a key is missing or has a wrong value, or ``fixed`` is out of range.
         """
         size = read_json(metadata, name, "input_size", {"width": 512, "height": 512})
         sides: list[Any] = [*size.values()] if isinstance(size, dict) else [None]
@@ -212,11 +219,11 @@ class Preprocess:
 
 
 def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) -> Any:
-    """The JSON value of a metadata key; ``default`` where the key is missing.
+    """Return the JSON value of a metadata key, or ``default`` if the key is missing.
 
     Raises
     ------
-    BundleError : the value is no JSON.
+    BundleError : the value is no JSON; the message calls the file ``name``.
     """
     text = metadata.get(key)
     if text is None:
@@ -230,17 +237,18 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
 
 
 def _line(error: InputError) -> str:
-    """The message without its fix, cut after 300 characters, because it quotes values of the file,
-    which may be long."""
+    """Return the message without the fix. It is cut after 300 characters, because it contains
+    values of the file, which may be long."""
     return error.message[:300]
 
 
 def are_sides(values: list[Any]) -> bool:
-    """Whether all are whole numbers from 1 to MAX_SIDE."""
+    """Whether all values are whole numbers from 1 to MAX_SIDE."""
     return all(is_count(n, 1, MAX_SIDE) for n in values)
 
 
 def _triple(name: str, value: Any) -> tuple[float, float, float]:
+    """Check ``mean`` or ``std``, a list of three numbers, and return it as a tuple."""
     numbers = [
         float(n)
         for n in (value if isinstance(value, (list, tuple)) else ())
