@@ -1,1 +1,1 @@
-"""The priors that compute a first segmentation, k-means or a frozen network, and the network's input."""
+"""The priors, k-means and frozen networks, and the conversion of pictures to a network's input."""

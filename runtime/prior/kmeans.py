@@ -61,9 +61,7 @@ class KMeansPrior:
         _, _, found = cv2.kmeans(samples, count, no_labels, criteria, 3, cv2.KMEANS_PP_CENTERS)
         centres = np.asarray(found)
         centres = centres[np.argsort(centres[:, 0], kind="stable")]  # dark to light
-        square = np.empty(
-            (len(centres), len(lab)), np.float32
-        )  # NumPy is fast with a row per cluster
+        square = np.empty((len(centres), len(lab)), np.float32)  # NumPy is faster on long rows
         for centre, out in zip(centres, square, strict=True):
             away = lab - centre
             np.einsum("ij,ij->i", away, away, out=out)
