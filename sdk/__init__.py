@@ -1,4 +1,4 @@
-"""Segmentation that adapts to each picture: a prior, refinement on the picture, a guided filter.
+"""Segmentation that adapts to each picture: a prior, its refinement, and a guided filter.
 
 Examples
 --------

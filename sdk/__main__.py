@@ -40,7 +40,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="segment one picture and print the time of each stage")
-    demo.add_argument("picture", nargs="?", help="a picture (a photo of scikit-image)")
+    demo.add_argument("picture", nargs="?", help="a picture (a photo that scikit-image contains)")
     demo.set_defaults(run=_demo)
 
     predict = commands.add_parser("predict", help="segment pictures")
@@ -79,7 +79,7 @@ def _parser() -> Parser:
     stream.add_argument(
         "--drop",
         choices=["oldest", "none"],
-        help="which frames to drop if they are too fast (oldest for live sources, else none)",
+        help="frames to drop if they arrive too fast (oldest for live sources, else none)",
     )
     stream.add_argument("--frames", type=int, help="stop after this many frames")
     stream.add_argument(
@@ -89,7 +89,9 @@ def _parser() -> Parser:
         help="seconds without a frame that end the stream (%(default)s)",
     )
     stream.add_argument(
-        "--state", type=some_path, help="load the state from this file if it exists; save it there"
+        "--state",
+        type=some_path,
+        help="load the state from this file if it exists, and save it to the file",
     )
     stream.set_defaults(run=_stream)
 
@@ -105,7 +107,7 @@ def _parser() -> Parser:
         )
         if command is not stream:
             command.add_argument(
-                "--steps", type=int, help="SGD steps of the refinement (as --refine sets them)"
+                "--steps", type=int, help="SGD steps of the refinement (those of --refine)"
             )
         command.add_argument("--seed", type=int, default=None, help="seed of the initial weights")
         command.add_argument(
@@ -161,7 +163,7 @@ def _imgsz(text: str) -> int | tuple[int, int]:
 
 
 def _check_option(name: str, value: int | None, low: int, high: int) -> None:
-    """Check an option that counts something; None is right.
+    """Check an option that is a whole number. None, an option that was left out, passes.
 
     Raises
     ------
@@ -177,6 +179,7 @@ def _check_option(name: str, value: int | None, low: int, high: int) -> None:
 
 
 def _segmenter(args: argparse.Namespace) -> Segmenter:
+    """Make the Segmenter that the options describe."""
     _check_option("steps", getattr(args, "steps", None), 0, 1_000_000)
     _check_option("threads", args.threads, 1, 1024)
     refine: RefineConfig | str | None = None
@@ -207,7 +210,12 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
 
 
 def _folder(path: Path) -> Path:
-    """Make the output folder and check that it can be written, before any work is done."""
+    """Make the output folder, and check that a file can be written in it.
+
+    Raises
+    ------
+    InputError : the folder cannot be made, or a file cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / ".dg-writable", b"")
@@ -228,10 +236,12 @@ def _segment(seg: Segmenter, source: Any, name: str) -> Result:
 
 
 def _outputs(folder: Path, stem: str) -> tuple[Path, Path]:
+    """Return the paths of the overlay and of the labels."""
     return folder / f"{stem}_overlay.png", folder / f"{stem}_labels.png"
 
 
 def _save(result: Result, folder: Path, stem: str) -> tuple[Path, Path]:
+    """Write the overlay and the labels, and return their paths."""
     overlay, labels = _outputs(folder, stem)
     result.save(overlay)
     result.save_labels(labels)
@@ -378,11 +388,12 @@ def _interrupt(*_: Any) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Check that no output overwrites the source or another output, and that --state has a folder.
+    """Check that no output overwrites the source or another output, and that the folder of the file
+    of --state exists.
 
     Raises
     ------
-    InputError : one of these.
+    InputError : one of these is not so.
     """
     paths = [Path(args.source), *(p for p in (args.save, args.labels, args.state) if p)]
     paths = [p.resolve() for p in paths]

@@ -32,7 +32,7 @@ class Frame:
     Parameters
     ----------
     index : the frame's number in the source, from 0; dropped and unreadable frames count too.
-    time : when the frame was captured, in seconds since the first frame.
+    time : when the frame was read, in seconds since the first frame.
     picture : (H, W, 3) uint8 RGB.
     notes : what happened since the frame before, one sentence each.
     """
@@ -59,16 +59,18 @@ class Capture:
     drop : what happens if frames are read faster than the caller uses them. "oldest" keeps only the
         newest frame. "none" keeps up to QUEUE frames, then reading waits. None means "oldest" for
         cameras, URLs and pipelines and if ``rate`` is set, else "none".
-    rate : frames per second. Frames of a file or an iterable are delayed to this rate; of a camera,
-        surplus frames are left out.
+    rate : frames per second. Frames of a file or an iterable are delayed to this rate. Of a camera,
+        URL or pipeline, surplus frames are left out; ``dropped`` does not count these.
     color : channel order of an iterable's arrays, "rgb" or "bgr".
-    timeout : seconds without a frame after which the source counts as stalled.
+    timeout : seconds without a frame after which the source counts as stalled; with ``rate`` at
+        least 2 / ``rate``.
 
     Raises
     ------
-    InputError : an option is out of range. While iterating: the source cannot be opened, has no
-        frame, stalls, or has BROKEN unreadable frames in a row.
-    Exception : while iterating: whatever an iterable raises.
+    InputError : an option is out of range, or the source is no source or does not exist. In the
+        iteration: the source cannot be opened, has no frame, stalls, has BROKEN unreadable frames
+        in a row, or is a camera, URL or pipeline that ends.
+    Exception : in the iteration: any exception that the user's iterable raises.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Capture:
         if self._rate is not None:
             self._timeout = max(self._timeout, 2 / self._rate)
         self._color = color
-        self.live = False  # whether the source sets the rate of its frames, as a camera does
+        self.live = False  # whether frames arrive at the source's own rate, as from a camera
         self._open = self._opener(source)
         oldest = self.live or rate is not None
         self._drop = drop or ("oldest" if oldest else "none")
@@ -109,8 +111,8 @@ class Capture:
     def _opener(self, source: Any) -> Any:
         """Check the source and return a function that opens it.
 
-        The function returns an iterator over (index, picture). The picture of an unreadable frame
-        is an InputError.
+        The function returns an iterator over (index, item). An item is a picture, or a tuple of
+        picture and warnings, or an InputError for an unreadable frame.
         """
         wanted = "wanted a video, a folder, a camera number, a URL or an iterable of pictures"
         if isinstance(source, bool) or source is None:
@@ -158,6 +160,7 @@ class Capture:
         )
 
     def _pictures(self, source: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Read each picture of a folder or an iterable, with the warnings of :func:`load_image`."""
         for index, item in enumerate(source):
             try:
                 yield index, load_image(item, color=self._color)
@@ -168,7 +171,8 @@ class Capture:
     def _video(self, source: Any, name: str, api: int = cv2.CAP_ANY) -> Iterator[tuple[int, Any]]:
         """Read a video with OpenCV.
 
-        If a file ends before its number of frames, the last item is an InputError that says so.
+        If a file ends before its stated number of frames, the last item is an InputError that says
+        so.
         """
         video = cv2.VideoCapture(source, api)
         try:
@@ -200,7 +204,7 @@ class Capture:
                     continue
                 yield index, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             if self.live and count < 1 and not self._ends.is_set():
-                raise InputError(f"{name} gave no further frame after {index + 1}",
+                raise InputError(f"{name} returned no further frame after {index + 1}",
                                  fix="check the connection")  # fmt: skip
             # In a file without an index the count is an estimate from the duration.
             short = index + 1 < 0.9 * count and (rate <= 0 or at < 0.9e3 * count / rate)
@@ -213,7 +217,7 @@ class Capture:
         """Run in the thread: put all frames into the queue, then None or an exception."""
         last: BaseException | None = None
         try:
-            opened, self._open = self._open(), None  # drop the reference to the source
+            opened, self._open = self._open(), None  # removes the reference to the source
             with closing(opened) as frames:
                 del opened
                 self._queue_all(frames)
@@ -257,11 +261,12 @@ class Capture:
         self.notes = notes
 
     def _put(self, item: Frame | BaseException | None, *, always: bool = False) -> bool:
-        """Put an item into the queue, and drop the oldest frame if ``drop`` says so.
+        """Put an item into the queue. If the queue is full and ``drop`` is "oldest", remove its
+        frame first, and add that frame's notes to the item's.
 
         Parameters
         ----------
-        always : wait for a free place in the queue, and drop nothing.
+        always : wait for a free place in the queue, whatever ``drop`` is.
 
         Returns
         -------
@@ -307,8 +312,8 @@ class Capture:
     def close(self) -> None:
         """Stop reading and release the source.
 
-        If a read of the source hangs for more than a second, this method returns; the thread
-        releases the source when the read ends.
+        If a read of the source takes more than a second, this method returns before the read ends,
+        and the thread releases the source later.
         """
         self._ends.set()
         if self._thread.is_alive():
@@ -323,7 +328,7 @@ class Capture:
 
 
 def shown_name(source: str) -> str:
-    """Remove the user name and the password from a URL."""
+    """Return a URL without its user name and password."""
     return re.sub(r"//[^/]*@", "//", source)
 
 

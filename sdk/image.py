@@ -23,7 +23,8 @@ def encode_image(array: np.ndarray, suffix: str) -> bytes:
 
     Raises
     ------
-    InputError : ``array`` has another shape or dtype, or the file type cannot store it.
+    InputError : ``array`` has another shape or dtype, ``suffix`` is unknown, or the file type
+        cannot store the array.
     """
     suffix = suffix.lower()
     if suffix not in SUFFIXES:

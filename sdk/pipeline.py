@@ -1,4 +1,4 @@
-"""The stages of a picture: working size, prior, refinement, guided filter, regions, result."""
+"""The stages of a picture: working size, prior, refinement, joint upsampling, regions, result."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Picture:
     Attributes
     ----------
     pixels : (H, W, 3) uint8 RGB on the host.
-    uploaded : the same where refinement and filter run: on the CPU ``pixels`` itself, on a GPU an
-        array of the CUDA module.
-    working : (h, w, 3) float32 RGB in [0, 1], the picture at working size, where ``uploaded`` is.
+    uploaded : the same on the device of refinement and filter: on the CPU ``pixels`` itself, on a
+        GPU an array of the CUDA module.
+    working : (h, w, 3) float32 RGB in [0, 1], the picture at working size, on the same device.
     """
 
     pixels: np.ndarray
@@ -75,8 +75,8 @@ class Scored:
     labels: Any = None
 
     def winning_columns(self, *, merge: bool) -> tuple[Any, np.ndarray]:
-        """The columns that win somewhere, and their classes. Columns of one class are added up
-        before, where ``merge`` is set or each column has a class."""
+        """Return the columns that are the largest at some pixel, and their classes. With ``merge``,
+        or if all columns have a class, the columns of the same class are added up first."""
         scores, classes, labels = self.scores, self.classes, self.labels
         if merge or (classes >= 0).all():
             scores, classes = merge_columns(scores, classes)
@@ -84,8 +84,8 @@ class Scored:
 
 
 class Pipeline:
-    """The stages that a picture passes, with the networks and bundles loaded for them. It keeps no
-    state between pictures. Arguments: see :class:`sdk.Segmenter`, which has their defaults.
+    """The stages of a segmentation, with the networks and the bundle that they need. A pipeline
+    keeps no state between pictures. Arguments: see :class:`sdk.Segmenter`, which has the defaults.
 
     Raises
     ------
@@ -127,11 +127,13 @@ class Pipeline:
         self.device, self.threads = device, min(threads or processors, processors)
         kind, _ = parse_device(device)
         self._core = device if refine_backend == "native" else "cpu"
+        # Without the CUDA module, a GPU can run only the prior's network, on ONNX Runtime or
+        # TensorRT.
         network_only = refine is None and kind == "cuda" and "cuda" not in choose.devices()
         if network_only:
             self._core = "cpu"
         where, number = parse_device(self._core)
-        self._gpu = number if where == "cuda" else None  # of refinement and filter; None: the CPU
+        self._gpu = number if where == "cuda" else None  # runs refinement and filter; None: the CPU
         self._precision = precision
         if kind == "cuda" and refine_backend != "native" and precision == "fp16":
             raise InputError(
@@ -139,10 +141,10 @@ class Pipeline:
                 fix="precision='fp32'",
             )
         check_precision(device if network_only else self._core, precision)
-        choose.module_of(self._core)  # raises where the device cannot be used
+        choose.module_of(self._core)  # raises if the device cannot be used
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: BundleRefinement | None = None
-        self._kept = threading.local()
+        self._kept = threading.local()  # its ``refiner``: the last refiner of each thread
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
         elif backend != "onnx" or refine_backend != "native":
@@ -155,8 +157,8 @@ class Pipeline:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
         if network_only and not isinstance(self.prior, NetworkPrior):
-            choose.module_of(device)  # no part would run on the GPU: raises with the reason
-        self._on_cpu_because = ""  # the reason if the filter runs on the CPU but device is a GPU
+            choose.module_of(device)  # no stage can run on the GPU: raises with the reason
+        self._on_cpu_because = ""  # why the filter runs on the CPU although ``device`` is a GPU
         if network_only:
             self._on_cpu_because = _why_not(device)
             self.info["refine"] = f"{self.info['refine']} ({self._on_cpu_because})"
@@ -164,7 +166,10 @@ class Pipeline:
     def _open(
         self, bundle: Bundle, imgsz: Any, backend: str, refine_backend: str, when: str
     ) -> None:
-        """Load the prior and the refinement from the bundle, and run its golden vectors."""
+        """Load the prior and the refinement from the bundle, and run its golden vectors.
+
+        ``when`` is the argument ``self_test`` of Segmenter.
+        """
         from runtime.bundle.open import open_prior, open_refinement, self_test, starts_trained
 
         if imgsz is not None:
@@ -205,7 +210,7 @@ class Pipeline:
             ) from error
 
     def prepare(self, pixels: np.ndarray, clock: Clock) -> Picture:
-        """The (H, W, 3) uint8 ``pixels`` in the forms that the stages take."""
+        """Return the forms of a picture, (H, W, 3) uint8 RGB, that the stages take."""
         height, width = pixels.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
@@ -218,12 +223,13 @@ class Pipeline:
         return Picture(pixels, uploaded, working)
 
     def guide(self, picture: Picture, clock: Clock) -> tuple[Guide, bool]:
-        """The prior's answer at working size, checked; and whether its classes have a meaning.
+        """Return the prior's checked guide at working size, and whether its classes have a meaning.
 
         Raises
         ------
-        InputError, BundleError : the prior returned something else than a guide.
+        InputError, BundleError : the result of the prior is no guide.
         UnknownGuide : the guide is unknown everywhere.
+        DeviceError : the device of the prior fails, or its memory is full.
         """
         try:
             if self.prior.gpu is not None and self.prior.gpu == self._gpu:
@@ -241,34 +247,36 @@ class Pipeline:
             clock.lap("prior")
 
     def _has_meaning(self, guide: np.ndarray) -> bool:
-        """Whether a guide's classes mean something: they have names, or are a callable's or a
-        network's probabilities. K-means clusters and label maps without names do not."""
+        """Whether the classes of a guide have a meaning. They do if they have names, and if the
+        guide is probabilities of a callable or a network. K-means clusters, and label maps without
+        names, have none."""
         if self.prior.names is not None:
             return True
         return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
 
     def _checked_guide(self, guide: np.ndarray, height: int, width: int) -> Guide:
-        """The Guide at working size from the prior's array of any size."""
+        """Check the prior's array, which may have any size, and return a Guide at working size."""
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
-                f"the prior gave an array of shape {guide.shape}; "
+                f"the prior returned an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
         guide = as_probabilities(check_guide(guide, *guide.shape[:2]), height, width)
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
-            raise InputError(f"the prior gave {count} classes, but names only {len(names)}")
+            raise InputError(f"the prior returned {count} classes, but has only {len(names)} names")
         return Guide(guide)
 
     def scores(
         self, picture: Picture, guide: Guide, progress: Callable[[int, int], None] | None
     ) -> Scored:
-        """Refine one picture from its cold start; without a refinement, the prior's own answer.
+        """Refine one picture with a cold start. Without a refinement, return the prior's scores.
 
         Raises
         ------
         UnknownGuide : the guide is unknown everywhere.
+        DeviceError : the device fails, or its memory is full.
         """
         if self.refine is None:
             scores, classes = prior_scores(guide.array)
@@ -301,11 +309,14 @@ class Pipeline:
         semantic: bool,
         frame: FrameInfo | None = None,
     ) -> Result:
-        """The result from scores at working size: the columns of one class are added up, joint
-        upsampling makes labels of the picture's size, and small regions join a neighbour.
+        """Make the result from scores at working size: add up the columns of the same class,
+        compute labels at the picture's size by joint upsampling, and merge small regions.
 
-        ``semantic``: whether the prior's classes have a meaning, see :meth:`guide`. ``frame``: of a
-        stream.
+        Parameters
+        ----------
+        warnings : for the result; this method appends its own warnings to the list.
+        semantic : whether the prior's classes have a meaning; see :meth:`guide`.
+        frame : the position in a stream; None for a single picture.
         """
         (height, width), (h, w) = picture.pixels.shape[:2], picture.working.shape[:2]
         names, stats = self.prior.names, scored.stats
@@ -332,7 +343,7 @@ class Pipeline:
         columns, confidence = np.asarray(columns), np.asarray(confidence)
         clock.device("filter", begin, record_event(self._core))
         clock.lap("filter")
-        if self._gpu is not None:  # the refinement has measured its own steps
+        if self._gpu is not None:  # the refinement has measured the time of its steps
             own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
             stats["device_ms"] = clock.device_ms | own
 
@@ -362,8 +373,7 @@ class Pipeline:
         )
 
     def _engine_warnings(self) -> list[Any]:
-        """The warnings that the prior's engine has noted since the last picture; they are removed
-        from its list."""
+        """Return the warnings of the prior's engine since the last picture, and clear its list."""
         engine = self.prior.engine
         if engine is None or not engine.warnings:
             return []
@@ -372,14 +382,14 @@ class Pipeline:
         return noted
 
     def _keeps_small_regions(self, semantic: bool) -> bool:
-        """Whether ``min_area`` None keeps small regions: where labels are classes with a meaning,
-        a small region may be a pole or a pedestrian."""
+        """Whether ``min_area`` None keeps small regions. It does if labels are classes with a
+        meaning, because a small region may be a pole or a pedestrian."""
         if self.refine is not None and not objective_of(self.refine).channels_follow_classes:
             return self.prior.names is not None  # else the labels are clusters
         return semantic
 
     def most_classes(self) -> int | None:
-        """The most classes of a residual refinement, if an engine fixes that number, else None."""
+        """Return the most classes of a residual refinement if an engine limits them, else None."""
         for engine in self._refinement.engines if self._refinement else ():
             for port in engine.inputs:
                 if port.name == "guide" and isinstance(port.shape[1], int) and port.shape[1] > 0:
@@ -387,8 +397,8 @@ class Pipeline:
         return None
 
     def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
-        """A refiner for pictures of this working size, with the weights of a cold start. It is the
-        caller's: no other call uses it."""
+        """Make a refiner for this working size, with the weights of a cold start. No other call
+        uses this refiner, so the caller may keep it."""
         assert self.refine is not None
         self._kept.refiner = None
         if self._refinement is not None:
@@ -401,13 +411,13 @@ class Pipeline:
     def _refiner(
         self, config: RefineConfig, height: int, width: int, classes: int | None
     ) -> runtime.Refiner:
-        """A refiner in any state. On a GPU it is the last refiner of this thread if that has equal
-        settings, because a new one allocates memory and records its steps again."""
+        """Return a refiner with any weights. On a GPU it is the last refiner of this thread if the
+        settings are equal, because a new one allocates memory and records its steps again."""
         key = (config, height, width, classes)
         kept = getattr(self._kept, "refiner", None)
         if kept is not None and kept[0] == key:
             return kept[1]
-        self._kept.refiner = kept = None  # frees its memory before the next one takes some
+        self._kept.refiner = kept = None  # frees its memory before the next one allocates
         made = runtime.Refiner(
             height,
             width,
@@ -422,24 +432,26 @@ class Pipeline:
         return made
 
     def _make(self, height: int, width: int, classes: np.ndarray | None) -> runtime.Refiner:
+        """Return a refiner with any weights; the argument ``make`` of :func:`refine_with`."""
         assert self.refine is not None
         count = None if classes is None else len(classes)
         return self._refiner(self.refine, height, width, count)
 
     def _core_text(self) -> str:
-        """The CPU's instruction set, or the GPU and precision, of the native parts."""
+        """Describe what runs the native module: the CPU's instruction set, or GPU and precision."""
         if self._core == "cpu":
             return f"cpu-{runtime.isa()}"
         return f"cuda:{parse_device(self._core)[1]} {self._precision}"
 
     def _refine_text(self) -> str:
+        """Describe what runs the refinement: a bundle's step graph, and the native module."""
         core = self._core_text()
         if self._refinement is None or self._refinement.text is None or self.refine is None:
             return core
         return f"{self._refinement.text} step + {core}"
 
     def clone(self) -> Pipeline:
-        """A pipeline for another thread, with the same prior.
+        """Return a pipeline for another thread, with the same prior.
 
         Raises
         ------
@@ -458,7 +470,7 @@ class Pipeline:
 
 
 def _why_not(device: str) -> str:
-    """A sentence: why the CUDA module cannot be used on ``device``; "" if it can."""
+    """Return a sentence that says why the CUDA module cannot be used on ``device``, or ""."""
     try:
         choose.module_of(device)
     except (MissingBackend, DeviceError) as error:

@@ -1,5 +1,5 @@
-"""Priors, which make the first, coarse segmentation. A prior is called with the picture and returns
-a guide: probabilities (h, w, C), or labels (h, w) with -1 = unknown."""
+"""The priors that the SDK accepts. A prior computes a first, coarse segmentation: it is called with
+the picture and returns a guide, probabilities (h, w, C) or labels (h, w) with -1 = unknown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Prior(Protocol):
 
     Attributes
     ----------
-    names : of the classes, or None.
-    backend : what computes it, in words, for the result.
-    gpu : the number of the GPU whose uploaded pictures it takes, or None: it takes pictures on the
-        host.
-    engine : the engine of its network, which notes warnings about its outputs; None without one.
+    names : the names of the classes, or None.
+    backend : what executes the prior, in words, for ``Result.backend``.
+    gpu : the number of the GPU on which the prior takes uploaded pictures; None: it takes pictures
+        on the host.
+    engine : the engine of the prior's network, whose ``warnings`` lists its unusual outputs; None
+        without a network.
     """
 
     names: list[str] | None
@@ -35,16 +36,28 @@ class Prior(Protocol):
     engine: Any
 
     def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
-        """The guide of one picture.
+        """Return the guide of one picture.
 
-        ``picture`` is (H, W, 3) uint8 RGB, ``low`` the same at working size, (h, w, 3) float32 in
-        [0, 1]; both lie on the GPU ``gpu`` if that is a number and the pipeline runs there, else on
-        the host. The result is a guide of any size on the host, or a Guide at working size.
+        Parameters
+        ----------
+        picture : (H, W, 3) uint8 RGB.
+        low : (h, w, 3) float32 RGB in [0, 1], the picture at working size. Both arrays are on the
+            GPU ``gpu`` if that is a number and the pipeline runs on that GPU, else on the host.
+
+        Returns
+        -------
+        An array of any size on the host, or a Guide at working size.
         """
 
 
 class CallablePrior:
-    """The user's function, (H, W, 3) uint8 RGB -> guide; its ``names`` attribute names classes."""
+    """A prior that calls the user's function, (H, W, 3) uint8 RGB -> guide. If the function has an
+    attribute ``names``, it contains the names of the classes.
+
+    Raises
+    ------
+    InputError : ``names`` is no list of names.
+    """
 
     backend = "python"
     gpu: int | None = None
@@ -65,6 +78,12 @@ class CallablePrior:
         self.names: list[str] | None = names
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """Call the function and return its result as an array; ``low`` is not used.
+
+        Raises
+        ------
+        InputError : the result is None, has rows of different lengths, or looks like (C, h, w).
+        """
         try:
             found = self.function(picture)
             if found is None:
@@ -73,19 +92,23 @@ class CallablePrior:
         except ValueError as error:
             if "inhomogeneous" not in str(error):
                 raise
-            raise InputError("the prior gave rows of different lengths; wanted an array") from error
+            raise InputError(
+                "the prior returned rows of different lengths; wanted an array"
+            ) from error
         height, width = picture.shape[:2]
+        # As (h, w, C) the guide's aspect ratio is far from the picture's, as (C, h, w) it is near.
         if guide.ndim == 3 and guide.size and _stretch(guide.shape[:2], height, width) > 2:
             if _stretch(guide.shape[1:], height, width) < 1.2:
                 raise InputError(
-                    f"the prior gave {guide.shape}, which looks like (C, h, w); wanted (h, w, C)",
+                    f"the prior returned {guide.shape}, which looks like (C, h, w); "
+                    "wanted (h, w, C)",
                     fix="guide.transpose(1, 2, 0)",
                 )
         return guide
 
 
 def open_bundle(prior: Any) -> Bundle | None:
-    """The bundle that ``prior`` is or names; None if it is neither a Bundle nor a folder's name.
+    """Return the bundle that ``prior`` is, or whose folder it names; None if it is neither.
 
     Raises
     ------
@@ -105,12 +128,19 @@ def make_prior(
     threads: int | None = None,
     device: str = "cpu",
 ) -> Prior:
-    """The prior that ``prior`` is or names: "kmeans", an .onnx file, or a callable.
+    """Make a prior. Bundles are opened elsewhere; see :func:`open_bundle`.
+
+    Parameters
+    ----------
+    prior : "kmeans", the path of an .onnx file, a callable, or a prior, which is returned itself.
+    imgsz : input size of an .onnx file: (height, width) or the long side; None: its metadata's.
+    threads, device : for the network of an .onnx file.
 
     Raises
     ------
-    InputError : ``prior`` is none of these, or ``imgsz`` does not fit.
+    InputError : ``prior`` is none of these, the file does not exist, or ``imgsz`` does not fit.
     BundleError : the .onnx file cannot be used.
+    MissingBackend, DeviceError : ONNX Runtime is not installed, or the device cannot be used.
     """
     if imgsz is not None:
         check_imgsz(imgsz)
@@ -133,11 +163,12 @@ def make_prior(
     if callable(prior):
         return CallablePrior(prior)
     raise InputError(
-        f"prior is a {type(prior).__name__}; wanted 'kmeans', an .onnx file, a callable"
+        f"prior is a {type(prior).__name__}; wanted 'kmeans', a bundle folder, an .onnx file or "
+        "a callable"
     )
 
 
 def _stretch(size: tuple[int, ...], height: int, width: int) -> float:
-    """The ratio, at least 1, of the aspect of ``size`` to that of the picture; 1 is equal."""
+    """Return the factor, at least 1, between the aspect ratios of ``size`` and the picture."""
     ratio = (size[0] * width) / (size[1] * height)
     return max(ratio, 1 / ratio)

@@ -28,9 +28,9 @@ class Segment:
     id : the region's number in ``Result.regions``, from 1.
     label : the region's label in ``Result.labels``.
     name : the name of this label, or None.
-    area : pixels.
-    bbox : (x, y, width, height) in pixels.
-    confidence : mean over the region's pixels, in [0, 1].
+    area : number of pixels.
+    bbox : (x, y, width, height) in pixels; (x, y) is the upper left pixel.
+    confidence : mean of ``Result.confidence`` over the region, in [0, 1].
 
     Examples
     --------
@@ -52,7 +52,7 @@ class FrameInfo:
     Parameters
     ----------
     index : the frame's number in the source, from 0; dropped and unreadable frames count too.
-    time : when the frame was captured, in seconds since the first frame.
+    time : when the frame was read, in seconds since the first frame.
     dropped : number of frames dropped since the stream began.
     start : "cold" if the refinement began with the initial weights, "warm" if it began with the
         weights of the frame before.
@@ -80,13 +80,14 @@ class Result:
     image : (H, W, 3) uint8 RGB.
     labels : (H, W) int32, the label of each pixel.
     names : the name of each label, or None.
-    confidence : (H, W) float32 in [0, 1].
+    confidence : (H, W) float32 in [0, 1], the largest upsampled score of the pixel.
     regions : (H, W) int32, the number of each pixel's connected region. Numbers begin at 1 and
         follow the row-major order of the regions' first pixels.
-    stats : facts about the refinement: "steps", "stop_reason", "clusters" (number of labels),
-        "working_size" and "losses" of each step. On a GPU also "device_ms": the milliseconds of
-        the stages preprocess, prior (if it is a network on the GPU), refine (the steps) and filter,
-        by the GPU's clock.
+    stats : "objective" (None without refinement), "steps", "stop_reason", "clusters" (number of
+        labels in ``labels``) and "working_size" ([height, width]); with refinement also "losses"
+        and the rest of ``stats`` of :class:`runtime.Refinement`. On a GPU also "device_ms": the
+        milliseconds of the stages preprocess, prior (if it is a network on the GPU), refine (the
+        steps) and filter, by the GPU's clock.
     timings : milliseconds of each stage by the wall clock, "unaccounted" (the rest) and "total".
     device : the device that computed the result, as "cpu" or "cuda:0".
     backend : what executed the prior and the refinement.
@@ -95,7 +96,7 @@ class Result:
 
     Raises
     ------
-    InputError : an array has another shape or dtype, or a region's number is below 1.
+    InputError : an array has another shape or dtype or no pixels, or a region's number is below 1.
 
     Examples
     --------
@@ -152,7 +153,7 @@ class Result:
         --------
         >>> largest = result.segments[0]
         """
-        begins = np.ones(self.regions.shape, bool)  # a run of equal ids begins anew in every row
+        begins = np.ones(self.regions.shape, bool)  # every row begins a new run of equal ids
         np.not_equal(self.regions[:, 1:], self.regions[:, :-1], out=begins[:, 1:])
         start, length, order, first = _runs(self.regions.ravel(), begins.ravel())
         sums = np.add.reduceat(self.confidence.ravel(), start, dtype=np.float64)[order]
@@ -211,7 +212,8 @@ class Result:
 
         Raises
         ------
-        InputError : the suffix is unknown, or the file cannot be written.
+        InputError : the suffix is unknown, ``alpha`` is out of range, or the file cannot be
+            written.
 
         Examples
         --------
@@ -281,7 +283,7 @@ class Result:
 
         Parameters
         ----------
-        image_id, file_name : of the picture, for the document.
+        image_id, file_name : the number and the file of the picture in the document.
 
         Returns
         -------
@@ -299,7 +301,7 @@ class Result:
         start, length, order, first = _runs(flat, begins)
         start, length = start[order], length[order]
         end = start + length
-        # The gap before each run counts from the end of the region's run before, or from pixel 0.
+        # The gap before a run begins at the end of the region's previous run, or at pixel 0.
         gap = start.copy()
         gap[1:] -= end[:-1]
         gap[first] = start[first]
@@ -374,7 +376,7 @@ def _plain(value: Any) -> Any:
 
 
 def _palette() -> np.ndarray:
-    """Return 256 colours, (256, 1, 3) uint8 RGB.
+    """Return a colour for each label modulo 256, (256, 1, 3) uint8 RGB.
 
     Hue and lightness follow the R2 sequence (the golden ratio of two dimensions), so that the first
     n colours are far apart for every n. Colours whose hues look alike to colour-blind people differ

@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from sdk.stream_state import StreamState
 
 
-WORKERS, WAITING = 2, 4  # threads of submit(), and pictures that it takes before it waits
+WORKERS, WAITING = 2, 4  # threads of submit(); unfinished pictures at which submit() waits
 
 
 class Segmenter:
-    """Segments pictures, each with a refinement of its own. It keeps no state between pictures.
+    """Segments pictures, and refines each of them. A Segmenter keeps no state between pictures.
 
     Parameters
     ----------
-    prior : "kmeans" (embedded default: no model file), a bundle folder, an .onnx file, or a
-        callable (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w),
-        -1 = unknown.
-    refine : a RefineConfig, the name of one ("residual", "fast", "dynaguide", "dynaguide_code",
-        "dynaseg_fsf", "dynaseg_scf"), None: the prior is only upsampled, or "default": the
-        bundle's own, else "residual".
-    filter : a FilterConfig, or None: scores are upsampled bilinearly.
-    min_area : regions under this many pixels join a neighbour. None: 0.2 % of the picture where
-        labels have no meaning as classes (k-means, label maps without names, the published
-        objectives without names), else 0, so that poles and pedestrians remain.
+    prior : "kmeans", which needs no model file; a bundle folder; an .onnx file; or a callable
+        (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w) with -1 = unknown.
+    refine : a RefineConfig, or the name of one: "residual", "fast", "dynaguide", "dynaguide_code",
+        "dynaseg_fsf" or "dynaseg_scf". "default" is the bundle's setting, or "residual" without a
+        bundle. None: no refinement, the prior's scores are only upsampled.
+    filter : a FilterConfig; None: scores are upsampled bilinearly.
+    min_area : regions of fewer pixels are merged into a neighbour. None is 0.2 % of the picture if
+        labels have no meaning as classes (k-means, label maps without names, dynaguide and dynaseg
+        without names), else 0, so that poles and pedestrians remain.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu", or "cuda", "cuda:1": all stages but k-means, callables and regions run on it.
-        With a ``refine_backend`` other than "native", or refine=None where the CUDA module cannot
-        be used, only networks and step graphs run on the GPU: :meth:`info` says what runs where.
-    precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores, compute
-        capability 7.5): faster, and some labels differ.
-    backend : which library runs the prior's network: "onnx" (ONNX Runtime), or with the bundle's
-        engine TensorRT ("trt") or TensorRT for RTX ("rtx"). No other one is tried.
-    refine_backend : "native" (the C++ core), or the bundle's step graph on "onnx", "trt" or "rtx".
-    self_test : run a bundle's golden vectors "once" per bundle and device, "always" or "never".
-    threads : most threads; all processors when None, and never more than those. The labels do not
-        depend on it.
+    device : "cpu"; or "cuda", "cuda:1": all stages but decoding, k-means, callables and regions run
+        on this GPU. With another ``refine_backend`` than "native", or with refine=None if the CUDA
+        module cannot be used, only networks and step graphs run on the GPU; see :meth:`info`.
+    precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores of compute
+        capability 7.5 or later), which is faster and changes some labels.
+    backend : what runs the prior's network: "onnx" (ONNX Runtime), or for a bundle that has an
+        engine for this GPU "trt" (TensorRT) or "rtx" (TensorRT for RTX). No other one is tried.
+    refine_backend : "native" (our own code), or the bundle's step graph on "onnx", "trt" or "rtx".
+    self_test : run a bundle's golden vectors "once" for each bundle, device and backend, "always"
+        or "never".
+    threads : most threads of the CPU; None, or a larger number, is all processors. The labels do
+        not depend on it.
 
     Raises
     ------
@@ -102,22 +102,22 @@ class Segmenter:
 
     @property
     def prior(self) -> Prior:
-        """The prior, which makes the first segmentation."""
+        """The prior, which computes the first segmentation."""
         return self.pipeline.prior
 
     @property
     def refine(self) -> RefineConfig | None:
-        """The settings of the refinement; None: the prior is only upsampled."""
+        """The settings of the refinement; None: no refinement."""
         return self.pipeline.refine
 
     @property
     def filter(self) -> FilterConfig | None:
-        """The guided filter; None: scores are interpolated bilinearly."""
+        """The settings of the guided filter; None: scores are upsampled bilinearly."""
         return self.pipeline.filter
 
     @property
     def min_area(self) -> int | None:
-        """Regions under this many pixels join a neighbour; None: see the argument."""
+        """The argument: regions of fewer pixels are merged into a neighbour."""
         return self.pipeline.min_area
 
     @property
@@ -131,9 +131,14 @@ class Segmenter:
         return self.pipeline.threads
 
     def info(self) -> dict[str, Any]:
-        """What runs where, as a dict: device, prior and refine (backends in words), self_test (the
-        results of the golden vectors if they ran now, else None), and for a bundle its path and the
-        prior's engine key and precision."""
+        """Return what runs where, as a dict.
+
+        Returns
+        -------
+        "device"; "prior" and "refine", the backends in words; "self_test", what the golden vectors
+        measured if they ran for this Segmenter, else None. For a bundle also "bundle", its path,
+        and "engine" and "precision", the prior's engine key and precision.
+        """
         return dict(self.pipeline.info)
 
     def __call__(
@@ -147,7 +152,7 @@ class Segmenter:
 
         Parameters
         ----------
-        source : path, bytes of an encoded picture, or (H, W, 3) uint8 array.
+        source : a path, the bytes of an encoded picture, or a (H, W, 3) uint8 array.
         color : channel order of an array: "rgb", or "bgr" for OpenCV frames.
         progress : called as progress(done, steps) after each refinement step.
 
@@ -157,9 +162,10 @@ class Segmenter:
 
         Raises
         ------
-        InputError : a file that cannot be read or is no picture, an array of another shape or
-            dtype, or a prior that returned something else than a guide.
-        BundleError : the network's output is not what its file promises.
+        InputError : the file cannot be read or is no picture, the array has another shape or dtype,
+            or the result of the prior is no guide.
+        BundleError : the output of the prior's network has another form than its file states, or is
+            not finite.
         DeviceError : the GPU fails, or its memory is full.
 
         Example
@@ -194,32 +200,34 @@ class Segmenter:
         Parameters
         ----------
         source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
-            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays),
-            which a thread of the stream reads.
-        warm_steps : refinement steps of a frame.
-        cold_steps : refinement steps of the first frame, and of a frame after a cut.
-        budget_ms : milliseconds for a frame, from the start of its segmentation to its result.
-            Fewer steps are computed where the time is too short. It is exceeded by at most one step
-            (or more where prior, filter and regions alone take longer). Cold steps that do not fit
-            are computed in the next frames.
-        rate : frames a second: files are played at this rate, and of a camera's frames some are
-            left out.
+            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays). A
+            thread of the stream reads it.
+        warm_steps : refinement steps of a frame that starts warm.
+        cold_steps : refinement steps of a frame that starts cold: the first one, and one after a
+            cut or a change of size.
+        budget_ms : milliseconds for a frame, from the start of its segmentation to its result. If
+            the time is too short, fewer steps are computed; a frame exceeds the budget by at most
+            one step, or by more if prior, filter and regions alone need more. Cold steps that do
+            not fit are computed in the next frames.
+        rate : frames per second. Files are played at this rate; of a camera, URL or pipeline,
+            surplus frames are left out.
         drop : "oldest" keeps only the newest frame while one is being segmented, "none" makes the
-            source wait. None: "oldest" for cameras, URLs and pipelines, and where rate is given.
+            source wait. None: "oldest" for cameras, URLs and pipelines, and with ``rate``.
         color : channel order of an iterable's arrays: "rgb", or "bgr" for OpenCV frames.
         timeout : seconds without a frame after which the source counts as stalled.
         state : a StreamState to continue from, which each frame updates; a new one when None.
 
         Returns
         -------
-        A generator of results. ``frame`` of a result has index, time, dropped frames, cold or warm
-        start, and events; ``stats`` has the steps and the reason why they ended. Closing the
-        generator releases the source.
+        A generator of results, whose ``frame`` is a :class:`FrameInfo`. Closing the generator
+        releases the source.
 
         Raises
         ------
-        InputError : an option out of range, or later: a source that cannot be opened, stalls, or
-            has ten unreadable frames in a row.
+        InputError : an option is out of range, or the source does not exist. In the iteration:
+            another stream uses the state, or the state is of another prior or network; the source
+            cannot be opened, stalls, or has ten unreadable frames in a row.
+        BundleError, DeviceError : in the iteration, as for a single picture.
 
         Example
         -------
@@ -246,11 +254,11 @@ class Segmenter:
         )
 
     def clone(self) -> Segmenter:
-        """A Segmenter for another thread or stream, which shares the loaded prior.
+        """Return a Segmenter for another thread or stream, which shares the loaded prior.
 
         Raises
         ------
-        InputError : an engine of TensorRT, which runs one picture at a time.
+        InputError : this Segmenter has an engine of TensorRT, which runs one picture at a time.
 
         Example
         -------
@@ -264,7 +272,7 @@ class Segmenter:
     def submit(self, source: Any, *, color: str = "rgb") -> Future[Result]:
         """Segment in another thread, two pictures at a time.
 
-        The call waits while four pictures are queued or being segmented. An array must not change
+        The call waits while four pictures are queued or being segmented. Do not change an array
         before its result is complete.
 
         Returns
@@ -273,7 +281,8 @@ class Segmenter:
 
         Raises
         ------
-        InputError : an engine of TensorRT, which runs one picture at a time.
+        InputError : this Segmenter has an engine of TensorRT, which runs one picture at a time. All
+            other exceptions are raised by ``result()`` of the Future.
 
         Example
         -------

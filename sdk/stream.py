@@ -3,13 +3,18 @@
 The rules, in the order in which they are applied (docs/streams.md has the measurements):
 
 1. Size: a frame of another size starts cold.
-2. Permanence: the classes of a prior without names are renumbered to overlap the last labels most.
+2. Permanence: the classes of a prior without names are renumbered so that they overlap the last
+   labels most.
 3. Cut: a frame starts cold if the histogram of colours and the prior's labels both change at once.
-4. Growth: a new class of the prior gets a channel; the weights of the other channels are kept.
-5. Budget: as many steps as fit are computed; cold steps that did not fit follow in the next frames.
-6. Restore: if the refinement removed a class of which the prior was sure, the pixels of that class
+4. Growth: a new class of the prior gets a channel; the weights of the other channels are kept. If
+   there are too many channels, the classes that are absent for longest lose theirs.
+5. Budget: as many steps as fit are computed; cold steps that do not fit follow in the next frames.
+6. Restore: if the refinement removed a class of which the prior is sure, the pixels of that class
    get the prior's label.
-7. Decay: if the refined map contradicts a sure prior for many frames, the correction is halved.
+7. Decay: if the refined map contradicts a sure prior for many frames, the weights of the last layer
+   are halved after each further such frame.
+
+Rules 2, 4, 6 and 7 are for the residual objective; rule 2 also applies without a refinement.
 """
 
 from __future__ import annotations
@@ -52,12 +57,15 @@ from sdk.stream_state import (
 )
 from sdk.timing import Clock
 
-CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3  # a cut: larger distance of colours, smaller agreement
-CHANNELS = 64  # most channels; of more classes, those absent for longest lose their channel
+# A cut: the distance of the colours is larger, and the agreement of the labels smaller, than these.
+CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3
+CHANNELS = 64  # most channels, unless one frame has more classes or an engine has a limit
 SURE = 0.9  # probability from which the prior counts as confident
-LOST = 0.002  # a class with a smaller share of the picture is not restored
-LEFT = 0.05  # a class with a smaller share of its sure pixels left counts as removed
-DOUBT, PATIENCE = 0.2, 15  # share of sure pixels contradicted; frames in a row before the decay
+LOST = 0.002  # a class whose sure pixels have a smaller share of the picture is not restored
+LEFT = 0.05  # a class that keeps a smaller share of its sure pixels counts as removed
+# Rule 7 applies after more than PATIENCE frames in a row in which the refined map contradicts the
+# prior at a larger share of the sure pixels than DOUBT.
+DOUBT, PATIENCE = 0.2, 15
 SMOOTH = 0.3  # weight of the newest measured time
 FIRST = 0.5  # share of the budget for the refinement until the other stages have been measured
 _in_use: weakref.WeakSet[StreamState] = weakref.WeakSet()  # the states of streams that run now
@@ -73,12 +81,12 @@ def segment_stream(
     cold_steps: int,
     budget_ms: float | None,
 ) -> Generator[Result, None, None]:
-    """The results of a stream, one by one. Closing the generator releases the source. The source's
-    notes after the last frame become Python warnings.
+    """Yield the results of a stream. Closing the generator releases the source. Notes of the source
+    after the last frame become Python warnings.
 
     Raises
     ------
-    InputError : another stream uses the state, or the source fails.
+    InputError : another stream uses the state, the state is of another prior, or the source fails.
     """
     follower = Follower(pipeline, state, warm_steps, cold_steps, budget_ms)
     with _guard:
@@ -101,7 +109,12 @@ def _results(follower: Follower, capture: Capture) -> Generator[Result, None, No
 
 
 class Follower:
-    """Segments the frames of one stream in their order. Arguments: see Segmenter.stream."""
+    """Segments the frames of one stream, in their order. Arguments: see Segmenter.stream.
+
+    Raises
+    ------
+    InputError : the state is of another prior, or an argument is out of range.
+    """
 
     def __init__(
         self,
@@ -128,7 +141,8 @@ class Follower:
             )
 
     def __call__(self, frame: Frame, dropped: int = 0) -> Result:
-        """Segment the next frame."""
+        """Segment the next frame; ``dropped`` is the number of frames dropped so far. The state is
+        updated at the end, so an exception leaves it unchanged."""
         seg, started = self.pipeline, time.monotonic()
         state = replace(self.state, names=seg.prior.names)
         clock, events = Clock(), list(frame.notes)
@@ -183,7 +197,7 @@ class Follower:
         return result
 
     def _unrefined(self, state: StreamState, guide: Any, hard: np.ndarray) -> Scored:
-        """The prior's scores, without a refinement."""
+        """Return the prior's scores, without a refinement."""
         scores, found = prior_scores(guide)
         old = found if state.classes is None else state.classes
         state.classes = np.union1d(old, found).astype(np.int32)
@@ -200,12 +214,12 @@ class Follower:
         started: float,
         events: list[str],
     ) -> Scored:
-        """Scores at working size, the class of each column, and stats."""
+        """Refine the frame with the residual objective. ``prior`` is hard_labels() of the guide."""
         before = None if state.weights is None else state.classes
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
         assert state.classes is not None
         seen = np.setdiff1d(state.classes, state.classes if before is None else before)
-        seen = seen[np.isin(seen, prior[0])]  # at no pixel the likeliest: no event
+        seen = seen[np.isin(seen, prior[0])]  # classes that are the likeliest at some pixel
         if len(seen):
             events.append(f"new class: {', '.join(map(self._name, seen))}")
         wanted = restricted(guide, state.classes)
@@ -235,7 +249,7 @@ class Follower:
         started: float,
         events: list[str],
     ) -> Scored:
-        """As :meth:`_residual`, for objectives whose channels are clusters."""
+        """Refine the frame with an objective whose channels are clusters."""
         config = self.pipeline.refine
         assert config is not None
         refiner = self._grown(state, low.shape[:2], None, events)
@@ -263,7 +277,7 @@ class Follower:
         started: float,
         events: list[str],
     ) -> runtime.Refinement:
-        """Run the steps that are due, or as many of them as fit the budget."""
+        """Run the steps that this frame needs, or as many of them as fit the budget."""
         asked = max(state.owed, self.warm_steps)
         steps, deadline = asked, None
         if self.budget_ms is not None:
@@ -297,8 +311,8 @@ class Follower:
         found: np.ndarray | None,
         events: list[str],
     ) -> Any:
-        """A refiner of this size with the state's weights. ``found``: the prior's classes in this
-        frame, for which the state gets channels; None where the channels are fixed."""
+        """Return a refiner of this size with the state's weights. ``found`` are the prior's classes
+        in this frame, for which the state gets channels; None if the channels are clusters."""
         classes, rows = None, None
         if found is not None:
             classes = found
@@ -318,7 +332,7 @@ class Follower:
             state.seen, classes = seen.astype(np.int64), classes.astype(np.int32)
         key = (size, None if classes is None else tuple(classes.tolist()))
         if self._refiner is None or self._refiner[0] != key:
-            self._refiner = None  # frees its memory before the next one takes some
+            self._refiner = None  # frees its memory before the next one allocates
             refiner = self.pipeline.make_refiner(*size, classes)
             self._refiner, self._step_ms = (key, refiner, refiner.state_dict()), None
         _, refiner, cold = self._refiner
@@ -344,7 +358,7 @@ class Follower:
         sure: np.ndarray,
         events: list[str],
     ) -> tuple[Any, bool]:
-        """Rules 6 and 7, which change the scores in place: the scores, and whether rule 6 did."""
+        """Apply rules 6 and 7. Return the scores, and whether rule 6 changed them, in place."""
         assert state.classes is not None and state.labels is not None
         count = int(max(hard.max(), state.classes.max())) + 1
         right = sure & (state.labels == hard)
@@ -364,20 +378,23 @@ class Follower:
         return scores, len(lost) > 0
 
     def _name(self, number: int) -> str:
+        """Return the name of a class for events."""
         names = self.pipeline.prior.names
         return names[number] if names and number < len(names) else f"class {number}"
 
 
 def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) int32: the likeliest class, -1 = unknown; (h, w) bool: whether the guide is sure."""
+    """Return (h, w) int32, the likeliest class, -1 = unknown; and (h, w) bool, whether the prior is
+    sure of it."""
     labels, share = classes_of(guide).hard(guide)
     return np.asarray(labels), np.asarray(share) >= SURE
 
 
 def _finite(scores: Any) -> bool:
-    """Whether scores have no NaN."""
+    """Whether scores have neither NaN nor infinity."""
     return bool(np.isfinite(classes_of(scores).shares(scores)).all())
 
 
 def _smoothed(old: float | None, new: float) -> float:
+    """Return the exponential moving average of measured times."""
     return new if old is None else (1 - SMOOTH) * old + SMOOTH * new

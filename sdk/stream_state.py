@@ -16,27 +16,30 @@ from runtime.core.classes import classes_of
 from runtime.errors import BundleError, InputError
 from runtime.files import write_atomic
 
-MOST_STEPS = 10**6
+MOST_STEPS = 10**6  # the limit for the steps of a frame
 _ARRAYS = ("classes", "seen", "labels", "guide", "colours")
+# The tensors of the last layer; they have a row for each channel.
 HEAD = ("conv3.weight", "conv3.bias", "momentum.conv3.weight", "momentum.conv3.bias")
 
 
 @dataclass(eq=False)
 class StreamState:
-    """The state of a stream between frames. :meth:`Segmenter.stream` starts from it and updates it
-    when a frame is complete, so that an interrupted frame does not change it. It can be saved. Maps
-    are at working size (h, w).
+    """The state of a stream between frames. :meth:`Segmenter.stream` starts from a state and
+    updates it when a frame is complete, so that an interrupted frame changes nothing. A state can
+    be saved. Maps are at working size (h, w).
 
     Parameters
     ----------
     frames : frames segmented so far.
     owed : cold steps that did not fit the budget so far.
     doubt : frames in a row in which a sure prior was contradicted.
-    names : the class names of the prior; the state works with such a prior only.
-    weights : the network's state_dict with its momenta, or None before the first frame.
+    names : the class names of the prior, or None; another stream with this state needs a prior with
+        the same names.
+    weights : the network's state_dict with its momenta; None if the next frame starts from the
+        initial weights.
     classes : (K,) int32, the prior's classes that have a channel; for objectives whose channels
         have no fixed meaning, the channels.
-    seen : (K,) int64, the last frame in which the prior had each of these classes.
+    seen : (K,) int64, the number of the last frame in which the prior had this class.
     labels : (h, w) int32, the last refined labels.
     guide : (h, w) int32, the prior's last labels, -1 = unknown.
     colours : (512,) float32, the last picture's histogram of 8 x 8 x 8 colours.
@@ -60,12 +63,12 @@ class StreamState:
     colours: np.ndarray | None = None
 
     def reset(self) -> None:
-        """Forget everything: the next frame starts cold."""
+        """Set all fields to their defaults: the next frame starts cold."""
         for f in fields(self):
             setattr(self, f.name, f.default)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, complete or not at all.
+        """Write a safetensors file, whole or not at all.
 
         Raises
         ------
@@ -89,8 +92,8 @@ class StreamState:
 
         Raises
         ------
-        InputError : no such file.
-        BundleError : the file is no stream's state.
+        InputError : the file cannot be read.
+        BundleError : the file contains no stream's state.
 
         Example
         -------
@@ -124,7 +127,7 @@ class StreamState:
         return state
 
     def _holds_together(self) -> bool:
-        """Whether all arrays have the shapes, dtypes and ranges of the class's docstring."""
+        """Whether all fields have the types, shapes and ranges of the class's docstring."""
         arrays = [getattr(self, name) for name in _ARRAYS]
         names = self.names
         if names is not None and not (
@@ -152,20 +155,20 @@ class StreamState:
 
 
 def colours_of(low: Any) -> np.ndarray:
-    """(512,) float32: the shares of 8 x 8 x 8 colours of a picture, (h, w, 3) float32 in [0, 1], on
-    the host or on a GPU."""
+    """Return (512,) float32: the share of each of 8 x 8 x 8 colours in a picture, which is
+    (h, w, 3) float32 in [0, 1], on the host or on a GPU."""
     counts = classes_of(low).colour_counts(low)
     return (counts / (low.shape[0] * low.shape[1])).astype(np.float32)
 
 
 def colour_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Hellinger's distance of two histograms, in [0, 1]."""
+    """Return Hellinger's distance of two histograms whose sums are 1, in [0, 1]."""
     return float(np.sqrt(max(0.0, 1.0 - np.sqrt(a * b).sum(dtype=np.float64))))
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Cohen's kappa of two label maps, in which -1 = unknown is a label as well: 1 where they are
-    equal, 0 where they agree no more than by chance."""
+    """Return Cohen's kappa of two label maps: 1 if they are equal, 0 if they agree no more than by
+    chance. -1 (unknown) counts as a label."""
     count = int(max(a.max(), b.max())) + 2
     of_a, of_b = (np.bincount(m.ravel() + 1, minlength=count) / m.size for m in (a, b))
     chance = float(of_a @ of_b)
@@ -173,7 +176,8 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check_network(weights: parameters.State, cold: parameters.State) -> None:
-    """Check that a state's weights fit the network of ``cold``; rows of the last layer may differ.
+    """Check that a state's weights fit the network whose initial weights are ``cold``. The number
+    of rows of the last layer may differ.
 
     Raises
     ------

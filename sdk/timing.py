@@ -22,7 +22,8 @@ class Clock:
 
         Parameters
         ----------
-        begin, end : events on the GPU's stream before and after the stage; None on the CPU.
+        begin, end : results of :func:`runtime.device.transfer.record_event` before and after the
+            stage; None on the CPU, where nothing is stored.
         """
         if begin is not None:
             self.device_ms[stage] = begin.until(end)

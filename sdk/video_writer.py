@@ -21,8 +21,8 @@ VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs in OpenCV's 
 class Video:
     """Writes an annotated video.
 
-    The frames are written to a temporary file, which :meth:`close` renames to ``path``. Frames of
-    another size than the first one are scaled to the size of the first one.
+    The frames are written to a temporary file, which :meth:`close` renames to ``path``. All frames
+    are scaled to the size of the first one, whose odd sides are reduced by one pixel.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Video:
         self._size, self._dropped, self._written = (0, 0), 0, 0
 
     def write(self, result: Result) -> None:
-        """Append the overlay of a result; it is repeated for each frame dropped before it.
+        """Append the overlay of a result, and repeat it for each frame that was dropped before it.
 
         Raises
         ------
@@ -85,7 +85,8 @@ class Video:
 
         Raises
         ------
-        InputError : the video is not complete, as with a full disk; a file at ``path`` is kept.
+        InputError : the video is not whole, for example because the disk is full, or ``path``
+            cannot be written. An older file at ``path`` is kept.
         """
         if self._writer is None:
             return
@@ -100,7 +101,7 @@ class Video:
         put_in_place(self._part, self.path)
 
     def _is_whole(self) -> bool:
-        """Whether the file contains all frames and the last one can be read."""
+        """Whether the temporary file contains all frames and the last one can be read."""
         video = cv2.VideoCapture(str(self._part))
         try:
             count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -130,7 +131,7 @@ class Window:
 
         Raises
         ------
-        MissingBackend : OpenCV was built without windows.
+        MissingBackend : this OpenCV was built without support for windows.
         """
         try:
             cv2.imshow(self.title, cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))

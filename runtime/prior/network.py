@@ -179,10 +179,10 @@ class NetworkPrior:
             return out.reshape(out.shape[-2:]).astype(np.int32)
         if out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
             raise BundleError(
-                f"{self.name} gave {out.shape}; wanted (1, C, h, w) scores or (1, h, w) labels"
+                f"{self.name} returned {out.shape}; wanted (1, C, h, w) scores or (1, h, w) labels"
             )
         if not np.isfinite(out).all():
-            raise BundleError(f"{self.name} gave NaN or infinite scores for this picture")
+            raise BundleError(f"{self.name} returned NaN or infinite scores for this picture")
         self._check_names(out.shape[1])
         scores = out[0].astype(np.float32)
         if self.output != "probabilities":
@@ -196,9 +196,8 @@ class NetworkPrior:
     def _check_names(self, classes: int) -> None:
         if self.names is not None and len(self.names) != classes:
             raise BundleError(
-                f"{self.name} returned {classes} classes, but its list of names has "
-                f"{len(self.names)}",
-                fix="give each class one name: metadata 'classes' of an .onnx file",
+                f"{self.name} returned {classes} classes, but has {len(self.names)} names",
+                fix="name each class once: metadata 'classes' of an .onnx file",
             )
 
 

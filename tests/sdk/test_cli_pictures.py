@@ -138,7 +138,7 @@ def test_a_network_that_fails_on_one_picture_does_not_lose_the_others(work, caps
     arguments = ["good.png", "black.png", "later.png", "--prior", "m.onnx", "--imgsz", "32"]
     assert main(["predict", *arguments, "--json"]) in (1, 5)
     out, err = capsys.readouterr()
-    assert "m.onnx gave NaN or infinite scores" in err
+    assert "m.onnx returned NaN or infinite scores" in err
     good, black, later = strict(out)
     assert "error" not in good and "error" in black and "error" not in later
 

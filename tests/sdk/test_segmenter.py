@@ -310,8 +310,8 @@ def test_an_error_of_the_callable_is_not_hidden():
 def test_wrong_guides_are_refused():
     for refine in ["residual", None]:
         for guide, match in [
-            (np.zeros(5), r"the prior gave an array of shape \(5,\)"),
-            (np.zeros((0, 5), int), r"the prior gave an array of shape \(0, 5\)"),
+            (np.zeros(5), r"the prior returned an array of shape \(5,\)"),
+            (np.zeros((0, 5), int), r"the prior returned an array of shape \(0, 5\)"),
             (
                 np.zeros((2, 3, 4, 5)),
                 r"wanted \(h, w, C\) probabilities or \(h, w\) integer labels",

@@ -220,7 +220,11 @@ def test_wrong_segmenter():
             InputError,
             r"(?s)prior is 'resnet', which does not exist; wanted 'kmeans'.*fix: check",
         ),
-        ({"prior": 7}, InputError, "prior is a int; wanted 'kmeans', an .onnx file, a callable"),
+        (
+            {"prior": 7},
+            InputError,
+            "prior is a int; wanted 'kmeans', a bundle folder, an .onnx file or a callable",
+        ),
     ]:
         with case(match), pytest.raises(error, match=match):
             Segmenter(**options)
