@@ -291,6 +291,7 @@ class Capture:
         return False
 
     def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames until the source ends; raise the exception of the thread, if any."""
         any_frame = False
         while True:
             try:

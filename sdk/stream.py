@@ -218,10 +218,10 @@ class Follower:
         before = None if state.weights is None else state.classes
         refiner = self._grown(state, low.shape[:2], frequent_classes(guide), events)
         assert state.classes is not None
-        seen = np.setdiff1d(state.classes, state.classes if before is None else before)
-        seen = seen[np.isin(seen, prior[0])]  # classes that are the likeliest at some pixel
-        if len(seen):
-            events.append(f"new class: {', '.join(map(self._name, seen))}")
+        new = np.setdiff1d(state.classes, state.classes if before is None else before)
+        new = new[np.isin(new, prior[0])]  # those that are the likeliest class at some pixel
+        if len(new):
+            events.append(f"new class: {', '.join(map(self._name, new))}")
         wanted = restricted(guide, state.classes)
         if len(state.classes) == 1:  # no step can change a label
             result = refiner.run(low, Guide(wanted), steps=0, warm=True)

@@ -81,8 +81,8 @@ def match_classes(guide: np.ndarray, maps: Sequence[np.ndarray], classes: np.nda
     """
     own = frequent_classes(guide)
     soft = restricted(guide, own)
-    onto = sum((labels[..., None] == classes).astype(np.float32) for labels in maps)
-    overlap = soft.reshape(-1, len(own)).T @ onto.reshape(-1, len(classes))
+    earlier = sum((labels[..., None] == classes).astype(np.float32) for labels in maps)
+    overlap = soft.reshape(-1, len(own)).T @ earlier.reshape(-1, len(classes))
     cost = -overlap.astype(np.float64)
     core = module_of("cpu")
     ids = np.full(len(own), -1, np.int32)

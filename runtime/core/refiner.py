@@ -212,7 +212,7 @@ class Refiner:
         if not warm:
             self.load_state_dict(self._initial)
 
-        told = progress is not None or deadline is not None
+        watched = progress is not None or deadline is not None
 
         def report(done: int) -> bool:
             """Call ``progress``, and return whether the deadline ends the run before the last step."""
@@ -222,7 +222,7 @@ class Refiner:
 
         late = asked > 0 and deadline is not None and time.monotonic() >= deadline
         scores, labels, losses, clusters, done, stop, last = self._native.run(
-            image, native, floor, 0 if late else asked, report if told else None, **more
+            image, native, floor, 0 if late else asked, report if watched else None, **more
         )
         stats = statistics(
             options,
@@ -432,8 +432,10 @@ def refine(
     image, guide = _given(image, guide, device)
     gpu, warm = parse_device(device)[0] == "cuda", initial is not None
     image = check_image(image, gpu=gpu)
-    on: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
-    make = maker(lambda h, w, count: Refiner(h, w, classes=count, **on, **options), config, initial)
+    where: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    make = maker(
+        lambda h, w, count: Refiner(h, w, classes=count, **where, **options), config, initial
+    )
     return refine_with(make, config, image, guide, warm=warm, progress=progress, gpu=gpu)
 
 
