@@ -215,7 +215,7 @@ class Refiner:
         watched = progress is not None or deadline is not None
 
         def report(done: int) -> bool:
-            """Call ``progress``, and return whether the deadline ends the run before the last step."""
+            """Call ``progress``; return whether the deadline ends the run before the last step."""
             if progress is not None:
                 progress(done, asked)
             return done < asked and deadline is not None and time.monotonic() >= deadline

@@ -114,7 +114,9 @@ def cuda_module() -> ModuleType:
     try:
         import runtime._cuda as module
     except ImportError as error:
-        raise MissingBackend(f"the CUDA module is not built ({error})", fix=BUILD) from error
+        # Without a GPU, a build compiles no CUDA unless SEG_CUDA says so.
+        fix = BUILD if cuda_problem() is None else f"SEG_CUDA=1 {BUILD}"
+        raise MissingBackend(f"the CUDA module is not built ({error})", fix=fix) from error
     return module
 
 
@@ -129,6 +131,8 @@ def default_threads() -> int:
 @cache  # Python does not cache an exception: after an error the next call asks the driver again.
 def _cuda(index: int) -> ModuleType:
     """Return the CUDA module after checking that GPU ``index`` can run it."""
+    if problem := cuda_problem():
+        raise problem
     module = cuda_module()
     if problem := _driver_problem(module):
         raise problem

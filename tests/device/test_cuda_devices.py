@@ -165,11 +165,21 @@ def test_a_module_that_is_not_built(monkeypatch):
     from runtime.device import choose
     from runtime.errors import MissingBackend
 
+    """Without a GPU the driver is what is missing first; a build there needs SEG_CUDA=1."""
     monkeypatch.setitem(sys.modules, "runtime._cuda", None)
+    missing = MissingBackend("no CUDA driver: libcuda.so.1", fix="install NVIDIA's driver")
+    monkeypatch.setattr(choose, "cuda_problem", lambda: missing)
     assert devices() == ["cpu"]
     choose._cuda.cache_clear()
-    with pytest.raises(MissingBackend, match=r"CUDA module is not built .*\n  fix: .*nvcc on PATH"):
+    with pytest.raises(MissingBackend, match="no CUDA driver"):
         choose.module_of("cuda")
+    built = r"CUDA module is not built .*\n  fix: "
+    with pytest.raises(MissingBackend, match=built + r"SEG_CUDA=1 pip install .*nvcc on PATH"):
+        choose.cuda_module()
+    monkeypatch.setattr(choose, "cuda_problem", lambda: None)
+    for call in (choose.cuda_module, lambda: choose.module_of("cuda")):
+        with pytest.raises(MissingBackend, match=built + r"pip install .*nvcc on PATH"):
+            call()
 
 
 def test_other_names_are_no_devices():

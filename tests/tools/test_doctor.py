@@ -237,7 +237,10 @@ def test_a_cuda_module_is_missed_beside_a_gpu_only_and_a_damaged_one_is_broken(
     assert not report["cuda_module"]["built"] and not kinds(report, "CUDA module")
     text = doctor.render(report)
     assert "CUDA module       the CUDA module is not built (" in text
-    assert "; device='cuda' needs it: pip install -e .   (in a clone, with nvcc on PATH)\n" in text
+    assert (
+        "; device='cuda' needs it: SEG_CUDA=1 pip install -e .   (in a clone, with nvcc on PATH)\n"
+        in text
+    )
     plant_gpu(monkeypatch)
     found = problem(doctor.report(), "the CUDA module is not built")
     assert found["kind"] == "missing" and "with nvcc on PATH" in found["fix"]
