@@ -142,12 +142,12 @@ def _compare(
     for one, two in zip(wanted, found, strict=True):
         if one.shape != two.shape:
             raise VerificationFailed(
-                f"{name} in {precision} gives {two.shape}, wanted {one.shape}",
+                f"{name} in {precision} returns {two.shape}; wanted {one.shape}",
                 fix="report this network",
             )
         if not all(np.isfinite(x.astype(np.float64)).all() for x in (one, two)):
             raise VerificationFailed(
-                f"{name} in {precision} gives NaN or infinite scores", fix="export it in FP32"
+                f"{name} in {precision} returns NaN or infinite scores", fix="export it in FP32"
             )
         scores = one.dtype.kind == "f" and one.ndim == 4
         labels = [x.argmax(1) if scores else x for x in (one, two)]

@@ -1,7 +1,7 @@
 """Conversion of a network to FP16, for strongly typed engines.
 
-Every runtime computes in the types that the ONNX file says. So one file serves ONNX Runtime,
-TensorRT 10 and 11 and TensorRT for RTX, and the file that was checked is the file that is shipped.
+Every runtime computes in the types that the ONNX file states. So ONNX Runtime, TensorRT 10 and 11
+and TensorRT for RTX use the same file, and the file that was checked is the file that is shipped.
 
 ONNX Runtime's CPU provider cannot check an FP16 graph. On x86 (seen with 1.31, at every
 optimisation level) it computes in FP32 and leaves out the rounding between arithmetic operators. So
@@ -101,10 +101,10 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
     wanted_half: set[str] = set()
     wanted_float = set(outputs)
     for node in graph.node:
-        takes, gives = ports[node.name]
+        reads, makes = ports[node.name]  # positions of inputs and outputs that become FP16
         for i, name in enumerate(node.input):
-            (wanted_half if i in takes else wanted_float).add(name)
-        made_half |= {node.output[i] for i in gives}
+            (wanted_half if i in reads else wanted_float).add(name)
+        made_half |= {node.output[i] for i in makes}
 
     def second(name: str) -> str:
         """A new name for the form of a tensor that does not have the tensor's own name."""
@@ -132,13 +132,13 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
 
     nodes = [cast for value in graph.input for cast in casts(value.name)]
     for node in graph.node:
-        takes, gives = ports[node.name]
+        reads, makes = ports[node.name]
         made = list(node.output)
         node.input[:] = [
-            form(name, i in takes) if types.get(name) == TensorProto.FLOAT else name
+            form(name, i in reads) if types.get(name) == TensorProto.FLOAT else name
             for i, name in enumerate(node.input)
         ]
-        node.output[:] = [form(name, True) if i in gives else name for i, name in enumerate(made)]
+        node.output[:] = [form(name, True) if i in makes else name for i, name in enumerate(made)]
         nodes += [node, *(cast for name in made for cast in casts(name))]
     tensors = []
     for tensor in graph.initializer:
@@ -273,7 +273,7 @@ def parse(data: bytes, *, named: bool = False) -> ModelProto:
     Parameters
     ----------
     data : the bytes.
-    named : give every node a name of its own, and turn constant nodes into initializers.
+    named : whether every node gets a name of its own, and constant nodes become initializers.
 
     Raises
     ------

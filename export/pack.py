@@ -109,7 +109,7 @@ def export_bundle(
         prior = _network(model, options, size, pictures, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
-    say(f"emit and verify the {config.objective} step")
+    say(f"export and verify the {config.objective} step")
     refinement = _refinement(config, low, guide, classes, options.initial)
     graphs = prior.graphs | refinement.graphs
 
@@ -344,7 +344,7 @@ def _check_profile(options: ExportOptions, size: tuple[int, int]) -> None:
         if any(a > b for a, b in zip(small, large, strict=True)):
             raise InputError(
                 f"{name} is {came}; wanted {bound} {size}, the usual size",
-                fix="change it, or give the usual size by --opt-shape",
+                fix="change it, or set the usual size by --opt-shape",
             )
 
 

@@ -207,22 +207,22 @@ def _check_answer(model: PriorModel, example: Any) -> None:
         reason = first_line(error)
         raise InputError(
             f"{model.name} fails on {tuple(example.shape)} float32: {reason}",
-            fix="make module(torch.rand(1, 3, H, W)) run, and give H and W with --imgsz",
+            fix="make module(torch.rand(1, 3, H, W)) run, and set H and W by --imgsz",
         ) from error
     if not isinstance(answer, torch.Tensor):
         raise InputError(
-            f"{model.name} gives a {type(answer).__name__}; wanted {wanted}",
+            f"{model.name} returns a {type(answer).__name__}; wanted {wanted}",
             fix="wrap it in a module whose forward returns the scores alone",
         )
     if answer.ndim not in (3, 4) or answer.shape[0] != 1:
         raise InputError(
-            f"{model.name} gives {tuple(answer.shape)}; wanted {wanted}",
+            f"{model.name} returns {tuple(answer.shape)}; wanted {wanted}",
             fix="wrap it in a module whose forward returns one of these",
         )
     if answer.ndim == 4 and model.names and len(model.names) != answer.shape[1]:
         raise InputError(
-            f"{model.name} gives {answer.shape[1]} classes, but has {len(model.names)} names",
-            fix="give PriorModel one name for each class, or none",
+            f"{model.name} returns {answer.shape[1]} classes, but has {len(model.names)} names",
+            fix="pass one name for each class to PriorModel, or none",
         )
 
 
@@ -322,14 +322,14 @@ def _simplified(graph: ModelProto) -> ModelProto:
 
 
 def _check_simplified(original: ModelProto, slim: Frozen, imgsz: tuple[int, int]) -> None:
-    """VerificationFailed unless both graphs give the same finite answer on noise."""
+    """VerificationFailed unless both graphs return the same finite output for noise."""
     x = np.random.default_rng(0).standard_normal((1, 3, *imgsz), np.float32)
     with Frozen(slim.name, original) as before:
         wanted = before(x)[0]
     answer = slim(x)[0]
     if not np.isfinite(wanted).all():
         raise VerificationFailed(
-            f"{slim.name} gives NaN or infinite scores", fix="check the network and its weights"
+            f"{slim.name} returns NaN or infinite scores", fix="check the network and its weights"
         )
     difference = _difference(wanted, answer)
     if not difference <= _CLOSE:

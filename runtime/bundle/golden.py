@@ -147,7 +147,7 @@ def compare(
             out["input"] = float(np.abs(x - wanted).max())
         again = np.asarray(prior(picture, low))
         if again.shape != guide.shape:
-            raise BundleError(f"the prior gives {again.shape}, golden is {guide.shape}")
+            raise BundleError(f"the prior returns {again.shape}, golden is {guide.shape}")
         check_guide(guide, *guide.shape[:2])
         out["prior"] = float((_hard(again) == _hard(guide)).mean())
         refined, again_losses = _refined(low, guide, config, refiner, steps, warm)

@@ -93,7 +93,7 @@ class GraphRefiner:
         missing = needed - self._outputs
         if missing:
             raise InputError(
-                f"the step graph does not give {', '.join(sorted(missing))}, which min_labels, "
+                f"the step graph does not return {', '.join(sorted(missing))}, which min_labels, "
                 "silhouette or early_stop need",
                 fix="export it with these options",
             )

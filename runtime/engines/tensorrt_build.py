@@ -286,7 +286,7 @@ def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) ->
             if min(dims, default=1) < 0:
                 raise InputError(
                     f"input {name!r} has free dimensions, {_dims(dims)}, and no shape was given",
-                    fix="give --imgsz HxW, or --min-shape, --opt-shape and --max-shape",
+                    fix="use --imgsz HxW, or --min-shape, --opt-shape and --max-shape",
                 )
             continue
         three = tuple(tuple(map(int, shape)) for shape in shapes[name])

@@ -382,7 +382,7 @@ class TensorRTEngine:
             context = self._engine.create_execution_context()
         if context is None:
             raise DeviceError(
-                f"{self.name} gives no execution context{self._gpu.free_memory()}: "
+                f"{self.name} makes no execution context{self._gpu.free_memory()}: "
                 f"{self._log.summary()}",
                 fix="close what else uses the GPU, or build again with a smaller --workspace",
             )

@@ -249,7 +249,7 @@ def test_an_input_that_does_not_fit():
 
 def test_shapes_that_differ():
     arrays, steps = made()
-    with pytest.raises(BundleError, match=rf"prior gives \(24, 32, 3\), golden is.*2\){EXPORT}"):
+    with pytest.raises(BundleError, match=rf"prior returns \(24, 32, 3\), golden is.*2\){EXPORT}"):
         compare(arrays | {"guide": arrays["guide"][..., :2]}, steps)
     with pytest.raises(BundleError, match="does not give its golden answers"):
         compare(arrays | {"labels": arrays["labels"][:9, :9]}, steps)  # refined at that size

@@ -228,7 +228,7 @@ def test_refused_calls_are_noticed(fake, rng):
     for call, message in [
         ("set_input_shape", r"refuses shape \(1, 3, 8, 16\) for 'image'"),
         ("set_tensor_address", "refuses a buffer for 'image'"),
-        ("create_execution_context", r"gives no execution context GPU 0 \(1 of 2 MiB free\)"),
+        ("create_execution_context", r"makes no execution context GPU 0 \(1 of 2 MiB free\)"),
     ]:
         with case(call):
             engine = scorer()

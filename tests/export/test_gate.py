@@ -101,7 +101,7 @@ def test_nan(tmp_path, gate):
         head.classifier.bias[2] = float("nan")
 
     path = planted(tmp_path, plant, simplify=False)
-    gate(["gives NaN or infinite scores"], "--model", path, "--no-simplify")
+    gate(["returns NaN or infinite scores"], "--model", path, "--no-simplify")
 
 
 def freezes_wrongly(monkeypatch, change):
@@ -311,7 +311,7 @@ def test_interrupted_by_the_user(tmp_path, photos, old):
     before = files(tmp_path)
     process = start(path, photos)
     line = process.stderr.readline()
-    assert line == "emit and verify the residual step ...\n"
+    assert line == "export and verify the residual step ...\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.startswith("error: interrupted\n")

@@ -136,10 +136,10 @@ class Answers(torch.nn.Module):
 
 
 OTHER_ANSWERS = [
-    (lambda x: (x, x), None, r"net gives a tuple; wanted one tensor: .*\n  fix: wrap it"),
-    (lambda x: {"out": x}, None, r"net gives a dict; wanted one tensor"),
-    (lambda x: x[0, 0], None, r"net gives \(32, 48\); wanted one tensor"),
-    (lambda x: x, ["a", "b"], r"net gives 1 classes, but has 2 names\n  fix: "),
+    (lambda x: (x, x), None, r"net returns a tuple; wanted one tensor: .*\n  fix: wrap it"),
+    (lambda x: {"out": x}, None, r"net returns a dict; wanted one tensor"),
+    (lambda x: x[0, 0], None, r"net returns \(32, 48\); wanted one tensor"),
+    (lambda x: x, ["a", "b"], r"net returns 1 classes, but has 2 names\n  fix: "),
     (lambda x: x.reshape(7, -1), None, r"net fails on \(1, 3, 32, 48\) float32: .*\n  fix: "),
 ]
 
@@ -155,7 +155,7 @@ def test_modules_that_answer_otherwise():
 def test_scores_that_are_no_numbers():
     pp = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=32, width=48)
     model = PriorModel(name="net", module=Answers(lambda x: x * torch.nan), preprocess=pp)
-    with pytest.raises(VerificationFailed, match=r"net gives NaN or infinite scores\n  fix: "):
+    with pytest.raises(VerificationFailed, match=r"net returns NaN or infinite scores\n  fix: "):
         freeze(model)
 
 
