@@ -35,7 +35,7 @@ def to_int8(
     data : serialised ONNX, FP32, of fixed input size.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
     half : store the rest in FP16, by :func:`export.half.to_half`. Q/DQ nodes, their scales and the
-        operators that read them stay FP32, so that engines recognise the pattern.
+        operators that read them stay FP32, so that engines recognise the INT8 layers.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def to_int8(
         ) from error
 
     class Pictures(CalibrationDataReader):
-        """The pictures, as ONNX Runtime asks for one after the other; ``count`` of them so far."""
+        """Returns the pictures one by one, as ONNX Runtime asks for them, and counts them."""
 
         def __init__(self, name: str) -> None:
             self.name, self.count, self.feeds = name, 0, iter(feeds)
