@@ -18,7 +18,7 @@ from export.int8 import to_int8
 from export.models import PriorModel
 from export.options import ExportOptions
 from export.refine_step import build_map, build_step
-from export.to_onnx import frozen_graph, frozen_preprocess
+from export.to_onnx import check_onnx, frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
 from runtime.bundle.manifest import (
     file_entry,
@@ -93,6 +93,7 @@ def export_bundle(
     """
     options, out = options or ExportOptions(), Path(out)
     check_replaceable(out)
+    check_onnx()
     engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
     timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work

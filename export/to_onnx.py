@@ -85,11 +85,9 @@ def frozen_graph(
     """
     preprocess = frozen_preprocess(model, imgsz=imgsz, dynamic=dynamic)
     imgsz = imgsz or model.fixed_size
-    try:
-        import onnx
-        import onnx.inliner
-    except ImportError as error:
-        raise _missing("onnx", error) from error
+    check_onnx()
+    import onnx.inliner
+
     if model.module is not None:
         graph = _trace(model, imgsz, dynamic, opset or model.opset)
     else:
@@ -401,9 +399,22 @@ def _set_metadata(
     graph.ClearField("model_version")
 
 
+def check_onnx() -> None:
+    """Check that onnx can be imported: every export needs it.
+
+    Raises
+    ------
+    MissingBackend : it cannot.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise _missing("onnx", error) from error
+
+
 def _missing(package: str, error: ImportError) -> MissingBackend:
     """The error to raise for a package that is not installed."""
     return MissingBackend(
-        f"{package} is needed to freeze a prior, but {error}",
+        f"{package} is needed to export, but {error}",
         fix="pip install 'dynaguide-edge[export]'",
     )
