@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.errors import InputError
 
-WIDTH = 100  # characters; a dictionary of plain values is one line of JSON if it is no longer
+WIDTH = 100  # characters; a dictionary of plain values that fits is written in one line of JSON
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

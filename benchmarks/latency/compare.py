@@ -27,7 +27,7 @@ from runtime.errors import ExitCode, InputError
 from runtime.tools.cli import Parser, option, some_path
 
 AUTO = [50.0, 90.0, 95.0, 99.0]
-# Keys of the environment: documents that differ in MACHINE are refused, in SOFTWARE warned about.
+# Keys of the environment. A difference in MACHINE is refused, one in SOFTWARE causes a warning.
 MACHINE = ("cpu", "target", "threads", "jetson", "cpu_mhz_limits", "GPUs")
 SOFTWARE = ("python", "numpy", "opencv", "versions", "governors", "drivers")
 

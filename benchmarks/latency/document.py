@@ -285,8 +285,7 @@ def _latency_line(row: dict[str, Any]) -> dict[str, str]:
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """The lines that follow the tables: where and how the rows were measured, and what is
-    unusual."""
+    """The lines after the tables: where and how the rows were measured, and what is unusual."""
     e = document["environment"]
     out = [f"clock: {document['scope']}", document["device_time"]]
     made = [str(e.get(k)) for k in ("cpu", "target", "date", "commit") if e.get(k)]

@@ -60,8 +60,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _summarised(r: dict[str, Any], percentiles: list[float]) -> dict[str, Any]:
-    """A checked row of a file, as summarise returns it in memory; without RAW if the file lacks
-    it."""
+    """A checked row of a file, as summarise returns rows; RAW is missing if the file lacks it."""
     row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r})
     if "stages_ms" in r:
         return summarise(row, percentiles)

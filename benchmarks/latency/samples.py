@@ -63,8 +63,7 @@ def ranks(n: int, q: float) -> tuple[int, int]:
 
 
 def lag1(samples: np.ndarray) -> float:
-    """The correlation of neighbouring samples, in [-1, 1]; 0 for constant or fewer than 3
-    samples."""
+    """The correlation of neighbouring samples, in [-1, 1]; 0 if they are constant or under 3."""
     return float(autocorrelation(samples)[1]) if len(samples) > 2 else 0.0
 
 

@@ -44,8 +44,8 @@ def as_html(lines: list[dict[str, str]], below: str = "") -> str:
 
 
 def parts(columns: list[str], lines: list[dict[str, str]]) -> list[list[str]]:
-    """The columns of each table: the first column, and as many of the others as fit WIDTH, but at
-    least one."""
+    """The columns of each table: the first column, and as many others as fit WIDTH, at least
+    one."""
     first, *others = columns
     found = [[first]]
     for name in others:
