@@ -193,8 +193,8 @@ def check_receipt(receipt: Mapping[str, Any], asked: str) -> None:
 
 
 def read_header(plan: bytes) -> PlanHeader | None:
-    """Read the header of a plan, without TensorRT. The result serves only to report
-    errors early and clearly: TensorRT checks the plan again.
+    """Read the header of a plan, without TensorRT. With it, errors are reported early
+    and clearly; TensorRT checks the plan again.
 
     The layout was found by reading plans of TensorRT for RTX 1.7: "vtrt", the size at byte 16 (u64,
     little endian), the version at byte 24 (four bytes).
