@@ -19,6 +19,7 @@ from benchmarks import environment
 from benchmarks.quality import datasets, metrics
 from benchmarks.table import as_markdown, write_json
 from runtime.core.resize import resize
+from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
@@ -327,7 +328,12 @@ def panels(folder: Path, count: int = 3) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    InputError : an unknown set, or pictures that are missing; the caller prints it.
+    """
     parser = Parser("python -m benchmarks quality", description=__doc__)
     parser.add_argument(
         "--sets", default="camvid,davis,bsds", help="data sets, with commas (%(default)s)"
@@ -345,7 +351,12 @@ def main(argv: list[str]) -> int:
         "davis": lambda n, slow: davis(n + n // 2, slow) if not slow else davis(n, slow),
         "bsds": bsds,
     }
-    wanted = args.sets.split(",")
+    wanted, known = args.sets.split(","), {name.split()[0] for name in runners}
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(
+            f"sets has {', '.join(map(repr, unknown))}; wanted some of {', '.join(sorted(known))}",
+            fix="--sets camvid,davis",
+        )
     document: dict[str, Any] = {"environment": environment.describe(), "tables": []}
     for slow in (False, True) if args.slow else (False,):
         for name, runner in runners.items():

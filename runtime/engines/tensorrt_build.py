@@ -1,7 +1,7 @@
 """From ONNX to an engine, with TensorRT on the device or with TensorRT for RTX on any machine.
 
-TensorRT for RTX has built every kind of network without a GPU. Building with TensorRT itself needs
-its GPU and has not been run.
+TensorRT for RTX builds engines without a GPU. TensorRT itself needs the GPU for which it builds.
+The README says which of them has been run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run a TensorRT or TensorRT for RTX engine. Every return value of TensorRT is checked.
 
-This code has not been run on a device. It was written from the packages' own interface files and
-documentation (TensorRT 10.3, 10.13 and 11.4, TensorRT for RTX 1.7, PyCUDA 2026.1), and its tests
-run on stand-ins for them.
+The code follows the interface files and documentation of TensorRT 10.3, 10.13 and 11.4, of
+TensorRT for RTX 1.7 and of PyCUDA 2026.1. Its tests run on stand-ins for these packages; the README says what has
+been run on a device.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from cases import case
 from scipy.io import savemat
 
-from benchmarks.quality import datasets
+from benchmarks.quality import datasets, run
 from runtime.errors import InputError, MissingBackend
 
 needs_data = pytest.mark.skipif(
@@ -209,3 +209,9 @@ def test_real_bsds():
 @needs_data
 def test_real_priors():
     assert datasets.prior_path("espnetv2_s0.5_cityscapes_512x256.onnx").is_file()
+
+
+def test_an_unknown_set_is_refused():
+    for words, name in (("foo", "'foo'"), ("davis,Camvid", "'Camvid'")):
+        with case(words), pytest.raises(InputError, match=f"sets has {name}; wanted some of bsds,"):
+            run.main(["--sets", words])

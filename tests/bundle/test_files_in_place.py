@@ -202,7 +202,9 @@ def test_a_file_that_may_not_be_read(pristine, place):
 
 
 def test_what_is_no_folder(pristine, place):
-    with pytest.raises(InputError, match=r"x.bundle is no folder; a bundle is one\n  fix: seen fr"):
+    with pytest.raises(
+        InputError, match=r"x.bundle is no folder; a bundle is one\n  fix: check the path"
+    ):
         Bundle.open(place)
     for data in (b"PK\3\4 zip", b""):
         place.write_bytes(data)

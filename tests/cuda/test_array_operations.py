@@ -157,7 +157,7 @@ BAD_FILTERS = [
         {},
         "guidance has dtype int32; wanted .*\n  fix: convert",
     ),
-    (IMAGE, FLOATS, {"out": FLOATS.copy()}, "out is for device 'cpu'\n  fix: leave it out"),
+    (IMAGE, FLOATS, {"out": FLOATS.copy()}, "out is for device 'cpu' only\n  fix: leave it out"),
     (Interface(FLOATS[..., 0].copy()), Interface(FLOATS[None]), {}, r"values has shape \(1, 4, 5"),
     (Interface(FLOATS[:2, :, 0].copy()), Interface(FLOATS), {}, r"values \(4, 5\) are larger than"),
     (np.full((4, 5), np.nan), Interface(FLOATS), {}, "guidance has 20 NaN or infinite values"),

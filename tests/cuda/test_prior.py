@@ -383,7 +383,9 @@ def test_errors_are_those_of_the_cpu(gpu, tmp_path):
     with pytest.raises(BundleError, match=r"nan\.onnx returned NaN or infinite scores for this"):
         Segmenter(nan, device="cuda")(image)
     none = save(tmp_path / "p.onnx", -np.eye(3), output="probabilities, in the graph")
-    with pytest.raises(BundleError, match="calls its output probabilities, but they are none"):
+    with pytest.raises(
+        BundleError, match="calls its output probabilities, but values are negative"
+    ):
         Segmenter(none, device="cuda")(image)
     names = save(tmp_path / "n.onnx", np.eye(3), classes=["a"])
     with pytest.raises(BundleError, match=r"n\.onnx returned 3 classes, but has 1 names"):

@@ -13,7 +13,7 @@ from runtime.core.guide import Guide
 from runtime.core.options import RefineOptions
 from runtime.core.refiner import prepared
 from runtime.errors import InputError
-from sdk import Segmenter, pipeline
+from sdk import RefineConfig, Segmenter, pipeline
 
 PIXELS = (scene(60, 80, seed=2)[0] * 255).round().astype(np.uint8)
 
@@ -45,7 +45,8 @@ def calls(monkeypatch):
 
 
 def test_a_guide_is_checked_once_and_labels_are_not_computed_twice(calls):
-    for refine, times in (("residual", 0), ("dynaguide", 0), (None, 1)):
+    dynaguide = RefineConfig.preset("dynaguide", steps=2)
+    for refine, times in (("residual", 0), (dynaguide, 0), (None, 1)):
         calls.clear()
         Segmenter(prior, refine=refine)(PIXELS)
         assert calls["check_guide"] == 1, refine
