@@ -1,8 +1,8 @@
 """Run a TensorRT or TensorRT for RTX engine. Every return value of TensorRT is checked.
 
 The code follows the interface files and documentation of TensorRT 10.3, 10.13 and 11.4, of
-TensorRT for RTX 1.7 and of PyCUDA 2026.1. Its tests run on stand-ins for these packages; the README says what has
-been run on a device.
+TensorRT for RTX 1.7 and of PyCUDA 2026.1. Its tests run on stand-ins for these packages; the README
+says what has been run on a device.
 """
 
 from __future__ import annotations
