@@ -11,8 +11,9 @@ CORE   := setup.py setup_cuda.py pyproject.toml $(shell find runtime/csrc -type 
 demo: $(VENV)/demo
 	$(PY) -m sdk demo -o out
 
+# Two processes, because most tests use one processor. A file's tests run in one of them, in order.
 test: $(VENV)/test
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 --dist loadfile tests
 
 # Style and types; .ci/run adds the sanitizers and the NEON build.
 # clang-format is Debian's clang-format package.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -119,10 +120,16 @@ def build_engine(
     recipe = replace(recipe, compute_capabilities=_targets(runtime, recipe, gpu))
 
     def build() -> Built:
-        with _current(device if gpu else 0):
-            return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
-                onnx, timing_cache
-            )
+        try:
+            with _current(device if gpu else 0):
+                return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
+                    onnx, timing_cache
+                )
+        except BaseException as error:
+            # The traceback of an error refers to the builder. The garbage collector would free it
+            # later, possibly while the next builder holds TensorRT's lock and waits for Python.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     log, monitor = bridge_log(trt), _monitor(trt)
     log.clear()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -140,6 +141,23 @@ class KeptBuilder:
     def build_serialized_network(self, network, config):
         self._kept.config = config
         return self._builder.build_serialized_network(network, config)
+
+
+def test_a_failed_build_frees_its_builder(rtx, no_gpu, monkeypatch):
+    """A builder that an error keeps alive is freed by the garbage collector. If that runs while the
+    next builder is made, the two wait for TensorRT's lock for ever."""
+    kept, builders = Kept(rtx), []
+
+    def builder(log):
+        builders.append(KeptBuilder(kept, rtx.Builder(log)))
+        return builders[-1]
+
+    kept.Builder = builder
+    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: kept)
+    with pytest.raises(BundleError) as caught:
+        build(b"no network")
+    alive = weakref.ref(builders.pop())
+    assert alive() is None and caught.value.__traceback__ is not None
 
 
 def test_effort_is_passed_on(rtx, no_gpu, monkeypatch):

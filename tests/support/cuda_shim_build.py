@@ -4,6 +4,8 @@ Objects and the module are kept in build/shim under a hash of all that they are 
 only what has changed is compiled again.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -43,6 +45,15 @@ def replaced(path, make):
     half = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
     make(half)
     half.replace(path)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Let one process at a time compile; another one then finds what it needs in the cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def forget_the_oldest(folder):
@@ -91,12 +102,13 @@ def built(cache=CACHE):
             replaced(out, lambda half: run([COMPILER, *arguments, "-o", half]))
 
     module = cache / f"module-{digest([out.name for out, _ in jobs])}{suffix}"
-    if not module.exists():
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_one, jobs))
-        sanitizers = [f for f in shim_flags() if str(f).startswith("-fsanitize=")]
-        objects = [out for out, _ in jobs]
-        link = [COMPILER, "-shared", "-pthread", *sanitizers, *objects]
-        replaced(module, lambda half: run([*link, "-o", half]))
-        forget_the_oldest(cache)
+    with locked(cache):
+        if not module.exists():
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(compile_one, jobs))
+            sanitizers = [f for f in shim_flags() if str(f).startswith("-fsanitize=")]
+            objects = [out for out, _ in jobs]
+            link = [COMPILER, "-shared", "-pthread", *sanitizers, *objects]
+            replaced(module, lambda half: run([*link, "-o", half]))
+            forget_the_oldest(cache)
     return module
