@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -120,16 +120,18 @@ def build_engine(
     recipe = replace(recipe, compute_capabilities=_targets(runtime, recipe, gpu))
 
     def build() -> Built:
-        try:
-            with _current(device if gpu else 0):
-                return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
-                    onnx, timing_cache
-                )
-        except BaseException as error:
+        with _current(device if gpu else 0):
+            return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
+                onnx, timing_cache
+            )
+
+    def finish(future: Future[Built]) -> None:
+        error = future.exception()
+        if error is not None:
             # The traceback of an error refers to the builder. The garbage collector would free it
             # later, possibly while the next builder holds TensorRT's lock and waits for Python.
             traceback.clear_frames(error.__traceback__)
-            raise
+        monitor.events.put(None)
 
     log, monitor = bridge_log(trt), _monitor(trt)
     log.clear()
@@ -137,7 +139,7 @@ def build_engine(
     # callback runs in the caller's thread, which gets the exceptions that it raises.
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(build)
-        future.add_done_callback(lambda _: monitor.events.put(None))
+        future.add_done_callback(finish)
         try:
             for phase, fraction in iter(monitor.events.get, None):
                 if progress is not None:
