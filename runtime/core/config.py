@@ -38,8 +38,8 @@ class RefineConfig(RefineOptions):
     scale : height and width of the working size, relative to the picture's, in (0, 1]. Above the
         default, 0.5, quality did not improve; 0.25 ("fast") computes a quarter of the pixels of 0.5
         and loses little quality.
-    max_pixels : the working size has at most this many pixels, whatever ``scale`` is. This bounds
-        memory and time for large pictures.
+    max_pixels : the working size has at most this many pixels, whatever ``scale`` is; 1 to 2^28.
+        This bounds memory and time for large pictures.
 
     Raises
     ------
@@ -110,8 +110,9 @@ class FilterConfig:
     Parameters
     ----------
     radius : of the filter's window, in pixels of the picture. It is scaled to the working size,
-        where it is at least one pixel.
+        where it is at least one pixel. 1 to 2^15.
     eps : the filter does not follow edges with a smaller contrast (variance of colours in [0, 1]).
+        At least 10^-9.
 
     Raises
     ------

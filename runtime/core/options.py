@@ -41,19 +41,20 @@ class RefineOptions:
     objective : "residual" (ours, docs/algorithm.md), "dynaguide" (Guermazi et al., IVC 2025) or
         "dynaseg" (Guermazi et al., IVC 2024; as published it has no guide).
     steps : most SGD steps: 10 for residual, 1000 for the others. 0 returns the map of the untrained
-        network, which for residual is the guide.
+        network, which for residual is the guide. At most 1,000,000.
     channels : width of the network, and for dynaguide and dynaseg the number of clusters: 32 for
-        residual, 100 for the others.
+        residual, 100 for the others. 1 to 1024.
     blocks : convolution blocks, 2 or 3.
-    lr : learning rate of SGD: 0.05 for residual, 0.1 for the others.
-    momentum : of SGD.
-    seed : of the initial weights.
+    lr : learning rate of SGD: 0.05 for residual, 0.1 for the others. 0 to 10.
+    momentum : of SGD, 0 to 0.9999.
+    seed : of the initial weights, 0 to 2^63 - 1.
     skip : the convolution of a connection from the picture to the last layer: "own", 3x3 (as
         DynaGuide publishes it), "shared" with conv1 (its public code), or "none".
     weighting : weight of the continuity loss: "fixed" is mu, "fsf" is K' / beta, "scf" is mu / K',
         where K' is the number of labels in the current map. DynaSeg calls its FSF constant mu,
         DynaGuide beta.
-    mu, beta : see ``weighting``. None for mu is 50 with "scf", else 1.
+    mu, beta : see ``weighting``. None for mu is 50 with "scf", else 1. mu is 0 to 10^6, beta 10^-6
+        to 10^6.
     continuity : "l1" or "huber" (threshold 1): the function of the differences between neighbours
         in the response map that the continuity loss adds up.
     diagonals : the continuity loss uses the two diagonal directions as well.
@@ -63,16 +64,17 @@ class RefineOptions:
     final_bn : the batch norm after the last layer: "image" (statistics of this picture), "running"
         (as "image", but running statistics for the final map, as model.eval() does) or "none".
     soft_guide : dynaguide uses the guide's probabilities instead of their arg max.
-    min_labels : stop after a step whose map had at most this many labels; 0 = never.
+    min_labels : stop after a step whose map had at most this many labels, 0 to 1024; 0 = never.
     silhouette : stop when K' falls to the number of clusters (3 to 26) with the best silhouette of
         the picture's colours, and return the last map with at least that many labels.
     early_stop : stop if at least this share of the labels is equal to the labels of 10 steps before
         and the loss has changed by less than 1 %, at three checks in a row; 0 = never, 0.995 is
-        sensible.
-    lam : weight of residual's pair loss.
-    sigma : contrast scale of residual's pair loss, for colours in [0, 1].
-    offsets : distances between the pixels of a pair in residual's pair loss, in pixels.
-    balance : exponent of residual's class weights; 0 gives all classes the same weight.
+        sensible. 0 to 1.
+    lam : weight of residual's pair loss, 0 to 10^6.
+    sigma : contrast scale of residual's pair loss, for colours in [0, 1]; 10^-4 to 10^4.
+    offsets : distances between the pixels of a pair in residual's pair loss, in pixels: 1 to 16
+        numbers, each 1 to 1024.
+    balance : exponent of residual's class weights, 0 to 1; 0 gives all classes the same weight.
 
     Raises
     ------
