@@ -340,6 +340,17 @@ def test_closing_ends_the_thread():
     assert not [t for t in threading.enumerate() if t.name == "capture"]
 
 
+def test_closing_waits_for_a_read_that_ends_within_a_second():
+    def slow():
+        while True:
+            yield pictures(1)[0]
+            time.sleep(0.2)
+
+    with Capture(slow()) as capture:
+        next(iter(capture))
+    assert not [t for t in threading.enumerate() if t.name == "capture"]
+
+
 def test_closing_releases_the_iterable():
     closed = threading.Event()
 

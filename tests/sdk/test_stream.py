@@ -1,6 +1,7 @@
 """sdk/stream.py: warm starts and each rule, on clips whose truth is known."""
 
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -314,6 +315,24 @@ def test_a_class_that_goes_away_keeps_its_channel():
     results = followed(frames + gone[0], Prior(truths + gone[1]), state=state)
     assert state.classes.tolist() == [0, 1, 2, 3]
     assert not (results[-1].labels == 2).sum() > 40
+
+
+def test_a_class_that_is_restored_is_in_the_labels(monkeypatch):
+    """The labels of the refinement, which lack the class, do not choose the columns then."""
+    run = Follower._run
+
+    def lost(self, *arguments):
+        result = run(self, *arguments)
+        scores = np.zeros_like(result.scores)
+        scores[..., 0] = 1
+        return replace(result, scores=scores, labels=np.zeros_like(result.labels))
+
+    monkeypatch.setattr(Follower, "_run", lost)
+    frames, truths = clip(1)
+    (result,) = followed(frames, Prior(truths, noise=0, sure=1.0))
+    kept = [event for event in result.frame.events if event.startswith("kept: ")]
+    assert len(kept) == len(np.unique(truths[0])) - 1
+    np.testing.assert_array_equal(np.unique(result.labels), np.unique(truths[0]))
 
 
 def two_classes(sure=0.99):
