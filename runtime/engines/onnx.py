@@ -43,8 +43,8 @@ _SEE_GPU = "run nvidia-smi, and python -m runtime doctor"
 class OnnxEngine:
     """An ONNX network on ONNX Runtime. Use it as a context manager, or call ``close``.
 
-    INT8 networks are computed as their graph says, as in TensorRT: QuantizeLinear and
-    DequantizeLinear round the values, and the layers compute in floating point. By default ONNX
+    INT8 networks are computed as their graph says: QuantizeLinear and DequantizeLinear round the
+    values, and the layers compute in floating point with the rounded values. By default ONNX
     Runtime replaces a layer and the QuantizeLinear and DequantizeLinear around it with one integer
     kernel. The 16-bit sums of these kernels saturate on x86 processors without VNNI, which changes
     labels. So this class switches the replacement off. Without it, INT8 is not faster than FP32 on
@@ -262,8 +262,7 @@ class OnnxEngine:
     def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
         """Call ``run`` and return its result. Replace an error of ONNX Runtime with an error of
         this package, whose message contains ``shapes``, the shapes of the inputs."""
-        if self._session is None:
-            raise InputError(f"{self.name} is closed", fix="load it again")
+        self._check_open()
         try:
             with self._turn:
                 return run()
@@ -273,6 +272,11 @@ class OnnxEngine:
             if failure is None and self._kind == "cuda" and not _is_about_input(error):
                 failure = DeviceError(message, fix=_SEE_GPU)
             raise failure or InputError(message) from error
+
+    def _check_open(self) -> None:
+        """Raise an InputError if the engine is closed."""
+        if self._session is None:
+            raise InputError(f"{self.name} is closed", fix="load it again")
 
     def _device_error(self, error: Exception) -> DeviceError | None:
         """Return the DeviceError for an error of ONNX Runtime; None if the error does not say that
@@ -305,11 +309,12 @@ class OnnxEngine:
 
         Raises
         ------
-        InputError : the name of an input is missing or unknown, or an array has the wrong shape or
-            type.
+        InputError : the name of an input is missing or unknown, an array has the wrong shape or
+            type, or the engine is closed.
         """
         from runtime.engines.onnx_loop import OnnxLoop
 
+        self._check_open()
         return OnnxLoop(self._session, feed, state, self.device, self._turn)
 
     def close(self) -> None:

@@ -226,7 +226,8 @@ def test_errors_of_nobody_are_not_explained(session, monkeypatch):
     made.close()
     face = {"shape": IMAGE.shape, "data": (0, False)}
     on_a_gpu = types.SimpleNamespace(__cuda_array_interface__=face)
-    for call in (lambda: made(IMAGE), lambda: made.on_gpu(on_a_gpu)):
+    calls = (lambda: made(IMAGE), lambda: made.on_gpu(on_a_gpu), lambda: made.loop({}, {}))
+    for call in calls:
         with pytest.raises(InputError, match="net is closed"):
             call()
 
