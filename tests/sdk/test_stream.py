@@ -319,15 +319,15 @@ def test_a_class_that_goes_away_keeps_its_channel():
 
 def test_a_class_that_is_restored_is_in_the_labels(monkeypatch):
     """The labels of the refinement, which lack the class, do not choose the columns then."""
-    run = Follower._run
+    run = runtime.Refiner.run
 
-    def lost(self, *arguments):
-        result = run(self, *arguments)
+    def lost(self, *arguments, **options):
+        result = run(self, *arguments, **options)
         scores = np.zeros_like(result.scores)
         scores[..., 0] = 1
         return replace(result, scores=scores, labels=np.zeros_like(result.labels))
 
-    monkeypatch.setattr(Follower, "_run", lost)
+    monkeypatch.setattr(runtime.Refiner, "run", lost)
     frames, truths = clip(1)
     (result,) = followed(frames, Prior(truths, noise=0, sure=1.0))
     kept = [event for event in result.frame.events if event.startswith("kept: ")]
