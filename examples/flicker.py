@@ -127,7 +127,7 @@ def main(path, noise):
         )
     pages = [Image.fromarray(np.concatenate(row, axis=1)) for row in zip(*columns, strict=True)]
     data = io.BytesIO()
-    options = {"duration": MILLISECONDS, "loop": 0, "quality": 40, "method": 6}
+    options = {"duration": MILLISECONDS, "loop": 0, "quality": 20, "method": 6}
     pages[0].save(data, "WEBP", save_all=True, append_images=pages[1:], **options)
     write_atomic(path, data.getvalue())
 
