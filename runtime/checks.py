@@ -282,7 +282,7 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
                             f"{name} got {old} and {new}, its new name; leave out {old}"
                         )
                     message = (
-                        f"the argument {old} of {name} is now {new}, and ends with this release"
+                        f"the argument {old} of {name} is now {new}; the next release has no {old}"
                     )
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
                     options[new] = options.pop(old)

@@ -320,9 +320,7 @@ def prepared(
     InputError : a guide of a wrong size, dtype or number of classes, NaN, or no guide for residual.
     UnknownGuide : every pixel of the guide is unknown.
     """
-    resized = isinstance(
-        guide, Guide
-    )  # a Guide may have been resized: pixels may sum to less than 1
+    resized = isinstance(guide, Guide)  # perhaps: its pixels may then sum to less than 1
     if guide is not None:
         guide = Guide.checked(guide, *image.shape[:2], gpu=gpu).array
     if parameters.objective_of(options).channels_follow_classes:

@@ -16,7 +16,6 @@ from refinements import (
     TEN_STEPS_BESIDE_NATIVE,
     UNSTEADY,
     assert_mapping_freezes_after_ten_steps,
-    assert_same_result,
     assert_same_state,
     assert_share,
     case_name,
@@ -24,6 +23,7 @@ from refinements import (
     joined,
     make,
 )
+from refiner_promises import test_warm_run_goes_on_where_the_last_one_stopped  # noqa: F401
 from scenes import scene
 
 import runtime
@@ -272,21 +272,10 @@ def test_error_in_progress_ends_the_run_after_that_step():
     assert_same_state(stopped.state_dict(), other.state_dict())
 
 
-THREE = [({}, "soft"), (SMALL | {"objective": "dynaguide"}, "hard"), (SMALL, "none")]
-
-
-def test_warm_run_goes_on_where_the_last_one_stopped():
-    for options, kind in THREE:
-        with case(case_name(options)):
-            image, guide = draw(kind, 24, 32)
-            cold, warm = graph(image, options), graph(image, options)
-            expected = cold.run(image, guide, steps=10)
-            warm.run(image, guide, steps=5)
-            result = warm.run(image, guide, steps=5, warm=True)
-            np.testing.assert_array_equal(result.scores, expected.scores)
-            assert result.stats["losses"]["total"] == expected.stats["losses"]["total"][5:]
-            assert_same_state(warm.state_dict(), cold.state_dict())
-            assert_same_result(warm.run(image, guide, steps=10), expected)  # cold again
+@pytest.fixture
+def make_refiner():
+    """The test of refiner_promises.py runs on step graphs here."""
+    return graph
 
 
 def test_state_goes_to_the_native_refiner_and_back():
