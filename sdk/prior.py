@@ -12,9 +12,11 @@ import numpy as np
 
 from runtime.bundle.read import Bundle
 from runtime.core.guide import Guide
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
 from runtime.prior.kmeans import KMeansPrior
-from runtime.prior.network import NetworkPrior, check_imgsz
+from runtime.prior.names import class_names
+from runtime.prior.network import NetworkPrior, check_imgsz, two_names
+from runtime.prior.reading import find_kind, standard
 
 
 class Prior(Protocol):
@@ -51,12 +53,16 @@ class Prior(Protocol):
 
 
 class CallablePrior:
-    """A prior that calls the user's function, (H, W, 3) uint8 RGB -> guide. If the function has an
-    attribute ``names``, it contains the names of the classes.
+    """A prior that calls the user's function, (H, W, 3) uint8 RGB -> guide.
+
+    The guide is (h, w, C) probabilities of at least two classes, or (h, w) labels. One channel in
+    [0, 1] is the probability of the foreground, and one channel of other whole numbers is labels,
+    whatever its dtype is. Axes of length 1 may stand before and behind the others. If the function
+    has an attribute ``names``, :func:`runtime.prior.names.class_names` reads it.
 
     Raises
     ------
-    InputError : ``names`` is no list of names.
+    InputError : ``names`` does not contain the names of the classes.
     """
 
     backend = "python"
@@ -67,14 +73,7 @@ class CallablePrior:
         self.function = function
         names = getattr(function, "names", None)
         if names is not None:
-            try:
-                names = None if isinstance(names, str) else [str(name) for name in names]
-            except TypeError:
-                names = None
-            if names is None:
-                raise InputError(
-                    "the prior's names are no list of names", fix="e.g. ['road', 'sky']"
-                )
+            names = two_names(class_names(names, "the prior's attribute names"))
         self.names: list[str] | None = names
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -82,7 +81,8 @@ class CallablePrior:
 
         Raises
         ------
-        InputError : the result is None, has rows of different lengths, or looks like (C, h, w).
+        InputError : the result is None, has rows of different lengths, looks like (C, h, w), or has
+            one channel of values that are neither labels nor in [0, 1].
         """
         try:
             found = self.function(picture)
@@ -95,6 +95,8 @@ class CallablePrior:
             raise InputError(
                 "the prior returned rows of different lengths; wanted an array"
             ) from error
+        if guide.ndim in (3, 4) and guide.shape[0] == 1:  # (1, h, w) or (1, h, w, C), as networks
+            guide = guide[0]
         height, width = picture.shape[:2]
         # As (h, w, C) the guide's aspect ratio is far from the picture's, as (C, h, w) it is near.
         if guide.ndim == 3 and guide.size and _stretch(guide.shape[:2], height, width) > 2:
@@ -104,7 +106,33 @@ class CallablePrior:
                     "wanted (h, w, C)",
                     fix="guide.transpose(1, 2, 0)",
                 )
+        if guide.size and (guide.ndim == 2 or (guide.ndim == 3 and guide.shape[2] == 1)):
+            return _one_channel(guide.reshape(guide.shape[:2]))
         return guide
+
+
+def _one_channel(guide: np.ndarray) -> np.ndarray:
+    """Return (h, w) int32 labels, or (h, w, 2) float32 probabilities of background and foreground,
+    of a callable's (h, w) result."""
+    if guide.dtype.kind in "iu":
+        return guide  # the check of the guide says which labels are allowed
+    if guide.dtype.kind not in "fb":
+        raise InputError(
+            f"the prior returned {guide.shape} {guide.dtype}; wanted labels or probabilities",
+            fix="return whole numbers, or floats in [0, 1]",
+        )
+    try:
+        kind = find_kind([guide[None]], name="the prior")
+        if kind != "logits":
+            values = standard(guide[None], kind, name="the prior")
+            return values if values.ndim == 2 else np.ascontiguousarray(values.transpose(1, 2, 0))
+    except BundleError as error:
+        raise InputError(error.message) from error
+    raise InputError(
+        f"the prior returned one channel of values from {guide.min():.3g} to {guide.max():.3g}; "
+        "wanted labels, or the probability of the foreground in [0, 1]",
+        fix="return 1 / (1 + np.exp(-scores))",
+    )
 
 
 def open_bundle(prior: Any) -> Bundle | None:

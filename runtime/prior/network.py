@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +18,12 @@ from runtime.core.resize import resized as resized_planes
 from runtime.device import transfer
 from runtime.device.choose import module_of
 from runtime.engines.onnx import load_engine
+from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
-from runtime.prior.preprocess import Preprocess, are_sides, read_json
+from runtime.prior.names import class_names
+from runtime.prior.preprocess import Preprocess, are_sides
+from runtime.prior.reading import KIND_NOTES, Form, find_form, find_kind, kind_named, standard
 
 
 class Engine(Protocol):
@@ -28,6 +31,7 @@ class Engine(Protocol):
 
     backend: str
     inputs: list[Port]
+    outputs: list[Port]
     metadata: dict[str, str]
     warnings: Any  # a list or deque of OutputWarning
 
@@ -43,15 +47,17 @@ class Engine(Protocol):
 class NetworkPrior:
     """A frozen segmentation network, and the conversion of pictures to its input.
 
-    The input is (1, 3, h, w) float32, the output (1, C, h', w') scores before or after soft-max, or
-    (1, h', w') integer labels.
+    The input is (1, 3, h, w) float32 or float16. The output is (1, C, h', w') scores before or
+    after soft-max, (1, h', w') labels, or another form that :mod:`runtime.prior.reading` reads. The
+    first picture decides the form, and the kind of the values if ``output`` is None.
 
     Parameters
     ----------
     engine : the network.
     preprocess : makes the input from a picture.
-    names : the name of each class, or None.
-    output : "logits", "probabilities" (the soft-max is in the graph) or "labels".
+    names : the name of each class, or None. One name is that of the foreground.
+    output : "logits", "probabilities" (the soft-max is in the graph) or "labels"; None: the values
+        of the first picture decide.
     name : what messages call the network.
 
     Attributes
@@ -70,13 +76,15 @@ class NetworkPrior:
         preprocess: Preprocess,
         *,
         names: list[str] | None = None,
-        output: str = "logits",
+        output: str | None = None,
         name: str = "the prior",
     ) -> None:
-        self.engine, self.preprocess, self.names = engine, preprocess, names
-        self.output, self.name, self.backend = output, name, engine.backend
-        self.gpu: int | None = getattr(engine, "gpu", None)
         _check_ports(engine.inputs, name)
+        self.engine, self.preprocess, self.names = engine, preprocess, two_names(names)
+        self.output, self.name, self.backend = output, name, engine.backend
+        half = engine.inputs[0].dtype == "tensor(float16)"  # made on the host
+        self.gpu: int | None = None if half else getattr(engine, "gpu", None)
+        self._form: Form | None = None
 
     @classmethod
     def from_onnx(
@@ -89,8 +97,9 @@ class NetworkPrior:
     ) -> NetworkPrior:
         """Load an .onnx file. Its metadata_props describe the input and the output.
 
-        These are the keys that :meth:`Preprocess.from_metadata` reads, ``classes`` (a JSON list of
-        names), and ``output``, which starts with "probabilities" if the soft-max is in the graph.
+        These are the keys that :meth:`Preprocess.from_metadata` reads; ``classes`` or ``names``,
+        which :func:`runtime.prior.names.class_names` reads; and ``output``, which
+        :func:`runtime.prior.reading.kind_named` reads.
 
         Parameters
         ----------
@@ -105,17 +114,14 @@ class NetworkPrior:
         """
         engine, name = load_engine(path, threads=threads, device=device), Path(path).name
         _check_ports(engine.inputs, name)
-        names = read_json(engine.metadata, name, "classes", None)
-        texts = isinstance(names, list) and all(isinstance(text, str) for text in names)
-        if names is not None and not texts:
-            raise BundleError(f"{name}: metadata 'classes' is {names!r}; wanted a list of names")
         fixed = fixed_size(engine.inputs[0])
         preprocess = Preprocess.from_metadata(engine.metadata, name, fixed)
         if imgsz is not None:
             preprocess = with_input_size(preprocess, imgsz, fixed, name)
-        soft = engine.metadata.get("output", "").startswith("probabilities")
-        output = "probabilities" if soft else "logits"
-        return cls(engine, preprocess, names=names, output=output, name=name)
+        names = names_of(engine.metadata, name)
+        return cls(
+            engine, preprocess, names=names, output=kind_of(engine.metadata, name), name=name
+        )
 
     def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
         """Return the guide of one picture.
@@ -130,8 +136,8 @@ class NetworkPrior:
         -------
         (h', w', C) float32 probabilities or (h', w') int32 labels on the host, at the size of the
         network's output. For a picture on the GPU it is a Guide of probabilities on that GPU, at
-        working size; but labels, and scores that are not float32, are copied to the host and
-        returned as above.
+        working size; but what is not (1, C, h', w') float32 scores of several classes, and the
+        outputs that decide their kind, are copied to the host and returned as above.
 
         Raises
         ------
@@ -141,8 +147,8 @@ class NetworkPrior:
         """
         if on_gpu(picture):
             return self._guide_on_gpu(picture, low.shape[:2])
-        (out, *_) = self.engine(self.preprocess(picture))
-        return self.guide(out)
+        x = self.preprocess(picture)
+        return self._guide(self.engine(x), x.shape[2:])
 
     def _guide_on_gpu(self, picture: Any, size: tuple[int, int]) -> np.ndarray | Guide:
         """Return the guide of an uploaded picture. Preprocessing, network and soft-max run on the
@@ -152,51 +158,84 @@ class NetworkPrior:
         own = p.size(*picture.shape[:2])
         to = engine.gpu_input((1, 3, *own))
         x = network_input(picture, own, p.mean, p.std, p.color == "bgr", to)
-        (out, *_) = engine.on_gpu(x)
-        if out.dtype != np.float32 or len(out.shape) != 4 or out.shape[0] != 1:
-            return self.guide(out.numpy())
+        outputs = engine.on_gpu(x)
+        form = self._find_form(outputs, own)
+        out = outputs[form.output]
+        scores = form.plain and out.dtype == np.float32 and len(out.shape) == 4
+        if self.output is None or not scores:
+            return self._to_guide(form.planes(out.numpy(), self.name))
         self._check_names(out.shape[1])
         guide = soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(classes_cuda.shares(guide)).all():
-            return self.guide(out.numpy())  # raises an error that says what is wrong
-        note, (_, classes, *pixels) = getattr(engine, "one_class", None), out.shape
-        if note is not None and classes > 1 and math.prod(pixels) > 1:
+            return self._to_guide(out.numpy()[0])  # raises an error that says what is wrong
+        note = getattr(engine, "one_class", None)
+        if note is not None and out.shape[2] * out.shape[3] > 1:
             if len(classes_cuda.winners(guide)) == 1:
                 note()
         return Guide(resized_planes(guide, size))
 
     def guide(self, out: np.ndarray) -> np.ndarray:
-        """Convert the network's output to a guide: (h', w', C) float32 probabilities or (h', w')
-        int32 labels.
+        """Convert an output of the network to a guide: (h', w', C) float32 probabilities or
+        (h', w') int32 labels.
+
+        Parameters
+        ----------
+        out : (1, C, h', w') scores or (1, h', w') labels.
 
         Raises
         ------
         BundleError : another shape or dtype, NaN or infinity, another number of classes than
-            ``names``, or an output "probabilities" that has negative values or a pixel of zeros.
+            ``names``, or values that are not what the prior's ``output`` says.
         """
-        labels = out.dtype.kind in "iu" and out.ndim >= 2
-        if labels and out.size == math.prod(out.shape[-2:]):
-            return out.reshape(out.shape[-2:]).astype(np.int32)
-        if out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
-            raise BundleError(
-                f"{self.name} returned {out.shape}; wanted (1, C, h, w) scores or (1, h, w) labels"
-            )
-        if not np.isfinite(out).all():
-            raise BundleError(f"{self.name} returned NaN or infinite scores for this picture")
-        self._check_names(out.shape[1])
-        scores = out[0].astype(np.float32)
-        if self.output != "probabilities":
-            scores = np.exp(scores - scores.max(0))
-        elif scores.min() < 0 or scores.sum(0).min() <= 0:
-            raise BundleError(
-                f"{self.name} calls its output probabilities, but values are negative, or all zero"
-            )
-        return np.ascontiguousarray((scores / scores.sum(0)).transpose(1, 2, 0))
+        form = find_form([("", out.shape, out.dtype.kind)], out.shape[-2:], name=self.name)
+        return self._to_guide(form.planes(out, self.name))
+
+    def _guide(self, outputs: list[np.ndarray], own: tuple[int, int]) -> np.ndarray:
+        """Convert the network's outputs on the host to a guide. ``own`` is (h, w) of its input."""
+        form = self._find_form(outputs, own)
+        return self._to_guide(form.planes(outputs[form.output], self.name))
+
+    def _find_form(self, outputs: list[Any], own: tuple[int, int]) -> Form:
+        """Return the form of the outputs, which the first picture decides."""
+        if self._form is None:
+            named = [
+                (port.name, tuple(out.shape), np.dtype(out.dtype).kind)
+                for port, out in zip(self.engine.outputs, outputs, strict=True)
+            ]
+            self._form = find_form(named, own, name=self.name, names=self.names)
+            if self._form.note:
+                self._note(self._form.note)
+        return self._form
+
+    def _to_guide(self, planes: np.ndarray) -> np.ndarray:
+        """Convert (C, h', w') values of the network to a guide."""
+        kind = self.output or self._decide(planes)
+        values = standard(planes, kind, name=self.name)
+        if values.ndim == 2:
+            return values
+        self._check_names(len(values))
+        if kind == "logits":
+            values = np.exp(values - values.max(0))
+        return np.ascontiguousarray((values / values.sum(0)).transpose(1, 2, 0))
+
+    def _decide(self, planes: np.ndarray) -> str | None:
+        """Return the kind of the values (C, h', w'). From now on it is ``output``, unless these
+        values leave it open."""
+        self.output = find_kind([planes], name=self.name)
+        note = KIND_NOTES.get((self.output or "", len(planes) > 1))
+        if note and planes.dtype.kind == "f":
+            self._note(note)
+        return self.output
+
+    def _note(self, message: str) -> None:
+        """Add a warning to the result of the picture that is computed now."""
+        self.engine.warnings.append(OutputWarning(self.name, message))
 
     def _check_names(self, classes: int) -> None:
         if self.names is not None and len(self.names) != classes:
             raise BundleError(
-                f"{self.name} returned {classes} classes, but has {len(self.names)} names",
+                f"{self.name} returned {classes} classes, but has {len(self.names)} names: "
+                + ", ".join(self.names)[:200],
                 fix="name each class once: metadata 'classes' of an .onnx file",
             )
 
@@ -261,14 +300,58 @@ def check_imgsz(imgsz: Any) -> None:
 
 
 def _check_ports(inputs: list[Port], name: str) -> None:
-    """Raise BundleError unless the network has one input, (1, 3, h, w) float32."""
+    """Raise BundleError unless the network has one input, (1, 3, h, w) float32 or float16."""
     came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
     shape = inputs[0].shape if inputs else ()
-    fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype == "tensor(float)"
-    if not fits or any(
-        isinstance(n, int) and n != wanted for n, wanted in zip(shape[:2], (1, 3), strict=True)
+    floats = ("tensor(float)", "tensor(float16)")
+    fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in floats
+    last = fits and shape[3] == 3 != shape[1]  # (1, h, w, 3)
+    if (
+        not fits
+        or last
+        or any(
+            isinstance(n, int) and n != wanted for n, wanted in zip(shape[:2], (1, 3), strict=True)
+        )
     ):
-        raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32")
+        fix = "export it again with one input: the picture, batch 1, three planes, float32"
+        if last:
+            fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
+        raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix)
+
+
+def two_names(names: list[str] | None) -> list[str] | None:
+    """Return the names of the classes. One name is that of the foreground: a background is added,
+    because no picture can be divided into one class."""
+    return ["background", *names] if names is not None and len(names) == 1 else names
+
+
+def names_of(metadata: Mapping[str, str], file: str) -> list[str] | None:
+    """Return the names of the classes in the metadata_props ``classes`` or ``names`` of an .onnx
+    file, or None if it has neither. ``file`` is the file's name in messages.
+
+    Raises
+    ------
+    BundleError : the text is not what :func:`runtime.prior.names.class_names` reads.
+    """
+    for key in ("classes", "names"):
+        if key in metadata:
+            try:
+                return two_names(class_names(metadata[key], f"{file}: metadata {key!r}"))
+            except InputError as error:
+                raise BundleError(error.message, fix=error.fix) from error
+    return None
+
+
+def kind_of(metadata: Mapping[str, str], file: str) -> str | None:
+    """Return the kind of output that the metadata_props ``output`` of an .onnx file names, or None
+    if the file does not have that key. ``file`` is the file's name in messages.
+
+    Raises
+    ------
+    BundleError : the text names no kind of output.
+    """
+    text = metadata.get("output")
+    return None if text is None else kind_named(text, f"{file}: metadata 'output'")
 
 
 def network_input(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,7 +22,9 @@ from runtime.errors import BundleError, InputError
 MAX_SIDE = 2**15  # the longest side of a network's input
 MAX_PIXELS = 2**26  # the most pixels of a network's input
 _EXPORT = "export the bundle again"
-_METADATA = "set it with onnx.helper.set_model_props(model, {...})"
+_METADATA = (
+    "set it: python -m export --help lists the options, or see metadata_props in docs/export.md"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +194,8 @@ class Preprocess:
             if value is None:
                 raise BundleError(
                     f"{name} does not say how to normalise pictures: metadata {key!r} is missing",
-                    fix="add it with "
-                    "onnx.helper.set_model_props(model, {'mean': '[0.485, ...]', ...})",
+                    fix=f"freeze it with python -m export --model {name} --mean R,G,B --std R,G,B; "
+                    f"or add it: model.metadata_props.add(key='{key}', value='[R, G, B]')",
                 )
             try:
                 triples[key] = _triple(key, value)
@@ -208,7 +211,7 @@ class Preprocess:
         return cls(
             mean=triples["mean"],
             std=triples["std"],
-            color="bgr" if "BGR" in metadata.get("input_layout", "RGB") else "rgb",
+            color=_color(metadata.get("input_layout", ""), name),
             resize="stretch" if fixed else "long_side",
             height=fixed[0] if fixed else None,
             width=fixed[1] if fixed else None,
@@ -216,6 +219,18 @@ class Preprocess:
             multiple=numbers["size_multiple"],
             minimum=numbers["minimum_size"],
         )
+
+
+def _color(layout: str, name: str) -> str:
+    """Return "rgb" or "bgr", the order of the planes that the metadata ``input_layout`` names."""
+    words = re.findall("[a-z]+", layout.lower())
+    orders = {word for word in words if sorted(word) == ["b", "g", "r"]}
+    if "nhwc" in words or len(orders) > 1 or not orders <= {"rgb", "bgr"}:
+        raise BundleError(
+            f"{name}: metadata 'input_layout' is {layout[:80]!r}; wanted 'NCHW RGB' or 'NCHW BGR'",
+            fix=_METADATA,
+        )
+    return orders.pop() if orders else "rgb"
 
 
 def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) -> Any:

@@ -123,6 +123,7 @@ class Engine:
 
     backend, metadata, gpu, warnings = "onnxruntime-cuda", {}, None, []
     inputs = (runtime.engines.port.Port("x", (1, 3, "h", "w"), "tensor(float)"),)
+    outputs = (runtime.engines.port.Port("y", (1, 2, "h", "w"), "tensor(float)"),)
 
     def __call__(self, x):
         return [np.stack([x[:, 0], -x[:, 0]], 1)]

@@ -1,0 +1,318 @@
+"""How the outputs of a network are read, whoever exported the network: which of its outputs is the
+segmentation, in which order its axes are, and whether its values are logits, probabilities or
+labels. Shapes and values decide; what they leave open is an error that names the setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import BundleError
+
+KINDS = ("logits", "probabilities", "labels")
+MOST_LABELS = 4096
+TOLERANCE = 1e-3  # of the sum of a pixel's probabilities
+_WORDS = {
+    "logit": "logits",
+    "logits": "logits",
+    "score": "logits",
+    "scores": "logits",
+    "probability": "probabilities",
+    "probabilities": "probabilities",
+    "prob": "probabilities",
+    "probs": "probabilities",
+    "softmax": "probabilities",
+    "sigmoid": "probabilities",
+    "label": "labels",
+    "labels": "labels",
+    "argmax": "labels",
+}
+_SAY_KIND = (
+    "say what the network returns: python -m export --output logits (or probabilities, labels), "
+    "or metadata 'output' of the .onnx file"
+)
+# What a user is told when values decided, by kind and whether there are several channels.
+KIND_NOTES = {
+    ("probabilities", True): "the output is in [0, 1] and sums to 1 in every pixel, so it is taken "
+    "as probabilities; metadata 'output' would say otherwise",
+    ("probabilities", False): "the output has one channel in [0, 1], so it is taken as the "
+    "probability of the foreground",
+    ("logits", False): "the output has one channel, so it is taken as the logit of the foreground",
+    ("labels", False): "the output has one channel of whole numbers, so they are taken as labels",
+}
+_SAY_OUTPUT = "keep only that output: onnx.utils.extract_model(FILE, NEW, ['INPUT'], ['OUTPUT'])"
+
+
+def kind_named(text: str, where: str) -> str:
+    """Return the kind of output that a text of metadata names: "logits", "probabilities" or
+    "labels".
+
+    Parameters
+    ----------
+    text : the first word that names a kind decides, in upper or lower case: "softmax", "sigmoid"
+        and "argmax" are understood, and words that name no kind are ignored.
+    where : what the message calls the text.
+
+    Raises
+    ------
+    BundleError : no word of the text names a kind.
+    """
+    words = re.findall("[a-z]+", text.lower().replace("-max", "max").replace("arg max", "argmax"))
+    for word in words:
+        if word in _WORDS:
+            return _WORDS[word]
+    raise BundleError(f"{where} is {text[:80]!r}; wanted one of {', '.join(KINDS)}", fix=_SAY_KIND)
+
+
+def fits(size: Sequence[int], picture: Sequence[int]) -> bool:
+    """Whether an output of ``size`` (h, w) can be a map of a ``picture`` (H, W): one factor scales
+    both sides, up to one pixel of rounding, or exactly if the output is larger.
+
+    An output of one pixel is a result for the whole picture, unless the picture is no larger than
+    64 x 64.
+    """
+    if tuple(size) == (1, 1):
+        return max(picture) <= 64
+    if size[0] > picture[0] or size[1] > picture[1]:
+        return size[0] * picture[1] == size[1] * picture[0]
+    low, high = (
+        [(side + rounding) / whole for side, whole in zip(size, picture, strict=True)]
+        for rounding in (-1, 1)
+    )
+    return min(size) > 0 and max(low) <= min(high)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which output is read, and the order of its axes.
+
+    Parameters
+    ----------
+    output : the number of the output in the network's order.
+    channels : the number of classes of scores, or 1: labels, or the foreground's score.
+    last : the channels are the last axis, as TensorFlow writes them.
+    size : (h, w) of the output for the picture that decided.
+    note : a sentence for the user if other outputs were left out, else "".
+    """
+
+    output: int
+    channels: int
+    last: bool = False
+    size: tuple[int, int] = (0, 0)
+    note: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the output is (1, C, h, w) scores of two and more classes."""
+        return self.channels > 1 and not self.last
+
+    def planes(self, out: np.ndarray, name: str = "the network") -> np.ndarray:
+        """Return the output as (C, h, w), without other changes.
+
+        Raises
+        ------
+        BundleError : the output has another number of channels than the one that decided.
+        """
+        core = _core(out.shape)
+        if len(core) == 2:
+            core = (1, *core)
+        if len(core) != 3 or core[2 if self.last else 0] != self.channels:
+            raise BundleError(
+                f"{name} returned {tuple(out.shape)}; wanted {self.channels} channels, as before"
+            )
+        out = out.reshape(core)
+        return out.transpose(2, 0, 1) if self.last else out
+
+
+def find_form(
+    outputs: Sequence[tuple[str, Sequence[int], str]],
+    picture: Sequence[int],
+    *,
+    name: str = "the network",
+    names: Sequence[str] | None = None,
+) -> Form:
+    """Find the output that is the segmentation, and the order of its axes.
+
+    Scores are (1, C, h, w) or (1, h, w, C). Labels, and scores of the foreground alone, are the
+    same with one channel or without the channel axis. Of several such outputs the one with as many
+    channels as there are names is taken, then one that is not called auxiliary, then scores of
+    several classes, then the largest, then the first.
+
+    Parameters
+    ----------
+    outputs : name, shape and NumPy's kind of dtype ("f", "i", "u", "b") of each output.
+    picture : (H, W) of the network's input.
+    name : what messages call the network.
+    names : the names of the classes.
+
+    Raises
+    ------
+    BundleError : no output has the aspect ratio of the picture; or the network finds objects (it
+        also returns a list of boxes or queries), so that its channels are no classes.
+    """
+    forms: list[tuple[tuple[Any, ...], Form]] = []
+    lists = []
+    for number, (output, shape, dtype) in enumerate(outputs):
+        form = _form_of(shape, dtype, picture, number, len(names or ()))
+        if form is not None:
+            rank = (
+                bool(names) and form.channels == len(names or ()),
+                "aux" not in output.lower(),
+                form.channels > 1,
+                form.size[0] * form.size[1],
+                -number,
+            )
+            forms.append((rank, form))
+        elif dtype == "f" and len(shape) == 3 and min(shape[1:]) > 1:
+            lists.append(f"{output} {tuple(shape)}")
+    came = ", ".join(f"{output} {tuple(shape)}" for output, shape, _ in outputs)
+    if not forms:
+        one = any(_core(shape)[-2:] == (1, 1) for _, shape, _ in outputs)
+        reason = "; one score for the whole picture is a classification" if one else ""
+        raise BundleError(
+            f"{name} returned {came} for an input of {picture[0]} x {picture[1]} pixels; wanted "
+            f"(1, C, h, w) scores or (1, h, w) labels with the input's aspect ratio{reason}",
+            fix="export the network with its segmentation as an output",
+        )
+    if lists:
+        raise BundleError(
+            f"{name} returned {came}; a list of boxes or queries beside masks belongs to a network "
+            "that finds objects, whose mask channels are no classes",
+            fix="export a semantic segmentation; or, if one output is one, " + _SAY_OUTPUT,
+        )
+    best = max(forms, key=lambda pair: pair[0])[1]
+    if len(outputs) == 1:
+        return best
+    taken, shape, _ = outputs[best.output]
+    note = (
+        f"output {taken} {tuple(shape)} is the segmentation; the network also returns "
+        + ", ".join(f"{o} {tuple(s)}" for n, (o, s, _) in enumerate(outputs) if n != best.output)
+        + f". To take another output, {_SAY_OUTPUT}"
+    )
+    return Form(best.output, best.channels, best.last, best.size, note)
+
+
+def _core(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without the batch of 1 and without other axes of length 1 beyond three."""
+    core = tuple(shape)
+    if len(core) > 2 and core[0] == 1:
+        core = core[1:]
+    while len(core) > 3 and 1 in (core[0], core[-1]):
+        core = core[1:] if core[0] == 1 else core[:-1]
+    return core
+
+
+def _form_of(
+    shape: Sequence[int], dtype: str, picture: Sequence[int], number: int, names: int
+) -> Form | None:
+    """The form of one output, or None if it is no segmentation. ``names`` is the number of the
+    names of classes, or 0."""
+    core = _core(shape)
+    if len(core) not in (2, 3) or dtype not in "fiub":
+        return None
+    found = [Form(number, core[0] if len(core) == 3 else 1, False, (core[-2], core[-1]))]
+    if len(core) == 3:
+        found.append(Form(number, core[2], True, (core[0], core[1])))
+    found = [form for form in found if fits(form.size, picture)]
+    if dtype != "f":  # scores are floats, so that these are labels
+        found = [form for form in found if form.channels == 1]
+    exact = [form for form in found if form.size == tuple(picture)]
+    named = [form for form in found if form.channels == names]
+    for forms in (named, exact, found):
+        if forms:
+            return forms[0]
+    return None
+
+
+def find_kind(arrays: Sequence[np.ndarray], *, name: str = "the network") -> str | None:
+    """Decide from values what they are: "logits", "probabilities" or "labels".
+
+    Whole numbers are labels. Values in [0, 1] are probabilities if those of each pixel sum to 1,
+    or if they are the only channel, the foreground's. Other values are logits.
+
+    Parameters
+    ----------
+    arrays : (C, h, w) for each picture, all with the same C.
+    name : what the message calls the network.
+
+    Returns
+    -------
+    The kind; or None for one channel of zeros and ones, which are both labels and probabilities.
+
+    Raises
+    ------
+    BundleError : several channels in [0, 1] that do not sum to 1, as the sigmoids of a network
+        whose classes do not exclude each other; or values that are not finite.
+    """
+    if arrays[0].dtype.kind != "f":
+        return "labels"
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise BundleError(f"{name} returned NaN or infinite scores for this picture")
+    low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
+    if len(arrays[0]) == 1:
+        if -1 <= low and high < MOST_LABELS and all((a == np.rint(a)).all() for a in arrays):
+            return "labels" if low < 0 or high > 1 else None
+        return "probabilities" if 0 <= low and high <= 1 else "logits"
+    if low < 0 or high > 1 + TOLERANCE:
+        return "logits"
+    if all(np.abs(a.sum(0, dtype=np.float64) - 1).max() <= TOLERANCE for a in arrays):
+        return "probabilities"
+    raise BundleError(
+        f"{name} returned values from {low:.3g} to {high:.3g}, whose sum over the classes is not "
+        "1: they are sigmoids of classes that overlap, or logits of an untrained network",
+        fix=_SAY_KIND,
+    )
+
+
+def standard(planes: np.ndarray, kind: str | None, *, name: str = "the network") -> np.ndarray:
+    """Convert an output to the form that bundles have.
+
+    Parameters
+    ----------
+    planes : (C, h, w), the result of :meth:`Form.planes`.
+    kind : the result of :func:`find_kind`.
+    name : what messages call the network.
+
+    Returns
+    -------
+    (C, h, w) float32 logits or probabilities of two and more classes: one channel becomes
+    background and foreground. Or (h, w) int32 labels.
+
+    Raises
+    ------
+    BundleError : the values are not what ``kind`` says, or are not finite.
+    """
+    if planes.dtype.kind != "f":
+        return planes[0].astype(np.int32)
+    if not np.isfinite(planes).all():
+        raise BundleError(f"{name} returned NaN or infinite scores for this picture")
+    if kind == "labels":
+        low, high = planes.min(), planes.max()
+        if len(planes) != 1 or (planes != np.rint(planes)).any() or low < -1 or high >= MOST_LABELS:
+            raise BundleError(
+                f"{name} returned values from {low:.3g} to {high:.3g} in {len(planes)} channels, "
+                f"but is said to return labels; wanted whole numbers from -1 to {MOST_LABELS - 1}",
+                fix=_SAY_KIND,
+            )
+        return planes[0].astype(np.int32)
+    scores = planes.astype(np.float32)
+    if kind == "logits":
+        # The soft-max of (0, z) is (1 - sigmoid(z), sigmoid(z)).
+        return scores if len(scores) > 1 else np.concatenate([np.zeros_like(scores), scores])
+    if scores.min() < 0 or (scores.sum(0).min() <= 0 and len(scores) > 1):
+        raise BundleError(
+            f"{name} calls its output probabilities, but values are negative, or all zero",
+            fix=_SAY_KIND,
+        )
+    if len(scores) > 1:
+        return scores
+    if scores.max() > 1:
+        raise BundleError(
+            f"{name} calls its output probabilities, but returned values up to {scores.max():.3g}",
+            fix=_SAY_KIND,
+        )
+    return np.concatenate([1 - scores, scores])

@@ -1,0 +1,396 @@
+"""Networks of other kinds than (1, C, h, w) logits are understood, or refused with the reason."""
+
+import numpy as np
+import pytest
+from cases import case
+from drawn_pictures import COLOURS, quadrants
+from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
+
+from runtime.errors import BundleError, InputError
+from runtime.prior.names import class_names
+from runtime.prior.network import NetworkPrior
+from runtime.prior.reading import find_form, find_kind, fits, kind_named
+from sdk import RefineConfig, Segmenter
+
+onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
+from onnx import TensorProto, helper  # noqa: E402 (after importorskip)
+
+SIZE = (48, 64)
+PICTURE, TRUTH = quadrants(*SIZE)
+ARG_MAX = ("ArgMax", {"axis": 1, "keepdims": 1})
+
+
+def one_channel():
+    """A weight and a bias whose only channel is positive where TRUTH is 0."""
+    c = COLOURS / 255
+    weight = 40 * (c[0] - c[1:].mean(0))
+    bias = -(weight @ c[0] + (c[1:] @ weight).max()) / 2
+    return (weight * STD)[None], [weight @ MEAN + bias]
+
+
+def prior_of(path):
+    return NetworkPrior.from_onnx(path, imgsz=SIZE)
+
+
+def segment(path):
+    return Segmenter(path, imgsz=SIZE, refine=RefineConfig(steps=1), min_area=0)(PICTURE)
+
+
+# One channel: background and foreground
+
+
+def test_one_channel_is_background_and_foreground(tmp_path):
+    for tail, output in [
+        ([], None),
+        ([], "logits"),
+        ([("Sigmoid", {})], None),
+        ([("Sigmoid", {})], "Sigmoid"),
+        ([("Sigmoid", {}), ("Squeeze", {})], None),
+        ([("Sigmoid", {}), ("Transpose", {"perm": [0, 2, 3, 1]})], None),
+        ([("Sigmoid", {}), ("Cast", {"to": TensorProto.FLOAT16})], None),
+        ([("Sigmoid", {}), ("Round", {})], None),
+        ([("Sigmoid", {}), ("Round", {}), ("Cast", {"to": TensorProto.BOOL})], None),
+    ]:
+        with case(*(name for name, _ in tail), output):
+            out = tail[-1][1].get("to", FLOAT) if tail else FLOAT
+            path = save(tmp_path / "m.onnx", *one_channel(), tail=tail, out=out, output=output)
+            guide = prior_of(path)(PICTURE, None)
+            found = guide if guide.ndim == 2 else guide.argmax(-1)
+            assert np.array_equal(found, TRUTH == 0)
+            assert np.array_equal(segment(path).labels, TRUTH == 0)
+
+
+def test_the_foreground_s_probability_is_the_sigmoid(tmp_path):
+    weight, bias = one_channel()
+    x = (PICTURE / 255 - MEAN) / STD
+    wanted = 1 / (1 + np.exp(-(x @ weight[0] + bias[0])))
+    for tail in [[], [("Sigmoid", {})]]:
+        with case(tail):
+            guide = prior_of(save(tmp_path / "m.onnx", weight, bias, tail=tail))(PICTURE, None)
+            assert guide.shape == (*SIZE, 2)
+            np.testing.assert_allclose(guide[..., 1], wanted, atol=1e-5)
+            np.testing.assert_allclose(guide.sum(-1), 1, atol=1e-6)
+
+
+def test_names_of_one_channel(tmp_path):
+    for names in [["person"], ["background", "person"]]:
+        with case(*names):
+            path = save(tmp_path / "m.onnx", *one_channel(), classes=names)
+            assert segment(path).names == ["background", "person"]
+    path = save(tmp_path / "m.onnx", *one_channel(), classes=["a", "b", "c"])
+    with pytest.raises(BundleError, match="returned 2 classes, but has 3 names"):
+        segment(path)
+
+
+# Labels
+
+
+def test_labels_of_every_type_and_shape(tmp_path):
+    to_last, to_first = {"perm": [0, 2, 3, 1]}, {"perm": [0, 3, 1, 2]}
+    for kind in [
+        *(FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE),
+        *(TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT32),
+    ]:
+        for shape in [
+            [],
+            [("Squeeze", {})],
+            [("Transpose", to_last)],
+            [("Transpose", to_last), ("Transpose", to_first)],
+        ]:
+            for output in [None, "labels", "arg max over the classes"]:
+                with case(kind, *(name for name, _ in shape), output):
+                    tail = [ARG_MAX, ("Cast", {"to": kind}), *shape]
+                    path = save(
+                        tmp_path / "m.onnx",
+                        *nearest_colour(),
+                        tail=tail,
+                        out=kind,
+                        classes=NAMES,
+                        output=output,
+                    )
+                    guide = prior_of(path)(PICTURE, None)
+                    assert guide.dtype == np.int32 and np.array_equal(guide, TRUTH)
+
+
+def test_values_that_are_not_what_the_metadata_says(tmp_path):
+    for output, tail, match in [
+        ("labels", [], "is said to return labels; wanted whole numbers from -1 to 4095"),
+        ("probabilities", [], "calls its output probabilities, but"),
+        ("probabilities", [("Relu", {})], "probabilities, but returned values up to"),
+    ]:
+        with case(output, *(name for name, _ in tail)):
+            path = save(tmp_path / "m.onnx", *one_channel(), tail=tail, output=output)
+            with pytest.raises(BundleError, match=match) as error:
+                segment(path)
+            assert "--output" in error.value.fix
+
+
+# Order of the axes
+
+
+def test_channels_last(tmp_path):
+    tail = [("Transpose", {"perm": [0, 2, 3, 1]})]
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail)
+    first = save(tmp_path / "first.onnx", *nearest_colour())
+    assert np.array_equal(prior_of(path)(PICTURE, None), prior_of(first)(PICTURE, None))
+    assert np.array_equal(segment(path).labels, TRUTH)
+
+
+def test_which_axis_has_the_channels():
+    for shape, picture, names, wanted in [
+        ((1, 4, 64, 96), (64, 96), 0, (4, False)),
+        ((1, 64, 96, 4), (64, 96), 0, (4, True)),
+        ((64, 96, 4), (64, 96), 0, (4, True)),
+        ((4, 64, 96), (64, 96), 0, (4, False)),
+        ((1, 16, 24, 150), (512, 768), 0, (150, True)),
+        ((1, 150, 16, 24), (512, 768), 0, (150, False)),
+        ((1, 64, 64, 64), (64, 64), 0, (64, False)),
+        ((1, 20, 20, 21), (20, 20), 0, (21, True)),
+        ((1, 21, 20, 20), (20, 20), 0, (21, False)),
+        ((1, 20, 21, 20), (80, 82), 20, (20, False)),
+        ((1, 19, 1, 3), (17, 100), 0, (19, False)),  # stride 32, which rounds
+        ((1, 64, 96), (64, 96), 0, (1, False)),
+        ((1, 1, 64, 96, 1), (64, 96), 0, (1, True)),
+        ((64, 96), (64, 96), 0, (1, False)),
+        ((1, 19, 1, 1), (32, 32), 0, (19, False)),
+    ]:
+        with case(shape, picture):
+            form = find_form([("y", shape, "f")], picture, names=["a"] * names)
+            assert (form.channels, form.last) == wanted
+            size = (form.channels, *form.size)
+            assert form.planes(np.zeros(shape, np.float32)).shape == size
+
+
+def test_sizes_that_fit():
+    for height, width in [(48, 64), (375, 1242), (31, 33), (513, 1025)]:
+        for stride in [1, 2, 4, 8, 16, 32]:
+            with case((height, width), stride):
+                small = (-(-height // stride), width // stride or 1)
+                assert fits(small, (height, width))
+                assert not fits((2 * height, width), (height, width))
+                assert not fits((1, 1), (height + 64, width))
+    assert not fits((64, 96), (96, 64)) and not fits((0, 3), (64, 96))
+
+
+# Several outputs
+
+
+def with_outputs(path, first, meta=(), **sides):
+    """Save a network whose outputs are those of ``sides``, (operator, attributes, shape) by name,
+    and "y", the logits, which are last unless ``first``."""
+    save(path, *nearest_colour())
+    model = onnx.load(path)
+    graph = model.graph
+    y = graph.output.pop()
+    for name, (operator, attributes, inputs, shape) in sides.items():
+        graph.node.append(helper.make_node(operator, inputs or [y.name], [name], **attributes))
+        graph.output.append(helper.make_tensor_value_info(name, FLOAT, shape))
+    graph.output.insert(0 if first else len(graph.output), y)
+    for key, value in meta:
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    return path
+
+
+def test_the_output_that_fits_is_taken_and_named(tmp_path):
+    small = ("AveragePool", {"kernel_shape": [4, 4], "strides": [4, 4]}, None, (1, 4, "a", "b"))
+    for first in (True, False):
+        for sides in [
+            {"score": ("GlobalAveragePool", {}, None, (1, 4, 1, 1))},
+            {"aux": ("Neg", {}, None, (1, 4, "h", "w"))},
+            {"deep": small},
+            {"picture": ("Identity", {}, ["image"], (1, 3, "h", "w"))} if first else {},
+            {"certainty": ("ReduceMax", {"axes": [1], "keepdims": 1}, None, (1, 1, "h", "w"))},
+        ]:
+            with case(first, *sides):
+                path = with_outputs(tmp_path / "m.onnx", first, **sides)
+                result = segment(path)
+                assert np.array_equal(result.labels, TRUTH)
+                told = [w for w in result.warnings if "is the segmentation" in w]
+                assert len(told) == len(sides) and all(name in told[0] for name in sides)
+    features = {"features": ("Identity", {}, ["image"], (1, 3, "h", "w"))}
+    meta = [("names", "{0: 'brick', 1: 'grass', 2: 'sea', 3: 'sand'}")]
+    path = with_outputs(tmp_path / "m.onnx", False, meta, **features)
+    assert np.array_equal(segment(path).labels, TRUTH)
+
+
+def test_outputs_that_are_no_segmentation(tmp_path):
+    for shapes, match in [
+        ([(1, 10, 1, 1)], "one score for the whole picture is a classification"),
+        ([(1, 10)], "with the input's aspect ratio"),
+        ([(1, 3, 96, 64)], r"returned y0 \(1, 3, 96, 64\) for an input of 64 x 96 pixels"),
+        ([(2, 3, 64, 96)], "wanted"),
+        ([(1, 100, 151), (1, 100, 16, 24)], "a network that finds objects"),
+        ([(1, 116, 8400), (1, 32, 16, 24)], "a network that finds objects"),
+    ]:
+        with case(*shapes):
+            outputs = [(f"y{n}", shape, "f") for n, shape in enumerate(shapes)]
+            with pytest.raises(BundleError, match=match):
+                find_form(outputs, (64, 96))
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("GlobalAveragePool", {})])
+    with pytest.raises(BundleError, match="a classification"):
+        Segmenter(path, imgsz=(80, 96))(PICTURE)
+
+
+# Soft-max
+
+
+def test_soft_max_in_the_graph_is_seen_once_and_remembered(tmp_path):
+    tail = [("Softmax", {"axis": 1})]
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail)
+    said = save(tmp_path / "said.onnx", *nearest_colour(), tail=tail, output="SoftMax")
+    segmenter = Segmenter(path, imgsz=SIZE, refine=None)
+    first, second = segmenter(PICTURE), segmenter(PICTURE)
+    assert any("taken as probabilities" in warning for warning in first.warnings)
+    assert second.warnings == [] and segmenter.prior.output == "probabilities"
+    wanted = Segmenter(said, imgsz=SIZE, refine=None)(PICTURE)
+    assert np.array_equal(first.confidence, wanted.confidence) and wanted.warnings == []
+
+
+def test_logits_are_remembered(tmp_path):
+    prior = prior_of(save(tmp_path / "m.onnx", np.eye(3), mean=[0, 0, 0], std=[1, 1, 1]))
+    prior.preprocess(PICTURE)
+    white = np.full_like(PICTURE, 255)
+    with pytest.raises(BundleError, match=r"sum over the classes is not 1(.|\n)*--output logits"):
+        prior(white, None)
+    prior = prior_of(save(tmp_path / "m.onnx", np.eye(3)))
+    prior(PICTURE, None)
+    assert prior.output == "logits"
+    assert np.abs(prior.guide(np.eye(3, dtype="f4").reshape(1, 3, 3, 1)).max() - 0.576) < 1e-3
+
+
+def test_kinds_of_values():
+    soft = np.random.default_rng(0).dirichlet(np.ones(5), (8, 8)).transpose(2, 0, 1)
+    for arrays, wanted in [
+        ([soft], "probabilities"),
+        ([soft.astype("f4")], "probabilities"),
+        ([soft.astype("f2")], "probabilities"),
+        ([soft, 2 * soft - 1], "logits"),
+        ([soft[:1]], "probabilities"),
+        ([2 * soft[:1]], "logits"),
+        ([soft[:1] - 0.5], "logits"),
+        ([np.float32([[[0, 1]]])], None),
+        ([np.float32([[[0, 1]]]), np.float32([[[0, 0.5]]])], "probabilities"),
+        ([np.float32([[[0, 1]]]), np.float32([[[0, 7]]])], "labels"),
+        ([np.float32([[[0, -1]]])], "labels"),
+        ([np.float32([[[0, 5000]]])], "logits"),
+        ([np.array([[[True, False]]])], "labels"),
+    ]:
+        with case(wanted, arrays[-1].shape, len(arrays)):
+            assert find_kind(arrays) == wanted
+    for arrays in [[0.9 * soft], [soft, 0.9 * soft], [np.zeros((3, 2, 2), "f4")]]:
+        with pytest.raises(BundleError, match="sigmoids of classes that overlap"):
+            find_kind(arrays)
+    with pytest.raises(BundleError, match="NaN"):
+        find_kind([soft, np.full_like(soft, np.nan)])
+
+
+# Metadata and names
+
+
+def test_spellings_of_the_kind():
+    for text, wanted in [
+        ("Probabilities", "probabilities"),
+        ("softmax", "probabilities"),
+        ("SoftMax over C", "probabilities"),
+        ("soft-max", "probabilities"),
+        ("sigmoid", "probabilities"),
+        ("logits before soft-max, at half the input size", "logits"),
+        ("Raw scores", "logits"),
+        ("ArgMax", "labels"),
+        ("arg max of the classes", "labels"),
+        ("LABELS", "labels"),
+    ]:
+        with case(text):
+            assert kind_named(text, "x") == wanted
+    for text in ["", "segmentation", "y", "5"]:
+        with case(text), pytest.raises(BundleError, match=r"x is .*; wanted one of logits"):
+            kind_named(text, "x")
+
+
+def test_order_of_the_planes_in_small_letters(tmp_path):
+    for layout, wanted in [("nchw bgr", "bgr"), ("nchw", "rgb"), ("Rgb planes", "rgb")]:
+        with case(layout):
+            path = save(tmp_path / "m.onnx", np.eye(3), input_layout=layout)
+            assert prior_of(path).preprocess.color == wanted
+
+
+def test_spellings_of_names(tmp_path):
+    wanted = ["road", "sky"]
+    for value in [
+        wanted,
+        tuple(wanted),
+        np.array(wanted),
+        {0: "road", 1: "sky"},
+        {"1": "sky", "0": "road"},
+        '["road", "sky"]',
+        "['road', 'sky']",
+        "{0: 'road', 1: 'sky'}",
+        '{"0": "road", "1": "sky"}',
+        (name for name in wanted),
+    ]:
+        with case(value):
+            names = class_names(value, "x")
+            assert names == wanted and all(type(name) is str for name in names)
+    for value in [
+        *("road", "", "[" * 10_000, "{'road', 'sky'}", "'road'", "5", "(" * 3000 + ")" * 3000),
+        *({"road", "sky"}, {1: "road", 2: "sky"}, {0: "road", "0": "sky"}, {True: "sky"}),
+        *({0: 1}, [1, 2], 5, b"road", None, {-1: "a"}, {"²": "a"}, {"a": "road"}),
+    ]:
+        with case(str(value)[:30]), pytest.raises(InputError, match=r"^x (is|has) "):
+            class_names(value, "x")
+    for key, text in [("names", "{0: 'a', 1: 'b', 2: 'c', 3: 'd'}"), ("classes", '{"0": "a"}')]:
+        path = save(tmp_path / "m.onnx", *nearest_colour(), **{key: text})
+        assert prior_of(path).names == (
+            ["a", "b", "c", "d"] if key == "names" else ["background", "a"]
+        )
+
+
+# Callables
+
+
+def test_callables_of_other_forms():
+    mask = TRUTH == 0
+    soft = np.where(mask, np.float32(0.9), np.float32(0.2))
+    for guide, wanted in [
+        (TRUTH, TRUTH),
+        (TRUTH[None], TRUTH),
+        (TRUTH[..., None], TRUTH),
+        (TRUTH[None, ..., None], TRUTH),
+        (TRUTH.astype(np.float64), TRUTH),
+        (TRUTH[..., None].astype(np.float32), TRUTH),
+        (mask, mask),
+        (mask[..., None], mask),
+        (mask.astype(np.float32), mask),
+        (soft, mask),
+        (soft[None], mask),
+        (soft[..., None], mask),
+        (soft[None, ..., None].astype(np.float16), mask),
+        (np.eye(4)[TRUTH][None], TRUTH),
+    ]:
+        with case(guide.shape, guide.dtype):
+            segmenter = Segmenter(lambda _, guide=guide: guide, refine=None, min_area=0)
+            assert np.array_equal(segmenter(PICTURE).labels, wanted)
+    result = Segmenter(lambda _: soft, refine=None, filter=None)(PICTURE)
+    assert np.allclose(result.confidence[0, [0, -1]], [0.9, 0.8], atol=1e-3)
+
+
+def test_callables_that_are_refused():
+    scores = np.where(TRUTH == 0, 4.5, -4.5)
+    for guide, match in [
+        (scores, r"one channel of values from -4.5 to 4.5(.|\n)*fix: return 1 / \(1 \+ np.exp"),
+        (scores[..., None], "one channel of values from -4.5"),
+        (scores + 1j, "wanted labels or probabilities"),
+        (np.full(SIZE, "road"), "wanted labels or probabilities"),
+        (np.full(SIZE, np.inf), "NaN or infinite"),
+    ]:
+        with case(match), pytest.raises(InputError, match=match):
+            Segmenter(lambda _, guide=guide: guide)(PICTURE)
+
+
+def test_names_of_a_callable_as_a_dict():
+    def prior(picture):
+        return TRUTH
+
+    prior.names = dict(enumerate(NAMES))
+    assert Segmenter(prior, refine=None)(PICTURE).names == NAMES
