@@ -196,14 +196,20 @@ def find_form(
     return Form(best.output, best.channels, best.last, best.size, note)
 
 
+def core_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of the axes that are no batch: all but the first if it has length 1, and at most
+    three if the others have length 1."""
+    axes = tuple(range(len(shape)))
+    if len(axes) > 2 and shape[0] == 1:
+        axes = axes[1:]
+    while len(axes) > 3 and 1 in (shape[axes[0]], shape[axes[-1]]):
+        axes = axes[1:] if shape[axes[0]] == 1 else axes[:-1]
+    return axes
+
+
 def _core(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape without the batch of 1 and without other axes of length 1 beyond three."""
-    core = tuple(shape)
-    if len(core) > 2 and core[0] == 1:
-        core = core[1:]
-    while len(core) > 3 and 1 in (core[0], core[-1]):
-        core = core[1:] if core[0] == 1 else core[:-1]
-    return core
+    """The lengths of the axes that :func:`core_axes` returns."""
+    return tuple(shape[axis] for axis in core_axes(shape))
 
 
 def _form_of(
