@@ -100,13 +100,14 @@ class OnnxEngine:
         if isinstance(source, bytes):
             self.name = name or "the model"
             check_self_contained(source, self.name)
+            weights: dict[str, Path] = {}
             model: str | bytes = source
             where = self.name
         else:
             path = Path(source)
             self.name = name or path.name
-            check_file(path)
-            model = where = str(path)
+            place, weights = check_file(path)
+            model, where = str(place), str(path)
         try:
             import onnxruntime
         except ImportError as error:
@@ -134,10 +135,12 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # errors are raised as exceptions
+        memory = _pass_linked(weights, model, options)
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=providers, enable_fallback=0
             )
+            del memory  # the session has a copy
             self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
             outputs = self._session.get_outputs()
             self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
@@ -357,6 +360,35 @@ def load_engine(
             fix="for TensorRT engines open their bundle: Segmenter(BUNDLE, backend='trt')",
         )
     return OnnxEngine(path, threads=threads, device=device)
+
+
+def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> list[np.ndarray]:
+    """Pass weights that are found through links to ONNX Runtime, as mapped memory.
+
+    ONNX Runtime from 1.24 on refuses some links that :func:`check_file` follows. Versions to 1.22
+    have no function for it, and follow the links of hub caches.
+
+    Parameters
+    ----------
+    files : from :func:`check_file`.
+    model : the path of the model; the bytes of a model have no ``files``.
+    options : the onnxruntime.SessionOptions.
+
+    Returns
+    -------
+    The memory, which must be kept until the session is made.
+    """
+    folder = Path(os.fsdecode(model)).parent.resolve()
+    linked = {name: file for name, file in files.items() if file != folder / name}
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if not linked or add is None:
+        return []
+    memory = [
+        np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+        for file in linked.values()
+    ]
+    add(list(linked), memory, [m.size for m in memory])
+    return memory
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -3,12 +3,15 @@ stored."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import BundleError, InputError
 
 MAX_BYTES = 2**31  # protobuf's own limit: files must be smaller
+MAX_LINKS = 40  # links that are followed from a model file; Linux follows as many
+_AGAIN = "copy or download the model again, together with its weights file"
 
 
 def check_self_contained(data: bytes, name: str) -> None:
@@ -36,13 +39,35 @@ def check_self_contained(data: bytes, name: str) -> None:
         )
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
     """Check that a file is a protobuf message and that its weights are in its own folder.
+
+    Two kinds of links are followed. If the file is a link, and its weights are not beside the link
+    but beside the file that the link points to, this file is the model. In the cache of a model
+    hub, a link FOLDER/snapshots/.../NAME may point to a file in FOLDER/blobs. FOLDER must not be
+    the root folder or the user's home.
+
+    Parameters
+    ----------
+    path : an .onnx file, or a link to one.
+
+    Returns
+    -------
+    The path of the model that has the weights beside it; and for each external data location of
+    the model the file that it means, with all links resolved. The second is empty if the model
+    contains all of its weights.
 
     Raises
     ------
     InputError : the file does not exist or cannot be read.
-    BundleError : no ONNX, 2 GiB or more, or weights that are missing or lie outside the folder.
+    BundleError : no ONNX, 2 GiB or more, or weights that are missing, are no file, or lie outside
+        the folder.
+
+    Example
+    -------
+    >>> model, weights = check_file(Path("snapshots/1234/model.onnx"))
+    >>> weights
+    {'model.onnx_data': PosixPath('/cache/models--net/blobs/56ab')}
     """
     if not _is_file(path):
         raise InputError(
@@ -52,9 +77,8 @@ def check_file(path: Path) -> None:
     size = path.stat().st_size
     if not 0 < size < MAX_BYTES:
         raise BundleError(f"{path} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
-    folder = path.parent.resolve()
     try:
-        locations = set(external_locations(path.read_bytes()))
+        locations = sorted(set(external_locations(path.read_bytes())))
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}", fix=f"see: ls -l {path}"
@@ -63,29 +87,75 @@ def check_file(path: Path) -> None:
         raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
     for location in locations:
         parts = PurePosixPath(location.replace("\\", "/")).parts
-        outside = PurePosixPath(location).is_absolute() or ".." in parts
-        if outside or not _lies_in(folder, location):
+        if PurePosixPath(location).is_absolute() or ".." in parts:
             raise BundleError(
                 f"{path} keeps weights in {location!r}, outside its own folder; not loaded",
                 fix="save the model with its data beside it (onnx.save_model, location='NAME')",
             )
-        if not _is_file(folder / location):
-            raise BundleError(f"{path} needs its weights file {location!r}, which is missing")
+    model = _beside_weights(path, locations)
+    folder = model.parent.resolve()
+    return model, {location: _weights(path, folder, location) for location in locations}
 
 
-def _is_file(path: Path) -> bool:
-    """Whether the path is a file; False also for names that no file can have."""
+def _beside_weights(path: Path, locations: list[str]) -> Path:
+    """The path, or, if the weights are not beside it, the first file with the weights beside it
+    that the path points to as a link. Without such a file the path."""
+    link = path
+    for _ in range(MAX_LINKS):
+        if all(os.path.lexists(link.parent / location) for location in locations):
+            return link
+        if not link.is_symlink():
+            break
+        link = link.parent / link.readlink()
+    return path
+
+
+def _weights(path: Path, folder: Path, location: str) -> Path:
+    """The file of a location, with links resolved. BundleError if it is missing, is no file, or
+    lies neither in the folder nor in the hub cache that the folder belongs to."""
+    file = folder / location
+    needed = f"{path} needs its weights file {location!r}, which"
     try:
-        return path.is_file()
+        real = file.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{needed} cannot be found: {error}", fix=_AGAIN) from error
+    if not real.is_relative_to(folder) and real.parent != _blobs(folder):
+        raise BundleError(
+            f"{path} keeps weights in {location!r}, which is a link to {real}, outside its own "
+            "folder; not loaded",
+            fix="if you trust these weights, replace the link with a copy of the file",
+        )
+    if not _is_file(real):
+        linked = f"is a link to {real} and " if real != file else ""
+        what = "is no file" if _exists(real) else "is missing"
+        raise BundleError(f"{needed} {linked}{what}", fix=_AGAIN)
+    return real
+
+
+def _blobs(folder: Path) -> Path | None:
+    """The folder ``blobs`` of the hub cache that contains a folder: the cache is the parent of a
+    folder ``snapshots`` above the files. None if the folder is in no hub cache."""
+    for snapshots in (folder, *folder.parents):
+        cache = snapshots.parent
+        if snapshots.name == "snapshots" and (cache / "blobs").is_dir():
+            forbidden = (Path(cache.anchor), Path(os.path.expanduser("~")).resolve())
+            return None if cache in forbidden else cache / "blobs"
+    return None
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this path; False also for paths that nothing can have."""
+    try:
+        return path.exists()
     except (OSError, ValueError):
         return False
 
 
-def _lies_in(folder: Path, location: str) -> bool:
-    """Whether the location, with links followed, is in the folder. False for a loop of links."""
+def _is_file(path: Path) -> bool:
+    """Whether the path is a file; False also for paths that no file can have."""
     try:
-        return (folder / location).resolve().is_relative_to(folder)
-    except (OSError, ValueError, RuntimeError):
+        return path.is_file()
+    except (OSError, ValueError):
         return False
 
 

@@ -172,10 +172,11 @@ def test_weights_outside_the_folder_are_refused(folder, not_opened):
                     location = str(folder.parent / "secret.bin")
                 path = write(folder, place(location))
                 assert location in set(external_locations(path.read_bytes()))
+                fix = "replace the link" if location in ("link.bin", "up/secret.bin") else "save"
                 message = (
-                    r"m.onnx keeps weights in .*, outside its own folder; not loaded\n  fix: save"
+                    r"m.onnx keeps weights in .*, outside its own folder; not loaded\n  fix: .*"
                 )
-                with pytest.raises(BundleError, match=message):
+                with pytest.raises(BundleError, match=message + fix):
                     load_engine(path)
 
 
