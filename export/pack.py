@@ -442,7 +442,8 @@ def _build_engines(
             continue
         try:
             entries = engines.wanted_engines(recipes, graphs, target, device=options.device)
-        except (MissingBackend, DeviceError) as error:  # DeviceError: the driver fails
+            engines.check_start(entries)
+        except (MissingBackend, DeviceError) as error:  # DeviceError: driver or library fails
             missing = error
             continue
         timed = target == "trt"

@@ -11,7 +11,7 @@ from runtime.bundle.read import Bundle
 from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
 from runtime.engines.plan import check_receipt
 from runtime.engines.recipe import EngineRecipe
-from runtime.engines.tensorrt import load_tensorrt, rtx_targets
+from runtime.engines.tensorrt import load_tensorrt, make, rtx_targets
 from runtime.engines.tensorrt_build import build_engine
 from runtime.errors import MissingBackend
 
@@ -108,6 +108,22 @@ def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
         rtx_targets(capabilities, next(iter(gpus), None))
     except MissingBackend:
         return  # building engines reports it, after the bundle has been written
+
+
+def check_start(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the library that builds some engines starts, before it builds the first of them.
+
+    Parameters
+    ----------
+    entries : from :func:`wanted_engines`.
+
+    Raises
+    ------
+    MissingBackend : the library is not installed.
+    DeviceError : it cannot start, for example because the driver is too old for it.
+    """
+    for runtime in {entry["runtime"] for entry in entries}:
+        make(load_tensorrt(runtime), "Builder")
 
 
 def build(

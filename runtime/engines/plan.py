@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runtime.engines.port import Shapes
-from runtime.engines.tensorrt import REBUILD
+from runtime.engines.tensorrt import REBUILD, make
 from runtime.errors import BundleError, DeviceError, InputError, VerificationFailed
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
@@ -93,9 +93,9 @@ def engine_receipt(trt: Any, log: Any, plan: bytes, shapes: Shapes) -> dict[str,
 
     Raises
     ------
-    DeviceError : the engine cannot be loaded, or refuses its shapes.
+    DeviceError : TensorRT cannot start, or the engine cannot be loaded or refuses its shapes.
     """
-    runtime = trt.Runtime(log)
+    runtime = make(trt, "Runtime")
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise DeviceError(

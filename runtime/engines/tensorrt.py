@@ -7,10 +7,11 @@ import logging
 import re
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from runtime.device.driver import CudaDevice, cuda_absence
-from runtime.errors import InputError, MissingBackend
+from runtime.device.driver import CudaDevice, cuda_absence, cuda_driver_version
+from runtime.errors import DeviceError, InputError, MissingBackend, first_line
 
 REBUILD = "python -m runtime build BUNDLE"
 INSTALL = {
@@ -150,6 +151,65 @@ def bridge_log(trt: Any) -> Any:
             return "; then ".join(line[:400] for line in messages) or "it does not say why"
 
     return Log()
+
+
+def make(trt: Any, kind: str, *arguments: Any) -> Any:
+    """Make one of the objects by which TensorRT starts.
+
+    Parameters
+    ----------
+    trt : the module tensorrt or tensorrt_rtx.
+    kind : "Builder", "Runtime" or "OnnxParser".
+    arguments : of the constructor, without the log, which is always that of :func:`bridge_log`.
+
+    Raises
+    ------
+    DeviceError : the library cannot start, as with a driver that is too old for it.
+    """
+    try:
+        return getattr(trt, kind)(*arguments, bridge_log(trt))
+    except (TypeError, RuntimeError) as error:  # TypeError: the library returned a null pointer
+        raise _does_not_start(trt, kind, error) from error
+
+
+def _does_not_start(trt: Any, kind: str, error: Exception) -> DeviceError:
+    """The error to raise if the library cannot make an object."""
+    runtime, lines = trt.__name__, [line[:400] for line in bridge_log(trt).lines]
+    package = runtime.replace("_", "-")
+    driver, wheels = cuda_driver_version(), _wheels(package)
+    built = next(iter(wheels.values())) if len(set(wheels.values())) == 1 else None
+    fix = "close what else uses the GPU and its memory; then: python -m runtime doctor"
+    if driver is None and runtime == "tensorrt":
+        fix = "install NVIDIA's driver, without which TensorRT does not start"
+    elif driver is not None and built is not None and int(driver.partition(".")[0]) < built:
+        wanted = f"{package}-cu{driver.partition('.')[0]}"
+        wanted += ">=10.3,<12" if runtime == "tensorrt" else ""
+        fix = (
+            f"update NVIDIA's driver, or use the wheel for its CUDA version: pip uninstall -y "
+            f"{package} {' '.join(wheels)}; pip install '{wanted}'"
+        )
+    return DeviceError(
+        f"{runtime} {trt.__version__} does not start: it makes no {kind}, and its log says: "
+        f"{'; then '.join(lines[-3:]) or 'nothing'} ({first_line(error)}). The driver runs CUDA "
+        f"{driver or 'of an unknown version'}; {runtime} was built for CUDA "
+        f"{built or 'of an unknown version'}",
+        fix=fix,
+    )
+
+
+def _wheels(package: str) -> dict[str, int]:
+    """The wheels of TensorRT that are installed, each with the major version of CUDA that it was
+    built for: {"tensorrt-cu12": 12, "tensorrt-cu12-libs": 12}. Only a wheel's name contains it."""
+    from importlib import metadata  # which takes time, and only this error needs it
+
+    found = {}
+    for cuda in range(11, 20):
+        for part in ("", "-libs", "-bindings"):
+            name = f"{package}-cu{cuda}{part}"
+            with suppress(metadata.PackageNotFoundError):
+                metadata.distribution(name)
+                found[name] = cuda
+    return found
 
 
 def load_pycuda() -> Any:

@@ -26,6 +26,7 @@ from runtime.engines.tensorrt import (
     bridge_log,
     load_pycuda,
     load_tensorrt,
+    make,
     rtx_targets,
 )
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
@@ -185,9 +186,7 @@ class _Build:
         """Build the engine."""
         start = time.perf_counter()
         trt, recipe, log = self.trt, self.recipe, self.log
-        builder = trt.Builder(log)
-        if builder is None:
-            raise DeviceError(f"{self.runtime} makes no builder: {log.summary()}")
+        builder = make(trt, "Builder")
         network, parser = self._parsed(builder, onnx)
         config = builder.create_builder_config()
         config.progress_monitor = self.monitor
@@ -229,7 +228,7 @@ class _Build:
         built. BundleError if TensorRT cannot read the model."""
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))
-        parser = self.trt.OnnxParser(network, self.log)
+        parser = make(self.trt, "OnnxParser", network)
         if not parser.parse(onnx):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             raise BundleError(
@@ -314,7 +313,13 @@ def _set_shapes(network: Any, shapes: Shapes, new_profile: Callable[[], Any]) ->
             tensor.shape = three[0]
         else:
             profile = profile or new_profile()
-            profile.set_shape(name, *three)
+            try:
+                profile.set_shape(name, *three)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"TensorRT refuses the shapes {three} of input {name!r}: {error}",
+                    fix="use other sizes for --min-shape, --opt-shape and --max-shape",
+                ) from error
     return profile
 
 

@@ -19,7 +19,7 @@ from runtime.device.transfer import Buffer
 from runtime.engines.output_warnings import ONE_CLASS, OutputWarning
 from runtime.engines.plan import read_header
 from runtime.engines.port import Port, Shape, dtype_of_tensorrt
-from runtime.engines.tensorrt import REBUILD, bridge_log, load_pycuda, load_tensorrt
+from runtime.engines.tensorrt import REBUILD, bridge_log, load_pycuda, load_tensorrt, make
 from runtime.engines.tensorrt_loop import TensorRTLoop
 from runtime.engines.tensorrt_session import Session, in_dtype
 from runtime.engines.tensorrt_stream import EngineStream
@@ -57,7 +57,7 @@ class TensorRTEngine:
     BundleError : the bytes are no plan or are damaged, or a port has a type that NumPy does not
         have.
     InputError : a GPU that this machine does not have.
-    DeviceError : the GPU fails or has too little memory.
+    DeviceError : TensorRT cannot start, or the GPU fails or has too little memory.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class TensorRTEngine:
         """Load the plan, make the stream, and list the ports."""
         trt = self._trt
         self._log.clear()
-        self._runtime = trt.Runtime(self._log)
+        self._runtime = make(trt, "Runtime")
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._refused_plan(self._log.summary())

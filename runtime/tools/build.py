@@ -145,7 +145,7 @@ def _wanted(
     ------
     MissingBackend, DeviceError : no target can be built on this machine.
     """
-    from runtime.bundle.engines import RUNTIMES, wanted_engines
+    from runtime.bundle.engines import RUNTIMES, check_start, wanted_engines
 
     listed = [t for t in RUNTIMES if t in named]
     targets = [target] if target else listed or ["trt"]
@@ -153,8 +153,10 @@ def _wanted(
     missing: list[tuple[str, SdkError]] = []
     for name in targets:
         try:
-            wanted += wanted_engines(recipes, graphs, name, device=index)
-        except (MissingBackend, DeviceError) as error:  # DeviceError: the driver fails
+            entries = wanted_engines(recipes, graphs, name, device=index)
+            check_start(entries)
+            wanted += entries
+        except (MissingBackend, DeviceError) as error:  # DeviceError: driver or library fails
             missing.append((name, error))
     if missing and not wanted:
         first = missing[0][1]

@@ -67,15 +67,16 @@ def _targets(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Judge each target: the first of its needs that is not met says why it is not ready."""
     onnx, gpu = _need(facts, "onnxruntime"), _need_gpu(facts)
     rtx, pycuda = _need(facts, "tensorrt_rtx"), _need(facts, "pycuda")
+    rtx_start, trt_start = _need_start(facts, "tensorrt_rtx"), _need_start(facts, "tensorrt")
     core = (facts["package"]["error"], facts["package"]["fix"])
     needs = {
         "cpu": [core, _need(facts, "cv2")],
         "cuda": [core, _need(facts, "cv2"), gpu, _need_cuda_module(facts)],
         "onnx": [onnx],
         "onnx on cuda": [onnx, gpu, _need_provider(facts)],
-        "rtx build": [rtx],
-        "rtx run": [rtx, gpu, _need_rtx_gpu(facts), pycuda],
-        "trt": [_need_tensorrt(facts), gpu, pycuda],
+        "rtx build": [rtx, rtx_start],
+        "rtx run": [rtx, gpu, rtx_start, _need_rtx_gpu(facts), pycuda],
+        "trt": [_need_tensorrt(facts), gpu, trt_start, pycuda],
     }
     verdicts = {}
     for name, unmet in needs.items():
@@ -94,6 +95,15 @@ def _need(facts: dict[str, Any], name: str) -> tuple[str, str]:
             fix = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python"
         return f"{_TITLES[name]} is installed but cannot be imported: {module['error']}", fix
     return "", ""
+
+
+def _need_start(facts: dict[str, Any], name: str) -> tuple[str, str]:
+    """Return why TensorRT does not start, and the fix; ("", "") if it starts or is not there."""
+    module = facts["modules"][name]
+    if module["state"] != "unstarted":
+        return "", ""
+    fix = module.get("fix") or "run python -m runtime doctor again; update NVIDIA's driver"
+    return f"{_TITLES[name]} is installed but does not start: {module['error']}", fix
 
 
 def _need_gpu(facts: dict[str, Any]) -> tuple[str, str]:
@@ -167,6 +177,9 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
         found.append(("broken", package["error"], package["fix"]))
     for name in MODULES:
         why, fix = _need_tensorrt(facts) if name == "tensorrt" else _need(facts, name)
+        # Without a GPU nothing is wrong with a TensorRT that does not start; the GPU is missing.
+        if not why and not (name == "tensorrt" and cuda["absence"]):
+            why, fix = _need_start(facts, name)
         absent = modules[name]["state"] == "absent"
         # TensorRT for RTX does not support Jetson, so its absence is no problem there.
         if why and not (absent and name == "tensorrt_rtx" and facts["jetson"]):
@@ -256,6 +269,8 @@ def render(report: dict[str, Any]) -> str:
     for name, module in report["modules"].items():
         text = {"absent": "not installed", "broken": f"broken: {module['error']}"}
         cell = text.get(module["state"], module["version"])
+        if module["state"] == "unstarted":
+            cell += ", does not start here"
         if module["distributions"]:
             cell += f" ({', '.join(f'{n} {v}' for n, v in module['distributions'].items())})"
         if module["providers"]:

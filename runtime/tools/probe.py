@@ -38,7 +38,8 @@ _JETPACKS = {
 _CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
 _SECONDS = 60  # time limit of one command
 # A program that imports the module {name} and prints facts about the module as JSON, or null if the
-# module is not installed.
+# module is not installed. It prints them again after it has tried to start TensorRT, which may end
+# the program.
 _PROBE = """
 import json, sys
 try:
@@ -53,12 +54,24 @@ try:
         mapped = sorted({{line.split(None, 5)[5].strip() for line in maps if ".so" in line}})
 except OSError:
     mapped = []
-print(json.dumps({{
+facts = {{
+    "state": "ready",
     "version": str(getattr(module, "__version__", "")),
     "file": getattr(module, "__file__", None),
     "providers": getattr(module, "get_available_providers", list)(),
     "mapped": mapped,
-}}))
+}}
+print(json.dumps(facts), flush=True)
+if hasattr(module, "Builder"):
+    sys.path.append({folder!r})
+    from runtime.engines.tensorrt import make
+    from runtime.errors import DeviceError
+    try:
+        make(module, "Builder")
+    except DeviceError as error:
+        facts |= {{"state": "unstarted", "error": error.message, "fix": error.fix}}
+    print()
+    print(json.dumps(facts))
 """
 
 
@@ -119,26 +132,31 @@ def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[s
 
 
 def probe(name: str) -> dict[str, Any]:
-    """Import a module in a process of its own.
+    """Import a module in a process of its own, and let TensorRT start there: make its builder.
 
     Returns
     -------
-    "state" ("ready", "absent" or "broken"), "version", "file", "providers" (of ONNX Runtime),
-    "mapped" (the libraries that the process has loaded) and "error".
+    "state" ("ready", "absent", "broken", or "unstarted" if it can be imported but TensorRT does not
+    start), "version", "file", "providers" (of ONNX Runtime), "mapped" (the libraries that the
+    process has loaded), "error", and "fix" if TensorRT's error contains one.
     """
     facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
-    facts |= {"providers": [], "mapped": []}
-    code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name)])
-    if code:
-        facts["error"] = _last_line(errors) or f"the import ended with exit code {code}"
-        if code < 0:
-            facts["error"] = f"the import is ended by {_signal_name(-code)}"
-        return facts
+    facts |= {"providers": [], "mapped": [], "fix": ""}
+    folder = str(Path(__file__).parents[2])
+    code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name, folder=folder)])
     try:
         answer = json.loads(_last_line(output))
     except ValueError:
-        return facts | {"error": "the import ends the interpreter"}
-    return facts | ({"state": "absent"} if answer is None else {"state": "ready"} | answer)
+        answer = {}
+    if code:
+        what = "starting it" if answer else "the import"
+        facts["error"] = _last_line(errors) or f"{what} ended with exit code {code}"
+        if code < 0:
+            facts["error"] = f"{what} is ended by {_signal_name(-code)}"
+        return facts | (answer or {}) | {"state": "unstarted" if answer else "broken"}
+    if answer is None:
+        return facts | {"state": "absent"}
+    return facts | (answer or {"error": "the import ends the interpreter"})
 
 
 def _unresolved(onnxruntime: str | None) -> list[str]:

@@ -306,6 +306,51 @@ def test_the_log_goes_to_python(rtx, no_gpu, caplog):
     assert [record.levelno for record in caplog.records] == [40, 40, 30, 10, 10]
 
 
+# A library that cannot start
+
+
+class Null:
+    """The library, one of whose constructors returns a null pointer, as with an old driver."""
+
+    def __init__(self, library, kind):
+        self._library = library
+        setattr(self, kind, self.null)
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def null(self, *arguments):
+        log = arguments[-1]
+        log.log(self.ILogger.WARNING, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_a_library_that_cannot_start_is_a_device_error(rtx, no_gpu, monkeypatch):
+    for kind in ("Builder", "OnnxParser"):
+        with case(kind), monkeypatch.context() as patch:
+            patch.setattr(tensorrt_build, "load_tensorrt", lambda runtime, k=kind: Null(rtx, k))
+            with pytest.raises(DeviceError, match=rf"does not start: it makes no {kind}, ") as e:
+                build(convolution())
+            assert "CUDA initialization failure with error: 35. (pybind11" in str(e.value)
+            assert "tensorrt_rtx was built for CUDA 1" in str(e.value) and e.value.fix
+
+
+def test_shapes_that_the_library_refuses(rtx, no_gpu, monkeypatch):
+    """The binding raises a RuntimeError for them."""
+
+    class Profile:
+        def set_shape(self, *shapes):
+            raise RuntimeError("Shape provided for min is inconsistent with other shapes.")
+
+    monkeypatch.setattr(
+        KeptBuilder, "create_optimization_profile", lambda self: Profile(), raising=False
+    )
+    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: Kept(rtx))
+    free = convolution(shape=(1, 3, "height", "width"))
+    with pytest.raises(InputError, match=r"'image': Shape provided for min(.|\n)*fix: use other"):
+        build(free, shapes=only((1, 3, 8, 8), (1, 3, 9, 9), (1, 3, 32, 64)))
+
+
 # Progress and stopping
 
 
@@ -345,7 +390,7 @@ def test_ctrl_c_stops_the_build(rtx, no_gpu, caplog):
     assert threading.active_count() == threads
 
 
-def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
+def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True, starts=True):
     """The real builder under the name tensorrt; loading its plan is pretended."""
     seen = types.SimpleNamespace(shapes=[], network=None, config=None, inspector=None)
 
@@ -365,7 +410,8 @@ def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
 
     class Runtime:
         def __init__(self, log):
-            pass
+            if not starts:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def deserialize_cuda_engine(self, plan):
             seen.inspector = types.SimpleNamespace(
@@ -377,7 +423,7 @@ def pretend_tensorrt(monkeypatch, rtx, version="10.3.0", loads=True):
             return engine if loads else None
 
     module = types.ModuleType("tensorrt")
-    module.__dict__.update(vars(rtx))
+    module.__dict__.update(vars(rtx) | {"__name__": "tensorrt"})
     module.__version__, module.Runtime, module.Builder = version, Runtime, Builder
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return seen
@@ -408,6 +454,9 @@ def test_a_plan_that_does_not_load_is_not_returned(rtx, monkeypatch):
     gpu(monkeypatch)
     pretend_tensorrt(monkeypatch, rtx, loads=False)
     with pytest.raises(DeviceError, match="the engine just built cannot be loaded"):
+        build(convolution(), runtime="tensorrt")
+    pretend_tensorrt(monkeypatch, rtx, starts=False)
+    with pytest.raises(DeviceError, match=r"tensorrt 10\.3\.0 does not start: it makes no Runtime"):
         build(convolution(), runtime="tensorrt")
 
 

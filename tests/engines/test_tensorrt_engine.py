@@ -1,13 +1,14 @@
 """The TensorRT engine on stand-ins for its packages: right answers, and every refusal noticed."""
 
 import sys
+from importlib import metadata
 
 import fake_tensorrt
 import numpy as np
 import pytest
 from cases import case
 
-from runtime.engines import tensorrt_engine
+from runtime.engines import tensorrt, tensorrt_engine
 from runtime.engines.tensorrt_engine import OutputWarning, TensorRTEngine
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
 
@@ -341,6 +342,43 @@ def test_a_plan_that_is_refused_is_no_engine(fake):
                 scorer()
             assert says in str(caught.value)
             assert fake.contexts == 0
+
+
+OLD_DRIVER = "CUDA initialization failure with error: 35. Please check your CUDA installation"
+
+
+def test_a_library_that_cannot_start_is_a_device_error(fake, monkeypatch):
+    """The binding raises a TypeError for the null pointer of createInferRuntime."""
+    fake.refuse, fake.says = {"Runtime"}, OLD_DRIVER
+    monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda: "12.4")
+    wheels = {"tensorrt-cu13", "tensorrt-cu13-libs"}
+
+    def distribution(name):
+        if name not in wheels:
+            raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    with pytest.raises(DeviceError, match=r"tensorrt 10\.3\.0 does not start") as caught:
+        scorer()
+    message = caught.value.message
+    assert "it makes no Runtime" in message
+    assert OLD_DRIVER in message and "factory function returned nullptr" in message
+    assert message.endswith("The driver runs CUDA 12.4; tensorrt was built for CUDA 13")
+    assert "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs;" in caught.value.fix
+    assert caught.value.fix.endswith("pip install 'tensorrt-cu12>=10.3,<12'")
+    assert fake.contexts == 0
+    for driver, installed, words, fix in [
+        ("13.0", wheels, "CUDA 13.0; tensorrt was built for CUDA 13", "close what else uses"),
+        ("12.4", {"tensorrt-cu12", "tensorrt-cu13"}, "built for CUDA of an unknown", "close what"),
+        ("12.4", set(), "was built for CUDA of an unknown version", "close what else uses"),
+        (None, wheels, "runs CUDA of an unknown version; ", "install NVIDIA's driver"),
+    ]:
+        with case(driver, installed):
+            wheels = installed
+            monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda driver=driver: driver)
+            with pytest.raises(DeviceError) as caught:
+                scorer()
+            assert words in caught.value.message and caught.value.fix.startswith(fix)
 
 
 def test_missing_packages(fake, monkeypatch):

@@ -7,7 +7,7 @@ from bundles import tiny_engine
 
 from runtime.engines import timing_cache
 from runtime.engines.timing_cache import TimingCache
-from runtime.errors import InputError
+from runtime.errors import DeviceError, InputError
 
 pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")
@@ -40,6 +40,7 @@ def build(monkeypatch):
     built.meanwhile = lambda: None
     monkeypatch.setattr(engines, "wanted_engines", one)
     monkeypatch.setattr(engines, "build", built)
+    monkeypatch.setattr(engines, "check_start", lambda entries: None)
     return built
 
 
@@ -63,6 +64,18 @@ def test_the_exporter_fails_when_the_file_cannot_be_written(tmp_path, build):
     with pytest.raises(InputError, match=r"timing cache .*times cannot be written: .*\n  fix: "):
         export(tmp_path, tmp_path / "times")
     assert names(tmp_path) == ["times"] and not names(tmp_path / "times")
+
+
+def test_an_export_survives_a_library_that_cannot_start(tmp_path, build, monkeypatch):
+    """The bundle is written without the engines, and the result says why."""
+
+    def null(entries):
+        raise DeviceError("tensorrt 11.4 does not start", fix="update NVIDIA's driver")
+
+    monkeypatch.setattr(engines, "check_start", null)
+    exported = export(tmp_path, None)
+    assert exported.bundle.manifest["engines"] == []
+    assert exported.missing.message == "tensorrt 11.4 does not start"
 
 
 def test_no_file_no_cache(tmp_path):

@@ -37,7 +37,8 @@ class CudaMemoryError(CudaError):
 class Fake:
     """The state of the pretended GPU, and its faults.
 
-    ``refuse``: names of calls that answer False or None. ``memory``: bytes that can be allocated.
+    ``refuse``: names of calls that answer False or None, and "Builder" and "Runtime", which raise
+    the TypeError of pybind11 for a null pointer. ``memory``: bytes that can be allocated.
     ``functions``: what plans compute, by name: a dict of arrays to a dict of arrays.
     """
 
@@ -81,8 +82,8 @@ def plan(function, inputs, outputs, profile=None, prefix=b""):
 def install(monkeypatch, **options):
     """Put the stand-ins in the place of the real modules, and return their state."""
     fake = Fake(**options)
-    trt = module_tensorrt(fake)
-    rtx = module_tensorrt(fake)
+    trt = module_tensorrt(fake, "tensorrt")
+    rtx = module_tensorrt(fake, "tensorrt_rtx")
     rtx.CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
     cuda = module_pycuda(fake)
     pycuda = types.ModuleType("pycuda")
@@ -105,11 +106,10 @@ def install(monkeypatch, **options):
     return fake
 
 
-def module_tensorrt(fake):
-    trt = types.ModuleType("tensorrt")
+def module_tensorrt(fake, name):
+    trt = types.ModuleType(name)
     trt.__version__ = fake.version
     trt.TensorIOMode = TensorIOMode
-    trt.Builder = object
 
     class ILogger:
         ERROR, INTERNAL_ERROR, WARNING, INFO = "E", "F", "W", "I"
@@ -117,11 +117,20 @@ def module_tensorrt(fake):
         def __init__(self):
             pass
 
-    class Runtime:
-        engine_host_code_allowed = False
+    class Started:
+        """What the library makes; a null pointer becomes a TypeError, never None."""
 
         def __init__(self, log):
             self.log = log
+            if type(self).__name__ in fake.refuse:
+                log.log(ILogger.WARNING, fake.says)
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    class Builder(Started):
+        pass
+
+    class Runtime(Started):
+        engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, data):
             assert self.engine_host_code_allowed is False
@@ -131,7 +140,7 @@ def module_tensorrt(fake):
                 return None
             return Engine(fake, json.loads(data), self.log)
 
-    trt.ILogger, trt.Runtime = ILogger, Runtime
+    trt.ILogger, trt.Builder, trt.Runtime = ILogger, Builder, Runtime
     return trt
 
 

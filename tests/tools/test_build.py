@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import fake_tensorrt
@@ -121,12 +122,16 @@ def test_a_build_that_fails_adds_nothing(capsys, monkeypatch, bundle):
             assert len(done) == 1 and contents(bundle) == before
 
 
+class Seen(list):
+    """The builds, and the library's stand-in as ``fake``."""
+
+
 @pytest.fixture
 def device_build(monkeypatch, gpu):
     """TensorRT on a pretended device: building gives a plan, and times longer by one byte."""
     monkeypatch.setattr(engines, "cuda_devices", lambda: [CudaDevice(0, "Orin", "8.7", 1, 1)])
-    fake_tensorrt.install(monkeypatch)
-    seen = []
+    seen = Seen()
+    seen.fake = fake_tensorrt.install(monkeypatch)
 
     def pretend(entry, data, precision, *, device, timing_cache, progress):
         seen.append((entry["graph"], device, timing_cache))
@@ -175,6 +180,23 @@ def test_targets_that_cannot_be_built_here_are_named(capsys, bundle, monkeypatch
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     code, _, err = text(capsys, "build", bundle)
     assert code == 4 and "tensorrt is needed" in err and "\n  fix: pip install" in err
+
+
+def test_a_library_that_cannot_start_is_a_device_error(capsys, bundle, monkeypatch, device_build):
+    """It ended in a Python traceback: the binding raises a TypeError. Other targets are built."""
+    change(bundle, lambda m: m["recipe"].update(targets=["trt", "rtx"]))
+    before, fake = contents(bundle), device_build.fake
+    fake.refuse, fake.says = {"Builder"}, "CUDA initialization failure with error: 35"
+    code, document = answer(capsys, "build", bundle, "--target", "trt")
+    assert code == 1 and "tensorrt 10.3.0 does not start: it makes no Builder" in document["error"]
+    assert fake.says in document["error"] and document["fix"]
+    assert contents(bundle) == before and not device_build
+    rtx = sys.modules["tensorrt_rtx"]
+    monkeypatch.setattr(rtx, "Builder", lambda log: object())
+    monkeypatch.setattr(rtx, "ComputeCapability", types.SimpleNamespace(SM86=1), raising=False)
+    code, out, err = text(capsys, "build", bundle)
+    assert code == 0 and out.count("TensorRT for RTX 10.3.0") == 2
+    assert "not built here: trt: tensorrt 10.3.0 does not start" in err
 
 
 def test_a_bundle_for_onnx_alone_gets_engines_of_tensorrt_if_it_is_here(

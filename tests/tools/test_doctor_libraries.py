@@ -171,6 +171,48 @@ def test_a_module_that_fails_to_import_or_hangs_is_broken(plant_module, monkeypa
     assert facts["state"] == "broken" and "did not finish in 0.5 s" in facts["error"]
 
 
+NULL = """
+__version__ = "10.13.3"
+class ILogger:
+    WARNING, ERROR, INTERNAL_ERROR = 1, 2, 3
+class Builder:
+    def __init__(self, log):
+        log.log(ILogger.WARNING, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+"""
+
+
+def test_tensorrt_is_started_not_only_imported(plant_module):
+    facts = plant_module(NULL)
+    assert facts["state"] == "unstarted" and facts["version"] == "10.13.3" and facts["fix"]
+    assert "its log says: CUDA initialization failure with error: 35" in facts["error"]
+    starts = NULL.replace("        raise", "        return\n        raise")
+    assert plant_module(starts)["state"] == "ready"
+    crash = "        import os; os.kill(os.getpid(), 11)\n        raise"
+    facts = plant_module(NULL.replace("        raise", crash))
+    assert (facts["state"], facts["version"]) == ("unstarted", "10.13.3")
+    assert facts["error"] == "starting it is ended by SIGSEGV"
+
+
+def test_a_tensorrt_that_does_not_start_is_not_ready(machine, monkeypatch):
+    machine["tensorrt"] = module("unstarted", "10.13.3", error="it makes no Builder")
+    machine["pycuda"] = module()
+    report = doctor.report()  # without a GPU that is not its fault
+    assert not kinds(report, "does not start")
+    assert report["targets"]["trt"]["why"].startswith("no GPU: no CUDA driver")
+    assert "TensorRT          10.13.3, does not start here\n" in doctor.render(report)
+    plant_gpu(monkeypatch)
+    machine["tensorrt"]["fix"] = "update the driver"
+    machine["tensorrt_rtx"] = module("unstarted", "1.7", error="it makes no Builder")
+    report = doctor.report()
+    why = "TensorRT is installed but does not start: it makes no Builder"
+    assert report["targets"]["trt"] == {"ready": False, "why": why, "fix": "update the driver"}
+    assert kinds(report, "TensorRT is installed but does not") == ["broken"]
+    assert kinds(report, "RTX is installed but does not start") == ["broken"]
+    assert not report["targets"]["rtx build"]["ready"]
+    assert not report["targets"]["rtx run"]["ready"]
+
+
 def test_a_broken_module_is_a_problem_with_a_fix(machine):
     machine["cv2"] = module("broken", error="libGL.so.1: cannot open shared object file")
     machine["onnxruntime"] = module("broken", error="importing it is ended by SIGSEGV")
