@@ -7,7 +7,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from runtime.device.driver import CudaDevice, cuda_absence, cuda_driver_version
@@ -176,7 +176,7 @@ def _does_not_start(trt: Any, kind: str, error: Exception) -> DeviceError:
     """The error to raise if the library cannot make an object."""
     runtime, lines = trt.__name__, [line[:400] for line in bridge_log(trt).lines]
     package = runtime.replace("_", "-")
-    driver, wheels = cuda_driver_version(), _wheels(package)
+    driver, wheels = cuda_driver_version(), _wheels(trt)
     built = next(iter(wheels.values())) if len(set(wheels.values())) == 1 else None
     fix = "close what else uses the GPU and its memory; then: python -m runtime doctor"
     if driver is None and runtime == "tensorrt":
@@ -197,18 +197,15 @@ def _does_not_start(trt: Any, kind: str, error: Exception) -> DeviceError:
     )
 
 
-def _wheels(package: str) -> dict[str, int]:
-    """The wheels of TensorRT that are installed, each with the major version of CUDA that it was
-    built for: {"tensorrt-cu12": 12, "tensorrt-cu12-libs": 12}. Only a wheel's name contains it."""
-    from importlib import metadata  # which takes time, and only this error needs it
-
+def _wheels(trt: Any) -> dict[str, int]:
+    """The wheels beside the module, each with the major version of CUDA that it was built for:
+    {"tensorrt-cu12": 12, "tensorrt-cu12-libs": 12}. Only the name of a wheel contains it."""
+    file = getattr(trt, "__file__", None)
     found = {}
-    for cuda in range(11, 20):
-        for part in ("", "-libs", "-bindings"):
-            name = f"{package}-cu{cuda}{part}"
-            with suppress(metadata.PackageNotFoundError):
-                metadata.distribution(name)
-                found[name] = cuda
+    for folder in sorted(Path(file).parents[1].glob("*.dist-info")) if file else ():
+        pattern = rf"({trt.__name__}_cu(\d+)(?:_libs|_bindings)?)-.*"
+        if wheel := re.fullmatch(pattern, folder.name):
+            found[wheel[1].replace("_", "-")] = int(wheel[2])
     return found
 
 

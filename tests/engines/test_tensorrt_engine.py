@@ -1,7 +1,6 @@
 """The TensorRT engine on stand-ins for its packages: right answers, and every refusal noticed."""
 
 import sys
-from importlib import metadata
 
 import fake_tensorrt
 import numpy as np
@@ -347,38 +346,34 @@ def test_a_plan_that_is_refused_is_no_engine(fake):
 OLD_DRIVER = "CUDA initialization failure with error: 35. Please check your CUDA installation"
 
 
-def test_a_library_that_cannot_start_is_a_device_error(fake, monkeypatch):
+def test_a_library_that_cannot_start_is_a_device_error(fake, monkeypatch, tmp_path):
     """The binding raises a TypeError for the null pointer of createInferRuntime."""
     fake.refuse, fake.says = {"Runtime"}, OLD_DRIVER
-    monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda: "12.4")
-    wheels = {"tensorrt-cu13", "tensorrt-cu13-libs"}
+    file = str(tmp_path / "tensorrt" / "__init__.py")
+    monkeypatch.setattr(sys.modules["tensorrt"], "__file__", file, raising=False)
 
-    def distribution(name):
-        if name not in wheels:
-            raise metadata.PackageNotFoundError(name)
+    def raised(driver, *wheels):
+        for wheel in wheels:
+            (tmp_path / f"{wheel}-11.4.0.106.dist-info").mkdir()
+        monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda: driver)
+        with pytest.raises(DeviceError) as caught:
+            scorer()
+        assert fake.contexts == 0
+        return caught.value.message, caught.value.fix
 
-    monkeypatch.setattr(metadata, "distribution", distribution)
-    with pytest.raises(DeviceError, match=r"tensorrt 10\.3\.0 does not start") as caught:
-        scorer()
-    message = caught.value.message
-    assert "it makes no Runtime" in message
+    message, fix = raised("12.4")
+    assert message.startswith("tensorrt 10.3.0 does not start: it makes no Runtime, and its log ")
     assert OLD_DRIVER in message and "factory function returned nullptr" in message
+    ends = "The driver runs CUDA 12.4; tensorrt was built for CUDA of an unknown version"
+    assert message.endswith(ends) and fix.startswith("close what else uses the GPU")
+    message, fix = raised("12.4", "tensorrt", "tensorrt_cu13", "tensorrt_cu13_libs", "cuda_cu12")
     assert message.endswith("The driver runs CUDA 12.4; tensorrt was built for CUDA 13")
-    assert "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs;" in caught.value.fix
-    assert caught.value.fix.endswith("pip install 'tensorrt-cu12>=10.3,<12'")
-    assert fake.contexts == 0
-    for driver, installed, words, fix in [
-        ("13.0", wheels, "CUDA 13.0; tensorrt was built for CUDA 13", "close what else uses"),
-        ("12.4", {"tensorrt-cu12", "tensorrt-cu13"}, "built for CUDA of an unknown", "close what"),
-        ("12.4", set(), "was built for CUDA of an unknown version", "close what else uses"),
-        (None, wheels, "runs CUDA of an unknown version; ", "install NVIDIA's driver"),
-    ]:
-        with case(driver, installed):
-            wheels = installed
-            monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda driver=driver: driver)
-            with pytest.raises(DeviceError) as caught:
-                scorer()
-            assert words in caught.value.message and caught.value.fix.startswith(fix)
+    assert "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs;" in fix
+    assert fix.endswith("pip install 'tensorrt-cu12>=10.3,<12'")
+    assert raised("13.0")[1].startswith("close what else uses the GPU")
+    message, fix = raised(None)
+    assert "runs CUDA of an unknown version; " in message and "NVIDIA's driver" in fix
+    assert raised("12.4", "tensorrt_cu12")[0].endswith("for CUDA of an unknown version")
 
 
 def test_missing_packages(fake, monkeypatch):
