@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.parameters import objective_of
-from runtime.engines.recipe import EngineRecipe
+from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 
@@ -111,6 +111,12 @@ def _parser() -> Parser:
 
     build = parser.add_argument_group("engines")
     build.add_argument(
+        "--engines",
+        choices=list(ENGINES),
+        default="all",
+        help="graphs to build engines for; the others run as ONNX or natively (%(default)s)",
+    )
+    build.add_argument(
         "--compute-capability", metavar="LIST", help="GPUs to build for, with rtx: 8.6,8.9,12.0"
     )
     build.add_argument(
@@ -176,6 +182,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         max_shape=_size("max-shape", args.max_shape),
         opset=args.opset,
         simplify=args.simplify,
+        engines=args.engines,
         engine=EngineRecipe(
             compute_capabilities=capabilities(args.compute_capability or ""),
             workspace=workspace_bytes(args.workspace),

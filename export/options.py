@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.core.config import RefineConfig
-from runtime.engines.recipe import EngineRecipe
+from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import InputError
 
 TARGETS = ("onnx", "rtx", "trt")
@@ -34,6 +34,8 @@ class ExportOptions:
         pixels.
     opset : version of the ONNX operators, for PyTorch modules; the model's own when None.
     simplify : simplify the graph with onnxslim.
+    engines : the graphs that engines are built for, now and by python -m runtime build: "all",
+        "prior" or "refine". The ONNX graphs are all in the bundle.
     engine : flags of the engine builder. Its ``shapes`` and ``dynamic`` are ignored, because the
         export sets them from the graphs and from the options above.
     timing_cache : file with the times of kernels, which the builder of "trt" reads and writes.
@@ -61,6 +63,7 @@ class ExportOptions:
     max_shape: tuple[int, int] | None = None
     opset: int | None = None
     simplify: bool = True
+    engines: str = "all"
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     timing_cache: Path | None = None
     device: int = 0
@@ -72,6 +75,11 @@ class ExportOptions:
         if unknown or not self.targets:
             raise InputError(
                 f"target is {unknown or 'empty'}; wanted some of {TARGETS}", fix="--target onnx"
+            )
+        if self.engines not in ENGINES:
+            raise InputError(
+                f"engines is {self.engines!r}; wanted one of {', '.join(ENGINES)}",
+                fix="--engines all, or leave it out",
             )
         if self.int8 and not self.data:
             raise InputError(

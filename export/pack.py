@@ -35,7 +35,7 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
-from runtime.engines.recipe import EngineRecipe
+from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
 from runtime.pictures import demo_photo, picture_files, read_pictures
@@ -156,6 +156,7 @@ def export_bundle(
         recipe={
             "command": options.command,
             "targets": list(options.targets),
+            **({} if options.engines == "all" else {"engines": options.engines}),
             **replace(options.engine, dynamic=options.dynamic).to_manifest(
                 {
                     name: _shapes(name, graph, options, size, classes)
@@ -437,6 +438,7 @@ def _build_engines(
     that says why the others were not built; None if all were built."""
     missing: MissingBackend | DeviceError | None = None
     recipes = EngineRecipe.from_manifest(manifest)
+    graphs = {name: graphs[name] for name in engine_graphs(manifest)}
     for target in options.targets:
         if target == "onnx":
             continue

@@ -17,6 +17,7 @@ from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.port import onnx_dtype
+from runtime.engines.recipe import engine_graphs
 from runtime.errors import BundleError, EngineMismatch, InputError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
@@ -55,8 +56,8 @@ def open_graph(
     InputError : another backend, an engine on the CPU, or a GPU that this machine does not have.
     MissingBackend : no GPU, or a package that is not installed.
     EngineMismatch : the bundle has no engine of this graph for this device.
-    BundleError : no such graph, a damaged file, or inputs and outputs that differ from the
-        manifest's.
+    BundleError : no such graph, a damaged file, a recipe that names unknown engines, or inputs and
+        outputs that differ from the manifest's.
     DeviceError : the device has too little memory, or fails.
     """
     if backend not in BACKENDS:
@@ -110,6 +111,7 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
     DeviceError : the GPU's driver fails.
     InputError : a GPU that this machine does not have.
     EngineMismatch : no engine fits; the message lists the engines that the bundle has.
+    BundleError : no engine fits, and the bundle's recipe names unknown engines.
     """
     problem = cuda_problem()
     if problem is not None:
@@ -128,10 +130,14 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
             return entry
         name = entry["gpu_name"] or "compute capability"
         has.append(f"{name} {','.join(entry['compute_capabilities'])}")
+    fix = f"python -m runtime build --target {backend} {bundle.path}"
+    if graph not in engine_graphs(bundle.manifest):
+        other = "backend='onnx'" if graph == "prior" else "refine_backend='native'"
+        fix = f"{other}; or export the bundle again with --engines all"
     raise EngineMismatch(
         f"{bundle.name} has no {backend} engine of {graph} for {gpu.name} "
         f"({gpu.compute_capability}); it has {'; '.join(has) or 'none'}",
-        fix=f"python -m runtime build --target {backend} {bundle.path}",
+        fix=fix,
     )
 
 

@@ -11,6 +11,11 @@ from runtime.engines.plan import engine_key
 from runtime.engines.port import Shapes
 from runtime.errors import BundleError
 
+ENGINES = {  # value of --engines -> the graphs that engines are built for
+    "all": ("prior", "refine_step", "refine_map", "cnn"),
+    "prior": ("prior",),
+    "refine": ("refine_step", "refine_map", "cnn"),
+}
 _ALWAYS = ("workspace", "level", "dynamic")  # flags that a bundle stores even if they are defaults
 
 
@@ -156,6 +161,33 @@ class EngineRecipe:
         return {
             graph: replace(common, shapes=_shapes(shapes[graph])) for graph in manifest["graphs"]
         }
+
+
+def engine_graphs(manifest: Mapping[str, Any]) -> list[str]:
+    """The graphs of a bundle that engines are built for, in the manifest's order.
+
+    Parameters
+    ----------
+    manifest : a manifest whose form was checked. Its recipe contains "engines" only if the export
+        did not choose "all".
+
+    Raises
+    ------
+    BundleError : the manifest's choice of engines is unknown.
+
+    Examples
+    --------
+    >>> engine_graphs(Bundle.open("city.bundle").manifest)  # exported with --engines prior
+    ['prior']
+    """
+    chosen = manifest["recipe"].get("engines", "all")
+    if not isinstance(chosen, str) or chosen not in ENGINES:
+        raise BundleError(
+            f"the bundle's recipe names the engines {str(chosen)[:80]!r}; wanted one of "
+            f"{', '.join(ENGINES)}",
+            fix="export the bundle again",
+        )
+    return [graph for graph in manifest["graphs"] if graph in ENGINES[chosen]]
 
 
 _UNSAID = object()  # the value of a flag that the manifest does not contain

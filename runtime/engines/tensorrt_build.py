@@ -351,7 +351,8 @@ def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) ->
         return InputError(
             f"Turing (compute capability 7.5) has no FP32 matrix products in TensorRT for RTX: "
             f"{log.summary()}",
-            fix="Turing needs --half; or leave 7.5 out of --compute-capability",
+            fix="Turing needs an export with --half --engines prior, because engines of the "
+            "refinement compute in FP32; or leave 7.5 out of --compute-capability",
         )
     if _OUT_OF_MEMORY.search(text):
         limit = "the builder's default" if workspace is None else f"{workspace / 2**20:.0f} MiB"

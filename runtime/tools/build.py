@@ -12,7 +12,7 @@ from typing import Any
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import add_engine
 from runtime.device.driver import cuda_devices
-from runtime.engines.recipe import EngineRecipe
+from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, SdkError
 from runtime.tools.cli import Bar, capabilities, gpu_index, workspace_bytes
@@ -55,7 +55,8 @@ def run_build(args: argparse.Namespace) -> int:
         graph: replace(recipe, **changes)
         for graph, recipe in EngineRecipe.from_manifest(bundle.manifest).items()
     }
-    graphs = dict(engines.graph_bytes(bundle))
+    chosen = engine_graphs(bundle.manifest)
+    graphs = {name: data for name, data in engines.graph_bytes(bundle) if name in chosen}
     wanted, skipped = _wanted(
         recipes, graphs, bundle.manifest["recipe"]["targets"], args.target, index
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.core.config import RefineConfig
+from runtime.engines.recipe import engine_graphs
 from runtime.errors import BundleError, ExitCode, SdkError
 from runtime.tools.output import (
     as_json,
@@ -118,7 +119,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
             *_port_rows(graph),
             *([("  kept FP32", listed(kept, 12))] if kept else []),
         )
-    yield from ("", "engines" if m["engines"] else "no engines")
+    yield from ("", _engines_title(m))
     for engine in m["engines"]:
         yield from rows(
             (engine["graph"], f"{engine['key']}  {engine_words(engine)}"),
@@ -135,6 +136,18 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield from rows(*_flat(m["verification"]))
     yield from ("", "recipe")
     yield f"  {m['recipe'].get('command') or 'not recorded'}"  # not wrapped, so users can copy it
+
+
+def _engines_title(manifest: Mapping[str, Any]) -> str:
+    """The line above the engines. It names the graphs of the export's --engines, if not all."""
+    title = "engines" if manifest["engines"] else "no engines"
+    if "engines" not in manifest["recipe"]:
+        return title
+    try:
+        graphs = " and ".join(engine_graphs(manifest)) or "no graph"
+    except BundleError as error:
+        return f"{title}; {error.message}"
+    return f"{title}; the export chose those of {graphs}"
 
 
 def _preprocess_words(bundle: Bundle) -> str:

@@ -209,7 +209,7 @@ def test_the_gpu_here_is_the_default(rtx, monkeypatch):
 
 
 def test_turing_needs_half(rtx, no_gpu):
-    with pytest.raises(InputError, match=r"(?s)Turing .*node_of_scores.*fix: Turing needs --half"):
+    with pytest.raises(InputError, match=r"(?s)Turing .*node_of_scores.*--half --engines prior"):
         build(product(), compute_capabilities=("7.5",))
     build(product(np.float16), compute_capabilities=("7.5",))
 

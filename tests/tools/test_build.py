@@ -1,5 +1,6 @@
 """python -m runtime build: engines for this machine, stale ones, timing caches, refusals."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,25 @@ def test_a_library_that_cannot_start_is_a_device_error(capsys, bundle, monkeypat
     code, out, err = text(capsys, "build", bundle)
     assert code == 0 and out.count("TensorRT for RTX 10.3.0") == 2
     assert "not built here: trt: tensorrt 10.3.0 does not start" in err
+
+
+def test_build_follows_the_choice_of_engines(capsys, templates, tmp_path, device_build):
+    bundle = Path(shutil.copytree(templates / "network", tmp_path / "network.bundle"))
+    for chosen, wanted in [
+        ("prior", ["prior"]),
+        ("refine", ["refine_step", "refine_map"]),
+        ("all", ["refine_step", "refine_map", "prior"]),
+        ("some", None),
+        (["prior"], None),
+    ]:
+        with case(str(chosen)):
+            change(bundle, lambda m, chosen=chosen: m["recipe"].update(engines=chosen))
+            words = ("--target", "trt", "--dry-run")
+            code, document = answer(capsys, "build", bundle, *words)
+            if wanted is None:
+                assert code == 5 and "wanted one of all, prior, refine" in document["error"]
+            else:
+                assert code == 0 and [e["graph"] for e in document["to_build"]] == wanted
 
 
 def test_a_bundle_for_onnx_alone_gets_engines_of_tensorrt_if_it_is_here(

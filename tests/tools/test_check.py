@@ -1,16 +1,21 @@
 """python -m runtime check: golden vectors, damaged bundles, engines that answer wrongly."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import fake_tensorrt
 import numpy as np
+import pytest
 from bundles import CONFIG, tensors
 from cases import case
 from runtime_commands import CLASSES, SIZE, answer, change, contents, no_gpu, put, shapes, text
 
 from runtime.bundle.manifest import file_entry
+from runtime.bundle.open import open_prior, open_refinement
 from runtime.bundle.read import Bundle
 from runtime.engines.onnx import OnnxEngine
+from runtime.errors import EngineMismatch
 
 # check
 
@@ -110,13 +115,16 @@ def test_engines_that_are_asked_for_must_be_there(capsys, bundle):
     assert document["fix"] == f"python -m runtime build {bundle}"
 
 
-def pretend_engines(monkeypatch, bundle, spoil=lambda outputs: outputs, size=SIZE):
+REFINE = ("refine_step", "refine_map")
+
+
+def pretend_engines(monkeypatch, bundle, spoil=lambda outputs: outputs, size=SIZE, graphs=REFINE):
     """Put engines of the fake TensorRT into a bundle: they compute on ONNX Runtime."""
     functions, engines = {}, []
     manifest = Bundle.open(bundle).manifest
     plain = {"float32": "FLOAT", "int32": "INT32", "int64": "INT64"}
     (bundle / "engines").mkdir()
-    for i, graph in enumerate(("refine_step", "refine_map")):
+    for i, graph in enumerate(graphs):
         session = OnnxEngine((bundle / f"{graph}.onnx").read_bytes())
 
         def compute(inputs, session=session):
@@ -126,7 +134,8 @@ def pretend_engines(monkeypatch, bundle, spoil=lambda outputs: outputs, size=SIZ
 
         functions[graph] = compute
         sizes = {"height": size[0], "width": size[1], "classes": CLASSES}
-        sizes["parameters"] = shapes(manifest["graphs"])[graph]["parameters"][0][0]
+        if graph != "prior":
+            sizes["parameters"] = shapes(manifest["graphs"])[graph]["parameters"][0][0]
         ports = {
             kind: [
                 p | {"shape": [sizes.get(n, n) for n in p["shape"]]}
@@ -159,6 +168,29 @@ def test_check_asks_engines_for_the_golden_answers(capsys, monkeypatch, bundle, 
     numbers = {c["check"]: c.get("numbers") for c in document["checks"]}
     assert code == 0 and numbers["golden, on trt engines"]["labels"] >= 0.99
     assert sum(c["check"].startswith("engine ") for c in document["checks"]) == 2
+
+
+def test_a_bundle_with_an_engine_of_its_prior_only(capsys, monkeypatch, tmp_path, templates, gpu):
+    """The refinement runs natively; its engines are not missed, and are refused with another fix
+    than to build them, which the recipe excludes."""
+    bundle = Path(shutil.copytree(templates / "network", tmp_path / "network.bundle"))
+    change(bundle, lambda m: m["recipe"].update(engines="prior"))
+    pretend_engines(monkeypatch, bundle, graphs=("prior",))
+    code, document = answer(capsys, "check", bundle, "--engines")
+    numbers = {c["check"]: c.get("numbers") for c in document["checks"]}
+    assert code == 0 and numbers["golden, on trt engines"]["prior"] == 1
+    opened, on_trt = Bundle.open(bundle), {"backend": "trt", "device": "cuda"}
+    assert open_prior(opened, **on_trt)[0].backend == "tensorrt-10.3.0 fp32"
+    fix = r"fix: refine_backend='native'; or export the bundle again with --engines all"
+    with pytest.raises(EngineMismatch, match=r"no trt engine of refine_step(.|\n)*" + fix):
+        open_refinement(opened, **on_trt)
+    change(bundle, lambda m: m["recipe"].update(engines="refine") or m["engines"].clear())
+    with pytest.raises(EngineMismatch, match=r"engine of prior(.|\n)*fix: backend='onnx'; or exp"):
+        open_prior(Bundle.open(bundle), **on_trt)
+    with pytest.raises(EngineMismatch, match=r"of refine_step(.|\n)*fix: python -m runtime build"):
+        open_refinement(Bundle.open(bundle), **on_trt)
+    code, out, _ = text(capsys, "inspect", bundle)
+    assert code == 0 and "no engines; the export chose those of refine_step and refine_map" in out
 
 
 def test_check_catches_an_engine_that_answers_wrongly(capsys, monkeypatch, bundle, gpu):
