@@ -19,6 +19,7 @@ from runtime.device.transfer import Buffer
 from runtime.engines.output_warnings import ONE_CLASS, OutputWarning
 from runtime.engines.plan import read_header
 from runtime.engines.port import Port, Shape, dtype_of_tensorrt
+from runtime.engines.rtx_cache import RuntimeCache
 from runtime.engines.tensorrt import REBUILD, bridge_log, load_pycuda, load_tensorrt, make
 from runtime.engines.tensorrt_loop import TensorRTLoop
 from runtime.engines.tensorrt_session import Session, in_dtype
@@ -81,6 +82,9 @@ class TensorRTEngine:
         self._sessions: dict[Any, Session] = {}
         self._runtime: Any = None
         self._engine: Any = None
+        self._config: Any = None  # of TensorRT for RTX, as is the cache
+        self._cache: RuntimeCache | None = None
+        self._compiled: set[Any] = set()  # the keys of the sessions whose kernels are in the cache
         self._trt = load_tensorrt(runtime)
         header = read_header(plan)
         self._check_version(runtime, version or (header.version if header else ""))
@@ -138,6 +142,8 @@ class TensorRTEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._refused_plan(self._log.summary())
+        if hasattr(trt, "CudaGraphStrategy"):  # TensorRT for RTX compiles and captures by itself
+            self._configure(plan)
         self._gpu.stream = self._gpu.cuda.Stream()
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
@@ -151,6 +157,20 @@ class TensorRTEngine:
                 )
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs).append(port)
+
+    def _configure(self, plan: bytes) -> None:
+        """Make the configuration that all execution contexts share, with its runtime cache."""
+        self._config = self._engine.create_runtime_config()
+        self._config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._gpu.graph = "by the runtime"
+        gpu = self._gpu.cuda.Device(self.device)
+        self._cache = RuntimeCache(
+            self._config,
+            plan,
+            version=str(self._trt.__version__),
+            gpu=f"{gpu.name()} {gpu.compute_capability()}",
+            name=self.name,
+        )
 
     def _refused_plan(self, why: str) -> SdkError:
         """The error for a plan that TensorRT does not load; ``why`` is what its log says."""
@@ -300,13 +320,18 @@ class TensorRTEngine:
             return
         if self._gpu.hung:
             self._gpu.abandon()
-            _HUNG.append((self._sessions, self._gpu, self._engine, self._runtime))
+            _HUNG.append((self._sessions, self._gpu, self._cache, self._config, self._engine))
+            _HUNG.append(self._runtime)
             return
         with self._gpu.closing():
+            if self._cache is not None and not self._gpu.failed:
+                self._cache.save()  # also the kernels that were compiled during the runs
             for session in self._sessions.values():
                 session.free()
             self._sessions = {}
             self._gpu.stream = None  # an object is freed before the object that made it
+            self._cache = None
+            self._config = None
             self._engine = None
             self._runtime = None
 
@@ -343,6 +368,9 @@ class TensorRTEngine:
         the least recently used session is freed."""
         key = (tuple(shapes.items()), tuple(state.items()))
         session = self._sessions.pop(key, None) or self._new_session(shapes, state)
+        if self._cache is not None and key not in self._compiled:
+            self._compiled.add(key)
+            self._cache.save()
         self._sessions[key] = session  # at the end: the first session is the least recently used
         if len(self._sessions) > MOST_SESSIONS:
             self._sessions.pop(next(iter(self._sessions))).free()
@@ -373,13 +401,8 @@ class TensorRTEngine:
     def _new_context(self) -> Any:
         """An execution context. DeviceError if TensorRT makes none."""
         self._log.clear()
-        if hasattr(self._trt, "CudaGraphStrategy"):  # TensorRT for RTX captures by itself
-            config = self._engine.create_runtime_config()
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(config)
-            self._gpu.graph = "by the runtime"
-        else:
-            context = self._engine.create_execution_context()
+        arguments = () if self._config is None else (self._config,)
+        context = self._engine.create_execution_context(*arguments)
         if context is None:
             raise DeviceError(
                 f"{self.name} makes no execution context{self._gpu.free_memory()}: "

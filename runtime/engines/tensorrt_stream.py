@@ -52,6 +52,11 @@ class EngineStream:
         """Whether the engine was closed."""
         return self._primary is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the GPU has failed."""
+        return bool(self._dead)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make the GPU's context the current one of this thread for a block. PyCUDA's errors in the

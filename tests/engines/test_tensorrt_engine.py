@@ -40,7 +40,8 @@ def descend(inputs):
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake_tensorrt.install(monkeypatch, functions={"channels": channels, "descend": descend})
 
 

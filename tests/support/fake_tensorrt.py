@@ -52,6 +52,7 @@ class Fake:
     codes: dict = field(default_factory=dict)  # of the driver's graph calls, 0 when left out
     raises: Exception | None = None  # by the next copy to the device
     no_driver: bool = False
+    driver: str = "580.65"  # kernels compiled for one driver are refused by another
     calls: Counter = field(default_factory=Counter)
     blocks: dict = field(default_factory=dict)  # address -> bytearray
     contexts: int = 0  # pushed and not popped
@@ -85,6 +86,7 @@ def install(monkeypatch, **options):
     trt = module_tensorrt(fake, "tensorrt")
     rtx = module_tensorrt(fake, "tensorrt_rtx")
     rtx.CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+    rtx.ICudaEngine, rtx.IRuntimeConfig, rtx.IRuntimeCache = Engine, RuntimeConfig, RuntimeCache
     cuda = module_pycuda(fake)
     pycuda = types.ModuleType("pycuda")
     pycuda.driver = cuda
@@ -167,13 +169,63 @@ class Engine:
         return self.facts["profile"][name]
 
     def create_runtime_config(self):
-        return types.SimpleNamespace(cuda_graph_strategy=None)
+        self.fake.call("create_runtime_config")
+        return RuntimeConfig(self.fake)
 
-    def create_execution_context(self, config=None):
+    def create_execution_context(self, runtime_config=None):
         if not self.fake.call("create_execution_context"):
             self.log.log("E", self.fake.says)
             return None
-        return Context(self, config)
+        if runtime_config is not None:
+            kernels = runtime_config.kernels()
+            if self.facts["function"] not in kernels:
+                self.fake.call("compile")
+            kernels.add(self.facts["function"])
+        return Context(self, runtime_config)
+
+
+class RuntimeConfig:
+    """IRuntimeConfig of TensorRT for RTX."""
+
+    def __init__(self, fake):
+        self.fake, self.cache, self.cuda_graph_strategy = fake, None, None
+
+    def create_runtime_cache(self):
+        return RuntimeCache(self.fake) if self.fake.call("create_runtime_cache") else None
+
+    def get_runtime_cache(self):
+        return self.cache
+
+    def set_runtime_cache(self, cache=None):
+        self.cache = cache
+        return self.fake.call("set_runtime_cache")
+
+    def kernels(self):
+        return set() if self.cache is None else self.cache.compiled
+
+
+class RuntimeCache:
+    """IRuntimeCache of TensorRT for RTX. It asserts that no damaged bytes are given to it."""
+
+    def __init__(self, fake):
+        self.fake, self.compiled = fake, set()
+
+    def serialize(self):
+        if not self.fake.call("serialize"):
+            return None
+        return memoryview(json.dumps([self.fake.driver, sorted(self.compiled)]).encode())
+
+    def deserialize(self, blob):
+        assert self.fake.call("read_runtime_cache")
+        driver, compiled = json.loads(bytes(blob))
+        if driver != self.fake.driver:
+            return False
+        self.compiled = set(compiled)
+        return True
+
+    def reset(self):
+        self.compiled = set()
+        return True
 
 
 class Context:
