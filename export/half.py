@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from export.inference import store_unknown_types
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError, first_line
 
@@ -330,6 +331,7 @@ def _typed(data: bytes) -> tuple[ModelProto, dict[str, int]]:
             "a plain graph",
             fix="freeze it for a fixed input size",
         )
+    store_unknown_types(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
@@ -459,5 +461,6 @@ def checked(model: ModelProto) -> bytes:
     """
     import onnx
 
+    store_unknown_types(model)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
