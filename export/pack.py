@@ -14,6 +14,7 @@ import runtime
 from export import check
 from export.frozen import Frozen
 from export.half import to_half
+from export.inference import precision_of
 from export.int8 import to_int8
 from export.models import PriorModel
 from export.options import ExportOptions
@@ -233,7 +234,7 @@ def _network(
                 model,
                 frozen,
                 final,
-                options.precision,
+                detail.get("precision", "fp32"),
                 preprocess,
                 pictures,
                 options.min_agreement,
@@ -314,9 +315,15 @@ def native(config: RefineConfig, initial: parameters.State | None) -> Make:
 def _lower(
     frozen: Frozen, preprocess: Preprocess, options: ExportOptions, say: Say
 ) -> tuple[Frozen, dict[str, Any]]:
-    """The prior in the precision asked for, which is ``frozen`` itself for FP32, and what the
-    manifest says of it."""
+    """The prior in the precision asked for, which is ``frozen`` itself without --half and --int8;
+    and what the manifest says of it. InputError if its weights are FP16 or INT8 already."""
     name = f"{frozen.name} in {options.precision}"
+    own = precision_of(frozen.model)
+    if own != "fp32" and (options.half or options.int8):
+        raise InputError(
+            f"{frozen.name} has {own.upper()} weights already; --half and --int8 want FP32",
+            fix="leave them out, or export the network in FP32",
+        )
     if options.int8:
         files = picture_files(options.data)
         files = files[: max(1, round(len(files) * options.fraction))]
@@ -333,7 +340,7 @@ def _lower(
         say("convert to FP16")
         data, kept = to_half(frozen.data)
         return Frozen(name, data=data), {"precision": "fp16", "kept_fp32": kept}
-    return frozen, {}
+    return frozen, {"precision": own}
 
 
 def _check_profile(options: ExportOptions, size: tuple[int, int]) -> None:
