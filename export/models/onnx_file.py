@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.frozen import serialised
-from export.models.base import OUTPUTS, PriorModel, check_size
+from export.models.base import PriorModel, check_size
 from runtime.engines.onnx_file import check_file
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
-from runtime.prior.network import fixed_size
+from runtime.prior.network import fixed_size, kind_of, names_of
 from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, TensorProto
+
+_FLOATS = ("tensor(float)", "tensor(float16)")
 
 
-def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
+def onnx_file(
+    path: Path, imgsz: tuple[int, int] | None = None, stated: Mapping[str, str] | None = None
+) -> PriorModel:
     """An existing ONNX segmentation network, whose metadata_props describe its input and output.
 
-    Metadata: the keys that :meth:`Preprocess.from_metadata` reads, ``classes`` (JSON list of
-    names), ``output`` (starts with "probabilities" or "labels", otherwise the network returns
-    logits), and ``licence`` or ``license``.
+    Metadata: the keys that :meth:`Preprocess.from_metadata` reads; ``classes`` or ``names``
+    (:func:`runtime.prior.names.class_names`); ``output`` (:func:`runtime.prior.network.kind_of`);
+    and ``licence`` or ``license``.
 
     Parameters
     ----------
     path : an .onnx file.
     imgsz : (height, width) in pixels to freeze a network of free size for; the metadata's
         ``input_size`` when None.
+    stated : metadata that replaces the file's, or is missing in it
+        (:func:`export.models.stated.stated_metadata`).
 
     Raises
     ------
     InputError : no such file, or a size that the network does not take.
     BundleError : no ONNX, external data outside its folder, an input that is not one (1, 3, h, w)
-        float32, or metadata that does not fit.
+        float32 or float16, or metadata that does not fit.
     MissingBackend : onnx is not installed.
     """
     model, inputs, metadata = _read(path)
+    metadata |= stated or {}
     shape = inputs[0].shape if inputs else ()
-    if len(inputs) != 1 or len(shape) != 4 or inputs[0].dtype != "tensor(float)" or shape[1] != 3:
+    fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in _FLOATS
+    if not fits or (isinstance(shape[1], int) and shape[1] != 3):
         came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
-        raise BundleError(f"{path.name} wants inputs {came}; wanted one (1, 3, h, w) float32")
+        fix = "export it again with one input: the picture, batch 1, three planes, float32"
+        if fits and shape[3] == 3:
+            fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
+        raise BundleError(
+            f"{path.name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix
+        )
     fixed = fixed_size(inputs[0])
     if imgsz is not None and fixed is not None and imgsz != fixed:
         raise InputError(
@@ -49,32 +63,27 @@ def onnx_file(path: Path, imgsz: tuple[int, int] | None = None) -> PriorModel:
         )
     size = imgsz or fixed
     if size is None:
-        stated = read_json(metadata, path.name, "input_size", {"width": 512, "height": 512})
+        sides = read_json(metadata, path.name, "input_size", {"width": 512, "height": 512})
         # If the metadata has one side only, the input is a square.
-        sides = stated if isinstance(stated, dict) and are_sides([*stated.values()]) else {}
+        sides = sides if isinstance(sides, dict) and are_sides([*sides.values()]) else {}
         default = max(sides.values(), default=512)
         size = (sides.get("height", default), sides.get("width", default))
     preprocess = Preprocess.from_metadata(metadata, path.name, size)
     if fixed is None:
         check_size(size, preprocess, path.name)
-    names = read_json(metadata, path.name, "classes", None)
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
-        raise BundleError(f"{path.name}: metadata 'classes' is {names!r}; wanted a list of names")
     return PriorModel(
         name=path.stem,
         onnx=serialised(model, path.name),
         preprocess=preprocess,
-        names=names,
-        output=next((o for o in OUTPUTS if metadata.get("output", "").startswith(o)), "logits"),
+        names=names_of(metadata, path.name),
+        output=kind_of(metadata, path.name) or "logits",
         licence=metadata.get("licence", metadata.get("license", "not stated")),
     )
 
 
 def _read(path: Path) -> tuple[ModelProto, list[Port], dict[str, str]]:
     """The model in a file, with all of its weights inside; its inputs, and its metadata_props."""
-    check_file(path)
+    file, weights = check_file(path)
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -84,14 +93,54 @@ def _read(path: Path) -> tuple[ModelProto, list[Port], dict[str, str]]:
             fix="pip install 'dynaguide-edge[export]'",
         ) from error
     try:
-        model = onnx.load(path)
+        model = onnx.load(file, load_external_data=False)
+        _take_weights(model, weights)
+        for value in model.graph.input:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 1:  # some programs write 0 or -1 for a free dimension
+                    dim.ClearField("dim_value")
         metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
         return model, inputs_of(model), metadata
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (DecodeError, OSError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be loaded: {first_line(error)}",
-            fix="check it with: python -m onnx.checker, or export it again",
+            fix=f"check it with: check-model {path.name}, or export it again",
         ) from error
+
+
+def _take_weights(model: ModelProto, files: Mapping[str, Path]) -> None:
+    """Copy external weights into the model. ``files`` are the files of their locations.
+
+    onnx.load would do the same, but refuses files that are links, as in the cache of a hub.
+    ValueError if a file is too short.
+    """
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    for tensor in _tensors(model) if files else ():
+        if not uses_external_data(tensor):
+            continue
+        info = ExternalDataInfo(tensor)
+        with files[info.location].open("rb") as file:
+            file.seek(info.offset or 0)
+            data = file.read(-1 if info.length is None else info.length)
+        if info.length is not None and len(data) < info.length:
+            raise ValueError(f"{info.location} ends within the weights {tensor.name!r}")
+        tensor.raw_data = data
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+
+
+def _tensors(message: Any) -> Iterator[TensorProto]:
+    """Every tensor inside a protobuf message, also those in attributes of nodes and in branches."""
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
 
 
 def _text(value: str | bytes) -> str:

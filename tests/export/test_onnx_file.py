@@ -90,8 +90,8 @@ def test_weights_beside_the_file_are_taken_in(tmp_path):
 
 UNFIT = [
     ({"mean": None}, "metadata 'mean' is missing"),
-    ({"classes": '"a"'}, "metadata 'classes' is 'a'; wanted a list of names"),
-    ({"classes": "["}, "metadata 'classes' is no JSON"),
+    ({"classes": '"a"'}, "metadata 'classes' is .*; wanted a list of texts"),
+    ({"classes": "["}, "metadata 'classes' is '\\[', which is neither JSON nor a Python literal"),
     ({"input_size": '{"width": -1}'}, "metadata 'input_size' is"),
     ({"shape": (1, 3, 8)}, r"wants inputs .*; wanted one \(1, 3, h, w\) float32"),
     ({"dtype": TensorProto.DOUBLE}, r"wants inputs .*double.*; wanted one \(1, 3, h, w\)"),

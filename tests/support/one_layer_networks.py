@@ -17,11 +17,22 @@ NAMES = ["brick", "grass", "sea", "sand"]  # of COLOURS
 
 
 def save(
-    path, weight, bias=None, *, tail=(), out=FLOAT, inputs=((1, 3, "h", "w"),), dtype=FLOAT, **meta
+    path,
+    weight,
+    bias=None,
+    *,
+    tail=(),
+    out=FLOAT,
+    inputs=((1, 3, "h", "w"),),
+    dtype=FLOAT,
+    opset=17,
+    ir=8,
+    **meta,
 ):
     """A 1x1 convolution with ``weight`` (C, 3), then the nodes of ``tail``; returns its path.
 
-    ``tail`` holds (operator, attributes); metadata left out is META's, None leaves a key out.
+    ``tail`` holds (operator, attributes, more inputs as arrays); metadata left out is META's, None
+    leaves a key out.
     """
     weight = np.asarray(weight, np.float32)
     bias = np.zeros(len(weight)) if bias is None else bias
@@ -36,8 +47,10 @@ def save(
         last = "as_float"
     nodes.append(helper.make_node("Conv", [last, "weight", "bias"], ["scores"]))
     last = "scores"
-    for i, (operator, attributes) in enumerate(tail):
-        nodes.append(helper.make_node(operator, [last], [f"t{i}"], **attributes))
+    for i, (operator, attributes, *arrays) in enumerate(tail):
+        more = [f"t{i}/input{j}" for j in range(len(arrays))]
+        tensors += [numpy_helper.from_array(a, n) for a, n in zip(arrays, more, strict=True)]
+        nodes.append(helper.make_node(operator, [last, *more], [f"t{i}"], **attributes))
         last = f"t{i}"
     graph = helper.make_graph(
         nodes,
@@ -46,7 +59,7 @@ def save(
         [helper.make_tensor_value_info(last, out, None)],
         tensors,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
     meta = {k: v for k, v in {**META, **meta}.items() if v is not None}
     helper.set_model_props(
         model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
