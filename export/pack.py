@@ -19,6 +19,7 @@ from export.int8 import to_int8
 from export.models import PriorModel
 from export.options import ExportOptions
 from export.refine_step import build_map, build_step
+from export.standard_output import standardised
 from export.to_onnx import check_onnx, frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
 from runtime.bundle.manifest import (
@@ -108,6 +109,7 @@ def export_bundle(
     if model.preprocess is None:
         prior = _kmeans(options, pictures[0], low)
     else:
+        model = _standard(model, options, pictures, say)
         prior = _network(model, options, size, pictures, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
@@ -203,6 +205,17 @@ def _kmeans(options: ExportOptions, picture: np.ndarray, low: np.ndarray) -> _Pr
         raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
     prior = KMeansPrior()
     return _Prior(kmeans_prior(prior.clusters, prior.temperature), prior(picture, low))
+
+
+def _standard(
+    model: PriorModel, options: ExportOptions, pictures: Sequence[np.ndarray], say: Say
+) -> PriorModel:
+    """The network with the one output that bundles have, as the outputs for the pictures say."""
+    preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
+    standard = standardised(model, [preprocess(picture) for picture in pictures])
+    for note in standard.notes:
+        say(f"{model.name}: {note}")
+    return standard.model
 
 
 def _network(

@@ -350,8 +350,9 @@ def _set_metadata(
         "size_multiple": preprocess.multiple,
         "minimum_size": preprocess.minimum,
         "input_layout": f"NCHW {preprocess.color.upper()}",
-        "output": model.output,
     }
+    if model.output is not None:
+        props["output"] = model.output
     if model.names is not None:
         props["names"] = str(dict(enumerate(model.names)))  # a Python literal, as others write it
         props["classes"] = model.names

@@ -31,7 +31,8 @@ class PriorModel:
     preprocess : from a picture to the input, with resize "stretch". Its height and width are those
         that the prior is frozen for. None for K-means.
     names : the names of the classes, in the order of their numbers; None where they have none.
-    output : "logits", "probabilities" (the network contains the soft-max) or "labels".
+    output : "logits", "probabilities" (the network contains the soft-max) or "labels"; None: the
+        values of the outputs decide.
     licence : of the weights, in words.
     trained : False when the weights are random.
     opset : version of the ONNX operators that ``module`` is exported with.
@@ -46,7 +47,7 @@ class PriorModel:
     onnx: bytes | None = None
     preprocess: Preprocess | None = None
     names: list[str] | None = None
-    output: str = "logits"
+    output: str | None = None
     licence: str = "not stated"
     trained: bool = True
     opset: int = OPSET
@@ -65,7 +66,7 @@ class PriorModel:
                 "wanted 'stretch' with the height and width to freeze for",
                 fix="Preprocess(..., resize='stretch', height=H, width=W)",
             )
-        if self.output not in OUTPUTS:
+        if self.output not in (None, *OUTPUTS):
             raise InputError(
                 f"prior {self.name}: output is {self.output!r}; wanted {', '.join(OUTPUTS)}",
                 fix="say what the network returns, e.g. output='logits'",

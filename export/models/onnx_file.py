@@ -76,7 +76,7 @@ def onnx_file(
         onnx=serialised(model, path.name),
         preprocess=preprocess,
         names=names_of(metadata, path.name),
-        output=kind_of(metadata, path.name) or "logits",
+        output=kind_of(metadata, path.name),
         licence=metadata.get("licence", metadata.get("license", "not stated")),
     )
 
