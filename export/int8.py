@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from export.half import QUANTISED, checked, parse, to_half
+from runtime.engines.onnx_runtime import telemetry_off
 from runtime.errors import InputError, MissingBackend
 
 
@@ -51,6 +52,7 @@ def to_int8(
     """
     from onnx import helper
 
+    telemetry_off()
     try:
         from onnxruntime.quantization import (
             CalibrationDataReader,

@@ -16,6 +16,7 @@ from export.frozen import Frozen
 from export.inference import check_valid, precision_of, store_unknown_types
 from export.models import PriorModel
 from export.ports import fix_ports
+from runtime.engines.onnx_runtime import telemetry_off
 from runtime.errors import (
     BundleError,
     InputError,
@@ -282,6 +283,7 @@ def _simplified(graph: ModelProto) -> ModelProto:
     """A copy of the graph, simplified by onnxslim."""
     import onnx
 
+    telemetry_off()  # onnxslim imports ONNX Runtime
     try:
         import onnxslim
     except ImportError as error:

@@ -22,7 +22,8 @@ from benchmarks.speed.workloads import memory
 from benchmarks.machine import gpus
 options, picture = pickle.load(sys.stdin.buffer)
 from sdk import Segmenter
-import onnxruntime
+from runtime.engines.onnx_runtime import import_onnxruntime
+import_onnxruntime("measure memory")
 def used():
     return [g["used_mib"] for g in gpus()]
 base, device = memory("VmRSS"), used()

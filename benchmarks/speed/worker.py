@@ -162,7 +162,9 @@ def main() -> int:
     if name == "ours":
         import runtime  # noqa: F401
     if name == "onnx":
-        import onnxruntime  # noqa: F401
+        from runtime.engines.onnx_runtime import import_onnxruntime
+
+        import_onnxruntime("measure it")
     if name == "torch":
         import torch  # noqa: F401
     case = find_case(order["case"])

@@ -18,9 +18,17 @@ from runtime.device.driver import cuda_absence, cuda_devices, parse_device
 from runtime.device.faults import CUDA_FAULTS, OUT_OF_MEMORY, cuda_error
 from runtime.device.transfer import Buffer
 from runtime.engines.onnx_file import check_file, check_self_contained
+from runtime.engines.onnx_runtime import DEADLINE, Runner, import_onnxruntime, outlive_fork
 from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port, numpy_dtype
-from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, first_line
+from runtime.errors import (
+    BundleError,
+    DeviceError,
+    InputError,
+    MissingBackend,
+    SdkError,
+    first_line,
+)
 
 # Arrays for inputs of these types are converted. Arrays for inputs of other types must have the
 # type already.
@@ -63,6 +71,9 @@ class OnnxEngine:
     spin : let the threads wait for the next run in a busy loop. A run that follows another one at
         once is a tenth faster. Work between two runs is slower, because the waiting threads occupy
         the processors.
+    deadline_s : seconds after which the first run of the network is ended, because networks can
+        loop endlessly; None for no limit. Later runs have no deadline. The first run on a slow
+        device, and with CUDA the search for the fastest kernels, take longer than later runs.
 
     Attributes
     ----------
@@ -96,6 +107,7 @@ class OnnxEngine:
         threads: int | None = None,
         device: str = "cpu",
         spin: bool = False,
+        deadline_s: float | None = DEADLINE,
     ) -> None:
         if isinstance(source, bytes):
             self.name = name or "the model"
@@ -108,28 +120,23 @@ class OnnxEngine:
             self.name = name or path.name
             place, weights = check_file(path)
             model, where = str(place), str(path)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingBackend(
-                f"ONNX Runtime is needed to run {self.name}, but {error}",
-                fix="pip install onnxruntime",
-            ) from error
+        onnxruntime = import_onnxruntime(f"run {self.name}")
         kind, index = parse_device(device)
         self.device, self._kind, self._index = device, kind, index
         self.warnings: list[OutputWarning] = []
         # All runs on the CUDA module's stream use the same library handles in ONNX Runtime. So the
-        # lock _turn lets only one thread run at a time. A run ends when the stream has done all its
-        # work, so the next thread finds the handles unused.
+        # lock ``turn`` lets only one thread run at a time. A run ends when the stream has done all
+        # its work, so the next thread finds the handles unused.
         self.gpu: int | None = None
-        self._turn: AbstractContextManager[Any] = nullcontext()
+        turn: AbstractContextManager[Any] = nullcontext()
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
             self._check_cuda(onnxruntime.get_available_providers(), index)
             ours = self._shared_stream()
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index} | ours))
             if ours:
-                self.gpu, self._turn = index, threading.Lock()
+                self.gpu, turn = index, threading.Lock()
+        self._runner = Runner(self.name, deadline_s, turn)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
@@ -141,6 +148,7 @@ class OnnxEngine:
                 model, options, providers=providers, enable_fallback=0
             )
             del memory  # the session has a copy
+            outlive_fork(self._session)
             self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
             outputs = self._session.get_outputs()
             self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
@@ -218,18 +226,20 @@ class OnnxEngine:
 
         Raises
         ------
-        InputError : the network does not take this shape, or the engine is closed.
-        DeviceError : the device has too little memory, or fails.
+        InputError : the network does not take this shape, the engine is closed, or this process is
+            a fork of the one that loaded the engine.
+        DeviceError : the device has too little memory, or fails, or the first run did not end in
+            time.
         """
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
 
-        def run() -> Any:
+        def run(*options: Any) -> Any:
             binding = self._session.io_binding()
             binding.bind_input(port.name, *place, np.float32, face["shape"], face["data"][0])
             for output in self.outputs:
                 binding.bind_output(output.name, *place)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, *options)
             return binding.get_outputs()
 
         return [
@@ -247,8 +257,10 @@ class OnnxEngine:
         Raises
         ------
         InputError : the number of arrays, or the shape or type of an array, does not fit the
-            network; or the engine is closed.
-        DeviceError : the device has too little memory, or fails.
+            network; the engine is closed; or this process is a fork of the one that loaded the
+            engine.
+        DeviceError : the device has too little memory, or fails, or the first run did not end in
+            time.
         """
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
@@ -260,15 +272,16 @@ class OnnxEngine:
         for port, array in zip(self.inputs, arrays, strict=True):
             feed[port.name] = np.asarray(array, port.numpy if port.dtype in _CONVERTED else None)
         shapes = ", ".join(str(np.shape(a)) for a in arrays)
-        return self._run(shapes, lambda: self._session.run(None, feed))
+        return self._run(shapes, lambda *options: self._session.run(None, feed, *options))
 
-    def _run(self, shapes: str, run: Callable[[], Any]) -> Any:
-        """Call ``run`` and return its result. Replace an error of ONNX Runtime with an error of
-        this package, whose message contains ``shapes``, the shapes of the inputs."""
+    def _run(self, shapes: str, run: Callable[..., Any]) -> Any:
+        """Let the runner call ``run``, and return the result. Replace an error of ONNX Runtime with
+        an error of this package, whose message contains ``shapes``, the shapes of the inputs."""
         self._check_open()
         try:
-            with self._turn:
-                return run()
+            return self._runner(run)
+        except SdkError:
+            raise
         except _ort_errors() as error:
             message = f"{self.name} fails on {shapes}: {first_line(error)}"
             failure = self._device_error(error)
@@ -277,7 +290,8 @@ class OnnxEngine:
             raise failure or InputError(message) from error
 
     def _check_open(self) -> None:
-        """Raise an InputError if the engine is closed."""
+        """Raise an InputError if the engine is closed, or was inherited by a forked process."""
+        self._runner.check_process()
         if self._session is None:
             raise InputError(f"{self.name} is closed", fix="load it again")
 
@@ -313,12 +327,12 @@ class OnnxEngine:
         Raises
         ------
         InputError : the name of an input is missing or unknown, an array has the wrong shape or
-            type, or the engine is closed.
+            type, the engine is closed, or this process is a fork of the one that loaded the engine.
         """
         from runtime.engines.onnx_loop import OnnxLoop
 
         self._check_open()
-        return OnnxLoop(self._session, feed, state, self.device, self._turn)
+        return OnnxLoop(self._session, feed, state, self.device, self._runner)
 
     def close(self) -> None:
         """Free the network. A second call does nothing."""
@@ -332,7 +346,11 @@ class OnnxEngine:
 
 
 def load_engine(
-    path: str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    deadline_s: float | None = DEADLINE,
 ) -> OnnxEngine:
     """Load an .onnx file and return the :class:`OnnxEngine` that runs it.
 
@@ -342,7 +360,7 @@ def load_engine(
     Parameters
     ----------
     path : an .onnx file.
-    threads, device : as for :class:`OnnxEngine`.
+    threads, device, deadline_s : as for :class:`OnnxEngine`.
 
     Raises
     ------
@@ -359,7 +377,7 @@ def load_engine(
             f"{path} has suffix {suffix!r}; wanted an .onnx file",
             fix="for TensorRT engines open their bundle: Segmenter(BUNDLE, backend='trt')",
         )
-    return OnnxEngine(path, threads=threads, device=device)
+    return OnnxEngine(path, threads=threads, device=device, deadline_s=deadline_s)
 
 
 def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> list[np.ndarray]:
@@ -378,7 +396,9 @@ def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> li
     -------
     The memory, which must be kept until the session is made.
     """
-    folder = Path(os.fsdecode(model)).parent.resolve()
+    if isinstance(model, bytes):
+        return []
+    folder = Path(model).parent.resolve()
     linked = {name: file for name, file in files.items() if file != folder / name}
     add = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if not linked or add is None:

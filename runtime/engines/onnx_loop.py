@@ -4,14 +4,14 @@ buffers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from runtime.device.driver import parse_device
+from runtime.engines.onnx_runtime import Runner, import_onnxruntime, outlive_fork
 from runtime.engines.port import numpy_dtype
-from runtime.errors import DeviceError, InputError
+from runtime.errors import DeviceError, InputError, SdkError
 
 RING = 3  # sets of state buffers: for the current state and for the states of the two steps before
 
@@ -26,8 +26,7 @@ class OnnxLoop:
     feed : input name -> array, uploaded once. Each name must be an input of the step.
     state : input name -> (output name, first array). Output and input have the same shape.
     device : "cpu", or "cuda", "cuda:1": that of the session.
-    turn : a lock that is held during each run, because other threads run the session, too. None for
-        no lock.
+    runner : runs the session for its engine, too: the first run of both has a deadline.
 
     Raises
     ------
@@ -39,10 +38,12 @@ class OnnxLoop:
         session: Any,
         feed: Mapping[str, np.ndarray],
         state: Mapping[str, tuple[str, np.ndarray]],
-        device: str = "cpu",
-        turn: AbstractContextManager[Any] | None = None,
+        device: str,
+        runner: Runner,
     ) -> None:
-        self._session, self._turn = session, turn or nullcontext()
+        self._session, self._runner = session, runner
+        self._array = import_onnxruntime(f"run {runner.name}").OrtValue.ortvalue_from_numpy
+        outlive_fork(self)
         self._device = parse_device(device)
         self._ports = {port.name: port for port in session.get_inputs()}
         given, wanted = {*feed, *state}, set(self._ports)
@@ -85,7 +86,9 @@ class OnnxLoop:
         Raises
         ------
         InputError : a name that the feed does not have, or an array of a wrong type or shape.
-        DeviceError : ONNX Runtime failed: sizes that do not fit together, or too little memory.
+            Also in a process that was forked from the one that loaded the step.
+        DeviceError : ONNX Runtime failed: sizes that do not fit together, or too little memory; or
+            the first run did not end in time.
         """
         unknown = changed.keys() - self._feed.keys()
         if unknown:
@@ -93,9 +96,9 @@ class OnnxLoop:
         self._bind(changed)
         binding = self._bindings[self._now]
         try:
-            with self._turn:
-                self._session.run_with_iobinding(binding)
-                binding.synchronize_outputs()
+            self._runner(lambda *options: self._run(binding, *options))
+        except SdkError:
+            raise
         except RuntimeError as error:
             raise DeviceError(f"the step failed: {error}") from error
         self._now = (self._now + 1) % RING
@@ -103,6 +106,11 @@ class OnnxLoop:
         values = binding.get_outputs()[: len(self._returned)]
         # They are copied because the third step from now writes to the same memory.
         return {n: v.numpy().copy() for n, v in zip(self._returned, values, strict=True)}
+
+    def _run(self, binding: Any, *options: Any) -> None:
+        """Run the session, and wait for its outputs."""
+        self._session.run_with_iobinding(binding, *options)
+        binding.synchronize_outputs()
 
     def undo(self, n: int = 1) -> None:
         """Return to the state before the last ``n`` steps.
@@ -133,8 +141,6 @@ class OnnxLoop:
 
     def _value(self, name: str, array: np.ndarray) -> Any:
         """An input as an OrtValue on the device. InputError for a wrong type or shape."""
-        import onnxruntime
-
         port = self._ports[name]
         dtype = numpy_dtype(port.type)
         array = np.asarray(array)
@@ -148,7 +154,7 @@ class OnnxLoop:
                 f"input {name} is {array.shape} {array.dtype}; "
                 f"wanted {tuple(port.shape)} {port.type}"
             )
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), *self._device)
+        return self._array(np.array(array, order="C"), *self._device)
 
 
 def _names(names: Any) -> str:

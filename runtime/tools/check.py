@@ -24,6 +24,7 @@ from runtime.device.driver import (
     parse_device,
     platform_tag,
 )
+from runtime.engines.onnx_runtime import import_onnxruntime
 from runtime.errors import (
     BundleError,
     EngineMismatch,
@@ -164,12 +165,7 @@ def _environment() -> str:
     """Describe the machine and the libraries that the checks use."""
     from runtime.device.choose import isa
 
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingBackend(
-            f"ONNX Runtime is needed to check a bundle, but {error}", fix="pip install onnxruntime"
-        ) from error
+    onnxruntime = import_onnxruntime("check a bundle")
     problem = cuda_problem()
     if problem is None:
         gpus = ", ".join(f"{g.name} ({g.compute_capability})" for g in cuda_devices())

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.device import choose, driver
+from runtime.engines.onnx_runtime import telemetry_off
 from runtime.errors import MissingBackend, SdkError
 from runtime.files import cache_folder
 
@@ -143,6 +144,7 @@ def probe(name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
     facts |= {"providers": [], "mapped": [], "fix": ""}
     folder = str(Path(__file__).parents[2])
+    telemetry_off()
     code, output, errors = run([sys.executable, "-c", _PROBE.format(name=name, folder=folder)])
     try:
         answer = json.loads(_last_line(output))

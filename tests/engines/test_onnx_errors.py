@@ -81,7 +81,7 @@ class Session:
     def get_providers(self):
         return self.providers
 
-    def run(self, outputs, feed):
+    def run(self, outputs, feed, options=None):
         if self.error is not None:
             raise self.error
         return [np.concatenate([feed["x"][:, :1], 1 - feed["x"][:, :1]], 1)]
@@ -175,7 +175,7 @@ def test_a_run_on_the_gpu_alone_is_explained_too(session, monkeypatch):
     made = engine("cuda")
     error = RuntimeError("Error in execution: " + CUDA.format(700, "an illegal memory access"))
 
-    def run_with_iobinding(binding):
+    def run_with_iobinding(binding, options):
         raise error
 
     made._session.run_with_iobinding = run_with_iobinding
