@@ -28,8 +28,8 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
     Raises
     ------
-    InputError : the prior is no network, or the folder cannot be written. Also what
-        :func:`repository_place` raises.
+    InputError : the prior is no network, an input or output has a type that Triton lacks, or the
+        folder cannot be written. Also what :func:`repository_place` raises.
     BundleError : the bundle is damaged.
     """
     graph = bundle.manifest["graphs"].get("prior")
@@ -96,7 +96,14 @@ def _config(name: str, file: str, bundle: Bundle, plan: bool) -> str:
     for kind in ("input", "output"):
         for port in graph[f"{kind}s"]:
             dims = ", ".join(str(n if isinstance(n, int) else -1) for n in port["shape"])
-            name, dtype = _quoted(port["name"]), triton_dtype(port["dtype"])
+            try:
+                dtype = triton_dtype(port["dtype"])
+            except KeyError as error:
+                raise InputError(
+                    f"{kind} {port['name']} of {bundle.name} is {port['dtype']}, no type of Triton",
+                    fix="export the network with another type, or leave --triton out",
+                ) from error
+            name = _quoted(port["name"])
             lines.append(f"{kind} [ {{ name: {name} data_type: {dtype} dims: [ {dims} ] }} ]")
     return "\n".join(lines) + "\n"
 

@@ -25,9 +25,13 @@ DTYPES = (
     Dtype("bfloat16", "tensor(bfloat16)", None, "BF16", "TYPE_BF16"),
     Dtype("float64", "tensor(double)", np.float64, "", "TYPE_FP64"),
     Dtype("int8", "tensor(int8)", np.int8, "INT8", "TYPE_INT8"),
+    Dtype("int16", "tensor(int16)", np.int16, "", "TYPE_INT16"),
     Dtype("int32", "tensor(int32)", np.int32, "INT32", "TYPE_INT32"),
     Dtype("int64", "tensor(int64)", np.int64, "INT64", "TYPE_INT64"),
     Dtype("uint8", "tensor(uint8)", np.uint8, "UINT8", "TYPE_UINT8"),
+    Dtype("uint16", "tensor(uint16)", np.uint16, "", "TYPE_UINT16"),
+    Dtype("uint32", "tensor(uint32)", np.uint32, "", "TYPE_UINT32"),
+    Dtype("uint64", "tensor(uint64)", np.uint64, "", "TYPE_UINT64"),
     Dtype("bool", "tensor(bool)", np.bool_, "BOOL", "TYPE_BOOL"),
 )
 _BY_NAME = {dtype.name: dtype for dtype in DTYPES}

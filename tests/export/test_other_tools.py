@@ -456,6 +456,29 @@ def test_triton_gets_the_plan_where_there_is_one(gpu, tmp_path, monkeypatch):
     assert not (place / "1" / "model.onnx").exists()
 
 
+def test_triton_has_the_types_that_onnx_has(copy, tmp_path, monkeypatch):
+    from export.triton import write_repository
+
+    def of_type(dtype):
+        def change(m, data):
+            m["graphs"]["prior"]["outputs"][0]["dtype"] = dtype
+
+        return copy(change)
+
+    for dtype, wanted in [
+        ("float16", "FP16"), ("bfloat16", "BF16"), ("float64", "FP64"), ("bool", "BOOL"),
+        *((f"{sign}int{bits}", f"{sign}INT{bits}".upper())
+          for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    ]:  # fmt: skip
+        with case(dtype):
+            place = write_repository(tmp_path / "served", of_type(dtype))
+            config, pb = parsed((place / "config.pbtxt").read_text(), monkeypatch)
+            assert pb.DataType.Name(config.output[0].data_type) == f"TYPE_{wanted}"
+    with pytest.raises(InputError, match=r"output .* of copy\.bundle is complex64, no type"):
+        write_repository(tmp_path / "other", of_type("complex64"))
+    assert not (tmp_path / "other").exists()
+
+
 def test_triton_takes_no_kmeans(tmp_path, photos):
     from export.triton import write_repository
 
