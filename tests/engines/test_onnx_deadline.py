@@ -1,0 +1,203 @@
+"""The first run of a network ends at a deadline or at Ctrl-C, also if the network never ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cases import case
+from onnx_files import info, model_of
+
+import runtime.engines.onnx_runtime
+from runtime import OnnxEngine
+from runtime.engines.onnx_runtime import Runner
+from runtime.errors import DeviceError, InputError
+
+onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402 (after importorskip)
+
+ENDLESS = np.array(2**62)
+X = np.ones(2, np.float32)
+
+
+def counting(shape=(2,), trips=None):
+    """y = x + the number of trips of a loop: the input "trips", or a constant."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Add", ["sum_in", "one"], ["sum_out"]),
+        ],
+        "body",
+        [info("i", (), TensorProto.INT64), info("go_in", (), TensorProto.BOOL), info("sum_in", ())],
+        [info("go_out", (), TensorProto.BOOL), info("sum_out", ())],
+    )
+    constants = {"go": np.array(True), "one": np.float32(1), "zero": np.float32(0)}
+    inputs = [info("x", shape)]
+    if trips is None:
+        inputs.append(info("trips", (), TensorProto.INT64))
+    else:
+        constants["trips"] = trips
+    nodes = [
+        helper.make_node("Loop", ["trips", "go", "zero"], ["sum"], body=body),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    model = model_of(nodes, inputs, initializers=tensors)
+    model.graph.output[0].CopyFrom(info("y", shape))
+    return model
+
+
+def engine(deadline_s):
+    return OnnxEngine(counting().SerializeToString(), name="net", deadline_s=deadline_s)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The RunOptions that were made: those of first runs."""
+    options, real = [], onnxruntime.RunOptions
+
+    def make():
+        options.append(real())
+        return options[-1]
+
+    monkeypatch.setattr(onnxruntime, "RunOptions", make)
+    return options
+
+
+LATE = r"the first run of net did not end within 0.3 s: it loops endlessly, or .* too slow for it"
+
+
+def test_a_first_run_ends_at_the_deadline(made):
+    start, net = time.monotonic(), engine(0.3)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=LATE) as caught:
+            net(X, ENDLESS)
+        assert "deadline_s=None" in caught.value.fix
+    assert 0.6 <= time.monotonic() - start < 10
+    for _ in range(3):  # a run that ends is the first one, and later runs have no deadline
+        assert net(X, np.array(3))[0].tolist() == [4, 4]
+    assert len(made) == 3
+
+
+def test_a_first_step_of_a_loop_ends_at_the_deadline(made):
+    loop = engine(0.3).loop({"trips": ENDLESS}, {"x": ("y", X)})
+    with pytest.raises(DeviceError, match=LATE):
+        loop.step()
+    assert loop.state()["x"].tolist() == [1, 1]
+    for _ in range(2):
+        loop.step(trips=np.array(3))
+    assert loop.state()["x"].tolist() == [7, 7] and len(made) == 2
+
+
+def test_a_run_on_the_gpu_ends_at_the_deadline(monkeypatch):
+    net = OnnxEngine(counting(trips=3).SerializeToString(), name="net", deadline_s=0.3)
+    threads = []
+
+    def run_with_iobinding(binding, *options):
+        threads.append(threading.get_ident())
+        while options and len(threads) == 1:
+            time.sleep(0.01)
+            if options[0].terminate:
+                raise RuntimeError("Exiting due to terminate flag being set to true.")
+
+    net._session = SimpleNamespace(
+        run_with_iobinding=run_with_iobinding,
+        io_binding=lambda: SimpleNamespace(
+            bind_input=lambda *_: None, bind_output=lambda *_: None, get_outputs=list
+        ),
+    )
+    array = SimpleNamespace(__cuda_array_interface__={"shape": X.shape, "data": (1, False)})
+    with pytest.raises(DeviceError, match=LATE):
+        net.on_gpu(array)
+    for _ in range(2):
+        assert net.on_gpu(array) == []
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, False, True]
+
+
+def test_another_error_of_a_first_run_is_raised_at_once(made):
+    net = engine(60)
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"net fails on \(3, 3\), \(\): .*Invalid rank"):
+            net(np.ones((3, 3)), np.array(3))
+        assert time.monotonic() - start < 10
+    assert net(X, np.array(3))[0].tolist() == [4, 4] and len(made) == 3
+
+
+def test_threads_wait_for_the_first_run_of_another(made):
+    net = engine(60)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: net(X, np.array(n))[0].tolist(), range(16)))
+    assert answers == [[n + 1, n + 1] for n in range(16)] and len(made) == 1
+
+
+def test_ctrl_c_ends_a_first_run(made):
+    for deadline in (60, None):
+        with case(deadline):
+            net, start = engine(deadline), time.monotonic()
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                net(X, ENDLESS)
+            assert time.monotonic() - start < 10 and made[-1].terminate
+            assert net(X, np.array(3))[0].tolist() == [4, 4]
+
+
+def test_an_operator_that_does_not_end_is_left_alone(monkeypatch):
+    """It blocks no caller. A run that ends well shortly after the deadline is no error."""
+    monkeypatch.setattr(runtime.engines.onnx_runtime, "_GRACE", 0.2)
+    go, runner = threading.Event(), Runner("net", 0.3)
+    start = time.monotonic()
+    with pytest.raises(DeviceError, match=LATE):
+        runner(lambda *_: go.wait(60))
+    assert time.monotonic() - start < 10
+    go.set()
+    monkeypatch.setattr(runtime.engines.onnx_runtime, "_GRACE", 60)
+    assert runner(lambda options: time.sleep(0.5) or "done") == "done"
+    assert runner(lambda: "directly") == "directly"
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import onnxruntime
+from sdk.__main__ import main
+
+real = onnxruntime.RunOptions
+
+def options():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return real()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+onnxruntime.RunOptions = options
+sys.exit(main(["predict", "picture.png", "--prior", "net.onnx", "-o", "out"]))
+"""
+
+
+def test_ctrl_c_ends_the_command_line(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "picture.png"), np.zeros((16, 24, 3), np.uint8))
+    model = counting((1, 3, 16, 24), trips=ENDLESS)
+    helper.set_model_props(model, {"mean": "[0, 0, 0]", "std": "[1, 1, 1]"})
+    onnx.save(model, tmp_path / "net.onnx")
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 130 and "interrupted" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and time.monotonic() - start < 50
+    assert not list(tmp_path.rglob("*labels*"))
