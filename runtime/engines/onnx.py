@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,8 +14,16 @@ import numpy as np
 from runtime.device import transfer
 from runtime.device.choose import default_threads
 from runtime.device.driver import cuda_absence, cuda_devices, parse_device
-from runtime.device.faults import CUDA_FAULTS, OUT_OF_MEMORY, cuda_error
 from runtime.device.transfer import Buffer
+from runtime.engines.onnx_errors import (
+    SEE_GPU,
+    device_error,
+    is_about_input,
+    is_about_sizes,
+    load_problem,
+    ort_errors,
+    reason,
+)
 from runtime.engines.onnx_file import check_file, check_self_contained
 from runtime.engines.onnx_runtime import DEADLINE, Runner, import_onnxruntime, outlive_fork
 from runtime.engines.output_warnings import OutputWarning
@@ -27,25 +34,16 @@ from runtime.errors import (
     InputError,
     MissingBackend,
     SdkError,
-    first_line,
 )
 
 # Arrays for inputs of these types are converted. Arrays for inputs of other types must have the
 # type already.
 _CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
-# Patterns for the messages of ONNX Runtime's errors: the first three find a device that fails, the
-# last one finds an input that does not fit. The class of an error is not enough, because ONNX
-# Runtime raises Fail or RuntimeError in both cases.
-_CUDA_CODE = re.compile(r"\bCUDA failure (\d+)")
-_GPU_FAILS = re.compile(r"\b(CU[A-Z_]+|NCCL) failure|\bCUDA error|\bcudaError")
-_NO_MEMORY = re.compile(
-    "out of memory|bad_alloc|failed to allocate|alloc_failed|available memory of", re.IGNORECASE
+_MULTIPLE = (
+    "the network may need sizes that are multiples of a number, often 32: use imgsz=(HEIGHT, "
+    "WIDTH) with multiples of 32, or add the number to its metadata as 'size_multiple'"
 )
-_INPUT_IS_WRONG = re.compile(
-    r"\b(dimensions?|rank|shapes?|axis|broadcast\w*|reshaped|input data type)\b", re.IGNORECASE
-)
-_SEE_GPU = "run nvidia-smi, and python -m runtime doctor"
 
 
 class OnnxEngine:
@@ -153,10 +151,10 @@ class OnnxEngine:
             outputs = self._session.get_outputs()
             self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        except _ort_errors() as error:
+        except ort_errors() as error:
+            problem, fix = load_problem(error, onnxruntime.__version__, where)
             raise self._device_error(error) or BundleError(
-                f"{where} cannot be loaded: {first_line(error)}",
-                fix="check it with: python -m onnx.checker, or export it again",
+                f"{where} cannot be loaded: {problem}", fix=fix
             ) from error
         used = self._session.get_providers()[0]
         self.backend = "onnxruntime-" + used.removesuffix("ExecutionProvider").lower()
@@ -282,12 +280,13 @@ class OnnxEngine:
             return self._runner(run)
         except SdkError:
             raise
-        except _ort_errors() as error:
-            message = f"{self.name} fails on {shapes}: {first_line(error)}"
+        except ort_errors() as error:
+            message = f"{self.name} fails on {shapes}: {reason(error)}"
             failure = self._device_error(error)
-            if failure is None and self._kind == "cuda" and not _is_about_input(error):
-                failure = DeviceError(message, fix=_SEE_GPU)
-            raise failure or InputError(message) from error
+            if failure is None and self._kind == "cuda" and not is_about_input(error):
+                failure = DeviceError(message, fix=SEE_GPU)
+            sizes = is_about_sizes(error) and "size_multiple" not in self.metadata
+            raise failure or InputError(message, fix=_MULTIPLE if sizes else "") from error
 
     def _check_open(self) -> None:
         """Raise an InputError if the engine is closed, or was inherited by a forked process."""
@@ -296,21 +295,8 @@ class OnnxEngine:
             raise InputError(f"{self.name} is closed", fix="load it again")
 
     def _device_error(self, error: Exception) -> DeviceError | None:
-        """Return the DeviceError for an error of ONNX Runtime; None if the error does not say that
-        the device failed or has too little memory."""
-        text = str(error)
-        call = f"{self.name}: {first_line(error).partition(' ; GPU=')[0]}"
-        no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
-        if self._kind == "cpu":
-            fix = "use smaller pictures or a smaller imgsz; close other processes"
-            return DeviceError(f"the memory is too small ({call})", fix=fix) if no_memory else None
-        found = _CUDA_CODE.search(text)
-        code = OUT_OF_MEMORY if no_memory else int(found[1]) if found else None
-        if code is not None and (code == OUT_OF_MEMORY or code in CUDA_FAULTS):
-            return cuda_error(code, call, self._index)
-        if _GPU_FAILS.search(text):
-            return DeviceError(f"GPU {self._index} fails ({call})", fix=_SEE_GPU)
-        return None
+        """Return the DeviceError for an error of ONNX Runtime; None for another error."""
+        return device_error(error, self.name, self._kind, self._index)
 
     def loop(self, feed: dict[str, np.ndarray], state: dict[str, tuple[str, np.ndarray]]) -> Any:
         """Return a loop in which outputs of one run become inputs of the next run.
@@ -383,7 +369,7 @@ def load_engine(
 def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> list[np.ndarray]:
     """Pass weights that are found through links to ONNX Runtime, as mapped memory.
 
-    ONNX Runtime from 1.24 on refuses some links that :func:`check_file` follows. Versions to 1.22
+    ONNX Runtime from 1.24 on refuses some links that :func:`check_file` follows. Versions to 1.23
     have no function for it, and follow the links of hub caches.
 
     Parameters
@@ -409,19 +395,3 @@ def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> li
     ]
     add(list(linked), memory, [m.size for m in memory])
     return memory
-
-
-def _ort_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that ONNX Runtime raises: its own classes, which have no base class of
-    their own, and the classes of Python that pybind11 raises for a C++ exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
-    return (*own, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-
-
-def _is_about_input(error: Exception) -> bool:
-    """Return whether an error of ONNX Runtime says that the input does not fit the network."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-    return isinstance(error, InvalidArgument) or bool(_INPUT_IS_WRONG.search(str(error)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.device.driver import parse_device
+from runtime.engines.onnx_errors import reason
 from runtime.engines.onnx_runtime import Runner, import_onnxruntime, outlive_fork
 from runtime.engines.port import numpy_dtype
 from runtime.errors import DeviceError, InputError, SdkError
@@ -100,7 +101,7 @@ class OnnxLoop:
         except SdkError:
             raise
         except RuntimeError as error:
-            raise DeviceError(f"the step failed: {error}") from error
+            raise DeviceError(f"the step failed: {reason(error)}") from error
         self._now = (self._now + 1) % RING
         self._back = min(self._back + 1, RING - 1)
         values = binding.get_outputs()[: len(self._returned)]

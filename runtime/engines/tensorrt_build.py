@@ -234,7 +234,7 @@ class _Build:
             raise BundleError(
                 f"{self.runtime} {self.trt.__version__} cannot read the model: "
                 + ("; then ".join(map(_parser_error, errors)) or self.log.summary()),
-                fix="check it with: python -m onnx.checker; export it with opset 18",
+                fix="check it with: check-model FILE (pip install onnx); export it with opset 18",
             )
         return network, parser
 

@@ -3,6 +3,7 @@
 Stand-ins for its session raise what ONNX Runtime says, in its own classes.
 """
 
+import re
 import sys
 import types
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from runtime.device import faults, transfer
 from runtime.device.driver import CudaDevice
 from runtime.device.faults import CUDA_FAULTS
 from runtime.engines.onnx import OnnxEngine
+from runtime.engines.onnx_errors import load_problem, reason
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend
 from sdk import Segmenter
 
@@ -117,8 +119,135 @@ def fails(monkeypatch, session, error, place):
     with pytest.raises((InputError, DeviceError)) as caught:
         made(IMAGE)
     assert caught.value.__cause__ is error
-    assert str(error).splitlines()[0].partition(" ; GPU=")[0] in str(caught.value)
+    assert reason(error) in str(caught.value) and "ONNXRuntimeError" not in str(caught.value)
     return caught.value
+
+
+LOADING = "[ONNXRuntimeError] : 1 : FAIL : Load model from my files/m.onnx failed:"
+SOURCE = "/onnxruntime_src/onnxruntime/core/graph/"
+NEW_IR = f"{LOADING}{SOURCE}model.cc:256 " + (
+    "onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::IOnnxRuntimeOpSchemaRegistry"
+    "List*, const onnxruntime::ModelOptions&) Unsupported model IR version: 99, max supported IR "
+    "version: 13\n"
+)
+NEW_OPSET = f"{LOADING}{SOURCE}model_load_utils.h:46 " + (
+    "void onnxruntime::model_load_utils::ValidateOpsetForDomain(const std::unordered_map<std::"
+    "__cxx11::basic_string<char>, int>&, bool, int) ONNX Runtime only *guarantees* support for "
+    "models stamped with official released onnx opset versions. Opset 99 is under development and "
+    "support for this is limited. Current official support for domain ai.onnx is till opset 26.\n"
+)
+NO_KERNEL = (
+    "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for "
+    "GridSample(16) node with name 'grid'"
+)
+UNKNOWN = LOADING + (
+    'This is an invalid model. In Node, ("", Foo, "", -1) : ("x": tensor(float),) -> '
+    '("y": tensor(float),) , Error No Op registered for Foo with domain_version of 17'
+)
+OTHER_DOMAIN = LOADING + "Fatal error: my.ops:Foo(-1) is not a registered function/op"
+WEIGHTS = (
+    "[ONNXRuntimeError] : 1 : FAIL : graph.cc:4447 InjectExternalInitializersFromFilesInMemory "
+    "External initializer: w offset: 0 size to read: 48 are out of bounds (of the file)"
+)
+LAMBDA = RUNNING + (
+    "Slice node. Name:'/a/Slice' Status Message: slice.cc:9 onnxruntime::Slice<T>::Run(const "
+    "std::function<void(long int)>&) const [with T = float] Starts must be a 1-D array"
+)
+REASONS = [
+    (NEW_IR, "Unsupported model IR version: 99, max supported IR version: 13"),
+    (NO_KERNEL, "Could not find an implementation for GridSample(16) node with name 'grid'"),
+    (OTHER_DOMAIN, "Fatal error: my.ops:Foo(-1) is not a registered function/op"),
+    (WEIGHTS, "External initializer: w offset: 0 size to read: 48 are out of bounds (of the file)"),
+    (LAMBDA, "Slice node '/a/Slice': Starts must be a 1-D array"),
+    (RANK, "Invalid rank for input: x Got: 3 Expected: 4"),
+    (BOUND, "Got invalid dimensions for input: x for the following indices"),
+    ("std::bad_alloc", "std::bad_alloc"),
+    ("/src/a.cc:1 no::end(int", "no::end(int"),
+]
+
+
+def test_the_reason_is_what_stands_behind_the_c_plus_plus():
+    for text, wanted in REASONS:
+        with case(wanted):
+            assert reason(Fail(text)) == wanted
+
+
+PROBLEMS = [
+    (
+        NEW_IR,
+        "it has IR version 99, and ONNX Runtime 1.31.1 reads IR versions up to 13",
+        r"pip install --upgrade onnxruntime.*; or set ir_version",
+    ),
+    (
+        NEW_OPSET,
+        "it uses opset 99 of ai.onnx, and ONNX Runtime 1.31.1 reads opsets up to 26",
+        r"pip install --upgrade onnxruntime.*; or export the network with a lower opset",
+    ),
+    (
+        NO_KERNEL,
+        "ONNX Runtime 1.31.1 has no kernel for its operator GridSample (of opset 16) on this "
+        "device with the types of its inputs",
+        "export the network without this operator",
+    ),
+    (UNKNOWN, "ONNX Runtime 1.31.1 does not know its operator Foo", "operators of the ONNX stand"),
+    (OTHER_DOMAIN, "ONNX Runtime 1.31.1 does not know its operator my.ops:Foo", "operators of"),
+    (
+        LOADING + "Error Data of TensorProto should be in model.data, but it is a symbolic link.",
+        "Error Data of TensorProto should be in model.data, but it is a symbolic link.",
+        "cp -rL FOLDER COPY",
+    ),
+    (
+        "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : No graph was found",
+        "No graph was found",
+        r"check it with: check-model m\.onnx \(pip install onnx\), or export it again",
+    ),
+]
+
+
+def test_a_model_that_is_not_loaded_says_why_and_what_helps():
+    for text, problem, fix in PROBLEMS:
+        with case(problem):
+            found = load_problem(Fail(text), "1.31.1", "m.onnx")
+            assert found[0] == problem and re.search(fix, found[1]), found
+
+
+def test_files_that_are_newer_than_onnx_runtime(tmp_path):
+    """The words of the installed version are understood, too."""
+    pytest.importorskip("onnx", reason="pip install onnx")
+    from onnx import TensorProto, helper
+    from onnx_files import info, model_of, write
+
+    def model(operator="Relu", domain="", inputs=1, **value):
+        node = helper.make_node(operator, ["x"] * inputs, ["y"], domain=domain)
+        made = model_of([node], [info("x", **value)], domains=[domain] * bool(domain))
+        made.graph.output[0].CopyFrom(info("y", **value))
+        return made
+
+    version = onnxruntime.__version__
+    ir, opset = model(), model()
+    ir.ir_version, opset.opset_import[0].version = 99, 99
+    doubles = {"shape": (1, 2, 2, 2), "kind": TensorProto.DOUBLE}
+    for made, message in [
+        (model("GridSample", inputs=2, **doubles), r".*has no kernel for its operator GridSample"),
+        (ir, rf"it has IR version 99, and ONNX Runtime {version} reads IR versions up to \d+\n"),
+        (opset, rf"it uses opset 99 of ai.onnx, and ONNX Runtime {version} reads opsets up to \d+"),
+        (model("Foo"), rf"ONNX Runtime {version} does not know its operator Foo\n"),
+        (model("Foo", "my.ops"), rf"ONNX Runtime {version} does not know its operator my.ops:Foo"),
+    ]:
+        with case(message):
+            with pytest.raises(BundleError, match=r"m\.onnx cannot be loaded: " + message):
+                OnnxEngine(write(tmp_path, made))
+
+
+def test_sizes_that_do_not_fit_inside_the_network_have_a_fix(session, monkeypatch):
+    for error, fixed in [(RESHAPE, True), (ADD, True), (RANK, False), (BOUND, False)]:
+        with case(error), monkeypatch.context() as patch:
+            found = fails(patch, session, Fail(error), "cpu")
+            assert ("use imgsz=(HEIGHT, WIDTH) with multiples of 32" in found.fix) == fixed
+            assert ("'size_multiple'" in found.fix) == fixed
+    said = SimpleNamespace(custom_metadata_map={"size_multiple": "4"})
+    monkeypatch.setattr(session, "get_modelmeta", lambda self: said)
+    assert fails(monkeypatch, session, Fail(ADD), "cpu").fix == ""
 
 
 def test_shapes_are_the_input_s_fault_on_every_device(session, monkeypatch):
