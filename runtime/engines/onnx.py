@@ -80,6 +80,7 @@ class OnnxEngine:
     backend : "onnxruntime-cpu" or "onnxruntime-cuda".
     gpu : the number of the GPU whose arrays :meth:`on_gpu` takes; None on a CPU, and if the CUDA
         module cannot be used. Call :meth:`on_gpu` only if this is a number.
+    runner : the ``Runner`` of the network. Until the first run, its ``deadline_s`` can be changed.
     warnings : the list of ``OutputWarning`` of this engine. A caller that has reported the warnings
         clears the list.
 
@@ -134,7 +135,7 @@ class OnnxEngine:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index} | ours))
             if ours:
                 self.gpu, turn = index, threading.Lock()
-        self._runner = Runner(self.name, deadline_s, turn)
+        self.runner = Runner(self.name, deadline_s, turn)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
@@ -277,7 +278,7 @@ class OnnxEngine:
         an error of this package, whose message contains ``shapes``, the shapes of the inputs."""
         self._check_open()
         try:
-            return self._runner(run)
+            return self.runner(run)
         except SdkError:
             raise
         except ort_errors() as error:
@@ -290,7 +291,7 @@ class OnnxEngine:
 
     def _check_open(self) -> None:
         """Raise an InputError if the engine is closed, or was inherited by a forked process."""
-        self._runner.check_process()
+        self.runner.check_process()
         if self._session is None:
             raise InputError(f"{self.name} is closed", fix="load it again")
 
@@ -318,7 +319,7 @@ class OnnxEngine:
         from runtime.engines.onnx_loop import OnnxLoop
 
         self._check_open()
-        return OnnxLoop(self._session, feed, state, self.device, self._runner)
+        return OnnxLoop(self._session, feed, state, self.device, self.runner)
 
     def close(self) -> None:
         """Free the network. A second call does nothing."""

@@ -36,7 +36,7 @@ _LOADING = [
     (
         r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
         "it has IR version {1}, and ONNX Runtime {version} reads IR versions up to {2}",
-        _NEWER + "; or set ir_version of the model, which often is enough",
+        _NEWER + "; or save the model with ir_version = {2}",
     ),
     (
         r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)",
@@ -126,7 +126,7 @@ def load_problem(error: Exception, version: str, where: str) -> tuple[str, str]:
         found = re.search(pattern, text)
         if found:
             groups = ("", *(group or "" for group in found.groups()))
-            return problem.format(*groups, version=version, reason=text), fix
+            return problem.format(*groups, version=version, reason=text), fix.format(*groups)
     return text, f"check it with: check-model {where} (pip install onnx), or export it again"
 
 

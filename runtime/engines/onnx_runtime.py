@@ -19,7 +19,7 @@ from runtime.errors import DeviceError, InputError, MissingBackend
 LOG = logging.getLogger("dg.onnx")
 TELEMETRY = "ORT_DISABLE_TELEMETRY"  # ONNX Runtime reads this variable when it is imported
 DEADLINE = 60.0  # seconds for the first run of a network
-_GRACE = 5.0  # seconds in which a run ends after it was told to; it ends after an operator
+GRACE = 5.0  # seconds in which a run ends after it was told to; it ends after an operator
 
 Answer = TypeVar("Answer")
 
@@ -194,13 +194,13 @@ class Runner:
             late = not future.done()
             if late:
                 options.terminate = True
-                wait([future], _GRACE)
+                wait([future], GRACE)
         if late and (not future.done() or future.exception() is not None):
             raise DeviceError(
                 f"the first run of {self.name} did not end within {self.deadline_s:g} s: it loops "
                 "endlessly, or this device is too slow for it",
                 fix="use a smaller imgsz; for a network that needs more time, "
-                "runtime.OnnxEngine(FILE, deadline_s=None) has no limit",
+                "runtime.OnnxEngine(FILE, deadline_s=None) has no limit (docs/onnx_runtime.md)",
             )
         try:
             return future.result()

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -96,30 +97,33 @@ def test_a_first_step_of_a_loop_ends_at_the_deadline(made):
     assert loop.state()["x"].tolist() == [7, 7] and len(made) == 2
 
 
-def test_a_run_on_the_gpu_ends_at_the_deadline(monkeypatch):
-    net = OnnxEngine(counting(trips=3).SerializeToString(), name="net", deadline_s=0.3)
-    threads = []
+class OnGpu(onnxruntime.InferenceSession):
+    """A session whose first run on a GPU ends only when it is told to."""
 
-    def run_with_iobinding(binding, *options):
-        threads.append(threading.get_ident())
-        while options and len(threads) == 1:
+    threads: ClassVar = []
+
+    def io_binding(self):
+        nothing = lambda *_: None  # noqa: E731
+        return SimpleNamespace(bind_input=nothing, bind_output=nothing, get_outputs=list)
+
+    def run_with_iobinding(self, binding, *options):
+        self.threads.append(threading.get_ident())
+        while len(self.threads) == 1:
             time.sleep(0.01)
             if options[0].terminate:
                 raise RuntimeError("Exiting due to terminate flag being set to true.")
 
-    net._session = SimpleNamespace(
-        run_with_iobinding=run_with_iobinding,
-        io_binding=lambda: SimpleNamespace(
-            bind_input=lambda *_: None, bind_output=lambda *_: None, get_outputs=list
-        ),
-    )
+
+def test_a_run_on_the_gpu_ends_at_the_deadline(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnGpu)
+    net = OnnxEngine(counting(trips=3).SerializeToString(), name="net", deadline_s=0.3)
     array = SimpleNamespace(__cuda_array_interface__={"shape": X.shape, "data": (1, False)})
     with pytest.raises(DeviceError, match=LATE):
         net.on_gpu(array)
     for _ in range(2):
         assert net.on_gpu(array) == []
     here = threading.get_ident()
-    assert [thread == here for thread in threads] == [False, False, True]
+    assert [thread == here for thread in OnGpu.threads] == [False, False, True]
 
 
 def test_another_error_of_a_first_run_is_raised_at_once(made):
@@ -130,6 +134,13 @@ def test_another_error_of_a_first_run_is_raised_at_once(made):
             net(np.ones((3, 3)), np.array(3))
         assert time.monotonic() - start < 10
     assert net(X, np.array(3))[0].tolist() == [4, 4] and len(made) == 3
+
+
+def test_the_deadline_of_a_loaded_network_can_be_changed():
+    net = engine(60)
+    net.runner.deadline_s = 0.3
+    with pytest.raises(DeviceError, match=LATE):
+        net(X, ENDLESS)
 
 
 def test_threads_wait_for_the_first_run_of_another(made):
@@ -153,14 +164,14 @@ def test_ctrl_c_ends_a_first_run(made):
 
 def test_an_operator_that_does_not_end_is_left_alone(monkeypatch):
     """It blocks no caller. A run that ends well shortly after the deadline is no error."""
-    monkeypatch.setattr(runtime.engines.onnx_runtime, "_GRACE", 0.2)
+    monkeypatch.setattr(runtime.engines.onnx_runtime, "GRACE", 0.2)
     go, runner = threading.Event(), Runner("net", 0.3)
     start = time.monotonic()
     with pytest.raises(DeviceError, match=LATE):
         runner(lambda *_: go.wait(60))
     assert time.monotonic() - start < 10
     go.set()
-    monkeypatch.setattr(runtime.engines.onnx_runtime, "_GRACE", 60)
+    monkeypatch.setattr(runtime.engines.onnx_runtime, "GRACE", 60)
     assert runner(lambda options: time.sleep(0.5) or "done") == "done"
     assert runner(lambda: "directly") == "directly"
 

@@ -176,7 +176,7 @@ PROBLEMS = [
     (
         NEW_IR,
         "it has IR version 99, and ONNX Runtime 1.31.1 reads IR versions up to 13",
-        r"pip install --upgrade onnxruntime.*; or set ir_version",
+        r"pip install --upgrade onnxruntime.*; or save the model with ir_version = 13",
     ),
     (
         NEW_OPSET,
