@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.half import QUANTISED, checked, parse, to_half
 from runtime.engines.onnx_runtime import telemetry_off
-from runtime.errors import InputError, MissingBackend
+from runtime.errors import InputError, MissingBackend, first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def to_int8(
@@ -36,7 +39,8 @@ def to_int8(
     data : serialised ONNX, FP32, of fixed input size.
     feeds : (1, 3, h, w) float32 each, preprocessed real pictures.
     half : store the rest in FP16, by :func:`export.half.to_half`. Q/DQ nodes, their scales and the
-        operators that read them stay FP32, so that engines recognise the INT8 layers.
+        operators that read them stay FP32, so that engines recognise the INT8 layers. TensorRT for
+        RTX fuses no more layers if the scales are FP16: docs/export.md has the numbers.
 
     Returns
     -------
@@ -45,8 +49,8 @@ def to_int8(
 
     Raises
     ------
-    InputError : no pictures, an input of free size, nothing to quantise, or a constant that is no
-        number.
+    InputError : no pictures, an input of free size, nothing to quantise, a constant that is no
+        number, or an opset below 11.
     BundleError : no ONNX. With ``half`` also the errors of :func:`export.half.to_half`.
     MissingBackend : ONNX Runtime's quantisation is not installed.
     """
@@ -78,6 +82,8 @@ def to_int8(
             return None if feed is None else {self.name: feed}
 
     model = parse(data, named=True)
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    model = _with_axis(model)
     value = model.graph.input[0]
     if not all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim):
         raise InputError(
@@ -88,7 +94,6 @@ def to_int8(
     if first is None:
         raise InputError("INT8 needs pictures to calibrate with, got none", fix="--data DIR")
     reader.feeds = chain([first], reader.feeds)
-    props = {entry.key: entry.value for entry in model.metadata_props}
     weights = {tensor.name for tensor in model.graph.initializer}
     left_out = [
         node.name
@@ -140,6 +145,28 @@ def to_int8(
     if half:
         out, receipt["kept"] = to_half(out)
     return out, receipt
+
+
+def _with_axis(model: ModelProto) -> ModelProto:
+    """The model in opset 13 or later, because scales per channel need the axis of DequantizeLinear.
+    InputError below opset 11, because the conversion would change what Resize computes."""
+    from onnx import version_converter
+
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if version >= 13:
+        return model
+    fix = "export it again with opset 13 or later, or drop --int8"
+    if version < 11:
+        raise InputError(f"the network has opset {version}; INT8 wants 11 or later", fix=fix)
+    try:
+        newer = version_converter.convert_version(model, 13)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise InputError(
+            f"the network has opset {version}, and cannot be converted to 13, which INT8 wants: "
+            f"{first_line(error)}",
+            fix=fix,
+        ) from error
+    return parse(newer.SerializeToString(), named=True)
 
 
 @contextmanager

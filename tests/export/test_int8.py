@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import case
 from graphs_of_precision import FLOAT, HALF, INT8, agreement, answer, graph, types
 
 from export.half import as_rounded_float32, fp16_overflow
@@ -55,6 +56,54 @@ def test_int8_with_half_keeps_the_pattern_in_fp32(network):
     ours = np.concatenate([answer(as_rounded_float32(mixed), x) for x in feeds])
     assert agreement(ours, exact) > 0.9
     assert fp16_overflow(mixed, feeds) == []
+
+
+def of_opset(opset):
+    """Two convolutions; between them, operators whose axes are attributes up to opset 12. And x."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], {}),
+        ("Unsqueeze", ["a"], ["b"], {"axes": [0]}),
+        ("Squeeze", ["b"], ["c"], {"axes": [0]}),
+        ("Conv", ["c", "v"], ["y"], {}),
+    ]
+    shapes = {"w": (5, 3, 1, 1), "v": (4, 5, 1, 1)}
+    weights = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    model = onnx.load_from_string(graph(nodes, weights, opset=opset))
+    model.metadata_props.add(key="mean", value="0.5, 0.5, 0.5")
+    return model.SerializeToString(), rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
+
+
+def test_int8_of_opsets_without_axes():
+    """Scales per channel need the axis that DequantizeLinear has from opset 13 on."""
+    for opset in (11, 12):
+        for half in (False, True):
+            with case(f"opset {opset}, half={half}"):
+                data, x = of_opset(opset)
+                quantised, receipt = to_int8(data, [x], half=half)
+                model = onnx.load_from_string(quantised)
+                assert [o.version for o in model.opset_import] == [13]
+                assert [p.key for p in model.metadata_props] == ["mean"]
+                assert len(receipt["quantised"]) == 2
+                exact = answer(data, x)
+                error = np.abs(answer(as_rounded_float32(quantised), x) - exact).max()
+                assert error < 0.02 * np.abs(exact).max()
+    data, x = of_opset(10)
+    with pytest.raises(InputError, match="opset 10; INT8 wants 11 or later\n  fix: export"):
+        to_int8(data, [x])
+
+
+def test_opset_that_cannot_be_converted_is_refused(monkeypatch):
+    from onnx import version_converter
+
+    def refuse(*_):
+        raise RuntimeError("no adapter for Fancy\nand more")
+
+    data, x = of_opset(12)
+    monkeypatch.setattr(version_converter, "convert_version", refuse)
+    wanted = "opset 12, and cannot be converted to 13, which INT8 wants: no adapter for Fancy\n"
+    with pytest.raises(InputError, match=wanted):
+        to_int8(data, [x])
 
 
 def test_int8_refusals(network):
