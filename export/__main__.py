@@ -160,6 +160,11 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         raise InputError("imgsz and opt-shape differ", fix="leave one of them out")
     if opt and not args.dynamic:
         raise InputError("opt-shape is for dynamic shapes", fix="add --dynamic, or use --imgsz")
+    if args.seed is not None and args.init:
+        raise InputError(
+            "seed draws the initial weights, and init reads them from a file",
+            fix="leave --seed or --init out",
+        )
     names = ("steps", "seed", "lr", "scale")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.models import PriorModel
 from runtime.core.config import RefineConfig
 from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import InputError
@@ -81,37 +82,62 @@ class ExportOptions:
                 f"engines is {self.engines!r}; wanted one of {', '.join(ENGINES)}",
                 fix="--engines all, or leave it out",
             )
-        if self.int8 and not self.data:
-            raise InputError(
+        _refuse(
+            (
+                self.int8 and not self.data,
                 "int8 needs pictures to calibrate with, like those that it will run on",
-                fix="--data DIR",
-            )
-        if self.data and not self.int8:
-            raise InputError("data is for int8 only", fix="add --int8, or leave --data out")
-        if (self.min_shape or self.max_shape) and not self.dynamic:
-            raise InputError("min-shape and max-shape are for dynamic shapes", fix="add --dynamic")
-        if self.dynamic and set(self.targets) != {"onnx"} and not (
-            self.min_shape and self.max_shape
-        ):  # fmt: skip
-            raise InputError(
+                "--data DIR",
+            ),
+            (
+                self.dynamic
+                and set(self.targets) != {"onnx"}
+                and not (self.min_shape and self.max_shape),
                 "dynamic engines need the smallest and the largest size",
-                fix="e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
-            )
-        if self.engine.compute_capabilities and "rtx" not in self.targets:
-            raise InputError(
-                "compute-capability is for target rtx; trt builds for the GPU it runs on",
-                fix="leave it out, or add --target rtx",
-            )
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise InputError(
+                "e.g. --min-shape 256x256 --opt-shape 512x512 --max-shape 1024x1024",
+            ),
+            (
+                self.min_agreement is not None and not 0 < self.min_agreement <= 1,
                 f"min-agreement is {self.min_agreement}; wanted above 0, at most 1",
-                fix="--min-agreement 0.99, or leave it out",
-            )
-        if not 0 < self.fraction <= 1:
-            raise InputError(
+                "--min-agreement 0.99, or leave it out",
+            ),
+            (
+                not 0 < self.fraction <= 1,
                 f"fraction is {self.fraction}; wanted above 0, at most 1",
-                fix="--fraction 0.5, or leave it out",
-            )
+                "--fraction 0.5, or leave it out",
+            ),
+            # Options without effect. The builder's other options have one with every target,
+            # because the recipe stores them for python -m runtime build.
+            (
+                self.data and not self.int8,
+                "data is for int8 only",
+                "add --int8, or leave --data out",
+            ),
+            (
+                self.fraction != 1 and not self.int8,
+                "fraction is a share of the pictures that calibrate int8",
+                "add --int8 --data DIR, or leave --fraction out",
+            ),
+            (
+                (self.min_shape or self.max_shape) and not self.dynamic,
+                "min-shape and max-shape are for dynamic shapes",
+                "add --dynamic",
+            ),
+            (
+                self.engine.compute_capabilities and "rtx" not in self.targets,
+                "compute-capability is for target rtx; trt builds for the GPU it runs on",
+                "leave it out, or add --target rtx",
+            ),
+            (
+                self.timing_cache and "trt" not in self.targets,
+                "timing-cache is for target trt; TensorRT for RTX and ONNX Runtime time nothing",
+                "leave --timing-cache out, or add --target trt",
+            ),
+            (
+                self.device and set(self.targets) == {"onnx"},
+                f"device is {self.device}, the GPU that engines are built on; target onnx has none",
+                "leave --device out, or add --target rtx or trt",
+            ),
+        )
 
     @property
     def precision(self) -> str:
@@ -119,3 +145,52 @@ class ExportOptions:
         return {(0, 0): "fp32", (1, 0): "fp16", (0, 1): "int8", (1, 1): "int8+fp16"}[
             (int(self.half), int(self.int8))
         ]
+
+
+def check_use(options: ExportOptions, model: PriorModel) -> None:
+    """Check that no option is without effect on this model.
+
+    Parameters
+    ----------
+    options : of the export.
+    model : the prior that is exported.
+
+    Raises
+    ------
+    InputError : an option has no effect.
+
+    Examples
+    --------
+    >>> check_use(ExportOptions(opset=17), load_model("kmeans"))
+    Traceback (most recent call last):
+    runtime.errors.InputError: opset is for PyTorch modules; kmeans has no network...
+    """
+    network = model.preprocess is not None
+    _refuse(
+        (
+            options.opset is not None and model.module is None,
+            "opset is for PyTorch modules; "
+            + (f"{model.name} is an ONNX file, which keeps its own" if network else _NO_NETWORK),
+            "leave --opset out",
+        ),
+        (
+            options.min_agreement is not None and not network,
+            f"min-agreement is for networks; {_NO_NETWORK}",
+            "leave --min-agreement out",
+        ),
+        (
+            options.engines == "prior" and not network,
+            f"engines is 'prior'; {_NO_NETWORK}",
+            "leave --engines out, or choose a network with --model",
+        ),
+    )
+
+
+_NO_NETWORK = "kmeans has no network"
+
+
+def _refuse(*cases: tuple[object, str, str]) -> None:
+    """InputError for the first of the ``cases`` that is true: (whether it is, message, fix)."""
+    for wrong, message, fix in cases:
+        if wrong:
+            raise InputError(message, fix=fix)

@@ -17,7 +17,7 @@ from export.half import to_half
 from export.inference import precision_of
 from export.int8 import to_int8
 from export.models import PriorModel
-from export.options import ExportOptions
+from export.options import ExportOptions, check_use
 from export.refine_step import build_map, build_step
 from export.standard_output import standardised
 from export.to_onnx import check_onnx, frozen_graph, frozen_preprocess
@@ -96,6 +96,8 @@ def export_bundle(
     options, out = options or ExportOptions(), Path(out)
     check_replaceable(out)
     check_onnx()
+    check_use(options, model)
+    engines.check_device(options.targets, options.device)
     engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
     timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work

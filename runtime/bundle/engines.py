@@ -13,7 +13,7 @@ from runtime.engines.plan import check_receipt
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.tensorrt import load_tensorrt, make, rtx_targets
 from runtime.engines.tensorrt_build import build_engine
-from runtime.errors import MissingBackend
+from runtime.errors import DeviceError, InputError, MissingBackend
 
 RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime of the manifest
 BACKENDS = ("onnx", *RUNTIMES)  # what can run a bundle's graphs
@@ -108,6 +108,33 @@ def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
         rtx_targets(capabilities, next(iter(gpus), None))
     except MissingBackend:
         return  # building engines reports it, after the bundle has been written
+
+
+def check_device(targets: Sequence[str], device: int) -> None:
+    """Check that the GPU to build on exists.
+
+    Parameters
+    ----------
+    targets : "trt" and "rtx" build engines; others are ignored.
+    device : the GPU's number. 0 is accepted without a GPU, too: TensorRT for RTX needs none, and
+        :func:`wanted_engines` reports it for TensorRT.
+
+    Raises
+    ------
+    InputError : another number than those of this machine's GPUs.
+    """
+    if not set(targets) & set(RUNTIMES):
+        return
+    try:
+        count = len(cuda_devices())
+    except DeviceError:  # wanted_engines reports this error if a target needs a GPU
+        return
+    if device >= max(count, 1):
+        raise InputError(
+            f"device is {device}; "
+            + (f"wanted 0 to {count - 1}" if count else f"no GPU: {cuda_absence()}"),
+            fix="python -m runtime doctor   (lists the GPUs of this machine)",
+        )
 
 
 def check_start(entries: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import add_engine
-from runtime.device.driver import cuda_devices
 from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, SdkError
@@ -37,37 +36,23 @@ def run_build(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     bundle, index = Bundle.open(args.bundle), gpu_index(args.device)
-    try:
-        gpus = cuda_devices()
-    except DeviceError:  # _wanted reports this error if a target needs a GPU
-        gpus = []
-    if gpus and index >= len(gpus):
-        raise InputError(
-            f"device is {index}; wanted 0 to {len(gpus) - 1}",
-            fix="python -m runtime doctor   (lists the GPUs of this machine)",
-        )
+    recipes = EngineRecipe.from_manifest(bundle.manifest)
+    listed = [t for t in engines.RUNTIMES if t in bundle.manifest["recipe"]["targets"]]
+    targets = [args.target] if args.target else listed or ["trt"]
+    _check_use(args, targets)
+    engines.check_device(targets, index)
     changes: dict[str, Any] = {}
     if args.workspace is not None:
         changes["workspace"] = workspace_bytes(args.workspace)
     if args.compute_capability is not None:
         changes["compute_capabilities"] = capabilities(args.compute_capability)
-    recipes = {
-        graph: replace(recipe, **changes)
-        for graph, recipe in EngineRecipe.from_manifest(bundle.manifest).items()
-    }
+    recipes = {graph: replace(recipe, **changes) for graph, recipe in recipes.items()}
     chosen = engine_graphs(bundle.manifest)
     graphs = {name: data for name, data in engines.graph_bytes(bundle) if name in chosen}
-    wanted, skipped = _wanted(
-        recipes, graphs, bundle.manifest["recipe"]["targets"], args.target, index
-    )
+    wanted, skipped = _wanted(recipes, graphs, targets, index, chosen=bool(args.target or listed))
     for entry in wanted:
         if entry["runtime"] == "tensorrt_rtx":
             engines.check_targets(["rtx"], entry["compute_capabilities"])
-    if args.timing_cache and "tensorrt" not in {entry["runtime"] for entry in wanted}:
-        raise InputError(
-            "timing-cache is for target trt; TensorRT for RTX has no timing cache",
-            fix="leave --timing-cache out",
-        )
     reasons = [_reason(bundle, entry, args.force) for entry in wanted]
     todo = [(entry, reason) for entry, reason in zip(wanted, reasons, strict=True) if reason]
     kept = [entry for entry, reason in zip(wanted, reasons, strict=True) if not reason]
@@ -121,22 +106,32 @@ def _engine_text(state: str, entry: Mapping[str, Any], *more: str) -> str:
     return "\n".join([head, *(f"{'':13}{line}" for line in (engine_words(entry), *more))])
 
 
+def _check_use(args: argparse.Namespace, targets: Sequence[str]) -> None:
+    """InputError for an option that has no effect on these targets."""
+    for given, name, target, why in (
+        (args.timing_cache, "timing-cache", "trt", "TensorRT for RTX has no timing cache"),
+        (args.compute_capability, "compute-capability", "rtx", "trt builds for the GPU it runs on"),
+    ):
+        if given is not None and target not in targets:
+            raise InputError(f"{name} is for target {target}; {why}", fix=f"leave --{name} out")
+
+
 def _wanted(
     recipes: Mapping[str, EngineRecipe],
     graphs: Mapping[str, bytes],
-    named: Sequence[str],
-    target: str | None,
+    targets: Sequence[str],
     index: int,
+    *,
+    chosen: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """List the engines to build, and the targets that cannot be built on this machine.
 
     Parameters
     ----------
     recipes, graphs : of the bundle, by the graph's name.
-    named : the targets that the bundle names.
-    target : the only target to build. None means all targets of ``named`` that have engines, or
-        "trt" if there are none.
+    targets : some of "trt" and "rtx".
     index : the number of the GPU.
+    chosen : whether the user or the bundle names the targets.
 
     Returns
     -------
@@ -146,10 +141,8 @@ def _wanted(
     ------
     MissingBackend, DeviceError : no target can be built on this machine.
     """
-    from runtime.bundle.engines import RUNTIMES, check_start, wanted_engines
+    from runtime.bundle.engines import check_start, wanted_engines
 
-    listed = [t for t in RUNTIMES if t in named]
-    targets = [target] if target else listed or ["trt"]
     wanted: list[dict[str, Any]] = []
     missing: list[tuple[str, SdkError]] = []
     for name in targets:
@@ -161,7 +154,7 @@ def _wanted(
             missing.append((name, error))
     if missing and not wanted:
         first = missing[0][1]
-        if target is None and not listed and isinstance(first, MissingBackend):
+        if not chosen and isinstance(first, MissingBackend):
             raise MissingBackend(
                 f"the bundle names no target with engines, and {as_json(first)['error']}",
                 fix=f"{first.fix}; or choose --target rtx",

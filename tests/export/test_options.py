@@ -1,12 +1,20 @@
 """Options of the exporter: each is honoured, stored for the device, or refused with a reason."""
 
+from pathlib import Path
+
 import pytest
+from cases import case
 
 pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
 
 from exporting import export, needs_rtx
 
+from export.options import ExportOptions, check_use
+from runtime.bundle import engines
 from runtime.bundle.read import Bundle
+from runtime.device.driver import CudaDevice
+from runtime.engines.recipe import EngineRecipe
+from runtime.errors import DeviceError, InputError
 from sdk import Segmenter
 
 # Which engines are built
@@ -31,3 +39,86 @@ def test_turing_gets_an_engine_of_its_prior(tmp_path, checkpoint_onnx, photos, p
         seg = Segmenter(tmp_path / "b", refine_backend=refined_by)
         assert seg(photo).labels.shape == photo.shape[:2]
         assert seg.info()["self_test"]["labels"] == 1
+
+
+# Options that would have no effect
+
+NO_EFFECT = [  # options, what the refusal says
+    ({"data": (Path("."),)}, "data is for int8 only.*add --int8"),
+    ({"fraction": 0.5}, "fraction is a share of the pictures that calibrate int8.*add --int8"),
+    ({"min_shape": (32, 32)}, "are for dynamic shapes.*add --dynamic"),
+    ({"max_shape": (32, 32)}, "are for dynamic shapes.*add --dynamic"),
+    ({"timing_cache": Path("t")}, "timing-cache is for target trt.*leave --timing-cache out"),
+    ({"timing_cache": Path("t"), "targets": ("onnx", "rtx")}, "timing-cache is for target trt"),
+    ({"device": 1}, "device is 1, the GPU that engines are built on; target onnx has none"),
+    ({"engine": EngineRecipe(compute_capabilities=("8.6",))}, "is for target rtx"),
+    ({"engine": EngineRecipe(compute_capabilities=("8.6",)), "targets": ("trt",)}, "target rtx"),
+    ({"engines": "step"}, "engines is 'step'; wanted one of all, prior, refine"),
+]
+EFFECT = [  # what is similar and has an effect, now or for python -m runtime build
+    {"data": (Path("."),), "int8": True, "fraction": 0.5},
+    {"min_shape": (32, 32), "max_shape": (64, 64), "dynamic": True},
+    {"timing_cache": Path("t"), "targets": ("rtx", "trt")},
+    {"device": 1, "targets": ("rtx",)},
+    {"engine": EngineRecipe(compute_capabilities=("8.6",)), "targets": ("trt", "rtx")},
+    {"engine": EngineRecipe(workspace=2**30, level=3), "engines": "prior"},
+]
+
+
+def test_options_without_effect_are_refused():
+    for options, message in NO_EFFECT:
+        with case(str(options)), pytest.raises(InputError, match=f"(?s){message}"):
+            ExportOptions(**options)
+    for options in EFFECT:
+        ExportOptions(**options)
+
+
+def test_options_without_effect_on_a_model_are_refused(tmp_path, plain):
+    """They are refused before anything is exported."""
+    kmeans, network = ("--model", "kmeans"), plain[0]
+    for words, message in [
+        ((*network, "--opset", 17), "opset is for PyTorch modules; colours is an ONNX file"),
+        ((*kmeans, "--opset", 17), "opset is for PyTorch modules; kmeans has no network"),
+        ((*kmeans, "--min-agreement", 0.9), "min-agreement is for networks; kmeans has no"),
+        ((*kmeans, "--engines", "prior"), "engines is 'prior'; kmeans has no network"),
+        ((*kmeans, "--seed", 3, "--init", "w.safetensors"), "seed draws the initial weights"),
+        ((*network, "--timing-cache", tmp_path / "t", "--target", "rtx"), "is for target trt"),
+        ((*network, "--fraction", 0.5), "fraction is a share"),
+    ]:
+        with case(*map(str, words)):
+            assert export(*words, "-q", "-o", tmp_path / "b").refused(1, message, "fix: ")
+            assert not list(tmp_path.iterdir())
+
+
+def test_opset_has_an_effect_on_modules():
+    class Model:
+        name, module, preprocess = "own", object(), object()
+
+    check_use(ExportOptions(opset=17, min_agreement=0.9, engines="prior"), Model())
+
+
+def test_options_of_the_builder_are_stored_for_the_device(tmp_path, photos):
+    """K-means has no input size, but its bundle is made for pictures of one size."""
+    words = ("--model", "kmeans", "--imgsz", "48x72", "--workspace", "1", "--opt-level", "2")
+    words += ("--engines", "refine", "--pictures", photos, "-q", "-o", tmp_path / "b")
+    assert export(*words).code == 0
+    recipe = Bundle.open(tmp_path / "b").manifest["recipe"]
+    assert (recipe["workspace"], recipe["level"], recipe["engines"]) == (2**30, 2, "refine")
+    assert recipe["shapes"]["refine_step"]["image"] == [[1, 3, 24, 36]] * 3
+
+
+def test_a_gpu_that_does_not_exist_is_refused_before_the_work(tmp_path, plain, monkeypatch):
+    words = (*plain[0], "--device", "cuda:1", "-q", "-o", tmp_path / "b")
+    gpu = [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
+    for gpus, message in [(gpu, "device is 1; wanted 0 to 0"), ([], "device is 1; no GPU: ")]:
+        for target in (["trt"], ["rtx", "--compute-capability", "8.6"]):
+            with case(len(gpus), target[0]):
+                monkeypatch.setattr(engines, "cuda_devices", lambda gpus=gpus: gpus)
+                assert export(*words, "--target", *target).refused(1, message)
+    assert not (tmp_path / "b").exists()
+
+    def fails():
+        raise DeviceError("the driver fails")
+
+    monkeypatch.setattr(engines, "cuda_devices", fails)
+    engines.check_device(["trt"], 1)  # the driver's error is reported where it matters

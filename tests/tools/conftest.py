@@ -92,7 +92,7 @@ def gpu(monkeypatch):
     found = [CudaDevice(0, "Pretended", "8.6", 2**33, 2**32)]
     for name in ("runtime.bundle.open", "runtime.tools.check"):
         monkeypatch.setattr(f"{name}.cuda_problem", lambda: None)
-    for name in ("runtime.bundle.open", "runtime.tools.check", "runtime.tools.build"):
+    for name in ("runtime.bundle.open", "runtime.tools.check", "runtime.bundle.engines"):
         monkeypatch.setattr(f"{name}.cuda_devices", lambda: found)
 
 

@@ -245,6 +245,25 @@ def test_build_refuses_values(capsys, bundle, gpu):
             assert code == 1 and match in document["error"]
 
 
+def test_options_without_effect_are_refused(capsys, bundle, gpu):
+    for words, match in [
+        (
+            ["--target", "trt", "--compute-capability", "8.6"],
+            "compute-capability is for target rtx",
+        ),
+        (["--target", "rtx", "--timing-cache", "t"], "timing-cache is for target trt"),
+    ]:
+        with case(*words):
+            code, document = answer(capsys, "build", bundle, *words)
+            assert code == 1 and match in document["error"] and document["fix"]
+
+
+@no_gpu
+def test_build_refuses_a_gpu_that_is_not_there(capsys, bundle):
+    code, document = answer(capsys, "build", bundle, "--target", "rtx", "--device", "1")
+    assert code == 1 and "device is 1; no GPU: " in document["error"]
+
+
 @no_gpu
 def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle):
     pytest.importorskip("tensorrt_rtx", reason="it is asked what it knows")
