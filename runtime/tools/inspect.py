@@ -99,8 +99,9 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     if prior["kind"] == "kmeans":
         prior_text = f"kmeans, {prior['clusters']} clusters, temperature {prior['temperature']:g}"
     else:
-        trained = "trained" if model["trained"] else "UNTRAINED: its labels mean nothing"
-        prior_text = f"{model['name']}, {trained}; returns {prior['output']}"
+        # That a file has weights does not say that somebody trained them.
+        untrained = "" if model["trained"] else ", UNTRAINED: its labels mean nothing"
+        prior_text = f"{model['name']}{untrained}; returns {prior['output']}"
     names = m["classes"]
     yield from rows(
         ("created", f"{m['created']} by dynaguide-edge {m['sdk']}"),

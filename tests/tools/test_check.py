@@ -48,7 +48,9 @@ def test_check_compares_files_and_ports_with_the_manifest(capsys, bundle):
     (bundle / "refine_step.onnx").write_bytes(b"x" * 10)
     code, out, _ = text(capsys, "check", bundle)
     assert code == 5 and "refine_step.onnx" in out and "FAILED: " in out and "fix: " in out
-    assert "golden                              not run here" in out
+    said = " ".join(out.split())
+    assert "golden not run here: the golden vectors were not compared, because these " in said
+    assert "because these checks failed: refine_step.onnx" in said
     code, document = answer(capsys, "check", bundle)
     assert code == 5 and not document["ok"] and "10 bytes" in document["error"]
 
@@ -103,9 +105,15 @@ def test_check_on_cuda_without_a_gpu(capsys, bundle):
 def test_engines_that_cannot_run_here_are_no_failure_unless_asked_for(capsys, with_engines):
     code, out, _ = text(capsys, "check", with_engines)
     assert code == 0 and out.count("not run here: no GPU: ") == 2
-    assert out.splitlines()[-1].endswith("is sound: 12 ok, 2 not run here")
+    assert out.splitlines()[-1].endswith(
+        "is sound, but 2 engines were not run: 12 ok, 2 not run here"
+    )
+    assert answer(capsys, "check", with_engines)[1]["engines_not_run"] == 2
+    change(with_engines, lambda m: m["engines"].pop())
+    out = text(capsys, "check", with_engines)[1]
+    assert "is sound, but 1 engine was not run: " in out.splitlines()[-1]
     code, out, _ = text(capsys, "check", with_engines, "--engines")
-    assert code == 4 and out.count("MISSING: no GPU: ") == 2
+    assert code == 4 and out.count("MISSING: no GPU: ") == 1
     assert "not wholly checked" in out.splitlines()[-1]
 
 
@@ -168,6 +176,8 @@ def test_check_asks_engines_for_the_golden_answers(capsys, monkeypatch, bundle, 
     numbers = {c["check"]: c.get("numbers") for c in document["checks"]}
     assert code == 0 and numbers["golden, on trt engines"]["labels"] >= 0.99
     assert sum(c["check"].startswith("engine ") for c in document["checks"]) == 2
+    assert document["engines_not_run"] == 0
+    assert text(capsys, "check", bundle)[1].splitlines()[-1] == "tiny.bundle is sound: 15 ok"
 
 
 def test_a_bundle_with_an_engine_of_its_prior_only(capsys, monkeypatch, tmp_path, templates, gpu):
@@ -179,6 +189,7 @@ def test_a_bundle_with_an_engine_of_its_prior_only(capsys, monkeypatch, tmp_path
     code, document = answer(capsys, "check", bundle, "--engines")
     numbers = {c["check"]: c.get("numbers") for c in document["checks"]}
     assert code == 0 and numbers["golden, on trt engines"]["prior"] == 1
+    assert document["engines_not_run"] == 0
     opened, on_trt = Bundle.open(bundle), {"backend": "trt", "device": "cuda"}
     assert open_prior(opened, **on_trt)[0].backend == "tensorrt-10.3.0 fp32"
     fix = r"fix: refine_backend='native'; or export the bundle again with --engines all"
@@ -209,6 +220,7 @@ def test_engines_of_another_size_cannot_give_the_golden_answers(capsys, monkeypa
     last = document["checks"][-1]
     assert code == 0 and last["state"] == "not run here"
     assert "refined at 24 x 32, the engines take only 16 x 16" in last["detail"]
+    assert document["engines_not_run"] == 2  # they were loaded only
     assert answer(capsys, "check", bundle, "--engines")[0] == 5
 
 
@@ -217,6 +229,7 @@ def test_check_says_which_engines_are_for_another_machine(capsys, monkeypatch, b
     change(bundle, lambda m: m["engines"][0].update(gpu_name="Orin"))
     code, out, _ = text(capsys, "check", bundle)
     assert code == 0 and "no trt engine of refine_step for Pretended" in " ".join(out.split())
+    assert "is sound, but 2 engines were not run: " in out  # one alone cannot refine
     assert "golden, on trt engines" not in out
     sys.modules["tensorrt"].__version__ = fake.version = "10.7.0"
     code, out, _ = text(capsys, "check", bundle)

@@ -33,7 +33,7 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
     for entry in (*manifest["graphs"].values(), *manifest["golden"], manifest["init"]):
         assert f"{entry['file']}  " in out and f"sha256 {entry['sha256'][:12]} OK" in out
     for said in (
-        "tiny, trained; returns logits",
+        "tiny; returns logits",
         "3: brick, grass, sea",
         "stretch to 24 x 32 (area",
         "RGB / 255, minus 0.485 0.456 0.406",
@@ -46,7 +46,7 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
     ):
         assert said in " ".join(out.split()) or said in out
     change(network_bundle, lambda m: m["model"].update(trained=False))
-    assert "UNTRAINED" in text(capsys, "inspect", network_bundle)[1]
+    assert "tiny, UNTRAINED: its " in text(capsys, "inspect", network_bundle)[1]
 
 
 def test_inspect_in_json(capsys, bundle):
