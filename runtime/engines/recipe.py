@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -98,6 +99,38 @@ class EngineRecipe:
             gpu_name=gpu_name,
             l4t=l4t,
         )
+
+    def trtexec(self, onnx: str, engine: str, precision: str) -> str:
+        """The command by which NVIDIA's program trtexec builds an engine as this recipe does.
+
+        Parameters
+        ----------
+        onnx : the path of the ONNX file.
+        engine : the path of the engine to write.
+        precision : of the graph, as the manifest names it. TensorRT 10 needs --stronglyTyped for
+            precisions below FP32; TensorRT 11 accepts it.
+
+        Examples
+        --------
+        >>> EngineRecipe(shapes={"x": ((1, 3), (1, 3), (1, 3))}).trtexec("a.onnx", "a.plan", "fp16")
+        'trtexec --onnx=a.onnx --saveEngine=a.plan --optShapes=x:1x3 --noTF32 --stronglyTyped'
+        """
+        words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}"]
+        fixed = all(low == high for low, _, high in self.shapes.values())
+        for i, end in enumerate(("min", "opt", "max")):
+            if self.shapes and (end == "opt" or not fixed):  # opt alone stands for all three
+                shapes = (
+                    f"{_trtexec_name(name)}:{'x'.join(map(str, three[i]))}"
+                    for name, three in self.shapes.items()
+                )
+                words.append(f"--{end}Shapes={','.join(shapes)}")
+        words += [] if self.tf32 else ["--noTF32"]
+        words += [] if precision == "fp32" else ["--stronglyTyped"]
+        if self.workspace is not None:
+            words.append(f"--memPoolSize=workspace:{self.workspace // 2**20}")
+        if self.level is not None:
+            words.append(f"--builderOptimizationLevel={self.level}")
+        return shlex.join(words)
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> EngineRecipe:
@@ -196,6 +229,11 @@ _FLAGS = {  # name -> default
     for flag in fields(EngineRecipe)
     if flag.name not in ("shapes", "compute_capabilities")
 }
+
+
+def _trtexec_name(name: str) -> str:
+    """The name of an input for trtexec, which needs quotes around its own separators."""
+    return f"'{name}'" if set(name) & set(":,") else name
 
 
 def _is_flag(name: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.bundle.read import Bundle
 from runtime.core.config import RefineConfig
-from runtime.engines.recipe import engine_graphs
+from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.errors import BundleError, ExitCode, SdkError
 from runtime.tools.output import (
     as_json,
@@ -44,6 +44,7 @@ def run_inspect(args: argparse.Namespace) -> int:
             "manifest": bundle.manifest,
             "refine_changes": bundle.refine().changes(),
             "files": files,
+            "trtexec": _trtexec(bundle),
         }
         print_json(document | as_json(problem))
         return problem.exit_code if problem else ExitCode.DONE
@@ -120,6 +121,9 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
             *_port_rows(graph),
             *([("  kept FP32", listed(kept, 12))] if kept else []),
         )
+    if commands := _trtexec(bundle):
+        yield from ("", "trtexec: commands that build the same engines outside of the bundle")
+        yield from (f"  {command}" for command in commands.values())  # not wrapped, to be copied
     yield from ("", _engines_title(m))
     for engine in m["engines"]:
         yield from rows(
@@ -175,6 +179,32 @@ def _refine_words(config: RefineConfig) -> str:
         for name, values in changes.items()
     ]
     return "; ".join([config.objective, *words])
+
+
+def _trtexec(bundle: Bundle) -> dict[str, str]:
+    """The command of trtexec for each graph; none if the recipe does not say how to build."""
+    try:
+        recipes = EngineRecipe.from_manifest(bundle.manifest)
+    except SdkError:
+        return {}
+    return {
+        name: recipes[name].trtexec(
+            str(bundle.path / graph["file"]), f"{name}.engine", graph["precision"]
+        )
+        for name, graph in bundle.manifest["graphs"].items()
+    }
+
+
+def _engines_title(manifest: Mapping[str, Any]) -> str:
+    """The line above the engines. It names the graphs of the export's --engines, if not all."""
+    title = "engines" if manifest["engines"] else "no engines"
+    if "engines" not in manifest["recipe"]:
+        return title
+    try:
+        graphs = " and ".join(engine_graphs(manifest)) or "no graph"
+    except BundleError as error:
+        return f"{title}; {error.message}"
+    return f"{title}; the export chose those of {graphs}"
 
 
 def _plan_words(file: Mapping[str, Any]) -> str:

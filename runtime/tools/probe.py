@@ -34,7 +34,7 @@ MODULES = ("cv2", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
 _JETPACKS = {
     35: "JetPack 5: its TensorRT 8 is too old",
     36: "JetPack 6: TensorRT 10.3",
-    38: "JetPack 7: TensorRT 11.4 from JetPack 7.2.2 on",
+    38: "JetPack 7: TensorRT 10, or 11.4.1 and later from JetPack 7.2.2 on",
 }
 _CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
 _SECONDS = 60  # time limit of one command

@@ -1,6 +1,7 @@
 """EngineRecipe: bundles store it, engines' keys depend on it, and neither changes by itself."""
 
 import json
+import shlex
 import types
 from dataclasses import replace
 
@@ -133,3 +134,19 @@ def test_numbers_have_ranges():
         EngineRecipe(level=6)
     with pytest.raises(InputError, match=r"workspace \(bytes\) is 4; wanted 1048576 to"):
         EngineRecipe(workspace=4)
+
+
+def test_the_command_of_trtexec_builds_the_same_engine():
+    """In the words that samples/common/sampleOptions.cpp of NVIDIA/TensorRT reads."""
+    recipe = EngineRecipe.from_manifest(manifest(FULL))["prior"]
+    assert recipe.trtexec("a b/prior.onnx", "prior.engine", "int8+fp16") == (
+        "trtexec '--onnx=a b/prior.onnx' --saveEngine=prior.engine "
+        "--minShapes=image:1x3x256x256 --optShapes=image:1x3x512x512 "
+        "--maxShapes=image:1x3x1024x1024 --noTF32 --stronglyTyped "
+        "--memPoolSize=workspace:2048 --builderOptimizationLevel=3"
+    )
+    plain = EngineRecipe(tf32=True).trtexec("m.onnx", "m.engine", "fp32")
+    assert plain == "trtexec --onnx=m.onnx --saveEngine=m.engine"
+    names = {"in:0": ((1, 3),) * 3, "parameters": ((9,),) * 3}
+    words = shlex.split(EngineRecipe(shapes=names).trtexec("m.onnx", "m.engine", "fp16"))
+    assert words[3:] == ["--optShapes='in:0':1x3,parameters:9", "--noTF32", "--stronglyTyped"]

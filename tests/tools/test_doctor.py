@@ -299,7 +299,7 @@ def test_a_jetson_with_its_release_mode_and_clocks(jetson):
     assert doctor.report()["jetson"]["clocks_locked"] is None
     for release, line in [
         ("R35 (release), REVISION: 4.1", "JetPack 5"),
-        ("R38 (release), REVISION: 2.0", "JetPack 7"),
+        ("R38 (release), REVISION: 2.0", "JetPack 7: TensorRT 10, or 11.4.1 and later from "),
         ("R99 (release), REVISION: 0.0", "a JetPack that this version does not know"),
     ]:
         with case(release, line):

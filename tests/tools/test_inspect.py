@@ -28,7 +28,9 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
     code, out, err = text(capsys, "inspect", network_bundle)
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert max(map(len, lines)) <= 100 and lines[0].endswith("every sha256 OK")
+    commands = [line for line in lines if line.startswith("  trtexec ")]  # are not wrapped
+    assert max(len(line) for line in lines if line not in commands) <= 100
+    assert lines[0].endswith("every sha256 OK")
     manifest = json.loads((network_bundle / MANIFEST).read_text())
     for entry in (*manifest["graphs"].values(), *manifest["golden"], manifest["init"]):
         assert f"{entry['file']}  " in out and f"sha256 {entry['sha256'][:12]} OK" in out
@@ -47,6 +49,31 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
         assert said in " ".join(out.split()) or said in out
     change(network_bundle, lambda m: m["model"].update(trained=False))
     assert "tiny, UNTRAINED: its " in text(capsys, "inspect", network_bundle)[1]
+
+
+def test_inspect_prints_the_command_of_trtexec_for_each_graph(capsys, network_bundle):
+    _, out, _ = text(capsys, "inspect", network_bundle)
+    _, document = answer(capsys, "inspect", network_bundle)
+    graphs = Bundle.open(network_bundle).manifest["graphs"]
+    assert document["trtexec"].keys() == graphs.keys()
+    for name, command in document["trtexec"].items():
+        assert f"\n  {command}\n" in out
+        place = f"--onnx={network_bundle}/{name}.onnx --saveEngine={name}.engine"
+        assert command.startswith(f"trtexec {place} --")
+        free = {
+            p["name"] for p in graphs[name]["inputs"] if any(isinstance(n, str) for n in p["shape"])
+        }
+        for port in graphs[name]["inputs"]:
+            assert (f"{port['name']}:" in command) == (port["name"] in free)
+        assert command.endswith(" --noTF32")  # FP32
+    assert "image:1x3x24x32,guide:1x3x24x32,parameters:" in document["trtexec"]["refine_step"]
+    change(network_bundle, lambda m: m["graphs"]["prior"].update(precision="fp16"))
+    _, document = answer(capsys, "inspect", network_bundle)
+    assert document["trtexec"]["prior"].endswith(" --noTF32 --stronglyTyped")
+    change(network_bundle, lambda m: m["recipe"].pop("shapes"))
+    code, document = answer(capsys, "inspect", network_bundle)
+    assert code == 0 and document["trtexec"] == {}
+    assert "trtexec" not in text(capsys, "inspect", network_bundle)[1]
 
 
 def test_inspect_in_json(capsys, bundle):
