@@ -466,7 +466,7 @@ def _build_engines(
             continue
         try:
             entries = engines.wanted_engines(recipes, graphs, target, device=options.device)
-            engines.check_start(entries)
+            engines.check_start(entries, options.device)
         except (MissingBackend, DeviceError) as error:  # DeviceError: driver or library fails
             missing = error
             continue

@@ -12,7 +12,7 @@ from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
 from runtime.engines.plan import check_receipt
 from runtime.engines.recipe import EngineRecipe
 from runtime.engines.tensorrt import load_tensorrt, make, rtx_targets
-from runtime.engines.tensorrt_build import build_engine
+from runtime.engines.tensorrt_build import build_engine, current_gpu
 from runtime.errors import DeviceError, InputError, MissingBackend
 
 RUNTIMES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}  # target -> runtime of the manifest
@@ -137,20 +137,23 @@ def check_device(targets: Sequence[str], device: int) -> None:
         )
 
 
-def check_start(entries: Sequence[Mapping[str, Any]]) -> None:
+def check_start(entries: Sequence[Mapping[str, Any]], device: int = 0) -> None:
     """Check that the library that builds some engines starts, before it builds the first of them.
 
     Parameters
     ----------
     entries : from :func:`wanted_engines`.
+    device : the number of the GPU to build on, which exists or is 0.
 
     Raises
     ------
-    MissingBackend : the library is not installed.
-    DeviceError : it cannot start, for example because the driver is too old for it.
+    MissingBackend : the library, or PyCUDA for a device other than 0, is not installed.
+    DeviceError : the library cannot start, for example because the driver is too old for it.
     """
     for runtime in {entry["runtime"] for entry in entries}:
-        make(load_tensorrt(runtime), "Builder")
+        trt = load_tensorrt(runtime)
+        with current_gpu(device):
+            make(trt, "Builder")
 
 
 def build(

@@ -27,6 +27,12 @@ class RuntimeCache:
     version : of the library, for example "1.7.1.116".
     gpu : the name and the compute capability of the GPU.
     name : of the engine, for the warning.
+
+    Examples
+    --------
+    >>> cache = RuntimeCache(config, plan, version="1.7.1.116", gpu="RTX 4090 (8, 9)", name="prior")
+    >>> context = engine.create_execution_context(config)  # compiles only what the file lacks
+    >>> cache.save()
     """
 
     def __init__(self, config: Any, plan: bytes, *, version: str, gpu: str, name: str) -> None:

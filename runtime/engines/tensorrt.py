@@ -165,6 +165,10 @@ def make(trt: Any, kind: str, *arguments: Any) -> Any:
     Raises
     ------
     DeviceError : the library cannot start, as with a driver that is too old for it.
+
+    Examples
+    --------
+    >>> builder = make(load_tensorrt("tensorrt_rtx"), "Builder")
     """
     try:
         return getattr(trt, kind)(*arguments, bridge_log(trt))

@@ -121,7 +121,7 @@ def build_engine(
     recipe = replace(recipe, compute_capabilities=_targets(runtime, recipe, gpu))
 
     def build() -> Built:
-        with _current(device if gpu else 0):
+        with current_gpu(device if gpu else 0):
             return _Build(trt, runtime, recipe, log, monitor, device if gpu else None).run(
                 onnx, timing_cache
             )
@@ -408,8 +408,17 @@ def _monitor(trt: Any) -> Any:
 
 
 @contextmanager
-def _current(device: int) -> Iterator[None]:
-    """Make ``device`` the GPU of this thread for a block. Every thread starts with device 0."""
+def current_gpu(device: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread for a block. Every thread starts with GPU 0.
+
+    Parameters
+    ----------
+    device : the number of a GPU of this machine. 0 changes nothing, and needs no GPU.
+
+    Raises
+    ------
+    MissingBackend : PyCUDA is needed for another GPU, and is not installed or does not start.
+    """
     if device == 0:
         yield
         return

@@ -148,7 +148,7 @@ def _wanted(
     for name in targets:
         try:
             entries = wanted_engines(recipes, graphs, name, device=index)
-            check_start(entries)
+            check_start(entries, index)
             wanted += entries
         except (MissingBackend, DeviceError) as error:  # DeviceError: driver or library fails
             missing.append((name, error))

@@ -40,7 +40,7 @@ def build(monkeypatch):
     built.meanwhile = lambda: None
     monkeypatch.setattr(engines, "wanted_engines", one)
     monkeypatch.setattr(engines, "build", built)
-    monkeypatch.setattr(engines, "check_start", lambda entries: None)
+    monkeypatch.setattr(engines, "check_start", lambda entries, device: None)
     return built
 
 
@@ -69,7 +69,7 @@ def test_the_exporter_fails_when_the_file_cannot_be_written(tmp_path, build):
 def test_an_export_survives_a_library_that_cannot_start(tmp_path, build, monkeypatch):
     """The bundle is written without the engines, and the result says why."""
 
-    def null(entries):
+    def null(entries, device):
         raise DeviceError("tensorrt 11.4 does not start", fix="update NVIDIA's driver")
 
     monkeypatch.setattr(engines, "check_start", null)

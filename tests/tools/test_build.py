@@ -303,3 +303,20 @@ def test_build_refuses_recipes_that_say_something_else(capsys, bundle):
             change(bundle, edit)
             code, document = answer(capsys, "build", bundle)
             assert code == 5 and "recipe does not say" in document["error"]
+
+
+def test_the_library_starts_on_the_gpu_that_builds(capsys, bundle, monkeypatch, device_build):
+    """GPU 0 may be full or reserved when another one was chosen."""
+    gpus = [CudaDevice(i, "Pretended", "8.7", 2**33, 2**32) for i in range(2)]
+    monkeypatch.setattr(engines, "cuda_devices", lambda: gpus)
+    device_build.fake.capabilities = [(8, 7), (8, 7)]
+    started_on = []
+
+    def builder(log):
+        started_on.append(device_build.fake.contexts)
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "Builder", builder)
+    for device, contexts in (("0", 0), ("cuda:1", 1)):  # of PyCUDA; GPU 0 needs none
+        code, _ = answer(capsys, "build", bundle, "--target", "trt", "--device", device)
+        assert code == 0 and started_on.pop() == contexts
+    assert device_build.fake.contexts == 0
