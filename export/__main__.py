@@ -13,6 +13,7 @@ from runtime.core.parameters import objective_of
 from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
+from runtime.tools.output import say
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' name -> our target
 
@@ -135,10 +136,15 @@ def _parser() -> Parser:
         "--pictures",
         type=some_path,
         nargs="+",
-        help="pictures to verify with; by default the demo photo",
+        help="pictures to verify with; by default some of --data, else the demo photo",
     )
     check.add_argument(
         "--min-agreement", type=float, help="least share of equal labels, above 0, at most 1"
+    )
+    check.add_argument(
+        "--allow-one-class",
+        action="store_true",
+        help="write the bundle although the network finds only one class in each picture",
     )
 
     out = parser.add_argument_group("output")
@@ -196,6 +202,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         timing_cache=args.timing_cache,
         device=gpu_index(args.device),
         min_agreement=args.min_agreement,
+        allow_one_class=args.allow_one_class,
         command=_command(arguments),
     )
     network = args.model != "kmeans"
@@ -218,7 +225,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.json:
         print(to_json(exported))
     else:
-        print("\n".join(summary(exported)))
+        say(summary(exported))
         if args.triton:
             print(f"triton   tritonserver --model-repository {args.triton}")
     if exported.missing is None:

@@ -1,16 +1,14 @@
-"""Checks before a bundle is written: every graph is compared with its PyTorch or NumPy original."""
+"""Checks before a bundle is written: the refinement's graphs are compared with NumPy in float64 and
+with the native core."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from export.frozen import Frozen
-from export.half import as_rounded_float32, fp16_overflow
-from export.models import PriorModel
 from runtime.core import parameters, reference
 from runtime.core.config import RefineConfig
 from runtime.core.constants import NEVER, SMALLEST_PRIOR
@@ -22,165 +20,11 @@ from runtime.engines.graph_refiner import GraphRefiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import VerificationFailed
 from runtime.prior.kmeans import KMeansPrior
-from runtime.prior.preprocess import Preprocess
 
-# Limits for each precision in the comparison with FP32; those of "fp32" are for the comparison with
-# the original: the least mean share of equal labels, and the largest difference of a score, divided
-# by the largest score.
-AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.95, "int8+fp16": 0.95}
-RELATIVE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int8+fp16": 0.5}
 SCORES = 1e-4  # largest difference of a soft-max score
 REFINED = 0.99  # least share of equal labels after the golden number of steps
 SMALL = 72 * 96  # most pixels of the comparison with the reference in float64, which is slow
 MIDDLE = 160 * 240  # most pixels of the comparison with the native core
-
-
-class PriorCheck(NamedTuple):
-    """What :func:`check_prior` measured, and what it computed for the first picture.
-
-    Parameters
-    ----------
-    report : "pictures" is the number of pictures. "frozen" compares the frozen network with the
-        original. Below FP32, the precision's name ("fp16", "int8" or "int8+fp16") compares the
-        final network with the frozen one. Each comparison contains ``agreement`` (mean share of
-        equal labels over the pictures), ``worst`` (least share), ``max_abs`` (largest difference
-        of a score) and ``largest`` (largest magnitude of a score).
-    input : (1, 3, h, w) float32, the first picture as the input of the network.
-    output : the output of the final graph for ``input``.
-    """
-
-    report: dict[str, Any]
-    input: np.ndarray
-    output: np.ndarray
-
-
-def check_prior(
-    model: PriorModel,
-    frozen: Frozen,
-    final: Frozen,
-    precision: str,
-    preprocess: Preprocess,
-    pictures: Sequence[np.ndarray],
-    min_agreement: float | None = None,
-) -> PriorCheck:
-    """Compare the frozen network with its original, and the lower precision with FP32.
-
-    Parameters
-    ----------
-    model : the network before freezing.
-    frozen, final : the network in FP32, and in ``precision`` (the same graph for "fp32").
-    precision : "fp32", "fp16", "int8" or "int8+fp16".
-    preprocess : from a picture to the input of the network.
-    pictures : (H, W, 3) uint8 RGB each.
-    min_agreement : least share of equal labels of ``final``, above 0, at most 1; the precision's
-        own when None.
-
-    Raises
-    ------
-    VerificationFailed : the outputs differ too much, have different shapes or are not finite, or
-        tensors of the network overflow in FP16.
-    """
-    feeds = [preprocess(picture) for picture in pictures]
-    exact = [frozen(feed)[0] for feed in feeds]
-    report: dict[str, Any] = {"pictures": len(feeds)}
-    report["frozen"] = _compare(
-        _original_answers(model, frozen, feeds, exact), exact, "fp32", model.name, None
-    )
-    if precision == "fp32":
-        if min_agreement is not None:
-            _refuse_low(report["frozen"], min_agreement, model.name, "fp32")
-        return PriorCheck(report, feeds[0], exact[0])
-    if "fp16" in precision:
-        overflow = fp16_overflow(final.data, feeds)
-        if overflow:
-            first = overflow[0]
-            raise VerificationFailed(
-                f"{model.name} overflows in FP16: {first.tensor} of {first.node} reaches "
-                f"{first.largest:.3g} on these pictures; FP16 ends at 65504 "
-                f"({len(overflow)} tensors in all)",
-                fix="export without --half",
-            )
-        # ONNX Runtime's CPU provider leaves out FP16's rounding. This graph contains it.
-        with Frozen(final.name, data=as_rounded_float32(final.data)) as rounded:
-            lower = [rounded(feed)[0] for feed in feeds]
-        output = final(feeds[0])[0]
-    else:
-        lower = [final(feed)[0] for feed in feeds]
-        output = lower[0]
-    report[precision] = _compare(exact, lower, precision, model.name, min_agreement)
-    return PriorCheck(report, feeds[0], output)
-
-
-def _original_answers(
-    model: PriorModel, frozen: Frozen, feeds: Sequence[np.ndarray], exact: list[np.ndarray]
-) -> list[np.ndarray]:
-    """The outputs of the network before freezing. ``exact`` are the outputs of the frozen one."""
-    if model.onnx == frozen.data:  # as for a file that an export wrote
-        return exact
-    if model.onnx is not None:
-        with Frozen(model.name, data=model.onnx) as original:
-            return [original(feed)[0] for feed in feeds]
-    import torch
-
-    with torch.no_grad():
-        return [model.module(torch.from_numpy(f)).numpy() for f in feeds]  # type: ignore[misc]
-
-
-def _compare(
-    wanted: Sequence[np.ndarray],
-    found: Sequence[np.ndarray],
-    precision: str,
-    name: str,
-    min_agreement: float | None,
-) -> dict[str, float]:
-    """The comparison of two networks' outputs, as :class:`PriorCheck` describes it.
-
-    VerificationFailed if the outputs differ more than ``precision`` allows, have different shapes
-    or are not finite. ``min_agreement`` replaces the precision's limit of the agreement.
-    """
-    shares, furthest, largest = [], 0.0, 0.0
-    for one, two in zip(wanted, found, strict=True):
-        if one.shape != two.shape:
-            raise VerificationFailed(
-                f"{name} in {precision} returns {two.shape}; wanted {one.shape}",
-                fix="report this network",
-            )
-        if not all(np.isfinite(x.astype(np.float64)).all() for x in (one, two)):
-            raise VerificationFailed(
-                f"{name} in {precision} returns NaN or infinite scores", fix="export it in FP32"
-            )
-        scores = one.dtype.kind == "f" and one.ndim == 4
-        labels = [x.argmax(1) if scores else x for x in (one, two)]
-        shares.append(float((labels[0] == labels[1]).mean()))
-        difference = np.abs(one.astype(np.float64) - two.astype(np.float64))
-        furthest = max(furthest, float(difference.max()) if scores else 0.0)
-        largest = max(largest, float(np.abs(one).max()))
-    report = {
-        "agreement": float(np.mean(shares)),
-        "worst": min(shares),
-        "max_abs": furthest,
-        "largest": largest,
-    }
-    _refuse_low(report, min_agreement or AGREEMENT[precision], name, precision)
-    if furthest > RELATIVE[precision] * max(largest, 1e-3):
-        raise VerificationFailed(
-            f"{name} in {precision} differs by {furthest:.3g} where scores reach {largest:.3g}; "
-            f"wanted at most {RELATIVE[precision]:g} of that",
-            fix="export it in FP32" if precision != "fp32" else "report this network",
-        )
-    return report
-
-
-def _refuse_low(report: dict[str, float], least: float, name: str, precision: str) -> None:
-    """VerificationFailed if the mean share of equal labels is below ``least``."""
-    if report["agreement"] < least:
-        raise VerificationFailed(
-            f"{name} in {precision}: {report['agreement']:.2%} of the labels agree with the "
-            f"original (worst picture {report['worst']:.2%}); wanted {least:.2%}",
-            fix="report this network"
-            if precision == "fp32"
-            else "leave --half or --int8 out, give --data more pictures, or lower --min-agreement",
-        )
 
 
 def check_refinement(

@@ -9,10 +9,20 @@ import numpy as np
 
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.port import Port
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError, VerificationFailed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+
+_OTHER_SIZE = (
+    "choose another size with --imgsz (many networks want multiples of 32), or export the network "
+    "again"
+)
+
+
+class SizeFailed(VerificationFailed):
+    """A network fails on an input of this size, or its output does not fit the input."""
 
 
 class Frozen:
@@ -29,8 +39,8 @@ class Frozen:
 
     Raises
     ------
-    BundleError : the graph has 2 GiB or more. The first use of the session also raises what
-        :class:`runtime.engines.onnx.OnnxEngine` raises.
+    BundleError : the graph has 2 GiB or more. The first use of the session also raises the errors
+        of :attr:`engine`.
     """
 
     def __init__(
@@ -50,13 +60,33 @@ class Frozen:
 
     @cached_property
     def engine(self) -> OnnxEngine:
-        """The graph on ONNX Runtime's CPU provider."""
+        """The graph on ONNX Runtime's CPU provider.
+
+        Raises
+        ------
+        SizeFailed : shapes inside the graph do not fit together at the graph's input size. Also the
+            errors of :class:`runtime.engines.onnx.OnnxEngine`.
+        """
         assert not self.closed, f"{self.name} is used after it was closed"
-        return OnnxEngine(self.data, name=self.name)
+        try:
+            return OnnxEngine(self.data, name=self.name)
+        except BundleError as error:
+            if "ShapeInferenceError" in error.message:  # sides that do not match at this input size
+                raise SizeFailed(error.message, fix=_OTHER_SIZE) from error
+            raise
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """The outputs for ``arrays``, as :meth:`OnnxEngine.__call__` returns them."""
-        return self.engine(*arrays)
+        """The outputs for ``arrays``, as :meth:`OnnxEngine.__call__` returns them.
+
+        Raises
+        ------
+        SizeFailed : the graph fails on them.
+        """
+        engine = self.engine
+        try:
+            return engine(*arrays)
+        except InputError as error:
+            raise SizeFailed(error.message, fix=_OTHER_SIZE) from error
 
     @property
     def inputs(self) -> list[Port]:

@@ -28,8 +28,9 @@ class ExportOptions:
     initial : safetensors file with trained weights of the refinement network.
     half, int8 : precision of the prior; both together are INT8 with the rest in FP16.
     data : pictures to calibrate INT8 with, files or folders.
-    fraction : share of ``data`` to use, above 0, at most 1.
-    pictures : pictures to verify with, files or folders; the demo photo when empty.
+    fraction : share of ``data`` to calibrate with, above 0, at most 1.
+    pictures : pictures to verify with, files or folders. When empty, some pictures of ``data``,
+        which are not used to calibrate; the demo photo if ``data`` has fewer than 4.
     dynamic : leave the input size free.
     min_shape, max_shape : least and largest size of engines with a free size, (height, width) in
         pixels.
@@ -43,6 +44,7 @@ class ExportOptions:
     device : the number of the GPU to build on.
     min_agreement : least share of labels equal to the original's, above 0, at most 1; the
         precision's own when None.
+    allow_one_class : write a bundle although the network finds only one class in each picture.
     command : the command line, for the manifest.
 
     Raises
@@ -69,6 +71,7 @@ class ExportOptions:
     timing_cache: Path | None = None
     device: int = 0
     min_agreement: float | None = None
+    allow_one_class: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import runtime
-from export import check
+from export import check, check_prior
 from export.frozen import Frozen
 from export.half import to_half
 from export.inference import precision_of
 from export.int8 import to_int8
 from export.models import PriorModel
 from export.options import ExportOptions, check_use
+from export.pictures import Pictures, choose_pictures
 from export.refine_step import build_map, build_step
+from export.sizes import FreeSizes
 from export.standard_output import standardised
 from export.to_onnx import check_onnx, frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
@@ -40,10 +42,11 @@ from runtime.core.resize import working_picture
 from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
-from runtime.pictures import demo_photo, picture_files, read_pictures
+from runtime.pictures import read_pictures
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
+from runtime.tools.inspect import picture_words
 
 KMEANS_SIZE = (480, 640)  # (height, width) that engines are made for with k-means
 GOLDEN = "golden/000.safetensors"
@@ -101,18 +104,17 @@ def export_bundle(
     engines.check_targets(options.targets, options.engine.compute_capabilities)
     config = options.refine
     timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work
-    if options.pictures:
-        pictures = read_pictures(options.pictures)
-    else:
-        pictures = [demo_photo("name pictures to check with: --pictures FILE...")]
+    pictures, calibration = choose_pictures(options)
+    photo = pictures.arrays[0]
     size = options.imgsz or (KMEANS_SIZE if model.preprocess is None else model.fixed_size)
     working = None if options.dynamic else config.working_size(*size)
-    low = working_picture(pictures[0], *(working or config.working_size(*pictures[0].shape[:2])))
+    low = working_picture(photo, *(working or config.working_size(*photo.shape[:2])))
     if model.preprocess is None:
-        prior = _kmeans(options, pictures[0], low)
+        pictures = pictures._replace(arrays=[photo], names=pictures.names[:1])
+        prior = _kmeans(options, photo, low)
     else:
-        model = _standard(model, options, pictures, say)
-        prior = _network(model, options, size, pictures, say)
+        model = _standard(model, options, pictures.arrays, say)
+        prior = _network(model, options, size, pictures, calibration, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
     say(f"export and verify the {config.objective} step")
@@ -122,7 +124,7 @@ def export_bundle(
     files = {f"{name}.onnx": graph.data for name, graph in graphs.items()}
     files["init.safetensors"] = _tensors(refinement.state)
     arrays, golden_steps = golden.make(
-        pictures[0],
+        photo,
         prior.guide,
         config,
         native(replace(config, steps=refinement.steps), refinement.trained),
@@ -154,7 +156,9 @@ def export_bundle(
         init=file_entry("init.safetensors", files["init.safetensors"]),
         golden=[golden_entry(GOLDEN, files[GOLDEN], golden_steps)],
         verification={
-            "pictures": _names(options.pictures),
+            "pictures": pictures.names,
+            "pictures_note": pictures.note,
+            "allow_one_class": options.allow_one_class,
             **prior.verification,
             **refinement.verification,
         },
@@ -206,14 +210,21 @@ def _kmeans(options: ExportOptions, picture: np.ndarray, low: np.ndarray) -> _Pr
     if options.half or options.int8:
         raise InputError("half and int8 are for networks; kmeans has none", fix="leave it out")
     prior = KMeansPrior()
-    return _Prior(kmeans_prior(prior.clusters, prior.temperature), prior(picture, low))
+    guide = prior(picture, low)
+    found = check_prior.one_class([guide])
+    return _Prior(
+        kmeans_prior(prior.clusters, prior.temperature),
+        guide,
+        verification={"one_class": found} if found else {},
+    )
 
 
 def _standard(
     model: PriorModel, options: ExportOptions, pictures: Sequence[np.ndarray], say: Say
 ) -> PriorModel:
-    """The network with the one output that bundles have, as the outputs for the pictures say."""
-    preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
+    """The network with the one output that bundles have, as the outputs for the pictures say. Also
+    a network of free size runs at the usual size here; other sizes are verified later."""
+    preprocess = frozen_preprocess(model, imgsz=options.imgsz)
     standard = standardised(model, [preprocess(picture) for picture in pictures])
     for note in standard.notes:
         say(f"{model.name}: {note}")
@@ -224,7 +235,8 @@ def _network(
     model: PriorModel,
     options: ExportOptions,
     size: tuple[int, int],
-    pictures: Sequence[np.ndarray],
+    pictures: Pictures,
+    calibration: Sequence[Path],
     say: Say,
 ) -> _Prior:
     """The network: frozen, in the precision asked for, and verified. ONNX Runtime opens each of its
@@ -239,21 +251,27 @@ def _network(
         opset=options.opset,
         simplify=options.simplify,
     ) as frozen:
-        final, detail = _lower(frozen, preprocess, options, say)
+        final, detail = _lower(frozen, preprocess, options, calibration, say)
         verification = {}
         if "calibration" in detail:
             verification["calibration"] = detail.pop("calibration")
-        say(f"verify the prior on {len(pictures)} pictures")
+        say(f"verify the prior on {len(pictures.names)} pictures")
         with final:
-            checked = check.check_prior(
+            checked = check_prior.check_prior(
                 model,
                 frozen,
                 final,
                 detail.get("precision", "fp32"),
                 preprocess,
                 pictures,
-                options.min_agreement,
+                min_agreement=options.min_agreement,
+                sizes=FreeSizes(preprocess, options.min_shape, options.max_shape)
+                if options.dynamic
+                else None,
+                allow_one_class=options.allow_one_class,
             )
+            if checked.one_class:
+                verification["one_class"] = checked.one_class
             prior = NetworkPrior(
                 final.engine, preprocess, names=model.names, output=model.output, name=model.name
             )
@@ -328,10 +346,15 @@ def native(config: RefineConfig, initial: parameters.State | None) -> Make:
 
 
 def _lower(
-    frozen: Frozen, preprocess: Preprocess, options: ExportOptions, say: Say
+    frozen: Frozen,
+    preprocess: Preprocess,
+    options: ExportOptions,
+    calibration: Sequence[Path],
+    say: Say,
 ) -> tuple[Frozen, dict[str, Any]]:
     """The prior in the precision asked for, which is ``frozen`` itself without --half and --int8;
-    and what the manifest says of it. InputError if its weights are FP16 or INT8 already."""
+    and what the manifest says of it. ``calibration`` are the files to calibrate INT8 with.
+    InputError if its weights are FP16 or INT8 already."""
     name = f"{frozen.name} in {options.precision}"
     own = precision_of(frozen.model)
     if own != "fp32" and (options.half or options.int8):
@@ -340,12 +363,10 @@ def _lower(
             fix="leave them out, or export the network in FP32",
         )
     if options.int8:
-        files = picture_files(options.data)
-        files = files[: max(1, round(len(files) * options.fraction))]
-        say(f"calibrate INT8 on {len(files)} pictures")
-        feeds = (preprocess(read_pictures([file])[0]) for file in files)
+        say(f"calibrate INT8 on {len(calibration)} pictures")
+        feeds = (preprocess(read_pictures([file])[0]) for file in calibration)
         data, receipt = to_int8(frozen.data, feeds, half=options.half)
-        digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in files]
+        digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in calibration]
         return Frozen(name, data=data), {
             "precision": options.precision,
             "kept_fp32": receipt["kept"],
@@ -408,11 +429,6 @@ def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
 
     # np.ascontiguousarray would change the shape () of a counter to (1,).
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The names of the pictures to verify with, as the manifest stores them."""
-    return [path.name for path in paths] or ["the demo photo"]
 
 
 def _shapes(
@@ -500,13 +516,16 @@ def summary(exported: Exported) -> list[str]:
         f"{len(manifest['engines'])} engines)"
     ]
     done = manifest["verification"]
+    lines.append(f"verify   on {picture_words(done['pictures'], done['pictures_note'])}")
+    if sizes := done.get("prior", {}).get("sizes"):
+        lines[-1] += f"; the first also at {', '.join(sizes)}"
     for precision, numbers in done.get("prior", {}).items():
         if isinstance(numbers, dict):
-            against = "original" if precision == "frozen" else "fp32"
+            of, other = ("fp32", "original") if precision == "frozen" else (precision, "fp32")
             lines.append(
-                f"verify   prior {'fp32' if precision == 'frozen' else precision} vs {against}: "
-                f"{numbers['agreement']:.2%} of labels agree (worst picture "
-                f"{numbers['worst']:.2%}), max |d| {numbers['max_abs']:.2g}  ok"
+                f"verify   prior {of} vs {other}: {numbers['agreement']:.2%} of labels agree "
+                f"(worst {numbers['worst']:.2%}, {numbers['worst_picture']}), "
+                f"max |d| {numbers['max_abs']:.2g}  ok"
             )
     refine = done["refine"]
     lines.append(
@@ -524,6 +543,12 @@ def summary(exported: Exported) -> list[str]:
         )
     if not manifest["model"]["trained"]:
         lines.append("warning  the prior has RANDOM weights: its labels mean nothing (--weights)")
+    if found := done.get("one_class"):
+        lines.append(
+            f"warning  the prior returns one class (number {', '.join(map(str, found['classes']))},"
+            f" mean confidence {found['confidence']:.2f}) in every pixel of each picture: name "
+            "pictures with several classes (--pictures FILE...)"
+        )
     if exported.missing is not None:
         lines.append(f"next     on the device: python -m runtime build {bundle.path}")
     else:

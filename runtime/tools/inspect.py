@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.bundle.read import Bundle
@@ -138,7 +138,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     for golden in m["golden"]:
         yield from rows(("", f"{_file(files, golden)}  {golden['steps']} steps"))
     yield from ("", "verification")
-    yield from rows(*_flat(m["verification"]))
+    yield from _verification(m["verification"])
     yield from ("", "recipe")
     yield f"  {m['recipe'].get('command') or 'not recorded'}"  # not wrapped, so users can copy it
 
@@ -153,6 +153,30 @@ def _engines_title(manifest: Mapping[str, Any]) -> str:
     except BundleError as error:
         return f"{title}; {error.message}"
     return f"{title}; the export chose those of {graphs}"
+
+
+def picture_words(names: Sequence[str], note: str = "") -> str:
+    """Describe the pictures that an export was verified with, e.g. "1 picture: the demo photo".
+
+    Parameters
+    ----------
+    names : the name of each picture. At most 4 are shown, and long names are shortened.
+    note : words about all of them, e.g. "of --data, not used to calibrate".
+    """
+    count = f"{len(names)} picture" + ("s" if len(names) != 1 else "")
+    shown = [name if len(name) <= 40 else f"{name[:20]}...{name[-17:]}" for name in names[:4]]
+    more = ["..."] if len(names) > len(shown) else []
+    return f"{count}{' ' + note if note else ''}: {', '.join(shown + more)}"
+
+
+def _verification(done: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines about the checks of the export."""
+    names, note = done.get("pictures"), done.get("pictures_note")
+    # Older bundles have no note, and a stranger may have written anything.
+    if isinstance(note, str) and isinstance(names, list):
+        yield from rows(("pictures", picture_words([*map(str, names)], note[:80])))
+        done = {k: v for k, v in done.items() if k not in ("pictures", "pictures_note")}
+    yield from rows(*_flat(done))
 
 
 def _preprocess_words(bundle: Bundle) -> str:

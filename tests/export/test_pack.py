@@ -57,9 +57,11 @@ def test_kmeans_with_engines_built_ahead_of_time(work, photos):
         assert shapes["image"] == [1, 3, 48, 72] and shapes["guide"] == [1, 5, 48, 72]
     # the last lines: the artifact, the verification, the receipts, the next command
     lines = ended.out.splitlines()
-    assert [line.split()[0] for line in lines] == ["saved", "verify", "receipt", "receipt", "next"]
+    kinds = ["saved", "verify", "verify", "receipt", "receipt", "next"]
+    assert [line.split()[0] for line in lines] == kinds
     assert str(path) in lines[0] and "2 engines" in lines[0]
-    assert "100% fp32" in lines[2] and "8.6,8.9,12.0" in lines[2]
+    assert lines[1] == "verify   on 1 picture: 0.png"  # k-means uses the first picture only
+    assert "100% fp32" in lines[3] and "8.6,8.9,12.0" in lines[3]
     assert lines[-1] == f"next     python -m sdk predict PICTURE --prior {path}"
     # and the bar of TensorRT's own progress
     assert "build refine_step for rtx ..." in ended.err and "100 %" in ended.err
@@ -78,7 +80,7 @@ def test_a_network_and_how_it_is_fed(plain, photos, colours):
     assert m["recipe"]["command"] == f"{command} -q"  # without this machine's folders
     assert m["recipe"]["shapes"]["prior"] == {}  # fixed
     assert m["recipe"]["shapes"]["refine_step"]["image"] == [[1, 3, 24, 36]] * 3
-    assert m["verification"]["pictures"] == ["photos"]
+    assert m["verification"]["pictures"] == [f"{i}.png" for i in range(4)]
     assert m["verification"]["prior"]["pictures"] == 4
     assert m["verification"]["prior"]["frozen"]["agreement"] == 1
     assert 0 < m["verification"]["refine"]["update"] < 5e-5
