@@ -62,8 +62,9 @@ def choose_pictures(options: ExportOptions) -> tuple[Pictures, list[Path]]:
     >>> str(pictures)  # of a folder with 8 pictures
     '2 pictures of --data, not used to calibrate: c.png, g.png'
     """
-    found = picture_files(options.data) if options.data else []
-    data = {path.resolve(): path for path in found}  # a file that is named twice counts once
+    data: dict[Path, Path] = {}  # a file that is named twice counts once
+    for path in picture_files(options.data) if options.data else []:
+        data.setdefault(path.resolve(), path)
     if options.pictures:
         shown, held = picture_files(options.pictures), []
     else:
