@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from export import check_prior
 from export.options import ExportOptions
 from export.pictures import choose_pictures
 from runtime.__main__ import main as runtime_main
-from runtime.bundle.manifest import file_entry
+from runtime.bundle.manifest import MANIFEST, file_entry, seal
 from runtime.bundle.read import Bundle
 from runtime.errors import InputError
 from runtime.tools.inspect import picture_words
@@ -134,6 +135,24 @@ def test_words_for_pictures():
     assert picture_words(["a.png"]) == "1 picture: a.png"
     assert picture_words(["a", "b"], "of --data") == "2 pictures of --data: a, b"
     assert picture_words([*"abcde"]) == "5 pictures: a, b, c, d, ..."
+
+
+def test_inspect_of_bundles_with_other_reports(tmp_path, plain, capsys):
+    """Older bundles name the arguments of --pictures, and a stranger may write anything."""
+    for pictures, note, text in [
+        (["photos", "more"], None, "pictures photos, more"),
+        (7, "of --data", "pictures 7, pictures_note of --data"),
+        ([3, {"a": 1}], "x" * 99, f"2 pictures {'x' * 80}: 3, {{'a': 1}}"),
+    ]:
+        with case(pictures):
+            path = shutil.copytree(plain[1], tmp_path / "b", dirs_exist_ok=True)
+            manifest = json.loads((path / MANIFEST).read_text())
+            manifest["verification"] |= {"pictures": pictures, "pictures_note": note}
+            if note is None:
+                del manifest["verification"]["pictures_note"]
+            (path / MANIFEST).write_text(json.dumps(seal(manifest)))
+            assert runtime_main(["inspect", str(path)]) == 0
+            assert text in " ".join(capsys.readouterr().out.split())
 
 
 def test_names_that_a_terminal_or_a_manifest_cannot_hold(tmp_path, data):

@@ -128,6 +128,21 @@ def test_a_frozen_network_that_is_another(monkeypatch, colours, gate):
     gate(texts, "--model", colours)
 
 
+def test_a_frozen_network_of_another_aspect(monkeypatch, colours, gate):
+    def turn(model):
+        inner = model.graph
+        (output,) = inner.output
+        (last,) = [node for node in inner.node if output.name in node.output]
+        last.output[0] = "before"
+        turned = onnx.helper.make_node("Transpose", ["before"], [output.name], perm=[0, 1, 3, 2])
+        inner.node.append(turned)
+        output.type.tensor_type.ClearField("shape")
+
+    freezes_wrongly(monkeypatch, turn)
+    texts = ["colours returns (1, 4, 72, 48) for an input of (1, 3, 48, 72)", "channels first"]
+    gate(texts, "--model", colours, "--imgsz", "48x72")
+
+
 def test_scores_that_differ_where_labels_agree(monkeypatch, colours, gate):
     def scale(model):
         tensors = [t for t in model.graph.initializer if 4 in t.dims]
