@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,11 +26,23 @@ class SizeFailed(VerificationFailed):
     """A network fails on an input of this size, or its output does not fit the input."""
 
 
+class _Session:
+    """An open session, and the number of Frozen that use it."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.engine, self.users = OnnxEngine(data, name=name), 0
+        _SESSIONS[data] = self
+
+
+_SESSIONS: WeakValueDictionary[bytes, _Session] = WeakValueDictionary()  # by the graph's bytes
+
+
 class Frozen:
     """A finished ONNX graph, which is parsed, serialised and opened at most once.
 
-    The ONNX Runtime session is opened at its first use and serves all later ones. Use a Frozen as
-    a context manager, or call :meth:`close`, so that the session is closed.
+    The ONNX Runtime session is opened at its first use and serves all later ones, also those of
+    other Frozen with the same bytes, as long as one of them is open. Use a Frozen as a context
+    manager, or call :meth:`close`, so that the session is closed.
 
     Parameters
     ----------
@@ -69,11 +82,13 @@ class Frozen:
         """
         assert not self.closed, f"{self.name} is used after it was closed"
         try:
-            return OnnxEngine(self.data, name=self.name)
+            self._session = _SESSIONS.get(self.data) or _Session(self.data, self.name)
         except BundleError as error:
             if "ShapeInferenceError" in error.message:  # sides that do not match at this input size
                 raise SizeFailed(error.message, fix=_OTHER_SIZE) from error
             raise
+        self._session.users += 1
+        return self._session.engine
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """The outputs for ``arrays``, as :meth:`OnnxEngine.__call__` returns them.
@@ -104,10 +119,13 @@ class Frozen:
         return next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
 
     def close(self) -> None:
-        """Close the session, if one was opened."""
+        """Close the session, if one was opened and no other Frozen uses it."""
+        if "engine" in self.__dict__ and not self.closed:
+            self._session.users -= 1
+            if self._session.users == 0:
+                del _SESSIONS[self.data]
+                self.engine.close()
         self.closed = True
-        if "engine" in self.__dict__:
-            self.engine.close()
 
     def __enter__(self) -> Frozen:
         return self

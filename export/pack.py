@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
+from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
@@ -113,8 +115,9 @@ def export_bundle(
         pictures = pictures._replace(arrays=[photo], names=pictures.names[:1])
         prior = _kmeans(options, photo, low)
     else:
-        model = _standard(model, options, pictures.arrays, say)
-        prior = _network(model, options, size, pictures, calibration, say)
+        with _opened(model):
+            model = _standard(model, options, pictures.arrays, say)
+            prior = _network(model, options, size, pictures, calibration, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
     say(f"export and verify the {config.objective} step")
@@ -217,6 +220,16 @@ def _kmeans(options: ExportOptions, picture: np.ndarray, low: np.ndarray) -> _Pr
         guide,
         verification={"one_class": found} if found else {},
     )
+
+
+@contextmanager
+def _opened(model: PriorModel) -> Iterator[OnnxEngine | None]:
+    """A block in which the session of an ONNX file is open, so that it is opened only once."""
+    if model.onnx is None:
+        yield None
+    else:
+        with Frozen(model.name, data=model.onnx) as original:
+            yield original.engine
 
 
 def _standard(

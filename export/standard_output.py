@@ -52,7 +52,8 @@ def standardised(model: PriorModel, feeds: Sequence[np.ndarray]) -> Standard:
     Raises
     ------
     BundleError : the outputs are no segmentation, or not what ``model.output`` says.
-    VerificationFailed : the operators compute other values than the rules say.
+    VerificationFailed : an output is not finite, or the operators compute other values than the
+        rules say.
     """
     found = _outputs(model, feeds)
     if found is None:
@@ -61,6 +62,10 @@ def standardised(model: PriorModel, feeds: Sequence[np.ndarray]) -> Standard:
     shapes = [(name, out.shape, out.dtype.kind) for name, out in zip(names, runs[0], strict=True)]
     form = find_form(shapes, feeds[0].shape[2:], name=model.name, names=model.names)
     raw = [outputs[form.output] for outputs in runs]
+    if not all(np.isfinite(out).all() for out in raw):
+        raise VerificationFailed(
+            f"{model.name} returns NaN or infinite scores", fix="check the network and its weights"
+        )
     planes = [form.planes(out, model.name) for out in raw]
     kind = model.output or find_kind(planes, name=model.name)
     wanted = [standard(array, kind, name=model.name) for array in planes]

@@ -154,6 +154,22 @@ def test_a_frozen_graph(colours):
         again(x)
 
 
+def test_graphs_of_the_same_bytes_share_a_session(colours, engines):
+    made, left = engines
+    data = colours.read_bytes()
+    x = np.ones((1, 3, 8, 8), np.float32)
+    with Frozen("a", data=data) as first:
+        with Frozen("b", data=bytes([*data])) as second:
+            np.testing.assert_array_equal(first(x)[0], second(x)[0])
+        first(x)
+        second.close()  # a second time
+        first(x)
+    assert made == ["a"] and left == {}
+    with Frozen("c", data=data) as third:
+        third(x)
+    assert made == ["a", "c"] and left == {}
+
+
 def test_more_than_a_file_holds():
     from google.protobuf.message import EncodeError
 
