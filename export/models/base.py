@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
+from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess
+from runtime.prior.reading import KINDS
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 
 OPSET = 18
-OUTPUTS = ("logits", "probabilities", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,14 @@ class PriorModel:
     onnx : such a network as a serialised model without external data.
     preprocess : from a picture to the input, with resize "stretch". Its height and width are those
         that the prior is frozen for. None for K-means.
-    names : the names of the classes, in the order of their numbers; None where they have none.
+    names : the names of the classes, in the order of their numbers, or in another spelling that
+        :func:`runtime.prior.names.class_names` reads; None where they have none.
     output : "logits", "probabilities" (the network contains the soft-max) or "labels"; None: the
         values of the outputs decide.
     licence : of the weights, in words.
     trained : False when the weights are random.
     opset : version of the ONNX operators that ``module`` is exported with.
+    warnings : sentences for the user, each with a line for the fix.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class PriorModel:
     licence: str = "not stated"
     trained: bool = True
     opset: int = OPSET
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         network = (self.module is not None) + (self.onnx is not None)
@@ -60,15 +64,23 @@ class PriorModel:
                 "neither for K-means",
                 fix="PriorModel(name=..., module=..., preprocess=...)",
             )
+        if not isinstance(self.onnx, (bytes, type(None))):
+            raise InputError(
+                f"prior {self.name}: onnx is a {type(self.onnx).__name__}; wanted bytes",
+                fix="PriorModel(onnx=Path(FILE).read_bytes(), ...), or model.SerializeToString()",
+            )
+        if self.names is not None:
+            names = class_names(self.names, f"prior {self.name}: names")
+            object.__setattr__(self, "names", names)
         if self.preprocess is not None and self.preprocess.resize != "stretch":
             raise InputError(
                 f"prior {self.name}: preprocess resizes by {self.preprocess.resize!r}; "
                 "wanted 'stretch' with the height and width to freeze for",
                 fix="Preprocess(..., resize='stretch', height=H, width=W)",
             )
-        if self.output not in (None, *OUTPUTS):
+        if self.output not in (None, *KINDS):
             raise InputError(
-                f"prior {self.name}: output is {self.output!r}; wanted {', '.join(OUTPUTS)}",
+                f"prior {self.name}: output is {self.output!r}; wanted {', '.join(KINDS)}",
                 fix="say what the network returns, e.g. output='logits'",
             )
 

@@ -1,0 +1,137 @@
+"""What a user states about a network on the command line: mean, std, names, output."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import InputError
+from runtime.prior.names import class_names
+from runtime.prior.preprocess import Preprocess
+from runtime.prior.reading import KINDS
+
+_LONGEST = 2**20  # bytes of a file of names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """Facts about a network that its file does not contain, or that replace those in the file.
+
+    Parameters
+    ----------
+    mean, std : three numbers each, of the colours with which the network was trained, for values in
+        [0, 1]; None: the file contains them.
+    names : the names of the classes in the order of their numbers, or None.
+    output : "logits", "probabilities" or "labels"; None: metadata or the values decide.
+
+    Raises
+    ------
+    InputError : a value of another kind or out of range.
+
+    Example
+    -------
+    >>> Stated.from_words(mean=["0.5,0.5,0.5"], std=["1", "1", "1"], names="road,sky")
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    names: Sequence[str] | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        ones = (1.0, 1.0, 1.0)  # Preprocess checks the numbers
+        Preprocess(mean=self.mean or ones, std=self.std or ones, height=1, width=1)  # type: ignore[arg-type]
+        if self.output not in (None, *KINDS):
+            raise InputError(f"output is {self.output!r}; wanted {', '.join(KINDS)}")
+
+    @classmethod
+    def from_words(
+        cls,
+        *,
+        mean: Sequence[str] | None = None,
+        std: Sequence[str] | None = None,
+        names: str | None = None,
+        output: str | None = None,
+    ) -> Stated:
+        """The facts from words of a command line.
+
+        Parameters
+        ----------
+        mean, std : three numbers, in one word with commas or in three words.
+        names : a file with a name in each line or with JSON; or the names with commas between them;
+            or a JSON list or object.
+        output : as for the class.
+
+        Raises
+        ------
+        InputError : words that are no numbers, or a file that cannot be read; also that of the
+            class.
+        """
+        return cls(
+            mean=_numbers("mean", mean),
+            std=_numbers("std", std),
+            names=None if names is None else _names(names),
+            output=output,
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """The options whose values are stated: "--mean" and so on."""
+        return [f"--{name}" for name, value in vars(self).items() if value is not None]
+
+    def metadata(self) -> dict[str, str]:
+        """The facts as metadata_props of an ONNX file."""
+        values = {"mean": self.mean, "std": self.std, "classes": self.names}
+        texts = {key: json.dumps(value) for key, value in values.items() if value is not None}
+        return texts if self.output is None else texts | {"output": self.output}
+
+
+def _numbers(name: str, words: Sequence[str] | None) -> tuple[float, ...] | None:
+    """The numbers in the words of an option; None if ``words`` is None."""
+    if words is None:
+        return None
+    parts = re.split(r"[\s,]+", " ".join(words).strip("[]() ,"))
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError as error:
+        raise InputError(
+            f"{name} is {' '.join(words)!r}; wanted three numbers",
+            fix=f"--{name} 0.485,0.456,0.406",
+        ) from error
+
+
+def _names(text: str) -> list[str]:
+    """The names that the text of --names contains, or the file that it names."""
+    if text.lstrip().startswith(("[", "{", "(")):
+        return class_names(text, "names")
+    path = Path(text)
+    if "," in text and not path.is_file():
+        return _nonempty([name.strip() for name in text.split(",")], "names")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        content = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"names is {text!r}, which is no list with commas and cannot be read as a file: "
+            f"{getattr(error, 'strerror', None) or error}",
+            fix="--names road,sky,tree or --names FILE with a name in each line",
+        ) from error
+    if len(data) > _LONGEST:
+        raise InputError(f"{path} has more than {_LONGEST} bytes; wanted names of classes")
+    if content.lstrip().startswith(("[", "{")):
+        return class_names(content, str(path))
+    return _nonempty([line.strip() for line in content.rstrip().splitlines()], str(path))
+
+
+def _nonempty(names: list[str], where: str) -> list[str]:
+    """The names. InputError if one of them is empty."""
+    if not all(names):
+        raise InputError(
+            f"{where}: name {names.index('')} of {len(names)} is empty",
+            fix="write a name for each class, in the order of the class numbers",
+        )
+    return names
