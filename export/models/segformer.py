@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from export.models.base import PriorModel, read_object
+from export.models.stated import Stated
 from runtime.checks import is_number
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
+from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess, are_sides
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_BELOW = ("*", "snapshots/*", "*/snapshots/*")  # where a hub's cache has checkpoints
 _BILINEAR = 2  # PIL's number, in preprocessor_config.json
 _SEGFORMER_LICENCE = (
     "the checkpoint's own; NVIDIA's SegFormer checkpoints are for research and evaluation only"
 )
 
 
-def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None) -> PriorModel:
+def segformer(
+    weights: Path | None = None,
+    imgsz: tuple[int, int] | None = None,
+    stated: Stated | None = None,
+) -> PriorModel:
     """SegFormer (Xie et al., 2021) from a checkpoint folder in Hugging Face's format.
 
     The folder contains config.json (which says B0 to B5), preprocessor_config.json, and the weights
@@ -30,21 +37,19 @@ def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None)
     ----------
     weights : the folder; None makes a B0 of 150 classes with random weights (``trained`` is False).
     imgsz : (height, width) in pixels to freeze for, instead of the checkpoint's.
+    stated : mean and std of a checkpoint without preprocessor_config.json; nothing else.
 
     Raises
     ------
     InputError : no such folder, a missing file, or a setting that this program does not support.
     BundleError : weights that are broken, unsafe, or not those of the network in config.json.
-    MissingBackend : torch or transformers is not installed.
+    MissingBackend : torch or transformers is not installed, or cannot be imported.
     """
     try:
         import torch
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
-    except ImportError as error:
-        raise MissingBackend(
-            f"torch and transformers are needed for SegFormer, but {error}",
-            fix="pip install 'dynaguide-edge[export]'",
-        ) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise _import_error(error) from error
 
     class Logits(torch.nn.Module):
         """The network with one tensor as output."""
@@ -56,6 +61,12 @@ def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None)
         def forward(self, images: Any) -> Any:
             return self.network(images).logits
 
+    stated = stated or Stated()
+    if stated.names or stated.output or (weights is None and stated.options):
+        raise InputError(
+            f"{', '.join(stated.options)}: SegFormer states these in its own files",
+            fix="leave them out, or change these files: config.json, preprocessor_config.json",
+        )
     if weights is None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -63,15 +74,16 @@ def segformer(weights: Path | None = None, imgsz: tuple[int, int] | None = None)
         settings, names, name = {}, None, "segformer-b0-untrained"
     else:
         config = _read_config(weights)
-        settings = read_object(weights / "preprocessor_config.json")
+        settings = _read_settings(weights, stated)
         names = _class_names(config, weights)
-        network, name = _load_segformer(weights), weights.resolve().name
+        network, name = _load_segformer(weights), _name(weights)
     preprocess = _segformer_preprocess(settings, imgsz, weights)
     return PriorModel(
         name=name,
         module=Logits(network.float().eval().requires_grad_(False)),
         preprocess=preprocess,
         names=names,
+        output="logits",
         licence="none: random weights" if weights is None else _SEGFORMER_LICENCE,
         trained=weights is not None,
     )
@@ -86,6 +98,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder if len(folder.parts) == 2 else 'NAME/OF-MODEL'} --local-dir DIR; "
             "then copy DIR here and pass --weights DIR",
         )
+    if not (folder / "config.json").exists():
+        below = [p for depth in _BELOW for p in folder.glob(f"{depth}/config.json")]
+        if below:
+            newest = max(below, key=lambda path: path.parent.stat().st_mtime).parent
+            raise InputError(
+                f"{folder} is no checkpoint; it contains checkpoints in folders",
+                fix=f"--weights {newest}",
+            )
     config = read_object(folder / "config.json")
     if config.get("model_type") != "segformer":
         raise InputError(
@@ -96,18 +116,69 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _class_names(config: dict[str, Any], folder: Path) -> list[str] | None:
-    """The names of the classes, in the order of their numbers; None if the checkpoint has none.
-    InputError if they are not numbered 0, 1, 2 and so on."""
-    names = config.get("id2label")
+    """The names of the classes; None if the checkpoint has none. InputError if config.json numbers
+    them otherwise than 0, 1, 2 and so on."""
+    names, where = config.get("id2label"), f"{folder / 'config.json'}: id2label"
     if names is None:
         return None
-    wanted = [str(i) for i in range(len(names))]
-    if not isinstance(names, dict) or set(names) != set(wanted):
+    if not isinstance(names, dict):
         raise InputError(
-            f"{folder / 'config.json'}: id2label has other keys than 0, 1, 2, ...",
-            fix="number the classes from 0 on, or remove id2label",
+            f"{where} is a {type(names).__name__}; wanted an object of class numbers and names",
+            fix='write {"0": "road", "1": "sky"}, or remove id2label',
         )
-    return [str(names[i]) for i in wanted]
+    return class_names(names, where)
+
+
+def _read_settings(folder: Path, stated: Stated) -> dict[str, Any]:
+    """The contents of preprocessor_config.json; without that file, the mean and std that the user
+    stated. InputError if it is missing and nothing is stated, or the other way round."""
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        if stated.options:
+            raise InputError(
+                f"{', '.join(stated.options)}: {path} states these",
+                fix="leave them out, or change that file",
+            )
+        return read_object(path)
+    if stated.mean is None or stated.std is None:
+        raise InputError(
+            f"{path} is missing; it says how pictures are normalised",
+            fix="copy it from the checkpoint that was fine-tuned; or state what it would say, as "
+            "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+        )
+    return {"image_mean": stated.mean, "image_std": stated.std}
+
+
+def _name(folder: Path) -> str:
+    """What the bundle calls the network: the name of the folder; or in a hub's cache, where
+    folders are called by hashes (models--OWNER--NAME/snapshots/HASH), the name of the model."""
+    whole = folder.resolve()
+    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
+        return whole.parents[1].name.rpartition("--")[2]
+    return whole.name
+
+
+def _import_error(error: Exception) -> MissingBackend:
+    """The error to raise if torch or transformers cannot be imported: not installed, or installed
+    in versions that do not fit."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
+        return MissingBackend(
+            f"torch and transformers are needed for SegFormer, but {error}",
+            fix="pip install 'dynaguide-edge[export]'",
+        )
+    cause: BaseException = error  # transformers hides the reason in a chain of errors
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    fix = "install versions that fit: pip install --upgrade torch transformers"
+    if "torchvision" in f"{error} {cause}":
+        fix = (
+            "torchvision does not fit torch: pip install --upgrade torch torchvision, or "
+            "pip uninstall torchvision, which is not needed here"
+        )
+    return MissingBackend(
+        f"torch and transformers are installed, but cannot be imported: {first_line(cause)}",
+        fix=fix,
+    )
 
 
 def _load_segformer(folder: Path) -> Any:
@@ -118,10 +189,13 @@ def _load_segformer(folder: Path) -> Any:
     """
     import pickle
 
+    import huggingface_hub.errors
     import torch
     from safetensors import SafetensorError
     from transformers import SegformerForSemanticSegmentation
 
+    # Newer versions check the types in config.json, and raise an error of their own.
+    wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)
     try:
         with redirect_stderr(io.StringIO()):  # hides a progress bar
             network, info = SegformerForSemanticSegmentation.from_pretrained(
@@ -141,15 +215,19 @@ def _load_segformer(folder: Path) -> Any:
     except (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
         TypeError,
         RuntimeError,
         EOFError,
         ImportError,
         SafetensorError,
+        wrong_type,
     ) as error:
+        reason = first_line((isinstance(error, wrong_type) and error.__cause__) or error)
         raise BundleError(
-            f"the checkpoint in {folder} cannot be loaded: {first_line(error)}",
+            f"the checkpoint in {folder} cannot be loaded: {reason}",
             fix="copy the folder again",
         ) from error
     wrong = []
@@ -179,12 +257,13 @@ def _segformer_preprocess(
     (transformers 5.23).
     """
 
-    def refuse(key: str, wanted: str) -> InputError:
+    def refuse(key: str, wanted: str, fix: str = "") -> InputError:
         """The error to raise for the value of a key."""
         where = f"{folder}/preprocessor_config.json"
         return InputError(
             f"{where}: {key} is {settings.get(key)!r}; wanted {wanted}",
-            fix="change that file if the network was trained so, or export it to ONNX yourself",
+            fix=fix
+            or "change that file if the network was trained so, or export it to ONNX yourself",
         )
 
     known = {"do_resize": True, "do_normalize": True, "do_rescale": True}
@@ -193,20 +272,35 @@ def _segformer_preprocess(
         if key in known and not isinstance(value, bool):
             raise refuse(key, "true or false")
         if key.startswith("do_") and key not in known and key not in ignored and value:
-            raise refuse(key, "false: this step is not supported")
+            raise refuse(
+                key,
+                "false: this step is not supported",
+                f'set "{key}": false in that file; whole pictures are stretched to the input size',
+            )
     flags = known | {key: settings[key] for key in known if key in settings}
     if not flags["do_resize"]:
         raise refuse("do_resize", "true: a frozen network has one input size")
     if settings.get("resample", _BILINEAR) != _BILINEAR:
-        raise refuse("resample", f"{_BILINEAR} (bilinear)")
+        raise refuse(
+            "resample",
+            f"{_BILINEAR} (bilinear)",
+            f'set "resample": {_BILINEAR} in that file; a few labels change, because pictures are '
+            "then reduced by averaging",
+        )
     size = settings.get("size", 512)
-    if isinstance(size, dict) and set(size) == {"height", "width"}:
+    if imgsz is not None:
+        sides = [*imgsz]
+    elif isinstance(size, dict) and set(size) == {"height", "width"}:
         sides = [size["height"], size["width"]]
     else:  # a number or {"shortest_edge": number}: a square of that side
         square = isinstance(size, dict) and set(size) == {"shortest_edge"}
         sides = [size["shortest_edge"] if square else size] * 2
     if not are_sides(sides):
-        raise refuse("size", 'a number, {"height", "width"} or {"shortest_edge"}')
+        raise refuse(
+            "size",
+            'a number, {"height", "width"} or {"shortest_edge"}',
+            "state the size of the input: --imgsz HEIGHT WIDTH",
+        )
 
     factor = settings.get("rescale_factor", 1 / 255) if flags["do_rescale"] else 1.0
     if not is_number(factor) or factor <= 0:
@@ -225,7 +319,7 @@ def _segformer_preprocess(
             normalise[key] = tuple(float(n) / gain for n in given)
         except (TypeError, ValueError) as error:
             raise refuse(f"image_{key}", "three numbers") from error
-    height, width = imgsz or sides
+    height, width = sides
     own = Preprocess(**normalise, height=height, width=width, multiple=32, minimum=32)
     if min(height, width) < own.minimum:
         raise InputError(
