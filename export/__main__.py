@@ -12,6 +12,7 @@ from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.parameters import objective_of
 from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
+from runtime.prior.reading import KINDS
 from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
 from runtime.tools.output import say
 
@@ -50,6 +51,17 @@ def _parser() -> Parser:
     what.add_argument(
         "--weights", type=some_path, help="SegFormer checkpoint folder (Hugging Face's)"
     )
+    for name, example in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
+        what.add_argument(
+            f"--{name}",
+            nargs="+",
+            metavar="N",
+            help=f"{name} of the colours in training, for an .onnx file without it: {example}",
+        )
+    what.add_argument(
+        "--names", help="classes of an .onnx file: a,b,c, a JSON list, or a file with one per line"
+    )
+    what.add_argument("--output", choices=KINDS, help="what an .onnx file returns")
     what.add_argument(
         "--target",
         "--format",
@@ -175,6 +187,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
     from export.models.load import load_model
+    from export.models.stated import Stated
     from export.pack import ExportOptions, export_bundle, summary, to_json
     from export.triton import repository_place, write_repository
 
@@ -208,7 +221,10 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     network = args.model != "kmeans"
     if args.triton and not network:
         raise InputError("triton serves networks; kmeans has none", fix="leave --triton out")
-    model = load_model(args.model, args.weights, options.imgsz if network else None)
+    stated = Stated.from_words(mean=args.mean, std=args.std, names=args.names, output=args.output)
+    model = load_model(args.model, args.weights, options.imgsz if network else None, stated)
+    for text in model.warnings:
+        print(f"WARNING: {text}", file=sys.stderr)
     if not model.trained:
         warning = SdkError(
             f"{model.name} has RANDOM weights: good for trying the tools, its labels mean nothing",

@@ -118,6 +118,7 @@ def frozen_graph(
         if simplify:
             _check_simplified(original, frozen, imgsz)
         check_valid(frozen.model, model.name, full=True)
+        _check_names(frozen.model, model)
         on_error.pop_all()
     return frozen
 
@@ -314,6 +315,19 @@ def _check_simplified(original: ModelProto, slim: Frozen, imgsz: tuple[int, int]
             f"simplifying {slim.name} changed its answer: relative difference {difference:.3g}, "
             f"allowed {close:g}",
             fix="export with --no-simplify",
+        )
+
+
+def _check_names(graph: ModelProto, model: PriorModel) -> None:
+    """InputError unless an output of scores has a channel for each name."""
+    dims = graph.graph.output[0].type.tensor_type.shape.dim
+    channels = dims[1].dim_value if len(dims) == 4 and len(graph.graph.output) == 1 else 0
+    if model.names and channels > 1 and len(model.names) != channels:
+        names = ", ".join(model.names)
+        raise InputError(
+            f"{model.name} returns {channels} classes, but has {len(model.names)} names: "
+            f"{names[:200]}",
+            fix="name each class once: --names A,B,... or metadata 'classes'",
         )
 
 

@@ -9,6 +9,7 @@ from export.models.base import PriorModel
 from export.models.kmeans import kmeans
 from export.models.onnx_file import onnx_file
 from export.models.segformer import segformer
+from export.models.stated import Stated
 from export.models.user import users_own
 from runtime.errors import InputError
 from runtime.pictures import SUFFIXES
@@ -18,7 +19,10 @@ BUILT_IN = ("segformer", "kmeans")
 
 
 def load_model(
-    text: str, weights: str | Path | None = None, imgsz: tuple[int, int] | int | None = None
+    text: str,
+    weights: str | Path | None = None,
+    imgsz: tuple[int, int] | int | None = None,
+    stated: Stated | None = None,
 ) -> PriorModel:
     """The prior that ``--model`` names.
 
@@ -29,6 +33,8 @@ def load_model(
     weights : for "segformer" alone: the folder of a checkpoint. None leaves the network untrained.
     imgsz : input size to freeze for in pixels, (height, width) or one side of a square; None takes
         the model's own.
+    stated : facts about an .onnx file that replace its metadata; for a SegFormer checkpoint without
+        preprocessor_config.json, its mean and std.
 
     Raises
     ------
@@ -42,14 +48,23 @@ def load_model(
         imgsz = (imgsz, imgsz)
     if weights is not None and text != "segformer":
         raise InputError(f"weights are for segformer only; model is {text!r}", fix="leave them out")
+    stated = stated or Stated()
     if text == "segformer":
-        return segformer(None if weights is None else Path(weights), imgsz)
+        return segformer(None if weights is None else Path(weights), imgsz, stated)
+    if stated.options and Path(text).suffix.lower() != ".onnx":
+        words = ", ".join(stated.options)
+        if text == "kmeans":
+            raise InputError(f"{words}: kmeans has no such settings", fix="leave them out")
+        raise InputError(
+            f"{words}: these describe .onnx files; {text} returns its own",
+            fix="set them in the PriorModel that the function returns",
+        )
     if text == "kmeans":
         if imgsz is not None:
             raise InputError("imgsz is for networks; kmeans has none", fix="leave it out")
         return kmeans()
     if Path(text).suffix.lower() == ".onnx":
-        return onnx_file(Path(text), imgsz)
+        return onnx_file(Path(text), imgsz, stated)
     if ":" in text:
         return users_own(text, imgsz)
     near = difflib.get_close_matches(text.lower(), BUILT_IN, 1, 0.5)

@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.frozen import serialised
-from export.models.base import PriorModel, check_size
+from export.models.base import OPSET, PriorModel, check_size
+from export.models.stated import Stated
 from runtime.engines.onnx_file import check_file
 from runtime.engines.port import Port
-from runtime.errors import BundleError, InputError, MissingBackend, first_line
+from runtime.errors import BundleError, InputError, MissingBackend, SdkError, first_line
 from runtime.prior.network import fixed_size, kind_of, names_of
 from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
+_OPSET = 20  # the latest that TensorRT 10.0 to 10.5 read; ONNX Runtime 1.18 reads one more
+_IR = 10  # the latest that ONNX Runtime 1.18 to 1.20 read
 _FLOATS = ("tensor(float)", "tensor(float16)")
 
 
 def onnx_file(
-    path: Path, imgsz: tuple[int, int] | None = None, stated: Mapping[str, str] | None = None
+    path: Path, imgsz: tuple[int, int] | None = None, stated: Stated | None = None
 ) -> PriorModel:
     """An existing ONNX segmentation network, whose metadata_props describe its input and output.
 
@@ -34,8 +37,7 @@ def onnx_file(
     path : an .onnx file.
     imgsz : (height, width) in pixels to freeze a network of free size for; the metadata's
         ``input_size`` when None.
-    stated : metadata that replaces the file's, or is missing in it
-        (:func:`export.models.stated.stated_metadata`).
+    stated : facts that replace the file's metadata.
 
     Raises
     ------
@@ -45,7 +47,8 @@ def onnx_file(
     MissingBackend : onnx is not installed.
     """
     model, inputs, metadata = _read(path)
-    metadata |= stated or {}
+    warnings = _too_new(model, path.name)
+    metadata |= (stated or Stated()).metadata()
     shape = inputs[0].shape if inputs else ()
     fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in _FLOATS
     if not fits or (isinstance(shape[1], int) and shape[1] != 3):
@@ -78,7 +81,43 @@ def onnx_file(
         names=names_of(metadata, path.name),
         output=kind_of(metadata, path.name),
         licence=metadata.get("licence", metadata.get("license", "not stated")),
+        warnings=warnings,
     )
+
+
+def _too_new(model: ModelProto, name: str) -> tuple[str, ...]:
+    """What the oldest supported versions of TensorRT and ONNX Runtime cannot read. BundleError if
+    the installed onnx cannot read it either."""
+    import onnx
+
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    numbers = {"IR version": model.ir_version, "opset": opset}
+    installed = {"IR version": onnx.IR_VERSION, "opset": onnx.defs.onnx_opset_version()}
+    for what, number in numbers.items():
+        if number > installed[what]:
+            raise BundleError(
+                f"{name} has {what} {number}; onnx {onnx.__version__} reads up to "
+                f"{installed[what]}",
+                fix="pip install --upgrade onnx onnxruntime, or export it again with an older one",
+            )
+    warnings = []
+    if opset > _OPSET:
+        warnings.append(
+            SdkError(
+                f"{name} has opset {opset}; TensorRT 10.3 reads opsets up to {_OPSET}, and ONNX "
+                f"Runtime 1.18 up to {_OPSET + 1}, so older devices cannot load the bundle",
+                fix=f"export the network again, for example with opset_version={OPSET}",
+            )
+        )
+    if model.ir_version > _IR:
+        warnings.append(
+            SdkError(
+                f"{name} has IR version {model.ir_version}; ONNX Runtime 1.18 to 1.20 read up to "
+                f"{_IR}, so older devices cannot load the bundle",
+                fix=f"set model.ir_version = {_IR} and save it again; opsets up to 21 need no more",
+            )
+        )
+    return tuple(str(warning) for warning in warnings)
 
 
 def _read(path: Path) -> tuple[ModelProto, list[Port], dict[str, str]]:

@@ -4,14 +4,18 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from cases import case
 from checkpoints import NAMES, SIZE, picture, run
+from exporting import ROOT
 
 from export.models.load import load_model
 from export.models.segformer import segformer
+from export.models.stated import Stated
 from export.to_onnx import freeze
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError, InputError
@@ -84,12 +88,18 @@ BROKEN = [
     (lambda f: (f / "config.json").write_text("{"), InputError, "config.json cannot be read"),
     (lambda f: (f / "config.json").write_text("[]"), InputError, "holds a list; wanted a JSON"),
     (lambda f: os.remove(f / "preprocessor_config.json"), InputError,
-     r"preprocessor_config.json is missing"),
+     r"preprocessor_config.json is missing.*\n  fix: .*--mean .* --std "),
     (lambda f: os.remove(f / "model.safetensors"), BundleError, "cannot be loaded: .*no file"),
     (lambda f: edit(f / "config.json", model_type="bert"), InputError,
      "is for 'bert'; wanted 'segformer'\n.*--model PATH.onnx"),
     (lambda f: edit(f / "config.json", id2label={"0": "a", "2": "b"}), InputError,
-     "id2label has other keys than 0, 1, 2"),
+     r"id2label has the class numbers \['0', '2'\]; wanted each number from 0 to 1 once\n  fix: "),
+    (lambda f: edit(f / "config.json", id2label=5), InputError,
+     r"id2label is a int; wanted an object of class numbers and names\n  fix: write {"),
+    (lambda f: edit(f / "config.json", id2label=["a", "b"]), InputError, "id2label is a list"),
+    (lambda f: edit(f / "config.json", id2label={"0": 1}), InputError, "id2label is {'0': 1}"),
+    (lambda f: edit(f / "config.json", num_attention_heads=[0]), BundleError, "cannot be loaded"),
+    (lambda f: edit(f / "config.json", depths="deep"), BundleError, "cannot be loaded: "),
     (lambda f: edit(f / "config.json", hidden_sizes=[8, 24]), BundleError,
      "mismatched: .*and [0-9]+ more"),
     (lambda f: edit(f / "config.json", depths=[2, 1]), BundleError,
@@ -238,8 +248,18 @@ UNKNOWN = [
     ({"do_resize": False}, "do_resize is False; wanted true"),
     ({"do_normalize": "yes"}, "do_normalize is 'yes'; wanted true or false"),
     ({"do_pad": True}, "do_pad is True; wanted false: this step is not supported"),
-    ({"resample": 3}, r"resample is 3; wanted 2 \(bilinear\)"),
-    ({"size": {"longest_edge": 512}}, "size is {'longest_edge': 512}; wanted a number"),
+    (
+        {"do_center_crop": True},
+        'do_center_crop is True; .*\n  fix: set "do_center_crop"',
+    ),
+    (
+        {"resample": 3},
+        r'resample is 3; wanted 2 \(bilinear\)\n  fix: set "resample": 2',
+    ),
+    (
+        {"size": {"longest_edge": 512}},
+        "size is {'longest_edge': 512}; wanted .*\n  fix: .*--imgsz",
+    ),
     ({"size": "big"}, "size is 'big'; wanted a number"),
     ({"size": {"height": 0, "width": 3}}, "size is .*wanted a number"),
     ({"rescale_factor": 0}, "rescale_factor is 0; wanted a number above 0"),
@@ -258,6 +278,69 @@ def test_unknown_preprocessing_names_the_key(whole, tmp_path):
             edit(folder / "preprocessor_config.json", **changes)
             with pytest.raises(InputError, match=match):
                 segformer(folder)
+
+
+def test_imgsz_replaces_a_size_that_is_not_understood(folder):
+    edit(folder / "preprocessor_config.json", size={"longest_edge": 512})
+    assert segformer(folder, (64, 32)).preprocess.size(1, 1) == (64, 32)
+
+
+def test_mean_and_std_of_a_checkpoint_without_its_preprocessing(folder):
+    stated = Stated(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    with pytest.raises(InputError, match=r"--mean, --std: .*json states these\n  fix: leave"):
+        load_model("segformer", folder, None, stated)
+    os.remove(folder / "preprocessor_config.json")
+    own = load_model("segformer", folder, (64, 96), stated).preprocess
+    assert (own.mean, own.std, own.size(1, 1)) == (stated.mean, stated.std, (64, 96))
+    with pytest.raises(InputError, match=r"preprocessor_config.json is missing"):
+        load_model("segformer", folder, None, Stated(mean=stated.mean))
+    for other in (Stated(names=["a"]), Stated(output="labels")):
+        with pytest.raises(InputError, match=f"{other.options[0]}: SegFormer states these in its"):
+            load_model("segformer", folder, None, other)
+    with pytest.raises(InputError, match="--mean, --std: SegFormer states these"):
+        load_model("segformer", None, None, stated)
+
+
+def test_a_hub_cache_is_found_and_named(whole, tmp_path):
+    cache = tmp_path / "hub" / "models--nvidia--segformer-b0"
+    snapshot = cache / "snapshots" / "489d5cd81a0b59fab9b7ea758d3548ebe99677da"
+    shutil.copytree(whole, snapshot)
+    assert segformer(snapshot).name == "segformer-b0"
+    for folder in (cache, cache / "snapshots", tmp_path / "hub"):
+        with pytest.raises(InputError, match="is no checkpoint; it contains checkpoints") as caught:
+            segformer(folder)
+        assert caught.value.fix == f"--weights {snapshot}"
+
+
+def test_libraries_that_do_not_fit_are_not_called_missing(tmp_path, whole):
+    """A torchvision of another torch raises when it is imported, and transformers imports it."""
+    package, info = tmp_path / "torchvision", tmp_path / "torchvision-0.1.dist-info"
+    package.mkdir()
+    info.mkdir()
+    reason = "operator torchvision::nms does not exist"
+    (package / "__init__.py").write_text(f"raise RuntimeError({reason!r})")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    (info / "RECORD").write_text("torchvision/__init__.py,,\n")
+    words = (
+        "-m",
+        "export",
+        "--model",
+        "segformer",
+        "--weights",
+        whole,
+        "-o",
+        tmp_path / "x.bundle",
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4, done.stderr
+    assert f"are installed, but cannot be imported: {reason}\n" in done.stderr
+    assert "fix: torchvision does not fit torch: pip install --upgrade torch" in done.stderr
 
 
 def test_classes_without_names_have_none(folder):
