@@ -168,6 +168,11 @@ def test_prior_model_checks_itself():
         ({"preprocess": pp}, "and its preprocess"),
         ({"onnx": b"x", "preprocess": long}, "resizes by 'long_side'; wanted 'stretch'"),
         ({"onnx": b"x", "preprocess": pp, "output": "scores"}, "output is 'scores'; wanted logits"),
+        ({"onnx": "x.onnx", "preprocess": pp}, r"onnx is a str; wanted bytes\n  fix: .*read_bytes"),
+        ({"names": {0: "a", 2: "b"}}, "prior p: names has the class numbers"),
+        ({"names": "ab"}, "prior p: names is 'ab', which is neither JSON nor a Python literal"),
     ):
         with pytest.raises(InputError, match=match):
             PriorModel(name="p", **changes)
+    for names in (["a", "b"], ("a", "b"), {1: "b", 0: "a"}, {"0": "a", "1": "b"}):
+        assert PriorModel(name="p", names=names).names == ["a", "b"]
