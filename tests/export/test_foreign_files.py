@@ -97,12 +97,14 @@ def test_other_inputs_are_refused_with_a_fix(tmp_path):
 
 
 def test_an_optimum_file_becomes_a_bundle(tmp_path, photos):
-    path = network(tmp_path / "net.onnx", inputs=(SPELLINGS[0],), classes=NAMES)
-    words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q")
-    ended = export(*words, "-o", tmp_path / "net.bundle")
-    assert ended.code == 0, ended
-    (port,) = Bundle.open(tmp_path / "net.bundle").manifest["graphs"]["prior"]["inputs"]
-    assert port["shape"] == [1, 3, 48, 72]
+    for dims in (SPELLINGS[0], (0, 0, 0, 0)):
+        with case(dims):
+            path = network(tmp_path / "net.onnx", inputs=(dims,), classes=NAMES)
+            words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q")
+            ended = export(*words, "-o", tmp_path / "net.bundle")
+            assert ended.code == 0, ended
+            (port,) = Bundle.open(tmp_path / "net.bundle").manifest["graphs"]["prior"]["inputs"]
+            assert port["shape"] == [1, 3, 48, 72]
 
 
 # Weights among the inputs
