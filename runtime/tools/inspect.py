@@ -219,18 +219,6 @@ def _trtexec(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _engines_title(manifest: Mapping[str, Any]) -> str:
-    """The line above the engines. It names the graphs of the export's --engines, if not all."""
-    title = "engines" if manifest["engines"] else "no engines"
-    if "engines" not in manifest["recipe"]:
-        return title
-    try:
-        graphs = " and ".join(engine_graphs(manifest)) or "no graph"
-    except BundleError as error:
-        return f"{title}; {error.message}"
-    return f"{title}; the export chose those of {graphs}"
-
-
 def _plan_words(file: Mapping[str, Any]) -> str:
     """Describe the header of an engine's file; ``file`` is from read_all."""
     header = file.get("header")
