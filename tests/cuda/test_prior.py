@@ -72,8 +72,8 @@ class Session:
     def io_binding(self):
         return Binding(self.real.io_binding())
 
-    def run_with_iobinding(self, binding):
-        self.real.run_with_iobinding(binding.real)
+    def run_with_iobinding(self, binding, *options):
+        self.real.run_with_iobinding(binding.real, *options)
 
 
 @pytest.fixture
@@ -322,11 +322,11 @@ def test_two_threads_run_the_network_one_after_the_other(gpu, tmp_path, monkeypa
     segmenter, inside, most = Segmenter(path, device="cuda", refine=None), [], []
     real = Session.run_with_iobinding
 
-    def run(self, binding):
+    def run(self, binding, *options):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.02)
-        real(self, binding)
+        real(self, binding, *options)
         inside.pop()
 
     monkeypatch.setattr(Session, "run_with_iobinding", run)
