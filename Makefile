@@ -41,7 +41,7 @@ $(VENV)/asked: asked $(VENV)/bin/python
 $(VENV)/demo: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	@$(PY) setup_cuda.py
 	@echo "make: compiling the C++ core and installing packages into $(VENV); this takes about a minute"
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[run,demo]'
 	@touch $@
 
 # Without a GPU, one architecture is enough for the tests of the CUDA module that run on the host.
@@ -49,7 +49,7 @@ $(VENV)/test: export SEG_CUDA_WITHOUT_GPU ?= 75
 $(VENV)/test: $(VENV)/bin/python $(VENV)/asked $(CORE)
 	@$(PY) setup_cuda.py
 	@echo "make: compiling the core and installing packages into $(VENV); this takes a few minutes"
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[run,test]'
 	@touch $@
 
 clean:

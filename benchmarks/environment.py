@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
     The key "target" contains the CPU's instruction set in use (isa); results that are committed
     already have this key.
     """
-    import cv2
+    from runtime.opencv import cv2
 
     cpu = platform.processor() or platform.machine()
     try:

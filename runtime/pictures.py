@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from runtime.errors import InputError, MissingBackend
+from runtime.opencv import cv2
 
 MAX_PIXELS = 2**28  # 16384 x 16384; a damaged or malicious file may state a larger size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")

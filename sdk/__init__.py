@@ -6,6 +6,8 @@ Examples
 >>> labels = Segmenter()("street.jpg").labels
 """
 
+from typing import NoReturn
+
 import runtime
 
 __dist__ = "dynaguide-edge"
@@ -16,16 +18,6 @@ if getattr(runtime, "__dist__", None) != __dist__:
         "project; uninstall it, or install dynaguide-edge in an environment of its own"
     )
 
-try:
-    import cv2  # noqa: F401
-except ImportError as error:  # OpenCV's wheel needs system libraries that small machines lack.
-    from runtime.errors import MissingBackend
-
-    raise MissingBackend(
-        f"OpenCV cannot be loaded ({error})",
-        fix="apt-get install libgl1 libglib2.0-0, or pip install opencv-python",
-    ) from error
-
 from runtime.core.config import FilterConfig, RefineConfig
 from runtime.errors import (
     BundleError,
@@ -35,9 +27,21 @@ from runtime.errors import (
     MissingBackend,
     SdkError,
 )
-from sdk.result import FrameInfo, Result, Segment
-from sdk.segmenter import Segmenter
-from sdk.stream_state import StreamState
+
+try:
+    from sdk.result import FrameInfo, Result, Segment
+    from sdk.segmenter import Segmenter
+    from sdk.stream_state import StreamState
+except MissingBackend as _error:  # OpenCV
+    # This import succeeds, so that python -m sdk can print the error and end with its exit code.
+    _absence = _error
+
+    def __getattr__(name: str) -> NoReturn:
+        """Raise the error at the first use of a name that needs OpenCV."""
+        if name in __all__:
+            raise _absence
+        raise AttributeError(f"module 'sdk' has no attribute {name!r}")
+
 
 __all__ = [
     "BundleError",

@@ -18,15 +18,19 @@ from tqdm import tqdm
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.core.config import PRESETS
-from runtime.errors import BundleError, ExitCode, InputError
+from runtime.errors import BundleError, ExitCode, InputError, MissingBackend
 from runtime.files import write_atomic
-from runtime.pictures import demo_photo
-from runtime.tools.cli import Parser, run, some_path
-from sdk import FilterConfig, RefineConfig, Result, Segmenter
-from sdk.capture import shown_name
-from sdk.prior import open_bundle
-from sdk.stream_state import StreamState
-from sdk.video_writer import Video, Window, frame_rate, label_name
+from runtime.tools.cli import Parser, end, run, some_path
+
+try:
+    from runtime.pictures import demo_photo
+    from sdk import FilterConfig, RefineConfig, Result, Segmenter
+    from sdk.capture import shown_name
+    from sdk.prior import open_bundle
+    from sdk.stream_state import StreamState
+    from sdk.video_writer import Video, Window, frame_rate, label_name
+except MissingBackend as error:  # OpenCV: no command works without it
+    end(error)
 
 
 def main(argv: list[str] | None = None) -> int:

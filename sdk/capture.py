@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from runtime.checks import check_count, check_positive
 from runtime.errors import InputError
+from runtime.opencv import cv2
 from runtime.pictures import SUFFIXES, load_image
 
 QUEUE = 4  # most frames in the queue with drop="none"

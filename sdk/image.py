@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.opencv import cv2
 from runtime.pictures import SUFFIXES, quiet_opencv
 
 

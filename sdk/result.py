@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from runtime.errors import InputError
 from runtime.files import write_atomic
+from runtime.opencv import cv2
 from sdk.image import encode_image
 
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from runtime.errors import InputError, MissingBackend
 from runtime.files import check_place, put_in_place, temporary_name
+from runtime.opencv import cv2
 from sdk.result import Result
 
 VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs in OpenCV's wheel from PyPI

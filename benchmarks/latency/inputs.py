@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from benchmarks.latency import document as documents
 from runtime.bundle.manifest import MANIFEST
 from runtime.core.resize import resize
 from runtime.errors import InputError
+from runtime.opencv import cv2
 from runtime.pictures import load_image
 from sdk.prior import open_bundle
 

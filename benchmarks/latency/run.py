@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from benchmarks.latency.resources import memory_run, power_run
 from benchmarks.speed import peers
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
 from runtime.files import write_atomic
+from runtime.opencv import cv2
 from sdk import RefineConfig, Segmenter
 
 SCOPE = (

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.opencv import cv2
 
 
 class Paired(NamedTuple):

@@ -22,7 +22,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from benchmarks import environment, table
 from benchmarks.quality import datasets, metrics
 from benchmarks.speed.workloads import memory
 from runtime.errors import InputError
+from runtime.opencv import cv2
 from runtime.prior.network import NetworkPrior
 from runtime.tools.cli import Parser, some_path
 from sdk import RefineConfig, Result, Segmenter

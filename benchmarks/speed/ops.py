@@ -178,7 +178,7 @@ def guided(h: int, w: int, planes: int, subsample: int = 1) -> Op:
         )
 
     def opencv(guidance: Any, values: Any, threads: int) -> Any:
-        import cv2
+        from runtime.opencv import cv2
 
         if not hasattr(cv2, "ximgproc"):
             raise ImportError(
@@ -212,7 +212,7 @@ def joint_upsample(h: int, w: int, classes: int, subsample: int) -> Op:
         return runtime.joint_upsample(image, scores, threads=threads)[0]
 
     def opencv(image: Any, scores: Any, threads: int) -> Any:
-        import cv2
+        from runtime.opencv import cv2
 
         cv2.setNumThreads(threads)
         planes = [cv2.resize(np.ascontiguousarray(s), (w, h)) for s in np.moveaxis(scores, -1, 0)]

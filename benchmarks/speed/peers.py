@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 
 import runtime
@@ -15,6 +14,7 @@ from runtime.core.classes import frequent_classes, restricted
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import prepared
 from runtime.errors import MissingBackend, VerificationFailed
+from runtime.opencv import cv2
 from sdk.timing import Clock
 
 TURNS = 3  # fewest turns

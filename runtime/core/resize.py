@@ -17,7 +17,7 @@ def resize(planes: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if planes.shape[:2] == (height, width):
         return planes
-    import cv2
+    from runtime.opencv import cv2
 
     shrinks = height <= planes.shape[0] and width <= planes.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

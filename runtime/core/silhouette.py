@@ -23,7 +23,7 @@ def best_cluster_count(image: np.ndarray) -> int:
     -------
     k; 1 if the samples have fewer than 3 distinct colours.
     """
-    import cv2
+    from runtime.opencv import cv2
 
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2Lab).reshape(-1, 3)
     points = lab[np.linspace(0, len(lab) - 1, min(SAMPLES, len(lab))).astype(int)]

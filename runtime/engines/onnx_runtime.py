@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from runtime.errors import DeviceError, InputError, MissingBackend
+from runtime.flavours import check_version, import_fix
 
 LOG = logging.getLogger("dg.onnx")
 TELEMETRY = "ORT_DISABLE_TELEMETRY"  # ONNX Runtime reads this variable when it is imported
@@ -73,10 +74,11 @@ def import_onnxruntime(use: str) -> Any:
     telemetry_off()
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # AttributeError: the files of two flavours
         raise MissingBackend(
-            f"ONNX Runtime is needed to {use}, but {error}", fix="pip install onnxruntime"
+            f"ONNX Runtime is needed to {use}, but {error}", fix=import_fix("onnxruntime", error)
         ) from error
+    check_version("onnxruntime", onnxruntime)
     return onnxruntime
 
 

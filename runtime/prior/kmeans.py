@@ -49,7 +49,7 @@ class KMeansPrior:
         -------
         (h, w, clusters) float32; with fewer clusters if the sampled pixels have fewer colours.
         """
-        import cv2
+        from runtime.opencv import cv2
 
         lab = cv2.cvtColor(low, cv2.COLOR_RGB2Lab).reshape(-1, 3)
         picked = np.linspace(0, len(lab) - 1, min(KMEANS_SAMPLES, len(lab))).astype(int)

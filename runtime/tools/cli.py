@@ -101,6 +101,15 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         return ExitCode.FAILURE
 
 
+def end(error: SdkError) -> NoReturn:
+    """Print an error that an import raised, and end the process with the error's exit code."""
+    sys.exit(run(lambda: _raise(error)))
+
+
+def _raise(error: SdkError) -> NoReturn:
+    raise error
+
+
 def _print_error(error: SdkError, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": error.message, "fix": error.fix}))

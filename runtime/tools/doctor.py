@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.device import driver
 from runtime.engines import tensorrt
+from runtime.flavours import LIBRARIES, repair, too_old
 from runtime.tools import probe
 from runtime.tools.probe import DISTRIBUTION, MODULES, OURS
 
@@ -37,7 +38,8 @@ def report() -> dict[str, Any]:
         ``package["isa"]`` is the one in use, ``package["SEG_ISA"]`` the environment variable.
     targets : name -> {"ready": bool, "why": str, "fix": str}: what this machine can run and build.
     problems : [{"kind", "what", "fix"}]. Kind is "missing" (not installed; perhaps not needed),
-        "clash" (installed twice, or in versions that differ) or "broken" (installed but failing).
+        "clash" (installed twice, too old, or in versions that differ) or "broken" (installed but
+        failing).
     """
     owners = probe.owners_of_modules()
     cuda = probe.cuda_facts()
@@ -91,8 +93,8 @@ def _need(facts: dict[str, Any], name: str) -> tuple[str, str]:
     if module["state"] == "absent":
         return f"{_TITLES[name]} is not installed", fix
     if module["state"] == "broken":
-        if name == "cv2":
-            fix = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python"
+        if name in LIBRARIES:
+            fix = repair(name, module["error"])
         return f"{_TITLES[name]} is installed but cannot be imported: {module['error']}", fix
     return "", ""
 
@@ -162,7 +164,7 @@ def _install(facts: dict[str, Any], name: str) -> str:
         )
     on_pc = facts["python"]["platform"] == "linux-x86_64"
     return {
-        "cv2": "pip install opencv-python",
+        "cv2": "pip install opencv-python   (without windows: opencv-python-headless)",
         "onnxruntime": "pip install onnxruntime-gpu" if on_pc else "pip install onnxruntime",
         "tensorrt": "pip install 'tensorrt>=10.3,<12'",
         "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
@@ -194,11 +196,29 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
         kind = "broken" if module["broken"] else "missing"
         found.append((kind, module["error"], module["fix"]))
     found += [("missing", refused["why"], refused["fix"]) for refused in module["refused"]]
-    found += [("clash", *clash) for clash in (*_double_owners(facts), *_differing(facts))]
+    clashes = (*_flavours(facts), *_double_owners(facts), *_differing(facts))
+    found += [("clash", *clash) for clash in clashes]
     if facts["cache"]["error"]:
         fix = "export XDG_CACHE_HOME=/a/folder/you/may/write"
         found.append(("broken", facts["cache"]["error"], fix))
     return [{"kind": kind, "what": what, "fix": fix} for kind, what, fix in found]
+
+
+def _flavours(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find an OpenCV or ONNX Runtime that is too old, and a Jetson's OpenCV without GStreamer."""
+    for name, library in LIBRARIES.items():
+        module = facts["modules"][name]
+        if why := too_old(name, module["version"]):
+            flavour = next(iter(module["distributions"]), library.flavours[0])
+            yield why, f"pip install '{flavour}>={library.lowest}'"
+    opencv = facts["modules"]["cv2"]
+    if facts["jetson"] and "no GStreamer" in opencv["features"]:
+        own = " ".join(opencv["distributions"])
+        yield (
+            "this OpenCV has no GStreamer, which cameras of a Jetson need; JetPack's OpenCV has it",
+            (f"pip uninstall -y {own}; " if own else "") + "apt-get install libopencv-python; "
+            "make virtual environments with --system-site-packages",
+        )
 
 
 def _double_owners(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -210,7 +230,7 @@ def _double_owners(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"pip uninstall {' '.join(foreign)}; "
                 f"pip install --force-reinstall --no-deps {DISTRIBUTION}",
             )
-    for name in ("cv2", "onnxruntime"):
+    for name in LIBRARIES:
         owners = sorted(facts["modules"][name]["distributions"])
         if len(owners) > 1:
             yield (
@@ -273,8 +293,12 @@ def render(report: dict[str, Any]) -> str:
             cell += ", does not start here"
         if module["distributions"]:
             cell += f" ({', '.join(f'{n} {v}' for n, v in module['distributions'].items())})"
+        elif module["state"] == "ready" and module["file"]:
+            cell += f" (of no pip package: {module['file']})"
         if module["providers"]:
             cell += f", with {', '.join(module['providers'])}"
+        if name == "cv2" and module["features"]:
+            cell += f", {module['features']}"
         rows.append((_TITLES[name], cell))
     rows.append(("CUDA driver", cuda["absence"] or f"CUDA {cuda['driver']}"))
     for gpu in cuda["devices"]:

@@ -50,6 +50,8 @@ except ModuleNotFoundError as error:
         raise
     print("null")
     sys.exit()
+if getattr(module, "__file__", None) is None:  # a folder without a module
+    raise ImportError(f"{{list(module.__path__)}} does not contain it")
 try:
     with open("/proc/self/maps", errors="replace") as maps:
         mapped = sorted({{line.split(None, 5)[5].strip() for line in maps if ".so" in line}})
@@ -60,6 +62,7 @@ facts = {{
     "version": str(getattr(module, "__version__", "")),
     "file": getattr(module, "__file__", None),
     "providers": getattr(module, "get_available_providers", list)(),
+    "build": getattr(module, "getBuildInformation", str)(),
     "mapped": mapped,
 }}
 print(json.dumps(facts), flush=True)
@@ -129,6 +132,9 @@ def module_facts(owners: dict[str, dict[str, str]], with_driver: bool) -> dict[s
         facts["version"] = facts["version"] or next(iter(facts["distributions"].values()), "")
     facts = dict(zip(MODULES, probed, strict=True))
     facts["onnxruntime"]["unresolved"] = _unresolved(facts["onnxruntime"]["file"])
+    facts["cv2"]["features"] = _opencv_features(facts["cv2"].get("build", ""))
+    for module in facts.values():
+        module.pop("build", None)
     return facts
 
 
@@ -138,8 +144,9 @@ def probe(name: str) -> dict[str, Any]:
     Returns
     -------
     "state" ("ready", "absent", "broken", or "unstarted" if it can be imported but TensorRT does not
-    start), "version", "file", "providers" (of ONNX Runtime), "mapped" (the libraries that the
-    process has loaded), "error", and "fix" if TensorRT's error contains one.
+    start), "version", "file", "providers" (of ONNX Runtime), "build" (OpenCV's build information),
+    "mapped" (the libraries that the process has loaded), "error", and "fix" if TensorRT's error
+    contains one.
     """
     facts: dict[str, Any] = {"state": "broken", "version": "", "file": None, "error": ""}
     facts |= {"providers": [], "mapped": [], "fix": ""}
@@ -159,6 +166,14 @@ def probe(name: str) -> dict[str, Any]:
     if answer is None:
         return facts | {"state": "absent"}
     return facts | (answer or {"error": "the import ends the interpreter"})
+
+
+def _opencv_features(build: str) -> str:
+    """Say whether OpenCV has windows and GStreamer, by the text of its getBuildInformation."""
+    found = dict(re.findall(r"^ *(GUI|GStreamer): +(\S+)", build, re.MULTILINE))
+    windows = "no windows (headless)" if found.get("GUI") == "NONE" else "windows"
+    gstreamer = "GStreamer" if found.get("GStreamer") == "YES" else "no GStreamer"
+    return f"{windows}, {gstreamer}" if len(found) == 2 else ""
 
 
 def _unresolved(onnxruntime: str | None) -> list[str]:

@@ -23,7 +23,6 @@ ALLOWED = {  # of our own packages, besides itself
     "benchmarks": {"sdk", "export", "runtime"},
     "tests": set(PACKAGES),
 }
-THIRD = {"sdk": {"numpy", "cv2"}, "runtime": {"numpy"}}  # at module level
 BY_NAME = {"runtime/__init__.py": "import_module", "runtime/tools/probe.py": "metadata"}
 
 
@@ -99,12 +98,19 @@ def test_nothing_imports_by_a_computed_name():
 def test_importing_loads_only_numpy_opencv_and_the_core():
     for path in python_files(ROOT, "sdk", "runtime"):
         with case(relative(path)):
-            package = path.relative_to(ROOT).parts[0]
-            allowed = THIRD[package] | (
-                {"tqdm"} if path.name in ("__main__.py", "cli.py") else set()
-            )
-            allowed |= {"cv2"} if relative(path) == "runtime/pictures.py" else set()
+            allowed = {"numpy"} | ({"tqdm"} if path.name in ("__main__.py", "cli.py") else set())
+            allowed |= {"cv2"} if relative(path) == "runtime/opencv.py" else set()
             assert outside(loaded_packages(parse(path), at_import=True)) <= allowed
+
+
+def test_one_module_imports_opencv():
+    """It makes one clear error of an OpenCV that is missing or broken."""
+    found = [
+        relative(path)
+        for path in python_files(ROOT, *PACKAGES)
+        if "cv2" in loaded_packages(parse(path), at_import=False)
+    ]
+    assert found == ["runtime/opencv.py"]
 
 
 def test_the_runtime_never_needs_the_training_packages():

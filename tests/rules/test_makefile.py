@@ -45,14 +45,14 @@ def make(tmp_path):
 def test_make_says_once_what_is_chosen(make):
     assert make("demo") == (
         ["CUDA core: chosen for ,,"],
-        [f"{PIP} .[demo]: ,,", "-m sdk demo -o out: ,,"],
+        [f"{PIP} .[run,demo]: ,,", "-m sdk demo -o out: ,,"],
     )
     assert make("demo") == ([], ["-m sdk demo -o out: ,,"])  # nothing has changed
 
 
 def test_tests_without_a_gpu_want_one_architecture(make):
     said, ran = make("test")
-    assert said == ["CUDA core: chosen for ,,75"] and ran[0] == f"{PIP} .[test]: ,,75"
+    assert said == ["CUDA core: chosen for ,,75"] and ran[0] == f"{PIP} .[run,test]: ,,75"
     said, _ = make("demo")
     assert said == ["CUDA core: chosen for ,,"]
     assert make("test")[0] == []

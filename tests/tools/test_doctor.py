@@ -307,6 +307,16 @@ def test_a_jetson_with_its_release_mode_and_clocks(jetson):
             assert doctor.report()["jetson"]["jetpack"].startswith(line)
 
 
+def test_a_jetson_whose_opencv_is_that_of_pip(jetson, machine):
+    build = "  GUI:                           GTK3\n    GStreamer:                   {}\n"
+    for gstreamer, found in [("NO", ["clash"]), ("YES (1.20.3)", [])]:
+        with case(gstreamer):
+            machine["cv2"] = module(version="4.8.0") | {"build": build.format(gstreamer)}
+            assert kinds(doctor.report(), "JetPack's OpenCV has it") == found
+    text = doctor.render(doctor.report())
+    assert "OpenCV            4.8.0, windows, GStreamer\n" in text
+
+
 # Cache
 
 
