@@ -59,10 +59,12 @@ def import_fix(name: str, error: Exception) -> str:
     """Return the fix for a library whose import raised ``error``."""
     if not _is_absent(name, error):
         return repair(name, str(error))
-    other = next(library.title for key, library in LIBRARIES.items() if key != name)
+    one = f"pip install one of: {', '.join(LIBRARIES[name].flavours)}"
+    if name == "onnxruntime":  # OpenCV is installed, or it would have been missed before
+        return f"{one}   (pip install 'dynaguide-edge[run]' installs opencv-python, too)"
     return (
-        f"pip install 'dynaguide-edge[run]'; or, to keep an {other} that is installed already, "
-        f"pip install one of: {', '.join(LIBRARIES[name].flavours)}"
+        "pip install 'dynaguide-edge[run]'; or, to keep an ONNX Runtime that is installed already, "
+        f"{one}"
     )
 
 
