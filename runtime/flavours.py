@@ -59,12 +59,13 @@ def import_fix(name: str, error: Exception) -> str:
     """Return the fix for a library whose import raised ``error``."""
     if not _is_absent(name, error):
         return repair(name, str(error))
-    one = f"pip install one of: {', '.join(LIBRARIES[name].flavours)}"
+    first, *others = LIBRARIES[name].flavours
+    one = f"pip install {first}   (or {', '.join(others)}"
     if name == "onnxruntime":  # OpenCV is installed, or it would have been missed before
-        return f"{one}   (pip install 'dynaguide-edge[run]' installs opencv-python, too)"
+        return f"{one}; 'dynaguide-edge[run]' installs opencv-python, too)"
     return (
         "pip install 'dynaguide-edge[run]'; or, to keep an ONNX Runtime that is installed already, "
-        f"{one}"
+        f"{one})"
     )
 
 

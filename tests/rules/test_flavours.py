@@ -118,7 +118,7 @@ def test_without_onnx_runtime_only_networks_are_refused(python, tmp_path):
     assert python(*predict, onnxruntime=None)[0] == 0
     code, _, errors = python(*predict, "--prior", network)
     assert code == 4 and "ONNX Runtime is needed to run m.onnx" in errors
-    assert "  fix: pip install one of: onnxruntime, onnxruntime-gpu   (pip install '" in errors
+    assert "  fix: pip install onnxruntime   (or onnxruntime-gpu; 'dynaguide-edge[run]' " in errors
     # The library of onnxruntime-gpu 1.27.0 is linked to CUDA 13.
     why = "libcudart.so.13: cannot open shared object file: No such file or directory"
     code, _, errors = python(
