@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.checks import check_positive
 from runtime.device import transfer
 from runtime.device.choose import default_threads
 from runtime.device.driver import cuda_absence, cuda_devices, parse_device
@@ -58,8 +59,8 @@ class OnnxEngine:
 
     Parameters
     ----------
-    source : an .onnx file, whose external data must lie in the folder of the file; or the bytes of
-        a model without external data.
+    source : an .onnx file, whose external data must lie in the folder of the file (links in the
+        cache of a model hub are followed); or the bytes of a model without external data.
     name : the name of the network in messages. The default is the file's name, or "the model" for
         bytes.
     threads : at most this many threads compute one operator. The default is the number of
@@ -86,9 +87,9 @@ class OnnxEngine:
 
     Raises
     ------
-    BundleError : the source is not an ONNX model or is damaged, or external data lies outside the
-        file's folder.
-    InputError : the file does not exist, or the machine does not have this GPU.
+    BundleError : the source is not an ONNX model, is damaged, or is newer than ONNX Runtime; or
+        external data is missing, or lies outside the file's folder.
+    InputError : the file or the GPU does not exist, or ``deadline_s`` is no number above 0.
     MissingBackend : ONNX Runtime is not installed, or cannot use CUDA here.
     DeviceError : the device has too little memory, or fails.
 
@@ -108,6 +109,8 @@ class OnnxEngine:
         spin: bool = False,
         deadline_s: float | None = DEADLINE,
     ) -> None:
+        if deadline_s is not None:
+            check_positive("deadline_s", deadline_s)
         if isinstance(source, bytes):
             self.name = name or "the model"
             check_self_contained(source, self.name)

@@ -136,6 +136,13 @@ def test_another_error_of_a_first_run_is_raised_at_once(made):
     assert net(X, np.array(3))[0].tolist() == [4, 4] and len(made) == 3
 
 
+def test_a_deadline_is_a_number_above_0():
+    for value in (0, -1.0, float("nan"), "60", True):
+        with case(value):
+            with pytest.raises(InputError, match=r"deadline_s is .*; wanted a number above 0"):
+                engine(value)
+
+
 def test_the_deadline_of_a_loaded_network_can_be_changed():
     net = engine(60)
     net.runner.deadline_s = 0.3
