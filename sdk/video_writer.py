@@ -140,7 +140,7 @@ class Window:
         except cv2.error as error:
             raise MissingBackend(
                 f"this OpenCV has no windows ({error.err})",
-                fix="pip install opencv-python instead of opencv-python-headless",
+                fix="pip uninstall -y opencv-python-headless; pip install opencv-python",
             ) from error
 
     def close(self) -> None:

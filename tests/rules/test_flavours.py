@@ -18,6 +18,7 @@ from source_rules import ROOT
 
 from runtime.errors import MissingBackend
 from runtime.flavours import LIBRARIES, check_version, import_fix, missing
+from runtime.tools import probe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -184,6 +185,13 @@ def test_an_old_library_is_reported_and_a_folder_without_module_is_missing(caplo
     folder.__path__ = ["/site/cv2"]
     with pytest.raises(MissingBackend, match=r"(?s)\['/site/cv2'\] does not contain it.*uninstall"):
         check_version("cv2", folder)
+
+
+def test_the_doctor_sees_a_folder_without_module(monkeypatch, tmp_path):
+    (tmp_path / "left_behind/data").mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    facts = probe.probe("left_behind")
+    assert facts["state"] == "broken" and "left_behind'] does not contain it" in facts["error"]
 
 
 def test_an_onnx_runtime_that_fails_otherwise_is_installed_again():
