@@ -312,35 +312,38 @@ def test_a_hub_cache_is_found_and_named(whole, tmp_path):
         assert caught.value.fix == f"--weights {snapshot}"
 
 
-def test_libraries_that_do_not_fit_are_not_called_missing(tmp_path, whole):
-    """A torchvision of another torch raises when it is imported, and transformers imports it."""
-    package, info = tmp_path / "torchvision", tmp_path / "torchvision-0.1.dist-info"
-    package.mkdir()
+def fails(tmp_path, whole, package, error):
+    """What the export prints if a package of this name cannot be imported because of ``error``."""
+    folder, info = tmp_path / package, tmp_path / f"{package}-0.1.dist-info"
+    folder.mkdir()
     info.mkdir()
-    reason = "operator torchvision::nms does not exist"
-    (package / "__init__.py").write_text(f"raise RuntimeError({reason!r})")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
-    (info / "RECORD").write_text("torchvision/__init__.py,,\n")
-    words = (
-        "-m",
-        "export",
-        "--model",
-        "segformer",
-        "--weights",
-        whole,
-        "-o",
-        tmp_path / "x.bundle",
-    )
-    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    (folder / "__init__.py").write_text(f"raise {error!r}")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
+    (info / "RECORD").write_text(f"{package}/__init__.py,,\n")
+    words = ("-m", "export", "--model", "segformer", "--weights", whole)
     done = subprocess.run(
         [sys.executable, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 4, done.stderr
-    assert f"are installed, but cannot be imported: {reason}\n" in done.stderr
-    assert "fix: torchvision does not fit torch: pip install --upgrade torch" in done.stderr
+    return done.stderr
+
+
+def test_libraries_that_do_not_fit_are_not_called_missing(tmp_path, whole):
+    """transformers imports a torchvision that is installed; one of another torch raises."""
+    reason = "operator torchvision::nms does not exist"
+    printed = fails(tmp_path, whole, "torchvision", RuntimeError(reason))
+    assert f"are installed, but cannot be imported: {reason}\n" in printed
+    assert "fix: torchvision does not fit torch: pip install --upgrade torch" in printed
+
+
+def test_a_torch_that_lacks_a_library_is_not_called_missing(tmp_path, whole):
+    reason = "libcudart.so.12: cannot open shared object file"
+    printed = fails(tmp_path, whole, "torch", OSError(reason))
+    assert f"are installed, but cannot be imported: {reason}\n" in printed
+    assert "fix: install versions that fit" in printed
 
 
 def test_classes_without_names_have_none(folder):

@@ -105,6 +105,7 @@ def test_names_in_every_spelling(tmp_path):
         "list.json": ('["road", "sky"]', ["road", "sky"]),
         "dict.json": ('{"1": "sky", "0": "road"}', ["road", "sky"]),
         "one.txt": ("road", ["road"]),
+        "a, b.txt": ("road\nsky", ["road", "sky"]),
     }
     for name, (text, wanted) in files.items():
         with case(name):
