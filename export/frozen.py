@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-_OTHER_SIZE = (
-    "choose another size with --imgsz (many networks want multiples of 32), or export the network "
-    "again"
-)
-
-
 class SizeFailed(VerificationFailed):
     """A network fails on an input of this size, or its output does not fit the input."""
 
@@ -52,8 +46,8 @@ class Frozen:
 
     Raises
     ------
-    BundleError : the graph has 2 GiB or more. The first use of the session also raises the errors
-        of :attr:`engine`.
+    BundleError : the graph has 2 GiB or more. The first use of the session also raises what
+        :class:`runtime.engines.onnx.OnnxEngine` raises.
     """
 
     def __init__(
@@ -73,20 +67,9 @@ class Frozen:
 
     @cached_property
     def engine(self) -> OnnxEngine:
-        """The graph on ONNX Runtime's CPU provider.
-
-        Raises
-        ------
-        SizeFailed : shapes inside the graph do not fit together at the graph's input size. Also the
-            errors of :class:`runtime.engines.onnx.OnnxEngine`.
-        """
+        """The graph on ONNX Runtime's CPU provider."""
         assert not self.closed, f"{self.name} is used after it was closed"
-        try:
-            self._session = _SESSIONS.get(self.data) or _Session(self.data, self.name)
-        except BundleError as error:
-            if "ShapeInferenceError" in error.message:  # sides that do not match at this input size
-                raise SizeFailed(error.message, fix=_OTHER_SIZE) from error
-            raise
+        self._session = _SESSIONS.get(self.data) or _Session(self.data, self.name)
         self._session.users += 1
         return self._session.engine
 
@@ -101,7 +84,11 @@ class Frozen:
         try:
             return engine(*arrays)
         except InputError as error:
-            raise SizeFailed(error.message, fix=_OTHER_SIZE) from error
+            raise SizeFailed(
+                error.message,
+                fix="choose another size with --imgsz (many networks want multiples of 32), or "
+                "export the network again",
+            ) from error
 
     @property
     def inputs(self) -> list[Port]:

@@ -3,6 +3,7 @@
 import collections
 import json
 
+import cv2
 import numpy as np
 import pytest
 from cases import case
@@ -106,6 +107,14 @@ def test_a_network_that_wants_multiples(tmp_path, refused):
                 f"Preprocess(multiple={number})",
                 "or drop --dynamic",
             )
+
+
+def test_a_picture_of_another_aspect(tmp_path, refused):
+    """The picture alone has a size that the network does not take."""
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((67, 96, 3), np.uint8))
+    words = ("--imgsz", 96, "--pictures", tmp_path / "a.png")
+    path = multiples_of(tmp_path / "net.onnx", 32)
+    refused(path, "net fails on (1, 3, 67, 96)", "size_multiple 32 in the metadata", words=words)
 
 
 def test_the_multiple_that_the_refusal_names_works(tmp_path, photos, refused):
@@ -216,12 +225,14 @@ def test_the_largest_size_is_run_for_one_picture(tmp_path, colours, photos, monk
 
 
 def test_a_size_that_the_network_does_not_take(tmp_path, photos):
-    """Without --dynamic: the size of --imgsz, or one that the file fixes."""
+    """Without --dynamic: the size of --imgsz."""
     path = multiples_of(tmp_path / "net.onnx", 4)
     words = ("--model", path, "--pictures", photos, "-q", "-o", tmp_path / "b")
     assert export(*words, "--imgsz", "64x96").code == 0
-    ended = export(*words, "--imgsz", "63x96", "--no-simplify")
-    assert ended.refused(3, "net", "choose another size with --imgsz (many networks want multiples")
+    for size in ("63x96", "62x94"):
+        with case(size):
+            ended = export(*words, "--imgsz", size)
+            assert ended.refused(3, "net ", "choose another size with --imgsz (many networks want")
 
 
 def test_a_graph_that_fails_says_its_input(tmp_path):
