@@ -54,6 +54,7 @@ def rtx(monkeypatch):
     """Some TensorRT, which need not be installed."""
     fake = type("TensorRT", (), {"__version__": "1.7.1.116"})
     monkeypatch.setattr(engines, "load_tensorrt", lambda runtime: fake)
+    monkeypatch.setattr(engines, "make", lambda trt, kind: None)  # the library itself starts
     monkeypatch.setattr(tensorrt, "supported_compute_capabilities", lambda: ("8.6", "8.9"))
 
 
