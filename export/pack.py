@@ -22,7 +22,7 @@ from export.options import ExportOptions, check_use
 from export.pictures import Pictures, choose_pictures
 from export.refine_step import build_map, build_step
 from export.sizes import FreeSizes
-from export.standard_output import standardised
+from export.standard_output import Standard, standardised
 from export.to_onnx import check_onnx, frozen_graph, frozen_preprocess
 from runtime.bundle import engines, golden
 from runtime.bundle.manifest import (
@@ -111,12 +111,13 @@ def export_bundle(
     size = options.imgsz or (KMEANS_SIZE if model.preprocess is None else model.fixed_size)
     working = None if options.dynamic else config.working_size(*size)
     low = working_picture(photo, *(working or config.working_size(*photo.shape[:2])))
+    notes: list[str] = []
     if model.preprocess is None:
         pictures = pictures._replace(arrays=[photo], names=pictures.names[:1])
         prior = _kmeans(options, photo, low)
     else:
         with _opened(model):
-            model = _standard(model, options, pictures.arrays, say)
+            model, notes = _standard(model, options, pictures.arrays)
             prior = _network(model, options, size, pictures, calibration, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
@@ -162,6 +163,7 @@ def export_bundle(
             "pictures": pictures.names,
             "pictures_note": pictures.note,
             "allow_one_class": options.allow_one_class,
+            "output": notes,
             **prior.verification,
             **refinement.verification,
         },
@@ -233,15 +235,12 @@ def _opened(model: PriorModel) -> Iterator[OnnxEngine | None]:
 
 
 def _standard(
-    model: PriorModel, options: ExportOptions, pictures: Sequence[np.ndarray], say: Say
-) -> PriorModel:
+    model: PriorModel, options: ExportOptions, pictures: Sequence[np.ndarray]
+) -> Standard:
     """The network with the one output that bundles have, as the outputs for the pictures say. Also
     a network of free size runs at the usual size here; other sizes are verified later."""
     preprocess = frozen_preprocess(model, imgsz=options.imgsz)
-    standard = standardised(model, [preprocess(picture) for picture in pictures])
-    for note in standard.notes:
-        say(f"{model.name}: {note}")
-    return standard.model
+    return standardised(model, [preprocess(picture) for picture in pictures])
 
 
 def _network(
@@ -540,6 +539,7 @@ def summary(exported: Exported) -> list[str]:
                 f"(worst {numbers['worst']:.2%}, {numbers['worst_picture']}), "
                 f"max |d| {numbers['max_abs']:.2g}  ok"
             )
+    lines += [f"output   {note}" for note in done.get("output", [])]
     refine = done["refine"]
     lines.append(
         f"verify   {manifest['refine']['objective']} step vs float64: update "

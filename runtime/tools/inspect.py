@@ -171,11 +171,14 @@ def picture_words(names: Sequence[str], note: str = "") -> str:
 
 def _verification(done: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines about the checks of the export."""
-    names, note = done.get("pictures"), done.get("pictures_note")
+    names, note, notes = (done.get(key) for key in ("pictures", "pictures_note", "output"))
     # Older bundles have no note, and a stranger may have written anything.
     if isinstance(note, str) and isinstance(names, list):
         yield from rows(("pictures", picture_words([*map(str, names)], note[:80])))
         done = {k: v for k, v in done.items() if k not in ("pictures", "pictures_note")}
+    if isinstance(notes, list):
+        yield from rows(*(("output", str(text)[:400]) for text in notes))
+        done = {k: v for k, v in done.items() if k != "output"}
     yield from rows(*_flat(done))
 
 
