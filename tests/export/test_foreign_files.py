@@ -231,18 +231,26 @@ def test_half_inputs_and_outputs_become_float32(tmp_path):
     assert {t.data_type for t in weights} == {TensorProto.FLOAT16}  # the inside stays FP16
 
 
-def test_folding_layers_of_half_weights_rounds_them_again(tmp_path, photos):
-    rng = np.random.default_rng(3)
-    scale, shift, mean = (rng.standard_normal(4).astype(np.float32) for _ in range(3))
-    norm = ("BatchNormalization", {}, 2 + scale, shift, mean, scale**2 + 0.5)
-    path = edit(network(tmp_path / "net.onnx", tail=(norm,)), halved)
-    folded = onnx.load_from_string(freeze(onnx_file(path, (24, 40))))
-    assert "BatchNormalization" not in {n.op_type for n in folded.graph.node}
-    words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q")
-    ended = export(*words, "-o", tmp_path / "net.bundle")
-    assert ended.code == 0, ended
-    numbers = Bundle.open(tmp_path / "net.bundle").manifest["verification"]["prior"]["frozen"]
-    assert numbers["max_abs"] > 1e-4 * numbers["largest"]  # more than FP32 would differ
+def test_half_weights_may_be_rounded_again(tmp_path, photos, monkeypatch):
+    """Folding a layer into another does that; the weights are FP16 before and after."""
+    import onnxslim
+
+    def rounded(model):
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(
+                numpy_helper.from_array((1.002 * array).astype(array.dtype), tensor.name)
+            )
+        return model
+
+    monkeypatch.setattr(onnxslim, "slim", rounded)
+    path = network(tmp_path / "net.onnx")
+    words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q", "-o", tmp_path / "b")
+    assert export(*words).refused(3, "simplifying net changed its answer")
+    edit(path, halved)
+    assert export(*words).code == 0
+    numbers = Bundle.open(tmp_path / "b").manifest["verification"]["prior"]["frozen"]
+    assert numbers["max_abs"] > 1e-3 * numbers["largest"]  # more than FP32 may differ
 
 
 def test_a_half_input_that_a_branch_reads(tmp_path):
