@@ -182,6 +182,11 @@ def check_use(options: ExportOptions, model: PriorModel) -> None:
             "leave --min-agreement out",
         ),
         (
+            options.allow_one_class and not network,
+            f"allow-one-class is for networks; {_NO_NETWORK}",
+            "leave --allow-one-class out",
+        ),
+        (
             options.engines == "prior" and not network,
             f"engines is 'prior'; {_NO_NETWORK}",
             "leave --engines out, or choose a network with --model",

@@ -267,7 +267,7 @@ def _network(
         verification = {}
         if "calibration" in detail:
             verification["calibration"] = detail.pop("calibration")
-        say(f"verify the prior on {len(pictures.names)} pictures")
+        say(f"verify the prior on {pictures}")
         with final:
             checked = check_prior.check_prior(
                 model,

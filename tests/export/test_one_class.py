@@ -139,6 +139,11 @@ def test_kmeans_of_a_flat_picture(tmp_path, pictures):
     assert ended.code == 0 and f"{WARNING}0, mean confidence 1.00)" in ended.out
 
 
+def test_kmeans_has_nothing_to_allow(tmp_path, pictures):
+    ended = export("--pictures", pictures, "--allow-one-class", "-q", "-o", tmp_path / "b")
+    assert ended.refused(1, "allow-one-class is for networks; kmeans has no network")
+
+
 def test_what_one_class_returns():
     sure = np.zeros((4, 6, 3), np.float32)
     sure[..., 1] = 1

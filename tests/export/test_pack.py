@@ -394,7 +394,7 @@ def test_quiet_and_not(tmp_path, plain):
     loud = export(*words, "-o", tmp_path / "b")
     stages = [line.removesuffix(" ...") for line in loud.err.splitlines()]
     assert stages[0] == "freeze colours" and stages[-1] == f"write {tmp_path / 'b'}"
-    assert "verify the prior on 4 pictures" in stages
+    assert "verify the prior on 4 pictures: 0.png, 1.png, 2.png, 3.png" in stages
     assert "export and verify the residual step" in stages
     assert export(*words, "--quiet", "-o", tmp_path / "b").err == ""
 
