@@ -533,7 +533,7 @@ def summary(exported: Exported) -> list[str]:
         lines[-1] += f"; the first also at {', '.join(sizes)}"
     for precision, numbers in done.get("prior", {}).items():
         if isinstance(numbers, dict):
-            of, other = ("fp32", "original") if precision == "frozen" else (precision, "fp32")
+            of, other = ("frozen", "original") if precision == "frozen" else (precision, "fp32")
             lines.append(
                 f"verify   prior {of} vs {other}: {numbers['agreement']:.2%} of labels agree "
                 f"(worst {numbers['worst']:.2%}, {numbers['worst_picture']}), "
