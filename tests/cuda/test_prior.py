@@ -377,6 +377,14 @@ def test_labels_of_a_network_are_copied_to_the_host(gpu, tmp_path):
             assert len(np.unique(wanted)) > 1 and (found.labels == wanted).mean() >= 0.99
 
 
+def test_the_input_of_an_fp16_network_is_made_on_the_host(gpu, tmp_path):
+    for name, kind, place in (("float32", 1, 0), ("float16", 10, None)):
+        with case(name):
+            path = save(tmp_path / "m.onnx", np.eye(3), dtype=kind)
+            prior = NetworkPrior.from_onnx(path, device="cuda")
+            assert prior.engine.gpu == 0 and prior.gpu == place
+
+
 def test_errors_are_those_of_the_cpu(gpu, tmp_path):
     image = picture()
     nan = save(tmp_path / "nan.onnx", np.full((2, 3), np.inf))
