@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import case
-from onnx_files import BESIDE, in_initializer
+from onnx_files import BESIDE, external, in_initializer, model_of, onnx
 
 from runtime import load_engine
 from runtime.engines.onnx_file import check_file
@@ -69,6 +69,18 @@ def test_a_link_to_a_model_finds_the_weights_beside_the_model(tmp_path):
         with case(target):
             (here / f"{number}.onnx").symlink_to(target)
             assert_loads(here / f"{number}.onnx")
+
+
+def test_a_link_beside_some_of_the_weights_finds_the_model_with_all_of_them(tmp_path):
+    for folder in ("real", "here"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.bin").write_bytes(BESIDE.tobytes())
+    (tmp_path / "real/v.bin").write_bytes(BESIDE.tobytes())
+    weights = [external("w.bin", "w"), external("v.bin", "v")]
+    both = model_of([onnx.helper.make_node("Max", ["w", "v"], ["y"])], initializers=weights)
+    (tmp_path / "real/model.onnx").write_bytes(both.SerializeToString())
+    (tmp_path / "here/model.onnx").symlink_to("../real/model.onnx")
+    assert_loads(tmp_path / "here/model.onnx")
 
 
 def test_a_mounted_folder_loads(tmp_path):
