@@ -59,6 +59,7 @@ OUT_OF_MEMORY = [
     RuntimeException("/src/bfc_arena.cc:376 Available memory of 5120 is smaller than 4194304"),
     Fail(RUNNING + "MatMul node. CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ;"),
     MemoryError("std::bad_alloc"),
+    MemoryError("Unable to allocate 3.00 GiB for an array"),  # NumPy
     RuntimeException("std::bad_alloc"),
 ]
 
