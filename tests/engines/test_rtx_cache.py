@@ -66,6 +66,21 @@ def test_kernels_are_in_the_file_before_the_engine_is_closed(fake, folder):
     assert run(fake) == 0
 
 
+def test_kernels_that_a_run_compiles_are_in_the_file_after_the_close(fake, folder, monkeypatch):
+    run_plain = fake_tensorrt.Context.execute_async_v3
+
+    def run_late(context, stream):
+        context.config.kernels().add("late")
+        return run_plain(context, stream)
+
+    monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", run_late)
+    with TensorRTEngine(PLAN, runtime="tensorrt_rtx") as engine:
+        engine(np.zeros(2))
+        (file,) = folder.iterdir()
+        assert b"late" not in file.read_bytes()
+    assert b"late" in file.read_bytes()
+
+
 def test_the_file_is_for_one_library_and_one_gpu(fake, folder, monkeypatch):
     run(fake)
     import tensorrt_rtx
