@@ -9,6 +9,7 @@ import threading
 import time
 import types
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -206,6 +207,18 @@ def test_the_gpu_here_is_the_default(rtx, monkeypatch):
     assert built.compute_capabilities == ("8.9",)
     with pytest.raises(InputError, match="device is 1; wanted 0 to 0"):
         build(convolution(), device=1)
+
+
+def test_the_engine_is_built_on_the_chosen_gpu(rtx, monkeypatch):
+    gpus = [CudaDevice(i, "Pretended", "8.9", 2**35, 2**34) for i in range(2)]
+    monkeypatch.setattr(tensorrt_build, "cuda_devices", lambda: gpus)
+    current = []
+    monkeypatch.setattr(
+        tensorrt_build, "current_gpu", lambda device: nullcontext(current.append(device))
+    )
+    for device in (0, 1):
+        build(convolution(), device=device)
+    assert current == [0, 1]
 
 
 def test_turing_needs_half(rtx, no_gpu):

@@ -271,6 +271,7 @@ def test_wrong_metadata_is_refused_when_loading(tmp_path):
         ),
         ({"input_layout": "NHWC"}, "metadata 'input_layout' is 'NHWC'; wanted 'NCHW RGB' or"),
         ({"input_layout": "NCHW GBR"}, "metadata 'input_layout' is 'NCHW GBR'; wanted"),
+        ({"input_layout": "NCHW RGB BGR"}, "metadata 'input_layout' is 'NCHW RGB BGR'; wanted"),
         ({"input_size": "{"}, "metadata 'input_size' is no JSON"),
     ]:
         with case(meta):
