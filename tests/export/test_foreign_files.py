@@ -232,6 +232,15 @@ def test_half_inputs_and_outputs_become_float32(tmp_path):
     assert {t.data_type for t in weights} == {TensorProto.FLOAT16}  # the inside stays FP16
 
 
+def test_outputs_of_double_precision_become_float32(tmp_path):
+    to = TensorProto.DOUBLE
+    path = network(tmp_path / "net.onnx", tail=[("Cast", {"to": to})], out=to)
+    data = freeze(onnx_file(path, (24, 40)))
+    with OnnxEngine(data) as engine:
+        assert engine.outputs[0].dtype == "tensor(float)"
+    same_answer(path, data)
+
+
 def test_half_weights_may_be_rounded_again(tmp_path, photos, monkeypatch):
     """Folding a layer into another does that; the weights are FP16 before and after."""
     import onnxslim
