@@ -11,6 +11,7 @@ from exporting import export, graph
 from one_layer_networks import NAMES, nearest_colour, save
 
 from export.half import as_rounded_float32, to_half
+from export.inference import precision_of
 from export.int8 import to_int8
 from export.models.onnx_file import onnx_file
 from export.to_onnx import freeze
@@ -303,6 +304,19 @@ def test_the_bundle_states_the_precision_of_the_file(tmp_path, photos):
         for more in (("--half",), ("--int8", "--data", photos)):
             ended = export("--model", path, *more, "-q", "-o", tmp_path / "c.bundle")
             assert ended.refused(1, f"has {kind} weights already", "fix: leave them out")
+
+
+def test_weights_in_constant_nodes_have_a_precision(tmp_path):
+    def constants(model):
+        for tensor in model.graph.initializer:
+            node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+            model.graph.node.insert(0, node)
+        del model.graph.initializer[:]
+
+    model = onnx.load(edit(network(tmp_path / "net.onnx"), constants))
+    assert precision_of(model) == "fp32"
+    model = onnx.load(edit(edit(network(tmp_path / "net.onnx"), halved), constants))
+    assert precision_of(model) == "fp16"
 
 
 # Weights in other files
