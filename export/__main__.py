@@ -62,6 +62,7 @@ def _parser() -> Parser:
         "--names", help="classes of an .onnx file: a,b,c, a JSON list, or a file with one per line"
     )
     what.add_argument("--output", choices=KINDS, help="what an .onnx file returns")
+    what.add_argument("--output-name", help="the output to take, of an .onnx file with several")
     what.add_argument(
         "--target",
         "--format",
@@ -221,7 +222,13 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     network = args.model != "kmeans"
     if args.triton and not network:
         raise InputError("triton serves networks; kmeans has none", fix="leave --triton out")
-    stated = Stated.from_words(mean=args.mean, std=args.std, names=args.names, output=args.output)
+    stated = Stated.from_words(
+        mean=args.mean,
+        std=args.std,
+        names=args.names,
+        output=args.output,
+        output_name=args.output_name,
+    )
     model = load_model(args.model, args.weights, options.imgsz if network else None, stated)
     for text in model.warnings:
         print(f"WARNING: {text}", file=sys.stderr)

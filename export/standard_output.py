@@ -15,9 +15,17 @@ import numpy as np
 
 from export.frozen import Frozen, serialised
 from export.models import PriorModel
-from runtime.errors import VerificationFailed
+from runtime.errors import BundleError, VerificationFailed
 from runtime.prior.network import two_names
-from runtime.prior.reading import KIND_NOTES, Form, core_axes, find_form, find_kind, standard
+from runtime.prior.reading import (
+    KIND_NOTES,
+    Form,
+    core_axes,
+    described,
+    find_form,
+    find_kind,
+    standard,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -59,8 +67,15 @@ def standardised(model: PriorModel, feeds: Sequence[np.ndarray]) -> Standard:
     if found is None:
         return Standard(model, [])
     names, runs = found
-    shapes = [(name, out.shape, out.dtype.kind) for name, out in zip(names, runs[0], strict=True)]
-    form = find_form(shapes, feeds[0].shape[2:], name=model.name, names=model.names)
+    outputs = described(names, runs[0])
+    form = find_form(
+        outputs,
+        feeds[0].shape[2:],
+        name=model.name,
+        names=model.names,
+        kind=model.output,
+        chosen=model.output_name,
+    )
     raw = [outputs[form.output] for outputs in runs]
     if not all(np.isfinite(out).all() for out in raw):
         raise VerificationFailed(
@@ -68,20 +83,30 @@ def standardised(model: PriorModel, feeds: Sequence[np.ndarray]) -> Standard:
         )
     planes = [form.planes(out, model.name) for out in raw]
     kind = model.output or find_kind(planes, name=model.name)
+    if kind is None:
+        raise BundleError(
+            f"{model.name} returned one channel of zeros and ones for all pictures, which are "
+            "labels as well as probabilities",
+            fix="--output labels, or --output probabilities; or name pictures with more classes: "
+            "--pictures FILE...",
+        )
     wanted = [standard(array, kind, name=model.name) for array in planes]
     notes = [form.note] if form.note else []
-    note = KIND_NOTES.get((kind or "", len(planes[0]) > 1))
+    note = KIND_NOTES.get((kind, len(planes[0]) > 1))
     if note and model.output is None and raw[0].dtype.kind == "f":
         notes.append(note)
     labels = wanted[0].ndim == 2
-    told = replace(
-        model,
-        # Zeros and ones are read as probabilities: the runtime refuses other values of these.
-        output="labels" if labels else kind or "probabilities",
-        names=two_names(model.names),
-    )
-    steps = _steps(form, raw[0], labels, kind or "probabilities")
-    if len(shapes) == 1 and not any(steps[1:]):  # all but ``labels``
+    told = replace(model, output=kind, output_name=None, names=two_names(model.names))
+    if labels and told.names is not None:
+        most = max(int(array.max()) for array in wanted)
+        if most >= len(told.names):
+            raise BundleError(
+                f"{model.name} returned label {most}, but has {len(told.names)} names: "
+                + ", ".join(told.names)[:200],
+                fix="name each class once, from number 0 on: --names, or metadata 'classes'",
+            )
+    steps = _steps(form, raw[0], labels, kind)
+    if len(outputs) == 1 and not any(steps[1:]):  # all but ``labels``
         return Standard(told, notes)
     if model.onnx is not None:
         told = replace(told, onnx=_with_operators(model, form.output, steps))

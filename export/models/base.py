@@ -35,6 +35,8 @@ class PriorModel:
         :func:`runtime.prior.names.class_names` reads; None where they have none.
     output : "logits", "probabilities" (the network contains the soft-max) or "labels"; None: the
         values of the outputs decide.
+    output_name : the name of the output of ``onnx`` to take, if it has several; None: their shapes
+        and names decide.
     licence : of the weights, in words.
     trained : False when the weights are random.
     opset : version of the ONNX operators that ``module`` is exported with.
@@ -51,6 +53,7 @@ class PriorModel:
     preprocess: Preprocess | None = None
     names: list[str] | None = None
     output: str | None = None
+    output_name: str | None = None
     licence: str = "not stated"
     trained: bool = True
     opset: int = OPSET

@@ -80,6 +80,7 @@ def onnx_file(
         preprocess=preprocess,
         names=names_of(metadata, path.name),
         output=kind_of(metadata, path.name),
+        output_name=metadata.get("output_name"),
         licence=metadata.get("licence", metadata.get("license", "not stated")),
         warnings=warnings,
     )

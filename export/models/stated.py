@@ -26,6 +26,7 @@ class Stated:
         [0, 1]; None: the file contains them.
     names : the names of the classes in the order of their numbers, or None.
     output : "logits", "probabilities" or "labels"; None: metadata or the values decide.
+    output_name : the name of the output to take, of several; None: metadata or the shapes decide.
 
     Raises
     ------
@@ -40,6 +41,7 @@ class Stated:
     std: tuple[float, ...] | None = None
     names: Sequence[str] | None = None
     output: str | None = None
+    output_name: str | None = None
 
     def __post_init__(self) -> None:
         ones = (1.0, 1.0, 1.0)  # Preprocess checks the numbers
@@ -55,6 +57,7 @@ class Stated:
         std: Sequence[str] | None = None,
         names: str | None = None,
         output: str | None = None,
+        output_name: str | None = None,
     ) -> Stated:
         """The facts from words of a command line.
 
@@ -63,7 +66,7 @@ class Stated:
         mean, std : three numbers, in one word with commas or in three words.
         names : a file with a name in each line or with JSON; or the names with commas between them;
             or a JSON list or object.
-        output : as for the class.
+        output, output_name : as for the class.
 
         Raises
         ------
@@ -75,18 +78,22 @@ class Stated:
             std=_numbers("std", std),
             names=None if names is None else _names(names),
             output=output,
+            output_name=output_name,
         )
 
     @property
     def options(self) -> list[str]:
         """The options whose values are stated: "--mean" and so on."""
-        return [f"--{name}" for name, value in vars(self).items() if value is not None]
+        return [
+            f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None
+        ]
 
     def metadata(self) -> dict[str, str]:
         """The facts as metadata_props of an ONNX file."""
         values = {"mean": self.mean, "std": self.std, "classes": self.names}
         texts = {key: json.dumps(value) for key, value in values.items() if value is not None}
-        return texts if self.output is None else texts | {"output": self.output}
+        plain = {"output": self.output, "output_name": self.output_name}
+        return texts | {key: text for key, text in plain.items() if text is not None}
 
 
 def _numbers(name: str, words: Sequence[str] | None) -> tuple[float, ...] | None:

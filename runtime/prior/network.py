@@ -23,7 +23,16 @@ from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess, are_sides
-from runtime.prior.reading import KIND_NOTES, Form, find_form, find_kind, kind_named, standard
+from runtime.prior.reading import (
+    KIND_NOTES,
+    Form,
+    contradicts,
+    described,
+    find_form,
+    find_kind,
+    kind_named,
+    standard,
+)
 
 
 class Engine(Protocol):
@@ -85,6 +94,7 @@ class NetworkPrior:
         half = engine.inputs[0].dtype == "tensor(float16)"  # made on the host
         self.gpu: int | None = None if half else getattr(engine, "gpu", None)
         self._form: Form | None = None
+        self._guessed = False  # whether values, and no statement, decided ``output``
 
     @classmethod
     def from_onnx(
@@ -187,7 +197,7 @@ class NetworkPrior:
         BundleError : another shape or dtype, NaN or infinity, another number of classes than
             ``names``, or values that are not what the prior's ``output`` says.
         """
-        form = find_form([("", out.shape, out.dtype.kind)], out.shape[-2:], name=self.name)
+        form = find_form(described([""], [out]), out.shape[-2:], name=self.name)
         return self._to_guide(form.planes(out, self.name))
 
     def _guide(self, outputs: list[np.ndarray], own: tuple[int, int]) -> np.ndarray:
@@ -198,11 +208,14 @@ class NetworkPrior:
     def _find_form(self, outputs: list[Any], own: tuple[int, int]) -> Form:
         """Return the form of the outputs, which the first picture decides."""
         if self._form is None:
-            named = [
-                (port.name, tuple(out.shape), np.dtype(out.dtype).kind)
-                for port, out in zip(self.engine.outputs, outputs, strict=True)
-            ]
-            self._form = find_form(named, own, name=self.name, names=self.names)
+            self._form = find_form(
+                described([port.name for port in self.engine.outputs], outputs),
+                own,
+                name=self.name,
+                names=self.names,
+                kind=self.output,
+                chosen=self.engine.metadata.get("output_name"),
+            )
             if self._form.note:
                 self._note(self._form.note)
         return self._form
@@ -210,6 +223,9 @@ class NetworkPrior:
     def _to_guide(self, planes: np.ndarray) -> np.ndarray:
         """Convert (C, h', w') values of the network to a guide."""
         kind = self.output or self._decide(planes)
+        if self._guessed and kind is not None and contradicts(planes, kind):
+            self._note(f"the output has values that are no {kind}; from now on it is logits")
+            self.output = kind = "logits"
         values = standard(planes, kind, name=self.name)
         if values.ndim == 2:
             return values
@@ -220,8 +236,8 @@ class NetworkPrior:
 
     def _decide(self, planes: np.ndarray) -> str | None:
         """Return the kind of the values (C, h', w'). From now on it is ``output``, unless these
-        values leave it open."""
-        self.output = find_kind([planes], name=self.name)
+        values leave it open, until later values contradict it."""
+        self.output, self._guessed = find_kind([planes], name=self.name), True
         note = KIND_NOTES.get((self.output or "", len(planes) > 1))
         if note and planes.dtype.kind == "f":
             self._note(note)

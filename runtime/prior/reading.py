@@ -44,7 +44,13 @@ KIND_NOTES = {
     ("logits", False): "the output has one channel, so it is taken as the logit of the foreground",
     ("labels", False): "the output has one channel of whole numbers, so they are taken as labels",
 }
-_SAY_OUTPUT = "keep only that output: onnx.utils.extract_model(FILE, NEW, ['INPUT'], ['OUTPUT'])"
+_SAY_OUTPUT = (
+    "python -m export --output-name NAME, or metadata 'output_name' of the file, takes another one"
+)
+# Words in the names of outputs that are no segmentation.
+_OTHER = re.compile(
+    "aux|edge|bound|contour|depth|offset|center|centre|flow|normal|feat|embed|conf|certain|image|recon"
+)
 
 
 def kind_named(text: str, where: str) -> str:
@@ -134,66 +140,103 @@ def find_form(
     *,
     name: str = "the network",
     names: Sequence[str] | None = None,
+    kind: str | None = None,
+    chosen: str | None = None,
 ) -> Form:
     """Find the output that is the segmentation, and the order of its axes.
 
     Scores are (1, C, h, w) or (1, h, w, C). Labels, and scores of the foreground alone, are the
     same with one channel or without the channel axis. Of several such outputs the one with as many
-    channels as there are names is taken, then one that is not called auxiliary, then scores of
-    several classes, then the largest, then the first.
+    channels as there are names is taken, then one whose name has no word as "aux" or "edge", then
+    scores of several classes, then integers, then the largest, then the first.
 
     Parameters
     ----------
-    outputs : name, shape and NumPy's kind of dtype ("f", "i", "u", "b") of each output.
+    outputs : name, shape and dtype (as NumPy writes it, "float32") of each output.
     picture : (H, W) of the network's input.
     name : what messages call the network.
     names : the names of the classes.
+    kind : "logits", "probabilities", "labels", or None if it is not known. Labels are never several
+        channels, and the others never integers.
+    chosen : the name of the output to take, or None.
 
     Raises
     ------
-    BundleError : no output has the aspect ratio of the picture; or the network finds objects (it
-        also returns a list of boxes or queries), so that its channels are no classes.
+    BundleError : no output has the aspect ratio of the picture, or is called ``chosen``; several
+        outputs have different numbers of channels, and nothing tells which one is the segmentation;
+        or the network finds objects (it also returns a list of boxes or queries), so that its
+        channels are no classes.
     """
+    came = ", ".join(f"{output} {tuple(shape)} {dtype}" for output, shape, dtype in outputs)
+    if chosen is not None and all(output != chosen for output, _, _ in outputs):
+        raise BundleError(f"{name} has no output {chosen!r}, only {came}", fix=_SAY_OUTPUT)
     forms: list[tuple[tuple[Any, ...], Form]] = []
     lists = []
     for number, (output, shape, dtype) in enumerate(outputs):
+        if chosen not in (None, output):
+            continue
         form = _form_of(shape, dtype, picture, number, len(names or ()))
+        whole = not dtype.startswith("float")
+        # Where there is no choice, the values say later that they are not of this kind.
+        if form is not None and len(outputs) > 1 and chosen is None:
+            if (form.channels > 1) if kind == "labels" else (whole and kind is not None):
+                continue
         if form is not None:
             rank = (
                 bool(names) and form.channels == len(names or ()),
-                "aux" not in output.lower(),
+                _OTHER.search(output.lower()) is None,
                 form.channels > 1,
+                whole,
                 form.size[0] * form.size[1],
                 -number,
             )
             forms.append((rank, form))
-        elif dtype == "f" and len(shape) == 3 and min(shape[1:]) > 1:
+        elif form is None and not whole and len(shape) == 3 and min(shape[1:]) > 1:
             lists.append(f"{output} {tuple(shape)}")
-    came = ", ".join(f"{output} {tuple(shape)}" for output, shape, _ in outputs)
     if not forms:
         one = any(_core(shape)[-2:] == (1, 1) for _, shape, _ in outputs)
         reason = "; one score for the whole picture is a classification" if one else ""
         raise BundleError(
             f"{name} returned {came} for an input of {picture[0]} x {picture[1]} pixels; wanted "
-            f"(1, C, h, w) scores or (1, h, w) labels with the input's aspect ratio{reason}",
+            "(1, C, h, w) scores, which are floats, or (1, h, w) labels, with the input's aspect "
+            f"ratio{'' if kind is None else f', that are {kind}'}{reason}",
             fix="export the network with its segmentation as an output",
         )
-    if lists:
+    if lists and chosen is None:
         raise BundleError(
             f"{name} returned {came}; a list of boxes or queries beside masks belongs to a network "
             "that finds objects, whose mask channels are no classes",
-            fix="export a semantic segmentation; or, if one output is one, " + _SAY_OUTPUT,
+            fix=f"export a semantic segmentation; or, if one output is one: {_SAY_OUTPUT}",
         )
-    best = max(forms, key=lambda pair: pair[0])[1]
-    if len(outputs) == 1:
+    rank, best = max(forms, key=lambda pair: pair[0])
+    # One channel of floats beside others, as their certainty, is no rival.
+    equal = [pair for pair in forms if pair[0][:2] == rank[:2] and (pair[0][2] or pair[0][3])]
+    if len({form.channels for _, form in equal}) > 1 and not rank[0]:
+        raise BundleError(
+            f"{name} returned {came}; several of these could be the segmentation",
+            fix=f"name the classes (--names, metadata 'classes'); or {_SAY_OUTPUT}",
+        )
+    if len(outputs) == 1 or chosen is not None:
         return best
     taken, shape, _ = outputs[best.output]
+    others = [f"{o} {tuple(s)}" for n, (o, s, _) in enumerate(outputs) if n != best.output]
     note = (
-        f"output {taken} {tuple(shape)} is the segmentation; the network also returns "
-        + ", ".join(f"{o} {tuple(s)}" for n, (o, s, _) in enumerate(outputs) if n != best.output)
-        + f". To take another output, {_SAY_OUTPUT}"
+        f"output {taken} {tuple(shape)} is taken as the segmentation; the network also returns "
+        f"{', '.join(others)}. {_SAY_OUTPUT}"
     )
     return Form(best.output, best.channels, best.last, best.size, note)
+
+
+def described(
+    names: Sequence[str], outputs: Sequence[Any]
+) -> list[tuple[str, tuple[int, ...], str]]:
+    """Describe outputs for :func:`find_form`. What is no array, as a sequence, has no shape."""
+    return [
+        (name, tuple(out.shape), np.dtype(out.dtype).name)
+        if hasattr(out, "shape") and hasattr(out, "dtype")
+        else (name, (), type(out).__name__)
+        for name, out in zip(names, outputs, strict=True)
+    ]
 
 
 def core_axes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -218,13 +261,13 @@ def _form_of(
     """The form of one output, or None if it is no segmentation. ``names`` is the number of the
     names of classes, or 0."""
     core = _core(shape)
-    if len(core) not in (2, 3) or dtype not in "fiub":
+    if len(core) not in (2, 3) or not dtype.startswith(("float", "int", "uint", "bool")):
         return None
     found = [Form(number, core[0] if len(core) == 3 else 1, False, (core[-2], core[-1]))]
     if len(core) == 3:
         found.append(Form(number, core[2], True, (core[0], core[1])))
     found = [form for form in found if fits(form.size, picture)]
-    if dtype != "f":  # scores are floats, so that these are labels
+    if not dtype.startswith("float"):  # scores are floats, so that these are labels
         found = [form for form in found if form.channels == 1]
     exact = [form for form in found if form.size == tuple(picture)]
     named = [form for form in found if form.channels == names]
@@ -255,11 +298,13 @@ def find_kind(arrays: Sequence[np.ndarray], *, name: str = "the network") -> str
         whose classes do not exclude each other; or values that are not finite.
     """
     if arrays[0].dtype.kind != "f":
+        _refuse_scaled_mask(arrays, name)
         return "labels"
     if not all(np.isfinite(array).all() for array in arrays):
         raise BundleError(f"{name} returned NaN or infinite scores for this picture")
     low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
     if len(arrays[0]) == 1:
+        _refuse_scaled_mask(arrays, name)
         if -1 <= low and high < MOST_LABELS and all((a == np.rint(a)).all() for a in arrays):
             return "labels" if low < 0 or high > 1 else None
         return "probabilities" if 0 <= low and high <= 1 else "logits"
@@ -272,6 +317,31 @@ def find_kind(arrays: Sequence[np.ndarray], *, name: str = "the network") -> str
         "1: they are sigmoids of classes that overlap, or logits of an untrained network",
         fix=_SAY_KIND,
     )
+
+
+def _refuse_scaled_mask(arrays: Sequence[np.ndarray], name: str) -> None:
+    """BundleError for one channel that seems to be a mask or a probability times 255. Labels reach
+    255 only in networks of 256 classes, of which one picture shows a few."""
+    if max(a.max() for a in arrays) > 255 or min(a.min() for a in arrays) < 0:
+        return
+    found = np.unique(np.concatenate([np.unique(a) for a in arrays]))
+    whole = (found == np.rint(found)).all()
+    if found[-1] > (254 if whole else 20) and (found[-2:].tolist() == [0, 255] or len(found) > 32):
+        raise BundleError(
+            f"{name} returned one channel of {len(found)} different values from {found[0]:.3g} to "
+            f"{found[-1]:.3g}, which seems to be a mask or a probability times 255",
+            fix="divide the output by 255 in the network; or, if it is right, " + _SAY_KIND,
+        )
+
+
+def contradicts(planes: np.ndarray, kind: str) -> bool:
+    """Whether values (C, h, w) cannot be of the ``kind`` that earlier values seemed to have. Then
+    they are logits."""
+    if planes.dtype.kind != "f" or kind == "logits":
+        return False
+    if kind == "labels":
+        return bool((planes != np.rint(planes)).any())
+    return bool(planes.min() < 0 or planes.max() > 1 + TOLERANCE)
 
 
 def standard(planes: np.ndarray, kind: str | None, *, name: str = "the network") -> np.ndarray:
@@ -293,6 +363,17 @@ def standard(planes: np.ndarray, kind: str | None, *, name: str = "the network")
     BundleError : the values are not what ``kind`` says, or are not finite.
     """
     if planes.dtype.kind != "f":
+        if kind not in (None, "labels"):
+            raise BundleError(
+                f"{name} returned {planes.dtype} values, but is said to return {kind}",
+                fix=_SAY_KIND,
+            )
+        low, high = int(planes.min()), int(planes.max())
+        if low < -1 or high >= MOST_LABELS:
+            raise BundleError(
+                f"{name} returned labels from {low} to {high}; wanted -1 to {MOST_LABELS - 1}",
+                fix="number the classes 0, 1, ... and use -1 for unknown",
+            )
         return planes[0].astype(np.int32)
     if not np.isfinite(planes).all():
         raise BundleError(f"{name} returned NaN or infinite scores for this picture")

@@ -155,7 +155,7 @@ def test_which_axis_has_the_channels():
         ((1, 19, 1, 1), (32, 32), 0, (19, False)),
     ]:
         with case(shape, picture):
-            form = find_form([("y", shape, "f")], picture, names=["a"] * names)
+            form = find_form([("y", shape, "float32")], picture, names=["a"] * names)
             assert (form.channels, form.last) == wanted
             size = (form.channels, *form.size)
             assert form.planes(np.zeros(shape, np.float32)).shape == size
@@ -200,14 +200,14 @@ def test_the_output_that_fits_is_taken_and_named(tmp_path):
             {"score": ("GlobalAveragePool", {}, None, (1, 4, 1, 1))},
             {"aux": ("Neg", {}, None, (1, 4, "h", "w"))},
             {"deep": small},
-            {"picture": ("Identity", {}, ["image"], (1, 3, "h", "w"))} if first else {},
+            {"image_again": ("Identity", {}, ["image"], (1, 3, "h", "w"))},
             {"certainty": ("ReduceMax", {"axes": [1], "keepdims": 1}, None, (1, 1, "h", "w"))},
         ]:
             with case(first, *sides):
                 path = with_outputs(tmp_path / "m.onnx", first, **sides)
                 result = segment(path)
                 assert np.array_equal(result.labels, TRUTH)
-                told = [w for w in result.warnings if "is the segmentation" in w]
+                told = [w for w in result.warnings if "is taken as the segmentation" in w]
                 assert len(told) == len(sides) and all(name in told[0] for name in sides)
     features = {"features": ("Identity", {}, ["image"], (1, 3, "h", "w"))}
     meta = [("names", "{0: 'brick', 1: 'grass', 2: 'sea', 3: 'sand'}")]
@@ -219,13 +219,13 @@ def test_outputs_that_are_no_segmentation(tmp_path):
     for shapes, match in [
         ([(1, 10, 1, 1)], "one score for the whole picture is a classification"),
         ([(1, 10)], "with the input's aspect ratio"),
-        ([(1, 3, 96, 64)], r"returned y0 \(1, 3, 96, 64\) for an input of 64 x 96 pixels"),
+        ([(1, 3, 96, 64)], r"returned y0 \(1, 3, 96, 64\) float32 for an input of 64 x 96 pix"),
         ([(2, 3, 64, 96)], "wanted"),
         ([(1, 100, 151), (1, 100, 16, 24)], "a network that finds objects"),
         ([(1, 116, 8400), (1, 32, 16, 24)], "a network that finds objects"),
     ]:
         with case(*shapes):
-            outputs = [(f"y{n}", shape, "f") for n, shape in enumerate(shapes)]
+            outputs = [(f"y{n}", shape, "float32") for n, shape in enumerate(shapes)]
             with pytest.raises(BundleError, match=match):
                 find_form(outputs, (64, 96))
     path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[("GlobalAveragePool", {})])
