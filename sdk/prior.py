@@ -16,7 +16,9 @@ from runtime.errors import BundleError, InputError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior, check_imgsz, two_names
-from runtime.prior.reading import find_kind, standard
+from runtime.prior.reading import TOLERANCE, core_axes, find_kind, fits, standard
+
+MOST_STRETCH = 1.5  # largest factor between the aspect ratios of a picture and a callable's guide
 
 
 class Prior(Protocol):
@@ -81,8 +83,9 @@ class CallablePrior:
 
         Raises
         ------
-        InputError : the result is None, has rows of different lengths, looks like (C, h, w), or has
-            one channel of values that are neither labels nor in [0, 1].
+        InputError : the result is None, has rows of different lengths, looks like (C, h, w), has
+            another aspect ratio than the picture, one channel of values that are neither labels nor
+            in [0, 1], or several channels that sum to more than 1.
         """
         try:
             found = self.function(picture)
@@ -95,20 +98,56 @@ class CallablePrior:
             raise InputError(
                 "the prior returned rows of different lengths; wanted an array"
             ) from error
-        if guide.ndim in (3, 4) and guide.shape[0] == 1:  # (1, h, w) or (1, h, w, C), as networks
-            guide = guide[0]
-        height, width = picture.shape[:2]
-        # As (h, w, C) the guide's aspect ratio is far from the picture's, as (C, h, w) it is near.
-        if guide.ndim == 3 and guide.size and _stretch(guide.shape[:2], height, width) > 2:
-            if _stretch(guide.shape[1:], height, width) < 1.2:
-                raise InputError(
-                    f"the prior returned {guide.shape}, which looks like (C, h, w); "
-                    "wanted (h, w, C)",
-                    fix="guide.transpose(1, 2, 0)",
-                )
-        if guide.size and (guide.ndim == 2 or (guide.ndim == 3 and guide.shape[2] == 1)):
-            return _one_channel(guide.reshape(guide.shape[:2]))
-        return guide
+        return _checked(guide, picture.shape[:2])
+
+
+def _checked(found: np.ndarray, picture: tuple[int, ...]) -> np.ndarray:
+    """Return a callable's result as (h, w, C) probabilities or (h, w) labels. InputError if it is
+    neither, or no map of a ``picture`` (H, W)."""
+    guide = found
+    if guide.ndim > 2:  # axes of length 1 in front or behind, as networks have them
+        guide = guide.reshape([guide.shape[axis] for axis in core_axes(guide.shape)])
+    if guide.ndim == 3 and guide.shape[0] == 1 and not fits(guide.shape[:2], picture):
+        guide = guide[0]
+    if guide.ndim not in (2, 3) or not guide.size:
+        return guide  # the check of the guide says which shapes are allowed
+    stretch = 1.0 if fits(guide.shape[:2], picture) else _stretch(guide.shape[:2], picture)
+    # As (h, w, C) the guide's aspect ratio is far from the picture's, as (C, h, w) it is near.
+    if guide.ndim == 3 and stretch > 2 and _stretch(guide.shape[1:], picture) < 1.2:
+        raise InputError(
+            f"the prior returned {found.shape}, which looks like (C, h, w); wanted (h, w, C)",
+            fix=f"guide{'[0]' * (found.ndim - 3)}.transpose(1, 2, 0)",
+        )
+    if stretch > MOST_STRETCH:
+        raise InputError(
+            f"the prior returned {found.shape} for a picture of {picture[0]} x {picture[1]} "
+            "pixels; wanted (h, w) or (h, w, C) with the picture's aspect ratio",
+            fix="return a map of the whole picture",
+        )
+    if guide.ndim == 2 or guide.shape[2] == 1:
+        return _one_channel(guide.reshape(guide.shape[:2]))
+    _check_scores(guide)
+    return guide
+
+
+def _check_scores(guide: np.ndarray) -> None:
+    """InputError if (h, w, C) values of a callable are no probabilities of classes that exclude
+    each other."""
+    if guide.dtype.kind != "f":
+        raise InputError(
+            f"the prior returned {guide.shape} {guide.dtype}; wanted (h, w, C) float probabilities "
+            "or (h, w) labels",
+            fix="return probabilities in [0, 1]",
+        )
+    total = guide.sum(-1, dtype=np.float64)
+    most, least = float(total.max()), float(total.min(where=total > 0, initial=np.inf))
+    # One sum for all pixels is a scale. A sum below 1 says that a part of the pixel is unknown.
+    if guide.min() >= 0 and most > 1 + TOLERANCE and most - least > TOLERANCE * most:
+        raise InputError(
+            f"the prior returned {guide.shape} values whose sum over the classes is from "
+            f"{least:.4g} to {most:.4g}; wanted probabilities, whose sum is 1",
+            fix="divide them by their sum, or apply a soft-max to scores",
+        )
 
 
 def _one_channel(guide: np.ndarray) -> np.ndarray:
@@ -196,7 +235,7 @@ def make_prior(
     )
 
 
-def _stretch(size: tuple[int, ...], height: int, width: int) -> float:
+def _stretch(size: tuple[int, ...], picture: tuple[int, ...]) -> float:
     """Return the factor, at least 1, between the aspect ratios of ``size`` and the picture."""
-    ratio = (size[0] * width) / (size[1] * height)
+    ratio = (size[0] * picture[1]) / (size[1] * picture[0])
     return max(ratio, 1 / ratio)

@@ -191,9 +191,11 @@ def test_what_is_no_segmentation_or_not_what_it_is_said_to_be(tmp_path):
         (nearest_colour(), [("Sigmoid", {})], None, "sigmoids of classes that overlap"),
         (nearest_colour(), [], "labels", "is said to return labels"),
         (ONE, [], "probabilities", "calls its output probabilities"),
+        (nearest_colour(), [ARG_MAX], "logits", "int64 values, but is said to return logits"),
     ]:
         with case(match), pytest.raises(BundleError, match=match):
-            path = save(tmp_path / "m.onnx", *weights, tail=tail)
+            kind = TensorProto.INT64 if tail == [ARG_MAX] else FLOAT
+            path = save(tmp_path / "m.onnx", *weights, tail=tail, out=kind)
             standardised(file_model(path, output=output), FEEDS)
 
 
@@ -204,3 +206,27 @@ def test_operators_that_compute_other_values_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "standard", lambda *a, **k: real(*a, **k)[::-1])
     with pytest.raises(VerificationFailed, match="differ from the output"):
         standardised(file_model(path), FEEDS)
+
+
+def test_labels_beyond_the_names(tmp_path):
+    """A bundle with fewer names than labels would refuse its pictures."""
+    for kind in (TensorProto.INT64, FLOAT):
+        with case(kind):
+            tail = [ARG_MAX, ("Cast", {"to": kind})]
+            path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind)
+            with pytest.raises(BundleError, match="returned label 3, but has 3 names: a, b, c"):
+                standardised(file_model(path, names=list("abc")), FEEDS)
+
+
+def test_the_chosen_output(tmp_path):
+    path = save(tmp_path / "m.onnx", *nearest_colour())
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["scores"], ["other"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("other", FLOAT, None))
+    onnx.save(model, path)
+    first, chosen = (
+        runs(standardised(file_model(path, output_name=name), FEEDS).model)
+        for name in (None, "other")
+    )
+    for one, two in zip(first, chosen, strict=True):
+        assert np.array_equal(one, -two)

@@ -233,6 +233,57 @@ def test_outputs_that_are_no_segmentation(tmp_path):
         Segmenter(path, imgsz=(80, 96))(PICTURE)
 
 
+def test_which_of_several_outputs():
+    logits, labels = ("y", (1, 4, 64, 96), "float32"), ("l", (1, 64, 96), "int64")
+    sure, deep = ("c", (1, 64, 96), "float32"), ("d", (1, 4, 32, 48), "float32")
+    features = ("features", (1, 64, 64, 96), "float32")
+    for outputs, options, wanted in [
+        ([sure, labels], {}, "l"),
+        ([labels, sure], {}, "l"),
+        ([sure, logits], {}, "y"),
+        ([features, logits], {}, "y"),
+        ([("f", *features[1:]), logits], {"names": ["a"] * 4}, "y"),
+        ([deep, logits], {}, "y"),
+        ([logits, labels], {"kind": "labels"}, "l"),
+        ([labels, logits], {"kind": "logits"}, "y"),
+        ([logits, labels], {"chosen": "l"}, "l"),
+        ([logits, deep], {"chosen": "d"}, "d"),
+        ([("boxes", (1, 100, 4), "float32"), logits], {"chosen": "y"}, "y"),
+        ([("s", (), "list"), logits], {}, "y"),
+    ]:
+        with case(*(o[0] for o in outputs), *options):
+            form = find_form(outputs, (64, 96), **options)
+            assert outputs[form.output][0] == wanted
+            assert (form.note == "") == ("chosen" in options)
+    for outputs, options, match in [
+        ([logits, labels], {}, r"several of these could be(.|\n)*--output-name"),
+        ([("f", *features[1:]), logits], {}, "several of these could be the segmentation"),
+        ([logits], {"chosen": "z"}, r"has no output 'z', only y \(1, 4, 64, 96\) float32"),
+        ([("y", (1, 4, 64, 96), "int32")], {}, "int32 .*scores, which are floats"),
+        ([("y", (1, 4, 64, 96), "object")], {}, "wanted"),
+    ]:
+        with case(match), pytest.raises(BundleError, match=match):
+            find_form(outputs, (64, 96), **options)
+
+
+def test_an_output_that_is_no_array(tmp_path):
+    path = save(tmp_path / "m.onnx", *nearest_colour())
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["scores"], ["list"]))
+    kind = helper.make_tensor_sequence_value_info("list", FLOAT, None)
+    del model.graph.output[:]
+    model.graph.output.append(kind)
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match=r"returned list \(\) list for an input"):
+        segment(path)
+
+
+def test_output_name_in_the_metadata(tmp_path):
+    sides = {"other": ("Neg", {}, None, (1, 4, "h", "w"))}
+    path = with_outputs(tmp_path / "m.onnx", True, [("output_name", "other")], **sides)
+    assert (segment(path).labels != TRUTH).mean() > 0.5
+
+
 # Soft-max
 
 
@@ -258,6 +309,33 @@ def test_logits_are_remembered(tmp_path):
     prior(PICTURE, None)
     assert prior.output == "logits"
     assert np.abs(prior.guide(np.eye(3, dtype="f4").reshape(1, 3, 3, 1)).max() - 0.576) < 1e-3
+
+
+def test_a_picture_that_contradicts_the_first_changes_the_decision(tmp_path):
+    """On one colour, a logit can seem to be a probability."""
+    weight, bias = one_channel()
+    flat = np.full_like(PICTURE, 128)
+    bias = [0.5 - float(weight[0] @ ((flat[0, 0] / 255 - MEAN) / STD))]
+    path = save(tmp_path / "m.onnx", weight, bias)
+    segmenter = Segmenter(path, imgsz=SIZE, refine=None, min_area=0)
+    assert any("probability of the foreground" in w for w in segmenter(flat).warnings)
+    result = segmenter(PICTURE)
+    assert any("values that are no probabilities" in w for w in result.warnings)
+    said = save(tmp_path / "said.onnx", weight, bias, output="logits")
+    wanted = Segmenter(said, imgsz=SIZE, refine=None, min_area=0)(PICTURE)
+    assert np.array_equal(result.labels, wanted.labels)
+    assert np.array_equal(result.confidence, wanted.confidence)
+
+
+def test_masks_times_255_are_refused():
+    ramp = np.linspace(0, 255, 48 * 64).reshape(1, *SIZE)
+    mask = 255 * (TRUTH[None] == 0)
+    for array in [mask, mask.astype("u1"), mask.astype("f4"), ramp, ramp.astype("u1")]:
+        with case(array.dtype), pytest.raises(BundleError, match="times 255"):
+            find_kind([array])
+    for array, wanted in [(TRUTH[None], "labels"), (ramp - 99, "logits"), (ramp / 20, "logits")]:
+        assert find_kind([array]) == wanted
+    assert find_kind([np.int32([[[0, 7, 255]]])]) == "labels"
 
 
 def test_kinds_of_values():
@@ -358,6 +436,8 @@ def test_callables_of_other_forms():
         (TRUTH[None], TRUTH),
         (TRUTH[..., None], TRUTH),
         (TRUTH[None, ..., None], TRUTH),
+        (TRUTH[None, None], TRUTH),
+        (7 * np.eye(4)[TRUTH], TRUTH),
         (TRUTH.astype(np.float64), TRUTH),
         (TRUTH[..., None].astype(np.float32), TRUTH),
         (mask, mask),
@@ -384,6 +464,13 @@ def test_callables_that_are_refused():
         (scores + 1j, "wanted labels or probabilities"),
         (np.full(SIZE, "road"), "wanted labels or probabilities"),
         (np.full(SIZE, np.inf), "NaN or infinite"),
+        (TRUTH.T, r"returned \(64, 48\) for a picture of 48 x 64 pixels; wanted"),
+        (TRUTH[:12], r"returned \(12, 64\) for a picture"),
+        (np.eye(4)[TRUTH][:12], r"returned \(12, 64, 4\) for a picture"),
+        (PICTURE, r"returned \(48, 64, 3\) uint8; wanted \(h, w, C\) float prob"),
+        (PICTURE / 255, "values whose sum over the classes is from"),
+        (np.eye(4)[TRUTH].transpose(2, 0, 1), r"like \(C, h, w\)(.|\n)*fix: guide.transpose"),
+        (np.eye(4)[TRUTH].transpose(2, 0, 1)[None], r"fix: guide\[0\].transpose"),
     ]:
         with case(match), pytest.raises(InputError, match=match):
             Segmenter(lambda _, guide=guide: guide)(PICTURE)
