@@ -333,6 +333,18 @@ def test_no_memory_while_loading_is_no_damaged_file(session, monkeypatch):
                 assert caught.value.__cause__ is error
 
 
+def test_a_gpu_that_fails_while_loading_is_no_damaged_file(session, monkeypatch):
+    for error in OTHERS[:-2]:  # those that name a library of CUDA
+        with case(error), monkeypatch.context() as patch:
+
+            def raising(self, *_, error=error, **__):
+                raise error
+
+            patch.setattr(session, "__init__", raising)
+            with pytest.raises(DeviceError, match=r"^GPU 0 fails \(net: .*\n  fix: run nvidia-smi"):
+                engine("cuda")
+
+
 def test_a_damaged_file_is_one_on_every_device(session, monkeypatch):
     for place in ["cpu", "cuda"]:
         with case(place), monkeypatch.context() as patch:
