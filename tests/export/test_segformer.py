@@ -306,6 +306,9 @@ def test_a_hub_cache_is_found_and_named(whole, tmp_path):
     snapshot = cache / "snapshots" / "489d5cd81a0b59fab9b7ea758d3548ebe99677da"
     shutil.copytree(whole, snapshot)
     assert segformer(snapshot).name == "segformer-b0"
+    for revision in ("00older", "zzolder"):  # the newest one is named
+        shutil.copytree(snapshot, snapshot.with_name(revision))
+        os.utime(snapshot.with_name(revision), (0, 0))
     for folder in (cache, cache / "snapshots", tmp_path / "hub"):
         with pytest.raises(InputError, match="is no checkpoint; it contains checkpoints") as caught:
             segformer(folder)
