@@ -204,6 +204,16 @@ def test_a_bundle_with_an_engine_of_its_prior_only(capsys, monkeypatch, tmp_path
     assert code == 0 and "no engines; the export chose those of refine_step and refine_map" in out
 
 
+def test_an_engine_that_cannot_refine_alone_is_not_run(
+    capsys, monkeypatch, tmp_path, templates, gpu
+):
+    bundle = Path(shutil.copytree(templates / "network", tmp_path / "network.bundle"))
+    pretend_engines(monkeypatch, bundle, graphs=("prior", "refine_step"))
+    code, document = answer(capsys, "check", bundle)
+    golden = [c["state"] for c in document["checks"] if c["check"] == "golden, on trt engines"]
+    assert code == 0 and golden == ["ok"] and document["engines_not_run"] == 1
+
+
 def test_check_catches_an_engine_that_answers_wrongly(capsys, monkeypatch, bundle, gpu):
     def spoil(outputs):
         return {k: v[..., ::-1] if k in ("scores", "labels") else v for k, v in outputs.items()}
