@@ -144,6 +144,15 @@ def test_sizes_that_no_multiple_mends(tmp_path, refused):
     assert "\n  fix: drop --dynamic\n" in text
 
 
+def test_multiples_at_which_the_largest_input_is_too_large_mend_nothing():
+    def fails(size):
+        raise error
+
+    sizes = FreeSizes(RULE, largest=(8033, 8353))  # at multiples of 64 more than 2^26 pixels
+    error = SizeFailed("net fails", fix="export it again")
+    assert sizes.refusal(error, fails).fix == "drop --dynamic"
+
+
 def test_a_module_that_wants_multiples(tmp_path):
     """Its original fails, too; torch does not export such a module, so that the frozen graph is one
     that takes every size."""
