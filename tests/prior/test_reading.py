@@ -9,7 +9,7 @@ from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 from runtime.errors import BundleError, InputError
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior
-from runtime.prior.reading import find_form, find_kind, fits, kind_named
+from runtime.prior.reading import find_form, find_kind, fits, kind_named, standard
 from sdk import RefineConfig, Segmenter
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
@@ -148,6 +148,8 @@ def test_which_axis_has_the_channels():
         ((1, 20, 20, 21), (20, 20), 0, (21, True)),
         ((1, 21, 20, 20), (20, 20), 0, (21, False)),
         ((1, 20, 21, 20), (80, 82), 20, (20, False)),
+        ((1, 64, 32, 16), (64, 32), 0, (16, True)),  # of this size, before a smaller one
+        ((1, 64, 32, 16), (64, 32), 64, (64, False)),  # one for each name
         ((1, 19, 1, 3), (17, 100), 0, (19, False)),  # stride 32, which rounds
         ((1, 64, 96), (64, 96), 0, (1, False)),
         ((1, 1, 64, 96, 1), (64, 96), 0, (1, True)),
@@ -159,6 +161,10 @@ def test_which_axis_has_the_channels():
             assert (form.channels, form.last) == wanted
             size = (form.channels, *form.size)
             assert form.planes(np.zeros(shape, np.float32)).shape == size
+            beside = find_form(
+                [("s", (1, 1, 19), "f"), ("y", shape, "f")], picture, names=["a"] * names
+            )
+            assert (beside.output, beside.channels, beside.last) == (1, *wanted)
 
 
 def test_sizes_that_fit():
@@ -344,6 +350,7 @@ def test_kinds_of_values():
         ([soft], "probabilities"),
         ([soft.astype("f4")], "probabilities"),
         ([soft.astype("f2")], "probabilities"),
+        ([np.float32([[[1.0005]], [[0]]])], "probabilities"),  # rounded above 1
         ([soft, 2 * soft - 1], "logits"),
         ([soft[:1]], "probabilities"),
         ([2 * soft[:1]], "logits"),
@@ -362,6 +369,14 @@ def test_kinds_of_values():
             find_kind(arrays)
     with pytest.raises(BundleError, match="NaN"):
         find_kind([soft, np.full_like(soft, np.nan)])
+    for value, kind, match in [
+        (-2, "labels", "values from -2 to -2 in 1 channels"),
+        (4096, "labels", "wanted whole numbers from -1 to 4095"),
+        (1.5, "probabilities", "returned values up to 1.5"),
+        (np.nan, "logits", "NaN"),
+    ]:
+        with case(value, kind), pytest.raises(BundleError, match=match):
+            standard(np.full((1, 2, 2), value, np.float32), kind)
 
 
 # Metadata and names
@@ -413,7 +428,7 @@ def test_spellings_of_names(tmp_path):
             assert names == wanted and all(type(name) is str for name in names)
     for value in [
         *("road", "", "[" * 10_000, "{'road', 'sky'}", "'road'", "5", "(" * 3000 + ")" * 3000),
-        *({"road", "sky"}, {1: "road", 2: "sky"}, {0: "road", "0": "sky"}, {True: "sky"}),
+        *({"road", "sky"}, {1: "road", 2: "sky"}, {0: "road", "0": "sky"}, {False: "sky"}),
         *({0: 1}, [1, 2], 5, b"road", None, {-1: "a"}, {"²": "a"}, {"a": "road"}),
     ]:
         with case(str(value)[:30]), pytest.raises(InputError, match=r"^x (is|has) "):

@@ -112,7 +112,7 @@ def test_input_size(tmp_path):
 
 
 def test_fixed_input_size_is_obeyed(tmp_path):
-    for imgsz in [None, (24, 40)]:
+    for imgsz in [None, (24, 40), 40]:
         with case(imgsz):
             path = save(
                 tmp_path / "m.onnx",
