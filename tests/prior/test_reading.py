@@ -215,6 +215,11 @@ def test_the_output_that_fits_is_taken_and_named(tmp_path):
                 assert np.array_equal(result.labels, TRUTH)
                 told = [w for w in result.warnings if "is taken as the segmentation" in w]
                 assert len(told) == len(sides) and all(name in told[0] for name in sides)
+    prior = prior_of(path)
+    for told in (1, 0):  # once
+        prior(PICTURE, None)
+        assert len(prior.engine.warnings) == told
+        prior.engine.warnings.clear()
     features = {"features": ("Identity", {}, ["image"], (1, 3, "h", "w"))}
     meta = [("names", "{0: 'brick', 1: 'grass', 2: 'sea', 3: 'sand'}")]
     path = with_outputs(tmp_path / "m.onnx", False, meta, **features)
@@ -359,7 +364,7 @@ def test_kinds_of_values():
         ([np.float32([[[0, 1]]]), np.float32([[[0, 0.5]]])], "probabilities"),
         ([np.float32([[[0, 1]]]), np.float32([[[0, 7]]])], "labels"),
         ([np.float32([[[0, -1]]])], "labels"),
-        ([np.float32([[[0, 5000]]])], "logits"),
+        *[([np.float32([[[0, number]]])], "logits") for number in (5000, -2)],
         ([np.array([[[True, False]]])], "labels"),
     ]:
         with case(wanted, arrays[-1].shape, len(arrays)):
@@ -433,6 +438,8 @@ def test_spellings_of_names(tmp_path):
     ]:
         with case(str(value)[:30]), pytest.raises(InputError, match=r"^x (is|has) "):
             class_names(value, "x")
+    path = save(tmp_path / "m.onnx", np.eye(3), names="['a', 'b', 'c']", classes='["d", "e", "f"]')
+    assert prior_of(path).names == ["d", "e", "f"]
     for key, text in [("names", "{0: 'a', 1: 'b', 2: 'c', 3: 'd'}"), ("classes", '{"0": "a"}')]:
         path = save(tmp_path / "m.onnx", *nearest_colour(), **{key: text})
         assert prior_of(path).names == (
