@@ -345,7 +345,8 @@ def test_a_library_that_cannot_start_is_a_device_error(rtx, no_gpu, monkeypatch)
             with pytest.raises(DeviceError, match=rf"does not start: it makes no {kind}, ") as e:
                 build(convolution())
             assert "CUDA initialization failure with error: 35. (pybind11" in str(e.value)
-            assert "tensorrt_rtx was built for CUDA 1" in str(e.value) and e.value.fix
+            assert "tensorrt_rtx was built for CUDA 1" in str(e.value)
+            assert "install NVIDIA's driver" not in e.value.fix  # it builds without one
 
 
 def test_shapes_that_the_library_refuses(rtx, no_gpu, monkeypatch):

@@ -64,7 +64,7 @@ def test_every_form_becomes_that_of_bundles(tmp_path):
     ]:
         path = save(tmp_path / "m.onnx", *weights, tail=tail, out=kind)
         names = [name for name, _ in tail]
-        for opset in (17, 11) if "Softmax" not in names else (17,):
+        for opset in (17, 13, 11) if "Softmax" not in names else (17,):
             with case(kind, opset, *names):
                 of_opset(path, opset)
                 standard = standardised(file_model(path), FEEDS)
