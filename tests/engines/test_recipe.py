@@ -147,12 +147,11 @@ def test_the_command_of_trtexec_builds_the_same_engine():
     )
     plain = EngineRecipe(tf32=True).trtexec("m.onnx", "m.engine", "fp32")
     assert plain == "trtexec --onnx=m.onnx --saveEngine=m.engine"
-    names = {"in:0": ((1, 3),) * 3, "parameters": ((9,),) * 3}
+    names = {"in:0": ((1, 3),) * 3, "a,b": ((9,),) * 3}
     words = shlex.split(EngineRecipe(shapes=names).trtexec("m.onnx", "m.engine", "fp16"))
-    assert words[3:] == ["--optShapes='in:0':1x3,parameters:9", "--noTF32", "--stronglyTyped"]
+    assert words[3:] == ["--optShapes='in:0':1x3,'a,b':9", "--noTF32", "--stronglyTyped"]
     names["in:0"] = ((1, 2), (1, 3), (1, 4))  # one of two inputs is free
     words = shlex.split(EngineRecipe(shapes=names).trtexec("m.onnx", "m.engine", "fp32"))
     assert words[3:6] == [
-        f"--{end}Shapes='in:0':1x{n},parameters:9"
-        for n, end in ((2, "min"), (3, "opt"), (4, "max"))
+        f"--{end}Shapes='in:0':1x{n},'a,b':9" for n, end in ((2, "min"), (3, "opt"), (4, "max"))
     ]

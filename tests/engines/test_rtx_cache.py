@@ -60,9 +60,12 @@ def test_kernels_are_in_the_file_before_the_engine_is_closed(fake, folder):
     engine = TensorRTEngine(PLAN, runtime="tensorrt_rtx")
     assert not folder.exists()
     engine(np.zeros(2))
-    assert len(list(folder.iterdir())) == 1
+    (file,) = folder.iterdir()
+    written = file.stat().st_mtime_ns
     engine(np.zeros(2))
     assert fake.calls["serialize"] == 1
+    engine.close()
+    assert file.stat().st_mtime_ns == written
     assert run(fake) == 0
 
 

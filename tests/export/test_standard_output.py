@@ -122,6 +122,15 @@ def test_other_outputs_and_what_they_need_are_removed(tmp_path):
     assert len(kept.graph.node) == 1
 
 
+def test_names_of_the_operators_that_the_network_has_already(tmp_path):
+    path = save(tmp_path / "m.onnx", *ONE)
+    before = runs(standardised(file_model(path), FEEDS).model)
+    model = onnx.load(path)
+    model.graph.node[0].output[0] = model.graph.output[0].name = "prior_0"
+    onnx.save(model, path)
+    np.testing.assert_array_equal(runs(standardised(file_model(path), FEEDS).model), before)
+
+
 def test_inner_graphs_keep_what_they_read(tmp_path):
     """The branches of an If read the outer graph's values, which no node's input names."""
     path = save(tmp_path / "m.onnx", *ONE)
