@@ -183,6 +183,7 @@ def test_supported_gpus_come_from_the_library(rtx):
     found = supported_compute_capabilities()
     assert {"7.5", "8.6", "8.9", "12.0"} <= set(found)
     assert "8.7" not in found and found == sorted(found, key=float)
+    assert set(tensorrt.RTX_CAPABILITIES) >= set(found)  # those of the newest version
 
 
 def test_unsupported_gpus_need_their_device(rtx, no_gpu):
