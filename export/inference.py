@@ -1,19 +1,24 @@
-"""Types and shapes of the tensors of an ONNX graph, also where onnx's own inference ends."""
+"""What an ONNX graph says of itself: types and shapes of its tensors, also where onnx's own
+inference ends; its precision; whether it was exported in training mode."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BundleError, first_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 # onnx infers nothing for these operators, and then nothing behind them. Their output has the type
 # and the shape of their first input.
 _LIKE_INPUT = frozenset(["GroupNormalization"])
 _QUANTISED = frozenset(
     "ConvInteger DequantizeLinear MatMulInteger QLinearConv QLinearMatMul".split()
+)
+_RANDOM = frozenset(
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
 )
 
 
@@ -88,3 +93,58 @@ def precision_of(model: ModelProto) -> str:
         "fp16": any(w.data_type == TensorProto.FLOAT16 for w in weights),
     }
     return "+".join(name for name, is_there in found.items() if is_there) or "fp32"
+
+
+def check_not_training(model: ModelProto, name: str) -> None:
+    """Check that a network computes the same output in each run, also inside branches and local
+    functions.
+
+    Parameters
+    ----------
+    name : of the network, for messages.
+
+    Raises
+    ------
+    BundleError : operators return random values, or are in training mode: BatchNormalization with
+        the statistics of the picture, Dropout that drops values.
+    """
+    found = set()
+    for body in (model.graph, *model.functions):
+        graphs = [*_with_branches(body)]
+        nodes = [node for graph in graphs for node in graph.node]
+        constants = {t.name: t for graph in graphs for t in getattr(graph, "initializer", ())}
+        for node in nodes:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                constants[node.output[0]] = node.attribute[0].t
+        bools = {key: t for key, t in constants.items() if t.data_type == t.BOOL}
+        trues = {key for key, t in bools.items() if any(t.raw_data or t.int32_data)}
+        found |= {node.op_type for node in nodes if _in_training(node, trues)}
+    if found:
+        raise BundleError(
+            f"{name} was exported in training mode, or returns random values: it contains "
+            f"{', '.join(sorted(found))}",
+            fix="export it after model.eval(); in forward: dropout(x, training=self.training)",
+        )
+
+
+def _with_branches(body: Any) -> Iterator[Any]:
+    """A graph or a local function, and the graphs inside its nodes."""
+    yield body
+    for node in body.node:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _with_branches(graph)
+
+
+def _in_training(node: NodeProto, trues: set[str]) -> bool:
+    """Whether a node returns random values or is in training mode. ``trues`` are the names of the
+    constants that are true."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Dropout":
+        return len(node.input) > 2 and node.input[2] in trues
+    if node.op_type == "BatchNormalization":
+        # Before opset 14, further outputs say that it is in training mode.
+        modes = [attribute.i for attribute in node.attribute if attribute.name == "training_mode"]
+        return any(modes) or (not modes and any(node.output[1:]))
+    return node.op_type in _RANDOM

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.frozen import Frozen
-from export.inference import check_valid, precision_of, store_unknown_types
+from export.inference import check_not_training, check_valid, precision_of, store_unknown_types
 from export.models import PriorModel
 from export.ports import fix_ports
 from runtime.engines.onnx_runtime import telemetry_off
@@ -84,8 +84,8 @@ def frozen_graph(
     InputError : K-means, which is no network; operators outside of the ONNX standard; a size that
         the network does not allow; a network with several inputs; a module that fails, that torch
         cannot export, or whose output has the wrong form.
-    BundleError : bytes that are no ONNX, a network that onnx's checker refuses, or one of 2 GiB and
-        more.
+    BundleError : bytes that are no ONNX; a network in training mode, one that onnx's checker
+        refuses, or one of 2 GiB and more.
     VerificationFailed : simplifying changed the output, or the output is not finite.
     MissingBackend : torch, onnxscript, onnx or onnxslim is not installed.
     """
@@ -98,6 +98,7 @@ def frozen_graph(
         graph = _trace(model, imgsz, dynamic, opset or model.opset)
     else:
         graph = onnx.inliner.inline_local_functions(_parsed(model))
+    check_not_training(graph, model.name)
     foreign = sorted(
         {f"{n.domain}.{n.op_type}" for n in graph.graph.node if n.domain not in _STANDARD}
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.frozen import serialised
+from export.inference import check_not_training
 from export.models.base import OPSET, PriorModel, check_size
 from export.models.stated import Stated
 from runtime.engines.onnx_file import check_file
@@ -42,12 +43,13 @@ def onnx_file(
     Raises
     ------
     InputError : no such file, or a size that the network does not take.
-    BundleError : no ONNX, external data outside its folder, an input that is not one (1, 3, h, w)
-        float32 or float16, or metadata that does not fit.
+    BundleError : no ONNX, external data outside its folder, a network in training mode, an input
+        that is not one (1, 3, h, w) float32 or float16, or metadata that does not fit.
     MissingBackend : onnx is not installed.
     """
     model, inputs, metadata = _read(path)
     warnings = _too_new(model, path.name)
+    check_not_training(model, path.name)
     metadata |= (stated or Stated()).metadata()
     shape = inputs[0].shape if inputs else ()
     fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in _FLOATS
