@@ -18,6 +18,7 @@ from export.half import to_half
 from export.inference import precision_of
 from export.int8 import to_int8
 from export.models import PriorModel
+from export.models.base import check_size
 from export.options import ExportOptions, check_use
 from export.pictures import Pictures, choose_pictures
 from export.refine_step import build_map, build_step
@@ -254,8 +255,8 @@ def _network(
     """The network: frozen, in the precision asked for, and verified. ONNX Runtime opens each of its
     graphs only once, because the golden vectors use the outputs that the check computed."""
     say(f"freeze {model.name}")
-    _check_profile(options, size)
     preprocess = frozen_preprocess(model, imgsz=options.imgsz, dynamic=options.dynamic)
+    _check_profile(options, size, preprocess, model.name)
     with frozen_graph(
         model,
         imgsz=options.imgsz,
@@ -391,18 +392,23 @@ def _lower(
     return frozen, {"precision": own}
 
 
-def _check_profile(options: ExportOptions, size: tuple[int, int]) -> None:
-    """InputError unless least size <= usual size <= largest size."""
+def _check_profile(
+    options: ExportOptions, size: tuple[int, int], preprocess: Preprocess, name: str
+) -> None:
+    """InputError unless least size <= usual size <= largest size, and the network ``name`` takes
+    these sizes."""
     low, high = options.min_shape or size, options.max_shape or size
-    for name, came, bound, small, large in (
+    for option, came, bound, small, large in (
         ("min-shape", low, "at most", low, size),
         ("max-shape", high, "at least", size, high),
     ):
         if any(a > b for a, b in zip(small, large, strict=True)):
             raise InputError(
-                f"{name} is {came}; wanted {bound} {size}, the usual size",
+                f"{option} is {came}; wanted {bound} {size}, the usual size",
                 fix="change it, or set the usual size by --opt-shape",
             )
+        if options.dynamic:
+            check_size(came, preprocess, name, option)
 
 
 def _classes(model: PriorModel, guide: np.ndarray) -> int:

@@ -126,7 +126,9 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_size(size: tuple[int, int], preprocess: Preprocess, name: str) -> None:
+def check_size(
+    size: tuple[int, int], preprocess: Preprocess, name: str, option: str = "imgsz"
+) -> None:
     """Check an input size that the user chose.
 
     Parameters
@@ -134,6 +136,7 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, name: str) -> None
     size : (height, width) in pixels.
     preprocess : its ``multiple`` and ``minimum`` say which sizes the network takes.
     name : of the network, for messages.
+    option : the option that states the size, for messages.
 
     Raises
     ------
@@ -144,6 +147,6 @@ def check_size(size: tuple[int, int], preprocess: Preprocess, name: str) -> None
         least = -(-minimum // multiple) * multiple
         near = [max(least, round(n / multiple) * multiple) for n in size]
         raise InputError(
-            f"imgsz is {size}; {name} wants multiples of {multiple}, at least {minimum}",
-            fix=f"--imgsz {near[0]} {near[1]}",
+            f"{option} is {size}; {name} wants multiples of {multiple}, at least {minimum}",
+            fix=f"--{option} {near[0]} {near[1]}",
         )

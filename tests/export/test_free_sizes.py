@@ -249,3 +249,17 @@ def test_a_graph_that_fails_says_its_input(tmp_path):
         with pytest.raises(SizeFailed, match=r"net fails on \(1, 3, 6, 8\)") as error:
             graph(np.zeros((1, 3, 6, 8), np.float32))
     assert "--imgsz" in error.value.fix
+
+
+def test_the_sizes_of_engines_are_multiples_as_well(tmp_path, photos):
+    path = multiples_of(tmp_path / "net.onnx", 4, size_multiple=4, minimum_size=32)
+    words = ("--model", path, "--dynamic", "--pictures", photos, "-q", "-o", tmp_path / "b")
+    for least, largest, text in [
+        ("30x32", 96, "min-shape is (30, 32); net wants multiples of 4, at least 32"),
+        (16, 96, "min-shape is (16, 16); net wants multiples of 4, at least 32"),
+        (32, "96x98", "max-shape is (96, 98); net wants multiples of 4, at least 32"),
+    ]:
+        with case(text):
+            ended = export(*words, "--imgsz", 64, "--min-shape", least, "--max-shape", largest)
+            assert ended.refused(1, text, f"fix: --{text[:9]} ")
+            assert not (tmp_path / "b").exists()
