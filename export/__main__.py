@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     A :class:`runtime.errors.ExitCode`.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(arguments)
+    # argparse takes "-0.5,-0.5,-0.5" for an option, but not what begins with a space.
+    words = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in arguments]
+    args = _parser().parse_args(words)
     return run(lambda: _export(args, arguments), as_json=args.json)
 
 

@@ -11,20 +11,26 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from runtime.checks import is_count, is_number
+from runtime.checks import is_count
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
 
 MAX_SIDE = 2**15  # the longest side of a network's input
 MAX_PIXELS = 2**26  # the most pixels of a network's input
 _EXPORT = "export the bundle again"
-_METADATA = (
-    "set it: python -m export --help lists the options, or see metadata_props in docs/export.md"
-)
+_FORMS = {  # an example of the text of each metadata key
+    "mean": "[0.485, 0.456, 0.406]",
+    "std": "[0.229, 0.224, 0.225]",
+    "input_size": '{"width": 512, "height": 256}',
+    "size_multiple": "32",
+    "minimum_size": "32",
+    "input_layout": "NCHW RGB",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +162,8 @@ class Preprocess:
     ) -> Preprocess:
         """Make a Preprocess from the metadata_props of an ONNX file.
 
-        All values but ``input_layout`` are JSON. ``mean`` and ``std`` are required. Optional are
+        All values but ``input_layout`` are JSON; ``mean`` and ``std``, which are required, may also
+        be three numbers with commas between them. Optional are
         ``input_size`` ({"width", "height"}; its longer side becomes ``long_side``, by default 512),
         ``size_multiple`` and ``minimum_size`` (by default 1), and ``input_layout`` (a text that
         contains BGR if the planes have this order).
@@ -177,7 +184,7 @@ class Preprocess:
             raise BundleError(
                 f"{name}: metadata 'input_size' is {metadata['input_size']}; "
                 f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}',
-                fix=_METADATA,
+                fix=_set("input_size"),
             )
         numbers = {}
         for key in ("size_multiple", "minimum_size"):
@@ -186,16 +193,19 @@ class Preprocess:
                 raise BundleError(
                     f"{name}: metadata {key!r} is {numbers[key]!r}; wanted a number, "
                     f"1 to {MAX_SIDE}",
-                    fix=_METADATA,
+                    fix=_set(key),
                 )
         triples = {}
         for key in ("mean", "std"):
+            text = metadata.get(key, "")
+            if "," in text and "[" not in text:
+                metadata = {**metadata, key: f"[{text.strip('() ')}]"}
             value = read_json(metadata, name, key, None)
             if value is None:
                 raise BundleError(
                     f"{name} does not say how to normalise pictures: metadata {key!r} is missing",
                     fix=f"freeze it with python -m export --model {name} --mean R,G,B --std R,G,B; "
-                    f"or add it: model.metadata_props.add(key='{key}', value='[R, G, B]')",
+                    f"or add it, e.g. model.metadata_props.add(key='{key}', value='{_FORMS[key]}')",
                 )
             try:
                 triples[key] = _triple(key, value)
@@ -228,7 +238,7 @@ def _color(layout: str, name: str) -> str:
     if "nhwc" in words or len(orders) > 1 or not orders <= {"rgb", "bgr"}:
         raise BundleError(
             f"{name}: metadata 'input_layout' is {layout[:80]!r}; wanted 'NCHW RGB' or 'NCHW BGR'",
-            fix=_METADATA,
+            fix=_set("input_layout"),
         )
     return orders.pop() if orders else "rgb"
 
@@ -247,8 +257,16 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"{name}: metadata {key!r} is no JSON: {text[:80]!r}", fix=_METADATA
+            f"{name}: metadata {key!r} is no JSON: {text[:80]!r}", fix=_set(key)
         ) from error
+
+
+def _set(key: str) -> str:
+    """Return the fix for a wrong value of a metadata key: an example, and how it is set."""
+    return (
+        f"for entry in model.metadata_props: if entry.key == {key!r}, set entry.value = "
+        f"{_FORMS[key]!r}, for example; docs/refine.md lists the keys"
+    )
 
 
 def _line(error: InputError) -> str:
@@ -264,13 +282,16 @@ def are_sides(values: list[Any]) -> bool:
 
 def _triple(name: str, value: Any) -> tuple[float, float, float]:
     """Check ``mean`` or ``std``, a list of three numbers, and return it as a tuple."""
-    numbers = [
-        float(n)
-        for n in (value if isinstance(value, (list, tuple)) else ())
-        if is_number(n) and abs(n) < 1e9
-    ]
-    if len(numbers) != 3 or len(value) != 3 or (name == "std" and min(numbers) <= 0):
+    given = list(value) if isinstance(value, (list, tuple)) else []
+    if len(given) != 3 or any(isinstance(n, bool) or not isinstance(n, Real) for n in given):
         raise InputError(f"{name} is {value}; wanted three numbers", fix="one for each colour")
+    numbers = [float(n) if abs(n) < 1e9 else math.inf for n in given]  # NaN becomes inf
+    if math.inf in numbers or (name == "std" and min(numbers) <= 0):
+        wanted = "finite numbers" if math.inf in numbers else "numbers above 0"
+        raise InputError(
+            f"{name} is {value}; wanted {wanted}",
+            fix="take the numbers of the training code; without any, mean is 0 and std is 1",
+        )
     if max(abs(n) for n in numbers) > 10:
         raise InputError(
             f"{name} is {value}; wanted numbers for values in [0, 1]", fix="divide them by 255"

@@ -266,7 +266,7 @@ UNKNOWN = [
     ({"rescale_factor": "x"}, "rescale_factor is 'x'; wanted a number above 0"),
     ({"image_mean": [0.5]}, r"image_mean is \[0.5\]; wanted three numbers"),
     ({"image_std": [1, 1, "a"]}, "image_std is .*; wanted three numbers"),
-    ({"image_std": [1, 1, 0]}, "std is .*wanted three numbers"),
+    ({"image_std": [1, 1, 0]}, "std is .*wanted numbers above 0"),
     ({"size": 16}, r"imgsz is \(16, 16\); SegFormer wants at least 32 x 32"),
 ]
 

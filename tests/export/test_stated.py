@@ -78,11 +78,21 @@ def test_numbers_in_every_spelling():
     assert Stated.from_words(mean=[".5", ".5", ".5"]).metadata() == {"mean": "[0.5, 0.5, 0.5]"}
 
 
+def test_negative_numbers_on_the_command_line(raw, tmp_path, photos):
+    words = ("--model", raw, "--imgsz", "48x72", "--pictures", photos, "-q", "--std", "1,1,1")
+    for text in (("-0.5,-.25,-1",), ("-0.5", "-.25", "-1"), ("[-0.5,-.25,-1]",)):
+        with case(text):
+            ended = export(*words, "--mean", *text, "-o", tmp_path / "b")
+            assert ended.code == 0, ended
+            preprocess = Bundle.open(tmp_path / "b").manifest["preprocess"]
+            assert preprocess["mean"] == [-0.5, -0.25, -1]
+
+
 WRONG_NUMBERS = [
     (["123.7,116.3,103.5"], r"mean is \(123.7, .*; wanted numbers .*\n  fix: divide them by 255"),
     (["0.5"], r"mean is \(0.5,\); wanted three numbers"),
     (["0.5,0.5,0.5,0.5"], "wanted three numbers"),
-    (["nan,0,0"], "wanted three numbers"),
+    (["nan,0,0"], "wanted finite numbers"),
     (["a,b,c"], r"mean is 'a,b,c'; wanted three numbers\n  fix: --mean 0.485,0.456,0.406"),
     ([""], "mean is ''; wanted three numbers"),
 ]  # fmt: skip
@@ -92,7 +102,7 @@ def test_numbers_that_do_not_fit():
     for words, match in WRONG_NUMBERS:
         with case(words), pytest.raises(InputError, match=match):
             Stated.from_words(mean=words)
-    with pytest.raises(InputError, match=r"std is \(0.0, 1.0, 1.0\); wanted three numbers"):
+    with pytest.raises(InputError, match=r"std is \(0.0, 1.0, 1.0\); wanted numbers above 0"):
         Stated.from_words(std=["0,1,1"])
     with pytest.raises(InputError, match="output is 'scores'; wanted logits, probabilities"):
         Stated(output="scores")

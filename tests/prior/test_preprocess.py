@@ -1,6 +1,7 @@
 """runtime/prior/preprocess.py against plain NumPy, its place in the manifest, and every refusal."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -173,12 +174,12 @@ def test_options_that_are_refused():
         ({"mean": "000"}, "mean is 000; wanted three numbers"),
         ({"mean": 0.5}, "mean is 0.5; wanted three numbers"),
         ({"mean": None}, "mean is None; wanted three numbers"),
-        ({"mean": (0, 0, float("nan"))}, "mean is .*; wanted three numbers"),
-        ({"mean": (0, 0, float("-inf"))}, "mean is .*; wanted three numbers"),
-        ({"mean": (0, 0, 10**400)}, "mean is .*; wanted three numbers"),
+        ({"mean": (0, 0, float("nan"))}, "mean is .*; wanted finite numbers"),
+        ({"mean": (0, 0, float("-inf"))}, "mean is .*; wanted finite numbers"),
+        ({"mean": (0, 0, 10**400)}, "mean is .*; wanted finite numbers"),
         ({"mean": (0, 0, True)}, "mean is .*; wanted three numbers"),
-        ({"std": (1, 1, 0)}, r"std is \(1, 1, 0\); wanted three numbers"),
-        ({"std": (1, 1, -1)}, "std is .*; wanted three numbers"),
+        ({"std": (1, 1, 0)}, r"std is \(1, 1, 0\); wanted numbers above 0"),
+        ({"std": (1, 1, -1)}, "std is .*; wanted numbers above 0"),
         ({"mean": (123, 116, 103)}, r"(?s)wanted numbers for values in \[0, 1\].*fix: divide them"),
         ({"std": (58, 57, 57)}, r"std is .*; wanted numbers for values in \[0, 1\]"),
         ({"height": None}, "height, width, long_side, .* are None, 16, 512, 1, 1; wanted 1 to"),
@@ -267,8 +268,8 @@ def test_metadata_that_is_refused():
         ({"std": None}, None, "m.onnx does not say how to normalise .* 'std' is missing"),
         ({"mean": "[0, 0]"}, None, r"m.onnx: metadata 'mean' is \[0, 0\]; wanted three numbers"),
         ({"mean": "[123, 0, 0]"}, None, "metadata 'mean' is .*; wanted numbers for values in"),
-        ({"mean": "[1e999, 0, 0]"}, None, "metadata 'mean' is .*; wanted three numbers"),
-        ({"std": "[1, 1, 0]"}, None, "metadata 'std' is .*; wanted three numbers"),
+        ({"mean": "[1e999, 0, 0]"}, None, "metadata 'mean' is .*; wanted finite numbers"),
+        ({"std": "[1, 1, 0]"}, None, "metadata 'std' is .*; wanted numbers above 0"),
         ({"std": "0.2"}, None, "metadata 'std' is 0.2; wanted three numbers"),
         ({"mean": "a"}, None, "m.onnx: metadata 'mean' is no JSON: 'a'"),
         ({"mean": "[" * 100_000}, None, r"metadata 'mean' is no JSON: '\[\[\["),
@@ -286,6 +287,32 @@ def test_metadata_that_is_refused():
             with pytest.raises(BundleError, match=rf"(?s)^.*{match}.*\n  fix: ") as error:
                 Preprocess.from_metadata(metadata, "m.onnx", fixed)
             assert str(error.value).count("fix: ") == 1
+
+
+def test_metadata_without_brackets():
+    for text in ("0.5, 0.4, 0.3", "(0.5,0.4,0.3)"):
+        with case(text):
+            pp = Preprocess.from_metadata(META | {"mean": text}, "m.onnx")
+            assert (pp.mean, pp.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def test_the_fix_shows_a_value_that_is_taken():
+    for key, wrong in [
+        ("mean", "0.5 0.5 0.5"),
+        ("std", "{"),
+        ("input_size", "96x128"),
+        ("input_size", "512"),
+        ("size_multiple", "32px"),
+        ("size_multiple", "0"),
+        ("minimum_size", "1.5"),
+        ("input_layout", "NHWC"),
+    ]:
+        with case(key, wrong):
+            with pytest.raises(BundleError) as error:
+                Preprocess.from_metadata(META | {key: wrong}, "m.onnx")
+            found = re.search("entry.key == '(.*)', set entry.value = '(.*)', for", error.value.fix)
+            assert found is not None and found[1] == key, error.value.fix
+            assert Preprocess.from_metadata(META | {key: found[2]}, "m.onnx")
 
 
 def test_small_things():
