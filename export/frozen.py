@@ -9,11 +9,18 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from runtime.engines.onnx import OnnxEngine
+from runtime.engines.onnx_errors import is_about_sizes
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError, VerificationFailed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+
+_OTHER_SIZE = (
+    "choose another size with --imgsz (many networks want multiples of 32), or export the network "
+    "again"
+)
 
 
 class SizeFailed(VerificationFailed):
@@ -84,11 +91,13 @@ class Frozen:
         try:
             return engine(*arrays)
         except InputError as error:
-            raise SizeFailed(
-                error.message,
-                fix="choose another size with --imgsz (many networks want multiples of 32), or "
-                "export the network again",
-            ) from error
+            fix = error.fix or "export the network again"
+            if is_about_sizes(error.__cause__ or error):
+                is_free = any(
+                    not isinstance(n, int) for port in self.inputs for n in port.shape[2:]
+                )
+                fix = _OTHER_SIZE if is_free else "export the network again"
+            raise SizeFailed(error.message, fix=fix) from error
 
     @property
     def inputs(self) -> list[Port]:

@@ -53,11 +53,14 @@ def onnx_file(
     metadata |= (stated or Stated()).metadata()
     shape = inputs[0].shape if inputs else ()
     fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in _FLOATS
-    if not fits or (isinstance(shape[1], int) and shape[1] != 3):
+    pairs = zip(shape[:2], (1, 3), strict=True) if fits else ()
+    if not fits or any(isinstance(n, int) and n != wanted for n, wanted in pairs):
         came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
         fix = "export it again with one input: the picture, batch 1, three planes, float32"
         if fits and shape[3] == 3:
             fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
+        elif fits and shape[1] == 3:
+            fix = "export it again with batch 1, or with a free batch"
         raise BundleError(
             f"{path.name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix
         )

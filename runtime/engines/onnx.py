@@ -21,6 +21,7 @@ from runtime.engines.onnx_errors import (
     device_error,
     is_about_input,
     is_about_sizes,
+    is_about_types,
     load_problem,
     ort_errors,
     reason,
@@ -41,6 +42,7 @@ from runtime.errors import (
 # type already.
 _CONVERTED = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
+_OTHER_TYPE = "export the network with float32 outputs: put a Cast to float32 behind each of them"
 _MULTIPLE = (
     "the network may need sizes that are multiples of a number, often 32: use imgsz=(HEIGHT, "
     "WIDTH) with multiples of 32, or add the number to its metadata as 'size_multiple'"
@@ -289,8 +291,10 @@ class OnnxEngine:
             failure = self._device_error(error)
             if failure is None and self._kind == "cuda" and not is_about_input(error):
                 failure = DeviceError(message, fix=SEE_GPU)
-            sizes = is_about_sizes(error) and "size_multiple" not in self.metadata
-            raise failure or InputError(message, fix=_MULTIPLE if sizes else "") from error
+            fix = _OTHER_TYPE if is_about_types(error) else ""
+            if is_about_sizes(error) and "size_multiple" not in self.metadata:
+                fix = _MULTIPLE
+            raise failure or InputError(message, fix=fix) from error
 
     def _check_open(self) -> None:
         """Raise an InputError if the engine is closed, or was inherited by a forked process."""

@@ -140,6 +140,11 @@ def is_about_sizes(error: Exception) -> bool:
     return bool(_NODE.search(str(error)) and _SIZES.search(reason(error)))
 
 
+def is_about_types(error: Exception) -> bool:
+    """Return whether an output of the network has a type that NumPy lacks, as bfloat16."""
+    return "No corresponding Numpy type" in str(error)
+
+
 def device_error(error: Exception, name: str, kind: str, index: int) -> DeviceError | None:
     """Return the DeviceError for an error of ONNX Runtime; None if the error does not say that the
     device failed or has too little memory.

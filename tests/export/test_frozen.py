@@ -1,14 +1,17 @@
 """export/frozen.py: an export opens each graph once, closes it, and computes no answer twice."""
 
 import collections
+import re
 import weakref
 
 import numpy as np
 import onnxruntime
 import pytest
+from cases import case
 from exporting import export
+from one_layer_networks import save
 
-from export.frozen import Frozen, serialised
+from export.frozen import Frozen, SizeFailed, serialised
 from runtime.bundle.read import Bundle
 from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError
@@ -179,3 +182,24 @@ def test_more_than_a_file_holds():
 
     with pytest.raises(BundleError, match="net has 2 GiB or more with its weights"):
         serialised(Large(), "net")
+
+
+def test_another_size_is_advised_only_where_it_helps(tmp_path):
+    """A type that NumPy lacks fails at each size, and a fixed size cannot be changed."""
+    cast = [("Cast", {"to": onnx.TensorProto.BFLOAT16})]
+    shape = [("NonZero", {}), ("Reshape", {}, np.array([4, 7, -1]))]  # fails when it runs
+    free, fixed = ((1, 3, "h", "w"),), ((1, 3, 6, 8),)
+    for tail, inputs, fix in [
+        (cast, free, "^export the network with float32 outputs"),
+        (cast, fixed, "^export the network with float32 outputs"),
+        (shape, free, "--imgsz"),
+        (shape, fixed, "^export the network again$"),
+    ]:
+        with case(tail[0][0], inputs):
+            out = onnx.TensorProto.BFLOAT16 if tail is cast else onnx.TensorProto.INT64
+            weight = np.ones((4, 3))
+            path = save(tmp_path / "net.onnx", weight, tail=tail, inputs=inputs, out=out)
+            with Frozen("net", data=path.read_bytes()) as graph:
+                with pytest.raises(SizeFailed, match=r"net fails on \(1, 3, 6, 8\)") as error:
+                    graph(np.ones((1, 3, 6, 8), np.float32))
+            assert re.search(fix, error.value.fix)

@@ -13,6 +13,7 @@ import pytest
 from cases import case
 from developer_data import needs_data
 from exporting import ROOT, RTX, export, files, freeze_checkpoint, needs_rtx, save_checkpoint
+from one_layer_networks import nearest_colour, save
 
 from benchmarks.quality import datasets
 from export import check, pack
@@ -54,6 +55,22 @@ def gate(tmp_path, plain, photos):
             assert files(tmp_path) == before
 
     return refuses
+
+
+def test_labels_that_are_too_many_classes(tmp_path, photos):
+    """A guide of so many classes would not fit into memory."""
+    arg_max = ("ArgMax", {"axis": 1, "keepdims": 0})
+    for factor, text in [
+        (1_000_000, "net returns labels from 0 to 2000000; wanted -1 to 4095"),
+        (-2, "net returns labels from -4 to 0; wanted -1 to 4095"),
+    ]:
+        with case(factor):
+            tail = [arg_max, ("Mul", {}, np.array(factor))]
+            out = onnx.TensorProto.INT64
+            path = save(tmp_path / "net.onnx", *nearest_colour(), tail=tail, out=out)
+            words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q")
+            assert export(*words, "-o", tmp_path / "b").refused(5, text, "fix: ")
+            assert not (tmp_path / "b").exists()
 
 
 def planted(tmp_path, plant, **options):

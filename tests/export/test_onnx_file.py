@@ -66,8 +66,10 @@ def test_sizes_that_the_file_does_not_allow(tmp_path):
     with pytest.raises(InputError, match="fixed height of 24; dynamic wants it free"):
         freeze(onnx_file(fixed), dynamic=True)
     batch = small_onnx(tmp_path / "batch.onnx", shape=(2, 3, 24, 48))
+    with pytest.raises(BundleError, match=r"picture \(2, 3, 24, 48\) .*\n  fix: .* with batch 1"):
+        onnx_file(batch)
     with pytest.raises(InputError, match=r"fixed input of \[2, 3, 24, 48\]; wanted \[1, 3, 24"):
-        freeze(onnx_file(batch))
+        freeze(replace(onnx_file(fixed), onnx=batch.read_bytes()))
     named = small_onnx(tmp_path / "named.onnx", shape=("n", 3, 24, 48))
     with OnnxEngine(freeze(onnx_file(named))) as engine:
         assert engine.inputs[0].shape == (1, 3, 24, 48)
