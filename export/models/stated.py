@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from runtime.prior.preprocess import Preprocess
 from runtime.prior.reading import KINDS
 
 _LONGEST = 2**20  # bytes of a file of names
+_LONGEST_NAME = 200  # letters of a name that stands alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,9 @@ class Stated:
         Parameters
         ----------
         mean, std : three numbers, in one word with commas or in three words.
-        names : a file with a name in each line or with JSON; or the names with commas between them;
-            or a JSON list or object.
+        names : a file with a name in each line, with commas between them or with JSON; or the names
+            with commas between them; or a JSON list or object. One word that has no suffix and no
+            slash is the name of the foreground.
         output, output_name : as for the class.
 
         Raises
@@ -113,14 +116,18 @@ def _numbers(name: str, words: Sequence[str] | None) -> tuple[float, ...] | None
 def _names(text: str) -> list[str]:
     """The names that the text of --names contains, or the file that it names."""
     if text.lstrip().startswith(("[", "{", "(")):
-        return class_names(text, "names")
+        return _nonempty(class_names(text, "names"), "names")
     path = Path(text)
-    if "," in text and not path.is_file():
-        return _nonempty([name.strip() for name in text.split(",")], "names")
+    if not os.path.isfile(text):  # False also for a text that is too long for a path
+        if "," in text:
+            return _nonempty([name.strip() for name in text.split(",")], "names")
+        is_word = text.isprintable() and len(text) <= _LONGEST_NAME
+        if is_word and not path.suffix and not {"/", os.sep} & {*text}:
+            return _nonempty([text.strip()], "names")
     try:
         with path.open("rb") as file:
             data = file.read(_LONGEST + 1)
-        content = data.decode("utf-8-sig")
+        content = data.decode("utf-8-sig").rstrip()
     except (OSError, ValueError) as error:
         raise InputError(
             f"names is {text!r}, which is no list with commas and cannot be read as a file: "
@@ -130,12 +137,19 @@ def _names(text: str) -> list[str]:
     if len(data) > _LONGEST:
         raise InputError(f"{path} has more than {_LONGEST} bytes; wanted names of classes")
     if content.lstrip().startswith(("[", "{")):
-        return class_names(content, str(path))
-    return _nonempty([line.strip() for line in content.rstrip().splitlines()], str(path))
+        return _nonempty(class_names(content, str(path)), str(path))
+    lines = content.splitlines()
+    if len(lines) == 1:
+        lines = content.split(",")
+    return _nonempty([line.strip() for line in lines], str(path))
 
 
 def _nonempty(names: list[str], where: str) -> list[str]:
-    """The names. InputError if one of them is empty."""
+    """The names. InputError if there are none, or one of them is empty."""
+    if not names:
+        raise InputError(
+            f"{where} contains no names of classes", fix="write a name for each class in a line"
+        )
     if not all(names):
         raise InputError(
             f"{where}: name {names.index('')} of {len(names)} is empty",

@@ -19,8 +19,9 @@ def class_names(value: Any, where: str) -> list[str]:
     Parameters
     ----------
     value : a list (or another ordered iterable) of texts; a dict whose keys are the class numbers 0
-        to n - 1, as int or as digits, and whose values are texts; or a text that contains one of
-        these as JSON or as a Python literal, for example ``{0: 'road', 1: 'sky'}``.
+        to n - 1, as int or as digits, and whose values are texts; a dict that has such a dict
+        as "id2label"; or a text that contains one of these as JSON or as a Python literal, for
+        example ``{0: 'road', 1: 'sky'}``.
     where : what the message calls the value, for example "x.onnx: metadata 'names'".
 
     Raises
@@ -35,6 +36,8 @@ def class_names(value: Any, where: str) -> list[str]:
     """
     wanted = "a list of texts, or a dict of class number and text"
     found = _parsed(value, where) if isinstance(value, str) else value
+    if isinstance(found, Mapping) and "id2label" in found:  # config.json of Hugging Face
+        found = found["id2label"]
     if isinstance(found, Mapping):
         numbered = {_number(key): name for key, name in found.items()}
         if len(numbered) != len(found) or set(numbered) != set(range(len(numbered))):

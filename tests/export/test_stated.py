@@ -115,6 +115,8 @@ def test_names_in_every_spelling(tmp_path):
         "list.json": ('["road", "sky"]', ["road", "sky"]),
         "dict.json": ('{"1": "sky", "0": "road"}', ["road", "sky"]),
         "one.txt": ("road", ["road"]),
+        "commas.txt": ("road, sky,sea\n", ["road", "sky", "sea"]),
+        "config.json": ('{"id2label": {"0": "road", "1": "sky"}, "x": 1}', ["road", "sky"]),
         "a, b.txt": ("road\nsky", ["road", "sky"]),
     }
     for name, (text, wanted) in files.items():
@@ -124,14 +126,29 @@ def test_names_in_every_spelling(tmp_path):
     for text in ("road,sky", "road, sky", '["road", "sky"]', "{0: 'road', 1: 'sky'}"):
         with case(text):
             assert list(Stated.from_words(names=text).names) == ["road", "sky"]
+    for text in ("road", "blue sky", " road "):
+        with case(text):
+            assert list(Stated.from_words(names=text).names) == [text.strip()]
+    many = ",".join(["a long name"] * 500)  # too long for a path
+    assert len(Stated.from_words(names=many).names) == 500
+
+
+def test_one_name_is_that_of_the_foreground(tmp_path, photos):
+    weight, bias = nearest_colour()
+    path = save(tmp_path / "net.onnx", weight[:1], bias[:1])
+    words = ("--model", path, "--imgsz", "48x72", "--pictures", photos, "-q", "--names", "brick")
+    assert export(*words, "--allow-one-class", "-o", tmp_path / "b").code == 0
+    assert Bundle.open(tmp_path / "b").manifest["classes"] == ["background", "brick"]
 
 
 def test_names_that_do_not_fit(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "gap.txt").write_text("road\n\nsky\n")
     (tmp_path / "no_text.txt").write_bytes(b"road\n\xff\n")
     (tmp_path / "long.txt").write_bytes(b"a\n" * 2**20)
     for text, match in [
         ("no.txt", r"'no.txt', which is no list with commas .*: No such file.*\n  fix: --names"),
+        ("empty.txt", "empty.txt contains no names of classes\n  fix: write a name for each class"),
         ("gap.txt", "gap.txt: name 1 of 3 is empty"),
         ("no_text.txt", "names is .*no_text.txt'.*cannot be read as a file: 'utf-8' codec"),
         ("long.txt", "has more than 1048576 bytes; wanted names of classes"),
@@ -142,6 +159,9 @@ def test_names_that_do_not_fit(tmp_path):
     for text, match in [
         ("road,,sky", "names: name 1 of 3 is empty"),
         ('{"0": "road", "2": "sky"}', r"names has the class numbers .*; wanted each number from 0"),
+        ("[]", "names contains no names of classes"),
+        ("nosuch.names", "'nosuch.names', which is no list .*: No such file"),
+        ("folder/nosuch", "'folder/nosuch', which is no list .*: No such file"),
         ("[1, 2]", "names is .*; wanted a list of texts"),
         ("{'road', 'sky'}", "names is .*; wanted a list of texts"),
         ("x" * 5000, "cannot be read as a file: File name too long"),
