@@ -42,7 +42,7 @@ from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
 from runtime.engines.onnx import OnnxEngine
-from runtime.engines.recipe import EngineRecipe, engine_graphs
+from runtime.engines.recipe import ENGINES, EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
 from runtime.pictures import read_pictures
@@ -104,7 +104,9 @@ def export_bundle(
     check_onnx()
     check_use(options, model)
     engines.check_device(options.targets, options.device)
-    engines.check_targets(options.targets, options.engine.compute_capabilities)
+    built = ENGINES[options.engines] if model.preprocess else ENGINES["refine"]
+    asked = options.engine.compute_capabilities
+    engines.check_targets(options.targets, asked, built, options.precision)
     config = options.refine
     timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work
     pictures, calibration = choose_pictures(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from runtime.bundle.manifest import file_entry
 from runtime.bundle.read import Bundle
 from runtime.device.driver import cuda_absence, cuda_devices, l4t, platform_tag
 from runtime.engines.plan import check_receipt
-from runtime.engines.recipe import EngineRecipe
+from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.engines.tensorrt import load_tensorrt, make, rtx_targets
 from runtime.engines.tensorrt_build import build_engine, current_gpu
 from runtime.errors import DeviceError, InputError, MissingBackend
@@ -87,18 +87,26 @@ def wanted_engines(
     return entries
 
 
-def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
-    """Check that "rtx" has GPUs to build for.
+def check_targets(
+    targets: Sequence[str],
+    capabilities: Sequence[str],
+    graphs: Collection[str] = (),
+    precision: str = "fp32",
+) -> None:
+    """Check that "rtx" has GPUs to build for, and can build the graphs for them.
 
     Parameters
     ----------
     targets : of the export.
     capabilities : the compute capabilities that were asked for; empty for those of this machine's
         GPU.
+    graphs : the names of the graphs that engines are built for.
+    precision : of the prior's graph, as the manifest names it.
 
     Raises
     ------
-    InputError : there are none, or TensorRT for RTX cannot build for one of them.
+    InputError : there are none, or TensorRT for RTX cannot build for one of them. It cannot build
+        the graphs of the refinement for Turing (7.5).
     DeviceError : the GPU's driver fails.
     """
     if "rtx" not in targets:
@@ -107,7 +115,27 @@ def check_targets(targets: Sequence[str], capabilities: Sequence[str]) -> None:
     try:
         rtx_targets(capabilities, next(iter(gpus), None))
     except MissingBackend:
-        return  # building engines reports it, after the bundle has been written
+        pass  # building engines reports it, after the bundle has been written
+    if "7.5" in (capabilities or [gpu.compute_capability for gpu in gpus[:1]]) and (
+        set(graphs) & set(ENGINES["refine"])
+    ):
+        raise InputError(
+            "TensorRT for RTX has no FP32 matrix products for Turing (compute capability 7.5), and "
+            "the refinement computes in FP32",
+            fix=_turing_fix(graphs, precision, others=bool({*capabilities} - {"7.5"})),
+        )
+
+
+def _turing_fix(graphs: Collection[str], precision: str, *, others: bool) -> str:
+    """How to do without engines of the refinement on Turing. ``others`` says whether engines are
+    built for other GPUs, too."""
+    fix = "export with --target onnx"
+    if "prior" in graphs:
+        half = "--half, without --int8" if "int8" in precision else "--half"
+        fix = "export with --engines prior"
+        fix += "" if precision == "fp16" else f" and an FP16 network ({half})"
+    fix += "; refine_backend='native' (the default) refines without an engine"
+    return fix + ("; or leave 7.5 out of --compute-capability" if others else "")
 
 
 def check_device(targets: Sequence[str], device: int) -> None:

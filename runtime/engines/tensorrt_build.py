@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -206,7 +206,7 @@ class _Build:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise _failure(self.runtime, log, workspace, free)
+            raise _failure(self.runtime, log, workspace, free, receipt)
         plan = bytes(serialized)
         del parser  # not before the build, because the parser owns the weights of the network
         if self.runtime == "tensorrt":
@@ -343,16 +343,17 @@ def _parser_error(error: Any) -> str:
     return f"{error.desc()}" + (f" (at {node})" if node else "")
 
 
-def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) -> Exception:
+def _failure(
+    runtime: str, log: Any, workspace: int | None, free: int | None, receipt: Mapping[str, Any]
+) -> Exception:
     """The error to raise for a failed build; the log decides which. ``workspace`` and ``free`` are
-    as ``_memory`` returned them."""
+    as ``_memory`` returned them, and ``receipt`` is that of the network."""
     text = "\n".join(log.lines)
     if "FP32 GEMM is not supported" in text:
         return InputError(
             f"Turing (compute capability 7.5) has no FP32 matrix products in TensorRT for RTX: "
             f"{log.summary()}",
-            fix="Turing needs an export with --half --engines prior, because engines of the "
-            "refinement compute in FP32; or leave 7.5 out of --compute-capability",
+            fix=_turing_fix(receipt["layers"]),
         )
     if _OUT_OF_MEMORY.search(text):
         limit = "the builder's default" if workspace is None else f"{workspace / 2**20:.0f} MiB"
@@ -365,6 +366,14 @@ def _failure(runtime: str, log: Any, workspace: int | None, free: int | None) ->
         f"{runtime} cannot build the model: {log.summary()}",
         fix="see every line with logging.getLogger('dg.tensorrt').setLevel('DEBUG')",
     )
+
+
+def _turing_fix(layers: Mapping[str, int]) -> str:
+    """What helps against FP32 matrix products. ``layers`` counts the network's by precision."""
+    other = "leave 7.5 out of --compute-capability, and use backend='onnx' on Turing"
+    if "int8" in layers:  # its products may be FP32 in spite of --half
+        return f"export an FP16 network: with --half, without --int8; or {other}"
+    return other if "fp16" in layers else f"export an FP16 network: with --half; or {other}"
 
 
 def _monitor(trt: Any) -> Any:

@@ -52,7 +52,8 @@ def run_build(args: argparse.Namespace) -> int:
     wanted, skipped = _wanted(recipes, graphs, targets, index, chosen=bool(args.target or listed))
     for entry in wanted:
         if entry["runtime"] == "tensorrt_rtx":
-            engines.check_targets(["rtx"], entry["compute_capabilities"])
+            precision = bundle.manifest["graphs"].get("prior", {}).get("precision", "fp32")
+            engines.check_targets(["rtx"], entry["compute_capabilities"], chosen, precision)
     reasons = [_reason(bundle, entry, args.force) for entry in wanted]
     todo = [(entry, reason) for entry, reason in zip(wanted, reasons, strict=True) if reason]
     kept = [entry for entry, reason in zip(wanted, reasons, strict=True) if not reason]

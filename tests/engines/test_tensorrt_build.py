@@ -223,9 +223,20 @@ def test_the_engine_is_built_on_the_chosen_gpu(rtx, monkeypatch):
 
 
 def test_turing_needs_half(rtx, no_gpu):
-    with pytest.raises(InputError, match=r"(?s)Turing .*node_of_scores.*--half --engines prior"):
+    with pytest.raises(InputError, match=r"(?s)Turing .*node_of_scores.*with --half; or leave 7.5"):
         build(product(), compute_capabilities=("7.5",))
     build(product(np.float16), compute_capabilities=("7.5",))
+
+
+def test_the_fix_for_turing_is_not_what_the_network_has_already(log_of):
+    log = log_of("Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is not supported.")
+    for layers, fix in [
+        ({"fp32": 2}, "export an FP16 network: with --half; or leave 7.5 out of "),
+        ({"fp16": 2, "int8": 1}, "export an FP16 network: with --half, without --int8; or leave "),
+        ({"fp16": 2, "fp32": 1}, "leave 7.5 out of --compute-capability, and use backend='onnx'"),
+    ]:
+        error = tensorrt_build._failure("tensorrt_rtx", log, None, None, {"layers": layers})
+        assert type(error) is InputError and error.fix.startswith(fix)
 
 
 # Workspace
@@ -278,31 +289,24 @@ def test_a_failed_build_says_the_first_error(rtx, no_gpu):
     assert "Turing" not in str(caught.value)
 
 
-def test_other_failures_show_the_log(rtx, no_gpu):
-    class Log:
-        lines = ("first", "second")
+@pytest.fixture
+def log_of():
+    """Make a log that contains some lines."""
+    return lambda *lines: types.SimpleNamespace(lines=lines, summary=lambda: "; then ".join(lines))
 
-        def summary(self):
-            return "first; then second"
 
-    error = tensorrt_build._failure("tensorrt", Log(), None, None)
+def test_other_failures_show_the_log(log_of):
+    error = tensorrt_build._failure("tensorrt", log_of("first", "second"), None, None, {})
     assert type(error) is BundleError and "cannot build the model: first; then second" in str(error)
 
 
-def test_out_of_memory_in_its_other_words():
-    class Log:
-        def __init__(self, line):
-            self.lines = [line]
-
-        def summary(self):
-            return self.lines[0]
-
+def test_out_of_memory_in_its_other_words(log_of):
     for line in (
         "Error Code 2: OutOfMemory (Requested size was 17089712 bytes.)",
         "Requested amount of GPU memory (15485030400 bytes) could not be allocated.",
         "Skipping tactic 1 due to insufficient memory on requested size of 15485030400",
     ):
-        error = tensorrt_build._failure("tensorrt", Log(line), 2**30, 2**28)
+        error = tensorrt_build._failure("tensorrt", log_of(line), 2**30, 2**28, {})
         assert type(error) is DeviceError
         assert "(workspace 1024 MiB, 256 MiB free): " + line in str(error)
 

@@ -1,5 +1,6 @@
 """Options of the exporter: each is honoured, stored for the device, or refused with a reason."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install o
 
 from exporting import export, needs_rtx
 
+from export import pack
 from export.options import ExportOptions, check_use
 from runtime.bundle import engines
 from runtime.bundle.read import Bundle
@@ -26,8 +28,9 @@ def test_turing_gets_an_engine_of_its_prior(tmp_path, checkpoint_onnx, photos, p
     words = ("--model", checkpoint_onnx, "--pictures", photos, "-q", "-o", tmp_path / "b")
     words += ("--target", "rtx", "--compute-capability", "7.5,8.6", "--half")
     ended = export(*words)
-    assert ended.refused(1, "Turing (compute capability 7.5) has no FP32 matrix products")
-    assert "  fix: Turing needs an export with --half --engines prior, " in ended.err
+    assert ended.refused(1, "has no FP32 matrix products for Turing (compute capability 7.5)")
+    assert "  fix: export with --engines prior; refine_backend='native' " in ended.err
+    assert ended.err.endswith("; or leave 7.5 out of --compute-capability\n")
     assert not (tmp_path / "b").exists()
     assert export(*words, "--engines", "prior").code == 0
     bundle = Bundle.open(tmp_path / "b")
@@ -39,6 +42,34 @@ def test_turing_gets_an_engine_of_its_prior(tmp_path, checkpoint_onnx, photos, p
         seg = Segmenter(tmp_path / "b", refine_backend=refined_by)
         assert seg(photo).labels.shape == photo.shape[:2]
         assert seg.info()["self_test"]["labels"] == 1
+
+
+def test_engines_of_the_refinement_for_turing_are_refused_before_the_work(
+    tmp_path, plain, monkeypatch
+):
+    """The fix names no option that is refused, or that was chosen already. The targets are checked
+    also where TensorRT for RTX is not installed."""
+    monkeypatch.setattr(pack, "choose_pictures", None)
+    half = "fix: export with --engines prior and an FP16 network (--half"
+    for words, fix in [
+        (plain[0], half + "); refine_backend='native' (the default) refines without an engine\n"),
+        ((*plain[0], "--half"), "fix: export with --engines prior; refine_backend='native' "),
+        ((*plain[0], "--int8", "--half", "--data", tmp_path), half + ", without --int8); "),
+        ((*plain[0], "--engines", "refine"), "fix: export with --target onnx; refine_backend="),
+        (("--model", "kmeans"), "fix: export with --target onnx; refine_backend='native' "),
+    ]:
+        words = (*words, "--target", "rtx", "--compute-capability", "7.5", "-q")
+        for installed in (True, False):
+            with case(installed, *map(str, words)), monkeypatch.context() as patch:
+                if not installed:
+                    patch.setitem(sys.modules, "tensorrt_rtx", None)
+                ended = export(*words, "-o", tmp_path / "b")
+                assert ended.refused(1, "for Turing (compute capability 7.5), and", fix)
+    gpu = CudaDevice(0, "Tesla T4", "7.5", 2**33, 2**32)
+    monkeypatch.setattr(engines, "cuda_devices", lambda: [gpu])
+    with pytest.raises(InputError, match=r"Turing(.|\n)*without an engine$"):
+        engines.check_targets(["rtx"], [], ["refine_map"])
+    engines.check_targets(["rtx"], [], ["prior"])
 
 
 # Options that would have no effect

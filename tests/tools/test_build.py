@@ -275,6 +275,15 @@ def test_build_refuses_gpus_that_rtx_does_not_know(capsys, bundle):
             assert code == 1 and match in document["error"] and document["fix"]
 
 
+def test_build_refuses_the_refinement_for_turing(capsys, bundle):
+    pytest.importorskip("tensorrt_rtx", reason="it is asked for its version")
+    words = ("--dry-run", "--compute-capability", "7.5,8.6")
+    code, document = answer(capsys, "build", bundle, *words)
+    assert code == 1 and "for Turing (compute capability 7.5), and the ref" in document["error"]
+    assert document["fix"].startswith("export with --target onnx; refine_backend='native' ")
+    assert document["fix"].endswith("; or leave 7.5 out of --compute-capability")
+
+
 def test_build_refuses_recipes_that_say_something_else(capsys, bundle):
     whole = (bundle / MANIFEST).read_bytes()
     for changes in [
