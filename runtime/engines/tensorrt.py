@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.device.driver import CudaDevice, cuda_absence, cuda_driver_version
+from runtime.device.driver import CudaDevice, cuda_absence, cuda_driver_version, cuda_problem
 from runtime.errors import DeviceError, InputError, MissingBackend, first_line
 
 REBUILD = "python -m runtime build BUNDLE"
@@ -22,6 +22,7 @@ INSTALL = {
 VERSIONS = ((10, 3), (12,))  # of TensorRT: the first supported one, and the first unsupported one
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of TensorRT for RTX 1.7
 LOG = logging.getLogger("dg.tensorrt")
+_OLD_DRIVER = re.compile(r"CUDA initialization failure with error: 35\b")
 
 
 def load_tensorrt(runtime: str) -> Any:
@@ -180,25 +181,30 @@ def _does_not_start(trt: Any, kind: str, error: Exception) -> DeviceError:
     """The error to raise if the library cannot make an object."""
     runtime, lines = trt.__name__, [line[:400] for line in bridge_log(trt).lines]
     package = runtime.replace("_", "-")
-    driver, wheels = cuda_driver_version(), _wheels(trt)
+    driver, problem, wheels = cuda_driver_version(), cuda_problem(), _wheels(trt)
     built = next(iter(wheels.values())) if len(set(wheels.values())) == 1 else None
+    said = "; then ".join(lines[-3:]) or "nothing"
     fix = "close what else uses the GPU and its memory; then: python -m runtime doctor"
-    if driver is None and runtime == "tensorrt":
-        fix = "install NVIDIA's driver, without which TensorRT does not start"
-    elif driver is not None and built is not None and int(driver.partition(".")[0]) < built:
+    if driver is not None and built is not None and int(driver.partition(".")[0]) < built:
         wanted = f"{package}-cu{driver.partition('.')[0]}"
         wanted += ">=10.3,<12" if runtime == "tensorrt" else ""
         fix = (
             f"update NVIDIA's driver, or use the wheel for its CUDA version: pip uninstall -y "
             f"{package} {' '.join(wheels)}; pip install '{wanted}'"
         )
-    return DeviceError(
-        f"{runtime} {trt.__version__} does not start: it makes no {kind}, and its log says: "
-        f"{'; then '.join(lines[-3:]) or 'nothing'} ({first_line(error)}). The driver runs CUDA "
-        f"{driver or 'of an unknown version'}; {runtime} was built for CUDA "
-        f"{built or 'of an unknown version'}",
-        fix=fix,
-    )
+    elif problem is not None:
+        fix = problem.fix
+    elif _OLD_DRIVER.search(said):
+        fix = "update NVIDIA's driver"
+    facts = [
+        f"{runtime} {trt.__version__} does not start: it makes no {kind}, and its log says: {said} "
+        f"({first_line(error)})",
+        "error 35 means that the driver is missing or too old" if _OLD_DRIVER.search(said) else "",
+        re.sub("^no ", "this machine has no ", problem.message) if problem else "",
+        f"the driver runs CUDA {driver}" if driver else "",
+        f"{runtime} was built for CUDA {built}" if built else "",
+    ]
+    return DeviceError("; ".join(filter(None, facts)), fix=fix)
 
 
 def _wheels(trt: Any) -> dict[str, int]:
@@ -206,10 +212,11 @@ def _wheels(trt: Any) -> dict[str, int]:
     {"tensorrt-cu12": 12, "tensorrt-cu12-libs": 12}. Only the name of a wheel contains it."""
     file = getattr(trt, "__file__", None)
     found = {}
-    for folder in sorted(Path(file).parents[1].glob("*.dist-info")) if file else ():
-        pattern = rf"({trt.__name__}_cu(\d+)(?:_libs|_bindings)?)-.*"
-        if wheel := re.fullmatch(pattern, folder.name):
-            found[wheel[1].replace("_", "-")] = int(wheel[2])
+    for folder in Path(file).parents[:2] if file else ():  # of a module, and of a package
+        for place in sorted(folder.glob("*.dist-info")):
+            pattern = rf"({trt.__name__}_cu(\d+)(?:_libs|_bindings)?)-.*"
+            if wheel := re.fullmatch(pattern, place.name):
+                found[wheel[1].replace("_", "-")] = int(wheel[2])
     return found
 
 

@@ -353,10 +353,11 @@ def test_a_library_that_cannot_start_is_a_device_error(fake, monkeypatch, tmp_pa
     file = str(tmp_path / "tensorrt" / "__init__.py")
     monkeypatch.setattr(sys.modules["tensorrt"], "__file__", file, raising=False)
 
-    def raised(driver, *wheels):
+    def raised(driver, *wheels, problem=None):
         for wheel in wheels:
             (tmp_path / f"{wheel}-11.4.0.106.dist-info").mkdir()
         monkeypatch.setattr(tensorrt, "cuda_driver_version", lambda: driver)
+        monkeypatch.setattr(tensorrt, "cuda_problem", lambda: problem)
         with pytest.raises(DeviceError) as caught:
             scorer()
         assert fake.contexts == 0
@@ -365,16 +366,33 @@ def test_a_library_that_cannot_start_is_a_device_error(fake, monkeypatch, tmp_pa
     message, fix = raised("12.4")
     assert message.startswith("tensorrt 10.3.0 does not start: it makes no Runtime, and its log ")
     assert OLD_DRIVER in message and "factory function returned nullptr" in message
-    ends = "The driver runs CUDA 12.4; tensorrt was built for CUDA of an unknown version"
-    assert message.endswith(ends) and fix.startswith("close what else uses the GPU")
+    ends = (
+        "nullptr); error 35 means that the driver is missing or too old; the driver runs CUDA 12.4"
+    )
+    assert message.endswith(ends) and fix == "update NVIDIA's driver"
     message, fix = raised("12.4", "tensorrt", "tensorrt_cu13", "tensorrt_cu13_libs", "cuda_cu12")
-    assert message.endswith("The driver runs CUDA 12.4; tensorrt was built for CUDA 13")
+    assert message.endswith("; the driver runs CUDA 12.4; tensorrt was built for CUDA 13")
     assert "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-libs;" in fix
     assert fix.endswith("pip install 'tensorrt-cu12>=10.3,<12'")
-    assert raised("13.0")[1].startswith("close what else uses the GPU")
-    message, fix = raised(None)
-    assert "runs CUDA of an unknown version; " in message and "NVIDIA's driver" in fix
-    assert raised("12.4", "tensorrt_cu12")[0].endswith("for CUDA of an unknown version")
+    absent = MissingBackend("no CUDA driver: gone", fix="install NVIDIA's driver")
+    message, fix = raised(None, problem=absent)
+    assert message.endswith(
+        "; this machine has no CUDA driver: gone; tensorrt was built for CUDA 13"
+    )
+    assert fix == "install NVIDIA's driver"
+    restart = DeviceError("the CUDA driver does not start: cuInit returns 803", fix="restart")
+    assert "; the CUDA driver does not start: cuInit" in raised("13.0", problem=restart)[0]
+    assert raised("13.0", problem=restart)[1] == "restart"
+    # A module without a folder of its own lies beside its wheels, too.
+    monkeypatch.setattr(sys.modules["tensorrt"], "__file__", str(tmp_path / "tensorrt.py"))
+    fake.says = "CUDA initialization failure with error: 2"
+    message, fix = raised("13.0")
+    assert message.endswith(
+        "(pybind11::init(): factory function returned nullptr); the driver "
+        "runs CUDA 13.0; tensorrt was built for CUDA 13"
+    )
+    assert fix.startswith("close what else uses the GPU")
+    assert raised("12.4", "tensorrt_cu12")[0].endswith("; the driver runs CUDA 12.4")
 
 
 def test_missing_packages(fake, monkeypatch):
