@@ -122,7 +122,8 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
             *([("  kept FP32", listed(kept, 12))] if kept else []),
         )
     if commands := _trtexec(bundle):
-        yield from ("", "trtexec: commands that build the same engines outside of the bundle")
+        yield from ("", "trtexec: commands that build engines of TensorRT outside of the bundle")
+        yield from _trtexec_notes(m)
         yield from (f"  {command}" for command in commands.values())  # not wrapped, to be copied
     yield from ("", _engines_title(m))
     for engine in m["engines"]:
@@ -131,7 +132,10 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
             ("  file", _file(files, engine)),
             ("  plan", _plan_words(files[engine["file"]])),
             ("  receipt", receipt_words(engine["receipt"])),
-            ("  built", pairs({"in": f"{engine['seconds']:.1f} s", **engine["flags"]})),
+            (
+                "  built",
+                pairs({"in": f"{engine['seconds']:.1f} s", **_flag_words(engine["flags"])}),
+            ),
             *_port_rows(engine),
         )
     yield from ("", "golden")
@@ -209,17 +213,36 @@ def _refine_words(config: RefineConfig) -> str:
 
 
 def _trtexec(bundle: Bundle) -> dict[str, str]:
-    """The command of trtexec for each graph; none if the recipe does not say how to build."""
+    """The command of trtexec for each graph that the export chose to build engines for; none if the
+    recipe does not say how to build."""
     try:
         recipes = EngineRecipe.from_manifest(bundle.manifest)
+        chosen = engine_graphs(bundle.manifest)
     except SdkError:
         return {}
+    graphs = bundle.manifest["graphs"]
     return {
         name: recipes[name].trtexec(
-            str(bundle.path / graph["file"]), f"{name}.engine", graph["precision"]
+            str(bundle.path / graphs[name]["file"]), f"{name}.engine", graphs[name]["precision"]
         )
-        for name, graph in bundle.manifest["graphs"].items()
+        for name in chosen
     }
+
+
+def _trtexec_notes(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines about the commands of trtexec; the recipe says how to build."""
+    if "rtx" in manifest["recipe"]["targets"]:
+        yield "  note: trtexec does not build engines of TensorRT for RTX"
+    shapes = [r.shapes for r in EngineRecipe.from_manifest(manifest).values() if r.dynamic]
+    if any(s and all(low == high for low, _, high in s.values()) for s in shapes):
+        yield "  note: the recipe has one size; for a range add --minShapes and --maxShapes"
+
+
+def _flag_words(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of an engine's build, with the workspace in GiB."""
+    workspace = flags.get("workspace")
+    words = f"{workspace / 2**30:.4g} GiB" if type(workspace) is int else workspace
+    return {**flags, **({"workspace": words} if "workspace" in flags else {})}
 
 
 def _plan_words(file: Mapping[str, Any]) -> str:

@@ -70,10 +70,39 @@ def test_inspect_prints_the_command_of_trtexec_for_each_graph(capsys, network_bu
     change(network_bundle, lambda m: m["graphs"]["prior"].update(precision="fp16"))
     _, document = answer(capsys, "inspect", network_bundle)
     assert document["trtexec"]["prior"].endswith(" --noTF32 --stronglyTyped")
+    for chosen, names in [("prior", ["prior"]), ("refine", ["refine_step", "refine_map"]), (3, [])]:
+        change(network_bundle, lambda m, chosen=chosen: m["recipe"].update(engines=chosen))
+        assert list(answer(capsys, "inspect", network_bundle)[1]["trtexec"]) == names
+    change(network_bundle, lambda m: m["recipe"].pop("engines"))
     change(network_bundle, lambda m: m["recipe"].pop("shapes"))
     code, document = answer(capsys, "inspect", network_bundle)
     assert code == 0 and document["trtexec"] == {}
     assert "trtexec" not in text(capsys, "inspect", network_bundle)[1]
+
+
+def test_inspect_says_what_the_commands_of_trtexec_do_not_build(capsys, bundle):
+    title = "\ntrtexec: commands that build engines of TensorRT outside of the bundle\n"
+    rtx = "  note: trtexec does not build engines of TensorRT for RTX\n"
+    sizes = "  note: the recipe has one size; for a range add --minShapes and --maxShapes\n"
+    assert title + rtx + "  trtexec --" in text(capsys, "inspect", bundle)[1]
+    change(bundle, lambda m: m["recipe"].update(targets=["onnx", "trt"], dynamic=True))
+    assert title + sizes + "  trtexec --" in text(capsys, "inspect", bundle)[1]
+
+    def widen(manifest):
+        for ports in manifest["recipe"]["shapes"].values():
+            ports["image"][2][-1] += 8  # other inputs have one shape, as in an export
+
+    change(bundle, widen)
+    out = text(capsys, "inspect", bundle)[1]
+    assert title + "  trtexec --" in out and " --minShapes=" in out
+
+
+def test_inspect_shows_the_workspace_in_gib(capsys, with_engines):
+    for workspace, words in [(2**31, "2 GiB"), (300 * 2**20, "0.293 GiB"), (None, "default")]:
+        flags = {"workspace": workspace, "level": 2}
+        change(with_engines, lambda m, flags=flags: m["engines"][0].update(flags=flags))
+        out = text(capsys, "inspect", with_engines)[1]
+        assert f" s, workspace {words}, level 2\n" in out
 
 
 def test_inspect_in_json(capsys, bundle):
