@@ -232,8 +232,8 @@ class OnnxEngine:
         ------
         InputError : the network does not take this shape, the engine is closed, or this process is
             a fork of the one that loaded the engine.
-        DeviceError : the device has too little memory, or fails, or the first run did not end in
-            time.
+        DeviceError : the device has too little memory, or fails; or the first run, this one or an
+            earlier one, did not end in time.
         """
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
@@ -263,8 +263,8 @@ class OnnxEngine:
         InputError : the number of arrays, or the shape or type of an array, does not fit the
             network; the engine is closed; or this process is a fork of the one that loaded the
             engine.
-        DeviceError : the device has too little memory, or fails, or the first run did not end in
-            time.
+        DeviceError : the device has too little memory, or fails; or the first run, this one or an
+            earlier one, did not end in time.
         """
         if len(arrays) != len(self.inputs):
             wanted = ", ".join(f"{p.name} {p.shape}" for p in self.inputs)
@@ -297,8 +297,9 @@ class OnnxEngine:
             raise failure or InputError(message, fix=fix) from error
 
     def _check_open(self) -> None:
-        """Raise an InputError if the engine is closed, or was inherited by a forked process."""
-        self.runner.check_process()
+        """Raise an error if the engine is closed, was inherited by a forked process, or did not end
+        its first run before the deadline."""
+        self.runner.check_usable()
         if self._session is None:
             raise InputError(f"{self.name} is closed", fix="load it again")
 
@@ -322,6 +323,7 @@ class OnnxEngine:
         ------
         InputError : the name of an input is missing or unknown, an array has the wrong shape or
             type, the engine is closed, or this process is a fork of the one that loaded the engine.
+        DeviceError : the first run did not end in time.
         """
         from runtime.engines.onnx_loop import OnnxLoop
 

@@ -119,7 +119,8 @@ class Runner:
     ----------
     name : of the network, for messages.
     deadline_s : seconds for the first run; None for no limit. Ctrl-C ends the first run in both
-        cases. The attribute can be changed until the first run.
+        cases. The attribute can be changed until the first run. After a first run that was ended at
+        the deadline, each run raises the same error at once.
     turn : a lock that is held during each run; None for no lock.
 
     Example
@@ -138,13 +139,15 @@ class Runner:
         self._turn = turn or nullcontext()
         self._process = os.getpid()
         self._first, self._has_run = threading.Lock(), False
+        self._late_s: float | None = None  # the deadline that ended the first run
 
-    def check_process(self) -> None:
-        """Check that this process made the session.
+    def check_usable(self) -> None:
+        """Check that the session can run.
 
         Raises
         ------
         InputError : this process was forked from the one that made the session.
+        DeviceError : the first run did not end before the deadline.
         """
         if os.getpid() != self._process:
             raise InputError(
@@ -152,6 +155,14 @@ class Runner:
                 "a fork of it; the threads of ONNX Runtime do not exist in a fork",
                 fix="load the network after the fork, in the process that uses it (gunicorn: no "
                 "--preload, or load in post_fork)",
+            )
+        if self._late_s is not None:
+            raise DeviceError(
+                f"the first run of {self.name} did not end within {self._late_s:g} s: it loops "
+                "endlessly, or this device is too slow for it",
+                fix="load it again with a smaller imgsz, or with a longer deadline: "
+                "runtime.OnnxEngine(FILE, deadline_s=300), or None for no limit "
+                "(docs/onnx_runtime.md)",
             )
 
     def __call__(self, run: Callable[..., Answer]) -> Answer:
@@ -165,12 +176,13 @@ class Runner:
         Raises
         ------
         InputError : this process is a fork of the one that made the session.
-        DeviceError : the first run did not end before the deadline.
+        DeviceError : the first run, this one or an earlier one, did not end before the deadline.
         Exception : all that ``run`` raises.
         """
-        self.check_process()
+        self.check_usable()
         if not self._has_run:
             with self._first:  # other threads wait, and their runs are no first runs
+                self.check_usable()
                 if not self._has_run:
                     answer = self._run_first(run)
                     self._has_run = True
@@ -198,12 +210,8 @@ class Runner:
                 options.terminate = True
                 wait([future], GRACE)
         if late and (not future.done() or future.exception() is not None):
-            raise DeviceError(
-                f"the first run of {self.name} did not end within {self.deadline_s:g} s: it loops "
-                "endlessly, or this device is too slow for it",
-                fix="use a smaller imgsz; for a network that needs more time, "
-                "runtime.OnnxEngine(FILE, deadline_s=None) has no limit (docs/onnx_runtime.md)",
-            )
+            self._late_s = self.deadline_s
+            self.check_usable()
         try:
             return future.result()
         finally:

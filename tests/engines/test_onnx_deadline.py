@@ -77,23 +77,45 @@ LATE = r"the first run of net did not end within 0.3 s: it loops endlessly, or .
 
 def test_a_first_run_ends_at_the_deadline(made):
     start, net = time.monotonic(), engine(0.3)
-    for _ in range(2):
-        with pytest.raises(DeviceError, match=LATE) as caught:
-            net(X, ENDLESS)
-        assert "deadline_s=None" in caught.value.fix
-    assert 0.6 <= time.monotonic() - start < 10
-    for _ in range(3):  # a run that ends is the first one, and later runs have no deadline
-        assert net(X, np.array(3))[0].tolist() == [4, 4]
-    assert len(made) == 3
+    with pytest.raises(DeviceError, match=LATE) as caught:
+        net(X, ENDLESS)
+    assert "load it again" in caught.value.fix and "deadline_s=300" in caught.value.fix
+    assert 0.3 <= time.monotonic() - start < 10
+    again = engine(60)
+    for _ in range(3):  # later runs have no deadline
+        assert again(X, np.array(3))[0].tolist() == [4, 4]
+    assert len(made) == 2
+
+
+def test_a_network_that_missed_its_deadline_fails_at_once(made):
+    """So do the threads that wait for its first run."""
+    net, start = engine(1), time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        errors = [pool.submit(net, X, ENDLESS).exception for _ in range(4)]
+        assert [type(error()) for error in errors] == [DeviceError] * 4
+        assert len({str(error()) for error in errors}) == 1
+    assert 1 <= time.monotonic() - start < 4 and len(made) == 1
+    net.runner.deadline_s = None
+    calls = (
+        lambda: net(X, np.array(3)),
+        lambda: net.loop({"trips": np.array(3)}, {"x": ("y", X)}),
+    )
+    for i, call in enumerate(calls):
+        with case(i), pytest.raises(DeviceError, match=r"did not end within 1 s: it loops"):
+            call()
+    assert len(made) == 1
 
 
 def test_a_first_step_of_a_loop_ends_at_the_deadline(made):
     loop = engine(0.3).loop({"trips": ENDLESS}, {"x": ("y", X)})
     with pytest.raises(DeviceError, match=LATE):
         loop.step()
-    assert loop.state()["x"].tolist() == [1, 1]
-    for _ in range(2):
+    with pytest.raises(DeviceError, match=LATE):
         loop.step(trips=np.array(3))
+    assert loop.state()["x"].tolist() == [1, 1]
+    loop = engine(60).loop({"trips": np.array(3)}, {"x": ("y", X)})
+    for _ in range(2):
+        loop.step()
     assert loop.state()["x"].tolist() == [7, 7] and len(made) == 2
 
 
@@ -120,6 +142,7 @@ def test_a_run_on_the_gpu_ends_at_the_deadline(monkeypatch):
     array = SimpleNamespace(__cuda_array_interface__={"shape": X.shape, "data": (1, False)})
     with pytest.raises(DeviceError, match=LATE):
         net.on_gpu(array)
+    net = OnnxEngine(counting(trips=3).SerializeToString(), name="net", deadline_s=60)
     for _ in range(2):
         assert net.on_gpu(array) == []
     here = threading.get_ident()
@@ -179,6 +202,7 @@ def test_an_operator_that_does_not_end_is_left_alone(monkeypatch):
     assert time.monotonic() - start < 10
     go.set()
     monkeypatch.setattr(runtime.engines.onnx_runtime, "GRACE", 60)
+    runner = Runner("net", 0.3)
     assert runner(lambda options: time.sleep(0.5) or "done") == "done"
     assert runner(lambda: "directly") == "directly"
 
