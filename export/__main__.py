@@ -17,6 +17,7 @@ from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_pa
 from runtime.tools.output import say
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' name -> our target
+_KINDS = ", ".join(KINDS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +64,9 @@ def _parser() -> Parser:
     what.add_argument(
         "--names", help="classes of an .onnx file: a,b,c, a JSON list, or a file with one per line"
     )
-    what.add_argument("--output", choices=KINDS, help="what an .onnx file returns")
+    what.add_argument(
+        "--output", type=_kind, metavar="KIND", help=f"what an .onnx file returns: {_KINDS}"
+    )
     what.add_argument("--output-name", help="the output to take, of an .onnx file with several")
     what.add_argument(
         "--target",
@@ -169,6 +172,14 @@ def _parser() -> Parser:
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
+
+
+def _kind(text: str) -> str:
+    """The text of --output. ArgumentTypeError for another text than those of KINDS."""
+    if text in KINDS:
+        return text
+    hint = "; -o names the bundle" if re.search(r"[./\\]", text) else ""
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {_KINDS}){hint}")
 
 
 def _export(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -18,10 +18,10 @@ from export.inference import precision_of
 from export.models import PriorModel
 from export.pictures import Pictures
 from export.sizes import FreeSizes
-from runtime.errors import BundleError, VerificationFailed, first_line
+from runtime.errors import VerificationFailed, first_line
 from runtime.prior.network import NetworkPrior
 from runtime.prior.preprocess import Preprocess
-from runtime.prior.reading import MOST_LABELS, fits
+from runtime.prior.reading import fits
 
 # Limits for each precision in the comparison with FP32; those of "fp32" are for the comparison with
 # the original: the least mean share of equal labels, and the largest difference of a score, divided
@@ -189,20 +189,13 @@ def _lowered(
 
 
 def _answer(graph: Frozen, feed: np.ndarray) -> np.ndarray:
-    """The output of a graph. SizeFailed unless it has the aspect ratio of ``feed``; BundleError for
-    labels that are too many classes."""
+    """The output of a graph. SizeFailed unless it has the aspect ratio of ``feed``."""
     output: np.ndarray = graph(feed)[0]
     if output.ndim < 3 or not fits(output.shape[-2:], feed.shape[-2:]):
         raise SizeFailed(
             f"{graph.name} returns {output.shape} for an input of {feed.shape}; wanted "
             "(1, C, h, w) scores or (1, h, w) labels with h : w as in the input",
             fix="export the network again with its segmentation as the output, channels first",
-        )
-    if output.dtype.kind in "iu" and not -1 <= output.min() <= output.max() < MOST_LABELS:
-        raise BundleError(
-            f"{graph.name} returns labels from {output.min()} to {output.max()}; wanted -1 to "
-            f"{MOST_LABELS - 1}",
-            fix="export the network with class numbers 0, 1, 2 and so on; -1 is unknown",
         )
     return output
 

@@ -64,10 +64,12 @@ class Exported(NamedTuple):
     bundle : the bundle.
     missing : the error that says why engines that were asked for are not in the bundle; None when
         all are.
+    frozen_size : whether the input has a fixed size that the .onnx file leaves free.
     """
 
     bundle: Bundle
     missing: MissingBackend | DeviceError | None
+    frozen_size: bool = False
 
 
 def export_bundle(
@@ -115,11 +117,15 @@ def export_bundle(
     working = None if options.dynamic else config.working_size(*size)
     low = working_picture(photo, *(working or config.working_size(*photo.shape[:2])))
     notes: list[str] = []
+    frozen_size = False
     if model.preprocess is None:
         pictures = pictures._replace(arrays=[photo], names=pictures.names[:1])
         prior = _kmeans(options, photo, low)
     else:
-        with _opened(model):
+        with _opened(model) as original:
+            inputs = original.inputs if original is not None else []
+            sides = [n for port in inputs for n in port.shape[2:]]
+            frozen_size = not options.dynamic and not all(isinstance(n, int) for n in sides)
             model, notes = _standard(model, options, pictures.arrays)
             prior = _network(model, options, size, pictures, calibration, say)
     guide = as_probabilities(prior.guide, *low.shape[:2])
@@ -186,7 +192,7 @@ def export_bundle(
     data = {name: graph.data for name, graph in graphs.items()}
     missing = _build_engines(manifest, data, files, options, timings, say, progress)
     say(f"write {out}")
-    return Exported(write_bundle(out, manifest, files), missing)
+    return Exported(write_bundle(out, manifest, files), missing, frozen_size)
 
 
 @dataclass(frozen=True)
@@ -378,7 +384,7 @@ def _lower(
             fix="leave them out, or export the network in FP32",
         )
     if options.int8:
-        say(f"calibrate INT8 on {len(calibration)} pictures")
+        say(f"calibrate INT8 on {len(calibration)} picture{'s' * (len(calibration) != 1)}")
         feeds = (preprocess(read_pictures([file])[0]) for file in calibration)
         data, receipt = to_int8(frozen.data, feeds, half=options.half)
         digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in calibration]
@@ -535,6 +541,12 @@ def summary(exported: Exported) -> list[str]:
         f"saved    {bundle.path}/  ({size / 1e6:.1f} MB, {len(manifest['graphs'])} graphs, "
         f"{len(manifest['engines'])} engines)"
     ]
+    if (rule := manifest["preprocess"]) and rule["resize"] == "stretch":
+        lines.append(f"input    {rule['height']}x{rule['width']}")
+        if exported.frozen_size:
+            lines[-1] += ", free in the file: --imgsz sets another size, --dynamic keeps it free"
+    elif rule:
+        lines.append(f"input    of free size: the long side becomes {rule['long_side']}")
     done = manifest["verification"]
     lines.append(f"verify   on {picture_words(done['pictures'], done['pictures_note'])}")
     if sizes := done.get("prior", {}).get("sizes"):
@@ -567,9 +579,10 @@ def summary(exported: Exported) -> list[str]:
     if found := done.get("one_class"):
         lines.append(
             f"warning  the prior returns one class (number {', '.join(map(str, found['classes']))},"
-            f" mean confidence {found['confidence']:.2f}) in every pixel of each picture: name "
-            "pictures with several classes (--pictures FILE...)"
+            f" mean confidence {found['confidence']:.2f}) in every pixel of each picture"
         )
+        if not done["allow_one_class"]:
+            lines[-1] += ": name pictures with several classes (--pictures FILE...)"
     if exported.missing is not None:
         lines.append(f"next     on the device: python -m runtime build {bundle.path}")
     else:
@@ -580,6 +593,6 @@ def summary(exported: Exported) -> list[str]:
 def to_json(exported: Exported) -> str:
     """One JSON document about an exported bundle: its path, its manifest, and why engines are
     missing."""
-    bundle, missing = exported
+    bundle, missing = exported.bundle, exported.missing
     document = {"bundle": str(bundle.path), "manifest": bundle.manifest}
     return json.dumps(document | {"missing": str(missing) if missing else None}, indent=1)

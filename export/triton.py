@@ -68,12 +68,19 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
 
     Raises
     ------
-    InputError : the folder exists and is no Triton model; or the repository would be named "triton"
+    InputError : the folder exists and is no Triton model; the repository is a file, or lies in one;
+        or the repository would be named "triton"
         in the current folder, where Python finds it instead of the package of that name.
     """
     if folder.name == "triton" and folder.resolve().parent == Path.cwd():
         raise InputError(
             "a folder triton here would hide the Python package of that name from torch",
+            fix="choose another: --triton model_repository",
+        )
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise InputError(
+            f"triton is {str(folder)!r}, and {file} is a file; wanted a folder",
             fix="choose another: --triton model_repository",
         )
     place = folder / Path(bundle_name).stem.replace(" ", "_")

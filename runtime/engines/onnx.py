@@ -292,7 +292,11 @@ class OnnxEngine:
             if failure is None and self._kind == "cuda" and not is_about_input(error):
                 failure = DeviceError(message, fix=SEE_GPU)
             fix = _OTHER_TYPE if is_about_types(error) else ""
-            if is_about_sizes(error) and "size_multiple" not in self.metadata:
+            if "Expected: 0" in str(error):
+                fix = (
+                    f"the file has a dimension of 0; python -m export --model {self.name} mends it"
+                )
+            elif is_about_sizes(error) and "size_multiple" not in self.metadata:
                 fix = _MULTIPLE
             raise failure or InputError(message, fix=fix) from error
 

@@ -47,7 +47,8 @@ _LOADING = [
         r"Could not find an implementation for (\S+)\((\d+)\)",
         "ONNX Runtime {version} has no kernel for its operator {1} (of opset {2}) on this device "
         "with the types of its inputs",
-        "export the network without this operator, with other types, or for another opset",
+        "export the network without this operator, in float32 (most operators have no kernel for "
+        "float64), or for another opset",
     ),
     (
         r"Fatal error: (\S+?)(?:\(-?\d+\))? is not a registered function|"

@@ -330,6 +330,8 @@ def _check_ports(inputs: list[Port], name: str) -> None:
         )
     ):
         fix = "export it again with one input: the picture, batch 1, three planes, float32"
+        if 0 in shape:
+            fix = f"0 stands for a free size; python -m export --model {name} mends it"
         if last:
             fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
         raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix)

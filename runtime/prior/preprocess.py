@@ -216,7 +216,9 @@ class Preprocess:
         if fixed and not are_sides([*fixed]):
             raise BundleError(
                 f"{name} has a fixed input of {fixed[0]} x {fixed[1]}; wanted 1 to {MAX_SIDE}",
-                fix="export it with another size",
+                fix="export it with another size"
+                if min(fixed) > 0
+                else f"0 stands for a free size; python -m export --model {name} sets a size",
             )
         return cls(
             mean=triples["mean"],

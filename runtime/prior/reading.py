@@ -325,8 +325,7 @@ def _refuse_scaled_mask(arrays: Sequence[np.ndarray], name: str) -> None:
     if max(a.max() for a in arrays) > 255 or min(a.min() for a in arrays) < 0:
         return
     found = np.unique(np.concatenate([np.unique(a) for a in arrays]))
-    whole = (found == np.rint(found)).all()
-    if found[-1] > (254 if whole else 20) and (found[-2:].tolist() == [0, 255] or len(found) > 32):
+    if found[-1] > 254 and (found[-2:].tolist() == [0, 255] or len(found) > 32):
         raise BundleError(
             f"{name} returned one channel of {len(found)} different values from {found[0]:.3g} to "
             f"{found[-1]:.3g}, which seems to be a mask or a probability times 255",

@@ -204,6 +204,16 @@ def test_wrong_shapes(tmp_path):
             assert np.array_equal(engine(np.ones((1, 2)))[0], [[2, 2]])  # and it goes on
 
 
+def test_a_dimension_of_0_is_mended_by_an_export(tmp_path):
+    """Some programs write 0 for a free dimension, and ONNX Runtime takes no other number then."""
+    model = double()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+    with pytest.raises(
+        InputError, match=r"fix: .* of 0; python -m export --model m\.onnx mends it"
+    ):
+        load_engine(write(tmp_path, model))(np.zeros((1, 2), np.float32))
+
+
 def test_lists_work_as_arrays_do(tmp_path):
     assert load_engine(write(tmp_path, double()))([[1, 2]])[0].tolist() == [[2, 4]]
 

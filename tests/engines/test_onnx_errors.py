@@ -188,7 +188,7 @@ PROBLEMS = [
         NO_KERNEL,
         "ONNX Runtime 1.31.1 has no kernel for its operator GridSample (of opset 16) on this "
         "device with the types of its inputs",
-        "export the network without this operator",
+        r"export the network without this operator, in float32 \(most .* no kernel for float64\)",
     ),
     (UNKNOWN, "ONNX Runtime 1.31.1 does not know its operator Foo", "operators of the ONNX stand"),
     (OTHER_DOMAIN, "ONNX Runtime 1.31.1 does not know its operator my.ops:Foo", "operators of"),

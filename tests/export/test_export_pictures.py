@@ -130,6 +130,12 @@ def test_names_are_shortened_in_text_alone(tmp_path, colours, data):
     assert Bundle.open(tmp_path / "b").manifest["verification"]["pictures"] == names
 
 
+def test_one_picture_to_calibrate_with(tmp_path, colours, data):
+    words = ("--model", colours, "--imgsz", "48x72", "--int8", "--data", data / "00.png")
+    ended = export(*words, "--pictures", data / "01.png", "-o", tmp_path / "b")
+    assert "calibrate INT8 on 1 picture ..." in ended.err, ended
+
+
 def test_words_for_pictures():
     assert picture_words([]) == "0 pictures: "
     assert picture_words(["a.png"]) == "1 picture: a.png"

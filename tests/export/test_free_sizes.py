@@ -263,3 +263,23 @@ def test_the_sizes_of_engines_are_multiples_as_well(tmp_path, photos):
             ended = export(*words, "--imgsz", 64, "--min-shape", least, "--max-shape", largest)
             assert ended.refused(1, text, f"fix: --{text[:9]} ")
             assert not (tmp_path / "b").exists()
+
+
+def test_the_summary_states_the_size_of_the_input(tmp_path, colours, photos):
+    from one_layer_networks import nearest_colour, save
+
+    fixed = save(tmp_path / "fixed.onnx", *nearest_colour(), inputs=((1, 3, 48, 72),))
+    words = ("--pictures", photos, "-q", "-o", tmp_path / "b")
+    for more, line in [
+        (("--model", fixed), "48x72"),
+        (
+            ("--model", colours, "--imgsz", "48x64"),
+            "48x64, free in the file: --imgsz sets another size, --dynamic keeps it free",
+        ),
+        (
+            ("--model", colours, "--imgsz", "48x64", "--dynamic"),
+            "of free size: the long side becomes 64",
+        ),
+    ]:
+        with case(line):
+            assert f"\ninput    {line}\nverify " in export(*words, *more).out

@@ -61,8 +61,8 @@ def test_labels_that_are_too_many_classes(tmp_path, photos):
     """A guide of so many classes would not fit into memory."""
     arg_max = ("ArgMax", {"axis": 1, "keepdims": 0})
     for factor, text in [
-        (1_000_000, "net returns labels from 0 to 2000000; wanted -1 to 4095"),
-        (-2, "net returns labels from -4 to 0; wanted -1 to 4095"),
+        (1_000_000, "net returned labels from 0 to 2000000; wanted -1 to 4095"),
+        (-2, "net returned labels from -4 to 0; wanted -1 to 4095"),
     ]:
         with case(factor):
             tail = [arg_max, ("Mul", {}, np.array(factor))]

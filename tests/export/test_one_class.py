@@ -88,6 +88,7 @@ def test_one_and_two_pictures_are_a_warning(tmp_path, photos):
             ended = export(*words, "--pictures", *(photos / f"{i}.png" for i in range(count)))
             assert ended.code == 0 and ended.err == ""
             assert f"{WARNING}2, mean confidence 1.00)" in ended.out
+            assert "each picture: name pictures with several classes (--pictures" in ended.out
             done = Bundle.open(tmp_path / "b").manifest["verification"]
             assert done["one_class"] == {"classes": [2], "confidence": 1.0}
             assert done["allow_one_class"] is False
@@ -98,6 +99,8 @@ def test_the_user_may_allow_it(tmp_path, photos):
     ended = export(*words, "--allow-one-class", "--json", "-q")
     assert ended.code == 0
     done = json.loads(ended.out)["manifest"]["verification"]
+    again = export(*words, "--allow-one-class", "-q")
+    assert f"{WARNING}2, mean confidence 1.00) in every pixel of each picture\n" in again.out
     assert done["allow_one_class"] is True and done["one_class"]["classes"] == [2]
     assert WARNING in export(*words, "--allow-one-class", "-q").out
 

@@ -121,6 +121,18 @@ def test_options_without_effect_on_a_model_are_refused(tmp_path, plain):
             assert not list(tmp_path.iterdir())
 
 
+def test_output_is_not_the_name_of_the_bundle():
+    kinds = "(choose from logits, probabilities, labels)"
+    for text, message in [
+        ("city.bundle", f"'city.bundle' {kinds}; -o names the bundle\n"),
+        ("out/city", f"'out/city' {kinds}; -o names the bundle\n"),
+        ("logit", f"'logit' {kinds}\n  fix: did you mean logits?"),
+    ]:
+        with case(text):
+            ended = export("--model", "x.onnx", "--output", text)
+            assert ended.refused(2, f"argument --output: invalid choice: {message}")
+
+
 def test_opset_has_an_effect_on_modules():
     class Model:
         name, module, preprocess = "own", object(), object()

@@ -458,6 +458,8 @@ IMPOSSIBLE = [
     (("-o", "empty/.."), ["exists and is no bundle; it is left alone", "choose another"]),
     (("-o", "bad.png"), ["bad.png exists and is no bundle"]),
     (("--triton", "models", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
+    (("--triton", "0.png"), ["triton is '0.png', and 0.png is a file; wanted a folder"]),
+    (("--triton", "0.png/models"), ["triton is '0.png/models', and 0.png is a file"]),
     (("--triton", "triton"), ["a folder triton here would hide the Python package"]),
 ]  # fmt: skip
 

@@ -289,6 +289,11 @@ def test_metadata_that_is_refused():
             assert str(error.value).count("fix: ") == 1
 
 
+def test_a_size_of_0_is_mended_by_an_export():
+    with pytest.raises(BundleError, match=r"fix: 0 stands for a free size; .* m\.onnx sets"):
+        Preprocess.from_metadata(META, "m.onnx", (0, 5))
+
+
 def test_metadata_without_brackets():
     for text in ("0.5, 0.4, 0.3", "(0.5,0.4,0.3)"):
         with case(text):

@@ -162,7 +162,9 @@ def test_which_axis_has_the_channels():
             size = (form.channels, *form.size)
             assert form.planes(np.zeros(shape, np.float32)).shape == size
             beside = find_form(
-                [("s", (1, 1, 19), "f"), ("y", shape, "f")], picture, names=["a"] * names
+                [("s", (1, 1, 19), "float32"), ("y", shape, "float32")],
+                picture,
+                names=["a"] * names,
             )
             assert (beside.output, beside.channels, beside.last) == (1, *wanted)
 
