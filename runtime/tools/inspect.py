@@ -241,7 +241,11 @@ def _trtexec_notes(manifest: Mapping[str, Any]) -> Iterator[str]:
 def _flag_words(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of an engine's build, with the workspace in GiB."""
     workspace = flags.get("workspace")
-    words = f"{workspace / 2**30:.4g} GiB" if type(workspace) is int else workspace
+    words = (
+        f"{workspace / 2**30:.4g} GiB"
+        if type(workspace) is int and workspace < 2**50
+        else workspace
+    )
     return {**flags, **({"workspace": words} if "workspace" in flags else {})}
 
 
