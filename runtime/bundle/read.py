@@ -83,13 +83,19 @@ class Bundle(NamedTuple):
         ------
         BundleError : the file is missing, cannot be read, or has another size or hash.
         """
-        data = read_file(self.path, entry["file"], entry["size"])
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry["sha256"]:
-            raise BundleError(
-                f"{self.name}/{entry['file']} has sha256 {found[:16]}..., "
-                f"the manifest says {entry['sha256'][:16]}...",
-            )
+        try:
+            data = read_file(self.path, entry["file"], entry["size"])
+            found = hashlib.sha256(data).hexdigest()
+            if found != entry["sha256"]:
+                raise BundleError(
+                    f"{self.name}/{entry['file']} has sha256 {found[:16]}..., "
+                    f"the manifest says {entry['sha256'][:16]}...",
+                )
+        except BundleError as error:
+            if "runtime" not in entry:  # only engines have one
+                raise
+            fix = f"python -m runtime build {self.path}; or {error.fix}"
+            raise BundleError(error.message, fix=fix) from error
         return data
 
     def graph(self, name: str) -> bytes:

@@ -117,6 +117,27 @@ def test_engines_that_cannot_run_here_are_no_failure_unless_asked_for(capsys, wi
     assert "not wholly checked" in out.splitlines()[-1]
 
 
+def test_a_damaged_engine_is_built_again(capsys, with_engines):
+    """The fix of other files, to export the bundle again, is not the shortest. A damaged engine is
+    a failed check, and is not counted as an engine that this machine cannot run."""
+    fix = f"python -m runtime build {with_engines}; or export it again, or copy it again from a "
+    first, second = (
+        with_engines / e["file"] for e in Bundle.open(with_engines).manifest["engines"]
+    )
+    whole = first.read_bytes()
+    for damage in (first.unlink, lambda: first.write_bytes(whole[::-1])):
+        damage()
+        for command in ("check", "inspect"):
+            with case(command, first.exists()):
+                code, document = answer(capsys, command, with_engines)
+                assert code == 5 and document["fix"].startswith(fix)
+        assert answer(capsys, "check", with_engines)[1]["engines_not_run"] == 1
+    second.unlink()
+    assert answer(capsys, "check", with_engines)[1]["engines_not_run"] == 0
+    (with_engines / "refine_map.onnx").unlink()
+    assert answer(capsys, "inspect", with_engines)[1]["fix"].startswith("export it again, or copy")
+
+
 def test_engines_that_are_asked_for_must_be_there(capsys, bundle):
     code, document = answer(capsys, "check", bundle, "--engines")
     assert code == 4 and "has no engines" in document["error"]
