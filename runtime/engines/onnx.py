@@ -238,12 +238,14 @@ class OnnxEngine:
         face, (port,) = array.__cuda_array_interface__, self.inputs
         place = ("cuda", self._index)
 
+        session = self._session  # another thread may close the engine
+
         def run(*options: Any) -> Any:
-            binding = self._session.io_binding()
+            binding = session.io_binding()
             binding.bind_input(port.name, *place, np.float32, face["shape"], face["data"][0])
             for output in self.outputs:
                 binding.bind_output(output.name, *place)
-            self._session.run_with_iobinding(binding, *options)
+            session.run_with_iobinding(binding, *options)
             return binding.get_outputs()
 
         return [
@@ -276,12 +278,12 @@ class OnnxEngine:
         for port, array in zip(self.inputs, arrays, strict=True):
             feed[port.name] = np.asarray(array, port.numpy if port.dtype in _CONVERTED else None)
         shapes = ", ".join(str(np.shape(a)) for a in arrays)
-        return self._run(shapes, lambda *options: self._session.run(None, feed, *options))
+        session = self._session  # another thread may close the engine
+        return self._run(shapes, lambda *options: session.run(None, feed, *options))
 
     def _run(self, shapes: str, run: Callable[..., Any]) -> Any:
         """Let the runner call ``run``, and return the result. Replace an error of ONNX Runtime with
         an error of this package, whose message contains ``shapes``, the shapes of the inputs."""
-        self._check_open()
         try:
             return self.runner(run)
         except SdkError:
@@ -299,13 +301,6 @@ class OnnxEngine:
             elif is_about_sizes(error) and "size_multiple" not in self.metadata:
                 fix = _MULTIPLE
             raise failure or InputError(message, fix=fix) from error
-
-    def _check_open(self) -> None:
-        """Raise an error if the engine is closed, was inherited by a forked process, or did not end
-        its first run before the deadline."""
-        self.runner.check_usable()
-        if self._session is None:
-            raise InputError(f"{self.name} is closed", fix="load it again")
 
     def _device_error(self, error: Exception) -> DeviceError | None:
         """Return the DeviceError for an error of ONNX Runtime; None for another error."""
@@ -331,11 +326,13 @@ class OnnxEngine:
         """
         from runtime.engines.onnx_loop import OnnxLoop
 
-        self._check_open()
+        self.runner.check_usable()
         return OnnxLoop(self._session, feed, state, self.device, self.runner)
 
     def close(self) -> None:
-        """Free the network. A second call does nothing."""
+        """Free the network. A first run in another thread ends after the operator that it computes,
+        and raises an InputError. A second call does nothing."""
+        self.runner.close()
         self._session = None
 
     def __enter__(self) -> OnnxEngine:

@@ -108,7 +108,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 class Runner:
     """Runs one session. It refuses to run in a forked process, and ends the first run at a
-    deadline. Several threads may use it at a time.
+    deadline, or when the network is closed. Several threads may use it at a time.
 
     The first run is made by a thread of its own, so that Ctrl-C and the deadline can end a network
     that loops endlessly. When a first run has ended well, the caller's thread makes all later runs,
@@ -140,13 +140,22 @@ class Runner:
         self._process = os.getpid()
         self._first, self._has_run = threading.Lock(), False
         self._late_s: float | None = None  # the deadline that ended the first run
+        self._closed, self._options = False, None  # the RunOptions of the first run
+
+    def close(self) -> None:
+        """End a first run that is in progress, after the operator that it computes. This run and
+        all later ones raise an InputError. A later run that is in progress is not ended."""
+        self._closed = True
+        if self._options is not None:
+            self._options.terminate = True
 
     def check_usable(self) -> None:
         """Check that the session can run.
 
         Raises
         ------
-        InputError : this process was forked from the one that made the session.
+        InputError : this process was forked from the one that made the session, or :meth:`close`
+            was called.
         DeviceError : the first run did not end before the deadline.
         """
         if os.getpid() != self._process:
@@ -156,6 +165,8 @@ class Runner:
                 fix="load the network after the fork, in the process that uses it (gunicorn: no "
                 "--preload, or load in post_fork)",
             )
+        if self._closed:
+            raise InputError(f"{self.name} is closed", fix="load it again")
         if self._late_s is not None:
             raise DeviceError(
                 f"the first run of {self.name} did not end within {self._late_s:g} s: it loops "
@@ -175,7 +186,8 @@ class Runner:
 
         Raises
         ------
-        InputError : this process is a fork of the one that made the session.
+        InputError : this process is a fork of the one that made the session, or the network is
+            closed.
         DeviceError : the first run, this one or an earlier one, did not end before the deadline.
         Exception : all that ``run`` raises.
         """
@@ -199,6 +211,8 @@ class Runner:
         is interrupted."""
         options = import_onnxruntime(f"run {self.name}").RunOptions()
         options.log_severity_level = 4  # errors are raised as exceptions
+        self._options = options
+        self.check_usable()  # another thread may have closed the network before it saw the options
         pool = ThreadPoolExecutor(1, thread_name_prefix="first run")
         future = pool.submit(self._locked, run, options)
         pool.shutdown(wait=False)
@@ -209,8 +223,8 @@ class Runner:
             if late:
                 options.terminate = True
                 wait([future], GRACE)
-        if late and (not future.done() or future.exception() is not None):
-            self._late_s = self.deadline_s
+        if not future.done() or future.exception() is not None:
+            self._late_s = self.deadline_s if late else None
             self.check_usable()
         try:
             return future.result()

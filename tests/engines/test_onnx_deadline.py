@@ -192,6 +192,37 @@ def test_ctrl_c_ends_a_first_run(made):
             assert net(X, np.array(3))[0].tolist() == [4, 4]
 
 
+def test_close_ends_a_first_run(made):
+    """The run, the threads that wait for it, and all later calls raise the same error."""
+    for deadline in (20, None):
+        with case(deadline), ThreadPoolExecutor(4) as pool:
+            net, count = engine(deadline), len(made)
+            loop = net.loop({"trips": ENDLESS}, {"x": ("y", X)})
+            runs = [pool.submit(net, X, ENDLESS) for _ in range(2)] + [pool.submit(loop.step)]
+            while len(made) == count:
+                time.sleep(0.01)
+            start = time.monotonic()
+            net.close()
+            for run in (*(r.result for r in runs), lambda: net(X, np.array(3)), loop.step):  # noqa: B023
+                with pytest.raises(InputError, match="net is closed"):
+                    run()
+            assert time.monotonic() - start < 10 and len(made) == count + 1
+
+
+def test_close_before_the_run_has_started():
+    """The caller's thread has begun a first run, but ONNX Runtime has not."""
+    runner = Runner("net", 60)
+
+    def run(options):
+        raise AssertionError("the session ran")
+
+    real = onnxruntime.RunOptions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "RunOptions", lambda: (runner.close(), real())[1])
+        with pytest.raises(InputError, match="net is closed"):
+            runner(run)
+
+
 def test_an_operator_that_does_not_end_is_left_alone(monkeypatch):
     """It blocks no caller. A run that ends well shortly after the deadline is no error."""
     monkeypatch.setattr(runtime.engines.onnx_runtime, "GRACE", 0.2)
