@@ -202,7 +202,8 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
 
     from export.models.load import load_model
     from export.models.stated import Stated
-    from export.pack import ExportOptions, export_bundle, summary, to_json
+    from export.pack import ExportOptions, export_bundle
+    from export.summary import summary, to_json
     from export.triton import repository_place, write_repository
 
     options = ExportOptions(

@@ -1,0 +1,76 @@
+"""What an export tells its user at the end: a few lines, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+
+from export.pack import Exported
+from runtime.tools.inspect import picture_words
+
+
+def summary(exported: Exported) -> list[str]:
+    """The lines that the export prints at its end: the bundle, what was verified, the engines, and
+    the next command."""
+    bundle = exported.bundle
+    manifest = bundle.manifest
+    entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]
+    size = sum(e["size"] for e in [*entries, manifest["init"], manifest["licence"]])
+    lines = [
+        f"saved    {bundle.path}/  ({size / 1e6:.1f} MB, {len(manifest['graphs'])} graphs, "
+        f"{len(manifest['engines'])} engines)"
+    ]
+    if (rule := manifest["preprocess"]) and rule["resize"] == "stretch":
+        lines.append(f"input    {rule['height']}x{rule['width']}")
+        if exported.frozen_size:
+            lines[-1] += ", free in the file: --imgsz sets another size, --dynamic keeps it free"
+    elif rule:
+        lines.append(f"input    of free size: the long side becomes {rule['long_side']}")
+    done = manifest["verification"]
+    lines.append(f"verify   on {picture_words(done['pictures'], done['pictures_note'])}")
+    if sizes := done.get("prior", {}).get("sizes"):
+        lines[-1] += f"; the first also at {', '.join(sizes)}"
+    for precision, numbers in done.get("prior", {}).items():
+        if isinstance(numbers, dict):
+            of, other = ("frozen", "original") if precision == "frozen" else (precision, "fp32")
+            lines.append(
+                f"verify   prior {of} vs {other}: {numbers['agreement']:.2%} of labels agree "
+                f"(worst {numbers['worst']:.2%}, {numbers['worst_picture']}), "
+                f"max |d| {numbers['max_abs']:.2g}  ok"
+            )
+    lines += [f"output   {note}" for note in done.get("output", [])]
+    refine = done["refine"]
+    lines.append(
+        f"verify   {manifest['refine']['objective']} step vs float64: update "
+        f"{refine['update']:.1e} relative; vs native core: {refine['agreement']:.2%} of labels  ok"
+    )
+    for engine in manifest["engines"]:
+        layers = engine["receipt"]["layers"]
+        total = max(1, sum(layers.values()))
+        shares = ", ".join(f"{n / total:.0%} {kind}" for kind, n in sorted(layers.items()))
+        where = ",".join(engine["compute_capabilities"]) or "this GPU"
+        lines.append(
+            f"receipt  {engine['graph']} {engine['runtime']} {engine['version']} for {where}: "
+            f"{shares} ({total} layers, by the {engine['receipt']['source']})"
+        )
+    if not manifest["model"]["trained"]:
+        lines.append("warning  the prior has RANDOM weights: its labels mean nothing (--weights)")
+    if found := done.get("one_class"):
+        lines.append(
+            f"warning  the prior returns one class (number {', '.join(map(str, found['classes']))},"
+            f" mean confidence {found['confidence']:.2f}) in every pixel of each picture"
+        )
+        if not done["allow_one_class"]:
+            lines[-1] += ": name pictures with several classes (--pictures FILE...)"
+    if exported.missing is not None:
+        lines.append(f"next     on the device: python -m runtime build {bundle.path}")
+    else:
+        lines.append(f"next     python -m sdk predict PICTURE --prior {bundle.path}")
+    return lines
+
+
+def to_json(exported: Exported) -> str:
+    """One JSON document about an exported bundle: its path, its manifest, and why engines are
+    missing."""
+    bundle, missing = exported.bundle, exported.missing
+    document = {"bundle": str(bundle.path), "manifest": bundle.manifest}
+    return json.dumps(document | {"missing": str(missing) if missing else None}, indent=1)
