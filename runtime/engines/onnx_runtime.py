@@ -3,13 +3,14 @@ forked processes, and the first run of a network, which ends at a deadline."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -110,10 +111,10 @@ class Runner:
     """Runs one session. It refuses to run in a forked process, and ends the first run at a
     deadline, or when the network is closed. Several threads may use it at a time.
 
-    The first run is made by a thread of its own, so that Ctrl-C and the deadline can end a network
-    that loops endlessly. When a first run has ended well, the caller's thread makes all later runs,
-    without a deadline and without this cost. A network that loops endlessly only in a later run is
-    not noticed.
+    The first run is made by a thread of its own, so that Ctrl-C, the deadline and the exit of the
+    interpreter can end a network that loops endlessly. When a first run has ended well, the
+    caller's thread makes all later runs, without a deadline and without this cost. A network that
+    loops endlessly only in a later run is not noticed.
 
     Parameters
     ----------
@@ -213,9 +214,30 @@ class Runner:
         options.log_severity_level = 4  # errors are raised as exceptions
         self._options = options
         self.check_usable()  # another thread may have closed the network before it saw the options
-        pool = ThreadPoolExecutor(1, thread_name_prefix="first run")
-        future = pool.submit(self._locked, run, options)
-        pool.shutdown(wait=False)
+        future: Future[Answer] = Future()
+        exiting = threading.Event()
+
+        def work(future: Future[Answer]) -> None:
+            # The interpreter calls ``end`` after it has waited for the threads that are no daemons,
+            # and before the handler that ONNX Runtime has registered at its import.
+            atexit.register(end)
+            try:
+                future.set_result(self._locked(run, options))
+            except BaseException as error:
+                if not exiting.is_set():  # else the caller is a daemon thread: it waits for ever
+                    future.set_exception(error)
+            finally:
+                atexit.unregister(end)
+                del future  # the traceback of an exception must not refer to the exception
+
+        def end() -> None:
+            """End the run at the exit of the interpreter."""
+            exiting.set()
+            options.terminate = True
+            thread.join()
+
+        thread = threading.Thread(target=work, args=[future], name="first run", daemon=True)
+        thread.start()
         try:
             wait([future], self.deadline_s)
         finally:

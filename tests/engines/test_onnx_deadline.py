@@ -238,6 +238,33 @@ def test_an_operator_that_does_not_end_is_left_alone(monkeypatch):
     assert runner(lambda: "directly") == "directly"
 
 
+EXIT = """
+import sys, threading, time
+import numpy as np, onnxruntime
+from runtime import OnnxEngine
+
+begun, real = threading.Event(), onnxruntime.RunOptions
+onnxruntime.RunOptions = lambda: (begun.set(), real())[1]
+net = OnnxEngine(sys.stdin.buffer.read(), name="net", deadline_s=None)
+threading.Thread(target=net, args=[np.ones(2, "f4")], daemon=True).start()
+begun.wait()
+time.sleep(0.3)
+sys.exit(3)
+"""
+
+
+def test_a_first_run_ends_when_its_process_ends():
+    """The run's caller is a daemon thread, and this thread prints no error."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT],
+        input=counting(trips=ENDLESS).SerializeToString(),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+
+
 INTERRUPTED = """
 import os, signal, sys, threading
 import onnxruntime
