@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,12 @@ from runtime.engines.onnx_errors import (
     reason,
 )
 from runtime.engines.onnx_file import check_file, check_self_contained
-from runtime.engines.onnx_runtime import DEADLINE, Runner, import_onnxruntime, outlive_fork
+from runtime.engines.onnx_runtime import (
+    Runner,
+    default_deadline,
+    import_onnxruntime,
+    outlive_fork,
+)
 from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port, numpy_dtype
 from runtime.errors import (
@@ -73,8 +78,10 @@ class OnnxEngine:
         once is a tenth faster. Work between two runs is slower, because the waiting threads occupy
         the processors.
     deadline_s : seconds after which the first run of the network is ended, because networks can
-        loop endlessly; None for no limit. Later runs have no deadline. The first run on a slow
-        device, and with CUDA the search for the fastest kernels, take longer than later runs.
+        loop endlessly; None for no limit. "default" is the value of the environment variable
+        SEG_DEADLINE_S, where 0 is no limit, or 60 without it. Later runs have no deadline. The
+        first run on a slow device, and with CUDA the search for the fastest kernels, take longer
+        than later runs.
 
     Attributes
     ----------
@@ -91,7 +98,8 @@ class OnnxEngine:
     ------
     BundleError : the source is not an ONNX model, is damaged, or is newer than ONNX Runtime; or
         external data is missing, or lies outside the file's folder.
-    InputError : the file or the GPU does not exist, or ``deadline_s`` is no number above 0.
+    InputError : the file or the GPU does not exist, or ``deadline_s`` is no number above 0, or
+        SEG_DEADLINE_S is no number of 0 or more.
     MissingBackend : ONNX Runtime is not installed, or cannot use CUDA here.
     DeviceError : the device has too little memory, or fails.
 
@@ -109,10 +117,12 @@ class OnnxEngine:
         threads: int | None = None,
         device: str = "cpu",
         spin: bool = False,
-        deadline_s: float | None = DEADLINE,
+        deadline_s: float | Literal["default"] | None = "default",
     ) -> None:
-        if deadline_s is not None:
-            check_positive("deadline_s", deadline_s)
+        if deadline_s == "default":
+            deadline_s = default_deadline()
+        elif deadline_s is not None:
+            deadline_s = check_positive("deadline_s", deadline_s)
         if isinstance(source, bytes):
             self.name = name or "the model"
             check_self_contained(source, self.name)
@@ -347,7 +357,7 @@ def load_engine(
     *,
     threads: int | None = None,
     device: str = "cpu",
-    deadline_s: float | None = DEADLINE,
+    deadline_s: float | Literal["default"] | None = "default",
 ) -> OnnxEngine:
     """Load an .onnx file and return the :class:`OnnxEngine` that runs it.
 

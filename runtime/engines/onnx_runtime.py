@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import math
 import os
 import sys
 import threading
@@ -20,7 +21,7 @@ from runtime.flavours import check_version, import_fix
 
 LOG = logging.getLogger("dg.onnx")
 TELEMETRY = "ORT_DISABLE_TELEMETRY"  # ONNX Runtime reads this variable when it is imported
-DEADLINE = 60.0  # seconds for the first run of a network
+DEADLINE = 60.0  # seconds for the first run of a network, unless SEG_DEADLINE_S is set
 GRACE = 5.0  # seconds in which a run ends after it was told to; it ends after an operator
 
 Answer = TypeVar("Answer")
@@ -107,6 +108,28 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_keep_inherited)
 
 
+def default_deadline() -> float | None:
+    """Return the seconds for the first run of a network: the value of the environment variable
+    ``SEG_DEADLINE_S``, or 60 if it is unset or empty; None for 0, which means no limit.
+
+    Raises
+    ------
+    InputError : the value is no finite number of 0 or more.
+    """
+    text = os.environ.get("SEG_DEADLINE_S") or str(DEADLINE)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(
+            f"the environment variable SEG_DEADLINE_S is {text!r}; wanted seconds for the first "
+            "run of a network",
+            fix="SEG_DEADLINE_S=300, or 0 for no limit",
+        )
+    return seconds or None
+
+
 class Runner:
     """Runs one session. It refuses to run in a forked process, and ends the first run at a
     deadline, or when the network is closed. Several threads may use it at a time.
@@ -172,9 +195,9 @@ class Runner:
             raise DeviceError(
                 f"the first run of {self.name} did not end within {self._late_s:g} s: it loops "
                 "endlessly, or this device is too slow for it",
-                fix="load it again with a smaller imgsz, or with a longer deadline: "
-                "runtime.OnnxEngine(FILE, deadline_s=300), or None for no limit "
-                "(docs/onnx_runtime.md)",
+                fix="load it again with a smaller imgsz or a longer deadline: SEG_DEADLINE_S=300, "
+                "or 0 for no limit, in the environment; deadline_s in Python; see "
+                "docs/onnx_runtime.md",
             )
 
     def __call__(self, run: Callable[..., Answer]) -> Answer:
@@ -223,7 +246,7 @@ class Runner:
             atexit.register(end)
             try:
                 future.set_result(self._locked(run, options))
-            except BaseException as error:
+            except BaseException as error:  # raised in the thread of the caller
                 if not exiting.is_set():  # else the caller is a daemon thread: it waits for ever
                     future.set_exception(error)
             finally:
@@ -239,7 +262,7 @@ class Runner:
         thread = threading.Thread(target=work, args=[future], name="first run", daemon=True)
         thread.start()
         try:
-            wait([future], self.deadline_s)
+            wait([future], self.deadline_s and min(self.deadline_s, threading.TIMEOUT_MAX))
         finally:
             late = not future.done()
             if late:

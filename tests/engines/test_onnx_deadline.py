@@ -16,7 +16,7 @@ from cases import case
 from onnx_files import info, model_of
 
 import runtime.engines.onnx_runtime
-from runtime import OnnxEngine
+from runtime import OnnxEngine, load_engine
 from runtime.engines.onnx_runtime import Runner
 from runtime.errors import DeviceError, InputError
 
@@ -79,7 +79,7 @@ def test_a_first_run_ends_at_the_deadline(made):
     start, net = time.monotonic(), engine(0.3)
     with pytest.raises(DeviceError, match=LATE) as caught:
         net(X, ENDLESS)
-    assert "load it again" in caught.value.fix and "deadline_s=300" in caught.value.fix
+    assert "load it again" in caught.value.fix and "SEG_DEADLINE_S=300" in caught.value.fix
     assert 0.3 <= time.monotonic() - start < 10
     again = engine(60)
     for _ in range(3):  # later runs have no deadline
@@ -164,6 +164,36 @@ def test_a_deadline_is_a_number_above_0():
         with case(value):
             with pytest.raises(InputError, match=r"deadline_s is .*; wanted a number above 0"):
                 engine(value)
+
+
+def test_the_default_deadline_is_an_environment_variable(monkeypatch):
+    data = counting().SerializeToString()
+    values = {None: 60, "": 60, "300": 300, "0.5": 0.5, "0": None, "1e300": 1e300}
+    for value, wanted in values.items():
+        with case(value), monkeypatch.context() as patch:
+            patch.delenv("SEG_DEADLINE_S", raising=False)
+            if value is not None:
+                patch.setenv("SEG_DEADLINE_S", value)
+            net = OnnxEngine(data)
+            assert net.runner.deadline_s == wanted
+            assert net(X, np.array(3))[0].tolist() == [4, 4]
+            for given in (7, None):
+                assert OnnxEngine(data, deadline_s=given).runner.deadline_s == given
+    for value in ("-1", "nan", "inf", "none", "60 s"):
+        with case(value):
+            monkeypatch.setenv("SEG_DEADLINE_S", value)
+            with pytest.raises(InputError, match=f"SEG_DEADLINE_S is '{value}'; wanted") as caught:
+                OnnxEngine(data)
+            assert "0 for no limit" in caught.value.fix
+            assert OnnxEngine(data, deadline_s=7).runner.deadline_s == 7
+
+
+def test_the_default_deadline_of_load_engine(monkeypatch, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(counting().SerializeToString())
+    monkeypatch.setenv("SEG_DEADLINE_S", "0.3")
+    with pytest.raises(DeviceError, match=r"net.onnx did not end within 0.3 s"):
+        load_engine(tmp_path / "net.onnx")(X, ENDLESS)
+    assert load_engine(tmp_path / "net.onnx", deadline_s=7).runner.deadline_s == 7
 
 
 def test_the_deadline_of_a_loaded_network_can_be_changed():
