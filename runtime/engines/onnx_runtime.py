@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 
 def telemetry_off() -> None:
     """Switch the telemetry of ONNX Runtime off, unless the environment variable
-    ``ORT_DISABLE_TELEMETRY`` is set, to 0 or to another value.
+    ``ORT_DISABLE_TELEMETRY`` is set, to 0 or to another value. An empty value counts as unset.
 
     The variable is set to 1. It works for this process, if ONNX Runtime is not imported yet, and
     for the processes that it starts. If ONNX Runtime is imported already, its events are switched
@@ -40,7 +40,7 @@ def telemetry_off() -> None:
     >>> telemetry_off()
     >>> import onnxslim  # imports ONNX Runtime
     """
-    if TELEMETRY in os.environ:
+    if os.environ.get(TELEMETRY):
         return
     os.environ[TELEMETRY] = "1"
     library = sys.modules.get("onnxruntime")

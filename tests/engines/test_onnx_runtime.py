@@ -81,12 +81,20 @@ def test_nothing_is_written_to_the_home_and_no_thread_remains(tmp_path):
 
 
 def test_what_the_user_chose_remains(monkeypatch):
-    for value in ("0", "1", ""):
+    for value in ("0", "1"):
         with case(value):
             monkeypatch.setenv(TELEMETRY, value)
             monkeypatch.setattr(onnxruntime, "disable_telemetry_events", pytest.fail)
             import_onnxruntime("test it")
             assert os.environ[TELEMETRY] == value
+
+
+def test_an_empty_choice_is_none(monkeypatch):
+    calls = []
+    monkeypatch.setenv(TELEMETRY, "")
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append(1))
+    import_onnxruntime("test it")
+    assert os.environ[TELEMETRY] == "1" and calls == [1]
 
 
 def test_events_of_an_imported_library_are_switched_off_once(monkeypatch, caplog):
