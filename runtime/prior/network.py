@@ -177,7 +177,7 @@ class NetworkPrior:
         self._check_names(out.shape[1])
         guide = soft_guide(out, self.output != "probabilities", self.gpu)
         if not np.isfinite(classes_cuda.shares(guide)).all():
-            return self._to_guide(out.numpy()[0])  # raises an error that says what is wrong
+            return self._to_guide(out.numpy()[0])  # says what is wrong, or changes the decision
         note = getattr(engine, "one_class", None)
         if note is not None and out.shape[2] * out.shape[3] > 1:
             if len(classes_cuda.winners(guide)) == 1:
