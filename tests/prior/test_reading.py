@@ -9,7 +9,7 @@ from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 from runtime.errors import BundleError, InputError
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior
-from runtime.prior.reading import find_form, find_kind, fits, kind_named, standard
+from runtime.prior.reading import contradicts, find_form, find_kind, fits, kind_named, standard
 from sdk import RefineConfig, Segmenter
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
@@ -177,6 +177,7 @@ def test_sizes_that_fit():
                 assert fits(small, (height, width))
                 assert not fits((2 * height, width), (height, width))
                 assert not fits((1, 1), (height + 64, width))
+    assert fits((1, 1), (64, 48)) and not fits((1, 1), (48, 65))
     assert not fits((64, 96), (96, 64)) and not fits((0, 1), (64, 96))
     assert not fits((65, 64), (64, 64)) and not fits((64, 65), (64, 64))  # only if smaller
 
@@ -255,6 +256,7 @@ def test_which_of_several_outputs():
         ([labels, sure], {}, "l"),
         ([sure, logits], {}, "y"),
         ([features, logits], {}, "y"),
+        ([("Features", *features[1:]), logits], {}, "y"),
         ([("f", *features[1:]), logits], {"names": ["a"] * 4}, "y"),
         ([deep, logits], {}, "y"),
         ([logits, labels], {"kind": "labels"}, "l"),
@@ -262,6 +264,8 @@ def test_which_of_several_outputs():
         ([logits, labels], {"chosen": "l"}, "l"),
         ([logits, deep], {"chosen": "d"}, "d"),
         ([("boxes", (1, 100, 4), "float32"), logits], {"chosen": "y"}, "y"),
+        ([("boxes", (1, 100, 4), "float32"), ("z", *features[1:]), logits], {"chosen": "y"}, "y"),
+        ([("counts", (1, 100, 4), "int64"), logits], {}, "y"),  # boxes are floats
         ([("s", (), "list"), logits], {}, "y"),
     ]:
         with case(*(o[0] for o in outputs), *options):
@@ -346,9 +350,18 @@ def test_masks_times_255_are_refused():
     for array in [mask, mask.astype("u1"), mask.astype("f4"), ramp, ramp.astype("u1")]:
         with case(array.dtype), pytest.raises(BundleError, match="times 255"):
             find_kind([array])
-    for array, wanted in [(TRUTH[None], "labels"), (ramp - 99, "logits"), (ramp / 20, "logits")]:
-        assert find_kind([array]) == wanted
-    assert find_kind([np.int32([[[0, 7, 255]]])]) == "labels"
+    for array, wanted in [
+        (TRUTH[None], "labels"),
+        (ramp - 99, "logits"),
+        (ramp / 20, "logits"),
+        (ramp * 0.99, "logits"),  # ends at 252
+        (np.linspace(-50, 255, 99).reshape(1, 9, 11), "logits"),
+        (np.int32([[[0, 7, 255]]]), "labels"),
+        (np.arange(150).reshape(1, 10, 15), "labels"),
+        (np.int32([[[-1, 0, 255]]]), "labels"),
+    ]:
+        with case(wanted, array.min(), array.max()):
+            assert find_kind([array]) == wanted
 
 
 def test_kinds_of_values():
@@ -379,11 +392,43 @@ def test_kinds_of_values():
     for value, kind, match in [
         (-2, "labels", "values from -2 to -2 in 1 channels"),
         (4096, "labels", "wanted whole numbers from -1 to 4095"),
+        (0.5, "labels", "values from 0.5 to 0.5 in 1 channels, but is said to return labels"),
         (1.5, "probabilities", "returned values up to 1.5"),
         (np.nan, "logits", "NaN"),
     ]:
         with case(value, kind), pytest.raises(BundleError, match=match):
             standard(np.full((1, 2, 2), value, np.float32), kind)
+    with pytest.raises(BundleError, match="in 3 channels, but is said to return labels"):
+        standard(np.ones((3, 2, 2), np.float32), "labels")
+    for value, refused in [(-2, True), (-1, False), (4095, False), (4096, True)]:
+        with case("integers", value):
+            planes = np.full((1, 2, 2), value, np.int64)
+            if refused:
+                with pytest.raises(BundleError, match=f"labels from {value} to {value}; wanted -1"):
+                    standard(planes, "labels")
+            else:
+                assert (standard(planes, "labels") == value).all()
+
+
+def test_values_that_contradict_a_decision():
+    for values, kind, wanted in [
+        ([0, 1, 7], "labels", False),
+        ([0, 1, 0.5], "labels", True),
+        ([0, 0.5, 1], "probabilities", False),
+        ([0, 0.5, 1.0005], "probabilities", False),  # rounded above 1
+        ([0, 0.5, -0.5], "probabilities", True),
+        ([0, 0.5, 1.5], "probabilities", True),
+        ([-9, 0.5, 9], "logits", False),
+    ]:
+        with case(kind, *values):
+            assert contradicts(np.float32([[values]]), kind) == wanted
+    assert not contradicts(np.int64([[[0, 7]]]), "probabilities")
+
+
+def test_a_later_output_of_another_number_of_channels():
+    form = find_form([("y", (1, 4, 64, 96), "float32")], (64, 96))
+    with pytest.raises(BundleError, match=r"net returned \(1, 5, 64, 96\); wanted 4 channels, as"):
+        form.planes(np.zeros((1, 5, 64, 96), np.float32), "net")
 
 
 # Metadata and names
