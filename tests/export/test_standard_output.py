@@ -93,6 +93,8 @@ def test_decisions_are_said(tmp_path):
             path = save(tmp_path / "m.onnx", *weights, tail=tail)
             (note,) = standardised(file_model(path), FEEDS).notes
             assert match in note
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[ARG_MAX], out=TensorProto.INT64)
+    assert standardised(file_model(path), FEEDS).notes == []  # whole numbers leave no choice
 
 
 def test_one_picture_can_settle_what_the_others_leave_open(tmp_path):
@@ -225,6 +227,21 @@ def test_labels_beyond_the_names(tmp_path):
             path = save(tmp_path / "m.onnx", *nearest_colour(), tail=tail, out=kind)
             with pytest.raises(BundleError, match="returned label 3, but has 3 names: a, b, c"):
                 standardised(file_model(path, names=list("abc")), FEEDS)
+    few = RULE(np.repeat(PICTURES[0][:1], SIZE[0], 0))  # its labels are 0 and 1
+    path = save(tmp_path / "m.onnx", *nearest_colour(), tail=[ARG_MAX], out=TensorProto.INT64)
+    assert standardised(file_model(path, names=list("abc")), [few]).model.output == "labels"
+    for feeds in ([few, FEEDS[0]], [FEEDS[0], few]):
+        with pytest.raises(BundleError, match="returned label 3, but has 3 names"):
+            standardised(file_model(path, names=list("abc")), feeds)
+
+
+def test_infinite_scores_of_one_picture(tmp_path):
+    path = save(tmp_path / "m.onnx", np.ones((1, 3)), tail=[("Reciprocal", {})])
+    ones, zeros = (np.full((1, 3, *SIZE), n, np.float32) for n in (1, 0))
+    assert standardised(file_model(path, output="logits"), [ones]).model.output == "logits"
+    for feeds in ([ones, zeros], [zeros, ones]):
+        with pytest.raises(VerificationFailed, match="net returns NaN or infinite scores"):
+            standardised(file_model(path, output="logits"), feeds)
 
 
 def test_the_chosen_output(tmp_path):
@@ -239,3 +256,20 @@ def test_the_chosen_output(tmp_path):
     )
     for one, two in zip(first, chosen, strict=True):
         assert np.array_equal(one, -two)
+    # The network that was made has one output, perhaps of another name.
+    assert standardised(file_model(path, output_name="other"), FEEDS).model.output_name is None
+
+
+def test_the_kind_chooses_between_scores_and_labels(tmp_path):
+    path = save(tmp_path / "m.onnx", *nearest_colour())
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["scores"], ["classes"], axis=1))
+    kind = onnx.helper.make_tensor_value_info("classes", TensorProto.INT64, None)
+    model.graph.output.append(kind)
+    onnx.save(model, path)
+    for output in ("logits", "labels"):
+        with case(output):
+            out = runs(standardised(file_model(path, output=output), FEEDS).model)[0]
+            assert out.shape == ((1, *SIZE) if output == "labels" else (1, 4, *SIZE))
+    with pytest.raises(BundleError, match="several of these could be the segmentation"):
+        standardised(file_model(path), FEEDS)

@@ -78,6 +78,13 @@ def test_numbers_in_every_spelling():
     assert Stated.from_words(mean=[".5", ".5", ".5"]).metadata() == {"mean": "[0.5, 0.5, 0.5]"}
 
 
+def test_the_output_s_name_and_kind():
+    stated = Stated.from_words(output="labels", output_name="scores")
+    assert stated.metadata() == {"output": "labels", "output_name": "scores"}
+    assert stated.options == ["--output", "--output-name"]
+    assert Stated().metadata() == {} and Stated().options == []
+
+
 def test_negative_numbers_on_the_command_line(raw, tmp_path, photos):
     words = ("--model", raw, "--imgsz", "48x72", "--pictures", photos, "-q", "--std", "1,1,1")
     for text in (("-0.5,-.25,-1",), ("-0.5", "-.25", "-1"), ("[-0.5,-.25,-1]",)):
@@ -123,7 +130,10 @@ def test_names_in_every_spelling(tmp_path):
         with case(name):
             (tmp_path / name).write_text(text, encoding="utf-8")
             assert list(Stated.from_words(names=str(tmp_path / name)).names) == wanted
-    for text in ("road,sky", "road, sky", '["road", "sky"]', "{0: 'road', 1: 'sky'}"):
+    for text in (
+        *("road,sky", "road, sky", '["road", "sky"]'),
+        *("{0: 'road', 1: 'sky'}", "('road', 'sky')"),
+    ):
         with case(text):
             assert list(Stated.from_words(names=text).names) == ["road", "sky"]
     for text in ("road", "blue sky", " road "):

@@ -60,12 +60,20 @@ def constant_node(node, model):
     model.graph.initializer.remove(tensor)
 
 
+def number(node, model):
+    """The training_mode of a Dropout is stored as a number, not as bytes."""
+    (tensor,) = (t for t in model.graph.initializer if t.name == node.input[2])
+    tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.BOOL, [], [True]))
+    assert not tensor.raw_data
+
+
 def test_files_in_training_mode_are_refused(tmp_path):
     path, ratio = tmp_path / "net.onnx", np.array(0.3, np.float32)
     dropout = ("Dropout", {}, ratio, np.array(True))
     for operator, tail, opset, change in [
         ("Dropout", dropout, 17, None),
         ("Dropout", dropout, 17, constant_node),
+        ("Dropout", dropout, 17, number),
         ("BatchNormalization", ("BatchNormalization", {"training_mode": 1}, *NORMAL), 17, None),
         (
             "BatchNormalization",
@@ -96,6 +104,21 @@ def test_the_same_operators_in_evaluation_mode_are_taken(tmp_path):
     ]:
         with case(tail[0], len(tail)):
             assert onnx_file(network(path, tail)).onnx
+    normal = ("BatchNormalization", {}, *NORMAL)
+    network(path, normal, opset=9)
+    # Outputs without a name are those that are left out.
+    assert onnx_file(edit(path, lambda node, model: node.output.extend(["", ""]))).onnx
+
+
+def test_operators_of_other_domains_may_have_the_same_names(tmp_path):
+    def other_domain(node, model):
+        node.domain = "own"
+        model.opset_import.append(helper.make_opsetid("own", 1))
+
+    path = tmp_path / "net.onnx"
+    for operator in ("Bernoulli", "RandomNormalLike"):
+        with case(operator):
+            assert onnx_file(edit(network(path, (operator, {})), other_domain)).onnx
 
 
 def test_modules_are_set_to_evaluation_mode(tmp_path):
