@@ -111,6 +111,11 @@ def test_a_lower_confidence_is_a_warning(tmp_path, photos):
     assert ended.code == 0 and f"{WARNING}1, mean confidence 0.61)" in ended.out
     done = Bundle.open(tmp_path / "b").manifest["verification"]
     assert done["one_class"]["confidence"] == pytest.approx(np.e**2 / (np.e**2 + np.e + 2))
+    for bias, code in [(6.4, 0), (8.1, 3)]:  # confidence 0.995 and 0.9991
+        with case(bias):
+            path = network(tmp_path / "net.onnx", bias=(0, 0, bias, 0))
+            ended = export("--model", path, "--pictures", photos, "-q", "-o", tmp_path / "b")
+            assert ended.code == code
 
 
 def test_two_classes_are_neither(plain):

@@ -75,6 +75,24 @@ def test_sizes_that_the_file_does_not_allow(tmp_path):
         assert engine.inputs[0].shape == (1, 3, 24, 48)
 
 
+def test_one_side_of_the_input_size_and_the_other_spelling_of_licence(tmp_path):
+    for text, size in [
+        ('{"width": 40}', (40, 40)),
+        ('{"height": 24}', (24, 24)),
+        ('{"height": 24, "width": 40}', (24, 40)),
+    ]:
+        with case(text):
+            model = onnx_file(small_onnx(tmp_path / "net.onnx", input_size=text))
+            assert model.preprocess.size(9, 9) == size
+    for meta, wanted in [
+        ({"license": "MIT"}, "MIT"),
+        ({"licence": "CC0", "license": "MIT"}, "CC0"),
+        ({}, "not stated"),
+    ]:
+        with case(*meta):
+            assert onnx_file(small_onnx(tmp_path / "net.onnx", **meta)).licence == wanted
+
+
 def test_weights_beside_the_file_are_taken_in(tmp_path):
     path = small_onnx(tmp_path / "net.onnx", outside="net.data", shape=(1, 3, 8, 8))
     data = freeze(onnx_file(path))

@@ -215,3 +215,7 @@ def test_a_file_that_is_newer_than_what_reads_it(raw, tmp_path, photos):
         onnx.save(model, raw)
         with pytest.raises(BundleError, match=r" 99; onnx .* reads up to \d+\n  fix: pip install"):
             load_model(str(raw))
+    model.opset_import[0].domain, model.ir_version = "ai.onnx", 10  # the other name of ""
+    onnx.save(model, raw)
+    with pytest.raises(BundleError, match="raw.onnx has opset 99; onnx"):
+        load_model(str(raw))
