@@ -265,7 +265,12 @@ class Pipeline:
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
         if names is not None and count > len(names):
-            raise InputError(f"the prior returned {count} classes, but has only {len(names)} names")
+            raise InputError(
+                f"the prior returned {count} classes, but has only {len(names)} names: "
+                + ", ".join(names)[:200],
+                fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, or "
+                "the prior's attribute names",
+            )
         return Guide(guide)
 
     def scores(

@@ -320,12 +320,12 @@ def find_kind(arrays: Sequence[np.ndarray], *, name: str = "the network") -> str
 
 
 def _refuse_scaled_mask(arrays: Sequence[np.ndarray], name: str) -> None:
-    """BundleError for one channel that seems to be a mask or a probability times 255. Labels reach
-    255 only in networks of 256 classes, of which one picture shows a few."""
+    """BundleError for one channel that seems to be a mask or a probability times 255: the values 0
+    and 255, or more different values than a picture shows classes."""
     if max(a.max() for a in arrays) > 255 or min(a.min() for a in arrays) < 0:
         return
     found = np.unique(np.concatenate([np.unique(a) for a in arrays]))
-    if found[-1] > 254 and (found[-2:].tolist() == [0, 255] or len(found) > 32):
+    if found[-1] > 100 and (found[-2:].tolist() == [0, 255] or len(found) > 48):
         raise BundleError(
             f"{name} returned one channel of {len(found)} different values from {found[0]:.3g} to "
             f"{found[-1]:.3g}, which seems to be a mask or a probability times 255",

@@ -347,7 +347,8 @@ def test_a_picture_that_contradicts_the_first_changes_the_decision(tmp_path):
 def test_masks_times_255_are_refused():
     ramp = np.linspace(0, 255, 48 * 64).reshape(1, *SIZE)
     mask = 255 * (TRUTH[None] == 0)
-    for array in [mask, mask.astype("u1"), mask.astype("f4"), ramp, ramp.astype("u1")]:
+    soft = 0.7 * ramp
+    for array in [mask, mask.astype("u1"), mask.astype("f4"), ramp, soft, soft.astype("u1")]:
         with case(array.dtype), pytest.raises(BundleError, match="times 255"):
             find_kind([array])
     for array, wanted in [
