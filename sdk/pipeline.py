@@ -268,8 +268,8 @@ class Pipeline:
             raise InputError(
                 f"the prior returned {count} classes, but has only {len(names)} names: "
                 + ", ".join(names)[:200],
-                fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, or "
-                "the prior's attribute names",
+                fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, "
+                "or the attribute names of a callable",
             )
         return Guide(guide)
 
