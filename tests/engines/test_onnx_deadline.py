@@ -210,6 +210,13 @@ def test_threads_wait_for_the_first_run_of_another(made):
     assert answers == [[n + 1, n + 1] for n in range(16)] and len(made) == 1
 
 
+def test_the_lock_is_held_during_each_run_alone():
+    lock = threading.Lock()
+    runner = Runner("net", 60, lock)
+    for _ in range(3):
+        assert runner(lambda *_: lock.locked()) and not lock.locked()
+
+
 def test_ctrl_c_ends_a_first_run(made):
     for deadline in (60, None):
         with case(deadline):

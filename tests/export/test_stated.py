@@ -217,5 +217,5 @@ def test_a_file_that_is_newer_than_what_reads_it(raw, tmp_path, photos):
             load_model(str(raw))
     model.opset_import[0].domain, model.ir_version = "ai.onnx", 10  # the other name of ""
     onnx.save(model, raw)
-    with pytest.raises(BundleError, match="raw.onnx has opset 99; onnx"):
+    with pytest.raises(BundleError, match=r"raw.onnx has opset 99; onnx"):
         load_model(str(raw))

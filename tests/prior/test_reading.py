@@ -264,7 +264,6 @@ def test_which_of_several_outputs():
         ([logits, labels], {"chosen": "l"}, "l"),
         ([logits, deep], {"chosen": "d"}, "d"),
         ([("boxes", (1, 100, 4), "float32"), logits], {"chosen": "y"}, "y"),
-        ([("boxes", (1, 100, 4), "float32"), ("z", *features[1:]), logits], {"chosen": "y"}, "y"),
         ([("counts", (1, 100, 4), "int64"), logits], {}, "y"),  # boxes are floats
         ([("s", (), "list"), logits], {}, "y"),
     ]:

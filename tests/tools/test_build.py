@@ -68,6 +68,11 @@ def test_build_says_why_an_engine_is_built_again(capsys, with_engines):
         ({}, ["--compute-capability", "8.9,sm_120"], "compute capability 8.6 -> 8.9, 12.0"),
         ({}, ["--workspace", "1.5"], f"workspace None -> {3 * 2**29}"),
         ({"shapes": {}}, [], "other shapes"),
+        (
+            {"version": "1.6.0.2", "shapes": {}},
+            ["--workspace", "1"],
+            f"TensorRT for RTX 1.6.0.2 -> {here}; workspace None -> {2**30}; other shapes",
+        ),
         ({}, [], "the graph has changed"),
     ]:
 
@@ -178,9 +183,23 @@ def test_targets_that_cannot_be_built_here_are_named(capsys, bundle, monkeypatch
     code, out, err = text(capsys, "build", bundle)
     assert code == 0 and out.count("TensorRT 10.3.0 for Orin only") == 2
     assert "not built here: rtx: tensorrt_rtx is needed" in err
+    code, document = answer(capsys, "build", bundle)
+    assert code == 0 and [e["target"] for e in document["not_built_here"]] == ["rtx"]
+    assert "tensorrt_rtx is needed" in document["not_built_here"][0]["error"]
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     code, _, err = text(capsys, "build", bundle)
     assert code == 4 and "tensorrt is needed" in err and "\n  fix: pip install" in err
+    assert "names no target" not in err and "--target rtx" not in err
+
+
+def test_an_engine_of_the_other_library_is_not_a_stale_one(capsys, with_engines, device_build):
+    before = len(Bundle.open(with_engines).manifest["engines"])
+    words = ("build", with_engines, "--target", "trt")
+    code, document = answer(capsys, *words, "--dry-run")
+    assert code == 0
+    assert {e["why"] for e in document["to_build"]} == {"the bundle has no such engine"}
+    assert answer(capsys, *words)[0] == 0
+    assert len(Bundle.open(with_engines).manifest["engines"]) == 2 * before
 
 
 def test_a_library_that_cannot_start_is_a_device_error(capsys, bundle, monkeypatch, device_build):
