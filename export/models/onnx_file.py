@@ -13,7 +13,7 @@ from export.models.stated import Stated
 from runtime.engines.onnx_file import check_file
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError, MissingBackend, SdkError, first_line
-from runtime.prior.network import fixed_size, kind_of, names_of
+from runtime.prior.network import check_input, fixed_size, kind_of, names_of
 from runtime.prior.preprocess import Preprocess, are_sides, read_json
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _OPSET = 20  # the latest that TensorRT 10.0 to 10.5 read; ONNX Runtime 1.18 reads one more
 _IR = 10  # the latest that ONNX Runtime 1.18 to 1.20 read
-_FLOATS = ("tensor(float)", "tensor(float16)")
 
 
 def onnx_file(
@@ -51,19 +50,7 @@ def onnx_file(
     warnings = _too_new(model, path.name)
     check_not_training(model, path.name)
     metadata |= (stated or Stated()).metadata()
-    shape = inputs[0].shape if inputs else ()
-    fits = len(inputs) == 1 and len(shape) == 4 and inputs[0].dtype in _FLOATS
-    pairs = zip(shape[:2], (1, 3), strict=True) if fits else ()
-    if not fits or any(isinstance(n, int) and n != wanted for n, wanted in pairs):
-        came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
-        fix = "export it again with one input: the picture, batch 1, three planes, float32"
-        if fits and shape[3] == 3:
-            fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
-        elif fits and shape[1] == 3:
-            fix = "export it again with batch 1, or with a free batch"
-        raise BundleError(
-            f"{path.name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix
-        )
+    check_input(inputs, path.name)
     fixed = fixed_size(inputs[0])
     if imgsz is not None and fixed is not None and imgsz != fixed:
         raise InputError(

@@ -88,7 +88,7 @@ class NetworkPrior:
         output: str | None = None,
         name: str = "the prior",
     ) -> None:
-        _check_ports(engine.inputs, name)
+        check_input(engine.inputs, name)
         self.engine, self.preprocess, self.names = engine, preprocess, two_names(names)
         self.output, self.name, self.backend = output, name, engine.backend
         half = engine.inputs[0].dtype == "tensor(float16)"  # made on the host
@@ -123,7 +123,7 @@ class NetworkPrior:
         MissingBackend, DeviceError : as for :class:`runtime.OnnxEngine`.
         """
         engine, name = load_engine(path, threads=threads, device=device), Path(path).name
-        _check_ports(engine.inputs, name)
+        check_input(engine.inputs, name)
         fixed = fixed_size(engine.inputs[0])
         preprocess = Preprocess.from_metadata(engine.metadata, name, fixed)
         if imgsz is not None:
@@ -315,8 +315,18 @@ def check_imgsz(imgsz: Any) -> None:
         raise InputError(f"imgsz is {imgsz!r}; wanted (height, width) or the long side")
 
 
-def _check_ports(inputs: list[Port], name: str) -> None:
-    """Raise BundleError unless the network has one input, (1, 3, h, w) float32 or float16."""
+def check_input(inputs: list[Port], name: str) -> None:
+    """Check that a network has one input, (1, 3, h, w) float32 or float16.
+
+    Parameters
+    ----------
+    inputs : of the network.
+    name : what messages call the network.
+
+    Raises
+    ------
+    BundleError : the network has other inputs.
+    """
     came = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in inputs)
     shape = inputs[0].shape if inputs else ()
     floats = ("tensor(float)", "tensor(float16)")
@@ -330,10 +340,12 @@ def _check_ports(inputs: list[Port], name: str) -> None:
         )
     ):
         fix = "export it again with one input: the picture, batch 1, three planes, float32"
-        if 0 in shape:
-            fix = f"0 stands for a free size; python -m export --model {name} mends it"
         if last:
             fix = "convert it with channels first: tf2onnx has --inputs-as-nchw INPUT"
+        elif 0 in shape:
+            fix = f"0 stands for a free size; python -m export --model {name} mends it"
+        elif fits and shape[1] == 3:
+            fix = "export it again with batch 1, or with a free batch"
         raise BundleError(f"{name} wants inputs {came}; wanted one (1, 3, h, w) float32", fix=fix)
 
 
