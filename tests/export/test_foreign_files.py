@@ -92,6 +92,8 @@ def test_outputs_may_use_the_names_of_the_input(tmp_path):
 def test_other_inputs_are_refused_with_a_fix(tmp_path):
     for dims, fix in [
         ((1, 24, 40, 3), "tf2onnx has --inputs-as-nchw"),
+        ((1, "h", "w", 3), "tf2onnx has --inputs-as-nchw"),
+        ((2, 3, 24, 40), "batch 1, or with a free batch"),
         ((1, 4, 24, 40), "one input"),
     ]:
         with case(dims), pytest.raises(BundleError, match=f"wanted one .*\n  fix: .*{fix}"):
