@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from runtime.files import write_atomic
-from runtime.pictures import demo_photo
+from runtime.pictures.files import demo_photo
 from sdk import Segmenter
 
 FRAMES, HEIGHT, WIDTH = 36, 288, 384

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.files import write_atomic
-from runtime.pictures import demo_photo
+from runtime.pictures.files import demo_photo
 from sdk import Segmenter
 from sdk.image import encode_image
 

@@ -44,7 +44,7 @@ from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import ENGINES, EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
-from runtime.pictures import read_pictures
+from runtime.pictures.files import read_pictures
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from export.options import ExportOptions
-from runtime.pictures import demo_photo, picture_files, read_pictures
+from runtime.pictures.files import demo_photo, picture_files, read_pictures
 from runtime.tools.inspect import picture_words
 
 HELD_OUT = 8  # at most this many files of --data verify, and are not used to calibrate

@@ -23,7 +23,7 @@ from runtime.files import write_atomic
 from runtime.tools.cli import Parser, end, run, some_path
 
 try:
-    from runtime.pictures import demo_photo
+    from runtime.pictures.files import demo_photo
     from sdk import FilterConfig, RefineConfig, Result, Segmenter
     from sdk.capture import shown_name
     from sdk.prior import open_bundle

@@ -18,7 +18,8 @@ import numpy as np
 from runtime.checks import check_count, check_positive
 from runtime.errors import InputError
 from runtime.opencv import cv2
-from runtime.pictures import SUFFIXES, load_image
+from runtime.pictures.files import SUFFIXES
+from runtime.pictures.load import load_image
 
 QUEUE = 4  # most frames in the queue with drop="none"
 BROKEN = 10  # this many unreadable frames in a row end a stream

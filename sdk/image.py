@@ -6,7 +6,8 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.opencv import cv2
-from runtime.pictures import SUFFIXES, quiet_opencv
+from runtime.pictures.decode import quiet_opencv
+from runtime.pictures.files import SUFFIXES
 
 
 def encode_image(array: np.ndarray, suffix: str) -> bytes:

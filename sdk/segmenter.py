@@ -15,7 +15,7 @@ from runtime.bundle.read import Bundle
 from runtime.checks import check_count, check_positive
 from runtime.core.config import FilterConfig, RefineConfig
 from runtime.errors import InputError
-from runtime.pictures import load_image
+from runtime.pictures.load import load_image
 from sdk.pipeline import Pipeline
 from sdk.prior import Prior
 from sdk.result import Result

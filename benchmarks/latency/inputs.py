@@ -15,7 +15,7 @@ from runtime.bundle.manifest import MANIFEST
 from runtime.core.resize import resize
 from runtime.errors import InputError
 from runtime.opencv import cv2
-from runtime.pictures import load_image
+from runtime.pictures.load import load_image
 from sdk.prior import open_bundle
 
 FRAMES = 64  # at most this many frames of a video are read; they are used forwards, then backwards
@@ -56,7 +56,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
     elif args.picture:
         pictures = [load_image(p)[0] for p in args.picture]
     else:
-        from runtime.pictures import demo_photo
+        from runtime.pictures.files import demo_photo
 
         pictures = [demo_photo()]
     size, truths = args.imgsz, None

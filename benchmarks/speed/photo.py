@@ -28,7 +28,7 @@ from runtime.checks import check_count
 from runtime.core.resize import resize
 from runtime.device.choose import default_threads
 from runtime.errors import InputError
-from runtime.pictures import load_image
+from runtime.pictures.load import load_image
 from runtime.tools.cli import Parser, option, some_path
 from sdk.image import encode_image
 
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
     if args.picture:
         picture, _ = load_image(args.picture)
     else:
-        from runtime.pictures import demo_photo
+        from runtime.pictures.files import demo_photo
 
         picture = demo_photo()
     scale = LONG_SIDE / max(picture.shape[:2])

@@ -12,7 +12,7 @@ from export.models.segformer import segformer
 from export.models.stated import Stated
 from export.models.user import users_own
 from runtime.errors import InputError
-from runtime.pictures import SUFFIXES
+from runtime.pictures.files import SUFFIXES
 from runtime.prior.network import check_imgsz
 
 BUILT_IN = ("segformer", "kmeans")

@@ -16,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-import runtime.pictures
+import runtime.pictures.decode
+import runtime.pictures.header
 from runtime.errors import InputError
 from runtime.files import write_atomic
-from runtime.pictures import MAX_PIXELS, SUFFIXES, load_image
+from runtime.pictures.files import SUFFIXES
+from runtime.pictures.header import MAX_PIXELS
+from runtime.pictures.load import load_image
 from sdk.image import encode_image
 
 OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
@@ -391,9 +394,9 @@ def test_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_too_many_pixels_are_refused_after_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.pictures, "MAX_PIXELS", 40 * 64)
+    monkeypatch.setattr(runtime.pictures.header, "MAX_PIXELS", 40 * 64)
     load_image(encode(smooth(), "BMP"))
-    monkeypatch.setattr(runtime.pictures, "MAX_PIXELS", 40 * 64 - 1)
+    monkeypatch.setattr(runtime.pictures.header, "MAX_PIXELS", 40 * 64 - 1)
     for kind in ("BMP", "TIFF", "PNG", "JPEG"):
         with pytest.raises(InputError, match="has 64 x 40 pixels, wanted at most 2559"):
             load_image(encode(smooth(), kind))
@@ -427,7 +430,7 @@ def test_damage_never_raises_anything_else(kind: str, draw: st.DataObject) -> No
 def test_log_level_is_restored_by_the_last_of_many_threads() -> None:
     log = getattr(cv2.utils, "logging", cv2)
     level = log.getLogLevel()
-    with runtime.pictures.quiet_opencv():  # as if one thread were still decoding
+    with runtime.pictures.decode.quiet_opencv():  # as if one thread were still decoding
         load_image(encode(smooth(), "PNG"))
         assert log.getLogLevel() == 0
     assert log.getLogLevel() == level

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from skimage.measure import label as connected
 
 from runtime.errors import InputError
-from runtime.pictures import load_image
+from runtime.pictures.load import load_image
 from sdk.result import Result, Segment
 
 

@@ -1,0 +1,1 @@
+"""Reading pictures: sources, file headers, decoding, and lists of picture files."""
