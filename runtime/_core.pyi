@@ -154,6 +154,53 @@ def connected_regions(labels: Array, min_area: int) -> tuple[Array, Array, int]:
     Regions of less than ``min_area`` pixels are merged into a neighbour.
     """
 
+class JpegWalk:
+    """What :func:`walk_jpeg` found in a JPEG file.
+
+    ``coding`` is "sequential" (Huffman codes, the usual kind), "progressive", "arithmetic",
+    "lossless", or "other" for a kind that OpenCV does not read and for a file without a frame
+    header. ``width`` and ``height`` are those of the frame header, 0 without one. ``wanted`` and
+    ``found`` count blocks of 8x8 coefficients; both are 0 unless the coding is sequential.
+
+    ``problem`` is "" if nothing is wrong, or the second half of a sentence about the file:
+
+    - "its header is damaged": a segment has a wrong length or wrong values;
+    - "a Huffman table is missing or damaged";
+    - "it contains no picture data": the frame header or all scans are missing;
+    - "a colour channel is missing": a component is in no scan;
+    - "its end marker is missing": the file ends too early;
+    - "a part of its picture data is missing": ``found`` is less than ``wanted``;
+    - "its picture data contains a wrong code": all blocks were found, but a code of the data is in
+      no table. libjpeg takes such a code as 0 and does not always warn.
+    """
+
+    @property
+    def coding(self) -> str: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def wanted(self) -> int: ...
+    @property
+    def found(self) -> int: ...
+
+def walk_jpeg(data: bytes | bytearray | memoryview) -> JpegWalk:
+    """Find out whether a JPEG file contains all blocks of its picture, without decoding pixels.
+
+    Bytes behind the end marker (more pictures of an MPO file, for example) are not read. Only
+    sequential Huffman coding is decoded, code by code. Of the other kinds, only the markers are
+    read: an end marker, a frame, and a scan of each component must exist, so data that is missing
+    inside a scan is not seen. The GIL is released.
+
+    Example
+    -------
+    >>> walk = _core.walk_jpeg(data)
+    >>> walk.problem, walk.found, walk.wanted
+    """
+
 class Refiner:
     """Refines pictures of one size. Enumerations in ``options`` are numbers."""
 

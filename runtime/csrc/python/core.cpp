@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../cpu/guided_filter.h"
+#include "../cpu/jpeg.h"
 #include "../cpu/refiner.h"
 #include "../cpu/regions.h"
 #include "constants.h"
@@ -132,6 +133,15 @@ py::tuple connected_regions(const Ints& labels, int64_t min_area) {
   return py::make_tuple(regions, merged, count);
 }
 
+// Takes any C-contiguous buffer of bytes.
+seg::JpegWalk walk_jpeg(const py::buffer& data) {
+  const py::buffer_info bytes = data.request();
+  require(bytes.itemsize == 1 && bytes.ndim == 1 && (bytes.size < 2 || bytes.strides[0] == 1),
+          "walk_jpeg: data is no contiguous buffer of bytes");
+  py::gil_scoped_release release;
+  return seg::walk_jpeg(static_cast<const uint8_t*>(bytes.ptr), bytes.size);
+}
+
 // Returns scores, labels, losses, clusters, steps, the number of the stop reason and the number of
 // distinct labels of the returned map. progress(steps done) returns true to end the run.
 py::tuple run(seg::Refiner& self, const Floats& image, const py::object& guide, int label_floor,
@@ -225,6 +235,17 @@ PYBIND11_MODULE(_core, m) {
   m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "");
   m.def("joint_upsample", joint_upsample, "coefficients"_a, "image"_a, "threads"_a, "isa"_a = "");
   m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
+
+  using seg::JpegWalk;
+  py::class_<JpegWalk>(m, "JpegWalk")
+      .def_property_readonly("coding", [](const JpegWalk& self) { return seg::name(self.coding); })
+      .def_property_readonly("problem",
+                             [](const JpegWalk& self) { return seg::text(self.problem); })
+      .def_readonly("width", &JpegWalk::width)
+      .def_readonly("height", &JpegWalk::height)
+      .def_readonly("wanted", &JpegWalk::wanted)
+      .def_readonly("found", &JpegWalk::found);
+  m.def("walk_jpeg", walk_jpeg, "data"_a);
 
   py::class_<seg::Refiner>(m, "Refiner")
       .def(py::init([](int height, int width, const py::dict& options, int threads,
