@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from runtime.device.choose import module_of
 from runtime.errors import InputError
 from runtime.opencv import cv2
-from runtime.pictures.header import AGAIN, check_size, scan
+from runtime.pictures import tiff
+from runtime.pictures.header import AGAIN, Header, read_header
 
 _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has setLogLevel in cv2 itself
 _log_lock, _log_users, _log_level = threading.Lock(), 0, 0
+# OpenCV applies the orientation of some formats in some versions only, so it is applied here.
+_GREY = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+_COLOUR = _GREY | cv2.IMREAD_COLOR
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
@@ -35,32 +40,141 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     """
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", fix=AGAIN)
-    kind, alpha = scan(data, name)
-    if not kind:  # scan has not read the header: decode once to find the dtype and the channels
-        stored = _imdecode(data, cv2.IMREAD_UNCHANGED, name)
-        if stored is not None and stored.dtype not in (np.uint8, np.uint16):
-            raise InputError(
-                f"{name} holds {stored.dtype} values, wanted 8 or 16 bits per channel",
-                fix="map the values to 0..255 and pass the array",
-            )
-        alpha = stored is not None and stored.ndim == 3 and stored.shape[2] == 4
-        del stored
-    picture = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
+    header, warnings = read_header(data, name), list[str]()
+    if header.kind == "JPEG":
+        _check_jpeg(data, name)
+    elif header.kind == "PNG":
+        _check_png(data, name)
+    if header.kind == "TIFF":
+        picture = _decode_tiff(data, name, warnings, header.alpha)
+    elif header.kind == "PAM":
+        picture = _decode_pam(data, header)
+    else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
+        grey = header.kind == "JPEG 2000" and header.channels == 1
+        picture = _imdecode(data, _GREY if grey else _COLOUR, name)
     if picture is None:
-        verdict = f"a damaged or unsupported {kind}" if kind else "not a picture, or a damaged one"
-        raise InputError(f"{name} is {verdict}", fix="convert it to PNG or JPEG")
-    check_size(picture.shape[0], picture.shape[1], name)
-    warnings = []
-    if alpha:
+        channels = f"{header.channels} channel{'s' if header.channels > 1 else ''}"
+        raise InputError(
+            f"{name} is a damaged {header.kind} file, or OpenCV {cv2.__version__} cannot read it "
+            f"({header.width} x {header.height} pixels, {channels} of {header.bits} bits)",
+            fix="convert it to PNG or JPEG",
+        )
+    if picture.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{name} holds {picture.dtype} values, wanted uint8 or uint16", fix=tiff.MAP
+        )
+    if header.alpha:
         warnings.append(
             "The alpha channel was dropped; flatten the picture if its transparency matters."
         )
-    if picture.dtype == np.uint16:
-        picture = cv2.convertScaleAbs(picture, alpha=1 / 257)  # 65535 -> 255, rounded
-        warnings.append("The picture has 16 bits per channel; it was scaled to 8.")
-    if data[4:12] == b"ftypavif" and re.search(rb"irot|imir", data[:4096]):
-        warnings.append("OpenCV ignores the rotation stored in an AVIF file.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture), warnings
+    picture = _to_8_bits(picture, header, warnings)
+    return _to_upright_rgb(picture, header.orientation), warnings
+
+
+def _check_jpeg(data: bytes, name: str) -> None:
+    """Refuse a JPEG file whose data ends too early; libjpeg would fill the rest with grey."""
+    walk = module_of("cpu").walk_jpeg(data)
+    if not walk.problem:
+        return
+    share = f" ({100 * walk.found / walk.wanted:.1f} % of it were found)" if walk.wanted else ""
+    raise InputError(f"{name} is a damaged or truncated JPEG: {walk.problem}{share}", fix=AGAIN)
+
+
+def _check_png(data: bytes, name: str) -> None:
+    """Refuse a PNG file with a damaged critical chunk, which libpng would report on stderr."""
+    position = 8
+    while position + 12 <= len(data):  # a chunk: length, type, body, checksum
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        critical = kind[:1].isupper()
+        if critical and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+            raise InputError(f"{name} is a damaged PNG: a checksum in it is wrong", fix=AGAIN)
+        if kind == b"IEND":
+            return
+        position = end + 4
+
+
+def _decode_tiff(data: bytes, name: str, warnings: list[str], alpha: bool) -> np.ndarray | None:
+    """Decode a TIFF file to (H, W) grey or (H, W, 3) BGR, not yet turned upright."""
+    found = tiff.directory(data)
+    why, fix = tiff.problem(found)
+    if why:
+        raise InputError(f"{name} {why}", fix=fix)
+    photometric = found.value(tiff.PHOTOMETRIC, -1)
+    multiplied = found.extra > 0 and found.value(tiff.EXTRA, 0) == tiff.MULTIPLIED
+    inverted = photometric == tiff.WHITE_IS_ZERO
+    try:
+        picture = tiff.raw_pixels(data, found)
+    except ValueError:
+        return None
+    if picture is not None:
+        order = {1: 0, 2: 0, 3: [2, 1, 0], 4: [2, 1, 0, 3]}[picture.shape[2]]
+        picture = np.ascontiguousarray(picture[..., order])
+    else:
+        bgra = multiplied and photometric == tiff.RGB
+        flags = cv2.IMREAD_UNCHANGED if bgra else _COLOUR
+        picture = _imdecode(tiff.for_opencv(data, found), flags, name)
+        if picture is None:
+            return None
+        inverted &= picture.dtype == np.uint16  # OpenCV has inverted 8 bits
+    if inverted:
+        picture = ~picture
+    if picture.dtype == np.uint8 and found.value(tiff.BITS) > 8 and photometric != tiff.PALETTE:
+        picture = picture * np.uint16(257)  # OpenCV keeps the upper 8 bits of grey with alpha
+    if picture.ndim == 3 and picture.shape[2] == 4:
+        colours = cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR)
+        if multiplied:  # divide by alpha
+            divisor = cv2.cvtColor(picture[..., 3], cv2.COLOR_GRAY2BGR)
+            colours = cv2.divide(colours, divisor, scale=np.iinfo(picture.dtype).max)
+        picture = colours
+    elif multiplied:
+        warnings.append("The colours are stored multiplied by the alpha channel; they remain so.")
+    if found.extra > 0 and not alpha:
+        warnings.append("The channels beyond the colours were dropped.")
+    if photometric == tiff.CIELAB:
+        warnings.append("The picture is stored as CIELab; its RGB colours are approximate.")
+    return picture
+
+
+def _decode_pam(data: bytes, header: Header) -> np.ndarray | None:
+    """Decode a PAM file, of which OpenCV swaps red and blue, to (H, W) grey or (H, W, 3) BGR."""
+    dtype, shape = np.dtype(f">u{-(-header.bits // 8)}"), (header.height, header.width)
+    start, channels = data.find(b"ENDHDR\n") + 7, header.channels
+    if len(data) - start < shape[0] * shape[1] * channels * dtype.itemsize:
+        return None
+    pixels = np.frombuffer(data, dtype, shape[0] * shape[1] * channels, start)
+    pixels = pixels.reshape(*shape, channels).astype(dtype.newbyteorder("="))
+    return np.ascontiguousarray(pixels[..., 2::-1] if channels > 2 else pixels[..., 0])
+
+
+def _to_8_bits(picture: np.ndarray, header: Header, warnings: list[str]) -> np.ndarray:
+    """Scale a picture to 0..255 and append a warning if it has more bits."""
+    wide, top = picture.dtype == np.uint16, 255
+    if wide:
+        warnings.append(f"The picture has {header.bits} bits per channel; it was scaled to 8.")
+        top = 2**header.bits - 1 if header.kind in ("AVIF", "JPEG 2000") else 65535
+    top = header.maximum or top
+    if wide and top == 65535 and (largest := int(picture.max())) < 2**14:
+        warnings.append(
+            f"The largest value of the picture is {largest} of 65535, so the result is dark. "
+            "Values of 10, 12 or 14 bits must be multiplied by 64, 16 or 4 before they are saved."
+        )
+    if top == 255:
+        return picture
+    return cv2.convertScaleAbs(picture, alpha=1 / 257 if top == 65535 else 255 / top)  # rounded
+
+
+def _to_upright_rgb(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """Return RGB of grey or BGR, with an EXIF orientation applied; the input is overwritten."""
+    if picture.ndim == 2:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+    else:
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
+    if orientation >= 5:
+        picture = cv2.transpose(picture)
+    mirror = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return picture if mirror is None else cv2.flip(picture, mirror)
 
 
 def _imdecode(data: bytes, flags: int, name: str) -> np.ndarray | None:

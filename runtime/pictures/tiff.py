@@ -1,0 +1,152 @@
+"""TIFF files: tags, a copy that OpenCV reads as it is stored, and pixels that OpenCV misreads."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
+STRIPS, ORIENTATION, SAMPLES, STRIP_HEIGHT, PLANAR = 273, 274, 277, 278, 284
+COLORMAP, TILE_WIDTH, TILE_HEIGHT, TILES, EXTRA, SAMPLE_FORMAT = 320, 322, 323, 324, 338, 339
+WHITE_IS_ZERO, RGB, PALETTE, CIELAB = 0, 2, 3, 8  # values of PHOTOMETRIC
+MULTIPLIED, STRAIGHT = 1, 2  # values of EXTRA: colours are stored multiplied by alpha, or not
+MAP = "map the values to 0..255 and pass the array"
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels without EXTRA, by PHOTOMETRIC
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
+
+
+class Directory(NamedTuple):
+    """The first directory of a TIFF file, which describes its first picture.
+
+    Attributes
+    ----------
+    order : "<" for little endian, ">" for big endian.
+    tags : the values of each tag that contains whole numbers, by the number of the tag.
+    places : the position in the file of the first value of each of these tags.
+    """
+
+    order: str
+    tags: dict[int, np.ndarray]
+    places: dict[int, int]
+
+    def value(self, tag: int, default: int = 1) -> int:
+        """Return the first value of a tag, or the default if the file does not contain the tag."""
+        values = self.tags.get(tag, ())
+        return int(values[0]) if len(values) else default
+
+    @property
+    def extra(self) -> int:
+        """The number of channels beyond the colours."""
+        return self.value(SAMPLES) - _COLOURS.get(self.value(PHOTOMETRIC, -1), self.value(SAMPLES))
+
+
+def directory(data: bytes) -> Directory:
+    """Read the first directory of a TIFF file; tags whose values are outside it are left out."""
+    order, big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
+    number, first, size, field = ("Q", 8, 20, 12) if big else ("I", 2, 12, 8)
+    found = Directory(order, {}, {})
+    try:
+        (start,) = struct.unpack_from(order + number, data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+        for entry in range(start + first, start + first + size * min(count, 65535), size):
+            tag, kind, n = struct.unpack_from(f"{order}HH{number}", data, entry)
+            dtype, place = np.dtype(order + _TYPES.get(kind, "u1")), entry + field
+            if n * dtype.itemsize > size - field:
+                (place,) = struct.unpack_from(order + number, data, place)
+            if kind in _TYPES and n and place + n * dtype.itemsize <= len(data):
+                found.tags.setdefault(tag, np.frombuffer(data, dtype, n, place))
+                found.places.setdefault(tag, place)
+    except struct.error:  # the directory continues behind the end of the file
+        pass
+    return found
+
+
+def problem(tiff: Directory) -> tuple[str, str]:
+    """Return what of a TIFF file cannot be read, as the end of a sentence, and the fix, or ""."""
+    bits, form = tiff.value(BITS), tiff.value(SAMPLE_FORMAT)
+    if form in (2, 3, 5, 6) or bits > 16:
+        kind = {2: "int", 3: "float", 5: "complex int", 6: "complex"}.get(form, "uint")
+        return f"holds {kind}{bits} values, wanted 8 or 16 bits per channel", MAP
+    planar = tiff.value(PLANAR) == 2 and tiff.value(SAMPLES) > 1
+    grey = tiff.extra > 0 and _COLOURS[tiff.value(PHOTOMETRIC, -1)] == 1
+    if ((planar and bits > 8) or (grey and (planar or TILES in tiff.tags))) and not _is_raw(tiff):
+        what = "grey with another channel" if grey else f"{bits} bits per channel"
+        place = "planes" if planar else "tiles"
+        return f"holds {what} in compressed {place}, which OpenCV misreads", "convert it to PNG"
+    return "", ""
+
+
+def for_opencv(data: bytes, tiff: Directory) -> bytes:
+    """Return a TIFF file with the same pixels, which OpenCV returns as they are stored.
+
+    OpenCV turns a TIFF picture upright whatever its flags say, and wrongly if the picture is stored
+    in tiles. It multiplies 8-bit colours by an alpha channel that they are not multiplied by yet.
+    """
+    if tiff.value(ORIENTATION) == 1 and tiff.value(EXTRA, 0) != STRAIGHT:
+        return data
+    copy = bytearray(data)
+    for tag, value in ((ORIENTATION, 1), (EXTRA, MULTIPLIED)):
+        if tag in tiff.tags:
+            np.frombuffer(copy, tiff.tags[tag].dtype, 1, tiff.places[tag])[0] = value
+    return bytes(copy)
+
+
+def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
+    """Read the pixels of a TIFF file without compression that OpenCV refuses or misreads.
+
+    OpenCV 4.10 and newer refuse 8-bit tiles whose bytes are no multiple of 1024. All versions
+    misread 16-bit channels that are stored one after the other, and grey with another channel in
+    tiles or stored one after the other. None reads 16-bit palettes.
+
+    Returns
+    -------
+    (H, W, C) uint8 or uint16 as stored; RGB in uint8 if the file has a palette. None for a file
+    that OpenCV reads.
+
+    Raises
+    ------
+    ValueError : the file is damaged.
+    """
+    bits, channels, palette = tiff.value(BITS), tiff.value(SAMPLES), tiff.tags.get(COLORMAP)
+    planes = channels if tiff.value(PLANAR) == 2 else 1
+    indexed = tiff.value(PHOTOMETRIC) == PALETTE
+    tiled = TILES in tiff.tags
+    if not _is_raw(tiff) or not (tiled or planes > 1 or (indexed and bits == 16)):
+        return None
+    height, width = tiff.value(HEIGHT, 0), tiff.value(WIDTH, 0)
+    rows = tiff.value(TILE_HEIGHT, 0) if tiled else min(tiff.value(STRIP_HEIGHT, height), height)
+    columns = tiff.value(TILE_WIDTH, 0) if tiled else width
+    down, across = -(-height // max(rows, 1)), -(-width // max(columns, 1))
+    starts = tiff.tags.get(TILES if tiled else STRIPS, ())
+    if min(rows, columns) < 1 or len(starts) < down * across * planes:
+        raise ValueError("wrong number of tiles or strips")
+    dtype = np.dtype(f"{tiff.order}u{bits // 8}")
+    pixels = np.zeros((height, width, channels), dtype.newbyteorder("="))
+    for i, start in enumerate(starts[: down * across * planes].tolist()):
+        plane, place = divmod(i, down * across)
+        y, x = place // across * rows, place % across * columns
+        stored = rows if tiled else min(rows, height - y)
+        shape = (stored, columns, channels // planes)
+        block = np.frombuffer(data, dtype, stored * columns * shape[2], start).reshape(shape)
+        part = pixels[y : y + rows, x : x + columns, plane : plane + shape[2]]
+        part[...] = block[: height - y, : width - x]
+    if not indexed:
+        return pixels
+    if palette is None or len(palette) != 3 << bits:
+        raise ValueError("no palette")
+    colours = palette >> 8 if palette.max() > 255 else palette
+    return colours.astype(np.uint8).reshape(3, -1).T[pixels[..., 0]]
+
+
+def _is_raw(tiff: Directory) -> bool:
+    """Whether the pixels are stored without compression, with one extra channel at most."""
+    bits, photometric = tiff.value(BITS), tiff.value(PHOTOMETRIC, -1)
+    return (
+        bits in (8, 16)
+        and bool(np.all(tiff.tags[BITS] == bits))
+        and tiff.value(COMPRESSION) == 1 == tiff.value(FILL_ORDER)
+        and 0 <= photometric <= PALETTE
+        and 0 <= tiff.extra <= (photometric != PALETTE)
+    )

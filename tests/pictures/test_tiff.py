@@ -1,0 +1,281 @@
+"""runtime/pictures/tiff.py: a TIFF file is read as the same picture in a PNG file, or refused."""
+
+import numpy as np
+import pytest
+from cases import case
+from picture_files import difference, encode, pillow_rgb, smooth, tiff_file
+from PIL import Image, ImageCms
+
+from runtime.errors import InputError
+from runtime.pictures.load import load_image
+
+# OpenCV 4.10 and newer refuse 8-bit tiles without compression whose bytes are no multiple of 1024.
+LAYOUTS = [
+    *({}, {"order": ">"}, {"deflate": True}, {"tile": (16, 16)}, {"tile": (48, 80)}),
+    *({"tile": (16, 16), "deflate": True}, {"tile": (48, 80), "deflate": True}),
+    {"tile": (32, 32), "order": ">"},
+]
+ALPHA = np.tile(np.arange(64, dtype=np.uint8) * 3 + 60, (40, 1))
+
+
+def wide(picture):
+    """The same picture in 16 bits."""
+    return picture.astype(np.uint16) * 257
+
+
+def grey_png(grey):
+    return load_image(encode(grey, "PNG"))[0]
+
+
+def test_grey_and_colour_of_8_and_16_bits():
+    grey = smooth()[..., 0]
+    for layout in LAYOUTS:
+        for pixels, photometric, expected in [
+            (smooth(), 2, smooth()),
+            (grey, 1, grey_png(grey)),
+            (~grey, 0, grey_png(grey)),  # white is zero
+        ]:
+            with case(layout, photometric):
+                picture, warnings = load_image(tiff_file(pixels, photometric, **layout))
+                assert np.array_equal(picture, expected) and warnings == []
+                assert picture.flags.c_contiguous and picture.flags.writeable
+                picture, warnings = load_image(tiff_file(wide(pixels), photometric, **layout))
+                assert np.array_equal(picture, expected)
+                assert warnings == ["The picture has 16 bits per channel; it was scaled to 8."]
+
+
+def test_bilevel_of_both_polarities():
+    white = smooth()[..., 0] > 90
+    for deflate in (False, True):
+        for photometric, bits in ((1, white), (0, ~white)):
+            with case(deflate, photometric):
+                tags = {256: [64], 258: [1]}
+                data = tiff_file(np.packbits(bits, axis=1), photometric, deflate=deflate, tags=tags)
+                picture, warnings = load_image(data)
+                assert np.array_equal(picture, grey_png(white)) and warnings == []
+
+
+def test_12_bits_are_read_at_their_own_scale():
+    grey = smooth()[..., 0]
+    twelve = np.round(grey * (4095 / 255)).astype(">u2").view(np.uint8).reshape(40, 64, 2)
+    bits = np.unpackbits(twelve, axis=2)[..., 4:].reshape(40, -1)
+    for photometric, stored in ((1, bits), (0, 1 - bits)):
+        data = tiff_file(np.packbits(stored, axis=1), photometric, tags={256: [64], 258: [12]})
+        picture, warnings = load_image(data)
+        assert np.array_equal(picture, grey_png(grey))
+        assert warnings == ["The picture has 12 bits per channel; it was scaled to 8."]
+
+
+def test_channels_stored_one_after_the_other():
+    for layout in [{}, {"tile": (16, 16)}, {"order": ">"}]:
+        for pixels in (smooth(), wide(smooth())):
+            with case(layout, pixels.dtype):
+                data = tiff_file(pixels, 2, planar=True, **layout)
+                assert np.array_equal(load_image(data)[0], smooth())
+    assert np.array_equal(
+        load_image(tiff_file(smooth(), 2, planar=True, deflate=True))[0], smooth()
+    )
+    grey = np.dstack([smooth()[..., 0], ALPHA])
+    for tile in (None, (16, 16), (32, 32)):
+        data = tiff_file(grey, 1, planar=True, tile=tile, tags={338: [2]})
+        assert np.array_equal(load_image(data)[0], grey_png(grey[..., 0]))
+
+
+def test_what_opencv_misreads_is_refused():
+    grey = np.dstack([smooth()[..., 0], ALPHA])
+    for pixels, photometric, layout, what in [
+        (wide(smooth()), 2, {"planar": True}, "16 bits per channel in compressed planes"),
+        (
+            *(wide(smooth()), 2, {"planar": True, "tile": (16, 16)}),
+            "16 bits per channel in compressed planes",
+        ),
+        (grey, 1, {"planar": True}, "grey with another channel in compressed planes"),
+        (grey, 1, {"tile": (48, 80)}, "grey with another channel in compressed tiles"),
+        (wide(grey), 0, {"tile": (32, 32)}, "grey with another channel in compressed tiles"),
+    ]:
+        data = tiff_file(pixels, photometric, deflate=True, **layout)
+        with (
+            case(what, layout),
+            pytest.raises(InputError, match=f"(?s)holds {what}, which OpenCV misreads.*fix: conv"),
+        ):
+            load_image(data)
+
+
+def test_straight_alpha_leaves_the_colours_as_they_are_stored():
+    picture, grey = np.dstack([smooth(), ALPHA]), np.dstack([smooth()[..., 0], ALPHA])
+    for layout in LAYOUTS:
+        for pixels, photometric, expected in [
+            (picture, 2, smooth()),
+            (grey, 1, grey_png(smooth()[..., 0])),
+        ]:
+            for stored in (pixels, wide(pixels)):
+                with case(layout, photometric, stored.dtype):
+                    data = tiff_file(stored, photometric, tags={338: [2]}, **layout)
+                    found, warnings = load_image(data)
+                    assert np.array_equal(found, expected)
+                    assert "alpha channel was dropped" in warnings[0]
+                    assert len(warnings) == (2 if stored.dtype == np.uint16 else 1)
+
+
+def test_multiplied_alpha_is_divided_out_as_pillow_does():
+    multiplied = np.round(smooth() * (ALPHA[..., None] / 255)).astype(np.uint8)
+    for layout in LAYOUTS:
+        with case(layout):
+            data = tiff_file(np.dstack([multiplied, ALPHA]), 2, tags={338: [1]}, **layout)
+            picture, warnings = load_image(data)
+            assert difference(picture, pillow_rgb(data)) <= 1
+            assert difference(picture, smooth()) <= 3  # multiplied by at least 60 / 255
+            assert len(warnings) == 1 and "alpha channel was dropped" in warnings[0]
+            exact = np.round(wide(smooth()) * (ALPHA[..., None] / 255)).astype(np.uint16)
+            data = tiff_file(np.dstack([exact, wide(ALPHA)]), 2, tags={338: [1]}, **layout)
+            assert difference(load_image(data)[0], smooth()) == 0
+    clear = tiff_file(np.zeros((4, 5, 4), np.uint8), 2, tags={338: [1]})
+    assert not load_image(clear)[0].any()
+
+
+def test_multiplied_grey_remains_so_with_a_warning():
+    for stored in (np.dstack([ALPHA // 2, ALPHA]), wide(np.dstack([ALPHA // 2, ALPHA]))):
+        picture, warnings = load_image(tiff_file(stored, 1, tags={338: [1]}))
+        assert np.array_equal(picture, grey_png(ALPHA // 2))
+        assert "stored multiplied by the alpha channel" in warnings[0]
+        assert "alpha channel was dropped" in warnings[1]
+
+
+def test_a_channel_that_is_no_alpha_is_dropped_with_another_warning():
+    for tags in ({338: [0]}, {}):
+        picture, warnings = load_image(tiff_file(np.dstack([smooth(), ALPHA]), 2, tags=tags))
+        assert np.array_equal(picture, smooth())
+        assert warnings == ["The channels beyond the colours were dropped."]
+
+
+def test_orientation_of_every_layout():
+    pictures = [smooth(), smooth()[..., 0], wide(smooth()), np.dstack([smooth(), ALPHA])]
+    for orientation in range(1, 9):
+        for layout in [*LAYOUTS, {"planar": True}]:
+            for pixels in pictures:
+                with case(orientation, layout, pixels.shape, pixels.dtype):
+                    if pixels.ndim == 2 and "planar" in layout:
+                        continue
+                    tags = {274: [orientation]} | ({338: [2]} if pixels.shape[-1] == 4 else {})
+                    data = tiff_file(pixels, 2 if pixels.ndim == 3 else 1, tags=tags, **layout)
+                    expected = pixels if pixels.dtype == np.uint8 else (pixels // 257).astype("u1")
+                    exif = Image.Exif()
+                    exif[274] = orientation
+                    png = encode(
+                        expected[..., :3] if pixels.ndim == 3 else expected, "PNG", exif=exif
+                    )
+                    picture, _ = load_image(data)
+                    assert np.array_equal(picture, pillow_rgb(png))
+                    assert picture.flags.c_contiguous
+
+
+def test_palettes():
+    rng = np.random.default_rng(0)
+    for bits, layout in [
+        *((8, layout) for layout in [{}, {"tile": (16, 16)}, {"deflate": True}]),
+        (16, {}),
+        (16, {"tile": (16, 16)}),
+    ]:
+        with case(bits, layout):
+            colours = rng.integers(0, 65536, (3, 1 << bits)).astype(np.uint16)
+            colours[:, -1] = 65535
+            index = rng.integers(0, 1 << bits, (40, 64)).astype(f"u{bits // 8}")
+            if bits == 16 and "deflate" not in layout:
+                colours, index = colours[:, : 1 << 16], index
+            data = tiff_file(index, 3, tags={320: colours.ravel().tolist()}, **layout)
+            picture, warnings = load_image(data)
+            expected = (colours >> 8).astype(np.uint8).T[index]
+            assert difference(picture, expected) <= 1 and warnings == []
+    few = tiff_file(smooth()[..., 0], 3, tile=(16, 16), tags={320: [0] * 30})
+    with pytest.raises(InputError, match="damaged TIFF file"):
+        load_image(few)
+
+
+def test_colours_of_palette_files_with_8_bits_in_their_table():
+    """Old writers store 0..255 in the table, which has 16 bits."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256))
+    index = smooth()[..., 0]
+    for tile in (None, (16, 16)):
+        picture, _ = load_image(
+            tiff_file(index, 3, tile=tile, tags={320: colours.ravel().tolist()})
+        )
+        assert np.array_equal(picture, colours.T[index])
+
+
+def test_inks_have_the_colours_of_pillow_and_no_alpha():
+    inks = Image.fromarray(smooth()).convert("CMYK")
+    for compression in (None, "tiff_lzw", "packbits"):
+        with case(compression):
+            data = encode(inks, "TIFF", compression=compression)
+            picture, warnings = load_image(data)
+            assert difference(picture, pillow_rgb(data)) <= 1 and warnings == []
+
+
+def test_luma_and_chroma_have_the_colours_of_pillow():
+    for compression in (None, "tiff_lzw", "jpeg"):
+        with case(compression):
+            data = encode(
+                Image.fromarray(smooth()).convert("YCbCr"), "TIFF", compression=compression
+            )
+            picture, warnings = load_image(data)
+            assert difference(picture, pillow_rgb(data)) <= 3 and warnings == []
+
+
+def test_cielab_is_read_with_a_warning():
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    to_lab = ImageCms.buildTransform(*profiles, "RGB", "LAB")
+    data = encode(ImageCms.applyTransform(Image.fromarray(smooth()), to_lab), "TIFF")
+    picture, warnings = load_image(data)
+    assert picture.shape == (40, 64, 3)
+    assert warnings == ["The picture is stored as CIELab; its RGB colours are approximate."]
+
+
+def test_other_values_are_refused_with_their_type(capfd):
+    for dtype in ["i1", "i2", "i4", "u4", "f2", "f4", "f8", "c8"]:
+        for shape in ((40, 64), (40, 64, 3)):
+            with case(dtype, shape):
+                pixels = np.zeros(shape, dtype)
+                name = np.dtype(dtype).name
+                with pytest.raises(
+                    InputError,
+                    match=rf"(?s)holds {name} values, wanted 8 or 16.*fix: map the values",
+                ):
+                    load_image(tiff_file(pixels, 1 if len(shape) == 2 else 2))
+    assert capfd.readouterr().err == ""
+
+
+def test_kinds_that_opencv_cannot_read_are_refused_with_what_they_are():
+    grey = smooth()[..., 0]
+    for data, what in [
+        (tiff_file(grey[:, :32], 1, tags={256: [64], 258: [4]}), "1 channel of 4 bits"),
+        (tiff_file(grey[:, :16], 1, tags={256: [64], 258: [2]}), "1 channel of 2 bits"),
+        (tiff_file(wide(np.zeros((40, 64, 4), np.uint8)), 5), "4 channels of 16 bits"),
+        (tiff_file(np.zeros((40, 64, 5), np.uint8), 2), "5 channels of 8 bits"),
+    ]:
+        with (
+            case(what),
+            pytest.raises(
+                InputError, match=rf"(?s)damaged TIFF file, or OpenCV .* {what}\).*fix: convert"
+            ),
+        ):
+            load_image(data)
+
+
+def test_first_page_is_read():
+    pages = [Image.fromarray(smooth()), Image.fromarray(smooth()[::-1])]
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert np.array_equal(load_image(data)[0], smooth())
+
+
+def test_damage_to_tiles_that_are_read_here_is_refused(capfd):
+    whole = tiff_file(smooth(), 2, tile=(16, 16))
+    for tags in [
+        *({324: [8]}, {324: [10**7] * 12}, {324: None, 273: None}, {322: [0]}, {323: [0]}),
+        *({322: None}, {258: [8, 8, 16]}),
+    ]:
+        with case(tags), pytest.raises(InputError, match=r"damaged|truncated"):
+            load_image(tiff_file(smooth(), 2, tile=(16, 16), tags=tags))
+    for cut in range(8, len(whole), 97):
+        with case(cut), pytest.raises(InputError):
+            load_image(whole[:cut])
+    assert capfd.readouterr().err == ""
