@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,9 @@ from tqdm import tqdm
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.core.config import PRESETS
-from runtime.errors import BundleError, ExitCode, InputError, MissingBackend
-from runtime.files import write_atomic
-from runtime.tools.cli import Parser, end, run, some_path
+from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
+from runtime.files import check_place, one_line, real_path, shown, stat_of, write_atomic
+from runtime.tools.cli import Parser, end, print_error, problem_of, run, some_path
 
 try:
     from runtime.pictures.files import demo_photo
@@ -222,21 +225,37 @@ def _folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / ".dg-writable", b"")
-        (path / ".dg-writable").unlink()
-    except OSError as error:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"folder {path} cannot be created: {error.strerror}", fix="choose another folder"
+            f"folder {shown(path)} cannot be created or written: "
+            f"{getattr(error, 'strerror', None) or error}",
+            fix="choose another folder",
         ) from error
     return path
 
 
 def _segment(seg: Segmenter, source: Any, name: str) -> Result:
-    """Segment one picture and show a progress bar over the steps on a terminal."""
+    """Segment one picture and show a progress bar over the steps on a terminal.
+
+    Raises
+    ------
+    InputError : ``source`` is a URL, or a picture that cannot be read.
+    """
+    if _is_url(source):
+        raise InputError(
+            f"{shown_name(source)} is a URL; pictures are read from files",
+            fix="download it first, then name the file",
+        )
     with tqdm(
-        total=seg.refine.steps if seg.refine else 0, desc=name, disable=None, leave=False
+        total=seg.refine.steps if seg.refine else 0, desc=one_line(name), disable=None, leave=False
     ) as bar:
         return seg(source, progress=lambda done, _: bar.update(1))
+
+
+def _is_url(source: Any) -> bool:
+    return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
 def _outputs(folder: Path, stem: str) -> tuple[Path, Path]:
@@ -262,7 +281,8 @@ def _demo(args: argparse.Namespace) -> int:
         result = _segment(seg, source, stem)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    overlay, labels = _save(result, folder, stem)
+    outputs = _save(result, folder, stem)
+    overlay, labels = map(one_line, outputs)
     height, width = result.labels.shape
     h, w = result.stats["working_size"]
     print(f"{width} x {height} pixels, refined at {w} x {h}, {result.backend}")
@@ -283,106 +303,121 @@ def _predict(args: argparse.Namespace) -> int:
             "two pictures have the same name; their outputs would overwrite each other",
             fix="run them one by one with different -o",
         )
-    outputs = {path.resolve() for stem in stems for path in _outputs(folder, stem)}
+    outputs = {real_path(path) for stem in stems for path in _outputs(folder, stem)}
     for picture in args.pictures:
-        if Path(picture).resolve() in outputs:
+        if real_path(picture) in outputs:
             raise InputError(
-                f"{picture} would be overwritten by an output", fix="choose another -o"
+                f"{shown(picture)} would be overwritten by an output", fix="choose another -o"
             )
     documents, coco, failed = [], [], 0
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
+        document = {"picture": shown_name(picture) if _is_url(picture) else picture}
         try:
             result = _segment(seg, picture, stem)
-        except (InputError, BundleError) as error:  # continue with the other pictures
-            print(f"error: {error}", file=sys.stderr)
-            documents.append({"picture": picture, "error": str(error)})
+            overlay, labels = _save(result, folder, stem)
+        except MissingBackend:  # every picture would fail
+            raise
+        except (SdkError, OSError, MemoryError, RuntimeError) as error:
+            problem = problem_of(error, picture)  # continue with the other pictures
+            print_error(problem)
+            documents.append(document | {"error": str(problem)})
             failed += 1
             continue
+        name = one_line(picture)
         for warning in result.warnings:
-            print(f"warning: {picture}: {warning}", file=sys.stderr)
-        overlay, labels = _save(result, folder, stem)
+            print(f"warning: {name}: {warning}", file=sys.stderr)
         documents.append(
-            {"picture": picture, "overlay": str(overlay), "labels": str(labels)}
+            document
+            | {"overlay": str(overlay), "labels": str(labels)}
             | json.loads(result.to_json())
         )
         if args.coco:
             coco.append(result.to_coco(index, picture))
         if not args.json:
             total = result.timings["total"]
-            print(
-                f"{picture}: {len(result.segments)} regions, {total:.0f} ms -> {overlay}, {labels}"
-            )
+            files = f"{one_line(overlay)}, {one_line(labels)}"
+            print(f"{name}: {len(result.segments)} regions, {total:.0f} ms -> {files}")
     if args.coco and coco:
-        write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
+        try:
+            write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
+        except InputError as error:
+            print_error(error)
+            failed += 1
     if args.json:
         print(json.dumps(documents, indent=1))
     return ExitCode.FAILURE if failed else ExitCode.DONE
 
 
 def _stream(args: argparse.Namespace) -> int:
-    source = int(args.source) if args.source.isdigit() else args.source
-    shown = shown_name(args.source)
+    title = one_line(shown_name(args.source))
     _check_option("frames", args.frames, 1, 2**62)
     _check_outputs(args)
     state = StreamState()
-    if args.state and args.state.exists():
+    if args.state and stat_of(args.state):
         state = StreamState.load(args.state)
-    video = Video(args.save, args.rate or frame_rate(source) or 25.0) if args.save else None
-    window = Window(shown) if args.show else None
+    video = None
+    if args.save:
+        video = Video(args.save, args.rate or frame_rate(args.source) or 25.0)
+    window = Window(title) if args.show else None
     seg = _segmenter(args)
     results = seg.stream(
-        source, warm_steps=args.warm_steps, cold_steps=args.cold_steps, budget_ms=args.budget_ms,
-        rate=args.rate, drop=args.drop, timeout=args.timeout, state=state,
+        args.source, warm_steps=args.warm_steps, cold_steps=args.cold_steps,
+        budget_ms=args.budget_ms, rate=args.rate, drop=args.drop, timeout=args.timeout, state=state,
     )  # fmt: skip
     if args.labels:
         _folder(args.labels)
         if older := len(list(args.labels.glob("*.png"))):
-            print(f"warning: {args.labels} already has {older} pictures", file=sys.stderr)
-    bar = tqdm(total=args.frames, unit=" frames", desc=shown, disable=None)
+            print(f"warning: {one_line(args.labels)} already has {older} pictures", file=sys.stderr)
+    bar = tqdm(total=args.frames, unit=" frames", desc=title, disable=None)
     times: deque[float] = deque(maxlen=10_000)
     count, steps, last = 0, 0, None
 
     def log(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
-    before = signal.signal(signal.SIGTERM, _interrupt)  # systemd and docker send SIGTERM
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
-            for result in results:
-                info = result.frame
-                assert info is not None  # every result of a stream has a frame
-                for text in info.events + [f"warning: {w}" for w in result.warnings]:
-                    log(f"frame {info.index}: {text}")
-                if video:
-                    video.write(result)
-                if args.labels:
-                    result.save_labels(args.labels / label_name(info.index))
-                if args.json:
-                    print(result.to_json(), flush=True)
-                if window:
-                    window.show(result)
-                times.append(result.timings["total"])
-                count, steps, last = count + 1, steps + result.stats["steps"], info
-                bar.update(1)
-                if count == args.frames or (window and not window.open):
-                    break
-    finally:  # Finish all outputs, after an interruption too.
-        signal.signal(signal.SIGTERM, before)
-        results.close()
-        bar.close()
-        if window:
-            window.close()
-        if video:
-            video.close()
+    def save_state() -> None:
         if args.state and state.frames:
             state.save(args.state)
+
+    def log_summary() -> None:
         if last is not None:
             p50, p99 = np.percentile(times, (50, 99))
             log(
                 f"{count} frames, {last.dropped} dropped, {steps / count:.1f} steps a frame; "
                 f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
             )
+
+    before = signal.signal(signal.SIGTERM, _interrupt)  # systemd and docker send SIGTERM
+    with ExitStack() as finish, warnings.catch_warnings():
+        # The calls are made in reverse order, each one also after an error or an interruption.
+        finish.callback(log_summary)
+        finish.callback(save_state)
+        if video:
+            finish.callback(video.close)
+        if window:
+            finish.callback(window.close)
+        finish.callback(bar.close)
+        finish.callback(results.close)
+        finish.callback(signal.signal, signal.SIGTERM, before)
+        warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
+        for result in results:
+            info = result.frame
+            assert info is not None  # every result of a stream has a frame
+            for text in info.events + [f"warning: {w}" for w in result.warnings]:
+                log(f"frame {info.index}: {text}")
+            if video:
+                video.write(result)
+            if args.labels:
+                result.save_labels(args.labels / label_name(info.index))
+            if args.json:
+                print(result.to_json(), flush=True)
+            if window:
+                window.show(result)
+            times.append(result.timings["total"])
+            count, steps, last = count + 1, steps + result.stats["steps"], info
+            bar.update(1)
+            if count == args.frames or (window and not window.open):
+                break
     return 0
 
 
@@ -392,21 +427,19 @@ def _interrupt(*_: Any) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Check that no output overwrites the source or another output, and that the folder of the file
-    of --state exists.
+    """Check that no output overwrites the source or another output, and that the file of --state
+    can be written.
 
     Raises
     ------
     InputError : one of these is not so.
     """
-    paths = [Path(args.source), *(p for p in (args.save, args.labels, args.state) if p)]
-    paths = [p.resolve() for p in paths]
+    paths = [real_path(p) for p in (args.source, args.save, args.labels, args.state) if p]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise InputError(f"{path} would be overwritten", fix="choose another output")
-    if args.state and not args.state.parent.is_dir():
-        raise InputError(f"folder {args.state.parent} does not exist",
-                         fix=f"mkdir -p {args.state.parent}")  # fmt: skip
+            raise InputError(f"{shown(path)} would be overwritten", fix="choose another output")
+    if args.state:
+        check_place(args.state)
 
 
 def _merge_coco(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,11 @@ under the same names. Each also has functions of its own.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from runtime.checks import check_count
@@ -121,11 +124,79 @@ def cuda_module() -> ModuleType:
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use. Where Python has no
+    """Return the number of threads that can compute at the same time: :func:`processors`, or less
+    if :func:`cpu_limit` is smaller; 1.5 processors give 2 threads.
+
+    PYTHON_CPU_COUNT, which Python 3.13 has, does not change it.
+    """
+    limit = cpu_limit()
+    return processors() if limit is None else min(processors(), max(1, math.ceil(limit)))
+
+
+def processors() -> int:
+    """Return the number of processors on which this process may run. Where Python has no
     ``os.sched_getaffinity``, return the number of all processors, or 1 if that is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_limit() -> float | None:
+    """Return how many processors' time the control groups of Linux allow this process, as Docker's
+    --cpus and the CPU limits of Kubernetes set it: 1.5 is three seconds in two. None if there is no
+    limit."""
+    return _cpu_limit(Path("/"))
+
+
+def _cpu_limit(root: Path) -> float | None:
+    """Return the smallest limit of the process's groups and of all groups above them.
+
+    Parameters
+    ----------
+    root : the folder that contains proc and sys.
+    """
+    limits = []
+    for folder in _cpu_groups(root):
+        # Version 2 has both numbers in one file. "max" and -1 are no limit.
+        words = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(word.isascii() and word.isdigit() for word in words):
+            quota, period = map(int, words)
+            if quota and period:
+                limits.append(quota / period)
+    return min(limits, default=None)
+
+
+def _cpu_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of the process's control groups that can limit processors.
+
+    A line of /proc/self/cgroup is "number:controllers:path"; version 2 has number 0 and no
+    controllers. In a container the path may be that of the host, which does not exist here; then
+    the folders above it, up to the container's own, contain the limit.
+    """
+    base = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        group = PurePosixPath(path.lstrip("/"))
+        if number == "0" or "cpu" in controllers.split(","):
+            names = ("", "unified") if number == "0" else (controllers, "cpu")
+            for place in (base / name for name in names):
+                yield from (place / folder for folder in (group, *group.parents))
+
+
+def _words(path: Path) -> list[str]:
+    return _text(path).split()
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file, or "" if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @cache  # Python does not cache an exception: after an error the next call asks the driver again.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import json
 import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime.device.driver import parse_device
-from runtime.errors import ExitCode, InputError, SdkError
+from runtime.errors import DeviceError, ExitCode, InputError, SdkError
+from runtime.files import file_error, one_line, without_passwords
 
 T = TypeVar("T")
 
@@ -36,11 +37,13 @@ class Parser(argparse.ArgumentParser):
         argparse calls this method for each subcommand too, so the message can suggest an option of
         that subcommand.
         """
+        open_streams()
         self._arguments = list(sys.argv[1:] if args is None else args)
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word = next((w for w in unknown if w.startswith("-")), unknown[0]).partition("=")[0]
-            self._refuse(f"{self.prog} does not know {word!r}", word, self._option_string_actions)
+            known = self._option_string_actions
+            self._refuse(f"{self.prog} does not know '{one_line(word)}'", word, known)
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -52,8 +55,16 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, message: str, word: str, known: Any) -> NoReturn:
         near = difflib.get_close_matches(word, list(known), 1)
         fix = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
-        _print_error(SdkError(message, fix=fix), "--json" in self._arguments)
+        if word.startswith("-") and os.path.lexists(word):
+            fix = f"write ./{one_line(word)} for the file of this name"
+        print_error(SdkError(message, fix=fix), "--json" in self._arguments)
         self.exit(ExitCode.USAGE)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process. The exit code is FAILURE if stdout cannot be written."""
+        if message:
+            print(message, file=sys.stderr)
+        sys.exit(run(lambda: status))
 
 
 def run(work: Callable[[], int], *, as_json: bool = False) -> int:
@@ -66,39 +77,83 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
 
     Returns
     -------
-    What ``work`` returns; the exit code of its SdkError; INTERRUPTED after a KeyboardInterrupt;
-    FAILURE after a MemoryError, with a full disk, or if nobody reads stdout any more.
-
-    Raises
-    ------
-    OSError : ``work`` raised it, and the disk is not full.
+    What ``work`` returns; the exit code of the error that :func:`problem_of` makes; INTERRUPTED
+    after a KeyboardInterrupt; FAILURE if stdout or stderr cannot be written, for example because
+    nobody reads it any more.
     """
-    if sys.stdout is None or sys.stderr is None:  # The caller closed it, as >&- does in a shell.
-        sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
+    open_streams()
     try:
         try:
             code = work()
-        except SdkError as error:
-            _print_error(error, as_json)
-            code = error.exit_code
-        except MemoryError:
-            fix = "close other programs, or use a smaller size"
-            _print_error(SdkError("out of memory", fix=fix), as_json)
-            code = ExitCode.FAILURE
         except KeyboardInterrupt:
-            _print_error(SdkError("interrupted", fix="run the command again"), as_json)
+            print_error(SdkError("interrupted", fix="run the command again"), as_json)
             code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            raise
+        except (SdkError, OSError, MemoryError, RuntimeError) as error:
+            sys.stdout.flush()  # raises an OSError again if it is of this stream
+            sys.stderr.flush()
+            problem = problem_of(error)
+            print_error(problem, as_json)
+            code = problem.exit_code
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # The reader of stdout ended, as head does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILURE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _print_error(SdkError("the disk is full", fix="free some space"), as_json=False)
+        broken = [name for name in ("stdout", "stderr") if not _writes(getattr(sys, name))]
+        if not isinstance(error, BrokenPipeError):  # it says that the reader ended, as head does
+            with suppress(OSError):
+                print_error(file_error("written", " and ".join(broken), error))
         return ExitCode.FAILURE
+
+
+def open_streams() -> None:
+    """Make stdout and stderr able to print every character: one that the terminal's encoding does
+    not have is printed as its number. A stream that the caller closed, as ``>&-`` does in a shell,
+    is replaced by os.devnull."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _writes(stream: Any) -> bool:
+    """Whether a stream can be flushed. If not, it is connected to os.devnull, because Python
+    flushes it again at the end of the process."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def problem_of(error: Exception, name: str | None = None) -> SdkError:
+    """Return the SdkError for an exception that the operating system or a lack of memory causes.
+
+    Parameters
+    ----------
+    error : an SdkError, which is returned as it is, an OSError, a MemoryError or a RuntimeError.
+    name : the file that is processed, for an error that names none.
+
+    Raises
+    ------
+    RuntimeError : ``error`` itself, if it is a mistake in the program.
+    """
+    if isinstance(error, SdkError):
+        return error
+    start = "" if name is None else f"{one_line(name)}: "
+    if isinstance(error, MemoryError):
+        fix = "close other programs, or use a smaller size"
+        return DeviceError(f"{start}out of memory", fix=fix)
+    if isinstance(error, OSError):
+        path = error.filename if isinstance(error.filename, (str, bytes)) else name
+        return file_error("used", os.fsdecode(path or "stdout or a resource of the system"), error)
+    if str(error) == "can't start new thread":
+        fix = "end other programs, or raise the limit: ulimit -u"
+        return DeviceError(f"{start}the system starts no more threads", fix=fix)
+    raise error
 
 
 def end(error: SdkError) -> NoReturn:
@@ -110,11 +165,14 @@ def _raise(error: SdkError) -> NoReturn:
     raise error
 
 
-def _print_error(error: SdkError, as_json: bool) -> None:
+def print_error(error: SdkError, as_json: bool = False) -> None:
+    """Print an error without the passwords of URLs: as text on stderr, or as {"error", "fix"} on
+    stdout."""
     if as_json:
-        print(json.dumps({"error": error.message, "fix": error.fix}))
+        texts = {"error": error.message, "fix": error.fix}
+        print(json.dumps({key: without_passwords(text) for key, text in texts.items()}))
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_passwords(str(error))}", file=sys.stderr)
 
 
 class Bar:
@@ -208,7 +266,7 @@ def capabilities(text: str) -> tuple[str, ...]:
     """
     out = []
     for word in filter(None, text.replace(" ", "").lower().split(",")):
-        found = re.fullmatch(r"(?:sm_?)?(\d{1,2})[.]?(\d)", word)
+        found = re.fullmatch(r"(?:sm_?)?([0-9]{1,2})[.]?([0-9])", word)
         if found is None:
             raise InputError(
                 f"compute-capability is {word!r}; wanted a list such as 8.6,8.9,12.0",
@@ -227,7 +285,7 @@ def workspace_bytes(text: str) -> int | None:
     """
     if text.lower() == "auto":
         return None
-    found = re.fullmatch(r"(\d{1,9}(?:[.]\d+)?)(g|gib|gb|m|mib|mb)?", text.lower())
+    found = re.fullmatch(r"([0-9]{1,9}(?:[.][0-9]+)?)(g|gib|gb|m|mib|mb)?", text.lower())
     size = 0
     if found is not None:
         size = int(float(found[1]) * (2**20 if (found[2] or "g").startswith("m") else 2**30))

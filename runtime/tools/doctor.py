@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.device import driver
+from runtime.device import choose, driver
 from runtime.engines import tensorrt
 from runtime.flavours import LIBRARIES, repair, too_old
 from runtime.tools import probe
@@ -52,6 +52,11 @@ def report() -> dict[str, Any]:
             "executable": sys.executable,
             "platform": driver.platform_tag(),
             "numpy": np.__version__,
+        },
+        "processors": {
+            "usable": choose.processors(),
+            "limit": choose.cpu_limit(),
+            "threads": choose.default_threads(),
         },
         "modules": modules,
         "cuda": cuda,
@@ -285,6 +290,7 @@ def render(report: dict[str, Any]) -> str:
         ("core", core),
         ("Python", f"{python['version']}, {python['platform']}, {python['executable']}"),
         ("NumPy", python["numpy"]),
+        ("processors", _render_processors(report["processors"])),
     ]
     for name, module in report["modules"].items():
         text = {"absent": "not installed", "broken": f"broken: {module['error']}"}
@@ -331,6 +337,13 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {problem['kind']}: {problem['what']}")
         lines.append(f"    fix: {problem['fix']}")
     return "\n".join(lines)
+
+
+def _render_processors(processors: dict[str, Any]) -> str:
+    cell = f"{processors['usable']}, threads by default: {processors['threads']}"
+    if processors["limit"] is not None:
+        cell += f" (the control group of this process allows {processors['limit']:g} processors)"
+    return cell
 
 
 def _render_cuda_module(module: dict[str, Any]) -> str:

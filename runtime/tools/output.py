@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -118,9 +117,6 @@ def _plain(value: Any) -> Any:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines. A control character is printed as "?", and a character that stdout cannot encode
-    as its number."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print lines. A control character is printed as "?"."""
     for line in (line for text in lines for line in text.splitlines() or [""]):
-        shown = "".join(c if c.isprintable() else "?" for c in line)
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print("".join(c if c.isprintable() else "?" for c in line), flush=True)

@@ -103,7 +103,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path.write_bytes(b"old")
     part.write_bytes(b"new")
     monkeypatch.setattr(os, "replace", fail)
-    wanted = r"a.bin cannot be written: No space left on device\n  fix: check the permissions of"
+    wanted = r"a.bin cannot be written: No space left on device\n  fix: free some space"
     with pytest.raises(InputError, match=wanted):
         files.write_atomic(path, b"new")
     with pytest.raises(InputError, match=wanted):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -276,9 +277,8 @@ def test_out_of_memory_is_1_with_advice(work, capsys, monkeypatch):
 
     monkeypatch.setattr(sdk.__main__, "_segment", exhausted)
     assert main(["predict", "good.png"]) == 1
-    assert (
-        "error: out of memory\n  fix: close other programs, or use a sm" in capsys.readouterr().err
-    )
+    err = capsys.readouterr().err
+    assert "error: good.png: out of memory\n  fix: close other programs, or use a sm" in err
 
 
 # Interrupted, unwritable, closed
@@ -360,9 +360,9 @@ def test_folder_without_permission(work, capsys):
 
 
 def test_disk_that_fills_up_leaves_whole_files_only(work, capsys, monkeypatch):
-    """The n-th replacement fails: the probe, the overlay, the labels, the annotations."""
+    """The n-th replacement fails: the overlay, the labels, the annotations. Or the first file."""
     replace = os.replace
-    for full_at in range(4):
+    for full_at in range(3):
         calls = []
 
         def full(*arguments, calls=calls, full_at=full_at):
@@ -377,7 +377,10 @@ def test_disk_that_fills_up_leaves_whole_files_only(work, capsys, monkeypatch):
             err = capsys.readouterr().err
             assert "No space left on device" in err and "Traceback" not in err
             written = ["good_labels.png", "good_overlay.png"]
-            assert files(work / f"out{full_at}") == sorted(written[::-1][: max(0, full_at - 1)])
+            assert files(work / f"out{full_at}") == sorted(written[::-1][:full_at])
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full())
+    assert main(["predict", "good.png", "-o", "probe"]) == 1
+    assert "folder probe cannot be created or written: No space left" in capsys.readouterr().err
 
 
 def test_two_pictures_of_one_name_are_refused_before_any_work(work, capsys):
