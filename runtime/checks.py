@@ -221,29 +221,79 @@ def sum_classes(array: np.ndarray) -> np.ndarray:
     return np.einsum("hwc->hw", array)[..., None]
 
 
+def as_number(value: Any) -> int | float | None:
+    """Return a number as an int or a float of Python. The numbers are ints and floats of Python,
+    and integers and floats of NumPy: its scalars and its arrays without axes.
+
+    Returns
+    -------
+    None for any other value: True and False, complex numbers, text, an array with axes. A float
+    remains a float, also if it is whole, as 512.0.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        if value.ndim or value.dtype.kind not in "iuf":
+            return None
+        return int(value) if value.dtype.kind in "iu" else float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def as_numbers(value: Any) -> Any:
+    """Return a list, a tuple or a NumPy array with one axis as a tuple. Its numbers, and ``value``
+    itself if it is a number, become numbers of Python; all else is unchanged.
+
+    Example
+    -------
+    >>> as_numbers(np.array([512, 512]))
+    (512, 512)
+    """
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        return tuple(map(as_numbers, value))
+    number = as_number(value)
+    return value if number is None else number
+
+
+def shown_value(value: Any) -> str:
+    """Return ``repr(value)`` for a message: one line of at most 100 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
+    return text if len(text) <= 100 else f"{text[:90]}..."
+
+
 def is_count(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether ``value`` is a Python int in [low, high]; True and False do not count as ints."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    """Whether ``value`` is a whole number in [low, high], as :func:`as_number` defines numbers."""
+    number = as_number(value)
+    return isinstance(number, int) and low <= number <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether ``value`` is a Python int or float in [low, high]; NaN, True and False are not."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and low <= value <= high
+    """Whether ``value`` is a number in [low, high], as :func:`as_number` defines numbers; NaN is
+    not."""
+    number = as_number(value)
+    return number is not None and low <= number <= high
 
 
 def check_count(name: str, value: Any, low: int, high: int) -> int:
-    """Return ``value``, a whole number of Python or NumPy in [low, high], as an int.
+    """Return ``value``, a whole number in [low, high], as an int of Python.
 
     Raises
     ------
-    InputError : ``value`` is no whole number, or out of range.
+    InputError : ``value`` is no whole number, as :func:`as_number` defines numbers, or is out of
+        range.
     """
-    if not isinstance(value, np.integer) and not is_count(value):
-        raise InputError(f"{name} is {value!r}; wanted a whole number")
-    if not low <= value <= high:
-        raise InputError(f"{name} is {value}; wanted {low} to {high}")
-    return int(value)
+    number = as_number(value)
+    if not isinstance(number, int):
+        whole = number is not None and number.is_integer()  # as 512.0
+        raise InputError(
+            f"{name} is {shown_value(value)}; wanted a whole number",
+            fix=f"int({name})" if whole else "",
+        )
+    if not low <= number <= high:
+        raise InputError(f"{name} is {shown_value(number)}; wanted {low} to {high}")
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:
@@ -251,16 +301,16 @@ def check_positive(name: str, value: Any) -> float:
 
     Raises
     ------
-    InputError : ``value`` is no number, not above zero, NaN or infinite.
+    InputError : ``value`` is no number, as :func:`as_number` defines numbers, is not above zero,
+        NaN or infinite.
     """
-    if not isinstance(value, np.number) and not isinstance(value, float) and not is_count(value):
-        raise InputError(f"{name} is {value!r}; wanted a number above 0")
+    number = as_number(value)
     try:
-        number = float(value)
+        number = math.nan if number is None else float(number)
     except OverflowError:  # the integer is larger than the largest float
-        number = np.inf
-    if not 0 < number < np.inf:
-        raise InputError(f"{name} is {value}; wanted a number above 0")
+        number = math.inf
+    if not 0 < number < math.inf:
+        raise InputError(f"{name} is {shown_value(value)}; wanted a number above 0")
     return number
 
 

@@ -1,11 +1,14 @@
 """The exceptions of all packages, and the exit codes of their commands.
 
-Each exception names the wrong value, the wanted value and, in ``fix``, what the user can do.
+Each exception names the wrong value, the wanted value and, in ``fix``, what the user can do. All of
+them can be pickled, so that a pool of processes returns them unchanged.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -42,6 +45,12 @@ class SdkError(Exception):
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)
         self.message = message
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how pickle and copy make this error again: from message and fix. An exception's
+        own way calls the class with ``str(error)``, so that the fix would become a part of the
+        message, and a BundleError would get its default fix as well."""
+        return partial(type(self), fix=self.fix), (self.message,), self.__dict__
 
 
 class InputError(SdkError, ValueError):

@@ -1,11 +1,12 @@
-"""The settings of a user: frozen records that check their values when they are made."""
+"""The settings of a user: frozen records that check their values when they are made. Their numbers
+may be NumPy's; they are stored as Python's, so that equal settings are equal and can be JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from runtime.checks import check_count, check_positive
+from runtime.checks import as_number, check_count, check_positive, shown_value
 from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
@@ -56,8 +57,12 @@ class RefineConfig(RefineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if check_positive("scale", self.scale) > 1:
-            raise InputError(f"scale is {self.scale}; wanted a number above 0, at most 1")
+            raise InputError(
+                f"scale is {shown_value(self.scale)}; wanted a number above 0, at most 1"
+            )
         check_count("max_pixels", self.max_pixels, 1, 2**28)
+        for name in ("scale", "max_pixels"):
+            object.__setattr__(self, name, as_number(getattr(self, name)))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> RefineConfig:
@@ -129,4 +134,6 @@ class FilterConfig:
     def __post_init__(self) -> None:
         check_count("radius", self.radius, 1, 2**15)
         if check_positive("eps", self.eps) < 1e-9:
-            raise InputError(f"eps is {self.eps}; wanted at least 1e-9")
+            raise InputError(f"eps is {shown_value(self.eps)}; wanted at least 1e-9")
+        for name in ("radius", "eps"):
+            object.__setattr__(self, name, as_number(getattr(self, name)))

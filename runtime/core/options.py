@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from runtime.checks import is_count, is_number
+import numpy as np
+
+from runtime.checks import as_number, as_numbers, is_count, is_number, shown_value
 from runtime.errors import InputError
 
 # The values of options that are left out, by objective.
@@ -116,33 +118,37 @@ class RefineOptions:
                 object.__setattr__(self, name, value)
         if self.mu is None:
             object.__setattr__(self, "mu", 50.0 if self.weighting == "scf" else 1.0)
-        if not isinstance(self.offsets, (tuple, list)):
-            raise InputError(f"offsets is {self.offsets!r}; wanted distances such as (1, 2)")
-        object.__setattr__(self, "offsets", tuple(self.offsets))
+        object.__setattr__(self, "offsets", as_numbers(self.offsets))
+        if not isinstance(self.offsets, tuple):
+            raise InputError(
+                f"offsets is {shown_value(self.offsets)}; wanted distances such as (1, 2)"
+            )
         for name in ("diagonals", "soft_guide", "silhouette"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; wanted True or False")
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                given = shown_value(getattr(self, name))
+                raise InputError(f"{name} is {given}; wanted True or False")
+            object.__setattr__(self, name, bool(getattr(self, name)))
         for name in CHOICES:
             _check_choice(name, getattr(self, name))
-        _check("steps", self.steps, 0, 1_000_000, int)
-        _check("channels", self.channels, 1, 1024, int)
-        _check("blocks", self.blocks, 2, 3, int)
-        _check("seed", self.seed, 0, 2**63 - 1, int)
-        _check("min_labels", self.min_labels, 0, 1024, int)
-        _check("lr", self.lr, 0, 10)
-        _check("momentum", self.momentum, 0, 0.9999)
-        _check("mu", self.mu, 0, 1e6)
-        _check("beta", self.beta, 1e-6, 1e6)
-        _check("early_stop", self.early_stop, 0, 1)
-        _check("lam", self.lam, 0, 1e6)
-        _check("sigma", self.sigma, 1e-4, 1e4)
-        _check("balance", self.balance, 0, 1)
+        self._check("steps", 0, 1_000_000, int)
+        self._check("channels", 1, 1024, int)
+        self._check("blocks", 2, 3, int)
+        self._check("seed", 0, 2**63 - 1, int)
+        self._check("min_labels", 0, 1024, int)
+        self._check("lr", 0, 10)
+        self._check("momentum", 0, 0.9999)
+        self._check("mu", 0, 1e6)
+        self._check("beta", 1e-6, 1e6)
+        self._check("early_stop", 0, 1)
+        self._check("lam", 0, 1e6)
+        self._check("sigma", 1e-4, 1e4)
+        self._check("balance", 0, 1)
         if not 1 <= len(self.offsets) <= 16:
             raise InputError(
                 f"offsets has {len(self.offsets)} distances; wanted 1 to 16, such as (1, 2)"
             )
         for distance in self.offsets:
-            _check("offsets", distance, 1, 1024, int)
+            _check_number("offsets", distance, 1, 1024, int)
         unused = _UNUSED[self.objective]
         default = {f.name: f.default for f in fields(self)} | _DEFAULTS[self.objective]
         default["mu"] = 50.0 if self.weighting == "scf" else 1.0
@@ -153,15 +159,20 @@ class RefineOptions:
                 fix="leave it out, or choose another objective",
             )
 
+    def _check(self, name: str, low: float, high: float, kind: type = float) -> None:
+        """Check an option as :func:`_check_number` does, and store it as a number of Python."""
+        object.__setattr__(self, name, _check_number(name, getattr(self, name), low, high, kind))
+
 
 def _check_choice(name: str, value: object) -> None:
-    if value not in CHOICES[name]:
+    if not isinstance(value, str) or value not in CHOICES[name]:
         wanted = ", ".join(repr(c) for c in CHOICES[name])
-        raise InputError(f"{name} is {value!r}; wanted one of {wanted}")
+        raise InputError(f"{name} is {shown_value(value)}; wanted one of {wanted}")
 
 
-def _check(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
-    """Check that a value is a number in [low, high]; with ``kind`` int a whole number."""
+def _check_number(name: str, value: Any, low: float, high: float, kind: type) -> int | float | None:
+    """Return a number in [low, high] as a number of Python; with ``kind`` int a whole number."""
     if not (is_count if kind is int else is_number)(value, low, high):
         what = "a whole number" if kind is int else "a number"
-        raise InputError(f"{name} is {value!r}; wanted {what} from {low:g} to {high:g}")
+        raise InputError(f"{name} is {shown_value(value)}; wanted {what} from {low:g} to {high:g}")
+    return as_number(value)

@@ -1,4 +1,10 @@
-"""Options, argument checks and the silhouette count."""
+"""Options, argument checks, numbers of NumPy, and the silhouette count."""
+
+import copy
+import json
+import pickle
+from dataclasses import asdict
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -6,6 +12,7 @@ from cases import case
 
 import runtime
 from runtime import RefineOptions, checks
+from runtime.core.config import FilterConfig, RefineConfig
 from runtime.core.silhouette import best_cluster_count, distinct_rows, mean_silhouette
 from runtime.errors import InputError
 
@@ -235,3 +242,95 @@ def test_distinct_rows_are_those_of_numpy():
             with case(shape, f"{levels} levels") as rng:
                 rows = rng.integers(-levels, levels, shape).astype(np.float32)
                 assert distinct_rows(rows) == len(np.unique(rows, axis=0))
+
+
+# --- numbers of NumPy ----------------------------------------------------------------------------
+
+
+def scalars(value):
+    """The value as Python's number, and as NumPy's scalars and arrays without axes."""
+    kinds = (np.int64, np.uint8, np.int32) if isinstance(value, int) else (np.float64, np.float32)
+    return [value, *(kind(value) for kind in kinds), *(np.array(value, kind) for kind in kinds)]
+
+
+def test_numpy_s_numbers_are_numbers():
+    """The stored numbers are Python's, so that equal options are equal, hashable and JSON."""
+    for name, value in [
+        ("steps", 3), ("channels", 16), ("blocks", 3), ("seed", 7), ("min_labels", 2),
+        ("lr", 0.25), ("lr", 1), ("momentum", 0.5), ("lam", 2.0), ("sigma", 0.5), ("balance", 0.5),
+        ("early_stop", 0.5),
+    ]:  # fmt: skip
+        plain = RefineOptions(**{name: value})
+        for given in scalars(value):
+            with case(name, repr(given)):
+                options = RefineOptions(**{name: given})
+                assert type(getattr(options, name)) is type(value)
+                assert options == plain and hash(options) == hash(plain)
+                assert json.dumps(asdict(options)) == json.dumps(asdict(plain))
+                assert pickle.loads(pickle.dumps(options)) == copy.deepcopy(options) == plain
+
+
+def test_numpy_s_numbers_in_both_configs():
+    plain = RefineConfig(scale=0.25, max_pixels=200, objective="dynaguide", soft_guide=True)
+    given = RefineConfig(
+        scale=np.float32(0.25), max_pixels=np.array(200), objective="dynaguide",
+        soft_guide=np.True_,
+    )  # fmt: skip
+    assert given == plain and json.dumps(asdict(given)) == json.dumps(asdict(plain))
+    plain, given = (
+        FilterConfig(radius=3, eps=0.5),
+        FilterConfig(radius=np.uint8(3), eps=np.half(0.5)),
+    )
+    assert given == plain and json.dumps(asdict(given)) == json.dumps(asdict(plain))
+    for offsets in ([1, 4], np.array([1, 4]), (np.int64(1), np.array(4))):
+        with case(repr(offsets)):
+            found = RefineOptions(offsets=offsets).offsets
+            assert found == (1, 4) and [type(n) for n in found] == [int, int]
+
+
+HUGE = 10**5000  # Python writes no integer of more than 4300 digits
+
+
+def test_values_that_are_no_numbers():
+    for value in [
+        True, np.True_, np.array(True), 1j, np.complex64(1), "1", [1], np.array([1]),
+        np.datetime64(1, "s"), np.timedelta64(1, "s"), Decimal(1), float("nan"), np.float32("nan"),
+        HUGE, -HUGE, np.zeros((40, 40)),
+    ]:  # fmt: skip
+        with case(type(value).__name__):
+            messages = []
+            for check in [
+                lambda value=value: checks.check_count("n", value, 0, 9),
+                lambda value=value: checks.check_positive("n", value),
+                lambda value=value: RefineOptions(steps=value),
+                lambda value=value: RefineOptions(lr=value),
+                lambda value=value: FilterConfig(radius=value),
+                lambda value=value: FilterConfig(eps=value),
+                lambda value=value: RefineConfig(scale=value),
+            ]:
+                with pytest.raises(InputError) as caught:
+                    check()
+                messages.append(caught.value.message)
+            for message in messages:
+                assert " is " in message and "wanted" in message
+                assert "\n" not in message and len(message) < 200
+    for value in (HUGE, -HUGE):
+        with pytest.raises(InputError, match=r"n is an integer of 16610 bits; wanted 0 to 9"):
+            checks.check_count("n", value, 0, 9)
+
+
+def test_a_whole_float_is_no_whole_number():
+    for value in (512.0, np.float32(512)):
+        with case(repr(value)), pytest.raises(InputError, match=r"(?s)wanted a whole.*int\(n\)"):
+            checks.check_count("n", value, 1, 1000)
+    assert checks.is_count(np.int8(3), 3, 3) and not checks.is_count(np.int8(4), 3, 3)
+    assert not checks.is_count(3.0) and not checks.is_count(np.True_)
+    assert checks.is_number(np.float16(0.5), 0, 1) and not checks.is_number(np.float64("nan"))
+
+
+def test_sizes_become_tuples_of_python_s_numbers():
+    for size in ([512, 384], (512, 384), np.array([512, 384]), (np.int64(512), np.array(384))):
+        with case(repr(size)):
+            found = checks.as_numbers(size)
+            assert found == (512, 384) and [type(n) for n in found] == [int, int]
+    assert checks.as_numbers(np.uint16(512)) == 512 and checks.as_numbers("big") == "big"
