@@ -174,7 +174,7 @@ def test_no_frame_at_all():
 def test_broken_frames_are_left_out_and_named():
     frames = pictures(6)
     frames[2] = b"no picture"
-    frames[3] = np.zeros((4, 4), np.uint8)
+    frames[3] = np.zeros((4, 4), np.uint16)
     got = taken(frames)
     assert [level(f) for f in got] == [0, 1, 4, 5] == [f.index for f in got]
     assert [n.split(":")[0] for n in got[2].notes] == [
