@@ -21,7 +21,7 @@ from runtime.pictures.header import check_size
 MOST_BYTES = 2**31 - 1  # of an encoded file: OpenCV decodes no more
 _CHUNK = 2**24  # bytes of one read
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[^,]*,")
-_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # PIL's modes that have transparency
+_ALPHA = ("LA", "PA", "RGBA", "RGBa")  # PIL's modes that have transparency
 # PIL raises these for a file that is truncated, damaged or closed, and for unknown modes.
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, AssertionError, AttributeError)
 
