@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from runtime.errors import InputError
 
 _LONGEST = 2**20  # letters of a text that contains names
+# What a manifest does not store: control characters but tabs and line breaks, and half a pair of
+# surrogates, which UTF-8 does not have.
+_NO_LETTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _FIX = 'write them as a JSON list in the order of the class numbers: ["road", "sky"]'
 
 
@@ -27,7 +31,7 @@ def class_names(value: Any, where: str) -> list[str]:
     Raises
     ------
     InputError : another kind of value, a set (which has no order), class numbers with gaps, or
-        names that are no texts.
+        names that are no texts or contain control characters.
 
     Example
     -------
@@ -42,7 +46,7 @@ def class_names(value: Any, where: str) -> list[str]:
         numbered = {_number(key): name for key, name in found.items()}
         if len(numbered) != len(found) or set(numbered) != set(range(len(numbered))):
             raise InputError(
-                f"{where} has the class numbers {str([*found])[:200]}; wanted each number from 0 "
+                f"{where} has the class numbers {_short([*found])}; wanted each number from 0 "
                 f"to {max(len(found) - 1, 0)} once",
                 fix=_FIX,
             )
@@ -50,10 +54,53 @@ def class_names(value: Any, where: str) -> list[str]:
     elif isinstance(found, Iterable) and not isinstance(found, (str, bytes, Set)):
         names = list(found)
     else:
-        raise InputError(f"{where} is {str(value)[:200]!r}; wanted {wanted}", fix=_FIX)
+        raise InputError(f"{where} is {_short(value)!r}; wanted {wanted}", fix=_FIX)
     if not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where} is {str(value)[:200]}; wanted {wanted}", fix=_FIX)
-    return [str(name) for name in names]  # NumPy's texts become Python's
+        raise InputError(f"{where} is {_short(value)}; wanted {wanted}", fix=_FIX)
+    names = [str(name) for name in names]  # NumPy's texts become Python's
+    for number, name in enumerate(names):
+        if _NO_LETTER.search(name):
+            raise InputError(
+                f"{where}: name {number} of {len(names)} is {name[:80]!a}, which contains "
+                "control characters or broken letters",
+                fix="write the name without them, in UTF-8",
+            )
+    return names
+
+
+def names_in(text: str, where: str) -> list[str]:
+    """Return the names of all classes in a text of a user: of metadata, an option or a file.
+
+    Parameters
+    ----------
+    text : what :func:`class_names` reads; or a name in each line; or one line with commas between
+        the names. One name is that of the foreground.
+    where : what the message calls the text.
+
+    Raises
+    ------
+    InputError : the text is broken JSON or contains something else, or a name is empty; also what
+        :func:`class_names` raises.
+
+    Example
+    -------
+    >>> names_in("road, sky", "names")
+    ['road', 'sky']
+    """
+    plain = text.strip()
+    try:
+        found = _parsed(text, where)
+    except InputError:
+        if len(text) > _LONGEST or not plain or plain[0] in "[{(\"'":
+            raise
+        lines = plain.splitlines()
+        found = [name.strip() for name in (lines if len(lines) > 1 else plain.split(","))]
+        if not all(found):
+            raise InputError(
+                f"{where}: name {found.index('')} of {len(found)} is empty",
+                fix="write a name for each class, in the order of the class numbers",
+            ) from None
+    return class_names(text if isinstance(found, str) else found, where)
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -66,6 +113,15 @@ def _parsed(text: str, where: str) -> Any:
     raise InputError(
         f"{where} is {text[:80]!r}, which is neither JSON nor a Python literal", fix=_FIX
     )
+
+
+def _short(value: Any) -> str:
+    """Return the beginning of a value as a text. Python writes no integer of several thousand
+    digits, which a text may contain in hexadecimal digits."""
+    try:
+        return str(value)[:200]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too long to print"
 
 
 def _number(key: Any) -> int:

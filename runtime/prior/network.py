@@ -21,7 +21,7 @@ from runtime.engines.onnx import load_engine
 from runtime.engines.output_warnings import OutputWarning
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
-from runtime.prior.names import class_names
+from runtime.prior.names import names_in
 from runtime.prior.preprocess import Preprocess, are_sides
 from runtime.prior.reading import (
     KIND_NOTES,
@@ -108,7 +108,7 @@ class NetworkPrior:
         """Load an .onnx file. Its metadata_props describe the input and the output.
 
         These are the keys that :meth:`Preprocess.from_metadata` reads; ``classes`` or ``names``,
-        which :func:`runtime.prior.names.class_names` reads; and ``output``, which
+        which :func:`runtime.prior.names.names_in` reads; and ``output``, which
         :func:`runtime.prior.reading.kind_named` reads.
 
         Parameters
@@ -361,12 +361,12 @@ def names_of(metadata: Mapping[str, str], file: str) -> list[str] | None:
 
     Raises
     ------
-    BundleError : the text is not what :func:`runtime.prior.names.class_names` reads.
+    BundleError : the text is not what :func:`runtime.prior.names.names_in` reads.
     """
     for key in ("classes", "names"):
         if key in metadata:
             try:
-                return two_names(class_names(metadata[key], f"{file}: metadata {key!r}"))
+                return two_names(names_in(metadata[key], f"{file}: metadata {key!r}"))
             except InputError as error:
                 raise BundleError(error.message, fix=error.fix) from error
     return None

@@ -22,6 +22,7 @@ from runtime.errors import BundleError, InputError
 
 MAX_SIDE = 2**15  # the longest side of a network's input
 MAX_PIXELS = 2**26  # the most pixels of a network's input
+_LONGEST = 1000  # letters of a text of numbers
 _EXPORT = "export the bundle again"
 _FORMS = {  # an example of the text of each metadata key
     "mean": "[0.485, 0.456, 0.406]",
@@ -162,8 +163,7 @@ class Preprocess:
     ) -> Preprocess:
         """Make a Preprocess from the metadata_props of an ONNX file.
 
-        All values but ``input_layout`` are JSON; ``mean`` and ``std``, which are required, may also
-        be three numbers with commas between them. Optional are
+        :func:`numbers_in` reads ``mean`` and ``std``, which are required. Optional are, as JSON,
         ``input_size`` ({"width", "height"}; its longer side becomes ``long_side``, by default 512),
         ``size_multiple`` and ``minimum_size`` (by default 1), and ``input_layout`` (a text that
         contains BGR if the planes have this order).
@@ -182,7 +182,7 @@ class Preprocess:
         known = isinstance(size, dict) and set(size) <= {"width", "height"}
         if not known or not sides or not are_sides(sides):
             raise BundleError(
-                f"{name}: metadata 'input_size' is {metadata['input_size']}; "
+                f"{name}: metadata 'input_size' is {_shown(metadata['input_size'])}; "
                 f'wanted {{"width": W, "height": H}}, 1 to {MAX_SIDE}',
                 fix=_set("input_size"),
             )
@@ -191,27 +191,27 @@ class Preprocess:
             numbers[key] = read_json(metadata, name, key, 1)
             if not are_sides([numbers[key]]):
                 raise BundleError(
-                    f"{name}: metadata {key!r} is {numbers[key]!r}; wanted a number, "
+                    f"{name}: metadata {key!r} is {_shown(metadata[key])}; wanted a number, "
                     f"1 to {MAX_SIDE}",
                     fix=_set(key),
                 )
         triples = {}
         for key in ("mean", "std"):
-            text = metadata.get(key, "")
-            if "," in text and "[" not in text:
-                metadata = {**metadata, key: f"[{text.strip('() ')}]"}
-            value = read_json(metadata, name, key, None)
-            if value is None:
+            text = metadata.get(key)
+            if text is None:
                 raise BundleError(
                     f"{name} does not say how to normalise pictures: metadata {key!r} is missing",
                     fix=f"freeze it with python -m export --model {name} --mean R,G,B --std R,G,B; "
                     f"or add it, e.g. model.metadata_props.add(key='{key}', value='{_FORMS[key]}')",
                 )
+            values = numbers_in(text)
             try:
-                triples[key] = _triple(key, value)
+                triples[key] = _triple(key, values)
             except InputError as error:
+                wanted = error.message.rpartition("; ")[2]
                 raise BundleError(
-                    f"{name}: metadata {key!r}{_line(error)[len(key) :]}", fix=error.fix
+                    f"{name}: metadata {key!r} is {_shown(text)}; {wanted}",
+                    fix=_set(key) if values is None else error.fix,
                 ) from error
         if fixed and not are_sides([*fixed]):
             raise BundleError(
@@ -231,6 +231,30 @@ class Preprocess:
             multiple=numbers["size_multiple"],
             minimum=numbers["minimum_size"],
         )
+
+
+def numbers_in(text: str) -> tuple[float, ...] | None:
+    """Return the numbers in a text, or None if a word of the text is no number.
+
+    Parameters
+    ----------
+    text : numbers with commas or spaces between them, in brackets or without, for example
+        "[0.5, 0.5, 0.5]", "(0.5, 0.5, 0.5)", "0.5,0.5,0.5" or "0.5 0.5 0.5".
+
+    Example
+    -------
+    >>> numbers_in("0.485,0.456,0.406")
+    (0.485, 0.456, 0.406)
+    """
+    inner = text.strip() if len(text) <= _LONGEST else ""
+    if inner[:1] + inner[-1:] in ("[]", "()"):
+        inner = inner[1:-1]
+    if not inner.isascii() or "_" in inner:  # float accepts digits of other scripts, and 1_0
+        return None
+    try:
+        return tuple(map(float, re.split(r"[\s,]+", inner.strip(", \t\r\n"))))
+    except ValueError:
+        return None
 
 
 def _color(layout: str, name: str) -> str:
@@ -261,6 +285,12 @@ def read_json(metadata: Mapping[str, str], name: str, key: str, default: Any) ->
         raise BundleError(
             f"{name}: metadata {key!r} is no JSON: {text[:80]!r}", fix=_set(key)
         ) from error
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of a file's text, in quotes if it has line breaks or control
+    characters."""
+    return text[:80] if text[:80].isprintable() else repr(text[:80])
 
 
 def _set(key: str) -> str:

@@ -271,8 +271,11 @@ def test_metadata_that_is_refused():
         ({"mean": "[1e999, 0, 0]"}, None, "metadata 'mean' is .*; wanted finite numbers"),
         ({"std": "[1, 1, 0]"}, None, "metadata 'std' is .*; wanted numbers above 0"),
         ({"std": "0.2"}, None, "metadata 'std' is 0.2; wanted three numbers"),
-        ({"mean": "a"}, None, "m.onnx: metadata 'mean' is no JSON: 'a'"),
-        ({"mean": "[" * 100_000}, None, r"metadata 'mean' is no JSON: '\[\[\["),
+        ({"mean": "a"}, None, "m.onnx: metadata 'mean' is a; wanted three numbers"),
+        ({"mean": "[" * 100_000}, None, r"metadata 'mean' is \[{80}; wanted three numbers"),
+        ({"mean": "\x1b[2J"}, None, r"metadata 'mean' is '\\x1b\[2J'; wanted three numbers"),
+        ({"input_size": "[" + "1, " * 999 + "1]"}, None, r"'input_size' is [\[1, ]{80}; wanted"),
+        ({"size_multiple": "\n" * 999 + "0"}, None, r"'size_multiple' is '(\\n){80}'; wanted"),
         ({"input_size": "5"}, None, "metadata 'input_size' is 5; wanted {\"width\": W"),
         ({"input_size": "{}"}, None, "metadata 'input_size' is {}"),
         ({"input_size": '{"w": 5}'}, None, "metadata 'input_size' is"),
@@ -295,7 +298,7 @@ def test_a_size_of_0_is_mended_by_an_export():
 
 
 def test_metadata_without_brackets():
-    for text in ("0.5, 0.4, 0.3", "(0.5,0.4,0.3)"):
+    for text in ("0.5, 0.4, 0.3", "(0.5,0.4,0.3)", "0.5 0.4 0.3", "[.5 .4 .3]", " 5e-1,.4\t0.3,\n"):
         with case(text):
             pp = Preprocess.from_metadata(META | {"mean": text}, "m.onnx")
             assert (pp.mean, pp.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -303,7 +306,10 @@ def test_metadata_without_brackets():
 
 def test_the_fix_shows_a_value_that_is_taken():
     for key, wrong in [
-        ("mean", "0.5 0.5 0.5"),
+        ("mean", "0.5 0.5 x"),
+        ("mean", "0.5, 0.5, ٠"),
+        ("mean", "[0.5, 0.5, 0.5"),
+        ("mean", "0.5, 0.5, 0_1"),
         ("std", "{"),
         ("input_size", "96x128"),
         ("input_size", "512"),

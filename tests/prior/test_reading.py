@@ -7,7 +7,7 @@ from drawn_pictures import COLOURS, quadrants
 from one_layer_networks import FLOAT, MEAN, NAMES, STD, nearest_colour, save
 
 from runtime.errors import BundleError, InputError
-from runtime.prior.names import class_names
+from runtime.prior.names import class_names, names_in
 from runtime.prior.network import NetworkPrior
 from runtime.prior.reading import contradicts, find_form, find_kind, fits, kind_named, standard
 from sdk import RefineConfig, Segmenter
@@ -485,6 +485,16 @@ def test_spellings_of_names(tmp_path):
     ]:
         with case(str(value)[:30]), pytest.raises(InputError, match=r"^x (is|has) "):
             class_names(value, "x")
+    huge = {"{0x1" + "0" * 5000 + ": 'road'}": "a list that is too long to print"}
+    for text, match in huge.items():
+        with pytest.raises(InputError, match=f"x has the class numbers {match}; wanted each"):
+            class_names(text, "x")
+    for name in ("\0", "\x1b[2J", "\ud800", "\x85"):
+        with (
+            case(ascii(name)),
+            pytest.raises(InputError, match=r"x: name 1 of 2 is .*broken letters"),
+        ):
+            class_names(["road", name], "x")
     path = save(tmp_path / "m.onnx", np.eye(3), names="['a', 'b', 'c']", classes='["d", "e", "f"]')
     assert prior_of(path).names == ["d", "e", "f"]
     for key, text in [("names", "{0: 'a', 1: 'b', 2: 'c', 3: 'd'}"), ("classes", '{"0": "a"}')]:
@@ -492,6 +502,28 @@ def test_spellings_of_names(tmp_path):
         assert prior_of(path).names == (
             ["a", "b", "c", "d"] if key == "names" else ["background", "a"]
         )
+
+
+def test_names_in_a_text(tmp_path):
+    for text, wanted in [
+        ("road, sky", ["road", "sky"]),
+        ("road\r\nblue sky\r\n", ["road", "blue sky"]),
+        ("wald, grün\nsky", ["wald, grün", "sky"]),
+        (" road ", ["road"]),
+        ("'road', 'sky'", ["road", "sky"]),
+        ('["road", "sky"]', ["road", "sky"]),
+        ('{"id2label": {"0": "road"}}', ["road"]),
+    ]:
+        with case(text):
+            assert names_in(text, "x") == wanted
+    wrong = ("", " \n", "5", "'road'", '["road", "sky"', "{'road', 'sky'}", "a" * 2**21, "1,2")
+    for text in wrong:
+        with case(text[:30]), pytest.raises(InputError, match=r"^x is "):
+            names_in(text, "x")
+    with pytest.raises(InputError, match="x: name 1 of 3 is empty"):
+        names_in("road,,sky", "x")
+    path = save(tmp_path / "m.onnx", np.eye(3), names="a, b, c")
+    assert prior_of(path).names == ["a", "b", "c"]
 
 
 # Callables
