@@ -101,6 +101,8 @@ def module_of(device: str) -> ModuleType:
     try:
         from runtime import _core
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while the module was loaded
+            raise error.__cause__ from None
         raise MissingBackend(
             f"the C++ core is not built ({error})", fix="pip install -e .   (in a clone; or: make)"
         ) from error

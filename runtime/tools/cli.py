@@ -7,9 +7,10 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -84,7 +85,8 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
     open_streams()
     try:
         try:
-            code = work()
+            with _no_lost_interrupt():
+                code = work()
         except KeyboardInterrupt:
             print_error(SdkError("interrupted", fix="run the command again"), as_json)
             code = ExitCode.INTERRUPTED
@@ -104,6 +106,28 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
             with suppress(OSError):
                 print_error(file_error("written", " and ".join(broken), error))
         return ExitCode.FAILURE
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Repeat a Ctrl-C that Python has lost.
+
+    Python drops an exception that is raised inside ``__del__`` or the callback of a weak reference,
+    and each import runs such a callback. A Ctrl-C that arrives there is repeated 0.1 s later.
+    """
+    before = sys.unraisablehook
+
+    def repeat(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            return before(lost)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def open_streams() -> None:

@@ -2,13 +2,16 @@
 
 import io
 import json
+import signal
 import sys
+import time
 
 import pytest
 from cases import case
 from runtime_commands import answer, text
 
 from runtime.__main__ import main
+from runtime.device.choose import module_of
 from runtime.errors import EngineMismatch, InputError, MissingBackend
 from runtime.tools import cli, doctor
 
@@ -86,6 +89,65 @@ def test_errors_become_exit_codes(capsys):
             assert cli.run(lambda: 6) == 6
     with pytest.raises(ZeroDivisionError):  # a mistake in the program is not hidden
         cli.run(lambda: 1 // 0)
+
+
+class Lost:
+    """Its end loses a Ctrl-C, as the callbacks of imports do."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        len("the interpreter looks for signals here")
+
+
+def test_ctrl_c_is_not_lost_where_python_drops_exceptions(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest has its own
+    ended = []
+
+    def work():
+        lost = Lost()
+        del lost
+        ended.append(False)
+        time.sleep(30)
+        return 0
+
+    start = time.monotonic()
+    assert cli.run(work) == 130
+    assert ended == [False] and time.monotonic() - start < 15
+    assert capfd.readouterr() == ("", "error: interrupted\n  fix: run the command again\n")
+    assert sys.unraisablehook is sys.__unraisablehook__
+
+
+def test_other_exceptions_that_python_drops_are_still_printed(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Bad:
+        def __del__(self):
+            raise ValueError("in __del__")
+
+    def work():
+        bad = Bad()
+        del bad
+        return 0
+
+    assert cli.run(work) == 0
+    assert "ValueError: in __del__" in capfd.readouterr().err
+
+
+def test_ctrl_c_while_the_core_is_loaded_is_no_missing_core(monkeypatch):
+    """pybind11 makes an ImportError of every exception in the initialisation of a module."""
+
+    class Interrupted:
+        def find_spec(self, name, path, target=None):
+            if name == "runtime._core":
+                raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    import runtime
+
+    monkeypatch.delitem(sys.modules, "runtime._core", raising=False)
+    monkeypatch.delattr(runtime, "_core", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(KeyboardInterrupt):
+        module_of("cpu")
 
 
 def test_progress_is_a_line_for_each_tenth_or_a_bar(capsys, monkeypatch):
