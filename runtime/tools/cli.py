@@ -115,11 +115,13 @@ def _no_lost_interrupt() -> Iterator[None]:
     Python drops an exception that is raised inside ``__del__`` or the callback of a weak reference,
     and each import runs such a callback. A Ctrl-C that arrives there is repeated 0.1 s later.
     """
-    before = sys.unraisablehook
+    before, waiting = sys.unraisablehook, False
 
     def repeat(lost: sys.UnraisableHookArgs) -> None:
+        nonlocal waiting
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             return before(lost)
+        waiting = True
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
 
@@ -128,6 +130,8 @@ def _no_lost_interrupt() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        if waiting:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def open_streams() -> None:
