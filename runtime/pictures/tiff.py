@@ -70,8 +70,9 @@ def problem(tiff: Directory) -> tuple[str, str]:
         kind = {2: "int", 3: "float", 5: "complex int", 6: "complex"}.get(form, "uint")
         return f"holds {kind}{bits} values, wanted 8 or 16 bits per channel", MAP
     planar = tiff.value(PLANAR) == 2 and tiff.value(SAMPLES) > 1
+    cut = tiff.value(WIDTH) % max(tiff.value(TILE_WIDTH), 1) > 0  # the last tiles are wider
     grey = tiff.extra > 0 and _COLOURS[tiff.value(PHOTOMETRIC, -1)] == 1
-    if ((planar and bits > 8) or (grey and (planar or TILES in tiff.tags))) and not _is_raw(tiff):
+    if ((planar and bits > 8) or (grey and (planar or cut))) and not _is_raw(tiff):
         what = "grey with another channel" if grey else f"{bits} bits per channel"
         place = "planes" if planar else "tiles"
         return f"holds {what} in compressed {place}, which OpenCV misreads", "convert it to PNG"

@@ -91,7 +91,7 @@ def test_what_opencv_misreads_is_refused():
         ),
         (grey, 1, {"planar": True}, "grey with another channel in compressed planes"),
         (grey, 1, {"tile": (48, 80)}, "grey with another channel in compressed tiles"),
-        (wide(grey), 0, {"tile": (32, 32)}, "grey with another channel in compressed tiles"),
+        (wide(grey), 0, {"tile": (32, 48)}, "grey with another channel in compressed tiles"),
     ]:
         data = tiff_file(pixels, photometric, deflate=True, **layout)
         with (
