@@ -160,7 +160,7 @@ def _to_8_bits(picture: np.ndarray, header: Header, warnings: list[str]) -> np.n
             f"The largest value of the picture is {largest} of 65535, so the result is dark. "
             "Values of 10, 12 or 14 bits must be multiplied by 64, 16 or 4 before they are saved."
         )
-    if top == 255:
+    if top == 255 and not wide:
         return picture
     return cv2.convertScaleAbs(picture, alpha=1 / 257 if top == 65535 else 255 / top)  # rounded
 

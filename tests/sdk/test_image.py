@@ -14,7 +14,8 @@ import pytest
 from cases import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, features
+from picture_files import difference, encode, pillow_rgb, smooth
+from PIL import Image
 
 import runtime.pictures.decode
 import runtime.pictures.header
@@ -24,31 +25,6 @@ from runtime.pictures.files import SUFFIXES
 from runtime.pictures.header import MAX_PIXELS
 from runtime.pictures.load import load_image
 from sdk.image import encode_image
-
-OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
-
-
-def smooth(height: int = 40, width: int = 64) -> np.ndarray:
-    """A picture that JPEG keeps well and that no flip or channel swap leaves as it is."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 3, y * 4, x + y], axis=-1).astype(np.uint8)
-
-
-def encode(picture: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def pillow_rgb(data: bytes) -> np.ndarray:
-    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> int:
-    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
-    return int(np.abs(a.astype(int) - b).max())
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -170,102 +146,6 @@ def test_lossless_webp_is_exact() -> None:
     assert np.array_equal(load_image(encode(smooth(), "WEBP", lossless=True))[0], smooth())
 
 
-def test_jpeg_is_close_to_pillow() -> None:
-    for progressive in [False, True]:
-        with case(progressive):
-            data = encode(smooth(), "JPEG", progressive=progressive)
-            picture, warnings = load_image(data)
-            assert difference(picture, pillow_rgb(data)) <= 2 and warnings == []
-
-
-def test_exif_orientation_is_applied() -> None:
-    kinds = ["JPEG", "PNG", "TIFF"]
-    if OPENCV >= (4, 13):  # older ones do not read the orientation of WebP
-        kinds.append("WEBP")
-    for orientation in range(1, 9):
-        for kind in kinds:
-            with case(kind, orientation):
-                exif = Image.Exif()
-                exif[0x0112] = orientation
-                options = {"lossless": True} if kind == "WEBP" else {}
-                data = encode(smooth(), kind, exif=exif, **options)
-                picture, _ = load_image(data)
-                assert picture.shape[:2] == ((40, 64) if orientation <= 4 else (64, 40))
-                assert difference(picture, pillow_rgb(data)) <= 2 and picture.flags.c_contiguous
-
-
-def test_avif_rotation_is_reported() -> None:
-    if not features.check("avif"):
-        pytest.skip("Pillow was built without AVIF")
-    plain = encode(smooth(), "AVIF")
-    if cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR) is None:
-        pytest.skip("OpenCV was built without AVIF")
-    assert load_image(plain)[1] == []
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert "rotation" in load_image(encode(smooth(), "AVIF", exif=exif))[1][0]
-
-
-def test_grey_palette_and_bilevel() -> None:
-    for kind in ["PNG", "TIFF", "BMP"]:
-        for mode in ["L", "P", "1"]:
-            with case(mode, kind):
-                source = Image.fromarray(smooth()).convert(mode)
-                picture, warnings = load_image(encode(source, kind))
-                assert np.array_equal(picture, np.asarray(source.convert("RGB"))) and warnings == []
-
-
-def test_grey_jpeg() -> None:
-    data = encode(smooth()[..., 0], "JPEG")
-    assert difference(load_image(data)[0], pillow_rgb(data)) <= 2
-
-
-def test_alpha_is_dropped_with_a_warning_and_colours_stay() -> None:
-    for kind, options in [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})]:
-        with case(kind):
-            alpha = np.broadcast_to(np.arange(64, dtype=np.uint8) * 4, (40, 64))
-            picture, warnings = load_image(encode(np.dstack([smooth(), alpha]), kind, **options))
-            assert np.array_equal(picture, smooth())
-            assert len(warnings) == 1 and "alpha channel was dropped" in warnings[0]
-
-
-def test_alpha_of_grey_of_palette_and_of_tiff_is_reported() -> None:
-    grey = encode(Image.fromarray(smooth()).convert("LA"), "PNG")
-    palette = encode(Image.fromarray(smooth()).convert("P"), "PNG", transparency=0)
-    tiff = encode(Image.fromarray(smooth()).convert("RGBA"), "TIFF")
-    for data in (grey, palette, tiff):
-        assert "alpha" in load_image(data)[1][0]
-
-
-def test_16_bits_are_rounded_to_8_with_a_warning() -> None:
-    for suffix in [".png", ".tif"]:
-        with case(suffix):
-            values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-            done, data = cv2.imencode(suffix, values)
-            assert done
-            picture, warnings = load_image(data.tobytes())
-            assert np.array_equal(picture[..., 1], np.round(values / 257).astype(np.uint8))
-            assert len(warnings) == 1 and "16 bits" in warnings[0]
-
-
-def test_16_bit_colour_keeps_its_channels_and_alpha_is_reported_too() -> None:
-    colour = smooth().astype(np.uint16) * 257
-    alpha = np.full(colour.shape[:2], 1000, np.uint16)
-    data = cv2.imencode(".png", np.dstack([colour[..., ::-1], alpha]))[1].tobytes()
-    picture, warnings = load_image(data)
-    assert np.array_equal(picture, smooth())
-    assert len(warnings) == 2 and "alpha" in warnings[0] and "16 bits" in warnings[1]
-
-
-def test_cmyk_jpeg_has_the_colours_of_pillow() -> None:
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (6, 8, 4), dtype=np.uint8)
-    inks = Image.fromarray(cv2.resize(coarse, (64, 48)), "CMYK")
-    data = encode(inks, "JPEG", quality=95)
-    picture, warnings = load_image(data)
-    assert difference(picture, pillow_rgb(data)) <= 3 and warnings == []
-
-
 def test_bytes_after_the_end_are_ignored() -> None:
     for kind in ("JPEG", "PNG"):
         data = encode(smooth(), kind)
@@ -327,60 +207,11 @@ def test_no_picture() -> None:
             load_image(data)
 
 
-def test_jpeg_cut_anywhere_is_refused() -> None:
-    for progressive in [False, True]:
-        with case(progressive):
-            data = encode(smooth(), "JPEG", progressive=progressive)
-            assert (b"\xff\xc2" in data) == progressive
-            for end in range(3, len(data)):
-                with pytest.raises(InputError, match="truncated JPEG: its end marker is missing"):
-                    load_image(data[:end])
-
-
-def test_jpeg_with_restart_markers_is_whole_and_cut_is_not() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
-    data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[1].tobytes()
-    assert b"\xff\xd1" in data and b"\xff\x00" in data
-    assert difference(load_image(data)[0], pillow_rgb(data)) <= 3
-    with pytest.raises(InputError, match="truncated JPEG"):
-        load_image(data[: len(data) // 2])
-
-
 def test_png_cut_anywhere_is_refused() -> None:
     data = encode(smooth(), "PNG")
     for end in range(8, len(data)):
         with pytest.raises(InputError, match="truncated PNG: its end marker is missing"):
             load_image(data[:end])
-
-
-def test_damaged_png_is_refused() -> None:
-    data = bytearray(encode(smooth(), "PNG"))
-    data[100] ^= 1
-    with pytest.raises(InputError, match="is a damaged or unsupported PNG"):
-        load_image(data)
-
-
-def test_other_kinds_cut_in_half_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    for kind in ["BMP", "TIFF", "WEBP", "PPM"]:
-        with case(kind):
-            data = encode(smooth(), kind)
-            with pytest.raises(InputError, match="not a picture, or a damaged one"):
-                load_image(data[: len(data) // 2])
-            if OPENCV >= (4, 13):  # older ones print some errors whatever the log level
-                assert capfd.readouterr().err == ""
-
-
-def test_float_and_32_bit_files_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    values = smooth()[..., 0]
-    hdr = cv2.imencode(".hdr", smooth().astype(np.float32))[1].tobytes()
-    for data, dtype in (
-        (encode(values.astype(np.float32), "TIFF"), "float32"),
-        (encode(values.astype(np.int32), "TIFF"), "int32"),
-        (hdr, "float32"),
-    ):
-        with pytest.raises(InputError, match=f"(?s)holds {dtype} values.*fix: map the values"):
-            load_image(data)
-    assert capfd.readouterr().err == ""
 
 
 def test_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,3 +84,26 @@ def tiff_file(pixels, photometric, *, tile=None, planar=False, deflate=False, or
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", place)
     directory = struct.pack(order + "H", len(entries)) + body + bytes(4) + later
     return (head + b"".join(blocks)).ljust(place, b"\0") + directory
+
+
+def png_file(pixels, *, bits=0, chunks=()):
+    """Return the bytes of a PNG file of 1 to 16 bits, from (H, W) or (H, W, C).
+
+    ``chunks`` are pairs of a name and a body, which are written before the pixels.
+    """
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    height, width, channels = pixels.shape
+    bits = bits or 8 * pixels.dtype.itemsize
+    if bits < 8:
+        each = np.unpackbits(pixels.astype(np.uint8), axis=2)[..., -bits:]
+        rows = np.packbits(each.reshape(height, -1), axis=1)
+    else:
+        rows = pixels.astype(f">u{bits // 8}")
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts
+    )
