@@ -109,8 +109,9 @@ def _decode_tiff(data: bytes, name: str, warnings: list[str], alpha: bool) -> np
     except ValueError:
         return None
     if picture is not None:
-        order = {1: 0, 2: 0, 3: [2, 1, 0], 4: [2, 1, 0, 3]}[picture.shape[2]]
-        picture = np.ascontiguousarray(picture[..., order])
+        channels = [2, 1, 0, 3][: picture.shape[2]]  # BGR, as OpenCV returns
+        picture = picture[..., 0] if len(channels) < 3 else picture[..., channels]
+        picture = np.ascontiguousarray(picture)
     else:
         bgra = multiplied and photometric == tiff.RGB
         flags = cv2.IMREAD_UNCHANGED if bgra else _COLOUR

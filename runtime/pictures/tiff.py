@@ -32,9 +32,8 @@ class Directory(NamedTuple):
     places: dict[int, int]
 
     def value(self, tag: int, default: int = 1) -> int:
-        """Return the first value of a tag, or the default if the file does not contain the tag."""
-        values = self.tags.get(tag, ())
-        return int(values[0]) if len(values) else default
+        """Return the first value of a tag, or the default if the tag is missing."""
+        return int(self.tags[tag][0]) if tag in self.tags else default
 
     @property
     def extra(self) -> int:
@@ -120,7 +119,7 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
     rows = tiff.value(TILE_HEIGHT, 0) if tiled else min(tiff.value(STRIP_HEIGHT, height), height)
     columns = tiff.value(TILE_WIDTH, 0) if tiled else width
     down, across = -(-height // max(rows, 1)), -(-width // max(columns, 1))
-    starts = tiff.tags.get(TILES if tiled else STRIPS, ())
+    starts = tiff.tags.get(TILES if tiled else STRIPS, np.empty(0, np.uint32))
     if min(rows, columns) < 1 or len(starts) < down * across * planes:
         raise ValueError("wrong number of tiles or strips")
     dtype = np.dtype(f"{tiff.order}u{bits // 8}")
