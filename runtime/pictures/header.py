@@ -1,159 +1,113 @@
-"""The headers of picture files: the format and the size, before OpenCV decodes the file."""
+"""The header of a picture file: its format and its size, before OpenCV decodes the file."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from runtime.errors import InputError
+from runtime.pictures.avif_format import read_avif
+from runtime.pictures.jpeg2000_format import read_jpeg2000
+from runtime.pictures.limits import AGAIN, MAX_PIXELS, File, Header, check_size
+from runtime.pictures.raw_formats import (
+    read_bmp,
+    read_pam,
+    read_pnm,
+    read_sun_raster,
+    read_tiff,
+)
+from runtime.pictures.web_formats import read_gif, read_jpeg, read_png, read_webp
 
-MAX_PIXELS = 2**28  # 16384 x 16384; a damaged or malicious file may state a larger size
-AGAIN = "fetch or save the picture again"
-# A JPEG marker that has a body, or the end marker D9. In coded data the byte after FF is 00, or D0
-# to D7 (a restart marker). The pattern matches none of these, so a search skips the coded data.
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])")
+__all__ = ["AGAIN", "MAX_PIXELS", "Header", "check_size", "read_header"]
 
-
-@dataclass(frozen=True)
-class Tiff:
-    """What decoding a TIFF file needs to know of its first picture.
-
-    Attributes
-    ----------
-    photometric : tag 262: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 inks, 6 YCbCr, ...
-    compression : tag 259: 1 none, 4 CCITT G4, 5 LZW, 7 JPEG, 8 deflate, 32773 PackBits, ...
-    planar : the channels are stored one after the other, not pixel by pixel.
-    tile : (height, width) of the tiles, or None: the picture is stored in strips.
-    extra : the first value of tag 338: 1 an alpha channel that the colours are multiplied by, 2 an
-        alpha channel, 0 another channel; None without the tag.
-    """
-
-    photometric: int
-    compression: int
-    planar: bool
-    tile: tuple[int, int] | None
-    extra: int | None
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of a picture file states.
-
-    Attributes
-    ----------
-    kind : "JPEG", "PNG", "BMP", "TIFF", "WebP", "AVIF", "JPEG 2000", "GIF", "PNM", "PAM" or
-        "Sun raster".
-    height, width : pixels as stored, before the orientation is applied.
-    bits : per stored channel, 1 to 16; of an index, where the picture has a palette.
-    channels : stored per pixel, an alpha channel included; 1 where the picture has a palette.
-    alpha : the picture has an alpha channel, or a colour that is transparent.
-    orientation : 1 to 8 as in EXIF; 1 is upright.
-    maximum : the largest value of a channel, where PNM or PAM state less than 2**bits - 1; else 0.
-    tiff : of a TIFF file only.
-    """
-
-    kind: str
-    height: int
-    width: int
-    bits: int
-    channels: int
-    alpha: bool = False
-    orientation: int = 1
-    maximum: int = 0
-    tiff: Tiff | None = None
+CONVERT = "convert it to PNG or JPEG"
+_TIFF = rb"II[*+]\x00|MM\x00[*+]"
+_FORMATS: tuple[tuple[str, bytes, Callable[[File], Header]], ...] = (
+    ("JPEG", rb"\xff\xd8\xff", read_jpeg),
+    ("PNG", rb"\x89PNG\r\n\x1a\n", read_png),
+    ("TIFF", _TIFF, read_tiff),
+    ("WebP", rb"RIFF....WEBP", read_webp),
+    ("GIF", rb"GIF8[79]a", read_gif),
+    ("BMP", rb"BM.{12}[\x0c-\xff]\x00\x00\x00", read_bmp),
+    ("JPEG 2000", rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", read_jpeg2000),
+    ("AVIF", rb"....ftyp(?=.{0,64}avi[fs])", read_avif),
+    ("PNM", rb"P[1-6][\t-\r #]", read_pnm),
+    ("PAM", rb"P7[\r\n]", read_pam),
+    ("Sun raster", rb"\x59\xa6\x6a\x95", read_sun_raster),
+)
+_FLOAT = rb"#\?(?:RGBE|RADIANCE)|P[Ff][\t-\r ]"  # Radiance HDR and PFM
+_OTHERS = (  # well-known files that are refused by name
+    (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC file"),
+    (rb"....ftyp", "an MP4 video or another file of boxes"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL file"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR file"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF|%!PS", "a PDF or PostScript document"),
+    (rb"qoif", "a QOI file"),
+    (rb"\x00\x00[\x01\x02]\x00", "an ICO or CUR file"),
+    (rb"RIFF....AVI |\x1aE\xdf\xa3", "a video"),
+    (rb".{128}DICM", "a DICOM file"),
+    (
+        rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
+        "an archive or a compressed file",
+    ),
+    (rb"\x93NUMPY", "a NumPy file"),
+    (rb"\x00\x05\x16[\x00\x07]", "an AppleDouble file of macOS"),
+    (rb"version https://git-lfs", "a Git LFS pointer, without the picture"),
+    (rb"\s*(?i:<!doctype html|<html)", "an HTML page"),
+    (rb"\s*(?i:<svg|<\?xml)", "an SVG or XML document"),
+    (rb"data:image/|iVBORw0KGgo|/9j/|R0lGODlh|UklGR|Qk[0-9A-Za-z+/]{30}", "text in Base64"),
+    (rb"[\t-\r -~]+\Z", "text"),
+)
+_FIXES = {
+    "a NumPy file": "pass the array: np.load(file)",
+    "an AppleDouble file of macOS": "leave out the files whose names begin with ._",
+    "a Git LFS pointer, without the picture": "git lfs pull",
+    "text in Base64": "decode it first: base64.b64decode",
+    "an archive or a compressed file": "unpack it",
+}
 
 
 def read_header(data: bytes, name: str) -> Header:
-    """Read the header of a picture file, and check its size.
+    """Read the header of a picture file, and check all sizes that the file states.
 
-    Raises
-    ------
-    InputError : the format is not in the list, or the picture has more than MAX_PIXELS pixels.
-    """
-    kind, alpha = scan(data, name)
-    if kind == "PNG":
-        colour = data[25:26]
-        channels = {2: 3, 4: 2, 6: 4}.get(colour[0], 1) if colour else 1
-        size = _uint(data, 20, 4), _uint(data, 16, 4)
-        at = data.find(b"eXIf")
-        turned = exif_orientation(data[at + 4 : at + 4 + _uint(data, at - 4, 4)]) if at > 0 else 1
-        return Header("PNG", *size, _uint(data, 24, 1), channels, alpha, turned)
-    if kind == "JPEG":
-        turned, position = 1, 2
-        while match := _MARKER.search(data, position):
-            marker, body = match[1][0], match.end()
-            if marker == 0xE1 and data[body + 2 : body + 8] == b"Exif\0\0":
-                turned = exif_orientation(data[body + 8 : body + _uint(data, body, 2)])
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                size = _uint(data, body + 3, 2), _uint(data, body + 5, 2)
-                bits, channels = _uint(data, body + 2, 1), _uint(data, body + 7, 1)
-                return Header("JPEG", *size, bits, channels, orientation=turned)
-            position = body + _uint(data, body, 2)
-    raise InputError(f"{name} is not a picture, or a damaged one", fix="convert it to PNG or JPEG")
+    OpenCV allocates the whole picture before it checks the data. So a format that is not in the
+    list is refused before OpenCV reads a byte, as is a picture of more than MAX_PIXELS pixels, and
+    a file that is too short for its picture. Only the header is checked: a file that passes may
+    be damaged, and a file of 200 bytes may state one colour for MAX_PIXELS pixels in WebP, AVIF or
+    JPEG 2000, which are a legal picture of up to 1.5, 2 or 4 GiB while OpenCV decodes the file.
 
-
-def exif_orientation(exif: bytes) -> int:
-    """Return tag 274 of an EXIF block, 1 to 8, or 1 if the block does not contain it."""
-    order = "little" if exif[:2] == b"II" else "big"
-    uint = lambda start, size: int.from_bytes(exif[start : start + size], order)  # noqa: E731
-    start = uint(4, 4)
-    for entry in range(start + 2, start + 2 + 12 * uint(start, 2), 12):
-        if uint(entry, 2) == 274:
-            return uint(entry + 8, 2) if 1 <= uint(entry + 8, 2) <= 8 else 1
-    return 1
-
-
-def scan(data: bytes, name: str) -> tuple[str, bool]:
-    """Check the size and the end marker of a JPEG or PNG file.
-
-    OpenCV allocates the whole picture before it checks the data, and its older versions fill the
-    missing part of a truncated file with grey.
+    Parameters
+    ----------
+    data : the whole file.
+    name : what messages call the file.
 
     Returns
     -------
-    "JPEG", "PNG", or "" for any other file; and whether a PNG has transparency.
+    What the file states, of its first picture.
 
     Raises
     ------
-    InputError : the picture has more than MAX_PIXELS pixels, or the end marker is missing.
+    InputError : the format is unknown, the size is 0 or too large, the file is too short or
+        damaged, or the values are not of 1 to 16 bits.
+
+    Examples
+    --------
+    >>> read_header(Path("street.png").read_bytes(), "street.png").width
     """
-    kind, alpha = "", False
-    if data.startswith(b"\xff\xd8\xff"):
-        kind, position = "JPEG", 2
-        while match := _MARKER.search(data, position):
-            marker, body = match[1][0], match.end()
-            if marker == 0xD9:
-                return kind, alpha
-            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-                check_size(_uint(data, body + 3, 2), _uint(data, body + 5, 2), name)
-            position = body + _uint(data, body, 2)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        check_size(_uint(data, 20, 4), _uint(data, 16, 4), name)
-        kind, position, alpha = "PNG", 8, data[25:26] in (b"\4", b"\6")
-        while position + 12 <= len(data):  # chunk: length, type, body, checksum
-            chunk = data[position + 4 : position + 8]
-            if chunk == b"IEND":
-                return kind, alpha
-            alpha |= chunk == b"tRNS"
-            position += 12 + _uint(data, position, 4)
-    else:
-        return kind, alpha
-    raise InputError(f"{name} is a truncated {kind}: its end marker is missing", fix=AGAIN)
-
-
-def _uint(data: bytes, start: int, size: int) -> int:
-    return int.from_bytes(data[start : start + size], "big")
-
-
-def check_size(height: int, width: int, name: str) -> None:
-    """Refuse a picture of more than MAX_PIXELS pixels; the message calls it ``name``.
-
-    Raises
-    ------
-    InputError : it has more.
-    """
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{name} has {width} x {height} pixels, wanted at most {MAX_PIXELS}",
-            fix="scale it down or cut it into tiles",
-        )
+    start = data[:256]
+    for kind, pattern, read in _FORMATS:
+        if re.match(pattern, start, re.DOTALL):
+            return read(File(data, name, kind))
+    if re.match(_FLOAT, start):
+        raise File(data, name, "").unsuited("float32")
+    for pattern, what in _OTHERS:
+        if re.match(pattern, start, re.DOTALL):
+            raise InputError(
+                f"{name} is not a picture that can be read: it is {what}",
+                fix=_FIXES.get(what, CONVERT),
+            )
+    found = data[:8].hex(" ") or "nothing"
+    raise InputError(
+        f"{name} is not a picture that can be read: it begins with {found}", fix=CONVERT
+    )

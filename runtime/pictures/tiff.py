@@ -14,7 +14,7 @@ WHITE_IS_ZERO, RGB, PALETTE, CIELAB = 0, 2, 3, 8  # values of PHOTOMETRIC
 MULTIPLIED, STRAIGHT = 1, 2  # values of EXTRA: colours are stored multiplied by alpha, or not
 MAP = "map the values to 0..255 and pass the array"
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels without EXTRA, by PHOTOMETRIC
-_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 16: "u8", 17: "i8"}
 
 
 class Directory(NamedTuple):
