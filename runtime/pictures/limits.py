@@ -25,7 +25,8 @@ class Header:
     channels : stored per pixel, an alpha channel included; 1 where the picture has a palette.
     alpha : the picture has an alpha channel, or a colour that is transparent.
     orientation : 1 to 8 as in EXIF; 1 is upright.
-    maximum : the largest value of a channel, where PNM or PAM state less than 2**bits - 1; else 0.
+    maximum : the largest value of a channel, where PNM or PAM state less than 2**bits - 1 and
+        OpenCV does not scale by it; else 0.
     """
 
     kind: str

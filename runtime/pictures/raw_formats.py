@@ -123,9 +123,9 @@ def read_pnm(file: File) -> Header:
         file.wants(position + 1 + values * bits // 8)
     else:  # numbers in decimal, with a space between two of them
         file.wants(position + values * (1 if kind == 1 else 2))
-    return Header(
-        "PNM", height, width, bits, channels, maximum=0 if maximum == 2**bits - 1 else maximum
-    )
+    if maximum == 2**bits - 1 or (kind <= 3 and bits == 8):  # OpenCV scales 8 bits in decimal
+        maximum = 0
+    return Header("PNM", height, width, bits, channels, maximum=maximum)
 
 
 def read_pam(file: File) -> Header:

@@ -281,7 +281,7 @@ def test_pam_with_alpha():
                 picture, warnings = load_image(data)
                 assert np.array_equal(picture, colours.repeat(3 // colours.shape[2], axis=2))
                 assert warnings[0] == DROPPED
-                with pytest.raises(InputError, match="damaged PAM file"):
+                with pytest.raises(InputError, match="truncated PAM"):
                     load_image(data[:-1])
 
 

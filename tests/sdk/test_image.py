@@ -18,7 +18,7 @@ from picture_files import difference, encode, pillow_rgb, smooth
 from PIL import Image
 
 import runtime.pictures.decode
-import runtime.pictures.header
+import runtime.pictures.limits
 from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.pictures.files import SUFFIXES
@@ -224,10 +224,10 @@ def test_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
                 load_image(make(60000, 60000))
 
 
-def test_too_many_pixels_are_refused_after_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.pictures.header, "MAX_PIXELS", 40 * 64)
+def test_too_many_pixels_are_refused_in_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.pictures.limits, "MAX_PIXELS", 40 * 64)
     load_image(encode(smooth(), "BMP"))
-    monkeypatch.setattr(runtime.pictures.header, "MAX_PIXELS", 40 * 64 - 1)
+    monkeypatch.setattr(runtime.pictures.limits, "MAX_PIXELS", 40 * 64 - 1)
     for kind in ("BMP", "TIFF", "PNG", "JPEG"):
         with pytest.raises(InputError, match="has 64 x 40 pixels, wanted at most 2559"):
             load_image(encode(smooth(), kind))
@@ -235,9 +235,9 @@ def test_too_many_pixels_are_refused_after_decoding_too(monkeypatch: pytest.Monk
 
 def test_limits_of_opencv_become_an_input_error() -> None:
     bmp = bytearray(encode(smooth(), "BMP"))
-    struct.pack_into("<ii", bmp, 18, 100_000, 100_000)
+    struct.pack_into("<ii", bmp, 18, 2_000_000, 1)
     with pytest.raises(InputError, match=r"OpenCV refuses source .*CV_IO_MAX_IMAGE"):
-        load_image(bmp)
+        load_image(bmp + bytes(6_000_000))
     with pytest.raises(InputError, match=r"OpenCV refuses|unsupported PNG"):
         load_image(png_claiming(2_000_000, 1))
 
