@@ -1,46 +1,20 @@
-// The markers, tables and codes of JPEG files, as ITU-T T.81 describes them. Where a file breaks
-// the standard, the walk does what libjpeg-turbo does, because OpenCV decodes with that library.
+// The walk over a JPEG file, as ITU-T T.81 describes such files. Where a file breaks the standard,
+// the walk does what libjpeg-turbo does, because OpenCV decodes with that library.
 #include "jpeg.h"
 
 #include <algorithm>
 #include <memory>
 #include <numeric>
 
+#include "jpeg_codes.h"
+
 namespace seg {
 namespace {
 
-constexpr int kBlock = 64;          // coefficients of a block
-constexpr int kMostComponents = 4;  // of a scan; libjpeg finds no others
-constexpr int kMostBlocks = 10;     // of an MCU, by the standard
-constexpr int kWindow = 11;         // bits by which tables are read
-constexpr int kEnough = 32;         // a code has at most 16 bits, its number at most 15
+using namespace jpeg;
 
-// Markers: the byte after 0xff.
-enum Marker : int {
-  kNone = 0,
-  kTem = 0x01,
-  kSof0 = 0xc0,
-  kSof1 = 0xc1,
-  kSof2 = 0xc2,
-  kSof3 = 0xc3,
-  kDht = 0xc4,
-  kSof9 = 0xc9,
-  kSof10 = 0xca,
-  kDac = 0xcc,
-  kSof15 = 0xcf,
-  kRst0 = 0xd0,
-  kRst7 = 0xd7,
-  kSoi = 0xd8,
-  kEoi = 0xd9,
-  kSos = 0xda,
-  kDqt = 0xdb,
-  kDnl = 0xdc,
-  kDri = 0xdd,
-  kApp0 = 0xe0,
-  kApp15 = 0xef,
-  kCom = 0xfe,
-  kEndOfFile = 0x100,
-};
+constexpr int kMostComponents = 4;  // libjpeg finds no others in the header of a scan
+constexpr int kMostBlocks = 10;     // of an MCU, by the standard
 
 bool is_restart(int marker) { return marker >= kRst0 && marker <= kRst7; }
 
@@ -74,148 +48,6 @@ constexpr uint8_t kStandardTables[] = {
     0xc6, 0xc7, 0xc8, 0xc9, 0xca, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda, 0xe2, 0xe3,
     0xe4, 0xe5, 0xe6, 0xe7, 0xe8, 0xe9, 0xea, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa};
 
-// A Huffman table. An entry of one or many describes what the next kWindow bits begin with, as
-// bits | coefficients << 5 | flag << 12; bits counts codes together with the numbers behind them,
-// which may end outside the window.
-struct Table {
-  static constexpr int kSize = 1 << kWindow;
-  static constexpr unsigned kUnusable = 127u << 5;
-  static constexpr unsigned kEnd = 1u << 12;
-
-  bool defined = false, built = false;
-  uint8_t counts[17] = {};  // the number of codes of each length
-  uint8_t values[256] = {};
-  int32_t last[17];       // the last code of each length, -1 if there is none
-  int32_t offset[17];     // the index in values of a code, minus the code
-  uint16_t one[kSize];    // the first code, kBlock coefficients at the end of a block; 0 if longer
-  uint16_t many[kSize];   // all whole codes up to the end of a block, where the flag is kEnd
-  uint8_t length[kSize];  // the length of the first code
-
-  bool build(bool dc);
-  void build_many();
-};
-
-// The entry of a code without flag. Of a DC code, only the bits are meant.
-unsigned entry(int length, int value, bool dc) {
-  const int size = value & 15, run = value >> 4;
-  const int coefficients = dc ? 1 : size > 0 || run == 15 ? run + 1 : kBlock;
-  return (length + size) | coefficients << 5;
-}
-
-// Fills the tables that decode. Returns false if no such code exists.
-bool Table::build(bool dc) {
-  std::fill_n(one, kSize, uint16_t{0});
-  for (int l = 1, code = 0, n = 0; l <= 16; ++l, code <<= 1) {
-    offset[l] = n - code;
-    last[l] = counts[l] > 0 ? code + counts[l] - 1 : -1;
-    if (counts[l] > 0 && last[l] >= (1 << l) - 1) return false;  // all ones is not a code
-    for (const int end = n + counts[l]; n < end; ++n, ++code) {
-      if (dc && values[n] > 15) return false;
-      if (l > kWindow) continue;
-      const int first = code << (kWindow - l), count = 1 << (kWindow - l);
-      std::fill_n(one + first, count, static_cast<uint16_t>(entry(l, values[n], dc)));
-      std::fill_n(length + first, count, static_cast<uint8_t>(l));
-    }
-  }
-  if (!dc) build_many();
-  built = true;
-  return true;
-}
-
-void Table::build_many() {
-  for (int window = 0; window < kSize; ++window) {
-    int bits = 0, coefficients = 0;
-    unsigned end = 0;
-    while (bits < kWindow && end == 0) {
-      const int rest = (window << bits) & (kSize - 1);
-      const int count = one[rest] >> 5;
-      if (one[rest] == 0 || length[rest] > kWindow - bits) break;
-      if (count == kBlock)
-        end = kEnd;
-      else if (coefficients + count >= kBlock)
-        break;
-      else
-        coefficients += count;
-      bits += one[rest] & 31;
-    }
-    many[window] = static_cast<uint16_t>(bits == 0 ? kUnusable : bits | coefficients << 5 | end);
-  }
-}
-
-// Reads bits of coded data up to a marker, which is kept.
-struct Bits {
-  const uint8_t* at;
-  const uint8_t* end;
-  uint64_t buffer = 0;  // the next bits, from the highest bit downwards
-  int count = 0;        // the number of valid bits in the buffer
-  int marker = kNone;   // where the data ends
-
-  Bits(const uint8_t* data, size_t size) : at(data), end(data + size) {}
-  int window() const { return static_cast<int>(buffer >> (64 - kWindow)); }
-  void drop(int n) {
-    buffer <<= n;
-    count -= n;
-  }
-  void clear() {
-    buffer = 0;
-    count = 0;
-  }
-  void refill();
-  void refill_bytes();
-  void find_marker();
-  int take_marker();
-};
-
-// Called with less than kEnough bits. Fills the buffer with more, or with all bits before the
-// marker.
-inline void Bits::refill() {
-  if (marker != kNone) return;
-  if (end - at < 8) return refill_bytes();
-  uint64_t word = 0;
-  for (int i = 0; i < 8; ++i) word = word << 8 | at[i];
-  constexpr uint64_t kLow = 0x0101010101010101, kHigh = 0x8080808080808080;
-  if (((~word - kLow) & word & kHigh) != 0) return refill_bytes();  // a byte is 0xff
-  // Bits behind count are those of bytes that are read again by the next call.
-  buffer |= word >> count;
-  const int bytes = (63 - count) >> 3;
-  at += bytes;
-  count += 8 * bytes;
-}
-
-void Bits::refill_bytes() {
-  while (count <= 56 && marker == kNone) {
-    if (at == end) {
-      marker = kEndOfFile;
-      return;
-    }
-    uint64_t byte = *at++;
-    if (byte == 0xff) {  // a marker, or 0xff 0x00 for a byte of 0xff
-      while (at < end && *at == 0xff) ++at;
-      marker = at < end ? *at++ : int{kEndOfFile};
-      if (marker != kNone) return;
-    }
-    buffer |= byte << (56 - count);
-    count += 8;
-  }
-}
-
-// Discards coded data up to the next marker.
-void Bits::find_marker() {
-  clear();
-  while (marker == kNone) {
-    at = std::find(at, end, uint8_t{0xff});
-    while (at < end && *at == 0xff) ++at;
-    marker = at < end ? *at++ : int{kEndOfFile};
-  }
-}
-
-int Bits::take_marker() {
-  find_marker();
-  const int found = marker;
-  marker = kNone;
-  return found;
-}
-
 struct Component {
   int id = 0, h = 0, v = 0;  // sampling factors
   int dc = 0, ac = 0;        // the tables of the latest scan
@@ -232,7 +64,7 @@ JpegCoding coding_of(int frame) {
 
 class Walk {
  public:
-  Walk(const uint8_t* data, size_t size) : data_(data), bits_(data, size) {}
+  Walk(const uint8_t* data, size_t size) : data_(data), source_(data, size) {}
   JpegWalk run();
 
  private:
@@ -262,7 +94,7 @@ class Walk {
 
   const uint8_t* data_;
   JpegWalk out_;
-  Bits bits_;
+  Source source_;
   int marker_of_frame_ = kNone, restart_interval_ = 0;
   int components_ = 0, in_scan_ = 0, most_h_ = 1, most_v_ = 1;
   bool scanned_ = false, one_scan_ = false, wrong_code_ = false;
@@ -273,53 +105,13 @@ class Walk {
   Table dc_[4], ac_[4];
 };
 
-// Reads one code and the number behind it. Returns the coefficients that it stands for, or 0 if
-// the data ends before. A code that is in no table is taken as 0, like libjpeg does, and sets
-// wrong.
-int read_code(Bits& bits, const Table& table, bool dc, bool& wrong) {
-  if (bits.count < kEnough) bits.refill();
-  unsigned found = table.one[bits.window()];
-  if (found == 0) {
-    int length = kWindow + 1;
-    const auto code = [&] { return static_cast<int32_t>(bits.buffer >> (64 - length)); };
-    while (length <= 16 && code() > table.last[length]) ++length;
-    const bool unknown = length > 16;
-    found = entry(length, unknown ? 0 : table.values[code() + table.offset[length]], dc);
-    wrong |= unknown && length <= bits.count;
-  }
-  const int used = found & 31;
-  if (used > bits.count) return 0;
-  bits.drop(used);
-  return found >> 5;
-}
-
-// Reads the codes of one block. Returns false if the data ends before.
-inline bool walk_block(Bits& bits, const Table& dc, const Table& ac, bool& wrong) {
-  if (read_code(bits, dc, true, wrong) == 0) return false;
-  for (int next = 1; next < kBlock;) {
-    if (bits.count < kEnough) bits.refill();
-    const unsigned found = ac.many[bits.window()];
-    const int after = next + (found >> 5 & 127);
-    if (after < kBlock && bits.count >= kEnough) {
-      bits.drop(found & 31);
-      if ((found & Table::kEnd) != 0) return true;
-      next = after;
-    } else {  // near the end of the block or of the data, or a long code
-      const int coefficients = read_code(bits, ac, false, wrong);
-      if (coefficients == 0) return false;
-      next += coefficients;
-    }
-  }
-  return true;
-}
-
 JpegWalk Walk::run() {
-  if (bits_.take_marker() != kSoi || bits_.at - 2 != data_) {
+  if (source_.take_marker() != kSoi || source_.at - 2 != data_) {
     fail(JpegProblem::header);
     return out_;
   }
   for (;;) {
-    const int marker = bits_.take_marker();
+    const int marker = source_.take_marker();
     if (marker == kTem || is_restart(marker)) continue;
     if (marker == kEndOfFile) fail(JpegProblem::end_marker);
     if (marker == kEoi) finish();
@@ -347,11 +139,11 @@ bool Walk::read_header(int marker) {
 
 // Returns false if the file ends within the segment.
 bool Walk::read_segment(Segment& segment) {
-  if (bits_.end - bits_.at < 2) return false;
-  const int size = std::max(bits_.at[0] << 8 | bits_.at[1], 2);
-  if (bits_.end - bits_.at < size) return false;
-  segment = {bits_.at + 2, size - 2};
-  bits_.at += size;
+  if (source_.end - source_.at < 2) return false;
+  const int size = std::max(source_.at[0] << 8 | source_.at[1], 2);
+  if (source_.end - source_.at < size) return false;
+  segment = {source_.at + 2, size - 2};
+  source_.at += size;
   return true;
 }
 
@@ -429,8 +221,8 @@ bool Walk::read_scan(Segment segment) {
   }
   if (!one_scan_) return true;
   // libjpeg reads nothing behind such a scan that matters to the picture.
-  int marker = bits_.take_marker();
-  while (marker != kEoi && marker != kEndOfFile) marker = bits_.take_marker();
+  int marker = source_.take_marker();
+  while (marker != kEoi && marker != kEndOfFile) marker = source_.take_marker();
   if (marker == kEndOfFile) return fail(JpegProblem::end_marker);
   finish();
   return false;
@@ -467,9 +259,9 @@ bool Walk::build_tables() {
 
 void Walk::skip_scan() {
   do {
-    bits_.marker = kNone;
-    bits_.find_marker();
-  } while (bits_.marker < kSof0 || is_restart(bits_.marker));
+    source_.marker = kNone;
+    source_.find_marker();
+  } while (source_.marker < kSof0 || is_restart(source_.marker));
 }
 
 // Walks a scan of Huffman codes and counts its blocks.
@@ -481,7 +273,6 @@ void Walk::walk_scan() {
   for (int i = 0; i < in_scan_; ++i)
     for (int n = one ? 1 : scan_[i]->h * scan_[i]->v; n > 0; --n) mcu_[in_mcu_++] = scan_[i];
   out_.wanted += left * in_mcu_;
-  bits_.clear();
   bool missing = false;
   for (int expected = 0;; expected = (expected + 1) & 7) {
     const int64_t interval =
@@ -494,25 +285,26 @@ void Walk::walk_scan() {
     left -= interval;
     if (left == 0) return;
     restart(expected);
-    if (bits_.marker == kNone)
+    if (source_.marker == kNone)
       missing = false;
-    else if (!is_restart(bits_.marker))
+    else if (!is_restart(source_.marker))
       return;  // the scan ends here
   }
 }
 
 // Returns the number of MCUs that are there, at most count.
 int64_t Walk::walk_mcus(int64_t count) {
-  Bits bits = bits_;
+  Bits bits;
   bool wrong = false, whole = true;
+  const Table *dc[kMostBlocks], *ac[kMostBlocks];
+  for (int i = 0; i < in_mcu_; ++i) dc[i] = &dc_[mcu_[i]->dc], ac[i] = &ac_[mcu_[i]->ac];
   int64_t found = 0;
   while (found < count) {
     for (int i = 0; i < in_mcu_ && whole; ++i)
-      whole = walk_block(bits, dc_[mcu_[i]->dc], ac_[mcu_[i]->ac], wrong);
+      whole = read_block(bits, source_, *dc[i], *ac[i], wrong);
     if (!whole) break;
     ++found;
   }
-  bits_ = bits;
   wrong_code_ |= wrong;
   return found;
 }
@@ -521,15 +313,15 @@ int64_t Walk::walk_mcus(int64_t count) {
 // decides; a marker that is kept means that the next interval is missing.
 void Walk::restart(int expected) {
   for (;;) {
-    bits_.find_marker();
-    const int ahead = (bits_.marker - kRst0 - expected) & 7;
-    if (bits_.marker >= kSof0) {
-      if (!is_restart(bits_.marker) || ahead == 1 || ahead == 2) return;  // it is kept
+    source_.find_marker();
+    const int ahead = (source_.marker - kRst0 - expected) & 7;
+    if (source_.marker >= kSof0) {
+      if (!is_restart(source_.marker) || ahead == 1 || ahead == 2) return;  // it is kept
       if (ahead < 6) break;
     }
-    bits_.marker = kNone;  // not a marker, or an earlier one
+    source_.marker = kNone;  // not a marker, or an earlier one
   }
-  bits_.marker = kNone;
+  source_.marker = kNone;
 }
 
 // Judges a file that has its end marker.
