@@ -45,6 +45,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         _check_jpeg(data, name)
     elif header.kind == "PNG":
         _check_png(data, name)
+    elif why := _misread(data, header):
+        raise InputError(f"{name} is a {header.kind} file {why}", fix="convert it to PNG")
     if header.kind == "TIFF":
         picture = _decode_tiff(data, name, warnings, header.alpha)
     elif header.kind == "PAM":
@@ -67,7 +69,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         warnings.append(
             "The alpha channel was dropped; flatten the picture if its transparency matters."
         )
-    picture = _to_8_bits(picture, header, warnings)
+    scaled = data[:2] in (b"P2", b"P3") and picture.dtype == np.uint8  # by OpenCV, in text only
+    picture = _to_8_bits(picture, header, 0 if scaled else header.maximum, warnings)
     return _to_upright_rgb(picture, header.orientation), warnings
 
 
@@ -93,6 +96,16 @@ def _check_png(data: bytes, name: str) -> None:
         if kind == b"IEND":
             return
         position = end + 4
+
+
+def _misread(data: bytes, header: Header) -> str:
+    """Return what OpenCV misreads in a BMP or Sun raster file, as the end of a sentence, or ""."""
+    if header.kind == "Sun raster" and data[12:16] in (b"\0\0\0\1", b"\0\0\0\x20"):
+        return f"of {data[15]} bits per pixel, which OpenCV misreads"
+    if header.kind == "BMP" and data[28] == 32 and data[14] < 56 and data[30] == 3:
+        if data[54:66] != b"\0\0\xff\0\0\xff\0\0\xff\0\0\0":  # masks of red, green, blue
+            return "with its colours in another order than BGR, which OpenCV misreads"
+    return ""
 
 
 def _decode_tiff(data: bytes, name: str, warnings: list[str], alpha: bool) -> np.ndarray | None:
@@ -149,13 +162,20 @@ def _decode_pam(data: bytes, header: Header) -> np.ndarray | None:
     return np.ascontiguousarray(pixels[..., 2::-1] if channels > 2 else pixels[..., 0])
 
 
-def _to_8_bits(picture: np.ndarray, header: Header, warnings: list[str]) -> np.ndarray:
-    """Scale a picture to 0..255 and append a warning if it has more bits."""
+def _to_8_bits(
+    picture: np.ndarray, header: Header, maximum: int, warnings: list[str]
+) -> np.ndarray:
+    """Scale a picture to 0..255 and append a warning if it has more bits.
+
+    Parameters
+    ----------
+    maximum : the largest possible value, or 0: the largest value of the format.
+    """
     wide, top = picture.dtype == np.uint16, 255
     if wide:
         warnings.append(f"The picture has {header.bits} bits per channel; it was scaled to 8.")
         top = 2**header.bits - 1 if header.kind in ("AVIF", "JPEG 2000") else 65535
-    top = header.maximum or top
+    top = maximum or top
     if wide and top == 65535 and (largest := int(picture.max())) < 2**14:
         warnings.append(
             f"The largest value of the picture is {largest} of 65535, so the result is dark. "

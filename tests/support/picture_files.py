@@ -107,3 +107,22 @@ def png_file(pixels, *, bits=0, chunks=()):
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in parts
     )
+
+
+def bmp_file(picture, masks, *, header=40):
+    """Return the bytes of a BMP file of 32 bits per pixel with masks of red, green, blue."""
+    shifts = [(mask & -mask).bit_length() - 1 for mask in masks]
+    pixels = (picture[::-1].astype("<u4") << np.array(shifts, np.uint32)).sum(2).astype("<u4")
+    height, width = pixels.shape
+    body = struct.pack("<IiiHHIIiiII", header, width, height, 1, 32, 3, 4 * pixels.size, 0, 0, 0, 0)
+    body = (body + struct.pack("<3I", *masks)).ljust(header, b"\0")
+    start = 14 + len(body)
+    return (
+        b"BM" + struct.pack("<IHHI", start + 4 * pixels.size, 0, 0, start) + body + pixels.tobytes()
+    )
+
+
+def sun_raster_file(rows, bits, width):
+    """Return the bytes of a Sun raster file from its rows, each of which has an even length."""
+    fields = (0x59A66A95, width, len(rows), bits, rows.size, 1, 0, 0)
+    return struct.pack(">8I", *fields) + rows.tobytes()
