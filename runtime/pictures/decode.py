@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 import zlib
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from runtime.device.choose import module_of
 from runtime.errors import InputError
 from runtime.opencv import cv2
 from runtime.pictures import tiff
-from runtime.pictures.header import AGAIN, Header, read_header
+from runtime.pictures.header import read_header
+from runtime.pictures.limits import AGAIN, MAP, Header
 
 _log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has setLogLevel in cv2 itself
 _log_lock, _log_users, _log_level = threading.Lock(), 0, 0
@@ -48,7 +51,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     elif why := _misread(data, header):
         raise InputError(f"{name} is a {header.kind} file {why}", fix="convert it to PNG")
     if header.kind == "TIFF":
-        picture = _decode_tiff(data, name, warnings, header.alpha)
+        picture = _decode_tiff(data, name, header.alpha, warnings)
     elif header.kind == "PAM":
         picture = _decode_pam(data, header)
     else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
@@ -62,9 +65,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
             fix="convert it to PNG or JPEG",
         )
     if picture.dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"{name} holds {picture.dtype} values, wanted uint8 or uint16", fix=tiff.MAP
-        )
+        raise InputError(f"{name} holds {picture.dtype} values, wanted uint8 or uint16", fix=MAP)
     if header.alpha:
         warnings.append(
             "The alpha channel was dropped; flatten the picture if its transparency matters."
@@ -108,12 +109,9 @@ def _misread(data: bytes, header: Header) -> str:
     return ""
 
 
-def _decode_tiff(data: bytes, name: str, warnings: list[str], alpha: bool) -> np.ndarray | None:
+def _decode_tiff(data: bytes, name: str, alpha: bool, warnings: list[str]) -> np.ndarray | None:
     """Decode a TIFF file to (H, W) grey or (H, W, 3) BGR, not yet turned upright."""
     found = tiff.directory(data)
-    why, fix = tiff.problem(found)
-    if why:
-        raise InputError(f"{name} {why}", fix=fix)
     photometric = found.value(tiff.PHOTOMETRIC, -1)
     multiplied = found.extra > 0 and found.value(tiff.EXTRA, 0) == tiff.MULTIPLIED
     inverted = photometric == tiff.WHITE_IS_ZERO
@@ -151,15 +149,13 @@ def _decode_tiff(data: bytes, name: str, warnings: list[str], alpha: bool) -> np
     return picture
 
 
-def _decode_pam(data: bytes, header: Header) -> np.ndarray | None:
+def _decode_pam(data: bytes, header: Header) -> np.ndarray:
     """Decode a PAM file, of which OpenCV swaps red and blue, to (H, W) grey or (H, W, 3) BGR."""
-    dtype, shape = np.dtype(f">u{-(-header.bits // 8)}"), (header.height, header.width)
-    start, channels = data.find(b"ENDHDR\n") + 7, header.channels
-    if len(data) - start < shape[0] * shape[1] * channels * dtype.itemsize:
-        return None
-    pixels = np.frombuffer(data, dtype, shape[0] * shape[1] * channels, start)
-    pixels = pixels.reshape(*shape, channels).astype(dtype.newbyteorder("="))
-    return np.ascontiguousarray(pixels[..., 2::-1] if channels > 2 else pixels[..., 0])
+    head = re.search(rb"[\r\n]ENDHDR[\r\n]", data)
+    dtype, shape = np.dtype(f">u{header.bits // 8}"), (header.height, header.width, header.channels)
+    pixels = np.frombuffer(data, dtype, math.prod(shape), head.end() if head else 0).reshape(shape)
+    pixels = pixels[..., 2::-1] if header.channels > 2 else pixels[..., 0]
+    return pixels.astype(dtype.newbyteorder("="), order="C")
 
 
 def _to_8_bits(

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime.pictures.limits import MAP
+
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIPS, ORIENTATION, SAMPLES, STRIP_HEIGHT, PLANAR = 273, 274, 277, 278, 284
 COLORMAP, TILE_WIDTH, TILE_HEIGHT, TILES, EXTRA, SAMPLE_FORMAT = 320, 322, 323, 324, 338, 339
 WHITE_IS_ZERO, RGB, PALETTE, CIELAB = 0, 2, 3, 8  # values of PHOTOMETRIC
 MULTIPLIED, STRAIGHT = 1, 2  # values of EXTRA: colours are stored multiplied by alpha, or not
-MAP = "map the values to 0..255 and pass the array"
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels without EXTRA, by PHOTOMETRIC
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 16: "u8", 17: "i8"}
 
