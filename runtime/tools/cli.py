@@ -56,8 +56,9 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, message: str, word: str, known: Any) -> NoReturn:
         near = difflib.get_close_matches(word, list(known), 1)
         fix = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
-        if word.startswith("-") and os.path.lexists(word):
-            fix = f"write ./{one_line(word)} for the file of this name"
+        for name in self._arguments:
+            if name.startswith("-") and os.path.lexists(name):
+                fix = f"write ./{one_line(name)} for the file of this name"
         print_error(SdkError(message, fix=fix), "--json" in self._arguments)
         self.exit(ExitCode.USAGE)
 
@@ -82,8 +83,8 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
     after a KeyboardInterrupt; FAILURE if stdout or stderr cannot be written, for example because
     nobody reads it any more.
     """
-    open_streams()
     try:
+        open_streams()
         try:
             with _no_lost_interrupt():
                 code = work()
@@ -104,7 +105,8 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         broken = [name for name in ("stdout", "stderr") if not _writes(getattr(sys, name))]
         if not isinstance(error, BrokenPipeError):  # it says that the reader ended, as head does
             with suppress(OSError):
-                print_error(file_error("written", " and ".join(broken), error))
+                print_error(file_error("written", " and ".join(broken) or "stdout", error))
+            _writes(sys.stderr)
         return ExitCode.FAILURE
 
 
@@ -177,6 +179,8 @@ def problem_of(error: Exception, name: str | None = None) -> SdkError:
         return DeviceError(f"{start}out of memory", fix=fix)
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, (str, bytes)) else name
+        if path is None and isinstance(error, FileNotFoundError):  # os.getcwd raises it
+            return InputError("the current folder was removed", fix="cd to another folder")
         return file_error("used", os.fsdecode(path or "stdout or a resource of the system"), error)
     if str(error) == "can't start new thread":
         fix = "end other programs, or raise the limit: ulimit -u"
