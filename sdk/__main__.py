@@ -245,7 +245,7 @@ def _segment(seg: Segmenter, source: Any, name: str) -> Result:
     """
     if _is_url(source):
         raise InputError(
-            f"{shown_name(source)} is a URL; pictures are read from files",
+            f"{one_line(source)} is a URL; pictures are read from files",
             fix="download it first, then name the file",
         )
     with tqdm(
@@ -311,7 +311,7 @@ def _predict(args: argparse.Namespace) -> int:
             )
     documents, coco, failed = [], [], 0
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
-        document = {"picture": shown_name(picture) if _is_url(picture) else picture}
+        document = {"picture": one_line(picture) if _is_url(picture) else picture}
         try:
             result = _segment(seg, picture, stem)
             overlay, labels = _save(result, folder, stem)

@@ -2,18 +2,22 @@
 
 import io
 import json
+import logging
 import signal
 import sys
 import time
+import warnings
 
 import pytest
 from cases import case
 from runtime_commands import answer, text
+from tqdm import tqdm
 
 from runtime.__main__ import main
 from runtime.device.choose import module_of
 from runtime.errors import EngineMismatch, InputError, MissingBackend
 from runtime.tools import cli, doctor
+from runtime.tools.output import print_json, say
 
 # Usage
 
@@ -187,3 +191,118 @@ def test_values_of_options():
         cli.workspace_bytes("-1")
     with pytest.raises(InputError, match="engines are built on a GPU"):
         cli.gpu_index("cpu")
+
+
+def strict_terminal(encoding, screen):
+    """A terminal on which a character that ``encoding`` does not have is an error."""
+    terminal = io.TextIOWrapper(screen, encoding=encoding, errors="strict", write_through=True)
+    terminal.isatty = lambda: True
+    return terminal
+
+
+def test_printing_never_fails(monkeypatch):
+    """Whoever prints, and whatever the terminal's encoding: text, tqdm, logs, warnings, JSON."""
+    name = "日本 é caf\udce9"
+
+    def work():
+        print(name)
+        print(name, file=sys.stderr)
+        with tqdm(total=2, desc=name) as bar:
+            tqdm.write(name, file=sys.stderr)
+            bar.update(1)
+        logging.getLogger("of a library").warning(name)
+        warnings.warn(name, stacklevel=1)
+        with cli.Bar() as bar:
+            bar.say(name)
+            bar.progress(name, 0.5)
+        say([name])
+        print_json({"name": name})
+        raise InputError(name, fix=name)
+
+    monkeypatch.setattr(logging, "lastResort", None)
+    # pytest keeps warnings; Python prints them in this way.
+    printed = lambda message, *_, **__: print(message, file=sys.stderr)  # noqa: E731
+    monkeypatch.setattr(warnings, "showwarning", printed)
+    for encoding, latin in [("ascii", b"\\xe9"), ("latin-1", b"\xe9"), ("utf-8", "é".encode())]:
+        with case(encoding):
+            out, err = io.BytesIO(), io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", strict_terminal(encoding, out))
+            monkeypatch.setattr(sys, "stderr", strict_terminal(encoding, err))
+            handler = logging.StreamHandler(sys.stderr)
+            logging.getLogger().addHandler(handler)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("always")
+                    assert cli.run(work) == 1
+            finally:
+                logging.getLogger().removeHandler(handler)
+            assert latin + b" caf\\udce9" in out.getvalue()
+            found = err.getvalue()
+            assert found.count(latin + b" caf\\udce9") >= 8 and b"error: " in found
+            assert b"Traceback" not in found and b"Logging error" not in found
+            document = out.getvalue().split(b"\n", 2)[2]
+            assert document.isascii() and json.loads(document) == {"name": name}
+            with pytest.raises(SystemExit):
+                main(["inspect", "x", f"--{name}"])
+            with pytest.raises(SystemExit):
+                main([name])
+            parser = cli.Parser(name, description=name)
+            with pytest.raises(SystemExit) as end:
+                parser.parse_args(["--help"])
+            assert end.value.code == 0 and out.getvalue().count(latin) == 4
+
+
+def test_closed_streams_are_replaced(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.run(lambda: print("日本") or 0) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["inspect"])
+    assert end.value.code == 2
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_errors_of_the_system_are_one_sentence(capsys):
+    """And they have the path that the system names."""
+    for error, message, fix in [
+        (
+            PermissionError(13, "Permission denied", "a"),
+            "a cannot be used: Permission",
+            "check its",
+        ),
+        (FileNotFoundError(2, "No such file", b"a\xe9"), "a\\udce9 cannot be used: No such", ""),
+        (OSError(24, "Too many open files"), "cannot be used: Too many open files", "ulimit -n"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "unavailable", "ulimit -u"),
+        (OSError("without a number"), "cannot be used: without a number", ""),
+        (OSError(9, "Bad file descriptor", 5), "cannot be used: Bad file", ""),
+        (FileNotFoundError(2, "No such file"), "the current folder was removed", "cd to"),
+        (MemoryError(), "out of memory", "use a smaller size"),
+        (RuntimeError("can't start new thread"), "the system starts no more threads", "ulimit -u"),
+        (InputError("no rtsp://me:secret@cam", fix="rtsp://me:secret@cam"), "no rtsp://cam", ""),
+    ]:
+        with case(message):
+
+            def fail(error=error):
+                raise error
+
+            assert cli.run(fail) == 1
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith("error: ") and message in err and fix in err
+            assert len(err.splitlines()) == 2 and "\n  fix: " in err and "secret" not in err
+            assert cli.run(fail, as_json=True) == 1
+            out, err = capsys.readouterr()
+            found = json.loads(out)
+            assert err == "" and message in found["error"] and fix in found["fix"]
+            assert "secret" not in out
+    for mistake in (RuntimeError("a mistake"), RecursionError(), KeyError("a"), TypeError("a")):
+        with pytest.raises(type(mistake)):
+            cli.run(lambda mistake=mistake: fail(mistake))
+
+
+def test_numbers_of_another_script_are_refused():
+    for number in ("²", "٨.٦", "8.²"):
+        with pytest.raises(InputError, match="compute-capability is"):
+            cli.capabilities(number)
+        with pytest.raises(InputError, match="workspace is"):
+            cli.workspace_bytes(number)

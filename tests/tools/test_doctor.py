@@ -47,6 +47,14 @@ def test_this_machine_is_reported_without_importing_anything_heavy(tmp_path):
     assert report["package"]["isa"] == "base" and report["targets"]["cpu"]["ready"]
     assert report["modules"]["cv2"]["state"] == "ready" and report["python"]["version"] in text
     assert f"base (of {', '.join(report['package']['isas'])}), SEG_ISA=base" in text
+    assert report["processors"] == {
+        "usable": choose.processors(),
+        "limit": choose.cpu_limit(),
+        "threads": choose.default_threads(),
+    }
+    report["processors"] = {"usable": 8, "limit": 1.5, "threads": 2}
+    limited = "8, threads by default: 2 (the control group of this process allows 1.5 processors)"
+    assert f"\nprocessors        {limited}\n" in doctor.render(report)
     for found in report["problems"]:
         assert found["kind"] in ("missing", "clash", "broken") and found["what"] and found["fix"]
 
