@@ -143,15 +143,10 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def cpu_limit() -> float | None:
+def cpu_limit(root: Path = Path("/")) -> float | None:
     """Return how many processors' time the control groups of Linux allow this process, as Docker's
-    --cpus and the CPU limits of Kubernetes set it: 1.5 is three seconds in two. None if there is no
-    limit."""
-    return _cpu_limit(Path("/"))
-
-
-def _cpu_limit(root: Path) -> float | None:
-    """Return the smallest limit of the process's groups and of all groups above them.
+    --cpus and the CPU limits of Kubernetes set it: 1.5 is three seconds in two. It is the smallest
+    limit of the process's groups and of all groups above them; None if there is no limit.
 
     Parameters
     ----------

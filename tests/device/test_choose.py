@@ -124,8 +124,8 @@ def test_the_cpu_limits_of_control_groups_are_read(tmp_path):
     ]):  # fmt: skip
         with case(name):
             root = machine(tmp_path / str(number), groups, **limits)
-            assert choose._cpu_limit(root) == wanted
-    assert choose._cpu_limit(tmp_path / "no Linux") is None
+            assert choose.cpu_limit(root) == wanted
+    assert choose.cpu_limit(tmp_path / "no Linux") is None
 
 
 def test_the_threads_are_those_of_the_limit(monkeypatch):

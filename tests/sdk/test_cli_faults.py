@@ -18,7 +18,6 @@ from dg_commands import PICTURE, files, picture_file, strict
 from permissions import obeyed
 
 import runtime.__main__
-import sdk.__main__
 from runtime.errors import InputError
 from sdk import Segmenter, StreamState
 from sdk.__main__ import main
@@ -137,18 +136,18 @@ def test_a_batch_continues_after_a_picture_that_fails(place, capsys, monkeypatch
     (place / "loop.png").symlink_to("loop.png")
     picture_file(place / "memory.png")
     picture_file(place / "thread.png")
-    segment = sdk.__main__._segment
+    segment = Segmenter.__call__
 
-    def failing(seg, source, name):
-        if name == "memory":
+    def failing(seg, source, **options):
+        if source == "memory.png":
             raise MemoryError
-        if name == "thread":
+        if source == "thread.png":
             raise RuntimeError("can't start new thread")
-        if name == "system":
+        if source == "system.png":
             raise OSError(errno.EIO, "Input/output error")
-        return segment(seg, source, name)
+        return segment(seg, source, **options)
 
-    monkeypatch.setattr(sdk.__main__, "_segment", failing)
+    monkeypatch.setattr(Segmenter, "__call__", failing)
     pictures = ["closed.png", "missing.png", f"{long}.png", "loop.png", "memory.png", "thread.png"]
     pictures += ["system.png", "http://me:secret@host/a.png?key=secret", "good.png", "last.png"]
     sentences = [
@@ -180,10 +179,10 @@ def test_a_batch_continues_after_a_picture_that_fails(place, capsys, monkeypatch
 
 
 def test_a_mistake_in_the_program_is_not_hidden(place, monkeypatch):
-    def wrong(*_):
+    def wrong(*_, **__):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(sdk.__main__, "_segment", wrong)
+    monkeypatch.setattr(Segmenter, "__call__", wrong)
     with pytest.raises(RuntimeError, match="a mistake"):
         main(["predict", "good.png"])
 
@@ -219,12 +218,13 @@ def test_annotations_that_cannot_be_written_do_not_lose_the_document(place, caps
     assert files(place / "out") == ["good_labels.png", "good_overlay.png"]
 
 
-def test_runs_into_one_folder_do_not_fail_each_other(tmp_path):
+def test_runs_into_one_folder_do_not_fail_each_other(work, capsys):
     """A fixed name of the trial file was removed by one run while another one renamed it."""
+    words = ["predict", "none.png", "-o", "a/b"]
     with ThreadPoolExecutor(4) as pool:
-        out = tmp_path / "a/b"
-        assert {*pool.map(lambda _: sdk.__main__._folder(out), range(400))} == {out}
-    assert files(tmp_path) == []
+        assert {*pool.map(lambda _: main(words), range(200))} == {1}
+    assert capsys.readouterr().err.count("none.png does not exist") == 200
+    assert files(work) == ["good.png"]
 
 
 def test_outputs_are_written_through_links_and_their_permissions_are_kept(place):
@@ -266,8 +266,10 @@ def test_streams_refuse_outputs_that_are_no_files(place, capsys):
 
 
 def test_a_stream_finishes_all_outputs_after_one_that_fails(place, capsys, monkeypatch):
+    close = Video.close
+
     def full(video):
-        video._writer.release()
+        close(video)
         raise InputError("a.avi could not be written whole")
 
     monkeypatch.setattr(Video, "close", full)
