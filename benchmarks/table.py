@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.files import file_error, shown, stat_of, write_atomic
 
 WIDTH = 100  # characters; a dictionary of plain values that fits is written in one line of JSON
 
@@ -63,18 +66,36 @@ def check_out(path: Path | None) -> None:
     """
     if path is None:
         return
+    found = stat_of(path)
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        raise InputError(
+            f"{shown(path)} is a folder, wanted a file name",
+            fix="remove it, or choose another name",
+        )
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        return  # a pipe or a device, into which the result is written
     try:
-        if path.is_dir():
-            raise InputError(
-                f"{path} is a folder, wanted a file name", fix="remove it, or choose another name"
-            )
-        place = next(p for p in path.absolute().parents if p.exists())
+        target = Path(os.path.realpath(path))  # of a link
+        place = next(p for p in target.parents if stat_of(p) is not None)
         made = place / f".{secrets.token_hex(8)}"
         made.mkdir()  # shows that folders and files can be created here
         made.rmdir()
     except OSError as error:
+        raise file_error("written", path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those that contain it, unless it exists.
+
+    Raises
+    ------
+    InputError : it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise InputError(
-            f"{path} cannot be written: {error.strerror}", fix="choose another place"
+            f"{shown(path)} is no folder to write to: {error.strerror}", fix="choose another folder"
         ) from error
 
 
@@ -103,10 +124,13 @@ def _json(value: Any, depth: int) -> str:
 def write_json(path: Path, document: Any, raw: Any = None) -> None:
     """Write ``document`` to ``path``, and the samples ``raw``, if they are not None, to the file
     that :func:`raw_path` names. Each file is written completely or not at all. Missing folders are
-    created."""
-    from runtime.files import write_atomic
+    created.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Raises
+    ------
+    InputError : a folder cannot be created, or a file cannot be written.
+    """
+    make_folder(path.parent)
     write_atomic(path, as_json(document).encode())
     if raw is not None:
         write_atomic(raw_path(path), packed(raw))

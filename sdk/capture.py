@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
-import re
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from runtime.checks import check_count, check_positive
-from runtime.errors import InputError
+from runtime.errors import DeviceError, InputError
 from runtime.opencv import cv2
-from runtime.pictures.files import SUFFIXES
+from runtime.pictures.files import SUFFIXES, picture_files
 from runtime.pictures.load import load_image
+from sdk.source import mode_of, name_of, named_source, open_video, shown_name
 
 QUEUE = 4  # most frames in the queue with drop="none"
 BROKEN = 10  # this many unreadable frames in a row end a stream
 DROPS = ("oldest", "none")
+PLAYER = "check that a player can play the source"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,10 @@ class Capture:
     Parameters
     ----------
     source : one of these. The number of a camera. The path of a video. A folder of pictures, which
-        are read in the order of their names, with numbers ordered by value. A URL (rtsp://,
+        are read in the order of :func:`runtime.pictures.files.picture_files`. A URL (rtsp://,
         http://, ...) or a GStreamer pipeline (with " ! ") that OpenCV can open. An iterable of
         pictures, each a path, bytes or a (H, W, 3) uint8 array; the thread advances the iterable.
+        :func:`named_source` decides what a text is.
     drop : what happens if frames are read faster than the caller uses them. "oldest" keeps only the
         newest frame. "none" keeps up to QUEUE frames, then reading waits. None means "oldest" for
         cameras, URLs and pipelines and if ``rate`` is set, else "none".
@@ -68,9 +71,10 @@ class Capture:
 
     Raises
     ------
-    InputError : an option is out of range, or the source is no source or does not exist. In the
-        iteration: the source cannot be opened, has no frame, stalls, has BROKEN unreadable frames
-        in a row, or is a camera, URL or pipeline that ends.
+    InputError : an option is out of range, or the source is no source, does not exist or cannot be
+        read. In the iteration: the source cannot be opened, has no readable frame, stalls, has
+        BROKEN unreadable frames in a row, or is a camera, URL or pipeline that ends.
+    DeviceError : at the start of the with statement: the thread cannot be started.
     Exception : in the iteration: any exception that the user's iterable raises.
     """
 
@@ -118,41 +122,29 @@ class Capture:
         wanted = "wanted a video, a folder, a camera number, a URL or an iterable of pictures"
         if isinstance(source, bool) or source is None:
             raise InputError(f"source is {source!r}; {wanted}", fix="0 is the first camera")
+        if isinstance(source, str):
+            if not source:
+                raise InputError(f"source is empty; {wanted}", fix="0 is the first camera")
+            source = named_source(source)
         if isinstance(source, (int, np.integer)):
             self.live = True
             number = check_count("source", source, 0, 2**16)
-            return lambda: self._video(number, f"camera {number}")
-        if isinstance(source, (str, os.PathLike)):
-            text = os.fspath(source)
-            if isinstance(text, bytes):
-                text = os.fsdecode(text)
-            if " ! " in text:
-                self.live = True
-                return lambda: self._video(text, "the GStreamer pipeline", cv2.CAP_GSTREAMER)
-            if re.match(r"[a-z][a-z0-9+.-]+://", text):
-                self.live = not text.startswith("file:")
-                return lambda: self._video(text, shown_name(text))
-            path = Path(text)
-            if path.is_dir():
-                files = sorted(
-                    (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_order
-                )
-                if not files:
-                    raise InputError(
-                        f"folder {path} has no picture ({', '.join(SUFFIXES)})",
-                        fix="name a folder that directly contains pictures",
-                    )
+            return lambda: self._video(number)
+        if isinstance(source, str):
+            self.live = True
+            return lambda: self._video(source)
+        if isinstance(source, os.PathLike):
+            path = Path(os.fsdecode(source))
+            mode = mode_of(path)
+            if stat.S_ISDIR(mode):
+                files = picture_files([path])
                 return lambda: self._pictures(files)
-            if not path.exists():
-                raise InputError(
-                    f"{path} does not exist",
-                    fix=f"check the path; the current folder is {Path.cwd()}",
-                )
             if path.suffix.lower() in SUFFIXES:
                 raise InputError(
-                    f"{path} is a picture, not a stream", fix="dg predict, or seg(path)"
+                    f"{shown_name(str(path))} is a picture, not a stream",
+                    fix="dg predict, or seg(path)",
                 )
-            return lambda: self._video(text, text)
+            return lambda: self._video(path)
         if isinstance(source, Iterable) and not isinstance(source, (np.ndarray, bytes)):
             return lambda: self._pictures(source)
         raise InputError(
@@ -169,28 +161,24 @@ class Capture:
                 message = f"frame {index} was left out: {error.message}"
                 yield index, InputError(message, fix=error.fix)
 
-    def _video(self, source: Any, name: str, api: int = cv2.CAP_ANY) -> Iterator[tuple[int, Any]]:
+    def _video(self, source: int | str | Path) -> Iterator[tuple[int, Any]]:
         """Read a video with OpenCV.
 
         If a file ends before its stated number of frames, the last item is an InputError that says
         so.
         """
-        video = cv2.VideoCapture(source, api)
-        try:
-            if not video.isOpened():
-                fix = {
-                    "camera": "check that it is plugged in and free: v4l2-ctl --list-devices",
-                    "the GStreamer": "try it with gst-launch-1.0; pip's OpenCV has no GStreamer, "
-                    "JetPack's has",
-                }
-                hints = [text for start, text in fix.items() if name.startswith(start)]
-                hint = hints[0] if hints else "check that a player can open it"
-                raise InputError(f"{name} cannot be opened as a video", fix=hint)
+        with open_video(source) as video:
+            name = name_of(source)
             count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
             index, at = -1, 0.0
             rate = video.get(cv2.CAP_PROP_FPS)
             while not self._ends.is_set():
-                good, frame = video.read()
+                try:
+                    good, frame = video.read()
+                except cv2.error as error:
+                    raise InputError(
+                        f"OpenCV fails at frame {index + 1} of {name}", fix=PLAYER
+                    ) from error
                 if not good:
                     break
                 index += 1
@@ -211,8 +199,6 @@ class Capture:
             short = index + 1 < 0.9 * count and (rate <= 0 or at < 0.9e3 * count / rate)
             if short and not self.live and not self._ends.is_set():
                 yield index + 1, InputError(f"{name} ended after {index + 1} of {count} frames")
-        finally:
-            video.release()
 
     def _read(self) -> None:
         """Run in the thread: put all frames into the queue, then None or an exception."""
@@ -230,20 +216,20 @@ class Capture:
         """Put each readable frame into the queue, at most ``rate`` frames per second."""
         start = due = 0.0  # times of the first frame and of the next one, by time.monotonic
         notes: list[str] = []
-        broken = 0
+        broken, readable = 0, False  # unreadable frames in a row; whether any frame is readable
         for index, picture in frames:
             now = time.monotonic()
             start, due = start or now, due or now
             if isinstance(picture, InputError):
-                broken += 1
+                broken, last = broken + 1, picture
                 notes.append(str(picture))
                 if broken >= BROKEN:
                     raise InputError(
                         f"{broken} frames in a row are unreadable: {picture.message}",
-                        fix=picture.fix or "check that a player can play the source",
+                        fix=picture.fix or PLAYER,
                     )
                 continue
-            broken = 0
+            broken, readable = 0, True
             if isinstance(picture, tuple):
                 picture, warnings = picture
                 notes += warnings
@@ -259,6 +245,12 @@ class Capture:
             if not self._put(Frame(index, now - start, picture, notes)):
                 return
             notes = []
+        if broken and not readable:
+            errors = "the error" if broken == 1 else f"the last of {broken} errors"
+            raise InputError(
+                f"the source has no readable frame; {errors}: {last.message}",
+                fix=last.fix or PLAYER,
+            )
         self.notes = notes
 
     def _put(self, item: Frame | BaseException | None, *, always: bool = False) -> bool:
@@ -322,19 +314,14 @@ class Capture:
             self._thread.join(timeout=1.0)
 
     def __enter__(self) -> Capture:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise DeviceError(
+                f"the thread that reads the source cannot be started: {error}",
+                fix="end other programs, or allow more threads: ulimit -u",
+            ) from error
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def shown_name(source: str) -> str:
-    """Return a URL without its user name and password."""
-    return re.sub(r"//[^/]*@", "//", source)
-
-
-def _order(path: Path) -> list[Any]:
-    """Return a sort key that orders numbers in names by value: frame2 before frame10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]

@@ -155,9 +155,15 @@ class Follower:
         try:
             checked, self._semantic = seg.guide(picture, clock)
             guide = checked.array
-        except UnknownGuide:
+        except UnknownGuide as error:
             if state.guide is None or state.guide.max() < 0:
-                raise
+                reason = error.message.partition(";")[0]
+                raise UnknownGuide(
+                    f"the prior has no class for any pixel of frame {frame.index}, and no earlier "
+                    f"labels can replace it: {reason}",
+                    fix="check the prior with seg(picture), or start the stream at a frame in "
+                    "which the prior finds a class",
+                ) from error
             guide = state.guide
             events.append("prior: all of this frame is unknown; the last labels are used")
         config = seg.refine

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import InputError, MissingBackend
-from runtime.files import check_place, put_in_place, temporary_name
+from runtime.files import (
+    check_place,
+    file_error,
+    put_in_place,
+    shown,
+    temporary_name,
+    utf8_name,
+    write_new,
+)
 from runtime.opencv import cv2
 from sdk.result import Result
+from sdk.source import named_source, open_video
 
 VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}  # codecs in OpenCV's wheel from PyPI
 
@@ -31,18 +40,23 @@ class Video:
 
     Raises
     ------
-    InputError : ``path`` has another suffix, is a folder, or its folder does not exist.
+    InputError : ``path`` has another suffix, is a folder, a pipe or a device, or cannot be written,
+        or its folder does not exist.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
         if path.suffix.lower() not in VIDEOS:
             raise InputError(
-                f"{path} is no video; wanted {', '.join(VIDEOS)}",
+                f"{shown(path)} is no video; wanted {', '.join(VIDEOS)}",
                 fix=f"--save {path.with_suffix('.mp4') if path.name else 'out.mp4'}",
             )
         check_place(path)
         self.path, self.rate = path, rate
-        self._part = temporary_name(path)
+        try:  # In a relative path FFmpeg could take a part before ":" for a protocol.
+            self._part = Path(os.path.abspath(temporary_name(path)))
+        except OSError as error:  # the current folder was removed
+            raise file_error("written", path, error) from error
+        self._link = ExitStack()  # removes the link of utf8_name
         self._writer: Any = None
         self._size, self._dropped, self._written = (0, 0), 0, 0
 
@@ -64,12 +78,18 @@ class Video:
             # Codecs store colour at half the size, so width and height have to be even.
             self._size = (width - width % 2, height - height % 2)
             code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
-            writer = cv2.VideoWriter(str(self._part), code, self.rate, self._size)
+            name = self._link.enter_context(utf8_name(self._part))
+            try:
+                write_new(self._part, b"", durable=False)  # its error says more than OpenCV's
+            except OSError as error:
+                self._remove_part()
+                raise file_error("written", self.path, error) from error
+            writer = cv2.VideoWriter(name, code, self.rate, self._size)
             if not writer.isOpened():
-                self._part.unlink(missing_ok=True)
+                self._remove_part()
                 raise InputError(
-                    f"OpenCV cannot write {self.path} at {width} x {height}",
-                    fix=f"try .avi; check the permissions of {self.path.parent}",
+                    f"OpenCV cannot write {shown(self.path)} at {width} x {height}",
+                    fix="try .avi, or another frame rate",
                 )
             self._writer = writer
         if drawn.shape[1::-1] != self._size:
@@ -92,23 +112,31 @@ class Video:
             return
         self._writer.release()
         self._writer = None
+        self._link.close()
         if not self._is_whole():  # OpenCV reports no error when the disk is full.
-            self._part.unlink(missing_ok=True)
+            self._remove_part()
             raise InputError(
-                f"{self.path} could not be written whole; an older file of this name is kept",
-                fix=f"free some space: df -h {self.path.parent}",
+                f"{shown(self.path)} could not be written whole; an older file of this name is "
+                "kept",
+                fix=f"free some space: df -h {shown(self.path.parent)}",
             )
         put_in_place(self._part, self.path)
 
+    def _remove_part(self) -> None:
+        """Remove the temporary file and its link."""
+        self._link.close()
+        with suppress(OSError):
+            self._part.unlink()
+
     def _is_whole(self) -> bool:
         """Whether the temporary file contains all frames and the last one can be read."""
-        video = cv2.VideoCapture(str(self._part))
         try:
-            count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-            video.set(cv2.CAP_PROP_POS_FRAMES, max(0, self._written - 1))
-            return video.isOpened() and count >= self._written and video.read()[0]
-        finally:
-            video.release()
+            with open_video(self._part) as video:
+                count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+                video.set(cv2.CAP_PROP_POS_FRAMES, max(0, self._written - 1))
+                return count >= self._written and bool(video.read()[0])
+        except InputError:
+            return False
 
 
 class Window:
@@ -124,7 +152,8 @@ class Window:
             os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         ):
             raise InputError("there is no display", fix="leave --show out, or use --save out.mp4")
-        self.title, self.open = title, True
+        # OpenCV crashes on a title that is not UTF-8.
+        self.title, self.open = title.encode(errors="replace").decode(), True
 
     def show(self, result: Result) -> None:
         """Show the overlay of a result.
@@ -154,14 +183,23 @@ def label_name(index: int) -> str:
 
 
 def frame_rate(source: Any) -> float | None:
-    """Return the frames per second that a video file states; None for any other source."""
-    if not isinstance(source, (str, os.PathLike)) or re.search(" ! |://", os.fspath(source)):
+    """Return the frames per second that a video file states; None for any other source, and for a
+    file that cannot be read.
+
+    Parameters
+    ----------
+    source : a source of :class:`sdk.capture.Capture`.
+    """
+    if isinstance(source, str):
+        source = named_source(source)
+    if not isinstance(source, os.PathLike):
         return None
-    if not Path(source).is_file():
+    path = Path(os.fsdecode(source))
+    if not os.path.isfile(path):  # unlike Path.is_file, it raises no error
         return None
-    video = cv2.VideoCapture(os.fspath(source))
     try:
-        rate = float(video.get(cv2.CAP_PROP_FPS))
-    finally:
-        video.release()
+        with open_video(path) as video:
+            rate = float(video.get(cv2.CAP_PROP_FPS))
+    except InputError:
+        return None
     return rate if np.isfinite(rate) and rate > 0 else None

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.files import class_numbers, video_frames
 from benchmarks.latency import document as documents
 from runtime.bundle.manifest import MANIFEST
 from runtime.core.resize import resize
 from runtime.errors import InputError
+from runtime.files import file_error, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.load import load_image
 from sdk.prior import open_bundle
@@ -36,20 +39,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
         from that of the pictures.
     """
     if args.video:
-        if not Path(args.video).exists():
-            raise InputError(
-                f"{args.video} does not exist",
-                fix=f"check the path; the current folder is {Path.cwd()}",
-            )
-        video, pictures = cv2.VideoCapture(args.video), []
-        while len(pictures) < FRAMES and (got := video.read())[0]:
-            pictures.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
-        video.release()
-        if not pictures:
-            raise InputError(
-                f"{args.video} is no video that OpenCV can read",
-                fix="ffmpeg -i VIDEO video.mp4, then --video video.mp4",
-            )
+        pictures = video_frames(Path(args.video), FRAMES)
         # Append the frames backwards, without the two ends, so that the first frame can follow the
         # last one of the list without a jump.
         pictures += pictures[-2:0:-1]
@@ -68,18 +58,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
             )
         truths = []
         for path, picture in zip(args.labels, pictures, strict=True):
-            if not Path(path).exists():
-                raise InputError(
-                    f"{path} does not exist",
-                    fix=f"check the path; the current folder is {Path.cwd()}",
-                )
-            data = np.fromfile(path, np.uint8) if Path(path).is_file() else np.empty(0, np.uint8)
-            truth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-            if truth is None or truth.ndim != 2:
-                raise InputError(
-                    f"{path} is no picture with one channel of class numbers",
-                    fix="save the class numbers as an 8-bit grey PNG",
-                )
+            truth = class_numbers(Path(path))
             if truth.shape != picture.shape[:2]:
                 raise InputError(
                     f"{path} is {truth.shape[0]}x{truth.shape[1]}, its picture "
@@ -106,13 +85,16 @@ def hashes(prior: str) -> dict[str, str]:
     """
     path = Path(prior)
     bundle = open_bundle(prior)
-    if bundle is None and (prior == "kmeans" or not path.is_file()):
+    if bundle is None and prior == "kmeans":
         return {}
     file = path if bundle is None else bundle.path / MANIFEST
+    found = stat_of(file)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return {}
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        raise file_error("read", file, error) from error
     return {documents.shown(str(file.relative_to(path.parent))): hash_of([data])}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable
 
 from benchmarks.latency.document import MODES
@@ -106,7 +107,9 @@ def size_of(text: str) -> tuple[int, int]:
     InputError : the text is no HEIGHTxWIDTH, or a side is not from 1 to 16384.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() and 0 < int(p) <= 16384 for p in parts):
+    if len(parts) != 2 or not all(
+        re.fullmatch("[0-9]{1,5}", p) and 0 < int(p) <= 16384 for p in parts
+    ):
         raise InputError(f"imgsz is {text!r}; wanted HEIGHTxWIDTH up to 16384, as 480x640")
     return int(parts[0]), int(parts[1])
 

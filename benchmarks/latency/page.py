@@ -12,6 +12,7 @@ import colorsys
 import html
 import io
 import json
+import os
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from benchmarks.latency import document as documents
 from benchmarks.latency import reading, web_table
 from runtime.errors import InputError, MissingBackend
-from runtime.files import write_atomic
+from runtime.files import file_error, shown, write_atomic
 from runtime.tools.cli import Parser, some_path
 
 GREY = "#8A8A8A"
@@ -316,14 +317,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", type=some_path, help="with JSON files of benchmarks latency")
     parser.add_argument("-o", "--out", type=some_path, help="(default: DIR/report.html)")
     args = parser.parse_args(argv)
-    if not args.folder.is_dir():
+    try:
+        os.scandir(args.folder).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{args.folder} is no folder", fix="python -m benchmarks latency -o DIR makes one"
-        )
+            f"{shown(args.folder)} is no folder",
+            fix="python -m benchmarks latency -o DIR makes one",
+        ) from error
+    except OSError as error:
+        raise file_error("read", args.folder, error) from error
     found = {}
     for path in sorted(args.folder.rglob("*.json")):
+        inside = path.relative_to(args.folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue  # a hidden file, as macOS writes beside others
         try:
-            name = documents.shown(str(path.relative_to(args.folder).with_suffix("")))
+            name = documents.shown(str(inside.with_suffix("")))
             found[name] = reading.load(path)
         except InputError as error:
             if "its schema" not in str(error):  # other benchmarks' results, and traces

@@ -54,9 +54,8 @@ def memory_run(options: dict[str, Any], picture: np.ndarray) -> dict[str, Any]:
     sent = pickle.dumps((options, picture))
     done = subprocess.run([sys.executable, "-c", MEMORY], input=sent, capture_output=True)
     if done.returncode:
-        raise InputError(
-            f"the memory run failed: {last_error(done.stderr.decode())}", fix="leave --memory out"
-        )
+        why = last_error(done.stderr.decode(errors="replace"))
+        raise InputError(f"the memory run failed: {why}", fix="leave --memory out")
     return {k: v for k, v in json.loads(done.stdout).items() if v}
 
 

@@ -25,7 +25,7 @@ from benchmarks.latency.quality import quality_of
 from benchmarks.latency.resources import memory_run, power_run
 from benchmarks.speed import peers
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
-from runtime.files import write_atomic
+from runtime.files import file_error, write_atomic
 from runtime.opencv import cv2
 from sdk import RefineConfig, Segmenter
 
@@ -166,12 +166,12 @@ def export(document: dict[str, Any], folder: Path, kinds: list[str]) -> list[Inp
     failures = []
     for path, kind in files(folder, kinds):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            table.make_folder(folder)
             write_atomic(path, exported(document, kind))
         except InputError as error:
             failures.append(error)
         except (OSError, ValueError) as error:
-            failures.append(InputError(f"{path} cannot be written: {error}"))
+            failures.append(file_error("written", path, error))
         else:
             print(f"saved {documents.shown(str(path))}", file=sys.stderr)
     return failures

@@ -7,14 +7,19 @@ The data set is not part of the project. It is in the folder that SEG_DATA names
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.files import class_numbers
 from runtime.errors import InputError, MissingBackend
+from runtime.files import file_error, stat_of
 from runtime.opencv import cv2
+from runtime.pictures.files import picture_files
+from runtime.pictures.load import load_image
 
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree",
@@ -51,15 +56,20 @@ class Picture:
         ------
         InputError : the file is missing or damaged.
         """
-        return cv2.cvtColor(_read(self.image_path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return load_image(self.image_path)[0]
 
 
 class CamvidFrame(Picture):
     """A frame of CamVid."""
 
     def truth(self) -> np.ndarray:
-        """Read the classes: (H, W) uint8, indices into CAMVID_CLASSES, or CAMVID_VOID."""
-        return _read(self.truth_path, cv2.IMREAD_UNCHANGED)
+        """Read the classes: (H, W) uint8, indices into CAMVID_CLASSES, or CAMVID_VOID.
+
+        Raises
+        ------
+        InputError : the file is missing or damaged.
+        """
+        return class_numbers(self.truth_path)
 
 
 class DavisFrame(Picture):
@@ -71,8 +81,13 @@ class DavisFrame(Picture):
         return self.image_path.parent.name
 
     def mask(self) -> np.ndarray:
-        """Read the foreground: (H, W) bool."""
-        return _read(self.truth_path, cv2.IMREAD_GRAYSCALE) > 0
+        """Read the foreground: (H, W) bool.
+
+        Raises
+        ------
+        InputError : the file is missing or damaged.
+        """
+        return class_numbers(self.truth_path, cv2.IMREAD_GRAYSCALE) > 0
 
 
 class BsdsPicture(Picture):
@@ -87,6 +102,7 @@ class BsdsPicture(Picture):
 
         Raises
         ------
+        InputError : the file is missing or damaged.
         MissingBackend : SciPy is not installed.
         """
         try:
@@ -96,7 +112,11 @@ class BsdsPicture(Picture):
                 "SciPy, which reads BSDS500, is not installed",
                 fix="pip install 'dynaguide-edge[bench]'",
             ) from error
-        people = loadmat(self.truth_path)["groundTruth"][0]
+        try:
+            with self.truth_path.open("rb") as file:
+                people = loadmat(file)["groundTruth"][0]
+        except (OSError, ValueError) as error:
+            raise file_error("read", self.truth_path, error) from error
         return [person["Segmentation"][0, 0].astype(np.int32) for person in people]
 
 
@@ -108,13 +128,13 @@ def data_root() -> Path | None:
     InputError : SEG_DATA names no folder.
     """
     if named := os.environ.get("SEG_DATA"):
-        if not Path(named).is_dir():
+        if not _is_folder(Path(named)):
             raise InputError(
                 f"SEG_DATA: expected a folder, got {named}", fix="set SEG_DATA=/path/to/data"
             )
         return Path(named)
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    return beside if beside.is_dir() else None
+    return beside if _is_folder(beside) else None
 
 
 def prior_path(name: str) -> Path:
@@ -157,7 +177,7 @@ def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
     _check_split(split, ("dev", "other"))
     frames = [
         CamvidFrame(path.stem, path, _locate("camvid", "trainannot", path.name))
-        for path in sorted(_locate("camvid", "train").glob("*.png"))
+        for path in _pictures(_locate("camvid", "train"), ".png")
     ]
     half = len(frames) // (2 * max(count, 1))
     if half == 0:
@@ -179,11 +199,16 @@ def davis(step: int = 9) -> list[DavisFrame]:
     """
     if step < 1:
         raise InputError(f"step: expected at least 1, got {step}", fix="1 picks all frames")
-    masks = _locate("davis", "masks")
+    masks, frames = _locate("davis", "masks"), _locate("davis", "frames")
+    try:
+        names = sorted(name for name in os.listdir(frames) if not name.startswith("."))
+    except OSError as error:
+        raise file_error("read", frames, error) from error
     return [
-        DavisFrame(f"{folder.name}/{path.stem}", path, masks / folder.name / f"{path.stem}.png")
-        for folder in sorted(_locate("davis", "frames").iterdir())
-        for path in sorted(folder.glob("*.jpg"))[::step]
+        DavisFrame(f"{name}/{path.stem}", path, masks / name / f"{path.stem}.png")
+        for name in names
+        if _is_folder(frames / name)
+        for path in _pictures(frames / name, ".jpg")[::step]
     ]
 
 
@@ -203,7 +228,7 @@ def bsds(count: int = 12, *, split: str = "val") -> list[BsdsPicture]:
     truths = _locate("bsds500", "groundTruth", split)
     pictures = [
         BsdsPicture(path.stem, path, truths / f"{path.stem}.mat")
-        for path in sorted(_locate("bsds500", "images", split).glob("*.jpg"))
+        for path in _pictures(_locate("bsds500", "images", split), ".jpg")
     ]
     return _spread(pictures, count)
 
@@ -235,17 +260,20 @@ def _spread(items: list, count: int) -> list:
 def _locate(*parts: str) -> Path:
     root = data_root()
     path = root.joinpath(*parts) if root else None
-    if path is None or not path.exists():
+    if path is None or stat_of(path) is None:
         wanted = path or "/".join(parts)
         raise InputError(f"developer data set: no {wanted}", fix="set SEG_DATA=/path/to/data")
     return path
 
 
-def _read(path: Path, flags: int) -> np.ndarray:
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise InputError(f"{path}: missing or not a picture", fix="copy the data set again")
-    return image
+def _is_folder(path: Path) -> bool:
+    found = stat_of(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _pictures(folder: Path, suffix: str) -> list[Path]:
+    """List pictures in the order of their names, in which published results chose from them."""
+    return sorted(path for path in picture_files([folder]) if path.suffix == suffix)
 
 
 def _check_split(split: str, splits: tuple[str, ...]) -> None:

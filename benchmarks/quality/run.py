@@ -17,7 +17,7 @@ from tqdm import tqdm
 import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, metrics
-from benchmarks.table import as_markdown, write_json
+from benchmarks.table import as_markdown, check_out, write_json
 from runtime.core.resize import resize
 from runtime.errors import InputError
 from runtime.files import write_atomic
@@ -357,6 +357,7 @@ def main(argv: list[str]) -> int:
             f"sets has {', '.join(map(repr, unknown))}; wanted some of {', '.join(sorted(known))}",
             fix="--sets camvid,davis",
         )
+    check_out(args.out and args.out / "quality.json")
     document: dict[str, Any] = {"environment": environment.describe(), "tables": []}
     for slow in (False, True) if args.slow else (False,):
         for name, runner in runners.items():

@@ -26,9 +26,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import environment, table
+from benchmarks.files import video_frames
 from benchmarks.quality import datasets, metrics
 from benchmarks.speed.workloads import memory
 from runtime.errors import InputError
+from runtime.files import shown
 from runtime.opencv import cv2
 from runtime.prior.network import NetworkPrior
 from runtime.tools.cli import Parser, some_path
@@ -160,7 +162,7 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
 
     Parameters
     ----------
-    path : a video; its first 40 frames are played forwards and backwards.
+    path : a video; its first 40 frames, or all if it has fewer, are played forwards and backwards.
     count : number of frames.
     rate : frames per second.
     threads : number of threads.
@@ -168,10 +170,16 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
     Returns
     -------
     A row for each scale and number of warm steps.
+
+    Raises
+    ------
+    InputError : the video cannot be read or has one frame only, or no frame started warm.
     """
-    video = cv2.VideoCapture(str(path))
-    frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(40)]
-    video.release()
+    frames = video_frames(path, 40)
+    if len(frames) < 2:
+        raise InputError(
+            f"{shown(path)} has one frame; wanted at least 2", fix="copy the data set again"
+        )
     frames = [cv2.resize(f, (854, 480), interpolation=cv2.INTER_AREA) for f in frames]
     network = NetworkPrior.from_onnx(datasets.prior_path("espnetv2_s0.5_voc_256x256.onnx"))
     guides = [network(f, f) for f in frames]
@@ -194,7 +202,12 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
                 done, last = done + 1, result.frame  # keep no pictures, as with a camera
                 if last and last.start == "warm":
                     times.append(result.timings)
-            assert last is not None
+            if last is None or not times:
+                raise InputError(
+                    f"paced is {count}, and only the first frame, which starts cold, was not "
+                    "dropped; wanted more frames",
+                    fix="--paced 300, or a lower --rate",
+                )
             core = [t["refine"] + t["filter"] + t["postprocess"] for t in times]
             total = [t["total"] for t in times]
             row = {"scale": scale, "warm steps": steps, "threads": threads, "rate": rate}
@@ -269,6 +282,7 @@ def main(argv: list[str]) -> int:
             "numbers of frames, 0 or more",
             fix="use 0 to leave a part out",
         )
+    table.check_out(args.out)
     document: dict[str, Any] = {"environment": environment.describe()}
     if args.frames:
         document["quality"] = quality(args.frames, args.scale)

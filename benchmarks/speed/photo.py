@@ -71,7 +71,8 @@ def one_process(prior: str, picture: Path, threads: int) -> dict[str, Any]:
     """
     what = json.dumps([prior, str(picture), threads, CALLS])
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True)
+    command = [sys.executable, "-c", CHILD, what]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise InputError(f"{prior}: {last_error(done.stderr)}")
     found = json.loads(done.stdout)

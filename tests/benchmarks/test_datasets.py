@@ -1,5 +1,6 @@
 """The loaders: their choice of pictures on a made-up data set, and the real one where it is."""
 
+import os
 import shutil
 import sys
 
@@ -101,6 +102,10 @@ def test_more_pictures_in_the_data_set_change_no_choice(changeable):
         return [(picture.name, picture.image_path, picture.truth_path) for picture in pictures]
 
     before, pixel = chosen(), np.zeros((2, 3), np.uint8)
+    for name in ("camvid/train/._000.png", "davis/frames/dog/._00000.jpg", "davis/frames/.DS_Store",
+                 "bsds500/images/val/.a.jpg", "davis/frames/notes.jpg"):  # fmt: skip
+        (changeable / name).write_bytes(b"\0\5\x16\7")
+    write(changeable / "davis/frames/.more/00000.jpg", pixel)
     for i in range(101):
         for part in ("val", "valannot", "test", "testannot"):
             write(changeable / f"camvid/{part}/{i:03}.png", pixel)
@@ -117,6 +122,14 @@ def test_bsds_is_spread_from_first_to_last(fake):
     assert numbers(datasets.bsds(5)) == [0, 25, 50, 74, 99]
     first, second = datasets.bsds(1)[0].annotators()
     assert first.dtype == np.int32 and (first == 1).all() and (second == 2).all()
+
+
+def test_names_are_not_ordered_by_their_numbers(changeable):
+    """Results that are published depend on the choice."""
+    for name in ("2", "10", "9"):
+        write(changeable / f"bsds500/images/train/{name}.jpg", np.zeros((2, 3), np.uint8))
+    (changeable / "bsds500/groundTruth/train").mkdir()
+    assert numbers(datasets.bsds(3, split="train")) == [10, 2, 9]
 
 
 def test_names_map_to_camvid_classes():
@@ -148,6 +161,29 @@ def test_wrong_folder_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("SEG_DATA", str(tmp_path))
     with pytest.raises(InputError, match=r"no .*priors/net.onnx\n  fix: set SEG_DATA="):
         datasets.prior_path("net.onnx")
+    monkeypatch.setenv("SEG_DATA", "x" * 300)
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        datasets.data_root()
+
+
+def test_files_of_the_data_set_that_cannot_be_read(changeable, monkeypatch):
+    (changeable / "bsds500/groundTruth/val/000.mat").write_bytes(b"no MATLAB file" * 20)
+    with pytest.raises(InputError, match=r"000.mat cannot be read: "):
+        datasets.bsds(1)[0].annotators()
+    (changeable / "bsds500/groundTruth/val/000.mat").unlink()
+    with pytest.raises(InputError, match=r"000.mat does not exist"):
+        datasets.bsds(1)[0].annotators()
+    frame = datasets.camvid()[0]
+    frame.truth_path.unlink()
+    with pytest.raises(InputError, match=r"000.png does not exist"):
+        frame.truth()
+
+    def locked(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", locked)
+    with pytest.raises(InputError, match="frames cannot be read: Permission denied"):
+        datasets.davis()
 
 
 def test_bad_choice_is_refused(fake):
@@ -165,7 +201,7 @@ def test_bad_choice_is_refused(fake):
 
 def test_broken_picture_is_named(changeable):
     (changeable / "camvid/train/000.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"000\.png: missing or not a picture"):
+    with pytest.raises(InputError, match=r"000\.png is not a picture"):
         datasets.camvid()[0].image()
 
 

@@ -51,6 +51,8 @@ def test_bad_options_are_usage_errors(capsys):
         (["--scale", "0.5", "--refine", "0"], "--scale is for the native refinement"),
         (["--device", "foo"], "device is 'foo'"),
         (["--imgsz", "99999x99999"], "up to 16384"),
+        (["--imgsz", "\u00b2x3"], "imgsz is '\u00b2x3'; wanted HEIGHTxWIDTH"),
+        (["--imgsz", "9" * 5000 + "x3"], "wanted HEIGHTxWIDTH"),
         (["--durations", "1"], "did you mean --duration?"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -26,6 +26,30 @@ def test_report_is_one_page_that_needs_nothing_else(measured, tmp_path):
         assert word in text
 
 
+def test_report_leaves_hidden_files_out(measured, tmp_path, capsys):
+    for name in ("a.json", ".hidden/b.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((measured / "latency.json").read_bytes())
+    (tmp_path / "._a.json").write_bytes(b"\0\5\x16\7")
+    assert command.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+    page_text = (tmp_path / "report.html").read_text()
+    assert ".hidden" not in page_text and "<svg" in page_text
+
+
+def test_report_of_a_folder_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("none", "none is no folder\n  fix: python -m benchmarks latency -o DIR"),
+        ("file", "file is no folder"),
+        ("loop", "loop cannot be read: Too many levels of symbolic links"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ):
+        assert command.main(["report", str(tmp_path / name)]) == 1, name
+        assert message in capsys.readouterr().err, name
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium (Debian package)")
 def test_the_page_opens_in_a_browser(measured, tmp_path):
     shot = tmp_path / "page.png"

@@ -2,13 +2,16 @@
 
 import json
 import lzma
+import os
 
 import pytest
+from cases import case
 
 pytest.importorskip("scipy", reason="the profiler needs SciPy")
 pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
 
 from benchmarks import table
+from runtime.errors import InputError
 
 
 def test_tables_fit_a_terminal():
@@ -42,3 +45,37 @@ def test_samples_are_packed_beside_the_result(tmp_path):
     raw = table.raw_path(path)
     assert sorted(p.name for p in path.parent.iterdir()) == ["speed.json", "speed.raw.json.xz"]
     assert json.loads(lzma.decompress(raw.read_bytes())) == [{"seconds": [1.0]}]
+
+
+def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("", "is a folder, wanted a file name"),
+        ("file/a.json", r"file/a.json cannot be written: Not a directory"),
+        ("loop", "loop cannot be .*: Too many levels of symbolic links"),
+        ("x" * 300, "cannot be .*: File name too long"),
+        ("a\0b", "cannot be .*: embedded null byte"),
+    ):
+        with case(name), pytest.raises(InputError, match=message):
+            table.check_out(tmp_path / name)
+    with pytest.raises(InputError, match="file/more is no folder to write to: Not a directory"):
+        table.write_json(tmp_path / "file" / "more" / "a.json", {})
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InputError, match=r"a.json (does not exist|cannot be written)"):
+        table.check_out(table.Path("a.json"))
+
+
+def test_places_that_can_be_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "link").symlink_to("more/new.json")
+    (tmp_path / "old.json").write_bytes(b"old")
+    for name in ("new/folder/a.json", "old.json", "link", "pipe", os.fsdecode(b"caf\xe9.json")):
+        with case(ascii(name)):
+            table.check_out(tmp_path / name)
+    table.check_out(None)
+    assert (tmp_path / "old.json").read_bytes() == b"old"
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe", "more", "link", "old.json"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cases import case
 
-from runtime.errors import InputError
-from sdk.capture import BROKEN, QUEUE, Capture, _order
+from runtime.errors import DeviceError, InputError
+from sdk.capture import BROKEN, QUEUE, Capture
 
 
 def pictures(count, height=24, width=32):
@@ -57,12 +57,6 @@ def test_a_folder_is_read_by_number(tmp_path):
     assert [level(f) for f in taken(str(tmp_path))] == [1, 2, 10]
 
 
-def test_names_are_ordered_by_their_numbers(tmp_path):
-    names = ["b2.png", "a10.png", "a9.png", "10.png", "9.png", "a.png"]
-    ordered = sorted((tmp_path / n for n in names), key=_order)
-    assert [p.name for p in ordered] == ["9.png", "10.png", "a9.png", "a10.png", "a.png", "b2.png"]
-
-
 def test_a_video(tmp_path):
     frames = taken(write_video(tmp_path / "a.avi", pictures(30)))
     assert [level(f) for f in frames] == list(range(30))
@@ -103,6 +97,17 @@ def test_a_video_is_released_whenever_it_ends(tmp_path, monkeypatch):
     assert [video.released for video in opened] == [True] * 3
 
 
+def test_a_folder_with_hidden_and_other_files(tmp_path):
+    for i in (10, 9, 2):
+        cv2.imwrite(str(tmp_path / f"frame{i}.png"), pictures(11)[i])
+        (tmp_path / f"._frame{i}.png").write_bytes(b"\0\5\x16\7" + bytes(82))  # as macOS writes
+    (tmp_path / "frame3.png").mkdir()
+    (tmp_path / "frame4.PNG").symlink_to("missing")
+    frames = taken(tmp_path)
+    assert [level(f) for f in frames] == [2, 9, 10]
+    assert [len(f.notes) for f in frames] == [0, 1, 0] and "frame4.PNG" in frames[1].notes[0]
+
+
 def test_a_damaged_video_says_where_it_ended(tmp_path):
     """The header says 60 frames, half of them are gone."""
     path = write_video(tmp_path / "a.avi", pictures(60))
@@ -135,7 +140,7 @@ def test_files_that_are_no_stream(tmp_path):
     with pytest.raises(InputError, match="is a picture, not a stream\n  fix: dg predict"):
         Capture(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="has no picture"):
+    with pytest.raises(InputError, match="no pictures in"):
         Capture(tmp_path / "empty")
     (tmp_path / "a.mp4").write_bytes(b"no video" * 99)
     with pytest.raises(InputError, match="cannot be opened as a video\n  fix: check that"):
@@ -169,6 +174,58 @@ def test_wrong_options():
 def test_no_frame_at_all():
     with pytest.raises(InputError, match="the source has no frame"):
         taken([])
+
+
+def test_no_readable_frame_says_why(tmp_path):
+    data = cv2.imencode(".png", pictures(1)[0])[1].tobytes()
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(data[:50])
+    floats = [np.zeros((4, 5, 3), np.float32)] * 2
+    for source, options, message in (
+        (tmp_path, {}, r"the last of 3 errors: frame 2 was left out: .*2.png is a truncated PNG"),
+        (floats, {}, r"the last of 2 errors: frame 1 was left out: .*float32"),
+        ([object()], {}, r"the error: frame 0 was left out: source is a object"),
+        ([b"x"] * (BROKEN - 1), {"drop": "oldest"}, rf"the last of {BROKEN - 1} errors: frame"),
+        ([b"x"] * 2, {"rate": 100}, r"the last of 2 errors: frame 1"),
+    ):
+        with case(message):
+            with pytest.raises(InputError, match="no readable frame; " + message) as caught:
+                taken(source, **options)
+            assert caught.value.fix
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch):
+    capture = Capture(pictures(1))
+    with monkeypatch.context() as patch:
+
+        def full(*_, **__):
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(DeviceError, match=r"thread .* cannot be started: can't .*\n  fix: end"):
+            with capture:
+                pass
+    with capture:
+        assert len(list(capture)) == 1
+
+
+def test_a_failure_inside_opencv_is_one_sentence(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", pictures(3))
+    real = cv2.VideoCapture
+
+    class Failing:
+        def __init__(self):
+            self.video = real()
+
+        def __getattr__(self, name):
+            return getattr(self.video, name)
+
+        def read(self):
+            raise cv2.error("rtsp://me:secret@cam")
+
+    monkeypatch.setattr(cv2, "VideoCapture", Failing)
+    with pytest.raises(InputError, match=r"OpenCV fails at frame 0 of .*a.avi\n  fix: check that"):
+        taken(path)
 
 
 def test_broken_frames_are_left_out_and_named():

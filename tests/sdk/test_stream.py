@@ -287,8 +287,14 @@ def test_a_frame_that_the_prior_knows_nothing_of():
     assert events(results) == {2: ["prior: all of this frame is unknown; the last labels are used"]}
     assert accuracy(results, truths)[2] > 0.9
     prior.at = 2
-    with pytest.raises(InputError, match=r"zero .unknown. everywhere"):
+    message = (
+        r"no class for any pixel of frame 0, .*zero .unknown. everywhere\n  fix: check the prior"
+    )
+    with pytest.raises(InputError, match=message):
         followed(frames[2:], sometimes)
+    labels = Segmenter(lambda picture: np.full(picture.shape[:2], -1, np.int32), refine=None)
+    with pytest.raises(InputError, match=r"any pixel of frame 0, .*: guide is unknown .-1. every"):
+        list(labels.stream(frames[:1]))
 
 
 def test_one_class_leaves_the_cold_start_to_the_next():

@@ -91,12 +91,7 @@ def main(argv: list[str]) -> int:
         raise InputError(
             f"no case's name contains {args.only!r}: {'; '.join(CASES)}", fix="--only filter"
         )
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{args.out} is no folder to write to: {error.strerror}", fix="choose another folder"
-        ) from error
+    table.make_folder(args.out)
     gpu = find_gpu()
     path = args.out / ("gpu-compiled.json" if args.compiled else "gpu.json")
     document: dict[str, Any] = {
