@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.parameters import objective_of
+from runtime.engines.named_files import shell_word, utf8_text
 from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
 from runtime.prior.reading import KINDS
@@ -243,7 +245,8 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         output=args.output,
         output_name=args.output_name,
     )
-    model = load_model(args.model, args.weights, options.imgsz if network else None, stated)
+    with _size_named("opt-shape" if opt else "imgsz"):
+        model = load_model(args.model, args.weights, options.imgsz if network else None, stated)
     for text in model.warnings:
         print(f"WARNING: {text}", file=sys.stderr)
     if not model.trained:
@@ -254,8 +257,9 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         print(f"WARNING: {warning}", file=sys.stderr)
     out = args.out or Path(f"{model.name}.bundle")
     if args.triton:
-        repository_place(args.triton, out.name)  # an unusable folder is reported before the work
-    with Bar(args.quiet) as bar:
+        # An unusable folder is reported before the work.
+        repository_place(args.triton, utf8_text(out.name))
+    with Bar(args.quiet) as bar, _size_named("opt-shape" if opt else "imgsz"):
         exported = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
     if args.triton:
         write_repository(args.triton, exported.bundle)
@@ -264,21 +268,34 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     else:
         say(summary(exported))
         if args.triton:
-            print(f"triton   tritonserver --model-repository {args.triton}")
+            say([f"triton   tritonserver --model-repository {shell_word(str(args.triton))}"])
     if exported.missing is None:
         return 0
-    fix = f"on the device: python -m runtime build {out}"
+    build = f"python -m runtime build {shell_word(str(out))}"
+    fix = f"on the device: {build}"
     if isinstance(exported.missing, DeviceError):  # this machine may be the device
-        fix = f"{exported.missing.fix}; then: python -m runtime build {out}"
+        fix = f"{exported.missing.fix}; then: {build}"
     error = SdkError(f"the engines are not built: {exported.missing.message}", fix=fix)
     print(f"error: {error}", file=sys.stderr)  # the bundle is written all the same
     return exported.missing.exit_code
 
 
+@contextmanager
+def _size_named(option: str) -> Iterator[None]:
+    """A block whose errors name the option that has set the input size."""
+    try:
+        yield
+    except InputError as error:
+        if option == "imgsz" or "imgsz" not in error.message:
+            raise
+        texts = (text.replace("imgsz", option) for text in (error.message, error.fix))
+        raise InputError(next(texts), fix=next(texts)) from error
+
+
 def _command(arguments: list[str]) -> str:
     """The command line for the bundle's recipe. Of absolute paths only the last part is stored."""
     names = [re.sub(r"^(-[^=]*=)?/.*/(?=.)", r"\1", word.rstrip("/") or word) for word in arguments]
-    return shlex.join(["python", "-m", "export", *names])
+    return " ".join(map(shell_word, ["python", "-m", "export", *names]))
 
 
 def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from export.int8 import to_int8
 from export.models import PriorModel
 from export.models.base import check_size
 from export.options import ExportOptions, check_use
-from export.pictures import Pictures, choose_pictures
+from export.pictures import Pictures, choose_pictures, each_picture
 from export.refine_step import build_map, build_step
 from export.sizes import FreeSizes
 from export.standard_output import Standard, standardised
@@ -34,17 +35,17 @@ from runtime.bundle.manifest import (
     make_manifest,
     network_prior,
 )
-from runtime.bundle.read import Bundle
+from runtime.bundle.read import Bundle, load_tensors
 from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
+from runtime.engines.named_files import read_regular, utf8_text
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import ENGINES, EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
-from runtime.pictures.files import read_pictures
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
@@ -108,7 +109,8 @@ def export_bundle(
     asked = options.engine.compute_capabilities
     engines.check_targets(options.targets, asked, built, options.precision)
     config = options.refine
-    timings = TimingCache(options.timing_cache)  # an unusable file is reported before the work
+    # Unusable files are reported before the work.
+    timings, initial = TimingCache(options.timing_cache), _initial(options.initial)
     pictures, calibration = choose_pictures(options)
     photo = pictures.arrays[0]
     size = options.imgsz or (KMEANS_SIZE if model.preprocess is None else model.fixed_size)
@@ -129,7 +131,7 @@ def export_bundle(
     guide = as_probabilities(prior.guide, *low.shape[:2])
     classes = _classes(model, guide)
     say(f"export and verify the {config.objective} step")
-    refinement = _refinement(config, low, guide, classes, options.initial)
+    refinement = _refinement(config, low, guide, classes, initial)
     graphs = prior.graphs | refinement.graphs
 
     files = {f"{name}.onnx": graph.data for name, graph in graphs.items()}
@@ -146,7 +148,7 @@ def export_bundle(
     files[GOLDEN] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()
     manifest = make_manifest(
-        name=out.name,
+        name=utf8_text(out.name or Path(os.path.realpath(out)).name),
         sdk=runtime.__version__,
         model={"name": model.name, "trained": model.trained},
         prior=prior.entry,
@@ -326,18 +328,25 @@ class _Refinement:
 
 
 def _refinement(
-    config: RefineConfig, low: np.ndarray, guide: np.ndarray, classes: int, initial: Path | None
+    config: RefineConfig,
+    low: np.ndarray,
+    guide: np.ndarray,
+    classes: int,
+    trained: parameters.State | None,
 ) -> _Refinement:
     """Build and verify the graphs of the refinement.
 
     ``low`` (h, w, 3) float32 is the first picture at working size and ``guide`` its guide there,
-    with ``classes`` classes in all. ``initial`` is a file with trained weights.
+    with ``classes`` classes in all. ``trained`` are the weights of a file, if the user named one.
     """
     step = Frozen("refine_step.onnx", build_step(config))
     final = Frozen("refine_map.onnx", build_map(config))
     channels = parameters.channel_count(config, classes) or 1
-    state, is_trained = _initial(initial, config, channels)
-    trained = state if is_trained else None
+    if trained is None:
+        state = parameters.initial_state(config, channels)
+    else:
+        flat = parameters.flatten(config, channels, trained)
+        state = trained = parameters.unflatten(config, channels, *flat)
     steps = min(config.steps or 0, parameters.objective_of(config).golden_steps)
     graphs = {"refine_step": step, "refine_map": final}
     with step, final:
@@ -383,9 +392,11 @@ def _lower(
         )
     if options.int8:
         say(f"calibrate INT8 on {len(calibration)} picture{'s' * (len(calibration) != 1)}")
-        feeds = (preprocess(read_pictures([file])[0]) for file in calibration)
+        feeds = (preprocess(picture) for picture in each_picture(calibration))
         data, receipt = to_int8(frozen.data, feeds, half=options.half)
-        digests = [file_entry(file.name, file.read_bytes())["sha256"] for file in calibration]
+        digests = [
+            file_entry(file.name, read_regular(file, "a picture"))["sha256"] for file in calibration
+        ]
         return Frozen(name, data=data), {
             "precision": options.precision,
             "kept_fp32": receipt["kept"],
@@ -424,27 +435,11 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
     return guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
 
 
-def _initial(
-    path: Path | None, config: RefineConfig, classes: int
-) -> tuple[parameters.State, bool]:
-    """The weights to start from, and whether they were trained before the export.
-
-    ``path`` is a file with trained weights; the seed makes the weights if it is None. ``classes``
-    is the number of the network's output channels.
-    """
+def _initial(path: Path | None) -> parameters.State | None:
+    """The trained weights in a file; None without a file."""
     if path is None:
-        return parameters.initial_state(config, classes), False
-    from runtime.bundle.read import load_tensors
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}", fix="name the file of trained weights"
-        ) from error
-    state = load_tensors(data, path.name)
-    flat = parameters.flatten(config, classes, state)
-    return parameters.unflatten(config, classes, *flat), True
+        return None
+    return load_tensors(read_regular(path, "a file of trained weights"), utf8_text(path.name))
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> bytes:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from export.options import ExportOptions
-from runtime.pictures.files import demo_photo, picture_files, read_pictures
+from runtime.engines.named_files import utf8_text
+from runtime.pictures.files import demo_photo, picture_files
+from runtime.pictures.load import load_image
 from runtime.tools.inspect import picture_words
 
+LOG = logging.getLogger("dg.export")
 HELD_OUT = 8  # at most this many files of --data verify, and are not used to calibrate
 
 
@@ -82,9 +86,34 @@ def choose_pictures(options: ExportOptions) -> tuple[Pictures, list[Path]]:
     both = len({path.resolve() for path in shown} & {path.resolve() for path in files})
     if both:
         note = f"({both} of them also used to calibrate)"
-    return Pictures(read_pictures(shown), [_name(path) for path in shown], note), files
+    return Pictures([*each_picture(shown)], [utf8_text(path.name) for path in shown], note), files
 
 
-def _name(path: Path) -> str:
-    """The file's name as UTF-8 text. Bytes that are no UTF-8 are written as numbers."""
-    return path.name.encode("utf-8", "backslashreplace").decode("utf-8")
+def each_picture(files: Iterable[Path]) -> Iterator[np.ndarray]:
+    """Read pictures as the SDK does, one after the other. What the SDK warns of is logged to
+    "dg.export" at the end, one line for each warning.
+
+    Parameters
+    ----------
+    files : picture files.
+
+    Yields
+    ------
+    (H, W, 3) uint8 RGB arrays.
+
+    Raises
+    ------
+    InputError : a file cannot be read, is damaged, or is no picture.
+
+    Example
+    -------
+    >>> for picture in each_picture([Path("a.png"), Path("b.png")]): print(picture.shape)
+    """
+    warnings: dict[str, list[str]] = {}
+    for path in files:
+        picture, found = load_image(path)
+        for text in found:
+            warnings.setdefault(text, []).append(utf8_text(path.name))
+        yield picture
+    for text, names in warnings.items():
+        LOG.warning("%s: %s", picture_words(names), text)

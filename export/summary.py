@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from export.pack import Exported
+from runtime.engines.named_files import shell_word, utf8_text
 from runtime.tools.inspect import picture_words
 
 
@@ -61,10 +62,11 @@ def summary(exported: Exported) -> list[str]:
         )
         if not done["allow_one_class"]:
             lines[-1] += ": name pictures with several classes (--pictures FILE...)"
+    path = shell_word(str(bundle.path))
     if exported.missing is not None:
-        lines.append(f"next     on the device: python -m runtime build {bundle.path}")
+        lines.append(f"next     on the device: python -m runtime build {path}")
     else:
-        lines.append(f"next     python -m sdk predict PICTURE --prior {bundle.path}")
+        lines.append(f"next     python -m sdk predict PICTURE --prior {path}")
     return lines
 
 
@@ -72,5 +74,5 @@ def to_json(exported: Exported) -> str:
     """One JSON document about an exported bundle: its path, its manifest, and why engines are
     missing."""
     bundle, missing = exported.bundle, exported.missing
-    document = {"bundle": str(bundle.path), "manifest": bundle.manifest}
+    document = {"bundle": utf8_text(str(bundle.path)), "manifest": bundle.manifest}
     return json.dumps(document | {"missing": str(missing) if missing else None}, indent=1)

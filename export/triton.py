@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import replaced_folder
 from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
+from runtime.files import stat_of
 
 
 def write_repository(folder: Path, bundle: Bundle) -> Path:
@@ -72,19 +75,21 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
         or the repository would be named "triton"
         in the current folder, where Python finds it instead of the package of that name.
     """
-    if folder.name == "triton" and folder.resolve().parent == Path.cwd():
+    around, here = stat_of(folder.parent), stat_of(".")
+    if folder.name == "triton" and around and here and os.path.samestat(around, here):
         raise InputError(
             "a folder triton here would hide the Python package of that name from torch",
             fix="choose another: --triton model_repository",
         )
-    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-    if file is not None:
-        raise InputError(
-            f"triton is {str(folder)!r}, and {file} is a file; wanted a folder",
-            fix="choose another: --triton model_repository",
-        )
+    for path in (folder, *folder.parents):
+        found = stat_of(path)
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            raise InputError(
+                f"triton is {str(folder)!r}, and {path} is a file; wanted a folder",
+                fix="choose another: --triton model_repository",
+            )
     place = folder / Path(bundle_name).stem.replace(" ", "_")
-    if place.exists() and not (place / "config.pbtxt").is_file():
+    if stat_of(place) is not None and stat_of(place / "config.pbtxt") is None:
         raise InputError(
             f"{place} exists and is no Triton model; it is left alone", fix="choose another folder"
         )

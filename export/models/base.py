@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.engines.named_files import read_regular, utf8_text
 from runtime.errors import InputError
+from runtime.files import stat_of
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess
 from runtime.prior.reading import KINDS
@@ -25,7 +27,7 @@ class PriorModel:
 
     Parameters
     ----------
-    name : short, for the manifest.
+    name : short, for the manifest. Bytes of a file's name that are no UTF-8 become numbers.
     module : takes (1, 3, h, w) float32, returns (1, C, h', w') scores or (1, h', w') integer
         labels.
     onnx : such a network as a serialised model without external data.
@@ -60,6 +62,7 @@ class PriorModel:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", utf8_text(self.name))
         network = (self.module is not None) + (self.onnx is not None)
         if network > 1 or (network == 1) != (self.preprocess is not None):
             raise InputError(
@@ -110,14 +113,15 @@ def read_object(path: Path) -> dict[str, Any]:
     ------
     InputError : the file is missing, cannot be read, or contains something else.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if stat_of(path) is None:
         raise InputError(
             f"{path} is missing; it is part of a checkpoint in Hugging Face's format",
             fix="copy the whole folder of the checkpoint",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+        )
+    data = read_regular(path, "a JSON file")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="copy it again") from error
     if not isinstance(value, dict):
         raise InputError(

@@ -11,6 +11,7 @@ from export.models.onnx_file import onnx_file
 from export.models.segformer import segformer
 from export.models.stated import Stated
 from export.models.user import users_own
+from runtime.engines.named_files import missing
 from runtime.errors import InputError
 from runtime.pictures.files import SUFFIXES
 from runtime.prior.network import check_imgsz
@@ -65,6 +66,8 @@ def load_model(
         return kmeans()
     if Path(text).suffix.lower() == ".onnx":
         return onnx_file(Path(text), imgsz, stated)
+    if "://" in text:
+        raise missing(text)
     if ":" in text:
         return users_own(text, imgsz)
     near = difflib.get_close_matches(text.lower(), BUILT_IN, 1, 0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 from export.models.base import PriorModel, read_object
 from export.models.stated import Stated
 from runtime.checks import is_number
+from runtime.engines.named_files import other_file
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
+from runtime.files import stat_of, utf8_name
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess, are_sides
 
@@ -91,14 +95,15 @@ def segformer(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The contents of config.json. InputError unless ``folder`` is a SegFormer checkpoint."""
-    if not folder.is_dir():
+    found = stat_of(folder)
+    if found is None or not stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"weights is {str(folder)!r}, which is no folder here; nothing is downloaded",
             fix="on a machine with internet run: hf download "
             f"{folder if len(folder.parts) == 2 else 'NAME/OF-MODEL'} --local-dir DIR; "
             "then copy DIR here and pass --weights DIR",
         )
-    if not (folder / "config.json").exists():
+    if stat_of(folder / "config.json") is None:
         below = [p for depth in _BELOW for p in folder.glob(f"{depth}/config.json")]
         if below:
             newest = max(below, key=lambda path: path.parent.stat().st_mtime).parent
@@ -133,7 +138,7 @@ def _read_settings(folder: Path, stated: Stated) -> dict[str, Any]:
     """The contents of preprocessor_config.json; without that file, the mean and std that the user
     stated. InputError if it is missing and nothing is stated, or the other way round."""
     path = folder / "preprocessor_config.json"
-    if path.exists():
+    if stat_of(path) is not None:
         if stated.options:
             raise InputError(
                 f"{', '.join(stated.options)}: {path} states these",
@@ -152,7 +157,7 @@ def _read_settings(folder: Path, stated: Stated) -> dict[str, Any]:
 def _name(folder: Path) -> str:
     """What the bundle calls the network: the name of the folder; or in a hub's cache, where
     folders are called by hashes (models--OWNER--NAME/snapshots/HASH), the name of the model."""
-    whole = folder.resolve()
+    whole = Path(os.path.realpath(folder))
     if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
         return whole.parents[1].name.rpartition("--")[2]
     return whole.name
@@ -196,10 +201,14 @@ def _load_segformer(folder: Path) -> Any:
 
     # Newer versions check the types in config.json, and raise an error of their own.
     wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        if other := other_file(file):
+            raise BundleError(f"{file} is {other[0]}", fix=other[1])
     try:
-        with redirect_stderr(io.StringIO()):  # hides a progress bar
+        # redirect_stderr hides a progress bar
+        with redirect_stderr(io.StringIO()), utf8_name(folder) as name:
             network, info = SegformerForSemanticSegmentation.from_pretrained(
-                folder,
+                name,
                 local_files_only=True,
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # the error below lists them by name

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.engines.named_files import utf8_text
 from runtime.errors import InputError
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess
@@ -48,6 +49,12 @@ class Stated:
     def __post_init__(self) -> None:
         ones = (1.0, 1.0, 1.0)  # Preprocess checks the numbers
         Preprocess(mean=self.mean or ones, std=self.std or ones, height=1, width=1)  # type: ignore[arg-type]
+        for text in (*(self.names or ()), self.output_name or ""):
+            if utf8_text(text) != text:
+                raise InputError(
+                    f"{utf8_text(text)!r} is no UTF-8; wanted a name in UTF-8",
+                    fix="write it in UTF-8: the locale of the terminal is another one",
+                )
         if self.output not in (None, *KINDS):
             raise InputError(f"output is {self.output!r}; wanted {', '.join(KINDS)}")
 

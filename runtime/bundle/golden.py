@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,10 @@ from runtime.core.parameters import objective_of
 from runtime.core.refiner import Make, Refinement, refine_with
 from runtime.core.resize import working_picture
 from runtime.errors import BundleError, InputError
-from runtime.files import cache_folder, replace_file
+from runtime.files import cache_folder, replace_file, shown
 from runtime.prior.network import NetworkPrior, as_probabilities
 
+LOG = logging.getLogger("dg.bundle")
 MIN_AGREEMENT = 0.99  # share of equal labels
 INPUT_TOLERANCE = 0.05  # in normalised colours: versions of OpenCV differ by one grey level
 LOSS_TOLERANCE = 0.02  # relative; two CPU backends differed by 3e-4
@@ -207,7 +209,7 @@ def was_passed(bundle: Bundle, *run_by: str) -> bool:
 
 def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
     """Record in the cache folder that the bundle has passed its golden test. Without a writable
-    cache folder the test runs again the next time.
+    cache folder the test runs again the next time, and a warning says so.
 
     Parameters
     ----------
@@ -216,13 +218,15 @@ def remember(bundle: Bundle, result: Mapping[str, float], *run_by: str) -> None:
     run_by : names of the backends.
     """
     path = _receipt(bundle, run_by)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({"bundle": bundle.name, **result}).encode())
-    except OSError:
-        return
+    reason = "there is no home folder for the cache"
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps({"bundle": bundle.name, **result}).encode())
+            return
+        except OSError as error:
+            reason = f"{shown(path.parent)} cannot be written: {error.strerror}"
+    LOG.warning("%s is tested again when it is loaded the next time: %s", bundle.name, reason)
 
 
 def _receipt(bundle: Bundle, run_by: tuple[str, ...]) -> Path | None:

@@ -15,6 +15,7 @@ from runtime.core.options import RefineOptions
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.device.driver import cuda_devices, cuda_problem, l4t, parse_device
 from runtime.engines.graph_refiner import GraphRefiner
+from runtime.engines.named_files import shell_word
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.port import onnx_dtype
 from runtime.engines.recipe import engine_graphs
@@ -130,7 +131,7 @@ def fitting_engine(bundle: Bundle, graph: str, backend: str, index: int) -> Mapp
             return entry
         name = entry["gpu_name"] or "compute capability"
         has.append(f"{name} {','.join(entry['compute_capabilities'])}")
-    fix = f"python -m runtime build --target {backend} {bundle.path}"
+    fix = f"python -m runtime build --target {backend} {shell_word(str(bundle.path))}"
     if graph not in engine_graphs(bundle.manifest):
         other = "backend='onnx'" if graph == "prior" else "refine_backend='native'"
         fix = f"{other}; or export the bundle again with --engines all"

@@ -8,6 +8,7 @@ if you trust its author.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -19,10 +20,16 @@ import numpy as np
 
 from runtime.bundle.manifest import MANIFEST, MANIFEST_BYTES, entries, parse_manifest, ports_entry
 from runtime.core.config import RefineConfig
+from runtime.engines.named_files import missing, other_content, shell_word
 from runtime.engines.onnx_file import check_self_contained
 from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
+from runtime.files import file_error, shown, stat_of
 from runtime.prior.preprocess import Preprocess
+
+# Errors of the operating system that say what a bundle contains: a link, a file in place of a
+# folder, a socket. All other errors are about this machine.
+_WRONG = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
 
 class Bundle(NamedTuple):
@@ -41,23 +48,25 @@ class Bundle(NamedTuple):
 
         Raises
         ------
-        InputError : no such folder.
+        InputError : no such folder, or the folder or its manifest is locked.
         BundleError : the folder is no bundle, or the manifest is damaged, has another schema, or
             contains a path out of the bundle.
         """
         folder = Path(path)
-        if not os.path.isdir(folder):  # False, too, for names that no folder can have
-            fix = (
-                "unpack it"
-                if os.path.isfile(folder)
-                else f"check the path; the current folder is {os.path.abspath('.')}"
-            )
-            raise InputError(f"{str(folder)[:200]} is no folder; a bundle is one", fix=fix)
-        if not os.path.lexists(folder / MANIFEST):
+        found = stat_of(folder)
+        if found is None:
+            raise missing(folder)
+        if not stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{shown(folder)} is no folder; a bundle is one", fix="unpack it")
+        try:
+            os.lstat(folder / MANIFEST)
+        except FileNotFoundError as error:
             raise BundleError(
-                f"{str(folder)[:200]} is no bundle: it has no {MANIFEST}",
+                f"{shown(folder)} is no bundle: it has no {MANIFEST}",
                 fix="python -m export makes bundles; name the folder that it wrote",
-            )
+            ) from error
+        except OSError as error:
+            raise file_error("read", folder / MANIFEST, error) from error
         data = read_file(folder, MANIFEST, None)
         manifest = parse_manifest(data, f"{folder.name}/{MANIFEST}")
         return cls(folder, manifest)
@@ -81,7 +90,8 @@ class Bundle(NamedTuple):
 
         Raises
         ------
-        BundleError : the file is missing, cannot be read, or has another size or hash.
+        BundleError : the file is missing, or has another size or hash.
+        InputError : the operating system does not let it be read.
         """
         try:
             data = read_file(self.path, entry["file"], entry["size"])
@@ -94,7 +104,7 @@ class Bundle(NamedTuple):
         except BundleError as error:
             if "runtime" not in entry:  # only engines have one
                 raise
-            fix = f"python -m runtime build {self.path}; or {error.fix}"
+            fix = f"python -m runtime build {shell_word(str(self.path))}; or {error.fix}"
             raise BundleError(error.message, fix=fix) from error
         return data
 
@@ -208,7 +218,8 @@ def read_file(folder: Path, file: str, size: int | None) -> bytes:
 
     Raises
     ------
-    BundleError : the file is missing, is no regular file, has another size, or cannot be read.
+    BundleError : the file is missing, is no regular file, is behind a link, or has another size.
+    InputError : the operating system does not let it be read, for example because it is locked.
     """
     *folders, name = file.split("/")
     where = f"{folder.name}/{file}"
@@ -224,6 +235,8 @@ def read_file(folder: Path, file: str, size: int | None) -> bytes:
         most = MANIFEST_BYTES if size is None else size
         if not stat.S_ISREG(info.st_mode):
             raise BundleError(f"{where} is no regular file")
+        if other := other_content(os.pread(opened[-1], 100, 0)):
+            raise BundleError(f"{where} is {other[0]}", fix=other[1])
         if info.st_size > most or (size is not None and info.st_size != size):
             wanted = f"at most {most}" if size is None else f"the manifest says {size}"
             raise BundleError(f"{where} has {info.st_size} bytes; {wanted}")
@@ -235,6 +248,8 @@ def read_file(folder: Path, file: str, size: int | None) -> bytes:
     except FileNotFoundError as error:
         raise BundleError(f"{where} is missing") from error
     except OSError as error:
+        if error.errno not in _WRONG:
+            raise file_error("read", folder / file, error) from error
         raise BundleError(
             f"{where} cannot be read: {error.strerror} (links are not followed)"
         ) from error

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.read import Bundle
 from runtime.errors import BundleError, InputError
-from runtime.files import replace_file, sync_folder, write_new
+from runtime.files import replace_file, shown, sync_folder, write_new
 
 
 def write_bundle(
@@ -49,7 +50,10 @@ def write_bundle(
     BundleError : manifest and files do not fit together; nothing is written.
     """
     check_replaceable(path)
-    place = Path(os.path.realpath(Path(path)))  # so that a link to a bundle remains a link
+    try:
+        place = Path(os.path.realpath(Path(path)))  # so that a link to a bundle remains a link
+    except OSError as error:  # a relative path, and the working folder was removed
+        raise _unwritable(path, error) from error
     data = _sealed(manifest)
     with replaced_folder(place) as new:
         _fill(new, {**files, MANIFEST: data})
@@ -91,26 +95,50 @@ def replaced_folder(place: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Check that an export may write to ``path``: it does not exist, is an empty folder, or is a
-    bundle.
+    """Check that an export may write to ``path``, and can: it does not exist, is an empty folder,
+    or is a bundle, and a folder can be made beside it.
 
     Raises
     ------
-    InputError : it is something else.
+    InputError : it is something else, or cannot be written.
     """
     folder = Path(path)  # Path("") is the current folder
     try:
-        replaceable = not os.path.exists(folder) or not os.listdir(folder)
-        if not replaceable:  # a damaged bundle may be replaced, other folders may not
-            with (folder / MANIFEST).open("rb") as file:
-                replaceable = b'"dg-bundle/' in file.read(MANIFEST_BYTES)
-    except OSError:
-        replaceable = False
+        place = Path(os.path.realpath(folder))
+        replaceable = not _exists(place) or _is_replaceable(place)
+        if replaceable:
+            above = next(parent for parent in place.parents if os.path.lexists(parent))
+            os.rmdir(tempfile.mkdtemp(prefix=_work_prefix(place), dir=above))
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        raise _unwritable(folder, error) from error
     if not replaceable:
         raise InputError(
-            f"{str(folder)[:200]} exists and is no bundle; it is left alone",
+            f"{shown(folder)} exists and is no bundle; it is left alone",
             fix="choose another folder with -o",
         )
+
+
+def _exists(place: Path) -> bool:
+    """Whether something has this path. OSError if a folder above is locked, or for a link loop."""
+    try:
+        place.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_replaceable(place: Path) -> bool:
+    """Whether something that exists is an empty folder or a bundle, also a damaged one. OSError if
+    it is locked."""
+    try:
+        if not os.listdir(place):
+            return True
+        if not stat.S_ISREG(os.stat(place / MANIFEST).st_mode):  # reading a pipe might never end
+            return False
+        with (place / MANIFEST).open("rb") as file:
+            return b'"dg-bundle/' in file.read(MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
@@ -155,10 +183,10 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
     """The error to raise for a folder that cannot be written."""
     return InputError(
-        f"{path} cannot be written: {error.strerror or error}",
+        f"{shown(path)} cannot be written: {getattr(error, 'strerror', None) or error}",
         fix="make room or give yourself the right to write there, or choose another place",
     )
 

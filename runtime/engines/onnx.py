@@ -26,7 +26,7 @@ from runtime.engines.onnx_errors import (
     ort_errors,
     reason,
 )
-from runtime.engines.onnx_file import check_file, check_self_contained
+from runtime.engines.onnx_file import check_file, check_self_contained, names_in_utf8
 from runtime.engines.onnx_runtime import (
     Runner,
     default_deadline,
@@ -42,6 +42,7 @@ from runtime.errors import (
     MissingBackend,
     SdkError,
 )
+from runtime.files import file_error, shown
 
 # Arrays for inputs of these types are converted. Arrays for inputs of other types must have the
 # type already.
@@ -123,17 +124,15 @@ class OnnxEngine:
             deadline_s = default_deadline()
         elif deadline_s is not None:
             deadline_s = check_positive("deadline_s", deadline_s)
+        model: bytes | tuple[Path, dict[str, Path]]
         if isinstance(source, bytes):
             self.name = name or "the model"
             check_self_contained(source, self.name)
-            weights: dict[str, Path] = {}
-            model: str | bytes = source
-            where = self.name
+            where, model = self.name, source
         else:
             path = Path(source)
             self.name = name or path.name
-            place, weights = check_file(path)
-            model, where = str(place), str(path)
+            where, model = shown(path), check_file(path)
         onnxruntime = import_onnxruntime(f"run {self.name}")
         kind, index = parse_device(device)
         self.device, self._kind, self._index = device, kind, index
@@ -156,17 +155,15 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # errors are raised as exceptions
-        memory = _pass_linked(weights, model, options)
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=providers, enable_fallback=0
-            )
-            del memory  # the session has a copy
+            self._session = _session(model, options, providers=providers, enable_fallback=0)
             outlive_fork(self._session)
             self.inputs = [Port(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs()]
             outputs = self._session.get_outputs()
             self.outputs = [Port(o.name, tuple(o.shape), o.type) for o in outputs]
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        except SdkError:
+            raise
         except ort_errors() as error:
             problem, fix = load_problem(error, onnxruntime.__version__, where)
             raise self._device_error(error) or BundleError(
@@ -381,13 +378,32 @@ def load_engine(
     suffix = Path(path).suffix.lower()
     if suffix != ".onnx":
         raise InputError(
-            f"{path} has suffix {suffix!r}; wanted an .onnx file",
+            f"{shown(path)} has suffix {suffix[:80]!r}; wanted an .onnx file",
             fix="for TensorRT engines open their bundle: Segmenter(BUNDLE, backend='trt')",
         )
     return OnnxEngine(path, threads=threads, device=device, deadline_s=deadline_s)
 
 
-def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> list[np.ndarray]:
+def _session(model: bytes | tuple[Path, dict[str, Path]], options: Any, **more: Any) -> Any:
+    """Make an onnxruntime.InferenceSession.
+
+    Parameters
+    ----------
+    model : the bytes of a model, or what :func:`check_file` returned.
+    options : the onnxruntime.SessionOptions.
+    more : further arguments of the InferenceSession.
+    """
+    new = import_onnxruntime("run a network").InferenceSession
+    if isinstance(model, bytes):
+        return new(model, options, **more)
+    with names_in_utf8(*model) as name:
+        memory = _pass_linked(model[1], Path(name).parent.resolve(), options)
+        session = new(name, options, **more)
+        del memory  # the session has a copy
+    return session
+
+
+def _pass_linked(files: dict[str, Path], folder: Path, options: Any) -> list[np.ndarray]:
     """Pass weights that are found through links to ONNX Runtime, as mapped memory.
 
     ONNX Runtime from 1.24 on refuses some links that :func:`check_file` follows. Versions to 1.23
@@ -396,23 +412,23 @@ def _pass_linked(files: dict[str, Path], model: str | bytes, options: Any) -> li
     Parameters
     ----------
     files : from :func:`check_file`.
-    model : the path of the model; the bytes of a model have no ``files``.
+    folder : the folder of the model, with links resolved.
     options : the onnxruntime.SessionOptions.
 
     Returns
     -------
     The memory, which must be kept until the session is made.
     """
-    if isinstance(model, bytes):
-        return []
-    folder = Path(model).parent.resolve()
     linked = {name: file for name, file in files.items() if file != folder / name}
     add = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if not linked or add is None:
         return []
-    memory = [
-        np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
-        for file in linked.values()
-    ]
+    try:
+        memory = [
+            np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+            for file in linked.values()
+        ]
+    except OSError as error:
+        raise file_error("read", folder, error) from error
     add(list(linked), memory, [m.size for m in memory])
     return memory

@@ -11,14 +11,15 @@ from runtime.errors import DeviceError, first_line
 
 SEE_GPU = "run nvidia-smi, and python -m runtime doctor"
 
-# Patterns for the messages of ONNX Runtime's errors: the first three find a device that fails, the
-# fourth one finds an input that does not fit. The class of an error is not enough, because ONNX
+# Patterns for the messages of ONNX Runtime's errors: the first four find a device that fails, the
+# fifth one finds an input that does not fit. The class of an error is not enough, because ONNX
 # Runtime raises Fail or RuntimeError in both cases.
 _CUDA_CODE = re.compile(r"\bCUDA failure (\d+)")
 _GPU_FAILS = re.compile(r"\b(CU[A-Z_]+|NCCL) failure|\bCUDA error|\bcudaError")
 _NO_MEMORY = re.compile(
     "out of memory|bad_alloc|failed to allocate|alloc_failed|available memory of", re.IGNORECASE
 )
+_NO_THREAD = re.compile("pthread_create failed|can't start new thread")
 _INPUT_IS_WRONG = re.compile(
     r"\b(dimensions?|rank|shapes?|axis|broadcast\w*|reshaped|input data type)\b", re.IGNORECASE
 )
@@ -148,7 +149,7 @@ def is_about_types(error: Exception) -> bool:
 
 def device_error(error: Exception, name: str, kind: str, index: int) -> DeviceError | None:
     """Return the DeviceError for an error of ONNX Runtime; None if the error does not say that the
-    device failed or has too little memory.
+    device failed, has too little memory, or starts no more threads.
 
     Parameters
     ----------
@@ -157,6 +158,9 @@ def device_error(error: Exception, name: str, kind: str, index: int) -> DeviceEr
     kind, index : "cpu" or "cuda", and the number of the GPU.
     """
     text, call = str(error), f"{name}: {reason(error)}"
+    if _NO_THREAD.search(text):
+        fix = "close other processes, or raise the limits: ulimit -u, or pids.max of the container"
+        return DeviceError(f"no more threads can be started ({call})", fix=fix)
     no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text)
     if kind == "cpu":
         fix = "use smaller pictures or a smaller imgsz; close other processes"

@@ -4,13 +4,19 @@ stored."""
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-from runtime.errors import BundleError, InputError
+from runtime.engines.named_files import check_regular, other_content, other_file, read_regular
+from runtime.errors import BundleError
+from runtime.files import file_error, shown
 
 MAX_BYTES = 2**31  # protobuf's own limit: files must be smaller
 MAX_LINKS = 40  # links that are followed from a model file; Linux follows as many
+_LINK = "dg-model.onnx"  # the name of a temporary link to a model
 _AGAIN = "copy or download the model again, together with its weights file"
 
 
@@ -26,12 +32,8 @@ def check_self_contained(data: bytes, name: str) -> None:
     ------
     BundleError : no ONNX, 2 GiB or more, or weights in another file.
     """
-    if not 0 < len(data) < MAX_BYTES:
-        raise BundleError(f"{name} has {len(data)} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
-    try:
-        outside = next(external_locations(data), None)
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
-        raise BundleError(f"{name} is no ONNX file: {error}", fix="export it again") from error
+    _check_size(len(data), name)
+    outside = next(iter(_locations(data, name)), None)
     if outside is not None:
         raise BundleError(
             f"{name} keeps weights in {outside!r}, outside of itself; not loaded",
@@ -59,7 +61,7 @@ def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
 
     Raises
     ------
-    InputError : the file does not exist or cannot be read.
+    InputError : the file does not exist or is no regular file; it or its weights cannot be read.
     BundleError : no ONNX, 2 GiB or more, or weights that are missing, are no file, or lie outside
         the folder.
 
@@ -69,22 +71,9 @@ def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
     >>> weights
     {'model.onnx_data': PosixPath('/cache/models--net/blobs/56ab')}
     """
-    if not _is_file(path):
-        raise InputError(
-            f"{path} does not exist or is no file",
-            fix=f"check the path; the current folder is {Path.cwd()}",
-        )
-    size = path.stat().st_size
-    if not 0 < size < MAX_BYTES:
-        raise BundleError(f"{path} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
-    try:
-        locations = sorted(set(external_locations(path.read_bytes())))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}", fix=f"see: ls -l {path}"
-        ) from error
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
-        raise BundleError(f"{path} is no ONNX file: {error}", fix="export it again") from error
+    wanted = "an .onnx file"
+    _check_size(check_regular(path, wanted), shown(path))
+    locations = sorted(set(_locations(read_regular(path, wanted), shown(path))))
     for location in locations:
         parts = PurePosixPath(location.replace("\\", "/")).parts
         if PurePosixPath(location).is_absolute() or ".." in parts:
@@ -93,8 +82,68 @@ def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
                 fix="save the model with its data beside it (onnx.save_model, location='NAME')",
             )
     model = _beside_weights(path, locations)
-    folder = model.parent.resolve()
+    try:
+        folder = model.parent.resolve()
+    except OSError as error:  # a relative path, and the working folder was removed
+        raise file_error("read", path, error) from error
     return model, {location: _weights(path, folder, location) for location in locations}
+
+
+@contextmanager
+def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
+    """Give a model a path in UTF-8, because ONNX Runtime takes no other: a ``with`` block.
+
+    Parameters
+    ----------
+    model, weights : from :func:`check_file`.
+
+    Returns
+    -------
+    The path of the model; if it is no UTF-8, that of a link in a temporary folder, which contains
+    links to the weights, too, and is removed at the end of the block.
+
+    Raises
+    ------
+    InputError : the links cannot be made.
+
+    Example
+    -------
+    >>> with names_in_utf8(*check_file(path)) as name: session = InferenceSession(name)
+    """
+    try:
+        str(model).encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        yield str(model)
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dg-"))
+            for name, file in {_LINK: Path(os.path.abspath(model)), **weights}.items():
+                link = Path(folder, name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.is_symlink():  # "a.bin" and "./a.bin" are one file
+                    link.symlink_to(file)
+        except OSError as error:
+            raise file_error("linked", model, error) from error
+        yield os.path.join(folder, _LINK)
+
+
+def _check_size(size: int, name: str) -> None:
+    """BundleError for a number of bytes that no ONNX file has."""
+    if not 0 < size < MAX_BYTES:
+        raise BundleError(f"{name} has {size} bytes; an ONNX file has 1 to {MAX_BYTES - 1}")
+
+
+def _locations(data: bytes, name: str) -> list[str]:
+    """Every external data location in a model. BundleError if the bytes are no ONNX."""
+    if other := other_content(data):
+        raise BundleError(f"{name} is {other[0]}", fix=other[1])
+    try:
+        return list(external_locations(data))
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{name} is no ONNX file: {error}", fix="export it again") from error
 
 
 def _beside_weights(path: Path, locations: list[str]) -> Path:
@@ -114,7 +163,7 @@ def _weights(path: Path, folder: Path, location: str) -> Path:
     """The file of a location, with links resolved. BundleError if it is missing, is no file, or
     lies neither in the folder nor in the hub cache that the folder belongs to."""
     file = folder / location
-    needed = f"{path} needs its weights file {location!r}, which"
+    needed = f"{shown(path)} needs its weights file {location!r}, which"
     try:
         real = file.resolve()
     except (OSError, ValueError, RuntimeError) as error:
@@ -125,10 +174,18 @@ def _weights(path: Path, folder: Path, location: str) -> Path:
             "folder; not loaded",
             fix="if you trust these weights, replace the link with a copy of the file",
         )
-    if not _is_file(real):
+    try:
+        is_file = stat.S_ISREG(os.stat(real).st_mode)
+    except PermissionError as error:
+        raise file_error("read", real, error) from error
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
         linked = f"is a link to {real} and " if real != file else ""
-        what = "is no file" if _exists(real) else "is missing"
+        what = "is no file" if os.path.lexists(real) else "is missing"
         raise BundleError(f"{needed} {linked}{what}", fix=_AGAIN)
+    if other := other_file(real):
+        raise BundleError(f"{needed} is {other[0]}", fix=other[1])
     return real
 
 
@@ -141,22 +198,6 @@ def _blobs(folder: Path) -> Path | None:
             forbidden = (Path(cache.anchor), Path(os.path.expanduser("~")).resolve())
             return None if cache in forbidden else cache / "blobs"
     return None
-
-
-def _exists(path: Path) -> bool:
-    """Whether something has this path; False also for paths that nothing can have."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    """Whether the path is a file; False also for paths that no file can have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 # Where onnx.proto stores tensors: message -> {number of a field: message inside}. Field 13 of a

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from runtime.checks import check_count
+from runtime.engines.named_files import shell_word
 from runtime.engines.plan import engine_key
 from runtime.engines.port import Shapes
 from runtime.errors import BundleError
@@ -130,7 +130,7 @@ class EngineRecipe:
             words.append(f"--memPoolSize=workspace:{self.workspace // 2**20}")
         if self.level is not None:
             words.append(f"--builderOptimizationLevel={self.level}")
-        return shlex.join(words)
+        return " ".join(map(shell_word, words))
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> EngineRecipe:

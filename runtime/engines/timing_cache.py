@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import InputError
-from runtime.files import replace_file, temporary_name, write_new
+from runtime.files import replace_file, shown, stat_of, temporary_name, write_new
+
+_OTHER = "name another file with --timing-cache, or leave the option out"
 
 
 class TimingCache:
@@ -32,17 +35,14 @@ class TimingCache:
         self.times: bytes | None = None
         if path is None:
             return
-        if not path.parent.is_dir():
-            raise InputError(f"timing cache {path} has no folder", fix=f"mkdir -p {path.parent}")
+        if stat_of(path.parent) is None:
+            folder = shell_word(str(path.parent))
+            raise InputError(f"timing cache {shown(path)} has no folder", fix=f"mkdir -p {folder}")
         try:
-            self.times = path.read_bytes()
-        except FileNotFoundError:
-            self.times = b""
-        except OSError as error:
-            raise InputError(
-                f"timing cache {path} cannot be read: {error.strerror}",
-                fix="name another file with --timing-cache, or leave the option out",
-            ) from error
+            exists = stat_of(path) is not None
+            self.times = read_regular(path, "a file") if exists else b""
+        except InputError as error:
+            raise InputError(f"timing cache {error.message}", fix=_OTHER) from error
         trial = temporary_name(path)
         try:
             write_new(trial, b"", durable=False)
@@ -72,6 +72,5 @@ class TimingCache:
     @staticmethod
     def _unwritable(path: Path, error: OSError) -> InputError:
         return InputError(
-            f"timing cache {path} cannot be written: {error.strerror}",
-            fix="name another file with --timing-cache, or leave the option out",
+            f"timing cache {shown(path)} cannot be written: {error.strerror}", fix=_OTHER
         )

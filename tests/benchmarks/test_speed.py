@@ -190,4 +190,4 @@ def test_a_prior_that_fails_is_one_error_with_its_cause(monkeypatch, capsys, tmp
     (tmp_path / "a.png").write_bytes(encode_image(picture, ".png"))
     arguments = ["photo", "--picture", str(tmp_path / "a.png"), "--threads", "1"]
     assert command.main([*arguments, "--priors", "none.onnx"]) == 1
-    assert "none.onnx does not exist or is no file; fix: " in capsys.readouterr().err
+    assert "none.onnx does not exist; fix: " in capsys.readouterr().err

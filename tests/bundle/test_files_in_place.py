@@ -2,14 +2,17 @@
 
 import copy
 import os
+import resource
 import shutil
 
 import pytest
 from cases import case
 from hostile_bundles import at, attempt, seal_bytes
+from unusable_paths import NOT_UTF8, bad_paths, locked, permissions_bind, removed_folder
 
 from runtime.bundle import read
 from runtime.bundle.manifest import MANIFEST, file_entry
+from runtime.bundle.open import open_graph
 from runtime.bundle.read import Bundle
 from runtime.bundle.write import write_bundle
 from runtime.errors import BundleError, InputError
@@ -188,41 +191,79 @@ def test_extra_files_are_let_be(pristine, place):
     assert attempt(place, "extra") is not None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read(pristine, place):
-    for file in [MANIFEST, "init.safetensors", "."]:
-        with case(file):
-            lay(place, pristine["kmeans"][1])
-            (place / file).chmod(0)
-            try:
-                with pytest.raises(BundleError, match="cannot be read: Permission denied"):
-                    read_all(place)
-            finally:
-                (place / file).chmod(0o700)
+def test_files_that_may_not_be_read(pristine, place):
+    """The bundle is not damaged, so the error is no BundleError."""
+    lay(place, pristine["kmeans"][1])
+    for file in (MANIFEST, "init.safetensors", "engines", "."):
+        file = next(place.glob("engines/*")).parent if file == "engines" else place / file
+        with case(file.name), locked(file):
+            with pytest.raises(InputError, match="cannot be read: Permission denied"):
+                read_all(place)
+
+
+def test_no_more_files_can_be_opened(pristine, place):
+    lay(place, pristine["kmeans"][1])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"manifest.json cannot be read: Too many open files"):
+            read_all(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_what_is_no_folder(pristine, place):
-    with pytest.raises(
-        InputError, match=r"x.bundle is no folder; a bundle is one\n  fix: check the path"
-    ):
-        Bundle.open(place)
+    for bad in bad_paths(place.parent):
+        with case(bad.kind), permissions_bind():
+            with pytest.raises(InputError, match=f"{bad.reason}\n  fix: "):
+                Bundle.open(bad.path)
     for data in (b"PK\3\4 zip", b""):
         place.write_bytes(data)
         with pytest.raises(InputError, match=r"is no folder; a bundle is one\n  fix: unpack it"):
             Bundle.open(place)
-    for name in ("x" * 300, "x" * 5000, "a\0b", "/dev/null", f"{place}/inside"):
-        with pytest.raises(InputError, match="is no folder"):
+    for name, match in [
+        ("a\0b", "cannot be read: embedded null byte"),
+        ("/dev/null", "is no folder"),
+        ("https://host/x.bundle", "nothing is downloaded"),
+    ]:
+        with case(match), pytest.raises(InputError, match=match):
             Bundle.open(name)
-    place.unlink()
-    place.symlink_to(place.name)
-    with pytest.raises(InputError, match="is no folder"):
-        Bundle.open(place)
     place.unlink()
     place.mkdir()
     with pytest.raises(
         BundleError, match=r"x.bundle is no bundle: it has no manifest.json\n  fix: "
     ):
         Bundle.open(place)
+    with removed_folder(place.parent / "gone"):
+        with pytest.raises(InputError, match=r"x.bundle does not exist\n.*folder is \(removed\)"):
+            Bundle.open("x.bundle")
+
+
+def test_pointers_of_git_lfs(pristine, place):
+    """A repository with bundles was cloned without Git LFS."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 99\n"
+    for file in (MANIFEST, "init.safetensors"):
+        with case(file):
+            lay(place, pristine["kmeans"][1] | {file: pointer})
+            with pytest.raises(BundleError, match=f"{file} is a Git LFS .*\n  fix: git lfs"):
+                read_all(place)
+
+
+def test_names_that_are_not_utf8(pristine, tmp_path):
+    for kind in pristine:
+        with case(kind):
+            folder = tmp_path / f"{kind}{NOT_UTF8}"
+            write_bundle(folder, *unsealed(pristine[kind]))
+            bundle = Bundle.open(folder)
+            bundle.check_files()
+            for name in bundle.manifest["graphs"]:
+                open_graph(bundle, name, backend="onnx")
+
+
+def unsealed(parts):
+    manifest, files = copy.deepcopy(parts)
+    del files[MANIFEST]
+    return manifest, files
 
 
 def test_a_folder_that_vanishes(place):

@@ -11,6 +11,8 @@ import sys
 import time
 
 import pytest
+from cases import case
+from unusable_paths import bad_paths, locked, permissions_bind, removed_folder
 
 from runtime.bundle import write
 from runtime.bundle.manifest import MANIFEST, file_entry
@@ -200,6 +202,9 @@ def test_a_link_to_a_bundle_keeps_pointing_there(parts, place):
     place.symlink_to(true)
     write_bundle(place, *version(parts, 2))
     assert place.is_symlink() and found_in(true) == "v2"
+    shutil.rmtree(true)  # a link to nothing
+    write_bundle(place, *version(parts, 3))
+    assert place.is_symlink() and found_in(true) == "v3"
 
 
 def test_what_is_no_bundle_is_left_alone(parts, place, monkeypatch):
@@ -272,22 +277,58 @@ def test_a_full_disk(parts, place, old):
 
 
 def test_places_that_cannot_be_written(parts, place):
-    place.parent.joinpath("file").write_text("x")
-    loop = place.parent / "loop"
-    loop.symlink_to("loop")
-    for path in (place.parent / "file/x.bundle", loop, place.with_name("x" * 300), "/proc/x/y"):
-        with pytest.raises(InputError, match=r"cannot be written: .*\n  fix: make room"):
-            write_bundle(path, *parts)
+    """They are refused before the work of an export, too."""
+    reasons = {"missing": None, "below a file": "Not a directory"}
+    (place.parent / "kept").mkdir()
+    with permissions_bind():
+        paths = [(b.kind, b.path, b.reason) for b in bad_paths(place.parent / "kept")]
+        for kind, path, reason in [
+            *paths,
+            ("zero byte", "a\0b", "embedded null byte"),
+            ("no room for a folder", "/proc/x/y", "No such file"),
+        ]:
+            reason = reasons.get(kind, reason)
+            with case(kind):
+                if reason is None:
+                    check_replaceable(path)
+                    continue
+                for work in (check_replaceable, lambda path: write_bundle(path, *parts)):
+                    with pytest.raises(InputError, match=rf"written: {reason}.*\n  fix: make"):
+                        work(path)
+    assert beside(place) == ["kept"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_parent_that_may_not_be_written(parts, place):
+def test_folders_that_may_not_be_written(parts, place):
+    write_bundle(place, *version(parts, 1))
     place.parent.chmod(0o500)
     try:
-        with pytest.raises(InputError, match="cannot be written: Permission denied"):
-            write_bundle(place, *parts)
+        with permissions_bind():
+            for path in (place, place.parent / "new.bundle", place.parent / "a/b.bundle"):
+                with pytest.raises(InputError, match="cannot be written: Permission denied"):
+                    check_replaceable(path)
+                with pytest.raises(InputError, match="cannot be written: Permission denied"):
+                    write_bundle(path, *parts)
     finally:
         place.parent.chmod(0o700)
+    with locked(place), pytest.raises(InputError, match="cannot be written: Permission denied"):
+        check_replaceable(place)
+    assert found_in(place) == "v1" and beside(place) == []
+
+
+def test_a_removed_working_folder(parts, place):
+    with removed_folder(place.parent / "gone"):
+        for work in (check_replaceable, lambda path: write_bundle(path, *parts)):
+            with pytest.raises(InputError, match=r"x.bundle cannot be written: No such file"):
+                work("x.bundle")
+        write_bundle(place, *version(parts, 1))
+    assert found_in(place) == "v1"
+
+
+def test_a_pipe_in_place_of_the_manifest_is_not_read(place):
+    place.mkdir()
+    os.mkfifo(place / MANIFEST)
+    with pytest.raises(InputError, match="is no bundle; it is left alone"):
+        check_replaceable(place)
 
 
 def test_each_file_is_on_the_disk_before_the_bundle_is_in_its_place(parts, place, monkeypatch):

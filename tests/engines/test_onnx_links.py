@@ -163,7 +163,7 @@ def test_weights_that_are_no_file_are_named(tmp_path, not_opened):
         load_engine(path)
     path.unlink()
     path.symlink_to("model.onnx")
-    with pytest.raises(InputError, match="does not exist or is no file"):
+    with pytest.raises(InputError, match="cannot be read: Too many levels of symbolic links"):
         load_engine(path)
 
 

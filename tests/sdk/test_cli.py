@@ -211,7 +211,7 @@ def test_failures_are_1_with_one_error(work, capsys):
                 ["good.png", "--prior", "resnet"],
                 "prior is 'resnet', which does not exist; wanted 'kmeans', a bundle",
             ),
-            (["good.png", "--prior", "no.onnx"], "no.onnx does not exist or is no file"),
+            (["good.png", "--prior", "no.onnx"], "no.onnx does not exist"),
             (["good.png", "--steps", "-1"], "steps is -1; wanted 0 to 1000000\n  fix: --steps 0"),
             (["good.png", "--threads", "0"], "threads is 0; wanted 1 to 1024"),
             (["good.png", "--min-area", "-1"], "min_area is -1; wanted 0 to"),

@@ -386,7 +386,7 @@ def test_no_such_prior():
             InputError,
             "prior is 'weights.pt', which does not exist; wanted .*an .onnx file or a",
         ),
-        ("missing.onnx", InputError, "missing.onnx does not exist or is no file"),
+        ("missing.onnx", InputError, "missing.onnx does not exist"),
         ("", (InputError, BundleError), "prior is ''|is a folder"),
         (
             5,
