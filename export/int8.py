@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.half import QUANTISED, checked, parse, to_half
+from runtime.engines.named_files import temporary_folder
 from runtime.engines.onnx_runtime import telemetry_off
 from runtime.errors import InputError, MissingBackend, first_line
+from runtime.files import file_error
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -50,7 +52,7 @@ def to_int8(
     Raises
     ------
     InputError : no pictures, an input of free size, nothing to quantise, a constant that is no
-        number, or an opset below 11.
+        number, an opset below 11, or a temporary folder that cannot be written.
     BundleError : no ONNX. With ``half`` also the errors of :func:`export.half.to_half`.
     MissingBackend : ONNX Runtime's quantisation is not installed.
     """
@@ -104,7 +106,7 @@ def to_int8(
             or any(a.name == "group" and a.i > 1 for a in node.attribute)
         )
     ]
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
+    with _temporary_folder() as folder, _without_advice():
         path = Path(folder, "int8.onnx")
         quantize_static(
             model,
@@ -170,13 +172,28 @@ def _with_axis(model: ModelProto) -> ModelProto:
 
 
 @contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A block with a temporary folder for ONNX Runtime's quantisation. InputError if a file in it
+    cannot be written."""
+    place = temporary_folder()
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            yield folder
+    except OSError as error:
+        raise file_error("written", place, error) from error
+
+
+@contextmanager
 def _without_advice() -> Iterator[None]:
-    """A block in which the root logger logs errors only. Otherwise ONNX Runtime logs the advice to
-    simplify the model first, which freezing does already."""
+    """A block in which the root logger itself logs errors only. Otherwise ONNX Runtime logs the
+    advice to simplify the model first, which freezing does already."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
     root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+    root.addFilter(is_error)
     try:
         yield
     finally:
-        root.setLevel(level)
+        root.removeFilter(is_error)

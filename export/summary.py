@@ -17,7 +17,8 @@ def summary(exported: Exported) -> list[str]:
     entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]
     size = sum(e["size"] for e in [*entries, manifest["init"], manifest["licence"]])
     lines = [
-        f"saved    {bundle.path}/  ({size / 1e6:.1f} MB, {len(manifest['graphs'])} graphs, "
+        f"saved    {utf8_text(str(bundle.path))}/  "
+        f"({size / 1e6:.1f} MB, {len(manifest['graphs'])} graphs, "
         f"{len(manifest['engines'])} engines)"
     ]
     if (rule := manifest["preprocess"]) and rule["resize"] == "stretch":

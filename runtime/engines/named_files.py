@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+import tempfile
 from pathlib import Path
 
 from runtime.errors import InputError
@@ -117,6 +118,28 @@ def other_file(path: Path) -> tuple[str, str] | None:
             return other_content(file.read(100))
     except OSError as error:
         raise file_error("read", path, error) from error
+
+
+def temporary_folder() -> str:
+    """Return the folder for temporary files that libraries open, which take names in UTF-8 only.
+
+    Raises
+    ------
+    InputError : its name is not UTF-8, or no folder can be written.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(
+            f"no temporary file can be written: {error.strerror}",
+            fix="free some space, or name a folder: TMPDIR=FOLDER in the environment",
+        ) from error
+    if utf8_text(folder) != folder:
+        raise InputError(
+            f"the folder for temporary files, {utf8_text(folder)}, has a name that is not UTF-8",
+            fix="name another one: TMPDIR=/tmp in the environment",
+        )
+    return folder
 
 
 def utf8_text(name: str) -> str:

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-from runtime.engines.named_files import check_regular, other_content, other_file, read_regular
+from runtime.engines.named_files import (
+    check_regular,
+    other_content,
+    other_file,
+    read_regular,
+    temporary_folder,
+)
 from runtime.errors import BundleError
 from runtime.files import file_error, shown
 
@@ -119,7 +125,8 @@ def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
         return
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dg-"))
+            place = tempfile.TemporaryDirectory(prefix="dg-", dir=temporary_folder())
+            folder = stack.enter_context(place)
             for name, file in {_LINK: Path(os.path.abspath(model)), **weights}.items():
                 link = Path(folder, name)
                 link.parent.mkdir(parents=True, exist_ok=True)
