@@ -281,7 +281,7 @@ def test_weights_of_another_network(tmp_path, plain):
     path.write_bytes(b"no tensors")
     assert export(*words).refused(5, "state.safetensors is no safetensors file")
     path.unlink()
-    assert export(*words).refused(1, "state.safetensors cannot be read: No such file")
+    assert export(*words).refused(1, "state.safetensors does not exist")
     assert not (tmp_path / "b").exists()
 
 
@@ -452,7 +452,7 @@ IMPOSSIBLE = [
     (("--int8", "--data", "empty"), ["no pictures in empty"]),
     (("--int8", "--data", "0.png", "--dynamic"), ["INT8 wants a fixed input size"]),
     (("--timing-cache", "empty", "--target", "trt"),
-     ["timing cache empty cannot be read: Is a directory"]),
+     ["timing cache empty is a folder, wanted a file"]),
     (("--timing-cache", "no/t.cache", "--target", "trt"),
      ["timing cache no/t.cache has no folder", "mkdir -p no"]),
     (("-o", "empty/.."), ["exists and is no bundle; it is left alone", "choose another"]),
