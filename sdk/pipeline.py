@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +32,14 @@ from runtime.device.transfer import record_event, upload
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
-from sdk.prior import Prior, make_prior, open_bundle
+from sdk.prior import CallablePrior, Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result
 from sdk.timing import Clock
 
 if TYPE_CHECKING:
     from runtime.bundle.open import BundleRefinement
+
+UNKNOWN_FIX = "if it means unknown, set the attribute of the callable: prior.unknown = 255"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class Picture:
     uploaded : the same on the device of refinement and filter: on the CPU ``pixels`` itself, on a
         GPU an array of the CUDA module.
     working : (h, w, 3) float32 RGB in [0, 1], the picture at working size, on the same device.
+    notes : sentences for the warnings of the result, which the stages append.
     """
 
     pixels: np.ndarray
     uploaded: Any
     working: Any
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Pipeline:
         refine: RefineConfig | str | None,
         filter: FilterConfig | None,
         min_area: int | None,
-        imgsz: int | tuple[int, int] | None,
+        imgsz: Any,
         device: str,
         precision: str,
         backend: str,
@@ -119,9 +123,9 @@ class Pipeline:
         if filter is not None and not isinstance(filter, FilterConfig):
             raise InputError(f"filter is a {type(filter).__name__}; wanted a FilterConfig or None")
         if min_area is not None:
-            check_count("min_area", min_area, 0, 2**31)
+            min_area = check_count("min_area", min_area, 0, 2**31)
         if threads is not None:
-            check_count("threads", threads, 1, 1024)
+            threads = check_count("threads", threads, 1, 1024)
         self.refine, self.filter, self.min_area = refine, filter, min_area
         processors = choose.default_threads()
         self.device, self.threads = device, min(threads or processors, processors)
@@ -242,7 +246,8 @@ class Pipeline:
                 return guide, True
             guide = np.asarray(guide)
             height, width = picture.working.shape[:2]
-            return self._checked_guide(guide, height, width), self._has_meaning(guide)
+            checked = self._checked_guide(guide, height, width, picture.notes)
+            return checked, self._has_meaning(guide)
         finally:
             clock.lap("prior")
 
@@ -254,13 +259,22 @@ class Pipeline:
             return True
         return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
 
-    def _checked_guide(self, guide: np.ndarray, height: int, width: int) -> Guide:
-        """Check the prior's array, which may have any size, and return a Guide at working size."""
+    def _seems_unknown(self, guide: np.ndarray) -> bool:
+        """Whether the label 255 of a callable's guide, which is the largest, probably means unknown
+        as in many data sets, and the callable does not say so."""
+        if not isinstance(self.prior, CallablePrior) or self.prior.unknown is not None:
+            return False
+        return guide.ndim == 2 and guide.max() == 255 and not (guide == 254).any()
+
+    def _checked_guide(self, guide: np.ndarray, height: int, width: int, notes: list[str]) -> Guide:
+        """Check the prior's array, which may have any size, and return a Guide at working size.
+        Warnings are appended to ``notes``."""
         if guide.ndim not in (2, 3) or guide.size == 0:
             raise InputError(
                 f"the prior returned an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
+        unknown = self._seems_unknown(guide)
         guide = as_probabilities(check_guide(guide, *guide.shape[:2]), height, width)
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
@@ -269,8 +283,10 @@ class Pipeline:
                 f"the prior returned {count} classes, but has only {len(names)} names: "
                 + ", ".join(names)[:200],
                 fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, "
-                "or the attribute names of a callable",
+                "or the attribute names of a callable" + (f"; {UNKNOWN_FIX}" if unknown else ""),
             )
+        if unknown:
+            notes.append(f"The label 255 of the prior is a class here; {UNKNOWN_FIX}.")
         return Guide(guide)
 
     def scores(
@@ -325,6 +341,7 @@ class Pipeline:
         """
         (height, width), (h, w) = picture.pixels.shape[:2], picture.working.shape[:2]
         names, stats = self.prior.names, scored.stats
+        warnings += picture.notes
         warnings += [f"{note.output}: {note.message}" for note in self._engine_warnings()]
         if stats["stop_reason"] == "diverged":
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")

@@ -4,6 +4,7 @@ the picture and returns a guide, probabilities (h, w, C) or labels (h, w) with -
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.bundle.read import Bundle
+from runtime.checks import as_numbers, check_count
 from runtime.core.guide import Guide
 from runtime.errors import BundleError, InputError
+from runtime.files import here, shown, stat_of
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior, check_imgsz, two_names
@@ -59,12 +62,20 @@ class CallablePrior:
 
     The guide is (h, w, C) probabilities of at least two classes, or (h, w) labels. One channel in
     [0, 1] is the probability of the foreground, and one channel of other whole numbers is labels,
-    whatever its dtype is. Axes of length 1 may stand before and behind the others. If the function
-    has an attribute ``names``, :func:`runtime.prior.names.class_names` reads it.
+    whatever its dtype is. Axes of length 1 may stand before and behind the others.
+
+    The function may have two attributes. :func:`runtime.prior.names.class_names` reads ``names``.
+    ``unknown`` is the label that means unknown, as 255 in many data sets; -1 always does.
 
     Raises
     ------
-    InputError : ``names`` does not contain the names of the classes.
+    InputError : ``names`` does not contain the names of the classes, or ``unknown`` is no whole
+        number.
+
+    Example
+    -------
+    >>> def prior(picture): return masks.pop(0)
+    >>> prior.names, prior.unknown = ["road", "sky"], 255
     """
 
     backend = "python"
@@ -77,9 +88,14 @@ class CallablePrior:
         if names is not None:
             names = two_names(class_names(names, "the prior's attribute names"))
         self.names: list[str] | None = names
+        unknown = getattr(function, "unknown", None)
+        if unknown is not None:
+            unknown = check_count("the prior's attribute unknown", unknown, -(2**31), 2**31)
+        self.unknown: int | None = unknown
 
     def __call__(self, picture: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """Call the function and return its result as an array; ``low`` is not used.
+        """Call the function with a copy of the picture, which it may change, and return its result
+        as an array; ``low`` is not used.
 
         Raises
         ------
@@ -88,7 +104,7 @@ class CallablePrior:
             in [0, 1], or several channels that sum to more than 1.
         """
         try:
-            found = self.function(picture)
+            found = self.function(picture.copy())
             if found is None:
                 raise InputError("the prior returned None", fix="return the guide, an array")
             guide = np.asarray(found)
@@ -98,12 +114,12 @@ class CallablePrior:
             raise InputError(
                 "the prior returned rows of different lengths; wanted an array"
             ) from error
-        return _checked(guide, picture.shape[:2])
+        return _checked(guide, picture.shape[:2], self.unknown)
 
 
-def _checked(found: np.ndarray, picture: tuple[int, ...]) -> np.ndarray:
+def _checked(found: np.ndarray, picture: tuple[int, ...], unknown: int | None) -> np.ndarray:
     """Return a callable's result as (h, w, C) probabilities or (h, w) labels. InputError if it is
-    neither, or no map of a ``picture`` (H, W)."""
+    neither, or no map of a ``picture`` (H, W). The label ``unknown`` becomes -1."""
     guide = found
     if guide.ndim > 2:  # axes of length 1 in front or behind, as networks have them
         guide = guide.reshape([guide.shape[axis] for axis in core_axes(guide.shape)])
@@ -125,7 +141,11 @@ def _checked(found: np.ndarray, picture: tuple[int, ...]) -> np.ndarray:
             fix="return a map of the whole picture",
         )
     if guide.ndim == 2 or guide.shape[2] == 1:
-        return _one_channel(guide.reshape(guide.shape[:2]))
+        guide = guide.reshape(guide.shape[:2])
+        if unknown is not None and guide.dtype.kind in "fiu":
+            signed = guide if guide.dtype.kind == "f" else guide.astype(np.int64)
+            guide = np.where(guide == unknown, -1, signed)
+        return _one_channel(guide)
     _check_scores(guide)
     return guide
 
@@ -151,10 +171,11 @@ def _check_scores(guide: np.ndarray) -> None:
 
 
 def _one_channel(guide: np.ndarray) -> np.ndarray:
-    """Return (h, w) int32 labels, or (h, w, 2) float32 probabilities of background and foreground,
-    of a callable's (h, w) result."""
+    """Return (h, w) integer labels, or (h, w, 2) float32 probabilities of background and
+    foreground, of a callable's (h, w) result. Labels are a copy: the callable may use its array
+    again for the next frame of a stream."""
     if guide.dtype.kind in "iu":
-        return guide  # the check of the guide says which labels are allowed
+        return np.array(guide)  # the check of the guide says which labels are allowed
     if guide.dtype.kind not in "fb":
         raise InputError(
             f"the prior returned {guide.shape} {guide.dtype}; wanted labels or probabilities",
@@ -179,19 +200,22 @@ def open_bundle(prior: Any) -> Bundle | None:
 
     Raises
     ------
+    InputError : the operating system does not say what the path names.
     BundleError : the folder is no bundle, or a damaged one.
     """
     if isinstance(prior, Bundle):
         return prior
-    if isinstance(prior, (str, os.PathLike)) and str(prior) and Path(prior).is_dir():
-        return Bundle.open(prior)
+    if isinstance(prior, (str, os.PathLike)) and os.fspath(prior):
+        found = stat_of(prior)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            return Bundle.open(prior)
     return None
 
 
 def make_prior(
     prior: Any,
     *,
-    imgsz: int | tuple[int, int] | None = None,
+    imgsz: Any = None,
     threads: int | None = None,
     device: str = "cpu",
 ) -> Prior:
@@ -200,7 +224,8 @@ def make_prior(
     Parameters
     ----------
     prior : "kmeans", the path of an .onnx file, a callable, or a prior, which is returned itself.
-    imgsz : input size of an .onnx file: (height, width) or the long side; None: its metadata's.
+    imgsz : input size of an .onnx file: (height, width), also as a list or an array of NumPy, or
+        the long side; None: its metadata's.
     threads, device : for the network of an .onnx file.
 
     Raises
@@ -210,6 +235,7 @@ def make_prior(
     MissingBackend, DeviceError : ONNX Runtime is not installed, or the device cannot be used.
     """
     if imgsz is not None:
+        imgsz = as_numbers(imgsz)
         check_imgsz(imgsz)
         if not (isinstance(prior, (str, os.PathLike)) and Path(prior).suffix.lower() == ".onnx"):
             raise InputError("imgsz is for .onnx priors only", fix="leave it out")
@@ -219,11 +245,11 @@ def make_prior(
         path = Path(prior)
         if path.suffix.lower() == ".onnx":
             return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
-        missing = "" if path.exists() else ", which does not exist"
+        missing = "" if stat_of(path) is not None else ", which does not exist"
         raise InputError(
-            f"prior is {str(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file or "
-            "a callable",
-            fix=f"check the name; the current folder is {Path.cwd()}",
+            f"prior is {shown(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file "
+            "or a callable",
+            fix=f"check the name; the current folder is {here()}",
         )
     if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):
         return prior

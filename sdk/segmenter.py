@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from runtime.bundle.read import Bundle
 from runtime.checks import check_count, check_positive
 from runtime.core.config import FilterConfig, RefineConfig
-from runtime.errors import InputError
+from runtime.errors import DeviceError, InputError
 from runtime.pictures.load import load_image
 from sdk.pipeline import Pipeline
 from sdk.prior import Prior
@@ -31,10 +32,21 @@ WORKERS, WAITING = 2, 4  # threads of submit(); unfinished pictures at which sub
 class Segmenter:
     """Segments pictures, and refines each of them. A Segmenter keeps no state between pictures.
 
+    pickle and copy.deepcopy make a new Segmenter from the arguments, which opens the files of the
+    prior again; the pictures of ``submit`` remain with the old one. A relative path is stored as an
+    absolute one, because another process may have another current folder. A callable prior must be
+    picklable: pickle refuses a lambda or a function in a function, which cloudpickle, as Ray uses
+    it, does not. A pickle is for the same version of this package.
+
+    Numbers may be Python's or NumPy's, and a size may be a tuple, a list or an array of NumPy. A
+    float is no whole number, also 512.0; True and False are no numbers.
+
     Parameters
     ----------
     prior : "kmeans", which needs no model file; a bundle folder; an .onnx file; or a callable
         (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w) with -1 = unknown.
+        The callable gets a copy of the picture. Its attribute ``names``, if it has one, names the
+        classes, and ``unknown`` is a further label that means unknown, as 255.
     refine : a RefineConfig, or the name of one: "residual", "fast", "dynaguide", "dynaguide_code",
         "dynaseg_fsf" or "dynaseg_scf". "default" is the bundle's setting, or "residual" without a
         bundle. None: no refinement, the prior's scores are only upsampled.
@@ -76,7 +88,7 @@ class Segmenter:
         refine: RefineConfig | str | None = "default",
         filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
         min_area: int | None = None,
-        imgsz: int | tuple[int, int] | None = None,
+        imgsz: int | Sequence[int] | np.ndarray | None = None,
         device: str = "cpu",
         precision: str = "fp32",
         backend: str = "onnx",
@@ -84,21 +96,30 @@ class Segmenter:
         self_test: str = "once",
         threads: int | None = None,
     ) -> None:
-        self.pipeline = Pipeline(
-            prior,
-            refine=refine,
-            filter=filter,
-            min_area=min_area,
-            imgsz=imgsz,
-            device=device,
-            precision=precision,
-            backend=backend,
-            refine_backend=refine_backend,
-            self_test=self_test,
-            threads=threads,
-        )
+        options: dict[str, Any] = {
+            "refine": refine,
+            "filter": filter,
+            "min_area": min_area,
+            "imgsz": imgsz,
+            "device": device,
+            "precision": precision,
+            "backend": backend,
+            "refine_backend": refine_backend,
+            "self_test": self_test,
+            "threads": threads,
+        }
+        self.pipeline = Pipeline(prior, **options)
+        self._arguments = _absolute(prior), options
         self._pool: ThreadPoolExecutor | None = None
         self._places, self._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how pickle and copy.deepcopy make a Segmenter: from the arguments of this one."""
+        prior, options = self._arguments
+        return partial(type(self), **options), (prior,)
+
+    def __copy__(self) -> Segmenter:
+        return self.clone()
 
     @property
     def prior(self) -> Prior:
@@ -152,7 +173,10 @@ class Segmenter:
 
         Parameters
         ----------
-        source : a path, the bytes of an encoded picture, or a (H, W, 3) uint8 array.
+        source : a path; the bytes of an encoded picture, or a file object that returns them; a
+            picture of PIL, as PIL shows it, without its EXIF orientation; or an array, (H, W, 3)
+            uint8, or grey (H, W) or (H, W, 1) uint8, which is copied to the three channels. A
+            tensor on the CPU is an array.
         color : channel order of an array: "rgb", or "bgr" for OpenCV frames.
         progress : called as progress(done, steps) after each refinement step.
 
@@ -200,8 +224,8 @@ class Segmenter:
         Parameters
         ----------
         source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
-            that OpenCV opens, or an iterable of pictures (paths, bytes, (H, W, 3) uint8 arrays). A
-            thread of the stream reads it.
+            that OpenCV opens, or an iterable of pictures, each of which may be any ``source`` of a
+            call, as a path or an array. A thread of the stream reads it.
         warm_steps : refinement steps of a frame that starts warm.
         cold_steps : refinement steps of a frame that starts cold: the first one, and one after a
             cut or a change of size.
@@ -254,7 +278,8 @@ class Segmenter:
         )
 
     def clone(self) -> Segmenter:
-        """Return a Segmenter for another thread or stream, which shares the loaded prior.
+        """Return a Segmenter for another thread or stream, which shares the loaded prior. copy.copy
+        does the same.
 
         Raises
         ------
@@ -264,7 +289,8 @@ class Segmenter:
         -------
         >>> worker = Segmenter("prior.onnx").clone()
         """
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         other.pipeline, other._pool = self.pipeline.clone(), None
         other._places, other._pool_lock = threading.BoundedSemaphore(WAITING), threading.Lock()
         return other
@@ -281,7 +307,8 @@ class Segmenter:
 
         Raises
         ------
-        InputError : this Segmenter has an engine of TensorRT, which runs one picture at a time. All
+        InputError : this Segmenter has an engine of TensorRT, which runs one picture at a time.
+        DeviceError : the operating system starts no further thread, or Python is about to end. All
             other exceptions are raised by ``result()`` of the Future.
 
         Example
@@ -296,6 +323,11 @@ class Segmenter:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="segment")
                 future = self._pool.submit(worker, source, color=color)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"no thread can be started for the picture: {error}",
+                fix="segment it in this thread, seg(picture); or allow more threads: ulimit -u",
+            ) from error
         finally:
             if future is None:
                 self._places.release()
@@ -314,3 +346,12 @@ class Segmenter:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _absolute(prior: Any) -> Any:
+    """Return the argument ``prior`` with an absolute path, if it is or contains a path."""
+    if isinstance(prior, Bundle):
+        return prior._replace(path=prior.path.absolute())
+    if isinstance(prior, (str, os.PathLike)) and prior != "kmeans":
+        return Path(prior).absolute()
+    return prior

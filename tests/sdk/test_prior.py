@@ -405,7 +405,7 @@ def test_a_folder_that_is_no_bundle(tmp_path):
 
 
 def test_wrong_imgsz(tmp_path):
-    for imgsz in [0, -1, 2**15 + 1, 1.5, "64", (0, 5), (5, 6, 7), (5.0, 6), [5, 6], (), (5,), True]:
+    for imgsz in [0, -1, 2**15 + 1, 1.5, "64", (0, 5), (5, 6, 7), (5.0, 6), [5], (), (5,), True]:
         with case(imgsz):
             path = save(tmp_path / "m.onnx", np.eye(3))
             with pytest.raises(
