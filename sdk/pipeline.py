@@ -285,7 +285,7 @@ class Pipeline:
                 fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, "
                 "or the attribute names of a callable" + (f"; {UNKNOWN_FIX}" if unknown else ""),
             )
-        if unknown:
+        if unknown and names is None:
             notes.append(f"The label 255 of the prior is a class here; {UNKNOWN_FIX}.")
         return Guide(guide)
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import InputError
+from runtime.errors import DeviceError, InputError
 from sdk import RefineConfig, Segmenter
 from sdk.segmenter import WAITING, WORKERS
 
@@ -135,3 +135,32 @@ def test_an_engine_that_cannot_be_shared_is_not():
     for call in (seg.clone, lambda: seg.submit(pictures(0)[0])):
         with pytest.raises(InputError, match="runs one picture at a time"):
             call()
+
+
+def test_no_further_thread_is_one_sentence_and_takes_no_place(monkeypatch):
+    """As under a limit of processes: Thread.start raises RuntimeError."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Segmenter("kmeans", refine=None) as seg:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(3 * WAITING):  # a place that stays taken would make submit wait for ever
+                with pytest.raises(DeviceError, match="can't start new thread") as caught:
+                    seg.submit(pictures(0)[0])
+                assert "ulimit -u" in caught.value.fix
+        same(in_time(lambda: seg.submit(pictures(0)[0])).result(), seg(pictures(0)[0]))
+    assert not [t for t in threading.enumerate() if t.name.startswith("segment")]
+
+
+def test_closing_after_an_error_ends_the_threads(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    seg = Segmenter("kmeans", refine=None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(DeviceError, match="no thread can be started"):
+        seg.submit(pictures(0)[0])
+    seg.close()
+    seg.close()
