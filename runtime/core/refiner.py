@@ -79,7 +79,8 @@ class Refiner:
     ----------
     height, width : size of the pictures in pixels.
     classes : channels of the response map. For residual it is the number of the guide's classes,
-        and required. For the other objectives None stands for the option ``channels``.
+        and required. For the other objectives it is the number of clusters, and None stands for the
+        option ``channels``, the width of the network.
     device : "cpu", "cuda", "cuda:1".
     precision : "fp32"; or on a GPU of compute capability 7.5 or later "fp16": convolutions run on
         tensor cores, with inputs in half precision (10 bits of mantissa) and sums in float32.
@@ -120,8 +121,8 @@ class Refiner:
                 raise InputError("classes is missing; residual needs the number of guide classes")
             self.classes = check_count("classes", classes, 1, 4096)
         else:
-            channels = self.options.channels or 1
-            self.classes = check_count("classes", classes or channels, 1, 4096)
+            channels = self.options.channels if classes is None else classes
+            self.classes = check_count("classes", channels, 1, 4096)
         core, threads = module_of(device), thread_count(threads)
         _check_isa(isa)
         self._native = core.Refiner(

@@ -278,6 +278,7 @@ BAD_CALLS = [
     (lambda: runtime.Refiner(0, 11, classes=5), "height is 0; wanted 1 to"),
     (lambda: runtime.Refiner(9, 1.5, classes=5), "width is 1.5; wanted a whole number"),
     (lambda: runtime.Refiner(9, 11, classes=5000), "classes is 5000; wanted 1 to 4096"),
+    (lambda: runtime.Refiner(9, 11, classes=0, objective="dynaguide"), "classes is 0; wanted 1 to"),
     (lambda: runtime.Refiner(9, 11, classes=5, threads=0), "threads is 0; wanted 1 to 1024"),
     (lambda: make(IMAGE, {}).run(IMAGE[1:], SOFT), "image is 8 x 11 pixels;.* for 9 x 11"),
     (lambda: make(IMAGE, {}).run(IMAGE, SOFT, steps=-1), "steps is -1; wanted 0 to 1000000"),
