@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from runtime.bundle.read import load_tensors
 from runtime.core import parameters
 from runtime.core.classes import classes_of
 from runtime.errors import BundleError, InputError
-from runtime.files import write_atomic
+from runtime.files import file_error, shown, stat_of, write_atomic
+from runtime.prior.reading import MOST_LABELS
 
 MOST_STEPS = 10**6  # the limit for the steps of a frame
+MOST_FRAMES = 2**53  # the limit for the number of frames of a state
+MOST_BYTES = 2**30  # the limit for a file with a state
 _ARRAYS = ("classes", "seen", "labels", "guide", "colours")
 # The tensors of the last layer; they have a row for each channel.
 HEAD = ("conv3.weight", "conv3.bias", "momentum.conv3.weight", "momentum.conv3.bias")
@@ -92,7 +96,7 @@ class StreamState:
 
         Raises
         ------
-        InputError : the file cannot be read.
+        InputError : the file does not exist, is no regular file, or cannot be read.
         BundleError : the file contains no stream's state.
 
         Example
@@ -100,15 +104,21 @@ class StreamState:
         >>> state = StreamState.load("cam.safetensors")
         """
         path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
         fix = "start without it, save it again"
+        wrong = BundleError(f"{shown(path)} is no stream's state", fix=fix)
+        found = stat_of(path)
+        if found is not None and not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise InputError(  # reading a pipe would wait
+                f"{shown(path)} is no regular file; wanted a stream's state", fix=fix
+            )
+        if found is not None and found.st_size > MOST_BYTES:
+            raise wrong
         try:
-            arrays = load_tensors(data, str(path))
-        except BundleError as error:
-            raise BundleError(f"{path} is no stream's state", fix=fix) from error
+            arrays = load_tensors(path.read_bytes(), shown(path))
+        except (OSError, ValueError) as error:
+            if not isinstance(error, BundleError):
+                raise file_error("read", path, error) from error
+            raise wrong from error
         prefix, state = "weights.", cls()
         weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         state.weights = weights or None
@@ -118,12 +128,11 @@ class StreamState:
             counts = arrays["counts"]
             state.frames, state.owed, state.doubt = (int(n) for n in counts)
             state.names = json.loads(arrays["names"].tobytes())
-        except (KeyError, ValueError, TypeError):
-            counts = np.full(1, -1)
+        except (KeyError, ValueError, TypeError, RecursionError):
+            raise wrong from None
         rest = {k for k in arrays if not k.startswith(prefix)} - {*_ARRAYS, "counts", "names"}
-        wrong = counts.dtype != np.int64 or counts.min() < 0 or state.owed > MOST_STEPS
-        if rest or wrong or not state._holds_together():
-            raise BundleError(f"{path} is no stream's state", fix=fix)
+        if rest or counts.dtype != np.int64 or not state._holds_together():
+            raise wrong
         return state
 
     def _holds_together(self) -> bool:
@@ -133,6 +142,9 @@ class StreamState:
         if names is not None and not (
             isinstance(names, list) and all(isinstance(n, str) for n in names)
         ):
+            return False
+        counts, most = (self.frames, self.owed, self.doubt), (MOST_FRAMES, MOST_STEPS, MOST_FRAMES)
+        if any(not 0 <= n <= limit for n, limit in zip(counts, most, strict=True)):
             return False
         if all(a is None for a in arrays):
             return self.weights is None
@@ -144,14 +156,22 @@ class StreamState:
             return False
         if not (classes.size and labels.size and seen.shape == classes.shape):
             return False
-        if guide.shape != labels.shape or colours.shape != (512,) or classes.min() < 0:
+        if guide.shape != labels.shape or colours.shape != (512,):
             return False
-        if guide.min() < -1 or labels.min() < -1:
-            return False
+        ranges = [
+            (classes, 0, MOST_LABELS - 1),
+            (labels, -1, MOST_LABELS - 1),
+            (guide, -1, MOST_LABELS - 1),
+            (seen, 0, self.frames),
+            (colours, 0, 1),
+        ]
+        if not all(low <= a.min() and a.max() <= high for a, low, high in ranges):
+            return False  # NaN is in no range
         weights = self.weights or {}
-        known = not weights or set(HEAD) <= set(weights)
-        finite = all(np.isfinite(a).all() for a in (colours, *weights.values()))
-        return known and finite and colours.min() >= 0 and len(np.unique(classes)) == len(classes)
+        rows = {weights[name].shape[:1] if name in weights else () for name in HEAD}
+        finite = all(np.isfinite(a).all() for a in weights.values())
+        fits = not weights or rows == {(len(classes),)}
+        return fits and finite and len(np.unique(classes)) == len(classes)
 
 
 def colours_of(low: Any) -> np.ndarray:

@@ -261,7 +261,11 @@ def _form_of(
     """The form of one output, or None if it is no segmentation. ``names`` is the number of the
     names of classes, or 0."""
     core = _core(shape)
-    if len(core) not in (2, 3) or not dtype.startswith(("float", "int", "uint", "bool")):
+    if (
+        len(core) not in (2, 3)
+        or 0 in core
+        or not dtype.startswith(("float", "int", "uint", "bool"))
+    ):
         return None
     found = [Form(number, core[0] if len(core) == 3 else 1, False, (core[-2], core[-1]))]
     if len(core) == 3:

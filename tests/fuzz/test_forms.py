@@ -6,9 +6,11 @@ from fuzzing import inputs, limits, refusal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from runtime.engines.port import Port
 from runtime.errors import BundleError
 from runtime.prior.network import NetworkPrior, as_probabilities
-from runtime.prior.reading import Form, described, find_form, find_kind, fits, standard
+from runtime.prior.preprocess import Preprocess
+from runtime.prior.reading import described, find_form, find_kind, fits, standard
 
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool", "complex64", "object")
 SIDES = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 12, 16, 24, 32, 63, 64, 65, 128])
@@ -145,10 +147,8 @@ def test_any_values_are_standard_or_refused(planes, kind):
 class Network:
     """An engine that returns one array."""
 
-    def __init__(self, out, metadata):
-        from runtime.engines.port import Port
-
-        self.backend, self.metadata, self.warnings, self.out = "test", metadata, [], out
+    def __init__(self, out):
+        self.backend, self.metadata, self.warnings, self.out = "test", {}, [], out
         self.inputs = [Port("x", (1, 3, None, None), "tensor(float)")]
         self.outputs = [Port("y", out.shape, "tensor(float)")]
 
@@ -160,15 +160,10 @@ class Network:
 @given(planes=arrays(), kind=KINDS, names=NAMES, last=st.booleans())
 def test_a_prior_returns_a_guide_or_refuses(planes, kind, names, last):
     out = planes[None].transpose(0, 2, 3, 1) if last else planes[None]
-    preprocess_options = dict(
-        mean=(0, 0, 0), std=(1, 1, 1), height=planes.shape[1], width=planes.shape[2]
-    )
-    from runtime.prior.preprocess import Preprocess
-
-    prior = NetworkPrior(
-        Network(out, {}), Preprocess(**preprocess_options), names=names, output=kind
-    )
-    picture = np.zeros((*planes.shape[1:], 3), np.uint8)
+    height, width = planes.shape[1:]
+    preprocess = Preprocess(mean=(0, 0, 0), std=(1, 1, 1), height=height, width=width)
+    prior = NetworkPrior(Network(out), preprocess, names=names, output=kind)
+    picture = np.zeros((height, width, 3), np.uint8)
     with limits(seconds=0.5), np.errstate(all="ignore"):
         guide = refusal(lambda: prior(picture, picture), BundleError)
     if guide is None:
@@ -178,4 +173,3 @@ def test_a_prior_returns_a_guide_or_refuses(planes, kind, names, last):
     else:
         assert guide.dtype == np.float32 and guide.min() >= 0 and np.isfinite(guide).all()
         np.testing.assert_allclose(guide.sum(-1), 1, atol=1e-3)
-    assert isinstance(prior._find_form([out], picture.shape[:2]), Form)

@@ -235,6 +235,9 @@ def test_outputs_that_are_no_segmentation(tmp_path):
         ([(1, 10)], "with the input's aspect ratio"),
         ([(1, 3, 96, 64)], r"returned y0 \(1, 3, 96, 64\) float32 for an input of 64 x 96 pix"),
         ([(2, 3, 64, 96)], "wanted"),
+        ([(1, 0, 64, 96)], "wanted"),
+        ([(1, 64, 96, 0)], "wanted"),
+        ([(0, 64, 96)], "wanted"),
         ([(1, 100, 151), (1, 100, 16, 24)], "a network that finds objects"),
         ([(1, 116, 8400), (1, 32, 16, 24)], "a network that finds objects"),
     ]:

@@ -1,10 +1,12 @@
 """The state of a stream: saved, loaded and refused; clusters and classes keep their numbers."""
 
+import os
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
+from cases import case
 from clips import HEIGHT, WIDTH, Prior, clip, events, followed
 
 from runtime.core.classes import frequent_classes, match_classes, restricted
@@ -71,6 +73,19 @@ def spoiled(tmp_path):
         "no head": {"weights.conv3.bias": None},
         "names that are none": {"names": np.frombuffer(b"{}", np.uint8)},
         "something else": {"else": np.zeros(3)},
+        "deep names": {"names": np.frombuffer(b"[" * 10_000 + b"]" * 10_000, np.uint8)},
+        "a class that no prior has": {"classes": np.array([0, 1, 2, 4096], np.int32)},
+        "a huge class": {"classes": np.array([0, 1, 2, 2**31 - 1], np.int32)},
+        "labels that no prior has": {"labels": arrays["labels"] + 4096},
+        "a guide that no prior has": {"guide": np.full_like(arrays["guide"], 2**31 - 1)},
+        "a frame to come": {"seen": arrays["seen"] + 3},
+        "a frame before the first": {"seen": arrays["seen"] - 3},
+        "colours above 1": {"colours": np.full(512, 1e30, np.float32)},
+        "too many frames": {"counts": np.array([2**63 - 1, 0, 0])},
+        "one count": {"counts": np.array(2)},
+        "fewer rows than classes": {
+            name: arrays[name][:2].copy() for name in arrays if ".conv3." in name
+        },
     }
     for name, change in changes.items():
         files[name] = save({k: v for k, v in (arrays | change).items() if v is not None})
@@ -83,8 +98,19 @@ def test_files_that_are_no_state(tmp_path):
         with pytest.raises(BundleError, match=r"no (stream's state|safetensors file)"):
             StreamState.load(tmp_path / "bad")
             raise AssertionError(name)
-    with pytest.raises(InputError, match="cannot be read"):
-        StreamState.load(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").write_bytes(b"")
+    os.truncate(tmp_path / "huge", 2**40)
+    for name, error, match in [
+        ("none", InputError, "none does not exist"),
+        (".", InputError, "cannot be read: Is a directory"),
+        ("x" * 300, InputError, "cannot be read: File name too long"),
+        ("a\0b", InputError, "cannot be read: embedded null"),
+        ("pipe", InputError, "pipe is no regular file; wanted a stream's state"),
+        ("huge", BundleError, "huge is no stream's state"),
+    ]:
+        with case(name), pytest.raises(error, match=match):
+            StreamState.load(tmp_path / name)
 
 
 def test_a_state_of_another_network_is_refused(tmp_path):
