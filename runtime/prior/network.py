@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.checks import on_gpu
+from runtime.checks import as_numbers, on_gpu, shown_value
 from runtime.core import classes_cuda
 from runtime.core.guide import Guide
 from runtime.core.resize import resize
@@ -283,6 +283,8 @@ def with_input_size(
     ------
     InputError : a size that the network does not allow.
     """
+    check_imgsz(imgsz)
+    imgsz = as_numbers(imgsz)
     if fixed is not None:
         if imgsz not in (fixed, max(fixed)):
             raise InputError(f"imgsz is {imgsz}, but {name} has a fixed input of {fixed}")
@@ -310,9 +312,10 @@ def check_imgsz(imgsz: Any) -> None:
     ------
     InputError : ``imgsz`` is neither of these, or a side is out of range.
     """
+    imgsz = as_numbers(imgsz)
     sides = list(imgsz) if isinstance(imgsz, tuple) else [imgsz]
     if (isinstance(imgsz, tuple) and len(sides) != 2) or not are_sides(sides):
-        raise InputError(f"imgsz is {imgsz!r}; wanted (height, width) or the long side")
+        raise InputError(f"imgsz is {shown_value(imgsz)}; wanted (height, width) or the long side")
 
 
 def check_input(inputs: list[Port], name: str) -> None:

@@ -11,12 +11,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from runtime.checks import is_count
+from runtime.checks import as_number, as_numbers, is_count
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError
 
@@ -77,6 +76,8 @@ class Preprocess:
                 raise InputError(f"{name} is {getattr(self, name)!r}; wanted one of {allowed}")
         for name in ("mean", "std"):
             object.__setattr__(self, name, _triple(name, getattr(self, name)))
+        for name in ("height", "width", "long_side", "multiple", "minimum"):
+            object.__setattr__(self, name, as_numbers(getattr(self, name)))
         sides: list[Any] = [self.long_side, self.multiple, self.minimum]
         own = [self.height, self.width]
         if self.resize == "stretch" or own != [None, None]:
@@ -313,9 +314,11 @@ def are_sides(values: list[Any]) -> bool:
 
 
 def _triple(name: str, value: Any) -> tuple[float, float, float]:
-    """Check ``mean`` or ``std``, a list of three numbers, and return it as a tuple."""
-    given = list(value) if isinstance(value, (list, tuple)) else []
-    if len(given) != 3 or any(isinstance(n, bool) or not isinstance(n, Real) for n in given):
+    """Check ``mean`` or ``std``, a list, a tuple or an array of three numbers, and return it as a
+    tuple."""
+    value = as_numbers(value)
+    given = value if isinstance(value, tuple) else ()
+    if len(given) != 3 or any(as_number(n) is None for n in given):
         raise InputError(f"{name} is {value}; wanted three numbers", fix="one for each colour")
     numbers = [float(n) if abs(n) < 1e9 else math.inf for n in given]  # NaN becomes inf
     if math.inf in numbers or (name == "std" and min(numbers) <= 0):

@@ -9,6 +9,7 @@ import pytest
 from cases import case
 
 from runtime.errors import BundleError, InputError
+from runtime.prior.network import with_input_size
 from runtime.prior.preprocess import MAX_PIXELS, MAX_SIDE, Preprocess, are_sides, read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -295,6 +296,26 @@ def test_metadata_that_is_refused():
 def test_a_size_of_0_is_mended_by_an_export():
     with pytest.raises(BundleError, match=r"fix: 0 stands for a free size; .* m\.onnx sets"):
         Preprocess.from_metadata(META, "m.onnx", (0, 5))
+
+
+def test_numbers_of_numpy():
+    plain = make()
+    numpy = make(
+        mean=np.array(plain.mean), std=[np.float64(n) for n in plain.std], height=np.int64(12),
+        width=np.array(16), long_side=np.int32(512),
+    )  # fmt: skip
+    assert numpy == plain and json.dumps(numpy.to_manifest()) == json.dumps(plain.to_manifest())
+    free = make(resize="long_side", height=None, width=None)
+    for imgsz in [(24, 32), [24, 32], np.array([24, 32]), (np.int64(24), 32)]:
+        with case(imgsz):
+            sized = with_input_size(free, imgsz, None, "x")
+            assert type(sized.height) is int and sized.size(5, 5) == (24, 32)
+            assert with_input_size(sized, imgsz, (24, 32), "x") == sized
+    assert with_input_size(free, np.int64(64), None, "x").size(32, 64) == (32, 64)
+    for number, imgsz in enumerate([[24, 32, 1], [], (24.0, 32), np.zeros((2, 2)), 10**5000]):
+        with case(number):
+            with pytest.raises(InputError, match=r"imgsz is .{1,110}; wanted \(height, width\)"):
+                with_input_size(free, imgsz, None, "x")
 
 
 def test_metadata_without_brackets():
