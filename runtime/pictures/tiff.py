@@ -69,11 +69,14 @@ def problem(tiff: Directory) -> tuple[str, str]:
     if form in (2, 3, 5, 6) or bits > 16:
         kind = {2: "int", 3: "float", 5: "complex int", 6: "complex"}.get(form, "uint")
         return f"holds {kind}{bits} values, wanted 8 or 16 bits per channel", MAP
+    if tiff.extra > 1:
+        why = f"holds {tiff.value(SAMPLES)} channels, and does not state that they are RGB"
+        return why, "select the channels and pass the array"
     planar = tiff.value(PLANAR) == 2 and tiff.value(SAMPLES) > 1
     cut = tiff.value(WIDTH) % max(tiff.value(TILE_WIDTH), 1) > 0  # the last tiles are wider
     grey = tiff.extra > 0 and _COLOURS[tiff.value(PHOTOMETRIC, -1)] == 1
     if ((planar and bits > 8) or (grey and (planar or cut))) and not _is_raw(tiff):
-        what = "grey with another channel" if grey else f"{bits} bits per channel"
+        what = "grey or a palette with alpha" if grey else f"{bits} bits per channel"
         place = "planes" if planar else "tiles"
         return f"holds {what} in compressed {place}, which OpenCV misreads", "convert it to PNG"
     return "", ""
@@ -98,8 +101,8 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
     """Read the pixels of a TIFF file without compression that OpenCV refuses or misreads.
 
     OpenCV 4.10 and newer refuse 8-bit tiles whose bytes are no multiple of 1024. All versions
-    misread 16-bit channels that are stored one after the other, and grey with another channel in
-    tiles or stored one after the other. None reads 16-bit palettes.
+    misread 16-bit channels that are stored one after the other, and grey with alpha in tiles or
+    stored one after the other. None reads 16-bit palettes.
 
     Returns
     -------
@@ -121,11 +124,12 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
     columns = tiff.value(TILE_WIDTH, 0) if tiled else width
     down, across = -(-height // max(rows, 1)), -(-width // max(columns, 1))
     starts = tiff.tags.get(TILES if tiled else STRIPS, np.empty(0, np.uint32))
-    if min(rows, columns) < 1 or len(starts) < down * across * planes:
-        raise ValueError("wrong number of tiles or strips")
+    starts = starts[: down * across * planes]
+    if min(rows, columns) < 1 or len(starts) < down * across * planes or starts.min() < 8:
+        raise ValueError("a tile or strip is missing")  # 0 stands for one that was left out
     dtype = np.dtype(f"{tiff.order}u{bits // 8}")
     pixels = np.zeros((height, width, channels), dtype.newbyteorder("="))
-    for i, start in enumerate(starts[: down * across * planes].tolist()):
+    for i, start in enumerate(starts.tolist()):
         plane, place = divmod(i, down * across)
         y, x = place // across * rows, place % across * columns
         stored = rows if tiled else min(rows, height - y)
@@ -142,12 +146,12 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
 
 
 def _is_raw(tiff: Directory) -> bool:
-    """Whether the pixels are stored without compression, with one extra channel at most."""
+    """Whether the pixels are grey, RGB or of a palette, and stored without compression."""
     bits, photometric = tiff.value(BITS), tiff.value(PHOTOMETRIC, -1)
     return (
         bits in (8, 16)
         and bool(np.all(tiff.tags[BITS] == bits))
         and tiff.value(COMPRESSION) == 1 == tiff.value(FILL_ORDER)
         and 0 <= photometric <= PALETTE
-        and 0 <= tiff.extra <= (photometric != PALETTE)
+        and tiff.extra >= 0
     )

@@ -89,9 +89,9 @@ def test_what_opencv_misreads_is_refused():
             *(wide(smooth()), 2, {"planar": True, "tile": (16, 16)}),
             "16 bits per channel in compressed planes",
         ),
-        (grey, 1, {"planar": True}, "grey with another channel in compressed planes"),
-        (grey, 1, {"tile": (48, 80)}, "grey with another channel in compressed tiles"),
-        (wide(grey), 0, {"tile": (32, 48)}, "grey with another channel in compressed tiles"),
+        (grey, 1, {"planar": True}, "grey or a palette with alpha in compressed planes"),
+        (grey, 1, {"tile": (48, 80)}, "grey or a palette with alpha in compressed tiles"),
+        (wide(grey), 0, {"tile": (32, 48)}, "grey or a palette with alpha in compressed tiles"),
     ]:
         data = tiff_file(pixels, photometric, deflate=True, **layout)
         with (
@@ -99,6 +99,26 @@ def test_what_opencv_misreads_is_refused():
             pytest.raises(InputError, match=f"(?s)holds {what}, which OpenCV misreads.*fix: conv"),
         ):
             load_image(data)
+
+
+def test_channels_that_are_not_stated_to_be_rgb_are_refused():
+    """OpenCV reads the first of them in 8 bits, and takes them for RGB in 16."""
+    for pixels in (smooth(), wide(smooth()), np.dstack([smooth(), ALPHA])):
+        for photometric in (0, 1):
+            for layout in [*LAYOUTS, {"planar": True}]:
+                with (
+                    case(pixels.shape, pixels.dtype, photometric, layout),
+                    pytest.raises(
+                        InputError, match=r"(?s)holds [34] channels, and does.*fix: select"
+                    ),
+                ):
+                    load_image(tiff_file(pixels, photometric, **layout))
+
+
+def test_reversed_bits_are_read_by_opencv():
+    flipped = np.packbits(np.unpackbits(smooth(), axis=2).reshape(40, 64, 3, 8)[..., ::-1], axis=3)
+    data = tiff_file(flipped[..., 0], 2, tile=(32, 32), tags={266: [2]})
+    assert np.array_equal(load_image(data)[0], smooth())
 
 
 def test_straight_alpha_leaves_the_colours_as_they_are_stored():
@@ -180,12 +200,16 @@ def test_palettes():
             colours = rng.integers(0, 65536, (3, 1 << bits)).astype(np.uint16)
             colours[:, -1] = 65535
             index = rng.integers(0, 1 << bits, (40, 64)).astype(f"u{bits // 8}")
-            if bits == 16 and "deflate" not in layout:
-                colours, index = colours[:, : 1 << 16], index
             data = tiff_file(index, 3, tags={320: colours.ravel().tolist()}, **layout)
             picture, warnings = load_image(data)
             expected = (colours >> 8).astype(np.uint8).T[index]
             assert difference(picture, expected) <= 1 and warnings == []
+    colours, index = colours[:, :256], smooth()[..., 0]
+    for layout in [{}, {"tile": (16, 16)}, {"planar": True}]:
+        tags = {320: colours.ravel().tolist(), 338: [2]}
+        picture, warnings = load_image(tiff_file(np.dstack([index, ALPHA]), 3, tags=tags, **layout))
+        assert difference(picture, (colours >> 8).astype(np.uint8).T[index]) <= 1
+        assert "alpha channel was dropped" in warnings[0]
     few = tiff_file(smooth()[..., 0], 3, tile=(16, 16), tags={320: [0] * 30})
     with pytest.raises(InputError, match="damaged TIFF file"):
         load_image(few)
@@ -269,8 +293,15 @@ def test_first_page_is_read():
 def test_damage_to_tiles_that_are_read_here_is_refused(capfd):
     whole = tiff_file(smooth(), 2, tile=(16, 16))
     for tags in [
-        *({324: [8]}, {324: [10**7] * 12}, {324: None, 273: None}, {322: [0]}, {323: [0]}),
-        *({322: None}, {258: [8, 8, 16]}),
+        *(
+            {324: [8]},
+            {324: [10**7] * 12},
+            {324: [0] * 12},
+            {324: None, 273: None},
+            {322: [0]},
+            {323: [0]},
+        ),
+        *({322: None}, {258: [8, 8, 16]}, {277: [1]}),
     ]:
         with case(tags), pytest.raises(InputError, match=r"damaged|truncated"):
             load_image(tiff_file(smooth(), 2, tile=(16, 16), tags=tags))
