@@ -98,7 +98,11 @@ def read_header(data: bytes, name: str) -> Header:
     start = data[:256]
     for kind, pattern, read in _FORMATS:
         if re.match(pattern, start, re.DOTALL):
-            return read(File(data, name, kind))
+            file = File(data, name, kind)
+            header = read(file)
+            if not 1 <= header.bits <= 16:
+                raise file.damaged(f"it states {header.bits} bits per channel")
+            return header
     if re.match(_FLOAT, start):
         raise File(data, name, "").unsuited("float32")
     for pattern, what in _OTHERS:

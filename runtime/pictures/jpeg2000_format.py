@@ -57,6 +57,8 @@ def read_jpeg2000(file: File) -> Header:
             for inner, body, last in boxes(file, start, end):
                 if inner == b"ihdr":
                     file.size(file.uint(body, 4), file.uint(body + 4, 4))
+                elif inner == b"pclr" and file.uint(body + 2, 1) > 4:  # OpenJPEG allocates them all
+                    raise file.damaged("its palette has more than 4 channels")
                 elif inner == b"cdef":  # channels: number, type (1 and 2 are alpha), place
                     count = min(file.uint(body, 2), (last - body - 2) // 6)
                     types = (file.uint(body + 4 + 6 * i, 2) for i in range(count))

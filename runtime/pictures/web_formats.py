@@ -12,6 +12,9 @@ from runtime.pictures.limits import AGAIN, FREE_PIXELS, File, Header
 # A JPEG marker that has a body, or the end marker D9. In coded data the byte after FF is 00, or D0
 # to D7 (a restart marker). The pattern matches none of these, so a search skips the coded data.
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+# The most pixels that one byte decodes to: a Huffman code has at least one bit, for a block or, in
+# the lossless process C3, for a pixel. Arithmetic codes of one colour have no such limit.
+_JPEG_SHRINK = {0xC0: 512, 0xC1: 512, 0xC2: 512, 0xC3: 8}
 _SCAN_WORK = 2**28  # blocks of 8 x 8 pixels, summed over all scans: a few seconds of decoding
 _METADATA = 2**26  # bytes of texts and profiles of a PNG file after decompression
 _SHRINK = 1032  # the most bytes that one byte of deflate data decodes to
@@ -28,7 +31,7 @@ def read_jpeg(file: File) -> Header:
     ------
     InputError : the picture has too many pixels or too few bytes, or the end marker is missing.
     """
-    data, position, scans, blocks = file.data, 2, 0, 0
+    data, position, scans, blocks, most = file.data, 2, 0, 0, 0
     frame: tuple[int, int, int, int] | None = None
     orientation = 0
     while match := _MARKER.search(data, position):
@@ -37,7 +40,8 @@ def read_jpeg(file: File) -> Header:
         if marker == 0xD9:
             if frame is None:
                 raise file.damaged("it has no frame header")
-            file.holds(64 * blocks, 512)  # the Huffman code of a block has at least one bit
+            if most:
+                file.holds(64 * blocks, most)
             return Header("JPEG", *frame, orientation=orientation or 1)
         if marker == 0xDA:
             scans += 1
@@ -50,7 +54,8 @@ def read_jpeg(file: File) -> Header:
             if len(stated) >= 6:
                 height, width = file.size(_uint(stated, 1, 2), _uint(stated, 3, 2))
                 frame = height, width, stated[0], stated[5]
-                blocks = _jpeg_blocks(height, width, stated[7::3]) if marker <= 0xC2 else 0
+                blocks = _jpeg_blocks(height, width, stated[7::3])
+                most = _JPEG_SHRINK.get(marker, 0)
         position = body + length
     raise InputError(f"{file.name} is a truncated JPEG: its end marker is missing", fix=AGAIN)
 
@@ -107,8 +112,6 @@ def read_png(file: File) -> Header:
                 rows_of_bytes = height * (width * channels * bits // 8)
                 if coded * _SHRINK < rows_of_bytes:
                     raise file.damaged(f"{coded} bytes cannot hold {width} x {height} pixels")
-            if bits not in (1, 2, 4, 8, 16):
-                raise file.damaged(f"it states {bits} bits per channel")
             return Header("PNG", height, width, bits, channels, alpha, turned or 1)
         position = end
     raise InputError(f"{file.name} is a truncated PNG: its end marker is missing", fix=AGAIN)
