@@ -74,8 +74,8 @@ def read_header(data: bytes, name: str) -> Header:
     OpenCV allocates the whole picture before it checks the data. So a format that is not in the
     list is refused before OpenCV reads a byte, as is a picture of more than MAX_PIXELS pixels, and
     a file that is too short for its picture. Only the header is checked: a file that passes may
-    be damaged, and a file of 200 bytes may state one colour for MAX_PIXELS pixels in WebP, AVIF or
-    JPEG 2000, which are a legal picture of up to 1.5, 2 or 4 GiB while OpenCV decodes the file.
+    be damaged. A legal file of a few hundred bytes may state MAX_PIXELS pixels of one colour in
+    WebP, AVIF, JPEG 2000 and arithmetic JPEG; decoding takes 6 to 17 bytes of memory for a pixel.
 
     Parameters
     ----------
