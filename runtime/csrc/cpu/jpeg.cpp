@@ -205,14 +205,15 @@ bool Walk::read_scan(Segment segment) {
     return fail(JpegProblem::header);
   if (!find_components(data + 1)) return fail(JpegProblem::header);
   const bool progressive = marker_of_frame_ == kSof2 || marker_of_frame_ == kSof10;
-  const bool first_coefficients = data[1 + 2 * in_scan_] == 0;
+  const uint8_t* spectral = data + 1 + 2 * in_scan_;  // first and last coefficient, bit positions
+  const bool dc = spectral[0] == 0 && spectral[2] >> 4 == 0;
   if (!scanned_) {
     read_tables({kStandardTables, sizeof kStandardTables}, true);
     one_scan_ = in_scan_ == components_ && !progressive;
     scanned_ = true;
   }
   for (int i = 0; i < in_scan_; ++i)
-    if (!progressive || first_coefficients) scan_[i]->scanned = true;
+    if (!progressive || dc) scan_[i]->scanned = true;
   if (out_.coding == JpegCoding::sequential) {
     if (!build_tables()) return fail(JpegProblem::table);
     walk_scan();
