@@ -271,6 +271,40 @@ def test_lost_repeated_and_changed_restart_markers():
                 assert result.found == wanted - lost * 2 * 6
 
 
+def test_restart_intervals_in_any_order_are_found_as_by_libjpeg():
+    """libjpeg fills the second and third block of an interval that it does not find with 128."""
+    rng = np.random.default_rng(0)
+    data = encode(picture(48, 64)[..., 0], restart=3)
+    places = [coded_data(data) - 2, *restarts(data), len(data) - 2]
+    head, first = data[: places[0] + 2], data[places[0] + 2 : places[1]]
+    intervals = [data[a:b] for a, b in itertools.pairwise(places[1:])]
+    lost = set()
+    for number in range(300):
+        chosen = intervals.copy()
+        for _ in range(rng.integers(1, 4)):
+            place, other = rng.integers(0, len(chosen), 2)
+            edit = rng.integers(0, 4)
+            if edit == 0:
+                del chosen[place]
+            elif edit == 1:
+                chosen.insert(other, chosen[place])
+            elif edit == 2:
+                chosen[place], chosen[other] = chosen[other], chosen[place]
+            else:
+                chosen[place] = bytes([0xFF, rng.integers(0xC0, 0xE0)]) + chosen[place][2:]
+        file = head + first + b"".join(chosen) + b"\xff\xd9"
+        decoded = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if decoded is None:  # a number of 0xc0 to 0xcf made a header
+            continue
+        blocks = decoded.reshape(6, 8, 8, 8).swapaxes(1, 2).reshape(16, 3, 64)
+        with case(f"file {number}"):
+            result = walk(file)
+            assert result.found == 3 * (blocks[:, 1] != 128).any(1).sum()
+            assert (result.problem == BLOCKS) == (result.found < 48)
+        lost.add(48 - result.found)
+    assert len(lost) > 8
+
+
 def test_bytes_before_a_marker_are_no_missing_data(libjpeg):
     data = encode(picture(40, 50))
     file = data[:-2] + bytes(range(1, 21)) + data[-2:]
