@@ -45,7 +45,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         raise InputError(f"{name} is empty (0 bytes)", fix=AGAIN)
     header, warnings = read_header(data, name), list[str]()
     if header.kind == "JPEG":
-        _check_jpeg(data, name)
+        _check_jpeg(data, header, name)
     elif header.kind == "PNG":
         _check_png(data, name)
     elif why := _misread(data, header):
@@ -70,18 +70,23 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         warnings.append(
             "The alpha channel was dropped; flatten the picture if its transparency matters."
         )
-    scaled = data[:2] in (b"P2", b"P3") and picture.dtype == np.uint8  # by OpenCV, in text only
-    picture = _to_8_bits(picture, header, 0 if scaled else header.maximum, warnings)
+    picture = _to_8_bits(picture, header, warnings)
     return _to_upright_rgb(picture, header.orientation), warnings
 
 
-def _check_jpeg(data: bytes, name: str) -> None:
-    """Refuse a JPEG file whose data ends too early; libjpeg would fill the rest with grey."""
+def _check_jpeg(data: bytes, header: Header, name: str) -> None:
+    """Refuse a JPEG file whose data ends too early, which libjpeg would fill with grey, and kinds
+    that OpenCV does not read."""
     walk = module_of("cpu").walk_jpeg(data)
-    if not walk.problem:
-        return
-    share = f" ({100 * walk.found / walk.wanted:.1f} % of it were found)" if walk.wanted else ""
-    raise InputError(f"{name} is a damaged or truncated JPEG: {walk.problem}{share}", fix=AGAIN)
+    if walk.problem:
+        share = f" ({100 * walk.found / walk.wanted:.1f} % of it was found)" if walk.wanted else ""
+        raise InputError(f"{name} is a damaged or truncated JPEG: {walk.problem}{share}", fix=AGAIN)
+    if header.bits != 8 or walk.coding in ("lossless", "other"):
+        raise InputError(
+            f"{name} is a JPEG of {header.bits} bits with {walk.coding} coding, which OpenCV does "
+            "not read",
+            fix="convert it to PNG",
+        )
 
 
 def _check_png(data: bytes, name: str) -> None:
@@ -91,8 +96,8 @@ def _check_png(data: bytes, name: str) -> None:
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
         checksum = int.from_bytes(data[end : end + 4], "big")
-        critical = kind[:1].isupper()
-        if critical and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+        wrong = checksum != zlib.crc32(memoryview(data)[position + 4 : end])
+        if not kind.isalpha() or (wrong and kind[:1].isupper()):  # upper case: critical
             raise InputError(f"{name} is a damaged PNG: a checksum in it is wrong", fix=AGAIN)
         if kind == b"IEND":
             return
@@ -158,20 +163,13 @@ def _decode_pam(data: bytes, header: Header) -> np.ndarray:
     return pixels.astype(dtype.newbyteorder("="), order="C")
 
 
-def _to_8_bits(
-    picture: np.ndarray, header: Header, maximum: int, warnings: list[str]
-) -> np.ndarray:
-    """Scale a picture to 0..255 and append a warning if it has more bits.
-
-    Parameters
-    ----------
-    maximum : the largest possible value, or 0: the largest value of the format.
-    """
+def _to_8_bits(picture: np.ndarray, header: Header, warnings: list[str]) -> np.ndarray:
+    """Scale a picture to 0..255 and append a warning if it has more bits."""
     wide, top = picture.dtype == np.uint16, 255
     if wide:
         warnings.append(f"The picture has {header.bits} bits per channel; it was scaled to 8.")
         top = 2**header.bits - 1 if header.kind in ("AVIF", "JPEG 2000") else 65535
-    top = maximum or top
+    top = header.maximum or top
     if wide and top == 65535 and (largest := int(picture.max())) < 2**14:
         warnings.append(
             f"The largest value of the picture is {largest} of 65535, so the result is dark. "

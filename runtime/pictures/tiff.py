@@ -58,7 +58,7 @@ def directory(data: bytes) -> Directory:
             if kind in _TYPES and n and place + n * dtype.itemsize <= len(data):
                 found.tags.setdefault(tag, np.frombuffer(data, dtype, n, place))
                 found.places.setdefault(tag, place)
-    except (struct.error, OverflowError):  # the directory lies behind the end of the file
+    except (struct.error, OverflowError):  # the directory is outside the file, at least in part
         pass
     return found
 

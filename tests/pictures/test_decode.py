@@ -373,7 +373,8 @@ def test_jpeg_with_missing_data_is_refused_before_libjpeg_prints(capfd):
             with case(name, part):
                 cut = data[: scan + (len(data) - scan) * part // 100] + b"\xff\xd9"
                 with pytest.raises(
-                    InputError, match=r"(?s)JPEG: a part of its picture data is missing \(\d.* % of"
+                    InputError,
+                    match=r"(?s)JPEG: a part of its picture data is missing \(\d.* % of it was",
                 ):
                     load_image(cut)
     assert capfd.readouterr().err == ""
@@ -400,10 +401,14 @@ def test_jpeg_cut_anywhere_is_refused(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_lossless_jpeg_is_refused_with_its_kind(capfd):
-    data = bytearray(encode(smooth(), "JPEG"))
-    data[data.index(b"\xff\xc0") + 1] = 0xC3
-    with pytest.raises(InputError, match="JPEG"):
+def test_jpeg_of_12_bits_and_lossless_jpeg_are_refused_with_their_kind(capfd):
+    data = bytearray(encode(smooth()[..., 0], "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 4] = 12
+    with pytest.raises(InputError, match="JPEG of 12 bits with sequential coding, which OpenCV"):
+        load_image(data)
+    data[frame + 1], data[frame + 4] = 0xC3, 8
+    with pytest.raises(InputError, match="JPEG of 8 bits with lossless coding, which OpenCV"):
         load_image(data)
     assert capfd.readouterr().err == ""
 
@@ -413,11 +418,13 @@ def test_lossless_jpeg_is_refused_with_its_kind(capfd):
 
 def test_png_with_a_wrong_checksum_is_refused_before_libpng_prints(capfd):
     data = encode(smooth(), "PNG")
-    for place in (18, 30, 100, len(data) - 20):
+    with_text = data[:33] + struct.pack(">I", 1) + b"tE\1ta" + bytes(4) + data[33:]
+    for place in (18, 30, 100, len(data) - 20, None):
         with case(place):
-            damaged = bytearray(data)
-            damaged[place] ^= 1
-            with pytest.raises(InputError, match=r"(?s)PNG.*fix: fetch or save"):
+            damaged = bytearray(data if place else with_text)  # a chunk's name is letters
+            if place:
+                damaged[place] ^= 1
+            with pytest.raises(InputError, match=r"(?s)damaged PNG.*fix: fetch or save"):
                 load_image(damaged)
     assert capfd.readouterr().err == ""
 
