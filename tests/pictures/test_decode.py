@@ -445,10 +445,13 @@ def test_other_kinds_cut_in_half_are_refused_in_silence(capfd):
                 assert capfd.readouterr().err == ""
 
 
-def test_other_values_behind_a_header_that_states_none(monkeypatch):
-    """The last line of defence: what OpenCV returns is checked, too."""
-    monkeypatch.setattr(
-        runtime.pictures.decode.cv2, "imdecode", lambda *_: np.zeros((4, 5, 3), np.float32)
-    )
+def test_other_values_than_the_header_states(monkeypatch):
+    """A JPEG 2000 file can state other bits for each channel; what OpenCV returns is checked."""
+    files = encode(smooth(), "BMP"), encode(smooth(), "JPEG2000")
+    opencv = runtime.pictures.decode.cv2
+    monkeypatch.setattr(opencv, "imdecode", lambda *_: np.zeros((4, 5, 3), np.float32))
     with pytest.raises(InputError, match="holds float32 values, wanted uint8 or uint16"):
-        load_image(encode(smooth(), "BMP"))
+        load_image(files[0])
+    monkeypatch.setattr(opencv, "imdecode", lambda *_: np.full((4, 5, 3), 300, np.uint16))
+    picture, _ = load_image(files[1])
+    assert picture.dtype == np.uint8 and (picture == 255).all()

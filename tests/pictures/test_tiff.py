@@ -9,6 +9,7 @@ from picture_files import difference, encode, pillow_rgb, smooth, tiff_file
 from PIL import Image, ImageCms
 
 from runtime.errors import InputError
+from runtime.pictures import tiff
 from runtime.pictures.load import load_image
 
 # OpenCV 4.10 and newer refuse 8-bit tiles without compression whose bytes are no multiple of 1024.
@@ -323,3 +324,17 @@ def test_directories_outside_the_file_are_refused():
             for data in (small, large + struct.pack(order + "Q", start << 32 | start)):
                 with case(order, start, len(data)), pytest.raises(InputError, match="damaged TIFF"):
                     load_image(data)
+
+
+def test_the_first_of_two_equal_tags_counts():
+    data = tiff_file(smooth(), 2, tags={274: [6], 275: [1]})
+    data = data.replace(struct.pack("<HHI", 275, 3, 1), struct.pack("<HHI", 274, 3, 1))
+    assert np.array_equal(load_image(data)[0], np.rot90(smooth(), -1))
+
+
+def test_a_directory_has_65535_tags_at_most():
+    """A file of gigabytes may state as many tags as it has bytes."""
+    unknown, width = bytes(20), struct.pack("<HHQQ", 256, 3, 1, 5)
+    for count, found in ((65534, True), (65535, False)):
+        head = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, count + 1)
+        assert (256 in tiff.directory(head + unknown * count + width).tags) == found
