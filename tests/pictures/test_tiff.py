@@ -327,7 +327,7 @@ def test_directories_outside_the_file_are_refused():
 
 
 def test_the_first_of_two_equal_tags_counts():
-    data = tiff_file(smooth(), 2, tags={274: [6], 275: [1]})
+    data = tiff_file(smooth(), 2, tile=(16, 16), tags={274: [6], 275: [1]})
     data = data.replace(struct.pack("<HHI", 275, 3, 1), struct.pack("<HHI", 274, 3, 1))
     assert np.array_equal(load_image(data)[0], np.rot90(smooth(), -1))
 
