@@ -68,7 +68,7 @@ def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
         table.check_out(table.Path("a.json"))
 
 
-def test_places_that_can_be_written(tmp_path):
+def test_places_that_can_be_written(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "more").mkdir()
     (tmp_path / "link").symlink_to("more/new.json")
@@ -77,5 +77,8 @@ def test_places_that_can_be_written(tmp_path):
         with case(ascii(name)):
             table.check_out(tmp_path / name)
     table.check_out(None)
+    with monkeypatch.context() as patch:  # as for /dev/stdout, whose folder cannot be written
+        patch.setattr(table.Path, "mkdir", lambda path: path.rmdir())
+        table.check_out(tmp_path / "pipe")
     assert (tmp_path / "old.json").read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"pipe", "more", "link", "old.json"}

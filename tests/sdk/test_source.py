@@ -25,9 +25,9 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """The bytes of a video of three frames, 20 a second."""
-    path = tmp_path_factory.mktemp("clip") / "a.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (32, 24))
+    """The bytes of an MP4 video of three frames, 20 a second; only FFmpeg can read it."""
+    path = tmp_path_factory.mktemp("clip") / "a.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 20, (32, 24))
     for i in range(3):
         writer.write(np.full((24, 32, 3), 60 * i, np.uint8))
     writer.release()
@@ -158,6 +158,8 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path, monkeypatch, clip)
                 with pytest.raises(InputError, match=message):
                     Capture(source)
             assert frame_rate(name) is None
+    (tmp_path / "bad.avi").write_bytes(b"no video" * 99)
+    assert frame_rate("bad.avi") is None
     (tmp_path / "a.avi").write_bytes(clip)
 
     def locked(*_, **__):

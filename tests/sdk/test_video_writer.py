@@ -1,6 +1,7 @@
 """sdk/video_writer.py: where videos are written, and the title of the window."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -46,7 +47,11 @@ def test_videos_of_any_name_are_written(tmp_path, monkeypatch, result):
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, result):
-    video = Video(tmp_path / "a.mp4", 25.0)
+    folder, links = tmp_path / os.fsdecode(b"d\xe9"), tmp_path / "links"
+    folder.mkdir()
+    links.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(links))
+    video = Video(folder / "a.mp4", 25.0)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -64,7 +69,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, r
     gone.rmdir()
     with pytest.raises(InputError, match=r"a.mp4 does not exist|a.mp4 cannot be written"):
         video.write(result)
-    assert not list(tmp_path.iterdir())
+    assert not [*folder.iterdir(), *links.iterdir()]
 
 
 def test_a_codec_that_fails_leaves_no_file(tmp_path, monkeypatch, result):
