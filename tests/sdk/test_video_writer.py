@@ -62,6 +62,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, r
     ):
         patch.setattr("sdk.video_writer.write_new", full)
         video.write(result)
+    assert not list(links.iterdir())
     video.close()
     gone = tmp_path / "gone"
     gone.mkdir()
