@@ -66,7 +66,7 @@ def check_out(path: Path | None) -> None:
     """
     if path is None:
         return
-    found = stat_of(path)
+    found = stat_of(path, "written")
     if found is not None and stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"{shown(path)} is a folder, wanted a file name",
@@ -76,7 +76,7 @@ def check_out(path: Path | None) -> None:
         return  # a pipe or a device, into which the result is written
     try:
         target = Path(os.path.realpath(path))  # of a link
-        place = next(p for p in target.parents if stat_of(p) is not None)
+        place = next(p for p in target.parents if stat_of(p, "written") is not None)
         made = place / f".{secrets.token_hex(8)}"
         made.mkdir()  # shows that folders and files can be created here
         made.rmdir()

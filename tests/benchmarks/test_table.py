@@ -53,9 +53,9 @@ def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
     for name, message in (
         ("", "is a folder, wanted a file name"),
         ("file/a.json", r"file/a.json cannot be written: Not a directory"),
-        ("loop", "loop cannot be .*: Too many levels of symbolic links"),
-        ("x" * 300, "cannot be .*: File name too long"),
-        ("a\0b", "cannot be .*: embedded null byte"),
+        ("loop", "loop cannot be written: Too many levels of symbolic links"),
+        ("x" * 300, "cannot be written: File name too long"),
+        ("a\0b", "cannot be written: embedded null byte"),
     ):
         with case(name), pytest.raises(InputError, match=message):
             table.check_out(tmp_path / name)
@@ -64,7 +64,7 @@ def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(InputError, match=r"a.json (does not exist|cannot be written)"):
+    with pytest.raises(InputError, match=r"a.json cannot be written"):
         table.check_out(table.Path("a.json"))
 
 

@@ -68,7 +68,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, r
     gone.mkdir()
     video = Video(gone / "a.mp4", 25.0)
     gone.rmdir()
-    with pytest.raises(InputError, match=r"a.mp4 does not exist|a.mp4 cannot be written"):
+    with pytest.raises(InputError, match=r"a.mp4 cannot be written"):
         video.write(result)
     assert not [*folder.iterdir(), *links.iterdir()]
 
@@ -95,7 +95,7 @@ def test_a_removed_current_folder(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(InputError, match=r"a.mp4"):
+    with pytest.raises(InputError, match=r"a.mp4 cannot be written"):
         Video(Path("a.mp4"), 25.0)
 
 
