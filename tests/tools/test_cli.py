@@ -50,7 +50,7 @@ def test_no_bundle_is_an_error_with_a_fix(capsys, tmp_path):
     for command in ["inspect", "check", "build"]:
         with case(command):
             code, out, err = text(capsys, command, tmp_path / "none")
-            assert code == 1 and out == "" and "none is no folder" in err and "\n  fix: " in err
+            assert code == 1 and out == "" and "none does not exist" in err and "\n  fix: " in err
             code, document = answer(capsys, command, tmp_path)  # a folder, but no bundle
             assert code == 5 and "is no bundle" in document["error"] and document["fix"]
 
