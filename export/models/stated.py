@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.engines.named_files import utf8_text
 from runtime.errors import InputError
-from runtime.prior.names import class_names
-from runtime.prior.preprocess import Preprocess
+from runtime.prior.names import names_in
+from runtime.prior.preprocess import Preprocess, numbers_in
 from runtime.prior.reading import KINDS
 
 _LONGEST = 2**20  # bytes of a file of names
@@ -110,27 +109,24 @@ def _numbers(name: str, words: Sequence[str] | None) -> tuple[float, ...] | None
     """The numbers in the words of an option; None if ``words`` is None."""
     if words is None:
         return None
-    parts = re.split(r"[\s,]+", " ".join(words).strip("[]() ,"))
-    try:
-        return tuple(float(part) for part in parts)
-    except ValueError as error:
+    numbers = numbers_in(" ".join(words))
+    if numbers is None:
         raise InputError(
             f"{name} is {' '.join(words)!r}; wanted three numbers",
             fix=f"--{name} 0.485,0.456,0.406",
-        ) from error
+        )
+    return numbers
 
 
 def _names(text: str) -> list[str]:
     """The names that the text of --names contains, or the file that it names."""
-    if text.lstrip().startswith(("[", "{", "(")):
-        return _nonempty(class_names(text, "names"), "names")
     path = Path(text)
+    if text.lstrip().startswith(("[", "{", "(")):
+        return _nonempty(names_in(text, "names"), "names")
     if not os.path.isfile(text):  # False also for a text that is too long for a path
-        if "," in text:
-            return _nonempty([name.strip() for name in text.split(",")], "names")
         is_word = text.isprintable() and len(text) <= _LONGEST_NAME
-        if is_word and not path.suffix and not {"/", os.sep} & {*text}:
-            return _nonempty([text.strip()], "names")
+        if "," in text or (is_word and not path.suffix and not {"/", os.sep} & {*text}):
+            return _nonempty(names_in(text, "names"), "names")
     try:
         with path.open("rb") as file:
             data = file.read(_LONGEST + 1)
@@ -143,12 +139,7 @@ def _names(text: str) -> list[str]:
         ) from error
     if len(data) > _LONGEST:
         raise InputError(f"{path} has more than {_LONGEST} bytes; wanted names of classes")
-    if content.lstrip().startswith(("[", "{")):
-        return _nonempty(class_names(content, str(path)), str(path))
-    lines = content.splitlines()
-    if len(lines) == 1:
-        lines = content.split(",")
-    return _nonempty([line.strip() for line in lines], str(path))
+    return _nonempty(names_in(content, str(path)) if content else [], str(path))
 
 
 def _nonempty(names: list[str], where: str) -> list[str]:
