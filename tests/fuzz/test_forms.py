@@ -44,7 +44,7 @@ def maps(draw):
     return outputs, picture
 
 
-@inputs(400)
+@inputs(300)
 @given(case=maps() | st.tuples(OUTPUTS, PICTURES), names=NAMES, kind=KINDS, chosen=st.booleans())
 def test_any_outputs_are_read_or_refused(case, names, kind, chosen):
     outputs, picture = case
@@ -60,7 +60,7 @@ def test_any_outputs_are_read_or_refused(case, names, kind, chosen):
     assert form.channels == 1 or dtype.startswith("float")
 
 
-@inputs(300)
+@inputs(250)
 @given(case=maps(), names=NAMES, kind=KINDS, data=st.data())
 def test_what_is_read_does_not_depend_on_what_says_nothing(case, names, kind, data):
     outputs, picture = case
@@ -83,7 +83,7 @@ def test_what_is_read_does_not_depend_on_what_says_nothing(case, names, kind, da
     assert other is not None and (other.output, other.channels) == (form.output, form.channels)
 
 
-@inputs(200)
+@inputs(100)
 @given(
     picture=PICTURES,
     count=st.integers(1, 5),
@@ -125,7 +125,7 @@ def arrays(draw):
     return values
 
 
-@inputs(400)
+@inputs(250)
 @given(planes=arrays(), kind=KINDS)
 def test_any_values_are_standard_or_refused(planes, kind):
     with limits(seconds=0.5), np.errstate(all="ignore"):
@@ -156,7 +156,7 @@ class Network:
         return [self.out]
 
 
-@inputs(200)
+@inputs(150)
 @given(planes=arrays(), kind=KINDS, names=NAMES, last=st.booleans())
 def test_a_prior_returns_a_guide_or_refuses(planes, kind, names, last):
     out = planes[None].transpose(0, 2, 3, 1) if last else planes[None]

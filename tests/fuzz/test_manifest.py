@@ -82,7 +82,7 @@ def check(data, folder, schema):
             json.loads(out.getvalue())
 
 
-@inputs(500)
+@inputs(400)
 @given(which=st.booleans(), changes=CHANGES, around=st.sampled_from(AROUND[:1] * 9 + AROUND))
 def test_changed_values(valid, folder, schema, which, changes, around):
     document = changed(valid[which] | {"sha256": HOLE}, changes)
@@ -90,7 +90,7 @@ def test_changed_values(valid, folder, schema, which, changes, around):
     check(text.encode(errors="surrogatepass"), folder, schema)
 
 
-@inputs(500)
+@inputs(400)
 @given(part=st.sampled_from(FREE), changes=CHANGES)
 def test_changed_values_of_one_part(valid, folder, schema, part, changes):
     """Most of these parts may contain anything, so that the tools read what is here."""
@@ -100,7 +100,7 @@ def test_changed_values_of_one_part(valid, folder, schema, part, changes):
     check(sealed(written(document)).encode(errors="surrogatepass"), folder, schema)
 
 
-@inputs(200)
+@inputs(150)
 @given(which=st.booleans(), damages=DAMAGES, text=st.booleans())
 def test_damaged_bytes(valid, folder, schema, which, damages, text):
     data = damaged(json.dumps(valid[which] | {"sha256": HOLE}, indent=1).encode(), damages)

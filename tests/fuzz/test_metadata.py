@@ -51,7 +51,7 @@ def words(value):
     return value if isinstance(value, str) else written(value)
 
 
-@inputs(500)
+@inputs(400)
 @given(
     key=st.sampled_from([*VALID, "names"]),
     document=st.sampled_from(NAMES),
@@ -89,7 +89,7 @@ def test_any_text_is_read_or_refused(key, document, changes, damages, how, aroun
     assert kind in (None, *KINDS)
 
 
-@inputs(300)
+@inputs(200)
 @given(names=st.lists(NAME, min_size=1, max_size=9), form=st.integers(0, 9))
 def test_names_are_read_back_from_every_form(names, form):
     numbered = dict(enumerate(names))
@@ -110,7 +110,7 @@ def test_names_are_read_back_from_every_form(names, form):
         assert names_in(value, "x") == names
 
 
-@inputs(200)
+@inputs(100)
 @given(
     names=st.lists(NAME, min_size=1, max_size=9), sign=st.sampled_from([",", ", ", "\n", "\r\n"])
 )
@@ -122,7 +122,7 @@ def test_names_are_read_back_from_plain_text(names, sign):
         assert found == names
 
 
-@inputs(200)
+@inputs(100)
 @given(
     numbers=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=4),
     sign=st.sampled_from([",", ", ", " ", "\t", "\n"]),
@@ -134,7 +134,7 @@ def test_numbers_are_read_back_from_every_form(numbers, sign, around, form):
     assert numbers_in(text) == tuple(numbers)
 
 
-@inputs(200)
+@inputs(100)
 @given(value=st.sampled_from(ODD) | st.text(max_size=20))
 def test_numbers_of_other_texts(value):
     text = value.text if isinstance(value, Raw) else str(value)

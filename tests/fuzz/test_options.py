@@ -112,7 +112,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@inputs(300)
+@inputs(120)
 @given(
     command=st.sampled_from(["predict", "stream", "demo"]),
     source=st.sampled_from(["missing.png", "missing.mp4", "missing"]) | FILES,
@@ -123,7 +123,7 @@ def test_sdk(here, command, source, prior, options):
     assert ended(sdk, [command, *options, f"--prior={prior}", "--", source]) != 0
 
 
-@inputs(200)
+@inputs(100)
 @given(
     model=st.sampled_from(["missing.onnx", "é", "", "a.b", "\0"]),
     options=words(EXPORT),
@@ -132,7 +132,7 @@ def test_export(here, model, options):
     assert ended(export, [*options, f"--model={model}"]) != 0
 
 
-@inputs(200)
+@inputs(80)
 @given(
     command=st.sampled_from(["inspect", "check", "build"]),
     folder=st.sampled_from(["missing.bundle", "."]) | TEXT,
@@ -142,14 +142,17 @@ def test_runtime(here, command, folder, options):
     assert ended(runtime, [command, *options, "--", folder]) != 0
 
 
-@inputs(200)
+@inputs(100)
 @given(options=words(LATENCY), prior=st.sampled_from(["missing.onnx", "missing.bundle"]))
 def test_latency(here, options, prior):
     assert ended(benchmarks, ["latency", *options, "--", prior]) != 0
 
 
-@inputs(100)
-@given(command=st.sampled_from(["compare", "report"]) | TEXT, arguments=st.lists(TEXT, max_size=3))
+@inputs(50)
+@given(
+    command=st.sampled_from(["compare", "report", "latenci", "", "é"]),
+    arguments=st.lists(st.sampled_from(TEXTS), max_size=3),
+)
 def test_other_benchmarks(here, command, arguments):
     assert ended(benchmarks, [command, *arguments]) != 0
 
@@ -175,7 +178,7 @@ READERS = [
 ]
 
 
-@inputs(400)
+@inputs(250)
 @given(
     which=st.integers(0, len(READERS) - 1),
     text=TEXT

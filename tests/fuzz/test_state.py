@@ -84,7 +84,7 @@ def check(data, path):
         assert results[0].labels.shape == SIZE and results[0].labels.max() < 4096
 
 
-@inputs(300)
+@inputs(250)
 @given(changes=CHANGES, wrapped=st.booleans())
 def test_changed_headers(valid, path, changes, wrapped):
     """Names, dtypes, shapes and offsets of the tensors."""
@@ -101,7 +101,7 @@ def test_changed_headers(valid, path, changes, wrapped):
     check(len(text).to_bytes(8, "little") + text + valid[8 + size :], path)
 
 
-@inputs(300)
+@inputs(150)
 @given(
     spots=st.lists(
         st.tuples(st.integers(0, 99), st.integers(0, 10**6), st.sampled_from(EXTREMES)),
@@ -132,7 +132,7 @@ def test_changed_arrays(valid, path, spots, kind):
     check(rewritten(arrays), path)
 
 
-@inputs(200)
+@inputs(100)
 @given(changes=CHANGES)
 def test_changed_names(valid, path, changes):
     """The JSON inside the array of names."""
@@ -140,7 +140,7 @@ def test_changed_names(valid, path, changes):
     check(save(load(valid) | {"names": np.frombuffer(text or b" ", np.uint8)}), path)
 
 
-@inputs(200)
+@inputs(100)
 @given(damages=DAMAGES)
 def test_damaged_bytes(valid, path, damages):
     check(damaged(valid, damages), path)
