@@ -266,7 +266,9 @@ def test_the_sizes_of_engines_are_multiples_as_well(tmp_path, photos):
     for option in ("imgsz", "opt-shape"):  # two names of one size: the message has the user's own
         with case(option):
             ended = export(*words, f"--{option}", "30x64")
-            assert ended.refused(1, f"error: {option} is (30, 64); net.onnx wants", f"fix: --{option} 32 64")
+            assert ended.refused(
+                1, f"error: {option} is (30, 64); net.onnx wants", f"fix: --{option} 32 64"
+            )
 
 
 def test_the_summary_states_the_size_of_the_input(tmp_path, colours, photos):
