@@ -66,7 +66,12 @@ def whole_files():
     yield encode(mode("RGB"), "PNG", **moving), ("PNG", 8, 3, False)
     for name, bits, channels in (("1", 1, 1), ("L", 8, 1), ("P", 8, 1), ("RGB", 8, 3)):
         yield encode(mode(name), "BMP"), ("BMP", bits, channels, False)
-    yield opencv(".bmp", RGBA), ("BMP", 8, 4, True)
+    for compression, mask in ((3, 0xFF000000), (3, 0), (0, 0)):
+        data = stated.bmp(
+            64, 40, bits=32, compression=compression, version=108, data=RGBA.tobytes()
+        )
+        data = data[:66] + struct.pack("<I", mask) + data[70:]  # of the alpha channel
+        yield data, ("BMP", 8, 4, mask > 0)
     for data, bits, channels, alpha in (
         *((encode(mode(n), "TIFF"), 8, c, False) for n, c in (("L", 1), ("RGB", 3), ("CMYK", 4))),
         *((encode(mode(n), "TIFF"), 8, c, True) for n, c in (("LA", 2), ("RGBA", 4))),
