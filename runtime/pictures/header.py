@@ -100,8 +100,8 @@ def read_header(data: bytes, name: str) -> Header:
         if re.match(pattern, start, re.DOTALL):
             file = File(data, name, kind)
             header = read(file)
-            if not 1 <= header.bits <= 16:
-                raise file.damaged(f"it states {header.bits} bits per channel")
+            if not 1 <= header.bits <= 16 or header.channels < 1:
+                raise file.damaged(f"it states {header.channels} channels of {header.bits} bits")
             return header
     if re.match(_FLOAT, start):
         raise File(data, name, "").unsuited("float32")

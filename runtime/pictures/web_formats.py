@@ -15,7 +15,7 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 # The most pixels that one byte decodes to: a Huffman code has at least one bit, for a block or, in
 # the lossless process C3, for a pixel. Arithmetic codes of one colour have no such limit.
 _JPEG_SHRINK = {0xC0: 512, 0xC1: 512, 0xC2: 512, 0xC3: 8}
-_SCAN_WORK = 2**28  # blocks of 8 x 8 pixels, summed over all scans: a few seconds of decoding
+_SCAN_WORK = 2**28  # blocks of 8 x 8 pixels, summed over all scans: some seconds of decoding
 _METADATA = 2**26  # bytes of texts and profiles of a PNG file after decompression
 _SHRINK = 1032  # the most bytes that one byte of deflate data decodes to
 _GIF_SHRINK = 2731  # 4096 pixels from a code of 12 bits
@@ -31,7 +31,8 @@ def read_jpeg(file: File) -> Header:
     ------
     InputError : the picture has too many pixels or too few bytes, or the end marker is missing.
     """
-    data, position, scans, blocks, most = file.data, 2, 0, 0, 0
+    data, position, scans, work, most = file.data, 2, 0, 0, 0
+    blocks: list[int] = []
     frame: tuple[int, int, int, int] | None = None
     orientation = 0
     while match := _MARKER.search(data, position):
@@ -41,12 +42,13 @@ def read_jpeg(file: File) -> Header:
             if frame is None:
                 raise file.damaged("it has no frame header")
             if most:
-                file.holds(64 * blocks, most)
+                file.holds(64 * sum(blocks), most)
             return Header("JPEG", *frame, orientation=orientation or 1)
         if marker == 0xDA:
             scans += 1
-            if scans * blocks > _SCAN_WORK:
-                raise file.damaged(f"it has more than {scans - 1} scans")
+            work += _uint(data, body + 2, 1) * max(blocks, default=0)  # channels of this scan
+            if work > _SCAN_WORK:
+                raise file.damaged(f"it has too many scans, {scans} or more")
         elif marker == 0xE1 and not orientation and data[body + 2 : body + 8] == b"Exif\0\0":
             orientation = exif_orientation(data[body + 8 : body + length])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
@@ -60,16 +62,14 @@ def read_jpeg(file: File) -> Header:
     raise InputError(f"{file.name} is a truncated JPEG: its end marker is missing", fix=AGAIN)
 
 
-def _jpeg_blocks(height: int, width: int, sampling: bytes) -> int:
-    """Return the blocks of all channels; a byte of each is 16 * horizontal + vertical sampling."""
-    widest = max((byte >> 4 for byte in sampling), default=0)
-    highest = max((byte & 15 for byte in sampling), default=0)
-    if not widest or not highest:
-        return 0
-    return sum(
+def _jpeg_blocks(height: int, width: int, sampling: bytes) -> list[int]:
+    """Return the blocks of each channel; a byte of each is 16 * horizontal + vertical sampling."""
+    widest = max((byte >> 4 for byte in sampling), default=0) or 1
+    highest = max((byte & 15 for byte in sampling), default=0) or 1
+    return [
         (height * (byte & 15) // highest // 8) * (width * (byte >> 4) // widest // 8)
         for byte in sampling
-    )
+    ]
 
 
 def read_png(file: File) -> Header:
