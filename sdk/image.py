@@ -26,6 +26,7 @@ def encode_image(array: np.ndarray, suffix: str) -> bytes:
     ------
     InputError : ``array`` has another shape or dtype, ``suffix`` is unknown, or the file type
         cannot store the array.
+    MemoryError : there is too little memory.
     """
     suffix = suffix.lower()
     if suffix not in SUFFIXES:
@@ -48,7 +49,9 @@ def encode_image(array: np.ndarray, suffix: str) -> bytes:
             if colour:
                 pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
             done, data = cv2.imencode(suffix, pixels)
-    except cv2.error:
+    except cv2.error as error:
+        if getattr(error, "code", None) == cv2.Error.StsNoMem:
+            raise MemoryError(f"no memory to encode {shape[1]} x {shape[0]} pixels") from error
         done = False
     if not done:
         raise InputError(

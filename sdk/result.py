@@ -205,6 +205,9 @@ class Result:
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write the overlay to a picture file, whole or not at all.
 
+        If ``path`` is a link, its target is written. Into a FIFO or a character device the bytes of
+        the file are written.
+
         Parameters
         ----------
         path : the file; its suffix chooses the file type.
@@ -223,6 +226,8 @@ class Result:
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels to a file, whole or not at all.
+
+        Links, FIFOs and devices are treated as in :meth:`save`.
 
         Parameters
         ----------

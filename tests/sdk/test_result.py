@@ -410,3 +410,16 @@ def test_many_regions_take_seconds_not_minutes() -> None:
     for annotation in coco["annotations"][::2_500]:
         mask = decode_rle(annotation["segmentation"])
         assert np.array_equal(mask, result.regions == annotation["id"])
+
+
+def test_no_memory_to_encode_is_not_a_limit_of_the_file_type(tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        error = cv2.error("Failed to allocate 9 bytes")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(cv2, "imencode", full)
+    for save in (make([[0, 1]]).save, make([[0, 1]]).save_labels):
+        with pytest.raises(MemoryError, match="no memory to encode 2 x 1 pixels"):
+            save(tmp_path / "a.png")
+    assert not [*tmp_path.iterdir()]
