@@ -343,7 +343,7 @@ def test_a_full_disk_behind_the_streams_is_one_line(work):
     for out, err, unbuffered, words in [
         ("/dev/full", "err", "", predict),
         ("/dev/full", "err", "1", predict),
-        ("/dev/full", "/dev/full", "", predict),
+        ("/dev/full", "/dev/full", "", ["predict", "good.png", *PLAIN]),
         ("stdout", "/dev/full", "", predict),
         ("/dev/full", "err", "", ["--help"]),
     ]:

@@ -1,6 +1,7 @@
 """sdk/__main__.py stream: video, labels, JSON and state, also where it is interrupted."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -161,6 +162,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "sdk", "stream", str(tmp_path), "--json"],
             stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
         )  # fmt: skip
     assert done.returncode == 1 and "the disk is full" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
