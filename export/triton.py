@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from runtime.bundle.read import Bundle
-from runtime.bundle.write import replaced_folder
+from runtime.bundle.write import check_writable, replaced_folder
 from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
 from runtime.files import stat_of
@@ -62,7 +62,7 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
 
 
 def repository_place(folder: Path, bundle_name: str) -> Path:
-    """The folder for a bundle's model in a repository. Nothing is written.
+    """The folder for a bundle's model in a repository, which is checked: it can be written.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
 
     Raises
     ------
-    InputError : the folder exists and is no Triton model; the repository is a file, or lies in one;
-        or the repository would be named "triton"
-        in the current folder, where Python finds it instead of the package of that name.
+    InputError : the folder exists and is no Triton model, or cannot be written; the repository is a
+        file, or lies in one; or the repository would be named "triton" in the current folder, where
+        Python finds it instead of the package of that name.
     """
     around, here = stat_of(folder.parent), stat_of(".")
     if folder.name == "triton" and around and here and os.path.samestat(around, here):
@@ -93,6 +93,7 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
         raise InputError(
             f"{place} exists and is no Triton model; it is left alone", fix="choose another folder"
         )
+    check_writable(place)
     return place
 
 

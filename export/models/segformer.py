@@ -14,7 +14,7 @@ from export.models.stated import Stated
 from runtime.checks import is_number
 from runtime.engines.named_files import other_file
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
-from runtime.files import stat_of, utf8_name
+from runtime.files import here, stat_of, utf8_name
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess, are_sides
 
@@ -49,6 +49,8 @@ def segformer(
     BundleError : weights that are broken, unsafe, or not those of the network in config.json.
     MissingBackend : torch or transformers is not installed, or cannot be imported.
     """
+    if here() == "(removed)":  # MKL, a library of torch, would end the process
+        raise InputError("the working folder was removed; torch needs one", fix="cd to another")
     try:
         import torch
         from transformers import SegformerConfig, SegformerForSemanticSegmentation

@@ -106,9 +106,6 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     try:
         place = Path(os.path.realpath(folder))
         replaceable = not _exists(place) or _is_replaceable(place)
-        if replaceable:
-            above = next(parent for parent in place.parents if os.path.lexists(parent))
-            os.rmdir(tempfile.mkdtemp(prefix=_work_prefix(place), dir=above))
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         raise _unwritable(folder, error) from error
     if not replaceable:
@@ -116,6 +113,23 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
             f"{shown(folder)} exists and is no bundle; it is left alone",
             fix="choose another folder with -o",
         )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be made at ``folder`` or replaced there, by making another one beside
+    it, or in the nearest folder above that exists, and removing that.
+
+    Raises
+    ------
+    InputError : the operating system does not allow it.
+    """
+    try:
+        place = Path(os.path.realpath(folder))
+        above = next(parent for parent in place.parents if os.path.lexists(parent))
+        os.rmdir(tempfile.mkdtemp(prefix=_work_prefix(place), dir=above))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def _exists(place: Path) -> bool:

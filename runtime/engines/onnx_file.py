@@ -131,7 +131,7 @@ def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
                 link = Path(folder, name)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 if not link.is_symlink():  # "a.bin" and "./a.bin" are one file
-                    link.symlink_to(file)
+                    os.symlink(file, link)
         except OSError as error:
             raise file_error("linked", model, error) from error
         yield os.path.join(folder, _LINK)

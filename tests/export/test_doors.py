@@ -89,11 +89,12 @@ def test_a_removed_working_folder(tmp_path, colours, photos):
         for option, words in doors.items():
             with case(option):
                 path = "x.onnx" if option == "--model" else "x"
-                if option != "--triton":
+                if option == "--weights":
+                    assert refused_early(export(*words, path), "working folder was removed")
+                else:
                     assert refused_early(export(*words, path), path)
         out = tmp_path / "out.bundle"
         assert export(*doors["-o"], out, "--triton", tmp_path / "t").code == 0
-        assert export(*doors["--triton"], "t", "-o", out).refused(1, "t/out cannot be written")
     Bundle.open(out).check_files()
 
 
@@ -256,7 +257,7 @@ def test_the_bundle_in_place_of_the_model(tmp_path, colours, photos, plain):
     Bundle.open(folder).check_files()
 
 
-def test_an_existing_file_and_a_locked_bundle(tmp_path, colours, photos, plain):
+def test_what_exists_and_what_is_locked(tmp_path, colours, photos, plain):
     words = ("--model", colours, *SIZE, "--pictures", photos, "-o", tmp_path / "b")
     (tmp_path / "b").write_text("mine")
     assert refused_early(export(*words), "exists and is no bundle; it is left alone")
@@ -264,6 +265,14 @@ def test_an_existing_file_and_a_locked_bundle(tmp_path, colours, photos, plain):
     shutil.copytree(plain[1], tmp_path / "b")
     with locked(tmp_path / "b"):
         assert refused_early(export(*words), "b cannot be written: Permission denied")
+    (tmp_path / "models").mkdir()
+    doors = (("-o", tmp_path / "models/b"), ("-o", tmp_path / "b", "--triton", tmp_path / "models"))
+    for mode in (0, 0o500):
+        (tmp_path / "models").chmod(mode)
+        with permissions_bind():
+            for more in doors:
+                with case(mode, more[-2]):
+                    assert refused_early(export(*words, *more), "models/b", "Permission denied")
 
 
 def test_a_zero_byte(colours):
