@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import runtime
-from runtime.checks import UnknownGuide, check_count, check_positive
+from runtime.checks import UnknownGuide, check_count, check_positive, shown_value
 from runtime.core import parameters
 from runtime.core.classes import (
     classes_of,
@@ -136,7 +136,8 @@ class Follower:
         names = pipeline.prior.names
         if state.labels is not None and state.names != names:
             raise InputError(
-                f"the state is of a prior with classes {state.names}, this one has {names}",
+                f"the state is of a prior with classes {shown_value(state.names)}, this one has "
+                f"{shown_value(names)}",
                 fix="use the same prior, or state.reset()",
             )
 

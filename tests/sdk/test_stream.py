@@ -312,6 +312,9 @@ def test_a_state_of_another_prior_is_refused():
     followed(frames, Prior(truths), state=state)
     with pytest.raises(InputError, match="the state is of a prior with classes"):
         followed(frames, Prior(truths, names=list("abcd")), state=state)
+    state.names = ["x" * 10**6]
+    with pytest.raises(InputError, match=r"^the state is of .{90,130}, this one has .{9,110}\n"):
+        followed(frames, Prior(truths), state=state)
 
 
 def test_a_class_that_goes_away_keeps_its_channel():
