@@ -304,7 +304,9 @@ def _size(name: str, words: list[str] | None) -> tuple[int, int] | None:
     if words is None:
         return None
     numbers = re.split(r"[x, ]+", " ".join(words).lower().strip())
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and 0 < int(n) < 2**15 for n in numbers):
+    if len(numbers) not in (1, 2) or not all(
+        re.fullmatch("[0-9]{1,9}", n) and 0 < int(n) < 2**15 for n in numbers
+    ):
         raise InputError(
             f"{name} is {' '.join(words)!r}; wanted HEIGHTxWIDTH in pixels",
             fix=f"--{name} 480x640",

@@ -438,6 +438,8 @@ IMPOSSIBLE = [
     (("--imgsz", "64", "64", "3"), ["imgsz is '64 64 3'; wanted HEIGHTxWIDTH"]),
     (("--imgsz", "0x64"), ["imgsz is '0x64'"]),
     (("--imgsz", "big"), ["imgsz is 'big'"]),
+    (("--imgsz", "²"), ["imgsz is '²'"]),
+    (("--imgsz", "9" * 5000), ["imgsz is '999"]),
     (("--workspace", "2Q"), ["workspace is '2Q'; wanted GiB (2), MiB (2048M) or auto"]),
     (("--workspace", "1K"), ["workspace is '1K'"]),
     (("--device", "cpu"), ["device is 'cpu'; engines are built on a GPU"]),
