@@ -41,14 +41,13 @@ TEXTS = [
         "2g ",
     ),
     *("cpu", "cuda", "cuda:0", "cuda:99", "cuda:٣", "0,4,8", "50,99", "kmeans", "none", "default"),
-    *("é", "\udcff", "\ud800", "\0", "\n", "a\nb", "\x1b[2J", "x" * 1000, "-", "--", "-x", "--no"),
+    *("é", "\udcff", "\n", "a\nb", "\x1b[2J", "x" * 1000, "-", "--", "-x", "--no"),
     *("missing.png", "missing.onnx", "missing.bundle", "trt", "rtx", "onnx", "onnx,rtx", "fp16"),
     *("[1, 2, 3]", "0.5,0.5,0.5", "0.5", "[", "{", "(0,0,0)", "road,sky", '["road"]', "logits"),
 ]
-TEXT = st.sampled_from(TEXTS) | st.text(max_size=6) | st.integers(-(2**40), 2**40).map(str)
-FILES = st.sampled_from(
-    ["out", "a/b/c", "", "x" * 300, "é", "\udcff", "a\0b", "a\nb", " ", "#", "!"]
-)
+ANY = st.characters(exclude_characters="\0")  # no system passes a zero byte in an argument
+TEXT = st.sampled_from(TEXTS) | st.text(ANY, max_size=6) | st.integers(-(2**40), 2**40).map(str)
+FILES = st.sampled_from(["out", "a/b/c", "", "x" * 300, "é", "\udcff", "a\nb", " ", "#", "!"])
 SDK = (
     "--refine --steps --seed --min-area --imgsz --device --precision --backend --refine-backend "
     "--threads --no-filter --warm-steps --cold-steps --budget-ms --rate --drop --frames --timeout "
@@ -125,7 +124,7 @@ def test_sdk(here, command, source, prior, options):
 
 @inputs(100)
 @given(
-    model=st.sampled_from(["missing.onnx", "é", "", "a.b", "\0"]),
+    model=st.sampled_from(["missing.onnx", "é", "", "a.b", "\n"]),
     options=words(EXPORT),
 )
 def test_export(here, model, options):
@@ -189,8 +188,8 @@ def test_readers_of_single_options(which, text):
     read, is_right = READERS[which]
     with limits(seconds=0.2):
         try:
-            value = refusal(lambda: read(text), InputError)
+            value = refusal(lambda: read(text), InputError, longest=20_000)
         except argparse.ArgumentTypeError as error:
             assert str(error)
             return
-    assert value is None or (is_right(value) and text.isascii()), (read, text, value)
+    assert value is None or is_right(value), (read, text, value)

@@ -70,12 +70,13 @@ def limits(seconds: float, peak: int | None = None):
     assert peak is None or most < peak, f"the input allocated {most} bytes"
 
 
-def refusal(call, *kinds: type[SdkError]) -> Any:
-    """Return the result of ``call``, or None after one of these errors, whose text is short."""
+def refusal(call, *kinds: type[SdkError], longest: int = 3000) -> Any:
+    """Return the result of ``call``, or None after one of these errors, whose message has at most
+    ``longest`` letters."""
     try:
         return call()
     except kinds as error:
-        assert 0 < len(error.message) < 3000 and "\n" not in error.fix, error
+        assert 0 < len(error.message) <= longest and "\n" not in error.fix, error
         str(error).encode()  # it can be written to any log in UTF-8
         return None
 
