@@ -272,6 +272,9 @@ def file_error(
     reason = getattr(error, "strerror", None) or str(error)
     fix = _FIXES.get(code or 0, "check its permissions")
     if isinstance(error, FileNotFoundError):
+        if os.path.islink(path):
+            fix = "restore the link's target, or remove the link"
+            return InputError(f"{name} is a link whose target does not exist", fix=fix)
         if action == "read":
             fix = f"check the path; the current folder is {here()}"
             return InputError(f"{name} does not exist", fix=fix)

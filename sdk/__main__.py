@@ -28,8 +28,8 @@ from runtime.tools.cli import Parser, end, print_error, problem_of, run, some_pa
 try:
     from runtime.pictures.files import demo_photo
     from sdk import FilterConfig, RefineConfig, Result, Segmenter
-    from sdk.capture import shown_name
     from sdk.prior import open_bundle
+    from sdk.source import shown_name
     from sdk.stream_state import StreamState
     from sdk.video_writer import Video, Window, frame_rate, label_name
 except MissingBackend as error:  # OpenCV: no command works without it

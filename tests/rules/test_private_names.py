@@ -32,6 +32,7 @@ USED_BY_TESTS = {
     "tests/support/cuda_module.py": {"_cuda"},
     "tests/support/fake_tensorrt.py": {"_obj"},
     "tests/tools/conftest.py": {"_DRIVER", "_TEGRA_RELEASE", "_TREE_MODEL"},
+    "tests/tools/test_cli.py": {"_core"},
     "tests/tools/test_doctor.py": {"_CPUFREQ", "_TEGRA_RELEASE", "_TREE_MODEL"},
     "tests/tools/test_doctor_libraries.py": {"_SECONDS", "_library_version"},
 }
