@@ -300,6 +300,8 @@ def test_jpeg():
     refused(
         stated.jpeg(2048, 2048, frame=0xC2, scans=4097), "damaged JPEG: it has too many scans, 4097"
     )
+    of_two_channels = whole.replace(b"\xff\xda\0\x08\1", b"\xff\xda\0\x08\2")
+    refused(of_two_channels, "damaged JPEG: it has too many scans, 2049 or more")
     for frame in (0xC1, 0xC3):
         refused(stated.jpeg(16000, 16000, frame=frame), "truncated JPEG: .* wanted at least")
     arithmetic = stated.jpeg(16000, 16000, frame=0xC9)  # of one colour
