@@ -7,6 +7,7 @@ from cases import case
 
 from runtime.errors import InputError
 from runtime.pictures.files import picture_files
+from runtime.pictures.load import load_image
 
 
 def listed(folder, *names):
@@ -61,6 +62,12 @@ def test_folders_pipes_and_links_whose_names_end_like_pictures(tmp_path):
     (folder / "e.png").symlink_to("e.png")
     os.mkfifo(folder / "f.png")
     assert listed(folder, "g.png") == ["c.png", "d.png", "e.png", "g.png"]
+
+
+def test_a_broken_link_is_named(tmp_path):
+    (tmp_path / "d.png").symlink_to("missing")
+    with pytest.raises(InputError, match="d.png is a link whose target does not exist"):
+        load_image(tmp_path / "d.png")
 
 
 def test_files_are_listed_whatever_their_suffix_and_in_their_own_order(tmp_path):

@@ -362,7 +362,7 @@ def test_missing_folder_file_as_folder_and_folder_as_file(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"(?s)folder .*no does not exist.*fix: mkdir -p .*no"):
         write_atomic(tmp_path / "no" / "out.bin", b"")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file does not exist"):
+    with pytest.raises(InputError, match="file is a file, wanted a folder"):
         write_atomic(tmp_path / "file" / "out.bin", b"")
     with pytest.raises(InputError, match="is a folder, wanted a file name"):
         write_atomic(tmp_path, b"")
