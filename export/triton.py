@@ -75,12 +75,13 @@ def repository_place(folder: Path, bundle_name: str) -> Path:
         file, or lies in one; or the repository would be named "triton" in the current folder, where
         Python finds it instead of the package of that name.
     """
-    around, here = stat_of(folder.parent), stat_of(".")
-    if folder.name == "triton" and around and here and os.path.samestat(around, here):
-        raise InputError(
-            "a folder triton here would hide the Python package of that name from torch",
-            fix="choose another: --triton model_repository",
-        )
+    if folder.name == "triton":
+        around, here = stat_of(folder.parent), stat_of(".")
+        if around and here and os.path.samestat(around, here):
+            raise InputError(
+                "a folder triton here would hide the Python package of that name from torch",
+                fix="choose another: --triton model_repository",
+            )
     for path in (folder, *folder.parents):
         found = stat_of(path)
         if found is not None and not stat.S_ISDIR(found.st_mode):

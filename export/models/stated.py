@@ -48,12 +48,12 @@ class Stated:
     def __post_init__(self) -> None:
         ones = (1.0, 1.0, 1.0)  # Preprocess checks the numbers
         Preprocess(mean=self.mean or ones, std=self.std or ones, height=1, width=1)  # type: ignore[arg-type]
-        for text in (*(self.names or ()), self.output_name or ""):
-            if utf8_text(text) != text:
-                raise InputError(
-                    f"{utf8_text(text)!r} is no UTF-8; wanted a name in UTF-8",
-                    fix="write it in UTF-8: the locale of the terminal is another one",
-                )
+        output_name = utf8_text(self.output_name or "")
+        if output_name != (self.output_name or ""):
+            raise InputError(
+                f"output-name is '{output_name}', which is not UTF-8",
+                fix="write it in UTF-8: the terminal uses another encoding",
+            )
         if self.output not in (None, *KINDS):
             raise InputError(f"output is {self.output!r}; wanted {', '.join(KINDS)}")
 

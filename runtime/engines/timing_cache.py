@@ -35,14 +35,14 @@ class TimingCache:
         self.times: bytes | None = None
         if path is None:
             return
-        if stat_of(path.parent) is None:
-            folder = shell_word(str(path.parent))
-            raise InputError(f"timing cache {shown(path)} has no folder", fix=f"mkdir -p {folder}")
         try:
             exists = stat_of(path) is not None
             self.times = read_regular(path, "a file") if exists else b""
         except InputError as error:
             raise InputError(f"timing cache {error.message}", fix=_OTHER) from error
+        if stat_of(path.parent) is None:
+            folder = shell_word(str(path.parent))
+            raise InputError(f"timing cache {shown(path)} has no folder", fix=f"mkdir -p {folder}")
         trial = temporary_name(path)
         try:
             write_new(trial, b"", durable=False)

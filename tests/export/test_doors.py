@@ -133,10 +133,12 @@ def test_names_that_are_not_utf8(tmp_path, colours, photos):
 
 
 def test_a_name_that_is_not_utf8_on_the_command_line(colours):
-    for option in ("--names", "--output-name"):
+    for option, text in [
+        ("--names", "which contains control characters or broken letters"),
+        ("--output-name", r"output-name is 'road,caf\udce9', which is not UTF-8"),
+    ]:
         with case(option):
-            ended = export("--model", colours, option, f"road,{NOT_UTF8}")
-            assert refused_early(ended, r"caf\\udce9", "wanted a name in UTF-8")
+            assert refused_early(export("--model", colours, option, f"road,{NOT_UTF8}"), text)
 
 
 def test_a_bundle_of_a_model_whose_name_is_not_utf8(tmp_path, colours, photos, monkeypatch):

@@ -32,6 +32,7 @@ def bad_paths(folder, suffix=""):
         Bad("long path", f"{'n' * 5000}{suffix}", "File name too long"),
         Bad("link loop", str(folder / f"loop{suffix}"), "Too many levels of symbolic links"),
         Bad("locked folder", str(folder / f"locked/x{suffix}"), "Permission denied"),
+        Bad("below a locked one", str(folder / f"locked/no/x{suffix}"), "Permission denied"),
     ]
 
 
