@@ -50,10 +50,7 @@ def write_bundle(
     BundleError : manifest and files do not fit together; nothing is written.
     """
     check_replaceable(path)
-    try:
-        place = Path(os.path.realpath(Path(path)))  # so that a link to a bundle remains a link
-    except OSError as error:  # a relative path, and the working folder was removed
-        raise _unwritable(path, error) from error
+    place = Path(os.path.realpath(Path(path)))  # so that a link to a bundle remains a link
     data = _sealed(manifest)
     with replaced_folder(place) as new:
         _fill(new, {**files, MANIFEST: data})

@@ -419,7 +419,9 @@ def _pass_linked(files: dict[str, Path], folder: Path, options: Any) -> list[np.
     -------
     The memory, which must be kept until the session is made.
     """
-    linked = {name: file for name, file in files.items() if file != folder / name}
+    linked = {  # ONNX Runtime refuses both "a.bin" and "./a.bin", which are one file
+        os.path.normpath(name): file for name, file in files.items() if file != folder / name
+    }
     add = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if not linked or add is None:
         return []

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from cases import case
-from onnx_files import BESIDE, in_initializer, info, model_of, write
+from onnx_files import BESIDE, external, in_initializer, info, model_of, write
 from unusable_paths import NOT_UTF8, bad_paths, locked, permissions_bind, removed_folder
 
 from runtime import OnnxEngine, load_engine
@@ -92,6 +92,15 @@ def test_names_that_are_not_utf8(tmp_path):
                     assert engine.name == name
                     out = engine() if location else engine(BESIDE)
                     assert np.array_equal(out[0], BESIDE if location else 2 * BESIDE)
+
+
+def test_one_file_of_weights_by_two_paths(tmp_path):
+    add = helper.make_node("Add", ["w", "v"], ["y"])
+    model = model_of([add], initializers=[external("w.bin"), external("./w.bin", "v")])
+    path = write(tmp_path, model, f"{NOT_UTF8}.onnx")
+    (tmp_path / "w.bin").write_bytes(BESIDE.tobytes())
+    with load_engine(path) as engine:
+        assert np.array_equal(engine()[0], 2 * BESIDE)
 
 
 def test_a_name_that_is_not_utf8_in_a_message(tmp_path):
