@@ -79,7 +79,9 @@ def _check_jpeg(data: bytes, header: Header, name: str) -> None:
     that OpenCV does not read."""
     walk = module_of("cpu").walk_jpeg(data)
     if walk.problem:
-        share = f" ({100 * walk.found / walk.wanted:.1f} % of it was found)" if walk.wanted else ""
+        share = ""
+        if walk.found < walk.wanted:
+            share = f" ({100 * walk.found / walk.wanted:.1f} % of it was found)"
         raise InputError(f"{name} is a damaged or truncated JPEG: {walk.problem}{share}", fix=AGAIN)
     if header.bits != 8 or walk.coding in ("lossless", "other"):
         raise InputError(
