@@ -35,7 +35,8 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
 
         - A path, or the bytes of an encoded file (bytes, bytearray, memoryview, mmap). A file may
           be grey, palette, colour or CMYK, with 8 or 16 bits per channel. Its EXIF orientation is
-          applied. Of a file with several pages the first page is read. A pipe and /dev/stdin are paths; URLs are not read.
+          applied. Of a file with several pages the first page is read. A pipe and /dev/stdin are
+          paths; URLs are not read.
         - A file object: its ``read`` returns the bytes of an encoded file, from the present
           position to the end. It is not closed.
         - A picture of PIL in any mode but "I" and "F", as PIL shows it: its EXIF orientation is not
