@@ -66,7 +66,7 @@ def test_folders_pipes_and_links_whose_names_end_like_pictures(tmp_path):
 
 def test_a_broken_link_is_named(tmp_path):
     (tmp_path / "d.png").symlink_to("missing")
-    with pytest.raises(InputError, match="d.png is a link whose target does not exist"):
+    with pytest.raises(InputError, match=r"d\.png is a link whose target does not exist"):
         load_image(tmp_path / "d.png")
 
 
