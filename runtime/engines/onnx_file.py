@@ -88,10 +88,7 @@ def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
                 fix="save the model with its data beside it (onnx.save_model, location='NAME')",
             )
     model = _beside_weights(path, locations)
-    try:
-        folder = model.parent.resolve()
-    except OSError as error:  # a relative path, and the working folder was removed
-        raise file_error("read", path, error) from error
+    folder = model.parent.resolve()
     return model, {location: _weights(path, folder, location) for location in locations}
 
 
