@@ -13,23 +13,8 @@ import numpy as np
 
 from runtime.errors import InputError, MissingBackend
 from runtime.files import file_error, shown, stat_of
-from runtime.pictures.load import load_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-
-def read_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Read all pictures that ``paths`` name, as :func:`picture_files` lists them.
-
-    Returns
-    -------
-    A list of (H, W, 3) uint8 RGB arrays.
-
-    Raises
-    ------
-    InputError : a path does not exist, a file cannot be read or decoded, or there is no picture.
-    """
-    return [load_image(path)[0] for path in picture_files(paths)]
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
