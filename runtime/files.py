@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import shlex
 import stat
@@ -14,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import InputError
+from runtime.urls import without_passwords
 
 _APPLICATION = "dynaguide-edge"
 _MOST_LINKS = 40  # links that a path may follow, as in Linux
@@ -344,22 +344,6 @@ def one_line(path: str | os.PathLike[str]) -> str:
     if text != name and os.path.lexists(name):  # it is not a URL
         text = name
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def without_passwords(text: str) -> str:
-    """Return a text whose URLs are without user names, passwords and values of a query.
-
-    Example
-    -------
-    >>> without_passwords("rtsp://me:secret@camera/1?token=2 is slow")
-    'rtsp://camera/1?token=*** is slow'
-    """
-    text = re.sub(r"(?i)\b([a-z][a-z0-9+.-]{1,20}:/{1,2})[^\s'\"]*@", r"\1", text)
-
-    def hidden(query: re.Match[str]) -> str:
-        return query[1] + re.sub(r"([?&;#]+)([^=?&;#]*=)?[^?&;#]+", r"\1\2***", query[2])
-
-    return re.sub(r"(?i)\b([a-z][a-z0-9+.-]{1,20}:/[^\s'\"?]*)(\?[^\s'\"]*)", hidden, text)
 
 
 @contextmanager

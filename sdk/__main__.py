@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import signal
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from runtime.core.config import PRESETS
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
 from runtime.files import check_place, one_line, real_path, shown, stat_of, write_atomic
 from runtime.tools.cli import Parser, end, print_error, problem_of, run, some_path
+from runtime.urls import is_url
 
 try:
     from runtime.pictures.files import demo_photo
@@ -237,25 +237,11 @@ def _folder(path: Path) -> Path:
 
 
 def _segment(seg: Segmenter, source: Any, name: str) -> Result:
-    """Segment one picture and show a progress bar over the steps on a terminal.
-
-    Raises
-    ------
-    InputError : ``source`` is a URL, or a picture that cannot be read.
-    """
-    if _is_url(source):
-        raise InputError(
-            f"{one_line(source)} is a URL; pictures are read from files",
-            fix="download it first, then name the file",
-        )
+    """Segment one picture and show a progress bar over the steps on a terminal."""
     with tqdm(
         total=seg.refine.steps if seg.refine else 0, desc=one_line(name), disable=None, leave=False
     ) as bar:
         return seg(source, progress=lambda done, _: bar.update(1))
-
-
-def _is_url(source: Any) -> bool:
-    return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
 def _outputs(folder: Path, stem: str) -> tuple[Path, Path]:
@@ -311,7 +297,7 @@ def _predict(args: argparse.Namespace) -> int:
             )
     documents, coco, failed = [], [], 0
     for index, (picture, stem) in enumerate(zip(args.pictures, stems, strict=True), 1):
-        document = {"picture": one_line(picture) if _is_url(picture) else picture}
+        document = {"picture": one_line(picture) if is_url(picture) else picture}
         try:
             result = _segment(seg, picture, stem)
             overlay, labels = _save(result, folder, stem)
@@ -349,7 +335,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _stream(args: argparse.Namespace) -> int:
-    title = one_line(shown_name(args.source))
+    title = shown_name(args.source)
     _check_option("frames", args.frames, 1, 2**62)
     _check_outputs(args)
     state = StreamState()

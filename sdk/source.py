@@ -15,6 +15,7 @@ from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of, utf8_name
 from runtime.opencv import cv2
 from runtime.pictures.decode import quiet_opencv
+from runtime.urls import without_secrets
 
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/))?(/(?!/).*)", re.IGNORECASE | re.DOTALL)
@@ -48,11 +49,11 @@ def named_source(text: str) -> int | str | Path:
 
 
 def shown_name(source: str) -> str:
-    """Return a text that names a source without user names, passwords, and values of a query, as
-    one line that every terminal and window can show.
+    """Return a text that names a source without user names, passwords and values of a query, as one
+    line that every terminal and window can show.
 
-    Of a GStreamer pipeline only the names of the elements are left. The name of a file or folder
-    that exists is not changed.
+    Of a GStreamer pipeline only the names of the elements remain. The name of a file or folder that
+    exists is not changed.
 
     Examples
     --------
@@ -61,25 +62,19 @@ def shown_name(source: str) -> str:
     >>> shown_name("rtspsrc location=rtsp://10.0.0.7 user-pw=secret ! appsink")
     'rtspsrc ! appsink'
     """
-    text = source if os.path.exists(source) else _without_secrets(source)
+    text = source
+    if not os.path.exists(source):
+        text = _elements(source) if " ! " in source else without_secrets(source)
     return shown(text.encode(errors="replace").decode())
 
 
-def _without_secrets(text: str) -> str:
-    """Remove from a URL or a pipeline whatever may be secret. More is removed than a strict reader
-    of URLs would remove: a password may contain any character, also unescaped."""
-    if " ! " in text:
-        quoted = r"\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)"
-        parts = re.sub(quoted, "", text, flags=re.DOTALL).split(" ! ")
-        words = [part.split(maxsplit=1)[0] if part.strip() else "" for part in parts]
-        names = [word if re.fullmatch(r"[A-Za-z][\w/-]*", word) else "***" for word in words]
-        return " ! ".join(names)
-    scheme = r"([a-z][a-z0-9+.-]+:/*)"
-    text = re.sub(f"{scheme}.*(?:@|%40)", r"\1", text, flags=re.IGNORECASE | re.DOTALL)
-    if re.search(f"{scheme}(?<=/)|(pass\\w*|pwd?|secret|token|key)=", text, re.IGNORECASE):
-        # A part after a separator is a value, or a name with "=" and a value.
-        text = re.sub(r"([?&;#\s]+)([^=?&;#\s]*=)?[^?&;#\s]+", r"\1\2***", text.strip())
-    return text
+def _elements(pipeline: str) -> str:
+    """Return a GStreamer pipeline with the names of its elements only; *** replaces a word that is
+    no name."""
+    quoted = r"\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)"
+    parts = re.sub(quoted, "", pipeline, flags=re.DOTALL).split(" ! ")
+    words = [part.split(maxsplit=1)[0] if part.strip() else "" for part in parts]
+    return " ! ".join(word if re.fullmatch(r"[A-Za-z][\w/-]*", word) else "***" for word in words)
 
 
 def name_of(source: int | str | Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from runtime.errors import InputError
 from runtime.pictures.avif_format import read_avif
 from runtime.pictures.jpeg2000_format import read_jpeg2000
-from runtime.pictures.limits import AGAIN, MAX_PIXELS, File, Header, check_size
+from runtime.pictures.limits import File, Header
 from runtime.pictures.raw_formats import (
     read_bmp,
     read_pam,
@@ -17,8 +17,6 @@ from runtime.pictures.raw_formats import (
     read_tiff,
 )
 from runtime.pictures.web_formats import read_gif, read_jpeg, read_png, read_webp
-
-__all__ = ["AGAIN", "MAX_PIXELS", "Header", "check_size", "read_header"]
 
 CONVERT = "convert it to PNG or JPEG"
 _TIFF = rb"II[*+]\x00|MM\x00[*+]"

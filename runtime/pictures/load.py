@@ -4,7 +4,6 @@ PIL, or an array."""
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from runtime.errors import InputError, first_line
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.decode import decode
-from runtime.pictures.header import check_size
+from runtime.pictures.limits import check_size
+from runtime.urls import is_url, without_secrets
 
 MOST_BYTES = 2**31 - 1  # of an encoded file: OpenCV decodes no more
 _CHUNK = 2**24  # bytes of one read
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[^,]*,")
 _ALPHA = ("LA", "PA", "RGBA", "RGBa")  # PIL's modes that have transparency
 # PIL raises these for a file that is truncated, damaged or closed, and for unknown modes.
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, AssertionError, AttributeError)
@@ -36,7 +35,7 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
         - A path, or the bytes of an encoded file (bytes, bytearray, memoryview, mmap). A file may
           be grey, palette, colour or CMYK, with 8 or 16 bits per channel. Its EXIF orientation is
           applied. Of a file with several pages the first page is read. A pipe and /dev/stdin are
-          paths; URLs are not read.
+          paths. URLs are not read.
         - A file object: its ``read`` returns the bytes of an encoded file, from the present
           position to the end. It is not closed.
         - A picture of PIL in any mode but "I" and "F", as PIL shows it: its EXIF orientation is not
@@ -108,10 +107,10 @@ def _from_path(source: str | os.PathLike[str]) -> tuple[np.ndarray, list[str]]:
     text = os.fsdecode(source)
     if not text:
         raise InputError("source is an empty text, wanted a path")
-    if isinstance(source, str) and _URL.match(text):
+    if isinstance(source, str) and is_url(text):
         raise InputError(
-            f"{shown_url(text)} is a URL, wanted a path: URLs are not read",
-            fix="download it, and pass its bytes, as of urllib.request.urlopen(url).read()",
+            f"{shown(without_secrets(text))} is a URL, wanted a path: URLs are not read",
+            fix="download the picture; or pass its bytes: urllib.request.urlopen(url).read()",
         )
     path, name = Path(text), shown(text)
     found = stat_of(path)
@@ -288,10 +287,3 @@ def _to_uint8(part: str, kind: str, low: float, high: float) -> str:
         return f"cast the values, which are in [0, 255]: {part}.astype(np.uint8)"
     undo = ", after undoing the normalisation" if kind == "f" and low < 0 and high < 10 else ""
     return f"scale the values to 0..255{undo} and cast: np.clip({part}, 0, 255).astype(np.uint8)"
-
-
-def shown_url(url: str) -> str:
-    """Return a URL for a message, without its user name, password and query, and at most 100
-    characters of it."""
-    url = re.split(r"[?#]", re.sub(r"//.*@", "//", url, flags=re.DOTALL))[0]
-    return shown(url if len(url) <= 100 else f"{url[:100]}...")

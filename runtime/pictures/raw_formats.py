@@ -54,10 +54,7 @@ def read_tiff(file: File) -> Header:
         elif rows * columns > FREE_PIXELS:
             file.wants(stored // _TIFF_SHRINK.get(compression, _TIFF_OTHER_SHRINK))
     alpha = found.extra > 0 and value(tiff.EXTRA, 0) in (tiff.MULTIPLIED, tiff.STRAIGHT)
-    orientation = value(tiff.ORIENTATION)
-    return Header(
-        "TIFF", height, width, bits, channels, alpha, orientation if 1 <= orientation <= 8 else 1
-    )
+    return Header("TIFF", height, width, bits, channels, alpha, found.orientation)
 
 
 def read_bmp(file: File) -> Header:

@@ -37,6 +37,12 @@ class Directory(NamedTuple):
         return int(self.tags[tag][0]) if tag in self.tags else default
 
     @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8; 1 if the directory states none or a wrong one."""
+        found = self.value(ORIENTATION)
+        return found if 1 <= found <= 8 else 1
+
+    @property
     def extra(self) -> int:
         """The number of channels beyond the colours."""
         return self.value(SAMPLES) - _COLOURS.get(self.value(PHOTOMETRIC, -1), self.value(SAMPLES))

@@ -50,7 +50,7 @@ def read_jpeg(file: File) -> Header:
             if work > _SCAN_WORK:
                 raise file.damaged(f"it has too many scans, {scans} or more")
         elif marker == 0xE1 and not orientation and data[body + 2 : body + 8] == b"Exif\0\0":
-            orientation = exif_orientation(data[body + 8 : body + length])
+            orientation = _exif_orientation(data[body + 8 : body + length])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
             stated = data[body + 2 : body + length]
             if len(stated) >= 6:
@@ -98,7 +98,7 @@ def read_png(file: File) -> Header:
         elif kind == b"tRNS":
             alpha = True
         elif kind == b"eXIf" and not turned:
-            turned = exif_orientation(data[body : end - 4])
+            turned = _exif_orientation(data[body : end - 4])
         elif kind in (b"zTXt", b"iTXt", b"iCCP"):
             allowed -= max(_text_size(data, kind, body, end - 4, allowed), 2**14)
             if allowed < 0:
@@ -221,17 +221,16 @@ def read_webp(file: File) -> Header:
             frame = file.size((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1)
             alpha |= canvas is None and bool(packed >> 28 & 1)
         elif chunk == b"EXIF" and not turned:
-            turned = exif_orientation(data[body : body + length].removeprefix(b"Exif\0\0"))
+            turned = _exif_orientation(data[body : body + length].removeprefix(b"Exif\0\0"))
         position = body + length + length % 2
     if frame is None:
         raise file.damaged("it contains no picture")
     return Header("WebP", *(canvas or frame), 8, 3 + alpha, alpha, turned or 1)
 
 
-def exif_orientation(exif: bytes) -> int:
+def _exif_orientation(exif: bytes) -> int:
     """Return tag 274 of an EXIF block, 1 to 8, or 1 if the block does not contain it."""
-    found = tiff.directory(exif).value(tiff.ORIENTATION) if exif[:2] in (b"II", b"MM") else 1
-    return found if 1 <= found <= 8 else 1
+    return tiff.directory(exif).orientation if exif[:2] in (b"II", b"MM") else 1
 
 
 def _uint(data: bytes, start: int, size: int) -> int:

@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TypeVar
 
 from runtime.device.driver import parse_device
 from runtime.errors import DeviceError, ExitCode, InputError, SdkError
-from runtime.files import file_error, one_line, without_passwords
+from runtime.files import file_error, one_line
+from runtime.urls import without_passwords
 
 T = TypeVar("T")
 

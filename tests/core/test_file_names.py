@@ -10,6 +10,7 @@ from cases import case
 
 from runtime import files
 from runtime.errors import InputError
+from runtime.urls import without_passwords
 
 
 def test_an_error_is_one_sentence_with_the_path_and_a_fix():
@@ -68,7 +69,7 @@ def test_a_name_is_shown_as_one_printable_line_without_passwords():
         with case(line):
             assert files.one_line(name) == files.shown(name) == line
     assert files.shown(Path("x" * 5000)) == "x" * 150 + "... (5000 characters)"
-    assert files.without_passwords("no rtsp://a:b@c, but d@e") == "no rtsp://c, but d@e"
+    assert without_passwords("no rtsp://a:b@c, but d@e") == "no rtsp://c, but d@e"
 
 
 def test_the_name_of_an_existing_file_is_shown_whole(tmp_path, monkeypatch):

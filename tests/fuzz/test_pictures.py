@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from picture_worker import Worker
 
 from runtime.errors import InputError
-from runtime.pictures.header import MAX_PIXELS, read_header
+from runtime.pictures.header import read_header
+from runtime.pictures.limits import MAX_PIXELS
 
 FILES = encoded()
 NAMES = sorted(FILES)

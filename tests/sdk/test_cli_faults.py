@@ -158,7 +158,7 @@ def test_a_batch_continues_after_a_picture_that_fails(place, capsys, monkeypatch
         "memory.png: out of memory",
         "thread.png: the system starts no more threads",
         "system.png cannot be used: Input/output error",
-        "http://host/a.png?key=*** is a URL; pictures are read from files",
+        "http://host/a.png?key=*** is a URL, wanted a path: URLs are not read",
     ]
     with obeyed():
         assert main(["predict", *pictures, *PLAIN, "--json", "--coco"]) == 1

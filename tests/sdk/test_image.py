@@ -22,7 +22,7 @@ import runtime.pictures.limits
 from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.pictures.files import SUFFIXES
-from runtime.pictures.header import MAX_PIXELS
+from runtime.pictures.limits import MAX_PIXELS
 from runtime.pictures.load import load_image
 from sdk.image import encode_image
 
