@@ -129,10 +129,11 @@ def first_line(error: BaseException) -> str:
 
     Returns
     -------
-    The message of an SdkError, without its fix. Of any other exception the first line of its text,
-    or the name of its type if the text is empty.
+    The message of an SdkError, without its fix. The reason of an error of the operating system,
+    without its number and path. Of any other exception the first line of its text, or the name of
+    its type if the text is empty.
     """
     if isinstance(error, SdkError):
         return error.message
-    lines = str(error).strip().splitlines()
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

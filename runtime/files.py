@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.urls import without_passwords
 
 _APPLICATION = "dynaguide-edge"
@@ -269,7 +269,6 @@ def file_error(
     >>> raise file_error("read", "locked/a.png", error)  # ... cannot be read: Permission denied
     """
     name, code = shown(path), getattr(error, "errno", None)
-    reason = getattr(error, "strerror", None) or str(error)
     fix = _FIXES.get(code or 0, "check its permissions")
     if isinstance(error, FileNotFoundError):
         if os.path.islink(path):
@@ -285,7 +284,7 @@ def file_error(
             fix = "check that it is a path; the bytes of a file are passed as bytes"
     elif isinstance(error, ValueError):
         fix = "check the path"
-    return InputError(f"{name} cannot be {action}: {reason}", fix=fix)
+    return InputError(f"{name} cannot be {action}: {first_line(error)}", fix=fix)
 
 
 def stat_of(path: str | os.PathLike[str], action: str = "read") -> os.stat_result | None:
@@ -377,8 +376,7 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
             os.symlink(text if os.path.isabs(text) else os.path.join(os.getcwd(), text), link)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{shown(path)} is not UTF-8, and no link to it can be made: "
-                f"{getattr(error, 'strerror', None) or error}",
+                f"{shown(path)} is not UTF-8, and no link to it can be made: {first_line(error)}",
                 fix="rename it, or set TMPDIR to a folder that you can write, with a name in UTF-8",
             ) from error
         yield link

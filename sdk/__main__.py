@@ -20,7 +20,7 @@ from tqdm import tqdm
 from runtime.bundle.engines import BACKENDS
 from runtime.checks import check_count
 from runtime.core.config import PRESETS
-from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
+from runtime.errors import ExitCode, InputError, MissingBackend, SdkError, first_line
 from runtime.files import check_place, one_line, real_path, shown, stat_of, write_atomic
 from runtime.tools.cli import Parser, end, print_error, problem_of, run, some_path
 from runtime.urls import is_url
@@ -229,8 +229,7 @@ def _folder(path: Path) -> Path:
             pass
     except (OSError, ValueError) as error:
         raise InputError(
-            f"folder {shown(path)} cannot be created or written: "
-            f"{getattr(error, 'strerror', None) or error}",
+            f"folder {shown(path)} cannot be created or written: {first_line(error)}",
             fix="choose another folder",
         ) from error
     return path

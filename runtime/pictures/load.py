@@ -151,9 +151,9 @@ def _read_all(file: Any, name: str) -> bytes:
         try:
             part = file.read(_CHUNK)
         except (OSError, ValueError, TypeError, cv2.error) as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
             raise InputError(
-                f"{name} cannot be read: {reason}", fix="open it as bytes: open(path, 'rb')"
+                f"{name} cannot be read: {first_line(error)}",
+                fix="open it as bytes: open(path, 'rb')",
             ) from error
         if part is not None and not isinstance(part, bytes):
             raise InputError(

@@ -68,6 +68,7 @@ def test_message_and_fix_stand_apart_and_together():
 def test_first_line_of_any_error():
     assert first_line(BundleError("broken", fix="mend it")) == "broken"
     assert first_line(ValueError("\none\ntwo")) == "one"
+    assert first_line(OSError(5, "Input/output error", "a.png")) == "Input/output error"
     assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
