@@ -228,7 +228,7 @@ def as_number(value: Any) -> int | float | None:
     Returns
     -------
     None for any other value: True and False, complex numbers, text, an array with axes. A float
-    remains a float, also if it is whole, as 512.0.
+    remains a float, even if it is whole, such as 512.0.
     """
     if isinstance(value, (np.generic, np.ndarray)):
         if value.ndim or value.dtype.kind not in "iuf":
@@ -286,7 +286,7 @@ def check_count(name: str, value: Any, low: int, high: int) -> int:
     """
     number = as_number(value)
     if not isinstance(number, int):
-        whole = number is not None and number.is_integer()  # as 512.0
+        whole = number is not None and number.is_integer()  # such as 512.0
         raise InputError(
             f"{name} is {shown_value(value)}; wanted a whole number",
             fix=f"int({name})" if whole else "",

@@ -94,7 +94,7 @@ def check_place(path: Path, *, pipe: bool = False) -> None:
 
 
 def _followed(path: Path) -> Path:
-    """Return the path that a link names, also if that file does not exist yet.
+    """Return the path that a link names, even if that file does not exist yet.
 
     A link in /proc, which is an open file of a process, is returned as it is.
 
@@ -177,7 +177,8 @@ def _mode(path: Path) -> int | None:
 
     Raises
     ------
-    OSError : the system does not say, or ``path`` is not a file, so that it must not be replaced.
+    OSError : the operating system returns an error, or ``path`` is not a file, so that it must not
+        be replaced.
     """
     mode = _any_mode(path)
     if mode is not None and not stat.S_ISREG(mode):
@@ -288,7 +289,7 @@ def file_error(
 
 
 def stat_of(path: str | os.PathLike[str], action: str = "read") -> os.stat_result | None:
-    """Return what the operating system knows of a file or folder, or None if there is none.
+    """Return what the operating system knows about a file or folder, or None if it does not exist.
 
     Methods such as ``Path.is_dir`` raise PermissionError and other errors on Python 3.10 to 3.13;
     use this function where the path is the user's.
@@ -299,7 +300,8 @@ def stat_of(path: str | os.PathLike[str], action: str = "read") -> os.stat_resul
 
     Raises
     ------
-    InputError : the operating system does not say, for example because a folder is not readable.
+    InputError : the operating system returns an error, for example because a folder is not
+        readable.
     """
     try:
         return os.stat(path)
@@ -347,7 +349,7 @@ def one_line(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a file a name in UTF-8, for a library that takes no other: a ``with`` block.
+    """Make a name in UTF-8 for a file, because a library takes no other: a ``with`` block.
 
     OpenCV crashes on a name that is not UTF-8, and ONNX Runtime refuses it. For such a name the
     value is the name of a temporary link to the file, with the same suffix, which is removed at the

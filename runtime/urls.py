@@ -30,8 +30,9 @@ def without_passwords(text: str) -> str:
 def without_secrets(url: str) -> str:
     """Return a text that is one URL as a whole without whatever may be secret in it.
 
-    More is removed than a strict reader of URLs would remove: a password may contain any character,
-    also unescaped. Without a scheme, values are removed if one of them is named like a password.
+    More is removed than a strict reader of URLs would remove, because a password may contain any
+    character without an escape. Without a scheme, values are removed if the name of one of them is
+    a word for a password.
 
     Example
     -------

@@ -374,7 +374,7 @@ def _stream(args: argparse.Namespace) -> int:
 
     before = signal.signal(signal.SIGTERM, _interrupt)  # systemd and docker send SIGTERM
     with ExitStack() as finish, warnings.catch_warnings():
-        # The calls are made in reverse order, each one also after an error or an interruption.
+        # The calls are made in reverse order, each one even after an error or an interruption.
         finish.callback(log_summary)
         finish.callback(save_state)
         if video:

@@ -71,9 +71,9 @@ class Capture:
 
     Raises
     ------
-    InputError : an option is out of range, or the source is no source, does not exist or cannot be
-        read. In the iteration: the source cannot be opened, has no readable frame, stalls, has
-        BROKEN unreadable frames in a row, or is a camera, URL or pipeline that ends.
+    InputError : an option is out of range, or the source is of another type, does not exist or
+        cannot be read. In the iteration: the source cannot be opened, has no readable frame,
+        stalls, has BROKEN unreadable frames in a row, or is a camera, URL or pipeline that ends.
     DeviceError : at the start of the with statement: the thread cannot be started.
     Exception : in the iteration: any exception that the user's iterable raises.
     """

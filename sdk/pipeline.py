@@ -260,8 +260,9 @@ class Pipeline:
         return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
 
     def _seems_unknown(self, guide: np.ndarray) -> bool:
-        """Whether the label 255 of a callable's guide, which is the largest, probably means unknown
-        as in many data sets, and the callable does not say so."""
+        """Whether 255 is the largest label of a callable's guide and probably means unknown, as in
+        many data sets, although the callable has no attribute ``unknown``. With a label 254, the
+        labels are probably numbered up to 255."""
         if not isinstance(self.prior, CallablePrior) or self.prior.unknown is not None:
             return False
         return guide.ndim == 2 and guide.max() == 255 and not (guide == 254).any()

@@ -65,7 +65,7 @@ class CallablePrior:
     whatever its dtype is. Axes of length 1 may stand before and behind the others.
 
     The function may have two attributes. :func:`runtime.prior.names.class_names` reads ``names``.
-    ``unknown`` is the label that means unknown, as 255 in many data sets; -1 always does.
+    ``unknown`` is a label that means unknown, such as 255 in many data sets; -1 always does.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def open_bundle(prior: Any) -> Bundle | None:
 
     Raises
     ------
-    InputError : the operating system does not say what the path names.
+    InputError : the operating system returns an error for the path.
     BundleError : the folder is no bundle, or a damaged one.
     """
     if isinstance(prior, Bundle):
@@ -224,8 +224,8 @@ def make_prior(
     Parameters
     ----------
     prior : "kmeans", the path of an .onnx file, a callable, or a prior, which is returned itself.
-    imgsz : input size of an .onnx file: (height, width), also as a list or an array of NumPy, or
-        the long side; None: its metadata's.
+    imgsz : input size of an .onnx file: (height, width), as a tuple, a list or an array of NumPy,
+        or the long side; None: its metadata's.
     threads, device : for the network of an .onnx file.
 
     Raises

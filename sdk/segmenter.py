@@ -35,18 +35,18 @@ class Segmenter:
     pickle and copy.deepcopy make a new Segmenter from the arguments, which opens the files of the
     prior again; the pictures of ``submit`` remain with the old one. A relative path is stored as an
     absolute one, because another process may have another current folder. A callable prior must be
-    picklable: pickle refuses a lambda or a function in a function, which cloudpickle, as Ray uses
-    it, does not. A pickle is for the same version of this package.
+    picklable: pickle refuses a lambda and a function that is defined inside another; cloudpickle,
+    which Ray uses, accepts both. Only the same version of this package can load a pickle.
 
     Numbers may be Python's or NumPy's, and a size may be a tuple, a list or an array of NumPy. A
-    float is no whole number, also 512.0; True and False are no numbers.
+    float is not a whole number, not even 512.0; True and False are not numbers.
 
     Parameters
     ----------
     prior : "kmeans", which needs no model file; a bundle folder; an .onnx file; or a callable
         (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w) with -1 = unknown.
-        The callable gets a copy of the picture. Its attribute ``names``, if it has one, names the
-        classes, and ``unknown`` is a further label that means unknown, as 255.
+        The callable gets a copy of the picture. It may have two attributes: ``names`` lists the
+        names of the classes, and ``unknown`` is a label that means unknown, such as 255.
     refine : a RefineConfig, or the name of one: "residual", "fast", "dynaguide", "dynaguide_code",
         "dynaseg_fsf" or "dynaseg_scf". "default" is the bundle's setting, or "residual" without a
         bundle. None: no refinement, the prior's scores are only upsampled.
@@ -225,7 +225,7 @@ class Segmenter:
         ----------
         source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
             that OpenCV opens, or an iterable of pictures, each of which may be any ``source`` of a
-            call, as a path or an array. A thread of the stream reads it.
+            call, such as a path or an array. A thread of the stream reads it.
         warm_steps : refinement steps of a frame that starts warm.
         cold_steps : refinement steps of a frame that starts cold: the first one, and one after a
             cut or a change of size.

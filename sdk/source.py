@@ -91,7 +91,7 @@ def mode_of(path: Path) -> int:
 
     Raises
     ------
-    InputError : it does not exist, or the operating system does not say.
+    InputError : it does not exist, or the operating system returns an error.
     """
     found = stat_of(path)
     if found is None:

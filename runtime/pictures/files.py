@@ -68,7 +68,7 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _picture_names(folder: Path) -> list[str]:
-    """Return the names of the files in a folder that have one of SUFFIXES, also the hidden ones."""
+    """Return the names of all files in a folder that have one of SUFFIXES, hidden ones included."""
     try:
         with os.scandir(folder) as entries:
             return [

@@ -41,7 +41,7 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
         - A picture of PIL in any mode but "I" and "F", as PIL shows it: its EXIF orientation is not
           applied.
         - An array (H, W, 3) uint8; or grey, (H, W) or (H, W, 1) uint8, which is copied to the three
-          channels. Objects with ``__array__``, as tensors on the CPU, are arrays.
+          channels. Objects with ``__array__``, such as tensors on the CPU, are arrays.
     color : "rgb" or "bgr", the channel order of an array; it is ignored for all other sources.
 
     Returns
@@ -106,7 +106,7 @@ def _from_path(source: str | os.PathLike[str]) -> tuple[np.ndarray, list[str]]:
     """Read the file that a path names."""
     text = os.fsdecode(source)
     if not text:
-        raise InputError("source is an empty text, wanted a path")
+        raise InputError("source is an empty text, wanted a path", fix="name a picture file")
     if isinstance(source, str) and is_url(text):
         raise InputError(
             f"{shown(without_secrets(text))} is a URL, wanted a path: URLs are not read",
@@ -170,7 +170,7 @@ def _read_all(file: Any, name: str) -> bytes:
 
 def _too_large(name: str) -> InputError:
     return InputError(
-        f"{name} has more than {MOST_BYTES} bytes, wanted a picture file of at most these",
+        f"{name} has more than {MOST_BYTES} bytes, wanted a smaller picture file",
         fix="scale it down or cut it into tiles",
     )
 
@@ -229,7 +229,7 @@ def _from_pil(picture: Any) -> tuple[np.ndarray, list[str]]:
 
 def _from_array(array: np.ndarray, color: str, name: str) -> np.ndarray:
     """Return a copy of an array, (H, W, 3) uint8 RGB. ``name`` is its expression in messages."""
-    array = np.asarray(array)  # also of subclasses, as masked arrays
+    array = np.asarray(array)  # a subclass, such as a masked array, becomes a plain array
     _check_array(array, name)
     if array.ndim == 2 or array.shape[2] == 1:
         grey = np.ascontiguousarray(array).reshape(array.shape[:2])

@@ -8,9 +8,10 @@ from runtime.errors import InputError
 from runtime.pictures import tiff
 from runtime.pictures.limits import FREE_PIXELS, File, Header
 
-# The most bytes that one byte of a TIFF compression decodes to: LZW has codes of 12 bits for up to
-# 4096 bytes, a JPEG block of 64 channels has at least one bit, PackBits repeats a byte 128 times.
-# The other compressions, such as Zstandard and LZMA, repeat without such a limit.
+# The most bytes that one byte of a TIFF compression decodes to. The compressions are: 1 none, 5 LZW
+# (codes of 12 bits for up to 4096 bytes), 6 and 7 JPEG (at least one bit for 64 values of up to two
+# bytes), 8 and 32946 deflate, 32773 PackBits (two bytes repeat one 128 times), 34676 SGI LogL. The
+# other compressions, such as Zstandard and LZMA, repeat without such a limit.
 _TIFF_SHRINK = {1: 1, 5: 2731, 6: 1024, 7: 1024, 8: 1032, 32773: 64, 32946: 1032, 34676: 64}
 _TIFF_OTHER_SHRINK = 2**16
 _CCITT = (2, 3, 4)  # fax compressions; G4 has at least one bit for each row

@@ -104,7 +104,7 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         return code
     except OSError as error:
         broken = [name for name in ("stdout", "stderr") if not _writes(getattr(sys, name))]
-        if not isinstance(error, BrokenPipeError):  # it says that the reader ended, as head does
+        if not isinstance(error, BrokenPipeError):  # the reader has ended, as head does
             with suppress(OSError):
                 print_error(file_error("written", " and ".join(broken) or "stdout", error))
             _writes(sys.stderr)
@@ -116,7 +116,8 @@ def _no_lost_interrupt() -> Iterator[None]:
     """Repeat a Ctrl-C that Python has lost.
 
     Python drops an exception that is raised inside ``__del__`` or the callback of a weak reference,
-    and each import runs such a callback. A Ctrl-C that arrives there is repeated 0.1 s later.
+    and each import runs such a callback. A Ctrl-C that is dropped in this way is repeated 0.1 s
+    later.
     """
     before, waiting = sys.unraisablehook, False
 

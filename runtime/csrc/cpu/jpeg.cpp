@@ -293,7 +293,7 @@ void Walk::walk_scan() {
   }
 }
 
-// Returns the number of MCUs that are there, at most count.
+// Returns the number of MCUs that are complete, at most count.
 int64_t Walk::walk_mcus(int64_t count) {
   Bits bits;
   bool wrong = false, whole = true;
@@ -310,8 +310,8 @@ int64_t Walk::walk_mcus(int64_t count) {
   return found;
 }
 
-// Advances to the data behind a restart marker. Where it is not the expected one, libjpeg's rule
-// decides; a marker that is kept means that the next interval is missing.
+// Advances to the data behind a restart marker. If the marker is not the expected one, libjpeg's
+// rule decides; a marker that is kept means that the next interval is missing.
 void Walk::restart(int expected) {
   for (;;) {
     source_.find_marker();

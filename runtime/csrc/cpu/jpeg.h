@@ -16,7 +16,7 @@ enum class JpegProblem {
   component,   // a component is in no scan
   blocks,      // coded data has ended before the last block
   end_marker,  // the file ends before its end marker
-  code,        // all blocks are there, but coded data contains a code that is in no table
+  code,        // no block is missing, but coded data contains a code that is in no table
 };
 
 struct JpegWalk {

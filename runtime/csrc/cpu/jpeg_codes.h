@@ -9,7 +9,7 @@ namespace seg::jpeg {
 
 constexpr int kBlock = 64;             // coefficients of a block
 constexpr int kWindow = 12;            // bits by which tables are read
-constexpr int kEnough = kWindow + 15;  // bits of an entry: codes in the window, the last number
+constexpr int kEnough = kWindow + 15;  // most bits of an entry: the window and the last number
 
 // Markers: the byte behind 0xff.
 enum Marker : int {
@@ -51,7 +51,7 @@ struct Source {
   // Moves the data from first to last to the start of the chunk and appends coded data up to the
   // marker. Returns the end of the data.
   const uint8_t* fill_chunk(const uint8_t* first, const uint8_t* last);
-  // Discards coded data up to the next marker, unless it is read already.
+  // Discards coded data up to the next marker, unless that marker is read already.
   void find_marker();
   // Finds the next marker and uses it.
   int take_marker();
@@ -119,7 +119,7 @@ struct Table {
 // the data ends before. A code that is in no table is taken as 0, as by libjpeg, and sets wrong.
 int read_code(Bits& bits, const Table& table, bool dc, bool& wrong);
 
-// The same, without the address of bits.
+// The same. The address of a copy is passed on, so that bits can be kept in registers.
 inline int read_one(Bits& bits, const Table& table, bool dc, bool& wrong) {
   Bits copy = bits;
   bool copy_of_wrong = wrong;
