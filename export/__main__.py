@@ -288,8 +288,8 @@ def _size_named(option: str) -> Iterator[None]:
     except InputError as error:
         if option == "imgsz" or "imgsz" not in error.message:
             raise
-        texts = (text.replace("imgsz", option) for text in (error.message, error.fix))
-        raise InputError(next(texts), fix=next(texts)) from error
+        message, fix = (text.replace("imgsz", option) for text in (error.message, error.fix))
+        raise InputError(message, fix=fix) from error
 
 
 def _command(arguments: list[str]) -> str:

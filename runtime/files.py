@@ -365,7 +365,7 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
     >>> with utf8_name(path) as name: video = cv2.VideoCapture(name)
     """
     text = os.fsdecode(path)
-    if _is_utf8(text):
+    if is_utf8(text):
         yield text
         return
     with ExitStack() as stack:
@@ -373,7 +373,7 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
             folder = tempfile.TemporaryDirectory(prefix="dg-", ignore_cleanup_errors=True)
             suffix = Path(text).suffix.encode("ascii", "ignore").decode()
             link = os.path.join(stack.enter_context(folder), f"name{suffix}")
-            if not _is_utf8(link):
+            if not is_utf8(link):
                 raise ValueError(f"{shown(folder.name)} is not UTF-8 either")
             os.symlink(text if os.path.isabs(text) else os.path.join(os.getcwd(), text), link)
         except (OSError, ValueError) as error:
@@ -384,8 +384,8 @@ def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
         yield link
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether the operating system's bytes of a name are its UTF-8."""
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a name in the file system are its UTF-8."""
     try:
         return os.fsencode(name) == name.encode()
     except UnicodeEncodeError:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import file_error, shown, stat_of
+from runtime.files import file_error, is_utf8, shown, stat_of
 
 # How files begin that people take for a model: the start in lower case, what the file is, the fix.
 _OTHERS = (
@@ -134,7 +134,7 @@ def temporary_folder() -> str:
             f"no temporary file can be written: {error.strerror}",
             fix="free some space, or name a folder: TMPDIR=FOLDER in the environment",
         ) from error
-    if utf8_text(folder) != folder:
+    if not is_utf8(folder):
         raise InputError(
             f"the folder for temporary files, {utf8_text(folder)}, has a name that is not UTF-8",
             fix="name another one: TMPDIR=/tmp in the environment",
@@ -155,7 +155,7 @@ def utf8_text(name: str) -> str:
 
 def shell_word(word: str) -> str:
     """Return a word of a command line, quoted so that it can be copied into bash. The result is
-    UTF-8, also for the name of a file that is not.
+    UTF-8, even for the name of a file that is not.
 
     Examples
     --------

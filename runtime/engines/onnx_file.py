@@ -18,7 +18,7 @@ from runtime.engines.named_files import (
     temporary_folder,
 )
 from runtime.errors import BundleError
-from runtime.files import file_error, shown
+from runtime.files import file_error, is_utf8, shown
 
 MAX_BYTES = 2**31  # protobuf's own limit: files must be smaller
 MAX_LINKS = 40  # links that are followed from a model file; Linux follows as many
@@ -94,7 +94,7 @@ def check_file(path: Path) -> tuple[Path, dict[str, Path]]:
 
 @contextmanager
 def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
-    """Give a model a path in UTF-8, because ONNX Runtime takes no other: a ``with`` block.
+    """Make a path in UTF-8 for a model, because ONNX Runtime takes no other: a ``with`` block.
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
 
     Returns
     -------
-    The path of the model; if it is no UTF-8, that of a link in a temporary folder, which contains
-    links to the weights, too, and is removed at the end of the block.
+    The path of the model; if it is not UTF-8, the path of a link in a temporary folder, which also
+    contains links to the weights, and is removed at the end of the block.
 
     Raises
     ------
@@ -113,11 +113,7 @@ def names_in_utf8(model: Path, weights: dict[str, Path]) -> Iterator[str]:
     -------
     >>> with names_in_utf8(*check_file(path)) as name: session = InferenceSession(name)
     """
-    try:
-        str(model).encode()
-    except UnicodeEncodeError:
-        pass
-    else:
+    if is_utf8(str(model)):
         yield str(model)
         return
     with ExitStack() as stack:

@@ -8,7 +8,8 @@ import shutil
 import pytest
 from cases import case
 from hostile_bundles import at, attempt, seal_bytes
-from unusable_paths import NOT_UTF8, bad_paths, locked, permissions_bind, removed_folder
+from permissions import obeyed
+from unusable_paths import NOT_UTF8, bad_paths, locked, removed_folder
 
 from runtime.bundle import read
 from runtime.bundle.manifest import MANIFEST, file_entry
@@ -214,7 +215,7 @@ def test_no_more_files_can_be_opened(pristine, place):
 
 def test_what_is_no_folder(pristine, place):
     for bad in bad_paths(place.parent):
-        with case(bad.kind), permissions_bind():
+        with case(bad.kind), obeyed():
             with pytest.raises(InputError, match=f"{bad.reason}\n  fix: "):
                 Bundle.open(bad.path)
     for data in (b"PK\3\4 zip", b""):

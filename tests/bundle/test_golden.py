@@ -31,7 +31,7 @@ from bundles import (  # noqa: E402
     tensors,
     tiny_bundle,
 )
-from unusable_paths import permissions_bind  # noqa: E402
+from permissions import obeyed  # noqa: E402
 
 EXPORT = r"\n  fix: export the bundle again$"
 
@@ -339,7 +339,7 @@ def test_without_a_cache_it_is_run_again(tmp_path, cache):
 def test_an_unwritable_cache(tmp_path, cache, caplog):
     bundle = tiny_bundle(tmp_path / "x.bundle")
     cache.mkdir(mode=0o500)
-    with permissions_bind():
+    with obeyed():
         golden.remember(bundle, {"prior": 1.0}, "cpu")
     assert not golden.was_passed(bundle, "cpu")
     assert "x.bundle is tested again when it is loaded the next time: " in caplog.text

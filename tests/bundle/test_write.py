@@ -12,7 +12,8 @@ import time
 
 import pytest
 from cases import case
-from unusable_paths import bad_paths, locked, permissions_bind, removed_folder
+from permissions import obeyed
+from unusable_paths import bad_paths, locked, removed_folder
 
 from runtime.bundle import write
 from runtime.bundle.manifest import MANIFEST, file_entry
@@ -280,7 +281,7 @@ def test_places_that_cannot_be_written(parts, place):
     """They are refused before the work of an export, too."""
     reasons = {"missing": None, "below a file": "Not a directory"}
     (place.parent / "kept").mkdir()
-    with permissions_bind():
+    with obeyed():
         paths = [(b.kind, b.path, b.reason) for b in bad_paths(place.parent / "kept")]
         for kind, path, reason in [
             *paths,
@@ -302,7 +303,7 @@ def test_folders_that_may_not_be_written(parts, place):
     write_bundle(place, *version(parts, 1))
     place.parent.chmod(0o500)
     try:
-        with permissions_bind():
+        with obeyed():
             for path in (place, place.parent / "new.bundle", place.parent / "a/b.bundle"):
                 with pytest.raises(InputError, match="cannot be written: Permission denied"):
                     check_replaceable(path)

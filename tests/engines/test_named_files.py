@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from cases import case
 from onnx_files import BESIDE, external, in_initializer, info, model_of, write
-from unusable_paths import NOT_UTF8, bad_paths, locked, permissions_bind, removed_folder
+from permissions import obeyed
+from unusable_paths import NOT_UTF8, bad_paths, locked, removed_folder
 
 from runtime import OnnxEngine, load_engine
 from runtime.engines.named_files import missing, shell_word, utf8_text
+from runtime.engines.onnx_file import names_in_utf8
 from runtime.errors import InputError
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
@@ -27,7 +29,7 @@ def double():
 
 def test_paths_that_the_operating_system_refuses(tmp_path):
     for bad in bad_paths(tmp_path, ".onnx"):
-        with case(bad.kind), permissions_bind():
+        with case(bad.kind), obeyed():
             with pytest.raises(InputError, match=rf"{bad.reason}\n  fix: ") as caught:
                 load_engine(bad.path)
             assert bad.path[:150] in caught.value.message
@@ -53,6 +55,14 @@ def test_locked_files(folder):
                 load_engine(path)
     with load_engine(path) as engine:
         assert np.array_equal(engine()[0], BESIDE)
+
+
+def test_a_locale_without_utf8(tmp_path, monkeypatch):
+    """ONNX Runtime opens the UTF-8 of a text, which is another file where names are in Latin-1."""
+    monkeypatch.setattr(os, "fsencode", lambda name: name.encode("latin-1"))
+    for name, same in [("a.onnx", True), ("é.onnx", False)]:
+        with case(name), names_in_utf8(tmp_path / name, {}) as found:
+            assert (found == str(tmp_path / name)) == same and found.isascii()
 
 
 def test_a_removed_working_folder(tmp_path):

@@ -8,7 +8,7 @@ import fake_tensorrt
 import numpy as np
 import pytest
 from cases import case
-from unusable_paths import permissions_bind
+from permissions import obeyed
 
 from runtime.engines.tensorrt_engine import TensorRTEngine
 from runtime.errors import DeviceError
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_used_stops_nothing(fake, folder, caplog, monkeyp
 
 def test_a_cache_folder_that_is_read_only(fake, folder, caplog):
     folder.mkdir(parents=True, mode=0o500)
-    with permissions_bind():
+    with obeyed():
         assert run(fake) == 1
     assert "cannot be written: Permission denied" in caplog.text
 

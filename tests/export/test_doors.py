@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from cases import case
 from exporting import export, files
-from unusable_paths import NOT_UTF8, bad_paths, locked, permissions_bind, removed_folder
+from permissions import obeyed
+from unusable_paths import NOT_UTF8, bad_paths, locked, removed_folder
 
 from export.pack import export_bundle
 from runtime.bundle.manifest import MANIFEST
@@ -54,7 +55,7 @@ def test_paths_that_the_operating_system_refuses(tmp_path, colours, photos, monk
     (tmp_path / "bad").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     bads = bad_paths(tmp_path / "bad", ".onnx")
-    with permissions_bind():
+    with obeyed():
         for option, words in read_doors(colours, photos).items():
             for bad in bads:
                 with case(option, bad.kind):
@@ -271,7 +272,7 @@ def test_what_exists_and_what_is_locked(tmp_path, colours, photos, plain):
     doors = (("-o", tmp_path / "models/b"), ("-o", tmp_path / "b", "--triton", tmp_path / "models"))
     for mode in (0, 0o500):
         (tmp_path / "models").chmod(mode)
-        with permissions_bind():
+        with obeyed():
             for more in doors:
                 with case(mode, more[-2]):
                     assert refused_early(export(*words, *more), "models/b", "Permission denied")

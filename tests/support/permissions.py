@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 _OVERRIDES = 0b110  # the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 _VERSION = 0x20080522  # of capget's and capset's structures
+_LIBC = ctypes.CDLL(None, use_errno=True)  # now, because a test may replace ctypes.CDLL
 
 
 @contextmanager
@@ -18,13 +19,12 @@ def obeyed():
         return
     header = (ctypes.c_uint32 * 2)(_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the upper halves
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    assert _LIBC.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
     before = sets[0]
     sets[0] = before & ~_OVERRIDES
-    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+    assert _LIBC.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
     try:
         yield
     finally:
         sets[0] = before
-        assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+        assert _LIBC.capset(header, sets) == 0, os.strerror(ctypes.get_errno())

@@ -1,13 +1,12 @@
-"""Paths that the operating system refuses, and permissions that bind root, too."""
+"""Paths that the operating system refuses."""
 
 import contextlib
-import ctypes
 import os
 from typing import NamedTuple
 
+from permissions import obeyed
+
 NOT_UTF8 = os.fsdecode(b"caf\xe9")  # as old archives and cameras with Latin-1 have names
-_LIBC = ctypes.CDLL(None)
-_DAC = 0b110  # the capabilities by which root reads and writes what is locked
 
 
 class Bad(NamedTuple):
@@ -37,31 +36,12 @@ def bad_paths(folder, suffix=""):
 
 
 @contextlib.contextmanager
-def permissions_bind():
-    """Let permissions bind this thread in the block, also if root runs it."""
-    if os.geteuid() != 0:
-        yield
-        return
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the structure, this thread
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, for two words of bits
-    assert _LIBC.capget(header, sets) == 0
-    before = sets[0]
-    sets[0] &= ~_DAC
-    assert _LIBC.capset(header, sets) == 0
-    try:
-        yield
-    finally:
-        sets[0] = before
-        assert _LIBC.capset(header, sets) == 0
-
-
-@contextlib.contextmanager
 def locked(path):
     """Let nobody read or write a file or folder in the block."""
     mode = path.stat().st_mode & 0o777
     path.chmod(0)
     try:
-        with permissions_bind():
+        with obeyed():
             yield
     finally:
         path.chmod(mode)
