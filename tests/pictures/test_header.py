@@ -337,6 +337,9 @@ def test_texts_of_png_are_limited():
         refused(stated.png(8, 8, chunks=chunk * 65), "more than 67108864 bytes of texts and colour")
     plain = stated.png_chunk(b"iTXt", b"k\0\0\0\0\0" + bytes(2**20))
     refused(stated.png(8, 8, chunks=plain * 65), "more than 67108864 bytes of texts")
+    small = stated.png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"words"))  # as 2**14 bytes each
+    assert read_header(stated.png(8, 8, chunks=small * 4096), "it").width == 8
+    refused(stated.png(8, 8, chunks=small * 4097), "more than 67108864 bytes of texts")
     for body in (b"k\0\0not deflate", b"", b"k", b"k\0\1"):
         chunks = stated.png_chunk(b"zTXt", body) + stated.png_chunk(b"iTXt", body)
         assert read_header(stated.png(8, 8, chunks=chunks), "it").width == 8
@@ -348,6 +351,8 @@ def test_gif():
     refused(stated.gif(9, 9, (30000, 30000)), "30000 x 30000 pixels")
     refused(stated.gif(16000, 16000), "its first frame has 1 x 1 pixels of 16000 x 16000")
     refused(stated.gif(16000, 16000, (16000, 16000)), "damaged GIF: 4 bytes cannot hold")
+    assert read_header(stated.gif(4000, 4000, (1000, 1000)), "it").width == 4000  # a sixteenth
+    refused(stated.gif(4000, 4000, (999, 1000)), "its first frame has 999 x 1000 pixels of")
     data = bytes(2 * 81 + 4096)
     assert read_header(stated.gif(9, 9, (9, 9), data=data), "it").width == 9
     refused(stated.gif(9, 9, (9, 9), data=data + b"\0"), "9 x 9 pixels have 4259 bytes of data")
@@ -416,6 +421,14 @@ def test_webp():
     refused(stated.webp(canvas(9, 9, 2), picture), "30000 x 30000 pixels")
 
 
+def test_the_first_exif_of_webp_counts_with_and_without_its_name():
+    picture = (stated.webp_canvas(9, 9, 8), stated.webp_lossless(9, 9))
+    turned = [(b"EXIF", tiff_file(smooth(), 2, tags={274: [n]})) for n in range(9)]
+    for start in (b"", b"Exif\0\0"):
+        exif = b"EXIF", start + turned[6][1]
+        assert read_header(stated.webp(*picture, exif, turned[3]), "it").orientation == 6
+
+
 def test_jpeg_2000():
     for make in (
         stated.jpeg2000,
@@ -425,9 +438,14 @@ def test_jpeg_2000():
         refused(make(30000, 30000), "30000 x 30000 pixels")
         refused(make(9, 9, channels=5), "has 5 channels per pixel, wanted 1 to 4")
         refused(make(255, 255, tile=(1, 1)), "it has 65025 tiles for 255 x 255 pixels")
+        assert read_header(make(16, 16, tile=(1, 1)), "it").width == 16  # 256 tiles
+        refused(make(17, 16, tile=(1, 1)), "it has 272 tiles for 17 x 16 pixels")
         refused(make(9, 9, tile=(0, 1)), "its tiles have no size")
         refused(make(16000, 16000, tile=(64, 64)), "truncated JPEG 2000: .* at least 875000")
         refused(make(2000, 2000, levels=1, precincts=b"\x11\x11"), "precincts for 2000 x 2000")
+        one_pixel = {"levels": 0, "precincts": b"\0"}
+        assert read_header(make(60, 60, **one_pixel), "it").width == 60  # 3600 precincts
+        refused(make(60, 60, channels=3, **one_pixel), "it has 3600 precincts for 60 x 60 pixels")
         refused(make(2000, 2000, block=0), "it has code blocks of 16 pixels")
         refused(make(9, 9, block=5), r"code blocks of 2\*\*14 pixels")
         refused(make(9, 9, levels=33), "it states 33 levels")
@@ -453,8 +471,10 @@ def test_jpeg_2000():
             assert read_header(data, "it").channels == 1
         else:
             refused(data, "its palette has more than 4 channels")
-    alpha = stated.box(b"cdef", struct.pack(">H6H", 2, 0, 0, 1, 1, 1, 0))
-    assert read_header(stated.jp2(9, 9, stated.jpeg2000(9, 9, channels=2), alpha), "it").alpha
+    for kind in (0, 1, 2):  # a colour, alpha, alpha by which the colours are multiplied
+        alpha = stated.box(b"cdef", struct.pack(">H6H", 2, 0, 0, 1, 1, kind, 0))
+        data = stated.jp2(9, 9, stated.jpeg2000(9, 9, channels=2), alpha)
+        assert read_header(data, "it").alpha == (kind > 0)
 
 
 def test_avif():
@@ -465,6 +485,8 @@ def test_avif():
         refused(stated.avif(9, 9, (30000, 30000), inside=inside), "30000 x 30000 pixels")
         smaller = stated.avif(16000, 16000, (16, 16), inside=inside)
         refused(smaller, "it states 16000 x 16000 pixels, its frame 16 x 16")
+        refused(stated.avif(9, 9, (8, 9), inside=inside), "its frame 8 x 9")
+        refused(stated.avif(9, 9, (9, 8), inside=inside), "its frame 9 x 8")
     second = stated.box(b"ispe", struct.pack(">III", 0, 30000, 30000))
     refused(stated.avif(9, 9, more=[second]), "30000 x 30000 pixels")
     whole = stated.avif(9, 9)
@@ -486,6 +508,8 @@ def test_avif():
 def test_tracks_of_avif():
     track = stated.avif_track
     assert read_header(track(9, 7, (9, 7), (9, 7)), "it").height == 7
+    data = track(9, 7, (9, 7), (9, 7)).replace(b"avisavif", b"avismsf1")
+    assert read_header(data, "it").height == 7
     refused(track(16000, 16000, (16, 16), (16, 16)), "a track states the sizes")
     refused(track(16000, 16000, (16000, 16000), (16, 16)), "its frame 16 x 16")
     refused(track(30000, 30000, (9, 9), (9, 9)), "30000 x 30000 pixels")
