@@ -272,6 +272,18 @@ def test_a_device_is_written_into(tmp_path):
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
+def test_an_open_file_of_another_process_is_appended_to(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        log.write(b"before ")
+        log.flush()
+        other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+        try:
+            files.write_atomic(f"/proc/{other.pid}/fd/1", b"written")
+        finally:
+            other.communicate(timeout=60)
+    assert (tmp_path / "log").read_bytes() == b"before written" and names(tmp_path) == ["log"]
+
+
 def test_stdout_is_a_file_name(tmp_path):
     code = "from runtime.files import write_atomic as w; w('/dev/stdout', b'a'); print('b')"
     for out in (subprocess.PIPE, (tmp_path / "out.txt").open("w+b")):

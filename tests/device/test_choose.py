@@ -120,6 +120,7 @@ def test_the_cpu_limits_of_control_groups_are_read(tmp_path):
         ("hybrid", "1:name=systemd:/\n0::/a\n", {"unified/a/cpu.max": "100 100"}, 1.0),
         ("damaged", "0::/\nx\n\n7\n", {"cpu.max": "1 \u00b2\n"}, None),
         ("damaged too", "0::/\n", {"cpu.max": "0 0\n"}, None),
+        ("no time at all", "0::/\n", {"cpu.max": "0 100000\n"}, None),
         ("no files", "0::/a\n", {}, None),
     ]):  # fmt: skip
         with case(name):

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import warnings
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -179,6 +180,13 @@ def test_urls_are_not_read_and_keep_their_password_to_themselves():
             load_image(url)
         assert caught.value.message.startswith(shown) and "URLs are not read" in str(caught.value)
         assert "secret" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_path_that_looks_like_a_url_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data:1,2.png").write_bytes(png())
+    for source in (Path("data:1,2.png"), "./data:1,2.png"):
+        same(source, smooth())
 
 
 def test_texts_that_are_no_path():

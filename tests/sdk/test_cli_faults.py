@@ -18,7 +18,7 @@ from dg_commands import PICTURE, files, picture_file, strict
 from permissions import obeyed
 
 import runtime.__main__
-from runtime.errors import InputError
+from runtime.errors import InputError, MissingBackend
 from sdk import Segmenter, StreamState
 from sdk.__main__ import main
 from sdk.video_writer import Video
@@ -176,6 +176,16 @@ def test_a_batch_continues_after_a_picture_that_fails(place, capsys, monkeypatch
     assert files(place / "out") == sorted(["annotations.json", *names])
     images = json.loads((place / "out/annotations.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["good.png", "last.png"]
+
+
+def test_a_missing_library_ends_a_batch_at_once(place, capsys, monkeypatch):
+    picture_file(place / "last.png")
+
+    def missing(*_, **__):
+        raise MissingBackend("a library is not installed", fix="pip install it")
+
+    monkeypatch.setattr(Segmenter, "__call__", missing)
+    refused(capsys, "a library is not", "predict", "good.png", "last.png", *PLAIN, code=4)
 
 
 def test_a_mistake_in_the_program_is_not_hidden(place, monkeypatch):

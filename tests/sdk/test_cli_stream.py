@@ -69,6 +69,8 @@ def test_stream_refuses(tmp_path, monkeypatch, capsys):
         (("a.avi", "--show"), "there is no display"),
         (("a.avi", "--state", "a.avi"), "a.avi would be overwritten"),
         (("a.avi", "--save", "a.avi"), "a.avi would be overwritten"),
+        (("a.avi", "--labels", "a.avi"), "a.avi would be overwritten"),
+        ((".", "--labels", "."), "would be overwritten"),
         (("a.avi", "--state", "none/s"), "none does not exist\n  fix: mkdir -p"),
         (("rtsp://me:secret@127.0.0.1:9/x",), "rtsp://127.0.0.1:9/x cannot be opened"),
     ]:

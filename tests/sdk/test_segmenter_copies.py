@@ -140,6 +140,16 @@ def test_threads_and_submitted_pictures_remain_with_the_first():
                 assert_same(found.submit(photo_like(24, 36)).result(), future.result())
 
 
+def test_closing_a_clone_leaves_the_threads_of_the_first():
+    picture = photo_like(24, 36)
+    with Segmenter("kmeans", **OPTIONS) as segmenter:
+        expected = segmenter.submit(picture).result()
+        for clone in (segmenter.clone(), copy.copy(segmenter)):
+            with clone:
+                assert_same(clone.submit(picture).result(), expected)
+            assert_same(segmenter.submit(picture).result(), expected)
+
+
 def test_a_prior_that_pickle_refuses_is_named():
     for prior in (lambda picture: picture[..., 0] // 128, lambda picture: None):
         segmenter = Segmenter(prior)

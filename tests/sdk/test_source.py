@@ -4,6 +4,8 @@ import os
 import socket
 import stat
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -213,6 +215,8 @@ SHOWN = [
     ("rtsp://me:s3cret@cam ! decodebin", "*** ! decodebin"),
     ("rtsp://me:s3 ! cret@cam ! decodebin", "*** ! *** ! decodebin"),
     ("rtspsrc user-pw=s3cret location=x", "rtspsrc user-pw=*** location=***"),
+    *((f"a.mp4 {word}=s3cret", f"a.mp4 {word}=***") for word in
+      ("pass", "password", "passphrase", "pw", "pwd", "token", "api_key", "KEY")),
     ("a@b.mp4", "a@b.mp4"),
     ("night 10:30 a.mp4", "night 10:30 a.mp4"),
     ("runs/lr=0.1/a b.mp4", "runs/lr=0.1/a b.mp4"),
@@ -225,6 +229,7 @@ def test_passwords_are_never_shown():
         with case(source):
             assert shown_name(source) == wanted
             assert "s3" not in wanted and "cret" not in wanted
+    assert shown_name("a.mp4 secret=1") == "a.mp4 secret=***"
 
 
 def test_a_name_is_shown_as_it_is_if_the_file_exists(tmp_path, monkeypatch):
@@ -275,6 +280,22 @@ def test_a_server_that_refuses_the_password(capfd):
         server.shutdown(socket.SHUT_RDWR)
     thread.join(20)
     assert not thread.is_alive() and "s3cret" not in "".join(capfd.readouterr())
+
+
+def test_a_url_of_a_video_ends_after_its_last_frame(tmp_path, clip):
+    """Only a source without a number of frames, such as a camera, must not end."""
+    (tmp_path / "a.mp4").write_bytes(clip)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/a.mp4"
+            with Capture(url, drop="none", timeout=60) as capture:
+                assert capture.live and len(list(capture)) == 3
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_video_that_is_a_pipe(tmp_path, clip):

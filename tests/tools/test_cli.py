@@ -121,6 +121,18 @@ def test_ctrl_c_is_not_lost_where_python_drops_exceptions(capfd, monkeypatch):
     assert sys.unraisablehook is sys.__unraisablehook__
 
 
+def test_a_repeated_ctrl_c_does_not_outlive_its_command(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    def work():
+        lost = Lost()
+        del lost
+        return 6  # before the Ctrl-C is repeated
+
+    assert cli.run(work) == 6
+    assert signal.setitimer(signal.ITIMER_REAL, 0) == (0, 0)
+
+
 def test_other_exceptions_that_python_drops_are_still_printed(capfd, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
 
