@@ -417,7 +417,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
     Raises
     ------
-    InputError : one of these is not so.
+    InputError : an output would overwrite the source or another output, or the file of --state
+        cannot be written.
     """
     paths = [real_path(p) for p in (args.source, args.save, args.labels, args.state) if p]
     for i, path in enumerate(paths):

@@ -48,7 +48,7 @@ class Video:
         if path.suffix.lower() not in VIDEOS:
             raise InputError(
                 f"{shown(path)} is no video; wanted {', '.join(VIDEOS)}",
-                fix=f"--save {path.with_suffix('.mp4') if path.name else 'out.mp4'}",
+                fix=f"--save {shown(path.with_suffix('.mp4')) if path.name else 'out.mp4'}",
             )
         check_place(path)
         self.path, self.rate = path, rate
@@ -80,7 +80,7 @@ class Video:
             code = cv2.VideoWriter.fourcc(*VIDEOS[self.path.suffix.lower()])
             name = self._link.enter_context(utf8_name(self._part))
             try:
-                write_new(self._part, b"", durable=False)  # its error says more than OpenCV's
+                write_new(self._part, b"", durable=False)  # this error says more than OpenCV's
             except OSError as error:
                 self._remove_part()
                 raise file_error("written", self.path, error) from error

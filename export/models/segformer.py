@@ -50,7 +50,7 @@ def segformer(
     MissingBackend : torch or transformers is not installed, or cannot be imported.
     """
     if here() == "(removed)":  # MKL, a library of torch, would end the process
-        raise InputError("the working folder was removed; torch needs one", fix="cd to another")
+        raise InputError("the current folder was removed; torch needs one", fix="cd to another")
     try:
         import torch
         from transformers import SegformerConfig, SegformerForSemanticSegmentation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.engines.named_files import utf8_text
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 from runtime.prior.names import names_in
 from runtime.prior.preprocess import Preprocess, numbers_in
 from runtime.prior.reading import KINDS
@@ -134,7 +134,7 @@ def _names(text: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"names is {text!r}, which is no list with commas and cannot be read as a file: "
-            f"{getattr(error, 'strerror', None) or error}",
+            f"{first_line(error)}",
             fix="--names road,sky,tree or --names FILE with a name in each line",
         ) from error
     if len(data) > _LONGEST:

@@ -48,7 +48,7 @@ class Bundle(NamedTuple):
 
         Raises
         ------
-        InputError : no such folder, or the folder or its manifest is locked.
+        InputError : the folder does not exist, or it or its manifest cannot be read.
         BundleError : the folder is no bundle, or the manifest is damaged, has another schema, or
             contains a path out of the bundle.
         """
@@ -91,7 +91,7 @@ class Bundle(NamedTuple):
         Raises
         ------
         BundleError : the file is missing, or has another size or hash.
-        InputError : the operating system does not let it be read.
+        InputError : the operating system refuses to read it.
         """
         try:
             data = read_file(self.path, entry["file"], entry["size"])
@@ -219,7 +219,7 @@ def read_file(folder: Path, file: str, size: int | None) -> bytes:
     Raises
     ------
     BundleError : the file is missing, is no regular file, is behind a link, or has another size.
-    InputError : the operating system does not let it be read, for example because it is locked.
+    InputError : the operating system refuses to read it, for example because of its permissions.
     """
     *folders, name = file.split("/")
     where = f"{folder.name}/{file}"

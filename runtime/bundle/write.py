@@ -22,7 +22,7 @@ from runtime.bundle.manifest import (
     short,
 )
 from runtime.bundle.read import Bundle
-from runtime.errors import BundleError, InputError
+from runtime.errors import BundleError, InputError, first_line
 from runtime.files import replace_file, shown, sync_folder, write_new
 
 
@@ -92,8 +92,8 @@ def replaced_folder(place: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Check that an export may write to ``path``, and can: it does not exist, is an empty folder,
-    or is a bundle, and a folder can be made beside it.
+    """Check that an export may and can write to ``path``: it does not exist, is an empty folder or
+    is a bundle, and a folder can be made beside it.
 
     Raises
     ------
@@ -130,7 +130,8 @@ def check_writable(folder: Path) -> None:
 
 
 def _exists(place: Path) -> bool:
-    """Whether something has this path. OSError if a folder above is locked, or for a link loop."""
+    """Whether something has this path. OSError if a folder above cannot be read, or for a loop of
+    links."""
     try:
         place.stat()
     except FileNotFoundError:
@@ -139,8 +140,8 @@ def _exists(place: Path) -> bool:
 
 
 def _is_replaceable(place: Path) -> bool:
-    """Whether something that exists is an empty folder or a bundle, also a damaged one. OSError if
-    it is locked."""
+    """Whether something that exists is an empty folder or a bundle, even a damaged one. OSError if
+    it cannot be read."""
     try:
         if not os.listdir(place):
             return True
@@ -197,8 +198,8 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
 def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
     """The error to raise for a folder that cannot be written."""
     return InputError(
-        f"{shown(path)} cannot be written: {getattr(error, 'strerror', None) or error}",
-        fix="make room or give yourself the right to write there, or choose another place",
+        f"{shown(path)} cannot be written: {first_line(error)}",
+        fix="free some space, check the permissions, or choose another place",
     )
 
 

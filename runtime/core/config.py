@@ -1,5 +1,5 @@
 """The settings of a user: frozen records that check their values when they are made. Their numbers
-may be NumPy's; they are stored as Python's, so that equal settings are equal and can be JSON."""
+may be NumPy's; they are stored as Python's, so that equal settings compare equal and fit JSON."""
 
 from __future__ import annotations
 

@@ -145,8 +145,9 @@ def processors() -> int:
 
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """Return how many processors' time the control groups of Linux allow this process, as Docker's
-    --cpus and the CPU limits of Kubernetes set it: 1.5 is three seconds in two. It is the smallest
-    limit of the process's groups and of all groups above them; None if there is no limit.
+    --cpus and the CPU limits of Kubernetes set it: 1.5 means three seconds of processor time in two
+    seconds. It is the smallest limit of the process's groups and of all groups above them; None if
+    no group has a limit.
 
     Parameters
     ----------

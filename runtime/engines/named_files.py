@@ -52,7 +52,7 @@ def check_regular(path: Path, wanted: str) -> int:
 
     Raises
     ------
-    InputError : the file does not exist, is something else, or a folder of its path is locked.
+    InputError : the file does not exist, is something else, or a folder of its path cannot be read.
 
     Example
     -------

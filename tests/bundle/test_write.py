@@ -269,7 +269,7 @@ def test_a_full_disk(parts, place, old):
         try:
             write_bundle(place, *version(parts, 2))
         except InputError as error:
-            ok = "x.bundle cannot be written: File too large\n  fix: make room" in str(error)
+            ok = "x.bundle cannot be written: File too large\n  fix: free some space" in str(error)
             os._exit(7 if ok else 8)
 
     _, status = os.waitpid(in_child(write), 0)
@@ -294,7 +294,7 @@ def test_places_that_cannot_be_written(parts, place):
                     check_replaceable(path)
                     continue
                 for work in (check_replaceable, lambda path: write_bundle(path, *parts)):
-                    with pytest.raises(InputError, match=rf"written: {reason}.*\n  fix: make"):
+                    with pytest.raises(InputError, match=rf"written: {reason}.*\n  fix: free"):
                         work(path)
     assert beside(place) == ["kept"]
 

@@ -91,7 +91,7 @@ def test_a_removed_working_folder(tmp_path, colours, photos):
             with case(option):
                 path = "x.onnx" if option == "--model" else "x"
                 if option == "--weights":
-                    assert refused_early(export(*words, path), "working folder was removed")
+                    assert refused_early(export(*words, path), "current folder was removed")
                 else:
                     assert refused_early(export(*words, path), path)
         out = tmp_path / "out.bundle"
