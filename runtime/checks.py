@@ -258,8 +258,10 @@ def shown_value(value: Any) -> str:
     """Return ``repr(value)`` for a message: one line of at most 100 characters."""
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        if isinstance(value, int):
+            return f"an integer of {value.bit_length()} bits"
+        return f"a {type(value).__name__} that is too long to print"
     return text if len(text) <= 100 else f"{text[:90]}..."
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+from runtime.checks import shown_value
 from runtime.errors import InputError
 
 _LONGEST = 2**20  # letters of a text that contains names
@@ -46,7 +47,7 @@ def class_names(value: Any, where: str) -> list[str]:
         numbered = {_number(key): name for key, name in found.items()}
         if len(numbered) != len(found) or set(numbered) != set(range(len(numbered))):
             raise InputError(
-                f"{where} has the class numbers {_short([*found])}; wanted each number from 0 "
+                f"{where} has the class numbers {shown_value([*found])}; wanted each number from 0 "
                 f"to {max(len(found) - 1, 0)} once",
                 fix=_FIX,
             )
@@ -54,9 +55,9 @@ def class_names(value: Any, where: str) -> list[str]:
     elif isinstance(found, Iterable) and not isinstance(found, (str, bytes, Set)):
         names = list(found)
     else:
-        raise InputError(f"{where} is {_short(value)!r}; wanted {wanted}", fix=_FIX)
+        raise InputError(f"{where} is {shown_value(value)}; wanted {wanted}", fix=_FIX)
     if not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where} is {_short(value)}; wanted {wanted}", fix=_FIX)
+        raise InputError(f"{where} is {shown_value(value)}; wanted {wanted}", fix=_FIX)
     names = [str(name) for name in names]  # NumPy's texts become Python's
     for number, name in enumerate(names):
         if _NO_LETTER.search(name):
@@ -113,15 +114,6 @@ def _parsed(text: str, where: str) -> Any:
     raise InputError(
         f"{where} is {text[:80]!r}, which is neither JSON nor a Python literal", fix=_FIX
     )
-
-
-def _short(value: Any) -> str:
-    """Return the beginning of a value as a text. Python writes no integer of several thousand
-    digits, which a text may contain in hexadecimal digits."""
-    try:
-        return str(value)[:200]
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} that is too long to print"
 
 
 def _number(key: Any) -> int:

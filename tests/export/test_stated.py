@@ -173,7 +173,7 @@ def test_names_that_do_not_fit(tmp_path):
         ("nosuch.names", "'nosuch.names', which is no list .*: No such file"),
         ("folder/nosuch", "'folder/nosuch', which is no list .*: No such file"),
         ("[1, 2]", "names is .*; wanted a list of texts"),
-        ("21", "names is '21'; wanted a list of texts"),
+        ("21", "names is 21; wanted a list of texts"),
         ("{'road', 'sky'}", "names is .*; wanted a list of texts"),
         ("x" * 5000, "cannot be read as a file: File name too long"),
         ("a\0b", "cannot be read as a file: embedded null"),
