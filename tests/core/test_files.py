@@ -250,6 +250,16 @@ def test_a_fifo_is_written_into(tmp_path):
     assert names(tmp_path) == ["f", "link"] and link.is_symlink()
 
 
+def test_the_folder_of_a_fifo_need_not_be_writable(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    tmp_path.chmod(0o500)
+    try:
+        with obeyed():
+            files.check_place(tmp_path / "fifo", pipe=True)
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_a_device_is_written_into(tmp_path):
     for name, place in (("null", "/dev/null"), ("a", "/dev/fd/{}"), ("b", "/proc/self/fd/{}")):
         with case(place):

@@ -138,6 +138,21 @@ def test_orientation_of_every_format():
         assert read_header(data, "it").orientation == 1
 
 
+def test_the_first_exif_of_a_file_counts():
+    exifs = [tiff_file(smooth()[:2, :2], 2, tags={274: [n]}) for n in (6, 3)]
+    named = [b"Exif\0\0" + exif for exif in exifs]
+    segments = [b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif for exif in named]
+    webp = (stated.webp_canvas(9, 9, 8), stated.webp_lossless(9, 9))
+    for name, data in (
+        ("JPEG", stated.jpeg(9, 9, more=b"".join(segments))),
+        ("PNG", stated.png(9, 9, chunks=b"".join(stated.png_chunk(b"eXIf", e) for e in exifs))),
+        ("WebP", stated.webp(*webp, *((b"EXIF", exif) for exif in exifs))),
+        ("WebP, as in JPEG", stated.webp(*webp, *((b"EXIF", exif) for exif in named))),
+    ):
+        with case(name):
+            assert read_header(data, "it").orientation == 6
+
+
 def test_largest_value_of_netpbm():
     for data, expected in (
         (b"P5 1 1 100\n\0", 100),
@@ -367,6 +382,10 @@ def test_bmp():
     refused(stated.bmp(-5, 7), "it states a size of -5 x 7 pixels")
     refused(stated.bmp(5, 7, bits=13), "it states 13 bits per pixel")
     refused(stated.bmp(5, 7), r"truncated BMP: 56 bytes, wanted at least 165")
+    for mask in (0, 0xFF000000):  # of alpha, behind the header
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, mask)
+        data = stated.bmp(1, 1, bits=32, compression=6, data=masks + bytes(4))
+        assert read_header(data, "it").alpha == (mask > 0)
     run_lengths = stated.bmp(2048, 2048, bits=8, compression=1)
     assert read_header(run_lengths, "it").width == 2048  # up to FREE_PIXELS
     refused(stated.bmp(2049, 2048, bits=8, compression=1), "truncated BMP: 1080 bytes, wanted")
@@ -382,6 +401,8 @@ def test_tiff():
     refused(stated.tiff(5, 7, {277: [0]}, data=bytes(35)), "it states 0 channels of 8 bits")
     refused(stated.tiff(5, 7, {256: None}), "damaged TIFF: it states no size")
     refused(b"II*\0\xff\xff\xff\xff", "damaged TIFF: it states no size")
+    sampled = stated.tiff(8, 8, {262: [6], 277: [3], 530: [2, 2]}, data=bytes(96))  # 4:2:0
+    assert read_header(sampled, "it").channels == 3
     tile = {273: None, 279: None, 278: None, 324: [16], 325: [9]}
     refused(stated.tiff(9, 9, tile | {322: [30000], 323: [30000]}), "30000 x 30000 pixels")
     refused(stated.tiff(9, 9, tile | {322: [0], 323: [16]}), "it states a size of 0 x 16")
@@ -419,14 +440,6 @@ def test_webp():
     refused(stated.webp(canvas(16000, 16000, 2), picture), "its first frame has 9 x 9 pixels of")
     picture = frame(30000, 30000, stated.webp_lossless(9, 9))
     refused(stated.webp(canvas(9, 9, 2), picture), "30000 x 30000 pixels")
-
-
-def test_the_first_exif_of_webp_counts_with_and_without_its_name():
-    picture = (stated.webp_canvas(9, 9, 8), stated.webp_lossless(9, 9))
-    turned = [(b"EXIF", tiff_file(smooth(), 2, tags={274: [n]})) for n in range(9)]
-    for start in (b"", b"Exif\0\0"):
-        exif = b"EXIF", start + turned[6][1]
-        assert read_header(stated.webp(*picture, exif, turned[3]), "it").orientation == 6
 
 
 def test_jpeg_2000():
@@ -532,6 +545,8 @@ def test_netpbm():
     refused(b"P7\nWIDTH 3\n", "damaged PAM: its header has no line ENDHDR")
     refused(b"P7\nWIDTH 3\nENDHDR\n", "its header must state HEIGHT, WIDTH, DEPTH and MAXVAL")
     refused(stated.pam(9, 9).replace(b"MAX", b"WIDTH 3\nMAX"), "states a field twice")
+    words = stated.pam(1, 1).replace(b"MAX", b"TUPLTYPE RGB\nTUPLTYPE words\nMAX")
+    assert read_header(words + bytes(3), "it").channels == 3  # these lines are one text
     refused(stated.pam(9, 9, 5), "its depth is 5 and its largest value 255")
     refused(stated.pam(9, 9).replace(b"255", b"65536"), "its largest value 65536")
     refused(stated.pam(9, 9), "truncated PAM: 46 bytes, wanted at least 289")

@@ -1,9 +1,11 @@
 """runtime/pictures/tiff.py: a TIFF file is read as the same picture in a PNG file, or refused."""
 
+import io
 import struct
 
 import numpy as np
 import pytest
+import tifffile
 from cases import case
 from picture_files import difference, encode, pillow_rgb, smooth, tiff_file
 from PIL import Image, ImageCms
@@ -82,6 +84,13 @@ def test_channels_stored_one_after_the_other():
     for tile in (None, (16, 16), (32, 32)):
         data = tiff_file(grey, 1, planar=True, tile=tile, tags={338: [2]})
         assert np.array_equal(load_image(data)[0], grey_png(grey[..., 0]))
+
+
+def test_a_last_strip_at_the_end_of_the_file_is_read():
+    file, planes = io.BytesIO(), wide(smooth()).transpose(2, 0, 1)
+    tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate", rowsperstrip=7)
+    assert file.getvalue().endswith(planes[2, -5:].tobytes())
+    assert np.array_equal(load_image(file.getvalue())[0], smooth())
 
 
 def test_what_opencv_misreads_is_refused():

@@ -137,8 +137,10 @@ def test_what_is_no_source_is_refused_at_once():
 
 def test_files_that_are_no_stream(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), pictures(1)[0])
-    with pytest.raises(InputError, match="is a picture, not a stream\n  fix: dg predict"):
-        Capture(tmp_path / "a.png")
+    (tmp_path / "b.PNG").write_bytes(b"")
+    for name in ("a.png", "b.PNG"):
+        with pytest.raises(InputError, match="is a picture, not a stream\n  fix: dg predict"):
+            Capture(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no pictures in"):
         Capture(tmp_path / "empty")

@@ -117,7 +117,8 @@ def test_a_label_255_that_nobody_explains_is_warned_of():
         Segmenter(prior_of(labels, list("abcd")))(picture)
     many = np.arange(2400).reshape(40, 60) % 256  # 255 is a class among others
     names = [str(n) for n in range(256)]
-    for prior in (prior_of(many), prior_of(labels, names), prior_of(corner(truth, 254))):
+    other = with_unknown(labels, 9)  # this prior says what is unknown
+    for prior in (prior_of(many), prior_of(labels, names), prior_of(corner(truth, 254)), other):
         assert Segmenter(prior, refine=None)(picture).warnings == []
 
 

@@ -1,5 +1,6 @@
 """sdk/source.py: what a text names, what is shown of it, and opening videos of any name."""
 
+import errno
 import os
 import socket
 import stat
@@ -298,11 +299,20 @@ def test_a_url_of_a_video_ends_after_its_last_frame(tmp_path, clip):
             thread.join()
 
 
-def test_a_video_that_is_a_pipe(tmp_path, clip):
+def test_a_video_that_is_a_pipe(tmp_path, monkeypatch, clip):
     """A file that is no regular file is opened by OpenCV alone: it can be read only once."""
     os.mkfifo(tmp_path / "pipe")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(clip,), daemon=True)
+
+    def write():
+        with open(tmp_path / "pipe", "wb") as pipe:
+            pipe.write(clip)
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EPERM, "the pipe is opened twice", path)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     with Capture(tmp_path / "pipe", timeout=60) as capture:
         assert len(list(capture)) == 3

@@ -85,28 +85,6 @@ def test_the_link_of_a_video_is_removed_when_it_is_closed(tmp_path, monkeypatch,
     assert not list(links.iterdir()) and os.listdir(folder) == ["a.avi"]
 
 
-def test_a_video_without_its_last_frames_is_not_whole(tmp_path, monkeypatch, result):
-    """OpenCV reports no error for frames that the disk does not hold."""
-
-    class Full:
-        fourcc, made = cv2.VideoWriter.fourcc, cv2.VideoWriter
-
-        def __init__(self, *arguments):
-            self.writer, self.left = self.made(*arguments), 2
-            self.isOpened, self.release = self.writer.isOpened, self.writer.release
-
-        def write(self, picture):
-            self.left -= 1
-            if self.left >= 0:
-                self.writer.write(picture)
-
-    monkeypatch.setattr(cv2, "VideoWriter", Full)
-    (tmp_path / "a.avi").write_bytes(b"old")
-    with pytest.raises(InputError, match=r"a.avi could not be written whole.*kept\n  fix: free"):
-        written(tmp_path / "a.avi", result)
-    assert os.listdir(tmp_path) == ["a.avi"] and (tmp_path / "a.avi").read_bytes() == b"old"
-
-
 def test_a_codec_that_fails_leaves_no_file(tmp_path, monkeypatch, result):
     class Closed:
         fourcc = staticmethod(lambda *_: 0)
