@@ -132,13 +132,17 @@ def test_texts_that_are_not_utf8_are_refused():
             assert frame_rate(text) is None
 
 
-def test_no_other_file_than_the_named_one_is_opened(tmp_path):
+def test_no_other_file_than_the_named_one_is_opened(tmp_path, clip):
     """OpenCV's image sequences would play seq_1.mp4 and seq_2.mp4, which only OpenCV can read."""
     data = cv2.imencode(".pam", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     for i in (1, 2):
         (tmp_path / f"seq_{i}.mp4").write_bytes(data)
     with pytest.raises(InputError, match=r"seq_1.mp4 cannot be opened as a video"):
         with open_video(tmp_path / "seq_1.mp4"):
+            pass
+    (tmp_path / "a ! b.avi").write_bytes(clip)
+    with pytest.raises(InputError, match="the GStreamer pipeline cannot be opened"):
+        with open_video(f"{tmp_path}/a ! b.avi"):  # a pipeline is no name of a file for FFmpeg
             pass
     for name in ("seq_3.mp4", "seq_%d.mp4", "seq_%d.png"):
         with case(name), pytest.raises(InputError, match="does not exist"):
