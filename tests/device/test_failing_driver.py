@@ -159,11 +159,12 @@ def test_an_export_keeps_the_bundle_and_says_what_fails(failing, rtx, tmp_path, 
     pytest.importorskip("skimage", reason="the demo photo is scikit-image's")
     from export.__main__ import main
 
-    words = ["--target", "trt", "--imgsz", "48", "64", "-o", str(tmp_path / "x.bundle"), "-q"]
-    assert main(words) == 1
+    out = tmp_path / "it is.bundle"
+    assert main(["--target", "trt", "--imgsz", "48", "64", "-o", str(out), "-q"]) == 1
     said = capsys.readouterr().err
     assert f"the engines are not built: {WHY}" in said and "fix: restart the machine" in said
-    assert (tmp_path / "x.bundle/manifest.json").is_file()
+    assert said.endswith(f"; then: python -m runtime build '{out}'\n")
+    assert (out / "manifest.json").is_file()
 
 
 def test_the_fake_is_called_as_ctypes_calls():

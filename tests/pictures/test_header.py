@@ -401,7 +401,7 @@ def test_tiff():
     refused(stated.tiff(5, 7, {277: [0]}, data=bytes(35)), "it states 0 channels of 8 bits")
     refused(stated.tiff(5, 7, {256: None}), "damaged TIFF: it states no size")
     refused(b"II*\0\xff\xff\xff\xff", "damaged TIFF: it states no size")
-    sampled = stated.tiff(8, 8, {262: [6], 277: [3], 530: [2, 2]}, data=bytes(96))  # 4:2:0
+    sampled = stated.tiff(64, 64, {262: [6], 277: [3], 530: [2, 2]}, data=bytes(6144))  # 4:2:0
     assert read_header(sampled, "it").channels == 3
     tile = {273: None, 279: None, 278: None, 324: [16], 325: [9]}
     refused(stated.tiff(9, 9, tile | {322: [30000], 323: [30000]}), "30000 x 30000 pixels")
