@@ -222,7 +222,7 @@ def test_printing_never_fails(monkeypatch):
         with tqdm(total=2, desc=name) as bar:
             tqdm.write(name, file=sys.stderr)
             bar.update(1)
-        logging.getLogger("of a library").warning(name)
+        library.warning(name)
         warnings.warn(name, stacklevel=1)
         with cli.Bar() as bar:
             bar.say(name)
@@ -231,7 +231,9 @@ def test_printing_never_fails(monkeypatch):
         print_json({"name": name})
         raise InputError(name, fix=name)
 
-    monkeypatch.setattr(logging, "lastResort", None)
+    library = logging.getLogger("of a library")
+    # The report of pytest's workers must be UTF-8, so pytest's own handlers do not get the records.
+    monkeypatch.setattr(library, "propagate", False)
     # pytest keeps warnings; Python prints them in this way.
     printed = lambda message, *_, **__: print(message, file=sys.stderr)  # noqa: E731
     monkeypatch.setattr(warnings, "showwarning", printed)
@@ -241,13 +243,13 @@ def test_printing_never_fails(monkeypatch):
             monkeypatch.setattr(sys, "stdout", strict_terminal(encoding, out))
             monkeypatch.setattr(sys, "stderr", strict_terminal(encoding, err))
             handler = logging.StreamHandler(sys.stderr)
-            logging.getLogger().addHandler(handler)
+            library.addHandler(handler)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("always")
                     assert cli.run(work) == 1
             finally:
-                logging.getLogger().removeHandler(handler)
+                library.removeHandler(handler)
             assert latin + b" caf\\udce9" in out.getvalue()
             found = err.getvalue()
             assert found.count(latin + b" caf\\udce9") >= 8 and b"error: " in found
