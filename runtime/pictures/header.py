@@ -18,6 +18,7 @@ from runtime.pictures.raw_formats import (
 )
 from runtime.pictures.web_formats import read_gif, read_jpeg, read_png, read_webp
 
+START = 256  # bytes of a file that show its format
 CONVERT = "convert it to PNG or JPEG"
 _TIFF = rb"II[*+]\x00|MM\x00[*+]"
 _FORMATS: tuple[tuple[str, bytes, Callable[[File], Header]], ...] = (
@@ -93,23 +94,42 @@ def read_header(data: bytes, name: str) -> Header:
     --------
     >>> read_header(Path("street.png").read_bytes(), "street.png").width
     """
-    start = data[:256]
+    kind, read = format_of(data[:START], name)
+    file = File(data, name, kind)
+    header = read(file)
+    if not 1 <= header.bits <= 16 or header.channels < 1:
+        raise file.damaged(f"it states {header.channels} channels of {header.bits} bits")
+    return header
+
+
+def format_of(start: bytes, name: str) -> tuple[str, Callable[[File], Header]]:
+    """Recognise the format of a picture file.
+
+    Parameters
+    ----------
+    start : the first START bytes of the file, or all of a shorter one.
+    name : what messages call the file.
+
+    Returns
+    -------
+    The name of the format, and the function that reads its header.
+
+    Raises
+    ------
+    InputError : the format is not in the list.
+    """
     for kind, pattern, read in _FORMATS:
         if re.match(pattern, start, re.DOTALL):
-            file = File(data, name, kind)
-            header = read(file)
-            if not 1 <= header.bits <= 16 or header.channels < 1:
-                raise file.damaged(f"it states {header.channels} channels of {header.bits} bits")
-            return header
+            return kind, read
     if re.match(_FLOAT, start):
-        raise File(data, name, "").unsuited("float32")
+        raise File(start, name, "").unsuited("float32")
     for pattern, what in _OTHERS:
         if re.match(pattern, start, re.DOTALL):
             raise InputError(
                 f"{name} is not a picture that can be read: it is {what}",
                 fix=_FIXES.get(what, CONVERT),
             )
-    found = data[:8].hex(" ") or "nothing"
+    found = start[:8].hex(" ") or "nothing"
     raise InputError(
         f"{name} is not a picture that can be read: it begins with {found}", fix=CONVERT
     )

@@ -15,6 +15,7 @@ from runtime.errors import InputError, first_line
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.decode import decode
+from runtime.pictures.header import START, format_of
 from runtime.pictures.limits import check_size
 from runtime.urls import is_url, without_secrets
 
@@ -80,7 +81,7 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
         return _from_bytes(source if isinstance(source, bytes) else bytes(view))
     if hasattr(source, "read"):
         name = getattr(source, "name", None)
-        return _from_file(source, shown(name) if isinstance(name, str) else "source")
+        return _from_file(source, shown(name) if name and isinstance(name, str) else "source")
     if on_gpu(source):
         raise InputError(
             "source is on a GPU; wanted a picture on the host",
@@ -124,9 +125,12 @@ def _from_path(source: str | os.PathLike[str]) -> tuple[np.ndarray, list[str]]:
     if size > MOST_BYTES:
         raise _too_large(name)
     try:
-        if stat.S_ISREG(mode):
-            return decode(path.read_bytes(), name)
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
+            if stat.S_ISREG(mode):
+                if start := file.read(START):
+                    format_of(start, name)  # a large file that is no picture is not read whole
+                file.seek(0)
+                return decode(file.read(), name)
             return decode(_read_all(file, name), name)
     except OSError as error:
         raise file_error("read", path, error) from error
@@ -147,19 +151,23 @@ def _read_all(file: Any, name: str) -> bytes:
     """Return the bytes from the position of ``file`` to its end, which messages call ``name``."""
     parts: list[bytes] = []
     size = 0
+    recognised = False
     while True:
         try:
-            part = file.read(_CHUNK)
-        except (OSError, ValueError, TypeError, cv2.error) as error:
+            part = file.read(_CHUNK if recognised else START)
+        except Exception as error:  # the object may be the user's own
             raise InputError(
                 f"{name} cannot be read: {first_line(error)}",
-                fix="open it as bytes: open(path, 'rb')",
+                fix="check the file or the connection; open a file as bytes: open(path, 'rb')",
             ) from error
         if part is not None and not isinstance(part, bytes):
             raise InputError(
                 f"{name} is no file of bytes: read() returned a {type(part).__name__}",
                 fix="open it as bytes: open(path, 'rb')",
             )
+        if not recognised and parts and (not part or size >= START):
+            format_of(b"".join(parts)[:START], name)
+            recognised = True
         if not part:
             return parts[0] if len(parts) == 1 else b"".join(parts)
         parts.append(part)

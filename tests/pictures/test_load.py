@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -152,8 +155,13 @@ def test_standard_input_is_a_path():
 
 def test_files_without_an_end_are_read_up_to_a_limit(tmp_path, monkeypatch):
     class Endless:
+        def __init__(self, start):
+            self.start, self.bytes = start, 0
+
         def read(self, size):
-            return bytes(size)
+            start = b"" if self.bytes else self.start
+            self.bytes += size
+            return start + bytes(size - len(start))
 
     large = tmp_path / "large.png"
     with large.open("wb") as file:
@@ -161,9 +169,41 @@ def test_files_without_an_end_are_read_up_to_a_limit(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"large\.png has more than 2147483647 bytes"):
         load_image(large)
     monkeypatch.setattr(load, "MOST_BYTES", 2**25)
-    for source in (Endless(), bytes(2**25 + 1)):
+    for source in (Endless(b"\xff\xd8\xff"), bytes(2**25 + 1)):
         with pytest.raises(InputError, match="source has more than 33554432 bytes"):
             load_image(source)
+
+    junk = Endless(b"")
+    with pytest.raises(InputError, match="source is not a picture"):
+        load_image(junk)
+    assert junk.bytes < 1000
+
+
+def test_a_large_file_that_is_no_picture_is_not_read_whole(tmp_path):
+    junk = tmp_path / "junk.jpg"
+    with junk.open("wb") as file:
+        file.truncate(2**30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"junk\.jpg is not a picture"):
+            load_image(junk)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_short_reads_and_errors_of_a_file_object():
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 7))
+
+    same(Slow(png()), smooth())
+    for error in (EOFError("ended"), zlib.error("damaged"), RuntimeError("lost")):
+        with case(repr(error)):
+            broken = io.BytesIO()
+            broken.read = Mock(side_effect=error)
+            with pytest.raises(InputError, match=f"source cannot be read: {error}"):
+                load_image(broken)
 
 
 def test_urls_are_not_read_and_keep_their_password_to_themselves():

@@ -182,10 +182,12 @@ def test_missing_file_folder_and_unreadable_file(
     with pytest.raises(InputError, match=r"cannot be read: .*null"):
         load_image("nul\0byte.png")
 
-    def refuse(path: Path) -> bytes:  # file modes do not stop root, so the system is played
+    def refuse(
+        path: Path, mode: str
+    ) -> None:  # file modes do not stop root, so the system is played
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match=r"cannot be read: .*Permission denied"):
         load_image(tmp_path / "locked.png")
 
