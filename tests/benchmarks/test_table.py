@@ -6,6 +6,7 @@ import os
 
 import pytest
 from cases import case
+from permissions import obeyed
 
 pytest.importorskip("scipy", reason="the profiler needs SciPy")
 pytest.importorskip("matplotlib", reason="the profiler's page needs matplotlib")
@@ -66,6 +67,13 @@ def test_places_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "gone").rmdir()
     with pytest.raises(InputError, match=r"a.json cannot be written"):
         table.check_out(table.Path("a.json"))
+
+
+def test_a_link_into_a_locked_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "locked").mkdir(0o500)
+    (tmp_path / "link").symlink_to("locked/new.json")
+    with obeyed(), pytest.raises(InputError, match=r"Permission denied|not writable"):
+        table.check_out(tmp_path / "link")
 
 
 def test_places_that_can_be_written(tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ def test_defaults_that_depend_on_another_option():
 
 BAD_OPTIONS = [
     ("objective", "best", "objective is 'best'; wanted one of 'residual', 'dynaguide', 'dyn"),
+    ("objective", np.array(["residual", "x"]), r"objective is array\(.*wanted one of 'residual'"),
     ("skip", "yes", "skip is 'yes'; wanted one of 'none', 'shared', 'own'"),
     ("weighting", "fcf", "weighting is 'fcf'; wanted one of 'fixed', 'fsf', 'scf'"),
     ("continuity", "l2", "continuity is 'l2'; wanted one of 'l1', 'huber'"),

@@ -294,6 +294,13 @@ def test_a_stream_finishes_all_outputs_after_one_that_fails(place, capsys, monke
     assert StreamState.load("s").frames == 3
 
 
+def test_a_stream_without_a_frame_leaves_no_state(place, capsys):
+    (place / "bad").mkdir()
+    (place / "bad/a.png").write_bytes(b"no picture")
+    assert main(["stream", "bad", *PLAIN, "--state", "s"]) == 1
+    assert "no readable frame" in capsys.readouterr().err and not (place / "s").exists()
+
+
 def test_a_stream_gets_its_source_as_text(place, monkeypatch):
     """Which number is a camera and which a folder is decided in one place, for Python too."""
     found = []

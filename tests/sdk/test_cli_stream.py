@@ -39,7 +39,9 @@ def test_stream_writes_video_labels_json_and_state(tmp_path, capsys):
     labels, state = tmp_path / "labels", tmp_path / "state.safetensors"
     command = ["stream", str(source), "--save", str(save), "--labels", str(labels), "--json",
                "--state", str(state), "--warm-steps", "1", "--cold-steps", "3"]  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
     assert main(command) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     assert [d["frame"]["index"] for d in lines] == list(range(12))
