@@ -56,7 +56,8 @@ def write_bundle(
         _fill(new, {**files, MANIFEST: data})
         Bundle.open(new).check_files()
         check_replaceable(place)  # again, because writing took time
-    return Bundle.open(path)
+    # If path is the current folder, this process still has the replaced folder under that path.
+    return Bundle.open(path if Path(path).name else place)
 
 
 @contextmanager

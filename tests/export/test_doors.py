@@ -163,6 +163,13 @@ def test_temporary_files_in_a_folder_that_is_not_utf8(tmp_path, colours, photos,
     assert export(*words).refused(1, r"caf\udce9, has a name that is not UTF-8", "TMPDIR=/tmp")
 
 
+def test_a_bundle_in_the_current_folder_is_called_as_the_folder(tmp_path, colours, monkeypatch):
+    (tmp_path / "city").mkdir()
+    monkeypatch.chdir(tmp_path / "city")
+    assert export("--model", colours, *SIZE, "-q", "-o", ".").code == 0
+    assert Bundle.open(tmp_path / "city").manifest["name"] == "city"
+
+
 def test_names_with_signs_of_shells_and_urls(tmp_path, colours, photos):
     for name in ("a b", "#1", "100%", "!x", "a%20b", "$HOME", "-x", "日本", "it's"):
         with case(name):
