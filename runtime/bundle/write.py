@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,11 @@ from runtime.bundle.manifest import (
     short,
 )
 from runtime.bundle.read import Bundle
-from runtime.errors import BundleError, InputError, first_line
-from runtime.files import replace_file, shown, sync_folder, write_new
+from runtime.errors import BundleError, InputError
+from runtime.files import file_error, replace_file, shown, sync_folder, write_new
+
+LOG = logging.getLogger("dg.bundle")
+_TRIES = 100  # of a rename that other writers of the same folder disturb
 
 
 def write_bundle(
@@ -31,8 +37,8 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle to a temporary folder, check it there, and rename the folder to ``path``.
 
-    An existing bundle is replaced; nothing else is. :func:`replaced_folder` says what remains after
-    a crash.
+    An existing bundle is replaced; nothing else is. Several processes may write to the same
+    ``path``; the last bundle remains. :func:`replaced_folder` says what remains after a crash.
 
     Parameters
     ----------
@@ -54,10 +60,10 @@ def write_bundle(
     data = _sealed(manifest)
     with replaced_folder(place) as new:
         _fill(new, {**files, MANIFEST: data})
-        Bundle.open(new).check_files()
+        written = _checked(new)
         check_replaceable(place)  # again, because writing took time
     # If path is the current folder, this process still has the replaced folder under that path.
-    return Bundle.open(path if Path(path).name else place)
+    return Bundle(Path(path) if Path(path).name else place, written.manifest)
 
 
 @contextmanager
@@ -67,29 +73,23 @@ def replaced_folder(place: Path) -> Iterator[Path]:
     The new folder lies beside ``place`` until it is complete. After an error ``place`` is
     unchanged. After a crash ``place`` is the old folder, the new one, or, between two renames,
     missing; it is never incomplete. The next call for the same place then restores a missing old
-    folder and removes the temporary folders.
+    folder and removes the temporary folders. If a temporary folder cannot be removed, a warning
+    names it.
 
     Raises
     ------
-    InputError : a folder cannot be written.
+    InputError : a folder cannot be written, or other processes write to ``place`` all the time.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place)
-        work = Path(tempfile.mkdtemp(prefix=_work_prefix(place), dir=place.parent))
-        try:
-            with _locked(work):
-                new = work / "new"
-                new.mkdir()
-                yield new
-                if place.exists():
-                    place.rename(work / "old")
-                new.rename(place)
-                sync_folder(place.parent)
-        finally:
-            _put_back(work, place)
+        with ExitStack() as stack:
+            new = _new_folder(place, stack)
+            yield new
+            _exchange(new, place)
+            sync_folder(place.parent)
     except OSError as error:
-        raise _unwritable(place, error) from error
+        raise file_error("written", place, error) from error
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:
@@ -98,14 +98,16 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    InputError : it is something else, or cannot be written.
+    InputError : it is something else, or cannot be written, or its manifest cannot be read.
     """
-    folder = Path(path)  # Path("") is the current folder
+    folder = place = Path(path)  # Path("") is the current folder
     try:
         place = Path(os.path.realpath(folder))
-        replaceable = not _exists(place) or _is_replaceable(place)
+        replaceable = _is_replaceable(place)
     except (OSError, ValueError) as error:  # ValueError: a zero byte
-        raise _unwritable(folder, error) from error
+        if getattr(error, "filename", None) == str(place / MANIFEST):
+            raise file_error("read", folder / MANIFEST, error) from error
+        raise file_error("written", folder, error) from error
     if not replaceable:
         raise InputError(
             f"{shown(folder)} exists and is no bundle; it is left alone",
@@ -125,24 +127,40 @@ def check_writable(folder: Path) -> None:
     try:
         place = Path(os.path.realpath(folder))
         above = next(parent for parent in place.parents if os.path.lexists(parent))
-        os.rmdir(tempfile.mkdtemp(prefix=_work_prefix(place), dir=above))
+        temporary = tempfile.mkdtemp(prefix=_work_prefix(place), dir=above)
+        with suppress(FileNotFoundError):  # another writer has removed it
+            os.rmdir(temporary)
+        before, effective = _identity(place), os.access in os.supports_effective_ids
+        writable = os.access(place, os.W_OK, effective_ids=effective)
+        if before is not None and not writable and _identity(place) == before:
+            # A folder that is not writable cannot be moved into another folder.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _exists(place: Path) -> bool:
-    """Whether something has this path. OSError if a folder above cannot be read, or for a loop of
-    links."""
-    try:
-        place.stat()
-    except FileNotFoundError:
-        return False
-    return True
+        raise file_error("written", folder, error) from error
 
 
 def _is_replaceable(place: Path) -> bool:
-    """Whether something that exists is an empty folder or a bundle, even a damaged one. OSError if
-    it cannot be read."""
+    """Whether ``place`` does not exist, or is an empty folder or a bundle, even a damaged one.
+    OSError if it cannot be read, or a folder above cannot, or for a loop of links."""
+    while (before := _identity(place)) is not None:
+        # The answer "no" counts only if no other writer has replaced the folder in the meantime.
+        answer = _is_empty_or_bundle(place)
+        if answer or _identity(place) == before:
+            return answer
+    return True
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """Two numbers that change if another folder is renamed to ``place``; None if nothing has this
+    path. OSError if a folder above cannot be read, or for a loop of links."""
+    try:
+        found = place.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _is_empty_or_bundle(place: Path) -> bool:
     try:
         if not os.listdir(place):
             return True
@@ -192,16 +210,8 @@ def add_engine(bundle: Bundle, entry: Mapping[str, Any], plan: bytes) -> Bundle:
             _replace(bundle.path, entry["file"], plan)
             _replace(bundle.path, MANIFEST, whole)
     except OSError as error:
-        raise _unwritable(bundle.path, error) from error
+        raise file_error("written", bundle.path, error) from error
     return Bundle.open(bundle.path)
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
-    """The error to raise for a folder that cannot be written."""
-    return InputError(
-        f"{shown(path)} cannot be written: {first_line(error)}",
-        fix="free some space, check the permissions, or choose another place",
-    )
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
@@ -221,6 +231,19 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
         write_new(folder / file, data, durable=True)
     for inner in {(folder / file).parent for file in files}:
         sync_folder(inner)
+
+
+def _checked(new: Path) -> Bundle:
+    """Open a bundle in a temporary folder and check its files. OSError instead of an InputError,
+    which would name a file in the temporary folder."""
+    try:
+        bundle = Bundle.open(new)
+        bundle.check_files()
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+    return bundle
 
 
 def _replace(folder: Path, file: str, data: bytes) -> None:
@@ -259,13 +282,89 @@ def _work_prefix(place: Path) -> str:
     return f".{place.name}.partial-"
 
 
+def _new_folder(place: Path, stack: ExitStack) -> Path:
+    """Make the folder "new" in a temporary folder for ``place``. The end of ``stack`` unlocks and
+    removes the temporary folder."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_work_prefix(place), dir=place.parent))
+        stack.callback(_remove_rest, work)
+        try:
+            stack.enter_context(_locked(work))
+            (work / "new").mkdir()
+        except FileNotFoundError:
+            continue  # another writer has removed it, because it was not locked yet
+        stack.callback(_put_back, work, place)
+        return work / "new"
+
+
+def _exchange(new: Path, place: Path) -> None:
+    """Rename the complete folder ``new`` to ``place``. An older folder there is moved beside
+    ``new`` first, also one that another writer renames to ``place`` in the meantime."""
+    old = new.with_name("old")
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            place.rename(old)
+        try:
+            new.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _discard(old)
+        else:
+            _discard(old)
+            return
+    raise InputError(
+        f"{shown(place)} cannot be written: other exports write it at this moment",
+        fix="run it again, or choose another place",
+    )
+
+
+def _discard(old: Path) -> None:
+    """Rename an old folder, if there is one, so that :func:`_put_back` does not move it back. A
+    folder that is only partly removed must not be moved back."""
+    with suppress(FileNotFoundError):
+        old.rename(old.with_name(f"trash-{secrets.token_hex(4)}"))
+
+
 def _put_back(work: Path, place: Path) -> None:
     """Remove the temporary folder ``work``. If it contains the old folder, and ``place`` does not
     exist, the old folder is moved back first."""
-    if (work / "old").exists():
-        # An old folder that is only partly removed must not be moved back. So it is renamed first.
-        (work / "old").rename(work / "trash" if place.exists() else place)
+    old = work / "old"
+    if old.exists() and not place.exists():
+        try:
+            old.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # those of another writer
+                raise
+    _discard(old)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_rest(work: Path) -> None:
+    """Remove what :func:`_put_back` could not remove. If a part of it remains, a warning names the
+    folder."""
+    if work.exists():
+        _remove_locked(work)
+    if work.exists():
+        LOG.warning(
+            "%s cannot be removed, and is no longer needed; remove it: rm -rf %s",
+            shown(work),
+            shlex.quote(shown(work)),
+        )
+
+
+def _remove_locked(path: Path) -> None:
+    """Remove a folder whose inner folders are not writable, or with few open files left: only one
+    folder is open at a time."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        with suppress(OSError):
+            path.chmod(0o700)
+        for name in os.listdir(path):
+            _remove_locked(path / name)
+        path.rmdir()
 
 
 def _remove_abandoned(place: Path) -> None:
@@ -275,5 +374,6 @@ def _remove_abandoned(place: Path) -> None:
             try:
                 with _locked(place.parent / name, wait=False):
                     _put_back(place.parent / name, place)
+                _remove_rest(place.parent / name)
             except OSError:  # a process still writes to it, or another program made it
                 continue

@@ -164,6 +164,40 @@ def test_two_writers_and_a_reader_at_once(parts, place):
     assert found_in(place) in ("v1", "v2") and beside(place) == [] and reads
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_many_writers_at_once_all_succeed(parts, place, unsynced, old):
+    if old:
+        write_bundle(place, *version(parts, 9))
+
+    def write(number):
+        try:
+            for _ in range(15):
+                assert write_bundle(place, *version(parts, number)).manifest["name"] == f"v{number}"
+        except BaseException as error:
+            print(repr(error))
+            os._exit(7)
+
+    pids = [in_child(lambda n=n: write(n)) for n in range(6)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 6
+    assert found_in(place) in {f"v{n}" for n in range(6)} and beside(place) == []
+
+
+def test_a_folder_that_others_write_all_the_time(place, monkeypatch):
+    rename = os.rename
+
+    def disturbed(old, new, **options):
+        if str(new) == str(place):
+            place.mkdir(exist_ok=True)
+            (place / "theirs").write_text("x")
+        rename(old, new, **options)
+
+    monkeypatch.setattr(os, "rename", disturbed)
+    with pytest.raises(InputError, match=r"(?s)other exports write it at this .*fix: run it again"):
+        with write.replaced_folder(place) as new:
+            (new / "mine").write_text("x")
+    assert os.listdir(place) == ["theirs"] and beside(place) == []
+
+
 def test_a_running_writers_folder_is_left_alone(parts, place):
     work = place.with_name(".x.bundle.partial-running")
     (work / "new").mkdir(parents=True)
@@ -269,7 +303,7 @@ def test_a_full_disk(parts, place, old):
         try:
             write_bundle(place, *version(parts, 2))
         except InputError as error:
-            ok = "x.bundle cannot be written: File too large\n  fix: free some space" in str(error)
+            ok = "x.bundle cannot be written: File too large\n  fix: raise the" in str(error)
             os._exit(7 if ok else 8)
 
     _, status = os.waitpid(in_child(write), 0)
@@ -280,6 +314,12 @@ def test_a_full_disk(parts, place, old):
 def test_places_that_cannot_be_written(parts, place):
     """They are refused before the work of an export, too."""
     reasons = {"missing": None, "below a file": "Not a directory"}
+    fixes = {"File name": "choose a shorter name", "Too many": "remove the links", "No such": ""}
+    fixes |= {
+        "Not a": "check the path",
+        "Permission": "check its perm",
+        "embedded": "check the path",
+    }
     (place.parent / "kept").mkdir()
     with obeyed():
         paths = [(b.kind, b.path, b.reason) for b in bad_paths(place.parent / "kept")]
@@ -293,8 +333,9 @@ def test_places_that_cannot_be_written(parts, place):
                 if reason is None:
                     check_replaceable(path)
                     continue
+                fix = next(text for start, text in fixes.items() if reason.startswith(start))
                 for work in (check_replaceable, lambda path: write_bundle(path, *parts)):
-                    with pytest.raises(InputError, match=rf"written: {reason}.*\n  fix: free"):
+                    with pytest.raises(InputError, match=rf"written: {reason}.*\n  fix: {fix}"):
                         work(path)
     assert beside(place) == ["kept"]
 
@@ -314,6 +355,81 @@ def test_folders_that_may_not_be_written(parts, place):
     with locked(place), pytest.raises(InputError, match="cannot be written: Permission denied"):
         check_replaceable(place)
     assert found_in(place) == "v1" and beside(place) == []
+
+
+def test_an_unreadable_manifest_is_named(parts, place):
+    write_bundle(place, *version(parts, 1))
+    with locked(place / MANIFEST):
+        with pytest.raises(InputError, match=r"x.bundle/manifest.json cannot be read: Permission"):
+            check_replaceable(place)
+
+
+def test_a_bundle_that_cannot_be_moved_is_refused_early(parts, place):
+    write_bundle(place, *version(parts, 1))
+    place.chmod(0o555)
+    with obeyed(), pytest.raises(InputError, match=r"x.bundle cannot be written: Permission"):
+        check_replaceable(place)
+    assert found_in(place) == "v1" and beside(place) == []
+
+
+def test_an_older_bundle_with_locked_folders_is_removed(parts, place, caplog):
+    for mode in (0o555, 0):
+        write_bundle(place, *version(parts, 1))
+        (place / "golden/deeper").mkdir()
+        (place / "golden/deeper/x").write_text("x")
+        (place / "link").symlink_to(place.parent / "outside")
+        (place.parent / "outside").chmod(0o555)
+        (place / "golden/deeper").chmod(mode)
+        (place / "golden").chmod(mode)
+        with obeyed():
+            write_bundle(place, *version(parts, 2))
+        assert found_in(place) == "v2" and beside(place) == [] and not caplog.records
+        assert stat_mode(place.parent / "outside") == 0o555  # a link is not followed
+
+
+def test_what_cannot_be_removed_is_named(parts, place, caplog, monkeypatch):
+    write_bundle(place, *version(parts, 1))
+    monkeypatch.setattr(write, "_remove_locked", lambda path: None)
+    (place / "golden").chmod(0o555)
+    with obeyed():
+        write_bundle(place, *version(parts, 2))
+    (left,) = beside(place)
+    assert found_in(place) == "v2" and f"{left} cannot be removed" in caplog.text
+    monkeypatch.undo()
+    write_bundle(place, *version(parts, 3))
+    assert beside(place) == []
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_too_many_open_files(parts, place, old):
+    """With each number of files that may be open, either the bundle is written or nothing is."""
+    if old:
+        write_bundle(place, *version(parts, 1))
+
+    def write(more):
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        for number in range(3, used + 1):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(0, number)  # so that all lower numbers are in use
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, used + more))
+        try:
+            write_bundle(place, *version(parts, 2))
+        except InputError as error:
+            text = str(error)
+            ok = f"{place} cannot be written: Too many open files\n  fix: raise the limit" in text
+            os._exit(7 if ok else 8)
+
+    codes = []
+    while 0 not in codes:
+        _, status = os.waitpid(in_child(lambda: write(len(codes) + 1)), 0)
+        codes.append(os.waitstatus_to_exitcode(status))
+        found = found_in(place)
+        if codes[-1]:
+            assert codes[-1] == 7 and found == ("v1" if old else None) and beside(place) == []
+        assert len(codes) < 30
+    assert found == "v2" and beside(place) == [] and len(codes) > 3
 
 
 def test_a_removed_working_folder(parts, place):
