@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -95,9 +96,12 @@ class _Checks:
 
     def exit_code(self) -> ExitCode:
         """Return the exit code: BUNDLE if a check of the bundle failed, else MISSING if a library,
-        a driver or a GPU is missing, else FAILURE if the device failed, else DONE."""
+        a driver or a GPU is missing, else FAILURE if the device failed or the operating system
+        refuses to read a file, else DONE."""
         codes = {
-            ExitCode.BUNDLE if isinstance(error, InputError) else error.exit_code
+            ExitCode.BUNDLE
+            if isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
+            else error.exit_code
             for error in self.failed
         }
         return max(codes, default=ExitCode.DONE)
@@ -128,7 +132,7 @@ def run_check(args: argparse.Namespace) -> int:
     checks = _Checks(quiet=args.json)
     files = read_all(bundle)[0]
     for file in files:
-        checks.make(file["file"], _file_fits, file)
+        checks.make(file["file"], _file_fits, bundle, file)
     checks.make("environment", _environment)
     if not checks.failed:
         for name in bundle.manifest["graphs"]:
@@ -160,9 +164,12 @@ def run_check(args: argparse.Namespace) -> int:
     return code
 
 
-def _file_fits(file: Mapping[str, Any]) -> str:
-    """Raise the problem of a file, as read_all found it; otherwise describe the file."""
+def _file_fits(bundle: Bundle, file: Mapping[str, Any]) -> str:
+    """Raise the problem of a file, as read_all found it; otherwise describe the file. InputError if
+    the operating system refuses to read the file."""
     if not file["ok"]:
+        with suppress(BundleError):
+            bundle.read(file)
         raise BundleError(file["error"], fix=file["fix"])
     return f"sha256 {file['sha256'][:12]}, {size(file['size'])}"
 

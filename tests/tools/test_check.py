@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bundles import CONFIG, tensors
 from cases import case
+from permissions import obeyed
 from runtime_commands import CLASSES, SIZE, answer, change, contents, no_gpu, put, shapes, text
 
 from runtime.bundle.manifest import file_entry
@@ -53,6 +54,22 @@ def test_check_compares_files_and_ports_with_the_manifest(capsys, bundle):
     assert "because these checks failed: refine_step.onnx" in said
     code, document = answer(capsys, "check", bundle)
     assert code == 5 and not document["ok"] and "10 bytes" in document["error"]
+
+
+@pytest.mark.parametrize("name", ["refine_map.onnx", "golden"])
+def test_check_of_a_file_that_cannot_be_read_is_a_failure_of_this_machine(capsys, bundle, name):
+    mode = (bundle / name).stat().st_mode
+    (bundle / name).chmod(0)
+    with obeyed():
+        code, out, _ = text(capsys, "check", bundle)
+        said = " ".join(out.split())
+        assert code == 1 and "Permission denied fix: check its permissions" in said
+        assert "golden not run here" in said and out.splitlines()[-1].startswith("tiny.bundle FAIL")
+        code, document = answer(capsys, "check", bundle)
+        assert code == 1 and not document["ok"] and "Permission denied" in document["error"]
+        (bundle / "refine_step.onnx").write_bytes(b"x")
+        assert text(capsys, "check", bundle)[0] == 5  # that the bundle is bad counts more
+    (bundle / name).chmod(mode)
 
 
 def test_check_catches_changed_answers(capsys, bundle):
