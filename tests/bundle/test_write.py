@@ -1,8 +1,10 @@
 """Writing bundles: killed writers, two at once, full disks, what is left alone."""
 
 import copy
+import errno
 import fcntl
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -388,9 +390,12 @@ def test_an_older_bundle_with_locked_folders_is_removed(parts, place, caplog):
 
 
 def test_what_cannot_be_removed_is_named(parts, place, caplog, monkeypatch):
+    def refused(path, mode):  # as for a folder of another user
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     write_bundle(place, *version(parts, 1))
-    monkeypatch.setattr(write, "_remove_locked", lambda path: None)
     (place / "golden").chmod(0o555)
+    monkeypatch.setattr(pathlib.Path, "chmod", refused)
     with obeyed():
         write_bundle(place, *version(parts, 2))
     (left,) = beside(place)
