@@ -258,7 +258,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     out = args.out or Path(f"{model.name}.bundle")
     if args.triton:
         # An unusable folder is reported before the work.
-        repository_place(args.triton, utf8_text(out.name))
+        repository_place(args.triton, utf8_text(out.name), out)
     with Bar(args.quiet) as bar, _size_named("opt-shape" if opt else "imgsz"):
         exported = export_bundle(model, out, options, say=bar.say, progress=bar.progress)
     if args.triton:

@@ -11,7 +11,7 @@ from runtime.bundle.read import Bundle
 from runtime.bundle.write import check_writable, replaced_folder
 from runtime.engines.port import triton_dtype
 from runtime.errors import InputError
-from runtime.files import stat_of
+from runtime.files import real_path, shown, stat_of
 
 
 def write_repository(folder: Path, bundle: Bundle) -> Path:
@@ -48,7 +48,7 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
         ),
         None,
     )
-    place = repository_place(folder, bundle.manifest["name"])
+    place = repository_place(folder, bundle.manifest["name"], bundle.path)
     name = place.name
     file, data = "model.onnx", bundle.read(graph)
     if engine is not None:
@@ -61,20 +61,35 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     return place
 
 
-def repository_place(folder: Path, bundle_name: str) -> Path:
+def repository_place(folder: Path, bundle_name: str, bundle: Path) -> Path:
     """The folder for a bundle's model in a repository, which is checked: it can be written.
 
     Parameters
     ----------
     folder : the repository.
     bundle_name : "NAME.bundle".
+    bundle : the bundle's folder; it may not exist yet.
 
     Raises
     ------
     InputError : the folder exists and is no Triton model, or cannot be written; the repository is a
-        file, or lies in one; or the repository would be named "triton" in the current folder, where
-        Python finds it instead of the package of that name.
+        file, or lies in one; the repository and the bundle are the same folder, or one is inside
+        the other; or the repository would be named "triton" in the current folder, where Python
+        finds it instead of the package of that name.
     """
+    repository, own = Path(real_path(folder)), Path(real_path(bundle))
+    if own in (repository, *repository.parents):
+        raise InputError(
+            f"the Triton repository {shown(folder)} would be in the bundle {shown(bundle)}, and "
+            "the next export would remove it",
+            fix="choose a folder outside of the bundle: --triton model_repository",
+        )
+    if repository in own.parents:
+        raise InputError(
+            f"the bundle {shown(bundle)} would be in the Triton repository {shown(folder)}, where "
+            "Triton takes each folder for a model",
+            fix="choose another: --triton model_repository",
+        )
     if folder.name == "triton":
         around, here = stat_of(folder.parent), stat_of(".")
         if around and here and os.path.samestat(around, here):

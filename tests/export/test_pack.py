@@ -462,6 +462,11 @@ IMPOSSIBLE = [
     (("--triton", "models", "-o", "taken.bundle"), ["taken exists and is no Triton model"]),
     (("--triton", "0.png"), ["triton is '0.png', and 0.png is a file; wanted a folder"]),
     (("--triton", "0.png/models"), ["triton is '0.png/models', and 0.png is a file"]),
+    (("--triton", "b"), ["repository b would be in the bundle b,", "outside of the bundle"]),
+    (("--triton", "./b/models/"), ["repository b/models would be in the bundle b,"]),
+    (("--triton", "."), ["bundle b would be in the Triton repository .,"]),
+    (("--triton", "models", "-o", "models/b"), ["bundle models/b would be in the Triton repos"]),
+    (("--triton", "link", "-o", "models/a/b"), ["bundle models/a/b would be in the Triton repos"]),
     (("--triton", "triton"), ["a folder triton here would hide the Python package"]),
 ]  # fmt: skip
 
@@ -470,6 +475,7 @@ def test_what_cannot_be_done_is_said(tmp_path, monkeypatch, colours, photos):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("models/taken").mkdir(parents=True)
+    Path("link").symlink_to("models")
     Path("bad.png").write_bytes(b"no picture")
     Path("0.png").write_bytes((photos / "0.png").read_bytes())
     before = files(tmp_path)
