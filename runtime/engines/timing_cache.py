@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import InputError
-from runtime.files import replace_file, shown, stat_of, temporary_name, write_new
+from runtime.files import file_error, replace_file, shown, stat_of, temporary_name, write_new
 
 _OTHER = "name another file with --timing-cache, or leave the option out"
 
@@ -71,6 +71,5 @@ class TimingCache:
 
     @staticmethod
     def _unwritable(path: Path, error: OSError) -> InputError:
-        return InputError(
-            f"timing cache {shown(path)} cannot be written: {error.strerror}", fix=_OTHER
-        )
+        problem = file_error("written", path, error)
+        return InputError(f"timing cache {problem.message}", fix=f"{problem.fix}; or {_OTHER}")

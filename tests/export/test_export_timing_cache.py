@@ -100,10 +100,15 @@ def test_what_cannot_be_used_is_refused_before_the_build(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"timing cache .* is a folder, wanted a file"):
         TimingCache(tmp_path)
 
-    def sealed(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
+    for error, reason, fix in (
+        (PermissionError(13, "Permission denied"), "Permission denied", "check its permissions"),
+        (OSError(27, "File too large"), "File too large", "raise the limit for the size of a file"),
+    ):
 
-    monkeypatch.setattr(timing_cache, "write_new", sealed)
-    with pytest.raises(InputError, match=r"cannot be written: Permission denied\n  fix: name"):
-        TimingCache(tmp_path / "times")
+        def sealed(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(timing_cache, "write_new", sealed)
+        with pytest.raises(InputError, match=rf"written: {reason}\n  fix: {fix}.*; or name"):
+            TimingCache(tmp_path / "times")
     assert names(tmp_path) == []
