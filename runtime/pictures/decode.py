@@ -44,6 +44,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", fix=AGAIN)
     header, warnings = read_header(data, name), list[str]()
+    inverted = False
     if header.kind == "JPEG":
         _check_jpeg(data, header, name)
     elif header.kind == "PNG":
@@ -51,7 +52,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     elif why := _misread(data, header):
         raise InputError(f"{name} is a {header.kind} file {why}", fix="convert it to PNG")
     if header.kind == "TIFF":
-        picture = _decode_tiff(data, name, header.alpha, warnings)
+        picture, inverted = _decode_tiff(data, name, header.alpha, warnings)
     elif header.kind == "PAM":
         picture = _decode_pam(data, header)
     else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
@@ -62,7 +63,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         raise InputError(
             f"{name} is a damaged {header.kind} file, or OpenCV {cv2.__version__} cannot read it "
             f"({header.width} x {header.height} pixels, {channels} of {header.bits} bits)",
-            fix="convert it to PNG or JPEG",
+            fix="fetch it again; if other programs show it, convert it to PNG or JPEG",
         )
     if picture.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name} holds {picture.dtype} values, wanted uint8 or uint16", fix=MAP)
@@ -70,7 +71,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         warnings.append(
             "The alpha channel was dropped; flatten the picture if its transparency matters."
         )
-    picture = _to_8_bits(picture, header, warnings)
+    picture = _to_8_bits(picture, header, inverted, warnings)
     return _to_upright_rgb(picture, header.orientation), warnings
 
 
@@ -116,16 +117,20 @@ def _misread(data: bytes, header: Header) -> str:
     return ""
 
 
-def _decode_tiff(data: bytes, name: str, alpha: bool, warnings: list[str]) -> np.ndarray | None:
-    """Decode a TIFF file to (H, W) grey or (H, W, 3) BGR, not yet turned upright."""
+def _decode_tiff(
+    data: bytes, name: str, alpha: bool, warnings: list[str]
+) -> tuple[np.ndarray | None, bool]:
+    """Decode a TIFF file to (H, W) grey or (H, W, 3) BGR, not yet turned upright; and return
+    whether the values must be inverted, because white is 0."""
     found = tiff.directory(data)
     photometric = found.value(tiff.PHOTOMETRIC, -1)
     multiplied = found.extra > 0 and found.value(tiff.EXTRA, 0) == tiff.MULTIPLIED
     inverted = photometric == tiff.WHITE_IS_ZERO
     try:
+        tiff.check_blocks(data, found)
         picture = tiff.raw_pixels(data, found)
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise InputError(f"{name} is a damaged TIFF: {error}", fix=AGAIN) from error
     if picture is not None:
         channels = [2, 1, 0, 3][: picture.shape[2]]  # BGR, as OpenCV returns
         picture = picture[..., 0] if len(channels) < 3 else picture[..., channels]
@@ -135,10 +140,8 @@ def _decode_tiff(data: bytes, name: str, alpha: bool, warnings: list[str]) -> np
         flags = cv2.IMREAD_UNCHANGED if bgra else _COLOUR
         picture = _imdecode(tiff.for_opencv(data, found), flags, name)
         if picture is None:
-            return None
+            return None, False
         inverted &= picture.dtype == np.uint16  # OpenCV has inverted 8 bits
-    if inverted:
-        picture = ~picture
     if picture.dtype == np.uint8 and found.value(tiff.BITS) > 8 and photometric != tiff.PALETTE:
         picture = picture * np.uint16(257)  # OpenCV keeps the upper 8 bits of grey with alpha
     if picture.ndim == 3 and picture.shape[2] == 4:
@@ -153,7 +156,11 @@ def _decode_tiff(data: bytes, name: str, alpha: bool, warnings: list[str]) -> np
         warnings.append("The channels beyond the colours were dropped.")
     if photometric == tiff.CIELAB:
         warnings.append("The picture is stored as CIELab; its RGB colours are approximate.")
-    return picture
+    if found.reduced:
+        warnings.append(
+            "The first picture of the file is a reduced copy of another one, which was not read."
+        )
+    return picture, inverted
 
 
 def _decode_pam(data: bytes, header: Header) -> np.ndarray:
@@ -165,21 +172,25 @@ def _decode_pam(data: bytes, header: Header) -> np.ndarray:
     return pixels.astype(dtype.newbyteorder("="), order="C")
 
 
-def _to_8_bits(picture: np.ndarray, header: Header, warnings: list[str]) -> np.ndarray:
-    """Scale a picture to 0..255 and append a warning if it has more bits."""
+def _to_8_bits(
+    picture: np.ndarray, header: Header, inverted: bool, warnings: list[str]
+) -> np.ndarray:
+    """Scale a picture to 0..255, and append a warning if it has more bits; invert it if asked."""
     wide, top = picture.dtype == np.uint16, 255
     if wide:
         warnings.append(f"The picture has {header.bits} bits per channel; it was scaled to 8.")
         top = 2**header.bits - 1 if header.kind in ("AVIF", "JPEG 2000") else 65535
     top = header.maximum or top
-    if wide and top == 65535 and (largest := int(picture.max())) < 2**14:
+    if wide and top == 65535 and 0 < (largest := int(picture.max())) < 2**14:
         warnings.append(
-            f"The largest value of the picture is {largest} of 65535, so the result is dark. "
+            f"The largest value of the picture is {largest} of 65535, so the result is "
+            f"{'bright' if inverted else 'dark'}. "
             "Values of 10, 12 or 14 bits must be multiplied by 64, 16 or 4 before they are saved."
         )
-    if top == 255 and not wide:
-        return picture
-    return cv2.convertScaleAbs(picture, alpha=1 / 257 if top == 65535 else 255 / top)  # rounded
+    if wide or top != 255:
+        scale = 1 / 257 if top == 65535 else 255 / top
+        picture = cv2.convertScaleAbs(picture, alpha=scale)  # rounded
+    return ~picture if inverted else picture
 
 
 def _to_upright_rgb(picture: np.ndarray, orientation: int) -> np.ndarray:

@@ -9,11 +9,9 @@ from runtime.pictures import tiff
 from runtime.pictures.limits import FREE_PIXELS, File, Header
 
 # The most bytes that one byte of a TIFF compression decodes to. The compressions are: 1 none, 5 LZW
-# (codes of 12 bits for up to 4096 bytes), 6 and 7 JPEG (at least one bit for 64 values of up to two
-# bytes), 8 and 32946 deflate, 32773 PackBits (two bytes repeat one 128 times), 34676 SGI LogL. The
-# other compressions, such as Zstandard and LZMA, repeat without such a limit.
-_TIFF_SHRINK = {1: 1, 5: 2731, 6: 1024, 7: 1024, 8: 1032, 32773: 64, 32946: 1032, 34676: 64}
-_TIFF_OTHER_SHRINK = 2**16
+# (codes of 12 bits for up to 4096 bytes), 7 JPEG (at least one bit for 64 values of up to two
+# bytes), 8 and 32946 deflate, 32773 PackBits (two bytes repeat one 128 times).
+_TIFF_SHRINK = {1: 1, 5: 2731, 7: 1024, 8: 1032, 32773: 64, 32946: 1032}
 _CCITT = (2, 3, 4)  # fax compressions; G4 has at least one bit for each row
 _TEXT = 2**16  # the header of a PNM or PAM file ends within so many bytes
 
@@ -25,8 +23,8 @@ def read_tiff(file: File) -> Header:
 
     Raises
     ------
-    InputError : the picture or its tiles have too many pixels, too few bytes, or other values
-        than 8 or 16 bits.
+    InputError : the picture or its tiles have too many pixels, too few bytes, other values than
+        8 or 16 bits, or a compression that OpenCV does not read.
     """
     found = tiff.directory(file.data)
     value = found.value
@@ -53,7 +51,7 @@ def read_tiff(file: File) -> Header:
         if compression == 1:
             file.wants(stored)
         elif rows * columns > FREE_PIXELS:
-            file.wants(stored // _TIFF_SHRINK.get(compression, _TIFF_OTHER_SHRINK))
+            file.wants(stored // _TIFF_SHRINK[compression])
     alpha = found.extra > 0 and value(tiff.EXTRA, 0) in (tiff.MULTIPLIED, tiff.STRAIGHT)
     return Header("TIFF", height, width, bits, channels, alpha, found.orientation)
 

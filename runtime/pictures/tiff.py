@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,25 @@ import numpy as np
 from runtime.pictures.limits import MAP
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-STRIPS, ORIENTATION, SAMPLES, STRIP_HEIGHT, PLANAR = 273, 274, 277, 278, 284
-COLORMAP, TILE_WIDTH, TILE_HEIGHT, TILES, EXTRA, SAMPLE_FORMAT = 320, 322, 323, 324, 338, 339
-WHITE_IS_ZERO, RGB, PALETTE, CIELAB = 0, 2, 3, 8  # values of PHOTOMETRIC
+STRIPS, ORIENTATION, SAMPLES, STRIP_HEIGHT, STRIP_SIZES, PLANAR = 273, 274, 277, 278, 279, 284
+COLORMAP, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRA = 320, 322, 323, 324, 325, 338
+SAMPLE_FORMAT, SUBSAMPLING, NEW_KIND, OLD_KIND = 339, 530, 254, 255
+WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 2, 3, 5, 6, 8  # values of PHOTOMETRIC
 MULTIPLIED, STRAIGHT = 1, 2  # values of EXTRA: colours are stored multiplied by alpha, or not
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels without EXTRA, by PHOTOMETRIC
+DEFLATE = (8, 32946)
+# The compressions that every OpenCV of PyPI decodes: none, fax, LZW, JPEG, PackBits, deflate.
+READ = (1, 2, 3, 4, 5, 7, 32773, *DEFLATE)
+_UNREAD = {  # the names of well-known others; OpenCV reads some of them as black, without an error
+    **{6: "old JPEG", 9: "JBIG", 10: "JBIG", 34661: "JBIG", 32809: "ThunderScan", 34887: "LERC"},
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    **dict.fromkeys((34926, 50000), "Zstandard"),
+    **{22610: "JPEG XR", 34934: "JPEG XR", 34892: "lossy JPEG", 34925: "LZMA", 50001: "WebP"},
+}
+PNG = "convert it to PNG"
+_SMALL_BLOCKS = 2**16  # the most strips or tiles of less than 256 pixels on average
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 16: "u8", 17: "i8"}
 
 
@@ -41,6 +56,21 @@ class Directory(NamedTuple):
         """The EXIF orientation, 1 to 8; 1 if the directory states none or a wrong one."""
         found = self.value(ORIENTATION)
         return found if 1 <= found <= 8 else 1
+
+    @property
+    def reduced(self) -> bool:
+        """The picture is a reduced copy of another picture of the file."""
+        return self.value(NEW_KIND, 0) % 2 == 1 or self.value(OLD_KIND, 0) == 2
+
+    @property
+    def blocks(self) -> tuple[int, int, int, int, int]:
+        """The rows and columns of a strip or tile; their number down, across, and in planes."""
+        height, width = self.value(HEIGHT, 0), self.value(WIDTH, 0)
+        rows, columns = min(self.value(STRIP_HEIGHT, height) or height, height), width
+        if TILES in self.tags:
+            rows, columns = self.value(TILE_HEIGHT, 0), self.value(TILE_WIDTH, 0)
+        planes = self.value(SAMPLES) if self.value(PLANAR) == 2 else 1
+        return rows, columns, -(-height // max(rows, 1)), -(-width // max(columns, 1)), planes
 
     @property
     def extra(self) -> int:
@@ -71,10 +101,28 @@ def directory(data: bytes) -> Directory:
 
 def problem(tiff: Directory) -> tuple[str, str]:
     """Return what of a TIFF file cannot be read, as the end of a sentence, and the fix, or ""."""
-    bits, form = tiff.value(BITS), tiff.value(SAMPLE_FORMAT)
+    bits, form, compression = tiff.value(BITS), tiff.value(SAMPLE_FORMAT), tiff.value(COMPRESSION)
     if form in (2, 3, 5, 6) or bits > 16:
         kind = {2: "int", 3: "float", 5: "complex int", 6: "complex"}.get(form, "uint")
         return f"holds {kind}{bits} values, wanted 8 or 16 bits per channel", MAP
+    if compression not in READ:
+        name = f" ({_UNREAD[compression]})" if compression in _UNREAD else ""
+        why = f"is a TIFF file with compression {compression}{name}, which OpenCV does not read"
+        return why, "convert it to PNG, or to another compression: tiffcp -c lzw in.tif out.tif"
+    photometric = tiff.value(PHOTOMETRIC, -1)
+    unread = {  # by kind, the bits per channel that OpenCV does not read
+        "grey": photometric in (0, 1) and bits not in (1, 8, 10, 12, 14, 16),
+        "CMYK": photometric == CMYK and bits > 8,
+        "a compressed palette": photometric == PALETTE and bits > 8 and compression != 1,
+    }
+    for kind in (kind for kind, found in unread.items() if found):
+        return f"is a TIFF file with {kind} of {bits} bits, which OpenCV does not read", PNG
+    _, _, down, across, planes = tiff.blocks
+    number = down * across * planes
+    pixels = tiff.value(HEIGHT, 0) * tiff.value(WIDTH, 0) * planes
+    if number > _SMALL_BLOCKS and pixels < 256 * number:
+        why = f"is a TIFF file of {number} strips or tiles, wanted at most {_SMALL_BLOCKS} "
+        return f"{why}of less than 256 pixels", PNG
     if tiff.extra > 1:
         why = f"holds {tiff.value(SAMPLES)} channels, and does not state that they are RGB"
         return why, "select the channels and pass the array"
@@ -84,7 +132,7 @@ def problem(tiff: Directory) -> tuple[str, str]:
     if ((planar and bits > 8) or (grey and (planar or cut))) and not _is_raw(tiff):
         what = "grey or a palette with alpha" if grey else f"{bits} bits per channel"
         place = "planes" if planar else "tiles"
-        return f"holds {what} in compressed {place}, which OpenCV misreads", "convert it to PNG"
+        return f"holds {what} in compressed {place}, which OpenCV misreads", PNG
     return "", ""
 
 
@@ -101,6 +149,64 @@ def for_opencv(data: bytes, tiff: Directory) -> bytes:
         if tag in tiff.tags:
             np.frombuffer(copy, tiff.tags[tag].dtype, 1, tiff.places[tag])[0] = value
     return bytes(copy)
+
+
+def check_blocks(data: bytes, tiff: Directory) -> None:
+    """Check the strips or tiles of a compressed TIFF file.
+
+    OpenCV makes a part black that cannot be decoded, mostly without an error. Deflate is decoded,
+    which compares its checksums; of the other compressions only the place in the file is checked.
+
+    Raises
+    ------
+    ValueError : a strip or tile is missing, outside the file, or its deflate data is damaged.
+    """
+    compression, tiled = tiff.value(COMPRESSION), TILES in tiff.tags
+    if compression == 1:
+        return
+    rows, columns, down, across, planes = tiff.blocks
+    number = down * across * planes
+    missing = np.empty(0, np.uint32)
+    starts = tiff.tags.get(TILES if tiled else STRIPS, missing)[:number].tolist()
+    sizes = tiff.tags.get(TILE_SIZES if tiled else STRIP_SIZES, missing)[:number].tolist()
+    if number == 1 and not sizes:
+        sizes = [len(data) - min(starts, default=0)]
+    if min(rows, columns) < 1 or min(len(starts), len(sizes)) < number:
+        raise ValueError("a tile or strip is missing")
+    if min(starts) < 8 or min(sizes) < 1:  # 0 stands for one that was left out
+        raise ValueError("a tile or strip is missing")
+    if max(map(int.__add__, starts, sizes)) > len(data):
+        raise ValueError("a tile or strip ends after the end of the file")
+    if compression not in DEFLATE:
+        return
+    channels, view = tiff.value(SAMPLES) // planes, memoryview(data)
+    for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        y = i % (down * across) // across * rows
+        stored = rows if tiled else min(rows, tiff.value(HEIGHT) - y)
+        wanted = stored * -(-columns * channels * tiff.value(BITS) // 8)
+        if channels == 3 and tiff.value(PHOTOMETRIC, -1) == YCBCR:
+            right, below = tiff.tags.get(SUBSAMPLING, np.array((2, 2)))[:2].tolist()
+            wanted = -(-columns // max(right, 1)) * -(-stored // max(below, 1))
+            wanted *= right * below + 2
+        block: bytes | memoryview = view[start : start + size]
+        if tiff.value(FILL_ORDER) == 2:
+            block = bytes(block).translate(_REVERSED)
+        try:
+            whole = _inflated(block, wanted) >= wanted
+        except zlib.error as error:
+            raise ValueError("its deflate data is wrong") from error
+        if not whole:
+            raise ValueError("its deflate data ends too early")
+
+
+def _inflated(block: bytes | memoryview, most: int) -> int:
+    """Return how many bytes deflate data decodes to; a number above ``most`` is not exact."""
+    inflate, found = zlib.decompressobj(), 0
+    for place in range(0, len(block), 2**16):  # parts, because one byte may decode to 1032
+        found += len(inflate.decompress(block[place : place + 2**16], most + 1 - found))
+        if inflate.eof or found > most:
+            break
+    return found
 
 
 def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
@@ -120,15 +226,12 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
     ValueError : the file is damaged.
     """
     bits, channels, palette = tiff.value(BITS), tiff.value(SAMPLES), tiff.tags.get(COLORMAP)
-    planes = channels if tiff.value(PLANAR) == 2 else 1
+    rows, columns, down, across, planes = tiff.blocks
     indexed = tiff.value(PHOTOMETRIC) == PALETTE
     tiled = TILES in tiff.tags
     if not _is_raw(tiff) or not (tiled or planes > 1 or (indexed and bits == 16)):
         return None
     height, width = tiff.value(HEIGHT, 0), tiff.value(WIDTH, 0)
-    rows = tiff.value(TILE_HEIGHT, 0) if tiled else min(tiff.value(STRIP_HEIGHT, height), height)
-    columns = tiff.value(TILE_WIDTH, 0) if tiled else width
-    down, across = -(-height // max(rows, 1)), -(-width // max(columns, 1))
     starts = tiff.tags.get(TILES if tiled else STRIPS, np.empty(0, np.uint32))
     starts = starts[: down * across * planes]
     if min(rows, columns) < 1 or len(starts) < down * across * planes or starts.min() < 8:

@@ -176,7 +176,7 @@ def test_large_pictures_of_one_colour_pass():
         *(encode(bits, "TIFF", compression=c) for c in ("group4", "group3", "tiff_ccitt")),
         *(
             encode(black, "TIFF", compression=c)
-            for c in ("tiff_adobe_deflate", "tiff_lzw", "packbits", "jpeg", "zstd", "lzma")
+            for c in ("tiff_adobe_deflate", "tiff_lzw", "packbits", "jpeg")
         ),
         tif(np.zeros((side, side), np.uint8), compression="deflate", tile=(1024, 1024)),
         *(encode(black, "JPEG", quality=1, optimize=o) for o in (False, True)),
@@ -407,7 +407,7 @@ def test_tiff():
     refused(stated.tiff(9, 9, tile | {322: [30000], 323: [30000]}), "30000 x 30000 pixels")
     refused(stated.tiff(9, 9, tile | {322: [0], 323: [16]}), "it states a size of 0 x 16")
     for compression, wanted in (
-        *((1, 256000000), (5, 93738), (7, 250000), (8, 248062), (32773, 4000000), (50000, 3906)),
+        *((1, 256000000), (5, 93738), (7, 250000), (8, 248062), (32773, 4000000)),
         *((2, 2000), (3, 2000), (4, 2000)),
     ):
         tags = {259: [compression]}

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_palettes():
         assert difference(picture, (colours >> 8).astype(np.uint8).T[index]) <= 1
         assert "alpha channel was dropped" in warnings[0]
     few = tiff_file(smooth()[..., 0], 3, tile=(16, 16), tags={320: [0] * 30})
-    with pytest.raises(InputError, match="damaged TIFF file"):
+    with pytest.raises(InputError, match="damaged TIFF: no palette"):
         load_image(few)
 
 
@@ -285,14 +286,15 @@ def test_other_values_are_refused_with_their_type(capfd):
 def test_kinds_that_opencv_cannot_read_are_refused_with_what_they_are():
     grey = smooth()[..., 0]
     for data, what in [
-        (tiff_file(grey[:, :32], 1, tags={256: [64], 258: [4]}), "1 channel of 4 bits"),
-        (tiff_file(grey[:, :16], 1, tags={256: [64], 258: [2]}), "1 channel of 2 bits"),
-        (tiff_file(wide(np.zeros((40, 64, 4), np.uint8)), 5), "4 channels of 16 bits"),
+        (tiff_file(grey[:, :32], 1, tags={256: [64], 258: [4]}), "grey of 4 bits"),
+        (tiff_file(grey[:, :16], 0, tags={256: [64], 258: [2]}), "grey of 2 bits"),
+        (tiff_file(wide(np.zeros((40, 64, 4), np.uint8)), 5), "CMYK of 16 bits"),
+        (tiff_file(wide(grey), 3, deflate=True), "a compressed palette of 16 bits"),
     ]:
         with (
             case(what),
             pytest.raises(
-                InputError, match=rf"(?s)damaged TIFF file, or OpenCV .* {what}\).*fix: convert"
+                InputError, match=rf"(?s)TIFF file with {what}, which OpenCV.*fix: convert"
             ),
         ):
             load_image(data)
@@ -347,3 +349,124 @@ def test_a_directory_has_65535_tags_at_most():
     for count, found in ((65534, True), (65535, False)):
         head = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, count + 1)
         assert (256 in tiff.directory(head + unknown * count + width).tags) == found
+
+
+def test_a_palette_of_4_bits_is_read():
+    index = smooth()[..., 0] >> 4
+    colours = np.random.default_rng(0).integers(0, 256, (3, 16)) * 257
+    tags = {256: [64], 258: [4], 320: colours.ravel().tolist()}
+    picture, _ = load_image(tiff_file(index[:, ::2] << 4 | index[:, 1::2], 3, tags=tags))
+    assert np.array_equal(picture, (colours // 257).T[index])
+
+
+def test_only_compressions_that_opencv_decodes_are_read():
+    """OpenCV reads some of the others as black, without an error."""
+    for number in sorted({*range(12), *range(32766, 32775), 32946, 34712, 50002, 65535}):
+        data = tiff_file(smooth(), 2, tags={259: [number]})
+        if number not in (1, 2, 3, 4, 5, 7, 8, 32773, 32946):
+            with (
+                case(number),
+                pytest.raises(
+                    InputError, match=rf"(?s)with compression {number}\b.*OpenCV.*fix: convert"
+                ),
+            ):
+                load_image(data)
+    with pytest.raises(InputError, match=r"with compression 34712 \(JPEG 2000\), which OpenCV"):
+        load_image(tiff_file(smooth(), 2, tags={259: [34712]}))
+    white = Image.fromarray(smooth()).convert("1")
+    for compression in ("raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "packbits"):
+        with case(compression):
+            picture, _ = load_image(encode(white, "TIFF", compression=compression))
+            assert np.array_equal(picture, np.asarray(white.convert("RGB")))
+    for number in (8, 32946):
+        picture, _ = load_image(tiff_file(smooth(), 2, deflate=True, tags={259: [number]}))
+        assert np.array_equal(picture, smooth())
+
+
+def test_damaged_deflate_is_refused(capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    for layout in ({}, {"tile": (48, 80)}, {"tile": (16, 16)}, {"planar": True}):
+        data = tiff_file(noise, 2, deflate=True, **layout)
+        assert np.array_equal(load_image(data)[0], noise)
+        found = tiff.directory(data)
+        starts = found.tags[324 if "tile" in layout else 273].tolist()
+        for start in starts:
+            damaged = bytearray(data)
+            damaged[start + 100] ^= 1
+            with case(layout, start), pytest.raises(InputError, match="deflate data is wrong"):
+                load_image(damaged)
+        short = zlib.compress(b"1").ljust(99)
+        with pytest.raises(InputError, match="deflate data ends too early"):
+            load_image(data[: starts[-1]] + short + data[starts[-1] + len(short) :])
+    assert capfd.readouterr().err == ""
+
+
+def test_deflate_with_rows_below_the_picture_or_reversed_bits_is_read():
+    block = zlib.compress(np.vstack([smooth(), smooth()]).tobytes())
+    reverse = np.packbits(np.unpackbits(np.frombuffer(block, "u1")).reshape(-1, 8)[:, ::-1])
+    for order, stored in ((1, block), (2, reverse.tobytes())):
+        tags = {259: [8], 266: [order], 273: [8], 278: [60], 279: [len(block)]}
+        data = tiff_file(smooth(), 2, tags=tags)
+        with case(order):
+            picture, _ = load_image(data[:8] + stored + data[8 + len(block) :])
+            assert np.array_equal(picture, smooth())
+
+
+def test_strips_outside_the_file_are_refused_in_every_compression():
+    for compression in ("tiff_lzw", "packbits", "jpeg", "tiff_adobe_deflate"):
+        data = encode(smooth(), "TIFF", compression=compression)
+        found = tiff.directory(data)
+        for tag, value, what in (
+            (273, len(data), "ends after the end of the file"),
+            (273, 0, "is missing"),
+            (279, 0, "is missing"),
+        ):
+            damaged = bytearray(data)
+            struct.pack_into("<H", damaged, found.places[tag], value)
+            with case(compression, tag), pytest.raises(InputError, match=f"damaged TIFF: .*{what}"):
+                load_image(damaged)
+
+
+def test_luma_and_chroma_of_deflate_are_checked_at_their_size():
+    for right, below in ((1, 1), (2, 1), (2, 2)):
+        blocks = 40 * 64 // (right * below)
+        block = zlib.compress(bytes(range(128)) * (blocks * (right * below + 2) // 128))
+        tags = {259: [8], 262: [6], 273: [8], 278: [40], 279: [len(block)], 530: [right, below]}
+        data = tiff_file(smooth(), 6, tags=tags)
+        with case(right, below):
+            assert load_image(data[:8] + block + data[8 + len(block) :])[0].shape == (40, 64, 3)
+            wrong = zlib.compress(b"1").ljust(len(block), b"\0")
+            with pytest.raises(InputError, match="deflate data ends too early"):
+                load_image(data[:8] + wrong + data[8 + len(block) :])
+
+
+def test_many_small_tiles_are_refused():
+    """Python and libtiff need a microsecond or more for each."""
+    for side in (1, 16):
+        size = {256: [256 * side], 257: [256 * side]}
+        tags = size | {322: [side], 323: [side], 324: [8] * 2**16}
+        data = tiff_file(np.zeros((16, 16), np.uint8), 1, tile=(16, 16), tags=tags)
+        data += bytes(max(0, 65536 * side * side - len(data)))
+        assert load_image(data)[0].shape == (256 * side, 256 * side, 3)
+    tags |= {256: [257], 257: [257], 322: [1], 323: [1]}
+    data = tiff_file(np.zeros((16, 16), np.uint8), 1, tile=(16, 16), tags=tags) + bytes(99999)
+    with pytest.raises(InputError, match=r"(?s)of 66049 strips or tiles, wanted .*fix: convert"):
+        load_image(data)
+
+
+def test_a_reduced_copy_is_warned_of():
+    for tags, reduced in (({254: [1]}, 1), ({254: [2]}, 0), ({255: [2]}, 1), ({255: [1]}, 0)):
+        picture, warnings = load_image(tiff_file(smooth(), 2, tags=tags))
+        assert np.array_equal(picture, smooth())
+        said = "The first picture of the file is a reduced copy of another one, which was not read."
+        assert warnings == [said] * reduced
+
+
+def test_few_bits_where_white_is_zero_are_warned_of():
+    grey = np.linspace(0, 4095, 40 * 64).astype(np.uint16).reshape(40, 64)
+    for layout in LAYOUTS:
+        with case(layout):
+            picture, warnings = load_image(tiff_file(grey, 0, **layout))
+            assert np.array_equal(picture[..., 0], 255 - np.round(grey / 257).astype(np.uint8))
+            assert "largest value of the picture is 4095 of 65535" in warnings[1]
+            assert "the result is bright" in warnings[1]
