@@ -15,7 +15,7 @@ import numpy as np
 from runtime.device.choose import module_of
 from runtime.errors import InputError
 from runtime.opencv import cv2
-from runtime.pictures import tiff
+from runtime.pictures import bmp, tiff
 from runtime.pictures.header import read_header
 from runtime.pictures.limits import AGAIN, MAP, Header
 
@@ -53,6 +53,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         raise InputError(f"{name} is a {header.kind} file {why}", fix="convert it to PNG")
     if header.kind == "TIFF":
         picture, inverted = _decode_tiff(data, name, header.alpha, warnings)
+    elif header.kind == "BMP" and bmp.has_run_lengths(data):
+        picture = _decode_run_lengths(data, header, name)
     elif header.kind == "PAM":
         picture = _decode_pam(data, header)
     else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
@@ -161,6 +163,20 @@ def _decode_tiff(
             "The first picture of the file is a reduced copy of another one, which was not read."
         )
     return picture, inverted
+
+
+def _decode_run_lengths(data: bytes, header: Header, name: str) -> np.ndarray:
+    """Decode a BMP file with run lengths to (H, W, 3) BGR."""
+    if len(data) > bmp.MOST_BYTES:
+        raise InputError(
+            f"{name} is a BMP with run lengths of {len(data)} bytes, wanted at most "
+            f"{bmp.MOST_BYTES}",
+            fix="convert it to PNG",
+        )
+    try:
+        return bmp.run_length_pixels(data, header.height, header.width)
+    except ValueError as error:
+        raise InputError(f"{name} is a damaged BMP: {error}", fix=AGAIN) from error
 
 
 def _decode_pam(data: bytes, header: Header) -> np.ndarray:
