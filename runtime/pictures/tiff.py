@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from typing import NamedTuple
@@ -179,34 +180,40 @@ def check_blocks(data: bytes, tiff: Directory) -> None:
         raise ValueError("a tile or strip ends after the end of the file")
     if compression not in DEFLATE:
         return
-    channels, view = tiff.value(SAMPLES) // planes, memoryview(data)
+    most = 2 * _stored_bytes(tiff, rows)  # some writers store more rows than the picture has
     for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         y = i % (down * across) // across * rows
-        stored = rows if tiled else min(rows, tiff.value(HEIGHT) - y)
-        wanted = stored * -(-columns * channels * tiff.value(BITS) // 8)
-        if channels == 3 and tiff.value(PHOTOMETRIC, -1) == YCBCR:
-            right, below = tiff.tags.get(SUBSAMPLING, np.array((2, 2)))[:2].tolist()
-            wanted = -(-columns // max(right, 1)) * -(-stored // max(below, 1))
-            wanted *= right * below + 2
-        block: bytes | memoryview = view[start : start + size]
+        wanted = _stored_bytes(tiff, rows if tiled else min(rows, tiff.value(HEIGHT) - y))
+        block = data[start : start + size]
         if tiff.value(FILL_ORDER) == 2:
-            block = bytes(block).translate(_REVERSED)
+            block = block.translate(_REVERSED)
         try:
-            whole = _inflated(block, wanted) >= wanted
+            complete = _inflated(block, most) >= wanted
         except zlib.error as error:
             raise ValueError("its deflate data is wrong") from error
-        if not whole:
-            raise ValueError("its deflate data ends too early")
+        if not complete:
+            raise ValueError("its deflate data is not complete")
 
 
-def _inflated(block: bytes | memoryview, most: int) -> int:
-    """Return how many bytes deflate data decodes to; a number above ``most`` is not exact."""
-    inflate, found = zlib.decompressobj(), 0
-    for place in range(0, len(block), 2**16):  # parts, because one byte may decode to 1032
-        found += len(inflate.decompress(block[place : place + 2**16], most + 1 - found))
+def _stored_bytes(tiff: Directory, rows: int) -> int:
+    """Return how many bytes ``rows`` rows of a strip or tile have before they are compressed."""
+    _, columns, _, _, planes = tiff.blocks
+    channels, sampling = tiff.value(SAMPLES) // planes, tiff.tags.get(SUBSAMPLING, ())
+    if channels == 3 and tiff.value(PHOTOMETRIC, -1) == YCBCR:
+        right, below = (max(int(n), 1) for n in sampling) if len(sampling) == 2 else (2, 2)
+        return -(-columns // right) * -(-rows // below) * (right * below + 2)
+    return rows * -(-columns * channels * tiff.value(BITS) // 8)
+
+
+def _inflated(block: bytes, most: int) -> int:
+    """Return how many bytes deflate data decodes to; 0 if the data has no end, or has more bytes
+    than ``most``. A wrong checksum raises a zlib.error."""
+    inflate, found, view = zlib.decompressobj(), 0, memoryview(block)
+    for place in range(0, len(view), 2**16):  # parts, because one byte may decode to 1032
+        found += len(inflate.decompress(view[place : place + 2**16], most + 1 - found))
         if inflate.eof or found > most:
             break
-    return found
+    return found if inflate.eof else 0
 
 
 def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
@@ -243,13 +250,15 @@ def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:
         y, x = place // across * rows, place % across * columns
         stored = rows if tiled else min(rows, height - y)
         shape = (stored, columns, channels // planes)
-        block = np.frombuffer(data, dtype, stored * columns * shape[2], start).reshape(shape)
+        if start + math.prod(shape) * dtype.itemsize > len(data):
+            raise ValueError("a tile or strip ends after the end of the file")
+        block = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
         part = pixels[y : y + rows, x : x + columns, plane : plane + shape[2]]
         part[...] = block[: height - y, : width - x]
     if not indexed:
         return pixels
     if palette is None or len(palette) != 3 << bits:
-        raise ValueError("no palette")
+        raise ValueError("it has no palette")
     colours = palette >> 8 if palette.max() > 255 else palette
     return colours.astype(np.uint8).reshape(3, -1).T[pixels[..., 0]]
 
