@@ -445,6 +445,18 @@ def test_other_kinds_cut_in_half_are_refused_in_silence(capfd):
                 assert capfd.readouterr().err == ""
 
 
+def test_damage_and_formats_that_opencv_lacks_have_different_fixes(monkeypatch):
+    decode = runtime.pictures.decode
+    monkeypatch.setattr(decode.cv2, "imdecode", lambda *_: None)
+    for kind in ("GIF", "WEBP"):
+        for version in ((4, 11), (4, 12)):
+            monkeypatch.setattr(decode, "_OPENCV", version)
+            lacks = kind == "GIF" and version == (4, 11)
+            said = "GIF, and OpenCV .* fix: update" if lacks else "damaged .*, or O.* fix: fetch"
+            with case(kind, version), pytest.raises(InputError, match=f"(?s){said}"):
+                load_image(encode(smooth(), kind))
+
+
 def test_other_values_than_the_header_states(monkeypatch):
     """A JPEG 2000 file can state other bits for each channel; what OpenCV returns is checked."""
     files = encode(smooth(), "BMP"), encode(smooth(), "JPEG2000")
