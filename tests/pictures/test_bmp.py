@@ -12,7 +12,7 @@ import runtime.pictures.bmp
 from runtime.errors import InputError
 from runtime.pictures.load import load_image
 
-INDEX = smooth()[..., 0] >> 4  # (40, 64), 0 to 12
+INDEX = smooth()[..., 2] >> 3  # (40, 64), 0 to 12
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 3)).astype(np.uint8)
 END = b"\0\1"
 
@@ -65,6 +65,22 @@ def test_rows_that_are_longer_than_the_picture_are_cut():
             with case(single, more):
                 picture, _ = load_image(file_of(body + END))
                 assert np.array_equal(picture, COLOURS[INDEX])
+
+
+def test_runs_that_begin_beyond_the_end_of_a_row_are_cut():
+    row = bytes((64, 5, 10, 6, 200, 7)) + b"\0\0"
+    picture, _ = load_image(file_of(row * 40 + END))
+    assert (picture == COLOURS[5]).all()
+
+
+def test_an_odd_number_of_single_pixels_is_padded():
+    for bits, sizes in ((8, (5, 59)), (4, (6, 58))):
+        body = b"".join(
+            row_of(row[: sizes[0]], bits, True)[:-2] + row_of(row[sizes[0] :], bits, True)
+            for row in INDEX[::-1]
+        )
+        with case(bits):
+            assert np.array_equal(load_image(file_of(body, bits))[0], COLOURS[INDEX])
 
 
 def test_pixels_that_the_file_leaves_out_have_the_first_colour():

@@ -321,6 +321,9 @@ def test_damage_to_tiles_that_are_read_here_is_refused(capfd):
     ]:
         with case(tags), pytest.raises(InputError, match=r"damaged|truncated"):
             load_image(tiff_file(smooth(), 2, tile=(16, 16), tags=tags))
+    beyond = tiff_file(smooth(), 2, tile=(16, 16), tags={324: [10**7] * 12})
+    with pytest.raises(InputError, match="a tile or strip ends after the end of the file"):
+        load_image(beyond)
     for cut in range(8, len(whole), 97):
         with case(cut), pytest.raises(InputError):
             load_image(whole[:cut])
@@ -415,6 +418,27 @@ def test_deflate_with_rows_below_the_picture_or_reversed_bits_is_read():
         with case(order):
             picture, _ = load_image(data[:8] + stored + data[8 + len(stored) :])
             assert np.array_equal(picture, striped)
+
+
+def test_deflate_without_its_end_or_with_too_much_data_is_refused():
+    for more, size, read in (
+        (0, 0, 1),
+        (40, 0, 1),
+        (0, -1, 0),
+        (0, -4, 0),
+        (41, 0, 0),
+        (999, 0, 0),
+    ):
+        block = zlib.compress(bytes((40 + more) * 64 * 3))
+        tags = {259: [8], 273: [8], 278: [40], 279: [len(block) + size]}
+        data = tiff_file(smooth(), 2, tags=tags)
+        data = data[:8] + block + data[8 + len(block) :]
+        with case(more, size):
+            if read:
+                assert not load_image(data)[0].any()
+            else:
+                with pytest.raises(InputError, match="deflate data is not complete"):
+                    load_image(data)
 
 
 def test_strips_outside_the_file_are_refused_in_every_compression():
