@@ -24,7 +24,7 @@ _log_lock, _log_users, _log_level = threading.Lock(), 0, 0
 # OpenCV applies the orientation of some formats in some versions only, so it is applied here.
 _GREY = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 _COLOUR = _GREY | cv2.IMREAD_COLOR
-_OPENCV = tuple(int(part) for part in re.findall(r"\d+", cv2.__version__)[:2])
+OPENCV_VERSION = tuple(int(part) for part in re.findall(r"\d+", cv2.__version__)[:2])
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
@@ -61,7 +61,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
         grey = header.kind == "JPEG 2000" and header.channels == 1
         picture = _imdecode(data, _GREY if grey else _COLOUR, name)
-    if picture is None and header.kind in ("GIF", "AVIF") and _OPENCV < (4, 12):
+    if picture is None and header.kind in ("GIF", "AVIF") and OPENCV_VERSION < (4, 12):
         raise InputError(
             f"{name} is of the format {header.kind}, and OpenCV {cv2.__version__} cannot read it",
             fix="update OpenCV to 4.12 or newer, or convert it to PNG",

@@ -180,15 +180,17 @@ def check_blocks(data: bytes, tiff: Directory) -> None:
         raise ValueError("a tile or strip ends after the end of the file")
     if compression not in DEFLATE:
         return
-    most = 2 * _stored_bytes(tiff, rows)  # some writers store more rows than the picture has
+    whole = last = _stored_bytes(tiff, rows)
+    if not tiled:
+        last = _stored_bytes(tiff, tiff.value(HEIGHT) - (down - 1) * rows)
+    reverse = tiff.value(FILL_ORDER) == 2
     for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        y = i % (down * across) // across * rows
-        wanted = _stored_bytes(tiff, rows if tiled else min(rows, tiff.value(HEIGHT) - y))
+        wanted = last if i % (down * across) >= (down - 1) * across else whole
         block = data[start : start + size]
-        if tiff.value(FILL_ORDER) == 2:
+        if reverse:
             block = block.translate(_REVERSED)
-        try:
-            complete = _inflated(block, most) >= wanted
+        try:  # some writers store more rows than the picture has
+            complete = _inflated(block, 2 * whole) >= wanted
         except zlib.error as error:
             raise ValueError("its deflate data is wrong") from error
         if not complete:

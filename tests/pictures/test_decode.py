@@ -450,7 +450,7 @@ def test_damage_and_formats_that_opencv_lacks_have_different_fixes(monkeypatch):
     monkeypatch.setattr(decode.cv2, "imdecode", lambda *_: None)
     for kind in ("GIF", "WEBP"):
         for version in ((4, 11), (4, 12)):
-            monkeypatch.setattr(decode, "_OPENCV", version)
+            monkeypatch.setattr(decode, "OPENCV_VERSION", version)
             lacks = kind == "GIF" and version == (4, 11)
             said = "GIF, and OpenCV .* fix: update" if lacks else "damaged .*, or O.* fix: fetch"
             with case(kind, version), pytest.raises(InputError, match=f"(?s){said}"):
