@@ -150,6 +150,12 @@ def other_multipliers():
     yield "JPEG 2000, channels", stated.jpeg2000(1000, 1000, channels=16384)
     yield "JPEG 2000, precincts", stated.jpeg2000(2000, 2000, levels=0, precincts=b"\0")
     yield "JPEG 2000, code blocks", stated.jpeg2000(4000, 4000, block=0)
+    for n, block, channels in ((2048, 1, 3), (16384, 1, 3), (16384, 1, 4), (16384, 4, 4)):
+        for data in [b""] if block == 4 else [b"", b"\0", bytes(10000)]:
+            made = stated.jpeg2000(n, n, block=block, channels=channels, data=data)
+            yield f"JPEG 2000, {n} {block} {channels}, {len(data)} bytes", made
+    for precincts in (b"\x55" * 6, b"\x65" * 6):
+        yield "JPEG 2000, many precincts", stated.jpeg2000(16384, 16384, precincts=precincts)
     yield "a run of FF", b"\xff\xd8\xff" + b"\xff" * 2**20
 
 

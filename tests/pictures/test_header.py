@@ -462,6 +462,16 @@ def test_jpeg_2000():
         refused(make(2000, 2000, block=0), "it has code blocks of 16 pixels")
         refused(make(9, 9, block=5), r"code blocks of 2\*\*14 pixels")
         refused(make(9, 9, levels=33), "it states 33 levels")
+        small = {"channels": 3, "levels": 0, "precincts": b"\x55"}
+        refused(make(3200, 3200, **small), "it has 10000 precincts for 3200 x 3200 pixels")
+        assert read_header(make(3200, 3200, **small, data=bytes(30000)), "it").width == 3200
+        refused(make(3000, 3000, block=1), "code blocks of 64 pixels, and 100 bytes of data")
+        many = {"block": 1, "data": bytes(32000)}  # 140625 blocks of at most 2**17 + 2197 + 8000
+        assert read_header(make(3000, 3000, **many), "it").width == 3000
+        refused(make(9, 9, data=b""), "damaged JPEG 2000: its tiles contain no data")
+        open_ended = make(9, 9, data=b"").replace(struct.pack(">I", 14), bytes(4))
+        refused(open_ended, "its tiles contain no data")  # the tile lasts to the end of the file
+        assert read_header(make(16384, 16384, channels=4, data=b"\0"), "it").channels == 4
     assert read_header(stated.jpeg2000(500, 500, block=1, precincts=b"\x88" * 6), "it").width == 500
     style = bytes([1, 0, 0, 1, 0, 0, 4, 4, 0, 1, 0])
     for marker, body in ((b"\xff\x52", style), (b"\xff\x53", b"\0" + style[:1] + style[5:])):

@@ -117,10 +117,21 @@ def webp_frame(width, height, inner):
     return b"ANMF", bytes(6) + sizes[:3] + sizes[4:7] + b"\x64\0\0\0" + picture
 
 
-def jpeg2000(width, height, *, tile=None, channels=1, block=4, precincts=b"", levels=5, later=b""):
-    """Return a codestream of JPEG 2000: ``block`` is the exponent of the width of a code block
-    minus 2, ``precincts`` a byte of two exponents for each level. ``later`` is written into the
-    header of a tile."""
+def jpeg2000(
+    width,
+    height,
+    *,
+    tile=None,
+    channels=1,
+    block=4,
+    precincts=b"",
+    levels=5,
+    later=b"",
+    data=bytes(100),
+):
+    """Return a codestream of JPEG 2000 with one tile-part: ``block`` is the exponent of the width
+    of a code block minus 2, ``precincts`` a byte of two exponents for each level. ``later`` is
+    written into the header of the tile, and ``data`` are its coded data."""
     tile = tile or (width, height)
     size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, *tile, 0, 0, channels)
     size += b"\7\1\1" * channels
@@ -130,7 +141,8 @@ def jpeg2000(width, height, *, tile=None, channels=1, block=4, precincts=b"", le
         marker + struct.pack(">H", 2 + len(body)) + body
         for marker, body in ((b"\xff\x51", size), (b"\xff\x52", style), (b"\xff\x5c", steps))
     )
-    part = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 114, 0, 1) + later + b"\xff\x93" + bytes(100)
+    size = 14 + len(later) + len(data)
+    part = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, size, 0, 1) + later + b"\xff\x93" + data
     return b"\xff\x4f" + markers + part + b"\xff\xd9"
 
 
