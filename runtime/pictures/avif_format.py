@@ -10,6 +10,9 @@ from runtime.pictures.limits import File, Header
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015:auxid:1\0")
 # The EXIF orientation of a turn by so many quarters to the left, without and with a flip after it.
 _TURNED = ({0: 1, 1: 8, 2: 3, 3: 6}, {0: 4, 1: 5, 2: 2, 3: 7})
+# libavif takes a time that grows with the square of the number of items, 15 s for 60,000. A grid of
+# 16384 x 16384 pixels with an alpha channel has 8192 items if its cells have 256 x 256 pixels.
+_ITEMS = 2**13 + 256
 
 
 class _Item(NamedTuple):
@@ -28,7 +31,8 @@ def read_avif(file: File) -> Header:
 
     Raises
     ------
-    InputError : a picture has too many pixels, or its frame is smaller.
+    InputError : a picture has too many pixels, its frame is smaller, or the file has too many
+        items.
     """
     header, animation = None, file.data[8:12] == b"avis"
     for kind, start, end in boxes(file, 0, len(file.data)):
@@ -51,7 +55,7 @@ def _read_meta(file: File, start: int, end: int) -> Header:
         raise file.damaged("a box is missing")
     primary = file.uint(found[b"pitm"][0] + 4, 4 if file.uint(found[b"pitm"][0], 1) else 2)
     items = _items(file, found)
-    alpha = False
+    alpha, frames = False, set[tuple[int, tuple[int, int] | None]]()
     for item in items.values():
         size = None
         for kind, first, last in item.properties:
@@ -60,7 +64,9 @@ def _read_meta(file: File, start: int, end: int) -> Header:
             elif kind == b"auxC":
                 alpha |= file.data[first + 4 : last].startswith(_ALPHA)
         if item.kind == b"av01" and item.start:
-            _check_frame(file, item.start, size)
+            frames.add((item.start, size))
+    for start, size in frames:
+        _check_frame(file, start, size)
     if primary not in items:
         raise file.damaged("it contains no picture")
     return _header(file, items[primary], alpha)
@@ -90,7 +96,8 @@ def _items(file: File, found: dict[bytes, tuple[int, int]]) -> dict[int, _Item]:
     kinds: dict[int, bytes] = {}
     start, end = found[b"iinf"]
     first = start + (6 if file.uint(start, 1) == 0 else 8)
-    for kind, body, _ in boxes(file, first, end):
+    for number, (kind, body, _) in enumerate(boxes(file, first, end), 1):
+        _check_items(file, number)
         version = file.uint(body, 1)
         if kind == b"infe" and version >= 2:
             wide = 4 if version > 2 else 2
@@ -102,6 +109,12 @@ def _items(file: File, found: dict[bytes, tuple[int, int]]) -> dict[int, _Item]:
     }
 
 
+def _check_items(file: File, count: int) -> None:
+    """Refuse a file with more than _ITEMS items, or with so many entries about items."""
+    if count > _ITEMS:
+        raise file.damaged(f"it has more than {_ITEMS} items")
+
+
 def _starts(file: File, found: dict[bytes, tuple[int, int]]) -> dict[int, int]:
     """Return where the data of each item begins: in the file, or in the box "idat"."""
     start, end = found[b"iloc"]
@@ -111,6 +124,7 @@ def _starts(file: File, found: dict[bytes, tuple[int, int]]) -> dict[int, int]:
     offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
     index = index if version else 0
     count, position, starts = file.uint(start + 6, wide), start + 6 + wide, {}
+    _check_items(file, count)
     for _ in range(count):
         if position >= end:
             raise file.damaged("the box iloc is too short")
@@ -136,13 +150,14 @@ def _properties(file: File, start: int, end: int) -> dict[int, list[tuple[bytes,
         elif kind == b"ipma":
             wide = 4 if file.uint(first, 1) else 2
             step = 2 if file.uint(first + 3, 1) & 1 else 1
-            position = first + 8
-            for _ in range(file.uint(first + 4, 4)):
+            count, position = file.uint(first + 4, 4), first + 8
+            _check_items(file, count)
+            for _ in range(count):
                 if position >= last:
                     raise file.damaged("the box ipma is too short")
-                number, count = file.uint(position, wide), file.uint(position + wide, 1)
+                number, places = file.uint(position, wide), file.uint(position + wide, 1)
                 position += wide + 1
-                for _ in range(count):
+                for _ in range(places):
                     place = file.uint(position, step) & (0x7FFF if step == 2 else 0x7F)
                     if 1 <= place <= len(known):
                         linked.setdefault(number, []).append(known[place - 1])

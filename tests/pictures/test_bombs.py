@@ -156,6 +156,7 @@ def other_multipliers():
             yield f"JPEG 2000, {n} {block} {channels}, {len(data)} bytes", made
     for precincts in (b"\x55" * 6, b"\x65" * 6):
         yield "JPEG 2000, many precincts", stated.jpeg2000(16384, 16384, precincts=precincts)
+    yield "AVIF, items", stated.avif(9, 9, items=60000)
     yield "a run of FF", b"\xff\xd8\xff" + b"\xff" * 2**20
 
 

@@ -523,9 +523,16 @@ def test_avif():
     refused(whole.replace(b"av01", b"grid").replace(b"ispe", b"free"), "it states no size")
     refused(whole.replace(stated.sequence_header(9, 9)[:2], b"\x32\0"), "not begin with a sequence")
     place = whole.index(b"iloc") + 10
-    refused(whole[:place] + b"\xff\xff" + whole[place + 2 :], "damaged|truncated")
+    refused(whole[:place] + b"\xff\xff" + whole[place + 2 :], "it has more than 8448 items")
+    refused(whole[:place] + b"\x20\xff" + whole[place + 2 :], "damaged|truncated")
     place = whole.index(b"ipma") + 8
-    refused(whole[:place] + b"\xff\xff" + whole[place + 2 :], "damaged|truncated")
+    refused(whole[:place] + b"\xff\xff" + whole[place + 2 :], "it has more than 8448 items")
+    refused(whole[:place] + b"\0\0\x20" + whole[place + 3 :], "damaged|truncated")
+
+
+def test_items_of_avif_are_limited():
+    assert read_header(stated.avif(9, 9, items=8448), "it").width == 9
+    refused(stated.avif(9, 9, items=8449), "damaged AVIF: it has more than 8448 items")
 
 
 def test_tracks_of_avif():

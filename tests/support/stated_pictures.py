@@ -168,14 +168,18 @@ def sequence_header(width, height):
     return b"\x0a" + bytes([len(body)]) + body
 
 
-def avif(width, height, frame=None, *, inside=False, more=()):
+def avif(width, height, frame=None, *, inside=False, more=(), items=1):
     """Return an AVIF file: the boxes state a size, the AV1 data that of ``frame``. With ``inside``
-    the data are in the box "idat". ``more`` are properties of the picture."""
+    the data are in the box "idat". ``more`` are properties of the picture. ``items`` is the number
+    of items, of which only the first has data."""
     data = sequence_header(*(frame or (width, height)))
     properties = [box(b"ispe", struct.pack(">III", 0, width, height)), box(b"av1C", b"\x81\0\0\0")]
     properties += more
     links = bytes([len(properties), *range(1, len(properties) + 1)])
     start = box(b"ftyp", b"avif\0\0\0\0avifmif1")
+
+    def entry(item):
+        return box(b"infe", b"\2\0\0\0", struct.pack(">HH", item, 0), b"av01\0")
 
     def meta(place):
         where = struct.pack(">HII", 1, place, len(data))  # the number of extents, the first one
@@ -186,7 +190,7 @@ def avif(width, height, frame=None, *, inside=False, more=()):
             box(b"hdlr", bytes(8), b"pict", bytes(13)),
             box(b"pitm", bytes(4), struct.pack(">H", 1)),
             box(b"iloc", bytes([int(inside), 0, 0, 0]), b"\x44\0", struct.pack(">H", 1), where),
-            box(b"iinf", bytes(4), b"\0\1", box(b"infe", b"\2\0\0\0\0\1\0\0av01\0")),
+            box(b"iinf", bytes(4), struct.pack(">H", items), *map(entry, range(1, items + 1))),
             box(
                 b"iprp",
                 box(b"ipco", *properties),
