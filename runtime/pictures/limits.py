@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from runtime.errors import InputError
 
 MAX_PIXELS = 2**28  # 16384 x 16384; a damaged or malicious file may state a larger size
+MAX_SIDE = 1_000_000  # pixels; libpng's limit, and OpenCV's is 2**20
 FREE_PIXELS = 2**22  # up to this size a picture is decoded however few bytes the file has
 AGAIN = "fetch or save the picture again"
 MAP = "map the values to 0..255 and pass the array"
@@ -78,7 +79,8 @@ class File:
 
         Raises
         ------
-        InputError : a side is 0, or the size has more than MAX_PIXELS pixels.
+        InputError : a side is 0 or larger than MAX_SIDE, or the size has more than MAX_PIXELS
+            pixels.
         """
         if height < 1 or width < 1:
             raise self.damaged(f"it states a size of {width} x {height} pixels")
@@ -112,7 +114,8 @@ class File:
 
 
 def check_size(height: int, width: int, name: str) -> None:
-    """Refuse a picture of more than MAX_PIXELS pixels; the message calls it ``name``.
+    """Refuse a picture of more than MAX_PIXELS pixels, or with a side above MAX_SIDE; the message
+    calls it ``name``.
 
     Raises
     ------
@@ -121,5 +124,10 @@ def check_size(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
         raise InputError(
             f"{name} has {width} x {height} pixels, wanted at most {MAX_PIXELS}",
+            fix="scale it down or cut it into tiles",
+        )
+    if max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, wanted at most {MAX_SIDE} on each side",
             fix="scale it down or cut it into tiles",
         )

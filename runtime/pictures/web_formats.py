@@ -16,6 +16,7 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 # the lossless process C3, for a pixel. Arithmetic codes of one colour have no such limit.
 _JPEG_SHRINK = {0xC0: 512, 0xC1: 512, 0xC2: 512, 0xC3: 8}
 _SCAN_WORK = 2**28  # blocks of 8 x 8 pixels, summed over all scans: some seconds of decoding
+_SEGMENTS = 2**16  # of a JPEG or GIF file; more take seconds
 _METADATA = 2**26  # bytes of texts and profiles of a PNG file after decompression
 _SHRINK = 1032  # the most bytes that one byte of deflate data decodes to
 _GIF_SHRINK = 2731  # 4096 pixels from a code of 12 bits
@@ -29,15 +30,17 @@ def read_jpeg(file: File) -> Header:
 
     Raises
     ------
-    InputError : the picture has too many pixels or too few bytes, or the end marker is missing.
+    InputError : the picture has too many pixels or too few bytes, the file has too many segments or
+        scans, or the end marker is missing.
     """
-    data, position, scans, work, most = file.data, 2, 0, 0, 0
+    data, position, scans, work, most, segments = file.data, 2, 0, 0, 0, 0
     blocks: list[int] = []
     frame: tuple[int, int, int, int] | None = None
     orientation = 0
     while match := _MARKER.search(data, position):
         marker, body = match[1][0], match.end()
-        length = _uint(data, body, 2)
+        length, segments = _uint(data, body, 2), segments + 1
+        _check_segments(file, segments)
         if marker == 0xD9:
             if frame is None:
                 raise file.damaged("it has no frame header")
@@ -144,14 +147,17 @@ def read_gif(file: File) -> Header:
 
     Raises
     ------
-    InputError : the screen or the first picture has too many pixels, too few bytes, or too many.
+    InputError : the screen or the first picture has too many pixels, too few bytes, or too many;
+        or the file has too many extensions.
     """
     data = file.data
     height, width = file.size(file.uint(8, 2, "little"), file.uint(6, 2, "little"))
-    position, alpha = 13 + _table(file.uint(10, 1)), False
+    position, alpha, segments = 13 + _table(file.uint(10, 1)), False, 0
     while (block := file.uint(position, 1)) != 0x2C:
         if block != 0x21:
             raise file.damaged("it contains no picture")
+        segments += 1
+        _check_segments(file, segments)
         if data[position + 1 : position + 3] == b"\xf9\4":
             alpha = bool(file.uint(position + 3, 1) & 1)
         position, _ = _blocks(file, position + 2)
@@ -166,6 +172,12 @@ def read_gif(file: File) -> Header:
     if rows * columns > FREE_PIXELS and coded * _GIF_SHRINK < rows * columns:
         raise file.damaged(f"{coded} bytes cannot hold {columns} x {rows} pixels")
     return Header("GIF", height, width, 8, 1, alpha)
+
+
+def _check_segments(file: File, count: int) -> None:
+    """Refuse a file of more than _SEGMENTS segments, most of which must be empty."""
+    if count > _SEGMENTS:
+        raise file.damaged(f"it has more than {_SEGMENTS} segments")
 
 
 def _table(flags: int) -> int:

@@ -326,6 +326,24 @@ def test_jpeg():
     refused(stated.jpeg(8, 8, more=second), "30000 x 30000 pixels")
 
 
+def test_segments_are_limited():
+    gif = stated.gif(9, 9, (9, 9))
+    for kind, make in (
+        ("JPEG", lambda count: stated.jpeg(8, 8, more=b"\xff\xfe\0\2" * (count - 6))),
+        ("GIF", lambda count: gif[:19] + b"!\xfe\0" * (count - 1) + gif[19:]),
+    ):
+        assert read_header(make(2**16), "it").kind == kind
+        refused(make(2**16 + 1), f"damaged {kind}: it has more than 65536 segments")
+
+
+def test_sides_are_limited():
+    for make in (stated.png, lambda *size: stated.tiff(*size, data=bytes(10**6))):
+        for size in ((10**6, 1), (1, 10**6)):
+            assert read_header(make(*size), "it").width == size[0]
+        refused(make(10**6 + 1, 1), "has 1000001 x 1 pixels, wanted at most 1000000 on each side")
+        refused(make(1, 10**6 + 1), "has 1 x 1000001 pixels, wanted at most 1000000 on each side")
+
+
 def test_markers_of_jpeg_are_searched_in_linear_time():
     start = time.perf_counter()
     refused(b"\xff\xd8\xff" + b"\xff" * 5_000_000, "truncated JPEG")

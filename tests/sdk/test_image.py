@@ -235,7 +235,8 @@ def test_too_many_pixels_are_refused_in_every_format(monkeypatch: pytest.MonkeyP
             load_image(encode(smooth(), kind))
 
 
-def test_limits_of_opencv_become_an_input_error() -> None:
+def test_limits_of_opencv_become_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.pictures.limits, "MAX_SIDE", 2**21)
     wide = cv2.imencode(".bmp", np.zeros((1, 2**20 + 1, 3), np.uint8))[1].tobytes()
     with pytest.raises(
         InputError, match=r"(?s)OpenCV refuses source .*CV_IO_MAX_IMAGE.*fix: scale"
