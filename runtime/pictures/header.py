@@ -19,7 +19,8 @@ from runtime.pictures.raw_formats import (
 from runtime.pictures.web_formats import read_gif, read_jpeg, read_png, read_webp
 
 START = 256  # bytes of a file that show its format
-CONVERT = "convert it to PNG or JPEG"
+_CONVERT = "convert it to PNG or JPEG"
+_NO_PICTURE = "name a picture file; docs/pictures.md lists the formats"
 _TIFF = rb"II[*+]\x00|MM\x00[*+]"
 _FORMATS: tuple[tuple[str, bytes, Callable[[File], Header]], ...] = (
     ("JPEG", rb"\xff\xd8\xff", read_jpeg),
@@ -43,7 +44,16 @@ _OTHERS = (  # well-known files that are refused by name
     (rb"8BPS", "a Photoshop file"),
     (rb"%PDF|%!PS", "a PDF or PostScript document"),
     (rb"qoif", "a QOI file"),
+    # TGA: a kind with or without a palette, and at position 16 the bits per pixel.
+    (
+        rb".(?:\x00[\x02\x03\x0a\x0b]\x00{5}|\x01[\x01\x09].{5}).{8}[\x08\x0f\x10\x18\x20]",
+        "a TGA file",
+    ),
     (rb"\x00\x00[\x01\x02]\x00", "an ICO or CUR file"),
+    (rb"SIMPLE  =", "a FITS file"),
+    (rb"id=ImageMagick", "a MIFF file"),
+    (rb"/\* XPM", "an XPM file"),
+    (rb"\x7fELF|MZ.\x00|\xcf\xfa\xed\xfe", "a program"),
     (rb"RIFF....AVI |\x1aE\xdf\xa3", "a video"),
     (rb".{128}DICM", "a DICOM file"),
     (
@@ -56,7 +66,7 @@ _OTHERS = (  # well-known files that are refused by name
     (rb"\s*(?i:<!doctype html|<html)", "an HTML page"),
     (rb"\s*(?i:<svg|<\?xml)", "an SVG or XML document"),
     (rb"data:image/|iVBORw0KGgo|/9j/|R0lGODlh|UklGR|Qk[0-9A-Za-z+/]{30}", "text in Base64"),
-    (rb"[\t-\r -~]+\Z", "text"),
+    (rb"[\t-\r -~]+\Z", "text or a file of an unknown format"),
 )
 _FIXES = {
     "a NumPy file": "pass the array: np.load(file)",
@@ -64,6 +74,9 @@ _FIXES = {
     "a Git LFS pointer, without the picture": "git lfs pull",
     "text in Base64": "decode it first: base64.b64decode",
     "an archive or a compressed file": "unpack it",
+    "a program": _NO_PICTURE,
+    "an HTML page": _NO_PICTURE,
+    "text or a file of an unknown format": _NO_PICTURE,
 }
 
 
@@ -127,9 +140,9 @@ def format_of(start: bytes, name: str) -> tuple[str, Callable[[File], Header]]:
         if re.match(pattern, start, re.DOTALL):
             raise InputError(
                 f"{name} is not a picture that can be read: it is {what}",
-                fix=_FIXES.get(what, CONVERT),
+                fix=_FIXES.get(what, _CONVERT),
             )
     found = start[:8].hex(" ") or "nothing"
     raise InputError(
-        f"{name} is not a picture that can be read: it begins with {found}", fix=CONVERT
+        f"{name} is not a picture that can be read: it begins with {found}", fix=_NO_PICTURE
     )

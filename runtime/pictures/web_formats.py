@@ -31,7 +31,8 @@ def read_jpeg(file: File) -> Header:
     Raises
     ------
     InputError : the picture has too many pixels or too few bytes, the file has too many segments or
-        scans, or the end marker is missing.
+        scans, or the end marker is missing; it is JPEG-LS or states its height only behind its
+        data.
     """
     data, position, scans, work, most, segments = file.data, 2, 0, 0, 0, 0
     blocks: list[int] = []
@@ -54,9 +55,20 @@ def read_jpeg(file: File) -> Header:
                 raise file.damaged(f"it has too many scans, {scans} or more")
         elif marker == 0xE1 and not orientation and data[body + 2 : body + 8] == b"Exif\0\0":
             orientation = _exif_orientation(data[body + 8 : body + length])
+        elif marker == 0xF7 and frame is None:
+            raise InputError(
+                f"{file.name} is a JPEG-LS file, which is not read", fix="convert it to PNG"
+            )
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
             stated = data[body + 2 : body + length]
             if len(stated) >= 6:
+                if stated[1:3] == b"\0\0":
+                    raise InputError(
+                        f"{file.name} is a JPEG that is not read: it states a size of "
+                        f"{_uint(stated, 3, 2)} x 0 pixels, and its height only behind its data "
+                        "(DNL), or nowhere",
+                        fix="save the picture again with another program",
+                    )
                 height, width = file.size(_uint(stated, 1, 2), _uint(stated, 3, 2))
                 frame = height, width, stated[0], stated[5]
                 blocks = _jpeg_blocks(height, width, stated[7::3])
