@@ -2,10 +2,15 @@
 # Builds the fuzz targets in tests/fuzz with Clang's libFuzzer and its sanitizers, and runs each on a number of inputs,
 # which are made from seeds. A finding fails the script, and its input is kept in build/fuzz/:
 #     tests/rules/fuzz.sh [INPUTS [SEED]]       (5000 inputs and the seed 1 without arguments)
-# The variable PYTHON names the Python that makes the seeds.
+# The variable PYTHON names the Python that makes the seeds; without it that of .venv, which "make test" creates.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 inputs=${1:-5000} seed=${2:-1} top=$PWD/build/fuzz python=${PYTHON:-$PWD/.venv/bin/python}
+
+command -v "$python" >/dev/null || {
+  echo "fuzz.sh: $python is missing; run \"make test\" first, or set PYTHON to a Python with NumPy and OpenCV" >&2
+  exit 1
+}
 
 # Clang and the library of its sanitizers, which is a package of its own on Debian.
 works() { echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' |
