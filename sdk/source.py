@@ -153,7 +153,7 @@ def _opened(wanted: int | str, source: int | str | Path) -> Iterator[Any]:
     video = cv2.VideoCapture()
     try:
         with quiet_opencv():
-            if not any(video.open(wanted, api) for api in _apis(source)):
+            if not any(video.open(wanted, api, _options(api)) for api in _apis(source)):
                 raise InputError(
                     f"{name_of(source)} cannot be opened as a video", fix=_hint(source)
                 )
@@ -175,6 +175,15 @@ def _apis(source: int | str | Path) -> list[int]:
     registry = cv2.videoio_registry
     found = [api for api in registry.getStreamBackends() if registry.hasBackend(api)]
     return [api for api in found if api != cv2.CAP_IMAGES]
+
+
+def _options(api: int) -> list[int]:
+    """Return OpenCV's options for a part that opens a source.
+
+    FFmpeg gets one thread. If FFmpeg cannot start a thread of its own, OpenCV returns wrong frames
+    and no error.
+    """
+    return [cv2.CAP_PROP_N_THREADS, 1] if api == cv2.CAP_FFMPEG else []
 
 
 def _hint(source: int | str | Path) -> str:

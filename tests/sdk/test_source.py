@@ -322,3 +322,16 @@ def test_a_video_that_is_a_pipe(tmp_path, monkeypatch, clip):
         assert len(list(capture)) == 3
     writer.join(20)
     assert not writer.is_alive()
+
+
+def test_ffmpeg_starts_no_thread(tmp_path):
+    """Where FFmpeg could not start one, OpenCV returned one constant frame again and again."""
+    path, tasks = tmp_path / "a.avi", Path("/proc/self/task")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (320, 240))
+    for _ in range(3):
+        writer.write(np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8))
+    writer.release()
+    before = len(list(tasks.iterdir()))
+    with open_video(path) as video:
+        assert all(video.read()[0] for _ in range(3))
+        assert len(list(tasks.iterdir())) <= before
