@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,16 @@ from runtime.checks import check_count
 from runtime.core.config import PRESETS
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError, first_line
 from runtime.files import check_place, one_line, real_path, shown, stat_of, write_atomic
-from runtime.tools.cli import Parser, end, print_error, problem_of, run, some_path
+from runtime.tools.cli import (
+    Parser,
+    end,
+    print_error,
+    printing,
+    problem_of,
+    progress_bar,
+    run,
+    some_path,
+)  # fmt: skip
 from runtime.urls import is_url
 
 try:
@@ -237,7 +247,7 @@ def _folder(path: Path) -> Path:
 
 def _segment(seg: Segmenter, source: Any, name: str) -> Result:
     """Segment one picture and show a progress bar over the steps on a terminal."""
-    with tqdm(
+    with progress_bar(
         total=seg.refine.steps if seg.refine else 0, desc=one_line(name), disable=None, leave=False
     ) as bar:
         return seg(source, progress=lambda done, _: bar.update(1))
@@ -265,7 +275,8 @@ def _demo(args: argparse.Namespace) -> int:
     if args.picture is None:  # Report the times of a second call: the first one loads libraries.
         result = _segment(seg, source, stem)
     for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        with printing():
+            print(f"warning: {warning}", file=sys.stderr)
     outputs = _save(result, folder, stem)
     overlay, labels = map(one_line, outputs)
     height, width = result.labels.shape
@@ -289,6 +300,8 @@ def _predict(args: argparse.Namespace) -> int:
             fix="run them one by one with different -o",
         )
     outputs = {real_path(path) for stem in stems for path in _outputs(folder, stem)}
+    if args.coco:
+        outputs.add(real_path(folder / "annotations.json"))
     for picture in args.pictures:
         if real_path(picture) in outputs:
             raise InputError(
@@ -310,7 +323,8 @@ def _predict(args: argparse.Namespace) -> int:
             continue
         name = one_line(picture)
         for warning in result.warnings:
-            print(f"warning: {name}: {warning}", file=sys.stderr)
+            with printing():
+                print(f"warning: {name}: {warning}", file=sys.stderr)
         documents.append(
             document
             | {"overlay": str(overlay), "labels": str(labels)}
@@ -321,7 +335,8 @@ def _predict(args: argparse.Namespace) -> int:
         if not args.json:
             total = result.timings["total"]
             files = f"{one_line(overlay)}, {one_line(labels)}"
-            print(f"{name}: {len(result.segments)} regions, {total:.0f} ms -> {files}")
+            with printing("stdout"):
+                print(f"{name}: {len(result.segments)} regions, {total:.0f} ms -> {files}")
     if args.coco and coco:
         try:
             write_atomic(folder / "annotations.json", json.dumps(_merge_coco(coco)).encode())
@@ -352,13 +367,27 @@ def _stream(args: argparse.Namespace) -> int:
     if args.labels:
         _folder(args.labels)
         if older := len(list(args.labels.glob("*.png"))):
-            print(f"warning: {one_line(args.labels)} already has {older} pictures", file=sys.stderr)
-    bar = tqdm(total=args.frames, unit=" frames", desc=title, disable=None)
+            with printing():
+                text = f"warning: {one_line(args.labels)} already has {older} pictures"
+                print(text, file=sys.stderr)
+    bar = progress_bar(total=args.frames, unit=" frames", desc=title, disable=None)
     times: deque[float] = deque(maxlen=10_000)
     count, steps, last = 0, 0, None
 
+    failed = False
+
     def log(text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        with printing():
+            tqdm.write(text, file=sys.stderr)
+
+    def try_to(call: Callable[[], None]) -> None:
+        """Call a function that finishes an output, and print its error."""
+        nonlocal failed
+        try:
+            call()
+        except (SdkError, OSError, MemoryError, RuntimeError) as error:
+            print_error(problem_of(error))
+            failed = True
 
     def save_state() -> None:
         if args.state and state.frames:
@@ -372,18 +401,21 @@ def _stream(args: argparse.Namespace) -> int:
                 f"{p50:.1f} ms a frame (p50), {p99:.1f} ms (p99)"
             )
 
-    before = signal.signal(signal.SIGTERM, _interrupt)  # systemd and docker send SIGTERM
     with ExitStack() as finish, warnings.catch_warnings():
-        # The calls are made in reverse order, each one even after an error or an interruption.
+        # The calls are made in reverse order, each one even after an error or an interruption. The
+        # error of an output is printed at once, so that the error of another one does not hide it.
         finish.callback(log_summary)
-        finish.callback(save_state)
+        finish.callback(try_to, save_state)
         if video:
-            finish.callback(video.close)
+            finish.callback(try_to, video.close)
         if window:
             finish.callback(window.close)
         finish.callback(bar.close)
         finish.callback(results.close)
-        finish.callback(signal.signal, signal.SIGTERM, before)
+        # systemd and docker send SIGTERM; a terminal that closes sends SIGHUP, which nohup ignores.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                finish.callback(signal.signal, number, signal.signal(number, _interrupt))
         warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
         for result in results:
             info = result.frame
@@ -403,11 +435,11 @@ def _stream(args: argparse.Namespace) -> int:
             bar.update(1)
             if count == args.frames or (window and not window.open):
                 break
-    return 0
+    return ExitCode.FAILURE if failed else ExitCode.DONE
 
 
 def _interrupt(*_: Any) -> None:
-    """Handle SIGTERM in the same way as Ctrl-C."""
+    """Handle SIGTERM and SIGHUP in the same way as Ctrl-C."""
     raise KeyboardInterrupt
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks import environment, machine, table
 from benchmarks.latency import document as documents
@@ -27,6 +26,7 @@ from benchmarks.speed import peers
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError
 from runtime.files import file_error, write_atomic
 from runtime.opencv import cv2
+from runtime.tools.cli import progress_bar
 from sdk import RefineConfig, Segmenter
 
 SCOPE = (
@@ -150,7 +150,7 @@ def run_row(row: Row, options: dict[str, Any], pictures: list[np.ndarray], secon
     row.load_ms = 1e3 * (loaded - start)
     row.precision = seg.info().get("precision", "fp32")
     warm_up(seg, pictures)
-    with tqdm(total=seconds, desc=row.name(), unit="s", disable=None, leave=False) as bar:
+    with progress_bar(total=seconds, desc=row.name(), unit="s", disable=None, leave=False) as bar:
 
         def report(now: float) -> None:
             if not bar.disable and now - bar.n > 0.5:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import runtime
 from benchmarks import environment
@@ -23,7 +22,7 @@ from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
-from runtime.tools.cli import Parser, some_path
+from runtime.tools.cli import Parser, progress_bar, some_path
 from sdk import FilterConfig, RefineConfig, Segmenter
 from sdk.image import encode_image
 from sdk.result import Result
@@ -163,7 +162,7 @@ def run_rows(
     A row for each method.
     """
     rows = [Row(name, steps) for name, (steps, _) in methods.items()]
-    for item in tqdm(pictures, desc=title, disable=None):
+    for item in progress_bar(iterable=pictures, desc=title, disable=None):
         picture = item.image()
         guide = guide_of(item, picture)
         for row in rows:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks import environment, table
 from benchmarks.files import video_frames
@@ -33,7 +32,7 @@ from runtime.errors import InputError
 from runtime.files import shown
 from runtime.opencv import cv2
 from runtime.prior.network import NetworkPrior
-from runtime.tools.cli import Parser, some_path
+from runtime.tools.cli import Parser, progress_bar, some_path
 from sdk import RefineConfig, Result, Segmenter
 
 STILL = 8  # of 255: a pixel whose colour changes by at most this counts as unchanged
@@ -129,7 +128,7 @@ def quality(count: int, scale: float) -> list[dict[str, Any]]:
     for name in SEQUENCES:
         items = [f for f in datasets.davis(1) if f.sequence == name][:count]
         frames = [item.image() for item in items]
-        bar = tqdm(frames, desc=f"{name}: prior", disable=None, leave=False)
+        bar = progress_bar(iterable=frames, desc=f"{name}: prior", disable=None, leave=False)
         clips[name] = (items, frames, [network(f, f) for f in bar])
     rows = []
     for title, method in methods(scale).items():
@@ -243,7 +242,8 @@ def held(count: int) -> dict[str, Any]:
 
     seg = Segmenter(Replay(frames, soft, list("abcde")), refine=RefineConfig(scale=0.25))
     sizes = []
-    for i, _ in enumerate(tqdm(seg.stream(camera(), warm_steps=1), total=count, disable=None)):
+    results = seg.stream(camera(), warm_steps=1)
+    for i, _ in enumerate(progress_bar(iterable=results, total=count, disable=None)):
         if (i + 1) % max(1, count // 10) == 0:
             gc.collect()
             sizes.append(memory("VmRSS"))

@@ -20,6 +20,7 @@ from runtime.files import file_error, one_line
 from runtime.urls import without_passwords
 
 T = TypeVar("T")
+_lost: dict[str, OSError] = {}  # why stdout or stderr could not be written during the command
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +85,7 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
     after a KeyboardInterrupt; FAILURE if stdout or stderr cannot be written, for example because
     nobody reads it any more.
     """
+    _lost.clear()
     try:
         open_streams()
         try:
@@ -101,9 +103,15 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
             print_error(problem, as_json)
             code = problem.exit_code
         sys.stdout.flush()
+        if _lost:
+            raise next(iter(_lost.values()))
         return code
     except OSError as error:
-        broken = [name for name in ("stdout", "stderr") if not _writes(getattr(sys, name))]
+        broken = [
+            name
+            for name in ("stdout", "stderr")
+            if name in _lost or not _writes(getattr(sys, name))
+        ]
         if not isinstance(error, BrokenPipeError):  # the reader has ended, as head does
             with suppress(OSError):
                 print_error(file_error("written", " and ".join(broken) or "stdout", error))
@@ -150,15 +158,45 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def printing(name: str = "stderr") -> Iterator[None]:
+    """Let a command continue if a message cannot be printed, for example on a full disk.
+
+    The stream is connected to os.devnull, and :func:`run` returns FAILURE at the end. A pipe of
+    stdout that nobody reads any more ends the command.
+
+    Parameters
+    ----------
+    name : the stream that the with block prints to, "stdout" or "stderr".
+
+    Example
+    -------
+    >>> with printing(): print("warning: the picture is empty", file=sys.stderr)
+    """
+    try:
+        yield
+        getattr(sys, name).flush()
+    except OSError as error:
+        if name == "stdout" and isinstance(error, BrokenPipeError):
+            raise
+        _lost[name] = error
+        _discard(getattr(sys, name))
+
+
 def _writes(stream: Any) -> bool:
     """Whether a stream can be flushed. If not, it is connected to os.devnull, because Python
     flushes it again at the end of the process."""
     try:
         stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _discard(stream)
         return False
     return True
+
+
+def _discard(stream: Any) -> None:
+    """Connect a stream to os.devnull."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def problem_of(error: Exception, name: str | None = None) -> SdkError:
@@ -206,7 +244,21 @@ def print_error(error: SdkError, as_json: bool = False) -> None:
         texts = {"error": error.message, "fix": error.fix}
         print(json.dumps({key: without_passwords(text) for key, text in texts.items()}))
     else:
-        print(f"error: {without_passwords(str(error))}", file=sys.stderr)
+        with printing():
+            print(f"error: {without_passwords(str(error))}", file=sys.stderr)
+
+
+def progress_bar(**options: Any) -> Any:
+    """Return a tqdm bar. tqdm starts no thread that watches the bar.
+
+    Parameters
+    ----------
+    options : the arguments of tqdm.
+    """
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0
+    return tqdm(**options)
 
 
 class Bar:
@@ -228,7 +280,8 @@ class Bar:
         """Print the name of a new stage."""
         self._finish()
         if not self.quiet:
-            print(f"{line} ...", file=sys.stderr)
+            with printing():
+                print(f"{line} ...", file=sys.stderr)
 
     def progress(self, phase: str, fraction: float) -> None:
         """Show how much of the stage is done.
@@ -243,14 +296,13 @@ class Bar:
         if not sys.stderr.isatty():
             tenth = int(10 * fraction)
             if tenth > self.shown:
-                print(f"  {10 * tenth:3d} % {phase}", file=sys.stderr)
+                with printing():
+                    print(f"  {10 * tenth:3d} % {phase}", file=sys.stderr)
                 self.shown = tenth
             return
         if self.bar is None:
-            from tqdm import tqdm
-
             form = "  {l_bar}{bar}| {elapsed}"
-            self.bar = tqdm(total=100, bar_format=form, leave=False, mininterval=0)
+            self.bar = progress_bar(total=100, bar_format=form, leave=False, mininterval=0)
         self.bar.set_description_str(phase[:40], refresh=False)
         self.bar.update(100 * fraction - self.bar.n)
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from permissions import obeyed
 
 import runtime.__main__
 from runtime.errors import InputError, MissingBackend
-from sdk import Segmenter, StreamState
+from sdk import Result, Segmenter, StreamState
 from sdk.__main__ import main
 from sdk.video_writer import Video
 
@@ -293,6 +294,22 @@ def test_a_stream_finishes_all_outputs_after_one_that_fails(place, capsys, monke
     assert "3 frames, 0 dropped" in err and "error: a.avi could not be written whole" in err
     assert StreamState.load("s").frames == 3
 
+    def no_state(*_):
+        raise InputError("s cannot be written")
+
+    def no_labels(*_):
+        raise InputError("x.png cannot be written")
+
+    monkeypatch.setattr(StreamState, "save", no_state)
+    monkeypatch.setattr(Result, "save_labels", no_labels)
+    assert main([*words, "--labels", "labels"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: a.avi could not be written whole",
+        "error: s cannot be written",
+        "error: x.png cannot be written",
+    ]
+
 
 def test_a_stream_without_a_frame_leaves_no_state(place, capsys):
     (place / "bad").mkdir()
@@ -373,6 +390,32 @@ def test_a_full_disk_behind_the_streams_is_one_line(work):
                 said = Path("err").read_text()
                 assert "cannot be" in said and "the disk is full" in said
                 assert "Traceback" not in said and "Exception ignored" not in said
+
+
+def test_a_batch_continues_where_messages_cannot_be_printed(place):
+    names = [f"{i}.png" for i in range(4)]
+    for name in names:
+        picture_file(place / name)
+    predict = ["predict", "none.png", *names, *PLAIN]
+    stream = ["stream", "clip.avi", *PLAIN, "--labels", "out"]
+    predicted = sorted(f"{i}_{what}.png" for i in range(4) for what in ("labels", "overlay"))
+    streamed = [f"{i:06d}.png" for i in range(3)]
+    for out, err, unbuffered, words, wanted in [
+        ("stdout", "/dev/full", "", predict, predicted),
+        ("/dev/full", "err", "", predict, predicted),
+        ("/dev/full", "/dev/full", "1", predict, predicted),
+        ("stdout", "/dev/full", "", stream, streamed),
+    ]:
+        with case(out, err, *words), open(out, "wb") as stdout, open(err, "wb") as log:
+            shutil.rmtree("out", ignore_errors=True)
+            run = program(
+                {"PYTHONUNBUFFERED": unbuffered}, "sdk", *words, stdout=stdout, stderr=log
+            )
+            assert run.returncode == 1 and files(place / "out") == wanted
+            if out == "stdout" and words is predict:
+                assert len(Path(out).read_text().splitlines()) == 4
+            if err == "err":
+                assert "error: stdout cannot be written: No space left" in Path(err).read_text()
 
 
 def test_a_file_whose_name_begins_with_a_dash(work, capsys):

@@ -197,3 +197,7 @@ def test_an_input_is_not_overwritten_by_an_output(work, capsys):
     assert main(["predict", "good.png", "good_overlay.png", "-o", "."]) == 1
     assert "good_overlay.png would be overwritten by an output" in capsys.readouterr().err
     assert (work / "good_overlay.png").read_bytes() == before
+    picture_file(work / "good.png")
+    (work / "good.png").rename(work / "annotations.json")
+    assert main(["predict", "annotations.json", "-o", ".", "--coco"]) == 1
+    assert "annotations.json would be overwritten by an output" in capsys.readouterr().err

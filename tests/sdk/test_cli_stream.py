@@ -88,19 +88,20 @@ def test_stream_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
-    """Two streams run at the same time; each is ended by another signal."""
+    """Three streams run at the same time; each is ended by another signal."""
     frames = tmp_path / "frames"
     frames.mkdir()
     for i in range(400):
         cv2.imwrite(str(frames / f"{i}.png"), PICTURE)
     processes = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         out = tmp_path / number.name
         out.mkdir()
         processes[number] = subprocess.Popen(
             [sys.executable, "-m", "sdk", "stream", str(frames), "--save", str(out / "a.mp4"),
              "--state", str(out / "s"), "--json", "--warm-steps", "50", "--drop", "none"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
     for number, process in processes.items():
         for _ in range(5):
@@ -116,6 +117,23 @@ def test_an_interrupted_stream_keeps_what_it_has(tmp_path):
             assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 5
             video.release()
             assert StreamState.load(out / "s").frames >= 5
+
+
+def test_a_stream_under_nohup_continues_after_sighup(tmp_path, monkeypatch):
+    save = Video.write
+
+    def hung_up(video, result):
+        signal.raise_signal(signal.SIGHUP)
+        save(video, result)
+
+    monkeypatch.setattr(Video, "write", hung_up)
+    source = clip(tmp_path / "a.avi", 2)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["stream", str(source), "--save", str(tmp_path / "b.avi")]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import time
 import warnings
 
@@ -320,3 +321,12 @@ def test_numbers_of_another_script_are_refused():
             cli.capabilities(number)
         with pytest.raises(InputError, match="workspace is"):
             cli.workspace_bytes(number)
+
+
+def test_a_progress_bar_starts_no_thread(capsys):
+    """tqdm starts its thread with the first bar of the process, which warns where it cannot."""
+    tqdm.monitor, before = None, set(threading.enumerate())
+    with cli.progress_bar(total=1) as bar:
+        bar.update(1)
+        assert set(threading.enumerate()) == before
+    assert "1/1" in capsys.readouterr().err
