@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from runtime.errors import ExitCode
+from runtime.files import shown
 from runtime.tools import cli
 
 COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
@@ -14,19 +15,23 @@ COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "
 
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else argv
+    return cli.run(lambda: _run(words))
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         asked = argv and argv[0] in ("-h", "--help")
         usage = f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [--help]"
         if asked:
             print(usage)
             return ExitCode.DONE
-        what = f"there is no benchmark {argv[0]!r}" if argv else "no benchmark is named"
+        what = f"there is no benchmark '{shown(argv[0])}'" if argv else "no benchmark is named"
         near = difflib.get_close_matches(argv[0], COMMANDS, 1) if argv else []
         fix = f"did you mean {near[0]}?" if near else "see: python -m benchmarks --help"
         print(f"{usage}\nerror: {what}\n  fix: {fix}", file=sys.stderr)
         return ExitCode.USAGE
-    return cli.run(lambda: _command(argv[0])(argv[1:]))
+    return _command(argv[0])(argv[1:])
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+# The name of a value that is secret, as in the paths of some cameras: user=me_password=x_channel=1
+_SECRET = r"(?:user(?:name)?|pass\w*?|pwd?|secret|token|key)="
+_PORT = r"[0-9]{0,5}(?:[/?#]|[^\w\s]*(?:\s|$))"
+
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL, such as "https://host/a.png" or "data:image/png;base64,..."."""
@@ -12,7 +16,7 @@ def is_url(text: str) -> bool:
 
 def without_passwords(text: str) -> str:
     """Return a text whose URLs are without user names, passwords and values of a query. A URL ends
-    at a space or a quote.
+    at a space or a quote. Other parts of a path are not changed.
 
     Example
     -------
@@ -24,7 +28,17 @@ def without_passwords(text: str) -> str:
     def hidden(query: re.Match[str]) -> str:
         return query[1] + re.sub(r"([?&;#]+)([^=?&;#]*=)?[^?&;#]+", r"\1\2***", query[2])
 
-    return re.sub(r"(?i)\b([a-z][a-z0-9+.-]{1,20}:/[^\s'\"?]*)(\?[^\s'\"]*)", hidden, text)
+    text = re.sub(r"(?i)\b([a-z][a-z0-9+.-]{1,20}:/[^\s'\"?]*)(\?[^\s'\"]*)", hidden, text)
+    url = r"(?i)\b[a-z][a-z0-9+.-]{1,20}:/[^\s'\"]*"
+    return re.sub(url, lambda found: _without_named(found[0]), text)
+
+
+def _without_named(url: str) -> str:
+    """Return a URL without whatever is in the place of its port and is no number, and without the
+    values whose names are words for a user or a password, also in its path."""
+    authority = rf"(?i)([a-z][a-z0-9+.-]+:/{{1,2}}[^/?#:\[\]]*:)(?!{_PORT}).*"
+    url = re.sub(authority, r"\1***", url, flags=re.DOTALL)
+    return re.sub(rf"(?i)({_SECRET}).*?(?=[_/][a-z]+=|[?&;#\s]|$)", r"\1***", url)
 
 
 def without_secrets(url: str) -> str:
@@ -44,4 +58,5 @@ def without_secrets(url: str) -> str:
     if re.search(f"{scheme}(?<=/)|(pass\\w*|pwd?|secret|token|key)=", url, re.IGNORECASE):
         # A part after a separator is a value, or a name with "=" and a value.
         url = re.sub(r"([?&;#\s]+)([^=?&;#\s]*=)?[^?&;#\s]+", r"\1\2***", url.strip())
+        url = _without_named(url)
     return url

@@ -67,11 +67,22 @@ def test_a_name_is_shown_as_one_printable_line_without_passwords():
         ("http://cam/1?token=secret&secret", "http://cam/1?token=***&***"),
         ("http:/me:secret@cam/1", "http:/cam/1"),  # a pathlib.Path of a URL
         ("C:/a@b.png", "C:/a@b.png"),
+        ("rtsp://me:secret", "rtsp://me:***"),
+        (
+            "rtsp://cam/user=me_password=se_cret_channel=1",
+            "rtsp://cam/user=***_password=***_channel=1",
+        ),
+        ("rtsp://[fe80::1]:554/live/KEY", "rtsp://[fe80::1]:554/live/KEY"),
     ]:
         with case(line):
             assert files.one_line(name) == files.shown(name) == line
     assert files.shown(Path("x" * 5000)) == "x" * 150 + "... (5000 characters)"
-    assert without_passwords("no rtsp://a:b@c, but d@e") == "no rtsp://c, but d@e"
+    for text, wanted in [
+        ("no rtsp://a:b@c, but d@e", "no rtsp://c, but d@e"),
+        ("no 'rtsp://a:b' or rtsp://c:9: x", "no 'rtsp://a:***' or rtsp://c:9: x"),
+        ("(rtsp://c:80), rtsp://c/pass=x is", "(rtsp://c:80), rtsp://c/pass=*** is"),
+    ]:
+        assert without_passwords(text) == wanted
 
 
 def test_the_name_of_an_existing_file_is_shown_whole(tmp_path, monkeypatch):
