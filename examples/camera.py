@@ -28,7 +28,7 @@ def show(result, display):
         cv2.imshow("camera", cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
         return cv2.waitKey(1) != ord("q")
     print(f"frame {frame.index}: {len(result.segments)} regions, "
-          f"{result.timings['total']:.0f} ms, {frame.dropped} dropped")  # fmt: skip
+          f"{result.timings['total']:.0f} ms, {frame.dropped} dropped", flush=True)  # fmt: skip
     return True
 
 
@@ -42,3 +42,5 @@ try:
                 break
 except SdkError as error:  # the text says what is wrong, and the fix
     sys.exit(f"error: {error}")
+except BrokenPipeError:  # the reader of the lines has ended, as head does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

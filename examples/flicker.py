@@ -20,6 +20,7 @@ SciPy are installed with it.
 
 import argparse
 import io
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +30,9 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from runtime.files import write_atomic
+from runtime.files import check_place, write_atomic
 from runtime.pictures.files import demo_photo
-from sdk import Segmenter
+from sdk import SdkError, Segmenter
 
 FRAMES, HEIGHT, WIDTH = 36, 288, 384
 NOISE, LIGHT = 25.0, 0.1  # standard deviation; largest relative change of brightness
@@ -137,4 +138,8 @@ if __name__ == "__main__":
     parser.add_argument("path", type=Path, help="animated picture to write: .webp")
     parser.add_argument("noise", type=float, nargs="?", default=NOISE, help="%(default)s of 255")
     args = parser.parse_args()
+    try:
+        check_place(args.path, pipe=True)
+    except SdkError as error:  # the text says what is wrong, and the fix
+        sys.exit(f"error: {error}")
     main(args.path, args.noise)

@@ -7,18 +7,23 @@ Small regions are merged in both label maps.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from runtime.files import write_atomic
+from runtime.files import check_place, write_atomic
 from runtime.pictures.files import demo_photo
-from sdk import Segmenter
+from sdk import SdkError, Segmenter
 from sdk.image import encode_image
 
 parser = argparse.ArgumentParser(description="Draws the demo photo, its prior and the result.")
 parser.add_argument("path", type=Path, help="picture to write: .jpg or .png")
 path = parser.parse_args().path
+try:
+    check_place(path, pipe=True)
+except SdkError as error:  # the text says what is wrong, and the fix
+    sys.exit(f"error: {error}")
 photo = demo_photo()
 prior = Segmenter("kmeans", refine=None, filter=None)(photo)
 refined = Segmenter("kmeans")(photo)

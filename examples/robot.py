@@ -8,6 +8,7 @@ saved to robot_state.safetensors; the next start continues from this state.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,11 +46,13 @@ try:
         left, ahead, right = free_floor(result.labels, classes)
         turn = np.clip(right - left, -1, 1) if ahead < 0.5 else 0.0
         print(f"{result.frame.time:7.2f} s  free {left:4.0%} {ahead:4.0%} {right:4.0%}  "
-              f"turn {turn:+.2f}  ({result.timings['total']:.0f} ms)")  # fmt: skip
+              f"turn {turn:+.2f}  ({result.timings['total']:.0f} ms)", flush=True)  # fmt: skip
 except SdkError as error:  # the text says what is wrong, and the fix
     sys.exit(f"error: {error}")
 except KeyboardInterrupt:
     pass
+except BrokenPipeError:  # the reader of the lines has ended, as head does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 finally:
     if state.frames:
         state.save(memory)

@@ -41,14 +41,36 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises
     ------
-    InputError : ``path`` is a folder, its folder does not exist, or the file cannot be written.
+    InputError : ``path`` is a folder or no name at all, its folder does not exist, or the file
+        cannot be written.
     """
-    path = Path(path)
+    path = to_path(path)
     check_place(path, pipe=True)
     try:
         replace_file(path, data)
     except (OSError, ValueError) as error:
         raise file_error("written", path, error) from error
+
+
+def to_path(path: str | bytes | os.PathLike[str]) -> Path:
+    """Return the path of a file whose name a caller passes.
+
+    Raises
+    ------
+    InputError : ``path`` is of another type, such as an open file.
+
+    Example
+    -------
+    >>> to_path(b"a.png")
+    PosixPath('a.png')
+    """
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError:
+        kind = type(path).__name__
+        raise InputError(
+            f"path is a {kind}; wanted the name of a file", fix='pass a text, as "out.png"'
+        ) from None
 
 
 def check_place(path: Path, *, pipe: bool = False) -> None:
@@ -110,14 +132,15 @@ def _followed(path: Path) -> Path:
 
 
 def temporary_name(path: Path) -> Path:
-    """Make a name for a hidden temporary file with the same suffix as ``path``. The folder is that
-    of ``path``, or of the file that the link ``path`` names.
+    """Make a name for a hidden temporary file with the same suffix as ``path``, or without a suffix
+    if that is long. The folder is that of ``path``, or of the file that the link ``path`` names.
 
     Raises
     ------
     OSError : ``path`` is a link, and links name each other.
     """
-    return _followed(path).parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
+    suffix = path.suffix if len(path.suffix) <= 16 else ""
+    return _followed(path).parent / f".{secrets.token_hex(8)}.tmp{suffix}"
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -282,7 +305,7 @@ def file_error(
     elif code == errno.ENAMETOOLONG:
         fix = "choose a shorter name"
         if action == "read":
-            fix = "check that it is a path; the bytes of a file are passed as bytes"
+            fix = "check that it is a path; in Python, the content of a file is passed as bytes"
     elif isinstance(error, ValueError):
         fix = "check the path"
     return InputError(f"{name} cannot be {action}: {first_line(error)}", fix=fix)

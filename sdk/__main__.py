@@ -26,12 +26,12 @@ from runtime.files import check_place, one_line, real_path, shown, stat_of, writ
 from runtime.tools.cli import (
     Parser,
     end,
+    out_path,
     print_error,
     printing,
     problem_of,
     progress_bar,
     run,
-    some_path,
 )  # fmt: skip
 from runtime.urls import is_url
 
@@ -71,10 +71,10 @@ def _parser() -> Parser:
         "source", help="video, camera number, folder of pictures, URL, GStreamer pipeline"
     )
     stream.add_argument(
-        "--save", type=some_path, help="write an annotated video: .mp4, .avi or .mkv"
+        "--save", type=out_path, help="write an annotated video: .mp4, .avi or .mkv"
     )
     stream.add_argument(
-        "--labels", type=some_path, help="folder for label pictures, one for each frame"
+        "--labels", type=out_path, help="folder for label pictures, one for each frame"
     )
     stream.add_argument("--json", action="store_true", help="print a line of JSON for each frame")
     stream.add_argument("--show", action="store_true", help="show a live window; q ends the stream")
@@ -107,7 +107,7 @@ def _parser() -> Parser:
     )
     stream.add_argument(
         "--state",
-        type=some_path,
+        type=out_path,
         help="load the state from this file if it exists, and save it to the file",
     )
     stream.set_defaults(run=_stream)
@@ -162,7 +162,7 @@ def _parser() -> Parser:
             command.add_argument(
                 "-o",
                 "--out",
-                type=some_path,
+                type=out_path,
                 default=Path("out"),
                 help="folder for the outputs (%(default)s)",
             )
@@ -238,8 +238,14 @@ def _folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except (OSError, ValueError) as error:
+        reason = first_line(error)
+        if isinstance(error, FileExistsError):  # at this name, or at the name of a folder around it
+            name = error.filename or path
+            reason = f"{shown(name)} is not a folder"
+            if stat_of(name, "created") is None:
+                reason = f"{shown(name)} is a link whose target does not exist"
         raise InputError(
-            f"folder {shown(path)} cannot be created or written: {first_line(error)}",
+            f"folder {shown(path)} cannot be created or written: {reason}",
             fix="choose another folder",
         ) from error
     return path

@@ -8,13 +8,12 @@ import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.files import write_atomic
+from runtime.files import to_path, write_atomic
 from runtime.opencv import cv2
 from sdk.image import encode_image
 
@@ -215,14 +214,14 @@ class Result:
 
         Raises
         ------
-        InputError : the suffix is unknown, ``alpha`` is out of range, or the file cannot be
-            written.
+        InputError : the suffix is unknown, ``alpha`` is out of range, ``path`` is no name, or the
+            file cannot be written.
 
         Examples
         --------
         >>> result.save("overlay.png", boundaries=False)
         """
-        write_atomic(path, encode_image(self.overlay(**options), Path(path).suffix))
+        write_atomic(path, encode_image(self.overlay(**options), to_path(path).suffix))
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels to a file, whole or not at all.
@@ -236,14 +235,14 @@ class Result:
 
         Raises
         ------
-        InputError : the suffix is another one, a label does not fit into a .png file, or the file
-            cannot be written.
+        InputError : the suffix is another one, a label does not fit into a .png file, ``path`` is
+            no name, or the file cannot be written.
 
         Examples
         --------
         >>> result.save_labels("labels.png")
         """
-        suffix = Path(path).suffix.lower()
+        suffix = to_path(path).suffix.lower()
         if suffix == ".npy":
             file = io.BytesIO()
             np.save(file, self.labels)

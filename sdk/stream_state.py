@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from runtime.bundle.read import load_tensors
 from runtime.core import parameters
 from runtime.core.classes import classes_of
 from runtime.errors import BundleError, InputError
-from runtime.files import file_error, shown, stat_of, write_atomic
+from runtime.files import file_error, shown, stat_of, to_path, write_atomic
 from runtime.prior.reading import MOST_LABELS
 
 MOST_STEPS = 10**6  # the limit for the steps of a frame
@@ -103,7 +102,7 @@ class StreamState:
         -------
         >>> state = StreamState.load("cam.safetensors")
         """
-        path = Path(path)
+        path = to_path(path)
         fix = "start without it, save it again"
         wrong = BundleError(f"{shown(path)} is no stream's state", fix=fix)
         found = stat_of(path)

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.latency import document as documents
 from benchmarks.latency import reading, web_table
 from runtime.errors import InputError, MissingBackend
-from runtime.files import file_error, shown, write_atomic
+from runtime.files import file_error, real_path, shown, write_atomic
 from runtime.tools.cli import Parser, some_path
 
 GREY = "#8A8A8A"
@@ -305,8 +305,8 @@ def main(argv: list[str]) -> int:
 
     Raises
     ------
-    InputError : the folder does not exist or contains no result of `benchmarks latency`, or the
-        page cannot be written.
+    InputError : the folder does not exist or contains no result of `benchmarks latency`, the page
+        would replace a JSON file of the folder, or the page cannot be written.
     MissingBackend : matplotlib is not installed.
     """
     parser = Parser(
@@ -326,11 +326,16 @@ def main(argv: list[str]) -> int:
         ) from error
     except OSError as error:
         raise file_error("read", args.folder, error) from error
+    out = args.out or args.folder / "report.html"
     found = {}
     for path in sorted(args.folder.rglob("*.json")):
         inside = path.relative_to(args.folder)
         if any(part.startswith(".") for part in inside.parts):
             continue  # a hidden file, as macOS writes beside others
+        if real_path(path) == real_path(out):
+            raise InputError(
+                f"{shown(out)} would be overwritten by the page", fix="choose another -o"
+            )
         try:
             name = documents.shown(str(inside.with_suffix("")))
             found[name] = reading.load(path)
@@ -342,7 +347,6 @@ def main(argv: list[str]) -> int:
             f"{args.folder} holds no result of 'benchmarks latency'",
             fix=f"python -m benchmarks latency -o {args.folder}",
         )
-    out = args.out or args.folder / "report.html"
     write_atomic(out, render(found).encode())
     print(documents.shown(str(out)))
     return 0

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from runtime.device.driver import parse_device
 from runtime.errors import DeviceError, ExitCode, InputError, SdkError
 from runtime.files import file_error, one_line
-from runtime.urls import without_passwords
+from runtime.urls import is_url, without_passwords
 
 T = TypeVar("T")
 _lost: dict[str, OSError] = {}  # why stdout or stderr could not be written during the command
@@ -341,6 +341,18 @@ def some_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; wanted a path")
     return Path(text)
+
+
+def out_path(text: str) -> Path:
+    """Return the path of an output.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError : ``text`` is empty, or a URL.
+    """
+    if is_url(text):
+        raise argparse.ArgumentTypeError("it is a URL; wanted a path: outputs are files")
+    return some_path(text)
 
 
 def capabilities(text: str) -> tuple[str, ...]:

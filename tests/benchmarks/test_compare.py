@@ -169,6 +169,14 @@ def test_what_a_document_says_of_its_samples_is_worked_out_again(tmp_path):
         reading.load(tmp_path / "deep.json")
 
 
+def test_a_report_replaces_no_result(tmp_path):
+    changed(tmp_path / "latency.json")
+    before = (tmp_path / "latency.json").read_bytes()
+    with pytest.raises(InputError, match=r"latency\.json would be overwritten by the page"):
+        page.main([str(tmp_path), "-o", str(tmp_path / "latency.json")])
+    assert (tmp_path / "latency.json").read_bytes() == before
+
+
 def test_report_leaves_broken_files_out(tmp_path, capsys):
     changed(tmp_path / "good.json", command=[1, None], hashes={"a": 5})
     changed(tmp_path / "bad.json", row_total_ms=5)

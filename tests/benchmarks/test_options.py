@@ -1,5 +1,8 @@
 """The command-line options of the profiler."""
 
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("scipy", reason="the profiler needs SciPy")
@@ -27,6 +30,8 @@ def test_words_numbers_and_sizes():
 def test_bad_options_are_usage_errors(capsys):
     for argv, message in (
         (["--picture", "a.png", "--video", "b.mp4"], "both given"),
+        (["--video", "http://h/v.mp4"], "--video is a URL; wanted the path of a file"),
+        (["-o", "http://h/x"], "it is a URL; wanted a path: outputs are files"),
         (["--mode", "paced"], "paced needs a rate"),
         (["--mode", ""], "mode is ''"),
         (["--mode", "foo"], "mode is 'foo'"),
@@ -64,6 +69,7 @@ def test_bad_options_are_usage_errors(capsys):
 def test_an_unknown_benchmark_is_a_usage_error(capsys):
     for argv, message in (
         (["nope"], "error: there is no benchmark 'nope'\n  fix: see: python -m benchmarks --help"),
+        (["rtsp://me:secret@h/x"], "error: there is no benchmark 'rtsp://h/x'\n  fix: see:"),
         (["latncy"], "error: there is no benchmark 'latncy'\n  fix: did you mean latency?"),
         ([], "error: no benchmark is named\n  fix: see: python -m benchmarks --help"),
     ):
@@ -73,3 +79,14 @@ def test_an_unknown_benchmark_is_a_usage_error(capsys):
     assert command.main(["--help"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("usage: python -m benchmarks {latency,") and not told.err
+
+
+def test_a_full_disk_behind_the_help_is_one_line():
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "benchmarks", "--help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: stdout") and "No space left on device\n" in run.stderr
+    assert "Traceback" not in run.stderr

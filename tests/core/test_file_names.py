@@ -18,7 +18,7 @@ def test_an_error_is_one_sentence_with_the_path_and_a_fix():
         (errno.EACCES, "read", "a.png cannot be read: Permission denied", "check its permissions"),
         (errno.ENOENT, "read", "a.png does not exist", "check the path; the current folder is "),
         (errno.ENOENT, "written", "a.png cannot be written: No such file", "check that its folder"),
-        (errno.ENAMETOOLONG, "read", "File name too long", "the bytes of a file are passed as"),
+        (errno.ENAMETOOLONG, "read", "File name too long", "content of a file is passed as bytes"),
         (errno.ENAMETOOLONG, "written", "File name too long", "choose a shorter name"),
         (errno.ELOOP, "read", "Too many levels of symbolic links", "remove the links"),
         (errno.ENOSPC, "written", "No space left", "free some space"),

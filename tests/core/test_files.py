@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and the one rule for the cache folder."""
 
+import io
 import os
 import select
 import socket
@@ -344,3 +345,20 @@ for _ in range(300): write_atomic(sys.argv[1], sys.argv[2].encode() * 50_000)
             writer.kill()
             writer.wait()
     assert [writer.returncode for writer in writers] == [0, 0] and names(tmp_path) == ["a.bin"]
+
+
+def test_a_name_of_any_legal_length_is_written(tmp_path):
+    """The temporary file has a name of its own, which must not be longer than the file's."""
+    for path in (tmp_path / f"x.{'y' * 245}", tmp_path / ("z" * 255)):
+        files.write_atomic(path, b"data")
+        assert path.read_bytes() == b"data"
+    assert files.temporary_name(tmp_path / "a.safetensors").suffix == ".safetensors"
+
+
+def test_what_is_no_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.write_atomic(b"a.bin", b"data")
+    assert (tmp_path / "a.bin").read_bytes() == b"data"
+    for wrong in (None, io.BytesIO(), 3, ["a.bin"]):
+        with pytest.raises(InputError, match="wanted the name of a file\n  fix: pass a text"):
+            files.write_atomic(wrong, b"")

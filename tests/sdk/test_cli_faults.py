@@ -116,6 +116,34 @@ def test_the_working_folder_was_removed(place, capsys, monkeypatch):
     assert main(["predict", str(place / "good.png"), "-o", str(place / "out"), *PLAIN]) == 0
 
 
+def test_an_output_folder_that_is_something_else(place, capsys):
+    (place / "loop").symlink_to("loop")
+    (place / "dangling").symlink_to("none")
+    os.mkfifo("fifo")
+    for name, message in [
+        ("loop", "loop cannot be created: Too many levels of symbolic links\n  fix: remove the"),
+        ("dangling", "written: dangling is a link whose target does not exist\n"),
+        ("dangling/x", "written: dangling is a link whose target does not exist\n"),
+        ("fifo", "written: fifo is not a folder\n"),
+        ("good.png", "written: good.png is not a folder\n"),
+    ]:
+        for words in (["predict", "good.png", "-o"], ["stream", "clip.avi", "--labels"]):
+            with case(*words[:1], name):
+                assert message in refused(capsys, name, *words, name, *PLAIN)
+    assert "in Python, the content" in refused(capsys, "xxx", "predict", "x" * 304, *PLAIN)
+
+
+def test_an_output_is_no_url(place, capsys):
+    url = "http://me:secret@h/x.mp4"
+    streams = [["stream", "clip.avi", option] for option in ("--save", "--labels", "--state")]
+    for words in (["predict", "good.png", "-o"], ["demo", "-o"], *streams):
+        with case(*words), pytest.raises(SystemExit) as end:
+            main([*words, url])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and "it is a URL; wanted a path: outputs are files" in err
+        assert "secret" not in err and not (place / "http:").exists()
+
+
 @contextmanager
 def limited(kind, value):
     """Lower a limit of this process for a block."""

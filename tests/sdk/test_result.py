@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from skimage.measure import label as connected
 
 from runtime.errors import InputError
 from runtime.pictures.load import load_image
+from sdk import Segmenter, StreamState
 from sdk.result import Result, Segment
 
 
@@ -423,3 +426,16 @@ def test_no_memory_to_encode_is_not_a_limit_of_the_file_type(tmp_path, monkeypat
         with pytest.raises(MemoryError, match="no memory to encode 2 x 1 pixels"):
             save(tmp_path / "a.png")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_result_is_saved_under_a_name_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = Segmenter(refine=None)(np.zeros((8, 8, 3), np.uint8))
+    for save, name in ((result.save, b"x.png"), (result.save_labels, b"x.npy")):
+        save(name)
+        assert Path(os.fsdecode(name)).is_file()
+        for wrong in (None, io.BytesIO()):
+            with pytest.raises(InputError, match="wanted the name of a file"):
+                save(wrong)
+    with pytest.raises(InputError, match="wanted the name of a file"):
+        StreamState.load(None)
