@@ -22,7 +22,7 @@ from benchmarks.latency import document as documents
 from benchmarks.latency import reading, web_table
 from runtime.errors import InputError, MissingBackend
 from runtime.files import file_error, real_path, shown, write_atomic
-from runtime.tools.cli import Parser, some_path
+from runtime.tools.cli import Parser, out_path, some_path
 
 GREY = "#8A8A8A"
 COLOURS = (  # by Okabe and Ito: people with any colour vision can distinguish them
@@ -315,7 +315,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=some_path, help="with JSON files of benchmarks latency")
-    parser.add_argument("-o", "--out", type=some_path, help="(default: DIR/report.html)")
+    parser.add_argument("-o", "--out", type=out_path, help="(default: DIR/report.html)")
     args = parser.parse_args(argv)
     try:
         os.scandir(args.folder).close()

@@ -22,7 +22,7 @@ from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
-from runtime.tools.cli import Parser, progress_bar, some_path
+from runtime.tools.cli import Parser, out_path, progress_bar
 from sdk import FilterConfig, RefineConfig, Segmenter
 from sdk.image import encode_image
 from sdk.result import Result
@@ -342,7 +342,7 @@ def main(argv: list[str]) -> int:
         "--slow", type=int, default=0,
         help="also run dynaguide and dynaseg (20 and 200 steps) on this many pictures per set",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", type=some_path, help="folder for quality.json and pictures")
+    parser.add_argument("-o", "--out", type=out_path, help="folder for quality.json and pictures")
     args = parser.parse_args(argv)
     runners: dict[str, Callable[[int, bool], tuple[str, list[Row], str]]] = {
         "camvid s=0.5": lambda n, slow: camvid("s=0.5", n, slow),

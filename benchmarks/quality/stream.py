@@ -32,7 +32,7 @@ from runtime.errors import InputError
 from runtime.files import shown
 from runtime.opencv import cv2
 from runtime.prior.network import NetworkPrior
-from runtime.tools.cli import Parser, progress_bar, some_path
+from runtime.tools.cli import Parser, out_path, progress_bar
 from sdk import RefineConfig, Result, Segmenter
 
 STILL = 8  # of 255: a pixel whose colour changes by at most this counts as unchanged
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--memory", type=int, default=10_000, help="memory: number of frames (%(default)s)"
     )
-    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
+    parser.add_argument("-o", "--out", type=out_path, help="JSON file")
     args = parser.parse_args(argv)
     if min(args.frames, args.paced, args.memory) < 0:
         raise InputError(

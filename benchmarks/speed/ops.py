@@ -35,7 +35,7 @@ from benchmarks.speed.torch_filter import TorchFilter
 from benchmarks.speed.workloads import COPY, MATRIX
 from runtime.checks import check_count
 from runtime.errors import InputError, VerificationFailed
-from runtime.tools.cli import Parser, some_path
+from runtime.tools.cli import Parser, out_path
 
 Arrays = tuple[np.ndarray, ...]
 CALLS = 2  # calls of a peer's function in one turn, except of our single-thread kernels
@@ -391,7 +391,7 @@ def main(argv: list[str]) -> int:
         "--threads", type=int, default=1, help="threads of filter and upsampling (%(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="number of turns (%(default)s)")
-    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
+    parser.add_argument("-o", "--out", type=out_path, help="JSON file")
     args = parser.parse_args(argv)
     table.check_out(args.out)
     names = [name for name in OPS if args.only in name]

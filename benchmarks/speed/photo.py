@@ -29,7 +29,7 @@ from runtime.core.resize import resize
 from runtime.device.choose import default_threads
 from runtime.errors import InputError
 from runtime.pictures.load import load_image
-from runtime.tools.cli import Parser, option, some_path
+from runtime.tools.cli import Parser, option, out_path
 from sdk.image import encode_image
 
 # Steps of the published procedure; the picture's long side in pixels; later calls of a process.
@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--repeats", type=int, default=5, help="processes for each prior (%(default)s)"
     )
-    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
+    parser.add_argument("-o", "--out", type=out_path, help="JSON file")
     args = parser.parse_args(argv)
     check_count("repeats", args.repeats, 1, 10**6)
     table.check_out(args.out)

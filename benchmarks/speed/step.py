@@ -32,7 +32,7 @@ from benchmarks.speed.workloads import COPY, MATRIX, find_case, refiner
 from runtime.checks import check_count
 from runtime.device.choose import default_threads
 from runtime.errors import InputError, VerificationFailed
-from runtime.tools.cli import Parser, option, some_path
+from runtime.tools.cli import Parser, option, out_path
 
 TORCH = ("torch eager", "torch eager, tuned", "torch channels-last, tuned", "torch compiled, tuned")
 
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
         default="ours,torch,onnx",
         help="some of these; best is ours on the fastest instruction set only (%(default)s)",
     )
-    parser.add_argument("-o", "--out", type=some_path, help="JSON file")
+    parser.add_argument("-o", "--out", type=out_path, help="JSON file")
     args = parser.parse_args(argv)
     table.check_out(args.out)
     kinds = {

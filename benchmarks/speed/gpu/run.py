@@ -42,7 +42,7 @@ from benchmarks.speed.gpu.goals import goals
 from benchmarks.speed.gpu.timing import measure
 from runtime.errors import InputError, SdkError, VerificationFailed
 from runtime.files import write_atomic
-from runtime.tools.cli import Parser, some_path
+from runtime.tools.cli import Parser, out_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     SdkError : options, libraries or pictures are wrong or missing; the caller prints it.
     """
     parser = Parser("python -m benchmarks gpu", description=__doc__)
-    parser.add_argument("-o", "--out", type=some_path, required=True, help="folder for the JSON")
+    parser.add_argument("-o", "--out", type=out_path, required=True, help="folder for the JSON")
     parser.add_argument("--compiled", action="store_true", help="also compare with torch.compile")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     args = parser.parse_args(argv)
