@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from runtime.urls import is_url, without_secrets
 MOST_BYTES = 2**31 - 1  # of an encoded file: OpenCV decodes no more
 _CHUNK = 2**24  # bytes of one read
 _ALPHA = ("LA", "PA", "RGBA", "RGBa")  # PIL's modes that have transparency
+# Files, archives and compressed files raise these; objects of users most often raise RuntimeError.
+_READ_ERRORS = (OSError, EOFError, ValueError, TypeError, RuntimeError, zlib.error, cv2.error)
 # PIL raises these for a file that is truncated, damaged or closed, and for unknown modes.
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, AssertionError, AttributeError)
 
@@ -155,7 +158,7 @@ def _read_all(file: Any, name: str) -> bytes:
     while True:
         try:
             part = file.read(_CHUNK if recognised else START)
-        except Exception as error:  # the object may be the user's own
+        except _READ_ERRORS as error:
             raise InputError(
                 f"{name} cannot be read: {first_line(error)}",
                 fix="check the file or the connection; open a file as bytes: open(path, 'rb')",
