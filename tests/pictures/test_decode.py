@@ -274,6 +274,24 @@ def test_bitmaps_of_netpbm():
             assert np.array_equal(picture, grey_rgb(white * np.uint8(255))) and warnings == []
 
 
+def test_text_netpbm_needs_no_space_at_its_end():
+    for kind, size in (("P2", 1), ("P3", 3)):
+        with case(kind):
+            values = " ".join(["7"] * (4 * size))
+            picture, notes = load_image(f"{kind}\n2 2\n255\n{values}".encode())
+            assert notes == [] and picture.tolist() == [[[7] * 3] * 2] * 2
+
+
+def test_gif_with_a_background_outside_its_palette():
+    palette = Image.fromarray(smooth()).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    data = bytearray(encode(palette, "GIF"))
+    if read_by_opencv(bytes(data)):
+        wanted = load_image(bytes(data))[0]
+        for background in (2 << (data[10] & 7), 255):
+            data[11] = background
+            assert np.array_equal(load_image(bytes(data))[0], wanted)
+
+
 def test_pam_with_alpha():
     head = b"P7\nWIDTH 64\nHEIGHT 40\nDEPTH %d\nMAXVAL %d\nTUPLTYPE %s_ALPHA\nENDHDR\n"
     for colours, word in ((smooth(), b"RGB"), (smooth()[..., :1], b"GRAYSCALE")):
