@@ -16,9 +16,10 @@ from benchmarks.latency import document as documents
 from runtime.bundle.manifest import MANIFEST
 from runtime.core.resize import resize
 from runtime.errors import InputError
-from runtime.files import file_error, stat_of
+from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.load import load_image
+from runtime.urls import is_url, without_secrets
 from sdk.prior import open_bundle
 
 FRAMES = 64  # at most this many frames of a video are read; they are used forwards, then backwards
@@ -39,6 +40,11 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[np.ndarray], list[np.n
         from that of the pictures.
     """
     if args.video:
+        if is_url(args.video):
+            raise InputError(
+                f"{shown(without_secrets(args.video))} is a URL, wanted a path: URLs are not read",
+                fix="download the video and name its file",
+            )
         pictures = video_frames(Path(args.video), FRAMES)
         # Append the frames backwards, without the two ends, so that the first frame can follow the
         # last one of the list without a jump.

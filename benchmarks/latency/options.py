@@ -17,7 +17,6 @@ from runtime.device.choose import default_threads
 from runtime.device.driver import parse_device
 from runtime.errors import InputError
 from runtime.tools.cli import Parser, option, out_path
-from runtime.urls import is_url
 
 DESCRIPTION = """Latency of the whole pipeline, from the picture to its labels.
 
@@ -229,8 +228,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--json", action="store_true", help="print the document instead of the tables")
     args = parser.parse_args(argv)
-    if args.video and is_url(args.video):
-        parser.error("--video is a URL; wanted the path of a file")
     if args.picture and args.video:
         parser.error("--picture and --video are both given; wanted one of them")
     if args.labels and not args.picture:

@@ -24,7 +24,7 @@ def test_files_that_are_missing_are_named(capsys):
         (["nothing"], "which does not exist"),
         (["--refine", ",".join(map(str, range(60)))], "these are 120 rows; wanted at most 100"),
         (["--picture", "README.md", "--labels", "none.png"], "README.md"),
-        (["--video", "rtsp://me:s3cret@cam/1"], "rtsp:/cam/1 does not exist"),
+        (["--video", "rtsp://me:s3cret@cam/1"], "rtsp://cam/1 is a URL, wanted a path"),
         (["--video", "tests"], "tests cannot be opened as a video"),
         (["--video", "x" * 300], "cannot be read: File name too long"),
     ):
