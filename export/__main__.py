@@ -15,7 +15,16 @@ from runtime.engines.named_files import shell_word, utf8_text
 from runtime.engines.recipe import ENGINES, EngineRecipe
 from runtime.errors import DeviceError, InputError, SdkError
 from runtime.prior.reading import KINDS
-from runtime.tools.cli import Bar, Parser, capabilities, gpu_index, run, some_path, workspace_bytes
+from runtime.tools.cli import (
+    Bar,
+    Parser,
+    capabilities,
+    gpu_index,
+    out_path,
+    run,
+    some_path,
+    workspace_bytes,
+)
 from runtime.tools.output import say
 
 _TARGETS = {"engine": "trt", "tensorrt": "trt", "ort": "onnx"}  # other tools' name -> our target
@@ -77,7 +86,7 @@ def _parser() -> Parser:
         metavar="LIST",
         help="onnx, rtx (built here, no GPU needed), trt (built on its GPU), or several: onnx,rtx",
     )
-    what.add_argument("-o", "--out", type=some_path, help="bundle folder (NAME.bundle)")
+    what.add_argument("-o", "--out", type=out_path, help="bundle folder (NAME.bundle)")
     what.add_argument(
         "--imgsz", nargs="+", metavar="N", help="input size; by default the model's own"
     )
@@ -169,7 +178,7 @@ def _parser() -> Parser:
 
     out = parser.add_argument_group("output")
     out.add_argument(
-        "--triton", type=some_path, metavar="DIR", help="write a Triton model repository, too"
+        "--triton", type=out_path, metavar="DIR", help="write a Triton model repository, too"
     )
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("-q", "--quiet", action="store_true", help="no progress")

@@ -317,3 +317,10 @@ def test_an_address_is_no_path(tmp_path, colours):
     ]:
         with case(words):
             assert export(*words).refused(1, "nothing is downloaded", "fix: download it")
+
+
+def test_a_url_is_no_output():
+    for option in ("-o", "--triton"):
+        with case(option):
+            ended = export("--model", "kmeans", option, "https://host/b.bundle")
+            assert ended.refused(2, "it is a URL; wanted a path")
