@@ -45,6 +45,9 @@ try:
 except MissingBackend as error:  # OpenCV: no command works without it
     end(error)
 
+# These end a stream. systemd and docker send SIGTERM, a terminal that closes sends SIGHUP.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its :class:`runtime.errors.ExitCode`."""
@@ -410,6 +413,8 @@ def _stream(args: argparse.Namespace) -> int:
     with ExitStack() as finish, warnings.catch_warnings():
         # The calls are made in reverse order, each one even after an error or an interruption. The
         # error of an output is printed at once, so that the error of another one does not hide it.
+        for number in ENDINGS:
+            finish.callback(signal.signal, number, signal.getsignal(number))
         finish.callback(log_summary)
         finish.callback(try_to, save_state)
         if video:
@@ -418,10 +423,10 @@ def _stream(args: argparse.Namespace) -> int:
             finish.callback(window.close)
         finish.callback(bar.close)
         finish.callback(results.close)
-        # systemd and docker send SIGTERM; a terminal that closes sends SIGHUP, which nohup ignores.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                finish.callback(signal.signal, number, signal.signal(number, _interrupt))
+        finish.callback(_ignore_endings)
+        for number in ENDINGS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+                signal.signal(number, _interrupt)
         warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}")
         for result in results:
             info = result.frame
@@ -445,8 +450,15 @@ def _stream(args: argparse.Namespace) -> int:
 
 
 def _interrupt(*_: Any) -> None:
-    """Handle SIGTERM and SIGHUP in the same way as Ctrl-C."""
+    """Handle SIGTERM and SIGHUP in the same way as Ctrl-C, and ignore further signals, which would
+    interrupt the finishing of the outputs."""
+    _ignore_endings()
     raise KeyboardInterrupt
+
+
+def _ignore_endings() -> None:
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -35,7 +35,8 @@ def run_length_pixels(data: bytes, height: int, width: int) -> np.ndarray:
     if bits * data[30] != 8 or not stored.size or stored.size % 4:
         raise ValueError("its bits per pixel or its palette are wrong")
     palette[: stored.size // 4] = stored.reshape(-1, 1, 4)
-    pixels = bytearray(height * width)
+    indices = np.zeros(height * width, np.uint8)  # the system provides its memory when it is used
+    pixels = indices.data
     each = [bytes((v,)) if bits == 8 else bytes((v >> 4, v & 15)) for v in range(256)]
     x = y = 0
     try:
@@ -62,7 +63,7 @@ def run_length_pixels(data: bytes, height: int, width: int) -> np.ndarray:
             x += len(part)
     except IndexError:
         raise ValueError("its run lengths end before the picture does") from None
-    rows = np.frombuffer(pixels, np.uint8).reshape(height, width)
+    rows = indices.reshape(height, width)
     if data[25] < 128:  # a negative height means top to bottom
         rows = rows[::-1]
     return cv2.applyColorMap(rows, palette[..., :3])

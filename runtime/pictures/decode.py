@@ -58,10 +58,12 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         picture = _decode_run_lengths(data, header, name)
     elif header.kind == "PAM":
         picture = _decode_pam(data, header)
-    else:  # OpenCV refuses a grey JPEG 2000 codestream in colour
-        grey = header.kind == "JPEG 2000" and header.channels == 1
+    else:  # OpenCV refuses a grey JPEG 2000 codestream, also with alpha, in colour
+        grey = header.kind == "JPEG 2000" and header.channels <= 2
         if header.kind == "GIF" and data[11] >= 2 << (data[10] & 7):
             data = data[:11] + b"\0" + data[12:]  # OpenCV refuses a background outside the palette
+        if header.kind == "GIF":
+            data += b";"  # OpenCV wants the mark of the end, which some files lack
         elif header.kind == "PNM":
             data += b"\n"  # OpenCV wants a space after the last decimal number
         picture = _imdecode(data, _GREY if grey else _COLOUR, name)

@@ -30,7 +30,7 @@ _UNREAD = {  # the names of well-known others; OpenCV reads some of them as blac
 }
 PNG = "convert it to PNG"
 _SMALL_BLOCKS = 2**16  # the most strips or tiles of less than 256 pixels on average
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 16: "u8", 17: "i8"}
 
 
@@ -186,11 +186,8 @@ def check_blocks(data: bytes, tiff: Directory) -> None:
     reverse = tiff.value(FILL_ORDER) == 2
     for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         wanted = last if i % (down * across) >= (down - 1) * across else whole
-        block = data[start : start + size]
-        if reverse:
-            block = block.translate(_REVERSED)
-        try:  # some writers store more rows than the picture has
-            complete = _inflated(block, 2 * whole) >= wanted
+        try:
+            complete = _inflated(memoryview(data)[start : start + size], wanted, reverse) >= wanted
         except zlib.error as error:
             raise ValueError("its deflate data is wrong") from error
         if not complete:
@@ -207,15 +204,21 @@ def _stored_bytes(tiff: Directory, rows: int) -> int:
     return rows * -(-columns * channels * tiff.value(BITS) // 8)
 
 
-def _inflated(block: bytes, most: int) -> int:
-    """Return how many bytes deflate data decodes to; 0 if the data has no end, or has more bytes
-    than ``most``. A wrong checksum raises a zlib.error."""
-    inflate, found, view = zlib.decompressobj(), 0, memoryview(block)
-    for place in range(0, len(view), 2**16):  # parts, because one byte may decode to 1032
-        found += len(inflate.decompress(view[place : place + 2**16], most + 1 - found))
-        if inflate.eof or found > most:
-            break
-    return found if inflate.eof else 0
+def _inflated(block: memoryview, wanted: int, reverse: bool) -> int:
+    """Return how many bytes deflate data decodes to; 0 if the data ends too early. A wrong checksum
+    raises a zlib.error.
+
+    Some writers store more rows than the picture has. Of these rows at most 64 KiB are decoded, so
+    the checksum behind more of them is not compared.
+    """
+    inflate, found, most = zlib.decompressobj(), 0, wanted + 2**16
+    for place in range(0, len(block), 2**12):  # parts, because one byte may decode to 1032
+        part = bytes(block[place : place + 2**12])
+        part = part.translate(REVERSED) if reverse else part
+        found += len(inflate.decompress(part, most - found))
+        if inflate.eof or found == most:
+            return found
+    return 0
 
 
 def raw_pixels(data: bytes, tiff: Directory) -> np.ndarray | None:

@@ -11,6 +11,8 @@ import zlib
 import pytest
 import stated_pictures as stated
 
+from runtime.pictures.tiff import REVERSED
+
 SECONDS, MEBIBYTES = 3, 64
 CHILD = """
 import json, pickle, sys, time
@@ -156,6 +158,12 @@ def other_multipliers():
             yield f"JPEG 2000, {n} {block} {channels}, {len(data)} bytes", made
     for precincts in (b"\x55" * 6, b"\x65" * 6):
         yield "JPEG 2000, many precincts", stated.jpeg2000(16384, 16384, precincts=precincts)
+    yield "BMP, moves", stated.bmp(11585, 11585, bits=8, compression=1, data=b"\0\2\0\0" * 270_000)
+    # All tiles overlap, the last one is wrong, and the bits of each byte are in reverse.
+    starts = {324: [16] * 65535 + [50], 325: [300_000] * 65536, 322: [16], 323: [16]}
+    tags = TILE | {259: [8], 266: [2]} | starts
+    data = zlib.compress(bytes(256)).translate(REVERSED) + bytes(300_050)
+    yield "TIFF, overlapping tiles", stated.tiff(4096, 4096, tags, data=data)
     yield "AVIF, items", stated.avif(9, 9, items=60000)
     yield "a run of FF", b"\xff\xd8\xff" + b"\xff" * 2**20
 

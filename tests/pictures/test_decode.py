@@ -210,6 +210,9 @@ def test_grey_jpeg_2000_with_and_without_its_container():
                 picture, _ = load_image(encode(source, "JPEG2000", **options))
                 expected = smooth() if source.mode == "RGB" else grey_rgb(smooth()[..., 0])
                 assert np.array_equal(picture, expected)
+    grey = Image.new("LA", (64, 40), (100, 50))
+    picture, notes = load_image(encode(grey, "JPEG2000", no_jp2=True))
+    assert (picture == 100).all() and notes == [DROPPED]
 
 
 def test_grey_and_palettes_of_few_bits():
@@ -290,6 +293,9 @@ def test_gif_with_a_background_outside_its_palette():
         for background in (2 << (data[10] & 7), 255):
             data[11] = background
             assert np.array_equal(load_image(bytes(data))[0], wanted)
+        assert np.array_equal(
+            load_image(bytes(data[:-1]))[0], wanted
+        )  # without the mark of its end
 
 
 def test_pam_with_alpha():

@@ -136,6 +136,41 @@ def test_a_stream_under_nohup_continues_after_sighup(tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_further_signals_do_not_interrupt_the_finishing_of_outputs(tmp_path, monkeypatch):
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    write, close = Video.write, Video.close
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    def write_and_end(video, result):
+        write(video, result)
+        if first:
+            signal.raise_signal(first)
+
+    def close_and_end(video):
+        for number in endings:
+            signal.raise_signal(number)
+        close(video)
+
+    monkeypatch.setattr(Video, "write", write_and_end)
+    monkeypatch.setattr(Video, "close", close_and_end)
+    before = [signal.signal(number, end) for number in endings]  # the default would end the tests
+    source = clip(tmp_path / "a.avi", 2)
+    try:
+        for first, code in ((None, 0), *((number, 130) for number in endings)):
+            with case(first):
+                out = tmp_path / str(first)
+                out.mkdir()
+                words = ["--save", str(out / "b.avi"), "--state", str(out / "s")]
+                assert main(["stream", str(source), *words]) == code
+                assert sorted(p.name for p in out.iterdir()) == ["b.avi", "s"]
+                assert [signal.getsignal(number) for number in endings] == [end] * 3
+    finally:
+        for number, handler in zip(endings, before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_a_video_that_the_disk_could_not_hold_leaves_the_old_one(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
