@@ -60,9 +60,9 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
         picture = _decode_pam(data, header)
     else:  # OpenCV refuses a grey JPEG 2000 codestream, also with alpha, in colour
         grey = header.kind == "JPEG 2000" and header.channels <= 2
-        if header.kind == "GIF" and data[11] >= 2 << (data[10] & 7):
-            data = data[:11] + b"\0" + data[12:]  # OpenCV refuses a background outside the palette
         if header.kind == "GIF":
+            if data[11] >= 2 << (data[10] & 7):  # OpenCV refuses a background outside the palette
+                data = data[:11] + b"\0" + data[12:]
             data += b";"  # OpenCV wants the mark of the end, which some files lack
         elif header.kind == "PNM":
             data += b"\n"  # OpenCV wants a space after the last decimal number
