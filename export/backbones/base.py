@@ -1,0 +1,64 @@
+"""Backbone: a frozen network that returns the features of a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A frozen network, as each family of backbones returns it.
+
+    Parameters
+    ----------
+    name : short, for run.json and the manifest, such as "efficientnet-lite0".
+    module : in eval mode, without gradients; takes (N, 3, h, w) float32 normalised RGB, h and w
+        multiples of ``stride``, and returns (N, ``channels``, h / stride, w / stride) float32.
+    channels : of the features.
+    stride : pixels of the input for one position of the features, on each axis.
+    mean, std : of the colours R, G, B in [0, 1]; the input is (rgb - mean) / std.
+    source : the text that names the backbone for :func:`export.backbones.load.load_backbone`.
+    features : which features of the network they are, such as "tokens", "keys" or "block15".
+    sha256 : of the weights, in hexadecimal.
+    licence : of the weights, in words.
+    trained : False when the weights are random.
+    """
+
+    name: str
+    module: Module
+    channels: int
+    stride: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: str
+    features: str
+    sha256: str
+    licence: str = "not stated"
+    trained: bool = True
+
+    def entry(self) -> dict[str, Any]:
+        """What run.json and the manifest store of the backbone."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "features": self.features,
+            "sha256": self.sha256,
+            "channels": self.channels,
+            "stride": self.stride,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "licence": self.licence,
+            "trained": self.trained,
+        }
+
+    @property
+    def key(self) -> str:
+        """A text in hexadecimal that changes when the same picture can get other features."""
+        parts = [self.name, self.features, self.sha256, list(self.mean), list(self.std)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

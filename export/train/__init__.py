@@ -1,0 +1,1 @@
+"""Training of heads on frozen backbones: python -m export train."""
