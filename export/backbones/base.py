@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.nn import Module
 
+LITE0 = "efficientnet-lite0"  # the backbone whose weights are in a package
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
