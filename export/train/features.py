@@ -142,6 +142,7 @@ class FeatureBatches:
         self.seed = check_count("seed", seed, 0, 2**63 - 1)
         self.workers = check_count("workers", workers, 0, 1024)
         self.device, self.cache = torch.device(device), cache
+        self._alone = self.device.type == "cpu"  # each view is computed alone
         self._broken = dict.fromkeys(sorted(broken), "it was broken before this run was resumed")
         self._warnings: dict[str, list[str]] = {}
         self._logged: set[str] = set()
@@ -183,13 +184,14 @@ class FeatureBatches:
         epoch = -(-self.views // self.batch)
         try:
             for step in range(first, last):
+                if step == first + epoch:
+                    self._log_warnings()
                 read = self._next(reads)
                 self._note(read)
                 self._check_broken(most)
                 yield self._features(read)
-                if step - first == epoch:
-                    self._log_warnings()
         finally:
+            del reads  # ends the workers now, although an error's traceback refers to this frame
             self._log_warnings()
 
     def of(self, views: Sequence[int]) -> Tensor:
@@ -257,10 +259,11 @@ class FeatureBatches:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise DeviceError(
-                "a process that reads pictures was ended from outside, or its memory is full",
-                fix="use fewer processes: --workers 0; in a container, give it more shared memory",
-            ) from error
+        # It is raised here, without that error, whose traceback would keep the other workers.
+        raise DeviceError(
+            "a process that reads pictures was ended from outside, or its memory is full",
+            fix="use fewer processes: --workers 0; in a container, give it more shared memory",
+        )
 
     def _note(self, read: _Read) -> None:
         """Record and log the broken pictures of a step; record its warnings."""
@@ -285,9 +288,9 @@ class FeatureBatches:
         names = [utf8_text(self.files[i].name) for i in self.broken_indices]
         more = ", ..." if len(names) > 10 else ""
         raise InputError(
-            f"{len(names)} of {len(self.files)} pictures cannot be read, which is too many: "
+            f"{len(names)} of {len(self.files)} pictures cannot be read; wanted at most {most}: "
             f"{', '.join(names[:10])}{more}",
-            fix="remove these files or copy them again",
+            fix="remove these files, or copy them again",
         )
 
     def _features(self, read: _Read) -> Tensor:
@@ -296,7 +299,7 @@ class FeatureBatches:
         missing = set(read.missing)
         stored = [row for row in range(len(read.keys)) if row not in missing]
         out[stored] = read.known.to(self.device)
-        size = 1 if self.device.type == "cpu" else max(1, len(read.missing))
+        size = 1 if self._alone else max(1, len(read.missing))
         for start in range(0, len(read.missing), size):
             rows = read.missing[start : start + size]
             out[rows] = self._computed(read.pixels[start : start + size])
