@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     A :class:`runtime.errors.ExitCode`.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["train"]:
+        from export.train.__main__ import main as train
+
+        return train(arguments[1:])
     # argparse takes "-0.5,-0.5,-0.5" for an option, but not what begins with a space.
     words = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in arguments]
     args = _parser().parse_args(words)
@@ -54,7 +58,8 @@ def _parser() -> Parser:
     parser = Parser(
         "dg-export",
         description="Export a prior and the refinement step as a bundle, and verify them first.",
-        epilog="Sizes are HEIGHT first: 480x640, 480 640, or one number for a square.",
+        epilog="Sizes are HEIGHT first: 480x640, 480 640, or one number for a square. "
+        "A prior is trained on a folder of pictures by: python -m export train --help",
     )
     what = parser.add_argument_group("what")
     what.add_argument(

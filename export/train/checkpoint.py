@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.train.run import CHECKPOINT, Checkpoint
-from runtime.errors import BundleError, first_line
+from runtime.errors import BundleError, SdkError, first_line
 from runtime.files import file_error, replace_file, shown
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
     optimiser : its state_dict is stored, the tensors in the file, the other values in the state.
     state : the fields of :attr:`export.train.run.Checkpoint.state` but "optimiser".
 
+    Raises
+    ------
+    SdkError : a value is NaN or infinite, so that the training cannot go on from it.
+
     Example
     -------
     >>> replace_file(path, pack(method.module, optimiser, {"step": 500, ...}), durable=True)
@@ -45,6 +49,13 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
                 arrays[f"optimiser.{index}.{name}"] = _array(value)
             else:
                 values.setdefault(str(index), {})[name] = value
+    wrong = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if wrong:
+        raise SdkError(
+            f"{wrong[0]} has NaN or infinite values after step {state['step']}; the last "
+            "checkpoint is kept",
+            fix="train again with a smaller --lr",
+        )
     rest = {"values": values, "param_groups": found["param_groups"]}
     text = json.dumps(state | {"optimiser": rest}, allow_nan=False)
     return save(arrays, metadata={"state": text})

@@ -1,0 +1,375 @@
+"""The command python -m export train: train a head on the features of a frozen backbone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from export.backbones.base import LITE0
+from export.train import naming, segunify
+from export.train.config import PRECISIONS, SELECTS, LoopConfig
+from export.train.folder import claimed
+from export.train.run import CHECKPOINT, ENTRY, read_checkpoint, read_entry, resume_command
+from export.train.views import CROPS
+from runtime.device.driver import parse_device
+from runtime.engines.named_files import shell_word, utf8_text
+from runtime.errors import BundleError, ExitCode, InputError
+from runtime.files import shown, stat_of, write_atomic
+from runtime.tools.cli import Parser, option, out_path, printing, progress_bar, run, some_path
+from runtime.tools.output import finish
+
+METHODS: dict[str, Any] = {"segunify": segunify}
+# Options that do not change what is trained. The others must be those of a run that is resumed.
+_FREE = ("steps", "every", "device", "workers", "threads")
+_LOCAL = (
+    "out", "resume", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
+)  # fmt: skip
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOG = logging.getLogger("dg.train")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command of python -m export train.
+
+    Parameters
+    ----------
+    argv : words of the command line after "train"; those of the process when None.
+
+    Returns
+    -------
+    A :class:`runtime.errors.ExitCode`.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(words)
+    return run(lambda: args.run(args, words), as_json=args.json)
+
+
+def _parser(method: str = "", defaults: Mapping[str, Any] | None = None) -> Parser:
+    """The parser of the command line. ``defaults`` replace the defaults of ``method``'s options."""
+    parser = Parser(
+        "python -m export train",
+        description="Train a head on the features of a frozen backbone, without labels.",
+        epilog="then: python -m export train name RUN, and python -m export --model RUN",
+    )
+    commands = parser.add_subparsers(required=True, metavar="METHOD")
+    for name, module in METHODS.items():
+        command = commands.add_parser(name, help=f"train by {name} on a folder of pictures")
+        _add_options(command)
+        module.add_options(command)
+        command.set_defaults(run=_train, method=name, **(defaults or {} if name == method else {}))
+    command = commands.add_parser("name", help="name the clusters of a run by labelled pictures")
+    naming.add_options(command)
+    command.set_defaults(run=lambda args, words: naming.run(args))
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all methods have."""
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--data", type=_folders, metavar="FOLDER[,FOLDER]", help="pictures; no labels are needed"
+    )
+    what.add_argument("-o", "--out", type=out_path, required=True, help="folder of the run (RUN)")
+    what.add_argument("--resume", action="store_true", help="continue the run in -o")
+    what.add_argument(
+        "--backbone",
+        type=_backbone_name,
+        default=LITE0,
+        help=f"{LITE0}, a folder in Hugging Face's format (ViT, DINO, DINOv2), or a file with a "
+        "state dict of ResNet (%(default)s)",
+    )
+    what.add_argument("--features", help="features of the backbone (its default)")
+    what.add_argument("--imgsz", type=int, help="side of a view in pixels (224)")
+    what.add_argument("--crops", choices=CROPS, help="views of a picture (centre)")
+
+    loop = parser.add_argument_group("training")
+    own = LoopConfig()
+    loop.add_argument("--steps", type=int, default=own.steps, help="updates (%(default)s)")
+    loop.add_argument("--batch", type=int, default=own.batch, help="views in a step (%(default)s)")
+    loop.add_argument("--lr", type=float, default=own.lr, help="learning rate (%(default)s)")
+    loop.add_argument("--seed", type=int, default=own.seed, help="of all random numbers (0)")
+    loop.add_argument(
+        "--device", type=option(_device), default="cpu", help="cpu, cuda:0 (%(default)s)"
+    )
+    loop.add_argument("--precision", choices=PRECISIONS, default=own.precision, help="(fp32)")
+    loop.add_argument(
+        "--workers", type=int, default=own.workers, help="processes that read pictures (0)"
+    )
+    loop.add_argument("--threads", type=int, help="threads of torch on the CPU (torch's default)")
+    loop.add_argument(
+        "--every", type=int, default=own.every, help="steps between checkpoints (%(default)s)"
+    )
+    loop.add_argument(
+        "--log-every", type=int, default=own.log_every, help="steps between rows of log.csv (10)"
+    )
+
+    choice = parser.add_argument_group("choice of the checkpoint")
+    choice.add_argument(
+        "--select",
+        choices=SELECTS,
+        default=own.select,
+        help="the last checkpoint, the one of the lowest energy on held-out pictures, or the one "
+        "of the highest mIoU on them, which uses labels (%(default)s)",
+    )
+    choice.add_argument(
+        "--holdout", type=float, metavar="SHARE", help="pictures that only --select uses (0.1)"
+    )
+    choice.add_argument("--labels", type=_absolute, help="folder of labels, for --select labels")
+    choice.add_argument("--classes", type=_absolute, help="file of classes, for --select labels")
+
+    cache = parser.add_argument_group("cache of features")
+    cache.add_argument("--cache", type=out_path, metavar="DIR", help="its folder (the user's)")
+    cache.add_argument(
+        "--cache-limit", type=float, default=20.0, metavar="GIB", help="its size (%(default)s)"
+    )
+    cache.add_argument("--no-cache", action="store_true", help="store no features")
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    out.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _absolute(text: str) -> str:
+    """A path that is right in any current folder."""
+    return os.path.abspath(some_path(text))
+
+
+def _folders(text: str) -> tuple[str, ...]:
+    """The paths of a list with commas. A path that exists may itself contain commas."""
+    return tuple(map(_absolute, [text] if os.path.lexists(text) else text.split(",")))
+
+
+def _backbone_name(text: str) -> str:
+    return text if text == LITE0 else _absolute(text)
+
+
+def _device(text: str) -> str:
+    """The device as torch names it, such as "cuda:0". InputError for another text."""
+    kind, index = parse_device(text)
+    return kind if kind == "cpu" else f"{kind}:{index}"
+
+
+def _train(args: argparse.Namespace, words: list[str]) -> int:
+    """Train as ``args`` says, print the result, and return the exit code."""
+    with _on_endings(_interrupt), _printed_log(args.quiet):
+        entry = read_entry(args.out) if args.resume else None
+        if entry is not None:
+            args = _resumed(args, words, entry)
+
+        from export.train.start import listed_files, loop_config, prepare
+
+        config, files = loop_config(args), listed_files(args, entry)
+        with claimed(args.out, resume=args.resume):
+            checkpoint = None
+            if entry is not None and stat_of(args.out / CHECKPOINT) is not None:
+                checkpoint = read_checkpoint(args.out)
+            if checkpoint is not None and checkpoint.step >= config.steps:
+                state = checkpoint.state
+                _LOG.info("%s is finished: all %d steps were made", shown(args.out), config.steps)
+            else:
+                prepared = prepare(
+                    METHODS[args.method],
+                    args,
+                    config,
+                    files,
+                    command=" ".join(map(shell_word, ["python", "-m", "export", "train", *words])),
+                    options=_own_options(args),
+                    entry=entry,
+                    checkpoint=checkpoint,
+                )
+                if not prepared.entry["backbone"]["trained"]:
+                    _LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
+                if prepared.entry != entry:
+                    text = json.dumps(prepared.entry, indent=1, allow_nan=False)
+                    write_atomic(args.out / ENTRY, text.encode() + b"\n")
+
+                from export.train.loop import train
+
+                first = checkpoint.step if checkpoint else 0
+                with _stop_flag() as stopped, _Progress(args, first) as progress:
+                    state = train(
+                        prepared.method,
+                        prepared.batches,
+                        prepared.config,
+                        args.out,
+                        resumed=checkpoint,
+                        score=prepared.score,
+                        stopped=stopped,
+                        report=progress.report,
+                    )
+    keys = ("step", "losses", "seconds", "best", "broken")
+    document = {"run": utf8_text(str(args.out)), "method": args.method, "steps": config.steps}
+    finish(args.json, document | {key: state[key] for key in keys}, _summary(args, state))
+    return ExitCode.DONE
+
+
+def _summary(args: argparse.Namespace, state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that the training prints at its end."""
+    out = shell_word(str(args.out))
+    yield f"saved    {shown(args.out)}/  (step {state['step']}, {state['seconds']:.0f} s)"
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in state["losses"].items())
+    yield f"losses   {losses}"
+    if best := state["best"]:
+        kind = "mIoU" if args.select == "labels" else "energy"
+        yield f"selected step {best['step']}: {kind} {best['value']:.4g} on held-out pictures"
+    if broken := state["broken"]:
+        yield f"skipped  {len(broken)} broken pictures: {', '.join(map(shown, [*broken][:3]))}"
+    yield f"next     python -m export train name {out} --labels DIR --classes FILE"
+    yield f"next     python -m export --model {out} -o NAME.bundle"
+
+
+def _own_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the method alone, for run.json."""
+    own = Parser()
+    METHODS[args.method].add_options(own)
+    names = vars(own.parse_args([]))
+    return {name: getattr(args, name) for name in sorted(names)}
+
+
+def _resumed(
+    args: argparse.Namespace, words: list[str], entry: dict[str, Any]
+) -> argparse.Namespace:
+    """The options of a run that is resumed: those of run.json where ``words`` name none.
+
+    InputError if an option that changes what is trained differs from that of the run.
+    """
+    if entry["method"] != args.method:
+        raise InputError(
+            f"{shown(args.out)} is a run of {entry['method']}, not of {args.method}",
+            fix=resume_command(entry["method"], args.out),
+        )
+    stored = entry["options"] | entry["loop"]
+    stored |= {"data": tuple(entry["data"]), "imgsz": entry["views"]["size"]}
+    stored |= {"crops": entry["views"]["crops"], "backbone": entry["backbone"]["source"]}
+    stored |= {"features": entry["backbone"]["features"]}
+    known = vars(args).keys() - set(_LOCAL)
+    if stored.keys() != known:
+        raise BundleError(
+            f"{shown(args.out / ENTRY)} has the options of another version of the program: "
+            f"{', '.join(sorted(stored.keys() ^ known)[:5])}",
+            fix="resume it with that version, or train again with another -o",
+        )
+    args = _parser(args.method, stored).parse_args(words)
+    changed = [name for name, value in stored.items() if getattr(args, name) != value]
+    if wrong := sorted(set(changed) - set(_FREE)):
+        pairs = [f"{name} is {getattr(args, name)}, not {stored[name]}" for name in wrong]
+        raise InputError(
+            f"a run that is resumed keeps its options, but {'; '.join(pairs)}",
+            fix=f"leave out {', '.join('--' + name.replace('_', '-') for name in wrong)}",
+        )
+    if args.steps < stored["steps"]:
+        raise InputError(
+            f"steps is {args.steps}; the run was started with {stored['steps']}",
+            fix="leave --steps out, or state a larger number",
+        )
+    if inexact := [name for name in changed if name in ("device", "workers", "threads")]:
+        _LOG.warning(
+            "%s changed: the last bits of the result may differ from those of a run without an "
+            "interruption",
+            " and ".join(inexact),
+        )
+    return args
+
+
+@contextmanager
+def _on_endings(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """A block in which Ctrl-C, SIGTERM and SIGHUP call ``handler``."""
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    try:
+        for number, old in before.items():
+            if old is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """A block in which the first Ctrl-C, or another signal that ends the process, is noted, so that
+    a checkpoint can be written; the second one interrupts. The value says whether it was noted."""
+    noted: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    with _on_endings(note):
+        yield lambda: bool(noted)
+
+
+class _Progress:
+    """How far the training is: a bar with loss and time left on a terminal, else a line for every
+    10 %. Use it in a with statement."""
+
+    def __init__(self, args: argparse.Namespace, first: int) -> None:
+        self.quiet, self.steps, self.first = args.quiet, args.steps, first
+        self.start, self.tenth = time.monotonic(), 10 * first // args.steps
+        self.bar: Any = None
+        if not args.quiet and sys.stderr.isatty():
+            self.bar = progress_bar(total=args.steps, initial=first, desc=args.method, unit="step")
+
+    def report(self, step: int, loss: float) -> None:
+        """Show that a step is done."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            self.bar.update(1)
+        elif not self.quiet and (tenth := 10 * step // self.steps) > self.tenth:
+            self.tenth, used = tenth, time.monotonic() - self.start
+            left = used / (step - self.first) * (self.steps - step)
+            with printing():
+                print(
+                    f"  {10 * tenth:3d} %  step {step}, loss {loss:.4g}, {left:.0f} s left",
+                    file=sys.stderr,
+                )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class _Printer(logging.Handler):
+    """Prints messages on stderr, above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        from tqdm import tqdm
+
+        start = "WARNING: " if record.levelno >= logging.WARNING else ""
+        with printing():
+            tqdm.write(f"{start}{record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _printed_log(quiet: bool) -> Iterator[None]:
+    """A block in which the messages of the training are printed; ``quiet``: the warnings alone."""
+    handler, before = _Printer(), _LOG.level
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+        _LOG.setLevel(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""log.csv: the losses of a run, row by row; and curves.png, which shows them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.engines.named_files import read_regular
+from runtime.errors import MissingBackend
+from runtime.files import file_error, replace_file, stat_of
+
+SCORE, SECONDS = "held_out", "seconds"
+_INK, _LINE, _DOT = "#1a1a1a", "#0072b2", "#d55e00"  # Okabe and Ito's colours
+
+
+class Log:
+    """log.csv: a row has the step, the means of the loss and of its terms over the steps since the
+    last row, what --select has computed on held-out pictures, and the seconds of training.
+
+    Parameters
+    ----------
+    path : of the file. Rows are added to it.
+    pending : the sums of steps that are in no row yet, of :attr:`pending`; None for no steps.
+    scored : whether the rows have the column "held_out".
+
+    Example
+    -------
+    >>> log = Log(folder / "log.csv")
+    >>> log.add({"data": 0.5, "within": 0.1})
+    >>> log.write(1, seconds=0.2, durable=True)
+    {'loss': 0.6, 'data': 0.5, 'within': 0.1}
+    """
+
+    def __init__(
+        self, path: Path, pending: Mapping[str, Any] | None = None, *, scored: bool = False
+    ) -> None:
+        self.path, self.scored = path, scored
+        self.count: int = pending["count"] if pending else 0
+        self.sums: dict[str, float] = dict(pending["sums"]) if pending else {}
+
+    @property
+    def pending(self) -> dict[str, Any]:
+        """The sums of the steps that are in no row yet, for a checkpoint."""
+        return {"count": self.count, "sums": dict(self.sums)}
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Add the terms of one step."""
+        self.count += 1
+        for name, value in {"loss": sum(losses.values()), **losses}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def write(
+        self, step: int, *, seconds: float, score: float | None = None, durable: bool = False
+    ) -> dict[str, float]:
+        """Write a row, with the header before the first one.
+
+        Parameters
+        ----------
+        step : updates that were made.
+        seconds : of training.
+        score : of the held-out pictures.
+        durable : return only after the row is on the disk.
+
+        Returns
+        -------
+        The means of the loss and of its terms.
+
+        Raises
+        ------
+        InputError : the file cannot be written.
+        """
+        means = {name: total / self.count for name, total in self.sums.items()}
+        row = {"step": str(step)} | {name: f"{value:.8g}" for name, value in means.items()}
+        if self.scored:
+            row[SCORE] = "" if score is None else f"{score:.8g}"
+        row[SECONDS] = f"{seconds:.2f}"
+        try:
+            with self.path.open("ab") as file:
+                if not file.tell():
+                    file.write(f"{','.join(row)}\n".encode())
+                file.write(f"{','.join(row.values())}\n".encode())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise file_error("written", self.path, error) from error
+        self.count, self.sums = 0, {}
+        return means
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Remove the rows after a step, which a run that is resumed writes again, and a row that was
+    not written whole.
+
+    Raises
+    ------
+    InputError : the file cannot be read or written.
+    """
+    if stat_of(path) is None:
+        return
+    data = read_regular(path, "the log of a run")
+    lines = data.splitlines(keepends=True)
+    kept = lines[:1] if data.startswith(b"step,") else []
+    for line in lines[1:]:
+        number = line.split(b",")[0]
+        if not line.endswith(b"\n") or not number.isdigit() or int(number) > step:
+            break
+        kept.append(line)
+    if kept and not kept[-1].endswith(b"\n"):
+        kept.pop()
+    if b"".join(kept) != data:
+        try:
+            replace_file(path, b"".join(kept), durable=True)
+        except OSError as error:
+            raise file_error("written", path, error) from error
+
+
+def check_matplotlib() -> None:
+    """Check that the curves can be drawn.
+
+    Raises
+    ------
+    MissingBackend : matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingBackend(
+            f"matplotlib is needed to draw the losses, but {error}",
+            fix="pip install 'dynaguide-edge[train]'",
+        ) from error
+
+
+def draw_curves(log: Path, out: Path, title: str) -> None:
+    """Draw the columns of log.csv over the steps, one below the other, as a PNG.
+
+    Parameters
+    ----------
+    log : log.csv with at least one row.
+    out : the picture, which is replaced whole or not at all.
+    title : a line above the curves.
+
+    Raises
+    ------
+    InputError : a file cannot be read or written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    text = read_regular(log, "the log of a run").decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    names = [name for name in rows[0] if name not in ("step", SECONDS)]
+    figure = Figure(figsize=(8, 1 + 1.6 * len(names)), layout="constrained", facecolor="white")
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for name, panel in zip(names, panels, strict=True):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        few = len(points) < 30
+        panel.plot(
+            *zip(*points, strict=True),
+            color=_DOT if name == SCORE else _LINE,
+            marker="o" if few else None,
+            markersize=3,
+            linewidth=1.4,
+        )
+        panel.set_ylabel("held-out\npictures" if name == SCORE else name, color=_INK)
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.yaxis.set_major_locator(MaxNLocator(4))
+    panels[-1].set_xlabel("step", color=_INK)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    figure.align_ylabels()
+    figure.suptitle(title, color=_INK, fontsize=11)
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(picture, dpi=100, format="png")
+    try:
+        replace_file(out, picture.getvalue())
+    except OSError as error:
+        raise file_error("written", out, error) from error

@@ -1,0 +1,192 @@
+"""The loop: one step after the other, with checkpoints from which a run is resumed bit for bit."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.train.checkpoint import pack, restore, write_checkpoint
+from export.train.config import LoopConfig
+from export.train.log import Log, cut_log, draw_curves
+from export.train.method import Method
+from export.train.run import BEST, CURVES, LOG, Checkpoint, resume_command
+from runtime.errors import DeviceError, ExitCode, SdkError, first_line
+from runtime.files import shown, stat_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from export.train.features import FeatureBatches
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+class Interrupted(SdkError):
+    """The user has ended the training; a checkpoint was written."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def seed_torch(seed: int, number: int) -> None:
+    """Seed torch's global random numbers, so that they depend on ``seed`` and ``number`` alone.
+
+    No state of a random generator has to be stored in a checkpoint: number 0 is for the initial
+    weights, and number n for the n-th update.
+    """
+    import torch
+
+    words = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))
+
+
+def train(
+    method: Method,
+    batches: FeatureBatches,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    resumed: Checkpoint | None = None,
+    score: Callable[[], float] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, Any]:
+    """Train until the last step, and write log, checkpoints and curves into the folder of the run.
+
+    The result depends on the method, the views, the config and, in its last bits, on the device,
+    the number of threads and the versions of the libraries. It does not depend on how often the
+    training was interrupted and resumed.
+
+    Parameters
+    ----------
+    method : its module is on the device.
+    batches : the features of the steps.
+    folder : of the run, which :func:`export.train.folder.claimed` has locked.
+    resumed : the checkpoint to start from; None starts at step 0.
+    score : computes the value by which config.select chooses a checkpoint: an energy, of which the
+        lowest is best, or a mIoU, of which the highest is best. None chooses the last checkpoint.
+    stopped : whether the user has ended the training; asked after each step.
+    report : called as report(step, loss) after each step.
+
+    Returns
+    -------
+    The state of the last checkpoint, see :class:`export.train.run.Checkpoint`.
+
+    Raises
+    ------
+    Interrupted : ``stopped`` was true; a checkpoint of the last step is written.
+    SdkError : a loss or a weight is not finite; the last checkpoint is kept.
+    DeviceError : there is too little memory, or the GPU fails; the last checkpoint is kept.
+    InputError : too many pictures are broken, or a file cannot be written.
+    """
+    optimiser = method.optimiser(config.lr)
+    method.module.train()
+    losses: dict[str, float] = {}
+    first, before, best, broken = 0, 0.0, None, {}
+    if resumed is not None:
+        restore(resumed, method.module, optimiser, folder)
+        state = resumed.state
+        first, before, best = state["step"], state["seconds"], state["best"]
+        losses, broken = state["losses"], state["broken"]
+    cut_log(folder / LOG, first)
+    log = Log(folder / LOG, resumed and resumed.state["log"], scored=score is not None)
+    start = time.monotonic()
+    with closing(batches.batches(first, config.steps)) as features:
+        for step in range(first + 1, config.steps + 1):
+            with _device_errors(step):
+                terms = _update(method, optimiser, next(features), config, step)
+            log.add(terms)
+            report(step, sum(terms.values()))
+            due, stop = step % config.every == 0 or step == config.steps, stopped()
+            value = None
+            if due and score is not None:
+                with _device_errors(step):
+                    value = score()
+            seconds = before + time.monotonic() - start
+            if due or step % config.log_every == 0:
+                losses = log.write(step, seconds=seconds, score=value, durable=due)
+            if not (due or stop):
+                continue
+            better = value is not None and _is_better(value, best, config.select)
+            if better:
+                best = {"step": step, "value": value}
+            broken = {str(file): reason for file, reason in batches.broken.items()} | broken
+            state = {
+                "step": step,
+                "broken": broken,
+                "losses": losses,
+                "seconds": seconds,
+                "log": log.pending,
+                "best": best,
+            }
+            data = pack(method.module, optimiser, state)
+            if better:
+                write_checkpoint(folder, data, BEST)
+            write_checkpoint(folder, data)
+            if stat_of(folder / LOG) is not None:
+                draw_curves(folder / LOG, folder / CURVES, f"{method.name}, {step} steps")
+            if stop and step < config.steps:
+                raise Interrupted(
+                    f"interrupted; the checkpoint of step {step} is in {shown(folder)}",
+                    fix=resume_command(method.name, folder),
+                )
+    return state
+
+
+def _update(
+    method: Method, optimiser: Optimizer, features: Tensor, config: LoopConfig, step: int
+) -> dict[str, float]:
+    """Make one update of the weights; returns the terms of the loss before it."""
+    import torch
+
+    seed_torch(config.seed, step)
+    kind = features.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        terms = method.losses(features)
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    if not all(map(math.isfinite, values.values())):
+        shown_terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise SdkError(
+            f"the loss is not finite in step {step}: {shown_terms}; the last checkpoint is kept",
+            fix="train again with a smaller --lr"
+            + (", or with --precision fp32" if config.precision == "bf16" else ""),
+        )
+    optimiser.zero_grad()
+    sum(terms.values()).backward()
+    method.before_update()
+    optimiser.step()
+    return values
+
+
+def _is_better(value: float, best: dict[str, Any] | None, select: str) -> bool:
+    if best is None:
+        return True
+    return value > best["value"] if select == "labels" else value < best["value"]
+
+
+@contextmanager
+def _device_errors(step: int) -> Iterator[None]:
+    """A block whose lack of memory, and whose failure of the GPU, is one DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, SdkError):
+            raise
+        if _NO_MEMORY.search(str(error)):
+            raise DeviceError(
+                f"out of memory in step {step}; the last checkpoint is kept",
+                fix="train again with a smaller --batch or --imgsz",
+            ) from error
+        if "CUDA" in str(error):
+            raise DeviceError(
+                f"the GPU failed in step {step}: {first_line(error)}; the last checkpoint is kept",
+                fix="python -m runtime doctor; then --resume",
+            ) from error
+        raise
