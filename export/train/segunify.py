@@ -89,6 +89,11 @@ class SegUnifyConfig:
                 )
         if not isinstance(self.final_silu, bool):
             raise InputError(f"final_silu is {shown_value(self.final_silu)}; wanted true or false")
+        if self.projector == "smooseg" and not self.final_silu:
+            raise InputError(
+                "final_silu is false, but projector smooseg has no SiLU at its end",
+                fix="leave --no-final-silu out, or --projector segunify",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +156,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="published number of clusters, views and, for the backbone that they were published "
         "with, shifts",
     )
-    options.add_argument("--clusters", type=int, help="number of clusters (without --preset)")
+    options.add_argument("--clusters", type=int, help="number of clusters (the preset's)")
     options.add_argument("--projector", choices=PROJECTORS, default="segunify")
     options.add_argument(
         "--final-silu",
@@ -188,12 +193,12 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
     InputError : no number of clusters, or values out of range.
     """
     preset = PRESETS.get(args.preset)
-    clusters = args.clusters or (preset and preset.clusters)
-    if clusters is None:
+    if args.clusters is None and preset is None:
         raise InputError(
             "clusters is not set; wanted the number of clusters to find",
             fix="--clusters 27, or --preset coco27",
         )
+    clusters = preset.clusters if args.clusters is None else args.clusters
     intra, inter, rule = _shifts(args, backbone, features)
     _log.info("shifts: %.3f within a picture, %.3f across pictures (%s)", intra, inter, rule)
     config = SegUnifyConfig(
