@@ -327,8 +327,12 @@ class SegUnify:
         return self._energy(codes, tokens, random_cycle(len(features)).to(features.device))
 
     def held_out(self, features: Tensor) -> float:
-        """The energy in eval mode, without dropout and random numbers: picture i is compared with
-        picture i - 1, the first with the last. ``features`` as in :meth:`losses`.
+        """The smoothness energy of what is frozen later, the projector and the teacher: in eval
+        mode, without dropout and random numbers. Picture i is compared with picture i - 1, the
+        first with the last. ``features`` as in :meth:`losses`.
+
+        The data term is left out: it compares the student, which is not frozen, with the teacher,
+        and it is lower where two clusters have become one (docs/segunify.md).
 
         Raises
         ------
@@ -345,7 +349,7 @@ class SegUnify:
                 terms = self._energy(self.module.codes(features), features, others)
         finally:
             self.module.train(training)
-        return float(sum(terms.values()))
+        return float(terms["within"] + terms["across"])
 
     def _energy(self, codes: Tensor, tokens: Tensor, others: Tensor) -> dict[str, Tensor]:
         """The three terms. Autocast, which may have computed the codes, is off from here on."""
