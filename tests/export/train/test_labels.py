@@ -1,0 +1,175 @@
+"""export/train/labels.py: files of labels and of classes, good and bad."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from cases import case
+
+from export.train.labels import Classes, LabelSet, read_ids
+from runtime.errors import InputError
+
+Image = pytest.importorskip("PIL.Image", reason="label PNGs are read by Pillow")
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_classes_in_every_spelling(tmp_path):
+    for value in (["road", "sky"], "road\nsky\n", "road\r\nsky", {"0": "road", "1": "sky"}):
+        with case(value):
+            found = Classes.read(write(tmp_path / "c", value))
+            assert found == Classes(("road", "sky"), {0: 0, 1: 1})
+
+
+def test_ids_of_one_name_are_one_class(tmp_path):
+    value = {"1": "person", "7": "vehicle", "3": "vehicle", "255": "person"}
+    found = Classes.read(write(tmp_path / "c", value))
+    assert found.names == ("person", "vehicle")
+    assert found.of_id == {1: 0, 7: 1, 3: 1, 255: 0}
+    ids = np.array([[1, 3, 7], [255, 0, 65535]], np.uint16)
+    assert found.numbers(ids).tolist() == [[0, 1, 1], [0, 2, 2]]  # 2: in no class
+    assert found.numbers(ids, ignore=0).tolist() == [[0, 1, 1], [0, -1, 2]]
+    assert found.numbers(ids, ignore=255).tolist() == [[0, 1, 1], [-1, 2, 2]]
+    far = np.array([[-1, 10**12, -(2**63)]])
+    assert found.numbers(far, ignore=-1).tolist() == [[-1, 2, 2]]
+    assert found.numbers(ids).dtype == np.int32
+
+
+def test_classes_that_are_refused(tmp_path):
+    for value, match in (
+        ("", "contains no names"),
+        ("  \n ", "contains no names"),
+        ({}, "contains no names"),
+        ([], "contains no names"),
+        ("[1, 2]", "wanted a list of texts"),
+        ({"road": "0"}, "'road' is no id of a class; wanted a whole number, 0 to 65535"),
+        ({"65536": "road"}, "'65536' is no id"),
+        ({"1": "road", "01": "sky"}, "contains an id twice"),
+        ({"1": 2}, "wanted a list of texts"),
+        (["road", ""], "a class has the name ''"),
+        (["road", "cluster 7"], "a class has the name 'cluster 7'"),
+        (["a\x07"], "control characters"),
+    ):
+        with case(value), pytest.raises(InputError, match=match):
+            Classes.read(write(tmp_path / "c", value))
+    (tmp_path / "c").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match="is no text in UTF-8"):
+        Classes.read(tmp_path / "c")
+    with pytest.raises(InputError, match="does not exist"):
+        Classes.read(tmp_path / "none")
+
+
+def png(path, array, mode=None, **options):
+    picture = Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode)
+    picture.save(path, "PNG", **options)
+    return path
+
+
+def test_ids_of_every_kind_of_file(tmp_path, rng):
+    small = rng.integers(0, 256, (5, 7)).astype(np.uint8)
+    large = rng.integers(0, 65536, (5, 7)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", large.astype(np.int64) - 9)
+    palette = Image.fromarray(small)
+    palette.putpalette([*range(255, -1, -1)] * 3)  # colours that are not the indices
+    palette.save(tmp_path / "p.png")
+    few = Image.fromarray(small % 4)
+    few.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7, 6, 6, 6])
+    few.save(tmp_path / "few.png", bits=2)
+    for path, wanted in (
+        (png(tmp_path / "8.png", small), small),
+        (png(tmp_path / "16.png", large), large),
+        (tmp_path / "p.png", small),
+        (tmp_path / "few.png", small % 4),
+        (tmp_path / "a.npy", large.astype(np.int64) - 9),
+    ):
+        with case(path.name):
+            np.testing.assert_array_equal(read_ids(path), wanted)
+
+
+def test_files_that_are_no_labels(tmp_path, rng):
+    colours = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    jpeg = io.BytesIO()
+    Image.fromarray(colours).save(jpeg, "JPEG")
+    good = png(tmp_path / "good.png", colours[..., 0]).read_bytes()
+
+    def npy(name, array):
+        np.save(tmp_path / name, array, allow_pickle=True)
+        return tmp_path / name
+
+    def raw(name, data):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    for path, match in (
+        (png(tmp_path / "rgb.png", colours), "is a PNG of several channels.*colours are no ids"),
+        (png(tmp_path / "la.png", colours[..., 0], "LA"), "is a PNG of several channels"),
+        (png(tmp_path / "bits.png", colours[..., 0] > 99), "is a PNG of 1 bits"),
+        (raw("jpeg.png", jpeg.getvalue()), "is no PNG"),
+        (raw("empty.png", b""), "is no PNG"),
+        (raw("half.png", good[:60]), "cannot be read"),
+        (npy("colours.npy", colours), r"contains \(5, 7, 3\) uint8; wanted \(H, W\) integers"),
+        (npy("floats.npy", colours[..., 0] / 2), r"contains \(5, 7\) float64"),
+        (npy("empty.npy", np.zeros((0, 3), int)), r"contains \(0, 3\)"),
+        (npy("objects.npy", np.array([[{}]])), "cannot be read: Object arrays"),
+        (raw("text.npy", b"road"), "cannot be read"),
+        (raw("none.npy", b""), "cannot be read"),
+    ):
+        with case(path.name, match), pytest.raises(InputError, match=f"(?s){match}"):
+            read_ids(path)
+
+
+def test_pairs_are_found_by_their_stems(tmp_path):
+    pictures = [tmp_path / f"{i}.jpg" for i in range(40)]
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for i in range(38):
+        (labels / f"{i}.{'npy' if i % 2 else 'PNG'}").touch()
+    (labels / "39.txt").touch()
+    (labels / ".39.png").touch()
+    found = LabelSet.find(pictures, labels)
+    assert len(found.pairs) == 38 and found.missing == ("38.jpg", "39.jpg")
+    assert found.pairs[1] == (pictures[1], labels / "1.npy")
+    (labels / "1.npy").unlink()
+    with pytest.raises(InputError, match=r"3 of 40 pictures have no .*: 1.jpg, 38.jpg, 39"):
+        LabelSet.find(pictures, labels)
+    with pytest.raises(InputError, match=r"35 of 40 .*0.jpg.* and 25 more\n  fix: .*--data"):
+        for i in range(36):
+            for path in labels.glob(f"{i}.*"):
+                path.unlink()
+        (labels / "0.png").touch()
+        (labels / "35.png").touch()
+        (labels / "34.png").touch()
+        LabelSet.find(pictures, labels)
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    pictures = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    labels = tmp_path / "labels"
+    with pytest.raises(InputError, match="which is no folder"):
+        LabelSet.find(pictures, labels)
+    labels.mkdir()
+    with pytest.raises(InputError, match=r"none of the 2 pictures, as a.jpg, has .* 0 files"):
+        LabelSet.find(pictures, labels)
+    (labels / "x.png").touch()
+    with pytest.raises(InputError, match=r"contains 1 files of labels, as x.png"):
+        LabelSet.find(pictures, labels)
+    for name in ("a.png", "b.png"):
+        (labels / name).touch()
+    with pytest.raises(InputError, match="have the same stem"):
+        LabelSet.find([*pictures, tmp_path / "more" / "a.png"], labels)
+    (labels / "a.npy").touch()
+    with pytest.raises(InputError, match=r"contains a.npy and a.png; wanted one file"):
+        LabelSet.find(pictures, labels)
+
+
+def test_labels_of_another_size(tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    picture = png(tmp_path / "a.png", np.zeros((6, 8, 3), np.uint8))
+    png(labels / "a.png", np.zeros((8, 6), np.uint8))
+    with pytest.raises(InputError, match=r"labels/a.png has 8 x 6 pixels, and .*a.png 6 x 8"):
+        next(LabelSet.find([picture], labels).read(Classes(("x",), {0: 0}), None))
