@@ -1,4 +1,4 @@
-"""The developer data set: pictures of CamVid, DAVIS and BSDS500 with truth, and prior networks.
+"""The developer data set: pictures of CamVid, COCO, DAVIS and BSDS500 with truth, and networks.
 
 The data set is not part of the project. It is in the folder that SEG_DATA names, or else in
 ``../shared/data`` beside the repository; its README names sources and licences.
@@ -6,6 +6,8 @@ The data set is not part of the project. It is in the folder that SEG_DATA names
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import numpy as np
 
 from benchmarks.files import class_numbers
 from runtime.errors import InputError, MissingBackend
-from runtime.files import file_error, stat_of
+from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.files import picture_files
 from runtime.pictures.load import load_image
@@ -26,6 +28,9 @@ CAMVID_CLASSES = (
     "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
 CAMVID_VOID = len(CAMVID_CLASSES)
+CAMVID_SEQUENCES = {"trained": ("0016E5",), "held_out": ("0001TP", "0006R0")}
+COCO_CLASSES = 27
+COCO_VOID = 255
 CITYSCAPES_TO_CAMVID = {
     "sky": "Sky", "building": "Building", "pole": "Pole", "traffic light": "Pole",
     "road": "Road", "sidewalk": "Pavement", "vegetation": "Tree", "terrain": "Tree",
@@ -62,6 +67,11 @@ class Picture:
 class CamvidFrame(Picture):
     """A frame of CamVid."""
 
+    @property
+    def sequence(self) -> str:
+        """The name of the drive that the frame is of, as "0016E5"."""
+        return self.name.partition("_")[0]
+
     def truth(self) -> np.ndarray:
         """Read the classes: (H, W) uint8, indices into CAMVID_CLASSES, or CAMVID_VOID.
 
@@ -70,6 +80,27 @@ class CamvidFrame(Picture):
         InputError : the file is missing or damaged.
         """
         return class_numbers(self.truth_path)
+
+
+class CocoPicture(Picture):
+    """A picture of COCO with the classes of its panoptic annotation."""
+
+    def truth(self) -> np.ndarray:
+        """Read the classes: (H, W) uint8, indices into the names that :func:`coco_classes` returns,
+        or COCO_VOID.
+
+        Raises
+        ------
+        InputError : the file is missing or damaged, or it contains an unknown category.
+        """
+        categories = class_numbers(self.truth_path)
+        classes = coco_classes()[1][np.minimum(categories, 255)]
+        if (unknown := categories[classes == COCO_CLASSES]).size:
+            raise InputError(
+                f"{shown(self.truth_path)} has category {unknown[0]}, which categories.json lacks",
+                fix="copy the data set again",
+            )
+        return classes
 
 
 class DavisFrame(Picture):
@@ -186,6 +217,83 @@ def camvid(count: int = 12, *, split: str = "dev") -> list[CamvidFrame]:
             fix=f"use {len(frames) // 2} or fewer",
         )
     return _spread(frames[: len(frames) - half] if split == "dev" else frames[half:], count)
+
+
+def camvid_drive(part: str) -> list[CamvidFrame]:
+    """List the frames of CamVid's training part by the drive that they are of.
+
+    Frames of one drive show the same street, so that a random choice of frames would hold out
+    pictures that are nearly those that are trained on. "trained": the 51 frames of drive 0016E5, by
+    day. "held_out": the 25 frames of 0006R0, by day, and the 16 frames of 0001TP, at dusk.
+
+    Parameters
+    ----------
+    part : "trained" or "held_out".
+
+    Raises
+    ------
+    InputError : ``part`` is another value, or the data set is missing.
+    """
+    _check_split(part, tuple(CAMVID_SEQUENCES))
+    frames = [
+        CamvidFrame(path.stem, path, _locate("camvid", "trainannot", path.name))
+        for path in _pictures(_locate("camvid", "train"), ".png")
+    ]
+    return [frame for frame in frames if frame.sequence in CAMVID_SEQUENCES[part]]
+
+
+def coco_mini(part: str) -> list[CocoPicture]:
+    """List pictures of COCO train2017. Their truth has 27 classes, the supercategories of the
+    panoptic categories, so a score on them is named "COCO-panoptic-derived 27".
+
+    A picture belongs to "trained" if the SHA-256 of its name, as a number, has a remainder of 0, 1
+    or 2 modulo 5, else to "held_out": 60 and 40 pictures.
+
+    Parameters
+    ----------
+    part : "trained" or "held_out".
+
+    Raises
+    ------
+    InputError : ``part`` is another value, or the data set is missing.
+    """
+    _check_split(part, ("trained", "held_out"))
+    masks = _locate("coco_mini", "semantic_masks")
+    return [
+        CocoPicture(path.stem, path, masks / f"{path.stem}.png")
+        for path in _pictures(_locate("coco_mini", "images"), ".jpg")
+        if (int(hashlib.sha256(path.stem.encode()).hexdigest(), 16) % 5 < 3) == (part == "trained")
+    ]
+
+
+def coco_classes() -> tuple[tuple[str, ...], np.ndarray]:
+    """Read the names of the 27 classes of :func:`coco_mini` and the table that maps categories.
+
+    Returns
+    -------
+    The names in alphabetical order, and (256,) uint8: the class of each category, COCO_VOID for
+    category 0, which marks pixels without a category, and COCO_CLASSES for unused numbers.
+
+    Raises
+    ------
+    InputError : the file is missing, cannot be read or has another form.
+    """
+    path = _locate("coco_mini", "categories.json")
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(sorted(entry["supercategories"]))
+        table = np.full(256, COCO_CLASSES, np.uint8)
+        table[0] = COCO_VOID
+        for category in entry["categories"]:
+            table[category["id"]] = names.index(category["supercategory"])
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{shown(path)} is not the list of COCO's categories: {error!r}",
+            fix="copy the data set again",
+        ) from error
+    return names, table
 
 
 def davis(step: int = 9) -> list[DavisFrame]:

@@ -1,5 +1,6 @@
 """The loaders: their choice of pictures on a made-up data set, and the real one where it is."""
 
+import json
 import os
 import shutil
 import sys
@@ -36,6 +37,15 @@ def made(tmp_path_factory):
         for i in range(frames):
             write(tmp_path / f"davis/frames/{sequence}/{i:05}.jpg", pixel)
             write(tmp_path / f"davis/masks/{sequence}/{i:05}.png", pixel + 255 * (i % 2))
+    for i in range(20):
+        write(tmp_path / f"coco_mini/images/{i:03}.jpg", pixel)
+        write(tmp_path / f"coco_mini/semantic_masks/{i:03}.png", np.uint8([[0, 7, 9]]))
+    categories = [(7, "sky"), (9, "animal")]
+    entry = {
+        "supercategories": ["sky", "animal"],
+        "categories": [{"id": i, "supercategory": name} for i, name in categories],
+    }
+    (tmp_path / "coco_mini/categories.json").write_text(json.dumps(entry))
     people = np.empty((1, 2), object)
     for k in range(2):
         people[0, k] = {"Segmentation": np.full((2, 3), k + 1, np.uint16)}
@@ -83,6 +93,52 @@ def test_camvid_reads_rgb_and_its_own_truth(fake):
     np.testing.assert_array_equal(frame.image()[0, 0], [16, 0, 0])
     assert frame.truth().dtype == np.uint8 and frame.truth().shape == (2, 3)
     assert (frame.truth() == 16 % 12).all()
+
+
+def test_camvid_is_split_by_drive(changeable):
+    pixel = np.zeros((2, 3), np.uint8)
+    for name in ("0001TP_1", "0006R0_f2", "0016E5_3", "0016E5_4"):
+        write(changeable / f"camvid/train/{name}.png", pixel)
+        write(changeable / f"camvid/trainannot/{name}.png", pixel)
+    assert [f.name for f in datasets.camvid_drive("trained")] == ["0016E5_3", "0016E5_4"]
+    assert [f.sequence for f in datasets.camvid_drive("held_out")] == ["0001TP", "0006R0"]
+    with pytest.raises(InputError, match="split: expected one of trained, held_out, got 'dev'"):
+        datasets.camvid_drive("dev")
+
+
+def test_coco_is_split_by_the_hash_of_names(fake):
+    trained, held = (datasets.coco_mini(part) for part in ("trained", "held_out"))
+    assert numbers(held) == [2, 3, 5, 6, 9, 13, 15]
+    assert sorted(numbers(trained) + numbers(held)) == list(range(20))
+    with pytest.raises(InputError, match="split: expected one of trained, held_out, got 'val'"):
+        datasets.coco_mini("val")
+
+
+def test_coco_categories_become_classes(fake):
+    names, table = datasets.coco_classes()
+    assert names == ("animal", "sky")
+    np.testing.assert_array_equal(table[[0, 7, 9, 8]], [datasets.COCO_VOID, 1, 0, 27])
+    truth = datasets.coco_mini("trained")[0].truth()
+    assert truth.dtype == np.uint8
+    np.testing.assert_array_equal(truth, [[datasets.COCO_VOID, 1, 0]])
+
+
+def test_a_damaged_coco_is_named(changeable):
+    first = datasets.coco_mini("trained")[0]
+    write(first.truth_path, np.uint8([[7, 8]]))
+    with pytest.raises(InputError, match=r"has category 8, which categories\.json lacks"):
+        first.truth()
+    write(first.truth_path, np.uint16([[7, 700]]))
+    with pytest.raises(InputError, match="has category 700, which"):
+        first.truth()
+    file = changeable / "coco_mini/categories.json"
+    for text in ("{", "[]", '{"supercategories": [], "categories": [{"id": 3}]}'):
+        file.write_text(text)
+        with case(text), pytest.raises(InputError, match="is not the list of COCO's categories"):
+            datasets.coco_classes()
+    file.unlink()
+    with pytest.raises(InputError, match=r"no .*categories\.json"):
+        datasets.coco_classes()
 
 
 def test_davis_takes_every_step_th_frame_of_each_sequence(fake):
@@ -218,6 +274,26 @@ def test_real_camvid():
         assert frame.image().shape == (360, 480, 3) and frame.image().dtype == np.uint8
         assert frame.truth().shape == (360, 480)
         assert frame.truth().max() == datasets.CAMVID_VOID  # every frame has void
+
+
+@pytest.mark.data
+@needs_data
+def test_real_camvid_by_drive():
+    trained, held = (datasets.camvid_drive(part) for part in ("trained", "held_out"))
+    assert (len(trained), len(held)) == (51, 41)
+    assert {f.sequence for f in held} == {"0001TP", "0006R0"}
+
+
+@pytest.mark.data
+@needs_data
+def test_real_coco_mini():
+    trained, held = (datasets.coco_mini(part) for part in ("trained", "held_out"))
+    assert (len(trained), len(held)) == (60, 40)
+    assert len(datasets.coco_classes()[0]) == datasets.COCO_CLASSES
+    for picture in trained[::20] + held[::20]:
+        truth = picture.truth()
+        assert truth.shape == picture.image().shape[:2]
+        assert set(np.unique(truth)) <= {*range(datasets.COCO_CLASSES), datasets.COCO_VOID}
 
 
 @pytest.mark.data
