@@ -1,4 +1,4 @@
-"""python -m benchmarks latency | compare | report | quality | ops | step | photo | stream | gpu"""
+"""python -m benchmarks COMMAND, one of COMMANDS below; each has --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from runtime.errors import ExitCode
 from runtime.files import shown
 from runtime.tools import cli
 
-COMMANDS = ("latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu")
+COMMANDS = (
+    "latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu", "backbone",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +51,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.speed.photo import main
     elif name == "stream":
         from benchmarks.quality.stream import main
+    elif name == "backbone":
+        from benchmarks.quality.backbone import main
     elif name == "gpu":
         from benchmarks.speed.gpu.run import main
     else:

@@ -28,6 +28,8 @@ class Backbone:
     source : the text that names the backbone for :func:`export.backbones.load.load_backbone`.
     features : which features of the network they are, such as "tokens", "keys" or "block15".
     sha256 : of the weights, in hexadecimal.
+    padding : of the convolutions of stride 2: "symmetric", or "same", which is TensorFlow's: one
+        pixel more on the right and at the bottom. "none" where a network has no padding.
     licence : of the weights, in words.
     trained : False when the weights are random.
     """
@@ -41,6 +43,7 @@ class Backbone:
     source: str
     features: str
     sha256: str
+    padding: str = "none"
     licence: str = "not stated"
     trained: bool = True
 
@@ -55,6 +58,7 @@ class Backbone:
             "stride": self.stride,
             "mean": list(self.mean),
             "std": list(self.std),
+            "padding": self.padding,
             "licence": self.licence,
             "trained": self.trained,
         }
@@ -62,5 +66,12 @@ class Backbone:
     @property
     def key(self) -> str:
         """A text in hexadecimal that changes when the same picture can get other features."""
-        parts = [self.name, self.features, self.sha256, list(self.mean), list(self.std)]
+        parts = [
+            self.name,
+            self.features,
+            self.sha256,
+            list(self.mean),
+            list(self.std),
+            self.padding,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

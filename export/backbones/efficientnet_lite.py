@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from export.backbones.weights import load_strictly, read_weights
 from runtime.errors import InputError, MissingBackend
 
 FEATURES = {"block15": (15,), "block10+15": (10, 15)}  # the blocks that are concatenated
-MEAN, STD = 127 / 255, 128 / 255
+MEAN, STD = 127 / 255, 128 / 255  # of (x - 127) / 128 for x in 0 to 255
 # kernel, stride, expansion, output channels, repeats: table 1 of Tan & Le, EfficientNet (2019)
 _STAGES = (
     (3, 1, 1, 16, 1),
@@ -33,7 +32,7 @@ class _Convolution(nn.Conv2d):
     """A convolution without bias. ``same`` pads those of stride 2 as TensorFlow's "SAME" does for
     even sizes: one pixel more on the right and at the bottom than on the left and at the top."""
 
-    def __init__(self, *sides: int, same: bool = False, dilation: int = 1, **options: Any) -> None:
+    def __init__(self, *sides: int, same: bool = False, dilation: int = 1, **options: int) -> None:
         width = dilation * (sides[2] - 1)
         self.same = same and sides[3] == 2
         super().__init__(
@@ -89,7 +88,7 @@ class Lite0(nn.Module):
     """
 
     def __init__(
-        self, taken: tuple[int, ...] = (15,), *, dilated: bool = True, same: bool = False
+        self, taken: tuple[int, ...] = (15,), *, dilated: bool = True, same: bool = True
     ) -> None:
         super().__init__()
         self._conv_stem, self._bn0 = _Convolution(3, 32, 3, 2, same=same), _norm(32)
@@ -125,8 +124,14 @@ class Lite0(nn.Module):
         return self._fc(x.mean((2, 3)))
 
 
-def lite0(taken: tuple[int, ...] = (15,), *, dilated: bool = True, same: bool = False) -> Any:
+def lite0(
+    taken: tuple[int, ...] = (15,), *, dilated: bool = True, same: bool = True
+) -> tuple[Lite0, str]:
     """:class:`Lite0` with its trained weights, frozen, and the sha256 of their file.
+
+    TensorFlow trained these weights. ``python -m benchmarks backbone`` compares the paddings and
+    normalisations: its top-1 and the statistics of its batch normalisations chose ``same`` and
+    MEAN and STD.
 
     Raises
     ------
@@ -177,5 +182,6 @@ def efficientnet_lite0(features: str = "block15") -> Backbone:
         source=LITE0,
         features=features,
         sha256=sha256,
+        padding="same",
         licence="Apache-2.0",
     )
