@@ -23,7 +23,7 @@ from export.train.feature_cache import FeatureCache
 from export.train.views import VERSION, ViewRule, view_pixels
 from runtime.checks import check_count
 from runtime.engines.named_files import utf8_text
-from runtime.errors import DeviceError, InputError
+from runtime.errors import DeviceError, InputError, first_line
 from runtime.files import file_error, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.load import load_image
@@ -103,6 +103,7 @@ class FeatureBatches:
     ----------
     broken : the reason for each broken file that was found up to the last step that was returned.
     broken_indices : the indices of these files, in rising order.
+    alone : whether the features of each view are computed alone, as on the CPU.
 
     Raises
     ------
@@ -142,7 +143,7 @@ class FeatureBatches:
         self.seed = check_count("seed", seed, 0, 2**63 - 1)
         self.workers = check_count("workers", workers, 0, 1024)
         self.device, self.cache = torch.device(device), cache
-        self._alone = self.device.type == "cpu"  # each view is computed alone
+        self.alone = self.device.type == "cpu"
         self._broken = dict.fromkeys(sorted(broken), "it was broken before this run was resumed")
         self._warnings: dict[str, list[str]] = {}
         self._logged: set[str] = set()
@@ -186,7 +187,9 @@ class FeatureBatches:
             for step in range(first, last):
                 if step == first + epoch:
                     self._log_warnings()
-                read = self._next(reads)
+                read = _next(reads)
+                if isinstance(read, DeviceError):
+                    raise read
                 self._note(read)
                 self._check_broken(most)
                 yield self._features(read)
@@ -233,7 +236,7 @@ class FeatureBatches:
         rule = [self.rule.size, self.rule.crops]
         return [VERSION, cv2.__version__, rule, self.backbone.key, computed]
 
-    def _reads(self, first: int, last: int, most: int) -> Iterator[_Read]:
+    def _reads(self, first: int, last: int, most: int) -> Iterator[_Read | DeviceError]:
         """Start to read the steps."""
         before = signal.getsignal(signal.SIGCHLD)
         reads = iter(
@@ -252,18 +255,6 @@ class FeatureBatches:
         if self.workers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
         return reads
-
-    def _next(self, reads: Iterator[_Read]) -> _Read:
-        try:
-            return next(reads)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-        # It is raised here, without that error, whose traceback would keep the other workers.
-        raise DeviceError(
-            "a process that reads pictures was ended from outside, or its memory is full",
-            fix="use fewer processes: --workers 0; in a container, give it more shared memory",
-        )
 
     def _note(self, read: _Read) -> None:
         """Record and log the broken pictures of a step; record its warnings."""
@@ -299,7 +290,7 @@ class FeatureBatches:
         missing = set(read.missing)
         stored = [row for row in range(len(read.keys)) if row not in missing]
         out[stored] = read.known.to(self.device)
-        size = 1 if self._alone else max(1, len(read.missing))
+        size = 1 if self.alone else max(1, len(read.missing))
         for start in range(0, len(read.missing), size):
             rows = read.missing[start : start + size]
             out[rows] = self._computed(read.pixels[start : start + size])
@@ -359,13 +350,19 @@ class _Reader(Dataset):
         self.broken, self.most = broken, most
         self.cache, self.maker, self.shape, self.digests = cache, maker, shape, digests
 
-    def __getitem__(self, step: int) -> _Read:
+    def __getitem__(self, step: int) -> _Read | DeviceError:
         count = len(self.files) * self.rule.count
         places = [divmod(i, count) for i in range(step * self.batch, (step + 1) * self.batch)]
         read = self.read([int(_order(self.seed, epoch, count)[i]) for epoch, i in places])
-        if get_worker_info() is not None:  # raises an error here if the shared memory is full
-            read.pixels.share_memory_()
-            read.known.share_memory_()
+        if get_worker_info() is not None:
+            try:
+                read.pixels.share_memory_()
+                read.known.share_memory_()
+            except RuntimeError as error:
+                return DeviceError(
+                    f"pictures cannot be passed in shared memory: {first_line(error)}",
+                    fix="--workers 0; or give a container more of it: docker run --shm-size 2g",
+                )
         return read
 
     def read(self, views: Sequence[int]) -> _Read:
@@ -470,6 +467,20 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([0, seed, epoch]).permutation(count)
 
 
+def _next(reads: Iterator[_Read | DeviceError]) -> _Read | DeviceError:
+    """Return the next step, or the error of a worker that ended. The error is not raised here,
+    because its traceback would refer to the other workers and keep them."""
+    try:
+        return next(reads)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+    return DeviceError(
+        "a process that reads pictures was ended from outside, or its memory is full",
+        fix="use fewer processes: --workers 0; in a container, give it more shared memory",
+    )
+
+
 def _start_worker(_: int) -> None:
     """Prepare a process that reads pictures: this process ends it after Ctrl-C, and it must not use
     the threads of OpenCV, which do not exist after a fork."""
@@ -477,5 +488,5 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _unchanged(read: _Read) -> _Read:
+def _unchanged(read: Any) -> Any:
     return read

@@ -179,12 +179,12 @@ def test_room_is_made_for_many_entries_at_once(tmp_path, monkeypatch):
         first.put(key(i), features(i))
         used_before(first, i, 100 - i)
     cache = FeatureCache(tmp_path, 100 * path_of(first, 0).stat().st_size)
-    scans = []
-    entries = FeatureCache._entries
-    monkeypatch.setattr(FeatureCache, "_entries", lambda c: scans.append(0) or entries(c))
+    opened = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scan(path))
     for i in range(100, 112):
         cache.put(key(i), features(i))
-    assert len(scans) <= 4 and path_of(cache, 111).exists()
+    assert 1 <= opened.count(tmp_path) <= 4 and path_of(cache, 111).exists()
     left = len([*tmp_path.rglob("*.safetensors")])
     assert 90 <= left <= 100
 

@@ -117,11 +117,8 @@ def equal(one, other):
 def test_every_epoch_has_every_view_once(files, backbone):
     for rule, count in ((RULE, 7), (FIVE, 35)):
         with case(rule.crops):
-            rows = [
-                view
-                for batch in batches(files, backbone, 0, 3 * count, rule=rule, batch=2)
-                for view in views_of(batch, files, backbone, rule)
-            ]
+            steps = batches(files, backbone, 0, 3 * count, rule=rule, batch=2)
+            rows = views_of(torch.cat([*steps]), files, backbone, rule)
             epochs = [rows[i : i + count] for i in range(0, 6 * count, count)]
             assert all(sorted(epoch) == [*range(count)] for epoch in epochs)
             assert len({tuple(epoch) for epoch in epochs}) == 6  # each in another order
@@ -191,7 +188,7 @@ def test_on_other_devices_the_missing_views_are_computed_together(files, backbon
     plain = [*batches(files, backbone)]
     cache = FeatureCache(tmp_path / "cache", MANY)
     data = FeatureBatches(files, RULE, backbone, batch=4, seed=3, device="cpu", cache=cache)
-    data._alone = False
+    data.alone = False
     views = views_of(plain[0], files, backbone)
     data.of(views[1:3])
     backbone.module.calls.clear()
@@ -492,15 +489,36 @@ def children():
 @linux_only
 def test_a_worker_that_is_killed_is_one_clear_error(files, backbone):
     before = {*children()}
-    steps = batches(files, backbone, 0, 10**6, workers=2)
-    next(steps)
-    for child in {*children()} - before:
-        os.kill(child, signal.SIGKILL)
-    time.sleep(0.2)  # no error is raised here
-    with pytest.raises(DeviceError, match="a process that reads pictures was ended") as raised:
-        for _ in steps:
-            pass
-    assert "--workers 0" in raised.value.fix
+    for count in (1, 2):
+        with case(count):
+            steps = batches(files, backbone, 0, 10**6, workers=2)
+            next(steps)
+            for child in sorted({*children()} - before)[:count]:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.2)  # no error is raised here
+            with pytest.raises(
+                DeviceError, match="a process that reads pictures was end"
+            ) as raised:
+                for _ in steps:
+                    pass
+            assert "--workers 0" in raised.value.fix
+            assert {*children()} == before
+
+
+@linux_only
+def test_full_shared_memory_is_one_clear_error(files, backbone):
+    """A limit for the size of files takes the place of a small /dev/shm."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        steps = batches(files, backbone, workers=2)
+        with pytest.raises(DeviceError, match="pictures cannot be passed in shared memory: ") as e:
+            next(steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert e.value.fix.startswith("--workers 0; ")
 
 
 @linux_only
