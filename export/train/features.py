@@ -375,7 +375,7 @@ class _Reader(Dataset):
         broken: dict[int, str] = {}
         warnings: dict[str, list[str]] = {}
         for row, view in enumerate(views):
-            found = self._readable(*divmod(view, self.rule.count), broken, warnings)
+            found = self._readable(*divmod(int(view), self.rule.count), broken, warnings)
             if found is None:
                 break
             key, features, picture = found
@@ -482,9 +482,11 @@ def _next(reads: Iterator[_Read | DeviceError]) -> _Read | DeviceError:
 
 
 def _start_worker(_: int) -> None:
-    """Prepare a process that reads pictures: this process ends it after Ctrl-C, and it must not use
-    the threads of OpenCV, which do not exist after a fork."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a process that reads pictures. The signals that end a program are for the process
+    that started it, which ends it too. It must not use the threads of OpenCV, which do not exist
+    after a fork."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 
