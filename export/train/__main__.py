@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -18,12 +17,22 @@ from export.backbones.base import LITE0
 from export.train import naming, segunify
 from export.train.config import PRECISIONS, SELECTS, LoopConfig
 from export.train.folder import claimed
-from export.train.run import CHECKPOINT, ENTRY, read_checkpoint, read_entry, resume_command
+from export.train.loop import train
+from export.train.run import (
+    CHECKPOINT,
+    ENTRY,
+    Checkpoint,
+    read_checkpoint,
+    read_entry,
+    resume_command,
+    write_entry,
+)
+from export.train.start import listed_files, loop_config, prepare
 from export.train.views import CROPS
 from runtime.device.driver import parse_device
 from runtime.engines.named_files import shell_word, utf8_text
 from runtime.errors import BundleError, ExitCode, InputError
-from runtime.files import shown, stat_of, write_atomic
+from runtime.files import shown, stat_of
 from runtime.tools.cli import Parser, option, out_path, printing, progress_bar, run, some_path
 from runtime.tools.output import finish
 
@@ -164,10 +173,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
         entry = read_entry(args.out) if args.resume else None
         if entry is not None:
             args = _resumed(args, words, entry)
-
-        from export.train.start import listed_files, loop_config, prepare
-
-        config, files = loop_config(args), listed_files(args, entry)
+        config = loop_config(args)
         with claimed(args.out, resume=args.resume):
             checkpoint = None
             if entry is not None and stat_of(args.out / CHECKPOINT) is not None:
@@ -176,40 +182,42 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
                 state = checkpoint.state
                 _LOG.info("%s is finished: all %d steps were made", shown(args.out), config.steps)
             else:
-                prepared = prepare(
-                    METHODS[args.method],
-                    args,
-                    config,
-                    files,
-                    command=" ".join(map(shell_word, ["python", "-m", "export", "train", *words])),
-                    options=_own_options(args),
-                    entry=entry,
-                    checkpoint=checkpoint,
-                )
-                if not prepared.entry["backbone"]["trained"]:
-                    _LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
-                if prepared.entry != entry:
-                    text = json.dumps(prepared.entry, indent=1, allow_nan=False)
-                    write_atomic(args.out / ENTRY, text.encode() + b"\n")
-
-                from export.train.loop import train
-
-                first = checkpoint.step if checkpoint else 0
-                with _stop_flag() as stopped, _Progress(args, first) as progress:
-                    state = train(
-                        prepared.method,
-                        prepared.batches,
-                        prepared.config,
-                        args.out,
-                        resumed=checkpoint,
-                        score=prepared.score,
-                        stopped=stopped,
-                        report=progress.report,
-                    )
+                state = _trained(args, words, config, entry, checkpoint)
     keys = ("step", "losses", "seconds", "best", "broken")
     document = {"run": utf8_text(str(args.out)), "method": args.method, "steps": config.steps}
     finish(args.json, document | {key: state[key] for key in keys}, _summary(args, state))
     return ExitCode.DONE
+
+
+def _trained(
+    args: argparse.Namespace,
+    words: list[str],
+    config: LoopConfig,
+    entry: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
+) -> dict[str, Any]:
+    """Train in the folder, which is locked; ``entry`` and ``checkpoint`` are those of a run that is
+    resumed. Returns the state of the last checkpoint."""
+    method, batches, config, made, score = prepare(
+        METHODS[args.method],
+        args,
+        config,
+        listed_files(args, entry),
+        command=" ".join(map(shell_word, ["python", "-m", "export", "train", *words])),
+        options=_own_options(args),
+        entry=entry,
+        checkpoint=checkpoint,
+    )
+    if not made["backbone"]["trained"]:
+        _LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
+    if made != entry:
+        write_entry(args.out, made)
+    first = checkpoint.step if checkpoint else 0
+    with _stop_flag() as stopped, _Progress(args, first) as progress:
+        return train(
+            method, batches, config, args.out, resumed=checkpoint, score=score,
+            stopped=stopped, report=progress.report,
+        )  # fmt: skip
 
 
 def _summary(args: argparse.Namespace, state: Mapping[str, Any]) -> Iterator[str]:

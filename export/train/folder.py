@@ -62,15 +62,13 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     try:
         _check_content(folder, resume)
         yield
-    except BaseException:
-        if stat_of(folder / ENTRY) is None:
+    finally:
+        if not os.path.lexists(folder / ENTRY):
             with suppress(OSError):
                 lock.unlink()
             if made:
                 with suppress(OSError):
                     folder.rmdir()
-        raise
-    finally:
         os.close(descriptor)
 
 

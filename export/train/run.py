@@ -30,7 +30,7 @@ from runtime.bundle.read import load_tensors, read_file
 from runtime.checks import is_count, is_number, shown_value
 from runtime.engines.named_files import missing, shell_word
 from runtime.errors import BundleError, InputError, SdkError
-from runtime.files import file_error, shown, stat_of
+from runtime.files import file_error, replace_file, shown, stat_of
 
 SCHEMA = "dg-run/1"
 ENTRY = "run.json"
@@ -167,6 +167,20 @@ def read_entry(folder: Path) -> dict[str, Any]:
         text = error.message if isinstance(error, SdkError) else str(error)
         raise BundleError(f"{name}: {text[:300]}", fix=_FIX) from error
     return entry
+
+
+def write_entry(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Write run.json into the folder of a run, whole or not at all.
+
+    Raises
+    ------
+    InputError : the file cannot be written.
+    """
+    text = json.dumps(entry, indent=1, allow_nan=False)
+    try:
+        replace_file(folder / ENTRY, text.encode() + b"\n", durable=True)
+    except OSError as error:
+        raise file_error("written", folder / ENTRY, error) from error
 
 
 def read_checkpoint(folder: Path, file: str = CHECKPOINT) -> Checkpoint:
