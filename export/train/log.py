@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.engines.named_files import read_regular
-from runtime.errors import MissingBackend
-from runtime.files import file_error, replace_file, stat_of
+from runtime.errors import InputError, MissingBackend, first_line
+from runtime.files import file_error, replace_file, shown, stat_of
 
 SCORE, SECONDS = "held_out", "seconds"
 _INK, _LINE, _DOT = "#1a1a1a", "#0072b2", "#d55e00"  # Okabe and Ito's colours
@@ -105,7 +105,7 @@ def cut_log(path: Path, step: int) -> None:
     data = read_regular(path, "the log of a run")
     lines = data.splitlines(keepends=True)
     kept = lines[:1] if data.startswith(b"step,") else []
-    for line in lines[1:]:
+    for line in lines[1:] if kept else []:
         number = line.split(b",")[0]
         if not line.endswith(b"\n") or not number.isdigit() or int(number) > step:
             break
@@ -140,28 +140,28 @@ def draw_curves(log: Path, out: Path, title: str) -> None:
 
     Parameters
     ----------
-    log : log.csv with at least one row.
+    log : log.csv. Nothing is drawn if it has no row, or does not exist.
     out : the picture, which is replaced whole or not at all.
     title : a line above the curves.
 
     Raises
     ------
-    InputError : a file cannot be read or written.
+    InputError : a file cannot be read or written, or the log is damaged.
     """
+    columns = _columns(log)
+    if not columns:
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    text = read_regular(log, "the log of a run").decode()
-    rows = list(csv.DictReader(io.StringIO(text)))
-    names = [name for name in rows[0] if name not in ("step", SECONDS)]
-    figure = Figure(figsize=(8, 1 + 1.6 * len(names)), layout="constrained", facecolor="white")
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for name, panel in zip(names, panels, strict=True):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+    figure = Figure(figsize=(8, 1 + 1.6 * len(columns)), layout="constrained", facecolor="white")
+    panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
+    for (name, points), panel in zip(columns.items(), panels, strict=True):
         few = len(points) < 30
         panel.plot(
-            *zip(*points, strict=True),
+            [step for step, _ in points],
+            [value for _, value in points],
             color=_DOT if name == SCORE else _LINE,
             marker="o" if few else None,
             markersize=3,
@@ -181,3 +181,23 @@ def draw_curves(log: Path, out: Path, title: str) -> None:
         replace_file(out, picture.getvalue())
     except OSError as error:
         raise file_error("written", out, error) from error
+
+
+def _columns(log: Path) -> dict[str, list[tuple[int, float]]]:
+    """The steps and values of each column of log.csv but the seconds."""
+    if stat_of(log) is None:
+        return {}
+    data = read_regular(log, "the log of a run")
+    columns: dict[str, list[tuple[int, float]]] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(data.decode())):
+            for name in [name for name in row if name not in ("step", SECONDS)]:
+                points = columns.setdefault(name, [])
+                if row[name]:
+                    points.append((int(row["step"]), float(row[name])))
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{shown(log)} is damaged: {first_line(error)}",
+            fix="remove it, then --resume; its rows are lost",
+        ) from error
+    return columns

@@ -18,7 +18,7 @@ from export.train.log import Log, cut_log, draw_curves
 from export.train.method import Method
 from export.train.run import BEST, CURVES, LOG, Checkpoint, resume_command
 from runtime.errors import DeviceError, ExitCode, SdkError, first_line
-from runtime.files import shown, stat_of
+from runtime.files import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,8 +130,7 @@ def train(
             if better:
                 write_checkpoint(folder, data, BEST)
             write_checkpoint(folder, data)
-            if stat_of(folder / LOG) is not None:
-                draw_curves(folder / LOG, folder / CURVES, f"{method.name}, {step} steps")
+            draw_curves(folder / LOG, folder / CURVES, f"{method.name}, {step} steps")
             if stop and step < config.steps:
                 raise Interrupted(
                     f"interrupted; the checkpoint of step {step} is in {shown(folder)}",

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,9 +116,14 @@ def open_run(folder: Path) -> Run:
             f"{shown(folder)} is not finished: {done} of {steps} steps were made",
             fix=resume_command(entry["method"], folder),
         )
-    if entry["loop"]["select"] != "last":
-        last = read_checkpoint(folder, BEST)
-    return Run(folder, entry, last)
+    if entry["loop"]["select"] == "last":
+        return Run(folder, entry, last)
+    best, chosen = read_checkpoint(folder, BEST), (last.state["best"] or {}).get("step")
+    if best.step != chosen:
+        raise BundleError(
+            f"{folder.name}/{BEST} is of step {best.step}, and step {chosen} was chosen", fix=_FIX
+        )
+    return Run(folder, entry, best)
 
 
 def resume_command(method: str, folder: Path) -> str:
@@ -282,7 +287,7 @@ def _matches(pattern: str) -> Callable[[Any], bool]:
 
 
 def _is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
+    return is_number(value, -sys.float_info.max, sys.float_info.max)
 
 
 def _is_option(value: Any) -> bool:
