@@ -65,10 +65,17 @@ def _parser() -> Parser:
     what.add_argument(
         "--model",
         default="kmeans",
-        help="kmeans, segformer, PATH.onnx, or module:function of your own (%(default)s)",
+        help="kmeans, segformer, PATH.onnx, a folder RUN of python -m export train, or "
+        "module:function of your own (%(default)s)",
     )
     what.add_argument(
-        "--weights", type=some_path, help="SegFormer checkpoint folder (Hugging Face's)"
+        "--weights",
+        type=some_path,
+        help="SegFormer checkpoint folder (Hugging Face's); or the place of a RUN's backbone, if "
+        "it was moved",
+    )
+    what.add_argument(
+        "--flip", action="store_true", help="average with the mirror image, for a RUN only"
     )
     for name, example in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
         what.add_argument(
@@ -260,13 +267,14 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
         output_name=args.output_name,
     )
     with _size_named("opt-shape" if opt else "imgsz"):
-        model = load_model(args.model, args.weights, options.imgsz if network else None, stated)
+        size = options.imgsz if network else None
+        model = load_model(args.model, args.weights, size, stated, args.flip)
     for text in model.warnings:
         print(f"WARNING: {text}", file=sys.stderr)
     if not model.trained:
         warning = SdkError(
             f"{model.name} has RANDOM weights: good for trying the tools, its labels mean nothing",
-            fix="--weights DIR",
+            fix="--weights DIR" if model.training is None else "train on a backbone with weights",
         )
         print(f"WARNING: {warning}", file=sys.stderr)
     out = args.out or Path(f"{model.name}.bundle")

@@ -150,7 +150,8 @@ def export_bundle(
     manifest = make_manifest(
         name=utf8_text(out.name or Path(os.path.realpath(out)).name),
         sdk=runtime.__version__,
-        model={"name": model.name, "trained": model.trained},
+        model={"name": model.name, "trained": model.trained}
+        | ({} if model.training is None else {"training": model.training}),
         prior=prior.entry,
         preprocess=prior.preprocess,
         classes=model.names,

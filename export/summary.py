@@ -55,7 +55,8 @@ def summary(exported: Exported) -> list[str]:
             f"{shares} ({total} layers, by the {engine['receipt']['source']})"
         )
     if not manifest["model"]["trained"]:
-        lines.append("warning  the prior has RANDOM weights: its labels mean nothing (--weights)")
+        fix = "" if "training" in manifest["model"] else " (--weights)"
+        lines.append(f"warning  the prior has RANDOM weights: its labels mean nothing{fix}")
     if found := done.get("one_class"):
         lines.append(
             f"warning  the prior returns one class (number {', '.join(map(str, found['classes']))},"

@@ -41,6 +41,7 @@ class PriorModel:
         and names decide.
     licence : of the weights, in words.
     trained : False when the weights are random.
+    training : how a head was trained, which the manifest stores; None for other models.
     opset : version of the ONNX operators that ``module`` is exported with.
     warnings : sentences for the user, each with a line for the fix.
 
@@ -58,6 +59,7 @@ class PriorModel:
     output_name: str | None = None
     licence: str = "not stated"
     trained: bool = True
+    training: dict[str, Any] | None = None
     opset: int = OPSET
     warnings: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import stat
 from pathlib import Path
 
 from export.models.base import PriorModel
@@ -10,9 +11,11 @@ from export.models.kmeans import kmeans
 from export.models.onnx_file import onnx_file
 from export.models.segformer import segformer
 from export.models.stated import Stated
+from export.models.trained import trained
 from export.models.user import users_own
 from runtime.engines.named_files import missing
 from runtime.errors import InputError
+from runtime.files import shown, stat_of
 from runtime.pictures.files import SUFFIXES
 from runtime.prior.network import check_imgsz
 
@@ -24,18 +27,22 @@ def load_model(
     weights: str | Path | None = None,
     imgsz: tuple[int, int] | int | None = None,
     stated: Stated | None = None,
+    flip: bool = False,
 ) -> PriorModel:
     """The prior that ``--model`` names.
 
     Parameters
     ----------
-    text : "segformer", "kmeans", a path ending in .onnx, or "module:function" of the user's own;
-        the function is called with ``imgsz`` and returns a :class:`PriorModel`.
-    weights : for "segformer" alone: the folder of a checkpoint. None leaves the network untrained.
+    text : "segformer", "kmeans", a path ending in .onnx, the folder of a run of python -m export
+        train, or "module:function" of the user's own; the function is called with ``imgsz`` and
+        returns a :class:`PriorModel`.
+    weights : for "segformer" the folder of a checkpoint, and None leaves the network untrained; for
+        a run the place of its backbone, if that was moved since the training.
     imgsz : input size to freeze for in pixels, (height, width) or one side of a square; None takes
         the model's own.
     stated : facts about an .onnx file that replace its metadata; for a SegFormer checkpoint without
         preprocessor_config.json, its mean and std.
+    flip : for a run alone: average the codes of a picture with those of its mirror image.
 
     Raises
     ------
@@ -47,9 +54,19 @@ def load_model(
         check_imgsz(imgsz)
     if isinstance(imgsz, int):
         imgsz = (imgsz, imgsz)
-    if weights is not None and text != "segformer":
-        raise InputError(f"weights are for segformer only; model is {text!r}", fix="leave them out")
     stated = stated or Stated()
+    is_run = text not in BUILT_IN and _is_folder(text)
+    if weights is not None and text != "segformer" and not is_run:
+        raise InputError(
+            f"weights are for segformer and runs of the trainer; model is {text!r}",
+            fix="leave them out",
+        )
+    if flip and not is_run:
+        raise InputError(
+            f"flip is for runs of the trainer only; model is {text!r}", fix="leave it out"
+        )
+    if is_run:
+        return _run(Path(text), weights, imgsz, stated, flip)
     if text == "segformer":
         return segformer(None if weights is None else Path(weights), imgsz, stated)
     if stated.options and Path(text).suffix.lower() != ".onnx":
@@ -77,7 +94,37 @@ def load_model(
     elif Path(text).suffix.lower() in SUFFIXES:
         fix = "pass pictures by --pictures or --data"
     raise InputError(
-        f"model is {text!r}; wanted {', '.join(BUILT_IN)}, a path ending in .onnx, or "
-        "module:function",
+        f"model is {text!r}; wanted {', '.join(BUILT_IN)}, a path ending in .onnx, the folder RUN "
+        "of python -m export train, or module:function",
         fix=fix,
     )
+
+
+def _is_folder(text: str) -> bool:
+    """Whether a text names a folder."""
+    found = None if "://" in text else stat_of(text)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _run(
+    folder: Path,
+    weights: str | Path | None,
+    imgsz: tuple[int, int] | None,
+    stated: Stated,
+    flip: bool,
+) -> PriorModel:
+    """The prior of a run. InputError for another folder, and for options that a run has not."""
+    if stat_of(folder / "run.json") is None:
+        fix = "name a folder that python -m export train has written"
+        if stat_of(folder / "manifest.json") is not None:
+            fix = "it is a bundle, which is exported already"
+        elif stat_of(folder / "config.json") is not None:
+            fix = f"--model segformer --weights {shown(folder)}, if it is a SegFormer checkpoint"
+        raise InputError(f"model is the folder {shown(folder)}, which has no run.json", fix=fix)
+    if stated.options:
+        words = ", ".join(stated.options)
+        fix = "leave them out"
+        if stated.names:
+            fix += "; python -m export train name RUN names the clusters"
+        raise InputError(f"{words}: the run {shown(folder)} states these itself", fix=fix)
+    return trained(folder, None if weights is None else Path(weights), imgsz, flip)

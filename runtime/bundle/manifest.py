@@ -206,13 +206,47 @@ _PRIOR_KMEANS = {
     "clusters": _Count(1, 256),
     "temperature": _Number(1e-3, 1e3),
 }
+_NAME = _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}")
+_TRAINING = {
+    "method": _Text(r"[a-z][a-z0-9-]{0,40}"),
+    "step": _Count(0, 10**9),
+    "steps": _Count(1, 10**9),
+    "select": _Text("last|energy|labels"),
+    "labels_used": [_Text("names|selection")],  # empty if no label was used at all
+    "settings": dict,
+    "backbone": {
+        "name": _ANY,
+        "source": _NAME,  # without the folders above it
+        "features": _ANY,
+        "sha256": _Text("[0-9a-f]{64}"),
+        "channels": _Count(1, 2**16),
+        "stride": _Count(1, 1024),
+        "mean": [_Number(-1e3, 1e3)],
+        "std": [_Number(-1e3, 1e3)],
+        "licence": _ANY,
+        "trained": bool,
+    },
+    "views": {"size": _Count(1, 2**15), "crops": _Text("[a-z]{1,40}")},
+    "pictures": _Count(1, 2**53),
+    "seed": _Count(0, 2**53),
+    "flip": bool,
+    "names": (
+        {
+            "labels": _NAME,  # the folder of the labels
+            "pictures": _Count(1, 2**53),
+            "accuracy": _Number(0, 1),
+            "miou": _Number(0, 1),
+        },
+        None,
+    ),
+}
 _SPEC: dict[str, Any] = {
     "schema": _Text(SCHEMA),  # it has no character with a meaning in a pattern
-    "name": _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}"),
+    "name": _NAME,
     "created": _Text(r"[0-9TZ:.+-]{1,40}"),
     "sdk": _Text(r"[0-9A-Za-z.+-]{1,40}"),
     "prior": (_PRIOR_NETWORK, _PRIOR_KMEANS),
-    "model": {"name": _ANY, "trained": bool},
+    "model": {"name": _ANY, "trained": bool, "training?": _TRAINING},
     "preprocess": (dict, None),
     "classes": ([_ANY], None),
     "graphs": {f"{name}?": _GRAPH for name in GRAPHS},
@@ -291,7 +325,8 @@ def make_manifest(
     ----------
     name : of the bundle.
     sdk : the version of this package.
-    model : {"name", "trained"} of the prior's model.
+    model : {"name", "trained"} of the prior's model; also {"training"} of a head that was trained
+        by python -m export train, which :func:`export.models.trained.trained` returns.
     prior : from :func:`network_prior` or :func:`kmeans_prior`.
     preprocess : how a picture becomes the input of the prior's network; None without a network.
     classes : the names of the classes, in the order of their numbers; None where they have none.

@@ -107,6 +107,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield from rows(
         ("created", f"{m['created']} by dynaguide-edge {m['sdk']}"),
         ("prior", prior_text),
+        *([("training", _training_words(model["training"]))] if "training" in model else []),
         ("licence", f"{m['licence']['text']}  ({_file(files, m['licence'])})"),
         ("preprocess", _preprocess_words(bundle)),
         ("classes", "without names" if names is None else f"{len(names)}: {listed(names, 200)}"),
@@ -184,6 +185,24 @@ def _verification(done: Mapping[str, Any]) -> Iterator[str]:
         yield from rows(*(("output", str(text)[:400]) for text in notes))
         done = {k: v for k, v in done.items() if k != "output"}
     yield from rows(*_flat(done))
+
+
+def _training_words(training: Mapping[str, Any]) -> str:
+    """Describe how a head was trained: on what, how long, and what labels were used for."""
+    backbone, names = training["backbone"], training["names"]
+    chosen = {"last": "the last", "energy": "by energy", "labels": "by labels"}
+    words = [
+        f"{training['method']} on {backbone['name'][:80]} ({backbone['features'][:80]}), "
+        f"{training['pictures']} pictures, step {training['step']} of {training['steps']} "
+        f"({chosen[training['select']]}), seed {training['seed']}",
+        f"labels used for {' and '.join(training['labels_used']) or 'nothing'}",
+    ]
+    if names is not None:
+        words.append(
+            f"names of {names['pictures']} pictures with labels in {names['labels']}: accuracy "
+            f"{names['accuracy']:.3f}, mIoU {names['miou']:.3f}"
+        )
+    return "; ".join(words + ["averaged with the mirror image"] * training["flip"])
 
 
 def _preprocess_words(bundle: Bundle) -> str:

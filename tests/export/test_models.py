@@ -49,7 +49,9 @@ def test_a_picture_is_no_model():
 
 
 def test_weights_and_size_where_they_mean_nothing():
-    with pytest.raises(InputError, match="weights are for segformer only; model is 'kmeans'"):
+    with pytest.raises(
+        InputError, match="weights are for segformer and runs of the trainer; model"
+    ):
         load_model("kmeans", "x")
     with pytest.raises(InputError, match="imgsz is for networks; kmeans has none"):
         load_model("kmeans", None, (32, 32))

@@ -446,7 +446,7 @@ IMPOSSIBLE = [
     (("--device", "tpu"), ["device is 'tpu'; wanted"]),
     (("--lr", "-1"), ["lr is -1.0; wanted a number from 0 to 10"]),
     (("--scale", "2"), ["scale is 2.0; wanted a number above 0, at most 1"]),
-    (("--weights", "."), ["weights are for segformer only"]),
+    (("--weights", "."), ["weights are for segformer and runs"]),
     (("--pictures", "nowhere.png"), ["nowhere.png does not exist", "current folder is"]),
     (("--pictures", "empty"), ["no pictures in empty"]),
     (("--pictures", "bad.png"), ["bad.png is not a picture"]),

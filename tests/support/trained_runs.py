@@ -126,7 +126,8 @@ def checkpoint(made, step):
 
 
 def mosaic(seed, height=96, width=128):
-    """A picture of 8 x 8 fields of COLOURS, and which colour is where."""
-    truth = np.random.default_rng(seed).integers(0, 4, (8, 8))
-    truth = np.kron(truth, np.ones((height // 8, width // 8), int))
-    return COLOURS[truth], truth.astype(np.uint8)
+    """A picture of 8 x 8 fields of COLOURS with noise, and which colour is where."""
+    rng = np.random.default_rng(seed)
+    truth = np.kron(rng.integers(0, 4, (8, 8)), np.ones((height // 8, width // 8), int))
+    picture = COLOURS[truth] + rng.integers(-20, 21, (height, width, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8), truth.astype(np.uint8)
