@@ -185,7 +185,9 @@ class LabelSet:
             )
         return cls(pairs, missing)
 
-    def read(self, classes: Classes, ignore: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def read(
+        self, classes: Classes, ignore: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read the pictures and their labels, one pair after the other.
 
         Yields

@@ -90,8 +90,7 @@ def cluster_map(probabilities: np.ndarray, height: int, width: int) -> np.ndarra
 def confusion_of(
     network: Module,
     preprocess: Preprocess,
-    pictures: Iterable[np.ndarray],
-    labels: Iterable[np.ndarray],
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     classes: int,
 ) -> np.ndarray:
     """Count the pixels of pictures by cluster (row) and class (column), as the frozen prior would:
@@ -102,8 +101,8 @@ def confusion_of(
     network : from (1, 3, h, w) float32 to (1, K, h', w') probabilities, in eval mode, on any
         device.
     preprocess : from a picture to the input.
-    pictures : (H, W, 3) uint8 RGB each.
-    labels : for each picture (H, W) integer; pixels outside of [0, ``classes``) are not counted.
+    pairs : each a picture, (H, W, 3) uint8 RGB, and its labels, (H, W) integer. Pixels whose label
+        is outside of [0, ``classes``) are not counted.
     classes : their number C.
 
     Returns
@@ -113,11 +112,11 @@ def confusion_of(
     Raises
     ------
     InputError : a part of the network is in training mode; labels have another size than their
-        picture; there is no picture, or not one map of labels for each picture.
+        picture; or there is no pair.
 
     Example
     -------
-    >>> match(confusion_of(network, preprocess, pictures, labels, 27)).miou
+    >>> match(confusion_of(network, preprocess, LabelSet(...).read(classes), 27)).miou
     """
     import torch
 
@@ -129,15 +128,15 @@ def confusion_of(
     tensors = (*network.parameters(), *network.buffers())
     device = tensors[0].device if tensors else "cpu"
     total: np.ndarray | None = None
-    for picture, wanted in zip(pictures, labels, strict=True):
-        if wanted.shape != picture.shape[:2]:
+    for picture, labels in pairs:
+        if labels.shape != picture.shape[:2]:
             raise InputError(
-                f"labels have {wanted.shape} pixels, and their picture {picture.shape[:2]}",
+                f"labels have {labels.shape} pixels, and their picture {picture.shape[:2]}",
                 fix="pass labels of the picture's size",
             )
         with torch.no_grad():
             out = network(torch.from_numpy(preprocess(picture)).to(device))[0].float().cpu().numpy()
-        counts = confusion(cluster_map(out, *wanted.shape), wanted, (len(out), classes))
+        counts = confusion(cluster_map(out, *labels.shape), labels, (len(out), classes))
         total = counts if total is None else total + counts
     if total is None:
         raise InputError("there is no picture with labels", fix="pass at least one")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +88,8 @@ def run(args: argparse.Namespace) -> int:
     with Bar(args.quiet) as bar:
         bar.say(f"count the pixels of {len(files.pairs)} pictures")
         pairs = _watched(files.read(classes, args.ignore), len(files.pairs), bar)
-        first, second = tee(pairs)  # are read in turn, so that one pair is in memory
-        counts = confusion_of(
-            found.network,
-            preprocess,
-            (picture for picture, _ in first),
-            (labels for _, labels in second),
-            count + 1,  # the last column counts pixels whose id is in no class
-        )
+        # The last column counts pixels whose id is in no class.
+        counts = confusion_of(found.network, preprocess, pairs, count + 1)
     outside = counts[:, count].sum() / max(1, counts.sum())
     counts = counts[:, :count]
     if not counts.any():

@@ -62,7 +62,7 @@ def named(run):
     """Name the clusters, as python -m export train name does."""
     found = trained_run(run)
     pairs = [mosaic(i) for i in range(3)]
-    counts = confusion_of(found.network, found.preprocess(), *zip(*pairs, strict=True), 4)
+    counts = confusion_of(found.network, found.preprocess(), pairs, 4)
     options = {"pictures": 3, "labels": "masks", "head": found.head}
     write_names(run, names_entry(match(counts), counts, NAMES, **options))
     return run

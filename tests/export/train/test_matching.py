@@ -98,32 +98,24 @@ class TestConfusionOf:
             red = x[:, :1, ::2, ::2]
             return TestConfusionOf.torch.cat([1 - red, red], 1)
 
-    def pictures(self):
+    def pairs(self):
         for width in (16, 32):
-            picture = np.zeros((16, width, 3), np.uint8)
+            picture, labels = np.zeros((16, width, 3), np.uint8), np.full((16, width), -1)
             picture[:, width // 2 :, 0] = 255
-            yield picture
-
-    def labels(self):
-        for width in (16, 32):
-            wanted = np.full((16, width), -1)
-            wanted[:8, : width // 2], wanted[:8, width // 2 :] = 2, 0
-            yield wanted
+            labels[:8, : width // 2], labels[:8, width // 2 :] = 2, 0
+            yield picture, labels
 
     def test_counts_of_all_pictures_are_added(self):
-        network = self.Halves().eval()
-        counts = confusion_of(network, self.rule, self.pictures(), self.labels(), 3)
+        counts = confusion_of(self.Halves().eval(), self.rule, self.pairs(), 3)
         assert counts.tolist() == [[0, 0, 64 + 128], [64 + 128, 0, 0]]
 
     def test_refusals(self):
         network = self.Halves()
         with pytest.raises(InputError, match="in training mode"):
-            confusion_of(network, self.rule, self.pictures(), self.labels(), 3)
+            confusion_of(network, self.rule, self.pairs(), 3)
         network.eval()
         with pytest.raises(InputError, match="there is no picture with labels"):
-            confusion_of(network, self.rule, [], [], 3)
-        wrong = (labels.T for labels in self.labels())
+            confusion_of(network, self.rule, [], 3)
+        wrong = ((picture, labels.T) for picture, labels in self.pairs())
         with pytest.raises(InputError, match=r"labels have \(32, 16\) pixels.*\(16, 32\)"):
-            confusion_of(network, self.rule, self.pictures(), wrong, 3)
-        with pytest.raises(ValueError, match="zip"):
-            confusion_of(network, self.rule, self.pictures(), [*self.labels()][:1], 3)
+            confusion_of(network, self.rule, wrong, 3)
