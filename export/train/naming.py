@@ -28,7 +28,7 @@ _Pair = tuple[np.ndarray, np.ndarray]  # a picture and its labels
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m export train name`` to its parser."""
-    parser.add_argument("run", type=some_path, metavar="RUN", help="folder of the run")
+    parser.add_argument("folder", type=some_path, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--labels",
         type=some_path,
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from export.models.trained import trained_run
 
     classes = Classes.read(args.classes)
-    found = trained_run(args.run, args.weights)
+    found = trained_run(args.folder, args.weights)
     data = args.data or [*map(Path, found.entry["data"])]
     files = LabelSet.find(picture_files(data), args.labels)
     preprocess = found.preprocess()
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         labels=Path(args.labels).resolve().name,
         head=found.head,
     )
-    write_names(args.run, entry)
+    write_names(args.folder, entry)
     unmatched = sorted({*range(count)} - {*matching.cluster_to_class})
     warnings = []
     if files.missing:
@@ -119,8 +119,8 @@ def run(args: argparse.Namespace) -> int:
         warnings.append(f"no cluster has the class {some(names)}")
     for text in warnings:
         _log.warning(text)
-    document = entry | {"run": str(args.run), "outside": float(outside), "warnings": warnings}
-    finish(args.json, document, _table(args.run, entry))
+    document = entry | {"run": str(args.folder), "outside": float(outside), "warnings": warnings}
+    finish(args.json, document, _table(args.folder, entry))
     return ExitCode.DONE
 
 

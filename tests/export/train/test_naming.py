@@ -10,10 +10,9 @@ import pytest
 from cases import case
 from trained_runs import NAMES, ORDER, mosaic, replace_backbones, write_run
 
-from export.train import naming
+from export.__main__ import main
 from export.train.names import cluster_names, head_sha256, read_names
 from runtime.errors import BundleError, InputError
-from runtime.tools.cli import Parser, run
 
 Image = pytest.importorskip("PIL.Image", reason="label PNGs are read by Pillow")
 pytest.importorskip("scipy", reason="clusters are matched by scipy: pip install scipy")
@@ -47,10 +46,7 @@ def name(city, *more, classes=None):
     logs = logging.StreamHandler(err)
     logging.getLogger("dg.train").addHandler(logs)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        parser = Parser("train")
-        naming.add_options(parser)
-        args = parser.parse_args([str(word) for word in words])
-        code = run(lambda: naming.run(args), as_json=args.json)
+        code = main(["train", "name", *map(str, words)])
     logging.getLogger("dg.train").removeHandler(logs)
     return code, out.getvalue(), err.getvalue()
 
