@@ -1,4 +1,5 @@
 """python -m benchmarks COMMAND, one of COMMANDS below; each has --help."""
+"""python -m benchmarks latency | compare | report | quality | training | ops | step | ..."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from runtime.tools import cli
 
 COMMANDS = (
     "latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu", "backbone",
+    "latency", "compare", "report", "quality", "training", "ops", "step", "photo", "stream", "gpu",
 )  # fmt: skip
 
 
@@ -45,6 +47,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.latency.page import main
     elif name == "quality":
         from benchmarks.quality.run import main
+    elif name == "training":
+        from benchmarks.quality.training import main
     elif name == "ops":
         from benchmarks.speed.ops import main
     elif name == "photo":

@@ -1,0 +1,505 @@
+"""Heads trained by SegUnify beside k-means on the same features, on pictures trained on and not.
+
+    python -m benchmarks training [--steps 600] [--seeds 0,1,2] [--data coco_mini,camvid] [-o FILE]
+    python -m benchmarks training --table FILE
+
+The backbone is EfficientNet-Lite0, the training is python -m export train segunify in a process of
+its own. docs/training_quality.md states the protocol. All settings were fixed on 2026-11-30, before
+any score was computed. With -o, each result is written when it is computed; the command then adds
+those that the file lacks.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment
+from benchmarks.quality import datasets
+from benchmarks.speed.harness import last_error
+from benchmarks.table import as_markdown, check_out, write_json
+from export.backbones.base import LITE0, Backbone
+from export.train.views import ViewRule, view_pixels
+from runtime.checks import check_count
+from runtime.core.resize import resize
+from runtime.device.choose import default_threads
+from runtime.errors import InputError, SdkError
+from runtime.files import file_error, shown, stat_of
+from runtime.opencv import cv2
+from runtime.tools.cli import Parser, option, out_path, printing, some_path
+
+STEPS = 600
+SEEDS = (0, 1, 2)
+VIEW = 224  # pixels, the side of the views that are trained on
+COCO_SIDE = 320  # pixels: the middle squares that are scored
+CAMVID_SIZE = (320, 432)  # pixels of the backbone's input; the truth has 360 x 480
+PARTS = ("trained", "held_out")
+USED = 0.001  # a cluster with a smaller share of the held-out pixels counts as unused
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method with its settings: a row of the tables.
+
+    Parameters
+    ----------
+    method : its name in the tables.
+    kind : "one", "random", "k-means", "k-means L2" or "segunify".
+    features : of the backbone.
+    crops : of the views that are trained on.
+    flip : score the mean with the mirror image.
+    options : further options of python -m export train segunify.
+    """
+
+    method: str
+    kind: str
+    features: str = "block15"
+    crops: str = "centre"
+    flip: bool = False
+    options: tuple[str, ...] = ()
+
+
+TRIALS = (
+    Trial("one cluster", "one"),
+    Trial("random clusters", "random"),
+    Trial("k-means", "k-means"),
+    Trial("k-means L2", "k-means L2"),
+    Trial("k-means L2, flip", "k-means L2", flip=True),
+    Trial("k-means L2, five crops", "k-means L2", crops="five"),
+    Trial("SegUnify", "segunify"),
+    Trial("SegUnify, flip", "segunify", flip=True),
+    Trial("SegUnify, five crops", "segunify", crops="five"),
+    Trial("SegUnify, no final SiLU", "segunify", options=("--no-final-silu",)),
+    Trial("SegUnify, SmooSeg's projector", "segunify", options=("--projector", "smooseg")),
+    Trial(
+        "SegUnify, DINO's shifts", "segunify",
+        options=("--intra-shift", "-0.02", "--inter-shift", "0.48"),
+    ),
+    Trial("k-means, block10+15", "k-means", "block10+15"),
+    Trial("k-means L2, block10+15", "k-means L2", "block10+15"),
+    Trial("SegUnify, block10+15", "segunify", "block10+15"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Pictures that are trained on and pictures that are not.
+
+    Parameters
+    ----------
+    classes : their number, which is the number of clusters too.
+    pictures : of each of PARTS.
+    pixels : the pixels that are scored, (h, w, 3) uint8, sides multiples of 16.
+    truth : the classes of a picture, (H, W) integer; numbers from ``classes`` on are not scored.
+    """
+
+    classes: int
+    pictures: dict[str, list[Any]]
+    pixels: Callable[[Any], np.ndarray]
+    truth: Callable[[Any], np.ndarray]
+
+
+def coco_mini() -> DataSet:
+    """COCO-panoptic-derived 27: the short side is resized to COCO_SIDE, and the middle square is
+    scored; the truth is resized to the nearest pixel."""
+
+    def truth(picture: Any) -> np.ndarray:
+        classes = picture.truth()
+        height, width = classes.shape
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = np.ascontiguousarray(classes[top : top + side, left : left + side])
+        return cv2.resize(square, (COCO_SIDE,) * 2, interpolation=cv2.INTER_NEAREST_EXACT)
+
+    return DataSet(
+        len(datasets.coco_classes()[0]),
+        {part: datasets.coco_mini(part) for part in PARTS},
+        lambda picture: view_pixels(picture.image(), ViewRule(size=COCO_SIDE), 0),
+        truth,
+    )
+
+
+def camvid() -> DataSet:
+    """CamVid by drive: whole pictures at CAMVID_SIZE; the truth has its own size."""
+    return DataSet(
+        len(datasets.CAMVID_CLASSES),
+        {part: datasets.camvid_drive(part) for part in PARTS},
+        lambda picture: resize(picture.image(), *CAMVID_SIZE),
+        lambda picture: picture.truth(),
+    )
+
+
+DATA: dict[str, Callable[[], DataSet]] = {"coco_mini": coco_mini, "camvid": camvid}
+
+
+@dataclass
+class Bench:
+    """What the trials of one data set and one kind of features share.
+
+    Parameters
+    ----------
+    folder : for runs and for the cache of features.
+    data : the pictures.
+    backbone : of the features.
+    steps : of the training.
+    views : of the pictures that are trained on, in Bench.batches.
+    scored : (features, features of the mirror image, truth) of the pictures of each part.
+    made : the clusters and the figures of trials that were made.
+    """
+
+    folder: Path
+    data: DataSet
+    backbone: Backbone
+    steps: int
+    scored: dict[str, list[tuple[Any, Any, np.ndarray]]] = field(default_factory=dict)
+    made: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Compute the features of the pictures that are scored."""
+        for part, pictures in self.data.pictures.items():
+            self.scored[part] = []
+            for picture in pictures:
+                pixels = self.data.pixels(picture)
+                pair = [features_of(self.backbone, p) for p in (pixels, pixels[:, ::-1])]
+                self.scored[part].append((*pair, self.data.truth(picture)))
+
+    def clusters(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
+        """The clusters of a trial, and the figures of their training. Trials that differ by
+        ``flip`` alone have the same clusters."""
+        key = (trial.kind, trial.crops, trial.options, seed)
+        if key not in self.made:
+            self.made[key] = self._made(trial, seed)
+        return self.made[key]
+
+    def _made(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
+        from benchmarks.quality import clusters
+
+        count = self.data.classes
+        if trial.kind == "segunify":
+            return self._trained(trial, seed)
+        if trial.kind == "one":
+            return clusters.one_cluster(count), {}
+        if trial.kind == "random":
+            return clusters.random_clusters(count, seed), {}
+        unit = trial.kind == "k-means L2"
+        return clusters.kmeans_clusters(self._points(trial.crops), count, seed, unit=unit), {}
+
+    def _points(self, crops: str) -> Any:
+        """The features of all positions of the views that are trained on: (n, C)."""
+        from export.train.features import FeatureBatches
+
+        rule = ViewRule(size=VIEW, crops=crops)
+        files = [picture.image_path for picture in self.data.pictures["trained"]]
+        batches = FeatureBatches(files, rule, self.backbone, batch=1, seed=0, device="cpu")
+        return batches.of(range(batches.views)).permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _trained(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Train a head by the command line, and return its clusters and the figures."""
+        from benchmarks.quality.clusters import head_clusters
+        from export.models.trained import trained_run
+
+        pictures = self.folder / "pictures"
+        if stat_of(pictures) is None:
+            pictures.mkdir()
+            for picture in self.data.pictures["trained"]:
+                (pictures / picture.image_path.name).symlink_to(picture.image_path.resolve())
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            run = Path(place) / "run"
+            figures = train(
+                pictures, run, "--clusters", self.data.classes, "--features", trial.features,
+                "--crops", trial.crops, "--imgsz", VIEW, "--steps", self.steps, "--seed", seed,
+                "--cache", self.folder / "cache", *trial.options,
+            )  # fmt: skip
+            found = trained_run(run)
+        settings = found.entry["settings"]
+        figures["shifts"] = [settings["intra_shift"], settings["inter_shift"]]
+        return head_clusters(found.network.head), figures
+
+    def row(self, trial: Trial, seed: int) -> dict[str, Any]:
+        """Score a trial on the pictures of both parts."""
+        from benchmarks.quality.clusters import score
+        from export.train.matching import confusion
+
+        found, figures = self.clusters(trial, seed)
+        shape = (self.data.classes,) * 2
+        counts = {
+            part: [
+                confusion(
+                    found.labels(features, truth.shape, mirrored if trial.flip else None),
+                    truth.astype(np.int64),
+                    shape,
+                )
+                for features, mirrored, truth in pictures
+            ]
+            for part, pictures in self.scored.items()
+        }
+        trained, held = (score(counts[part]) for part in PARTS)
+        moved = score(counts["held_out"], trained["matching"])
+        worst = int(np.nanargmin(moved["by_picture"]))
+        share = np.sum(counts["held_out"], axis=(0, 2)) / np.sum(counts["held_out"])
+        row: dict[str, Any] = {"method": trial.method, "seed": seed}
+        for name, one in (("trained", trained), ("held_out", held), ("held_out_moved", moved)):
+            row |= {f"{name}_acc": round(one["acc"], 4), f"{name}_miou": round(one["miou"], 4)}
+        row["worst_picture"] = self.data.pictures["held_out"][worst].name
+        row["worst_acc"] = round(moved["by_picture"][worst], 4)
+        return row | {"clusters": int((share >= USED).sum())} | figures
+
+
+def features_of(backbone: Backbone, pixels: np.ndarray) -> Any:
+    """The features (1, C, h / stride, w / stride) of (h, w, 3) uint8 RGB pixels."""
+    import torch
+
+    colours = (pixels.astype(np.float32) / 255 - np.float32(backbone.mean)) / np.float32(
+        backbone.std
+    )
+    with torch.no_grad():
+        return backbone.module(torch.from_numpy(colours.transpose(2, 0, 1)[None].copy()))
+
+
+def train(pictures: Path, run: Path, *options: Any) -> dict[str, Any]:
+    """Train by python -m export train segunify in a process of its own.
+
+    Parameters
+    ----------
+    pictures : the folder of the pictures.
+    run : the folder of the run.
+    options : further words of the command line.
+
+    Returns
+    -------
+    "ms_per_step": the median over the rows of log.csv, "peak_mib": the peak memory of the process,
+    "losses": the means of the last rows' steps.
+
+    Raises
+    ------
+    SdkError : the training has failed.
+    """
+    words = [sys.executable, "-m", "export", "train", "segunify", "--data", pictures, "-o", run]
+    words += ["--threads", default_threads(), "--quiet", *options]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [str(word) for word in words],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        if process.returncode:
+            said = last_error(log.read().decode("utf-8", "replace"))
+            raise SdkError(
+                f"the training of {shown(run)} ended with {process.returncode}: {said}",
+                fix="free memory, and run the command again",
+            )
+    with (run / "log.csv").open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    steps, seconds = ([0.0] + [row[key] for row in rows] for key in ("step", "seconds"))
+    return {
+        "ms_per_step": round(float(np.median(1000 * np.diff(seconds) / np.diff(steps))), 1),
+        "peak_mib": round(usage.ru_maxrss / 1024),
+        "losses": {k: round(v, 4) for k, v in rows[-1].items() if k not in ("step", "seconds")},
+    }
+
+
+def measure(
+    names: list[str], steps: int, seeds: list[int], rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Compute the rows that ``rows`` lacks, one after the other.
+
+    Parameters
+    ----------
+    names : of data sets, of DATA.
+    steps, seeds : of the training; k-means has the same seeds.
+    rows : those that are known.
+
+    Raises
+    ------
+    InputError : a data set is missing.
+    SdkError : a training has failed.
+    """
+    import torch
+
+    from export.backbones.load import load_backbone
+
+    torch.set_num_threads(default_threads())
+    done = {(row["data"], row["method"], row["seed"]) for row in rows}
+    for name in names:
+        data = DATA[name]()
+        for features in dict.fromkeys(trial.features for trial in TRIALS):
+            wanted = [
+                (trial, seed)
+                for trial in TRIALS
+                for seed in (seeds if trial.kind != "one" else seeds[:1])
+                if trial.features == features and (name, trial.method, seed) not in done
+            ]
+            if not wanted:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                backbone = load_backbone(LITE0, features)
+                bench = Bench(Path(folder), data, backbone, steps)
+                bench.prepare()
+                for trial, seed in wanted:
+                    yield {"data": name} | bench.row(trial, seed)
+
+
+def tables(document: dict[str, Any]) -> str:
+    """The tables of a document in Markdown: for each data set the scores, then the cost of
+    training. A cell is the mean over the seeds, and in brackets the lowest and the highest."""
+    parts = []
+    for name in dict.fromkeys(row["data"] for row in document["rows"]):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in document["rows"]:
+            if row["data"] == name:
+                groups.setdefault(row["method"], []).append(row)
+        scores = [_scores(method, rows) for method, rows in groups.items()]
+        costs = [_costs(method, rows) for method, rows in groups.items() if "shifts" in rows[0]]
+        steps = document["settings"]["steps"]
+        parts += [f"**{name}, {steps} steps: scores**", as_markdown(scores)]
+        parts += [f"**{name}, {steps} steps: training**", as_markdown(costs)] if costs else []
+    return "\n\n".join(parts)
+
+
+def _scores(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    titles = {
+        "trained_acc": "trained acc", "trained_miou": "trained mIoU",
+        "held_out_acc": "held-out acc", "held_out_miou": "held-out mIoU",
+        "held_out_moved_acc": "moved acc", "held_out_moved_miou": "moved mIoU",
+    }  # fmt: skip
+    cells = {title: _range([row[key] for row in rows], 3) for key, title in titles.items()}
+    last = min(rows, key=lambda row: row["held_out_moved_miou"])
+    worst = min(rows, key=lambda row: row["worst_acc"])
+    return (
+        {"method": method}
+        | cells
+        | {"worst seed": f"{last['seed']}", "clusters": _range([r["clusters"] for r in rows], 0)}
+        | {"worst picture": f"{worst['worst_picture']}: {worst['worst_acc']:.3f}"}
+    )
+
+
+def _costs(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    shifts = [_range([row["shifts"][i] for row in rows], 3) for i in range(2)]
+    losses = {name: _range([row["losses"][name] for row in rows], 3) for name in rows[0]["losses"]}
+    return {
+        "method": method,
+        "b1": shifts[0],
+        "b2": shifts[1],
+        **losses,
+        "ms per step": _range([row["ms_per_step"] for row in rows], 0),
+        "peak MiB": _range([row["peak_mib"] for row in rows], 0),
+    }
+
+
+def _range(values: list[float], digits: int) -> str:
+    """The mean of values, and the lowest and the highest if they differ."""
+    mean, low, high = (f"{v:.{digits}f}" for v in (np.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+def settings(steps: int) -> dict[str, Any]:
+    """All that results depend on besides data set, method and seed."""
+    from benchmarks.quality.clusters import ITERATIONS, RESTARTS
+
+    return {
+        "fixed": "2026-11-30", "backbone": LITE0, "steps": steps, "view": VIEW,
+        "coco_side": COCO_SIDE, "camvid_size": list(CAMVID_SIZE),
+        "kmeans_restarts": RESTARTS, "kmeans_iterations": ITERATIONS, "threads": default_threads(),
+    }  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit code.
+
+    Raises
+    ------
+    InputError : wrong words, a file of another form, or a data set that is missing.
+    SdkError : a training has failed.
+    """
+    parser = Parser("python -m benchmarks training", description=__doc__)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the training (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=option(_seeds), default=list(SEEDS), help="with commas (0,1,2)"
+    )
+    parser.add_argument(
+        "--data", type=option(_names), default=list(DATA), help=f"data sets ({','.join(DATA)})"
+    )
+    parser.add_argument("-o", "--out", type=out_path, metavar="FILE", help="JSON file of results")
+    parser.add_argument(
+        "--table", type=some_path, metavar="FILE", help="print the tables of a JSON file, and end"
+    )
+    args = parser.parse_args(argv)
+    if args.table:
+        print(tables(_read(args.table)))
+        return 0
+    check_count("steps", args.steps, 1, 10**9)
+    check_out(args.out)
+    document: dict[str, Any] = {
+        "environment": environment.describe(),
+        "settings": settings(args.steps),
+        "rows": [],
+    }
+    if args.out and stat_of(args.out) is not None:
+        known = _read(args.out)
+        if known["settings"] != document["settings"]:
+            raise InputError(
+                f"{shown(args.out)} has results of other settings: {known['settings']}",
+                fix="choose another -o, or remove the file",
+            )
+        document = known
+    start = time.monotonic()
+    for row in measure(args.data, args.steps, args.seeds, document["rows"]):
+        document["rows"].append(row)
+        if args.out:
+            write_json(args.out, document)
+        with printing():
+            print(
+                f"{time.monotonic() - start:5.0f} s  {row['data']}, {row['method']}, seed"
+                f" {row['seed']}: held-out mIoU {row['held_out_moved_miou']:.3f}",
+                file=sys.stderr,
+            )
+    print(tables(document))
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A document that this command has written."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        tables(document)
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{shown(path)} is no result of this command: {error!r}", fix="measure again"
+        ) from error
+    return document
+
+
+def _seeds(text: str) -> list[int]:
+    """Different whole numbers with commas between them; InputError for another text."""
+    words = text.split(",")
+    if not all(word.isascii() and word.isdigit() for word in words) or len({*words}) < len(words):
+        raise InputError(f"{text!r} is no list of different seeds", fix="--seeds 0,1,2")
+    return [int(word) for word in words]
+
+
+def _names(text: str) -> list[str]:
+    """Names of DATA with commas between them; InputError for another text."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in DATA]:
+        raise InputError(
+            f"data has {', '.join(map(repr, unknown))}; wanted some of {', '.join(DATA)}",
+            fix="--data coco_mini",
+        )
+    return names
