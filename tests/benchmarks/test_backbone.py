@@ -56,12 +56,14 @@ def test_crops_are_the_middle_of_the_resized_picture(tmp_path):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A data set of one small random picture in each folder."""
+    """A data set of one small random picture in each folder, and small crops."""
     rng = np.random.default_rng(0)
     for name in (*backbone.SEQUENCES, backbone.PHOTOS):
         (tmp_path / name).mkdir(parents=True)
         picture = rng.integers(0, 256, (24, 30, 3), np.uint8)
         (tmp_path / name / "00000.png").write_bytes(encode_image(picture, ".png"))
+    monkeypatch.setattr(backbone, "SIDE", 64)
+    monkeypatch.setattr(backbone, "SHORT", 72)
     monkeypatch.setenv("SEG_DATA", str(tmp_path))
     return tmp_path
 
