@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import os
-import stat
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from export.checkpoint_folder import (
+    checkpoint_name,
+    import_error,
+    load_network,
+    read_config,
+    read_normalisation,
+    setting_error,
+)
 from export.models.base import PriorModel, read_object
 from export.models.stated import Stated
-from runtime.checks import is_number
-from runtime.engines.named_files import other_file
-from runtime.errors import BundleError, InputError, MissingBackend, first_line
-from runtime.files import here, stat_of, utf8_name
+from runtime.errors import InputError
+from runtime.files import here, stat_of
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess, are_sides
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_BELOW = ("*", "snapshots/*", "*/snapshots/*")  # where a hub's cache has checkpoints
+_OTHER_NETWORK = "export that network to ONNX and pass --model PATH.onnx"
+_OTHER_WEIGHTS = "take a checkpoint fine-tuned for semantic segmentation, with its own config.json"
 _BILINEAR = 2  # PIL's number, in preprocessor_config.json
 _SEGFORMER_LICENCE = (
     "the checkpoint's own; NVIDIA's SegFormer checkpoints are for research and evaluation only"
@@ -55,7 +58,7 @@ def segformer(
         import torch
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except (ImportError, RuntimeError, OSError) as error:
-        raise _import_error(error) from error
+        raise import_error(error, "SegFormer", "export") from error
 
     class Logits(torch.nn.Module):
         """The network with one tensor as output."""
@@ -79,10 +82,11 @@ def segformer(
             network = SegformerForSemanticSegmentation(SegformerConfig(num_labels=150))
         settings, names, name = {}, None, "segformer-b0-untrained"
     else:
-        config = _read_config(weights)
+        config = read_config(weights, "weights", ("segformer",), _OTHER_NETWORK)
         settings = _read_settings(weights, stated)
         names = _class_names(config, weights)
-        network, name = _load_segformer(weights), _name(weights)
+        network = load_network(SegformerForSemanticSegmentation, weights, _OTHER_WEIGHTS)
+        name = checkpoint_name(weights)
     preprocess = _segformer_preprocess(settings, imgsz, weights)
     return PriorModel(
         name=name,
@@ -93,33 +97,6 @@ def segformer(
         licence="none: random weights" if weights is None else _SEGFORMER_LICENCE,
         trained=weights is not None,
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The contents of config.json. InputError unless ``folder`` is a SegFormer checkpoint."""
-    found = stat_of(folder)
-    if found is None or not stat.S_ISDIR(found.st_mode):
-        raise InputError(
-            f"weights is {str(folder)!r}, which is no folder here; nothing is downloaded",
-            fix="on a machine with internet run: hf download "
-            f"{folder if len(folder.parts) == 2 else 'NAME/OF-MODEL'} --local-dir DIR; "
-            "then copy DIR here and pass --weights DIR",
-        )
-    if stat_of(folder / "config.json") is None:
-        below = [p for depth in _BELOW for p in folder.glob(f"{depth}/config.json")]
-        if below:
-            newest = max(below, key=lambda path: path.parent.stat().st_mtime).parent
-            raise InputError(
-                f"{folder} is no checkpoint; it contains checkpoints in folders",
-                fix=f"--weights {newest}",
-            )
-    config = read_object(folder / "config.json")
-    if config.get("model_type") != "segformer":
-        raise InputError(
-            f"{folder / 'config.json'} is for {config.get('model_type')!r}; wanted 'segformer'",
-            fix="export that network to ONNX and pass --model PATH.onnx",
-        )
-    return config
 
 
 def _class_names(config: dict[str, Any], folder: Path) -> list[str] | None:
@@ -156,106 +133,6 @@ def _read_settings(folder: Path, stated: Stated) -> dict[str, Any]:
     return {"image_mean": stated.mean, "image_std": stated.std}
 
 
-def _name(folder: Path) -> str:
-    """What the bundle calls the network: the name of the folder; or in a hub's cache, where
-    folders are called by hashes (models--OWNER--NAME/snapshots/HASH), the name of the model."""
-    whole = Path(os.path.realpath(folder))
-    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
-        return whole.parents[1].name.rpartition("--")[2]
-    return whole.name
-
-
-def _import_error(error: Exception) -> MissingBackend:
-    """The error to raise if torch or transformers cannot be imported: not installed, or installed
-    in versions that do not fit."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
-        return MissingBackend(
-            f"torch and transformers are needed for SegFormer, but {error}",
-            fix="pip install 'dynaguide-edge[export]'",
-        )
-    cause: BaseException = error  # transformers hides the reason in a chain of errors
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    fix = "install versions that fit: pip install --upgrade torch transformers"
-    if "torchvision" in f"{error} {cause}":
-        fix = (
-            "torchvision does not fit torch: pip install --upgrade torch torchvision, or "
-            "pip uninstall torchvision, which is not needed here"
-        )
-    return MissingBackend(
-        f"torch and transformers are installed, but cannot be imported: {first_line(cause)}",
-        fix=fix,
-    )
-
-
-def _load_segformer(folder: Path) -> Any:
-    """The network with the weights from the folder's file.
-
-    BundleError if the file is broken or contains code, or if weights are missing, unexpected or of
-    another shape.
-    """
-    import pickle
-
-    import huggingface_hub.errors
-    import torch
-    from safetensors import SafetensorError
-    from transformers import SegformerForSemanticSegmentation
-
-    # Newer versions check the types in config.json, and raise an error of their own.
-    wrong_type = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
-        if other := other_file(file):
-            raise BundleError(f"{file} is {other[0]}", fix=other[1])
-    try:
-        # redirect_stderr hides a progress bar
-        with redirect_stderr(io.StringIO()), utf8_name(folder) as name:
-            network, info = SegformerForSemanticSegmentation.from_pretrained(
-                name,
-                local_files_only=True,
-                weights_only=True,
-                ignore_mismatched_sizes=True,  # the error below lists them by name
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except pickle.UnpicklingError as error:
-        raise BundleError(
-            f"the weights in {folder} are no plain weights: loading them would run code in them",
-            fix="save them again as safetensors where you trust them: "
-            "model.save_pretrained(DIR, safe_serialization=True)",
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        ImportError,
-        SafetensorError,
-        wrong_type,
-    ) as error:
-        reason = first_line((isinstance(error, wrong_type) and error.__cause__) or error)
-        raise BundleError(
-            f"the checkpoint in {folder} cannot be loaded: {reason}",
-            fix="copy the folder again",
-        ) from error
-    wrong = []
-    for what in ("missing", "unexpected", "mismatched"):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in info[f"{what}_keys"])
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            wrong.append(f"{what}: {', '.join(keys[:5])}{more}")
-    if wrong:
-        raise BundleError(
-            f"the weights in {folder} are not those of the network in config.json; "
-            + "; ".join(wrong),
-            fix="take a checkpoint fine-tuned for semantic segmentation, with its own config.json",
-        )
-    return network
-
-
 def _segformer_preprocess(
     settings: dict[str, Any], imgsz: tuple[int, int] | None, folder: Path | None
 ) -> Preprocess:
@@ -268,14 +145,11 @@ def _segformer_preprocess(
     (transformers 5.23).
     """
 
+    where = (folder or Path()) / "preprocessor_config.json"
+
     def refuse(key: str, wanted: str, fix: str = "") -> InputError:
         """The error to raise for the value of a key."""
-        where = f"{folder}/preprocessor_config.json"
-        return InputError(
-            f"{where}: {key} is {settings.get(key)!r}; wanted {wanted}",
-            fix=fix
-            or "change that file if the network was trained so, or export it to ONNX yourself",
-        )
+        return setting_error(where, key, settings.get(key), wanted, fix)
 
     known = {"do_resize": True, "do_normalize": True, "do_rescale": True}
     ignored = {"do_reduce_labels", "do_convert_rgb"}  # without effect on RGB pictures
@@ -313,23 +187,7 @@ def _segformer_preprocess(
             "state the size of the input: --imgsz HEIGHT WIDTH",
         )
 
-    factor = settings.get("rescale_factor", 1 / 255) if flags["do_rescale"] else 1.0
-    if not is_number(factor) or factor <= 0:
-        raise refuse("rescale_factor", "a number above 0")
-    gain = 255 * factor  # Hugging Face computes (gain * v - mean) / std for v in [0, 1]
-    if abs(gain - 1) < 1e-6:
-        gain = 1.0
-    normalise: dict[str, Any] = {}
-    for key, default in (("mean", 0.0), ("std", 1.0)):
-        given: Any = (default,) * 3
-        if flags["do_normalize"]:
-            given = settings.get(f"image_{key}", _IMAGENET[key])
-        if not isinstance(given, (list, tuple)) or len(given) != 3:
-            raise refuse(f"image_{key}", "three numbers")
-        try:
-            normalise[key] = tuple(float(n) / gain for n in given)
-        except (TypeError, ValueError) as error:
-            raise refuse(f"image_{key}", "three numbers") from error
+    normalise: Any = read_normalisation(settings, where, _IMAGENET)
     height, width = sides
     own = Preprocess(**normalise, height=height, width=width, multiple=32, minimum=32)
     if min(height, width) < own.minimum:
