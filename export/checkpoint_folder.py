@@ -115,6 +115,7 @@ def load_network(
 
     import huggingface_hub.errors
     import torch
+    import transformers
     from safetensors import SafetensorError
 
     # Newer versions check the types in config.json, and raise an error of their own.
@@ -122,6 +123,8 @@ def load_network(
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
         if other := other_file(file):
             raise BundleError(f"{file} is {other[0]}", fix=other[1])
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # hides a report; the errors below contain its facts
     try:
         # redirect_stderr hides a progress bar
         with redirect_stderr(io.StringIO()), utf8_name(folder) as name:
@@ -158,6 +161,8 @@ def load_network(
             f"the checkpoint in {folder} cannot be loaded: {reason}",
             fix="copy the folder again",
         ) from error
+    finally:
+        transformers.logging.set_verbosity(level)
     wrong = []
     for what in ("missing", "unexpected", "mismatched"):
         keys = sorted(key if isinstance(key, str) else key[0] for key in info[f"{what}_keys"])

@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtime.checks import check_count, is_number
+from runtime.errors import InputError
+
 if TYPE_CHECKING:
     from torch.nn import Module
 
@@ -32,6 +35,10 @@ class Backbone:
         pixel more on the right and at the bottom. "none" where a network has no padding.
     licence : of the weights, in words.
     trained : False when the weights are random.
+
+    Raises
+    ------
+    InputError : channels or stride below 1, or a mean or std that no colours can have.
     """
 
     name: str
@@ -46,6 +53,21 @@ class Backbone:
     padding: str = "none"
     licence: str = "not stated"
     trained: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("channels", self.channels, 1, 1 << 20)
+        check_count("stride", self.stride, 1, 1 << 10)
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(map(is_number, values)):
+                raise InputError(
+                    f"{key} of {self.name} is {values!r}; wanted three numbers",
+                    fix="take them from the code that trained the network",
+                )
+        if min(self.std) <= 0:
+            raise InputError(
+                f"std of {self.name} is {self.std!r}; wanted numbers above 0",
+                fix="take them from the code that trained the network",
+            )
 
     def entry(self) -> dict[str, Any]:
         """What run.json and the manifest store of the backbone."""

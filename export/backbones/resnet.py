@@ -1,0 +1,137 @@
+"""ResNet-18 and ResNet-50 from a state dict with torchvision's names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from export.backbones.base import Backbone
+from export.backbones.weights import load_strictly, read_weights
+from runtime.errors import InputError
+from runtime.files import shown
+
+FEATURES = ("layer4", "layer3")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which torchvision uses
+_PREFIXES = ("module.", "backbone.")  # in front of all names, as wrappers of networks write them
+_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # of each layer: table 1 of He et al. (2015)
+
+
+class _Block(nn.Module):
+    """A residual block: two 3x3 convolutions; or, of a bottleneck, a 1x1, a 3x3 and a 1x1 that has
+    four times the channels. The first 3x3 convolution has the stride, as torchvision's have."""
+
+    def __init__(self, ins: int, wide: int, stride: int, dilation: int, bottleneck: bool) -> None:
+        super().__init__()
+        outs = wide * (4 if bottleneck else 1)
+        sides = (1, 3, 1) if bottleneck else (3, 3)
+        self.count, strided = len(sides), sides.index(3)
+        for i, side in enumerate(sides):
+            convolution = nn.Conv2d(
+                ins if i == 0 else wide,
+                outs if i == len(sides) - 1 else wide,
+                side,
+                stride if i == strided else 1,
+                padding=dilation * (side // 2),
+                dilation=dilation if side == 3 else 1,
+                bias=False,
+            )
+            self.add_module(f"conv{i + 1}", convolution)
+            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(convolution.out_channels))
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or ins != outs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(ins, outs, 1, stride, bias=False), nn.BatchNorm2d(outs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for i in range(1, self.count + 1):
+            y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
+            y = relu(y) if i < self.count else y
+        return relu(y + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """ResNet without its classifier, with torchvision's names.
+
+    Parameters
+    ----------
+    depth : 18 or 50.
+    last : the number of the last layer to compute, 3 or 4.
+    dilated : the stride of 2 of layer4 is 1, and its later 3x3 convolutions have dilation 2, so
+        that the stride of the whole is 16, not 32. At the even positions of both axes the features
+        are those of the network of stride 32.
+    """
+
+    def __init__(self, depth: int, last: int = 4, *, dilated: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        ins, bottleneck = 64, depth == 50
+        for number, repeats in enumerate(_BLOCKS[depth], 1):
+            wide, blocks = 32 * 2**number, []
+            for repeat in range(repeats):
+                stride, dilation = (2 if number > 1 and repeat == 0 else 1), 1
+                if dilated and number == 4:
+                    stride, dilation = 1, (1 if repeat == 0 else 2)
+                blocks.append(_Block(ins, wide, stride, dilation, bottleneck))
+                ins = wide * (4 if bottleneck else 1)
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.last = last
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features, (N, C, h / 16, w / 16), of images (N, 3, h, w) float32, normalised, whose sides
+        are multiples of 16."""
+        x = self.maxpool(relu(self.bn1(self.conv1(images))))
+        for number in range(1, self.last + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+
+def resnet(path: Path, features: str = "layer4") -> Backbone:
+    """ResNet-18 or -50 from a file of weights; the names in the file say which.
+
+    Parameters
+    ----------
+    path : .pth, .pt or .bin for torch.load(weights_only=True), or .safetensors: a state dict with
+        torchvision's names, or one under "state_dict". The prefixes "module." and "backbone." are
+        removed where all names have them. The classifier, fc, is not used.
+    features : "layer4", dilated, or "layer3"; both have stride 16.
+
+    Raises
+    ------
+    InputError : no such file or features.
+    BundleError : the file is broken, unsafe, or of another network.
+    """
+    if features not in FEATURES:
+        raise InputError(
+            f"features is {features!r}; a ResNet has {', '.join(FEATURES)}",
+            fix="--features layer4",
+        )
+    state, sha256 = read_weights(path)
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    depth = 50 if "layer1.0.conv3.weight" in state else 18
+    network = ResNet(depth, int(features[-1]))
+    # Files of PyTorch before 0.4.1 have no counts of batches, which are for training alone.
+    counts = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}
+    load_strictly(network, counts | state, f"the weights in {shown(path)}, read as ResNet-{depth},")
+    channels = (64 if depth == 18 else 256) * 2 ** (network.last - 1)
+    return Backbone(
+        name=f"resnet{depth}",
+        module=network,
+        channels=channels,
+        stride=16,
+        mean=_MEAN,
+        std=_STD,
+        source=os.path.abspath(path),
+        features=features,
+        sha256=sha256,
+        padding="symmetric",
+    )

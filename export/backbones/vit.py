@@ -1,0 +1,186 @@
+"""Vision transformers from checkpoint folders of Hugging Face: ViT, DINO and DINOv2."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from export.backbones.base import Backbone
+from export.checkpoint_folder import (
+    checkpoint_name,
+    import_error,
+    load_network,
+    read_config,
+    read_normalisation,
+)
+from export.models.base import read_object
+from runtime.engines.named_files import read_regular
+from runtime.errors import BundleError, InputError, MissingBackend
+
+FEATURES = ("tokens", "keys")
+KINDS = {  # model_type in config.json -> the class of transformers; DINO's are of type "vit"
+    "vit": "ViTModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+}
+# Where the key projection of block n is: in transformers 4.50 to 5.0 for all kinds; in 5.24 for
+# DINOv2; in 5.24 for ViT.
+KEYS = (
+    "encoder.layer.{}.attention.attention.key",
+    "encoder.layer.{}.attention.k_proj",
+    "layers.{}.attention.k_proj",
+)
+_IGNORED = ("pooler.", "classifier.", "vit.pooler.")  # heads, which are behind the features
+
+
+class VisionTransformer(nn.Module):
+    """A network of transformers that returns the features of its patches as a picture.
+
+    Parameters
+    ----------
+    network : a ViTModel, Dinov2Model or Dinov2WithRegistersModel.
+    features : "tokens", after the last normalisation, or "keys", of the last block.
+    """
+
+    def __init__(self, network: Any, features: str) -> None:
+        super().__init__()
+        self.network = network
+        self.patch = patch_side(network.config)
+        # The class token and the registers are in front of the patches.
+        self.skipped = 1 + getattr(network.config, "num_register_tokens", 0)
+        self.options = (
+            {"interpolate_pos_encoding": True} if network.config.model_type == "vit" else {}
+        )
+        self.keys = None
+        if features == "keys":
+            self.keys = key_projection(network, network.config.num_hidden_layers - 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features, (N, C, h / patch, w / patch), of images (N, 3, h, w) float32, normalised.
+
+        Raises
+        ------
+        InputError : a side is no multiple of the patch.
+        """
+        height, width = images.shape[2:]
+        if height % self.patch or width % self.patch:
+            near = [max(1, round(n / self.patch)) * self.patch for n in (height, width)]
+            raise InputError(
+                f"the input is {height} x {width} pixels; wanted multiples of {self.patch}, the "
+                "side of this network's patches",
+                fix=f"choose {near[0]} x {near[1]}, the nearest size: --imgsz {near[0]}",
+            )
+        kept: list[Tensor] = []
+        hook = None
+        if self.keys is not None:
+            projection = self.network.get_submodule(self.keys)
+            hook = projection.register_forward_hook(lambda _module, _x, y: kept.append(y))
+        try:
+            found = self.network(pixel_values=images, **self.options).last_hidden_state
+        finally:
+            if hook is not None:
+                hook.remove()
+        patches = (kept[0] if hook is not None else found)[:, self.skipped :]
+        rows, columns = height // self.patch, width // self.patch
+        return patches.transpose(1, 2).reshape(images.shape[0], -1, rows, columns)
+
+
+def patch_side(config: Any) -> int:
+    """The side of a patch in pixels. InputError if patches are not square."""
+    side = config.patch_size
+    if not isinstance(side, int):
+        raise InputError(
+            f"config.json: patch_size is {side!r}; wanted one number", fix="take another checkpoint"
+        )
+    return side
+
+
+def key_projection(network: Any, block: int) -> str:
+    """The name of the module that projects the tokens of a block to keys.
+
+    Raises
+    ------
+    MissingBackend : this version of transformers calls it otherwise.
+    """
+    names = [name.format(block) for name in KEYS]
+    modules = dict(network.named_modules())
+    for name in names:
+        if name in modules:
+            return name
+    raise MissingBackend(
+        f"the key projection of {type(network).__name__} is at none of {', '.join(names)} in this "
+        "version of transformers",
+        fix="pip install 'transformers>=4.50,<=5.24', or choose --features tokens",
+    )
+
+
+def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
+    """ViT (Dosovitskiy et al., 2020), DINO (Caron et al., 2021) or DINOv2 (Oquab et al., 2023).
+
+    Parameters
+    ----------
+    folder : config.json, preprocessor_config.json, which states mean and std, and the weights.
+    features : "tokens" or "keys", as of :class:`VisionTransformer`.
+
+    Raises
+    ------
+    InputError : no such folder or features, another kind of network, or no mean and std.
+    BundleError : weights that are broken, unsafe, or not those of the network in config.json.
+    MissingBackend : transformers cannot be imported, or has another layout.
+    """
+    if features not in FEATURES:
+        raise InputError(
+            f"features is {features!r}; a vision transformer has {', '.join(FEATURES)}",
+            fix="--features tokens",
+        )
+    config = read_config(
+        folder,
+        "backbone",
+        tuple(KINDS),
+        "supported are efficientnet-lite0, a folder of one of these kinds, and a file of "
+        "ResNet-18 or -50",
+    )
+    settings = folder / "preprocessor_config.json"
+    normalisation: Any = read_normalisation(read_object(settings), settings, {})
+    try:
+        import transformers
+    except (ImportError, RuntimeError, OSError) as error:
+        raise import_error(error, "vision transformers", "train") from error
+    kind = config["model_type"]
+    try:
+        network_class = getattr(transformers, KINDS[kind])
+    except (AttributeError, ImportError, RuntimeError, OSError) as error:
+        raise import_error(error, KINDS[kind], "train") from error
+    options = {"add_pooling_layer": False} if kind == "vit" else {}
+    network = load_network(
+        network_class, folder, "copy the whole folder of the checkpoint", _IGNORED, **options
+    )
+    network = network.float().eval().requires_grad_(False)
+    module = VisionTransformer(network, features).eval()
+    channels = network.config.hidden_size
+    if module.keys is not None:
+        channels = network.get_submodule(module.keys).out_features
+    return Backbone(
+        name=checkpoint_name(folder),
+        module=module,
+        channels=channels,
+        stride=module.patch,
+        **normalisation,
+        source=os.path.abspath(folder),
+        features=features,
+        sha256=_sha256(folder),
+        licence="the checkpoint's own",
+    )
+
+
+def _sha256(folder: Path) -> str:
+    """Of the file of weights; of several files the sha256 of their hashes in the order of names."""
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    hashes = [hashlib.sha256(read_regular(f, "a file of weights")).hexdigest() for f in files]
+    if not hashes:
+        raise BundleError(f"{folder} contains no weights", fix="copy the folder again")
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
