@@ -210,13 +210,18 @@ def _trained(
     )
     if not made["backbone"]["trained"]:
         _LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
-    if made != entry:
-        write_entry(args.out, made)
     first = checkpoint.step if checkpoint else 0
     with _stop_flag() as stopped, _Progress(args, first) as progress:
+
+        def report(step: int, loss: float) -> None:
+            # Not before, so that an error in the first step of all leaves no run behind.
+            if step == first + 1 and made != entry:
+                write_entry(args.out, made)
+            progress.report(step, loss)
+
         return train(
             method, batches, config, args.out, resumed=checkpoint, score=score,
-            stopped=stopped, report=progress.report,
+            stopped=stopped, report=report,
         )  # fmt: skip
 
 

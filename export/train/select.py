@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,15 @@ def labels_score(
 
     def score() -> float:
         network.head.load_state_dict(method.module.state_dict())
-        pairs = files.read(known, None)
-        counts = confusion_of(network, preprocess, pairs, len(known.names))
+        pictures, labels = tee(files.read(known, None))  # read in turn: one pair is in memory
+        counts = confusion_of(
+            network,
+            preprocess,
+            (picture for picture, _ in pictures),
+            (ids for _, ids in labels),
+            len(known.names),
+        )
         return match(counts).miou
 
+    score()  # unusable labels are reported before the training
     return score

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import export.backbones.load
+import export.train.loop
 from export.__main__ import main
 from export.backbones import Backbone
 
@@ -79,11 +80,16 @@ class Ended:
         return True
 
 
-def train(*words, backbone=tiny_backbone):
-    """python -m export train in this process, on the tiny backbone."""
+def no_curves(*_):
+    """Stands for draw_curves, which takes most of the time of a tiny run."""
+
+
+def train(*words, backbone=tiny_backbone, curves=no_curves):
+    """python -m export train in this process, on the tiny backbone, without curves."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(export.backbones.load, "load_backbone", backbone),
+        mock.patch.object(export.train.loop, "draw_curves", curves),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -162,15 +168,13 @@ def _run_until(moment, folder, words):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     export.backbones.load.load_backbone = tiny_backbone
+    export.train.loop.draw_curves = no_curves
     folder = Path(sys.argv[1])
     # What all children need is imported once.
     import export.models.segunify
     import export.train.features
-    from export.train.log import draw_curves
 
     torch.optim.Adam(torch.nn.Linear(1, 1).parameters())
-    (folder / "log.csv").write_text("step,loss,seconds\n1,1,1\n")
-    draw_curves(folder / "log.csv", folder / "curves.png", "warm")
     children = {m: _run_until(m, folder, sys.argv[2:]) for m in MOMENTS}
     codes = {m: os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for m, c in children.items()}
     print(json.dumps(codes))

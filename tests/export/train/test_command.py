@@ -1,0 +1,271 @@
+"""The command line of the trainer: its help, its result, and each error before the training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from permissions import obeyed
+from training import TINY, draw_pictures, tiny_backbone, train, trained
+
+from export.__main__ import main
+from export.train.log import draw_curves
+from export.train.run import open_run, read_entry
+
+ROOT = Path(__file__).parents[3]
+SHORT = (*TINY, "--steps", "4", "--every", "2", "--log-every", "2", "--batch", "3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp("command") / "pictures", 6)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    return trained(data, tmp_path_factory.mktemp("command") / "run", *SHORT)
+
+
+def start(data, out, *words):
+    return train("segunify", "--data", data, "-o", out, *SHORT, *words)
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else None
+
+
+def test_help_lists_the_methods_and_does_not_import_torch():
+    program = "import sys, export.train.__main__ as m\ntry: m.main(['--help'])\n"
+    program += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "segunify" in done.stdout and "name the clusters" in done.stdout
+    assert done.stdout.endswith("False\n") and not done.stderr
+
+
+def test_the_help_of_the_exporter_names_the_trainer(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "python -m export train --help" in " ".join(capsys.readouterr().out.split())
+
+
+def test_usage_errors():
+    assert train().refused(2, "METHOD")
+    assert train("segunif").refused(2, "did you mean segunify?")
+    assert train("segunify", "-o", "x", "--step", "3").refused(2, "did you mean --steps?")
+    assert train("segunify", "-o", "x", "--device", "tpu").refused(2, "device is 'tpu'")
+    assert train("segunify", "--data", "x").refused(2, "-o")
+
+
+def test_the_result_for_people(data, tmp_path):
+    words = ("--data", data, "-o", tmp_path / "my run", *SHORT)
+    ended = train("segunify", *words, curves=draw_curves)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0].startswith(f"saved    {tmp_path / 'my run'}/  (step 4, ")
+    assert lines[1].startswith("losses   loss ") and ", within " in lines[1]
+    assert f"python -m export train name '{tmp_path / 'my run'}' --labels DIR" in lines[2]
+    assert f"python -m export --model '{tmp_path / 'my run'}' -o NAME.bundle" in lines[3]
+    assert "  20 %  step 1, loss" in ended.err and " 100 %  step 4, loss" in ended.err
+    assert "shifts: 0.300 within" in ended.err
+    assert {"run.json", "checkpoint.safetensors", "log.csv", "curves.png", "lock"} == files(
+        tmp_path / "my run"
+    ).keys()
+    assert cv2.imread(str(tmp_path / "my run/curves.png")).shape[1] == 800
+
+
+def test_the_result_as_json(data, tmp_path):
+    ended = start(data, tmp_path / "run", "--json", "-q")
+    assert ended.code == 0 and ended.err == ""
+    document = json.loads(ended.out)
+    assert document["run"] == str(tmp_path / "run") and document["method"] == "segunify"
+    assert document["step"] == document["steps"] == 4 and document["seconds"] > 0
+    assert document["losses"].keys() == {"loss", "within", "across", "data"}
+    assert document["best"] is None and document["broken"] == {}
+    failed = start(data, tmp_path / "run", "--json")
+    assert failed.code == 1 and "contains a run" in json.loads(failed.out)["error"]
+
+
+def test_a_backbone_without_trained_weights_is_named(data, tmp_path):
+    def random(*words):
+        return tiny_backbone(*words, trained=False)
+
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT, "-q")
+    assert (
+        "WARNING: the backbone has RANDOM weights" in train("segunify", *words, backbone=random).err
+    )
+
+
+ERRORS = [
+    (("--steps", "0"), 1, "steps is 0; wanted a whole number from 1"),
+    (("--batch", "5000"), 1, "--batch 4096"),
+    (("--batch", "1"), 1, "the batch has one view"),
+    (("--lr", "0"), 1, "lr is 0.0; wanted a number above 0"),
+    (("--lr", "nan"), 1, "lr is nan; wanted a number above 0"),
+    (("--seed", "-1"), 1, "seed is -1"),
+    (("--imgsz", "36"), 1, "imgsz is 36; wanted a multiple of 8"),
+    (("--imgsz", "8"), 1, "imgsz is 8; wanted 16 to 4096"),
+    (("--clusters", "1"), 1, "clusters"),
+    (("--holdout", "0.2"), 1, "add --select energy"),
+    (("--select", "energy", "--holdout", "0.9"), 1, "holdout is 0.9; wanted above 0"),
+    (("--select", "energy", "--holdout", "0.1"), 1, "one view is held out"),
+    (("--select", "labels"), 1, "--labels FOLDER --classes FILE"),
+    (("--labels", "x"), 1, "--labels FOLDER --classes FILE"),
+    (("--cache-limit", "0"), 1, "cache-limit is 0; wanted GiB"),
+    (("--device", "cuda:7"), 1, "device is cuda:7, but torch finds"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "text"), ERRORS, ids=[" ".join(e[0]) for e in ERRORS])
+def test_an_error_before_the_training_leaves_nothing(data, tmp_path, words, code, text):
+    assert start(data, tmp_path / "run", *words).refused(code, text)
+    assert files(tmp_path / "run") is None
+    (tmp_path / "run").mkdir()
+    assert start(data, tmp_path / "run", *words).refused(code, text)
+    assert files(tmp_path / "run") == {}
+
+
+def test_pictures_that_cannot_be_used(tmp_path):
+    out = tmp_path / "run"
+    assert train("segunify", "-o", out, *SHORT).refused(1, "data is not set", "--data FOLDER")
+    assert start(tmp_path / "no", out).refused(1, "no does not exist")
+    (tmp_path / "empty").mkdir()
+    assert start(tmp_path / "empty", out).refused(1, "no pictures in", "empty")
+    broken = draw_pictures(tmp_path / "broken", 6, broken=[2])
+    assert start(broken, out).refused(1, "1 of 6 pictures cannot be read", "02.png")
+
+
+def test_a_backbone_that_cannot_be_used(data, tmp_path):
+    from export.backbones.load import load_backbone
+
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT)
+    for name in (tmp_path / "no", "efficientnet-lite9"):
+        ended = train("segunify", *words, "--backbone", name, backbone=load_backbone)
+        assert ended.refused(1, Path(name).name)
+    assert files(tmp_path / "run") is None
+
+
+def test_folders_with_commas_and_several_folders(tmp_path):
+    one, two = (draw_pictures(tmp_path / name, 3) for name in ("a,b", "c"))
+    run = trained(one, tmp_path / "one", *SHORT)
+    assert read_entry(run)["files"] == 3
+    assert train("segunify", "-o", run, "--resume").code == 0
+    draw_pictures(tmp_path / "d", 3)
+    run = trained(f"{two},{tmp_path / 'd'}", tmp_path / "two", *SHORT)
+    assert read_entry(run)["data"] == [str(two), str(tmp_path / "d")]
+    assert read_entry(run)["files"] == 6
+
+
+def test_a_folder_that_is_not_free(data, whole, tmp_path):
+    before = files(whole)
+    ended = start(data, whole)
+    assert ended.refused(1, f"{whole} contains a run", "--resume continues it")
+    assert files(whole) == before
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("x")
+    assert start(data, out).refused(1, "contains other files: notes.txt", "choose another -o")
+    (out / "notes.txt").rename(out / "log.csv")
+    assert start(data, out).refused(1, "contains the rest of a run: log.csv")
+    assert start(data, out / "log.csv").refused(1, "log.csv is no folder")
+    assert files(out).keys() == {"log.csv"}
+
+
+def test_the_rest_of_a_killed_start_is_removed(data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "lock").touch()
+    (out / ".0123456789abcdef.tmp.safetensors").write_bytes(b"x")
+    (out / ".0123456789abcdef.tmp").write_bytes(b"x")
+    assert start(data, out).code == 0
+    assert not [name for name in files(out) if name.startswith(".")]
+    (out / ".hidden.tmp").touch()
+    assert train("segunify", "-o", out, "--resume").code == 0
+    assert ".hidden.tmp" in files(out)
+
+
+def test_a_folder_without_permission(data, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    with obeyed():
+        assert start(data, locked / "run").refused(1, "cannot be created: Permission denied")
+        assert start(data, locked).refused(1, "cannot be written: Permission denied")
+
+
+def test_two_processes_do_not_train_in_one_folder(data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    program = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX)\n"
+    program += "print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(out / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert start(data, out).refused(1, "another process trains in")
+        other.stdin.close()
+    assert start(data, out).code == 0
+
+
+def test_a_finished_run_says_so(whole):
+    before = files(whole)
+    ended = train("segunify", "-o", whole, "--resume", backbone=None)
+    assert ended.code == 0 and "is finished: all 4 steps were made" in ended.err
+    assert f"saved    {whole}/  (step 4" in ended.out
+    assert files(whole) == before
+    document = json.loads(train("segunify", "-o", whole, "--resume", "--json", "-q").out)
+    assert document["step"] == 4 and document["losses"]
+
+
+CHANGES = [
+    (("--clusters", "4"), "clusters is 4, not 3", "leave out --clusters"),
+    (("--batch", "2", "--lr", "1"), "batch is 2, not 3; lr is 1.0, not 0.0001", "--batch, --lr"),
+    (("--no-final-silu",), "final_silu is False, not True", "--final-silu"),
+    (("--imgsz", "64"), "imgsz is 64, not 32", "--imgsz"),
+    (("--crops", "five"), "crops is five, not centre", "--crops"),
+    (("--backbone", "efficientnet-lite0"), "backbone is efficientnet-lite0, not", "--backbone"),
+    (("--data", "elsewhere"), "data is", "--data"),
+    (("--steps", "3"), "steps is 3; the run was started with 4", "a larger number"),
+]
+
+
+@pytest.mark.parametrize(("words", "text", "fix"), CHANGES, ids=[c[1] for c in CHANGES])
+def test_a_resumed_run_keeps_its_options(data, tmp_path_factory, whole, words, text, fix):
+    if "--backbone" in words:  # the run's own has another name
+        words = ("--backbone", "another")
+        text = "backbone is /"
+    before = files(whole)
+    assert train("segunify", "-o", whole, "--resume", *words).refused(1, text, fix)
+    assert files(whole) == before
+
+
+def test_a_resumed_run_needs_the_same_pictures_and_weights(tmp_path):
+    data = draw_pictures(tmp_path / "pictures", 4)
+    run = trained(data, tmp_path / "run", *SHORT)
+    words = ("segunify", "-o", run, "--resume", "--steps", "6")
+
+    def other(*words):
+        from dataclasses import replace
+
+        return replace(tiny_backbone(*words), sha256="cd" * 32)
+
+    assert train(*words, backbone=other).refused(1, "the weights of", "changed since the run")
+    (data / "more.png").write_bytes((data / "00.png").read_bytes())
+    assert train(*words).refused(1, "it had 4 files, now there are 5")
+    (data / "more.png").unlink()
+    assert train(*words).code == 0 and open_run(run).checkpoint.step == 6
+
+
+def test_what_cannot_be_resumed(data, whole, tmp_path):
+    assert train("segunify", "-o", tmp_path / "no", "--resume").refused(1, "no does not exist")
+    assert train("segunify", "-o", tmp_path, "--resume").refused(1, "is no run")
+    entry = json.loads((whole / "run.json").read_text())
+    for change, code, text in [
+        ({"method": "other"}, 1, "is a run of other, not of segunify"),
+        ({"options": {}}, 5, "the options of another version of the program: clusters"),
+        ({"schema": "dg-run/0"}, 5, "has schema 'dg-run/0'"),
+    ]:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run/run.json").write_text(json.dumps(entry | change))
+        assert train("segunify", "-o", tmp_path / "run", "--resume").refused(code, text)
