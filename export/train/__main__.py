@@ -77,7 +77,7 @@ def _parser(method: str = "", defaults: Mapping[str, Any] | None = None) -> Pars
         command.set_defaults(run=_train, method=name, **(defaults or {} if name == method else {}))
     command = commands.add_parser("name", help="name the clusters of a run by labelled pictures")
     naming.add_options(command)
-    command.set_defaults(run=lambda args, words: naming.run(args))
+    command.set_defaults(run=_name)
     return parser
 
 
@@ -165,6 +165,12 @@ def _device(text: str) -> str:
     """The device as torch names it, such as "cuda:0". InputError for another text."""
     kind, index = parse_device(text)
     return kind if kind == "cpu" else f"{kind}:{index}"
+
+
+def _name(args: argparse.Namespace, _: list[str]) -> int:
+    """Run the command name, whose warnings are printed."""
+    with _printed_log(args.quiet):
+        return naming.run(args)
 
 
 def _train(args: argparse.Namespace, words: list[str]) -> int:

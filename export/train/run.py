@@ -351,6 +351,7 @@ _BACKBONE = {
     "stride": ("1 to 1024", lambda v: is_count(v, 1, 1024)),
     "mean": _COLOUR,
     "std": _COLOUR,
+    "padding": _TEXT,
     "licence": _TEXT,
     "trained": ("true or false", lambda v: isinstance(v, bool)),
 }

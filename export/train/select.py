@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,15 +85,8 @@ def labels_score(
 
     def score() -> float:
         network.head.load_state_dict(method.module.state_dict())
-        pictures, labels = tee(files.read(known, None))  # read in turn: one pair is in memory
-        counts = confusion_of(
-            network,
-            preprocess,
-            (picture for picture, _ in pictures),
-            (ids for _, ids in labels),
-            len(known.names),
-        )
-        return match(counts).miou
+        pairs = files.read(known, None)
+        return match(confusion_of(network, preprocess, pairs, len(known.names))).miou
 
     score()  # unusable labels are reported before the training
     return score

@@ -124,10 +124,12 @@ def prepare(
     from export.backbones.load import load_backbone
 
     backbone = load_backbone(args.backbone, args.features)
-    if entry is not None and entry["backbone"]["sha256"] != backbone.sha256:
+    if entry is not None and (now := backbone.entry()) != entry["backbone"]:
+        names = sorted(k for k in now if now[k] != entry["backbone"][k])
         raise InputError(
-            f"the weights of {shown(args.backbone)} changed since the run was started",
-            fix="restore them, or train again with another -o",
+            f"the backbone {shown(args.backbone)} changed since the run was started: "
+            f"{', '.join(names)}",
+            fix="restore its files, or train again with another -o",
         )
 
     import torch

@@ -84,9 +84,16 @@ def no_curves(*_):
     """Stands for draw_curves, which takes most of the time of a tiny run."""
 
 
-def train(*words, backbone=tiny_backbone, curves=no_curves):
+class Terminal(io.StringIO):
+    """What is written on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def train(*words, backbone=tiny_backbone, curves=no_curves, stream=io.StringIO):
     """python -m export train in this process, on the tiny backbone, without curves."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), stream()
     with (
         mock.patch.object(export.backbones.load, "load_backbone", backbone),
         mock.patch.object(export.train.loop, "draw_curves", curves),

@@ -1,6 +1,7 @@
 """The command line of the trainer: its help, its result, and each error before the training."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 from permissions import obeyed
-from training import TINY, draw_pictures, tiny_backbone, train, trained
+from training import TINY, Terminal, draw_pictures, tiny_backbone, train, trained
 
 from export.__main__ import main
 from export.train.log import draw_curves
@@ -75,6 +76,17 @@ def test_the_result_for_people(data, tmp_path):
         tmp_path / "my run"
     ).keys()
     assert cv2.imread(str(tmp_path / "my run/curves.png")).shape[1] == 800
+
+
+def test_a_bar_on_a_terminal_has_the_loss_and_the_time_left(data, tmp_path):
+    words = ("segunify", "--data", data, "-o", tmp_path / "run", *SHORT)
+    ended = train(*words, stream=Terminal)
+    bars = ended.err.split("\r")
+    assert ended.code == 0 and "step 1, loss" not in ended.err
+    assert re.search(r"segunify: 100%.* 4/4 \[\d+:\d+<\d+:\d+.*, loss -?\d", bars[-1]), bars
+    more = train("segunify", "-o", tmp_path / "run", "--resume", "--steps", "5", stream=Terminal)
+    assert "4/5" in more.err and "5/5" in more.err and "1/5" not in more.err
+    assert "\r" not in train(*words[:-1], "3", "-q", "--resume", stream=Terminal).err
 
 
 def test_the_result_as_json(data, tmp_path):
@@ -250,7 +262,7 @@ def test_a_resumed_run_needs_the_same_pictures_and_weights(tmp_path):
 
         return replace(tiny_backbone(*words), sha256="cd" * 32)
 
-    assert train(*words, backbone=other).refused(1, "the weights of", "changed since the run")
+    assert train(*words, backbone=other).refused(1, "changed since the run was started: sha256")
     (data / "more.png").write_bytes((data / "00.png").read_bytes())
     assert train(*words).refused(1, "it had 4 files, now there are 5")
     (data / "more.png").unlink()
