@@ -74,18 +74,21 @@ class Checkpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run that has a checkpoint.
 
     Parameters
     ----------
     folder : of the run.
     entry : the parsed run.json.
-    checkpoint : the one that --select chose: the last one, or the best one.
+    checkpoint : the one that --select chose: the last one, or the best one so far.
+    done : steps that were made, at most ``entry["loop"]["steps"]``; fewer if the run is not
+        finished.
     """
 
     folder: Path
     entry: dict[str, Any]
     checkpoint: Checkpoint
+    done: int
 
     def head(self) -> tuple[dict[str, np.ndarray], int]:
         """The method's state_dict as arrays, and the step of their checkpoint."""
@@ -93,7 +96,7 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Read a finished run.
+    """Read a run and the checkpoint that it chose.
 
     Parameters
     ----------
@@ -101,7 +104,7 @@ def open_run(folder: Path) -> Run:
 
     Raises
     ------
-    InputError : there is no such folder, it is no run, or the run is not finished.
+    InputError : there is no such folder, it is no run, or it has no checkpoint to choose yet.
     BundleError : a file is missing, damaged or of another form.
 
     Example
@@ -110,20 +113,21 @@ def open_run(folder: Path) -> Run:
     """
     entry = read_entry(folder)
     last = None if stat_of(folder / CHECKPOINT) is None else read_checkpoint(folder)
-    steps, done = entry["loop"]["steps"], 0 if last is None else last.step
-    if last is None or done < steps:
+    selects = entry["loop"]["select"] != "last"
+    if last is None or (selects and last.state["best"] is None):
+        done, steps = 0 if last is None else last.step, entry["loop"]["steps"]
         raise InputError(
-            f"{shown(folder)} is not finished: {done} of {steps} steps were made",
+            f"{shown(folder)} has no checkpoint to choose yet: {done} of {steps} steps were made",
             fix=resume_command(entry["method"], folder),
         )
-    if entry["loop"]["select"] == "last":
-        return Run(folder, entry, last)
-    best, chosen = read_checkpoint(folder, BEST), (last.state["best"] or {}).get("step")
+    if not selects:
+        return Run(folder, entry, last, last.step)
+    best, chosen = read_checkpoint(folder, BEST), last.state["best"]["step"]
     if best.step != chosen:
         raise BundleError(
             f"{folder.name}/{BEST} is of step {best.step}, and step {chosen} was chosen", fix=_FIX
         )
-    return Run(folder, entry, best)
+    return Run(folder, entry, best, last.step)
 
 
 def resume_command(method: str, folder: Path) -> str:

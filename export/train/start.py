@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from export.train.features import FeatureBatches
 
 HELD_OUT = 0.1  # share of the pictures that --select uses
+_LOG = logging.getLogger("dg.train")
 _SAMPLE = 64  # most views that a method estimates settings from
 
 
@@ -201,6 +203,12 @@ def prepare(
     }
     if entry is not None:  # what says how the run was started is kept
         made |= {key: entry[key] for key in ("versions", "command")}
+        if other := [f"{k} {v}" for k, v in versions.items() if entry["versions"].get(k) != v]:
+            _LOG.warning(
+                "now the versions are %s: the last bits of the result may differ from those of a "
+                "run without an interruption",
+                ", ".join(other),
+            )
     return Prepared(method, batches, config, made, score)
 
 

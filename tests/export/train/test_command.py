@@ -269,6 +269,25 @@ def test_a_resumed_run_needs_the_same_pictures_and_weights(tmp_path):
     assert train(*words).code == 0 and open_run(run).checkpoint.step == 6
 
 
+def test_a_run_of_other_versions_is_resumed_with_a_warning(data, tmp_path):
+    run = trained(data, tmp_path / "run", *SHORT)
+    entry = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(entry | {"versions": {"torch": "0.1"}}))
+    more = train("segunify", "-o", run, "--resume", "--steps", "6", "-q")
+    assert more.code == 0 and "WARNING: now the versions are dynaguide-edge " in more.err
+    assert read_entry(run)["versions"] == {"torch": "0.1"}
+    assert read_entry(run)["command"] == entry["command"]
+
+
+def test_ctrl_c_before_the_training_leaves_nothing(data, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT)
+    assert train("segunify", *words, backbone=interrupted).refused(130, "interrupted")
+    assert files(tmp_path / "run") is None
+
+
 def test_what_cannot_be_resumed(data, whole, tmp_path):
     assert train("segunify", "-o", tmp_path / "no", "--resume").refused(1, "no does not exist")
     assert train("segunify", "-o", tmp_path, "--resume").refused(1, "is no run")

@@ -84,12 +84,15 @@ def test_what_is_no_run(tmp_path):
 
 def test_an_unfinished_run(run):
     change(run, loop__steps=5)
-    with pytest.raises(InputError, match="is not finished: 2 of 5 steps") as caught:
+    assert open_run(run).done == 2
+    change(run, loop__select="energy", loop__holdout=0.5)
+    with pytest.raises(InputError, match="has no checkpoint to choose yet: 2 of 5 steps"):
+        open_run(run)
+    change(run, loop__select="last", loop__holdout=0.0)
+    (run / CHECKPOINT).unlink()
+    with pytest.raises(InputError, match="has no checkpoint to choose yet: 0 of 5") as caught:
         open_run(run)
     assert caught.value.fix == f"python -m export train segunify -o {run} --resume"
-    (run / CHECKPOINT).unlink()
-    with pytest.raises(InputError, match="0 of 5 steps"):
-        open_run(run)
 
 
 HOSTILE = [
@@ -232,7 +235,7 @@ def test_the_best_checkpoint_is_the_one_that_was_chosen(run):
     with pytest.raises(BundleError, match=r"best.safetensors is missing"):
         open_run(run)
     put(run, tensors, state | {"step": 1}, BEST)
-    assert open_run(run).head()[1] == 1
+    assert (open_run(run).head()[1], open_run(run).done) == (1, 2)
     put(run, tensors, state | {"step": 2}, BEST)
     with pytest.raises(BundleError, match=r"best\.safetensors is of step 2, and step 1 was chosen"):
         open_run(run)
