@@ -4,9 +4,8 @@
     python -m benchmarks training --table FILE
 
 The backbone is EfficientNet-Lite0, the training is python -m export train segunify in a process of
-its own. docs/training_quality.md states the protocol. All settings were fixed on 2026-11-30, before
-any score was computed. With -o, each result is written when it is computed; the command then adds
-those that the file lacks.
+its own. docs/training_quality.md states the protocol, and when which setting was fixed. With -o,
+each result is written when it is computed; the command adds those that the file lacks.
 """
 
 from __future__ import annotations
@@ -40,6 +39,8 @@ from runtime.opencv import cv2
 from runtime.tools.cli import Parser, option, out_path, printing, some_path
 
 STEPS = 600
+SHORTER = 5  # the training is so much shorter than the published one of 3000 steps
+LR, EMA = 1e-4 * SHORTER, round(0.998**SHORTER, 3)  # each step stands for so many published ones
 SEEDS = (0, 1, 2)
 VIEW = 224  # pixels, the side of the views that are trained on
 COCO_SIDE = 320  # pixels: the middle squares that are scored
@@ -59,6 +60,7 @@ class Trial:
     features : of the backbone.
     crops : of the views that are trained on.
     flip : score the mean with the mirror image.
+    published : SHORTER times as many steps with the published rates, on the first seed alone.
     options : further options of python -m export train segunify.
     """
 
@@ -67,6 +69,7 @@ class Trial:
     features: str = "block15"
     crops: str = "centre"
     flip: bool = False
+    published: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -79,6 +82,7 @@ TRIALS = (
     Trial("k-means L2, five crops", "k-means L2", crops="five"),
     Trial("SegUnify", "segunify"),
     Trial("SegUnify, flip", "segunify", flip=True),
+    Trial("SegUnify, as long as published", "segunify", published=True),
     Trial("SegUnify, five crops", "segunify", crops="five"),
     Trial("SegUnify, no final SiLU", "segunify", options=("--no-final-silu",)),
     Trial("SegUnify, SmooSeg's projector", "segunify", options=("--projector", "smooseg")),
@@ -177,7 +181,7 @@ class Bench:
     def clusters(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
         """The clusters of a trial, and the figures of their training. Trials that differ by
         ``flip`` alone have the same clusters."""
-        key = (trial.kind, trial.crops, trial.options, seed)
+        key = (trial.kind, trial.crops, trial.published, trial.options, seed)
         if key not in self.made:
             self.made[key] = self._made(trial, seed)
         return self.made[key]
@@ -218,13 +222,19 @@ class Bench:
             run = Path(place) / "run"
             figures = train(
                 pictures, run, "--clusters", self.data.classes, "--features", trial.features,
-                "--crops", trial.crops, "--imgsz", VIEW, "--steps", self.steps, "--seed", seed,
-                "--cache", self.folder / "cache", *trial.options,
+                "--crops", trial.crops, "--imgsz", VIEW, "--seed", seed,
+                "--cache", self.folder / "cache", *self._length(trial), *trial.options,
             )  # fmt: skip
             found = trained_run(run)
         settings = found.entry["settings"]
         figures["shifts"] = [settings["intra_shift"], settings["inter_shift"]]
         return head_clusters(found.network.head), figures
+
+    def _length(self, trial: Trial) -> tuple[Any, ...]:
+        """The options for the number of steps and the rates that fit it."""
+        if trial.published:
+            return ("--steps", SHORTER * self.steps)
+        return ("--steps", self.steps, "--lr", LR, "--ema", EMA)
 
     def row(self, trial: Trial, seed: int) -> dict[str, Any]:
         """Score a trial on the pictures of both parts."""
@@ -341,7 +351,7 @@ def measure(
             wanted = [
                 (trial, seed)
                 for trial in TRIALS
-                for seed in (seeds if trial.kind != "one" else seeds[:1])
+                for seed in (seeds[:1] if trial.kind == "one" or trial.published else seeds)
                 if trial.features == features and (name, trial.method, seed) not in done
             ]
             if not wanted:
@@ -412,8 +422,8 @@ def settings(steps: int) -> dict[str, Any]:
     from benchmarks.quality.clusters import ITERATIONS, RESTARTS
 
     return {
-        "fixed": "2026-11-30", "backbone": LITE0, "steps": steps, "view": VIEW,
-        "coco_side": COCO_SIDE, "camvid_size": list(CAMVID_SIZE),
+        "fixed": "2026-11-30", "backbone": LITE0, "steps": steps, "lr": LR, "ema": EMA,
+        "view": VIEW, "coco_side": COCO_SIDE, "camvid_size": list(CAMVID_SIZE),
         "kmeans_restarts": RESTARTS, "kmeans_iterations": ITERATIONS, "threads": default_threads(),
     }  # fmt: skip
 

