@@ -97,7 +97,7 @@ def import_error(error: Exception, network: str, extra: str) -> MissingBackend:
 def load_network(
     kind: Any, folder: Path, fix: str, ignored: tuple[str, ...] = (), **options: Any
 ) -> Any:
-    """The network with the weights from the folder's file.
+    """The network with the weights from the folder's file, in the type that they have there.
 
     Parameters
     ----------
@@ -114,7 +114,6 @@ def load_network(
     import pickle
 
     import huggingface_hub.errors
-    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -134,7 +133,6 @@ def load_network(
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # the error below lists them by name
                 output_loading_info=True,
-                dtype=torch.float32,
                 **options,
             )
     except pickle.UnpicklingError as error:

@@ -21,21 +21,25 @@ _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # of each layer: table 1 of He e
 
 class _Block(nn.Module):
     """A residual block: two 3x3 convolutions; or, of a bottleneck, a 1x1, a 3x3 and a 1x1 that has
-    four times the channels. The first 3x3 convolution has the stride, as torchvision's have."""
+    four times the channels. The first 3x3 convolution has the stride, as torchvision's have.
+    ``dilations`` are those of the first and of the second 3x3 convolution."""
 
-    def __init__(self, ins: int, wide: int, stride: int, dilation: int, bottleneck: bool) -> None:
+    def __init__(
+        self, ins: int, wide: int, stride: int, dilations: tuple[int, int], bottleneck: bool
+    ) -> None:
         super().__init__()
         outs = wide * (4 if bottleneck else 1)
         sides = (1, 3, 1) if bottleneck else (3, 3)
         self.count, strided = len(sides), sides.index(3)
         for i, side in enumerate(sides):
+            dilation = dilations[0 if i == strided else 1] if side == 3 else 1
             convolution = nn.Conv2d(
                 ins if i == 0 else wide,
                 outs if i == len(sides) - 1 else wide,
                 side,
                 stride if i == strided else 1,
                 padding=dilation * (side // 2),
-                dilation=dilation if side == 3 else 1,
+                dilation=dilation,
                 bias=False,
             )
             self.add_module(f"conv{i + 1}", convolution)
@@ -61,9 +65,9 @@ class ResNet(nn.Module):
     ----------
     depth : 18 or 50.
     last : the number of the last layer to compute, 3 or 4.
-    dilated : the stride of 2 of layer4 is 1, and its later 3x3 convolutions have dilation 2, so
-        that the stride of the whole is 16, not 32. At the even positions of both axes the features
-        are those of the network of stride 32.
+    dilated : the stride of 2 of layer4 is 1, and the 3x3 convolutions behind it have dilation 2,
+        so that the stride of the whole is 16, not 32. At the even positions of both axes the
+        features are those of the network of stride 32.
     """
 
     def __init__(self, depth: int, last: int = 4, *, dilated: bool = True) -> None:
@@ -75,10 +79,10 @@ class ResNet(nn.Module):
         for number, repeats in enumerate(_BLOCKS[depth], 1):
             wide, blocks = 32 * 2**number, []
             for repeat in range(repeats):
-                stride, dilation = (2 if number > 1 and repeat == 0 else 1), 1
+                stride, dilations = (2 if number > 1 and repeat == 0 else 1), (1, 1)
                 if dilated and number == 4:
-                    stride, dilation = 1, (1 if repeat == 0 else 2)
-                blocks.append(_Block(ins, wide, stride, dilation, bottleneck))
+                    stride, dilations = 1, (1 if repeat == 0 else 2, 2)
+                blocks.append(_Block(ins, wide, stride, dilations, bottleneck))
                 ins = wide * (4 if bottleneck else 1)
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         self.last = last

@@ -90,7 +90,12 @@ class VisionTransformer(nn.Module):
 
 
 def patch_side(config: Any) -> int:
-    """The side of a patch in pixels. InputError if patches are not square."""
+    """The side of a patch in pixels.
+
+    Raises
+    ------
+    InputError : patches are not square.
+    """
     side = config.patch_size
     if not isinstance(side, int):
         raise InputError(
