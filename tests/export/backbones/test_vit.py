@@ -143,7 +143,11 @@ def test_wrong_folders_are_refused(copy):
     values = json.loads(config.read_text())
     for path, text, match in (
         (config, json.dumps(values | {"model_type": "swin"}), "'swin'; wanted 'vit', 'dinov2', 'd"),
-        (config, json.dumps(values | {"patch_size": [8, 8]}), r"patch_size is \[8, 8\]|cannot be"),
+        (
+            config,
+            json.dumps(values | {"patch_size": [8, 8]}),
+            r"patch_size is \[8, 8\]; wanted one",
+        ),
         (config, "[", "config.json cannot be read"),
         (settings, "{}", r"image_mean is None; wanted three numbers"),
         (
@@ -202,6 +206,6 @@ def test_wrong_weights_are_refused(copy, capsys):
         load_backbone(str(copy))
     file.unlink()
     torch.save({"layernorm.weight": Hostile()}, copy / "pytorch_model.bin")
-    with pytest.raises(BundleError, match=r"no plain weights|cannot be loaded: "):
+    with pytest.raises(BundleError, match="no plain weights"):
         load_backbone(str(copy))
     assert "must not run" not in capsys.readouterr().out
