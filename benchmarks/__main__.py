@@ -1,5 +1,4 @@
 """python -m benchmarks COMMAND, one of COMMANDS below; each has --help."""
-"""python -m benchmarks latency | compare | report | quality | training | ops | step | ..."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from runtime.files import shown
 from runtime.tools import cli
 
 COMMANDS = (
-    "latency", "compare", "report", "quality", "ops", "step", "photo", "stream", "gpu", "backbone",
     "latency", "compare", "report", "quality", "training", "ops", "step", "photo", "stream", "gpu",
+    "backbone", "cache",
 )  # fmt: skip
 
 
@@ -57,6 +56,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.quality.stream import main
     elif name == "backbone":
         from benchmarks.quality.backbone import main
+    elif name == "cache":
+        from benchmarks.speed.feature_cache import main
     elif name == "gpu":
         from benchmarks.speed.gpu.run import main
     else:
