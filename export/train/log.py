@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,14 +105,12 @@ def cut_log(path: Path, step: int) -> None:
         return
     data = read_regular(path, "the log of a run")
     lines = data.splitlines(keepends=True)
-    kept = lines[:1] if data.startswith(b"step,") else []
+    kept = lines[:1] if lines and re.fullmatch(rb"step,.*\n", lines[0]) else []
     for line in lines[1:] if kept else []:
         number = line.split(b",")[0]
         if not line.endswith(b"\n") or not number.isdigit() or int(number) > step:
             break
         kept.append(line)
-    if kept and not kept[-1].endswith(b"\n"):
-        kept.pop()
     if b"".join(kept) != data:
         try:
             replace_file(path, b"".join(kept), durable=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from training import TINY, draw_pictures, tiny_backbone, torch, train, trained
 
+from export.train import select
 from export.train.config import LoopConfig
 from export.train.loop import seed_torch
 from export.train.run import BEST, open_run, read_checkpoint
@@ -236,6 +237,15 @@ def test_the_lowest_energy_is_selected(data, tmp_path, monkeypatch):
     assert not np.array_equal(best["student"], last["student"])
 
 
+def test_the_best_checkpoint_is_remembered_when_a_run_is_resumed(data, tmp_path, monkeypatch):
+    words = ("--select", "energy", "--holdout", "0.2", "--steps", "2")
+    energies(monkeypatch, [1.0, 2.0, 0.5])
+    run = trained(data, tmp_path / "run", *SHORT, *words)
+    for steps, best in [("4", 2), ("6", 6)]:
+        assert train("segunify", "-o", run, "--resume", "--steps", steps, "-q").code == 0
+        assert open_run(run).head()[1] == best
+
+
 def test_held_out_pictures_are_not_trained_on(data, tmp_path, monkeypatch):
     """Their features are those of the energy, and no batch has one of them."""
     trained_on, held = set(), set()
@@ -262,17 +272,23 @@ def test_a_method_without_an_energy(data, tmp_path, monkeypatch):
     assert ended.refused(1, "segunify computes no energy", "--select last")
 
 
-def test_the_highest_miou_is_selected_and_the_labels_are_named(data, tmp_path, monkeypatch):
+@pytest.fixture
+def labelled(data, tmp_path):
+    """Options that select by labels of two classes."""
     labels = tmp_path / "labels"
     labels.mkdir()
     for number, path in enumerate(sorted(data.iterdir())):
-        ids = np.full((32, 40), number % 2, np.uint8)
-        assert cv2.imwrite(str(labels / path.name), ids)
+        assert cv2.imwrite(str(labels / path.name), np.full((32, 40), number % 2, np.uint8))
     (tmp_path / "classes.txt").write_text("road\nsky\n")
-    words = (*SHORT, "--select", "labels", "--holdout", "0.4", "--labels", labels)
-    words = (*words, "--classes", tmp_path / "classes.txt")
+    words = ("--select", "labels", "--holdout", "0.4", "--labels", labels)
+    return (*words, "--classes", tmp_path / "classes.txt")
+
+
+def test_the_highest_miou_is_selected_and_the_labels_are_named(
+    data, labelled, tmp_path, monkeypatch
+):
     run = tmp_path / "run"
-    ended = train("segunify", "--data", data, "-o", run, *words)
+    ended = train("segunify", "--data", data, "-o", run, *SHORT, *labelled)
     assert ended.code == 0, ended.err
     scores = {row["step"]: float(row["held_out"]) for row in rows(run) if row["held_out"]}
     assert set(scores) == {"2", "4", "6"} and all(0 < score <= 1 for score in scores.values())
@@ -280,28 +296,39 @@ def test_the_highest_miou_is_selected_and_the_labels_are_named(data, tmp_path, m
     assert best["value"] == pytest.approx(max(scores.values()))
     assert f"selected step {best['step']}: mIoU" in ended.out
     loop = open_run(run).entry["loop"]
-    assert (loop["select"], loop["labels"]) == ("labels", str(labels))
+    assert (loop["select"], loop["labels"]) == ("labels", str(tmp_path / "labels"))
     assert train("segunify", "-o", run, "--resume", "--steps", "8").code == 0
-
-    from export.train import select
 
     values = iter([0.5, 0.9, 0.7])
     monkeypatch.setattr(select, "labels_score", lambda *_: lambda: next(values))
-    other = trained(data, tmp_path / "other", *words)
+    other = trained(data, tmp_path / "other", *SHORT, *labelled)
     assert open_run(other).head()[1] == 4
 
 
-def test_the_labels_do_not_change_the_training(data, tmp_path):
-    """The head of the last step is the one of --select energy, which has no labels."""
-    labels = tmp_path / "labels"
-    labels.mkdir()
-    for path in sorted(data.iterdir()):
-        assert cv2.imwrite(str(labels / path.name), np.zeros((32, 40), np.uint8))
-    (tmp_path / "classes.txt").write_text("road\n")
-    words = (*SHORT, "--holdout", "0.4", "--select")
-    one = trained(data, tmp_path / "one", *words, "energy")
-    paths = ("--labels", labels, "--classes", tmp_path / "classes.txt")
-    two = trained(data, tmp_path / "two", *words, "labels", *paths)
+def test_the_miou_is_that_of_the_present_head(data, labelled, tmp_path, monkeypatch):
+    heads = []
+
+    def counted(network, *_):
+        heads.append(network.head.student.detach().clone())
+        return np.eye(2, dtype=np.int64)
+
+    monkeypatch.setattr("export.train.matching.confusion_of", counted)
+    run = trained(data, tmp_path / "run", *SHORT, *labelled)
+    assert len(heads) == 4 and not torch.equal(heads[0], heads[1])
+    assert np.array_equal(heads[-1].numpy(), read_checkpoint(run).module()["student"])
+
+
+def test_unusable_labels_are_reported_before_the_training(data, labelled, tmp_path):
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT, *labelled)
+    (tmp_path / "classes.txt").write_text('{"7": "car"}')
+    assert train("segunify", *words).refused(1, "no pixel of the pictures has one of the classes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_labels_do_not_change_the_training(data, labelled, tmp_path):
+    """The head of the last step is that of --select energy, which has no labels."""
+    one = trained(data, tmp_path / "one", *SHORT, "--select", "energy", "--holdout", "0.4")
+    two = trained(data, tmp_path / "two", *SHORT, *labelled)
     head = read_checkpoint(one).module()
     assert all(np.array_equal(head[k], v) for k, v in read_checkpoint(two).module().items())
 
