@@ -83,6 +83,8 @@ class SegUnifyHead(nn.Module):
     torch.Size([1, 27, 14, 14])
     """
 
+    teacher: Tensor
+
     def __init__(
         self,
         channels: int,

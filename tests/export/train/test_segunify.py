@@ -200,17 +200,17 @@ def test_which_rule_chooses_the_shifts(estimator, caplog):
 
 def test_which_parameter_gets_a_gradient_from_which_term():
     """The smoothness reaches the projector only, the data term the student's prototypes only, and
-    nothing reaches the teacher's prototypes and the features."""
+    nothing reaches the teacher's prototypes."""
     for kind, term in itertools.product(("segunify", "smooseg"), TERMS):
         with case(kind, term):
-            trained, x = method(projector=kind), features().requires_grad_()
+            trained = method(projector=kind)
             head = trained.module
             head.teacher.add_(0.1 * torch.randn_like(head.teacher))  # not equal to the student
-            trained.losses(x.detach())[term].backward()
+            trained.losses(features())[term].backward()
             for name, parameter in head.projector.named_parameters():
                 if term == "data":
                     assert parameter.grad is None, name
-                elif kind == "smooseg" or name.endswith("weight") or name[-6] in "14":
+                elif name.endswith("weight"):
                     assert parameter.grad.abs().max() > 0, name
             if term == "data":
                 assert head.student.grad.abs().max() > 0
