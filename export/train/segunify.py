@@ -199,7 +199,7 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
             fix="--clusters 27, or --preset coco27",
         )
     clusters = preset.clusters if args.clusters is None else args.clusters
-    intra, inter, rule = _shifts(args, backbone, features)
+    intra, inter, rule = _shifts(args, clusters, backbone, features)
     _log.info("shifts: %.3f within a picture, %.3f across pictures (%s)", intra, inter, rule)
     config = SegUnifyConfig(
         clusters=clusters,
@@ -217,7 +217,7 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
 
 
 def _shifts(
-    args: argparse.Namespace, backbone: Backbone, features: Callable[[], Tensor]
+    args: argparse.Namespace, clusters: int, backbone: Backbone, features: Callable[[], Tensor]
 ) -> tuple[float, float, str]:
     """The shifts within a picture and across pictures, and the rule that chose them, in words."""
     named = (args.intra_shift, args.inter_shift)
@@ -230,7 +230,10 @@ def _shifts(
     else:
         from export.train.shifts import estimate_shifts
 
-        found, rule = estimate_shifts(features()), "estimated from affinities of the pictures"
+        found, rule = (
+            estimate_shifts(features(), clusters),
+            "estimated from affinities of the pictures",
+        )
     for name, value in zip(("--intra-shift", "--inter-shift"), named, strict=True):
         if value is not None:
             rule += f", but named by {name}"

@@ -66,8 +66,8 @@ def estimator(monkeypatch):
     """A stand-in for the module that estimates shifts; what it was asked about."""
     asked = []
 
-    def estimate_shifts(of):
-        asked.append(of)
+    def estimate_shifts(of, clusters):
+        asked.append((of, clusters))
         return 0.31, 0.04
 
     module = SimpleNamespace(estimate_shifts=estimate_shifts)
@@ -192,7 +192,15 @@ def test_which_rule_chooses_the_shifts(estimator, caplog):
             assert (config.intra_shift, config.inter_shift) == shifts
             assert rule in config.shift_rule
             assert config.shift_rule in caplog.text and f"{shifts[0]:.3f}" in caplog.text
-            assert estimator == ["some features"] * ("estimated" in rule)
+            assert estimator == [("some features", config.clusters)] * ("estimated" in rule)
+
+
+def test_shifts_are_estimated_for_the_number_of_clusters():
+    from export.train.shifts import estimate_shifts
+
+    config = make(parsed("--clusters", "3"), backbone(), features).config
+    assert (config.intra_shift, config.inter_shift) == estimate_shifts(features(), 3)
+    assert config.inter_shift != estimate_shifts(features(), 27)[1]
 
 
 # One step
