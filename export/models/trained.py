@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from export.backbones import Backbone
 from export.models.base import PriorModel, check_size
 from export.train.names import head_sha256, read_names
-from export.train.run import BEST, CHECKPOINT, read_checkpoint, read_entry, resume_command
+from export.train.run import open_run, resume_command
 from runtime.engines.named_files import utf8_text
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.files import shown
@@ -79,14 +79,13 @@ def trained_run(folder: Path, weights: Path | None = None, flip: bool = False) -
     BundleError : a file is damaged, or does not fit the others.
     MissingBackend : a package that the backbone needs is not installed.
     """
-    entry = read_entry(folder)
+    run = open_run(folder)
+    entry, (state, step) = run.entry, run.head()
     if entry["method"] != "segunify":
         raise InputError(
             f"{shown(folder)} is a run of {entry['method']!r}; this version freezes 'segunify'",
             fix="update the SDK",
         )
-    last = read_checkpoint(folder, CHECKPOINT)
-    chosen = last if entry["loop"]["select"] == "last" else read_checkpoint(folder, BEST)
     backbone = _backbone(entry["backbone"], weights)
 
     import torch
@@ -94,7 +93,6 @@ def trained_run(folder: Path, weights: Path | None = None, flip: bool = False) -
     from export.models.segunify import SegUnifyNetwork
     from export.train.segunify import from_settings
 
-    state = chosen.module()
     with torch.random.fork_rng(devices=[]):
         method = from_settings(entry["settings"], backbone.channels)
     try:
@@ -106,9 +104,7 @@ def trained_run(folder: Path, weights: Path | None = None, flip: bool = False) -
         ) from error
     network = SegUnifyNetwork(backbone.module, method.module, flip).eval()
     clusters = entry["settings"]["clusters"]
-    return TrainedRun(
-        entry, backbone, network, clusters, chosen.step, last.step, head_sha256(state)
-    )
+    return TrainedRun(entry, backbone, network, clusters, step, run.done, head_sha256(state))
 
 
 def trained(
@@ -192,4 +188,11 @@ def _backbone(entry: dict[str, Any], weights: Path | None) -> Backbone:
             f"and the head was trained on {entry['name']} with {entry['sha256'][:16]}...",
             fix=place,
         )
+    own = backbone.entry()
+    for key in ("features", "channels", "stride", "mean", "std", "padding"):
+        if own[key] != entry[key]:
+            raise InputError(
+                f"{key} of {entry['name']} is {own[key]}, and at the training it was {entry[key]}",
+                fix="train again with this version",
+            )
     return backbone

@@ -223,6 +223,7 @@ _TRAINING = {
         "stride": _Count(1, 1024),
         "mean": [_Number(-1e3, 1e3)],
         "std": [_Number(-1e3, 1e3)],
+        "padding": _ANY,
         "licence": _ANY,
         "trained": bool,
     },

@@ -162,6 +162,14 @@ def test_an_unfinished_run_is_frozen_with_a_warning(tmp_path, capsys):
 # The backbone
 
 
+def test_a_backbone_that_computes_otherwise(run, monkeypatch):
+    for changes in ({"padding": "same"}, {"mean": (0.4, 0.5, 0.5)}, {"stride": 16}):
+        replace_backbones(monkeypatch, lambda *_, other=changes: backbone(**other))
+        (key,) = changes
+        with pytest.raises(InputError, match=rf"{key} of colours is .*, and at the training it w"):
+            load_model(str(run))
+
+
 def test_a_backbone_that_was_moved(run, monkeypatch):
     asked = []
 
@@ -239,7 +247,7 @@ def test_runs_that_do_not_fit(tmp_path):
     with pytest.raises(BundleError, match=r"the checkpoint of .* does not fit the settings"):
         trained(wider)
     (tmp_path / "b" / "checkpoint.safetensors").unlink()
-    with pytest.raises(BundleError, match="checkpoint"):
+    with pytest.raises(InputError, match="has no checkpoint to choose yet: 0 of 3 steps"):
         trained(wider)
     (tmp_path / "b" / "run.json").write_text("{")
     with pytest.raises(BundleError, match=r"b/run\.json cannot be read"):

@@ -110,7 +110,7 @@ def write_run(
     (folder / ENTRY).write_text(json.dumps(entry | changes))
     for file, number in ((CHECKPOINT, step), (BEST, best)):
         if number is not None:
-            write_checkpoint(folder, checkpoint(made, number), file)
+            write_checkpoint(folder, checkpoint(made, number, best), file)
     return folder
 
 
@@ -119,9 +119,10 @@ def loop_entry(**changes):
     return asdict(LoopConfig(**{"steps": 3, "seed": 7, "every": 3} | changes))
 
 
-def checkpoint(made, step):
-    """The bytes of a checkpoint."""
-    state = {"step": step, "broken": {}, "losses": {}, "seconds": 0.0, "best": None}
+def checkpoint(made, step, best=None):
+    """The bytes of a checkpoint; ``best`` is the step of the chosen one."""
+    chosen = None if best is None else {"step": best, "value": 0.5}
+    state = {"step": step, "broken": {}, "losses": {}, "seconds": 0.0, "best": chosen}
     return pack(made.module, made.optimiser(1e-4), state | {"log": {"count": 0, "sums": {}}})
 
 
