@@ -151,7 +151,7 @@ class LabelSet:
             raise InputError(f"labels is {shown(folder)}, which is no folder", fix="--labels DIR")
         files: dict[str, Path] = {}
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in (".png", ".npy") and not path.name.startswith("."):
+            if path.suffix.lower() in (".png", ".npy"):
                 if path.stem in files:
                     raise InputError(
                         f"{shown(folder)} contains {shown(files[path.stem].name)} and "
