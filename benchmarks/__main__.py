@@ -13,6 +13,8 @@ from runtime.tools import cli
 COMMANDS = (
     "latency", "compare", "report", "quality", "training", "ops", "step", "photo", "stream", "gpu",
     "backbone", "cache",
+    "latency", "compare", "report", "quality", "training", "backbone", "ops", "step", "photo",
+    "stream", "gpu",
 )  # fmt: skip
 
 
