@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, normalize, one_hot
 
 from export.models.segunify import SegUnifyHead
+from export.train.energy import smoothness
 from export.train.matching import match
 from runtime.errors import InputError
 
@@ -169,6 +170,21 @@ def _spread_start(points: Tensor, clusters: int, generator: torch.Generator) -> 
         chosen.append(points[torch.multinomial(chance, 1, generator=generator)])
         least = torch.minimum(least, ((points - chosen[-1]) ** 2).sum(1))
     return torch.cat(chosen)
+
+
+def energy(labels: Tensor, features: Tensor, shifts: tuple[float, float]) -> float:
+    """The smoothness energy of clusters that are certain, within and across pictures together: that
+    of SegUnify's loss without the data term. One cluster has 0; lower is better for the loss.
+
+    Parameters
+    ----------
+    labels : (N, h, w) int64, the cluster of each position.
+    features : (N, C, h, w) float32. Each picture is compared with the one before it.
+    shifts : b1 and b2.
+    """
+    certain = one_hot(labels).permute(0, 3, 1, 2).float()
+    others = torch.arange(len(labels)).roll(1)
+    return float(sum(smoothness(features, certain, others, shifts, temperature=0.001)))
 
 
 def score(

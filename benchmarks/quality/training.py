@@ -238,10 +238,16 @@ class Bench:
 
     def row(self, trial: Trial, seed: int) -> dict[str, Any]:
         """Score a trial on the pictures of both parts."""
-        from benchmarks.quality.clusters import score
+        import torch
+
+        from benchmarks.quality.clusters import energy, score
         from export.train.matching import confusion
+        from export.train.shifts import estimate_shifts
 
         found, figures = self.clusters(trial, seed)
+        features = torch.cat([own for own, _, _ in self.scored["trained"]])
+        shifts = estimate_shifts(features, self.data.classes)
+        certain = energy(found.scores(features).argmax(1), features, shifts)
         shape = (self.data.classes,) * 2
         counts = {
             part: [
@@ -263,7 +269,7 @@ class Bench:
             row |= {f"{name}_acc": round(one["acc"], 4), f"{name}_miou": round(one["miou"], 4)}
         row["worst_picture"] = self.data.pictures["held_out"][worst].name
         row["worst_acc"] = round(moved["by_picture"][worst], 4)
-        return row | {"clusters": int((share >= USED).sum())} | figures
+        return row | {"clusters": int((share >= USED).sum()), "energy": round(certain, 4)} | figures
 
 
 def features_of(backbone: Backbone, pixels: np.ndarray) -> Any:
@@ -387,6 +393,7 @@ def _scores(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "held_out_acc": "held-out acc", "held_out_miou": "held-out mIoU",
         "held_out_moved_acc": "moved acc", "held_out_moved_miou": "moved mIoU",
     }  # fmt: skip
+    titles["energy"] = "energy"
     cells = {title: _range([row[key] for row in rows], 3) for key, title in titles.items()}
     last = min(rows, key=lambda row: row["held_out_moved_miou"])
     worst = min(rows, key=lambda row: row["worst_acc"])

@@ -124,6 +124,20 @@ def test_a_class_that_does_not_occur_is_left_out():
     assert empty[0] == 0.8 and np.isnan(empty[1])
 
 
+def test_the_energy_of_clusters_is_the_sum_over_all_pairs():
+    """Equations of SmooSeg by loops: pairs within a picture, and with the picture before it."""
+    picked, maps = features(3, 4, 2, 2), torch.randint(0, 3, (3, 2, 2))
+    tokens = functional.normalize(picked.flatten(2), dim=1).double()
+    wanted = 0.0
+    for other, shift in ((0, 0.2), (1, 0.1)):
+        affinity = torch.stack([x.T @ tokens[i - other] for i, x in enumerate(tokens)])
+        centred = affinity - affinity.mean(2, keepdim=True) + affinity.mean()
+        same = maps.flatten(1)[:, :, None] == maps.roll(other, 0).flatten(1)[:, None]
+        wanted += float(((centred - shift) * ~same).mean())
+    assert clusters.energy(maps, picked, (0.2, 0.1)) == pytest.approx(wanted, abs=1e-5)
+    assert clusters.energy(0 * maps, picked, (0.2, 0.1)) == pytest.approx(0, abs=1e-6)
+
+
 # The command
 
 
@@ -237,7 +251,7 @@ def test_held_out_pictures_are_scored_by_both_matchings(small, tmp_path):
     halves = torch.tensor([1.0, -1.0]).repeat_interleave(2).reshape(1, 1, 1, 4)
     truth = np.repeat([[0, 1]], 2, 1)
     bench.scored = {
-        "trained": [(halves, halves.flip(3), truth)],
+        "trained": [(halves, halves.flip(3), truth)] * 2,
         "held_out": [(halves, halves.flip(3), one) for one in (1 - truth, 0 * truth, 9 + truth)],
     }
     trial = training.Trial("own", "own")
@@ -246,7 +260,9 @@ def test_held_out_pictures_are_scored_by_both_matchings(small, tmp_path):
     row = bench.row(trial, 0)
     assert row["trained_acc"] == 1 and row["held_out_acc"] == 0.75
     assert row["held_out_moved_acc"] == 0.25 and row["worst_acc"] == 0 and row["more"] == 1
-    assert row["clusters"] == 2 and row["method"] == "own" and row["seed"] == 0
+    assert (
+        row["energy"] < 0 and row["clusters"] == 2 and row["method"] == "own" and row["seed"] == 0
+    )
 
 
 def test_a_trained_head_is_scored(small, monkeypatch, capsys):
