@@ -426,12 +426,15 @@ def _range(values: list[float], digits: int) -> str:
 
 def settings(steps: int) -> dict[str, Any]:
     """All that results depend on besides data set, method and seed."""
+    import torch
+
     from benchmarks.quality.clusters import ITERATIONS, RESTARTS
 
     return {
         "fixed": "2026-11-30", "backbone": LITE0, "steps": steps, "lr": LR, "ema": EMA,
         "view": VIEW, "coco_side": COCO_SIDE, "camvid_size": list(CAMVID_SIZE),
         "kmeans_restarts": RESTARTS, "kmeans_iterations": ITERATIONS, "threads": default_threads(),
+        "torch": str(torch.__version__),
     }  # fmt: skip
 
 
