@@ -102,7 +102,8 @@ def random_clusters(clusters: int, seed: int) -> Clusters:
     generator = torch.Generator().manual_seed(seed)
 
     def code(features: Tensor) -> Tensor:
-        return torch.rand((1, clusters, *features.shape[2:]), generator=generator)
+        size = (len(features), clusters, *features.shape[2:])
+        return torch.rand(size, generator=generator)
 
     return Clusters(code, torch.eye(clusters), torch.zeros(clusters))
 

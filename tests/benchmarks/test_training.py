@@ -101,6 +101,7 @@ def test_clusters_of_chance():
     found = clusters.random_clusters(4, 0)
     shares = np.bincount(found.labels(picture, (30, 30)).ravel()) / 900
     assert len(shares) == 4 and np.abs(shares - 0.25).max() < 0.06
+    assert found.scores(torch.zeros(3, 2, 5, 6)).shape == (3, 4, 5, 6)
 
 
 # Scores
