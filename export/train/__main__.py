@@ -33,7 +33,16 @@ from runtime.device.driver import parse_device
 from runtime.engines.named_files import shell_word, utf8_text
 from runtime.errors import BundleError, ExitCode, InputError
 from runtime.files import shown, stat_of
-from runtime.tools.cli import Parser, option, out_path, printing, progress_bar, run, some_path
+from runtime.tools.cli import (
+    Parser,
+    Paths,
+    option,
+    out_path,
+    printing,
+    progress_bar,
+    run,
+    some_path,
+)
 from runtime.tools.output import finish
 
 METHODS: dict[str, Any] = {"segunify": segunify}
@@ -58,8 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     A :class:`runtime.errors.ExitCode`.
     """
     words = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(words)
-    return run(lambda: args.run(args, words), as_json=args.json)
+
+    def command() -> int:
+        args = _parser().parse_args(words)
+        return args.run(args, words)
+
+    return run(command, as_json="--json" in words)
 
 
 def _parser(method: str = "", defaults: Mapping[str, Any] | None = None) -> Parser:
@@ -85,7 +98,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all methods have."""
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--data", type=_folders, metavar="FOLDER[,FOLDER]", help="pictures; no labels are needed"
+        "--data", nargs="+", action=Paths, metavar="FOLDER", help="pictures; no labels are needed"
     )
     what.add_argument("-o", "--out", type=out_path, required=True, help="folder of the run (RUN)")
     what.add_argument("--resume", action="store_true", help="continue the run in -o")
@@ -150,11 +163,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _absolute(text: str) -> str:
     """A path that is right in any current folder."""
     return os.path.abspath(some_path(text))
-
-
-def _folders(text: str) -> tuple[str, ...]:
-    """The paths of a list with commas. A path that exists may itself contain commas."""
-    return tuple(map(_absolute, [text] if os.path.lexists(text) else text.split(",")))
 
 
 def _backbone_name(text: str) -> str:

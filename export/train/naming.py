@@ -19,7 +19,7 @@ from export.train.names import NAMES, names_entry, write_names
 from runtime.errors import ExitCode, InputError
 from runtime.files import shown
 from runtime.pictures.files import picture_files
-from runtime.tools.cli import Bar, some_path
+from runtime.tools.cli import Bar, Paths, some_path
 from runtime.tools.output import finish
 
 _log = logging.getLogger("dg.train")
@@ -46,8 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
-        type=some_path,
         nargs="+",
+        action=Paths,
         metavar="FOLDER",
         help="pictures that have labels (those that the head was trained on)",
     )
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
     classes = Classes.read(args.classes)
     found = trained_run(args.folder, args.weights)
-    data = args.data or [*map(Path, found.entry["data"])]
+    data = [*map(Path, args.data or found.entry["data"])]
     files = LabelSet.find(picture_files(data), args.labels)
     preprocess = found.preprocess()
     count = len(classes.names)

@@ -355,6 +355,26 @@ def out_path(text: str) -> Path:
     return some_path(text)
 
 
+class Paths(argparse.Action):
+    """Collects the paths of an option with ``nargs="+"`` as a tuple of absolute texts.
+
+    Commas separate paths too, unless the whole word is an existing path.
+
+    Example
+    -------
+    >>> parser.add_argument("--data", nargs="+", action=Paths)
+    >>> parser.parse_args(["--data", "a,b", "c"]).data
+    ('/home/user/a', '/home/user/b', '/home/user/c')
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Store the paths. An empty one is a usage error."""
+        parts = [p for w in values for p in ([w] if os.path.lexists(w) else w.split(","))]
+        if not all(parts):
+            parser.error(f"argument {option_string}: a path is empty; wanted paths")
+        setattr(namespace, self.dest, tuple(map(os.path.abspath, parts)))
+
+
 def capabilities(text: str) -> tuple[str, ...]:
     """Read a list of compute capabilities: ("8.6", "12.0") from "8.6,12.0" or "86,sm_120".
 

@@ -169,6 +169,10 @@ def test_folders_with_commas_and_several_folders(tmp_path):
     run = trained(f"{two},{tmp_path / 'd'}", tmp_path / "two", *SHORT)
     assert read_entry(run)["data"] == [str(two), str(tmp_path / "d")]
     assert read_entry(run)["files"] == 6
+    words = ("--data", two, tmp_path / "d", "-o", tmp_path / "three", *SHORT)
+    assert train("segunify", *words).code == 0
+    assert read_entry(tmp_path / "three")["data"] == [str(two), str(tmp_path / "d")]
+    assert train("segunify", "--data", f"{two},", "-o", tmp_path / "four").code == 2
 
 
 def test_a_folder_that_is_not_free(data, whole, tmp_path):
