@@ -11,10 +11,8 @@ from runtime.files import shown
 from runtime.tools import cli
 
 COMMANDS = (
-    "latency", "compare", "report", "quality", "training", "ops", "step", "photo", "stream", "gpu",
-    "backbone", "cache",
-    "latency", "compare", "report", "quality", "training", "backbone", "ops", "step", "photo",
-    "stream", "gpu",
+    "latency", "compare", "report", "quality", "training", "backbone", "cache", "ops", "step",
+    "photo", "stream", "gpu",
 )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ def test_an_unknown_benchmark_is_a_usage_error(capsys):
     assert command.main(["--help"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("usage: python -m benchmarks {latency,") and not told.err
+    assert len({*command.COMMANDS}) == len(command.COMMANDS)
 
 
 def test_a_full_disk_behind_the_help_is_one_line():
