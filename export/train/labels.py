@@ -240,7 +240,7 @@ def read_ids(path: Path) -> np.ndarray:
 def _array(data: bytes, path: Path) -> np.ndarray:
     """The array in a .npy file."""
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
         raise InputError(
             f"{shown(path)} cannot be read: {first_line(error)}", fix="save it by numpy.save"

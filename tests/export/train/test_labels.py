@@ -104,6 +104,8 @@ def test_files_that_are_no_labels(tmp_path, rng):
         (tmp_path / name).write_bytes(data)
         return tmp_path / name
 
+    archive = io.BytesIO()
+    np.savez(archive, ids=colours[..., 0])
     for path, match in (
         (png(tmp_path / "rgb.png", colours), "is a PNG of several channels.*colours are no ids"),
         (png(tmp_path / "la.png", colours[..., 0], "LA"), "is a PNG of several channels"),
@@ -117,6 +119,7 @@ def test_files_that_are_no_labels(tmp_path, rng):
         (npy("objects.npy", np.array([[{}]])), "cannot be read: Object arrays"),
         (raw("text.npy", b"road"), "cannot be read"),
         (raw("none.npy", b""), "cannot be read"),
+        (raw("archive.npy", archive.getvalue()), "cannot be read: the magic string"),
     ):
         with case(path.name, match), pytest.raises(InputError, match=f"(?s){match}"):
             read_ids(path)
