@@ -145,7 +145,7 @@ class FeatureBatches:
         self.device, self.cache = torch.device(device), cache
         self.alone = self.device.type == "cpu"
         self._broken = dict.fromkeys(sorted(broken), "it was broken before this run was resumed")
-        self._warnings: dict[str, list[str]] = {}
+        self._warnings: dict[str, dict[str, None]] = {}  # names in the order of reading
         self._logged: set[str] = set()
         self._digests: dict[Path, tuple[int, int, str]] = {}
         backbone.module.to(self.device)
@@ -263,13 +263,12 @@ class FeatureBatches:
                 self._broken[index] = reason
                 LOG.warning("%s; the next picture is used instead.", reason)
         for text, names in read.warnings.items():
-            known = self._warnings.setdefault(text, [])
-            known += [name for name in names if name not in known]
+            self._warnings.setdefault(text, {}).update(dict.fromkeys(names))
 
     def _log_warnings(self) -> None:
         for text, names in self._warnings.items():
             if text not in self._logged:
-                LOG.warning("%s: %s", picture_words(names), text)
+                LOG.warning("%s: %s", picture_words([*names]), text)
         self._logged.update(self._warnings)
         self._warnings.clear()
 
@@ -423,8 +422,7 @@ class _Reader(Dataset):
         InputError : the picture cannot be read.
         """
         digest = key = ""
-        if self.cache is not None:
-            digest = self._digest(path)
+        if self.cache is not None and (digest := self._digest(path)):
             key = hashlib.sha256(json.dumps([digest, crop, self.maker]).encode()).hexdigest()
             features = self.cache.get(key, self.shape)
             if features is not None:
@@ -432,13 +430,13 @@ class _Reader(Dataset):
         picture, texts = load_image(path)
         for text in texts:
             warnings.setdefault(text, []).append(utf8_text(path.name))
-        if self.cache is not None and self._digest(path) != digest:
+        if key and self._digest(path) != digest:
             key = ""  # the file was changed after its digest was computed
         return key, None, view_pixels(picture, self.rule, crop)
 
     def _digest(self, path: Path) -> str:
         """Return the SHA-256 of a file, which is computed again if its time or size has changed.
-        It is "" for a path that is no file.
+        It is "" for a path that is no regular file, such as a pipe, whose bytes can be read once.
 
         Raises
         ------

@@ -3,7 +3,9 @@
 The backbone is a tiny random convolution.
 """
 
+import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tiny_features import (
     SIZE,
     batches,
     equal,
+    expected,
     seven_pictures,
     tiny_backbone,
     views_of,
@@ -121,6 +124,22 @@ def test_chosen_views_are_returned_in_order(files, backbone, tmp_path):
         for views in ([3, 0, 34, 3, 17], [3, 0, 1, 17]):
             assert views_of(data.of(views), files, backbone, FIVE) == views
         assert data.of([]).shape == (0, CHANNELS, 2, 2)
+
+
+def test_the_features_of_a_pipe_are_not_stored(files, backbone, tmp_path):
+    """Its bytes can be read once, so that no digest names them; two pipes are not one picture."""
+    pipes = [tmp_path / "a.png", tmp_path / "b.png"]
+    cache = FeatureCache(tmp_path / "cache", MANY)
+    data = FeatureBatches(pipes, RULE, backbone, batch=1, seed=0, device="cpu", cache=cache)
+    for number, pipe in enumerate(pipes):
+        os.mkfifo(pipe)
+        data_of = files[number].read_bytes()
+        writer = threading.Thread(target=pipe.write_bytes, args=(data_of,), daemon=True)
+        writer.start()
+        found = data.of([number])[0]
+        assert torch.allclose(found, expected(files[number], backbone), atol=1e-5)
+        writer.join(60)
+    assert not [*(tmp_path / "cache").rglob("*.safetensors")]
 
 
 def test_a_file_is_read_for_its_digest_once(files, backbone, tmp_path, monkeypatch):
