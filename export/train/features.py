@@ -160,6 +160,13 @@ class FeatureBatches:
         return len(self.files) * self.rule.count
 
     @property
+    def spread(self) -> np.ndarray:
+        """The numbers of all views, (views,) int64, in an order in which neighbours are of
+        different pictures if there are several: the first view of each picture, the second one of
+        each, and so on."""
+        return np.arange(self.views).reshape(-1, self.rule.count).T.ravel()
+
+    @property
     def broken(self) -> dict[Path, str]:
         """The reason for each broken file."""
         return {self.files[i]: self._broken[i] for i in self.broken_indices}

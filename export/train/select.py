@@ -24,7 +24,8 @@ def energy_score(method: Any, held: FeatureBatches) -> Callable[[], float]:
     Parameters
     ----------
     method : its ``held_out`` returns the energy of features (N, C, h, w), N at least 2.
-    held : the held-out pictures. Each view is used once, in batches of ``held.batch`` or more.
+    held : the held-out pictures. Each view is used once, in batches of ``held.batch`` or more; in a
+        batch, neighbours are of different pictures.
 
     Raises
     ------
@@ -39,7 +40,7 @@ def energy_score(method: Any, held: FeatureBatches) -> Callable[[], float]:
             "one view is held out; the energy compares views with each other",
             fix="--holdout with a larger share, or more pictures",
         )
-    parts = np.array_split(np.arange(held.views), max(1, held.views // held.batch))
+    parts = np.array_split(held.spread, max(1, held.views // held.batch))
     return lambda: float(np.mean([method.held_out(held.of(part.tolist())) for part in parts]))
 
 

@@ -238,6 +238,7 @@ def _cache(args: argparse.Namespace) -> FeatureCache | None:
 
 
 def _sample(batches: FeatureBatches) -> Tensor:
-    """Features of some views of all pictures, for settings that a method estimates."""
-    numbers = np.linspace(0, batches.views - 1, min(batches.views, _SAMPLE))
-    return batches.of(numbers.round().astype(int).tolist())
+    """Features of some views, of which neighbours are of different pictures, for settings that a
+    method estimates."""
+    places = np.linspace(0, batches.views - 1, min(batches.views, _SAMPLE))
+    return batches.of(batches.spread[places.round().astype(int)].tolist())

@@ -117,6 +117,15 @@ def test_a_batch_larger_than_the_number_of_views(files, backbone):
     assert all(views_of(batch, files, backbone) == [0, 0, 0] for batch in only)
 
 
+def test_neighbours_of_the_spread_views_are_of_different_pictures(files, backbone):
+    for rule in (RULE, FIVE):
+        with case(rule.crops):
+            data = FeatureBatches(files, rule, backbone, batch=1, seed=0, device="cpu")
+            pictures = data.spread // rule.count
+            assert sorted(data.spread) == [*range(7 * rule.count)]
+            assert (pictures != np.roll(pictures, 1)).all()
+
+
 def test_chosen_views_are_returned_in_order(files, backbone, tmp_path):
     for cache in (None, FeatureCache(tmp_path / "cache", MANY)):
         data = FeatureBatches(files, FIVE, backbone, batch=1, seed=0, device="cpu", cache=cache)
