@@ -183,7 +183,7 @@ def _device_errors(step: int) -> Iterator[None]:
                 f"out of memory in step {step}; the last checkpoint is kept",
                 fix="train again with a smaller --batch or --imgsz",
             ) from error
-        if "CUDA" in str(error):
+        if re.search("CUDA|cuDNN", str(error)):
             raise DeviceError(
                 f"the GPU failed in step {step}: {first_line(error)}; the last checkpoint is kept",
                 fix="python -m runtime doctor; then --resume",

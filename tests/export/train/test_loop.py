@@ -146,11 +146,12 @@ def raises(error):
             ("out of memory in step 3", "smaller --batch or --imgsz"),
         ),
         (RuntimeError("CUDA driver: an illegal access\nmore"), 1, ("the GPU failed in step 3",)),
+        (RuntimeError("cuDNN: CUDNN_STATUS_X"), 1, ("the GPU failed in step 3: cuDNN",)),
         (MemoryError(), 1, ("out of memory",)),
         (InputError("wrong", fix="mend it"), 1, ("wrong", "mend it")),
         (KeyboardInterrupt(), 130, ("interrupted",)),
     ],
-    ids=["memory", "GPU", "MemoryError", "own", "second Ctrl-C"],
+    ids=["memory", "GPU", "cuDNN", "MemoryError", "own", "second Ctrl-C"],
 )
 def test_an_error_in_a_step_keeps_the_last_checkpoint(
     data, tmp_path, monkeypatch, error, code, texts
