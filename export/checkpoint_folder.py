@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 from collections.abc import Sequence
@@ -13,13 +14,36 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from export.models.base import read_object
 from runtime.checks import is_number
-from runtime.engines.named_files import other_file
+from runtime.engines.named_files import other_file, read_regular
 from runtime.errors import BundleError, InputError, MissingBackend, first_line
 from runtime.files import stat_of, utf8_name
 
 _BELOW = ("*", "snapshots/*", "*/snapshots/*")  # where a hub's cache has checkpoints
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises
+    ------
+    InputError : the file is missing, cannot be read, or contains something else.
+    """
+    if stat_of(path) is None:
+        raise InputError(
+            f"{path} is missing; it is part of a checkpoint in Hugging Face's format",
+            fix="copy the whole folder of the checkpoint",
+        )
+    data = read_regular(path, "a JSON file")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}", fix="copy it again") from error
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path} contains a {type(value).__name__}; wanted a JSON object", fix="copy it again"
+        )
+    return value
 
 
 def read_config(folder: Path, option: str, kinds: Sequence[str], fix: str) -> dict[str, Any]:
@@ -97,7 +121,8 @@ def import_error(error: Exception, network: str, extra: str) -> MissingBackend:
 def load_network(
     kind: Any, folder: Path, fix: str, ignored: tuple[str, ...] = (), **options: Any
 ) -> Any:
-    """The network with the weights from the folder's file, in the type that they have there.
+    """The network with the weights from the folder's file. Whether it has their type or float32
+    depends on the version of transformers.
 
     Parameters
     ----------

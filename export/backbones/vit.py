@@ -16,8 +16,8 @@ from export.checkpoint_folder import (
     load_network,
     read_config,
     read_normalisation,
+    read_object,
 )
-from export.models.base import read_object
 from runtime.engines.named_files import read_regular
 from runtime.errors import BundleError, InputError, MissingBackend
 

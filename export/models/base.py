@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engines.named_files import read_regular, utf8_text
+from runtime.engines.named_files import utf8_text
 from runtime.errors import InputError
-from runtime.files import stat_of
 from runtime.prior.names import class_names
 from runtime.prior.preprocess import Preprocess
 from runtime.prior.reading import KINDS
@@ -106,30 +103,6 @@ class PriorModel:
                 fix="choose another --model, or export it as it is",
             )
         return self.preprocess.size(1, 1)  # with "stretch" all pictures have the same size
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
-
-    Raises
-    ------
-    InputError : the file is missing, cannot be read, or contains something else.
-    """
-    if stat_of(path) is None:
-        raise InputError(
-            f"{path} is missing; it is part of a checkpoint in Hugging Face's format",
-            fix="copy the whole folder of the checkpoint",
-        )
-    data = read_regular(path, "a JSON file")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}", fix="copy it again") from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path} holds a {type(value).__name__}; wanted a JSON object", fix="copy it again"
-        )
-    return value
 
 
 def check_size(

@@ -11,9 +11,10 @@ from export.checkpoint_folder import (
     load_network,
     read_config,
     read_normalisation,
+    read_object,
     setting_error,
 )
-from export.models.base import PriorModel, read_object
+from export.models.base import PriorModel
 from export.models.stated import Stated
 from runtime.errors import InputError
 from runtime.files import here, stat_of

@@ -86,7 +86,7 @@ def test_other_ways_to_store_the_weights_give_the_same_network(whole, folder):
 BROKEN = [
     (lambda f: os.remove(f / "config.json"), InputError, r"config.json is missing.*\n.*copy"),
     (lambda f: (f / "config.json").write_text("{"), InputError, "config.json cannot be read"),
-    (lambda f: (f / "config.json").write_text("[]"), InputError, "holds a list; wanted a JSON"),
+    (lambda f: (f / "config.json").write_text("[]"), InputError, "contains a list; wanted a JSON"),
     (lambda f: os.remove(f / "preprocessor_config.json"), InputError,
      r"preprocessor_config.json is missing.*\n  fix: .*--mean .* --std "),
     (lambda f: os.remove(f / "model.safetensors"), BundleError, "cannot be loaded: .*no file"),
