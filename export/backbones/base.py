@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.checks import check_count, is_number
 from runtime.errors import InputError
+from runtime.prior.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -68,6 +69,18 @@ class Backbone:
                 f"std of {self.name} is {self.std!r}; wanted numbers above 0",
                 fix="take them from the code that trained the network",
             )
+
+    def preprocess(self, height: int, width: int) -> Preprocess:
+        """How a picture is stretched to ``height`` x ``width`` pixels, multiples of the stride, and
+        normalised."""
+        return Preprocess(
+            mean=self.mean,
+            std=self.std,
+            height=height,
+            width=width,
+            multiple=self.stride,
+            minimum=self.stride,
+        )
 
     def entry(self) -> dict[str, Any]:
         """What run.json and the manifest store of the backbone."""

@@ -49,17 +49,9 @@ class TrainedRun(NamedTuple):
         ------
         InputError : a side is no multiple of the backbone's stride.
         """
-        stride, size = self.backbone.stride, self.entry["views"]["size"]
-        height, width = imgsz or (size, size)
-        own = Preprocess(
-            mean=self.backbone.mean,
-            std=self.backbone.std,
-            height=height,
-            width=width,
-            multiple=stride,
-            minimum=stride,
-        )
-        check_size((height, width), own, self.backbone.name)
+        size = imgsz or (self.entry["views"]["size"],) * 2
+        own = self.backbone.preprocess(*size)
+        check_size(size, own, self.backbone.name)
         return own
 
 

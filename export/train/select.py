@@ -12,7 +12,6 @@ import numpy as np
 from export.backbones import Backbone
 from export.train.method import Method
 from runtime.errors import InputError
-from runtime.prior.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from export.train.features import FeatureBatches
@@ -75,14 +74,7 @@ def labels_score(
     known, files = Classes.read(classes), LabelSet.find(pictures, labels)
     # A copy, because the network is put into eval mode without gradients.
     network = SegUnifyNetwork(backbone.module, copy.deepcopy(method.module))
-    preprocess = Preprocess(
-        mean=backbone.mean,
-        std=backbone.std,
-        height=size,
-        width=size,
-        multiple=backbone.stride,
-        minimum=backbone.stride,
-    )
+    preprocess = backbone.preprocess(size, size)
 
     def score() -> float:
         network.head.load_state_dict(method.module.state_dict())
