@@ -163,13 +163,11 @@ def prepare(
         )
 
     batches = batches_of(trained, config.workers)
-    if entry is None:
-        seed_torch(config.seed, 0)
-        settings = module.make(args, backbone, lambda: _sample(batches)).settings()
-    else:
-        settings = entry["settings"]
     seed_torch(config.seed, 0)
-    method = module.from_settings(settings, backbone.channels)
+    if entry is None:
+        method = module.make(args, backbone, lambda: _sample(batches))
+    else:
+        method = module.from_settings(entry["settings"], backbone.channels)
     method.module.to(config.device)
     score = None
     if config.select == "energy":
@@ -190,7 +188,7 @@ def prepare(
     made = {
         "schema": SCHEMA,
         "method": method.name,
-        "settings": settings,
+        "settings": method.settings(),
         "options": dict(options),
         "backbone": backbone.entry(),
         "data": list(args.data),
