@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.train.matching import Matching
+from export.train.run import NAMES
 from runtime.checks import is_count, is_number
 from runtime.engines.named_files import read_regular, shell_word, utf8_text
 from runtime.errors import BundleError, InputError
@@ -18,7 +19,6 @@ from runtime.files import shown, stat_of, write_atomic
 from runtime.prior.names import class_names
 
 SCHEMA = "dg-names/1"
-NAMES = "names.json"
 
 
 def head_sha256(state: Mapping[str, np.ndarray]) -> str:
@@ -131,7 +131,8 @@ def read_names(run: Path, head: str, clusters: int) -> dict[str, Any] | None:
         raise BundleError(f"{shown(path)} is damaged", fix=fix)
     if entry["head"] != head or len(names) != clusters:
         raise InputError(
-            f"{shown(path)} has the names of another checkpoint: the training went on after it",
+            f"{shown(path)} has the names of another checkpoint: the training was continued after "
+            "the clusters were named",
             fix=fix,
         )
     return entry

@@ -15,7 +15,8 @@ import numpy as np
 
 from export.train.labels import Classes, LabelSet, some
 from export.train.matching import confusion_of, match
-from export.train.names import NAMES, names_entry, write_names
+from export.train.names import names_entry, write_names
+from export.train.run import NAMES
 from runtime.errors import ExitCode, InputError
 from runtime.files import shown
 from runtime.pictures.files import picture_files
