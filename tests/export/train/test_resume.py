@@ -1,5 +1,6 @@
 """A run that was ended at any moment and resumed equals, bit for bit, one that was not."""
 
+import itertools
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from training import MOMENTS, TINY, draw_pictures, log_rows, train, trained
+from training import MOMENTS, TINY, draw_pictures, log_rows, torch, train, trained
 
 from export.train.run import BEST, open_run, read_checkpoint
+from export.train.segunify import SegUnify
 
 ROOT = Path(__file__).parents[3]
 STEPS = (
@@ -105,6 +108,28 @@ def test_after_a_signal(ended, whole, moment):
     assert same(run, whole)
 
 
+def test_after_a_signal_in_each_step(data, whole, tmp_path, monkeypatch):
+    """The clock goes on by one second in each step. A signal in the last step ends nothing."""
+    run, before_update = tmp_path / "run", SegUnify.before_update
+
+    def interrupt(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        before_update(self)
+
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr("export.train.loop.time", clock)
+    monkeypatch.setattr(SegUnify, "before_update", interrupt)
+    words = ("segunify", "--data", data, "-o", run, *TINY, *STEPS, "-q")
+    for step in range(1, 13):
+        assert train(*words, *["--resume"][: step - 1]).code == (130 if step < 12 else 0)
+        stopped = read_checkpoint(run)
+        assert stopped.step == stopped.state["seconds"] == step
+        if step >= 3:  # the losses are those of the last row
+            loss = float(log_rows(run)[-1].split(",")[1])
+            assert stopped.state["losses"]["loss"] == pytest.approx(loss, rel=1e-6)
+    assert same(run, whole)
+
+
 def test_before_the_first_checkpoint(data, whole, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -120,3 +145,15 @@ def test_more_steps_than_before(data, whole, tmp_path):
     assert train("segunify", "-o", short, "--resume", "--steps", "12", "-q").code == 0
     assert same(short, whole)
     assert open_run(short).entry["loop"]["steps"] == 12
+
+
+def test_what_may_change_when_a_run_is_resumed(data, tmp_path):
+    run, threads = trained(data, tmp_path / "run", *STEPS, "--steps", "4"), torch.get_num_threads()
+    more = train("segunify", "-o", run, "--resume", "--steps", "8", "--every", "2")
+    assert more.code == 0 and "changed" not in more.err
+    assert open_run(run).entry["loop"]["every"] == 2
+    try:
+        more = train("segunify", "-o", run, "--resume", "--steps", "9", "--threads", "2")
+    finally:
+        torch.set_num_threads(threads)
+    assert more.code == 0 and "WARNING: threads changed: the last bits" in more.err
