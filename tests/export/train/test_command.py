@@ -1,10 +1,12 @@
 """The command line of the trainer: its help, its result, and each error before the training."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -87,6 +89,18 @@ def test_a_bar_on_a_terminal_has_the_loss_and_the_time_left(data, tmp_path):
     more = train("segunify", "-o", tmp_path / "run", "--resume", "--steps", "5", stream=Terminal)
     assert "4/5" in more.err and "5/5" in more.err and "1/5" not in more.err
     assert "\r" not in train(*words[:-1], "3", "-q", "--resume", stream=Terminal).err
+
+
+def test_the_progress_of_a_resumed_run(data, tmp_path, monkeypatch):
+    """6 of 20 steps were made before, so that 40 % are done after step 8. The clock, which is read
+    at the start and for each line, goes on by 10 seconds each time."""
+    run = trained(data, tmp_path / "run", *SHORT, "--steps", "6")
+    clock = SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
+    monkeypatch.setattr("export.train.__main__.time", clock)
+    ended = train("segunify", "-o", run, "--resume", "--steps", "20")
+    lines = [line for line in ended.err.splitlines() if " %  step " in line]
+    assert lines[0].startswith("   40 %  step 8, loss ") and lines[0].endswith(", 60 s left")
+    assert len(lines) == 7 and lines[-1].endswith(", 0 s left")
 
 
 def test_the_result_as_json(data, tmp_path):
@@ -242,6 +256,10 @@ CHANGES = [
     (("--crops", "five"), "crops is five, not centre", "--crops"),
     (("--backbone", "efficientnet-lite0"), "backbone is efficientnet-lite0, not", "--backbone"),
     (("--data", "elsewhere"), "data is", "--data"),
+    (("--seed", "1"), "seed is 1, not 0", "leave out --seed"),
+    (("--precision", "bf16"), "precision is bf16, not fp32", "--precision"),
+    (("--log-every", "3"), "log_every is 3, not 2", "leave out --log-every"),
+    (("--select", "energy"), "select is energy, not last", "--select"),
     (("--steps", "3"), "steps is 3; the run was started with 4", "a larger number"),
 ]
 
