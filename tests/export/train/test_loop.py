@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training import TINY, draw_pictures, tiny_backbone, torch, train, trained
 
-from export.train import select
+from export.train import loop, select
 from export.train.config import LoopConfig
 from export.train.loop import seed_torch
 from export.train.run import BEST, open_run, read_checkpoint
@@ -247,6 +247,36 @@ def test_the_best_checkpoint_is_remembered_when_a_run_is_resumed(data, tmp_path,
         assert open_run(run).head()[1] == best
 
 
+@pytest.mark.parametrize(("kind", "last"), [("energy", 2.0), ("labels", 0.5)])
+def test_of_equal_scores_the_first_is_selected(data, tmp_path, monkeypatch, kind, last):
+    values = iter([1.0, 1.0, last])
+    monkeypatch.setattr(select, f"{kind}_score", lambda *_: lambda: next(values))
+    words = ("--select", kind, "--holdout", "0.2")
+    if kind == "labels":
+        words += ("--labels", tmp_path, "--classes", tmp_path)
+    assert open_run(trained(data, tmp_path / "run", *SHORT, *words)).head()[1] == 2
+
+
+def test_an_end_between_the_best_checkpoint_and_the_last_one(data, tmp_path, monkeypatch):
+    """The run that is resumed makes the step again, and chooses it again."""
+    energies(monkeypatch, [3.0, 1.0, 1.0, 2.0])
+    written, write = [], loop.write_checkpoint
+
+    def end(*arguments):
+        written.append(arguments)
+        if len(written) == 4:  # the second file of step 4
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    run = tmp_path / "run"
+    words = ("--data", data, "-o", run, *SHORT, "--select", "energy", "--holdout", "0.2")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_checkpoint", end)
+        assert train("segunify", *words).code == 130
+    assert train("segunify", "-o", run, "--resume", "-q").code == 0
+    assert open_run(run).head()[1] == 4
+
+
 def test_held_out_pictures_are_not_trained_on(data, tmp_path, monkeypatch):
     """Their features are those of the energy, and no batch has one of them."""
     trained_on, held = set(), set()
@@ -373,5 +403,13 @@ def test_settings_of_the_loop_check_themselves():
         with pytest.raises(InputError, match=f"{name} is"):
             LoopConfig(**{name: value})
     assert LoopConfig(select="energy", holdout=0.5).holdout == 0.5
+    for holdout in (0.0, 0.51):
+        with pytest.raises(InputError, match=f"holdout is {holdout}; wanted above 0, at most 0.5"):
+            LoopConfig(select="energy", holdout=holdout)
+    largest = {"batch": 4096, "seed": 2**32 - 1, "workers": 256, "threads": 1024, "lr": 1e6}
+    assert LoopConfig(**largest)
+    for name, value in largest.items():
+        with pytest.raises(InputError, match=f"{name} is {value + 1}; wanted"):
+            LoopConfig(**{name: value + 1})
     with pytest.raises(InputError, match="select labels needs the folder"):
         LoopConfig(select="labels", holdout=0.5, labels="x")
