@@ -199,6 +199,19 @@ def test_the_key_names_all_that_changes_features(files, backbone, tmp_path, monk
         torch.set_num_threads(threads)
     monkeypatch.setattr(torch, "__version__", "0")
     assert computed() == 1
+    monkeypatch.setattr(features_module.cv2, "__version__", "0")
+    assert computed() == 1
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert computed() == 1 and computed() == 0
+
+
+def test_the_key_names_the_gpu(files, backbone, monkeypatch):
+    data, keys = FeatureBatches(files, RULE, backbone, batch=1, seed=0, device="cpu"), []
+    for device, name in (("cpu", "A"), ("cuda", "A"), ("cuda", "B")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        data.device = torch.device(device)
+        keys.append(data._maker())
+    assert keys[0] != keys[1] != keys[2] != keys[0]
 
 
 def test_arguments_out_of_range_are_refused(files, backbone):

@@ -125,6 +125,14 @@ def test_five_percent_may_be_broken_and_no_more(files, backbone, caplog):
         next(data.batches(10, 11))
 
 
+def test_of_20_pictures_one_may_be_broken_and_of_19_none(files, backbone, caplog):
+    paths = many_files(files, 20)
+    spoil(paths[5])
+    assert len([*batches(paths, backbone, 0, 5)]) == 5
+    with pytest.raises(InputError, match="1 of 19 pictures cannot be read; wanted at most 0: 5"):
+        [*batches(paths[:19], backbone, 0, 5)]
+
+
 @linux_only
 def test_pictures_that_are_all_broken(files, backbone, caplog):
     paths = many_files(files, 300)
@@ -186,6 +194,16 @@ def test_a_picture_that_changes_is_read_again(files, backbone, tmp_path):
     assert torch.allclose(new[0], expected(files[0], backbone), atol=1e-5)
     shutil.copy(files[1], files[0])
     assert views_of(next(steps), files[1:], backbone) == [0]
+
+
+def test_a_picture_whose_time_or_size_alone_changes_is_read_again(backbone, tmp_path):
+    """Pictures without compression that have as many rows are equally large."""
+    cache, path = FeatureCache(tmp_path / "cache", MANY), tmp_path / "a.bmp"
+    data = FeatureBatches([path], RULE, backbone, batch=1, seed=0, device="cpu", cache=cache)
+    for seed, time in ((0, 10), (3, 20), (1, 20)):
+        write_picture(path, seed)
+        os.utime(path, (time, time))
+        assert torch.allclose(data.of([0])[0], expected(path, backbone), atol=1e-5), seed
 
 
 def test_a_picture_that_changes_while_it_is_read_is_not_stored(
