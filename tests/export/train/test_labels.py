@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def test_ids_of_one_name_are_one_class(tmp_path):
     far = np.array([[-1, 10**12, -(2**63)]])
     assert found.numbers(far, ignore=-1).tolist() == [[-1, 2, 2]]
     assert found.numbers(ids).dtype == np.int32
+    largest = Classes.read(write(tmp_path / "c", {"65535": "road", "0": "sky"}))
+    assert largest.numbers(ids).tolist() == [[2, 2, 2], [2, 1, 0]]
 
 
 def test_classes_that_are_refused(tmp_path):
@@ -73,6 +76,7 @@ def test_ids_of_every_kind_of_file(tmp_path, rng):
     small = rng.integers(0, 256, (5, 7)).astype(np.uint8)
     large = rng.integers(0, 65536, (5, 7)).astype(np.uint16)
     np.save(tmp_path / "a.npy", large.astype(np.int64) - 9)
+    shutil.copy(tmp_path / "a.npy", tmp_path / "b.NPY")
     palette = Image.fromarray(small)
     palette.putpalette([*range(255, -1, -1)] * 3)  # colours that are not the indices
     palette.save(tmp_path / "p.png")
@@ -85,6 +89,7 @@ def test_ids_of_every_kind_of_file(tmp_path, rng):
         (tmp_path / "p.png", small),
         (tmp_path / "few.png", small % 4),
         (tmp_path / "a.npy", large.astype(np.int64) - 9),
+        (tmp_path / "b.NPY", large.astype(np.int64) - 9),
     ):
         with case(path.name):
             np.testing.assert_array_equal(read_ids(path), wanted)
@@ -145,6 +150,18 @@ def test_pairs_are_found_by_their_stems(tmp_path):
         (labels / "0.png").touch()
         (labels / "35.png").touch()
         (labels / "34.png").touch()
+        LabelSet.find(pictures, labels)
+
+
+def test_of_100_pictures_five_may_have_no_labels(tmp_path):
+    pictures = [tmp_path / f"{i}.jpg" for i in range(100)]
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for i in range(5, 100):
+        (labels / f"{i}.png").touch()
+    assert len(LabelSet.find(pictures, labels).missing) == 5
+    (labels / "5.png").unlink()
+    with pytest.raises(InputError, match="6 of 100 pictures have no labels"):
         LabelSet.find(pictures, labels)
 
 

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 from cases import case
-from trained_runs import NAMES, ORDER, mosaic, replace_backbones, write_run
+from trained_runs import NAMES, ORDER, backbone, mosaic, replace_backbones, write_run
 
 from export.__main__ import main
 from export.train.names import cluster_names, head_sha256, read_names
@@ -79,6 +79,35 @@ def test_known_clusters_get_their_names(city):
     assert [line.split()[1] for line in lines[1:5]] == found["names"]
     assert lines[5].startswith(f"accuracy {found['accuracy']:.3f}, mIoU {found['miou']:.3f} over")
     assert err.startswith("count the pixels of 4 pictures ...\n") and "100 %" in err
+
+
+def test_the_table_says_how_large_and_how_right_each_cluster_is(city):
+    """Sand has the label of brick, so half of the pixels of this class are in its cluster."""
+    relabel(city, lambda truth: np.where(truth == 3, 0, truth).astype(np.uint8))
+    code, out, err = name(city)
+    assert code == 0, err
+    found = stored(city)
+    counts, lines = np.array(found["counts"]), out.splitlines()[1:5]
+    for cluster, (line, one) in enumerate(zip(lines, found["cluster_to_class"], strict=True)):
+        pixels = counts[cluster].sum()
+        right = iou = "-"
+        if one >= 0:
+            hits = counts[cluster, one]
+            right = f"{hits / pixels:.1%}"
+            iou = f"{hits / (pixels + counts[:, one].sum() - hits):.3f}"
+        assert line.split()[-3:] == [f"{pixels / counts.sum():.1%}", right, iou]
+
+
+def test_a_backbone_that_was_moved(city, monkeypatch):
+    def load(source, features):
+        if source != "/new/colours.pth":
+            raise InputError(f"{source} does not exist")
+        return backbone(source=source)
+
+    replace_backbones(monkeypatch, load)
+    code, _, err = name(city)
+    assert code == 1 and "colours.pth does not exist" in err
+    assert name(city, "--weights", "/new/colours.pth")[0] == 0
 
 
 def test_json_is_one_document(city):
