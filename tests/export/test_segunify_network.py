@@ -110,8 +110,10 @@ def test_prototypes_start_with_length_1_and_the_teacher_as_a_copy():
     assert torch.equal(head.student, head.teacher)
     assert head.teacher.data_ptr() != head.student.data_ptr() and not head.teacher.requires_grad
     assert {"student", "teacher"} < set(head.state_dict())
-    mean = SegUnifyHead(6, 4000, 64).student.mean()  # normal: either sign is as likely
-    assert abs(mean) < 5 / 8 / np.sqrt(4000 * 64)
+    numbers = SegUnifyHead(6, 4000, 64).student.detach()  # normal: either sign is as likely
+    assert abs(numbers.mean()) < 5 / 8 / np.sqrt(4000 * 64)
+    # of a direction that is drawn uniformly; numbers that are uniform have about 1.8
+    assert (64 * numbers**2).square().mean().item() == pytest.approx(3 * 64 / 66, abs=0.1)
 
 
 def test_cosines_of_vectors_of_any_length():

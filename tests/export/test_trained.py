@@ -92,6 +92,14 @@ def test_the_prior_of_a_run(run):
     assert not any(part.training for part in model.module.modules())
 
 
+def test_loading_a_run_uses_no_random_numbers(run, monkeypatch):
+    own = backbone()
+    replace_backbones(monkeypatch, lambda *_: own)
+    state = torch.get_rng_state()
+    trained_run(run)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_what_the_manifest_will_store(run):
     training = load_model(str(run)).training
     assert training.pop("backbone") == backbone(source="colours.pth").entry()
@@ -163,7 +171,14 @@ def test_an_unfinished_run_is_frozen_with_a_warning(tmp_path, capsys):
 
 
 def test_a_backbone_that_computes_otherwise(run, monkeypatch):
-    for changes in ({"padding": "same"}, {"mean": (0.4, 0.5, 0.5)}, {"stride": 16}):
+    for changes in (
+        {"padding": "same"},
+        {"mean": (0.4, 0.5, 0.5)},
+        {"std": (0.5, 0.5, 0.4)},
+        {"stride": 16},
+        {"channels": 5},
+        {"features": "keys"},
+    ):
         replace_backbones(monkeypatch, lambda *_, other=changes: backbone(**other))
         (key,) = changes
         with pytest.raises(InputError, match=rf"{key} of colours is .*, and at the training it w"):

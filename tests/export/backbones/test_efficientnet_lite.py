@@ -29,6 +29,10 @@ def test_features_have_stride_16(features, channels):
     backbone = load_backbone(LITE0, features)
     assert (backbone.channels, backbone.stride, backbone.trained) == (channels, 16, True)
     assert backbone.module(pictures()[..., :48]).shape == (1, channels, 4, 3)
+    x = np.arange(256)
+    for mean, std in zip(backbone.mean, backbone.std, strict=True):
+        np.testing.assert_allclose((x / 255 - mean) / std, (x - 127) / 128, atol=1e-12)
+    assert (backbone.padding, backbone.licence) == ("same", "Apache-2.0")
 
 
 def test_the_first_channels_of_block10_and_15_are_those_of_block_10():

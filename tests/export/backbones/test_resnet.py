@@ -83,6 +83,9 @@ def test_features_equal_those_by_hand(states, tmp_path, depth, features, channel
     torch.save(states[depth], tmp_path / "weights.pt")
     backbone = load_backbone(str(tmp_path / "weights.pt"), features)
     assert (backbone.name, backbone.channels, backbone.stride) == (f"resnet{depth}", channels, 16)
+    # of R, G, B, as torchvision states them
+    assert (backbone.mean, backbone.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert backbone.padding == "symmetric"
     found = backbone.module.double()(picture().double())
     expected = by_hand(picture().double(), states[depth], depth, int(features[-1]))
     assert found.shape == (1, channels, 4, 4)

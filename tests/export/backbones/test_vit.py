@@ -97,6 +97,14 @@ def test_the_backbone_states_what_the_folder_states(folders, monkeypatch):
     assert backbone.source == str(folders["vit"])
 
 
+def test_weights_of_half_precision_are_computed_in_single(folders, copy):
+    network("vit").half().save_pretrained(copy)
+    found = load_backbone(str(copy)).module(picture(8))
+    assert found.dtype == torch.float32
+    expected = load_backbone(str(folders["vit"])).module(picture(8))
+    assert torch.allclose(found, expected, atol=0.01) and not torch.equal(found, expected)
+
+
 def test_several_files_have_a_hash_of_their_hashes(tmp_path):
     own = network("vit")
     own.save_pretrained(tmp_path, max_shard_size="4KB")
