@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from export.models.segunify import SegUnifyHead
 from export.train.energy import smoothness
-from export.train.matching import match
+from export.train.matching import match, rate
 from runtime.errors import InputError
 
 RESTARTS = 5  # of k-means; the one with the smallest distances is taken
@@ -204,20 +204,18 @@ def score(
     "acc": right pixels / labelled pixels; "miou": the mean of TP / (TP + FP + FN) over the classes
     that occur in the truth; "by_picture": the accuracy of each picture, NaN without labelled
     pixels; "matching": the class of each cluster.
+
+    Raises
+    ------
+    InputError : there is no labelled pixel.
     """
     table = np.sum(counts, axis=0)
-    matching = match(table).cluster_to_class if cluster_to_class is None else cluster_to_class
-    classes = table.shape[1]
-    renamed = np.zeros((classes + 1, classes), np.int64)  # the last row: clusters without a class
-    np.add.at(renamed, np.asarray(matching), table)
-    hits, real = np.diag(renamed), renamed.sum(0)
-    union = real + renamed[:-1].sum(1) - hits
-    right = [_right(part, matching) for part in counts]
+    found = match(table) if cluster_to_class is None else rate(table, cluster_to_class)
     return {
-        "acc": float(hits.sum() / real.sum()),
-        "miou": float((hits[real > 0] / union[real > 0]).mean()),
-        "by_picture": right,
-        "matching": tuple(matching),
+        "acc": found.accuracy,
+        "miou": found.miou,
+        "by_picture": [_right(part, found.cluster_to_class) for part in counts],
+        "matching": found.cluster_to_class,
     }
 
 

@@ -8,7 +8,7 @@ the number of right pixels (Kuhn, 1955).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -170,23 +170,40 @@ def match(counts: np.ndarray) -> Matching:
             f"scipy is needed to match clusters and classes, but {error}",
             fix="pip install 'dynaguide-edge[train]'",
         ) from error
+    found = np.full(len(counts), -1)
+    for cluster, one in zip(*linear_sum_assignment(counts, maximize=True), strict=True):
+        if counts[cluster, one]:
+            found[cluster] = one
+    return rate(counts, found.tolist())
+
+
+def rate(counts: np.ndarray, cluster_to_class: Sequence[int]) -> Matching:
+    """Compute how right a given matching is, for example on other pictures than it was found on.
+
+    Parameters
+    ----------
+    counts : (K, C) int64 from :func:`confusion`, of all pictures together.
+    cluster_to_class : the class of each of the K clusters, -1 for none.
+
+    Raises
+    ------
+    InputError : there is no labelled pixel.
+    """
     if not counts.sum():
         raise InputError(
             "no pixel of the pictures has one of the classes",
             fix="check the labels and the classes",
         )
-    matched = np.full(len(counts), -1)
-    hits = np.zeros(counts.shape[1])
-    predicted = np.zeros(counts.shape[1])
-    for cluster, one in zip(*linear_sum_assignment(counts, maximize=True), strict=True):
-        if counts[cluster, one]:
-            matched[cluster], hits[one] = one, counts[cluster, one]
-            predicted[one] = counts[cluster].sum()
+    hits, predicted = np.zeros((2, counts.shape[1]))
+    for cluster, one in enumerate(cluster_to_class):
+        if one >= 0:
+            hits[one] += counts[cluster, one]
+            predicted[one] += counts[cluster].sum()
     real = counts.sum(0)
     occurs = real > 0
     iou = hits / np.where(occurs, real + predicted - hits, 1)
     return Matching(
-        tuple(map(int, matched)),
+        tuple(cluster_to_class),
         float(hits.sum() / counts.sum()),
         float(iou[occurs].mean()),
         tuple(float(v) if there else None for v, there in zip(iou, occurs, strict=True)),
