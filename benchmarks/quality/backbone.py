@@ -3,8 +3,8 @@
     python -m benchmarks backbone [-o results.json]
 
 The network with its classifier names every fifth frame of the DAVIS sequences whose object has
-classes in ImageNet-1k (top-1). The most frames named right decide. These are few frames of six
-videos, so a second measure without labels is printed beside it, and decides between equals: how far
+classes in ImageNet-1k (top-1). The row with the most right frames is the best. These are few frames
+of six videos, so a second measure, without labels, is printed too, and ranks equal rows: how far
 the inputs of the batch normalisations are from the means and variances of the training, which the
 weights contain. It is computed on the middle of each picture of coco_mini.
 """

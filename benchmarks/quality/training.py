@@ -157,7 +157,6 @@ class Bench:
     data : the pictures.
     backbone : of the features.
     steps : of the training.
-    views : of the pictures that are trained on, in Bench.batches.
     scored : (features, features of the mirror image, truth) of the pictures of each part.
     made : the clusters and the figures of trials that were made.
     """

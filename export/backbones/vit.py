@@ -183,7 +183,8 @@ def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
 
 
 def _sha256(folder: Path) -> str:
-    """Of the file of weights; of several files the sha256 of their hashes in the order of names."""
+    """The sha256 of the file of weights; of several files that of their hashes, joined in the order
+    of the files' names."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     hashes = [hashlib.sha256(read_regular(f, "a file of weights")).hexdigest() for f in files]
     if not hashes:

@@ -48,11 +48,12 @@ from runtime.tools.output import finish
 METHODS: dict[str, Any] = {"segunify": segunify}
 # Options that do not change what is trained. The others must be those of a run that is resumed.
 _FREE = ("steps", "every", "device", "workers", "threads")
+# Options that are not compared with run.json; the method is compared before them.
 _LOCAL = (
     "out", "resume", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
 )  # fmt: skip
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LOG = logging.getLogger("dg.train")
+LOG = logging.getLogger("dg.train")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -194,7 +195,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
                 checkpoint = read_checkpoint(args.out)
             if checkpoint is not None and checkpoint.step >= config.steps:
                 state = checkpoint.state
-                _LOG.info("%s is finished: all %d steps were made", shown(args.out), config.steps)
+                LOG.info("%s is finished: all %d steps were made", shown(args.out), config.steps)
             else:
                 state = _trained(args, words, config, entry, checkpoint)
     keys = ("step", "losses", "seconds", "best", "broken")
@@ -223,7 +224,7 @@ def _trained(
         checkpoint=checkpoint,
     )
     if not made["backbone"]["trained"]:
-        _LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
+        LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
     first = checkpoint.step if checkpoint else 0
     with _stop_flag() as stopped, _Progress(args, first) as progress:
 
@@ -299,7 +300,7 @@ def _resumed(
             fix="leave --steps out, or state a larger number",
         )
     if inexact := [name for name in changed if name in ("device", "workers", "threads")]:
-        _LOG.warning(
+        LOG.warning(
             "%s changed: the last bits of the result may differ from those of a run without an "
             "interruption",
             " and ".join(inexact),
@@ -388,14 +389,14 @@ class _Printer(logging.Handler):
 @contextmanager
 def _printed_log(quiet: bool) -> Iterator[None]:
     """A block in which the messages of the training are printed; ``quiet``: the warnings alone."""
-    handler, before = _Printer(), _LOG.level
-    _LOG.addHandler(handler)
-    _LOG.setLevel(logging.WARNING if quiet else logging.INFO)
+    handler, before = _Printer(), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
         yield
     finally:
-        _LOG.removeHandler(handler)
-        _LOG.setLevel(before)
+        LOG.removeHandler(handler)
+        LOG.setLevel(before)
 
 
 if __name__ == "__main__":

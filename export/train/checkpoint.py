@@ -32,7 +32,7 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
 
     Raises
     ------
-    SdkError : a value is NaN or infinite, so that the training cannot go on from it.
+    SdkError : a value is NaN or infinite, so that no training can be continued from it.
 
     Example
     -------
@@ -119,13 +119,15 @@ def restore(checkpoint: Checkpoint, module: Module, optimiser: Optimizer, folder
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BundleError(
             f"the checkpoint in {shown(folder)} does not fit the method: {first_line(error)[:300]}",
-            fix="train again with another -o, or copy the run again",
+            fix="copy the run again, install the versions in its run.json, or train again with "
+            "another -o",
         ) from error
 
 
 def _as_in(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a group of parameters, with tuples where the optimiser has tuples, which JSON
-    does not have. ValueError if they are of another kind of optimiser."""
+    """The saved settings of a group of parameters, with tuples where the settings ``own`` of the
+    optimiser have tuples, which JSON does not have. ValueError if they are of another kind of
+    optimiser, or of another version of torch."""
     out = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in saved.items()}
     kinds, wanted = ({k: type(v) for k, v in g.items() if k != "params"} for g in (out, own))
     if kinds != wanted:

@@ -63,7 +63,7 @@ def data_term(student: Tensor, teacher: Tensor) -> Tensor:
 
 def random_cycle(pictures: int) -> Tensor:
     """For each picture the next one on a random cycle through all ``pictures``, at least 2: (N,)
-    int64 on the CPU. A cycle has no fixed point, and each other picture is as likely.
+    int64 on the CPU. No picture is its own next one; each other picture is equally likely.
 
     Example
     -------

@@ -106,7 +106,7 @@ class FeatureCache:
         if forms != {"features": ("F32", list(shape)), "check": ("U32", [1])}:
             return None
         data = parts["features"]["data"]
-        if int.from_bytes(parts["check"]["data"], "little") != _check(key, data):
+        if int.from_bytes(parts["check"]["data"], "little") != _checksum(key, data):
             return None
         with suppress(OSError):
             os.utime(path)
@@ -117,7 +117,7 @@ class FeatureCache:
         if not self.storing:
             return
         array = np.ascontiguousarray(features.numpy())
-        check = np.array([_check(key, array.data.cast("B"))], np.uint32)
+        check = np.array([_checksum(key, array.data.cast("B"))], np.uint32)
         data = save({"features": array, "check": check})
         path = self._path(key)
         try:
@@ -181,7 +181,7 @@ class FeatureCache:
                         yield found.st_mtime_ns, found.st_size, Path(file.path)
 
 
-def _check(key: str, data: bytes | bytearray | memoryview) -> int:
+def _checksum(key: str, data: bytes | bytearray | memoryview) -> int:
     """The checksum of an entry: CRC-32 of the key and the features. It finds damage, and entries
     that were renamed."""
     return zlib.crc32(data, zlib.crc32(key.encode()))

@@ -406,8 +406,8 @@ class _Reader(Dataset):
     ) -> tuple[str, Tensor | None, np.ndarray | None] | None:
         """Return the view of this picture, or of the next one that can be read; None if too many
         files are broken. Broken files are added to ``broken``."""
-        for step in range(len(self.files)):
-            at = (index + step) % len(self.files)
+        for offset in range(len(self.files)):
+            at = (index + offset) % len(self.files)
             if at in self.broken:
                 continue
             try:

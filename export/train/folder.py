@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from export.train.run import BEST, CHECKPOINT, CURVES, ENTRY, LOCK, LOG, NAMES
+from export.train.run import BEST, CHECKPOINT, CURVES, ENTRY, LOCK, LOG_FILE, NAMES
 from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 
-_OWN = {ENTRY, CHECKPOINT, BEST, LOG, CURVES, NAMES, LOCK}
+_OWN = {ENTRY, CHECKPOINT, BEST, LOG_FILE, CURVES, NAMES, LOCK}
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp(\..{1,15})?")  # of runtime.files.temporary_name
 
 

@@ -16,7 +16,7 @@ from export.train.checkpoint import pack, restore, write_checkpoint
 from export.train.config import LoopConfig
 from export.train.log import Log, cut_log, draw_curves
 from export.train.method import Method
-from export.train.run import BEST, CURVES, LOG, Checkpoint, resume_command
+from export.train.run import BEST, CURVES, LOG_FILE, Checkpoint, resume_command
 from runtime.errors import DeviceError, ExitCode, SdkError, first_line
 from runtime.files import shown
 
@@ -95,8 +95,8 @@ def train(
         state = resumed.state
         first, before, best = state["step"], state["seconds"], state["best"]
         losses, broken = state["losses"], state["broken"]
-    cut_log(folder / LOG, first)
-    log = Log(folder / LOG, resumed and resumed.state["log"], scored=score is not None)
+    cut_log(folder / LOG_FILE, first)
+    log = Log(folder / LOG_FILE, resumed and resumed.state["log"], scored=score is not None)
     start = time.monotonic()
     with closing(batches.batches(first, config.steps)) as features:
         for step in range(first + 1, config.steps + 1):
@@ -130,7 +130,7 @@ def train(
             if better:
                 write_checkpoint(folder, data, BEST)
             write_checkpoint(folder, data)
-            draw_curves(folder / LOG, folder / CURVES, f"{method.name}, {step} steps")
+            draw_curves(folder / LOG_FILE, folder / CURVES, f"{method.name}, {step} steps")
             if stop and step < config.steps:
                 raise Interrupted(
                     f"interrupted; the checkpoint of step {step} is in {shown(folder)}",

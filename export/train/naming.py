@@ -23,7 +23,7 @@ from runtime.pictures.files import picture_files
 from runtime.tools.cli import Bar, Paths, some_path
 from runtime.tools.output import finish
 
-_log = logging.getLogger("dg.train")
+LOG = logging.getLogger("dg.train")
 _Pair = tuple[np.ndarray, np.ndarray]  # a picture and its labels
 
 
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         names = [classes.names[number] for number in unmatched]
         warnings.append(f"no cluster has the class {some(names)}")
     for text in warnings:
-        _log.warning(text)
+        LOG.warning(text)
     document = entry | {"run": str(args.folder), "outside": float(outside), "warnings": warnings}
     finish(args.json, document, _table(args.folder, entry))
     return ExitCode.DONE

@@ -36,7 +36,7 @@ SCHEMA = "dg-run/1"
 ENTRY = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
-LOG = "log.csv"
+LOG_FILE = "log.csv"
 CURVES = "curves.png"
 NAMES = "names.json"
 LOCK = "lock"
@@ -210,7 +210,7 @@ def read_checkpoint(folder: Path, file: str = CHECKPOINT) -> Checkpoint:
     found = stat_of(path)
     with _run_errors():
         if found is not None and found.st_size > MOST_BYTES:
-            raise BundleError(f"{name} has {found.st_size} bytes; at most {MOST_BYTES}")
+            raise BundleError(f"{name} has {found.st_size} bytes; wanted at most {MOST_BYTES}")
         data = read_file(folder, file, found.st_size if found else 0)
         tensors = load_tensors(data, name)
     length = int.from_bytes(data[:8], "little")

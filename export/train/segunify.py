@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 PROJECTORS = ("segunify", "smooseg")
-_log = logging.getLogger("dg.train")
+LOG = logging.getLogger("dg.train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Tensor]) -> SegUnify:
-    """SegUnify as the command line describes it, with prototypes and weights of torch's generator.
+    """SegUnify as the command line describes it. Torch's global generator draws the prototypes and
+    the weights, and nothing else here uses it.
 
     A shift that is named is used. One that is not named is that of the preset if it was published
     for this backbone, else the estimate of :func:`export.train.shifts.estimate_shifts`. The rule is
@@ -200,7 +201,7 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
         )
     clusters = preset.clusters if args.clusters is None else args.clusters
     intra, inter, rule = _shifts(args, clusters, backbone, features)
-    _log.info("shifts: %.3f within a picture, %.3f across pictures (%s)", intra, inter, rule)
+    LOG.info("shifts: %.3f within a picture, %.3f across pictures (%s)", intra, inter, rule)
     config = SegUnifyConfig(
         clusters=clusters,
         intra_shift=intra,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from export.train.features import FeatureBatches
 
 HELD_OUT = 0.1  # share of the pictures that --select uses
-_LOG = logging.getLogger("dg.train")
+LOG = logging.getLogger("dg.train")
 _SAMPLE = 64  # most views that a method estimates settings from
 
 
@@ -62,7 +62,7 @@ def loop_config(args: argparse.Namespace) -> LoopConfig:
     """
     named = {name: getattr(args, name) for name in LoopConfig.__dataclass_fields__}
     if args.threads is None:
-        del named["threads"]  # known when torch is imported
+        del named["threads"]  # torch, which is imported later, has the default
     if args.holdout is None:
         named["holdout"] = 0.0 if args.select == "last" else HELD_OUT
     return LoopConfig(**named)
@@ -202,7 +202,7 @@ def prepare(
     if entry is not None:  # what says how the run was started is kept
         made |= {key: entry[key] for key in ("versions", "command")}
         if other := [f"{k} {v}" for k, v in versions.items() if entry["versions"].get(k) != v]:
-            _LOG.warning(
+            LOG.warning(
                 "now the versions are %s: the last bits of the result may differ from those of a "
                 "run without an interruption",
                 ", ".join(other),

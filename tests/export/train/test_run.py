@@ -224,7 +224,7 @@ def test_a_hostile_checkpoint(run):
         read_checkpoint(run)
     with (run / CHECKPOINT).open("wb") as file:
         file.truncate(2**31)
-    with pytest.raises(BundleError, match="has 2147483648 bytes; at most"):
+    with pytest.raises(BundleError, match="has 2147483648 bytes; wanted at most"):
         read_checkpoint(run)
 
 
