@@ -36,6 +36,7 @@ class Backbone:
         pixel more on the right and at the bottom. "none" where a network has no padding.
     licence : of the weights, in words.
     trained : False when the weights are random.
+    library : name and version of the library besides torch that computes the features; "" for none.
 
     Raises
     ------
@@ -54,6 +55,7 @@ class Backbone:
     padding: str = "none"
     licence: str = "not stated"
     trained: bool = True
+    library: str = ""
 
     def __post_init__(self) -> None:
         check_count("channels", self.channels, 1, 1 << 20)
@@ -108,5 +110,6 @@ class Backbone:
             list(self.mean),
             list(self.std),
             self.padding,
+            self.library,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -179,6 +179,7 @@ def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
         features=features,
         sha256=_sha256(folder),
         licence="the checkpoint's own",
+        library=f"transformers {transformers.__version__}",
     )
 
 

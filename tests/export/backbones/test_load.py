@@ -120,5 +120,6 @@ def test_the_entry_is_json_and_the_key_changes_with_the_features():
     backbone = Backbone(**GOOD)
     assert json.loads(json.dumps(backbone.entry())) == backbone.entry()
     changes = ({"features": "b"}, {"sha256": "1" * 64}, {"std": (1.0,) * 3}, {"padding": "same"})
-    for change in (*changes, {"name": "b"}, {"mean": (0.5, 0.5, 0.4)}):
+    more = ({"name": "b"}, {"mean": (0.5, 0.5, 0.4)}, {"library": "transformers 5.1"})
+    for change in (*changes, *more):
         assert Backbone(**GOOD | change).key != backbone.key, change

@@ -95,6 +95,7 @@ def test_the_backbone_states_what_the_folder_states(folders, monkeypatch):
     assert (backbone.name, backbone.features, backbone.padding) == ("vit", "tokens", "none")
     assert load_backbone(backbone.source, backbone.features).key == backbone.key
     assert backbone.source == str(folders["vit"])
+    assert backbone.library == f"transformers {transformers.__version__}"
 
 
 def test_weights_of_half_precision_are_computed_in_single(folders, copy):
