@@ -73,6 +73,10 @@ def test_values_that_are_not_finite_are_not_stored():
     optimiser.state[module[0].weight]["exp_avg"][0] = torch.inf
     with pytest.raises(SdkError, match=r"optimiser\.0\.exp_avg has NaN or infinite .* step 3"):
         pack(module, optimiser, STATE)
+    module, optimiser = made(OPTIMISERS["Adam"])
+    module[1].running_var[0] = torch.nan
+    with pytest.raises(SdkError, match=r"module\.1\.running_var has NaN or infinite"):
+        pack(module, optimiser, STATE)
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):

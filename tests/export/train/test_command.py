@@ -225,6 +225,14 @@ def test_a_folder_without_permission(data, tmp_path):
         assert start(data, locked).refused(1, "cannot be written: Permission denied")
 
 
+def test_a_lock_that_is_a_link_is_not_followed(data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "lock").symlink_to(tmp_path / "elsewhere")
+    assert start(data, out).refused(1, "lock cannot be written")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_two_processes_do_not_train_in_one_folder(data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

@@ -95,6 +95,15 @@ def test_ids_of_every_kind_of_file(tmp_path, rng):
             np.testing.assert_array_equal(read_ids(path), wanted)
 
 
+def test_the_largest_labels(tmp_path, monkeypatch):
+    path = png(tmp_path / "a.png", np.zeros((5, 7), np.uint8))
+    monkeypatch.setattr("export.train.labels.MAX_PIXELS", 35)
+    assert read_ids(path).shape == (5, 7)
+    monkeypatch.setattr("export.train.labels.MAX_PIXELS", 34)
+    with pytest.raises(InputError, match="cannot be read: it has more than 34 pixels"):
+        read_ids(path)
+
+
 def test_files_that_are_no_labels(tmp_path, rng):
     colours = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
     jpeg = io.BytesIO()

@@ -81,6 +81,18 @@ def test_the_curves_have_a_panel_for_each_column(path, tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_the_curves_are_drawn_over_the_steps(path, tmp_path, monkeypatch):
+    drawn = []
+    log = Log(path, scored=True)
+    for step in (10, 20, 40):
+        log.add({"data": step / 4})
+        log.write(step, seconds=1, score=0.5 if step == 20 else None)
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda _, x, y, **_k: drawn.append((x, y)))
+    draw_curves(path, tmp_path / "curves.png", "a method, 40 steps")
+    means = ([10, 20, 40], [2.5, 5, 10])
+    assert drawn == [means, means, ([20], [0.5])]
+
+
 def test_curves_that_cannot_be_written(path, tmp_path):
     log = Log(path)
     log.add({"data": 1.0})

@@ -228,6 +228,15 @@ def test_a_hostile_checkpoint(run):
         read_checkpoint(run)
 
 
+def test_the_largest_checkpoint(run, monkeypatch):
+    size = (run / CHECKPOINT).stat().st_size
+    monkeypatch.setattr("export.train.run.MOST_BYTES", size)
+    assert read_checkpoint(run).step == 2
+    monkeypatch.setattr("export.train.run.MOST_BYTES", size - 1)
+    with pytest.raises(BundleError, match=f"has {size} bytes; at most {size - 1}"):
+        read_checkpoint(run)
+
+
 def test_the_best_checkpoint_is_the_one_that_was_chosen(run):
     change(run, loop__select="energy", loop__holdout=0.5)
     tensors, state = parts(run)
