@@ -26,6 +26,7 @@ USED_BY_TESTS = {
     "tests/engines/test_onnx_int8.py": {"_session"},
     "tests/engines/test_tensorrt_build.py": {"_failure"},
     "tests/engines/test_tensorrt_engine.py": {"_HUNG", "_sessions"},
+    "tests/export/train/test_features.py": {"_maker"},
     "tests/sdk/test_capture.py": {"_ends", "_thread"},
     "tests/sdk/test_cli.py": {"_segment"},
     "tests/sdk/test_cli_stream.py": {"_writer"},
