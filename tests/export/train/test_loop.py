@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import resource
 from contextlib import contextmanager
 
@@ -185,6 +186,26 @@ def largest_file(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_files_are_on_the_disk_before_they_are_used(data, tmp_path, monkeypatch):
+    """Of the log, the rows up to a checkpoint."""
+    synced, renamed, sync, replace = [], [], os.fsync, os.replace
+
+    def note(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def rename(source, target):
+        assert os.stat(source).st_ino == synced[-1], target
+        renamed.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", rename)
+    run = trained(data, tmp_path / "run", *SHORT)
+    assert renamed == ["run.json", *["checkpoint.safetensors"] * 3]
+    assert synced.count((run / "log.csv").stat().st_ino) == 3
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):

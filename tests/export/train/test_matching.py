@@ -18,6 +18,7 @@ def test_counts_by_hand():
     labels = np.array([[1, 1, 0], [-1, 2, 5]])  # -1 and 5 are no classes
     assert confusion(clusters, labels, (3, 3)).tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 1]]
     assert confusion(clusters.astype(np.uint8), labels, (4, 6)).sum() == 5
+    assert confusion(clusters, labels, (3, 5)).sum() == 4
     with pytest.raises(InputError, match=r"labels have \(2, 3\) pixels and the clusters \(2, 2\)"):
         confusion(clusters[:, :2], labels, (3, 3))
 

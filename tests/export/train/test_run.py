@@ -112,7 +112,8 @@ HOSTILE = [
     ({"versions": {"torch": 2}}, "versions is .*; wanted an object of texts"),
     ({"command": "x" * 200_000}, "command is .*; wanted a text"),
     ({"backbone__stride": 0}, "backbone: stride is 0; wanted 1 to 1024"),
-    ({"backbone__channels": 2**40}, "backbone: channels is"),
+    ({"backbone__channels": 0}, "backbone: channels is 0; wanted 1 to 65536"),
+    ({"backbone__channels": 65537}, "backbone: channels is 65537"),
     ({"backbone__mean": [0, 0]}, "backbone: mean is .*; wanted three numbers"),
     ({"backbone__std": [1, 1, "1"]}, "backbone: std is"),
     ({"backbone__trained": 1}, "backbone: trained is 1; wanted true or false"),
@@ -173,6 +174,7 @@ def test_an_entry_that_is_a_link_or_a_pipe(run, tmp_path):
 STATES = [
     ({"step": -1}, "step is -1; wanted a whole number"),
     ({"step": 2.0}, "step is 2.0"),
+    ({"step": 10**9 + 1}, "step is 1000000001"),
     ({"optimiser": []}, "optimiser is"),
     ({"broken": {"a.png": 1}}, "broken is .*; wanted an object of texts"),
     ({"losses": {"loss": "0"}}, "losses is .*; wanted an object of numbers"),
