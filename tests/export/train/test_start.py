@@ -137,6 +137,19 @@ def test_the_views_are_those_of_the_preset_unless_they_are_named(data, tmp_path)
         assert read_entry(run)["views"] == views
 
 
+def test_as_many_processes_read_pictures_as_are_named(data, tmp_path, monkeypatch):
+    made = []
+
+    class Noted(FeatureBatches):
+        def __init__(self, *arguments, **options):
+            made.append(options["workers"])
+            super().__init__(*arguments, **options | {"workers": 0})
+
+    monkeypatch.setattr("export.train.features.FeatureBatches", Noted)
+    trained(data, tmp_path / "run", *SHORT, "--workers", "3")
+    assert made == [3]
+
+
 def test_the_limit_of_the_cache_is_in_gib(data, tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(feature_cache, "FeatureCache", lambda _, limit: limits.append(limit))
