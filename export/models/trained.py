@@ -155,7 +155,9 @@ def trained(
             "seed": loop["seed"],
             "flip": flip,
             "names": names
-            and {key: names[key] for key in ("labels", "pictures", "accuracy", "miou")},
+            and {
+                key: names[key] for key in ("labels", "pictures", "trained_on", "accuracy", "miou")
+            },
         },
         warnings=warnings,
     )

@@ -186,9 +186,14 @@ class LabelSet:
         return cls(pairs, missing)
 
     def read(
-        self, classes: Classes, ignore: int | None = None
+        self, classes: Classes, ignore: int | None = None, outside: set[int] | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read the pictures and their labels, one pair after the other.
+
+        Parameters
+        ----------
+        classes, ignore : as in :meth:`Classes.numbers`.
+        outside : the ids that are in no class are added to it.
 
         Yields
         ------
@@ -208,7 +213,10 @@ class LabelSet:
                     f"{shown(label)} has {h} x {w} pixels, and {shown(path)} {height} x {width}",
                     fix="resize the labels to the picture's size, to the nearest pixel",
                 )
-            yield picture, classes.numbers(ids, ignore)
+            numbers = classes.numbers(ids, ignore)
+            if outside is not None:
+                outside.update(np.unique(ids[numbers == len(classes.names)]).tolist())
+            yield picture, numbers
 
 
 def read_ids(path: Path) -> np.ndarray:

@@ -57,6 +57,7 @@ def names_entry(
     classes: Sequence[str],
     *,
     pictures: int,
+    trained_on: bool,
     labels: str,
     head: str,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def names_entry(
     matching, counts : of :func:`export.train.matching.match`, and its argument (K, C).
     classes : the names of the C classes.
     pictures : the number of pictures that were counted.
+    trained_on : whether they are the pictures that the head was trained on, without labels.
     labels : the name of the folder with the labels, without the folders above it.
     head : :func:`head_sha256` of the head whose clusters were matched.
     """
@@ -79,6 +81,7 @@ def names_entry(
         "miou": matching.miou,
         "iou": list(matching.iou),
         "pictures": pictures,
+        "trained_on": trained_on,
         "labels": utf8_text(labels),
         "head": head,
         "counts": counts.tolist(),
@@ -124,6 +127,7 @@ def read_names(run: Path, head: str, clusters: int) -> dict[str, Any] | None:
         sound = entry["schema"] == SCHEMA and is_count(entry["pictures"], 1, 2**31)
         sound = sound and all(is_number(entry[key], 0, 1) for key in ("accuracy", "miou"))
         sound = sound and isinstance(entry["labels"], str) and isinstance(entry["head"], str)
+        sound = sound and isinstance(entry["trained_on"], bool)
         names = class_names(entry["names"], NAMES)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{shown(path)} is damaged", fix=fix) from error

@@ -24,6 +24,7 @@ from runtime.tools.cli import Bar, Paths, some_path
 from runtime.tools.output import finish
 
 LOG = logging.getLogger("dg.train")
+_NOTE = ", on which the head was trained (--data FOLDER: others)"
 _Pair = tuple[np.ndarray, np.ndarray]  # a picture and its labels
 
 
@@ -86,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
     files = LabelSet.find(picture_files(data), args.labels)
     preprocess = found.preprocess()
     count = len(classes.names)
+    unknown: set[int] = set()
     with Bar(args.quiet) as bar:
         bar.say(f"count the pixels of {len(files.pairs)} pictures")
-        pairs = _watched(files.read(classes, args.ignore), len(files.pairs), bar)
+        pairs = _watched(files.read(classes, args.ignore, unknown), len(files.pairs), bar)
         # The last column counts pixels whose id is in no class.
         counts = confusion_of(found.network, preprocess, pairs, count + 1)
     outside = counts[:, count].sum() / max(1, counts.sum())
@@ -105,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         counts,
         classes.names,
         pictures=len(files.pairs),
+        trained_on=args.data is None,
         labels=Path(args.labels).resolve().name,
         head=found.head,
     )
@@ -114,7 +117,11 @@ def run(args: argparse.Namespace) -> int:
     if files.missing:
         warnings.append(f"{len(files.missing)} pictures have no labels: {some(files.missing)}")
     if outside:
-        warnings.append(f"{outside:.1%} of the pixels with labels have ids outside of the classes")
+        ids = some([*map(str, sorted(unknown))])
+        warnings.append(
+            f"{outside:.1%} of the pixels have ids outside of the classes: {ids}; add them to "
+            f"--classes, or leave an id without a meaning out by --ignore {min(unknown)}"
+        )
     if unmatched:
         names = [classes.names[number] for number in unmatched]
         warnings.append(f"no cluster has the class {some(names)}")
@@ -149,5 +156,6 @@ def _table(run: Path, entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{cluster:7}  {name:{width}}  {share[cluster]:6.1%}  {right:>6}  {iou:>6}"
     yield (
         f"accuracy {entry['accuracy']:.3f}, mIoU {entry['miou']:.3f} over the classes that occur, "
-        f"on {entry['pictures']} pictures; saved {shown(run / NAMES)}"
+        f"on {entry['pictures']} pictures{_NOTE * entry['trained_on']}"
     )
+    yield f"saved {shown(run / NAMES)}"

@@ -235,6 +235,7 @@ _TRAINING = {
         {
             "labels": _NAME,  # the folder of the labels
             "pictures": _Count(1, 2**53),
+            "trained_on": bool,  # whether the head was trained on these pictures
             "accuracy": _Number(0, 1),
             "miou": _Number(0, 1),
         },

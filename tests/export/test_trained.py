@@ -63,7 +63,7 @@ def named(run):
     found = trained_run(run)
     pairs = [mosaic(i) for i in range(3)]
     counts = confusion_of(found.network, found.preprocess(), pairs, 4)
-    options = {"pictures": 3, "labels": "masks", "head": found.head}
+    options = {"pictures": 3, "trained_on": True, "labels": "masks", "head": found.head}
     write_names(run, names_entry(match(counts), counts, NAMES, **options))
     return run
 
@@ -325,7 +325,7 @@ def test_the_form_of_the_training_in_manifests(run):
 
     assert parsed()["model"]["training"] == training
     assert parsed(select="energy", labels_used=["selection", "names"])
-    names = {"labels": "masks", "pictures": 3, "accuracy": 0.5, "miou": 0.5}
+    names = {"labels": "masks", "pictures": 3, "trained_on": True, "accuracy": 0.5, "miou": 0.5}
     assert parsed(names=names)
     entry = training["backbone"]
     for changes in (
@@ -335,6 +335,7 @@ def test_the_form_of_the_training_in_manifests(run):
         {"flip": 1},
         {"names": names | {"labels": "/home/somebody/masks"}},
         {"names": names | {"miou": 1.1}},
+        {"names": names | {"trained_on": 1}},
         {"backbone": entry | {"source": "/home/somebody/colours.pth"}},
         {"backbone": entry | {"sha256": "x"}},
         {"data": ["/home/somebody"]},
