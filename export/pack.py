@@ -46,6 +46,7 @@ from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import ENGINES, EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
+from runtime.files import one_line
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
@@ -148,7 +149,7 @@ def export_bundle(
     files[GOLDEN] = _tensors(arrays)
     files["LICENSE.model"] = f"{model.name}: {model.licence}\n".encode()
     manifest = make_manifest(
-        name=utf8_text(out.name or Path(os.path.realpath(out)).name),
+        name=one_line(out.name or Path(os.path.realpath(out)).name),
         sdk=runtime.__version__,
         model={"name": model.name, "trained": model.trained}
         | ({} if model.training is None else {"training": model.training}),

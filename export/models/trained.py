@@ -10,9 +10,8 @@ from export.backbones import Backbone
 from export.models.base import PriorModel, check_size
 from export.train.names import head_sha256, read_names
 from export.train.run import open_run, resume_command
-from runtime.engines.named_files import utf8_text
 from runtime.errors import BundleError, InputError, SdkError
-from runtime.files import shown
+from runtime.files import one_line, shown
 from runtime.prior.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def trained(
             "labels_used": [word for word, is_used in used if is_used],
             "settings": entry["settings"],
             # The bundle contains no path of the machine that made it.
-            "backbone": backbone.entry() | {"source": utf8_text(Path(backbone.source).name)},
+            "backbone": backbone.entry() | {"source": one_line(Path(backbone.source).name)},
             "views": entry["views"],
             "pictures": entry["files"],
             "seed": loop["seed"],

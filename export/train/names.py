@@ -13,9 +13,9 @@ import numpy as np
 from export.train.matching import Matching
 from export.train.run import NAMES
 from runtime.checks import is_count, is_number
-from runtime.engines.named_files import read_regular, shell_word, utf8_text
+from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import BundleError, InputError
-from runtime.files import shown, stat_of, write_atomic
+from runtime.files import one_line, shown, stat_of, write_atomic
 from runtime.prior.names import class_names
 
 SCHEMA = "dg-names/1"
@@ -82,7 +82,7 @@ def names_entry(
         "iou": list(matching.iou),
         "pictures": pictures,
         "trained_on": trained_on,
-        "labels": utf8_text(labels),
+        "labels": one_line(labels),
         "head": head,
         "counts": counts.tolist(),
     }

@@ -115,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     unmatched = sorted({*range(count)} - {*matching.cluster_to_class})
     warnings = []
     if files.missing:
-        warnings.append(f"{len(files.missing)} pictures have no labels: {some(files.missing)}")
+        have = "picture has" if len(files.missing) == 1 else "pictures have"
+        warnings.append(f"{len(files.missing)} {have} no labels: {some(files.missing)}")
     if outside:
         ids = some([*map(str, sorted(unknown))])
         warnings.append(

@@ -200,8 +200,8 @@ def _training_words(training: Mapping[str, Any]) -> str:
     if names is not None:
         trained = "that were trained on, " if names["trained_on"] else ""
         words.append(
-            f"names of {names['pictures']} pictures {trained}with labels in {names['labels']}: accuracy "
-            f"{names['accuracy']:.3f}, mIoU {names['miou']:.3f}"
+            f"names of {names['pictures']} pictures {trained}with labels in {names['labels']}: "
+            f"accuracy {names['accuracy']:.3f}, mIoU {names['miou']:.3f}"
         )
     return "; ".join(words + ["averaged with the mirror image"] * training["flip"])
 

@@ -99,6 +99,12 @@ def test_a_removed_working_folder(tmp_path, colours, photos):
     Bundle.open(out).check_files()
 
 
+def test_a_bundle_whose_name_has_a_line_break(tmp_path):
+    out = tmp_path / "a\nb.bundle"
+    assert export("--model", "kmeans", "-q", "-o", out).code == 0
+    assert json.loads((out / MANIFEST).read_bytes())["name"] == r"a\nb.bundle"
+
+
 def test_names_that_are_not_utf8(tmp_path, colours, photos):
     """Files keep their names; the manifest and what is printed are UTF-8."""
     folder = tmp_path / NOT_UTF8

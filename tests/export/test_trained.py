@@ -295,7 +295,8 @@ def test_a_bundle_from_a_run_to_a_refined_picture(run, tmp_path, mosaics, capsys
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "training segunify on colours (tokens), 4 pictures, step 3 of 3 (the last), seed 7; labels "
-        "used for names; names of 3 pictures with labels in masks: accuracy 0.9"
+        "used for names; names of 3 pictures that were trained on, with labels in masks: accuracy "
+        "0.9"
     ) in said and "; averaged with the mirror image licence" in said
 
 

@@ -149,8 +149,10 @@ def test_ids_outside_of_the_classes_are_told_and_ignored_ones_are_not(city):
     share = (truths == 3).mean()
     code, _, err = name(city, classes=NAMES[:3])
     assert code == 0
-    assert f"{share:.1%} of the pixels with labels have ids outside of the classes" in err
+    assert f"{share:.1%} of the pixels have ids outside of the classes: 255; add" in err
+    assert "by --ignore 255\n" in err
     before = stored(city)
+    assert before["trained_on"] is True
     assert np.sum(before["counts"]) == (truths != 3).sum()
     code, _, err = name(city, "--ignore", "255", classes=NAMES[:3])
     assert code == 0 and "outside" not in err and stored(city) == before
@@ -165,7 +167,7 @@ def test_few_missing_labels_are_named(city):
             (city / folder / f"{i}.png").symlink_to(city / folder / f"{i % 4}.png")
     (city / "labels" / "17.png").unlink()
     code, _, err = name(city)
-    assert code == 0 and "1 pictures have no labels: 17.png\n" in err
+    assert code == 0 and "1 picture has no labels: 17.png\n" in err
     assert stored(city)["pictures"] == 39
 
 
@@ -175,7 +177,7 @@ def test_other_pictures_than_those_of_the_training(city):
     data = [city / "pictures" / f"{i}.png" for i in range(2)]
     code, _, err = name(city, "--data", *data)
     assert code == 0, err
-    assert stored(city)["pictures"] == 2
+    assert stored(city)["pictures"] == 2 and stored(city)["trained_on"] is False
 
 
 def test_errors_leave_the_older_names(city):
