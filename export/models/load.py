@@ -55,7 +55,7 @@ def load_model(
     if isinstance(imgsz, int):
         imgsz = (imgsz, imgsz)
     stated = stated or Stated()
-    is_run = text not in BUILT_IN and _is_folder(text)
+    is_run = text not in BUILT_IN and Path(text).suffix.lower() != ".onnx" and _is_folder(text)
     if weights is not None and text != "segformer" and not is_run:
         raise InputError(
             f"weights are for segformer and runs of the trainer; model is {text!r}",
