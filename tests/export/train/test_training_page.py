@@ -17,6 +17,7 @@ SHORTER = {
     "--clusters 11": "--clusters 3",
     "--steps 2000": "--steps 4 --imgsz 64 --batch 4 --threads 1 --cache cache",
     "--steps 3000": "--steps 6",
+    "--imgsz 320x432": "--imgsz 64x96",
 }
 
 
