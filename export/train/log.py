@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
@@ -94,28 +93,68 @@ class Log:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Remove the rows after a step, which a run that is resumed writes again, and a row that was
-    not written whole.
+    """Remove the rows after a step, which a run that is resumed writes again, and a last line that
+    was not written whole.
 
     Raises
     ------
-    InputError : the file cannot be read or written.
+    InputError : the file cannot be read or written, or is damaged; then nothing is changed.
     """
     if stat_of(path) is None:
         return
-    data = read_regular(path, "the log of a run")
-    lines = data.splitlines(keepends=True)
-    kept = lines[:1] if lines and re.fullmatch(rb"step,.*\n", lines[0]) else []
-    for line in lines[1:] if kept else []:
-        number = line.split(b",")[0]
-        if not line.endswith(b"\n") or not number.isdigit() or int(number) > step:
-            break
-        kept.append(line)
-    if b"".join(kept) != data:
+    data, table = _read(path)
+    kept = table[:1] + [row for row in table[1:] if int(row[0]) <= step]
+    cut = "".join(f"{','.join(row)}\n" for row in kept).encode()
+    if cut != data:
         try:
-            replace_file(path, b"".join(kept), durable=True)
+            replace_file(path, cut, durable=True)
         except OSError as error:
             raise file_error("written", path, error) from error
+
+
+def last_step(path: Path) -> int:
+    """The step of the last row of log.csv; 0 if it has no row, or does not exist.
+
+    Raises
+    ------
+    InputError : the file cannot be read, or is damaged.
+    """
+    table = [] if stat_of(path) is None else _read(path)[1]
+    return int(table[-1][0]) if len(table) > 1 else 0
+
+
+def _read(path: Path) -> tuple[bytes, list[list[str]]]:
+    """The bytes of log.csv, and the fields of its lines, of which the first one is the header. A
+    last line that was not written whole is left out; InputError for other damage."""
+    data = read_regular(path, "the log of a run")
+    lines, table, last = data.split(b"\n")[:-1], [], 0
+    for number, line in enumerate(lines, 1):
+        try:
+            row = line.decode("ascii").split(",")
+            if number == 1:
+                if (row[0], row[-1]) != ("step", SECONDS) or len({*row}) < len(row):
+                    raise ValueError("the first line is no header")
+            else:
+                last = _checked_step(row, table[0], last)
+        except ValueError as error:
+            raise InputError(
+                f"{shown(path)} is damaged: line {number}: {first_line(error)}",
+                fix="restore it from a copy; or remove it, then --resume: its rows are lost",
+            ) from error
+        table.append(row)
+    return data, table
+
+
+def _checked_step(row: list[str], header: list[str], before: int) -> int:
+    """The step of a row; ValueError unless the row fits the header and the step before it."""
+    if len(row) != len(header):
+        raise ValueError(f"it has {len(row)} values; wanted {len(header)}")
+    if not re.fullmatch("[0-9]{1,10}", row[0]) or int(row[0]) <= before:
+        raise ValueError(f"its step is {row[0][:20]!r}; wanted a whole number above {before}")
+    for name, value in zip(header, row, strict=True):
+        if value or name != SCORE:
+            float(value)
+    return int(row[0])
 
 
 def check_matplotlib() -> None:
@@ -186,17 +225,11 @@ def _columns(log: Path) -> dict[str, list[tuple[int, float]]]:
     """The steps and values of each column of log.csv but the seconds."""
     if stat_of(log) is None:
         return {}
-    data = read_regular(log, "the log of a run")
+    table = _read(log)[1]
     columns: dict[str, list[tuple[int, float]]] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(data.decode())):
-            for name in [name for name in row if name not in ("step", SECONDS)]:
-                points = columns.setdefault(name, [])
-                if row[name]:
-                    points.append((int(row["step"]), float(row[name])))
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(
-            f"{shown(log)} is damaged: {first_line(error)}",
-            fix="remove it, then --resume; its rows are lost",
-        ) from error
+    for row in table[1:]:
+        for name, value in zip(table[0][1:-1], row[1:-1], strict=True):
+            points = columns.setdefault(name, [])
+            if value:
+                points.append((int(row[0]), float(value)))
     return columns

@@ -3,7 +3,7 @@
 import cv2
 import pytest
 
-from export.train.log import Log, cut_log, draw_curves
+from export.train.log import Log, cut_log, draw_curves, last_step
 from runtime.errors import InputError
 
 pytest.importorskip("matplotlib", reason="the losses are drawn by matplotlib")
@@ -43,11 +43,11 @@ def test_rows_after_a_step_are_cut(path):
 
 def test_a_torn_row_is_cut(path):
     head = "step,loss,seconds\n10,1,1\n"
-    for torn in ("20,2", "20,2,2", "2", "\0\0\0\0", "x,1,1\n", "\n"):
+    for torn in ("20,2", "20,2,2", "2", "\0\0\0\0"):
         path.write_text(head + torn)
         cut_log(path, 20)
         assert path.read_text() == head, repr(torn)
-    for torn in ("", "st", "step,loss,seconds", "other\n10,1,1\n"):
+    for torn in ("", "st", "step,loss,seconds"):
         path.write_text(torn)
         cut_log(path, 20)
         assert path.read_text() == "", repr(torn)
@@ -108,8 +108,27 @@ def test_a_log_without_rows_has_no_curves(path, tmp_path):
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_damaged_log_is_an_error(path, tmp_path):
-    for row in ("1,x,0", "x,1,0", "1,1,0,5,6", "\xff", "1,\0,2"):
-        path.write_bytes(f"step,loss,seconds\n{row}\n".encode("latin-1"))
-        with pytest.raises(InputError, match=r"log\.csv is damaged"):
-            draw_curves(path, tmp_path / "curves.png", "title")
+def test_a_damaged_log_is_an_error_and_keeps_its_rows(path, tmp_path):
+    head, rows = "step,loss,seconds\n", "10,1,1\n20,2,2\n"
+    cases = [(2, head + row + "\n" + rows) for row in ("1,x,0", "x,1,0", "1,1,0,5,6", "")]
+    cases += [(2, head + row + "\n") for row in ("\xff", "1,\0,2", "1,,2", "-1,1,1", "0,1,1")]
+    cases += [(3, head + "10,1,1\n" + row + "\n20,2,2\n") for row in ("10,1,1", "9,1,1", "1,1")]
+    cases += [(1, first + rows) for first in ("", "\xef\xbb\xbf" + head, "other\n", "\n")]
+    cases += [(1, first + rows) for first in ("step,a,a,seconds\n", "step,loss,seconds\r\n")]
+    for line, text in cases:
+        path.write_bytes(text.encode("latin-1"))
+        for use in (
+            lambda: draw_curves(path, tmp_path / "curves.png", "title"),
+            lambda: cut_log(path, 10),
+            lambda: last_step(path),
+        ):
+            with pytest.raises(InputError, match=rf"log\.csv is damaged: line {line}: "):
+                use()
+        assert path.read_bytes() == text.encode("latin-1"), text
+
+
+def test_the_last_step(path):
+    assert last_step(path) == 0
+    for text, step in [("", 0), ("step,loss,seconds\n", 0), ("step,loss,seconds\n3,1,1\n4", 3)]:
+        path.write_text(text)
+        assert last_step(path) == step, text
