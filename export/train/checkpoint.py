@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.train.run import CHECKPOINT, Checkpoint
+from runtime.checks import shown_value
 from runtime.errors import BundleError, SdkError, first_line
 from runtime.files import file_error, replace_file, shown
 
@@ -40,6 +42,22 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
     """
     from safetensors.numpy import save
 
+    arrays, rest = _parts(module, optimiser)
+    wrong = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+    if wrong:
+        raise SdkError(
+            f"{wrong[0]} has NaN or infinite values after step {state['step']}; the last "
+            "checkpoint is kept",
+            fix="train again with a smaller --lr",
+        )
+    text = json.dumps(state | {"optimiser": rest}, allow_nan=False)
+    return save(arrays, metadata={"state": text})
+
+
+def _parts(
+    module: Module, optimiser: Optimizer
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """The tensors of a checkpoint by name, and what the optimiser has beside them."""
     arrays = {f"module.{k}": _array(v) for k, v in module.state_dict().items()}
     found = optimiser.state_dict()
     values: dict[str, dict[str, Any]] = {}
@@ -49,16 +67,7 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
                 arrays[f"optimiser.{index}.{name}"] = _array(value)
             else:
                 values.setdefault(str(index), {})[name] = value
-    wrong = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
-    if wrong:
-        raise SdkError(
-            f"{wrong[0]} has NaN or infinite values after step {state['step']}; the last "
-            "checkpoint is kept",
-            fix="train again with a smaller --lr",
-        )
-    rest = {"values": values, "param_groups": found["param_groups"]}
-    text = json.dumps(state | {"optimiser": rest}, allow_nan=False)
-    return save(arrays, metadata={"state": text})
+    return arrays, {"values": values, "param_groups": found["param_groups"]}
 
 
 def _array(tensor: Any) -> np.ndarray:
@@ -95,52 +104,63 @@ def restore(checkpoint: Checkpoint, module: Module, optimiser: Optimizer, folder
 
     Raises
     ------
-    BundleError : the checkpoint is of another method or optimiser.
+    BundleError : the checkpoint has other tensors, shapes, types or settings than the module and
+        its optimiser have after an update.
     """
     import torch
 
-    tensors: dict[int, dict[str, Any]] = {}
     try:
-        for key, array in checkpoint.tensors.items():
-            kind, _, name = key.partition(".")
-            if kind == "optimiser":
-                index, _, own = name.partition(".")
-                tensors.setdefault(int(index), {})[own] = torch.from_numpy(array.copy())
-        rest = checkpoint.state["optimiser"]
-        for index, values in rest["values"].items():
-            tensors.setdefault(int(index), {}).update(values)
-        groups = [
-            _as_in(saved, own)
-            for saved, own in zip(rest["param_groups"], optimiser.param_groups, strict=True)
-        ]
-        _check_shapes(tensors, optimiser)
-        module.load_state_dict({k: torch.from_numpy(v) for k, v in checkpoint.module().items()})
-        optimiser.load_state_dict({"state": tensors, "param_groups": groups})
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        rest = _check_fits(checkpoint, module, optimiser)
+    except ValueError as error:
         raise BundleError(
             f"the checkpoint in {shown(folder)} does not fit the method: {first_line(error)[:300]}",
             fix="copy the run again, install the versions in its run.json, or train again with "
             "another -o",
         ) from error
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["values"].items()}
+    for key, array in checkpoint.tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in checkpoint.module().items()})
+    optimiser.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
 
 
-def _as_in(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The saved settings of a group of parameters, with tuples where the settings ``own`` of the
-    optimiser have tuples, which JSON does not have. ValueError if they are of another kind of
-    optimiser, or of another version of torch."""
-    out = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in saved.items()}
-    kinds, wanted = ({k: type(v) for k, v in g.items() if k != "params"} for g in (out, own))
-    if kinds != wanted:
-        raise ValueError("the settings of the optimiser are of another kind")
-    return out
+def _check_fits(
+    checkpoint: Checkpoint, module: Module, optimiser: Optimizer
+) -> dict[str, dict[str, Any]]:
+    """What an optimiser of this kind has beside its tensors; ValueError unless the checkpoint has
+    the same, and exactly the tensors of the module and of such an optimiser after its updates.
+    torch does not check this."""
+    arrays, rest = _parts(module, _updated(optimiser) if checkpoint.step else optimiser)
+    found = checkpoint.tensors
+    if wrong := sorted(arrays.keys() ^ found.keys()):
+        raise ValueError(f"missing or unknown tensors: {', '.join(map(shown_value, wrong[:3]))}")
+    for key, own in arrays.items():
+        array = found[key]
+        if (array.shape, array.dtype) != (own.shape, own.dtype):
+            raise ValueError(
+                f"{key} has the shape {array.shape} and the type {array.dtype}; wanted {own.shape} "
+                f"and {own.dtype}"
+            )
+        if key.endswith(("exp_avg_sq", "running_var")) and (array < 0).any():
+            raise ValueError(f"{key} has negative values")
+        if key.startswith("optimiser.") and key.endswith(".step") and array != checkpoint.step:
+            raise ValueError(f"{key} is {array}; wanted the step {checkpoint.step}")
+    # As texts, in which 1 is not true, and lists are what JSON made of tuples.
+    ours, theirs = (json.dumps(v, sort_keys=True) for v in (rest, checkpoint.state["optimiser"]))
+    if ours != theirs:
+        raise ValueError("the settings of the optimiser are others")
+    return rest
 
 
-def _check_shapes(state: dict[int, dict[str, Any]], optimiser: Optimizer) -> None:
-    """ValueError unless each tensor of an optimiser's state is a number or has the shape of its
-    parameter. torch does not check this."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for index, entries in state.items():
-        for name, value in entries.items():
-            shape = getattr(value, "shape", ())
-            if shape not in ((), parameters[index].shape):
-                raise ValueError(f"optimiser.{index}.{name} has the shape {tuple(shape)}")
+def _updated(optimiser: Optimizer) -> Optimizer:
+    """A copy of a new optimiser, with parameters of its own, after one update."""
+    import torch
+
+    other = copy.deepcopy(optimiser)
+    for group in other.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    other.step()
+    return other

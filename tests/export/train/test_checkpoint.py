@@ -63,7 +63,7 @@ def test_the_training_continues_bit_for_bit(name, dtype, tmp_path):
 
 def test_a_new_optimiser_has_no_state_yet(tmp_path):
     module, optimiser = made(OPTIMISERS["Adam"])
-    write_checkpoint(tmp_path, pack(module, optimiser, STATE))
+    write_checkpoint(tmp_path, pack(module, optimiser, STATE | {"step": 0}))
     restore(read_checkpoint(tmp_path), *made(OPTIMISERS["Adam"]), tmp_path)
 
 
@@ -79,29 +79,71 @@ def test_values_that_are_not_finite_are_not_stored():
         pack(module, optimiser, STATE)
 
 
-def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+@pytest.fixture
+def stored(tmp_path):
     module, optimiser = made(OPTIMISERS["Adam"])
-    update(module, optimiser, 0)
+    for number in range(3):
+        update(module, optimiser, number)
     write_checkpoint(tmp_path, pack(module, optimiser, STATE))
-    stored = read_checkpoint(tmp_path)
+    return read_checkpoint(tmp_path)
 
-    def refused(match, tensors=None, kind="Adam", **optimiser):
-        state = stored.state | {"optimiser": stored.state["optimiser"] | optimiser}
-        broken = Checkpoint(stored.tensors | (tensors or {}), state)
-        with pytest.raises(BundleError, match=f"does not fit the method: .*{match}"):
-            restore(broken, *made(OPTIMISERS[kind]), tmp_path)
 
+def refused(stored, folder, match, *, tensors, kind="Adam", **changes):
+    """The checkpoint with these tensors and other fields of the optimiser is refused, and the
+    module and the optimiser are as they were."""
+    state = stored.state | {"optimiser": stored.state["optimiser"] | changes}
+    module, optimiser = made(OPTIMISERS[kind])
+    before = pack(module, optimiser, STATE)
+    with pytest.raises(BundleError, match=f"does not fit the method: .*{match}"):
+        restore(Checkpoint(tensors, state), module, optimiser, folder)
+    assert pack(module, optimiser, STATE) == before, match
+
+
+def test_other_tensors_are_refused(stored, tmp_path):
+    """Missing ones, unknown ones, and ones of another shape, type or sign."""
+    own = stored.tensors
+    moments = {key: array for key, array in own.items() if key.startswith("optimiser.")}
+    for left in [
+        own.keys() - moments.keys(),
+        own.keys() - {"optimiser.0.exp_avg"},
+        own.keys() - {k for k in moments if k.startswith("optimiser.3.")},
+        own.keys() - {"module.0.bias"},
+    ]:
+        refused(stored, tmp_path, "missing or unknown", tensors={k: own[k] for k in left})
+    names = ("module.more", "optimiser.-1.exp_avg", "optimiser.9.exp_avg", "optimiser.x.exp_avg")
+    for name in (*names, "optimiser.0.more", "optimiser.0", "optimiser.", "optimiser.00.step"):
+        more = own | {name: np.zeros((), np.float32)}
+        refused(stored, tmp_path, "missing or unknown", tensors=more)
+    for key, array, match in [
+        ("optimiser.0.exp_avg", np.zeros((4, 3, 2, 1), np.float32), "has the shape"),
+        ("optimiser.0.exp_avg", np.zeros((), np.float32), "has the shape"),
+        ("optimiser.0.exp_avg", own["optimiser.0.exp_avg"].astype(np.float64), "type float64"),
+        ("optimiser.0.exp_avg", own["optimiser.0.exp_avg"].astype(np.int64), "type int64"),
+        ("optimiser.0.step", np.full(1, 3, np.float32), "has the shape"),
+        ("optimiser.0.step", np.float32(-1), "is -1.0; wanted the step 3"),
+        ("optimiser.0.exp_avg_sq", -own["optimiser.0.exp_avg_sq"], "has negative values"),
+        ("module.1.running_var", -own["module.1.running_var"], "has negative values"),
+        ("module.0.bias", own["module.0.bias"].astype(np.float64), "type float64"),
+        ("module.0.bias", np.zeros(3, np.float32), "has the shape"),
+    ]:
+        refused(stored, tmp_path, match, tensors=own | {key: np.asarray(array)})
+
+
+def test_other_settings_of_the_optimiser_are_refused(stored, tmp_path):
+    own = stored.tensors
+    refused(stored, tmp_path, "missing or unknown", tensors=own, kind="SGD")
     groups = stored.state["optimiser"]["param_groups"]
-    refused("Error.* in loading state_dict", {"module.more": np.zeros(1)})
-    refused("has the shape", {"optimiser.0.exp_avg": np.zeros((4, 3, 2, 1), np.float32)})
-    refused("index out of range", {"optimiser.9.exp_avg": np.zeros(1, np.float32)})
-    refused("invalid literal", {"optimiser.x.exp_avg": np.zeros(1, np.float32)})
-    refused("of another kind", kind="SGD")
-    refused("of another kind", param_groups=[groups[0] | {"lr": "1"}, groups[1]])
-    refused("zip", param_groups=groups[:1])
-    refused("", param_groups=3)
-    refused("", values=[])
-    refused("", values={"0": 1})
+    for change in [
+        {"lr": 5}, {"lr": "0.1"}, {"betas": [1, 1]}, {"betas": []}, {"amsgrad": True},
+        {"amsgrad": 0}, {"capturable": True}, {"params": [1, 0]}, {"params": []}, {"more": 1},
+    ]:  # fmt: skip
+        changed = [groups[0] | change, groups[1]]
+        refused(stored, tmp_path, "settings of the", tensors=own, param_groups=changed)
+    for other in (groups[:1], [], 3, None):
+        refused(stored, tmp_path, "settings of the", tensors=own, param_groups=other)
+    for values in ([], {"0": 1}, {"0": {"exp_avg": 1}}, {"-1": {}}):
+        refused(stored, tmp_path, "settings of the", tensors=own, values=values)
+    refused(stored, tmp_path, "settings of the", tensors=own, more=1)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
