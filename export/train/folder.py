@@ -10,66 +10,74 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from export.train.run import BEST, CHECKPOINT, CURVES, ENTRY, LOCK, LOG_FILE, NAMES
+from export.train.run import (
+    BEST,
+    CHECKPOINT,
+    CURVES,
+    ENTRY,
+    LOCK,
+    LOG_FILE,
+    NAMES,
+    check_first_checkpoint,
+    read_entry,
+)
 from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 
-_OWN = {ENTRY, CHECKPOINT, BEST, LOG_FILE, CURVES, NAMES, LOCK}
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp(\..{1,15})?")  # of runtime.files.temporary_name
+_OWN = {ENTRY, CHECKPOINT, BEST, LOG_FILE, CURVES, NAMES}
+# The names of runtime.files.temporary_name for the files of a run.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(json|safetensors|csv|png)")
 
 
 @contextmanager
 def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     """Use a folder for training: a ``with`` block, in which no other process can train in it.
 
-    Temporary files that an ended process has left are removed. A new folder is made; it is removed
-    again if the block ends by an error before run.json is written.
+    Temporary files that an ended process has left in a run are removed. A new folder is made; it
+    is removed again if the block ends by an error before run.json is written. Of a folder that
+    is refused, no file is changed or removed.
 
     Parameters
     ----------
     folder : of the run.
-    resume : whether the folder contains a run that is resumed; else it must be new or empty.
+    resume : whether the folder contains a run that is resumed; else it must be new or empty. A
+        killed process may have left the lock in it, which is an empty file.
 
     Raises
     ------
     InputError : the folder contains a run although ``resume`` is False, or other files; another
         process trains in it; or it cannot be made, read or written.
+    BundleError : a run that is resumed has lost its checkpoint.
 
     Example
     -------
     >>> with claimed(Path("runs/city"), resume=False): train(...)
     """
-    made = _made(folder)
-    lock = folder / LOCK
+    made, lock = _made(folder), folder / LOCK
+    descriptor, new = None, False
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if made:
-            folder.rmdir()
-        raise file_error("written", lock, error) from error
-    try:
-        # lockf, not flock: the processes that read pictures do not inherit this lock, so that a
-        # run whose process was killed can be resumed at once.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, (BlockingIOError, PermissionError)):
+        _check_content(folder, resume)
+        descriptor, new = _opened(lock)
+        if not _locked(descriptor, lock):
+            new = False  # it is the other process's now
             raise InputError(
                 f"another process trains in {shown(folder)}",
                 fix="wait until it ends, or choose another -o",
-            ) from error
-        raise file_error("locked", lock, error) from error
-    try:
-        _check_content(folder, resume)
+            )
+        _check_content(folder, resume)  # again: another process may have ended in between
+        if resume:
+            _remove_temporary(folder)
         yield
     finally:
         if not os.path.lexists(folder / ENTRY):
-            with suppress(OSError):
-                lock.unlink()
+            if new:
+                with suppress(OSError):
+                    lock.unlink()
             if made:
                 with suppress(OSError):
                     folder.rmdir()
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _made(folder: Path) -> bool:
@@ -84,25 +92,74 @@ def _made(folder: Path) -> bool:
     return found is None
 
 
-def _check_content(folder: Path, resume: bool) -> None:
-    """Remove temporary files, and check that nothing else is in the folder than ``resume`` says."""
+def _opened(lock: Path) -> tuple[int, bool]:
+    """Open the lock; returns its descriptor, and whether this process has created the file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        names = set(os.listdir(folder))
-        for name in [name for name in names if _TEMPORARY.fullmatch(name)]:
-            os.unlink(folder / name)
-            names.remove(name)
+        with suppress(FileExistsError):
+            return os.open(lock, flags | os.O_EXCL, 0o666), True
+        return os.open(lock, flags, 0o666), False
+    except OSError as error:
+        raise file_error("written", lock, error) from error
+
+
+def _locked(descriptor: int, lock: Path) -> bool:
+    """Lock the open file; returns False if another process holds the lock, or has removed the file
+    in the meantime, so that a third process may hold a new one."""
+    try:
+        # lockf, not flock: the processes that read pictures do not inherit this lock, so that a
+        # run whose process was killed can be resumed at once.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.lstat(lock))
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise file_error("locked", lock, error) from error
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
     except OSError as error:
         raise file_error("used", folder, error) from error
+
+
+def _check_content(folder: Path, resume: bool) -> None:
+    """Check that nothing else is in the folder than ``resume`` says. Nothing is changed."""
     if resume:
+        check_first_checkpoint(folder, read_entry(folder))
         return
+    names = _names(folder)
     if ENTRY in names:
         raise InputError(
             f"{shown(folder)} contains a run",
             fix="--resume continues it; or choose another -o, or remove the folder",
         )
-    if others := sorted(names - {LOCK}):
-        kind = "the rest of a run" if set(others) <= _OWN else "other files"
+    if LOCK in names and _is_empty_file(folder / LOCK):
+        names.remove(LOCK)
+    if names:
+        rest = all(name in _OWN or _TEMPORARY.fullmatch(name) for name in names)
+        kind = "the rest of a run" if rest else "other files"
         raise InputError(
-            f"{shown(folder)} contains {kind}: {', '.join(map(shown, others[:5]))}",
+            f"{shown(folder)} contains {kind}: {', '.join(map(shown, sorted(names)[:5]))}",
             fix="choose another -o",
         )
+
+
+def _is_empty_file(path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return True  # another process has just removed it
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that an ended process has left in a run."""
+    try:
+        for name in filter(_TEMPORARY.fullmatch, _names(folder)):
+            os.unlink(folder / name)
+    except OSError as error:
+        raise file_error("used", folder, error) from error

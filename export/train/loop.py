@@ -96,6 +96,9 @@ def train(
         first, before, best = state["step"], state["seconds"], state["best"]
         losses, broken = state["losses"], state["broken"]
     cut_log(folder / LOG_FILE, first)
+    if resumed is not None and best is not None and best["step"] == first:
+        # A kill may have come before best.safetensors was written.
+        write_checkpoint(folder, pack(method.module, optimiser, state), BEST)
     log = Log(folder / LOG_FILE, resumed and resumed.state["log"], scored=score is not None)
     start = time.monotonic()
     with closing(batches.batches(first, config.steps)) as features:
@@ -127,9 +130,10 @@ def train(
                 "best": best,
             }
             data = pack(method.module, optimiser, state)
+            # The last checkpoint first: until it is written, the older best one is needed.
+            write_checkpoint(folder, data)
             if better:
                 write_checkpoint(folder, data, BEST)
-            write_checkpoint(folder, data)
             draw_curves(folder / LOG_FILE, folder / CURVES, f"{method.name}, {step} steps")
             if stop and step < config.steps:
                 raise Interrupted(

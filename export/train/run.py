@@ -2,7 +2,8 @@
 
 run.json                the settings, which say how the run is repeated or resumed
 checkpoint.safetensors  the module, the optimiser and the step, of the last checkpoint
-best.safetensors        the same of the checkpoint that --select chose
+best.safetensors        the same of the checkpoint that --select chose, unless a kill came in
+                        between: then the chosen one is the last one, which resuming copies
 log.csv, curves.png     the losses
 names.json              the names of the clusters
 lock                    is locked while a process trains in the folder
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.train.config import LoopConfig
+from export.train.log import last_step
+from export.train.segunify import SegUnify, SegUnifyConfig
 from export.train.views import ViewRule
 from runtime.bundle.read import load_tensors, read_file
 from runtime.checks import is_count, is_number, shown_value
@@ -114,13 +117,15 @@ def open_run(folder: Path) -> Run:
     entry = read_entry(folder)
     last = None if stat_of(folder / CHECKPOINT) is None else read_checkpoint(folder)
     selects = entry["loop"]["select"] != "last"
+    if last is None:
+        check_first_checkpoint(folder, entry)
     if last is None or (selects and last.state["best"] is None):
         done, steps = 0 if last is None else last.step, entry["loop"]["steps"]
         raise InputError(
             f"{shown(folder)} has no checkpoint to choose yet: {done} of {steps} steps were made",
             fix=resume_command(entry["method"], folder),
         )
-    if not selects:
+    if not selects or last.state["best"]["step"] == last.step:
         return Run(folder, entry, last, last.step)
     best, chosen = read_checkpoint(folder, BEST), last.state["best"]["step"]
     if best.step != chosen:
@@ -169,13 +174,45 @@ def read_entry(folder: Path) -> dict[str, Any]:
         )
     _check_fields(entry, _ENTRY, name)
     _check_fields(entry["backbone"], _BACKBONE, f"{name}: backbone")
-    try:
-        ViewRule(**entry["views"])
-        LoopConfig(**entry["loop"])
-    except (SdkError, TypeError) as error:
-        text = error.message if isinstance(error, SdkError) else str(error)
-        raise BundleError(f"{name}: {text[:300]}", fix=_FIX) from error
+    kinds: list[tuple[str, type]] = [("views", ViewRule), ("loop", LoopConfig)]
+    if entry["method"] == SegUnify.name:
+        kinds.append(("settings", SegUnifyConfig))
+    for part, kind in kinds:
+        form = dict.fromkeys(kind.__dataclass_fields__, ("any value", lambda _: True))
+        _check_fields(entry[part], form, f"{name}: {part}")
+        try:
+            kind(**entry[part])
+        except SdkError as error:
+            raise BundleError(f"{name}: {error.message[:300]}", fix=_FIX) from error
     return entry
+
+
+def check_first_checkpoint(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Check that a run without checkpoint.safetensors was interrupted before its first checkpoint,
+    and has not lost the file: it has nothing that is written later.
+
+    Parameters
+    ----------
+    folder : of the run.
+    entry : of :func:`read_entry`.
+
+    Raises
+    ------
+    InputError : a file cannot be read, or log.csv is damaged.
+    BundleError : the checkpoint was lost.
+    """
+    if stat_of(folder / CHECKPOINT) is not None:
+        return
+    later = [file for file in (BEST, CURVES, NAMES) if os.path.lexists(folder / file)]
+    # The row of the first checkpoint is written before that.
+    if last_step(folder / LOG_FILE) > entry["loop"]["every"]:
+        later.append(LOG_FILE)
+    if later:
+        raise BundleError(
+            f"{folder.name}/{CHECKPOINT} is missing, but it was written: {', '.join(later)} "
+            f"{'is' if len(later) == 1 else 'are'} from a later moment of the run",
+            fix=_FIX,
+        )
 
 
 def write_entry(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -231,16 +268,15 @@ def read_checkpoint(folder: Path, file: str = CHECKPOINT) -> Checkpoint:
 
 def files_sha256(files: Sequence[Path]) -> str:
     """The sha256 of a list of picture files, in hexadecimal: their names, their order and their
-    sizes in bytes. A file that does not exist counts as of no size.
-
-    Raises
-    ------
-    InputError : the operating system refuses to read a file's size.
+    sizes in bytes. A file whose size cannot be read, such as a broken link, counts as of no
+    size; whether the run can do without it is known when it is opened.
     """
     digest = hashlib.sha256()
     for file in files:
-        found = stat_of(file)
-        size = -1 if found is None else found.st_size
+        try:
+            size = os.stat(file).st_size
+        except (OSError, ValueError):
+            size = -1
         digest.update(os.fsencode(file.name) + f"\0{size}\n".encode())
     return digest.hexdigest()
 

@@ -1,8 +1,10 @@
 """The command line of the trainer: its help, its result, and each error before the training."""
 
+import fcntl
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,17 +206,61 @@ def test_a_folder_that_is_not_free(data, whole, tmp_path):
     assert files(out).keys() == {"log.csv"}
 
 
-def test_the_rest_of_a_killed_start_is_removed(data, tmp_path):
+OTHERS = [
+    {"lock": b"the key is under the mat"},
+    {"lock": b"", "notes.txt": b"x"},
+    {".0123456789abcdef.tmp.txt": b"x"},
+    {".0123456789abcdef.tmp.json": b"x"},
+    {"lock": b"", ".0123456789abcdef.tmp.safetensors": b"x", "log.csv": b"x"},
+]
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=[" ".join(o) for o in OTHERS])
+def test_no_file_of_a_folder_that_is_refused_is_removed(data, tmp_path, others):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name, content in others.items():
+        (out / name).write_bytes(content)
+    before = files(out)
+    assert start(data, out).refused(1, f"{out} contains ", "choose another -o")
+    assert train("segunify", "-o", out, "--resume").refused(1, "is no run")
+    assert files(out) == before
+
+
+def test_a_lock_that_was_there_before_remains_after_an_error(data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "lock").touch()
-    (out / ".0123456789abcdef.tmp.safetensors").write_bytes(b"x")
-    (out / ".0123456789abcdef.tmp").write_bytes(b"x")
-    assert start(data, out).code == 0
-    assert not [name for name in files(out) if name.startswith(".")]
-    (out / ".hidden.tmp").touch()
-    assert train("segunify", "-o", out, "--resume").code == 0
-    assert ".hidden.tmp" in files(out)
+    before = files(out)
+    assert start(data, out, "--batch", "1").refused(1, "the batch has one view")
+    assert files(out) == before
+    assert start(data, out).code == 0  # a killed start has left such a lock
+
+
+def test_temporary_files_of_a_killed_run_are_removed(data, tmp_path):
+    run = trained(data, tmp_path / "run", *SHORT)
+    (run / ".0123456789abcdef.tmp.safetensors").write_bytes(b"x")
+    for name in (".hidden.tmp", ".0123456789abcdef.tmp.txt", ".0123456789abcdef.tmp"):
+        (run / name).touch()
+    assert train("segunify", "-o", run, "--resume").code == 0
+    hidden = {name for name in files(run) if name.startswith(".")}
+    assert hidden == {".hidden.tmp", ".0123456789abcdef.tmp.txt", ".0123456789abcdef.tmp"}
+
+
+def test_a_lock_that_was_removed_before_it_was_locked(data, tmp_path, monkeypatch):
+    """A process that fails removes the lock, while this one has it open; a third one makes a new
+    lock, and may hold it."""
+    out, lockf = tmp_path / "run", fcntl.lockf
+
+    def late(*arguments):
+        (out / "lock").unlink()
+        (out / "new").touch()
+        (out / "new").rename(out / "lock")
+        lockf(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    assert start(data, out).refused(1, "another process trains in")
+    assert files(out).keys() == {"lock"}
 
 
 def test_a_folder_without_permission(data, tmp_path):
@@ -229,7 +275,12 @@ def test_a_lock_that_is_a_link_is_not_followed(data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "lock").symlink_to(tmp_path / "elsewhere")
-    assert start(data, out).refused(1, "lock cannot be written")
+    assert start(data, out).refused(1, "contains other files: lock")
+    shutil.rmtree(out)
+    run = trained(data, out, *SHORT)
+    (run / "lock").unlink()
+    (run / "lock").symlink_to(tmp_path / "elsewhere")
+    assert train("segunify", "-o", run, "--resume").refused(1, "lock cannot be written")
     assert not (tmp_path / "elsewhere").exists()
 
 

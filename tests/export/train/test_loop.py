@@ -279,8 +279,8 @@ def test_of_equal_scores_the_first_is_selected(data, tmp_path, monkeypatch, kind
 
 
 def test_an_end_between_the_best_checkpoint_and_the_last_one(data, tmp_path, monkeypatch):
-    """The run that is resumed makes the step again, and chooses it again."""
-    energies(monkeypatch, [3.0, 1.0, 1.0, 2.0])
+    """The last one is the chosen one then, and is copied when the run is resumed."""
+    energies(monkeypatch, [3.0, 1.0, 2.0])
     written, write = [], loop.write_checkpoint
 
     def end(*arguments):
@@ -294,8 +294,30 @@ def test_an_end_between_the_best_checkpoint_and_the_last_one(data, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_checkpoint", end)
         assert train("segunify", *words).code == 130
-    assert train("segunify", "-o", run, "--resume", "-q").code == 0
+    assert (read_checkpoint(run).step, read_checkpoint(run, BEST).step) == (4, 2)
+    chosen = read_checkpoint(run)
     assert open_run(run).head()[1] == 4
+    assert train("segunify", "-o", run, "--resume", "-q").code == 0
+    assert open_run(run).head()[1] == 4 and open_run(run).done == 6
+    best = read_checkpoint(run, BEST)
+    assert best.state == chosen.state
+    assert all(np.array_equal(best.tensors[k], v) for k, v in chosen.tensors.items())
+
+
+def test_an_end_before_the_last_checkpoint_keeps_the_older_best_one(data, tmp_path, monkeypatch):
+    energies(monkeypatch, [3.0, 1.0])
+    run, written, write = tmp_path / "run", [], loop.write_checkpoint
+
+    def end(*arguments):
+        written.append(arguments)
+        if len(written) == 3:  # the first file of step 4
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(loop, "write_checkpoint", end)
+    words = ("--data", data, "-o", run, *SHORT, "--select", "energy", "--holdout", "0.2")
+    assert train("segunify", *words).code == 130
+    assert open_run(run).head()[1] == read_checkpoint(run, BEST).step == 2
 
 
 def test_held_out_pictures_are_not_trained_on(data, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from training import TINY, draw_pictures, trained
+from training import TINY, draw_pictures, train, trained
 
 from export.train.run import (
     BEST,
@@ -121,7 +121,8 @@ HOSTILE = [
     ({"backbone__more": ""}, "backbone: missing or unknown fields: more"),
     ({"views__size": 7}, "imgsz is 7; wanted 16 to 4096"),
     ({"views__crops": {}}, "crops is {}"),
-    ({"views": {"side": 32}}, "unexpected keyword argument"),
+    ({"views": {"side": 32}}, "views: missing or unknown fields: crops, side, size"),
+    ({"views": {}}, "views: missing or unknown fields: crops, size"),
     ({"loop__steps": 0}, "steps is 0; wanted a whole number from 1"),
     ({"loop__batch": "32"}, "batch is '32'"),
     ({"loop__lr": -1}, "lr is -1; wanted a number above 0"),
@@ -129,7 +130,11 @@ HOSTILE = [
     ({"loop__precision": "fp8"}, "precision is 'fp8'"),
     ({"loop__select": []}, "select is"),
     ({"loop__holdout": 0.1}, "holdout is the share of pictures"),
-    ({"loop__more": 1}, "unexpected keyword argument"),
+    ({"loop__more": 1}, "loop: missing or unknown fields: more"),
+    ({"loop": {}}, "loop: missing or unknown fields"),
+    ({"settings": {}}, "settings: missing or unknown fields"),
+    ({"settings__clusters": 1}, "clusters"),
+    ({"settings__more": 1}, "settings: missing or unknown fields: more"),
 ]
 
 
@@ -235,7 +240,7 @@ def test_the_largest_checkpoint(run, monkeypatch):
     monkeypatch.setattr("export.train.run.MOST_BYTES", size)
     assert read_checkpoint(run).step == 2
     monkeypatch.setattr("export.train.run.MOST_BYTES", size - 1)
-    with pytest.raises(BundleError, match=f"has {size} bytes; at most {size - 1}"):
+    with pytest.raises(BundleError, match=f"has {size} bytes; wanted at most {size - 1}"):
         read_checkpoint(run)
 
 
@@ -250,6 +255,44 @@ def test_the_best_checkpoint_is_the_one_that_was_chosen(run):
     put(run, tensors, state | {"step": 2}, BEST)
     with pytest.raises(BundleError, match=r"best\.safetensors is of step 2, and step 1 was chosen"):
         open_run(run)
+    # A kill between the two files: the last checkpoint is the chosen one.
+    put(run, tensors, state | {"best": {"step": 2, "value": 0.5}})
+    put(run, tensors, state | {"step": 1}, BEST)
+    assert open_run(run).head()[1] == 2
+
+
+LATER = [
+    (BEST, b"", True),
+    ("curves.png", b"", True),
+    ("names.json", b"", True),
+    ("log.csv", b"step,loss,seconds\n1,1,1\n2,1,1\n3,1,1\n", True),
+    ("log.csv", b"step,loss,seconds\n1,1,1\n2,1,1\n", False),  # killed before the checkpoint
+    ("log.csv", b"step,loss", False),
+]
+
+
+@pytest.mark.parametrize(("file", "data", "lost"), LATER)
+def test_a_run_that_has_lost_its_checkpoint(whole, tmp_path, file, data, lost):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole / ENTRY, run)
+    change(run, loop__every=2, loop__steps=5)
+    (run / file).write_bytes(data)
+    if not lost:
+        with pytest.raises(InputError, match="has no checkpoint to choose yet"):
+            open_run(run)
+        return
+    text = rf"run/checkpoint\.safetensors is missing, but it was written: {file}"
+    with pytest.raises(BundleError, match=text):
+        open_run(run)
+    ended = train("segunify", "-o", run, "--resume")
+    assert ended.refused(5, "checkpoint.safetensors is missing", "copy the run again")
+    assert (run / file).read_bytes() == data
+
+
+def test_settings_that_do_not_fit_at_resume(run):
+    change(run, settings__dim=1, loop__steps=5, options__dim=1)
+    assert train("segunify", "-o", run, "--resume").refused(5, "dim is 1", "copy the run again")
 
 
 def test_the_hash_of_the_files(tmp_path):
@@ -265,4 +308,18 @@ def test_the_hash_of_the_files(tmp_path):
     files[0].write_bytes(b"x")
     assert first != files_sha256(files)
     files[0].unlink()
-    assert files_sha256(files) not in (first, files_sha256(files[1:]))
+    without = files_sha256(files)
+    assert without not in (first, files_sha256(files[1:]))
+    for target in ("no", files[0].name):  # a broken link, and a link to itself
+        files[0].symlink_to(target)
+        assert files_sha256(files) == without
+        files[0].unlink()
+
+
+def test_a_loop_of_links_is_a_broken_picture(tmp_path):
+    data = draw_pictures(tmp_path / "pictures", 24)
+    (data / "05.png").unlink()
+    (data / "05.png").symlink_to("05.png")
+    words = ("--data", data, "-o", tmp_path / "run", *TINY, "--steps", "8", "--batch", "6")
+    ended = train("segunify", *words)
+    assert ended.code == 0 and ended.err.count("WARNING: ") == 1 and "05.png" in ended.err
