@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from export.backbones import Backbone
-from runtime.checks import check_count, check_positive, is_number, shown_value
+from runtime.checks import is_count, is_number, shown_value
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PROJECTORS = ("segunify", "smooseg")
 LOG = logging.getLogger("dg.train")
+_BELOW_ONE = math.nextafter(1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class SegUnifyConfig:
     final_silu : whether SiLU follows the last batch norm of each branch of "segunify".
     dim : D, the length of a code.
     dropout : share of the channels that are replaced by zeros in each step.
-    temperature : of the soft-max over the teacher's cosines in the smoothness energy.
+    temperature : of the soft-max over the teacher's cosines in the smoothness energy, 0.001 to
+        1000.
     ema : share of the teacher's prototypes that remains in each step.
     prototype_lr : the learning rate of the prototypes divided by that of the projector.
 
@@ -70,25 +73,33 @@ class SegUnifyConfig:
                 f"projector is {self.projector!r}; wanted one of {', '.join(PROJECTORS)}",
                 fix="--projector segunify",
             )
-        check_count("clusters", self.clusters, 2, 4096)
-        check_count("dim", self.dim, 2, 4096)
-        check_positive("temperature", self.temperature)
-        check_positive("prototype_lr", self.prototype_lr)
-        for name, low, example in (
-            ("intra_shift", -1.0, "0.1"),
-            ("inter_shift", -1.0, "0.5"),
-            ("dropout", 0.0, "0.2"),
-            ("ema", 0.0, "0.998"),
+        for name, example in (("clusters", 27), ("dim", 64)):
+            value = getattr(self, name)
+            if not is_count(value, 2, 4096):
+                raise InputError(
+                    f"{name} is {shown_value(value)}; wanted a whole number from 2 to 4096",
+                    fix=f"--{name} {example}",
+                )
+        for name, low, high, example in (
+            ("intra_shift", -1, 1, "--intra-shift 0.1"),
+            ("inter_shift", -1, 1, "--inter-shift 0.5"),
+            ("dropout", 0, _BELOW_ONE, "--dropout 0.2"),
+            ("ema", 0, _BELOW_ONE, "--ema 0.998"),
+            ("temperature", 1e-3, 1e3, "--temperature 0.1"),  # less: the soft-max overflows
+            ("prototype_lr", 1e-6, 1e6, "leave prototype_lr out; its default is 5"),
         ):
             value = getattr(self, name)
-            if not is_number(value, low, 1) or (name in ("dropout", "ema") and value == 1):
-                end = "below 1" if name in ("dropout", "ema") else "at most 1"
+            if not is_number(value, low, high):
+                end = "below 1" if high == _BELOW_ONE else f"at most {high:g}"
                 raise InputError(
                     f"{name} is {shown_value(value)}; wanted a number from {low:g}, {end}",
-                    fix=f"--{name.replace('_', '-')} {example}",
+                    fix=example,
                 )
         if not isinstance(self.final_silu, bool):
-            raise InputError(f"final_silu is {shown_value(self.final_silu)}; wanted true or false")
+            raise InputError(
+                f"final_silu is {shown_value(self.final_silu)}; wanted true or false",
+                fix="--final-silu or --no-final-silu",
+            )
         if self.projector == "smooseg" and not self.final_silu:
             raise InputError(
                 "final_silu is false, but projector smooseg has no SiLU at its end",
@@ -106,6 +117,10 @@ class Shifts:
     stride: int
     intra: float
     inter: float
+
+    def __str__(self) -> str:
+        family = {"dino": "DINO", "dinov2": "DINOv2"}[self.family]
+        return f"{family} ({self.channels} channels, stride {self.stride})"
 
     def fit(self, backbone: Backbone) -> bool:
         """Whether ``backbone`` is such a network. Its family is read from its name, of which it
@@ -149,7 +164,10 @@ PRESETS = {  # as in the public code of SmooSeg
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of SegUnify to the parser of ``python -m export train segunify``."""
-    options = parser.add_argument_group("SegUnify")
+    options = parser.add_argument_group(
+        "SegUnify",
+        "The defaults from --projector to --ema are the published values; they need no change.",
+    )
     options.add_argument(
         "--preset",
         choices=tuple(PRESETS),
@@ -157,21 +175,57 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "with, shifts",
     )
     options.add_argument("--clusters", type=int, help="number of clusters (the preset's)")
-    options.add_argument("--projector", choices=PROJECTORS, default="segunify")
-    options.add_argument(
-        "--final-silu",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether SiLU ends both branches of the projector",
-    )
-    options.add_argument("--dim", type=int, default=64, help="length of a code")
-    options.add_argument("--dropout", type=float, default=0.2, help="share of the channels")
     options.add_argument(
         "--intra-shift", type=float, help="affinity above which positions of a picture attract"
     )
     options.add_argument("--inter-shift", type=float, help="the same across pictures")
-    options.add_argument("--temperature", type=float, default=0.1, help="of the assignments")
-    options.add_argument("--ema", type=float, default=0.998, help="inertia of the teacher")
+    options.add_argument(
+        "--projector", choices=PROJECTORS, default="segunify", help="its form (%(default)s)"
+    )
+    options.add_argument(
+        "--final-silu",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether SiLU ends both branches of the projector (%(default)s)",
+    )
+    options.add_argument("--dim", type=int, default=64, help="length of a code (%(default)s)")
+    options.add_argument(
+        "--dropout", type=float, default=0.2, help="share of the channels (%(default)s)"
+    )
+    options.add_argument(
+        "--temperature", type=float, default=0.1, help="of the assignments (%(default)s)"
+    )
+    options.add_argument(
+        "--ema", type=float, default=0.998, help="inertia of the teacher (%(default)s)"
+    )
+
+
+def check(args: argparse.Namespace) -> SegUnifyConfig:
+    """The settings that the command line names, with shifts of 0 where it names none. It needs no
+    backbone, so that a wrong option is reported before one is loaded.
+
+    Raises
+    ------
+    InputError : no number of clusters, or values out of range.
+    """
+    preset = PRESETS.get(args.preset)
+    if args.clusters is None and preset is None:
+        raise InputError(
+            "clusters is not set; wanted the number of clusters to find",
+            fix="--clusters 27, or --preset coco27",
+        )
+    _check_batch(args.batch)
+    return SegUnifyConfig(
+        clusters=preset.clusters if args.clusters is None else args.clusters,
+        intra_shift=0.0 if args.intra_shift is None else args.intra_shift,
+        inter_shift=0.0 if args.inter_shift is None else args.inter_shift,
+        projector=args.projector,
+        final_silu=args.final_silu,
+        dim=args.dim,
+        dropout=args.dropout,
+        temperature=args.temperature,
+        ema=args.ema,
+    )
 
 
 def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Tensor]) -> SegUnify:
@@ -193,27 +247,10 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
     ------
     InputError : no number of clusters, or values out of range.
     """
-    preset = PRESETS.get(args.preset)
-    if args.clusters is None and preset is None:
-        raise InputError(
-            "clusters is not set; wanted the number of clusters to find",
-            fix="--clusters 27, or --preset coco27",
-        )
-    clusters = preset.clusters if args.clusters is None else args.clusters
-    intra, inter, rule = _shifts(args, clusters, backbone, features)
+    config = check(args)
+    intra, inter, rule = _shifts(args, config.clusters, backbone, features)
     LOG.info("shifts: %.3f within a picture, %.3f across pictures (%s)", intra, inter, rule)
-    config = SegUnifyConfig(
-        clusters=clusters,
-        intra_shift=intra,
-        inter_shift=inter,
-        shift_rule=rule,
-        projector=args.projector,
-        final_silu=args.final_silu,
-        dim=args.dim,
-        dropout=args.dropout,
-        temperature=args.temperature,
-        ema=args.ema,
-    )
+    config = replace(config, intra_shift=intra, inter_shift=inter, shift_rule=rule)
     return SegUnify(config, backbone.channels)
 
 
@@ -231,10 +268,11 @@ def _shifts(
     else:
         from export.train.shifts import estimate_shifts
 
-        found, rule = (
-            estimate_shifts(features(), clusters),
-            "estimated from affinities of the pictures",
-        )
+        found = estimate_shifts(features(), clusters)
+        rule = "estimated from affinities of the pictures"
+        if preset:
+            others = " and ".join(map(str, preset.shifts))
+            rule = f"the shifts of {args.preset} are for {others}; {rule} instead"
     for name, value in zip(("--intra-shift", "--inter-shift"), named, strict=True):
         if value is not None:
             rule += f", but named by {name}"
@@ -325,7 +363,7 @@ class SegUnify:
 
         from export.train.energy import random_cycle
 
-        _check_batch(features)
+        _check_batch(len(features))
         codes = self.module.codes(features)
         tokens = dropout2d(features, self.config.dropout)
         return self._energy(codes, tokens, random_cycle(len(features)).to(features.device))
@@ -344,7 +382,7 @@ class SegUnify:
         """
         import torch
 
-        _check_batch(features)
+        _check_batch(len(features))
         training = self.module.training
         self.module.eval()
         try:
@@ -380,9 +418,9 @@ class SegUnify:
         return asdict(self.config)
 
 
-def _check_batch(features: Tensor) -> None:
+def _check_batch(views: int) -> None:
     """InputError for a batch of one view."""
-    if len(features) < 2:
+    if views < 2:
         raise InputError(
             "the batch has one view; SegUnify compares each view with another one",
             fix="--batch 2 or more, and at least two views to train on",

@@ -58,6 +58,7 @@ def backbone(name="tiny", channels=6, stride=8):
 def parsed(*words):
     parser = argparse.ArgumentParser()
     add_options(parser)
+    parser.add_argument("--batch", type=int, default=2)
     return parser.parse_args(words)
 
 
@@ -81,25 +82,28 @@ def estimator(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clusters": 1}, "clusters is 1; wanted 2 to 4096"),
+        ({"clusters": 1}, "clusters is 1; wanted a whole number from 2 to 4096"),
         ({"clusters": 2.5}, "clusters is 2.5; wanted a whole number"),
-        ({"dim": 1}, "dim is 1; wanted 2 to 4096"),
+        ({"dim": 1}, "dim is 1; wanted a whole number from 2 to 4096"),
         ({"projector": "stego"}, "projector is 'stego'; wanted one of segunify, smooseg"),
         ({"intra_shift": 1.5}, "intra_shift is 1.5; wanted a number from -1, at most 1"),
         ({"inter_shift": float("nan")}, "inter_shift is nan; wanted a number"),
         ({"dropout": 1.0}, "dropout is 1.0; wanted a number from 0, below 1"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"ema": 1}, "ema is 1; wanted a number from 0, below 1"),
-        ({"temperature": 0}, "temperature is 0; wanted a number above 0"),
-        ({"prototype_lr": 0}, "prototype_lr is 0; wanted a number above 0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"temperature": 0}, "temperature is 0; wanted a number from 0.001, at most 1000"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; wanted a number from 0.001"),
+        ({"prototype_lr": 0}, "prototype_lr is 0; wanted a number from"),
         ({"final_silu": 1}, "final_silu is 1; wanted true or false"),
         ({"final_silu": False, "projector": "smooseg"}, "smooseg has no SiLU at its end"),
     ],
 )
 def test_settings_out_of_range(changes, message):
     settings = {"clusters": 4, "intra_shift": 0.1, "inter_shift": 0.5} | changes
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         SegUnifyConfig(**settings)
+    assert error.value.fix
 
 
 def test_a_method_is_made_again_from_its_settings():
@@ -174,7 +178,13 @@ def test_which_rule_chooses_the_shifts(estimator, caplog):
     for of, words, shifts, rule in (
         (dino, "--preset coco27", (-0.02, 0.48), "preset coco27"),
         (dino, "--preset coco27 --inter-shift 0.4", (-0.02, 0.4), "preset coco27, but named by"),
-        (dino, "--preset potsdam3", (0.31, 0.04), estimated),
+        (
+            dino,
+            "--preset potsdam3",
+            (0.31, 0.04),
+            "the shifts of potsdam3 are for DINO (768 channels, stride 8) and DINOv2 (768 "
+            f"channels, stride 14); {estimated} instead",
+        ),
         (backbone("facebook/dino_vitb8", 768, 8), "--preset potsdam3", (0.1, 0.5), "potsdam3"),
         (backbone("dinov2-base", 768, 14), "--preset potsdam3", (0.32, 0.5), "preset potsdam3"),
         (backbone("dinov2-small", 384, 8), "--preset coco27", (0.31, 0.04), estimated),
