@@ -320,13 +320,13 @@ class Bar:
 
 def option(read: Callable[[str], T]) -> Callable[[str], T]:
     """Make argparse's ``type`` from a function that reads a text. The function's InputError becomes
-    a usage error."""
+    a usage error, whose fix is that of usage errors."""
 
     def typed(text: str) -> T:
         try:
             return read(text)
         except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(error.message) from None
 
     return typed
 
@@ -358,7 +358,8 @@ def out_path(text: str) -> Path:
 class Paths(argparse.Action):
     """Collects the paths of an option with ``nargs="+"`` as a tuple of absolute texts.
 
-    Commas separate paths too, unless the whole word is an existing path.
+    Commas separate paths too, unless the whole word is an existing path. An option that is repeated
+    adds its paths to those before.
 
     Example
     -------
@@ -372,7 +373,9 @@ class Paths(argparse.Action):
         parts = [p for w in values for p in ([w] if os.path.lexists(w) else w.split(","))]
         if not all(parts):
             parser.error(f"argument {option_string}: a path is empty; wanted paths")
-        setattr(namespace, self.dest, tuple(map(os.path.abspath, parts)))
+        before = getattr(namespace, self.dest)
+        named = () if before is self.default else before  # a default is replaced
+        setattr(namespace, self.dest, (*named, *map(os.path.abspath, parts)))
 
 
 def capabilities(text: str) -> tuple[str, ...]:
