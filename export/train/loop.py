@@ -16,9 +16,9 @@ from export.train.checkpoint import pack, restore, write_checkpoint
 from export.train.config import LoopConfig
 from export.train.log import Log, cut_log, draw_curves
 from export.train.method import Method
-from export.train.run import BEST, CURVES, LOG_FILE, Checkpoint, resume_command
+from export.train.run import BEST, CHECKPOINT, CURVES, LOG_FILE, Checkpoint, resume_command
 from runtime.errors import DeviceError, ExitCode, SdkError, first_line
-from runtime.files import shown
+from runtime.files import shown, stat_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,7 @@ def train(
     config: LoopConfig,
     folder: Path,
     *,
+    held: FeatureBatches | None = None,
     resumed: Checkpoint | None = None,
     score: Callable[[], float] | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -61,14 +62,15 @@ def train(
     """Train until the last step, and write log, checkpoints and curves into the folder of the run.
 
     The result depends on the method, the views, the config and, in its last bits, on the device,
-    the number of threads and the versions of the libraries. It does not depend on how often the
-    training was interrupted and resumed.
+    the number of threads and the versions of the libraries. On the CPU no bit of it depends on how
+    often the training was interrupted and resumed. A GPU may sum in another order each time.
 
     Parameters
     ----------
     method : its module is on the device.
     batches : the features of the steps.
     folder : of the run, which :func:`export.train.folder.claimed` has locked.
+    held : the held-out pictures that ``score`` reads; the broken ones are named too.
     resumed : the checkpoint to start from; None starts at step 0.
     score : computes the value by which config.select chooses a checkpoint: an energy, of which the
         lowest is best, or a mIoU, of which the highest is best. None chooses the last checkpoint.
@@ -82,7 +84,7 @@ def train(
     Raises
     ------
     Interrupted : ``stopped`` was true; a checkpoint of the last step is written.
-    SdkError : a loss or a weight is not finite; the last checkpoint is kept.
+    SdkError : a loss, a score or a weight is not finite; the last checkpoint is kept.
     DeviceError : there is too little memory, or the GPU fails; the last checkpoint is kept.
     InputError : too many pictures are broken, or a file cannot be written.
     """
@@ -103,15 +105,16 @@ def train(
     start = time.monotonic()
     with closing(batches.batches(first, config.steps)) as features:
         for step in range(first + 1, config.steps + 1):
-            with _device_errors(step):
-                terms = _update(method, optimiser, next(features), config, step)
+            with device_errors(f"in step {step}", folder):
+                terms = _update(method, optimiser, next(features), config, step, folder)
             log.add(terms)
             report(step, sum(terms.values()))
             due, stop = step % config.every == 0 or step == config.steps, stopped()
             value = None
             if due and score is not None:
-                with _device_errors(step):
+                with device_errors(f"in step {step}", folder):
                     value = score()
+                _check_score(value, config, step, folder)
             seconds = before + time.monotonic() - start
             if due or step % config.log_every == 0:
                 losses = log.write(step, seconds=seconds, score=value, durable=due)
@@ -120,7 +123,8 @@ def train(
             better = value is not None and _is_better(value, best, config.select)
             if better:
                 best = {"step": step, "value": value}
-            broken = {str(file): reason for file, reason in batches.broken.items()} | broken
+            found = batches.broken | (held.broken if held else {})
+            broken = {str(file): reason for file, reason in found.items()} | broken
             state = {
                 "step": step,
                 "broken": broken,
@@ -134,7 +138,8 @@ def train(
             write_checkpoint(folder, data)
             if better:
                 write_checkpoint(folder, data, BEST)
-            draw_curves(folder / LOG_FILE, folder / CURVES, f"{method.name}, {step} steps")
+            title = f"{method.name}, {step} step{'s' * (step > 1)}"
+            draw_curves(folder / LOG_FILE, folder / CURVES, title)
             if stop and step < config.steps:
                 raise Interrupted(
                     f"interrupted; the checkpoint of step {step} is in {shown(folder)}",
@@ -144,7 +149,12 @@ def train(
 
 
 def _update(
-    method: Method, optimiser: Optimizer, features: Tensor, config: LoopConfig, step: int
+    method: Method,
+    optimiser: Optimizer,
+    features: Tensor,
+    config: LoopConfig,
+    step: int,
+    folder: Path,
 ) -> dict[str, float]:
     """Make one update of the weights; returns the terms of the loss before it."""
     import torch
@@ -156,16 +166,38 @@ def _update(
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not all(map(math.isfinite, values.values())):
         shown_terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        # No --lr had an effect yet in the first step.
+        fix = "train again with a smaller --lr" if step > 1 else "check the weights of the backbone"
         raise SdkError(
-            f"the loss is not finite in step {step}: {shown_terms}; the last checkpoint is kept",
-            fix="train again with a smaller --lr"
-            + (", or with --precision fp32" if config.precision == "bf16" else ""),
+            f"the loss is not finite in step {step}: {shown_terms}; {_kept(folder)}",
+            fix=fix + (", or train with --precision fp32" if config.precision == "bf16" else ""),
         )
     optimiser.zero_grad()
     sum(terms.values()).backward()
     method.before_update()
     optimiser.step()
     return values
+
+
+def _check_score(value: float, config: LoopConfig, step: int, folder: Path) -> None:
+    """SdkError for a score that is not finite."""
+    if not math.isfinite(value):
+        kind = "mIoU" if config.select == "labels" else "energy"
+        raise SdkError(
+            f"the {kind} of the held-out pictures is {value:g} after step {step}; {_kept(folder)}",
+            fix="train again with a smaller --lr, or with --select last",
+        )
+
+
+def _kept(folder: Path) -> str:
+    """What an error says about the checkpoint."""
+    if _has_checkpoint(folder):
+        return "the last checkpoint is kept"
+    return "there is no checkpoint yet"
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return stat_of(folder / CHECKPOINT) is not None
 
 
 def _is_better(value: float, best: dict[str, Any] | None, select: str) -> bool:
@@ -175,8 +207,22 @@ def _is_better(value: float, best: dict[str, Any] | None, select: str) -> bool:
 
 
 @contextmanager
-def _device_errors(step: int) -> Iterator[None]:
-    """A block whose lack of memory, and whose failure of the GPU, is one DeviceError."""
+def device_errors(when: str, folder: Path) -> Iterator[None]:
+    """A block whose lack of memory, and whose failure of the GPU, is one DeviceError.
+
+    Parameters
+    ----------
+    when : what the program does, for the message, such as "in step 3".
+    folder : of the run.
+
+    Raises
+    ------
+    DeviceError : there is too little memory, or the GPU fails.
+
+    Example
+    -------
+    >>> with device_errors("in step 3", folder): loss.backward()
+    """
     try:
         yield
     except RuntimeError as error:
@@ -184,12 +230,13 @@ def _device_errors(step: int) -> Iterator[None]:
             raise
         if _NO_MEMORY.search(str(error)):
             raise DeviceError(
-                f"out of memory in step {step}; the last checkpoint is kept",
+                f"out of memory {when}; {_kept(folder)}",
                 fix="train again with a smaller --batch or --imgsz",
             ) from error
         if re.search("CUDA|cuDNN", str(error)):
             raise DeviceError(
-                f"the GPU failed in step {step}: {first_line(error)}; the last checkpoint is kept",
-                fix="python -m runtime doctor; then --resume",
+                f"the GPU failed {when}: {first_line(error)}; {_kept(folder)}",
+                fix="python -m runtime doctor; then run the command again"
+                + " with --resume" * _has_checkpoint(folder),
             ) from error
         raise

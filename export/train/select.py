@@ -28,15 +28,15 @@ def energy_score(method: Any, held: FeatureBatches) -> Callable[[], float]:
 
     Raises
     ------
-    InputError : the method has no such function, or there is one view.
+    InputError : the method has no such function, or there is one picture.
     """
     if not hasattr(method, "held_out"):
         raise InputError(
             f"{method.name} computes no energy of held-out pictures", fix="--select last"
         )
-    if held.views < 2:
+    if len(held.files) < 2:
         raise InputError(
-            "one view is held out; the energy compares views with each other",
+            "one picture is held out; the energy compares pictures with each other",
             fix="--holdout with a larger share, or more pictures",
         )
     parts = np.array_split(held.spread, max(1, held.views // held.batch))
