@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from export.backbones.base import LITE0
 from export.train import naming, segunify
@@ -46,14 +46,23 @@ from runtime.tools.cli import (
 from runtime.tools.output import finish
 
 METHODS: dict[str, Any] = {"segunify": segunify}
-# Options that do not change what is trained. The others must be those of a run that is resumed.
-_FREE = ("steps", "every", "device", "workers", "threads")
+# Options that do not change what is trained. The others must be those of a run that is resumed. The
+# backbone may be at a new place; its weights are compared when it is loaded.
+_FREE = ("steps", "every", "device", "workers", "threads", "backbone")
 # Options that are not compared with run.json; the method is compared before them.
 _LOCAL = (
     "out", "resume", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
 )  # fmt: skip
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOG = logging.getLogger("dg.train")
+
+
+class _StoredParser(Parser):
+    """A parser of options that run.json stores: a wrong one is a BundleError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error of an option."""
+        raise BundleError(message)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,9 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     return run(command, as_json="--json" in words)
 
 
-def _parser(method: str = "", defaults: Mapping[str, Any] | None = None) -> Parser:
+def _parser(
+    method: str = "", defaults: Mapping[str, Any] | None = None, kind: type[Parser] = Parser
+) -> Parser:
     """The parser of the command line. ``defaults`` replace the defaults of ``method``'s options."""
-    parser = Parser(
+    parser = kind(
         "python -m export train",
         description="Train a head on the features of a frozen backbone, without labels.",
         epilog="then: python -m export train name RUN, and python -m export --model RUN",
@@ -193,14 +204,15 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
             checkpoint = None
             if entry is not None and stat_of(args.out / CHECKPOINT) is not None:
                 checkpoint = read_checkpoint(args.out)
-            if checkpoint is not None and checkpoint.step >= config.steps:
+            finished = checkpoint is not None and checkpoint.step >= config.steps
+            if checkpoint is not None and finished:
                 state = checkpoint.state
                 LOG.info("%s is finished: all %d steps were made", shown(args.out), config.steps)
             else:
                 state = _trained(args, words, config, entry, checkpoint)
     keys = ("step", "losses", "seconds", "best", "broken")
     document = {"run": utf8_text(str(args.out)), "method": args.method, "steps": config.steps}
-    finish(args.json, document | {key: state[key] for key in keys}, _summary(args, state))
+    finish(args.json, document | {key: state[key] for key in keys}, _summary(args, state, finished))
     return ExitCode.DONE
 
 
@@ -213,7 +225,7 @@ def _trained(
 ) -> dict[str, Any]:
     """Train in the folder, which is locked; ``entry`` and ``checkpoint`` are those of a run that is
     resumed. Returns the state of the last checkpoint."""
-    method, batches, config, made, score = prepare(
+    method, batches, config, made, score, held = prepare(
         METHODS[args.method],
         args,
         config,
@@ -235,22 +247,27 @@ def _trained(
             progress.report(step, loss)
 
         return train(
-            method, batches, config, args.out, resumed=checkpoint, score=score,
+            method, batches, config, args.out, held=held, resumed=checkpoint, score=score,
             stopped=stopped, report=report,
         )  # fmt: skip
 
 
-def _summary(args: argparse.Namespace, state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines that the training prints at its end."""
+def _summary(args: argparse.Namespace, state: Mapping[str, Any], finished: bool) -> Iterator[str]:
+    """Yield the lines that the training prints at its end; ``finished``: the run was so before."""
     out = shell_word(str(args.out))
-    yield f"saved    {shown(args.out)}/  (step {state['step']}, {state['seconds']:.0f} s)"
+    made = f"step {state['step']}, {state['seconds']:.0f} s in all"
+    if finished:
+        yield f"kept     {shown(args.out)}/  ({made}; nothing was trained)"
+    else:
+        yield f"saved    {shown(args.out)}/  ({made})"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in state["losses"].items())
     yield f"losses   {losses}"
     if best := state["best"]:
         kind = "mIoU" if args.select == "labels" else "energy"
         yield f"selected step {best['step']}: {kind} {best['value']:.4g} on held-out pictures"
     if broken := state["broken"]:
-        yield f"skipped  {len(broken)} broken pictures: {', '.join(map(shown, [*broken][:3]))}"
+        pictures = f"{len(broken)} broken picture{'s' * (len(broken) > 1)}"
+        yield f"skipped  {pictures}: {', '.join(map(shown, [*broken][:3]))}"
     yield f"next     python -m export train name {out} --labels DIR --classes FILE"
     yield f"next     python -m export --model {out} -o NAME.bundle"
 
@@ -286,6 +303,7 @@ def _resumed(
             f"{', '.join(sorted(stored.keys() ^ known)[:5])}",
             fix="resume it with that version, or train again with another -o",
         )
+    stored |= _checked(args, {k: v for k, v in stored.items() if k not in ("data", "backbone")})
     args = _parser(args.method, stored).parse_args(words)
     changed = [name for name, value in stored.items() if getattr(args, name) != value]
     if wrong := sorted(set(changed) - set(_FREE)):
@@ -306,6 +324,26 @@ def _resumed(
             " and ".join(inexact),
         )
     return args
+
+
+def _checked(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of run.json as the parser reads them from a command line; BundleError for a value
+    that an option cannot have."""
+    words = [args.method, f"--out={args.out}"]
+    for name, value in stored.items():
+        word = name.replace("_", "-")
+        if isinstance(value, bool) and isinstance(getattr(args, name), bool):
+            words.append(f"--{word}" if value else f"--no-{word}")
+        elif value is not None:
+            words.append(f"--{word}={value}")
+    try:
+        found = vars(_parser(kind=_StoredParser).parse_args(words))
+    except BundleError as error:
+        raise BundleError(
+            f"{shown(args.out / ENTRY)}: {error.message}",
+            fix="copy the run again, or train again with another -o",
+        ) from error
+    return {name: found[name] for name in stored}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import runtime
+from export.backbones.base import LITE0
 from export.train.config import LoopConfig
 from export.train.log import check_matplotlib
-from export.train.loop import seed_torch
+from export.train.loop import device_errors, seed_torch
 from export.train.method import Method
 from export.train.run import SCHEMA, Checkpoint, files_sha256
 from export.train.views import ViewRule
+from runtime.device.choose import default_threads
 from runtime.errors import DeviceError, InputError
-from runtime.files import shown
+from runtime.files import shown, stat_of
 from runtime.pictures.files import picture_files
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class Prepared(NamedTuple):
     config : the settings of the loop, with the number of threads that torch uses.
     entry : for run.json.
     score : what --select computes; None for the last checkpoint.
+    held : the pictures that the energy is computed on; None without --select energy.
     """
 
     method: Method
@@ -51,6 +55,7 @@ class Prepared(NamedTuple):
     config: LoopConfig
     entry: dict[str, Any]
     score: Callable[[], float] | None
+    held: FeatureBatches | None
 
 
 def loop_config(args: argparse.Namespace) -> LoopConfig:
@@ -73,11 +78,13 @@ def listed_files(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> l
 
     Raises
     ------
-    InputError : no --data, no pictures, or other pictures than when the run was started.
+    InputError : no --data, no pictures, a picture that is listed twice, or other pictures than when
+        the run was started.
     """
     if args.data is None:
         raise InputError("data is not set; wanted a folder of pictures", fix="--data FOLDER")
     files = picture_files([*map(Path, args.data)])
+    _check_once(files, args.data)
     if entry is not None and entry["files_sha256"] != files_sha256(files):
         raise InputError(
             f"the pictures in {', '.join(map(shown, args.data))} changed since the run was "
@@ -86,6 +93,21 @@ def listed_files(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> l
             fix="restore the pictures, or train again with another -o",
         )
     return files
+
+
+def _check_once(files: list[Path], data: tuple[str, ...]) -> None:
+    """InputError if two of the files are one picture."""
+    folders = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
+    seen: set[str] = set()
+    for file in files:  # realpath of each file would take 12 s for 118,000 files
+        link = file.is_symlink()
+        path = os.path.realpath(file) if link else os.path.join(folders[file.parent], file.name)
+        if path in seen:
+            raise InputError(
+                f"the picture {shown(file)} is listed twice in {', '.join(map(shown, data))}",
+                fix="name each picture once in --data; a link counts as its target",
+            )
+        seen.add(path)
 
 
 def prepare(
@@ -103,8 +125,8 @@ def prepare(
 
     Parameters
     ----------
-    module : of the method, with ``make``, ``from_settings`` and ``view_defaults``, such as
-        :mod:`export.train.segunify`.
+    module : of the method, with ``check``, ``make``, ``from_settings`` and ``view_defaults``, such
+        as :mod:`export.train.segunify`.
     args : the options of the command line.
     config : of :func:`loop_config`.
     files : of :func:`listed_files`.
@@ -118,6 +140,8 @@ def prepare(
     DeviceError : the device cannot be used.
     MissingBackend : a package is not installed.
     """
+    _check_options(args, entry)
+    module.check(args)
     views = module.view_defaults(args)
     named = {"size": args.imgsz, "crops": args.crops}
     rule = ViewRule(**views | {name: value for name, value in named.items() if value is not None})
@@ -126,22 +150,29 @@ def prepare(
     from export.backbones.load import load_backbone
 
     backbone = load_backbone(args.backbone, args.features)
-    if entry is not None and (now := backbone.entry()) != entry["backbone"]:
-        names = sorted(k for k in now if now[k] != entry["backbone"][k])
-        raise InputError(
-            f"the backbone {shown(args.backbone)} changed since the run was started: "
-            f"{', '.join(names)}",
-            fix="restore its files, or train again with another -o",
-        )
+    loaded = backbone.entry()
+    if entry is not None:
+        loaded["name"] = entry["backbone"]["name"]  # of a folder, which may be moved
+        names = sorted(k for k in loaded if loaded[k] != entry["backbone"][k] and k != "source")
+        if names:
+            raise InputError(
+                f"the backbone {shown(args.backbone)} changed since the run was started: "
+                f"{', '.join(names)}",
+                fix="restore its files, or train again with another -o",
+            )
 
     import torch
 
     from export.train.features import FeatureBatches, split
+    from runtime.opencv import cv2
 
     if args.threads is None:
-        config = replace(config, threads=torch.get_num_threads())
+        config = replace(config, threads=min(torch.get_num_threads(), default_threads()))
     torch.set_num_threads(config.threads)
     _check_device(config.device)
+    if config.device != "cpu" and config.precision == "fp32":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if config.select == "last":
         trained, held = files, []
     else:
@@ -162,35 +193,41 @@ def prepare(
             broken=[i for i, file in enumerate(part) if str(file) in known],
         )
 
-    batches = batches_of(trained, config.workers)
-    seed_torch(config.seed, 0)
-    if entry is None:
-        method = module.make(args, backbone, lambda: _sample(batches))
-    else:
-        method = module.from_settings(entry["settings"], backbone.channels)
-    method.module.to(config.device)
-    score = None
-    if config.select == "energy":
-        from export.train.select import energy_score
+    with device_errors("before the first step", args.out):
+        batches = batches_of(trained, config.workers)
+        seed_torch(config.seed, 0)
+        if entry is None:
+            method = module.make(args, backbone, lambda: _sample(batches))
+        else:
+            method = module.from_settings(entry["settings"], backbone.channels)
+        method.module.to(config.device)
+        score = held_batches = None
+        if config.select == "energy":
+            from export.train.select import energy_score
 
-        score = energy_score(method, batches_of(held, 0))
-    elif config.select == "labels":
-        from export.train.select import labels_score
+            held_batches = batches_of(held, 0)
+            score = energy_score(method, held_batches)
+        elif config.select == "labels":
+            from export.train.select import labels_score
 
-        paths = Path(args.labels), Path(args.classes)
-        score = labels_score(method, backbone, rule.size, held, *paths)
+            paths = Path(args.labels), Path(args.classes)
+            score = labels_score(method, backbone, rule.size, held, *paths)
     versions = {
         "dynaguide-edge": runtime.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "opencv": cv2.__version__,
     }
+    if backbone.library:
+        name, _, version = backbone.library.partition(" ")
+        versions[name] = version
     made = {
         "schema": SCHEMA,
         "method": method.name,
         "settings": method.settings(),
         "options": dict(options),
-        "backbone": backbone.entry(),
+        "backbone": loaded,
         "data": list(args.data),
         "files": len(files),
         "files_sha256": files_sha256(files),
@@ -207,7 +244,24 @@ def prepare(
                 "run without an interruption",
                 ", ".join(other),
             )
-    return Prepared(method, batches, config, made, score)
+    return Prepared(method, batches, config, made, score, held_batches)
+
+
+def _check_options(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> None:
+    """InputError for options that this machine cannot use. It is cheap, before torch is loaded."""
+    if args.threads is not None and args.threads > (most := default_threads()):
+        raise InputError(
+            f"threads is {args.threads}; wanted at most {most}, the processors of this process",
+            fix=f"--threads {most}",
+        )
+    if not 0 < args.cache_limit <= 2**20:
+        raise InputError(
+            f"cache-limit is {args.cache_limit:g}; wanted GiB, above 0", fix="--cache-limit 20"
+        )
+    if entry is not None and args.backbone != LITE0 and stat_of(Path(args.backbone)) is None:
+        raise InputError(
+            f"the backbone {shown(args.backbone)} does not exist", fix="--backbone with its place"
+        )
 
 
 def _check_device(device: str) -> None:
@@ -226,10 +280,6 @@ def _cache(args: argparse.Namespace) -> FeatureCache | None:
     """The cache that the command line names; None with --no-cache."""
     from export.train.feature_cache import FeatureCache, default_folder
 
-    if not 0 < args.cache_limit <= 2**20:
-        raise InputError(
-            f"cache-limit is {args.cache_limit:g}; wanted GiB, above 0", fix="--cache-limit 20"
-        )
     if args.no_cache:
         return None
     return FeatureCache(args.cache or default_folder(), int(args.cache_limit * 2**30))

@@ -61,7 +61,9 @@ def test_usage_errors():
     assert train().refused(2, "METHOD")
     assert train("segunif").refused(2, "did you mean segunify?")
     assert train("segunify", "-o", "x", "--step", "3").refused(2, "did you mean --steps?")
-    assert train("segunify", "-o", "x", "--device", "tpu").refused(2, "device is 'tpu'")
+    for name in ("tpu", ""):
+        ended = train("segunify", "-o", "x", "--device", name)
+        assert ended.refused(2, f"device is '{name}'") and ended.err.count("\n") == 2
     assert train("segunify", "--data", "x").refused(2, "-o")
 
 
@@ -71,6 +73,7 @@ def test_the_result_for_people(data, tmp_path):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0].startswith(f"saved    {tmp_path / 'my run'}/  (step 4, ")
+    assert lines[0].endswith(" s in all)")
     assert lines[1].startswith("losses   loss ") and ", within " in lines[1]
     assert f"python -m export train name '{tmp_path / 'my run'}' --labels DIR" in lines[2]
     assert f"python -m export --model '{tmp_path / 'my run'}' -o NAME.bundle" in lines[3]
@@ -130,21 +133,51 @@ def test_a_backbone_without_trained_weights_is_named(data, tmp_path):
 ERRORS = [
     (("--steps", "0"), 1, "steps is 0; wanted a whole number from 1"),
     (("--batch", "5000"), 1, "--batch 4096"),
-    (("--batch", "1"), 1, "the batch has one view"),
     (("--lr", "0"), 1, "lr is 0.0; wanted a number above 0"),
     (("--lr", "nan"), 1, "lr is nan; wanted a number above 0"),
     (("--seed", "-1"), 1, "seed is -1"),
     (("--imgsz", "36"), 1, "imgsz is 36; wanted a multiple of 8"),
     (("--imgsz", "8"), 1, "imgsz is 8; wanted 16 to 4096"),
-    (("--clusters", "1"), 1, "clusters"),
     (("--holdout", "0.2"), 1, "add --select energy"),
     (("--select", "energy", "--holdout", "0.9"), 1, "holdout is 0.9; wanted above 0"),
-    (("--select", "energy", "--holdout", "0.1"), 1, "one view is held out"),
+    (("--select", "energy", "--holdout", "0.1"), 1, "one picture is held out"),
     (("--select", "labels"), 1, "--labels FOLDER --classes FILE"),
     (("--labels", "x"), 1, "--labels FOLDER --classes FILE"),
-    (("--cache-limit", "0"), 1, "cache-limit is 0; wanted GiB"),
     (("--device", "cuda:7"), 1, "device is cuda:7, but torch finds"),
 ]
+
+
+EARLY = [
+    ("--clusters 1", "clusters is 1; wanted", "--clusters 27"),
+    ("--dim 1", "dim is 1; wanted", "--dim 64"),
+    ("--ema 2", "ema is 2.0; wanted", "--ema 0.998"),
+    ("--dropout nan", "dropout is nan; wanted", "--dropout 0.2"),
+    ("--intra-shift nan", "intra_shift is nan; wanted", "--intra-shift 0.1"),
+    ("--temperature 0", "temperature is 0.0; wanted a number from 0.001", "--temperature 0.1"),
+    ("--batch 1", "the batch has one view", "--batch 2"),
+    ("--cache-limit nan", "cache-limit is nan; wanted GiB", "--cache-limit 20"),
+    ("--threads 3", "threads is 3; wanted at most 2, the processors", "--threads 2"),
+]
+
+
+@pytest.mark.parametrize(("words", "text", "fix"), EARLY, ids=[e[0] for e in EARLY])
+def test_options_are_checked_before_the_backbone_is_loaded(
+    data, tmp_path, monkeypatch, words, text, fix
+):
+    monkeypatch.setattr("export.train.start.default_threads", lambda: 2)
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT, *words.split())
+    assert train("segunify", *words, backbone=None).refused(1, text, f"fix: {fix}")
+    assert files(tmp_path / "run") is None
+
+
+def test_a_run_of_a_machine_with_more_processors_is_resumed(data, tmp_path, monkeypatch):
+    run = trained(data, tmp_path / "run", *SHORT)
+    entry = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(entry | {"loop": entry["loop"] | {"threads": 64}}))
+    monkeypatch.setattr("export.train.start.default_threads", lambda: 1)
+    words = ("segunify", "-o", run, "--resume", "--steps", "5", "-q")
+    assert train(*words).refused(1, "threads is 64; wanted at most 1", "--threads 1")
+    assert train(*words, "--threads", "1").code == 0
 
 
 @pytest.mark.parametrize(("words", "code", "text"), ERRORS, ids=[" ".join(e[0]) for e in ERRORS])
@@ -164,6 +197,18 @@ def test_pictures_that_cannot_be_used(tmp_path):
     assert start(tmp_path / "empty", out).refused(1, "no pictures in", "empty")
     broken = draw_pictures(tmp_path / "broken", 6, broken=[2])
     assert start(broken, out).refused(1, "1 of 6 pictures cannot be read", "02.png")
+
+
+def test_a_picture_is_listed_once(data, tmp_path):
+    out, picture = tmp_path / "run", data / "03.png"
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "picture.png").symlink_to(picture)
+    for words in (
+        [f"{data},{data}"], [data, "--data", picture], [data, tmp_path / "link"], [picture] * 2,
+        [tmp_path / "picture.png", data],
+    ):  # fmt: skip
+        ended = train("segunify", "-o", out, *SHORT, "--data", *words)
+        assert ended.refused(1, ".png is listed twice in ", "once in --data"), words
 
 
 def test_a_backbone_that_cannot_be_used(data, tmp_path):
@@ -189,6 +234,11 @@ def test_folders_with_commas_and_several_folders(tmp_path):
     assert train("segunify", *words).code == 0
     assert read_entry(tmp_path / "three")["data"] == [str(two), str(tmp_path / "d")]
     assert train("segunify", "--data", f"{two},", "-o", tmp_path / "four").code == 2
+    words = ("--data", two, "--data", tmp_path / "d", "-o", tmp_path / "five", *SHORT)
+    assert train("segunify", *words).code == 0
+    assert read_entry(tmp_path / "five")["data"] == [str(two), str(tmp_path / "d")]
+    again = train("segunify", "-o", tmp_path / "five", "--resume", *words[:4], "--steps", "5")
+    assert again.code == 0, again.err
 
 
 def test_a_folder_that_is_not_free(data, whole, tmp_path):
@@ -301,7 +351,7 @@ def test_a_finished_run_says_so(whole):
     before = files(whole)
     ended = train("segunify", "-o", whole, "--resume", backbone=None)
     assert ended.code == 0 and "is finished: all 4 steps were made" in ended.err
-    assert f"saved    {whole}/  (step 4" in ended.out
+    assert f"kept     {whole}/  (step 4, " in ended.out and "nothing was trained)" in ended.out
     assert files(whole) == before
     document = json.loads(train("segunify", "-o", whole, "--resume", "--json", "-q").out)
     assert document["step"] == 4 and document["losses"]
@@ -313,7 +363,6 @@ CHANGES = [
     (("--no-final-silu",), "final_silu is False, not True", "--final-silu"),
     (("--imgsz", "64"), "imgsz is 64, not 32", "--imgsz"),
     (("--crops", "five"), "crops is five, not centre", "--crops"),
-    (("--backbone", "efficientnet-lite0"), "backbone is efficientnet-lite0, not", "--backbone"),
     (("--data", "elsewhere"), "data is", "--data"),
     (("--seed", "1"), "seed is 1, not 0", "leave out --seed"),
     (("--precision", "bf16"), "precision is bf16, not fp32", "--precision"),
@@ -325,9 +374,6 @@ CHANGES = [
 
 @pytest.mark.parametrize(("words", "text", "fix"), CHANGES, ids=[c[1] for c in CHANGES])
 def test_a_resumed_run_keeps_its_options(data, tmp_path_factory, whole, words, text, fix):
-    if "--backbone" in words:  # the run's own has another name
-        words = ("--backbone", "another")
-        text = "backbone is /"
     before = files(whole)
     assert train("segunify", "-o", whole, "--resume", *words).refused(1, text, fix)
     assert files(whole) == before
@@ -344,6 +390,13 @@ def test_a_resumed_run_needs_the_same_pictures_and_weights(tmp_path):
         return replace(tiny_backbone(*words), sha256="cd" * 32)
 
     assert train(*words, backbone=other).refused(1, "changed since the run was started: sha256")
+    gone = tmp_path / "gone"
+    assert train(*words, "--backbone", gone).refused(1, "gone does not exist", "--backbone")
+    gone.touch()
+    moved = (*words, "--backbone", gone)
+    assert train(*moved, backbone=other).refused(1, "changed since the run was started: sha256")
+    assert train(*moved[:-3], "5", *moved[-2:]).code == 0
+    assert read_entry(run)["backbone"]["source"] == str(gone)
     (data / "more.png").write_bytes((data / "00.png").read_bytes())
     assert train(*words).refused(1, "it had 4 files, now there are 5")
     (data / "more.png").unlink()
@@ -377,6 +430,16 @@ def test_what_cannot_be_resumed(data, whole, tmp_path):
         ({"method": "other"}, 1, "is a run of other, not of segunify"),
         ({"options": {}}, 5, "the options of another version of the program: clusters"),
         ({"schema": "dg-run/0"}, 5, "has schema 'dg-run/0'"),
+        *[
+            ({"options": entry["options"] | {name: value}}, 5, f"argument --{text}")
+            for name, value, text in [
+                ("preset", "zzz", "preset: invalid choice: 'zzz'"),
+                ("clusters", "x", "clusters: invalid int value: 'x'"),
+                ("dropout", True, "dropout: invalid float value"),
+                ("final_silu", 3, "final-silu"),
+            ]
+        ],
+        ({"loop": entry["loop"] | {"device": "cuda:9", "log_every": 2.0}}, 5, "log-every is 2.0"),
     ]:
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run/run.json").write_text(json.dumps(entry | change))

@@ -113,11 +113,37 @@ def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(SegUnify, "losses", at_step(5, lambda t: t | {"data": t["data"] / 0}))
     ended = train("segunify", "--data", data, "-o", run, *SHORT)
+    text = "the last checkpoint is kept"
+    assert ended.refused(1, text)
     text = "the loss is not finite in step 5: within"
     assert ended.refused(1, text, "data inf", "a smaller --lr") and "bf16" not in ended.err
     assert read_checkpoint(run).step == 4 and rows(run)[-1]["step"] == "4"
     monkeypatch.undo()
     assert train("segunify", "-o", run, "--resume", "-q").code == 0
+
+
+def test_a_loss_that_is_not_finite_in_the_first_step(data, tmp_path, monkeypatch):
+    """No learning rate has changed it."""
+    for number, words in enumerate([(), ("--precision", "bf16")]):
+        monkeypatch.setattr(SegUnify, "losses", at_step(1, lambda t: t | {"data": t["data"] / 0}))
+        run = tmp_path / str(number)
+        ended = train("segunify", "--data", data, "-o", run, *SHORT, *words)
+        monkeypatch.undo()
+        assert ended.refused(1, "in step 1: ", "there is no checkpoint yet", "the weights of")
+        assert "--lr" not in ended.err and ("fp32" in ended.err) == bool(words)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("energy", "energy"), ("labels", "mIoU")])
+def test_a_score_that_is_not_finite(data, tmp_path, monkeypatch, kind, name):
+    values = iter([1.0, float("nan")])
+    monkeypatch.setattr(select, f"{kind}_score", lambda *_: lambda: next(values))
+    words = ("--select", kind, "--holdout", "0.2")
+    if kind == "labels":
+        words += ("--labels", tmp_path, "--classes", tmp_path)
+    ended = train("segunify", "--data", data, "-o", tmp_path / "run", *SHORT, *words)
+    text = f"the {name} of the held-out pictures is nan after step 4; the last checkpoint is kept"
+    assert ended.refused(1, text, "smaller --lr")
+    assert read_checkpoint(tmp_path / "run").step == 2
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(data, tmp_path, monkeypatch):
@@ -167,7 +193,7 @@ def test_an_error_in_the_first_step_leaves_no_run(data, tmp_path, monkeypatch):
     error = RuntimeError("can't allocate memory")
     monkeypatch.setattr(SegUnify, "losses", at_step(1, raises(error)))
     ended = train("segunify", "--data", data, "-o", tmp_path / "run", *SHORT)
-    assert ended.refused(1, "out of memory in step 1")
+    assert ended.refused(1, "out of memory in step 1; there is no checkpoint yet")
     assert not (tmp_path / "run").exists()
 
 
@@ -237,6 +263,22 @@ def test_a_broken_picture_is_skipped_and_named(tmp_path):
     whole = trained(data, tmp_path / "whole", *words[:-1], "--steps", "12")
     ours, other = open_run(run).head()[0], open_run(whole).head()[0]
     assert all(np.array_equal(ours[name], other[name]) for name in other)
+
+
+def test_a_broken_held_out_picture_is_named(data, tmp_path):
+    words = ("--select", "energy", "--holdout", "0.4", "--json")
+    from export.train.features import split
+
+    copies = draw_pictures(tmp_path / "pictures", 10)
+    held = split(sorted(copies.iterdir()), 0.4, 0)[1]
+    held[0].write_bytes(b"broken")
+    ended = train("segunify", "--data", copies, "-o", tmp_path / "run", *SHORT, *words)
+    assert ended.code == 0, ended.err
+    assert [*json.loads(ended.out)["broken"]] == [str(held[0])]
+    assert [*read_checkpoint(tmp_path / "run").state["broken"]] == [str(held[0])]
+    ended = train("segunify", "-o", tmp_path / "run", "--resume", "--steps", "7")
+    assert ended.code == 0 and "WARNING" not in ended.err
+    assert f"skipped  1 broken picture: {held[0]}" in ended.out
 
 
 def energies(monkeypatch, values):
@@ -420,7 +462,8 @@ def test_features_are_stored_only_with_a_cache(data, tmp_path):
         assert all(np.array_equal(head[name], array) for head in heads)
 
 
-def test_the_number_of_threads_is_recorded(data, tmp_path):
+def test_the_number_of_threads_is_recorded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.train.start.default_threads", lambda: 2)
     before = torch.get_num_threads()
     words = [*SHORT]
     del words[words.index("--threads") : words.index("--threads") + 2]

@@ -1,5 +1,6 @@
 """From the command line to what the loop is given: held-out pictures, views, shifts, cache."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_the_energy_is_the_mean_over_batches_that_are_large_enough():
         used.append(views)
         return float(len(views))
 
-    held = SimpleNamespace(views=7, batch=3, of=np.array)
+    held = SimpleNamespace(views=7, batch=3, of=np.array, spread=np.arange(7), files=["a", "b"])
     score = select.energy_score(SimpleNamespace(held_out=energy), held)
     assert score() == 3.5
     assert [v.tolist() for v in used] == [[0, 1, 2, 3], [4, 5, 6]]
@@ -170,3 +171,61 @@ def test_a_gpu_that_is_not_there(data, tmp_path, monkeypatch, count, device, tex
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     words = ("--data", data, "-o", tmp_path / "run", *SHORT, "--device", device)
     assert train("segunify", *words).refused(1, f"device is {device}, but {text}")
+
+
+class Stopped(Exception):
+    """Ends a start."""
+
+
+def test_fp32_is_exact_on_a_gpu(data, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Stopped
+
+    flags = [(torch.backends.cudnn, n) for n in ("deterministic", "benchmark", "allow_tf32")]
+    flags.append((torch.backends.cuda.matmul, "allow_tf32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("export.train.features.FeatureBatches", stop)
+    before = (False, True, True, True)
+    for words, wanted in [
+        (("--device", "cuda"), (True, False, False, False)),
+        (("--device", "cuda", "--precision", "bf16"), before),
+        (("--device", "cpu"), before),
+    ]:
+        found = [getattr(*flag) for flag in flags]
+        try:
+            for flag, value in zip(flags, before, strict=True):
+                setattr(*flag, value)
+            with pytest.raises(Stopped):
+                train("segunify", "--data", data, "-o", tmp_path / "run", *SHORT, *words)
+            assert tuple(getattr(*flag) for flag in flags) == wanted, words
+        finally:
+            for flag, value in zip(flags, found, strict=True):
+                setattr(*flag, value)
+
+
+def test_a_lack_of_memory_before_the_first_step(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT)
+    text = "out of memory before the first step; there is no checkpoint yet"
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "energy_score", fail)
+        assert train("segunify", *words, "--select", "energy").refused(1, text, "smaller --batch")
+    monkeypatch.setattr(FeatureBatches, "of", fail)
+    estimated = [w for w in words if w not in ("--intra-shift", "0.3", "--inter-shift", "0.5")]
+    assert train("segunify", *estimated).refused(1, text)
+
+
+def test_the_versions_name_all_libraries_that_make_features(data, tmp_path):
+    import cv2
+
+    def backbone(*words):
+        return replace(tiny_backbone(*words), library="transformers 9.8.7")
+
+    words = ("--data", data, *SHORT, "-q", "-o")
+    assert train("segunify", *words, tmp_path / "a", backbone=backbone).code == 0
+    versions = read_entry(tmp_path / "a")["versions"]
+    assert versions["transformers"] == "9.8.7" and versions["opencv"] == cv2.__version__
+    assert "transformers" not in read_entry(trained(data, tmp_path / "b", *SHORT))["versions"]
