@@ -57,6 +57,15 @@ def test_the_help_of_the_exporter_names_the_trainer(capsys):
     assert "python -m export train --help" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_help_of_segunify_has_its_defaults():
+    text = " ".join(train("segunify", "--help").out.split())
+    for part in (
+        "need no change", "form (segunify)", "projector (True)", "code (64)", "channels (0.2)",
+        "assignments (0.1)", "teacher (0.998)",
+    ):  # fmt: skip
+        assert part in text, part
+
+
 def test_usage_errors():
     assert train().refused(2, "METHOD")
     assert train("segunif").refused(2, "did you mean segunify?")

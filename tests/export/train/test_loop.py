@@ -61,6 +61,14 @@ def test_the_steps_equal_a_plain_loop(data, tmp_path):
     assert [float(row["loss"]) for row in rows(run.folder)] == pytest.approx(losses, rel=1e-6)
 
 
+def test_the_title_of_the_curves(data, tmp_path):
+    titles = []
+    words = ("--data", data, "-o", tmp_path / "run", *SHORT, "--steps", "2", "--every", "1")
+    ended = train("segunify", *words, curves=lambda _log, _out, title: titles.append(title))
+    assert ended.code == 0, ended.err
+    assert titles == ["segunify, 1 step", "segunify, 2 steps"]
+
+
 def test_the_seeds_differ_by_seed_and_by_number():
     drawn = set()
     for seed, number in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2**32), (2**32 - 1, 10**9)]:
@@ -172,7 +180,11 @@ def raises(error):
             1,
             ("out of memory in step 3", "smaller --batch or --imgsz"),
         ),
-        (RuntimeError("CUDA driver: an illegal access\nmore"), 1, ("the GPU failed in step 3",)),
+        (
+            RuntimeError("CUDA driver: an illegal access\nmore"),
+            1,
+            ("the GPU failed in step 3", "--resume"),
+        ),
         (RuntimeError("cuDNN: CUDNN_STATUS_X"), 1, ("the GPU failed in step 3: cuDNN",)),
         (MemoryError(), 1, ("out of memory",)),
         (InputError("wrong", fix="mend it"), 1, ("wrong", "mend it")),
