@@ -6,6 +6,7 @@ import io
 import json
 import re
 import stat
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ class Classes:
         Raises
         ------
         InputError : the file cannot be read or contains something else; an id is no whole number
-            from 0 to 65535; a name is empty, or of the form "cluster 7", which is the name of a
-            cluster without a class.
+            from 0 to 65535, or is named twice; a name is empty, or of the form "cluster 7", which
+            is the name of a cluster without a class.
 
         Example
         -------
@@ -66,17 +67,23 @@ class Classes:
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is no text in UTF-8", fix=_FIX) from error
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=tuple)  # a dict would drop equal keys
         except (ValueError, RecursionError):
             value = None
-        if isinstance(value, dict):
-            ids = [_id(key, where) for key in value]
+        if isinstance(value, tuple):
+            ids = [_id(key, where) for key, _ in value]
             if len({*ids}) < len(ids):
                 raise InputError(f"{where} contains an id twice", fix="leave one of them out")
-            found = class_names([*value.values()], where)
+            found = class_names([name for _, name in value], where)
         else:
             found = names_in(text, where) if text else []
             ids = [*range(len(found))]
+            if len(found) > _LARGEST + 1:
+                raise InputError(
+                    f"{where} contains {len(found)} names; wanted at most {_LARGEST + 1}, because "
+                    f"the ids of classes are 0 to {_LARGEST}",
+                    fix="leave out the names that no pixel has",
+                )
         if not found:
             raise InputError(f"{where} contains no names", fix=_FIX)
         for name in found:
@@ -148,7 +155,8 @@ class LabelSet:
         """
         found = stat_of(folder)
         if found is None or not stat.S_ISDIR(found.st_mode):
-            raise InputError(f"labels is {shown(folder)}, which is no folder", fix="--labels DIR")
+            what = "does not exist" if found is None else "is no folder"
+            raise InputError(f"labels is {shown(folder)}, which {what}", fix="--labels DIR")
         files: dict[str, Path] = {}
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in (".png", ".npy"):
@@ -173,8 +181,8 @@ class LabelSet:
         if not pairs:
             example = f", as {shown(next(iter(files.values())).name)}" if files else ""
             raise InputError(
-                f"none of the {len(stems)} pictures, as {shown(pictures[0].name)}, has labels in "
-                f"{shown(folder)}, which contains {len(files)} files of labels{example}",
+                f"0 of {len(stems)} pictures, as {shown(pictures[0].name)}, have labels in "
+                f"{shown(folder)}, where the number of label files is {len(files)}{example}",
                 fix="name the labels STEM.png or STEM.npy for the picture STEM.jpg",
             )
         if len(missing) > MISSING * len(stems):
@@ -236,34 +244,62 @@ def read_ids(path: Path) -> np.ndarray:
     InputError : the file cannot be read, is damaged, or contains something else.
     """
     data = read_regular(path, "a file with labels")
-    ids = _array(data, path) if path.suffix.lower() == ".npy" else _png(data, path)
-    if ids.ndim != 2 or ids.dtype.kind not in "biu" or not ids.size:
-        raise InputError(
-            f"{shown(path)} contains {ids.shape} {ids.dtype}; wanted (H, W) integers",
-            fix="save the id of each pixel",
-        )
-    return ids
+    return _array(data, path) if path.suffix.lower() == ".npy" else _png(data, path)
 
 
 def _array(data: bytes, path: Path) -> np.ndarray:
-    """The array in a .npy file."""
+    """The array in a .npy file. Its shape is checked before the values are read."""
+    file, form = io.BytesIO(data), np.lib.format
     try:
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        # Files of the third version contain names of fields, which integers do not have.
+        old = form.read_magic(file) == (1, 0)
+        read = form.read_array_header_1_0 if old else form.read_array_header_2_0
+        shape, by_columns, dtype = read(file)
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        tokenize.TokenError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise InputError(
-            f"{shown(path)} cannot be read: {first_line(error)}", fix="save it by numpy.save"
+            f"{shown(path)} is no .npy file, or is a damaged one", fix="save it by numpy.save"
         ) from error
+    if len(shape) != 2 or dtype.kind not in "biu" or min(shape) < 1:
+        raise InputError(
+            f"{shown(path)} contains {shape} {dtype}; wanted (H, W) integers",
+            fix="save the id of each pixel",
+        )
+    _check_size(*shape, path)
+    count = shape[0] * shape[1]
+    if len(data) - file.tell() < count * dtype.itemsize:
+        raise InputError(
+            f"{shown(path)} is a truncated .npy file: it states {shape[0]} x {shape[1]} pixels",
+            fix="save it by numpy.save",
+        )
+    values = np.frombuffer(data, dtype, count, file.tell())
+    return values.reshape(shape, order="F" if by_columns else "C")
+
+
+def _check_size(height: int, width: int, path: Path) -> None:
+    """InputError for labels of more than MAX_PIXELS pixels."""
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{shown(path)} has {height} x {width} pixels; wanted at most {MAX_PIXELS}",
+            fix="save the labels at the size of the picture",
+        )
 
 
 def _png(data: bytes, path: Path) -> np.ndarray:
     """The values of a PNG with one channel, as they are in the file: of a palette the indices."""
-    from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
 
     depth, kind = (data[24], data[25]) if data[:4] == b"\x89PNG" and len(data) > 25 else (0, -1)
     if (kind, depth) not in ((_GREY, 8), (_GREY, 16)) and kind != _PALETTE:
         what = "is no PNG"
         if kind == _GREY:  # programs scale these values to 0 to 255 when they read them
-            what = f"is a PNG of {depth} bits"
+            what = f"is a grey PNG of {depth} bit{'s' * (depth != 1)}"
         elif kind > 0:
             what = "is a PNG of several channels"
         raise InputError(
@@ -271,11 +307,13 @@ def _png(data: bytes, path: Path) -> np.ndarray:
             fix="save the id of each pixel as a grey PNG of 8 bits; colours are no ids",
         )
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"it has more than {MAX_PIXELS} pixels")
+        # Image.open has a limit of its own, which is below MAX_PIXELS, and warns of half of it.
+        with PngImageFile(io.BytesIO(data)) as picture:
+            _check_size(picture.height, picture.width, path)
             return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError) as error:
         raise InputError(
             f"{shown(path)} cannot be read: {first_line(error)}", fix="write it again"
         ) from error
