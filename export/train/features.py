@@ -31,6 +31,7 @@ from runtime.tools.inspect import picture_words
 
 LOG = logging.getLogger("dg.train")
 MOST_BROKEN = 20  # one of this many files may be broken, which is 5 %
+_NAMED = 10  # broken files that are named; the others are counted
 
 
 def split(files: Sequence[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -80,8 +81,8 @@ class FeatureBatches:
     and which of these are broken, and a run can be resumed at any step. A batch that reaches into
     the next permutation, or that is larger than the number of views, can contain a view twice.
 
-    A broken picture is replaced by the next picture of the list that can be read, and its name is
-    logged once to "dg.train". It is not read again, even if it is repaired.
+    A broken picture is replaced by the next picture of the list that can be read, and is not read
+    again, even if it is repaired. The first ten are logged to "dg.train", each one once.
 
     On the CPU the features of each view are computed alone, so that their bits do not depend on
     which other views are in the cache. On another device the views of a batch that are not in the
@@ -103,6 +104,7 @@ class FeatureBatches:
     ----------
     broken : the reason for each broken file that was found up to the last step that was returned.
     broken_indices : the indices of these files, in rising order.
+    most_broken : so many files may be broken: 5 %.
     alone : whether the features of each view are computed alone, as on the CPU.
 
     Raises
@@ -144,6 +146,8 @@ class FeatureBatches:
         self.workers = check_count("workers", workers, 0, 1024)
         self.device, self.cache = torch.device(device), cache
         self.alone = self.device.type == "cpu"
+        self.most_broken = len(self.files) // MOST_BROKEN
+        self._found = 0  # broken files that this object found
         self._broken = dict.fromkeys(sorted(broken), "it was broken before this run was resumed")
         self._warnings: dict[str, dict[str, None]] = {}  # names in the order of reading
         self._logged: set[str] = set()
@@ -186,7 +190,7 @@ class FeatureBatches:
         DeviceError : a process that reads pictures was ended, for example because the memory is
             full.
         """
-        most = len(self.files) // MOST_BROKEN
+        most = self.most_broken
         self._check_broken(most)
         reads = self._reads(first, last, most)
         epoch = -(-self.views // self.batch)
@@ -197,30 +201,36 @@ class FeatureBatches:
                 read = _next(reads)
                 if isinstance(read, DeviceError):
                     raise read
-                self._note(read)
+                self._note(read, most)
                 self._check_broken(most)
                 yield self._features(read)
         finally:
             del reads  # ends the workers now, although an error's traceback refers to this frame
             self._log_warnings()
 
-    def of(self, views: Sequence[int]) -> Tensor:
+    def of(self, views: Sequence[int], *, most_broken: int | None = None) -> Tensor:
         """Return the features of the views with these numbers: (N, C, h, w) float32 on the device.
 
-        This process reads the pictures. Any number of pictures but all may be broken.
+        This process reads the pictures.
+
+        Parameters
+        ----------
+        views : their numbers.
+        most_broken : so many files may be broken; None: all but one, for a few held-out pictures.
 
         Raises
         ------
-        InputError : no picture can be read.
+        InputError : more files are broken; the message lists them.
 
         Example
         -------
         >>> features = data.of([0, 1, 2])  # of the first three pictures, if each has one view
         """
-        read = self._reader(len(self.files) - 1).read(views)
-        self._note(read)
+        most = len(self.files) - 1 if most_broken is None else most_broken
+        read = self._reader(most).read(views)
+        self._note(read, most)
         self._log_warnings()
-        self._check_broken(len(self.files) - 1)
+        self._check_broken(most)
         return self._features(read)
 
     def _reader(self, most: int) -> _Reader:
@@ -263,12 +273,17 @@ class FeatureBatches:
             signal.signal(signal.SIGCHLD, before)
         return reads
 
-    def _note(self, read: _Read) -> None:
+    def _note(self, read: _Read, most: int) -> None:
         """Record and log the broken pictures of a step; record its warnings."""
-        for index, reason in read.broken.items():
-            if index not in self._broken:
-                self._broken[index] = reason
-                LOG.warning("%s; the next picture is used instead.", reason)
+        found = [index for index in read.broken if index not in self._broken]
+        self._broken |= {index: read.broken[index] for index in found}
+        replaced = "; the next picture is used instead" if len(self._broken) <= most else ""
+        for index in found:
+            self._found += 1
+            if self._found <= _NAMED:
+                LOG.warning("%s%s.", read.broken[index], replaced)
+            elif self._found == _NAMED + 1:
+                LOG.warning("More pictures are broken; only the first %d are named.", _NAMED)
         for text, names in read.warnings.items():
             self._warnings.setdefault(text, {}).update(dict.fromkeys(names))
 
@@ -283,10 +298,10 @@ class FeatureBatches:
         if len(self._broken) <= most:
             return
         names = [utf8_text(self.files[i].name) for i in self.broken_indices]
-        more = ", ..." if len(names) > 10 else ""
+        more = ", ..." if len(names) > _NAMED else ""
         raise InputError(
             f"{len(names)} of {len(self.files)} pictures cannot be read; wanted at most {most}: "
-            f"{', '.join(names[:10])}{more}",
+            f"{', '.join(names[:_NAMED])}{more}",
             fix="remove these files, or copy them again",
         )
 

@@ -289,4 +289,5 @@ def _sample(batches: FeatureBatches) -> Tensor:
     """Features of some views, of which neighbours are of different pictures, for settings that a
     method estimates."""
     places = np.linspace(0, batches.views - 1, min(batches.views, _SAMPLE))
-    return batches.of(batches.spread[places.round().astype(int)].tolist())
+    views = batches.spread[places.round().astype(int)].tolist()
+    return batches.of(views, most_broken=batches.most_broken)

@@ -162,6 +162,29 @@ def test_of_few_held_out_pictures_all_but_one_may_be_broken(files, backbone):
         FeatureBatches(files[:3], RULE, backbone, batch=1, seed=0, device="cpu").of([0])
 
 
+def test_of_views_of_pictures_to_train_on_five_percent_may_be_broken(files, backbone, caplog):
+    """That the next picture is used is said only where it is."""
+    paths = many_files(files, 20)
+    spoil(paths[2])
+    data = FeatureBatches(paths, RULE, backbone, batch=1, seed=0, device="cpu")
+    assert len(data.of([1, 2, 3], most_broken=data.most_broken)) == 3
+    assert caplog.messages[0].endswith("; the next picture is used instead.")
+    spoil(paths[3])
+    with pytest.raises(InputError, match="2 of 20 pictures cannot be read; wanted at most 1: "):
+        data.of([1, 2, 3], most_broken=data.most_broken)
+    assert len(caplog.messages) == 2 and "the next picture" not in caplog.messages[1]
+
+
+def test_at_most_ten_broken_pictures_are_named(files, backbone, caplog):
+    paths = many_files(files, 260)
+    for path in paths[:13]:
+        spoil(path)
+    [*batches(paths, backbone, 0, 26, batch=10)]
+    named = [line for line in caplog.messages if line.endswith("the next picture is used instead.")]
+    assert len(named) == 10
+    assert caplog.messages[10:] == ["More pictures are broken; only the first 10 are named."]
+
+
 def test_a_picture_that_becomes_broken_is_replaced(files, backbone, tmp_path, caplog):
     for cache in (None, FeatureCache(tmp_path / "cache", MANY)):
         with case(cache is not None):

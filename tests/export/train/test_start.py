@@ -122,6 +122,15 @@ def test_shifts_are_estimated_from_64_views_of_all_pictures(tmp_path, monkeypatc
         assert len({f.numpy().tobytes() for f in features}) == len(features)
 
 
+def test_a_folder_of_broken_pictures_ends_the_estimation_of_shifts(tmp_path):
+    data = draw_pictures(tmp_path / "pictures", 25, broken=range(25))
+    words = ("--imgsz", "32", "--clusters", "3", "--dim", "4", "--threads", "1", "--no-cache")
+    words += ("--data", data, "-o", tmp_path / "run", "--steps", "1", "--batch", "2")
+    ended = train("segunify", *words)
+    ended.refused(1, "2 of 25 pictures cannot be read; wanted at most 1: ")
+    assert "the next picture" not in ended.err
+
+
 def test_the_views_are_those_of_the_preset_unless_they_are_named(data, tmp_path):
     words = ("--preset", "coco27", "--dim", "4", "--steps", "1", "--batch", "2", "--no-cache")
     words += ("--intra-shift", "0", "--inter-shift", "0", "--data", data, "--threads", "1")
