@@ -133,12 +133,14 @@ def load_network(
 
     Raises
     ------
-    BundleError : the file is broken or contains code, or weights are missing, unexpected or of
-        another shape.
+    BundleError : the file is broken or contains code, or weights are missing, unexpected, of
+        another shape, NaN or infinite.
     """
     import pickle
+    import warnings
 
     import huggingface_hub.errors
+    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -150,8 +152,12 @@ def load_network(
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # hides a report; the errors below contain its facts
     try:
-        # redirect_stderr hides a progress bar
-        with redirect_stderr(io.StringIO()), utf8_name(folder) as name:
+        # redirect_stderr hides a progress bar, and catch_warnings those of torch about a pickle
+        with (
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(record=True),
+            utf8_name(folder) as name,
+        ):
             network, info = kind.from_pretrained(
                 name,
                 local_files_only=True,
@@ -199,6 +205,13 @@ def load_network(
             f"the weights in {folder} are not those of the network in config.json; "
             + "; ".join(wrong),
             fix=fix,
+        )
+    bad = [k for k, v in network.state_dict().items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise BundleError(
+            f"the weights in {folder} have NaN or infinite values: {', '.join(bad[:5])}{more}",
+            fix="copy the folder again",
         )
     return network
 

@@ -31,7 +31,7 @@ class Backbone:
     mean, std : of the colours R, G, B in [0, 1]; the input is (rgb - mean) / std.
     source : the text that names the backbone for :func:`export.backbones.load.load_backbone`.
     features : which features of the network they are, such as "tokens", "keys" or "block15".
-    sha256 : of the weights, in hexadecimal.
+    sha256 : of the weights and, where there is one, of config.json, in hexadecimal.
     padding : of the convolutions of stride 2: "symmetric", or "same", which is TensorFlow's: one
         pixel more on the right and at the bottom. "none" where a network has no padding.
     licence : of the weights, in words.

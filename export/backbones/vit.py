@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from export.checkpoint_folder import (
     read_normalisation,
     read_object,
 )
+from runtime.checks import is_count, shown_value
 from runtime.engines.named_files import read_regular
 from runtime.errors import BundleError, InputError, MissingBackend
 
@@ -34,6 +36,12 @@ KEYS = (
     "encoder.layer.{}.attention.k_proj",
     "layers.{}.attention.k_proj",
 )
+_COUNTS = {  # the largest whole numbers in config.json, of which the smallest is 1
+    "hidden_size": 16384,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1024,
+    "patch_size": 256,
+}
 _IGNORED = ("pooler.", "classifier.", "vit.pooler.")  # heads, which are behind the features
 
 
@@ -49,7 +57,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, network: Any, features: str) -> None:
         super().__init__()
         self.network = network
-        self.patch = patch_side(network.config)
+        self.patch = network.config.patch_size
         # The class token and the registers are in front of the patches.
         self.skipped = 1 + getattr(network.config, "num_register_tokens", 0)
         self.options = (
@@ -89,21 +97,6 @@ class VisionTransformer(nn.Module):
         return patches.transpose(1, 2).reshape(images.shape[0], -1, rows, columns)
 
 
-def patch_side(config: Any) -> int:
-    """The side of a patch in pixels.
-
-    Raises
-    ------
-    InputError : patches are not square.
-    """
-    side = config.patch_size
-    if not isinstance(side, int):
-        raise InputError(
-            f"config.json: patch_size is {side!r}; wanted one number", fix="take another checkpoint"
-        )
-    return side
-
-
 def key_projection(network: Any, block: int) -> str:
     """The name of the module that projects the tokens of a block to keys.
 
@@ -133,7 +126,8 @@ def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
 
     Raises
     ------
-    InputError : no such folder or features, another kind of network, or no mean and std.
+    InputError : no such folder or features, another kind of network, a size of it that is out of
+        range, or no mean and std.
     BundleError : weights that are broken, unsafe, or not those of the network in config.json.
     MissingBackend : transformers cannot be imported, or has another layout.
     """
@@ -149,6 +143,7 @@ def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
         "supported are efficientnet-lite0, a folder of one of these kinds, and a file of "
         "ResNet-18 or -50",
     )
+    _check_counts(config, folder / "config.json")
     settings = folder / "preprocessor_config.json"
     normalisation: Any = read_normalisation(read_object(settings), settings, {})
     try:
@@ -177,17 +172,35 @@ def vision_transformer(folder: Path, features: str = "tokens") -> Backbone:
         **normalisation,
         source=os.path.abspath(folder),
         features=features,
-        sha256=_sha256(folder),
+        sha256=_sha256(folder, config),
         licence="the checkpoint's own",
         library=f"transformers {transformers.__version__}",
     )
 
 
-def _sha256(folder: Path) -> str:
-    """The sha256 of the file of weights; of several files that of their hashes, joined in the order
-    of the files' names."""
+def _check_counts(config: dict[str, Any], where: Path) -> None:
+    """InputError if a size of the network is no whole number or out of range."""
+    for key, most in _COUNTS.items():
+        if key in config and not is_count(config[key], 1, most):
+            raise InputError(
+                f"{where}: {key} is {shown_value(config[key])}; wanted a whole number, 1 to {most}",
+                fix="copy config.json again, or take another checkpoint",
+            )
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if width and heads and width % heads:
+        raise InputError(
+            f"{where}: hidden_size is {width}, and num_attention_heads {heads}; wanted a multiple",
+            fix="copy config.json again, or take another checkpoint",
+        )
+
+
+def _sha256(folder: Path, config: dict[str, Any]) -> str:
+    """The sha256 of the hashes of config.json and of each file of weights, in the order of their
+    names. Of config.json, which can change the features too, the fields count, not their order."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    hashes = [hashlib.sha256(read_regular(f, "a file of weights")).hexdigest() for f in files]
-    if not hashes:
+    if not files:
         raise BundleError(f"{folder} contains no weights", fix="copy the folder again")
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    parts = [json.dumps(config, sort_keys=True).encode()]
+    parts += [read_regular(file, "a file of weights") for file in files]
+    hashes = "".join(hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256(hashes.encode()).hexdigest()

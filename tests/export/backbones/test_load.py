@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import sys
 
 import pytest
@@ -57,10 +58,11 @@ class Hostile:
         return print, ("this must not run",)
 
 
-def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
+def test_hostile_and_damaged_files_are_refused(tmp_path, capsys, recwarn):
     good = tmp_path / "good.pth"
     torch.save({"a": torch.zeros(500)}, good)
-    torch.save({"a": Hostile()}, tmp_path / "hostile.pth")
+    torch.save({"a": Hostile()}, tmp_path / "hostile.pth", pickle_protocol=4)
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": Hostile()}, 4))
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:-200])
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 40)
@@ -71,6 +73,7 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     torch.save({}, tmp_path / "nothing.pth")
     for name, match in (
         ("hostile.pth", "loading it could run code in it"),
+        ("pickle.pth", "loading it could run code in it"),
         ("cut.pth", "cut.pth cannot be read: "),
         ("empty.pth", "empty.pth cannot be read: "),
         ("noise.safetensors", "noise.safetensors cannot be read: "),
@@ -81,7 +84,7 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, capsys):
     ):
         with pytest.raises(BundleError, match=match):
             load_backbone(str(tmp_path / name))
-    assert "must not run" not in capsys.readouterr().out
+    assert "must not run" not in capsys.readouterr().out and not recwarn
 
 
 def test_a_folder_of_weights_is_no_file(tmp_path):

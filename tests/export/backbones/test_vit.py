@@ -49,6 +49,13 @@ def copy(folders, tmp_path):
     return shutil.copytree(folders["vit"], tmp_path / "copy")
 
 
+def sha256_of(folder, *names):
+    config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
+    parts = [config.encode(), *((folder / name).read_bytes() for name in names)]
+    hashes = "".join(hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
 def picture(side, rows=3, columns=5):
     random = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, rows * side, columns * side, generator=random)
@@ -90,8 +97,7 @@ def test_the_backbone_states_what_the_folder_states(folders, monkeypatch):
     monkeypatch.chdir(folders["vit"].parent)
     backbone = load_backbone("vit")
     assert (backbone.mean, backbone.std) == ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    weights = (folders["vit"] / "model.safetensors").read_bytes()
-    assert backbone.sha256 == hashlib.sha256(weights).hexdigest()
+    assert backbone.sha256 == sha256_of(folders["vit"], "model.safetensors")
     assert (backbone.name, backbone.features, backbone.padding) == ("vit", "tokens", "none")
     assert load_backbone(backbone.source, backbone.features).key == backbone.key
     assert backbone.source == str(folders["vit"])
@@ -111,9 +117,20 @@ def test_several_files_have_a_hash_of_their_hashes(tmp_path):
     own.save_pretrained(tmp_path, max_shard_size="4KB")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(SETTINGS))
     files = sorted(tmp_path.glob("*.safetensors"))
-    hashes = "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)
     found = load_backbone(str(tmp_path)).sha256
-    assert len(files) > 1 and found == hashlib.sha256(hashes.encode()).hexdigest()
+    assert len(files) > 1 and found == sha256_of(tmp_path, *(f.name for f in files))
+
+
+def test_the_hash_changes_with_the_settings_in_config_json(copy):
+    """The weights fit both numbers of heads, but the features differ."""
+    before = load_backbone(str(copy))
+    values = json.loads((copy / "config.json").read_text())
+    for change, same in (({}, True), ({"num_attention_heads": 2}, False)):
+        text = json.dumps(dict(reversed([*(values | change).items()])), indent=4)
+        (copy / "config.json").write_text(text)
+        after = load_backbone(str(copy))
+        assert (after.sha256 == before.sha256) == (after.key == before.key) == same
+        assert torch.equal(after.module(picture(8)), before.module(picture(8))) == same
 
 
 @pytest.mark.parametrize(("kind", "features"), [("vit", "keys"), ("dinov2", "tokens")])
@@ -155,7 +172,17 @@ def test_wrong_folders_are_refused(copy):
         (
             config,
             json.dumps(values | {"patch_size": [8, 8]}),
-            r"patch_size is \[8, 8\]; wanted one",
+            r"patch_size is \[8, 8\]; wanted a whole number, 1 to 256",
+        ),
+        *(
+            (config, json.dumps(values | {key: value}), f"config.json: {key} is {value}; wanted a")
+            for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+            for value in (-1, 0, 10**9, 1.5)
+        ),
+        (
+            config,
+            json.dumps(values | {"num_attention_heads": 5}),
+            "hidden_size is 12, and num_attention_heads 5; wanted a multiple",
         ),
         (config, "[", "config.json cannot be read"),
         (settings, "{}", r"image_mean is None; wanted three numbers"),
@@ -196,7 +223,7 @@ class Hostile:
         return print, ("this must not run",)
 
 
-def test_wrong_weights_are_refused(copy, capsys):
+def test_wrong_weights_are_refused(copy, capsys, recwarn):
     from safetensors.torch import load_file, save_file
 
     file = copy / "model.safetensors"
@@ -207,6 +234,10 @@ def test_wrong_weights_are_refused(copy, capsys):
     save_file(state | {"decoder.bias": torch.zeros(1)}, file)
     with pytest.raises(BundleError, match=r"unexpected: decoder.bias\n"):
         load_backbone(str(copy))
+    for value in (float("nan"), float("-inf")):
+        save_file(state | {"layernorm.bias": torch.full((12,), value)}, file)
+        with pytest.raises(BundleError, match="have NaN or infinite values: layernorm"):
+            load_backbone(str(copy))
     file.write_bytes(good[: len(good) // 2])
     with pytest.raises(BundleError, match="cannot be loaded: "):
         load_backbone(str(copy))
@@ -214,7 +245,8 @@ def test_wrong_weights_are_refused(copy, capsys):
     with pytest.raises(BundleError, match="a Git LFS pointer"):
         load_backbone(str(copy))
     file.unlink()
-    torch.save({"layernorm.weight": Hostile()}, copy / "pytorch_model.bin")
+    torch.save({"layernorm.weight": Hostile()}, copy / "pytorch_model.bin", pickle_protocol=4)
+    recwarn.clear()
     with pytest.raises(BundleError, match="no plain weights"):
         load_backbone(str(copy))
-    assert "must not run" not in capsys.readouterr().out
+    assert "must not run" not in capsys.readouterr().out and not recwarn
