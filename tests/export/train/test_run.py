@@ -68,7 +68,7 @@ def test_a_finished_run(whole):
         "crops": "centre",
     }
     assert run.entry["command"].startswith("python -m export train segunify --data ")
-    assert {"dynaguide-edge", "python", "torch", "numpy"} == run.entry["versions"].keys()
+    assert {"dynaguide-edge", "python", "torch", "numpy", "opencv"} == run.entry["versions"].keys()
     assert TINY[0] in run.entry["command"]
 
 

@@ -214,7 +214,7 @@ def test_fp32_is_exact_on_a_gpu(data, tmp_path, monkeypatch):
 
 
 def test_a_lack_of_memory_before_the_first_step(data, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
     words = ("--data", data, "-o", tmp_path / "run", *SHORT)
