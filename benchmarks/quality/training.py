@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -309,8 +309,10 @@ def train(pictures: Path, run: Path, *options: Any) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = 0
+        while process.poll() is None:
+            peak = _peak_mib(process.pid) or peak
+            time.sleep(0.05)
         log.seek(0)
         if process.returncode:
             said = last_error(log.read().decode("utf-8", "replace"))
@@ -323,7 +325,7 @@ def train(pictures: Path, run: Path, *options: Any) -> dict[str, Any]:
     steps, seconds = ([0.0] + [row[key] for row in rows] for key in ("step", "seconds"))
     return {
         "ms_per_step": round(float(np.median(1000 * np.diff(seconds) / np.diff(steps))), 1),
-        "peak_mib": round(usage.ru_maxrss / 1024),
+        "peak_mib": peak,
         "losses": {k: round(v, 4) for k, v in rows[-1].items() if k not in ("step", "seconds")},
     }
 
@@ -413,12 +415,25 @@ def _costs(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "b2": shifts[1],
         **losses,
         "ms per step": _range([row["ms_per_step"] for row in rows], 0),
-        "peak MiB": _range([row["peak_mib"] for row in rows], 0),
+        "peak MiB": _range([row["peak_mib"] for row in rows if "peak_mib" in row], 0),
     }
 
 
+def _peak_mib(process: int) -> int:
+    """The peak memory of a process that runs, in MiB; 0 if it has ended. The operating system's
+    sum at its end (ru_maxrss) would contain the memory of this process, which started it."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s*(\d+) kB", text)
+    return round(int(found[1]) / 1024) if found else 0
+
+
 def _range(values: list[float], digits: int) -> str:
-    """The mean of values, and the lowest and the highest if they differ."""
+    """The mean of values, and the lowest and the highest if they differ; "" without values."""
+    if not values:
+        return ""
     mean, low, high = (f"{v:.{digits}f}" for v in (np.mean(values), min(values), max(values)))
     return mean if low == high else f"{mean} [{low}, {high}]"
 

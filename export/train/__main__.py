@@ -22,6 +22,7 @@ from export.train.run import (
     CHECKPOINT,
     ENTRY,
     Checkpoint,
+    open_run,
     read_checkpoint,
     read_entry,
     resume_command,
@@ -204,6 +205,8 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
             checkpoint = None
             if entry is not None and stat_of(args.out / CHECKPOINT) is not None:
                 checkpoint = read_checkpoint(args.out)
+                if checkpoint.state["best"] is not None:
+                    open_run(args.out)  # checks the checkpoint that --select chose
             finished = checkpoint is not None and checkpoint.step >= config.steps
             if checkpoint is not None and finished:
                 state = checkpoint.state

@@ -283,9 +283,9 @@ def test_a_trained_head_is_scored(small, monkeypatch, capsys):
         assert row["data"] == "coco_mini" and row["ms_per_step"] > 0 and row["peak_mib"] > 100
         assert set(row["losses"]) >= {"within", "across", "data"} and len(row["shifts"]) == 2
         assert 0 <= row["held_out_moved_acc"] <= row["held_out_acc"] <= 1
-    document = {"settings": {"steps": 2}, "rows": [*rows, rows[0] | {"seed": 1, "peak_mib": 999}]}
+    document = {"settings": {"steps": 2}, "rows": [*rows, rows[0] | {"seed": 1, "peak_mib": 9999}]}
     table = training.tables(document)
-    assert "**coco_mini, 2 steps: training**" in table and ", 999]" in table
+    assert "**coco_mini, 2 steps: training**" in table and ", 9999]" in table
 
 
 def test_steps_and_rates_of_a_training(small, monkeypatch):

@@ -119,7 +119,7 @@ def test_signals_that_end_programs_do_not_end_workers(files, backbone):
     before = {*children()}
     plain = [*batches(files, backbone, 0, 40)]
     steps = batches(files, backbone, 0, 40, workers=2)
-    got = [next(steps)]
+    got = [next(steps), next(steps)]  # one of each worker, so that both have started
     for child in {*children()} - before:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(child, number)
@@ -149,7 +149,7 @@ def test_ctrl_c_prints_no_traceback_of_workers(files, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent("""
-            import sys, torch
+            import signal, sys, torch
             from pathlib import Path
             from export.backbones.base import Backbone
             from export.train.features import FeatureBatches
@@ -159,12 +159,14 @@ def test_ctrl_c_prints_no_traceback_of_workers(files, tmp_path):
                 stride=16, mean=(0, 0, 0), std=(1, 1, 1), source="t", features="t", sha256="0")
             data = FeatureBatches([Path(f) for f in sys.argv[1:]], ViewRule(size=32), backbone,
                                   batch=4, seed=0, device="cpu", workers=2)
-            try:
-                for step, _ in enumerate(data.batches(0, 10**6)):
-                    if step == 3:
-                        print("running", flush=True)
-            except KeyboardInterrupt:
-                print("interrupted")
+            ended = []
+            signal.signal(signal.SIGINT, lambda *_: ended.append(1))  # as the command does
+            for step, _ in enumerate(data.batches(0, 10**6)):
+                if step == 3:
+                    print("running", flush=True)
+                if ended:
+                    print("interrupted")
+                    break
         """)
     )
     command = [sys.executable, str(script), *map(str, files)]

@@ -213,6 +213,18 @@ def test_fp32_is_exact_on_a_gpu(data, tmp_path, monkeypatch):
                 setattr(*flag, value)
 
 
+def test_a_resumed_run_needs_the_checkpoint_that_was_chosen(data, tmp_path, monkeypatch):
+    scores = iter([1.0, 2.0])
+    monkeypatch.setattr(select, "energy_score", lambda *_: lambda: next(scores))
+    words = ("--steps", "2", "--every", "1", "--select", "energy")
+    run = trained(data, tmp_path / "run", *SHORT, *words)
+    (run / "best.safetensors").unlink()
+    log = (run / "log.csv").read_bytes()
+    ended = train("segunify", "-o", run, "--resume", "--steps", "3")
+    assert ended.refused(5, "best.safetensors is missing")
+    assert (run / "log.csv").read_bytes() == log
+
+
 def test_a_lack_of_memory_before_the_first_step(data, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
