@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import socket
 import sys
 
 import numpy as np
@@ -41,18 +40,6 @@ def backbone():
 @pytest.fixture
 def files(tmp_path):
     return seven_pictures(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Only processes of this machine are reached: torch passes tensors to workers by a socket."""
-    connect = socket.socket.connect
-
-    def local(self, address):
-        assert self.family == socket.AF_UNIX, "tried to reach the network"
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local)
 
 
 def with_rows(paths, broken, order, backbone):

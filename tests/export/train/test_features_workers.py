@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -38,18 +37,6 @@ def backbone():
 @pytest.fixture
 def files(tmp_path):
     return seven_pictures(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Only processes of this machine are reached: torch passes tensors to workers by a socket."""
-    connect = socket.socket.connect
-
-    def local(self, address):
-        assert self.family == socket.AF_UNIX, "tried to reach the network"
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local)
 
 
 def test_workers_and_cache_do_not_change_a_bit(files, backbone, tmp_path):
