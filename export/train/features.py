@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import logging
-import signal
 import stat
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from export.backbones.base import Backbone
 from export.train.feature_cache import FeatureCache
+from export.train.reader import Reads
 from export.train.views import VERSION, ViewRule, view_pixels
-from runtime.checks import check_count
-from runtime.engines.named_files import utf8_text
-from runtime.errors import DeviceError, InputError, first_line
+from runtime.errors import InputError
 from runtime.files import file_error, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.load import load_image
-from runtime.tools.inspect import picture_words
-
-LOG = logging.getLogger("dg.train")
-MOST_BROKEN = 20  # one of this many files may be broken, which is 5 %
-_NAMED = 10  # broken files that are named; the others are counted
 
 
 def split(files: Sequence[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -75,14 +65,8 @@ def split(files: Sequence[Path], share: float, seed: int) -> tuple[list[Path], l
 class FeatureBatches:
     """The features of the views of pictures, in batches.
 
-    View number ``i * rule.count + crop`` is crop ``crop`` of picture ``i``. The steps take the
-    views in the order of an endless row of permutations of all views, each made from the seed and
-    its number alone. So the views of a step depend only on the seed, the step, the list of files
-    and which of these are broken, and a run can be resumed at any step. A batch that reaches into
-    the next permutation, or that is larger than the number of views, can contain a view twice.
-
-    A broken picture is replaced by the next picture of the list that can be read, and is not read
-    again, even if it is repaired. The first ten are logged to "dg.train", each one once.
+    View number ``i * rule.count + crop`` is crop ``crop`` of picture ``i``. The order of the views,
+    and what is done with broken pictures, are those of :class:`export.train.reader.Reads`.
 
     On the CPU the features of each view are computed alone, so that their bits do not depend on
     which other views are in the cache. On another device the views of a batch that are not in the
@@ -93,18 +77,13 @@ class FeatureBatches:
     files : the pictures.
     rule : which views each picture has.
     backbone : computes the features; its module is moved to the device.
-    batch : views of a step.
-    seed : of the order, at least 0.
+    batch, seed, workers, broken : as for :class:`export.train.reader.Reads`.
     device : of torch, such as "cpu" or "cuda".
-    workers : processes that read and decode pictures ahead of time; with 0 this process does.
     cache : where features are stored; None computes them each time.
-    broken : indices of pictures that are known to be broken, from a run that is resumed.
 
     Attributes
     ----------
-    broken : the reason for each broken file that was found up to the last step that was returned.
-    broken_indices : the indices of these files, in rising order.
-    most_broken : so many files may be broken: 5 %.
+    broken, broken_indices, most_broken, views, spread : as of :class:`export.train.reader.Reads`.
     alone : whether the features of each view are computed alone, as on the CPU.
 
     Raises
@@ -131,8 +110,13 @@ class FeatureBatches:
         cache: FeatureCache | None = None,
         broken: Sequence[int] = (),
     ) -> None:
-        if not files:
-            raise InputError("there are no pictures to train on", fix="--data FOLDER")
+        side = rule.size // backbone.stride
+        self._shape = (backbone.channels, side, side)
+        self._reader = _Reader(rule, cache, self._shape)
+        self._reads: Reads[_View] = Reads(
+            files, self._reader, views=rule.count, batch=batch, seed=seed, workers=workers,
+            broken=broken,
+        )  # fmt: skip
         if rule.size % backbone.stride:
             near = max(1, round(rule.size / backbone.stride)) * backbone.stride
             raise InputError(
@@ -140,18 +124,11 @@ class FeatureBatches:
                 f"{backbone.name}",
                 fix=f"--imgsz {near}",
             )
-        self.files, self.rule, self.backbone = list(files), rule, backbone
-        self.batch = check_count("batch", batch, 1, 2**20)
-        self.seed = check_count("seed", seed, 0, 2**63 - 1)
-        self.workers = check_count("workers", workers, 0, 1024)
+        self.files, self.rule, self.backbone = self._reads.files, rule, backbone
+        self.batch, self.seed, self.workers = batch, seed, workers
         self.device, self.cache = torch.device(device), cache
         self.alone = self.device.type == "cpu"
-        self.most_broken = len(self.files) // MOST_BROKEN
-        self._found = 0  # broken files that this object found
-        self._broken = dict.fromkeys(sorted(broken), "it was broken before this run was resumed")
-        self._warnings: dict[str, dict[str, None]] = {}  # names in the order of reading
-        self._logged: set[str] = set()
-        self._digests: dict[Path, tuple[int, int, str]] = {}
+        self.views, self.most_broken = self._reads.views, self._reads.most_broken
         backbone.module.to(self.device)
         self._mean, self._std = (
             torch.tensor(v, dtype=torch.float32, device=self.device).reshape(1, 3, 1, 1)
@@ -159,26 +136,19 @@ class FeatureBatches:
         )
 
     @property
-    def views(self) -> int:
-        """The number of views of all pictures."""
-        return len(self.files) * self.rule.count
-
-    @property
     def spread(self) -> np.ndarray:
-        """The numbers of all views, (views,) int64, in an order in which neighbours are of
-        different pictures if there are several: the first view of each picture, the second one of
-        each, and so on."""
-        return np.arange(self.views).reshape(-1, self.rule.count).T.ravel()
+        """The numbers of all views, of which neighbours are of different pictures."""
+        return self._reads.spread
 
     @property
     def broken(self) -> dict[Path, str]:
         """The reason for each broken file."""
-        return {self.files[i]: self._broken[i] for i in self.broken_indices}
+        return self._reads.broken
 
     @property
     def broken_indices(self) -> list[int]:
         """The indices of the broken files, in rising order."""
-        return sorted(self._broken)
+        return self._reads.broken_indices
 
     def batches(self, first: int, last: int) -> Iterator[Tensor]:
         """Yield the features of the steps ``first`` to ``last - 1``: (batch, C, h, w) float32 on
@@ -190,23 +160,10 @@ class FeatureBatches:
         DeviceError : a process that reads pictures was ended, for example because the memory is
             full.
         """
-        most = self.most_broken
-        self._check_broken(most)
-        reads = self._reads(first, last, most)
-        epoch = -(-self.views // self.batch)
-        try:
-            for step in range(first, last):
-                if step == first + epoch:
-                    self._log_warnings()
-                read = _next(reads)
-                if isinstance(read, DeviceError):
-                    raise read
-                self._note(read, most)
-                self._check_broken(most)
-                yield self._features(read)
-        finally:
-            del reads  # ends the workers now, although an error's traceback refers to this frame
-            self._log_warnings()
+        self._reader.maker = self._maker()
+        with closing(self._reads.batches(first, last)) as steps:
+            for views in steps:
+                yield self._features(views)
 
     def of(self, views: Sequence[int], *, most_broken: int | None = None) -> Tensor:
         """Return the features of the views with these numbers: (N, C, h, w) float32 on the device.
@@ -226,22 +183,8 @@ class FeatureBatches:
         -------
         >>> features = data.of([0, 1, 2])  # of the first three pictures, if each has one view
         """
-        most = len(self.files) - 1 if most_broken is None else most_broken
-        read = self._reader(most).read(views)
-        self._note(read, most)
-        self._log_warnings()
-        self._check_broken(most)
-        return self._features(read)
-
-    def _reader(self, most: int) -> _Reader:
-        return _Reader(
-            self.files, self.rule, self.seed, self.batch, set(self._broken), most,
-            self.cache, self._maker(), self._shape(), self._digests,
-        )  # fmt: skip
-
-    def _shape(self) -> tuple[int, int, int]:
-        side = self.rule.size // self.backbone.stride
-        return self.backbone.channels, side, side
+        self._reader.maker = self._maker()
+        return self._features(self._reads.of(views, most_broken=most_broken))
 
     def _maker(self) -> list[Any]:
         """All that can change the features of a given file and crop, their last bits included."""
@@ -253,191 +196,67 @@ class FeatureBatches:
         rule = [self.rule.size, self.rule.crops]
         return [VERSION, cv2.__version__, rule, self.backbone.key, computed]
 
-    def _reads(self, first: int, last: int, most: int) -> Iterator[_Read | DeviceError]:
-        """Start to read the steps."""
-        before = signal.getsignal(signal.SIGCHLD)
-        reads = iter(
-            DataLoader(
-                self._reader(most),
-                batch_size=None,
-                sampler=range(first, last),
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                worker_init_fn=_start_worker,
-                generator=torch.Generator(),
-            )
-        )
-        # torch sets a handler that raises a RuntimeError wherever this process is when a worker
-        # ends. Without it, the error is raised where the next batch is read.
-        if self.workers and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
-        return reads
-
-    def _note(self, read: _Read, most: int) -> None:
-        """Record and log the broken pictures of a step; record its warnings."""
-        found = [index for index in read.broken if index not in self._broken]
-        self._broken |= {index: read.broken[index] for index in found}
-        replaced = "; the next picture is used instead" if len(self._broken) <= most else ""
-        for index in found:
-            self._found += 1
-            if self._found <= _NAMED:
-                LOG.warning("%s%s.", read.broken[index], replaced)
-            elif self._found == _NAMED + 1:
-                LOG.warning("More pictures are broken; only the first %d are named.", _NAMED)
-        for text, names in read.warnings.items():
-            self._warnings.setdefault(text, {}).update(dict.fromkeys(names))
-
-    def _log_warnings(self) -> None:
-        for text, names in self._warnings.items():
-            if text not in self._logged:
-                LOG.warning("%s: %s", picture_words([*names]), text)
-        self._logged.update(self._warnings)
-        self._warnings.clear()
-
-    def _check_broken(self, most: int) -> None:
-        if len(self._broken) <= most:
-            return
-        names = [utf8_text(self.files[i].name) for i in self.broken_indices]
-        more = ", ..." if len(names) > _NAMED else ""
-        raise InputError(
-            f"{len(names)} of {len(self.files)} pictures cannot be read; wanted at most {most}: "
-            f"{', '.join(names[:_NAMED])}{more}",
-            fix="remove these files, or copy them again",
-        )
-
-    def _features(self, read: _Read) -> Tensor:
+    def _features(self, views: list[_View]) -> Tensor:
         """Return the features of the views that were read, and store those that are new."""
-        out = torch.empty((len(read.keys), *self._shape()), device=self.device)
-        missing = set(read.missing)
-        stored = [row for row in range(len(read.keys)) if row not in missing]
-        out[stored] = read.known.to(self.device)
-        size = 1 if self.alone else max(1, len(read.missing))
-        for start in range(0, len(read.missing), size):
-            rows = read.missing[start : start + size]
-            out[rows] = self._computed(read.pixels[start : start + size])
+        out = torch.empty((len(views), *self._shape), device=self.device)
+        for row, view in enumerate(views):
+            if view.features is not None:
+                out[row] = torch.from_numpy(view.features).to(self.device)
+        missing = [row for row, view in enumerate(views) if view.features is None]
+        size = 1 if self.alone else max(1, len(missing))
+        for start in range(0, len(missing), size):
+            rows = missing[start : start + size]
+            out[rows] = self._computed(np.stack([views[row].pixels for row in rows]))
             if self.cache is not None:
                 for row in rows:
-                    if read.keys[row]:
-                        self.cache.put(read.keys[row], out[row].cpu())
+                    if views[row].key:
+                        self.cache.put(views[row].key, out[row].cpu())
         return out
 
     @torch.no_grad()
-    def _computed(self, pixels: Tensor) -> Tensor:
+    def _computed(self, pixels: np.ndarray) -> Tensor:
         """Return the features of (N, size, size, 3) uint8 pixels, in float32 also where the caller
         uses a lower precision."""
-        colours = pixels.to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 255
+        moved = torch.from_numpy(pixels).to(self.device)
+        colours = moved.permute(0, 3, 1, 2).to(torch.float32) / 255
         with torch.autocast(self.device.type, enabled=False):
             return self.backbone.module((colours - self._mean) / self._std)
 
 
-class _Read(NamedTuple):
-    """The views of a step as they were read.
+class _View(NamedTuple):
+    """A view as it was read.
 
     Parameters
     ----------
-    keys : of each view's features in the cache; "" for those that are not stored.
-    missing : which views are not in the cache.
-    pixels : (missing, size, size, 3) uint8 of these.
-    known : (others, C, h, w) float32, the features of the others.
-    broken : the reason for each file that was found to be broken, by its index.
-    warnings : the names of the pictures for each warning.
+    key : of its features in the cache; "" if they are not stored.
+    features : (C, h, w) float32 if the cache has them.
+    pixels : (size, size, 3) uint8 if it has not.
     """
 
-    keys: list[str]
-    missing: list[int]
-    pixels: Tensor
-    known: Tensor
-    broken: dict[int, str]
-    warnings: dict[str, list[str]]
+    key: str
+    features: np.ndarray | None
+    pixels: np.ndarray | None
 
 
-class _Reader(Dataset):
-    """Reads the views of steps, in this process or in workers. Item ``s`` is step ``s``."""
+class _Reader:
+    """Reads a view: its features if the cache has them, else its pixels.
+
+    Attributes
+    ----------
+    maker : what the features depend on besides the file and the crop.
+    """
 
     def __init__(
-        self,
-        files: list[Path],
-        rule: ViewRule,
-        seed: int,
-        batch: int,
-        broken: set[int],
-        most: int,
-        cache: FeatureCache | None,
-        maker: list[Any],
-        shape: tuple[int, int, int],
-        digests: dict[Path, tuple[int, int, str]],
+        self, rule: ViewRule, cache: FeatureCache | None, shape: tuple[int, int, int]
     ) -> None:
-        self.files, self.rule, self.seed, self.batch = files, rule, seed, batch
-        self.broken, self.most = broken, most
-        self.cache, self.maker, self.shape, self.digests = cache, maker, shape, digests
+        self.rule, self.cache, self.shape = rule, cache, shape
+        self.maker: list[Any] = []
+        self.digests: dict[Path, tuple[int, int, str]] = {}
 
-    def __getitem__(self, step: int) -> _Read | DeviceError:
-        count = len(self.files) * self.rule.count
-        places = [divmod(i, count) for i in range(step * self.batch, (step + 1) * self.batch)]
-        read = self.read([int(_order(self.seed, epoch, count)[i]) for epoch, i in places])
-        if get_worker_info() is not None:
-            try:
-                read.pixels.share_memory_()
-                read.known.share_memory_()
-            except RuntimeError as error:
-                return DeviceError(
-                    f"pictures cannot be passed in shared memory: {first_line(error)}",
-                    fix="--workers 0; or give a container more of it: docker run --shm-size 2g",
-                )
-        return read
-
-    def read(self, views: Sequence[int]) -> _Read:
-        """Read views. If more than ``self.most`` files are broken, the views after that are left
-        out."""
-        keys: list[str] = []
-        missing: list[int] = []
-        pixels: list[Tensor] = []
-        known: list[Tensor] = []
-        broken: dict[int, str] = {}
-        warnings: dict[str, list[str]] = {}
-        for row, view in enumerate(views):
-            found = self._readable(*divmod(int(view), self.rule.count), broken, warnings)
-            if found is None:
-                break
-            key, features, picture = found
-            keys.append(key)
-            if picture is None:
-                known.append(features)
-            else:
-                missing.append(row)
-                pixels.append(picture)
-        size = self.rule.size
-        return _Read(
-            keys,
-            missing,
-            torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, size, size, 3)),
-            torch.stack(known) if known else torch.empty((0, *self.shape)),
-            broken,
-            warnings,
-        )
-
-    def _readable(
-        self, index: int, crop: int, broken: dict[int, str], warnings: dict[str, list[str]]
-    ) -> tuple[str, Tensor | None, np.ndarray | None] | None:
-        """Return the view of this picture, or of the next one that can be read; None if too many
-        files are broken. Broken files are added to ``broken``."""
-        for offset in range(len(self.files)):
-            at = (index + offset) % len(self.files)
-            if at in self.broken:
-                continue
-            try:
-                return self._view(self.files[at], crop, warnings)
-            except InputError as error:
-                self.broken.add(at)
-                broken[at] = error.message
-                if len(self.broken) > self.most:
-                    break
-        return None
-
-    def _view(
-        self, path: Path, crop: int, warnings: dict[str, list[str]]
-    ) -> tuple[str, Tensor | None, np.ndarray | None]:
-        """Return the key of a view, its features if the cache has them, else its pixels.
+    def __call__(
+        self, path: Path, _index: int, crop: int, _key: tuple[int, int, int]
+    ) -> tuple[_View, list[str]]:
+        """Return the view, and the warnings of the picture.
 
         Raises
         ------
@@ -448,13 +267,11 @@ class _Reader(Dataset):
             key = hashlib.sha256(json.dumps([digest, crop, self.maker]).encode()).hexdigest()
             features = self.cache.get(key, self.shape)
             if features is not None:
-                return key, features, None
+                return _View(key, features.numpy(), None), []
         picture, texts = load_image(path)
-        for text in texts:
-            warnings.setdefault(text, []).append(utf8_text(path.name))
         if key and self._digest(path) != digest:
             key = ""  # the file was changed after its digest was computed
-        return key, None, view_pixels(picture, self.rule, crop)
+        return _View(key, None, view_pixels(picture, self.rule, crop)), texts
 
     def _digest(self, path: Path) -> str:
         """Return the SHA-256 of a file, which is computed again if its time or size has changed.
@@ -479,36 +296,3 @@ class _Reader(Dataset):
             digest = state.hexdigest()
             self.digests[path] = found.st_mtime_ns, found.st_size, digest
         return digest
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The permutation of the views in an epoch."""
-    return np.random.default_rng([0, seed, epoch]).permutation(count)
-
-
-def _next(reads: Iterator[_Read | DeviceError]) -> _Read | DeviceError:
-    """Return the next step, or the error of a worker that ended. The error is not raised here,
-    because its traceback would refer to the other workers and keep them."""
-    try:
-        return next(reads)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-    return DeviceError(
-        "a process that reads pictures was ended from outside, or its memory is full",
-        fix="use fewer processes: --workers 0; in a container, give it more shared memory",
-    )
-
-
-def _start_worker(_: int) -> None:
-    """Prepare a process that reads pictures. The signals that end a program are for the process
-    that started it, which ends it too. It must not use the threads of OpenCV, which do not exist
-    after a fork."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-
-
-def _unchanged(read: Any) -> Any:
-    return read
