@@ -107,7 +107,9 @@ def inputs(image: Tensor) -> Tensor:
     deviation, mean = torch.std_mean(image, (2, 3), correction=0, keepdim=True)
     n, _, height, width = image.shape
     x, y = (
-        torch.linspace(-1, 1, size).to(image) if size > 1 else image.new_zeros(1)
+        torch.linspace(-1, 1, size, dtype=image.dtype, device=image.device)
+        if size > 1
+        else image.new_zeros(1)
         for size in (width, height)
     )
     grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

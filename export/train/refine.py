@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.train.labels import Classes, some
 from runtime.checks import is_number, shown_value
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.errors import InputError
-from runtime.files import shown
+from runtime.prior.reading import KINDS
 from runtime.tools.cli import some_path
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from export.train.guides import GuideBatches, Guided
+    from export.train.start import Parts, Start
 
 AUGMENTS = ("none", "light")
 REFINES = ("residual", "fast")
@@ -102,10 +102,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("prior and refinement")
     what.add_argument(
         "--model",
-        type=lambda text: os.path.abspath(some_path(text)),
+        type=lambda text: text if text == "kmeans" else _absolute(text),
         metavar="PRIOR",
         help="the prior whose guides are trained on: an ONNX file, or a bundle with a network",
     )
+    for name, metavar, text in (
+        ("--mean", "R,G,B", "colours with which the network of a file was trained, in [0, 1]"),
+        ("--std", "R,G,B", "deviations of these colours"),
+        ("--names", "LIST", "its classes: a,b,c, a JSON list, or a file with one per line"),
+        ("--output", "KIND", f"what it returns: {', '.join(KINDS)}"),
+        ("--output-name", "NAME", "which of several outputs to take"),
+    ):
+        what.add_argument(name, metavar=metavar, help=f"{text} (the file states it)")
     what.add_argument(
         "--refine", choices=REFINES, default="residual", help="named settings (%(default)s)"
     )
@@ -129,12 +137,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=own.decay,
         help="of the last layer towards zero, which is the prior (%(default)g)",
     )
-    how.add_argument(
-        "--label-weight",
-        type=float,
-        default=1.0,
-        help="of the cross-entropy with --labels (%(default)g)",
+    labels = parser.add_argument_group("labels, if some pictures have them")
+    labels.add_argument(
+        "--labels", type=_absolute, metavar="DIR", help="STEM.png or .npy for the picture STEM.jpg"
     )
+    labels.add_argument(
+        "--classes",
+        type=_absolute,
+        metavar="FILE",
+        help="names of the ids in the labels, as the prior names its classes (the ids are the "
+        "numbers of its classes)",
+    )
+    labels.add_argument("--ignore", type=int, metavar="ID", help="of pixels without a label")
+    labels.add_argument(
+        "--label-weight", type=float, default=1.0, help="of their cross-entropy (%(default)g)"
+    )
+
+
+def _absolute(text: str) -> str:
+    """A path that is right in any current folder."""
+    return os.path.abspath(some_path(text))
 
 
 def check(args: argparse.Namespace) -> RefineTraining:
@@ -143,17 +165,17 @@ def check(args: argparse.Namespace) -> RefineTraining:
 
     Raises
     ------
-    InputError : no prior, one of --labels and --classes without the other, or values out of range.
+    InputError : no prior, --classes or --ignore without --labels, or values out of range.
     """
     if args.model is None:
         raise InputError(
             "model is not set; wanted the prior whose guides are trained on",
             fix="--model PRIOR.onnx, or --model with a bundle that has a network",
         )
-    if (args.labels is None) != (args.classes is None):
+    if args.labels is None and not (args.classes is None and args.ignore is None):
         raise InputError(
-            "labels need both the folder of the labels and the file of the classes",
-            fix="--labels FOLDER --classes FILE, or leave both out",
+            "labels is not set; --classes and --ignore describe labels",
+            fix="add --labels with a folder, or leave the others out",
         )
     scale = PRESETS[args.refine].get("scale", RefineConfig.scale)
     return RefineTraining(
@@ -165,6 +187,62 @@ def check(args: argparse.Namespace) -> RefineTraining:
         decay=args.decay,
         label_weight=0.0 if args.labels is None else args.label_weight,
     )
+
+
+def prepare(start: Start) -> Parts:
+    """Open the prior and make what the loop needs.
+
+    Raises
+    ------
+    InputError : the prior or the labels cannot be used, or the prior changed since the run was
+        started.
+    BundleError, MissingBackend, DeviceError : the prior is damaged or cannot run.
+    """
+    from export.models.stated import Stated
+    from export.train.guide_source import open_guide_source, reopen
+    from export.train.guides import GuideBatches, PictureLabels
+    from export.train.start import Parts
+
+    args, config, entry = start.args, start.config, start.entry
+    if entry is None:
+        stated = Stated.from_words(
+            mean=None if args.mean is None else [args.mean],
+            std=None if args.std is None else [args.std],
+            names=args.names,
+            output=args.output,
+            output_name=args.output_name,
+        )
+        source = open_guide_source(args.model, stated, threads=config.threads)
+        method = Refine(check(args), source.classes)
+    else:
+        source = reopen(entry["prior"], args.model, threads=config.threads)
+        method = from_settings(entry["settings"], source.classes)
+    method.module.to(config.device)
+    labels = None
+    if args.labels is not None:
+        classes = None if args.classes is None else Path(args.classes)
+        labels = PictureLabels.find(start.files, Path(args.labels), source, classes, args.ignore)
+
+    def batches(files: list[Path], **options: Any) -> GuideBatches:
+        broken = [i for i, file in enumerate(files) if str(file) in start.known_broken]
+        return GuideBatches(
+            files, source, method.config.refine, seed=config.seed, cache=start.cache,
+            broken=broken, device=config.device, **options,
+        )  # fmt: skip
+
+    trained = batches(
+        start.files, batch=config.batch, workers=config.workers, augment=method.config.augment,
+        labels=labels,
+    )  # fmt: skip
+    held = batches(start.held, batch=1) if start.held else None
+    score = None
+    if held is not None and config.select == "energy":
+        score = energy_score(method, held)
+    elif held is not None:
+        score = cold_score(method, held, config.threads)
+    name, version = source.library.split()
+    made = {"settings": method.settings(), "prior": source.entry()}
+    return Parts(method, trained, score, held, made, {name: version})
 
 
 def from_settings(settings: dict[str, Any], classes: int) -> Refine:
@@ -306,7 +384,7 @@ def energy_score(method: Refine, held: GuideBatches) -> Callable[[], float]:
     method : whose module is trained.
     held : the held-out pictures, without augmentation.
     """
-    return lambda: float(np.mean([method.held_out(held.of([i])) for i in range(held.views)]))
+    return lambda: float(np.mean([method.held_out(held.of([i])) for i in range(held.reads.views)]))
 
 
 def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[], float]:
@@ -324,7 +402,7 @@ def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[],
     import torch
 
     config = method.config.refine
-    LOG.info("refine %d held-out pictures cold, in %d steps each", held.views, config.steps)
+    LOG.info("refine %d held-out pictures cold, in %d steps each", held.reads.views, config.steps)
 
     def cold(picture: Guided) -> np.ndarray:
         image, guide = (
@@ -337,45 +415,11 @@ def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[],
         result = refiner.run(image, guide, steps=0 if shape[2] == 1 else None)
         return result.labels.astype(np.uint16)
 
-    wanted = [cold(held.of([i])[0]) for i in range(held.views)]
+    wanted = [cold(held.of([i])[0]) for i in range(held.reads.views)]
 
     def differs(number: int) -> float:
         with torch.no_grad():
             labels = method.scores(held.of([number])[0]).argmax(0).cpu().numpy()
         return float((labels != wanted[number]).mean())
 
-    return lambda: float(np.mean([differs(i) for i in range(held.views)]))
-
-
-def label_numbers(file: Path, classes: int, names: Sequence[str] | None) -> dict[int, int]:
-    """The prior's class of each id in the labels. Pixels with another id count as unknown.
-
-    Parameters
-    ----------
-    file : as for :meth:`export.train.labels.Classes.read`.
-    classes : the number of the prior's classes.
-    names : theirs. A name in the file is that of the prior's class. Without names, an id in the
-        file is the number of the prior's class.
-
-    Raises
-    ------
-    InputError : the file cannot be used; it names a class that the prior does not have; or, for a
-        prior without names, it has an id that is no number of a class.
-    """
-    own = Classes.read(file)
-    if names:
-        numbers = {name: number for number, name in enumerate(names)}
-        wrong = [name for name in own.names if name not in numbers]
-        found = {i: numbers.get(own.names[k], -1) for i, k in own.of_id.items()}
-        wanted = f"the prior has {some(names)}"
-    else:
-        wrong = [f"id {i}" for i in own.of_id if i >= classes]
-        found = {i: i for i in own.of_id}
-        wanted = f"the prior has no names, and its classes have the numbers 0 to {classes - 1}"
-    if wrong:
-        raise InputError(
-            f"{shown(file)} does not fit the prior: it has {some(wrong)}; {wanted}",
-            fix="write the prior's classes into the file, and leave the others out: pixels of "
-            "other ids count as unknown",
-        )
-    return found
+    return lambda: float(np.mean([differs(i) for i in range(held.reads.views)]))
