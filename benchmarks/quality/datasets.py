@@ -296,10 +296,14 @@ def coco_classes() -> tuple[tuple[str, ...], np.ndarray]:
     return names, table
 
 
-def davis(step: int = 9) -> list[DavisFrame]:
+def davis(step: int = 9, *, folder: str = "davis") -> list[DavisFrame]:
     """Pick every `step`-th frame of blackswan, car-shadow and dog, beginning with the first.
 
     The default picks 6, 5 and 7 of the sequences' 50, 40 and 60 frames; 1 picks all, in order.
+
+    Parameters
+    ----------
+    folder : "davis", or "davis_more": 40 frames of each of six other sequences.
 
     Raises
     ------
@@ -307,7 +311,7 @@ def davis(step: int = 9) -> list[DavisFrame]:
     """
     if step < 1:
         raise InputError(f"step: expected at least 1, got {step}", fix="1 picks all frames")
-    masks, frames = _locate("davis", "masks"), _locate("davis", "frames")
+    masks, frames = _locate(folder, "masks"), _locate(folder, "frames")
     try:
         names = sorted(name for name in os.listdir(frames) if not name.startswith("."))
     except OSError as error:
@@ -389,3 +393,34 @@ def _check_split(split: str, splits: tuple[str, ...]) -> None:
         raise InputError(
             f"split: expected one of {', '.join(splits)}, got {split!r}", fix=f"use {splits[0]!r}"
         )
+
+
+def boosting_folders() -> list[Path]:
+    """The folders of the pictures for Boosting: those of coco_mini, and the train part of BSDS500.
+
+    Raises
+    ------
+    InputError : the data set is missing.
+    """
+    return [_locate("coco_mini", "images"), _locate("bsds500", "images", "train")]
+
+
+def coco_things(picture: CocoPicture) -> np.ndarray:
+    """Read where the things of a picture are, such as people and cars, not sky: (H, W) bool.
+
+    Raises
+    ------
+    InputError : a file is missing, cannot be read or has another form.
+    """
+    path = _locate("coco_mini", "categories.json")
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        things = [category["id"] for category in entry["categories"] if category["isthing"]]
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{shown(path)} is not the list of COCO's categories: {error!r}",
+            fix="copy the data set again",
+        ) from error
+    return np.isin(class_numbers(picture.truth_path), things)
