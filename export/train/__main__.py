@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from export.backbones.base import LITE0
-from export.train import naming, segunify
-from export.train.config import PRECISIONS, SELECTS, LoopConfig
+from export.train import naming, on_backbone, segunify
+from export.train.config import MEASURES, PRECISIONS, LoopConfig
 from export.train.folder import claimed
 from export.train.loop import train
 from export.train.run import (
@@ -28,8 +27,7 @@ from export.train.run import (
     resume_command,
     write_entry,
 )
-from export.train.start import listed_files, loop_config, prepare
-from export.train.views import CROPS
+from export.train.start import listed_files, loop_config, prepare, steps_of
 from runtime.device.driver import parse_device
 from runtime.engines.named_files import shell_word, utf8_text
 from runtime.errors import BundleError, ExitCode, InputError
@@ -47,12 +45,19 @@ from runtime.tools.cli import (
 from runtime.tools.output import finish
 
 METHODS: dict[str, Any] = {"segunify": segunify}
+_HELP = {"segunify": "find clusters in the features of a frozen backbone"}
+_SELECT_HELP = {
+    "last": "the last checkpoint",
+    "energy": "the one of the lowest energy on held-out pictures",
+    "labels": "the one of the highest mIoU on them, which uses labels",
+    "cold": "the one whose labels differ least from those of a refinement that starts cold",
+}
 # Options that do not change what is trained. The others must be those of a run that is resumed. The
-# backbone may be at a new place; its weights are compared when it is loaded.
-_FREE = ("steps", "every", "device", "workers", "threads", "backbone")
+# frozen network may be at a new place; its weights are compared when it is loaded.
+_FREE = ("steps", "every", "device", "workers", "threads", "backbone", "model")
 # Options that are not compared with run.json; the method is compared before them.
 _LOCAL = (
-    "out", "resume", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
+    "out", "resume", "epochs", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
 )  # fmt: skip
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOG = logging.getLogger("dg.train")
@@ -92,13 +97,14 @@ def _parser(
     """The parser of the command line. ``defaults`` replace the defaults of ``method``'s options."""
     parser = kind(
         "python -m export train",
-        description="Train a head on the features of a frozen backbone, without labels.",
+        description="Train on a folder of pictures, without labels: a head on the features of a "
+        "frozen backbone.",
         epilog="then: python -m export train name RUN, and python -m export --model RUN",
     )
     commands = parser.add_subparsers(required=True, metavar="METHOD")
     for name, module in METHODS.items():
-        command = commands.add_parser(name, help=f"train by {name} on a folder of pictures")
-        _add_options(command)
+        command = commands.add_parser(name, help=_HELP[name])
+        _add_options(command, module)
         module.add_options(command)
         command.set_defaults(run=_train, method=name, **(defaults or {} if name == method else {}))
     command = commands.add_parser("name", help="name the clusters of a run by labelled pictures")
@@ -107,28 +113,26 @@ def _parser(
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all methods have."""
+def _add_options(parser: argparse.ArgumentParser, module: Any) -> None:
+    """Add the options that all methods have, with the defaults of the method in ``module``."""
     what = parser.add_argument_group("what")
     what.add_argument(
         "--data", nargs="+", action=Paths, metavar="FOLDER", help="pictures; no labels are needed"
     )
     what.add_argument("-o", "--out", type=out_path, required=True, help="folder of the run (RUN)")
     what.add_argument("--resume", action="store_true", help="continue the run in -o")
-    what.add_argument(
-        "--backbone",
-        type=_backbone_name,
-        default=LITE0,
-        help=f"{LITE0}, a folder in Hugging Face's format (ViT, DINO, DINOv2), or a file with a "
-        "state dict of ResNet (%(default)s)",
-    )
-    what.add_argument("--features", help="features of the backbone (its default)")
-    what.add_argument("--imgsz", type=int, help="side of a view in pixels (224)")
-    what.add_argument("--crops", choices=CROPS, help="views of a picture (centre)")
 
     loop = parser.add_argument_group("training")
-    own = LoopConfig()
-    loop.add_argument("--steps", type=int, default=own.steps, help="updates (%(default)s)")
+    epochs = module.DEFAULTS.get("epochs")
+    own = LoopConfig(**{k: v for k, v in module.DEFAULTS.items() if k != "epochs"})
+    length = loop.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="updates" + f" ({own.steps})" * (epochs is None))
+    length.add_argument(
+        "--epochs",
+        type=int,
+        help="passes over all views to train on, rounded up to whole steps, instead of --steps"
+        + f" ({epochs})" * (epochs is not None),
+    )
     loop.add_argument("--batch", type=int, default=own.batch, help="views in a step (%(default)s)")
     loop.add_argument("--lr", type=float, default=own.lr, help="learning rate (%(default)s)")
     loop.add_argument("--seed", type=int, default=own.seed, help="of all random numbers (0)")
@@ -144,29 +148,33 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, default=own.every, help="steps between checkpoints (%(default)s)"
     )
     loop.add_argument(
-        "--log-every", type=int, default=own.log_every, help="steps between rows of log.csv (10)"
+        "--log-every",
+        type=int,
+        default=own.log_every,
+        help="steps between rows of log.csv (%(default)s)",
     )
 
     choice = parser.add_argument_group("choice of the checkpoint")
     choice.add_argument(
         "--select",
-        choices=SELECTS,
+        choices=module.SELECTS,
         default=own.select,
-        help="the last checkpoint, the one of the lowest energy on held-out pictures, or the one "
-        "of the highest mIoU on them, which uses labels (%(default)s)",
+        help="; ".join(f"{word}: {_SELECT_HELP[word]}" for word in module.SELECTS)
+        + " (%(default)s)",
     )
     choice.add_argument(
         "--holdout", type=float, metavar="SHARE", help="pictures that only --select uses (0.1)"
     )
-    choice.add_argument("--labels", type=_absolute, help="folder of labels, for --select labels")
-    choice.add_argument("--classes", type=_absolute, help="file of classes, for --select labels")
+    if "labels" in module.SELECTS:
+        choice.add_argument("--labels", type=_absolute, help="their folder, for --select labels")
+        choice.add_argument("--classes", type=_absolute, help="their file, for --select labels")
 
-    cache = parser.add_argument_group("cache of features")
+    cache = parser.add_argument_group("cache of what the frozen network computes")
     cache.add_argument("--cache", type=out_path, metavar="DIR", help="its folder (the user's)")
     cache.add_argument(
         "--cache-limit", type=float, default=20.0, metavar="GIB", help="its size (%(default)s)"
     )
-    cache.add_argument("--no-cache", action="store_true", help="store no features")
+    cache.add_argument("--no-cache", action="store_true", help="store nothing")
 
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -176,10 +184,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _absolute(text: str) -> str:
     """A path that is right in any current folder."""
     return os.path.abspath(some_path(text))
-
-
-def _backbone_name(text: str) -> str:
-    return text if text == LITE0 else _absolute(text)
 
 
 def _device(text: str) -> str:
@@ -200,7 +204,9 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
         entry = read_entry(args.out) if args.resume else None
         if entry is not None:
             args = _resumed(args, words, entry)
-        config = loop_config(args)
+        else:
+            args.steps = _steps(args, lambda: len(listed_files(args, None)))
+        config = loop_config(args, METHODS[args.method].SELECTS)
         with claimed(args.out, resume=args.resume):
             checkpoint = None
             if entry is not None and stat_of(args.out / CHECKPOINT) is not None:
@@ -217,6 +223,19 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
     document = {"run": utf8_text(str(args.out)), "method": args.method, "steps": config.steps}
     finish(args.json, document | {key: state[key] for key in keys}, _summary(args, state, finished))
     return ExitCode.DONE
+
+
+def _steps(args: argparse.Namespace, files: Callable[[], int]) -> int:
+    """The number of steps that the command line names, or else that the method has; ``files``
+    returns the number of pictures."""
+    if args.steps is not None:
+        return args.steps
+    module = METHODS[args.method]
+    epochs = module.DEFAULTS.get("epochs") if args.epochs is None else args.epochs
+    if epochs is None:
+        return module.DEFAULTS.get("steps", LoopConfig.steps)
+    views = module.view_rule(args).count if hasattr(module, "view_rule") else 1
+    return steps_of(epochs, files(), views, args)
 
 
 def _trained(
@@ -238,8 +257,6 @@ def _trained(
         entry=entry,
         checkpoint=checkpoint,
     )
-    if not made["backbone"]["trained"]:
-        LOG.warning("the backbone has RANDOM weights: the clusters mean nothing")
     first = checkpoint.step if checkpoint else 0
     with _stop_flag() as stopped, _Progress(args, first) as progress:
 
@@ -266,12 +283,13 @@ def _summary(args: argparse.Namespace, state: Mapping[str, Any], finished: bool)
     losses = ", ".join(f"{name} {value:.4g}" for name, value in state["losses"].items())
     yield f"losses   {losses}"
     if best := state["best"]:
-        kind = "mIoU" if args.select == "labels" else "energy"
-        yield f"selected step {best['step']}: {kind} {best['value']:.4g} on held-out pictures"
+        name = MEASURES[args.select].name
+        yield f"selected step {best['step']}: {name} {best['value']:.4g} on held-out pictures"
     if broken := state["broken"]:
         pictures = f"{len(broken)} broken picture{'s' * (len(broken) > 1)}"
         yield f"skipped  {pictures}: {', '.join(map(shown, [*broken][:3]))}"
-    yield f"next     python -m export train name {out} --labels DIR --classes FILE"
+    if args.method == naming.METHOD:
+        yield f"next     python -m export train name {out} --labels DIR --classes FILE"
     yield f"next     python -m export --model {out} -o NAME.bundle"
 
 
@@ -279,7 +297,7 @@ def _own_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of the method alone, for run.json."""
     own = Parser()
     METHODS[args.method].add_options(own)
-    names = vars(own.parse_args([]))
+    names = vars(own.parse_args([])).keys() - set(on_backbone.OPTIONS)
     return {name: getattr(args, name) for name in sorted(names)}
 
 
@@ -295,11 +313,12 @@ def _resumed(
             f"{shown(args.out)} is a run of {entry['method']}, not of {args.method}",
             fix=resume_command(entry["method"], args.out),
         )
-    stored = entry["options"] | entry["loop"]
-    stored |= {"data": tuple(entry["data"]), "imgsz": entry["views"]["size"]}
-    stored |= {"crops": entry["views"]["crops"], "backbone": entry["backbone"]["source"]}
-    stored |= {"features": entry["backbone"]["features"]}
     known = vars(args).keys() - set(_LOCAL)
+    views = on_backbone.stored_options(entry)
+    stored = entry["loop"] | entry["options"] | {k: v for k, v in views.items() if k in known}
+    stored["data"] = tuple(entry["data"])
+    for name in {"labels", "classes"} - known:  # of LoopConfig; the method has no such option
+        del stored[name]
     if stored.keys() != known:
         raise BundleError(
             f"{shown(args.out / ENTRY)} has the options of another version of the program: "
@@ -307,7 +326,11 @@ def _resumed(
             fix="resume it with that version, or train again with another -o",
         )
     stored |= _checked(args, {k: v for k, v in stored.items() if k not in ("data", "backbone")})
-    args = _parser(args.method, stored).parse_args(words)
+    # Not the steps, because the parser must see whether the words name them.
+    defaults = {name: value for name, value in stored.items() if name != "steps"}
+    args = _parser(args.method, defaults).parse_args(words)
+    named = args.steps is not None or args.epochs is not None
+    args.steps = _steps(args, lambda: entry["files"]) if named else stored["steps"]
     changed = [name for name, value in stored.items() if getattr(args, name) != value]
     if wrong := sorted(set(changed) - set(_FREE)):
         pairs = [f"{name} is {getattr(args, name)}, not {stored[name]}" for name in wrong]
@@ -318,7 +341,7 @@ def _resumed(
     if args.steps < stored["steps"]:
         raise InputError(
             f"steps is {args.steps}; the run was started with {stored['steps']}",
-            fix="leave --steps out, or state a larger number",
+            fix="leave --steps and --epochs out, or state a larger number",
         )
     if inexact := [name for name in changed if name in ("device", "workers", "threads")]:
         LOG.warning(

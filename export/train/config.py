@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.checks import is_count, is_number, shown_value
 from runtime.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
-SELECTS = ("last", "energy", "labels")
+
+
+class Measure(NamedTuple):
+    """What a word of --select computes on held-out pictures.
+
+    Parameters
+    ----------
+    name : of the value, in words.
+    highest : whether the highest value is the best one; else it is the lowest.
+    """
+
+    name: str
+    highest: bool = False
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return value > other if self.highest else value < other
+
+
+MEASURES = {
+    "energy": Measure("energy"),
+    "labels": Measure("mIoU", highest=True),
+    "cold": Measure("share of labels that differ from the cold result"),
+}
+SELECTS = ("last", *MEASURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +53,10 @@ class LoopConfig:
     threads : of torch on the CPU, 1 to 1024.
     every : steps from one checkpoint to the next.
     log_every : steps from one row of log.csv to the next.
-    select : which checkpoint is exported: "last"; "energy": the one with the lowest energy on the
-        held-out pictures; "labels": the one with the highest mIoU on them, which uses labels.
+    select : which checkpoint is exported: "last", or the one with the best value of a word of
+        :data:`MEASURES` on the held-out pictures: "energy": the lowest loss that uses no labels;
+        "labels": the highest mIoU, which uses labels; "cold": the smallest difference from the
+        refinement of each picture alone. Each method has some of these words.
     holdout : share of the pictures that only ``select`` uses, in (0, 0.5]; 0 for "last".
     labels, classes : folder of label pictures and file of classes, for "labels" only.
 
@@ -88,7 +115,7 @@ class LoopConfig:
         if self.select == "last":
             if self.holdout != 0:
                 raise InputError(
-                    "holdout is the share of pictures that --select energy or labels uses",
+                    "holdout is the share of pictures that only --select uses, and select is last",
                     fix="leave --holdout out, or add --select energy",
                 )
         elif not is_number(self.holdout, 0, 0.5) or self.holdout == 0:

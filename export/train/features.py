@@ -24,44 +24,6 @@ from runtime.opencv import cv2
 from runtime.pictures.load import load_image
 
 
-def split(files: Sequence[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Split pictures into those that are trained on and those that are held out.
-
-    Parameters
-    ----------
-    files : at least two.
-    share : of the files to hold out, in [0, 1]; it is rounded to whole files, at least one on each
-        side.
-    seed : the same files, share and seed give the same split.
-
-    Returns
-    -------
-    The files to train on and the files that are held out, each in the order of ``files``.
-
-    Raises
-    ------
-    InputError : there are fewer than two files, or the share is out of range.
-
-    Example
-    -------
-    >>> train, held = split(files, 0.1, seed=0)
-    """
-    if not 0 <= share <= 1:
-        raise InputError(f"the share of held-out pictures is {share!r}; wanted 0 to 1")
-    if len(files) < 2:
-        raise InputError(
-            f"{len(files)} picture cannot be split into pictures to train on and held-out ones",
-            fix="add pictures, or select the last step",
-        )
-    count = min(max(1, round(share * len(files))), len(files) - 1)
-    order = np.random.default_rng([1, seed]).permutation(len(files))
-    held = set(order[:count].tolist())
-    parts: tuple[list[Path], list[Path]] = ([], [])
-    for index, file in enumerate(files):
-        parts[index in held].append(file)
-    return parts
-
-
 class FeatureBatches:
     """The features of the views of pictures, in batches.
 

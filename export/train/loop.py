@@ -13,18 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.train.checkpoint import pack, restore, write_checkpoint
-from export.train.config import LoopConfig
+from export.train.config import MEASURES, LoopConfig
 from export.train.log import Log, cut_log, draw_curves
-from export.train.method import Method
+from export.train.method import Batches, Method
 from export.train.run import BEST, CHECKPOINT, CURVES, LOG_FILE, Checkpoint, resume_command
 from runtime.errors import DeviceError, ExitCode, SdkError, first_line
 from runtime.files import shown, stat_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim import Optimizer
-
-    from export.train.features import FeatureBatches
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -49,11 +46,11 @@ def seed_torch(seed: int, number: int) -> None:
 
 def train(
     method: Method,
-    batches: FeatureBatches,
+    batches: Batches,
     config: LoopConfig,
     folder: Path,
     *,
-    held: FeatureBatches | None = None,
+    held: Batches | None = None,
     resumed: Checkpoint | None = None,
     score: Callable[[], float] | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -61,19 +58,20 @@ def train(
 ) -> dict[str, Any]:
     """Train until the last step, and write log, checkpoints and curves into the folder of the run.
 
-    The result depends on the method, the views, the config and, in its last bits, on the device,
+    The result depends on the method, the batches, the config and, in its last bits, on the device,
     the number of threads and the versions of the libraries. On the CPU no bit of it depends on how
     often the training was interrupted and resumed. A GPU may sum in another order each time.
 
     Parameters
     ----------
     method : its module is on the device.
-    batches : the features of the steps.
+    batches : what the steps are made on.
     folder : of the run, which :func:`export.train.folder.claimed` has locked.
     held : the held-out pictures that ``score`` reads; the broken ones are named too.
     resumed : the checkpoint to start from; None starts at step 0.
-    score : computes the value by which config.select chooses a checkpoint: an energy, of which the
-        lowest is best, or a mIoU, of which the highest is best. None chooses the last checkpoint.
+    score : computes the value by which config.select chooses a checkpoint;
+        :data:`export.train.config.MEASURES` says whether the lowest or the highest is best. None
+        chooses the last checkpoint.
     stopped : whether the user has ended the training; asked after each step.
     report : called as report(step, loss) after each step.
 
@@ -103,10 +101,10 @@ def train(
         write_checkpoint(folder, pack(method.module, optimiser, state), BEST)
     log = Log(folder / LOG_FILE, resumed and resumed.state["log"], scored=score is not None)
     start = time.monotonic()
-    with closing(batches.batches(first, config.steps)) as features:
+    with closing(batches.batches(first, config.steps)) as steps:
         for step in range(first + 1, config.steps + 1):
             with device_errors(f"in step {step}", folder):
-                terms = _update(method, optimiser, next(features), config, step, folder)
+                terms = _update(method, optimiser, next(steps), config, step, folder)
             log.add(terms)
             report(step, sum(terms.values()))
             due, stop = step % config.every == 0 or step == config.steps, stopped()
@@ -120,7 +118,9 @@ def train(
                 losses = log.write(step, seconds=seconds, score=value, durable=due)
             if not (due or stop):
                 continue
-            better = value is not None and _is_better(value, best, config.select)
+            better = value is not None and (
+                best is None or MEASURES[config.select].is_better(value, best["value"])
+            )
             if better:
                 best = {"step": step, "value": value}
             found = batches.broken | (held.broken if held else {})
@@ -151,7 +151,7 @@ def train(
 def _update(
     method: Method,
     optimiser: Optimizer,
-    features: Tensor,
+    batch: Any,
     config: LoopConfig,
     step: int,
     folder: Path,
@@ -160,14 +160,15 @@ def _update(
     import torch
 
     seed_torch(config.seed, step)
-    kind = features.device.type
+    kind = torch.device(config.device).type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        terms = method.losses(features)
+        terms = method.losses(batch)
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not all(map(math.isfinite, values.values())):
         shown_terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
         # No --lr had an effect yet in the first step.
-        fix = "train again with a smaller --lr" if step > 1 else "check the weights of the backbone"
+        frozen = "check the weights of the frozen network"
+        fix = "train again with a smaller --lr" if step > 1 else frozen
         raise SdkError(
             f"the loss is not finite in step {step}: {shown_terms}; {_kept(folder)}",
             fix=fix + (", or train with --precision fp32" if config.precision == "bf16" else ""),
@@ -182,9 +183,9 @@ def _update(
 def _check_score(value: float, config: LoopConfig, step: int, folder: Path) -> None:
     """SdkError for a score that is not finite."""
     if not math.isfinite(value):
-        kind = "mIoU" if config.select == "labels" else "energy"
+        name = MEASURES[config.select].name
         raise SdkError(
-            f"the {kind} of the held-out pictures is {value:g} after step {step}; {_kept(folder)}",
+            f"the {name} of the held-out pictures is {value:g} after step {step}; {_kept(folder)}",
             fix="train again with a smaller --lr, or with --select last",
         )
 
@@ -198,12 +199,6 @@ def _kept(folder: Path) -> str:
 
 def _has_checkpoint(folder: Path) -> bool:
     return stat_of(folder / CHECKPOINT) is not None
-
-
-def _is_better(value: float, best: dict[str, Any] | None, select: str) -> bool:
-    if best is None:
-        return True
-    return value > best["value"] if select == "labels" else value < best["value"]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Method: what a method of training offers to the loop, which is the same for all methods."""
+"""Method and Batches: what the loop, which is the same for all methods, needs of each method."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -27,10 +29,11 @@ class Method(Protocol):
         """The optimiser of the module's parameters. ``lr`` is the learning rate of the first group
         of parameters; the rates of other groups are fixed multiples of it."""
 
-    def losses(self, features: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the loss by name, each a scalar; the loop minimises their sum.
 
-        ``features`` is (N, C, h, w) float32 of N different views, on the module's device.
+        ``batch`` is what the method's batches yield, with its tensors on the module's device, such
+        as features (N, C, h, w) float32 of N views.
         """
 
     def before_update(self) -> None:
@@ -38,3 +41,19 @@ class Method(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """The method's own settings for run.json, from which the method is made again."""
+
+
+class Batches(Protocol):
+    """What a method is trained on, step by step.
+
+    Parameters
+    ----------
+    broken : the reason for each broken file that was found up to the last step that was returned.
+    """
+
+    broken: dict[Path, str]
+
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """Yield what the steps ``first`` to ``last - 1`` are made on. It depends only on the seed,
+        the step, the list of files and which of these are broken. Closing the iterator ends the
+        processes that read pictures."""

@@ -16,7 +16,9 @@ import numpy as np
 from export.train.labels import Classes, LabelSet, some
 from export.train.matching import confusion_of, match
 from export.train.names import names_entry, write_names
-from export.train.run import NAMES
+from export.train.run import NAMES, read_entry
+from export.train.segunify import SegUnify
+from runtime.engines.named_files import shell_word
 from runtime.errors import ExitCode, InputError
 from runtime.files import shown
 from runtime.pictures.files import picture_files
@@ -24,6 +26,7 @@ from runtime.tools.cli import Bar, Paths, some_path
 from runtime.tools.output import finish
 
 LOG = logging.getLogger("dg.train")
+METHOD = SegUnify.name  # whose runs have clusters without names
 _NOTE = ", on which the head was trained (--data FOLDER: others)"
 _Pair = tuple[np.ndarray, np.ndarray]  # a picture and its labels
 
@@ -81,6 +84,13 @@ def run(args: argparse.Namespace) -> int:
     """
     from export.models.trained import trained_run
 
+    method = read_entry(args.folder)["method"]
+    if method != METHOD:
+        raise InputError(
+            f"{shown(args.folder)} is a run of {method}; only runs of {METHOD} have clusters "
+            "that labels can name",
+            fix=f"python -m export --model {shell_word(str(args.folder))} -o NAME.bundle",
+        )
     classes = Classes.read(args.classes)
     found = trained_run(args.folder, args.weights)
     data = [*map(Path, args.data or found.entry["data"])]

@@ -27,7 +27,7 @@ import numpy as np
 
 from export.train.config import LoopConfig
 from export.train.log import last_step
-from export.train.segunify import SegUnify, SegUnifyConfig
+from export.train.segunify import SegUnifyConfig
 from export.train.views import ViewRule
 from runtime.bundle.read import load_tensors, read_file
 from runtime.checks import is_count, is_number, shown_value
@@ -46,6 +46,7 @@ LOCK = "lock"
 MOST_BYTES = 2**31 - 1  # of a checkpoint
 _MODULE = "module."  # begins the names of the method's tensors in a checkpoint
 _FIX = "copy the run again, or train again with another -o"
+_SETTINGS: dict[str, type] = {"segunify": SegUnifyConfig}  # of each method that is known
 
 
 class Checkpoint(NamedTuple):
@@ -172,13 +173,17 @@ def read_entry(folder: Path) -> dict[str, Any]:
             f"{name} has schema {shown_value(schema)}; this version reads {SCHEMA!r}",
             fix="train again with this version, or update the SDK",
         )
-    _check_fields(entry, _ENTRY, name)
-    _check_fields(entry["backbone"], _BACKBONE, f"{name}: backbone")
-    kinds: list[tuple[str, type]] = [("views", ViewRule), ("loop", LoopConfig)]
-    if entry["method"] == SegUnify.name:
-        kinds.append(("settings", SegUnifyConfig))
-    for part, kind in kinds:
-        form = dict.fromkeys(kind.__dataclass_fields__, ("any value", lambda _: True))
+    frozen = _FROZEN.get(str(entry.get("method")), _ON_BACKBONE)
+    _check_fields(entry, _ENTRY | dict.fromkeys(frozen, _OBJECT), name)
+    for part, form in frozen.items():
+        _check_fields(entry[part], form, f"{name}: {part}")
+    kinds: dict[str, type] = {"loop": LoopConfig}
+    if "views" in frozen:
+        kinds["views"] = ViewRule
+    if entry["method"] in _SETTINGS:
+        kinds["settings"] = _SETTINGS[entry["method"]]
+    for part, kind in kinds.items():
+        form = dict.fromkeys(kind.__dataclass_fields__, _ANY)
         _check_fields(entry[part], form, f"{name}: {part}")
         try:
             kind(**entry[part])
@@ -343,6 +348,10 @@ def _is_object(value: Any, member: Callable[[Any], bool] = lambda _: True) -> bo
     return isinstance(value, dict) and all(map(member, value.values()))
 
 
+def _is_stated(value: Any) -> bool:
+    return _is_object(value) and all(k in _STATED and _STATED[k](v) for k, v in value.items())
+
+
 def _is_sums(value: Any) -> bool:
     return (
         _is_object(value)
@@ -364,6 +373,7 @@ _TEXT = ("a text", _is_text)
 _TEXTS = ("an object of texts", lambda v: _is_object(v, _is_text))
 _HASH = ("64 hexadecimal digits", _matches("[0-9a-f]{64}"))
 _OBJECT = ("an object", _is_object)
+_ANY = ("any value", lambda _: True)
 _COLOUR = (
     "three numbers",
     lambda v: _is_list(v, lambda n: is_number(n, -1e3, 1e3)) and len(v) == 3,
@@ -373,14 +383,30 @@ _ENTRY = {
     "method": ("a word", _matches("[a-z][a-z0-9-]{0,40}")),
     "settings": _OBJECT,
     "options": ("an object of texts and numbers", lambda v: _is_object(v, _is_option)),
-    "backbone": _OBJECT,
     "data": ("a list of texts", lambda v: _is_list(v, _is_text)),
     "files": ("a whole number above 0", lambda v: is_count(v, 1)),
     "files_sha256": _HASH,
-    "views": _OBJECT,
     "loop": _OBJECT,
     "versions": _TEXTS,
     "command": _TEXT,
+}
+_STATED: dict[str, Callable[[Any], bool]] = {
+    "mean": _COLOUR[1],
+    "std": _COLOUR[1],
+    "names": lambda v: _is_list(v, _is_text),
+    "output": _is_text,
+    "output_name": _is_text,
+}
+_PRIOR = {
+    "kind": ("onnx or bundle", _matches("onnx|bundle")),
+    "name": _TEXT,
+    "source": _TEXT,
+    "sha256": _HASH,
+    "classes": ("2 to 65536", lambda v: is_count(v, 2, 65536)),
+    "names": ("null, or a list of texts", lambda v: v is None or _is_list(v, _is_text)),
+    "output": ("a word", _is_text),
+    "preprocess": _OBJECT,
+    "stated": ("an object of what --mean, --std, --names and --output say", _is_stated),
 }
 _BACKBONE = {
     "name": _TEXT,
@@ -395,6 +421,10 @@ _BACKBONE = {
     "licence": _TEXT,
     "trained": ("true or false", lambda v: isinstance(v, bool)),
 }
+_VIEWS = dict.fromkeys(ViewRule.__dataclass_fields__, _ANY)
+_ON_BACKBONE = {"backbone": _BACKBONE, "views": _VIEWS}
+# What a run has of the frozen network that it is trained on, and of its views, by its method.
+_FROZEN = {"refine": {"prior": _PRIOR}}
 _STATE = {
     "step": ("a whole number", lambda v: is_count(v, 0, 10**9)),
     "optimiser": _OBJECT,

@@ -11,9 +11,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from export.backbones import Backbone
+from export.train import on_backbone
+from export.train.views import ViewRule
 from runtime.checks import is_count, is_number, shown_value
 from runtime.errors import InputError
 
@@ -21,8 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from export.train.features import FeatureBatches
+    from export.train.start import Parts, Start
+
+DEFAULTS: dict[str, Any] = {}  # of the loop, where they are not those of LoopConfig
+SELECTS = ("last", "energy", "labels")
 PROJECTORS = ("segunify", "smooseg")
 LOG = logging.getLogger("dg.train")
+_SAMPLE = 64  # most views from which shifts are estimated
 _BELOW_ONE = math.nextafter(1, 0)
 
 
@@ -164,6 +175,7 @@ PRESETS = {  # as in the public code of SmooSeg
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of SegUnify to the parser of ``python -m export train segunify``."""
+    on_backbone.add_options(parser)
     options = parser.add_argument_group(
         "SegUnify",
         "The defaults from --projector to --ema are the published values; they need no change.",
@@ -206,7 +218,7 @@ def check(args: argparse.Namespace) -> SegUnifyConfig:
 
     Raises
     ------
-    InputError : no number of clusters, or values out of range.
+    InputError : no number of clusters, or values out of range, also of the views.
     """
     preset = PRESETS.get(args.preset)
     if args.clusters is None and preset is None:
@@ -215,6 +227,7 @@ def check(args: argparse.Namespace) -> SegUnifyConfig:
             fix="--clusters 27, or --preset coco27",
         )
     _check_batch(args.batch)
+    view_rule(args)
     return SegUnifyConfig(
         clusters=preset.clusters if args.clusters is None else args.clusters,
         intra_shift=0.0 if args.intra_shift is None else args.intra_shift,
@@ -226,6 +239,68 @@ def check(args: argparse.Namespace) -> SegUnifyConfig:
         temperature=args.temperature,
         ema=args.ema,
     )
+
+
+def view_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """The size and crops of the views where the command line names none: those of the preset, as
+    keyword arguments of :class:`export.train.views.ViewRule`; {} without a preset."""
+    if args.preset is None:
+        return {}
+    preset = PRESETS[args.preset]
+    return {"size": preset.imgsz, "crops": preset.crops}
+
+
+def view_rule(args: argparse.Namespace) -> ViewRule:
+    """The views that the command line names, or else the preset.
+
+    Raises
+    ------
+    InputError : values out of range.
+    """
+    return on_backbone.view_rule(args, **view_defaults(args))
+
+
+def prepare(start: Start) -> Parts:
+    """SegUnify and its batches as the command line, or run.json of a run that is resumed, describes
+    them. Shifts are estimated from up to 64 views.
+
+    Raises
+    ------
+    InputError : values out of range, or a backbone or labels that cannot be used.
+    BundleError, MissingBackend : of the backbone.
+    """
+    from export.train.features import FeatureBatches
+    from export.train.select import energy_score, labels_score
+    from export.train.start import Parts
+
+    args, config, rule = start.args, start.config, view_rule(start.args)
+    backbone, loaded, libraries = on_backbone.load(start)
+
+    def batches_of(part: list[Path], workers: int) -> FeatureBatches:
+        return FeatureBatches(
+            part, rule, backbone, batch=config.batch, seed=config.seed, device=config.device,
+            workers=workers, cache=start.cache, broken=start.broken(part),
+        )  # fmt: skip
+
+    batches = batches_of(start.files, config.workers)
+    if start.entry is None:
+        method = make(args, backbone, lambda: _sample(batches))
+    else:
+        method = from_settings(start.entry["settings"], backbone.channels)
+    method.module.to(config.device)
+    score = held = None
+    if config.select == "energy":
+        held = batches_of(start.held, 0)
+        score = energy_score(method, held)
+    elif config.select == "labels":
+        paths = Path(args.labels), Path(args.classes)
+        score = labels_score(method, backbone, rule.size, start.held, *paths)
+    entry = {
+        "settings": method.settings(),
+        "backbone": loaded,
+        "views": on_backbone.view_entry(rule),
+    }
+    return Parts(method, batches, score, held, entry, libraries)
 
 
 def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Tensor]) -> SegUnify:
@@ -254,6 +329,14 @@ def make(args: argparse.Namespace, backbone: Backbone, features: Callable[[], Te
     return SegUnify(config, backbone.channels)
 
 
+def _sample(batches: FeatureBatches) -> Tensor:
+    """Features of some views, of which neighbours are of different pictures, for the estimate of
+    the shifts."""
+    places = np.linspace(0, batches.views - 1, min(batches.views, _SAMPLE))
+    views = batches.spread[places.round().astype(int)].tolist()
+    return batches.of(views, most_broken=batches.most_broken)
+
+
 def _shifts(
     args: argparse.Namespace, clusters: int, backbone: Backbone, features: Callable[[], Tensor]
 ) -> tuple[float, float, str]:
@@ -278,15 +361,6 @@ def _shifts(
             rule += f", but named by {name}"
     intra, inter = (f if n is None else n for f, n in zip(found, named, strict=True))
     return intra, inter, rule
-
-
-def view_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """The size and crops of the views where the command line names none: those of the preset, as
-    keyword arguments of :class:`export.train.views.ViewRule`; {} without a preset."""
-    if args.preset is None:
-        return {}
-    preset = PRESETS[args.preset]
-    return {"size": preset.imgsz, "crops": preset.crops}
 
 
 def from_settings(settings: dict[str, Any], channels: int) -> SegUnify:

@@ -1,11 +1,11 @@
-"""Which checkpoint is exported: what --select computes on pictures that are not trained on."""
+"""Which checkpoint is exported: which pictures are held out, and what --select computes on them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,46 @@ from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from export.train.features import FeatureBatches
+
+T = TypeVar("T")
+
+
+def split(files: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """Split pictures into those that are trained on and those that are held out.
+
+    Parameters
+    ----------
+    files : at least two.
+    share : of the files to hold out, in [0, 1]; it is rounded to whole files, at least one on each
+        side.
+    seed : the same files, share and seed give the same split.
+
+    Returns
+    -------
+    The files to train on and the files that are held out, each in the order of ``files``.
+
+    Raises
+    ------
+    InputError : there are fewer than two files, or the share is out of range.
+
+    Example
+    -------
+    >>> train, held = split(files, 0.1, seed=0)
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"the share of held-out pictures is {share!r}; wanted 0 to 1")
+    if len(files) < 2:
+        raise InputError(
+            f"{len(files)} picture cannot be split into pictures to train on and held-out ones",
+            fix="add pictures, or select the last step",
+        )
+    count = min(max(1, round(share * len(files))), len(files) - 1)
+    order = np.random.default_rng([1, seed]).permutation(len(files))
+    held = set(order[:count].tolist())
+    parts: tuple[list[T], list[T]] = ([], [])
+    for index, file in enumerate(files):
+        parts[index in held].append(file)
+    return parts
 
 
 def energy_score(method: Any, held: FeatureBatches) -> Callable[[], float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,27 +15,71 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import runtime
-from export.backbones.base import LITE0
+from export.backbones.load import check_torch
 from export.train.config import LoopConfig
 from export.train.log import check_matplotlib
 from export.train.loop import device_errors, seed_torch
-from export.train.method import Method
+from export.train.method import Batches, Method
 from export.train.run import SCHEMA, Checkpoint, files_sha256
-from export.train.views import ViewRule
+from export.train.select import split
 from runtime.device.choose import default_threads
 from runtime.errors import DeviceError, InputError
-from runtime.files import shown, stat_of
+from runtime.files import shown
 from runtime.pictures.files import picture_files
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from export.train.feature_cache import FeatureCache
-    from export.train.features import FeatureBatches
 
 HELD_OUT = 0.1  # share of the pictures that --select uses
 LOG = logging.getLogger("dg.train")
-_SAMPLE = 64  # most views that a method estimates settings from
+
+
+class Start(NamedTuple):
+    """What a method is made from by the function ``prepare`` of its module.
+
+    Parameters
+    ----------
+    args : the options of the command line.
+    config : the settings of the loop, with the number of threads that torch uses.
+    files : the pictures to train on.
+    held : the held-out pictures; [] with --select last.
+    entry : run.json of the run that is resumed, or None.
+    known_broken : the pictures, as texts, that were broken before this run was resumed.
+    cache : of features; None with --no-cache.
+    """
+
+    args: argparse.Namespace
+    config: LoopConfig
+    files: list[Path]
+    held: list[Path]
+    entry: dict[str, Any] | None
+    known_broken: frozenset[str]
+    cache: FeatureCache | None
+
+    def broken(self, part: list[Path]) -> list[int]:
+        """Which of some pictures are known to be broken: their places in the list."""
+        return [i for i, file in enumerate(part) if str(file) in self.known_broken]
+
+
+class Parts(NamedTuple):
+    """What the function ``prepare`` of a method's module returns.
+
+    Parameters
+    ----------
+    method : its module is on the device, with the initial weights of the seed.
+    batches : of the pictures that are trained on.
+    score : computes what --select chooses by; None for the last checkpoint.
+    held : the batches of held-out pictures that ``score`` reads, or None.
+    entry : the method's own part of run.json: "settings", and "backbone" with "views", or "prior".
+    libraries : versions of libraries that nothing else names, by their names.
+    """
+
+    method: Method
+    batches: Batches
+    score: Callable[[], float] | None
+    held: Batches | None
+    entry: dict[str, Any]
+    libraries: dict[str, str]
 
 
 class Prepared(NamedTuple):
@@ -42,35 +87,68 @@ class Prepared(NamedTuple):
 
     Parameters
     ----------
-    method : its module is on the device, with the initial weights of the seed.
-    batches : of the pictures that are trained on.
+    method, batches, score, held : as in :class:`Parts`.
     config : the settings of the loop, with the number of threads that torch uses.
     entry : for run.json.
-    score : what --select computes; None for the last checkpoint.
-    held : the pictures that the energy is computed on; None without --select energy.
     """
 
     method: Method
-    batches: FeatureBatches
+    batches: Batches
     config: LoopConfig
     entry: dict[str, Any]
     score: Callable[[], float] | None
-    held: FeatureBatches | None
+    held: Batches | None
 
 
-def loop_config(args: argparse.Namespace) -> LoopConfig:
+def loop_config(args: argparse.Namespace, selects: tuple[str, ...]) -> LoopConfig:
     """The settings of the loop that the command line names.
+
+    Parameters
+    ----------
+    args : with the options of the loop.
+    selects : the words of --select that the method has. Without "labels" among them, --labels and
+        --classes are options of the method.
 
     Raises
     ------
     InputError : values out of range, or that do not fit together.
     """
-    named = {name: getattr(args, name) for name in LoopConfig.__dataclass_fields__}
+    names = set(LoopConfig.__dataclass_fields__)
+    if "labels" not in selects:
+        names -= {"labels", "classes"}
     if args.threads is None:
-        del named["threads"]  # torch, which is imported later, has the default
+        names.remove("threads")  # torch, which is imported later, has the default
+    named = {name: getattr(args, name) for name in names}
     if args.holdout is None:
         named["holdout"] = 0.0 if args.select == "last" else HELD_OUT
     return LoopConfig(**named)
+
+
+def steps_of(epochs: int, files: int, views: int, args: argparse.Namespace) -> int:
+    """The number of steps that pass over all views to train on ``epochs`` times, rounded up.
+
+    Parameters
+    ----------
+    epochs : at least 1.
+    files : pictures of --data.
+    views : of a picture.
+    args : with batch, select and holdout.
+
+    Raises
+    ------
+    InputError : there are no epochs, or a batch below 1.
+
+    Example
+    -------
+    >>> steps_of(4, 46, 1, args)  # 184 with --batch 1
+    """
+    for name, value in (("epochs", epochs), ("batch", args.batch)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; wanted at least 1", fix=f"--{name} 1")
+    trained: Sequence[int] = range(files)
+    if args.select != "last":
+        trained, _ = split(trained, HELD_OUT if args.holdout is None else args.holdout, args.seed)
+    return -(-epochs * len(trained) * views // args.batch)
 
 
 def listed_files(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> list[Path]:
@@ -118,15 +196,16 @@ def prepare(
     *,
     command: str,
     options: Mapping[str, Any],
-    entry: Mapping[str, Any] | None = None,
+    entry: dict[str, Any] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Prepared:
-    """Load the backbone, and make the method, the batches and the entry for run.json.
+    """Make the method, the batches and the entry for run.json.
 
     Parameters
     ----------
-    module : of the method, with ``check``, ``make``, ``from_settings`` and ``view_defaults``, such
-        as :mod:`export.train.segunify`.
+    module : of the method, with ``check(args)``, which needs no torch, and
+        ``prepare(start: Start) -> Parts``, such as :mod:`export.train.segunify`. torch's random
+        numbers are seeded before ``prepare`` is called, for the initial weights.
     args : the options of the command line.
     config : of :func:`loop_config`.
     files : of :func:`listed_files`.
@@ -136,34 +215,17 @@ def prepare(
     Raises
     ------
     InputError : a value that cannot be used.
-    BundleError : weights of the backbone that are damaged.
+    BundleError : weights of the frozen network that are damaged.
     DeviceError : the device cannot be used.
     MissingBackend : a package is not installed.
     """
-    _check_options(args, entry)
+    _check_options(args)
     module.check(args)
-    views = module.view_defaults(args)
-    named = {"size": args.imgsz, "crops": args.crops}
-    rule = ViewRule(**views | {name: value for name, value in named.items() if value is not None})
     check_matplotlib()
-
-    from export.backbones.load import load_backbone
-
-    backbone = load_backbone(args.backbone, args.features)
-    loaded = backbone.entry()
-    if entry is not None:
-        loaded["name"] = entry["backbone"]["name"]  # of a folder, which may be moved
-        names = sorted(k for k in loaded if loaded[k] != entry["backbone"][k] and k != "source")
-        if names:
-            raise InputError(
-                f"the backbone {shown(args.backbone)} changed since the run was started: "
-                f"{', '.join(names)}",
-                fix="restore its files, or train again with another -o",
-            )
+    check_torch()
 
     import torch
 
-    from export.train.features import FeatureBatches, split
     from runtime.opencv import cv2
 
     if args.threads is None:
@@ -173,69 +235,35 @@ def prepare(
     if config.device != "cpu" and config.precision == "fp32":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if config.select == "last":
-        trained, held = files, []
-    else:
+    trained, held = files, []
+    if config.select != "last":
         trained, held = split(files, config.holdout, config.seed)
-    cache = _cache(args)
-    known = checkpoint.state["broken"] if checkpoint else {}
-
-    def batches_of(part: list[Path], workers: int) -> FeatureBatches:
-        return FeatureBatches(
-            part,
-            rule,
-            backbone,
-            batch=config.batch,
-            seed=config.seed,
-            device=config.device,
-            workers=workers,
-            cache=cache,
-            broken=[i for i, file in enumerate(part) if str(file) in known],
-        )
-
+    known = frozenset(checkpoint.state["broken"] if checkpoint else ())
     with device_errors("before the first step", args.out):
-        batches = batches_of(trained, config.workers)
+        start = Start(args, config, trained, held, entry, known, _cache(args))
         seed_torch(config.seed, 0)
-        if entry is None:
-            method = module.make(args, backbone, lambda: _sample(batches))
-        else:
-            method = module.from_settings(entry["settings"], backbone.channels)
-        method.module.to(config.device)
-        score = held_batches = None
-        if config.select == "energy":
-            from export.train.select import energy_score
-
-            held_batches = batches_of(held, 0)
-            score = energy_score(method, held_batches)
-        elif config.select == "labels":
-            from export.train.select import labels_score
-
-            paths = Path(args.labels), Path(args.classes)
-            score = labels_score(method, backbone, rule.size, held, *paths)
+        parts: Parts = module.prepare(start)
     versions = {
         "dynaguide-edge": runtime.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
+        **parts.libraries,
     }
-    if backbone.library:
-        name, _, version = backbone.library.partition(" ")
-        versions[name] = version
     made = {
         "schema": SCHEMA,
-        "method": method.name,
-        "settings": method.settings(),
+        "method": parts.method.name,
+        **parts.entry,
         "options": dict(options),
-        "backbone": loaded,
         "data": list(args.data),
         "files": len(files),
         "files_sha256": files_sha256(files),
-        "views": {"size": rule.size, "crops": rule.crops},
         "loop": asdict(config),
         "versions": versions,
         "command": command,
     }
+    made = json.loads(json.dumps(made))  # as it is read again: with lists, not tuples
     if entry is not None:  # what says how the run was started is kept
         made |= {key: entry[key] for key in ("versions", "command")}
         if other := [f"{k} {v}" for k, v in versions.items() if entry["versions"].get(k) != v]:
@@ -244,10 +272,10 @@ def prepare(
                 "run without an interruption",
                 ", ".join(other),
             )
-    return Prepared(method, batches, config, made, score, held_batches)
+    return Prepared(parts.method, parts.batches, config, made, parts.score, parts.held)
 
 
-def _check_options(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     """InputError for options that this machine cannot use. It is cheap, before torch is loaded."""
     if args.threads is not None and args.threads > (most := default_threads()):
         raise InputError(
@@ -257,10 +285,6 @@ def _check_options(args: argparse.Namespace, entry: Mapping[str, Any] | None) ->
     if not 0 < args.cache_limit <= 2**20:
         raise InputError(
             f"cache-limit is {args.cache_limit:g}; wanted GiB, above 0", fix="--cache-limit 20"
-        )
-    if entry is not None and args.backbone != LITE0 and stat_of(Path(args.backbone)) is None:
-        raise InputError(
-            f"the backbone {shown(args.backbone)} does not exist", fix="--backbone with its place"
         )
 
 
@@ -283,11 +307,3 @@ def _cache(args: argparse.Namespace) -> FeatureCache | None:
     if args.no_cache:
         return None
     return FeatureCache(args.cache or default_folder(), int(args.cache_limit * 2**30))
-
-
-def _sample(batches: FeatureBatches) -> Tensor:
-    """Features of some views, of which neighbours are of different pictures, for settings that a
-    method estimates."""
-    places = np.linspace(0, batches.views - 1, min(batches.views, _SAMPLE))
-    views = batches.spread[places.round().astype(int)].tolist()
-    return batches.of(views, most_broken=batches.most_broken)

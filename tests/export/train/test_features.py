@@ -29,7 +29,8 @@ from tiny_features import (
 
 from export.train import features as features_module
 from export.train.feature_cache import FeatureCache
-from export.train.features import FeatureBatches, split
+from export.train.features import FeatureBatches
+from export.train.select import split
 from export.train.views import ViewRule
 from runtime.errors import InputError
 

@@ -279,7 +279,7 @@ def test_a_broken_picture_is_skipped_and_named(tmp_path):
 
 def test_a_broken_held_out_picture_is_named(data, tmp_path):
     words = ("--select", "energy", "--holdout", "0.4", "--json")
-    from export.train.features import split
+    from export.train.select import split
 
     copies = draw_pictures(tmp_path / "pictures", 10)
     held = split(sorted(copies.iterdir()), 0.4, 0)[1]

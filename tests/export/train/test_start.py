@@ -8,8 +8,9 @@ import pytest
 from training import CHANNELS, TINY, draw_pictures, tiny_backbone, torch, train, trained
 
 from export.train import feature_cache, select, shifts
-from export.train.features import FeatureBatches, split
+from export.train.features import FeatureBatches
 from export.train.run import read_entry
+from export.train.select import split
 from export.train.views import ViewRule
 from runtime.pictures.files import picture_files
 
