@@ -47,7 +47,7 @@ def ncut(mask: Tensor, units: Tensor, threshold: float, weak: float) -> Tensor:
     """
     tokens = units.flatten(2)
     joined = tokens.transpose(1, 2) @ tokens > threshold
-    weights = torch.where(joined, 1.0, weak).to(mask)
+    weights = _weights(joined, weak, mask)
     inside = mask.flatten(1).clamp(MARGIN, 1 - MARGIN)
     outside = 1 - inside
     cut = (inside * (weights @ outside[:, :, None]).squeeze(2)).sum(1)
@@ -75,9 +75,14 @@ def feature_regularisation(mask: Tensor, units: Tensor, threshold: float, weak: 
     :func:`ncut`; h and w are at least 2."""
 
     def weight(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where((a * b).sum(1, keepdim=True) > threshold, 1.0, weak).to(mask)
+        return _weights((a * b).sum(1, keepdim=True) > threshold, weak, mask)
 
     return _neighbours(mask, units, weight)
+
+
+def _weights(joined: Tensor, weak: float, mask: Tensor) -> Tensor:
+    """1 where two positions are ``joined``, else ``weak``, in the dtype of ``mask``."""
+    return torch.where(joined, mask.new_ones(()), mask.new_tensor(weak))
 
 
 def _neighbours(mask: Tensor, guide: Tensor, weight: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
