@@ -5,11 +5,17 @@ The equations stand in docs/boosting.md. Only making a :class:`Boosting` imports
 
 from __future__ import annotations
 
+import argparse
+import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from export.backbones import Backbone
+from export.train import on_backbone
 from runtime.checks import is_count, is_number, shown_value
 from runtime.errors import InputError
 
@@ -17,10 +23,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from export.train.pixels import PixelBatch
+    from export.train.pixels import PixelBatch, PixelBatches
+    from export.train.start import Parts, Start
 
+DEFAULTS: dict[str, Any] = {"batch": 8}  # of the loop, where they are not those of LoopConfig
+SELECTS = ("last", "energy")
 CROPS = ("random", "compat")
 TERMS = ("ncut", "image", "feature", "distillation", "zoomed_ncut", "equivariance")
+LOG = logging.getLogger("dg.train")
+_SAMPLE = 64  # most pictures from which the threshold is estimated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +125,125 @@ class BoostingConfig:
             )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Boosting to the parser of ``python -m export train boosting``."""
+    on_backbone.add_options(parser, crops=False)
+    options = parser.add_argument_group("Boosting")
+    options.add_argument(
+        "--crop",
+        choices=CROPS,
+        default="random",
+        help="which part of a picture is zoomed: a random one, or the one that the public code "
+        "always takes by mistake (%(default)s)",
+    )
+    options.add_argument(
+        "--eq",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the losses of the zoomed part are used (%(default)s)",
+    )
+    options.add_argument(
+        "--gf",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the mask that the equivariance aims at is guided-filtered (%(default)s)",
+    )
+
+
+def check(args: argparse.Namespace) -> BoostingConfig:
+    """The settings that the command line names, with the published threshold. It needs no backbone,
+    so that a wrong option is reported before one is loaded.
+
+    Raises
+    ------
+    InputError : values out of range, or that do not fit together, also of the views.
+    """
+    on_backbone.view_rule(args)
+    return BoostingConfig(eq=args.eq, gf=args.gf, crop=args.crop)
+
+
+def prepare(start: Start) -> Parts:
+    """Boosting and its batches as the command line describes them. Torch's global generator draws
+    the weights, and nothing else here uses it.
+
+    For keys, the threshold is the published one. For other features it is the estimate of
+    :func:`export.train.affinity.affinity_threshold` from some pictures without labels. The rule is
+    logged, and stored in the settings as ``threshold_rule``.
+
+    Raises
+    ------
+    InputError : values out of range, or a backbone that cannot be used.
+    BundleError, MissingBackend : of the backbone.
+    """
+    from export.train.pixels import PixelBatches
+    from export.train.select import energy_score
+    from export.train.start import Parts
+
+    args, config, rule = start.args, start.config, on_backbone.view_rule(start.args)
+    backbone, loaded, libraries = on_backbone.load(start)
+    backbone.module.to(config.device)
+
+    def batches_of(part: list[Path], workers: int, augment: bool) -> PixelBatches:
+        return PixelBatches(
+            part, rule.size, batch=config.batch, seed=config.seed, device=config.device,
+            workers=workers, broken=start.broken(part), augment=augment,
+        )  # fmt: skip
+
+    if start.entry is None:
+        sample = batches_of(start.files, 0, augment=False)
+        method = Boosting(_with_threshold(check(args), backbone, sample), backbone)
+    else:
+        method = from_settings(start.entry["settings"], backbone)
+    method.check_size(rule.size)
+    method.module.to(config.device)
+    score = held = None
+    if config.select == "energy":
+        held = batches_of(start.held, 0, augment=False)
+        score = energy_score(method, held)
+    batches = batches_of(start.files, config.workers, augment=True)
+    entry = {
+        "settings": method.settings(),
+        "backbone": loaded,
+        "views": on_backbone.view_entry(rule),
+    }
+    return Parts(method, batches, score, held, entry, libraries)
+
+
+def _with_threshold(
+    config: BoostingConfig, backbone: Backbone, sample: PixelBatches
+) -> BoostingConfig:
+    """``config`` with the threshold, and the centre, for the features of ``backbone``."""
+    if backbone.features == "keys":
+        return config
+    import torch
+
+    from export.train.affinity import affinity_threshold
+
+    places = np.linspace(0, sample.views - 1, min(sample.views, _SAMPLE))
+    views = sample.spread[places.round().astype(int)]
+    parts = np.array_split(views, -(-len(views) // sample.batch))
+    features = [
+        features_of(backbone, sample.of(part.tolist(), most_broken=sample.most_broken).pixels)
+        for part in parts
+    ]
+    found = affinity_threshold(torch.cat(features), keys=False)
+    rule = "estimated from affinities of the pictures"
+    LOG.info("threshold of the affinities: %.3f (%s)", found.threshold, rule)
+    centre = None if found.centre is None else tuple(found.centre)
+    return replace(config, threshold=found.threshold, threshold_rule=rule, centre=centre)
+
+
+def features_of(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """The features (N, C, h, w) float32 of ``pixels`` (N, 3, H, W) in [0, 1], without a gradient
+    and without autocast."""
+    import torch
+
+    from export.models.boosting import normalised
+
+    with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        return backbone.module(normalised(pixels, backbone.mean, backbone.std))
+
+
 def from_settings(settings: dict[str, Any], backbone: Backbone) -> Boosting:
     """Boosting as :meth:`Boosting.settings` describes it, with new weights.
 
@@ -190,20 +320,20 @@ class Boosting:
         from export.train import boosting_losses as terms
 
         config, head, pixels = self.config, self.module, batch.pixels
-        self._check_size(pixels.shape[2])
+        self.check_size(pixels.shape[2])
         images = normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
-        features = self._features(pixels)
+        features = features_of(self.backbone, pixels)
         coarse, fine = head(features, images)
         if config.eq:
-            offsets, mask_offsets = self._offsets(batch.offsets, pixels.shape[2])
+            offsets, mask_offsets = self.places(batch.offsets, pixels.shape[2])
             parts = terms.zoomed(pixels, offsets)
-            part_features = self._features(parts)
+            part_features = features_of(self.backbone, parts)
             with head.keeping_statistics():
                 part_coarse, tokens = head.coarse(part_features)
                 with torch.no_grad():
                     teacher = head.fine(tokens, normalised(parts, IMAGENET_MEAN, IMAGENET_STD))
         with torch.autocast(pixels.device.type, enabled=False):
-            coarse, fine = coarse.float(), fine.float()
+            coarse, fine = coarse.to(features), fine.to(features)
             units = terms.directions(features, config.centre)
             affinity = (units, config.threshold, config.weak)
             size = fine.shape[2:]
@@ -217,11 +347,11 @@ class Boosting:
                 part_units = terms.directions(part_features, config.centre)
                 grey = resized(parts, *size).mean(1, keepdim=True) if config.gf else None
                 found["zoomed_ncut"] = terms.ncut(
-                    part_coarse.float(), part_units, config.threshold, config.weak
+                    part_coarse.to(features), part_units, config.threshold, config.weak
                 )
                 found["equivariance"] = terms.equivariance(
                     terms.zoomed(fine, mask_offsets),
-                    teacher.float(),
+                    teacher.to(features),
                     grey,
                     config.radius,
                     config.eps,
@@ -245,16 +375,7 @@ class Boosting:
         finally:
             self.module.train(training)
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """The features (N, C, h, w) of ``pixels``, in float32 and without a gradient."""
-        import torch
-
-        from export.models.boosting import normalised
-
-        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            return self.backbone.module(normalised(pixels, self.backbone.mean, self.backbone.std))
-
-    def _offsets(self, offsets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def places(self, offsets: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Where the zoomed parts are, (N, 2) in pixels of the pictures and in those of the fine
         mask, which has 8 pixels for each ``stride`` of the picture. Offsets are rounded down to
         whole pixels of both."""
@@ -269,8 +390,14 @@ class Boosting:
         offsets = offsets - offsets % step
         return offsets, offsets * SCALE // stride
 
-    def _check_size(self, size: int) -> None:
-        """InputError for pictures without a half, or with fewer than 2 x 2 positions."""
+    def check_size(self, size: int) -> None:
+        """Check the side of the pictures in pixels.
+
+        Raises
+        ------
+        InputError : it is odd or no multiple of the backbone's stride, or there are fewer than
+            2 x 2 positions.
+        """
         stride = self.backbone.stride
         if size % stride or size % 2 or size < 2 * stride:
             near = max(2, round(size / stride)) * stride
