@@ -224,10 +224,9 @@ def prepare(start: Start) -> Parts:
         labels = PictureLabels.find(start.files, Path(args.labels), source, classes, args.ignore)
 
     def batches(files: list[Path], **options: Any) -> GuideBatches:
-        broken = [i for i, file in enumerate(files) if str(file) in start.known_broken]
         return GuideBatches(
             files, source, method.config.refine, seed=config.seed, cache=start.cache,
-            broken=broken, device=config.device, **options,
+            broken=start.broken(files), device=config.device, **options,
         )  # fmt: skip
 
     trained = batches(
