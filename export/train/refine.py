@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 AUGMENTS = ("none", "light")
 REFINES = ("residual", "fast")
-DEFAULTS: dict[str, Any] = {"batch": 1, "lr": 0.05, "epochs": 4}
+DEFAULTS: dict[str, Any] = {"batch": 1, "lr": 0.05, "epochs": 4, "every": 50}
 SELECTS = ("last", "energy", "cold")
 LOG = logging.getLogger("dg.train")
 
