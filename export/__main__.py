@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from runtime.core.config import PRESETS, RefineConfig
@@ -71,11 +72,18 @@ def _parser() -> Parser:
     what.add_argument(
         "--weights",
         type=some_path,
-        help="SegFormer checkpoint folder (Hugging Face's); or the place of a RUN's backbone, if "
-        "it was moved",
+        help="SegFormer checkpoint folder (Hugging Face's); or the place of a RUN's backbone or "
+        "prior, if it was moved",
     )
     what.add_argument(
-        "--flip", action="store_true", help="average with the mirror image, for a RUN only"
+        "--flip",
+        action="store_true",
+        help="average with the mirror image, for a RUN of segunify or boosting",
+    )
+    what.add_argument(
+        "--mask",
+        choices=["fine", "coarse"],
+        help="mask of a RUN of boosting: fine, or the faster coarse one (fine)",
     )
     for name, example in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
         what.add_argument(
@@ -118,11 +126,14 @@ def _parser() -> Parser:
     refine = parser.add_argument_group("refinement")
     refine.add_argument(
         "--refine",
-        default="residual",
         choices=[n for n in PRESETS if objective_of(RefineConfig.preset(n)).takes_guide],
-        help="refinement whose step is exported (%(default)s)",
+        help="refinement whose step is exported (residual, or that of a RUN of refine)",
     )
-    refine.add_argument("--steps", type=int, help="SGD steps that the bundle runs by default")
+    refine.add_argument(
+        "--steps",
+        type=int,
+        help="SGD steps that the bundle runs by default (10; 0 for a RUN of refine)",
+    )
     refine.add_argument("--seed", type=int, help="seed of the initial weights")
     refine.add_argument("--lr", type=float, help="learning rate")
     refine.add_argument("--scale", type=float, help="working size divided by picture size")
@@ -231,7 +242,7 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
 
     options = ExportOptions(
         targets=tuple(targets),
-        refine=RefineConfig.preset(args.refine, **changes),
+        refine=RefineConfig.preset(args.refine or "residual", **changes),
         imgsz=imgsz or opt,
         initial=args.init,
         half=args.half,
@@ -268,7 +279,9 @@ def _export(args: argparse.Namespace, arguments: list[str]) -> int:
     )
     with _size_named("opt-shape" if opt else "imgsz"):
         size = options.imgsz if network else None
-        model = load_model(args.model, args.weights, size, stated, args.flip)
+        model = load_model(args.model, args.weights, size, stated, args.flip, args.mask)
+    if model.refine is not None and args.refine is None:  # only what was given replaces its own
+        options = replace(options, refine=replace(model.refine, **changes))
     for text in model.warnings:
         print(f"WARNING: {text}", file=sys.stderr)
     if not model.trained:

@@ -21,7 +21,7 @@ class ExportOptions:
     ----------
     targets : some of "onnx", "rtx" (TensorRT for RTX, built ahead of time) and "trt" (TensorRT,
         built on the device).
-    refine : the refinement whose step is frozen.
+    refine : the refinement whose step is frozen; the model's own when None, or the default.
     imgsz : (height, width) in pixels of the pictures that the bundle is meant for; the model's own
         when None. Engines are made for this size, refinement engines for ``refine.working_size`` of
         it.
@@ -53,7 +53,7 @@ class ExportOptions:
     """
 
     targets: tuple[str, ...] = ("onnx",)
-    refine: RefineConfig = field(default_factory=RefineConfig)
+    refine: RefineConfig | None = None
     imgsz: tuple[int, int] | None = None
     initial: Path | None = None
     half: bool = False
@@ -148,6 +148,44 @@ class ExportOptions:
         return {(0, 0): "fp32", (1, 0): "fp16", (0, 1): "int8", (1, 1): "int8+fp16"}[
             (int(self.half), int(self.int8))
         ]
+
+
+def refinement_of(options: ExportOptions, model: PriorModel) -> RefineConfig:
+    """The refinement that is exported: that of the options, or the model's own, or the default one.
+
+    Parameters
+    ----------
+    options : of the export.
+    model : the prior that is exported.
+
+    Raises
+    ------
+    InputError : the model's refinement network was trained with other settings or weights. Only the
+        number of steps may differ.
+
+    Examples
+    --------
+    >>> refinement_of(ExportOptions(), load_model("kmeans")).steps
+    10
+    """
+    own, asked = model.refine, options.refine
+    if own is None:
+        return asked or RefineConfig()
+    if options.initial is not None:
+        raise InputError(
+            f"init names weights, and {model.name} has its own, which were trained for it",
+            fix="leave --init out, or export the prior of the run with --init",
+        )
+    for name in () if asked is None else RefineConfig.__dataclass_fields__:
+        came, trained = getattr(asked, name), getattr(own, name)
+        if came != trained and name != "steps":
+            raise InputError(
+                f"{name} is {came}, and the refinement network of {model.name} was trained "
+                f"with {trained}",
+                fix=f"leave the options of the refinement out, except --steps; or train again with "
+                f"another {name}",
+            )
+    return asked or own
 
 
 def check_use(options: ExportOptions, model: PriorModel) -> None:

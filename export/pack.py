@@ -19,7 +19,7 @@ from export.inference import precision_of
 from export.int8 import to_int8
 from export.models import PriorModel
 from export.models.base import check_size
-from export.options import ExportOptions, check_use
+from export.options import ExportOptions, check_use, refinement_of
 from export.pictures import Pictures, choose_pictures, each_picture
 from export.refine_step import build_map, build_step
 from export.sizes import FreeSizes
@@ -109,9 +109,10 @@ def export_bundle(
     built = ENGINES[options.engines] if model.preprocess else ENGINES["refine"]
     asked = options.engine.compute_capabilities
     engines.check_targets(options.targets, asked, built, options.precision)
-    config = options.refine
+    config = refinement_of(options, model)
     # Unusable files are reported before the work.
-    timings, initial = TimingCache(options.timing_cache), _initial(options.initial)
+    timings = TimingCache(options.timing_cache)
+    initial = model.initial if options.initial is None else _initial(options.initial)
     pictures, calibration = choose_pictures(options)
     photo = pictures.arrays[0]
     size = options.imgsz or (KMEANS_SIZE if model.preprocess is None else model.fixed_size)
@@ -152,7 +153,8 @@ def export_bundle(
         name=one_line(out.name or Path(os.path.realpath(out)).name),
         sdk=runtime.__version__,
         model={"name": model.name, "trained": model.trained}
-        | ({} if model.training is None else {"training": model.training}),
+        | ({} if model.training is None else {"training": model.training})
+        | ({} if model.refinement is None else {"refinement": model.refinement}),
         prior=prior.entry,
         preprocess=prior.preprocess,
         classes=model.names,
@@ -184,7 +186,7 @@ def export_bundle(
             **({} if options.engines == "all" else {"engines": options.engines}),
             **replace(options.engine, dynamic=options.dynamic).to_manifest(
                 {
-                    name: _shapes(name, graph, options, size, classes)
+                    name: _shapes(name, graph, options, config, size, classes)
                     for name, graph in graphs.items()
                 }
             ),
@@ -349,7 +351,7 @@ def _refinement(
     else:
         flat = parameters.flatten(config, channels, trained)
         state = trained = parameters.unflatten(config, channels, *flat)
-    steps = min(config.steps or 0, parameters.objective_of(config).golden_steps)
+    steps = golden.step_count(config)
     graphs = {"refine_step": step, "refine_map": final}
     with step, final:
         measured = check.check_refinement(config, step, final, low, guide, trained, steps)
@@ -437,10 +439,8 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
     return guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
 
 
-def _initial(path: Path | None) -> parameters.State | None:
-    """The trained weights in a file; None without a file."""
-    if path is None:
-        return None
+def _initial(path: Path) -> parameters.State:
+    """The trained weights in a file."""
     return load_tensors(read_regular(path, "a file of trained weights"), utf8_text(path.name))
 
 
@@ -453,14 +453,18 @@ def _tensors(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def _shapes(
-    name: str, graph: Frozen, options: ExportOptions, size: tuple[int, int], classes: int
+    name: str,
+    graph: Frozen,
+    options: ExportOptions,
+    config: RefineConfig,
+    size: tuple[int, int],
+    classes: int,
 ) -> dict[str, list[list[int]]]:
     """Least, usual and largest shape of each input that has free dimensions. ``size`` is the usual
     size of pictures, (height, width)."""
     sizes = [options.min_shape or size, size, options.max_shape or size]
     if name != "prior":
-        sizes = [options.refine.working_size(*s) for s in sizes]
-    config = options.refine
+        sizes = [config.working_size(*s) for s in sizes]
     weights, buffers = parameters.shapes(config, parameters.channel_count(config, classes) or 1)
     lengths = {
         "classes": classes,

@@ -45,6 +45,12 @@ def summary(exported: Exported) -> list[str]:
         f"verify   {manifest['refine']['objective']} step vs float64: update "
         f"{refine['update']:.1e} relative; vs native core: {refine['agreement']:.2%} of labels  ok"
     )
+    if "cnn" in manifest["graphs"]:
+        steps = manifest["refine"]["steps"]
+        lines.append(
+            f"verify   trained weights vs float64: max |d| {done['cnn']['scores']:.1e}; the bundle "
+            f"refines in {steps} step{'s' * (steps != 1)}  ok"
+        )
     for engine in manifest["engines"]:
         layers = engine["receipt"]["layers"]
         total = max(1, sum(layers.values()))

@@ -82,13 +82,15 @@ def _parser() -> Parser:
     stream.add_argument("--json", action="store_true", help="print a line of JSON for each frame")
     stream.add_argument("--show", action="store_true", help="show a live window; q ends the stream")
     stream.add_argument(
-        "--warm-steps", type=int, default=2, help="SGD steps for each frame (%(default)s)"
+        "--warm-steps",
+        type=int,
+        help="SGD steps for each frame (2; with trained weights no more than the bundle's steps)",
     )
     stream.add_argument(
         "--cold-steps",
         type=int,
-        default=10,
-        help="SGD steps for the first frame and after a cut (%(default)s)",
+        help="SGD steps for the first frame and after a cut (10; with trained weights the bundle's "
+        "steps)",
     )
     stream.add_argument(
         "--budget-ms",

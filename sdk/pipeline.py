@@ -148,6 +148,7 @@ class Pipeline:
         choose.module_of(self._core)  # raises if the device cannot be used
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: BundleRefinement | None = None
+        self.trained = False  # whether a refinement starts from weights in the bundle
         self._kept = threading.local()  # its ``refiner``: the last refiner of each thread
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
@@ -160,6 +161,7 @@ class Pipeline:
         else:
             self.prior: Prior = make_prior(prior, imgsz=imgsz, threads=self.threads, device=device)
             self.info |= {"prior": self.prior.backend, "refine": self._core_text()}
+            self.info["start"] = self.first_start if self.refine else None
         if network_only and not isinstance(self.prior, NetworkPrior):
             choose.module_of(device)  # no stage can run on the GPU: raises with the reason
         self._on_cpu_because = ""  # why the filter runs on the CPU although ``device`` is a GPU
@@ -192,7 +194,13 @@ class Pipeline:
             threads=self.threads,
             new=self._refiner,
         )
-        self._trained = self.refine is not None and starts_trained(bundle, self.refine)
+        self.trained = self.refine is not None and starts_trained(bundle, self.refine)
+        if self.trained and self.refine and self.refine.seed != bundle.refine().seed:
+            raise InputError(
+                f"seed is {self.refine.seed}, but the refinement starts from the weights of "
+                f"{bundle.name}, which were trained beforehand",
+                fix="leave seed out",
+            )
         refine_text = self._refinement.text or self._core_text()
         self.info |= {
             "bundle": str(bundle.path),
@@ -200,6 +208,7 @@ class Pipeline:
             "engine": loaded.key if loaded else None,
             "precision": bundle.manifest["graphs"].get("prior", {}).get("precision", "fp32"),
             "refine": refine_text,
+            "start": self.first_start if self.refine else None,
         }
         run_by = (runtime.__version__, self.device, self.prior.backend, refine_text)
         try:
@@ -212,6 +221,12 @@ class Pipeline:
             raise EngineMismatch(
                 error.message, fix="python -m runtime build --force BUNDLE"
             ) from error
+
+    @property
+    def first_start(self) -> str:
+        """How a refinement starts that does not continue another one: "trained", from weights that
+        the bundle contains, or "cold", from the initial weights of the option ``seed``."""
+        return "trained" if self.trained else "cold"
 
     def prepare(self, pixels: np.ndarray, clock: Clock) -> Picture:
         """Return the forms of a picture, (H, W, 3) uint8 RGB, that the stages take."""
@@ -293,7 +308,8 @@ class Pipeline:
     def scores(
         self, picture: Picture, guide: Guide, progress: Callable[[int, int], None] | None
     ) -> Scored:
-        """Refine one picture with a cold start. Without a refinement, return the prior's scores.
+        """Refine one picture from the initial or trained weights. Without a refinement, return the
+        prior's scores.
 
         Raises
         ------
@@ -307,7 +323,7 @@ class Pipeline:
         wanted = guide if objective.takes_guide else None
         make, warm = self._make, False
         if self._refinement is not None:
-            make, warm = self._refinement.make(self.refine), self._trained
+            make, warm = self._refinement.make(self.refine), self.trained
         gpu = self._gpu is not None
         result = refine_with(
             make, self.refine, picture.working, wanted, warm=warm, progress=progress, gpu=gpu
@@ -377,6 +393,7 @@ class Pipeline:
         regions, labels = runtime.connected_regions(labels, min_area=min_area)
         stats |= {
             "objective": self.refine.objective if self.refine else None,
+            "start": (frame.start if frame else self.first_start) if self.refine else None,
             "working_size": [h, w],
             "clusters": int(np.count_nonzero(np.bincount(labels.ravel()))),
         }
@@ -420,7 +437,7 @@ class Pipeline:
         return None
 
     def make_refiner(self, height: int, width: int, classes: np.ndarray | None) -> Any:
-        """Make a refiner for this working size, with the weights of a cold start. No other call
+        """Make a refiner for this working size, with the weights of a first frame. No other call
         uses this refiner, so the caller may keep it."""
         assert self.refine is not None
         self._kept.refiner = None

@@ -53,8 +53,8 @@ class FrameInfo:
     index : the frame's number in the source, from 0; dropped and unreadable frames count too.
     time : when the frame was read, in seconds since the first frame.
     dropped : number of frames dropped since the stream began.
-    start : "cold" if the refinement began with the initial weights, "warm" if it began with the
-        weights of the frame before.
+    start : "cold" if the refinement began with the initial weights, "trained" if it began with the
+        trained weights of a bundle, "warm" if it began with the weights of the frame before.
     events : what happened since the frame before, one sentence each: a cut, a new class, an
         unreadable frame.
 
@@ -82,11 +82,12 @@ class Result:
     confidence : (H, W) float32 in [0, 1], the largest upsampled score of the pixel.
     regions : (H, W) int32, the number of each pixel's connected region. Numbers begin at 1 and
         follow the row-major order of the regions' first pixels.
-    stats : "objective" (None without refinement), "steps", "stop_reason", "clusters" (number of
-        labels in ``labels``) and "working_size" ([height, width]); with refinement also "losses"
-        and the rest of ``stats`` of :class:`runtime.Refinement`. On a GPU also "device_ms": the
-        milliseconds of the stages preprocess, prior (if it is a network on the GPU), refine (the
-        steps) and filter, by the GPU's clock.
+    stats : "objective" and "start" (None without refinement; see :class:`FrameInfo` for the words),
+        "steps", "stop_reason", "clusters" (number of labels in ``labels``) and "working_size"
+        ([height, width]); with refinement also "losses" and the rest of ``stats`` of
+        :class:`runtime.Refinement`. On a GPU also "device_ms": the milliseconds of the stages
+        preprocess, prior (if it is a network on the GPU), refine (the steps) and filter, by the
+        GPU's clock.
     timings : milliseconds of each stage by the wall clock, "unaccounted" (the rest) and "total".
     device : the device that computed the result, as "cpu" or "cuda:0".
     backend : what executed the prior and the refinement.

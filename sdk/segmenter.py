@@ -156,9 +156,11 @@ class Segmenter:
 
         Returns
         -------
-        "device"; "prior" and "refine", the backends in words; "self_test", what the golden vectors
-        measured if they ran for this Segmenter, else None. For a bundle also "bundle", its path,
-        and "engine" and "precision", the prior's engine key and precision.
+        "device"; "prior" and "refine", the backends in words; "start", the weights that a
+        refinement starts from: "cold", the initial ones, or "trained", a bundle's, or None without
+        a refinement; "self_test", what the golden vectors measured if they ran for this Segmenter,
+        else None. For a bundle also "bundle", its path, and "engine" and "precision", the prior's
+        engine key and precision.
         """
         return dict(self.pipeline.info)
 
@@ -209,8 +211,8 @@ class Segmenter:
         self,
         source: Any,
         *,
-        warm_steps: int = 2,
-        cold_steps: int = 10,
+        warm_steps: int | None = None,
+        cold_steps: int | None = None,
         budget_ms: float | None = None,
         rate: float | None = None,
         drop: str | None = None,
@@ -226,9 +228,11 @@ class Segmenter:
         source : a video file, a camera's number, a folder of pictures, a URL or GStreamer pipeline
             that OpenCV opens, or an iterable of pictures, each of which may be any ``source`` of a
             call, such as a path or an array. A thread of the stream reads it.
-        warm_steps : refinement steps of a frame that starts warm.
-        cold_steps : refinement steps of a frame that starts cold: the first one, and one after a
-            cut or a change of size.
+        warm_steps : refinement steps of a frame that starts from the weights of the frame before.
+            None: 2; with trained weights no more than ``cold_steps`` by default.
+        cold_steps : refinement steps of a frame that starts anew: the first one, and one after a
+            cut or a change of size. None: 10; if the frame starts from trained weights of a bundle,
+            the steps of the Segmenter's ``refine``, which may be 0.
         budget_ms : milliseconds for a frame, from the start of its segmentation to its result. If
             the time is too short, fewer steps are computed; a frame exceeds the budget by at most
             one step, or by more if prior, filter and regions alone need more. Cold steps that do
@@ -262,8 +266,9 @@ class Segmenter:
         from sdk.stream_state import StreamState
 
         capture = Capture(source, drop=drop, rate=rate, color=color, timeout=timeout)
-        check_count("warm_steps", warm_steps, 0, 10**6)
-        check_count("cold_steps", cold_steps, 0, 10**6)
+        for name, steps in (("warm_steps", warm_steps), ("cold_steps", cold_steps)):
+            if steps is not None:
+                check_count(name, steps, 0, 10**6)
         if budget_ms is not None:
             check_positive("budget_ms", budget_ms)
         if state is not None and not isinstance(state, StreamState):

@@ -2,10 +2,10 @@
 
 The rules, in the order in which they are applied (docs/streams.md has the measurements):
 
-1. Size: a frame of another size starts cold.
+1. Size: a frame of another size starts anew.
 2. Permanence: the classes of a prior without names are renumbered so that they overlap the last
-   labels most.
-3. Cut: a frame starts cold if the histogram of colours and the prior's labels both change at once.
+   labels most. With trained weights they keep their numbers, because the weights belong to them.
+3. Cut: a frame starts anew if the histogram of colours and the prior's labels both change at once.
 4. Growth: a new class of the prior gets a channel; the weights of the other channels are kept. If
    there are too many channels, the classes that are absent for longest lose theirs.
 5. Budget: as many steps as fit are computed; cold steps that do not fit follow in the next frames.
@@ -14,7 +14,9 @@ The rules, in the order in which they are applied (docs/streams.md has the measu
 7. Decay: if the refined map contradicts a sure prior for many frames, the weights of the last layer
    are halved after each further such frame.
 
-Rules 2, 4, 6 and 7 are for the residual objective; rule 2 also applies without a refinement.
+A frame that starts anew starts from the initial weights (cold), or from the trained weights of a
+bundle (trained). Rules 2, 4, 6 and 7 are for the residual objective; rule 2 also applies without a
+refinement.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ from sdk.timing import Clock
 
 # A cut: the distance of the colours is larger, and the agreement of the labels smaller, than these.
 CUT_COLOURS, CUT_AGREEMENT = 0.4, 0.3
+WARM, COLD = 2, 10  # default steps of a frame that starts warm, and of one that starts anew
 CHANNELS = 64  # most channels, unless one frame has more classes or an engine has a limit
 SURE = 0.9  # probability from which the prior counts as confident
 LOST = 0.002  # a class whose sure pixels have a smaller share of the picture is not restored
@@ -77,8 +80,8 @@ def segment_stream(
     capture: Capture,
     state: StreamState,
     *,
-    warm_steps: int,
-    cold_steps: int,
+    warm_steps: int | None,
+    cold_steps: int | None,
     budget_ms: float | None,
 ) -> Generator[Result, None, None]:
     """Yield the results of a stream. Closing the generator releases the source. Notes of the source
@@ -120,13 +123,21 @@ class Follower:
         self,
         pipeline: Pipeline,
         state: StreamState,
-        warm_steps: int = 2,
-        cold_steps: int = 10,
+        warm_steps: int | None = None,
+        cold_steps: int | None = None,
         budget_ms: float | None = None,
     ) -> None:
         self.pipeline, self.state = pipeline, state
-        self.warm_steps = check_count("warm_steps", warm_steps, 0, MOST_STEPS)
-        self.cold_steps = check_count("cold_steps", cold_steps, 0, MOST_STEPS)
+        own = pipeline.refine.steps if pipeline.trained and pipeline.refine else None
+        cold = COLD if own is None else own
+        warm, cold = (
+            default if given is None else given
+            for given, default in ((warm_steps, min(WARM, cold)), (cold_steps, cold))
+        )
+        self.warm_steps = check_count("warm_steps", warm, 0, MOST_STEPS)
+        self.cold_steps = check_count("cold_steps", cold, 0, MOST_STEPS)
+        anew = {"cold": "cold start", "trained": "start from the trained weights"}
+        self._anew = anew[pipeline.first_start]  # in words, for events
         self.budget_ms = None if budget_ms is None else check_positive("budget_ms", budget_ms)
         self._refiner: tuple[Any, Any, parameters.State] | None = None  # key, refiner, cold weights
         self._semantic = pipeline.prior.names is not None  # whether the classes have a meaning
@@ -151,7 +162,7 @@ class Follower:
         low = picture.working
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape
-            events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); cold start")
+            events.append(f"size: {was_h}x{was_w} became {h}x{w} (working size); {self._anew}")
             forget(state)
         try:
             checked, self._semantic = seg.guide(picture, clock)
@@ -169,7 +180,7 @@ class Follower:
             events.append("prior: all of this frame is unknown; the last labels are used")
         config = seg.refine
         by_class = config is None or objective_of(config).channels_follow_classes
-        if seg.prior.names is None and by_class:
+        if seg.prior.names is None and by_class and not seg.trained:
             if state.labels is not None and state.classes is not None:
                 known = [m for m in (state.labels, state.guide) if m is not None]
                 guide = match_classes(np.asarray(guide), known, state.classes)
@@ -181,11 +192,13 @@ class Follower:
             if agrees < CUT_AGREEMENT and distance > CUT_COLOURS:
                 events.append(
                     f"cut: colours moved by {distance:.2f}, the prior agrees with its last labels "
-                    f"by {agrees:.2f}; cold start"
+                    f"by {agrees:.2f}; {self._anew}"
                 )
                 forget(state)
-        start = "cold" if state.labels is None else "warm"
-        if start == "cold":
+        start = seg.first_start if state.weights is None else "warm"
+        if config is None:
+            start = "cold" if state.labels is None else "warm"
+        if start != "warm":
             state.owed = self.cold_steps
         if config is None:
             scored = self._unrefined(state, guide, hard)
@@ -238,7 +251,7 @@ class Follower:
         result = self._run(state, refiner, low, Guide(wanted), started, events)
         scores = result.scores
         if result.stats["stop_reason"] == "diverged" or not _finite(scores):
-            events.append("diverged: this frame is the prior's, the next one starts cold")
+            events.append(f"diverged: this frame is the prior's; the next frame: {self._anew}")
             result.stats["stop_reason"] = "diverged"
             state.weights, state.owed = None, self.cold_steps
             state.labels = state.classes[np.maximum(hard_labels(wanted)[0], 0)]
@@ -267,7 +280,7 @@ class Follower:
         state.weights = refiner.state_dict()
         if result.stats["stop_reason"] == "diverged":
             state.weights, state.owed = None, self.cold_steps
-            events.append("diverged: the next frame starts cold")
+            events.append(f"diverged; the next frame: {self._anew}")
         if self.pipeline.prior.names is not None:
             classes = result.classes
             if wanted is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtime.core import parameters
+from runtime.core.config import RefineConfig
 from runtime.engines.named_files import utf8_text
 from runtime.errors import InputError
 from runtime.prior.names import class_names
@@ -39,6 +41,10 @@ class PriorModel:
     licence : of the weights, in words.
     trained : False when the weights are random.
     training : how a head was trained, which the manifest stores; None for other models.
+    refine, initial : the settings of the refinement that was trained for this prior, and its
+        weights for all classes, by the names of :mod:`runtime.core.parameters`; None for priors
+        that are refined from the seed's weights.
+    refinement : how these weights were trained, which the manifest stores; None without them.
     opset : version of the ONNX operators that ``module`` is exported with.
     warnings : sentences for the user, each with a line for the fix.
 
@@ -57,6 +63,9 @@ class PriorModel:
     licence: str = "not stated"
     trained: bool = True
     training: dict[str, Any] | None = None
+    refine: RefineConfig | None = None
+    initial: parameters.State | None = None
+    refinement: dict[str, Any] | None = None
     opset: int = OPSET
     warnings: tuple[str, ...] = ()
 
@@ -87,6 +96,28 @@ class PriorModel:
             raise InputError(
                 f"prior {self.name}: output is {self.output!r}; wanted {', '.join(KINDS)}",
                 fix="say what the network returns, e.g. output='logits'",
+            )
+        self._check_refinement()
+
+    def _check_refinement(self) -> None:
+        """InputError unless the trained weights fit the settings of the refinement and the names,
+        or there are none."""
+        if self.refine is None and self.initial is None and self.refinement is None:
+            return
+        if self.refine is None or self.initial is None:
+            raise InputError(
+                f"prior {self.name}: wanted refine and initial, the settings of a trained "
+                "refinement and its weights, or neither",
+                fix="PriorModel(refine=RefineConfig(...), initial=STATE)",
+            )
+        rows = self.initial["conv3.bias"].size if "conv3.bias" in self.initial else 1
+        parameters.flatten(self.refine, rows, self.initial)  # checks names and shapes
+        classes = rows if self.names is None else len(self.names)
+        if rows != (parameters.channel_count(self.refine, classes) or 1):
+            raise InputError(
+                f"prior {self.name}: initial has weights for {rows} classes, and names has "
+                f"{classes}",
+                fix="pass the weights and the names of the same classes",
             )
 
     @property

@@ -28,6 +28,7 @@ def load_model(
     imgsz: tuple[int, int] | int | None = None,
     stated: Stated | None = None,
     flip: bool = False,
+    mask: str | None = None,
 ) -> PriorModel:
     """The prior that ``--model`` names.
 
@@ -37,12 +38,14 @@ def load_model(
         train, or "module:function" of the user's own; the function is called with ``imgsz`` and
         returns a :class:`PriorModel`.
     weights : for "segformer" the folder of a checkpoint, and None leaves the network untrained; for
-        a run the place of its backbone, if that was moved since the training.
+        a run the place of its backbone or prior, if that was moved since the training.
     imgsz : input size to freeze for in pixels, (height, width) or one side of a square; None takes
         the model's own.
     stated : facts about an .onnx file that replace its metadata; for a SegFormer checkpoint without
         preprocessor_config.json, its mean and std.
-    flip : for a run alone: average the codes of a picture with those of its mirror image.
+    flip : for a run with a backbone alone: average the output for a picture with that for its
+        mirror image.
+    mask : for a run of "boosting" alone: "fine" or "coarse"; None: "fine".
 
     Raises
     ------
@@ -61,12 +64,14 @@ def load_model(
             f"weights are for segformer and runs of the trainer; model is {text!r}",
             fix="leave them out",
         )
-    if flip and not is_run:
-        raise InputError(
-            f"flip is for runs of the trainer only; model is {text!r}", fix="leave it out"
-        )
+    for option, is_set in (("flip", flip), ("mask", mask is not None)):
+        if is_set and not is_run:
+            raise InputError(
+                f"{option} is for runs of the trainer only; model is {text!r}", fix="leave it out"
+            )
     if is_run:
-        return _run(Path(text), weights, imgsz, stated, flip)
+        folder = _run(Path(text), stated)
+        return trained(folder, None if weights is None else Path(weights), imgsz, flip, mask)
     if text == "segformer":
         return segformer(None if weights is None else Path(weights), imgsz, stated)
     if stated.options and Path(text).suffix.lower() != ".onnx":
@@ -106,14 +111,9 @@ def _is_folder(text: str) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def _run(
-    folder: Path,
-    weights: str | Path | None,
-    imgsz: tuple[int, int] | None,
-    stated: Stated,
-    flip: bool,
-) -> PriorModel:
-    """The prior of a run. InputError for another folder, and for options that a run has not."""
+def _run(folder: Path, stated: Stated) -> Path:
+    """The folder of a run. InputError for another folder, and for facts that a run states
+    itself."""
     if stat_of(folder / "run.json") is None:
         fix = "name a folder that python -m export train has written"
         if stat_of(folder / "manifest.json") is not None:
@@ -127,4 +127,4 @@ def _run(
         if stated.names:
             fix += "; python -m export train name RUN names the clusters"
         raise InputError(f"{words}: the run {shown(folder)} states these itself", fix=fix)
-    return trained(folder, None if weights is None else Path(weights), imgsz, flip)
+    return folder

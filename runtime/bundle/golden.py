@@ -4,7 +4,8 @@ them.
 One file contains ``picture`` (H, W, 3) uint8; ``input`` (1, 3, h, w) float32 (networks only);
 ``guide``, the prior's output; ``labels`` (h, w) int32 after the number of steps in the manifest;
 and ``losses`` (steps,) float32, the loss before each step. The losses are compared, too, because
-the labels may be equal even if the steps change nothing.
+the labels may be equal even if the steps change nothing, or trained weights are not used. So there
+is at least one step, also if the bundle refines with none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ LOSS_TOLERANCE = 0.02  # relative; two CPU backends differed by 3e-4
 _EXPORT = "export the bundle again"
 
 
+def step_count(config: RefineConfig) -> int:
+    """The number of refinement steps of golden vectors: that of ``config``, at least 1, and at most
+    the objective's ``golden_steps``."""
+    return min(max(config.steps or 0, 1), objective_of(config).golden_steps)
+
+
 def make(
     picture: np.ndarray,
     guide: np.ndarray,
@@ -52,8 +59,7 @@ def make(
     ----------
     picture : (H, W, 3) uint8 RGB.
     guide : the prior's output for it, (h', w', C) float32 probabilities or (h', w') int32 labels.
-    config : the refinement. It runs ``config.steps`` steps, but no more than the objective's
-        ``golden_steps``.
+    config : the refinement, which runs :func:`step_count` steps.
     refiner : the argument ``make`` of :func:`runtime.core.refiner.refine_with`.
     low : (h, w, 3) float32 RGB in [0, 1], the picture at working size.
     warm : start from the weights that the refiner has, not from the seed's.
@@ -67,7 +73,7 @@ def make(
     ------
     InputError : a guide or picture that the refinement does not take. Also what the refiner raises.
     """
-    steps = min(config.steps or 0, objective_of(config).golden_steps)
+    steps = step_count(config)
     labels, losses = _refined(low, guide, config, refiner, steps, warm)
     arrays = {"picture": picture, "guide": guide, "labels": labels, "losses": losses}
     if network_input is not None:

@@ -90,6 +90,8 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
         (kind == "network") != (manifest["preprocess"] is not None)
     ):
         raise BundleError(f"{name}: prior, graphs and preprocess do not fit together")
+    if "refinement" in manifest["model"] and "cnn" not in manifest["graphs"]:
+        raise BundleError(f"{name}: the refinement was trained, and the graph cnn is missing")
     try:
         RefineConfig(**manifest["refine"])
     except (SdkError, TypeError, OverflowError) as error:
@@ -207,13 +209,16 @@ _PRIOR_KMEANS = {
     "temperature": _Number(1e-3, 1e3),
 }
 _NAME = _Text(r"[^/\x00-\x1f\x7f-\x9f]{1,200}")
-_TRAINING = {
-    "method": _Text(r"[a-z][a-z0-9-]{0,40}"),
+_RUN = {  # what all methods of the trainer store
     "step": _Count(0, 10**9),
     "steps": _Count(1, 10**9),
-    "select": _Text("last|energy|labels"),
-    "labels_used": [_Text("names|selection")],  # empty if no label was used at all
     "settings": dict,
+    "pictures": _Count(1, 2**53),
+    "seed": _Count(0, 2**53),
+}
+_HEAD = {  # what those store that train a head on a backbone
+    **_RUN,
+    "select": _Text("last|energy|labels"),
     "backbone": {
         "name": _ANY,
         "source": _NAME,  # without the folders above it
@@ -228,9 +233,12 @@ _TRAINING = {
         "trained": bool,
     },
     "views": {"size": _Count(1, 2**15), "crops": _Text("[a-z]{1,40}")},
-    "pictures": _Count(1, 2**53),
-    "seed": _Count(0, 2**53),
     "flip": bool,
+}
+_SEGUNIFY = {
+    "method": _Text("segunify"),
+    **_HEAD,
+    "labels_used": [_Text("names|selection")],  # empty if no label was used at all
     "names": (
         {
             "labels": _NAME,  # the folder of the labels
@@ -242,13 +250,37 @@ _TRAINING = {
         None,
     ),
 }
+_BOOSTING = {
+    "method": _Text("boosting"),
+    **_HEAD,
+    "labels_used": [_Text("selection")],
+    "mask": _Text("fine|coarse"),
+}
+_REFINE = {  # of a refinement network
+    "method": _Text("refine"),
+    **_RUN,
+    "select": _Text("last|energy|cold|labels"),
+    "labels_used": [_Text("training|selection")],
+    "prior": {
+        "kind": _Text("onnx|bundle"),
+        "name": _NAME,  # of the file or folder, without the folders above it
+        "sha256": _Text("[0-9a-f]{64}"),
+        "classes": _Count(1, 4096),
+    },
+}
 _SPEC: dict[str, Any] = {
     "schema": _Text(SCHEMA),  # it has no character with a meaning in a pattern
     "name": _NAME,
     "created": _Text(r"[0-9TZ:.+-]{1,40}"),
     "sdk": _Text(r"[0-9A-Za-z.+-]{1,40}"),
     "prior": (_PRIOR_NETWORK, _PRIOR_KMEANS),
-    "model": {"name": _ANY, "trained": bool, "training?": _TRAINING},
+    # "training" is that of the prior, "refinement" that of the weights in cnn.onnx.
+    "model": {
+        "name": _ANY,
+        "trained": bool,
+        "training?": (_SEGUNIFY, _BOOSTING),
+        "refinement?": _REFINE,
+    },
     "preprocess": (dict, None),
     "classes": ([_ANY], None),
     "graphs": {f"{name}?": _GRAPH for name in GRAPHS},
@@ -274,7 +306,7 @@ def _check(value: Any, spec: Any, where: str) -> None:
         fits = is_number(value, spec.low, spec.high)
     elif isinstance(spec, tuple):  # any one of these forms
         problems = []
-        for choice in spec:
+        for choice in sorted(spec, key=lambda choice: not _is_kind(value, choice)):
             try:
                 return _check(value, choice, where)
             except ValueError as error:
@@ -298,6 +330,15 @@ def _check(value: Any, spec: Any, where: str) -> None:
         fits = value is None if spec is None else isinstance(value, spec)
     if not fits:
         raise ValueError(f"{where} is {str(value)[:80]!r}, which does not fit")
+
+
+def _is_kind(value: Any, spec: Any) -> bool:
+    """Whether the first field of an object, its kind or method, is that of ``spec``: if the object
+    has another form, the message is about the fields of this kind."""
+    if not isinstance(spec, dict) or not isinstance(value, dict):
+        return False
+    first, form = next(iter(spec.items()))
+    return isinstance(form, _Text) and value.get(first) == form.pattern
 
 
 # Making a manifest
@@ -327,8 +368,9 @@ def make_manifest(
     ----------
     name : of the bundle.
     sdk : the version of this package.
-    model : {"name", "trained"} of the prior's model; also {"training"} of a head that was trained
-        by python -m export train, which :func:`export.models.trained.trained` returns.
+    model : {"name", "trained"} of the prior's model; also {"training"} of a head and {"refinement"}
+        of a refinement network that were trained by python -m export train, which
+        :func:`export.models.trained.trained` returns.
     prior : from :func:`network_prior` or :func:`kmeans_prior`.
     preprocess : how a picture becomes the input of the prior's network; None without a network.
     classes : the names of the classes, in the order of their numbers; None where they have none.

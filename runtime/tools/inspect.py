@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from runtime.bundle.open import starts_trained
 from runtime.bundle.read import Bundle
 from runtime.core.config import RefineConfig
 from runtime.engines.recipe import EngineRecipe, engine_graphs
@@ -21,6 +22,13 @@ from runtime.tools.output import (
     say,
     size,
 )
+
+_CHOSEN = {  # how the checkpoint was chosen, in words
+    "last": "the last",
+    "energy": "by energy",
+    "cold": "by agreement with a cold refinement",
+    "labels": "by labels",
+}
 
 
 def run_inspect(args: argparse.Namespace) -> int:
@@ -107,12 +115,12 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
     yield from rows(
         ("created", f"{m['created']} by dynaguide-edge {m['sdk']}"),
         ("prior", prior_text),
-        *([("training", _training_words(model["training"]))] if "training" in model else []),
+        *((k, _training_words(model[k])) for k in ("training", "refinement") if k in model),
         ("licence", f"{m['licence']['text']}  ({_file(files, m['licence'])})"),
         ("preprocess", _preprocess_words(bundle)),
         ("classes", "without names" if names is None else f"{len(names)}: {listed(names, 200)}"),
         ("refine", _refine_words(bundle.refine())),
-        ("weights", _file(files, m["init"])),
+        ("weights", f"{_weights_words(bundle)}  ({_file(files, m['init'])})"),
     )
     yield from ("", "graphs")
     for name, graph in m["graphs"].items():
@@ -188,22 +196,24 @@ def _verification(done: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training_words(training: Mapping[str, Any]) -> str:
-    """Describe how a head was trained: on what, how long, and what labels were used for."""
-    backbone, names = training["backbone"], training["names"]
-    chosen = {"last": "the last", "energy": "by energy", "labels": "by labels"}
+    """Describe how a head or a refinement network was trained: on what, how long, and what labels
+    were used for."""
+    what = training.get("backbone", training.get("prior"))
+    features = f" ({what['features'][:80]})" if "features" in what else ""
     words = [
-        f"{training['method']} on {backbone['name'][:80]} ({backbone['features'][:80]}), "
+        f"{training['method']} on {what['name'][:80]}{features}, "
         f"{training['pictures']} pictures, step {training['step']} of {training['steps']} "
-        f"({chosen[training['select']]}), seed {training['seed']}",
+        f"({_CHOSEN[training['select']]}), seed {training['seed']}",
         f"labels used for {' and '.join(training['labels_used']) or 'nothing'}",
     ]
-    if names is not None:
+    if (names := training.get("names")) is not None:
         trained = "that were trained on, " if names["trained_on"] else ""
         words.append(
             f"names of {names['pictures']} pictures {trained}with labels in {names['labels']}: "
             f"accuracy {names['accuracy']:.3f}, mIoU {names['miou']:.3f}"
         )
-    return "; ".join(words + ["averaged with the mirror image"] * training["flip"])
+    words += [f"{training['mask']} mask"] if "mask" in training else []
+    return "; ".join(words + ["averaged with the mirror image"] * training.get("flip", False))
 
 
 def _preprocess_words(bundle: Bundle) -> str:
@@ -230,6 +240,14 @@ def _refine_words(config: RefineConfig) -> str:
         for name, values in changes.items()
     ]
     return "; ".join([config.objective, *words])
+
+
+def _weights_words(bundle: Bundle) -> str:
+    """Describe the weights that the refinement starts from."""
+    config = bundle.refine()
+    if not starts_trained(bundle, config):
+        return f"drawn by seed {config.seed}"
+    return "trained beforehand" + (", used without a step" if config.steps == 0 else "")
 
 
 def _trtexec(bundle: Bundle) -> dict[str, str]:

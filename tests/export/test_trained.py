@@ -255,8 +255,8 @@ def test_folders_and_options_that_are_no_run(run, tmp_path, monkeypatch):
 
 
 def test_runs_that_do_not_fit(tmp_path):
-    other = write_run(tmp_path / "a", [tmp_path], method="boosting")
-    with pytest.raises(InputError, match="is a run of 'boosting'; this version freezes 'segunify'"):
+    other = write_run(tmp_path / "a", [tmp_path], method="distil")
+    with pytest.raises(InputError, match="is a run of 'distil'; wanted a run of segunify or boost"):
         trained(other)
     wider = write_run(tmp_path / "b", [tmp_path], settings=method().settings() | {"clusters": 5})
     with pytest.raises(BundleError, match=r"the checkpoint of .* does not fit the settings"):

@@ -350,7 +350,7 @@ def two_classes(sure=0.99):
     guide[:, :15, 0] = guide[:, 15:, 1] = sure
     state = StreamState(classes=np.array([0, 1], np.int32))
     state.weights = {name: np.ones((2, 4), np.float32) for name in stream_state.HEAD}
-    keep = Follower(Segmenter(lambda p: None), StreamState())._keep_and_decay
+    keep = Follower(Segmenter(lambda p: None).pipeline, StreamState())._keep_and_decay
 
     def rule(scores, guide, told):
         scores = scores.copy()
