@@ -44,7 +44,6 @@ def refined(
     settings, loop = entry["settings"], entry["loop"]
     # The seed of the training says nothing of the weights that the bundle starts from.
     config = replace(RefineTraining(**settings).refine, steps=STEPS, seed=0)
-    used = [("training", settings["label_weight"] > 0), ("selection", loop["select"] == "labels")]
     return replace(
         _prior(source, imgsz),
         refine=config,
@@ -54,7 +53,7 @@ def refined(
             "step": step,
             "steps": loop["steps"],
             "select": loop["select"],
-            "labels_used": [word for word, is_used in used if is_used],
+            "labels_used": ["training"] if settings["label_weight"] > 0 else [],
             "settings": settings,
             # The bundle contains no path of the machine that made it.
             "prior": {

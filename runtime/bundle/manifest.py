@@ -259,8 +259,8 @@ _BOOSTING = {
 _REFINE = {  # of a refinement network
     "method": _Text("refine"),
     **_RUN,
-    "select": _Text("last|energy|cold|labels"),
-    "labels_used": [_Text("training|selection")],
+    "select": _Text("last|energy|cold"),
+    "labels_used": [_Text("training")],
     "prior": {
         "kind": _Text("onnx|bundle"),
         "name": _NAME,  # of the file or folder, without the folders above it
