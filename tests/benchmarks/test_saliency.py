@@ -74,6 +74,16 @@ def test_the_smaller_part_is_the_foreground():
     np.testing.assert_array_equal(saliency.with_polarity(1 - mask), 1 - mask)
 
 
+def test_the_part_that_is_rare_on_the_border_is_the_foreground():
+    mask = np.full((24, 36), 0.9, np.float32)
+    mask[:2] = mask[-2:] = mask[:, :2] = mask[:, -2:] = 0.8  # two pixels are a twelfth
+    for one in (mask, 1 - mask):
+        np.testing.assert_array_equal(saliency.with_polarity(one, "border"), mask)
+    mask[:1] = 0.95
+    mask[2:5] = 0.1
+    np.testing.assert_array_equal(saliency.with_polarity(mask, "border"), 1 - mask)
+
+
 def test_a_mask_is_enlarged_and_filtered(rng):
     picture = rng.integers(0, 256, (60, 90, 3), np.uint8)
     small = rng.random((4, 6), np.float32)
