@@ -8,16 +8,14 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.backbones.base import LITE0, Backbone
+from export.train.method import Start
 from export.train.views import CROPS, ViewRule
 from runtime.errors import InputError
 from runtime.files import shown, stat_of
 from runtime.tools.cli import some_path
-
-if TYPE_CHECKING:
-    from export.train.start import Start
 
 OPTIONS = ("backbone", "features", "imgsz", "crops")  # which run.json stores as what they name
 LOG = logging.getLogger("dg.train")
@@ -88,7 +86,7 @@ def load(start: Start) -> tuple[Backbone, dict[str, Any], dict[str, str]]:
     Returns
     -------
     The backbone, its entry for run.json, and the version of the library that computes its features,
-    for :class:`export.train.start.Parts`.
+    for :class:`export.train.method.Parts`.
 
     Raises
     ------

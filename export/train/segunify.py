@@ -18,6 +18,7 @@ import numpy as np
 
 from export.backbones import Backbone
 from export.train import on_backbone
+from export.train.method import Parts, Start
 from export.train.views import ViewRule
 from runtime.checks import is_count, is_number, shown_value
 from runtime.errors import InputError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from export.train.features import FeatureBatches
-    from export.train.start import Parts, Start
 
 DEFAULTS: dict[str, Any] = {}  # of the loop, where they are not those of LoopConfig
 SELECTS = ("last", "energy", "labels")
@@ -271,7 +271,6 @@ def prepare(start: Start) -> Parts:
     """
     from export.train.features import FeatureBatches
     from export.train.select import energy_score, labels_score
-    from export.train.start import Parts
 
     args, config, rule = start.args, start.config, view_rule(start.args)
     backbone, loaded, libraries = on_backbone.load(start)

@@ -19,7 +19,7 @@ from export.backbones.load import check_torch
 from export.train.config import LoopConfig
 from export.train.log import check_matplotlib
 from export.train.loop import device_errors, seed_torch
-from export.train.method import Batches, Method
+from export.train.method import Batches, Method, Parts, Start
 from export.train.run import SCHEMA, Checkpoint, files_sha256
 from export.train.select import split
 from runtime.device.choose import default_threads
@@ -34,60 +34,12 @@ HELD_OUT = 0.1  # share of the pictures that --select uses
 LOG = logging.getLogger("dg.train")
 
 
-class Start(NamedTuple):
-    """What a method is made from by the function ``prepare`` of its module.
-
-    Parameters
-    ----------
-    args : the options of the command line.
-    config : the settings of the loop, with the number of threads that torch uses.
-    files : the pictures to train on.
-    held : the held-out pictures; [] with --select last.
-    entry : run.json of the run that is resumed, or None.
-    known_broken : the pictures, as texts, that were broken before this run was resumed.
-    cache : of features; None with --no-cache.
-    """
-
-    args: argparse.Namespace
-    config: LoopConfig
-    files: list[Path]
-    held: list[Path]
-    entry: dict[str, Any] | None
-    known_broken: frozenset[str]
-    cache: FeatureCache | None
-
-    def broken(self, part: list[Path]) -> list[int]:
-        """Which of some pictures are known to be broken: their places in the list."""
-        return [i for i, file in enumerate(part) if str(file) in self.known_broken]
-
-
-class Parts(NamedTuple):
-    """What the function ``prepare`` of a method's module returns.
-
-    Parameters
-    ----------
-    method : its module is on the device, with the initial weights of the seed.
-    batches : of the pictures that are trained on.
-    score : computes what --select chooses by; None for the last checkpoint.
-    held : the batches of held-out pictures that ``score`` reads, or None.
-    entry : the method's own part of run.json: "settings", and "backbone" with "views", or "prior".
-    libraries : versions of libraries that nothing else names, by their names.
-    """
-
-    method: Method
-    batches: Batches
-    score: Callable[[], float] | None
-    held: Batches | None
-    entry: dict[str, Any]
-    libraries: dict[str, str]
-
-
 class Prepared(NamedTuple):
     """What the loop needs.
 
     Parameters
     ----------
-    method, batches, score, held : as in :class:`Parts`.
+    method, batches, score, held : as in :class:`export.train.method.Parts`.
     config : the settings of the loop, with the number of threads that torch uses.
     entry : for run.json.
     """
