@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from export.train import naming, on_backbone, segunify
+from export.train import boosting, naming, on_backbone, refine, segunify
 from export.train.config import MEASURES, PRECISIONS, LoopConfig
 from export.train.folder import claimed
 from export.train.loop import train
@@ -44,8 +44,12 @@ from runtime.tools.cli import (
 )
 from runtime.tools.output import finish
 
-METHODS: dict[str, Any] = {"segunify": segunify}
-_HELP = {"segunify": "find clusters in the features of a frozen backbone"}
+METHODS: dict[str, Any] = {"segunify": segunify, "boosting": boosting, "refine": refine}
+_HELP = {
+    "segunify": "find clusters in the features of a frozen backbone",
+    "boosting": "find the object in the foreground by the features of a frozen backbone",
+    "refine": "train the refinement of a prior on the pictures of a camera",
+}
 _SELECT_HELP = {
     "last": "the last checkpoint",
     "energy": "the one of the lowest energy on held-out pictures",
@@ -98,7 +102,7 @@ def _parser(
     parser = kind(
         "python -m export train",
         description="Train on a folder of pictures, without labels: a head on the features of a "
-        "frozen backbone.",
+        "frozen backbone, or the refinement of a prior.",
         epilog="then: python -m export train name RUN, and python -m export --model RUN",
     )
     commands = parser.add_subparsers(required=True, metavar="METHOD")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from export.train.method import Parts, Start
     from export.train.pixels import PixelBatch, PixelBatches
-    from export.train.start import Parts, Start
 
 DEFAULTS: dict[str, Any] = {"batch": 8}  # of the loop, where they are not those of LoopConfig
 SELECTS = ("last", "energy")
@@ -175,9 +175,9 @@ def prepare(start: Start) -> Parts:
     InputError : values out of range, or a backbone that cannot be used.
     BundleError, MissingBackend : of the backbone.
     """
+    from export.train.method import Parts
     from export.train.pixels import PixelBatches
     from export.train.select import energy_score
-    from export.train.start import Parts
 
     args, config, rule = start.args, start.config, on_backbone.view_rule(start.args)
     backbone, loaded, libraries = on_backbone.load(start)

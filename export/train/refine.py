@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from export.train.guides import GuideBatches, Guided
-    from export.train.start import Parts, Start
+    from export.train.method import Parts, Start
 
 AUGMENTS = ("none", "light")
 REFINES = ("residual", "fast")
@@ -201,7 +201,7 @@ def prepare(start: Start) -> Parts:
     from export.models.stated import Stated
     from export.train.guide_source import open_guide_source, reopen
     from export.train.guides import GuideBatches, PictureLabels
-    from export.train.start import Parts
+    from export.train.method import Parts
 
     args, config, entry = start.args, start.config, start.entry
     if entry is None:

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.train.boosting import BoostingConfig
 from export.train.config import LoopConfig
 from export.train.log import last_step
+from export.train.refine import RefineTraining
 from export.train.segunify import SegUnifyConfig
 from export.train.views import ViewRule
 from runtime.bundle.read import load_tensors, read_file
@@ -46,7 +48,11 @@ LOCK = "lock"
 MOST_BYTES = 2**31 - 1  # of a checkpoint
 _MODULE = "module."  # begins the names of the method's tensors in a checkpoint
 _FIX = "copy the run again, or train again with another -o"
-_SETTINGS: dict[str, type] = {"segunify": SegUnifyConfig}  # of each method that is known
+_SETTINGS: dict[str, type] = {  # of each method that is known
+    "segunify": SegUnifyConfig,
+    "boosting": BoostingConfig,
+    "refine": RefineTraining,
+}
 
 
 class Checkpoint(NamedTuple):
