@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.train.labels import Classes, some
 from runtime.checks import is_number, shown_value
 from runtime.core.config import PRESETS, RefineConfig
 from runtime.core.refiner import Refiner
 from runtime.errors import InputError
+from runtime.files import shown
 from runtime.prior.reading import KINDS
 from runtime.tools.cli import some_path
 
@@ -145,10 +147,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=_absolute,
         metavar="FILE",
-        help="names of the ids in the labels, as the prior names its classes (the ids are the "
-        "numbers of its classes)",
+        help="the prior's class of each id in the labels, by its name; other ids have no label",
     )
-    labels.add_argument("--ignore", type=int, metavar="ID", help="of pixels without a label")
     labels.add_argument(
         "--label-weight", type=float, default=1.0, help="of their cross-entropy (%(default)g)"
     )
@@ -165,17 +165,17 @@ def check(args: argparse.Namespace) -> RefineTraining:
 
     Raises
     ------
-    InputError : no prior, --classes or --ignore without --labels, or values out of range.
+    InputError : no prior, one of --labels and --classes without the other, or values out of range.
     """
     if args.model is None:
         raise InputError(
             "model is not set; wanted the prior whose guides are trained on",
             fix="--model PRIOR.onnx, or --model with a bundle that has a network",
         )
-    if args.labels is None and not (args.classes is None and args.ignore is None):
+    if (args.labels is None) != (args.classes is None):
         raise InputError(
-            "labels is not set; --classes and --ignore describe labels",
-            fix="add --labels with a folder, or leave the others out",
+            "labels need both the folder of the labels and the file of the classes",
+            fix="--labels DIR --classes FILE, or leave both out",
         )
     scale = PRESETS[args.refine].get("scale", RefineConfig.scale)
     return RefineTraining(
@@ -220,8 +220,8 @@ def prepare(start: Start) -> Parts:
     method.module.to(config.device)
     labels = None
     if args.labels is not None:
-        classes = None if args.classes is None else Path(args.classes)
-        labels = PictureLabels.find(start.files, Path(args.labels), source, classes, args.ignore)
+        numbers = label_numbers(Path(args.classes), source.classes, source.names)
+        labels = PictureLabels.find(start.files, Path(args.labels), numbers)
 
     def batches(files: list[Path], **options: Any) -> GuideBatches:
         return GuideBatches(
@@ -422,3 +422,37 @@ def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[],
         return float((labels != wanted[number]).mean())
 
     return lambda: float(np.mean([differs(i) for i in range(held.reads.views)]))
+
+
+def label_numbers(file: Path, classes: int, names: Sequence[str] | None) -> dict[int, int]:
+    """The prior's class of each id in the labels. Pixels with another id count as unknown.
+
+    Parameters
+    ----------
+    file : as for :meth:`export.train.labels.Classes.read`.
+    classes : the number of the prior's classes.
+    names : theirs. A name in the file is that of the prior's class. Without names, an id in the
+        file is the number of the prior's class.
+
+    Raises
+    ------
+    InputError : the file cannot be used; it names a class that the prior does not have; or, for a
+        prior without names, it has an id that is no number of a class.
+    """
+    own = Classes.read(file)
+    if names:
+        numbers = {name: number for number, name in enumerate(names)}
+        wrong = [name for name in own.names if name not in numbers]
+        found = {i: numbers.get(own.names[k], -1) for i, k in own.of_id.items()}
+        wanted = f"the prior has {some(names)}"
+    else:
+        wrong = [f"id {i}" for i in own.of_id if i >= classes]
+        found = {i: i for i in own.of_id}
+        wanted = f"the prior has no names, and its classes have the numbers 0 to {classes - 1}"
+    if wrong:
+        raise InputError(
+            f"{shown(file)} does not fit the prior: it has {some(wrong)}; {wanted}",
+            fix="write the prior's classes into the file, and leave the others out: pixels of "
+            "other ids count as unknown",
+        )
+    return found

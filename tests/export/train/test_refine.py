@@ -2,21 +2,32 @@
 few steps on made pictures find. No trained prior is used."""
 
 import argparse
+import json
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from cases import case
+from drawn_pictures import COLOURS
 from exactness import relative_error
+from refinements import one_torch_thread
 from scenes import scene
 
 import runtime
 from runtime.core import parameters, reference
 from runtime.core.refiner import Refiner, maker, refine_with
 from runtime.errors import InputError
+from runtime.pictures.load import load_image
+from sdk import Segmenter
+from sdk.timing import Clock
 
 torch = pytest.importorskip("torch", reason="the network is trained by torch: pip install torch")
+pytest.importorskip("onnx", reason="the priors are made with onnx: pip install onnx")
+pytest.importorskip("onnxruntime", reason="guides are computed by ONNX Runtime")
+from one_layer_networks import NAMES, nearest_colour, save  # noqa: E402 (after importorskip)
 
+from export.train.config import LoopConfig  # noqa: E402
 from export.train.refine import (  # noqa: E402
     Refine,
     RefineTraining,
@@ -25,12 +36,20 @@ from export.train.refine import (  # noqa: E402
     cold_score,
     energy_score,
     from_settings,
+    label_numbers,
+    prepare,
     state,
 )
 
 CLASSES = 7  # of the prior; CHOSEN take part, as the others are at no pixel
 CHOSEN = np.array([0, 2, 3, 5, 6])
 SMALL = {"channels": 8}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with one_torch_thread():
+        yield
 
 
 def planes(array):
@@ -247,7 +266,8 @@ def test_the_command_line_names_the_settings():
     assert check(parsed("--refine", "fast")).scale == 0.25
     assert check(parsed("--refine", "fast", "--scale", "0.3")).scale == 0.3
     assert check(parsed("--label-weight", "3")).label_weight == 0  # without labels
-    assert check(parsed("--labels", "masks", "--label-weight", "3")).label_weight == 3
+    labels = ("--labels", "masks", "--classes", "names.json")
+    assert check(parsed(*labels, "--label-weight", "3")).label_weight == 3
     found = check(parsed("--blocks", "3", "--channels", "16", "--augment", "light"))
     assert (found.refine.blocks, found.refine.channels, found.augment) == (3, 16, "light")
     assert check(parsed("--decay", "0.2", "--seed", "9")) == RefineTraining(decay=0.2, seed=9)
@@ -259,9 +279,9 @@ def test_wrong_settings_are_refused():
         (("--blocks", "1"), "blocks is 1; wanted a whole number from 2"),
         (("--channels", "0"), "channels is 0; wanted"),
         (("--decay", "-1"), "decay is -1.0; wanted a number from 0 to 1000"),
-        (("--labels", "a", "--label-weight", "nan"), "label-weight is nan; wanted a number"),
-        (("--classes", "a"), "labels is not set; --classes and --ignore"),
-        (("--ignore", "255"), "labels is not set; --classes and --ignore"),
+        (("--label-weight=nan", "--labels=a", "--classes=a"), "label-weight is nan; wanted a"),
+        (("--classes", "a"), "labels need both the folder of the labels and the file"),
+        (("--labels", "a"), "labels need both the folder of the labels and the file"),
     ):
         with case(" ".join(words)), pytest.raises(InputError, match=message):
             check(parsed(*words))
@@ -349,3 +369,133 @@ def test_after_training_zero_steps_are_better_than_the_prior_on_new_pictures():
     assert np.mean(prior) < 0.85, np.mean(prior)
     assert np.mean(trained) > np.mean(prior) + 0.1, (np.mean(prior), np.mean(trained))
     assert (np.array(trained) > np.array(prior)).all()
+
+
+# --- from a prior and a folder of pictures -------------------------------------------------------
+
+
+def noisy(number, size=(48, 64)):
+    """A picture of blocks of COLOURS with so much noise that the prior, which sees one pixel at a
+    time, is often wrong; and the class of each pixel."""
+    rng = np.random.default_rng(number)
+    blocks = rng.integers(4, size=(3, 4)).astype(np.uint8)
+    truth = cv2.resize(blocks, size[::-1], interpolation=cv2.INTER_NEAREST)
+    picture = COLOURS[truth] + rng.normal(0, 90, (*size, 3))
+    return picture.clip(0, 255).astype(np.uint8), truth
+
+
+def written(folder, numbers, labels=None):
+    """Write such pictures, and their labels into another folder; returns the files."""
+    folder.mkdir()
+    files = [folder / f"{number:03}.png" for number in numbers]
+    for number, file in zip(numbers, files, strict=True):
+        picture, truth = noisy(number)
+        assert cv2.imwrite(str(file), picture[..., ::-1])
+        if labels is not None:
+            assert cv2.imwrite(str(labels / file.name), truth + 10)
+    return files
+
+
+def prepared(folder, files, *words, held=(), select="last", entry=None):
+    """What the loop gets of the method, for a prior of one layer with four classes."""
+    prior = folder / "prior.onnx"
+    if not prior.exists():
+        weight, bias = nearest_colour()
+        save(prior, weight / 10, bias / 10, size_multiple=4, classes=NAMES)
+    args = parsed("--channels", "8", "--scale", "1", *map(str, words))
+    args.model = str(prior)
+    config = LoopConfig(batch=1, select=select, holdout=0.5 if held else 0.0)
+    return prepare(
+        SimpleNamespace(
+            args=args, config=config, files=files, held=list(held), entry=entry, cache=None,
+            broken=lambda part: [],
+        )
+    )  # fmt: skip
+
+
+def fitted(parts, steps):
+    """Train the method for some steps."""
+    optimiser = parts.method.optimiser(0.05)
+    for batch in parts.batches.batches(0, steps):
+        losses = update(parts.method, optimiser, *batch)
+    return losses
+
+
+def test_the_guides_and_the_output_are_those_of_the_segmenter_and_the_runtime(tmp_path):
+    files = written(tmp_path / "pictures", range(3))
+    parts = prepared(tmp_path, files)
+    fitted(parts, 2)
+    config = parts.method.config.refine
+    pipeline = Segmenter(str(tmp_path / "prior.onnx"), refine=config, threads=1).pipeline
+    for file, guided in zip(files, parts.batches.of([0, 1, 2]), strict=True):
+        picture = pipeline.prepare(load_image(file)[0], Clock())
+        guide = pipeline.guide(picture, Clock())[0].array
+        options = config.options() | {"steps": 0, "initial": state(parts.method.module)}
+        found = runtime.refine(picture.working, guide, **options)
+        np.testing.assert_array_equal(found.classes, guided.classes)
+        ours = parts.method.scores(guided).softmax(0).detach().numpy()
+        np.testing.assert_allclose(ours.transpose(1, 2, 0), found.scores, atol=5e-6)
+
+
+def test_what_is_stored_opens_the_prior_again(tmp_path):
+    files = written(tmp_path / "pictures", range(3))
+    parts = prepared(tmp_path, files, "--blocks", "3", "--decay", "0.1")
+    assert parts.entry.keys() == {"settings", "prior"} and parts.libraries.keys() == {"onnxruntime"}
+    entry = json.loads(json.dumps(parts.entry))
+    again = prepared(tmp_path, files, entry=entry)
+    assert again.method.config == parts.method.config and again.entry == entry
+    save(tmp_path / "prior.onnx", 2 * nearest_colour()[0], size_multiple=4, classes=NAMES)
+    with pytest.raises(InputError, match="changed since the run was started"):
+        prepared(tmp_path, files, entry=entry)
+
+
+def test_labels_are_those_of_the_pictures(tmp_path):
+    labels, classes = tmp_path / "labels", tmp_path / "classes.json"
+    labels.mkdir()
+    classes.write_text(json.dumps({str(10 + i): name for i, name in enumerate(NAMES)}))
+    files = written(tmp_path / "pictures", range(2), labels)
+    more = written(tmp_path / "more", range(2, 3))
+    words = ("--labels", labels, "--classes", classes, "--label-weight", "2")
+    parts = prepared(tmp_path, files + more, *words)
+    for number, guided in enumerate(parts.batches.of([0, 1, 2])):
+        if number == 2:
+            assert guided.labels is None
+        else:
+            np.testing.assert_array_equal(guided.labels, noisy(number)[1])
+    assert fitted(parts, 3).keys() == {"guide", "pair", "labels"}
+    classes.write_text(json.dumps({"10": "brick", "11": "moon"}))
+    with pytest.raises(
+        InputError, match="does not fit the prior: it has moon; the prior has brick"
+    ):
+        prepared(tmp_path, files, *words)
+
+
+def test_ids_are_the_numbers_of_classes_without_names(tmp_path):
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"0": "road", "3": "sky"}))
+    assert label_numbers(file, 4, None) == {0: 0, 3: 3}
+    with pytest.raises(InputError, match="it has id 3; the prior has no names, and its classes"):
+        label_numbers(file, 3, None)
+    file.write_text(json.dumps({"0": "a", "1": "b", "7": "b"}))
+    assert label_numbers(file, 2, ["b", "a"]) == {0: 1, 1: 0, 7: 0}
+
+
+def test_held_out_pictures_are_scored(tmp_path):
+    files = written(tmp_path / "pictures", range(2))
+    held = written(tmp_path / "held", range(2, 4))
+    assert prepared(tmp_path, files).score is None
+    for select in ("energy", "cold"):
+        with case(select):
+            parts = prepared(tmp_path, files, held=held, select=select)
+            before = parts.score()
+            fitted(parts, 10)
+            assert parts.score() < before and parts.held.broken == {}
+
+
+def test_k_means_is_refused(tmp_path):
+    files = written(tmp_path / "pictures", range(2))
+    args = parsed()
+    args.model = "kmeans"
+    start = SimpleNamespace(args=args, config=LoopConfig(), entry=None, files=files)
+    with pytest.raises(InputError, match="k-means has no classes"):
+        prepare(start)
