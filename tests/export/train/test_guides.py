@@ -133,7 +133,7 @@ def test_what_is_refined_is_what_the_runtime_refines(tmp_path):
 
 def test_a_step_depends_on_the_seed_and_its_number_alone(tmp_path):
     files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
-    labels = drawn_labels(tmp_path / "labels", files)
+    labels = drawn_labels(tmp_path / "labels", files, source)
     options = {"batch": 3, "seed": 7, "augment": "light", "labels": labels}
     every = list(batches_of(files, source, **options).batches(0, 5))
     resumed = list(batches_of(files, source, **options).batches(3, 5))
@@ -163,7 +163,8 @@ def test_the_classes_of_a_part_are_those_that_are_frequent_in_it(tmp_path):
     file = tmp_path / "pictures/a.png"
     assert cv2.imwrite(str(file), picture[..., ::-1])
     data = batches_of([file], opened(tmp_path), augment="light")
-    assert data.of([0])[0].classes.tolist() == [0, 1]  # without augmentation
+    (whole,) = data.of([0])  # without augmentation
+    assert whole.classes.tolist() == [0, 1] and whole.image.shape == (3, 32, 32)
     found = {tuple(one.classes.tolist()) for (one,) in data.batches(0, 20)}
     assert found == {(0,), (0, 1)}
 
@@ -189,10 +190,12 @@ def test_a_picture_whose_guide_is_unknown_everywhere_is_named(tmp_path):
     with pytest.raises(InputError, match=r"a\.png: guide is unknown"):
         batches_of([file], source).of([0])
     picture[:, 20:] = COLOURS[2]
+    picture = cv2.resize(picture, (48, 36), interpolation=cv2.INTER_NEAREST)
     assert cv2.imwrite(str(file), picture[..., ::-1])
-    (guided,) = batches_of([file], source).of([0])
-    assert guided.classes.tolist() == [1]  # the label 2, minus 1
-    assert guided.guide[0, :, 0].max() == 0 and guided.guide[0, :, -1].min() == 1
+    for scale in (0.5, 1.0):  # another size than the network's, and the same
+        (guided,) = batches_of([file], source, RefineConfig(scale=scale)).of([0])
+        assert guided.classes.tolist() == [1]  # the label 2, minus 1
+        assert guided.guide[0, :, 0].max() == 0 and guided.guide[0, :, -1].min() == 1
 
 
 # --- the cache ---------------------------------------------------------------------------------
@@ -216,12 +219,17 @@ def test_guides_have_the_same_bits_from_the_cache(tmp_path, monkeypatch):
     assert all(map(equal, plain, cached())) and len(calls) == 4  # once for each picture
     assert all(map(equal, plain, cached())) and len(calls) == 4
     assert all(map(equal, plain, cached(workers=1))) and len(calls) == 4
+    data = batches_of(files, source, cache=FeatureCache(tmp_path / "cache", 2**30))
+    read, _ = data.reads.item(files[0], 0, 0, (0, 0, 0))
+    assert read.picture is None and read.known.shape == (16, 24, 4)
     # Another content, working size or network has other guides.
     assert cv2.imwrite(str(files[0]), picture_of(31, 47, 9)[..., ::-1])
     cached()
     assert len(calls) == 5
     cached(config=RefineConfig(scale=1.0))
     assert len(calls) == 9
+    cached()
+    assert len(calls) == 9  # both sizes are stored
     colder = opened(tmp_path, ("Mul", {}, np.array(0.5, np.float32)))
     calls.clear()
     cached(source=colder)
@@ -273,6 +281,12 @@ def test_image_guide_and_labels_are_cut_at_the_same_place():
     assert len(places) > 120 and min(middles) < -0.15 and max(middles) > 0.15
 
 
+def test_colours_stay_between_zero_and_one():
+    image = np.linspace(0, 1, 900, dtype=np.float32).reshape(10, 30, 3)
+    parts = [light(image, image, None, np.random.default_rng(i))[0] for i in range(30)]
+    assert min(part.min() for part in parts) == 0 and max(part.max() for part in parts) == 1
+
+
 def test_a_part_has_known_pixels():
     image, guide = np.full((20, 30, 3), 0.5, np.float32), np.zeros((20, 30, 2), np.float32)
     guide[0, 0] = 1
@@ -293,20 +307,22 @@ def test_small_pictures_keep_a_pixel():
 # --- labels ------------------------------------------------------------------------------------
 
 
-def drawn_labels(folder, files, of_id=None):
+def drawn_labels(folder, files, source):
     """Labels of all pictures but the last one."""
     folder.mkdir()
     for file in files[:-1]:
         height, width = cv2.imread(str(file)).shape[:2]
         ids = (np.arange(height * width).reshape(height, width) // 5 % 4 + 7).astype(np.uint8)
         assert cv2.imwrite(str(folder / file.name), ids)
-    return PictureLabels.find(files, folder, {7: 2, 8: 0, 9: 3} if of_id is None else of_id)
+    classes = folder.parent / "classes.json"
+    classes.write_text('{"7": "sea", "8": "brick", "9": "sand"}')
+    return PictureLabels.find(files, folder, source, classes)
 
 
 def test_labels_have_the_priors_numbers_at_working_size(tmp_path):
-    files = drawn(tmp_path / "pictures")
-    labels = drawn_labels(tmp_path / "labels", files)
-    found = batches_of(files, opened(tmp_path), labels=labels).of(range(4))
+    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
+    labels = drawn_labels(tmp_path / "labels", files, source)
+    found = batches_of(files, source, labels=labels).of(range(4))
     assert found[3].labels is None
     for (height, width), guided in zip(SIZES, found[:3], strict=False):
         ids = np.arange(height * width).reshape(height, width) // 5 % 4
@@ -318,25 +334,50 @@ def test_labels_have_the_priors_numbers_at_working_size(tmp_path):
 
 
 def test_labels_of_another_size_count_as_a_broken_picture(tmp_path):
-    files = drawn(tmp_path / "pictures")
-    labels = drawn_labels(tmp_path / "labels", files)
+    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
+    labels = drawn_labels(tmp_path / "labels", files, source)
     assert cv2.imwrite(str(tmp_path / "labels/00.png"), np.zeros((9, 9), np.uint8))
-    data = batches_of(files, opened(tmp_path), labels=labels)
+    data = batches_of(files, source, labels=labels)
     with pytest.raises(InputError, match="1 of 4 pictures cannot be read"):
         data.of([0], most_broken=0)
     assert "00.png has 9 x 9 pixels, and" in data.broken[files[0]]
 
 
 def test_few_labels_are_enough_and_none_are_an_error(tmp_path):
-    files = drawn(tmp_path / "pictures")
+    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
     folder = tmp_path / "labels"
     folder.mkdir()
     with pytest.raises(InputError, match="0 of 4 pictures"):
-        PictureLabels.find(files, folder, {0: 0})
+        PictureLabels.find(files, folder, source)
     with pytest.raises(InputError, match="does not exist"):
-        PictureLabels.find(files, tmp_path / "nowhere", {0: 0})
+        PictureLabels.find(files, tmp_path / "nowhere", source)
     np.save(folder / "02.npy", np.zeros((48, 32), np.int64))
-    assert PictureLabels.find(files, folder, {0: 1}).files == {files[2]: folder / "02.npy"}
+    assert PictureLabels.find(files, folder, source).files == {files[2]: folder / "02.npy"}
+
+
+def test_without_a_file_of_classes_ids_are_the_priors_numbers(tmp_path):
+    (file,) = drawn(tmp_path / "pictures", 1, [(4, 8)])
+    source, folder = opened(tmp_path), tmp_path / "labels"
+    folder.mkdir()
+    np.save(folder / "00.npy", np.arange(4).repeat(8).reshape(4, 8))
+    found = PictureLabels.find([file], folder, source, ignore=2).of(file, (4, 8), (4, 8))
+    assert found[:, 0].tolist() == [0, 1, -1, 3]
+    np.save(folder / "00.npy", np.array([[0, 255], [4, 1]]).repeat(4, 1).repeat(2, 0))
+    labels = PictureLabels.find([file], folder, source, ignore=255)
+    with pytest.raises(InputError, match=r"00\.npy has ids that are no class of the prior: 4\n"):
+        labels.of(file, (4, 8), (4, 8))
+
+
+def test_names_of_ids_must_be_those_of_the_prior(tmp_path):
+    files = drawn(tmp_path / "pictures")
+    with pytest.raises(InputError, match=r"names that prior\.onnx does not have: sand") as failed:
+        drawn_labels(
+            tmp_path / "labels", files, opened(tmp_path, classes=["sea", "brick", "a", "b"])
+        )
+    assert "choose among sea, brick, a, b" in failed.value.fix
+    nameless = opened(tmp_path, classes=None)
+    with pytest.raises(InputError, match=r"names classes, but prior\.onnx has no names"):
+        PictureLabels.find(files, tmp_path / "labels", nameless, tmp_path / "classes.json")
 
 
 # --- which priors can be used ------------------------------------------------------------------
@@ -436,6 +477,7 @@ def test_labels_need_names(tmp_path):
     picture = np.full((48, 48, 3), COLOURS[3], np.uint8)
     for size in (48, 24):
         assert source.guide(picture, size, size)[..., 3].min() == 1
+        assert source.guide(picture // 255 + COLOURS[0], size, size).shape == (size, size, 4)
         with pytest.raises(InputError, match="returned the label 3, but has only 2 names"):
             few.guide(picture, size, size)
 
