@@ -41,12 +41,12 @@ from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Make, Refiner, maker
 from runtime.core.resize import working_picture
-from runtime.engines.named_files import read_regular, utf8_text
+from runtime.engines.named_files import read_regular, shell_word, utf8_text
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import ENGINES, EngineRecipe, engine_graphs
 from runtime.engines.timing_cache import TimingCache
 from runtime.errors import DeviceError, InputError, MissingBackend
-from runtime.files import one_line
+from runtime.files import one_line, shown, stat_of
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
@@ -440,7 +440,12 @@ def _classes(model: PriorModel, guide: np.ndarray) -> int:
 
 
 def _initial(path: Path) -> parameters.State:
-    """The trained weights in a file."""
+    """The trained weights in a file. InputError for the folder of a run."""
+    if stat_of(path / "run.json") is not None:
+        raise InputError(
+            f"init is {shown(path)}, a run of the trainer; wanted a file of trained weights",
+            fix=f"--model {shell_word(str(path))} exports the run with its prior",
+        )
     return load_tensors(read_regular(path, "a file of trained weights"), utf8_text(path.name))
 
 

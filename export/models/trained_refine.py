@@ -44,8 +44,10 @@ def refined(
     settings, loop = entry["settings"], entry["loop"]
     # The seed of the training says nothing of the weights that the bundle starts from.
     config = replace(RefineTraining(**settings).refine, steps=STEPS, seed=0)
+    prior = _prior(source, imgsz)
     return replace(
-        _prior(source, imgsz),
+        prior,
+        licence=f"{prior.licence}; refinement: trained by the user",
         refine=config,
         initial=state,
         refinement={
