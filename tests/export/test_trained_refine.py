@@ -1,0 +1,265 @@
+"""A run of train refine as a bundle: the prior of the run, and the trained refinement network."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import case
+from exporting import export
+from safetensors.numpy import load_file
+
+import runtime
+from export.models.base import PriorModel
+from export.models.load import load_model
+from export.options import ExportOptions, refinement_of
+from export.train.run import open_run
+from runtime.__main__ import main as runtime_main
+from runtime.bundle.manifest import parse_manifest, seal
+from runtime.bundle.open import open_prior
+from runtime.bundle.read import Bundle
+from runtime.core.config import RefineConfig
+from runtime.core.parameters import initial_state
+from runtime.core.resize import working_picture
+from runtime.errors import BundleError, InputError
+from runtime.prior.network import as_probabilities
+from sdk.__main__ import main as dg
+
+
+def train(prior, photos, out, *words):
+    """Train for three steps by the command line."""
+    common = ("--data", photos, "--steps", 3, "--no-cache", "-q")
+    ended = export("train", "refine", "--model", prior, *common, *words, "-o", out)
+    assert ended.code == 0, ended.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(colours, photos, work):
+    """A run on an .onnx file."""
+    return train(colours, photos, work / "camera", "--scale", 0.25, "--seed", 5)
+
+
+@pytest.fixture(scope="module")
+def of_bundle(plain, photos, work):
+    """A run on a bundle."""
+    return train(plain[1], photos, work / "camera2")
+
+
+@pytest.fixture(scope="module")
+def out(run, photos, work):
+    """The bundle of the run on an .onnx file."""
+    words = ("--model", run, "--imgsz", "48x72", "--pictures", photos)
+    ended = export(*words, "-o", work / "camera.bundle")
+    assert ended.code == 0, ended.err
+    assert "the bundle refines in 0 steps  ok\n" in ended.out
+    return work / "camera.bundle"
+
+
+def test_the_prior_of_a_run(run, colours):
+    model, state = load_model(str(run), imgsz=(48, 72)), open_run(run).head()[0]
+    assert (model.name, model.output, model.fixed_size) == ("camera", "logits", (48, 72))
+    assert model.names == load_model(str(colours)).names and model.trained
+    assert model.licence == "MIT; refinement: trained by the user" and model.training is None
+    assert model.refine == RefineConfig(scale=0.25, steps=0)
+    assert model.initial.keys() == state.keys()
+    assert all(np.array_equal(model.initial[k], state[k]) for k in state)
+    assert any(model.initial["conv3.bias"])  # the training has changed it
+    entry = json.loads((run / "run.json").read_text())
+    assert model.refinement == {
+        "method": "refine",
+        "step": 3,
+        "steps": 3,
+        "select": "last",
+        "labels_used": [],
+        "settings": entry["settings"],
+        "prior": {k: entry["prior"][k] for k in ("kind", "name", "sha256", "classes")},
+        "pictures": 4,
+        "seed": 5,
+    }
+    assert model.refinement["prior"]["name"] == "colours.onnx"
+
+
+def test_a_bundle_from_a_run_to_a_picture(run, out, photo, photos, tmp_path, capsys):
+    bundle = Bundle.open(out)
+    state = load_file(out / "init.safetensors")
+    assert all(np.array_equal(state[k], v) for k, v in open_run(run).head()[0].items())
+    for path in out.rglob("*"):  # no path of this machine
+        assert path.is_dir() or str(photos.parent).encode() not in path.read_bytes(), path
+    assert runtime_main(["check", str(out)]) == runtime_main(["inspect", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "refinement refine on colours.onnx, 4 pictures, step 3 of 3 (the last), seed 5; labels "
+        "used for nothing licence"
+    ) in said
+    assert "refine residual; steps 0 (default 10); scale 0.25 (default 0.5)" in said
+    assert "weights trained beforehand, used without a step" in said
+
+    words = ["predict", str(photos / "1.png"), "--prior", str(out), "-o", str(tmp_path)]
+    assert dg([*words, "--json"]) == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    stats = document["stats"]
+    assert (stats["start"], stats["steps"], stats["working_size"]) == ("trained", 0, [24, 36])
+
+    h, w = bundle.refine().working_size(*photo.shape[:2])
+    low = working_picture(photo, h, w)
+    guide = as_probabilities(open_prior(bundle)[0](photo, low), h, w)
+    wanted = runtime.refine(low, guide, initial=state, steps=0)
+    other = runtime.refine(low, guide, steps=0)
+    assert np.abs(wanted.scores - other.scores).max() > 1e-3  # the weights change something
+
+
+def test_a_run_on_a_bundle(of_bundle, plain, photos, tmp_path):
+    prior = Bundle.open(plain[1])
+    model = load_model(str(of_bundle))
+    assert (model.fixed_size, model.names) == ((48, 72), prior.names)
+    assert model.licence.startswith("MIT; ") and model.trained
+    words = ("--model", of_bundle, "--steps", 2, "--half", "--pictures", photos, "-q")
+    ended = export(*words, "-o", tmp_path / "b")
+    assert ended.code == 0, ended.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest["refine"]["steps"] == 2 and manifest["golden"][0]["steps"] == 2
+    assert manifest["graphs"]["prior"]["precision"] == "fp16"
+    assert manifest["model"]["refinement"]["prior"]["kind"] == "bundle"
+    assert manifest["classes"] == prior.names
+    with pytest.raises(InputError, match=r"imgsz is \(64, 64\), but .* has a fixed input"):
+        load_model(str(of_bundle), imgsz=(64, 64))
+
+
+def test_a_prior_that_was_trained_keeps_its_training(of_bundle, plain, tmp_path):
+    """The training of the prior and that of the refinement are two entries of the manifest."""
+    from runtime.bundle.write import write_bundle
+
+    prior, files = Bundle.open(plain[1]), {}
+    for path in plain[1].rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            files[path.relative_to(plain[1]).as_posix()] = path.read_bytes()
+    training = {
+        "method": "boosting",
+        "step": 1,
+        "steps": 1,
+        "select": "last",
+        "labels_used": [],
+        "settings": {},
+        "backbone": {
+            "name": "colours",
+            "source": "colours.pth",
+            "features": "tokens",
+            "sha256": "ab" * 32,
+            "channels": 4,
+            "stride": 8,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "padding": "none",
+            "licence": "MIT",
+            "trained": True,
+        },
+        "views": {"size": 64, "crops": "centre"},
+        "pictures": 4,
+        "seed": 0,
+        "flip": False,
+        "mask": "fine",
+    }
+    model = {"name": "red", "trained": False, "training": training}
+    write_bundle(tmp_path / "red.bundle", {**prior.manifest, "model": model}, files)
+    found = load_model(str(of_bundle), tmp_path / "red.bundle")
+    assert found.training == training and not found.trained and found.refinement is not None
+
+
+def test_a_prior_that_was_moved(run, colours, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "camera")
+    entry = json.loads((copy / "run.json").read_text())
+    entry["prior"]["source"] = "/gone/colours.onnx"
+    (copy / "run.json").write_text(json.dumps(entry))
+    with pytest.raises(
+        InputError, match=r"/gone/colours.onnx of the run does not exist\n.*--weigh"
+    ):
+        load_model(str(copy))
+    moved = shutil.copy(colours, tmp_path / "moved.onnx")
+    assert load_model(str(copy), moved).initial.keys() == load_model(str(run)).initial.keys()
+    entry["prior"]["sha256"] = "ab" * 32
+    (copy / "run.json").write_text(json.dumps(entry))
+    with pytest.raises(InputError, match=r"moved.onnx changed since the run was started: sha256"):
+        load_model(str(copy), moved)
+
+
+def test_options_that_contradict_the_run(run, of_bundle, tmp_path):
+    (tmp_path / "s.safetensors").write_bytes(b"")
+    for words, text in (
+        (("--scale", 0.5), "scale is 0.5, and the refinement network of camera was trained with"),
+        (("--refine", "residual"), "scale is 0.5, and the refinement"),
+        (("--refine", "dynaguide"), "objective is dynaguide, and the refinement"),
+        (("--lr", 0.1), "lr is 0.1, and the refinement"),
+        (("--seed", 5), "seed is 5, and the refinement"),
+        (("--init", tmp_path / "s.safetensors"), "init names weights, and camera has its own"),
+        (("--flip",), "flip is for runs of segunify or boosting; "),
+        (("--mask", "coarse"), "mask is for runs of boosting; "),
+        (("--names", "a,b"), "--names: the run"),
+    ):
+        with case(words):
+            export("--model", run, *words, "-o", tmp_path / "b").refused(1, text, "fix: ")
+    ended = export("--model", "kmeans", "--init", run, "-o", tmp_path / "b")
+    ended.refused(1, "camera, a run of the trainer; wanted a file", f"fix: --model {run} exports")
+    assert not (tmp_path / "b").exists()
+    model = load_model(str(run))
+    for asked in (None, model.refine, replace(model.refine, steps=7)):
+        wanted = asked or model.refine
+        assert refinement_of(ExportOptions(refine=asked), model) == wanted
+    assert refinement_of(ExportOptions(), PriorModel(name="kmeans")) == RefineConfig()
+
+
+def test_an_unfinished_run_is_frozen_with_a_warning(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "camera")
+    entry = json.loads((copy / "run.json").read_text())
+    entry["loop"]["steps"] = 9
+    (copy / "run.json").write_text(json.dumps(entry))
+    (warning,) = load_model(str(copy)).warnings
+    assert "has reached step 3 of 9\n  fix: python -m export train refine -o" in warning
+
+
+def test_the_form_of_the_refinement_in_manifests(out):
+    good = json.loads((out / "manifest.json").read_text())
+    refinement = good["model"]["refinement"]
+
+    def parsed(model, **changes):
+        changed = good | {"model": good["model"] | model} | changes
+        return parse_manifest(json.dumps(seal(changed)).encode(), "m")
+
+    assert parsed({})["model"]["refinement"] == refinement
+    assert parsed({"refinement": refinement | {"select": "cold", "labels_used": ["training"]}})
+    prior = refinement["prior"]
+    for changes in (
+        {"method": "boosting"},
+        {"select": "labels"},
+        {"labels_used": ["selection"]},
+        {"steps": 0},
+        {"pictures": 0},
+        {"settings": []},
+        {"prior": prior | {"name": "/home/somebody/colours.onnx"}},
+        {"prior": prior | {"source": "colours.onnx"}},
+        {"prior": prior | {"classes": 0}},
+        {"backbone": {}},
+    ):
+        with case(changes), pytest.raises(BundleError, match=r"m: manifest\.model\.refinement"):
+            parsed({"refinement": refinement | changes})
+    graphs = {k: v for k, v in good["graphs"].items() if k != "cnn"}
+    with pytest.raises(BundleError, match="the graph cnn is missing"):
+        parsed({}, graphs=graphs)
+
+
+def test_trained_weights_that_do_not_fit_a_prior():
+    config = RefineConfig(steps=0)
+    state = initial_state(config, 3)
+    fields = {"name": "p", "refine": config, "initial": state}
+    assert PriorModel(**fields).initial is state
+    for changes, text in (
+        ({"refine": None}, "wanted refine and initial"),
+        ({"initial": None}, "wanted refine and initial"),
+        ({"refine": None, "initial": None, "refinement": {}}, "wanted refine and initial"),
+        ({"refine": RefineConfig(blocks=3)}, "state has no 'conv2.1.weight'"),
+        ({"initial": {}}, "state has no 'conv1.weight'"),
+        ({"names": ["a", "b"]}, "initial has weights for 3 classes, and names has 2"),
+    ):
+        with case(changes), pytest.raises(InputError, match=text):
+            PriorModel(**fields | changes)
