@@ -1,6 +1,6 @@
 """Masks of heads trained by Boosting beside masks that need no training, on frames of DAVIS.
 
-    python -m benchmarks boosting [--seeds 3] [--steps 600] [--runs FOLDER] [-o FILE]
+    python -m benchmarks boosting [--seeds 3] [--steps 400] [--runs FOLDER] [-o FILE]
     python -m benchmarks boosting --table FILE
 
 The backbone is EfficientNet-Lite0, the training is python -m export train boosting in a process of
@@ -50,7 +50,7 @@ from runtime.errors import InputError, SdkError
 from runtime.files import file_error, shown, stat_of
 from runtime.tools.cli import Parser, out_path, printing, some_path
 
-STEPS, BATCH, LR = 600, 4, 5e-4
+STEPS, BATCH, LR = 400, 4, 5e-4
 SEEDS = 3
 SIDE = 192  # pixels: of the squares that are trained on, and the short side that is scored
 STEP = 3  # every third frame of DAVIS
@@ -203,12 +203,11 @@ class Bench:
         made = [head_masks(head, frame) for frame in self.frames]
         rows = []
         for name, rule in product(MASKS, POLARITIES):
-            masks = [
-                self._best(pair[name], frame)
-                if rule == "truth"
-                else with_polarity(pair[name], rule)
-                for pair, frame in zip(made, self.frames, strict=True)
-            ]
+            pairs = [(pair[name], f) for pair, f in zip(made, self.frames, strict=True)]
+            if rule == "truth":
+                masks = [better(mask, frame) for mask, frame in pairs]
+            else:
+                masks = [with_polarity(mask, rule) for mask, _ in pairs]
             for filtered in (False, True)[: 1 if rule == "truth" else 2]:
                 rows.append(self.row(Method(kind, name, rule, filtered), seed, masks))
         return rows
