@@ -11,8 +11,8 @@ from runtime.files import shown
 from runtime.tools import cli
 
 COMMANDS = (
-    "latency", "compare", "report", "quality", "training", "boosting", "backbone", "cache", "ops",
-    "step", "photo", "stream", "gpu",
+    "latency", "compare", "report", "quality", "training", "boosting", "adapt", "backbone", "cache",
+    "ops", "step", "photo", "stream", "gpu",
 )  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.quality.training import main
     elif name == "boosting":
         from benchmarks.quality.boosting import main
+    elif name == "adapt":
+        from benchmarks.quality.adapt import main
     elif name == "ops":
         from benchmarks.speed.ops import main
     elif name == "photo":

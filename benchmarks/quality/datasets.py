@@ -242,6 +242,19 @@ def camvid_drive(part: str) -> list[CamvidFrame]:
     return [frame for frame in frames if frame.sequence in CAMVID_SEQUENCES[part]]
 
 
+def camvid_val() -> list[CamvidFrame]:
+    """List all frames of CamVid's val part, which is a part of drive 0016E5.
+
+    Raises
+    ------
+    InputError : the data set is missing.
+    """
+    return [
+        CamvidFrame(path.stem, path, _locate("camvid", "valannot", path.name))
+        for path in _pictures(_locate("camvid", "val"), ".png")
+    ]
+
+
 def coco_mini(part: str) -> list[CocoPicture]:
     """List pictures of COCO train2017. Their truth has 27 classes, the supercategories of the
     panoptic categories, so a score on them is named "COCO-panoptic-derived 27".

@@ -1,0 +1,122 @@
+"""The tables of python -m benchmarks adapt, and the compact form of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.table import as_markdown
+
+
+def packed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the rows of each case as one list of "columns" and a list of values for
+    each row; None stands for a value that a row lacks."""
+    cases = {}
+    for name, case in document["cases"].items():
+        columns = list(dict.fromkeys(key for row in case["rows"] for key in row))
+        values = [[row.get(key) for key in columns] for row in case["rows"]]
+        cases[name] = case | {"columns": columns, "rows": values}
+    return document | {"cases": cases}
+
+
+def unpacked(document: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of :func:`packed`."""
+    cases = {}
+    for name, case in document["cases"].items():
+        rows = [
+            {k: v for k, v in zip(case["columns"], row, strict=True) if v is not None}
+            for row in case["rows"]
+        ]
+        cases[name] = {"main": case["main"], "own": case["own"], "rows": rows}
+    return {key: document[key] for key in ("environment", "forms")} | {"cases": cases}
+
+
+def tables(document: dict[str, Any]) -> str:
+    """The tables of a document in Markdown: for each case the scores and the sequences, then the
+    gains that decide. A cell is the mean over the seeds, and in brackets the lowest and highest."""
+    parts = []
+    for name, case in document["cases"].items():
+        if case["rows"]:
+            parts += [f"**{name}: scores**", as_markdown(_scores(case))]
+            parts += [f"**{name}: sequences**", as_markdown(_sequences(case))]
+    if lines := gains(document["cases"]):
+        parts += ["**Gains against cold**", as_markdown(lines)]
+    return "\n\n".join(parts)
+
+
+def gains(cases: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each form and number of steps the gains of all sequences in all cases: the mean of the
+    main score over the seeds, less that of cold refinement. "own": in sequences that were trained
+    on; "others": in the other ones."""
+    found: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    for name, case in cases.items():
+        groups = _groups(case)
+        for method, rows in groups.items():
+            if "form" not in rows[0]:
+                continue
+            for key in _names(rows[0]):
+                part = "own" if key.removeprefix("in ") in case["own"] else "others"
+                gain = np.mean([row[key] for row in rows]) - groups["cold"][0][key]
+                place = f"{name}, {key.removeprefix('in ')}"
+                found.setdefault(method, {}).setdefault(part, []).append((float(gain), place))
+    lines = []
+    for method, parts in found.items():
+        line: dict[str, Any] = {"method": method}
+        for part in ("own", "others"):
+            values = parts.get(part, [])
+            worst = min(values, default=None)
+            line[f"{part}: mean"] = f"{np.mean([v for v, _ in values]):+.4f}" if values else ""
+            line[f"{part}: worst"] = f"{worst[0]:+.4f} ({worst[1]})" if worst else ""
+        lines.append(line)
+    return lines
+
+
+def _scores(case: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = []
+    for method, rows in _groups(case).items():
+        worst = min(rows, key=lambda row: row["worst gain"])
+        line = {"method": method, case["main"]: _range(rows, "main")}
+        line |= {key: _range(rows, key) for key in ("mIoU", "F") if key in rows[0]}
+        for other in ("prior", "cold"):
+            line[f"> {other}"] = _range(rows, f"wins {other}", "{:.0f}".format)
+        line["worst picture, against cold"] = f"{worst['worst']} {worst['worst gain']:+.3f}"
+        line["ms"] = _range(rows, "ms", "{:.0f}".format)
+        line["of the prior"] = _range(rows, "prior ms", "{:.0f}".format)
+        lines.append(line)
+    return lines
+
+
+def _sequences(case: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = []
+    for method, rows in _groups(case).items():
+        line = {"method": method}
+        for key in _names(rows[0]):
+            name = key.removeprefix("in ")
+            line[name if name in case["own"] else f"{name} (not trained on)"] = _range(rows, key)
+        lines.append(line)
+    return lines
+
+
+def _groups(case: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each method, which are those of its seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in case["rows"]:
+        groups.setdefault(row["method"], []).append(row)
+    return groups
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    return [key for key in row if key.startswith("in ")]
+
+
+def _range(
+    rows: list[dict[str, Any]], key: str, shown: Callable[[float], str] = "{:.3f}".format
+) -> str:
+    """The mean of a key, and the lowest and the highest if they differ; "" where it is missing."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
+        return ""
+    mean, low, high = (shown(value) for value in (np.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} [{low}, {high}]"
