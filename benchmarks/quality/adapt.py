@@ -114,13 +114,13 @@ def lead_frames(part: str) -> list[datasets.CamvidFrame]:
 
 
 def davis(part: str) -> list[datasets.DavisFrame]:
-    """Frames of DAVIS: of davis_more the frames 0, 2, ... 18 to train on; from 30 on every third
+    """Frames of DAVIS: of davis_more the frames 0, 4, ... 16 to train on; from 30 on every third
     one, and those of :func:`datasets.davis`, to test on."""
     frames: dict[str, list[datasets.DavisFrame]] = {}
     for frame in datasets.davis(1, folder="davis_more"):
         frames.setdefault(frame.sequence, []).append(frame)
     if part == "trained":
-        return [frame for own in frames.values() for frame in own[:20:2]]
+        return [frame for own in frames.values() for frame in own[:20:4]]
     return [frame for own in frames.values() for frame in own[30::3]] + datasets.davis()
 
 
@@ -424,7 +424,9 @@ def main(argv: list[str]) -> int:
         "--forms", type=option(partial(_names, "forms", forms)), default=forms,
         help=f"with commas ({','.join(forms)})",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="(0 1 2)")
+    parser.add_argument(
+        "--seeds", type=option(_seeds), default=list(SEEDS), help="with commas (0,1,2)"
+    )
     parser.add_argument("-o", "--out", type=out_path, metavar="FILE", help="JSON file of results")
     parser.add_argument(
         "--table", type=some_path, metavar="FILE", help="print the tables of a JSON file, and end"
@@ -471,6 +473,14 @@ def _read(path: Path) -> dict[str, Any]:
             f"{shown(path)} is no result of this command: {error!r}", fix="measure again"
         ) from error
     return document
+
+
+def _seeds(text: str) -> list[int]:
+    """Different whole numbers with commas between them; InputError for another text."""
+    words = text.split(",")
+    if not all(word.isascii() and word.isdigit() for word in words) or len({*words}) < len(words):
+        raise InputError(f"{text!r} is no list of different seeds", fix="--seeds 0,1,2")
+    return [int(word) for word in words]
 
 
 def _names(what: str, known: list[str], text: str) -> list[str]:

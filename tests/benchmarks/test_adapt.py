@@ -1,0 +1,254 @@
+"""The command adapt: which pictures are used, rows, tables, and a short run on made pictures."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from cases import case
+
+pytest.importorskip("onnxruntime", reason="the prior runs on ONNX Runtime")
+pytest.importorskip("torch", reason="the network is trained with PyTorch")
+pytest.importorskip("onnx", reason="the prior is made with onnx")
+
+from one_layer_networks import nearest_colour, save
+from trained_runs import mosaic
+
+from benchmarks import __main__ as command
+from benchmarks.quality import adapt, adapt_tables, datasets
+from benchmarks.quality.adapt import Form, Scores
+from runtime.core import parameters
+from runtime.errors import SdkError
+from sdk import RefineConfig, Segmenter
+
+NAMES = ["sky", "road", "building", "vegetation"]  # the colours of mosaic, as Cityscapes' classes
+CAMVID = np.uint8([datasets.CAMVID_CLASSES.index(n) for n in ("Sky", "Road", "Building", "Tree")])
+PRIOR = "tiny.onnx"
+DRIVES = {"0016E5": 6, "0006R0": 5, "0001TP": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set like CamVid and DAVIS, and a prior that knows the colours."""
+    root = tmp_path_factory.mktemp("data")
+    seed = 0
+    for part, drives in (("train", DRIVES), ("val", {"0016E5": 2})):
+        for drive, count in drives.items():
+            for number in range(count):
+                shot, truth = mosaic(seed := seed + 1, 64, 96)
+                write(root / f"camvid/{part}/{drive}_{number:05}.png", shot[..., ::-1])
+                write(root / f"camvid/{part}annot/{drive}_{number:05}.png", CAMVID[truth])
+    for folder, sequences in (("davis", ("dog",)), ("davis_more", ("kite", "boat"))):
+        for sequence in sequences:
+            for number in range(40):
+                name = f"{sequence}/{number:05}"
+                write(root / folder / "frames" / f"{name}.jpg", np.zeros((4, 6, 3), np.uint8))
+                write(root / folder / "masks" / f"{name}.png", np.zeros((4, 6), np.uint8))
+    (root / "priors").mkdir()
+    weight, bias = (part / 20 for part in nearest_colour())  # soft probabilities
+    save(root / "priors" / PRIOR, weight, bias, classes=NAMES, size_multiple="32", output="logits")
+    return root
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+@pytest.fixture
+def small(data, monkeypatch):
+    """The made data set, one case and one form."""
+    monkeypatch.setenv("SEG_DATA", str(data))
+    wanted = adapt.CASES["camvid s=0.5 one drive"]
+    changed = adapt.Case(
+        (PRIOR, (64, 96)), wanted.trained, wanted.tested, wanted.score, wanted.main
+    )
+    monkeypatch.setattr(adapt, "CASES", {"camvid s=0.5 one drive": changed})
+    monkeypatch.setattr(adapt, "FORMS", (Form("plain", ("--epochs", "1")),))
+    return changed
+
+
+# Pictures
+
+
+def names(pictures):
+    return [picture.name for picture in pictures]
+
+
+def test_drives_are_cut_into_parts_that_are_apart(small):
+    assert names(adapt.drives("trained", "0016E5")) == ["0016E5_00000", "0016E5_00001",
+                                                        "0016E5_00002"]  # fmt: skip
+    assert names(adapt.drives("tested", "0016E5")) == ["0016E5_00004", "0016E5_00005"]
+    trained, tested = (adapt.drives(part) for part in ("trained", "tested"))
+    assert [len(part) for part in (trained, tested)] == [3 + 2 + 2, 2 + 2 + 1]
+    assert not {*names(trained)} & {*names(tested)}
+    assert small.sequences() == ["0016E5"]
+
+
+def test_frames_of_the_lead_and_of_val(small, monkeypatch):
+    monkeypatch.setattr(adapt, "LEAD", 3)
+    assert names(adapt.lead_frames("trained")) == ["0016E5_00000", "0016E5_00002", "0016E5_00005"]
+    assert {p.sequence for p in adapt.lead_frames("tested")} == {"0006R0", "0001TP"}
+    assert names(datasets.camvid_val()) == ["0016E5_00000", "0016E5_00001"]
+    assert datasets.camvid_val()[0].truth().max() < datasets.CAMVID_VOID
+
+
+def test_frames_of_davis(small):
+    trained = names(adapt.davis("trained"))
+    assert len(trained) == 10 and trained[:3] == ["boat/00000", "boat/00004", "boat/00008"]
+    tested = names(adapt.davis("tested"))
+    assert tested[:4] == [f"boat/000{n}" for n in (30, 33, 36, 39)]
+    assert tested[8:] == ["dog/00000", "dog/00009", "dog/00018", "dog/00027", "dog/00036"]
+
+
+# Scores and rows
+
+
+def test_the_score_of_a_frame_of_camvid(small):
+    frame = adapt.drives("tested", "0016E5")[0]
+    labels = np.searchsorted(np.sort(CAMVID), frame.truth())
+    labels = np.argsort(CAMVID)[labels]
+    assert adapt.score_camvid(labels, frame, NAMES)[:2] == (1.0, 1.0)
+    labels[:32] = 9  # no class of the prior
+    main, f, counts = adapt.score_camvid(labels, frame, [*NAMES, *"abcdef"])
+    assert main == 0.5 and f < 1 and counts.sum() == 64 * 96
+
+
+def test_the_foreground_of_davis_is_all_but_the_first_class(small, monkeypatch):
+    frame = datasets.davis(40)[0]
+    mask = np.zeros((4, 6), bool)
+    mask[:, :2] = True
+    monkeypatch.setattr(datasets.DavisFrame, "mask", lambda self: mask)
+    labels = np.zeros((4, 6), np.int32)
+    labels[:, :4] = 7
+    main, _, counts = adapt.score_davis(labels, frame, [])
+    assert main == 0.5 and counts == 0
+
+
+def scores(*main):
+    frames = [datasets.CamvidFrame(f"{d}_{i}", None, None) for i, d in enumerate("aab")]
+    stages = {"refine": 2.0, "filter": 1.0, "postprocess": 0.5}
+    counts = np.eye(12, 11, dtype=int)
+    return [
+        Scores(frame, score, 0.25, counts, stages)
+        for frame, score in zip(frames, main, strict=True)
+    ]
+
+
+def test_a_row_compares_pictures_with_the_prior_and_cold_refinement():
+    base = {"prior": [0.5, 0.6, 0.7], "cold": [0.6, 0.6, 0.9]}
+    assert adapt.row("some", scores(0.7, 0.6, 0.8), base) == {
+        "method": "some", "main": 0.7, "F": 0.25, "mIoU": 1.0, "in a": 0.65, "in b": 0.8,
+        "wins prior": 2, "wins cold": 1, "worst": "b_2", "worst gain": -0.1, "ms": 3.5,
+        "prior ms": None,
+    }  # fmt: skip
+
+
+def rows_of(method, *values, **more):
+    return [{"method": method, "main": 0.5, "in a": a, "in b": b, **more} for a, b in values]
+
+
+def test_gains_are_the_means_of_seeds_less_cold():
+    trained = rows_of("x, 0 steps", (0.6, 0.9), (0.4, 0.7), form="x")
+    cold = rows_of("cold", (0.4, 0.9))
+    cases = {
+        "one": {"own": ["a"], "rows": cold + trained},
+        "two": {"own": ["a", "b"], "rows": rows_of("cold", (0.4, 0.6)) + trained},
+    }
+    assert adapt_tables.gains(cases) == [{
+        "method": "x, 0 steps",
+        "own: mean": "+0.1333", "own: worst": "+0.1000 (one, a)",
+        "others: mean": "-0.1000", "others: worst": "-0.1000 (one, b)",
+    }]  # fmt: skip
+
+
+def test_the_packed_form_has_the_same_rows():
+    rows = [{"method": "cold", "main": 0.5}, {"method": "x", "main": 0.25, "form": "x"}]
+    document = {"environment": {}, "forms": {}}
+    document["cases"] = {"one": {"main": "acc", "own": ["a"], "rows": rows}}
+    small = json.loads(json.dumps(adapt_tables.packed(document)))
+    assert small["cases"]["one"]["columns"] == ["method", "main", "form"]
+    assert adapt_tables.unpacked(small) == document
+
+
+# The labels
+
+
+def test_refined_has_the_labels_of_a_bundle_with_the_same_weights(small, tmp_path):
+    from safetensors.numpy import save as pack
+
+    bench = adapt.Bench(small, tmp_path)
+    bench.prepare()
+    state = parameters.initial_state(RefineConfig(seed=5), len(NAMES))
+    rng = np.random.default_rng(0)
+    state |= {k: rng.normal(0, 0.5, state[k].shape).astype("f4") for k in state if "conv3" in k}
+    weights = {k: np.asarray(v, order="C") for k, v in state.items() if "momentum" not in k}
+    (tmp_path / "w.safetensors").write_bytes(pack(weights))
+    prior = adapt.datasets.prior_path(PRIOR)
+    adapt.command(
+        "export", "--model", prior, "--imgsz", 64, 96, "--init", tmp_path / "w.safetensors", "-o",
+        tmp_path / "trained.bundle", "-q",
+    )  # fmt: skip
+    for steps in (0, 2):
+        config = RefineConfig(steps=steps)
+        seg = Segmenter(tmp_path / "trained.bundle", refine=config, threads=1)
+        plain = Segmenter(bench.prior, refine=config, threads=1)
+        for item, picture, guide in bench.pictures[:2]:
+            labels, stages = adapt.refined(bench.pipeline, weights, config, picture, guide)
+            with case(steps):
+                np.testing.assert_array_equal(labels, seg(item.image()).labels)
+                assert (labels != plain(item.image()).labels).any()
+                assert {"refine", "filter", "postprocess"} <= {*stages}
+
+
+# The command
+
+
+def test_a_network_is_trained_and_scored_and_not_trained_again(small, tmp_path, capsys):
+    out = tmp_path / "a.json"
+    words = ["adapt", "-o", str(out), "--seeds"]
+    assert command.main([*words, "1"]) == 0
+    table = capsys.readouterr().out
+    document = adapt_tables.unpacked(json.loads(out.read_text()))
+    rows = document["cases"]["camvid s=0.5 one drive"]["rows"]
+    methods = ["prior", "prior + guided filter", "cold", "fast", "plain, 0 steps", "plain, 2 steps"]
+    assert [row["method"] for row in rows] == methods
+    assert rows[4]["seed"] == 1 and rows[4]["step"] == 3 and rows[4]["seconds"] > 0
+    assert all(row["main"] > 0.5 for row in rows) and rows[0]["prior ms"] > 0
+    assert "| plain, 0 steps " in table and "0001TP (not trained on)" in table
+    before = out.read_bytes()
+    assert command.main([*words, "1"]) == 0
+    assert out.read_bytes() == before
+    capsys.readouterr()
+    assert command.main(["adapt", "--table", str(out)]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_results_of_other_forms_are_refused(small, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "a.json"
+    document = {"environment": {}, "forms": {"plain": "--epochs 9"}, "cases": {}}
+    out.write_text(json.dumps(document))
+    assert command.main(["adapt", "-o", str(out)]) == 1
+    assert "has results of other forms" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_is_one_error(tmp_path):
+    with pytest.raises(SdkError, match=r"-m export --model .*nothing.* ended with 1: error: "):
+        adapt.command("export", "--model", tmp_path / "nothing.onnx", "-o", tmp_path / "a.bundle")
+
+
+def test_wrong_words_are_refused(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"cases": {"x": {}}}')
+    for words, message in (
+        (["--cases", "city"], "cases has 'city'; wanted some of camvid s=0.5 all drives, "),
+        (["--forms", "plain,x"], "forms has 'x'; wanted some of plain, "),
+        (["--seeds", "0,x"], "'0,x' is no list of different seeds"),
+        (["--table", str(tmp_path / "a.json")], "is no result of this command"),
+        (["--table", str(tmp_path / "b.json")], "does not exist"),
+    ):
+        with case(message):
+            try:
+                code = command.main(["adapt", *words])
+            except SystemExit as end:
+                code = end.code
+            assert code != 0 and message in capsys.readouterr().err
