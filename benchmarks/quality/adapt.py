@@ -54,9 +54,13 @@ class Form:
     blocks: int = 2
 
 
+_LONG = ("--epochs", "4")
 FORMS = (
-    Form("plain", ("--epochs", "4")),
-    Form("3 layers", ("--epochs", "4", "--blocks", "3"), blocks=3),
+    Form("plain", _LONG),
+    Form("held-out", (*_LONG, "--select", "energy", "--every", "20")),
+    Form("cold", (*_LONG, "--select", "cold", "--every", "20")),
+    Form("light", (*_LONG, "--augment", "light")),
+    Form("slow", (*_LONG, "--lr", "0.01")),
 )
 
 
