@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.engines.named_files import read_regular
-from runtime.errors import InputError, MissingBackend, first_line
+from runtime.errors import BundleError, MissingBackend, first_line
 from runtime.files import file_error, replace_file, shown, stat_of
 
 SCORE, SECONDS = "held_out", "seconds"
@@ -98,7 +98,8 @@ def cut_log(path: Path, step: int) -> None:
 
     Raises
     ------
-    InputError : the file cannot be read or written, or is damaged; then nothing is changed.
+    InputError : the file cannot be read or written.
+    BundleError : it is damaged; then nothing is changed.
     """
     if stat_of(path) is None:
         return
@@ -117,7 +118,8 @@ def last_step(path: Path) -> int:
 
     Raises
     ------
-    InputError : the file cannot be read, or is damaged.
+    InputError : the file cannot be read.
+    BundleError : it is damaged.
     """
     table = [] if stat_of(path) is None else _read(path)[1]
     return int(table[-1][0]) if len(table) > 1 else 0
@@ -125,7 +127,7 @@ def last_step(path: Path) -> int:
 
 def _read(path: Path) -> tuple[bytes, list[list[str]]]:
     """The bytes of log.csv, and the fields of its lines, of which the first one is the header. A
-    last line that was not written whole is left out; InputError for other damage."""
+    last line that was not written whole is left out; BundleError for other damage."""
     data = read_regular(path, "the log of a run")
     lines, table, last = data.split(b"\n")[:-1], [], 0
     for number, line in enumerate(lines, 1):
@@ -137,7 +139,7 @@ def _read(path: Path) -> tuple[bytes, list[list[str]]]:
             else:
                 last = _checked_step(row, table[0], last)
         except ValueError as error:
-            raise InputError(
+            raise BundleError(
                 f"{shown(path)} is damaged: line {number}: {first_line(error)}",
                 fix="restore it from a copy; or remove it, then --resume: its rows are lost",
             ) from error
@@ -184,7 +186,8 @@ def draw_curves(log: Path, out: Path, title: str) -> None:
 
     Raises
     ------
-    InputError : a file cannot be read or written, or the log is damaged.
+    InputError : a file cannot be read or written.
+    BundleError : the log is damaged.
     """
     columns = _columns(log)
     if not columns:

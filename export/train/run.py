@@ -209,8 +209,8 @@ def check_first_checkpoint(folder: Path, entry: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    InputError : a file cannot be read, or log.csv is damaged.
-    BundleError : the checkpoint was lost.
+    InputError : a file cannot be read.
+    BundleError : the checkpoint was lost, or log.csv is damaged.
     """
     if stat_of(folder / CHECKPOINT) is not None:
         return

@@ -4,7 +4,7 @@ import cv2
 import pytest
 
 from export.train.log import Log, cut_log, draw_curves, last_step
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
 
 pytest.importorskip("matplotlib", reason="the losses are drawn by matplotlib")
 
@@ -122,7 +122,7 @@ def test_a_damaged_log_is_an_error_and_keeps_its_rows(path, tmp_path):
             lambda: cut_log(path, 10),
             lambda: last_step(path),
         ):
-            with pytest.raises(InputError, match=rf"log\.csv is damaged: line {line}: "):
+            with pytest.raises(BundleError, match=rf"log\.csv is damaged: line {line}: "):
                 use()
         assert path.read_bytes() == text.encode("latin-1"), text
 
