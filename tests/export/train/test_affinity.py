@@ -96,6 +96,14 @@ def test_positions_without_any_value_have_the_cosine_0():
     assert abs(threshold(picture((1, 0), (1, 0), (0, 0))) - 0.5) < 0.002
 
 
+def test_equal_positions_count_although_their_product_may_round_above_1():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        values = draw.normal(size=300)
+        found = threshold(picture([0, *values], [0, *values], [1, *np.zeros(300)]))
+        assert abs(found - 0.5) < 0.002
+
+
 def test_what_is_refused():
     bad = torch.rand(2, 3, 2, 2)
     bad[1, 0, 0, 0] = torch.nan
