@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from export.train.feature_cache import FeatureCache
 from export.train.guide_source import GuideSource
-from export.train.labels import Classes, LabelSet, read_ids, some
+from export.train.labels import LabelSet, read_ids
 from export.train.reader import Reads
 from runtime.checks import UnknownGuide
 from runtime.core.classes import frequent_classes, restricted
@@ -60,25 +60,15 @@ class PictureLabels:
     Parameters
     ----------
     files : the file with the labels of each picture that has labels.
-    of_id : the number of the prior's class of each id.
-    ignore : the id of pixels without labels, or None.
-    strict : whether an id that is neither in ``of_id`` nor ``ignore`` is an error; else its pixels
-        have no labels.
+    of_id : the number of the prior's class of each id. Pixels of other ids have no labels.
     """
 
     files: dict[Path, Path]
     of_id: dict[int, int]
-    ignore: int | None = None
-    strict: bool = False
 
     @classmethod
     def find(
-        cls,
-        pictures: Sequence[Path],
-        folder: Path,
-        source: GuideSource,
-        classes: Path | None = None,
-        ignore: int | None = None,
+        cls, pictures: Sequence[Path], folder: Path, of_id: Mapping[int, int]
     ) -> PictureLabels:
         """Find the labels of pictures, of which all but one may have none.
 
@@ -87,38 +77,19 @@ class PictureLabels:
         pictures : files.
         folder : with STEM.png (one channel of ids) or STEM.npy for the picture STEM.jpg; see
             :mod:`export.train.labels`.
-        source : the prior, whose classes the labels have.
-        classes : a file that names the ids, as for :meth:`export.train.labels.Classes.read`, by
-            names of the prior's classes. Pixels of other ids have no labels. None: the ids are the
-            numbers of the prior's classes, and other ids are errors.
-        ignore : the id of pixels without labels.
+        of_id : as for the class.
 
         Raises
         ------
-        InputError : no picture has labels, two pictures or two files of labels have one stem, or
-            the names are not those of the prior.
+        InputError : no picture has labels, or two pictures or two files of labels have one stem.
 
         Example
         -------
-        >>> labels = PictureLabels.find(files, Path("masks"), source, ignore=255)
+        >>> labels = PictureLabels.find(files, Path("masks"), {7: 0, 8: 1})
         """
         stems = {path.stem for path in folder.glob("*")}
         labelled = [file for file in pictures if file.stem in stems]
-        files = dict(LabelSet.find(labelled or pictures, folder).pairs)
-        if classes is None:
-            return cls(files, {i: i for i in range(source.classes)}, ignore, strict=True)
-        known, own = Classes.read(classes), source.names
-        if own is None:
-            raise InputError(
-                f"{shown(classes)} names classes, but {source.name} has no names",
-                fix="--names road,sky,tree; or leave --classes out: the ids are then its classes",
-            )
-        if other := [name for name in known.names if name not in own]:
-            raise InputError(
-                f"{shown(classes)} has names that {source.name} does not have: {some(other)}",
-                fix=f"choose among {some(own)}; ids that are left out have no labels",
-            )
-        return cls(files, {i: own.index(known.names[n]) for i, n in known.of_id.items()}, ignore)
+        return cls(dict(LabelSet.find(labelled or pictures, folder).pairs), dict(of_id))
 
     def of(self, file: Path, own: tuple[int, int], size: tuple[int, int]) -> np.ndarray | None:
         """The labels of a picture, or None if it has none.
@@ -136,8 +107,7 @@ class PictureLabels:
 
         Raises
         ------
-        InputError : the file cannot be read, has another size than the picture, or an id that is no
-            class.
+        InputError : the file cannot be read, or has another size than the picture.
         """
         path = self.files.get(file)
         if path is None:
@@ -149,21 +119,13 @@ class PictureLabels:
                 f"{own[0]} x {own[1]}",
                 fix="resize the labels to the picture's size, to the nearest pixel",
             )
-        outside = sorted({*np.unique(ids).tolist()} - {*self.of_id} - {self.ignore})
-        if outside and self.strict:
-            raise InputError(
-                f"{shown(path)} has ids that are no class of the prior: "
-                f"{some([*map(str, outside)])}",
-                fix=f"--ignore {outside[0]}, or --classes FILE",
-            )
         rows, columns = (
             ((np.arange(n) + 0.5) * (whole / n)).astype(np.int64)
             for n, whole in zip(size, own, strict=True)
         )
         nearest, out = ids[rows[:, None], columns], np.full(size, -1, np.int64)
         for number, of_prior in self.of_id.items():
-            if number != self.ignore:
-                out[nearest == number] = of_prior
+            out[nearest == number] = of_prior
         return out
 
 
@@ -193,6 +155,8 @@ class GuideBatches:
     Attributes
     ----------
     reads : the Reads, which has ``files``, ``batch``, ``broken_indices`` and ``most_broken``.
+    views : the number of pictures.
+    broken : the reason for each broken file that was found up to the last step.
 
     Raises
     ------

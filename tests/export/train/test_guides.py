@@ -133,7 +133,7 @@ def test_what_is_refined_is_what_the_runtime_refines(tmp_path):
 
 def test_a_step_depends_on_the_seed_and_its_number_alone(tmp_path):
     files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
-    labels = drawn_labels(tmp_path / "labels", files, source)
+    labels = drawn_labels(tmp_path / "labels", files)
     options = {"batch": 3, "seed": 7, "augment": "light", "labels": labels}
     every = list(batches_of(files, source, **options).batches(0, 5))
     resumed = list(batches_of(files, source, **options).batches(3, 5))
@@ -307,22 +307,20 @@ def test_small_pictures_keep_a_pixel():
 # --- labels ------------------------------------------------------------------------------------
 
 
-def drawn_labels(folder, files, source):
+def drawn_labels(folder, files, of_id=None):
     """Labels of all pictures but the last one."""
     folder.mkdir()
     for file in files[:-1]:
         height, width = cv2.imread(str(file)).shape[:2]
         ids = (np.arange(height * width).reshape(height, width) // 5 % 4 + 7).astype(np.uint8)
         assert cv2.imwrite(str(folder / file.name), ids)
-    classes = folder.parent / "classes.json"
-    classes.write_text('{"7": "sea", "8": "brick", "9": "sand"}')
-    return PictureLabels.find(files, folder, source, classes)
+    return PictureLabels.find(files, folder, {7: 2, 8: 0, 9: 3} if of_id is None else of_id)
 
 
 def test_labels_have_the_priors_numbers_at_working_size(tmp_path):
-    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
-    labels = drawn_labels(tmp_path / "labels", files, source)
-    found = batches_of(files, source, labels=labels).of(range(4))
+    files = drawn(tmp_path / "pictures")
+    labels = drawn_labels(tmp_path / "labels", files)
+    found = batches_of(files, opened(tmp_path), labels=labels).of(range(4))
     assert found[3].labels is None
     for (height, width), guided in zip(SIZES, found[:3], strict=False):
         ids = np.arange(height * width).reshape(height, width) // 5 % 4
@@ -334,50 +332,25 @@ def test_labels_have_the_priors_numbers_at_working_size(tmp_path):
 
 
 def test_labels_of_another_size_count_as_a_broken_picture(tmp_path):
-    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
-    labels = drawn_labels(tmp_path / "labels", files, source)
+    files = drawn(tmp_path / "pictures")
+    labels = drawn_labels(tmp_path / "labels", files)
     assert cv2.imwrite(str(tmp_path / "labels/00.png"), np.zeros((9, 9), np.uint8))
-    data = batches_of(files, source, labels=labels)
+    data = batches_of(files, opened(tmp_path), labels=labels)
     with pytest.raises(InputError, match="1 of 4 pictures cannot be read"):
         data.of([0], most_broken=0)
     assert "00.png has 9 x 9 pixels, and" in data.broken[files[0]]
 
 
 def test_few_labels_are_enough_and_none_are_an_error(tmp_path):
-    files, source = drawn(tmp_path / "pictures"), opened(tmp_path)
+    files = drawn(tmp_path / "pictures")
     folder = tmp_path / "labels"
     folder.mkdir()
     with pytest.raises(InputError, match="0 of 4 pictures"):
-        PictureLabels.find(files, folder, source)
+        PictureLabels.find(files, folder, {0: 0})
     with pytest.raises(InputError, match="does not exist"):
-        PictureLabels.find(files, tmp_path / "nowhere", source)
+        PictureLabels.find(files, tmp_path / "nowhere", {0: 0})
     np.save(folder / "02.npy", np.zeros((48, 32), np.int64))
-    assert PictureLabels.find(files, folder, source).files == {files[2]: folder / "02.npy"}
-
-
-def test_without_a_file_of_classes_ids_are_the_priors_numbers(tmp_path):
-    (file,) = drawn(tmp_path / "pictures", 1, [(4, 8)])
-    source, folder = opened(tmp_path), tmp_path / "labels"
-    folder.mkdir()
-    np.save(folder / "00.npy", np.arange(4).repeat(8).reshape(4, 8))
-    found = PictureLabels.find([file], folder, source, ignore=2).of(file, (4, 8), (4, 8))
-    assert found[:, 0].tolist() == [0, 1, -1, 3]
-    np.save(folder / "00.npy", np.array([[0, 255], [4, 1]]).repeat(4, 1).repeat(2, 0))
-    labels = PictureLabels.find([file], folder, source, ignore=255)
-    with pytest.raises(InputError, match=r"00\.npy has ids that are no class of the prior: 4\n"):
-        labels.of(file, (4, 8), (4, 8))
-
-
-def test_names_of_ids_must_be_those_of_the_prior(tmp_path):
-    files = drawn(tmp_path / "pictures")
-    with pytest.raises(InputError, match=r"names that prior\.onnx does not have: sand") as failed:
-        drawn_labels(
-            tmp_path / "labels", files, opened(tmp_path, classes=["sea", "brick", "a", "b"])
-        )
-    assert "choose among sea, brick, a, b" in failed.value.fix
-    nameless = opened(tmp_path, classes=None)
-    with pytest.raises(InputError, match=r"names classes, but prior\.onnx has no names"):
-        PictureLabels.find(files, tmp_path / "labels", nameless, tmp_path / "classes.json")
+    assert PictureLabels.find(files, folder, {0: 1}).files == {files[2]: folder / "02.npy"}
 
 
 # --- which priors can be used ------------------------------------------------------------------
