@@ -156,3 +156,24 @@ def test_a_bundle_from_a_run_to_a_picture(run, tmp_path, capsys):
     assert {s["name"] for s in document["segments"]} == {"background", "object"}
     labels = np.asarray(Image.open(document["labels"]))
     assert (labels == truth).mean() > 0.97
+
+
+def test_a_run_of_the_command_line(tmp_path, monkeypatch):
+    """What train boosting writes is what the export reads."""
+    monkeypatch.undo()  # the trainer needs the rest of the module, too
+    monkeypatch.setattr("export.backbones.load.load_backbone", lambda *_: backbone())
+    folder, run = tmp_path / "pictures", tmp_path / "trained"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(patch(16 * i, 40)[0]).save(folder / f"{i}.png")
+    words = ("--data", folder, "--backbone", "colours", "--imgsz", 64, "--batch", 2, "--steps", 1)
+    ended = export("train", "boosting", *words, "--no-eq", "-q", "-o", run)
+    assert ended.code == 0, ended.err
+    model = load_model(str(run), imgsz=(96, 96))
+    assert model.training["settings"]["eq"] is False and model.training["views"]["size"] == 64
+    good = tiny_parts(with_network=True)[0]
+    entry = good["model"] | {"training": json.loads(json.dumps(model.training))}
+    parse_manifest(json.dumps(seal(good | {"model": entry})).encode(), "m")
+    with torch.no_grad():
+        out = model.module(torch.from_numpy(model.preprocess(patch(0, 0)[0])))
+    assert out.shape == (1, 2, 96, 96) and torch.allclose(out.sum(1), torch.ones(1))
