@@ -252,7 +252,9 @@ class Bench:
             name: self.scored(partial(segment, self.segmenter(**options)))
             for name, options in methods.items()
         }
-        self.base = {name: [one.main for one in found[name]] for name in ("prior", "cold")}
+        self.base |= {
+            name: [round(one.main, 6) for one in found[name]] for name in ("prior", "cold")
+        }
         return [row(name, scores, self.base) for name, scores in found.items()]
 
     def trained(self, form: Form, seed: int) -> Iterator[dict[str, Any]]:
@@ -366,8 +368,8 @@ def measure(
     names : of CASES.
     forms : names of FORMS.
     seeds : of the training.
-    cases : name -> {"main", "own", "rows"}: the name of the main score, the sequences that are
-        trained on, and the rows.
+    cases : name -> {"main", "own", "base", "rows"}: the name of the main score, the sequences that
+        are trained on, the main scores of each picture of "prior" and "cold", and the rows.
 
     Returns
     -------
@@ -380,7 +382,9 @@ def measure(
     """
     for name in names:
         case = CASES[name]
-        known = cases.setdefault(name, {"main": case.main, "own": case.sequences(), "rows": []})
+        known = cases.setdefault(
+            name, {"main": case.main, "own": case.sequences(), "base": {}, "rows": []}
+        )
         done = {(row.get("form"), row.get("seed")) for row in known["rows"]}
         wanted = [
             (form, seed)
@@ -391,10 +395,11 @@ def measure(
         if not wanted:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(case, Path(folder))
+            bench = Bench(case, Path(folder), known["base"])
             bench.prepare()
-            base = bench.untrained()
-            parts = [iter([] if known["rows"] else base)]
+            parts: list[Iterator[dict[str, Any]]] = []
+            if not known["rows"]:
+                parts = [iter(bench.untrained())]
             for rows in chain(parts, (bench.trained(form, seed) for form, seed in wanted)):
                 for row in [*rows]:
                     known["rows"].append(row)

@@ -29,7 +29,7 @@ def unpacked(document: dict[str, Any]) -> dict[str, Any]:
             {k: v for k, v in zip(case["columns"], row, strict=True) if v is not None}
             for row in case["rows"]
         ]
-        cases[name] = {"main": case["main"], "own": case["own"], "rows": rows}
+        cases[name] = {key: case[key] for key in ("main", "own", "base")} | {"rows": rows}
     return {key: document[key] for key in ("environment", "forms")} | {"cases": cases}
 
 

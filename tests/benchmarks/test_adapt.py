@@ -165,7 +165,7 @@ def test_gains_are_the_means_of_seeds_less_cold():
 def test_the_packed_form_has_the_same_rows():
     rows = [{"method": "cold", "main": 0.5}, {"method": "x", "main": 0.25, "form": "x"}]
     document = {"environment": {}, "forms": {}}
-    document["cases"] = {"one": {"main": "acc", "own": ["a"], "rows": rows}}
+    document["cases"] = {"one": {"main": "acc", "own": ["a"], "base": {}, "rows": rows}}
     small = json.loads(json.dumps(adapt_tables.packed(document)))
     assert small["cases"]["one"]["columns"] == ["method", "main", "form"]
     assert adapt_tables.unpacked(small) == document
