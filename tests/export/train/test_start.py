@@ -9,7 +9,7 @@ from training import CHANNELS, TINY, draw_pictures, tiny_backbone, torch, train,
 
 from export.train import feature_cache, select, shifts
 from export.train.features import FeatureBatches
-from export.train.run import read_entry
+from export.train.run import read_checkpoint, read_entry
 from export.train.select import split
 from export.train.views import ViewRule
 from runtime.pictures.files import picture_files
@@ -251,3 +251,19 @@ def test_the_versions_name_all_libraries_that_make_features(data, tmp_path):
     versions = read_entry(tmp_path / "a")["versions"]
     assert versions["transformers"] == "9.8.7" and versions["opencv"] == cv2.__version__
     assert "transformers" not in read_entry(trained(data, tmp_path / "b", *SHORT))["versions"]
+
+
+def test_random_numbers_of_the_backbone_do_not_change_the_initial_weights(data, tmp_path):
+    """A backbone draws some when it is made, and others in other versions of its library."""
+
+    def other(*words):
+        torch.rand(3)
+        return tiny_backbone(*words)
+
+    words = ("segunify", "--data", data, *SHORT, "-q", "-o")
+    heads = []
+    for number, backbone in enumerate((tiny_backbone, other)):
+        assert train(*words, tmp_path / str(number), backbone=backbone).code == 0
+        heads.append(read_checkpoint(tmp_path / str(number)).module())
+    for name, array in heads[0].items():
+        np.testing.assert_array_equal(array, heads[1][name], err_msg=name)
