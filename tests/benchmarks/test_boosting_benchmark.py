@@ -218,7 +218,8 @@ def test_a_short_run_is_kept_and_used_again(small, tmp_path, capsys, monkeypatch
     fine = {r["polarity"]: r["iou"] for r in heads if r["mask"] == "fine" and not r["filtered"]}
     assert fine["truth"] >= max(fine.values())
     assert all(0 <= r["iou"] <= 1 and len(r["by_sequence"]) == 2 for r in first["rows"])
-    assert (tmp_path / "runs/base-0/run.json").is_file()
+    head = boosting.load_head(tmp_path / "runs/base-0", 320)
+    assert not head.training and head.stages[0][1].num_batches_tracked == 2
     out.unlink()
     capsys.readouterr()
     assert command.main([*words, "1"]) == 0  # the run is finished
