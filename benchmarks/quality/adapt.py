@@ -232,7 +232,7 @@ class Bench:
         for item, picture, guide in self.pictures:
             labels, stages = segment(picture, guide)
             main, f, counts = self.case.score(labels, item, names)
-            scores.append(Scores(item, main, f, counts, stages))
+            scores.append(Scores(item, round(main, 6), f, counts, stages))
         return scores
 
     def untrained(self) -> list[dict[str, Any]]:
@@ -252,9 +252,7 @@ class Bench:
             name: self.scored(partial(segment, self.segmenter(**options)))
             for name, options in methods.items()
         }
-        self.base |= {
-            name: [round(one.main, 6) for one in found[name]] for name in ("prior", "cold")
-        }
+        self.base |= {name: [one.main for one in found[name]] for name in ("prior", "cold")}
         return [row(name, scores, self.base) for name, scores in found.items()]
 
     def trained(self, form: Form, seed: int) -> Iterator[dict[str, Any]]:
