@@ -46,6 +46,7 @@ from benchmarks.table import as_markdown, check_out, make_folder, write_json
 from export.backbones.base import LITE0, Backbone
 from export.train.run import ENTRY, open_run
 from runtime.checks import check_count
+from runtime.core.resize import resize
 from runtime.errors import InputError, SdkError
 from runtime.files import file_error, shown, stat_of
 from runtime.tools.cli import Parser, out_path, printing, some_path
@@ -54,10 +55,11 @@ STEPS, BATCH, LR = 400, 4, 5e-4
 SEEDS = 3
 SIDE = 192  # pixels: of the squares that are trained on, and the short side that is scored
 STEP = 3  # every third frame of DAVIS
-KINDS = {  # what is trained, and its options of python -m export train boosting
-    "base": ("--no-eq",),
-    "L_eq": ("--no-gf",),
-    "L_eq, filtered target": (),
+KINDS: dict[str, tuple[int, tuple[str, ...]]] = {  # what is trained: times STEPS, and its options
+    "base": (1, ("--no-eq",)),
+    "L_eq": (1, ("--no-gf",)),
+    "L_eq, filtered target": (1, ()),
+    "L_eq, filtered target, longer": (3, ()),  # on the first seed alone
 }
 MASKS = ("coarse", "fine")
 POLARITIES = ("area", "border", "truth")
@@ -82,7 +84,7 @@ class Method(NamedTuple):
     filtered: bool = False
 
 
-BASE, LEQ, BOTH = KINDS
+BASE, LEQ, BOTH, LONGER = KINDS
 
 
 def _comparisons() -> list[tuple[Method, Method]]:
@@ -109,6 +111,7 @@ def _comparisons() -> list[tuple[Method, Method]]:
         *pairs,
         (fine, Method(BASE, "fine", "area")),
         (Method(BOTH, "fine", "border"), Method(BOTH, "fine", "area")),
+        (Method(LONGER, "fine", "border"), Method(BOTH, "fine", "border")),
         (Method("k-means", filtered=True), Method("k-means")),
     ]
 
@@ -177,13 +180,16 @@ class Bench:
     ----------
     runs : the folder of the runs.
     steps : of the training.
+    backbone : of the features.
     frames : of DAVIS.
+    settings : of a run, which define the normalised cut.
     """
 
     runs: Path
     steps: int
     backbone: Backbone
     frames: list[Frame] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def run(self, kind: str, seed: int) -> Path:
         """The folder of a run."""
@@ -191,7 +197,8 @@ class Bench:
 
     def trained(self, kind: str, seed: int) -> dict[str, Any]:
         """Train a head unless it is trained; returns the figures of its training."""
-        train(self.run(kind, seed), seed, self.steps, *KINDS[kind])
+        longer, options = KINDS[kind]
+        train(self.run(kind, seed), seed, longer * self.steps, *options)
         state = open_run(self.run(kind, seed)).checkpoint.state
         losses = {name: round(value, 4) for name, value in state["losses"].items()}
         per_step = round(1000 * state["seconds"] / state["step"])
@@ -219,6 +226,7 @@ class Bench:
             for mask, frame in zip(masks, self.frames, strict=True)
         ]
         scores = [score(mask, f.truth) for mask, f in zip(large, self.frames, strict=True)]
+        cuts = [self._ncut(mask, frame) for mask, frame in zip(masks, self.frames, strict=True)]
         ious = np.array([one.iou for one in scores])
         names = np.array([frame.sequence for frame in self.frames])
         best, threshold = max_f(scores)
@@ -231,12 +239,26 @@ class Bench:
             "max_f": round(best, 4),
             "threshold": round(threshold, 3),
             "area": round(float(np.mean([(mask > 0.5).mean() for mask in large])), 4),
+            "ncut": round(float(np.mean(cuts)), 4),
             "worst_picture": self.frames[worst].name,
             "worst_iou": round(float(ious[worst]), 4),
             "by_sequence": [
                 round(float(np.nanmean(ious[names == name])), 4) for name in dict.fromkeys(names)
             ],
         }
+
+    def _ncut(self, mask: np.ndarray, frame: Frame) -> float:
+        """The loss ncut of a mask, which is resized to the size of the features."""
+        import torch
+
+        from export.train.boosting_losses import directions, ncut
+
+        size = frame.features.shape[2:]
+        small = resize(np.ascontiguousarray(mask)[..., None], *size)[None, None, ..., 0]
+        units = directions(frame.features, self.settings["centre"])
+        return float(
+            ncut(torch.from_numpy(small), units, self.settings["threshold"], self.settings["weak"])
+        )
 
 
 def better(mask: np.ndarray, frame: Frame) -> np.ndarray:
@@ -275,6 +297,11 @@ def times(bench: Bench, kind: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def heads(seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """The kind and the seed of each head; longer ones are trained with the first seed alone."""
+    return [(k, seed) for seed in seeds for k in KINDS if KINDS[k][0] == 1 or seed == seeds[0]]
+
+
 def measure(bench: Bench, seeds: Sequence[int], document: dict[str, Any]) -> Iterator[str]:
     """Add what ``document`` lacks, part by part; yields what was added.
 
@@ -283,12 +310,12 @@ def measure(bench: Bench, seeds: Sequence[int], document: dict[str, Any]) -> Ite
     InputError : a data set is missing.
     SdkError : a training has failed.
     """
+    wanted = heads(seeds)
     trained = {(row["method"], row["seed"]) for row in document["trainings"]}
-    for seed in seeds:
-        for kind in KINDS:
-            if (kind, seed) not in trained:
-                document["trainings"].append(bench.trained(kind, seed))
-                yield f"{kind}, seed {seed}: trained"
+    for kind, seed in wanted:
+        if (kind, seed) not in trained:
+            document["trainings"].append(bench.trained(kind, seed))
+            yield f"{kind}, seed {seed}: trained"
     coco = [] if document["choices"] else coco_frames(bench.backbone, SIDE)
     if coco:
         document["choices"] = choose(coco)
@@ -302,21 +329,20 @@ def measure(bench: Bench, seeds: Sequence[int], document: dict[str, Any]) -> Ite
         name: max((r for r in rows if r["baseline"] == name), key=lambda r: r["iou"])["value"]
         for name in CHOICES
     }
-    settings = open_run(bench.run("base", seeds[0])).entry["settings"]
-    for name, mask in baselines(chosen, document["area"], settings).items():
+    bench.settings = open_run(bench.run(BASE, seeds[0])).entry["settings"]
+    for name, mask in baselines(chosen, document["area"], bench.settings).items():
         for seed in seeds if name in SEEDED else seeds[:1]:
             if (name, seed) not in done:
                 masks = [mask(frame, seed) for frame in bench.frames]
                 methods = [Method(name, filtered=filtered) for filtered in (False, True)]
                 document["rows"] += [bench.row(method, seed, masks) for method in methods]
                 yield f"{name}, seed {seed}: IoU {document['rows'][-2]['iou']:.3f}"
-    for seed in seeds:
-        for kind in KINDS:
-            if (kind, seed) not in done:
-                document["rows"] += bench.head_rows(kind, seed)
-                yield f"{kind}, seed {seed}: IoU {document['rows'][-5]['iou']:.3f}"
+    for kind, seed in wanted:
+        if (kind, seed) not in done:
+            document["rows"] += bench.head_rows(kind, seed)
+            yield f"{kind}, seed {seed}: IoU {document['rows'][-5]['iou']:.3f}"
     if not document["times"]:
-        document["times"] = times(bench, "base", seeds[0])
+        document["times"] = times(bench, BASE, seeds[0])
         yield "times: measured"
 
 
@@ -365,7 +391,7 @@ def _mean_by_sequence(rows: list[dict[str, Any]]) -> np.ndarray:
 
 def _scores(method: Method, rows: list[dict[str, Any]], names: list[str]) -> dict[str, str]:
     """One row of the first table."""
-    titles = {"acc": "acc", "iou": "IoU", "max_f": "max F", "area": "area"}
+    titles = {"acc": "acc", "iou": "IoU", "max_f": "max F", "area": "area", "ncut": "ncut"}
     by_sequence = _mean_by_sequence(rows)
     last, worst = int(by_sequence.argmin()), min(rows, key=lambda row: row["worst_iou"])
     return (

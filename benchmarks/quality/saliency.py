@@ -287,7 +287,7 @@ def cut(frame: Frame, seed: int, *, settings: dict[str, Any]) -> np.ndarray:
 def baselines(
     chosen: dict[str, float], area: float, settings: dict[str, Any]
 ) -> dict[str, Callable[[Frame, int], np.ndarray]]:
-    """Masks of a frame and a seed that need no training.
+    """Masks of a frame and a seed that need no training; for comparison, the truth too.
 
     Parameters
     ----------
@@ -302,6 +302,7 @@ def baselines(
 
     clusters, colours = (int(chosen[name]) for name in SEEDED)
     return {
+        "truth": lambda frame, seed: frame.truth.astype(np.float32),
         "everything": lambda frame, seed: np.ones(frame.pixels.shape[:2], np.float32),
         "centre prior": partial(centre, size=chosen["centre prior"]),
         "centre prior, mean area": partial(centre, size=size),

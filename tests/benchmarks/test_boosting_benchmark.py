@@ -113,6 +113,11 @@ def test_masks_of_a_head_are_those_of_the_network(backbone):
     assert found["coarse"].mean() > 0.5 and found["fine"].shape == (16, 32)
 
 
+def test_longer_trainings_have_one_seed(monkeypatch):
+    monkeypatch.setattr(boosting, "KINDS", {"a": (1, ()), "b": (3, ())})
+    assert boosting.heads([5, 6]) == [("a", 5), ("b", 5), ("a", 6)]
+
+
 # Rows and tables
 
 
@@ -120,13 +125,16 @@ def test_the_scores_of_a_row():
     half, truth = np.zeros((4, 4), np.float32), np.zeros((32, 32), bool)
     half[:, :2], truth[:, :16] = 1, True
     bench = boosting.Bench(None, 1, None)
+    sides = blob(half > 0)
     bench.frames = [
-        frame(None, truth, "b/0"), frame(None, truth, "b/1"), frame(None, ~truth, "a/0"),
-    ]  # fmt: skip
+        frame(sides, t, n) for t, n in ((truth, "b/0"), (truth, "b/1"), (~truth, "a/0"))
+    ]
+    bench.settings = SETTINGS
     method = boosting.Method("one", "fine", "area")
     plain = bench.row(method, 2, [half, 0 * half, half])
     assert plain["iou"] == pytest.approx(1 / 3, abs=1e-4) and plain["acc"] == 0.5
     assert plain["by_sequence"] == [0.5, 0] and plain["area"] == pytest.approx(1 / 3, abs=1e-4)
+    assert plain["ncut"] == pytest.approx((0 + 1 + 0) / 3, abs=1e-3)
     assert plain["worst_picture"] == "b/1" and plain["worst_iou"] == 0 and plain["seed"] == 2
     assert boosting.Method(*(plain[key] for key in method._fields)) == method
     bench.frames = [frame(None, ~truth, "b/0")] * 2
@@ -138,7 +146,7 @@ def row(name, mask, polarity, filtered, seed, by_sequence):
     iou = float(np.mean(by_sequence))
     return {
         "name": name, "mask": mask, "polarity": polarity, "filtered": filtered, "seed": seed,
-        "acc": 0.9, "iou": iou, "max_f": 0.5, "threshold": 0.4, "area": 0.1,
+        "acc": 0.9, "iou": iou, "max_f": 0.5, "threshold": 0.4, "area": 0.1, "ncut": 0.3,
         "worst_picture": f"a/{seed}",
         "worst_iou": seed / 10, "by_sequence": by_sequence,
     }  # fmt: skip
@@ -160,7 +168,7 @@ def test_the_tables():
     text = boosting.tables(document)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["base", "fine", "area", "no", "0.900", "0.350 [0.250, 0.450]", "0.500", "0.100",
-            "b: 0.200", "a/0: 0.000"] in lines  # fmt: skip
+            "0.300", "b: 0.200", "a/0: 0.000"] in lines  # fmt: skip
     assert ["base, fine, area, filtered", "base, fine, area", "+0.000", "0 of 2", "1 of 2",
             "a: +0.000", "1.000"] in lines  # fmt: skip
     assert ["base, fine, area", "k-means", "+0.200", "2 of 2", "2 of 2", "b: +0.100",
@@ -202,7 +210,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(boosting, "SIDE", 64)
     monkeypatch.setattr(boosting, "STEP", 1)
     monkeypatch.setattr(boosting, "BATCH", 2)
-    monkeypatch.setattr(boosting, "KINDS", {"base": ("--no-eq",)})
+    monkeypatch.setattr(boosting, "KINDS", {"base": (1, ("--no-eq",))})
 
 
 def test_a_short_run_is_kept_and_used_again(small, tmp_path, capsys, monkeypatch):
@@ -236,6 +244,8 @@ def test_a_short_run_is_kept_and_used_again(small, tmp_path, capsys, monkeypatch
     assert command.main([*words, "1"]) == 0 and trained == []
     assert command.main([*words, "2"]) == 1
     assert trained == [("base-1", 1, 2, ("--no-eq",))]
+    monkeypatch.setattr(boosting, "KINDS", {"longer": (3, ("--no-gf",))})
+    assert command.main([*words, "1"]) == 1 and trained[1:] == [("longer-0", 0, 6, ("--no-gf",))]
     capsys.readouterr()
     assert command.main(["boosting", "--table", str(out)]) == 0
     assert capsys.readouterr().out == said.out
