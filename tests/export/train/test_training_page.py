@@ -1,10 +1,10 @@
-"""The six commands of docs/training.md, run on made pictures in a folder of their own."""
+"""The commands of docs/training.md, run on made pictures in folders of their own."""
 
+import importlib
 import json
 import re
 import shlex
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import cv2
@@ -21,10 +21,18 @@ SHORTER = {
 }
 
 
-def commands():
+def commands(heading):
+    """The commands of a section of the page, without the word python."""
     page = (ROOT / "docs" / "training.md").read_text()
-    block = page.split("<!-- tests/export/train/test_training_page.py")[1]
-    return re.findall(r"^ {4}python (-m .*)$", block, re.MULTILINE)[:6]
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^ {4}python (-m .*)$", section, re.MULTILINE)
+
+
+def run(text):
+    """Run a command of the page in this process, which has loaded torch already."""
+    module, *words = shlex.split(text)[1:]
+    main = importlib.import_module(f"{module}.__main__").main
+    assert main(words) == 0, text
 
 
 @pytest.fixture
@@ -47,15 +55,13 @@ def street(tmp_path):
 
 
 def test_the_six_commands_lead_from_pictures_to_a_refined_picture(street, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    found = commands()
+    monkeypatch.chdir(street)
+    found = commands("Clusters: from a folder of pictures to a bundle")
     assert len(found) == 6
     for text in found:
         for long, short in SHORTER.items():
             text = text.replace(long, short)
-        words = [sys.executable, *shlex.split(text)]
-        done = subprocess.run(words, cwd=street, capture_output=True, text=True)
-        assert done.returncode == 0, f"{text}\n{done.stderr}"
+        run(text)
     manifest = json.loads((street / "street.bundle" / "manifest.json").read_text())
     named = json.loads((street / "street.run" / "names.json").read_text())
     assert manifest["classes"] == named["names"]
@@ -63,3 +69,20 @@ def test_the_six_commands_lead_from_pictures_to_a_refined_picture(street, monkey
     assert manifest["model"]["training"]["step"] == 6
     overlay = cv2.imread(str(street / "out" / "001_overlay.png"))
     assert overlay.shape == (72, 96, 3)
+
+
+def test_the_four_commands_adapt_a_prior_to_a_camera(colours, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(colours, tmp_path / "prior.onnx")
+    (tmp_path / "camera").mkdir()
+    for number, photo in enumerate(sorted(photos.iterdir()), 1):
+        shutil.copy(photo, tmp_path / "camera" / f"{number:03d}.png")
+    found = commands("Adapt to your camera")
+    assert len(found) == 4
+    for text in found:
+        run(text)
+    refinement = json.loads((tmp_path / "camera.bundle" / "manifest.json").read_text())["model"][
+        "refinement"
+    ]
+    assert (refinement["step"], refinement["pictures"]) == (16, 4)  # four passes
+    assert cv2.imread(str(tmp_path / "out" / "001_overlay.png")).shape == (96, 144, 3)
