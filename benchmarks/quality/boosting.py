@@ -55,11 +55,10 @@ STEPS, BATCH, LR = 400, 4, 5e-4
 SEEDS = 3
 SIDE = 192  # pixels: of the squares that are trained on, and the short side that is scored
 STEP = 3  # every third frame of DAVIS
-KINDS: dict[str, tuple[int, tuple[str, ...]]] = {  # what is trained: times STEPS, and its options
-    "base": (1, ("--no-eq",)),
-    "L_eq": (1, ("--no-gf",)),
-    "L_eq, filtered target": (1, ()),
-    "L_eq, filtered target, longer": (3, ()),  # on the first seed alone
+KINDS = {  # what is trained, and its options of python -m export train boosting
+    "base": ("--no-eq",),
+    "L_eq": ("--no-gf",),
+    "L_eq, filtered target": (),
 }
 MASKS = ("coarse", "fine")
 POLARITIES = ("area", "border", "truth")
@@ -84,7 +83,7 @@ class Method(NamedTuple):
     filtered: bool = False
 
 
-BASE, LEQ, BOTH, LONGER = KINDS
+BASE, LEQ, BOTH = KINDS
 
 
 def _comparisons() -> list[tuple[Method, Method]]:
@@ -111,7 +110,6 @@ def _comparisons() -> list[tuple[Method, Method]]:
         *pairs,
         (fine, Method(BASE, "fine", "area")),
         (Method(BOTH, "fine", "border"), Method(BOTH, "fine", "area")),
-        (Method(LONGER, "fine", "border"), Method(BOTH, "fine", "border")),
         (Method("k-means", filtered=True), Method("k-means")),
     ]
 
@@ -197,8 +195,7 @@ class Bench:
 
     def trained(self, kind: str, seed: int) -> dict[str, Any]:
         """Train a head unless it is trained; returns the figures of its training."""
-        longer, options = KINDS[kind]
-        train(self.run(kind, seed), seed, longer * self.steps, *options)
+        train(self.run(kind, seed), seed, self.steps, *KINDS[kind])
         state = open_run(self.run(kind, seed)).checkpoint.state
         losses = {name: round(value, 4) for name, value in state["losses"].items()}
         per_step = round(1000 * state["seconds"] / state["step"])
@@ -297,11 +294,6 @@ def times(bench: Bench, kind: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def heads(seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """The kind and the seed of each head; longer ones are trained with the first seed alone."""
-    return [(k, seed) for seed in seeds for k in KINDS if KINDS[k][0] == 1 or seed == seeds[0]]
-
-
 def measure(bench: Bench, seeds: Sequence[int], document: dict[str, Any]) -> Iterator[str]:
     """Add what ``document`` lacks, part by part; yields what was added.
 
@@ -310,7 +302,7 @@ def measure(bench: Bench, seeds: Sequence[int], document: dict[str, Any]) -> Ite
     InputError : a data set is missing.
     SdkError : a training has failed.
     """
-    wanted = heads(seeds)
+    wanted = [(kind, seed) for seed in seeds for kind in KINDS]
     trained = {(row["method"], row["seed"]) for row in document["trainings"]}
     for kind, seed in wanted:
         if (kind, seed) not in trained:

@@ -113,11 +113,6 @@ def test_masks_of_a_head_are_those_of_the_network(backbone):
     assert found["coarse"].mean() > 0.5 and found["fine"].shape == (16, 32)
 
 
-def test_longer_trainings_have_one_seed(monkeypatch):
-    monkeypatch.setattr(boosting, "KINDS", {"a": (1, ()), "b": (3, ())})
-    assert boosting.heads([5, 6]) == [("a", 5), ("b", 5), ("a", 6)]
-
-
 # Rows and tables
 
 
@@ -210,7 +205,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(boosting, "SIDE", 64)
     monkeypatch.setattr(boosting, "STEP", 1)
     monkeypatch.setattr(boosting, "BATCH", 2)
-    monkeypatch.setattr(boosting, "KINDS", {"base": (1, ("--no-eq",))})
+    monkeypatch.setattr(boosting, "KINDS", {"base": ("--no-eq",)})
 
 
 def test_a_short_run_is_kept_and_used_again(small, tmp_path, capsys, monkeypatch):
@@ -244,8 +239,6 @@ def test_a_short_run_is_kept_and_used_again(small, tmp_path, capsys, monkeypatch
     assert command.main([*words, "1"]) == 0 and trained == []
     assert command.main([*words, "2"]) == 1
     assert trained == [("base-1", 1, 2, ("--no-eq",))]
-    monkeypatch.setattr(boosting, "KINDS", {"longer": (3, ("--no-gf",))})
-    assert command.main([*words, "1"]) == 1 and trained[1:] == [("longer-0", 0, 6, ("--no-gf",))]
     capsys.readouterr()
     assert command.main(["boosting", "--table", str(out)]) == 0
     assert capsys.readouterr().out == said.out
