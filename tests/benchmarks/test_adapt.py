@@ -11,6 +11,7 @@ pytest.importorskip("onnxruntime", reason="the prior runs on ONNX Runtime")
 pytest.importorskip("torch", reason="the network is trained with PyTorch")
 pytest.importorskip("onnx", reason="the prior is made with onnx")
 
+from exporting import export
 from one_layer_networks import nearest_colour, save
 from trained_runs import mosaic
 
@@ -184,14 +185,12 @@ def test_refined_has_the_labels_of_a_bundle_with_the_same_weights(small, tmp_pat
     state |= {k: rng.normal(0, 0.5, state[k].shape).astype("f4") for k in state if "conv3" in k}
     weights = {k: np.asarray(v, order="C") for k, v in state.items() if "momentum" not in k}
     (tmp_path / "w.safetensors").write_bytes(pack(weights))
-    prior = adapt.datasets.prior_path(PRIOR)
-    adapt.command(
-        "export", "--model", prior, "--imgsz", 64, 96, "--init", tmp_path / "w.safetensors", "-o",
-        tmp_path / "trained.bundle", "-q",
-    )  # fmt: skip
+    prior, made = str(datasets.prior_path(PRIOR)), tmp_path / "trained.bundle"
+    words = ["--model", prior, "--imgsz", "64", "96", "--init", str(tmp_path / "w.safetensors")]
+    assert export(*words, "-o", str(made)).code == 0
     for steps in (0, 2):
         config = RefineConfig(steps=steps)
-        seg = Segmenter(tmp_path / "trained.bundle", refine=config, threads=1)
+        seg = Segmenter(made, refine=config, threads=1)
         plain = Segmenter(bench.prior, refine=config, threads=1)
         for item, picture, guide in bench.pictures[:2]:
             labels, stages = adapt.refined(bench.pipeline, weights, config, picture, guide)
