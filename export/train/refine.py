@@ -20,6 +20,7 @@ import numpy as np
 from export.train.labels import Classes, some
 from runtime.checks import is_number, shown_value
 from runtime.core.config import PRESETS, RefineConfig
+from runtime.core.guide import Guide
 from runtime.core.refiner import Refiner
 from runtime.errors import InputError
 from runtime.files import shown
@@ -411,7 +412,7 @@ def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[],
         shape = guide.shape
         refiner = Refiner(*shape[:2], classes=shape[2], threads=threads, **config.options())
         # With one class no step can change a label.
-        result = refiner.run(image, guide, steps=0 if shape[2] == 1 else None)
+        result = refiner.run(image, Guide(guide), steps=0 if shape[2] == 1 else None)
         return result.labels.astype(np.uint16)
 
     wanted = [cold(held.of([i])[0]) for i in range(held.reads.views)]
