@@ -45,13 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["train"]:
-        from export.train.__main__ import main as train
-
-        return train(arguments[1:])
+        return run(lambda: _train(arguments[1:]), as_json="--json" in arguments)
     # argparse takes "-0.5,-0.5,-0.5" for an option, but not what begins with a space.
     words = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in arguments]
     args = _parser().parse_args(words)
     return run(lambda: _export(args, arguments), as_json=args.json)
+
+
+def _train(words: list[str]) -> int:
+    """Run a command of the trainer, and return the exit code. Ctrl-C ends its imports, too."""
+    from export.train.__main__ import command
+
+    return command(words)
 
 
 def _parser() -> Parser:

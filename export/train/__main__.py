@@ -87,12 +87,22 @@ def main(argv: list[str] | None = None) -> int:
     A :class:`runtime.errors.ExitCode`.
     """
     words = sys.argv[1:] if argv is None else argv
+    return run(lambda: command(words), as_json="--json" in words)
 
-    def command() -> int:
-        args = _parser().parse_args(words)
-        return args.run(args, words)
 
-    return run(command, as_json="--json" in words)
+def command(words: list[str]) -> int:
+    """Run one command, whose errors are raised.
+
+    Parameters
+    ----------
+    words : of the command line after "train".
+
+    Returns
+    -------
+    A :class:`runtime.errors.ExitCode`.
+    """
+    args = _parser().parse_args(words)
+    return args.run(args, words)
 
 
 def _parser(

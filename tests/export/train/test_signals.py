@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 from training import TINY, draw_pictures, train
@@ -75,3 +76,17 @@ def test_a_signal_that_was_ignored_stays_so(data, tmp_path, send):
     send(signal.SIGHUP)
     assert train("segunify", "--data", data, "-o", tmp_path / "run", *SHORT).code == 0
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch):
+    class Interrupts:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "export.train.__main__":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "export.train.__main__")
+    monkeypatch.setattr(sys, "meta_path", [Interrupts, *sys.meta_path])
+    assert train("segunify").refused(130, "error: interrupted")
+    ended = train("segunify", "--json")
+    assert ended.code == 130 and '"error": "interrupted"' in ended.out
