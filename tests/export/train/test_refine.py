@@ -16,6 +16,7 @@ from scenes import scene
 
 import runtime
 from runtime.core import parameters, reference
+from runtime.core.guide import Guide
 from runtime.core.refiner import Refiner, maker, refine_with
 from runtime.errors import InputError
 from runtime.pictures.load import load_image
@@ -329,6 +330,23 @@ def test_the_cold_score_is_the_share_of_labels_that_differ_from_a_cold_refinemen
     for _ in range(10):  # what the cold refinement does on the first picture
         update(own, optimiser, first)
     assert score() < 0.005 < differ[0]
+
+
+def test_the_cold_refinement_takes_the_guide_as_it_is(monkeypatch):
+    """Pixels that resizing made from known and unknown ones sum to less than 1."""
+    image, guide = drawn()
+    guide[::2] *= 0.5
+    kept, run = [], Refiner.run
+
+    def record(self, image, guide, **options):
+        kept.append(guide)
+        return run(self, image, guide, **options)
+
+    monkeypatch.setattr(Refiner, "run", record)
+    cold_score(method(), Held(guided(image, guide)), threads=1)
+    (found,) = kept
+    assert isinstance(found, Guide)
+    np.testing.assert_array_equal(found.array, guide[..., CHOSEN])
 
 
 # --- what training finds -------------------------------------------------------------------------
