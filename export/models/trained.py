@@ -148,8 +148,8 @@ def trained(
     ----------
     folder : that python -m export train has written.
     weights : where the run's backbone or prior is now; None: where it was at the training.
-    imgsz : (height, width) in pixels to freeze for; None takes the size of the views, or that of
-        the run's prior.
+    imgsz : (height, width) in pixels to freeze for; None takes the size of the views, or, for
+        refine, the size that most pictures had as the prior's input.
     flip : average the output for a picture with that for its mirror image.
     mask : "fine" or "coarse", of boosting alone; None: "fine".
 

@@ -11,6 +11,7 @@ from export.train.guide_source import GuideSource, reopen
 from export.train.refine import RefineTraining
 from export.train.run import Run
 from runtime.bundle.read import Bundle
+from runtime.errors import SdkError
 from runtime.files import one_line
 
 STEPS = 0  # of the refinement in the bundle: the trained network corrects the prior without a step
@@ -25,7 +26,9 @@ def refined(
     ----------
     run : of :func:`export.train.run.open_run`.
     place : where the prior is now, an .onnx file or a bundle; None: where it was at the training.
-    imgsz : (height, width) in pixels to freeze for; None takes the prior's own.
+    imgsz : (height, width) in pixels to freeze for; None takes the size that most pictures of the
+        training had as the prior's input. With it, the guides of such pictures are those that the
+        network was trained on.
 
     Raises
     ------
@@ -44,9 +47,11 @@ def refined(
     settings, loop = entry["settings"], entry["loop"]
     # The seed of the training says nothing of the weights that the bundle starts from.
     config = replace(RefineTraining(**settings).refine, steps=STEPS, seed=0)
-    prior = _prior(source, imgsz)
+    sizes = [(height, width) for height, width in entry["prior"]["sizes"]]
+    prior = _prior(source, imgsz or sizes[0])
     return replace(
         prior,
+        warnings=prior.warnings + (_several(sizes) if imgsz is None else ()),
         licence=f"{prior.licence}; refinement: trained by the user",
         refine=config,
         initial=state,
@@ -70,7 +75,20 @@ def refined(
     )
 
 
-def _prior(source: GuideSource, imgsz: tuple[int, int] | None) -> PriorModel:
+def _several(sizes: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The warning that pictures of the training had several input sizes; none for one size."""
+    if len(sizes) == 1:
+        return ()
+    words = [f"{height}x{width}" for height, width in sizes]
+    warning = SdkError(
+        f"pictures of the training had {len(words)} input sizes ({', '.join(words[:3])}"
+        f"{', ...' if len(words) > 3 else ''}); without --dynamic the bundle has {words[0]} alone",
+        fix=f"--dynamic keeps all of them; or choose one: --imgsz {words[0]}",
+    )
+    return (str(warning),)
+
+
+def _prior(source: GuideSource, imgsz: tuple[int, int]) -> PriorModel:
     """The prior of a run, as it is exported alone."""
     path = Path(source.source)
     if source.kind == "onnx":

@@ -82,7 +82,8 @@ class GuideSource:
         return f"onnxruntime {import_onnxruntime('compute guides').__version__}"
 
     def entry(self) -> dict[str, Any]:
-        """What run.json stores of the prior, from which :func:`reopen` opens it again."""
+        """What run.json stores of the prior, beside the sizes of its inputs, and from which
+        :func:`reopen` opens it again."""
         stated = {name: value for name, value in vars(self.stated).items() if value is not None}
         return {
             "kind": self.kind,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from runtime.opencv import cv2
 from runtime.pictures.load import load_image
 
 _VERSION = 1  # of the guides in the cache
+_MOST_READ = 32  # pictures whose size is read before the first step
 _LEAST_SHARE = 0.6  # of each side, that a crop has
 _GAMMA = 0.3  # largest natural logarithm of the exponent
 _CONTRAST = 0.25  # largest natural logarithm of the factor
@@ -255,6 +258,31 @@ class GuideBatches:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def input_sizes(files: Sequence[Path], source: GuideSource) -> list[list[int]]:
+    """The sizes that pictures have as the input of a prior.
+
+    Parameters
+    ----------
+    files : of the pictures. At most 32 of them are read, in equal distances. Broken ones are left
+        out: the training reports them.
+    source : with the prior.
+
+    Returns
+    -------
+    [height, width] in pixels of each size, the most common one first.
+
+    Example
+    -------
+    >>> input_sizes(files, source)  # of pictures of 360 x 480 pixels, for a long side of 512
+    [[384, 512]]
+    """
+    found: Counter[tuple[int, int]] = Counter()
+    for file in files[:: -(-len(files) // _MOST_READ)]:
+        with suppress(InputError):
+            found[source.prior.preprocess.size(*load_image(file)[0].shape[:2])] += 1
+    return [[*size] for size, _ in found.most_common()]
 
 
 def light(

@@ -201,7 +201,7 @@ def prepare(start: Start) -> Parts:
     """
     from export.models.stated import Stated
     from export.train.guide_source import open_guide_source, reopen
-    from export.train.guides import GuideBatches, PictureLabels
+    from export.train.guides import GuideBatches, PictureLabels, input_sizes
     from export.train.method import Parts
 
     args, config, entry = start.args, start.config, start.entry
@@ -215,9 +215,11 @@ def prepare(start: Start) -> Parts:
         )
         source = open_guide_source(args.model, stated, threads=config.threads)
         method = Refine(check(args), source.classes)
+        sizes = input_sizes(start.files, source)
     else:
         source = reopen(entry["prior"], args.model, threads=config.threads)
         method = from_settings(entry["settings"], source.classes)
+        sizes = entry["prior"]["sizes"]
     method.module.to(config.device)
     labels = None
     if args.labels is not None:
@@ -241,7 +243,7 @@ def prepare(start: Start) -> Parts:
     elif held is not None:
         score = cold_score(method, held, config.threads)
     name, version = source.library.split()
-    made = {"settings": method.settings(), "prior": source.entry()}
+    made = {"settings": method.settings(), "prior": source.entry() | {"sizes": sizes}}
     return Parts(method, trained, score, held, made, {name: version})
 
 

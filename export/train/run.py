@@ -36,6 +36,7 @@ from runtime.checks import is_count, is_number, shown_value
 from runtime.engines.named_files import missing, shell_word
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.files import file_error, replace_file, shown, stat_of
+from runtime.prior.preprocess import MAX_SIDE
 
 SCHEMA = "dg-run/1"
 ENTRY = "run.json"
@@ -350,6 +351,10 @@ def _is_list(value: Any, member: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and bool(value) and all(map(member, value))
 
 
+def _is_size(value: Any) -> bool:
+    return _is_list(value, lambda side: is_count(side, 1, MAX_SIDE)) and len(value) == 2
+
+
 def _is_object(value: Any, member: Callable[[Any], bool] = lambda _: True) -> bool:
     return isinstance(value, dict) and all(map(member, value.values()))
 
@@ -384,6 +389,7 @@ _COLOUR = (
     "three numbers",
     lambda v: _is_list(v, lambda n: is_number(n, -1e3, 1e3)) and len(v) == 3,
 )
+_SIZES = ("a list of [height, width]", lambda v: _is_list(v, _is_size))
 _ENTRY = {
     "schema": _TEXT,
     "method": ("a word", _matches("[a-z][a-z0-9-]{0,40}")),
@@ -412,6 +418,7 @@ _PRIOR = {
     "names": ("null, or a list of texts", lambda v: v is None or _is_list(v, _is_text)),
     "output": ("a word", _is_text),
     "preprocess": _OBJECT,
+    "sizes": _SIZES,
     "stated": ("an object of what --mean, --std, --names and --output say", _is_stated),
 }
 _BACKBONE = {

@@ -4,16 +4,19 @@ import json
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from cases import case
 from exporting import export
+from one_layer_networks import NAMES, nearest_colour, save
 from safetensors.numpy import load_file
 
 import runtime
 from export.models.base import PriorModel
 from export.models.load import load_model
 from export.options import ExportOptions, refinement_of
+from export.train.guide_source import open_guide_source
 from export.train.run import open_run
 from runtime.__main__ import main as runtime_main
 from runtime.bundle.manifest import parse_manifest, seal
@@ -36,9 +39,17 @@ def train(prior, photos, out, *words):
 
 
 @pytest.fixture(scope="module")
-def run(colours, photos, work):
+def prior(work):
+    """A network of free size, whose input is a square of 72 pixels if nothing else is said."""
+    (work / "small").mkdir()
+    meta = {"classes": NAMES, "licence": "MIT", "input_size": {"width": 72, "height": 72}}
+    return save(work / "small" / "colours.onnx", *nearest_colour(), **meta)
+
+
+@pytest.fixture(scope="module")
+def run(prior, photos, work):
     """A run on an .onnx file."""
-    return train(colours, photos, work / "camera", "--scale", 0.25, "--seed", 5)
+    return train(prior, photos, work / "camera", "--scale", 0.25, "--seed", 5)
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +61,17 @@ def of_bundle(plain, photos, work):
 @pytest.fixture(scope="module")
 def out(run, photos, work):
     """The bundle of the run on an .onnx file."""
-    words = ("--model", run, "--imgsz", "48x72", "--pictures", photos)
+    words = ("--model", run, "--pictures", photos)
     ended = export(*words, "-o", work / "camera.bundle")
     assert ended.code == 0, ended.err
     assert "the bundle refines in 0 steps  ok\n" in ended.out
     return work / "camera.bundle"
 
 
-def test_the_prior_of_a_run(run, colours):
-    model, state = load_model(str(run), imgsz=(48, 72)), open_run(run).head()[0]
+def test_the_prior_of_a_run(run, prior):
+    model, state = load_model(str(run)), open_run(run).head()[0]
     assert (model.name, model.output, model.fixed_size) == ("camera", "logits", (48, 72))
-    assert model.names == load_model(str(colours)).names and model.trained
+    assert model.names == NAMES and model.trained
     assert model.licence == "MIT; refinement: trained by the user" and model.training is None
     assert model.refine == RefineConfig(scale=0.25, steps=0)
     assert model.initial.keys() == state.keys()
@@ -167,7 +178,30 @@ def test_a_prior_that_was_trained_keeps_its_training(of_bundle, plain, tmp_path)
     assert found.training == training and not found.trained and found.refinement is not None
 
 
-def test_a_prior_that_was_moved(run, colours, tmp_path):
+def test_the_guides_of_the_bundle_are_those_of_the_training(run, out, prior, photo):
+    """For pictures of the camera's size, without any option."""
+    source, (found, _) = open_guide_source(str(prior)), open_prior(Bundle.open(out))
+    guide = as_probabilities(found(photo, None), 24, 36)
+    np.testing.assert_allclose(guide, source.guide(photo, 24, 36), rtol=0, atol=1e-6)
+    assert load_model(str(prior)).fixed_size == (72, 72)  # which returns other guides
+    assert load_model(str(run), imgsz=(64, 64)).fixed_size == (64, 64)
+
+
+def test_a_run_on_pictures_of_several_sizes(prior, photos, tmp_path):
+    mixed = shutil.copytree(photos, tmp_path / "mixed")
+    upright = cv2.rotate(cv2.imread(str(mixed / "0.png")), cv2.ROTATE_90_CLOCKWISE)
+    assert cv2.imwrite(str(mixed / "0.png"), upright)
+    own = train(prior, mixed, tmp_path / "run")
+    assert json.loads((own / "run.json").read_text())["prior"]["sizes"] == [[48, 72], [72, 48]]
+    model = load_model(str(own))
+    assert model.fixed_size == (48, 72)
+    (warning,) = model.warnings
+    assert "had 2 input sizes (48x72, 72x48); without --dynamic the bundle has 48x72" in warning
+    assert "fix: --dynamic keeps all of them; or choose one: --imgsz" in warning
+    assert load_model(str(own), imgsz=(48, 72)).warnings == ()
+
+
+def test_a_prior_that_was_moved(run, prior, tmp_path):
     copy = shutil.copytree(run, tmp_path / "camera")
     entry = json.loads((copy / "run.json").read_text())
     entry["prior"]["source"] = "/gone/colours.onnx"
@@ -176,7 +210,7 @@ def test_a_prior_that_was_moved(run, colours, tmp_path):
         InputError, match=r"/gone/colours.onnx of the run does not exist\n.*--weigh"
     ):
         load_model(str(copy))
-    moved = shutil.copy(colours, tmp_path / "moved.onnx")
+    moved = shutil.copy(prior, tmp_path / "moved.onnx")
     assert load_model(str(copy), moved).initial.keys() == load_model(str(run)).initial.keys()
     entry["prior"]["sha256"] = "ab" * 32
     (copy / "run.json").write_text(json.dumps(entry))

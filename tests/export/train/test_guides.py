@@ -19,7 +19,7 @@ import runtime  # noqa: E402
 from export.models.stated import Stated  # noqa: E402
 from export.train.feature_cache import FeatureCache  # noqa: E402
 from export.train.guide_source import GuideSource, open_guide_source, reopen  # noqa: E402
-from export.train.guides import GuideBatches, PictureLabels, light  # noqa: E402
+from export.train.guides import GuideBatches, PictureLabels, input_sizes, light  # noqa: E402
 from runtime.core.classes import frequent_classes, restricted  # noqa: E402
 from runtime.core.config import RefineConfig  # noqa: E402
 from runtime.core.guide import Guide  # noqa: E402
@@ -126,6 +126,13 @@ def test_what_is_refined_is_what_the_runtime_refines(tmp_path):
         image, Guide(guide)
     )
     assert own.stats["losses"] == result.stats["losses"]
+
+
+def test_the_input_sizes_of_some_pictures(tmp_path):
+    files = drawn(tmp_path / "pictures", 3, [(48, 32)]) + drawn(tmp_path / "more", 2, [(40, 96)])
+    files[3].write_bytes(b"broken")
+    assert input_sizes(files, opened(tmp_path)) == [[48, 32], [20, 48]]
+    assert input_sizes(files[:1] * 99 + files[4:], opened(tmp_path)) == [[48, 32]]  # 25 are read
 
 
 # --- batches -----------------------------------------------------------------------------------
