@@ -20,7 +20,7 @@ from runtime.engines.named_files import shell_word, utf8_text
 from runtime.engines.onnx import load_engine
 from runtime.engines.onnx_file import check_file
 from runtime.engines.onnx_runtime import import_onnxruntime
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
 from runtime.files import file_error, here, shown, stat_of
 from runtime.prior.network import (
     NetworkPrior,
@@ -33,6 +33,7 @@ from runtime.prior.network import (
 from runtime.prior.preprocess import Preprocess
 
 _PLACE = ("name", "source")  # what a move of the files changes in the entry
+_DAMAGED = "copy the run again, or train again with another -o"
 _NO_KMEANS = (
     "k-means has no classes: the number of a cluster means something else in each picture, and "
     "weights that are trained on many pictures would correct nothing"
@@ -107,9 +108,15 @@ class GuideSource:
         Raises
         ------
         InputError : it is another one; the message names what differs.
+        BundleError : it is the same, but the entry says something else of it.
         """
         own = self.entry()
         other = [name for name in own if name not in _PLACE and own[name] != entry.get(name)]
+        if other and not {"kind", "sha256"} & {*other}:
+            raise BundleError(
+                f"run.json does not describe the prior {shown(self.source)}: {', '.join(other)}",
+                fix=_DAMAGED,
+            )
         if other:
             raise InputError(
                 f"the prior {shown(self.source)} changed since the run was started: "
@@ -224,6 +231,7 @@ def reopen(
     ------
     InputError : the prior does not exist or has changed. Also what :func:`open_guide_source`
         raises.
+    BundleError : the entry is wrong.
     """
     model = entry["source"] if place is None else place
     if stat_of(model) is None:
@@ -231,9 +239,11 @@ def reopen(
             f"the prior {shown(model)} of the run does not exist",
             fix="name its place: --model PATH for train, --weights PATH for python -m export",
         )
-    stated = Stated(
-        **{k: v if isinstance(v, str) else tuple(v) for k, v in entry["stated"].items()}
-    )
+    words = {k: v if isinstance(v, str) else tuple(v) for k, v in entry["stated"].items()}
+    try:
+        stated = Stated(**words)
+    except InputError as error:
+        raise BundleError(f"run.json: prior: stated: {error.message}", fix=_DAMAGED) from error
     source = open_guide_source(model, stated, threads=threads)
     source.check_same(entry)
     return source

@@ -386,11 +386,26 @@ def test_what_run_json_stores_opens_the_prior_again(tmp_path):
     network(path, ("Mul", {}, np.array(2, np.float32)), mean=None, std=None, classes=None)
     with pytest.raises(InputError, match=r"changed since the run was started: sha256\n"):
         reopen(entry)
-    with pytest.raises(
-        InputError, match=r"changed since the run was started: preprocess, stated\n"
-    ):
-        open_guide_source(str(moved), Stated(std=(1, 1, 1), mean=(0, 0, 0), names=NAMES,
-                                             output="logits")).check_same(entry)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"names": ["a", "b", "c", "d"]}, r"does not describe the prior .*prior\.onnx: names\n"),
+        ({"classes": 5, "output": "labels"}, r"prior\.onnx: classes, output\n"),
+        ({"stated": {"mean": [9, 9, 9]}}, r"prior\.onnx: preprocess\n"),
+        ({"stated": {"std": [0, 0, 0]}}, "prior: stated: std is .0, 0, 0.; wanted"),
+        ({"stated": {"output": "no"}}, "prior: stated: output is 'no'; wanted"),
+        ({"stated": {"names": ["a"]}}, "returned 4 classes, but has 2 names"),
+    ],
+)
+def test_an_entry_that_is_wrong(tmp_path, changes, text):
+    """run.json was edited, and the prior is that of the run."""
+    entry = opened(tmp_path).entry()
+    assert reopen(entry).entry() == entry
+    with pytest.raises(BundleError, match=text) as failed:
+        reopen(entry | changes)
+    assert failed.value.fix
 
 
 def test_weights_in_another_file_are_hashed(tmp_path):
