@@ -273,15 +273,11 @@ def clustered(frame: Frame, seed: int, *, clusters: int, colours: bool = False) 
 def cut(frame: Frame, seed: int, *, settings: dict[str, Any]) -> np.ndarray:
     """The normalised cut of the affinity that Boosting's loss has, which minimises it without a
     head for one picture."""
-    import torch
     from torch.nn.functional import normalize
 
-    features = frame.features
-    if settings["centre"] is not None:
-        features = features - torch.tensor(settings["centre"])[:, None, None]
-    tokens = normalize(features, dim=1)[0].flatten(1)
+    tokens = normalize(frame.features, dim=1)[0].flatten(1)
     above = (tokens.T @ tokens).numpy() > settings["threshold"]
-    return normalised_cut(np.where(above, 1.0, settings["weak"]), *features.shape[2:])
+    return normalised_cut(np.where(above, 1.0, settings["weak"]), *frame.features.shape[2:])
 
 
 def baselines(

@@ -9,17 +9,10 @@ arXiv 2404.03392). Other features have other cosines. The rule for them, without
     picture, pooled over a sample of pictures: it splits them into two groups whose means have the
     largest between-class variance.
 
-The features of EfficientNet-Lite0 are outputs of linear projections: no ReLU follows, and they have
-both signs. Their mean over pictures is a sixth of their length. To subtract it first raises the AUC
-of the cosine, for pairs with one label of COCO, from .807 only to .813, so it is not subtracted.
-The rule yields .39 for block15, where .4 does the same, and .26 for block10+15, where .4 joins 14 %
-of the pairs, and the normalised cut of 12 of 300 pictures separates less than 5 % of the positions.
-docs/boosting.md compares the rules. This module imports torch.
+docs/boosting.md compares it with other rules. This module imports torch.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,22 +24,9 @@ KEYS = 0.4  # for the keys of DINO, as published
 _BINS = 2000  # of cosines in [-1, 1]; a bin is 0.001 wide
 
 
-class Affinity(NamedTuple):
-    """Which positions of a picture belong together.
-
-    Parameters
-    ----------
-    centre : C numbers that are subtracted from the features first; None for 0.
-    threshold : positions whose cosine is above it belong together, -1 to 1.
-    """
-
-    centre: list[float] | None
-    threshold: float
-
-
 @torch.no_grad()
-def affinity_threshold(features: Tensor, keys: bool) -> Affinity:
-    """The threshold for the cosines of features; the head of this file states the rule.
+def affinity_threshold(features: Tensor, keys: bool) -> float:
+    """The cosine above which two positions belong together; the head of this file states the rule.
 
     The memory is that of one picture's (h w)^2 cosines; 32 to 64 pictures are enough.
 
@@ -57,7 +37,7 @@ def affinity_threshold(features: Tensor, keys: bool) -> Affinity:
 
     Returns
     -------
-    A threshold that is a multiple of 0.001 for other features than keys, and no centre.
+    The threshold, -1 to 1; for other features than keys a multiple of 0.001.
 
     Raises
     ------
@@ -65,11 +45,11 @@ def affinity_threshold(features: Tensor, keys: bool) -> Affinity:
 
     Example
     -------
-    >>> affinity_threshold(features, keys=False).threshold  # of EfficientNet-Lite0's block15
+    >>> affinity_threshold(features, keys=False)  # of EfficientNet-Lite0's block15
     0.39
     """
     if keys:
-        return Affinity(None, KEYS)
+        return KEYS
     if not torch.isfinite(features).all():
         raise InputError(
             "the features have NaN or infinite values", fix="check the weights of the backbone"
@@ -85,7 +65,7 @@ def affinity_threshold(features: Tensor, keys: bool) -> Affinity:
             "the features of all positions have the same cosine, so no threshold separates them",
             fix="name more pictures, or check the weights of the backbone",
         )
-    return Affinity(None, _otsu(counts))
+    return _otsu(counts)
 
 
 def _otsu(counts: Tensor) -> float:

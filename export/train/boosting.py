@@ -43,8 +43,6 @@ class BoostingConfig:
     threshold : positions with an affinity above it belong together, -1 to 1. The published value is
         for keys of DINO.
     threshold_rule : which rule chose the threshold, in words.
-    centre : C numbers that are subtracted from the features before affinities are computed; None
-        for 0.
     weak : the weight of two positions that do not belong together.
     weights : of the six losses, in the order of :data:`TERMS`.
     eq : whether the two losses of the zoomed part, which are the last two, are used.
@@ -65,7 +63,6 @@ class BoostingConfig:
 
     threshold: float = 0.4
     threshold_rule: str = "published"
-    centre: tuple[float, ...] | None = None
     weak: float = 1e-6
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.01, 0.01)
     eq: bool = True
@@ -75,9 +72,8 @@ class BoostingConfig:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("centre", "weights"):  # lists in run.json
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.weights, list):  # in run.json
+            object.__setattr__(self, "weights", tuple(self.weights))
         for name, low, high in (("threshold", -1, 1), ("weak", 0, 1), ("eps", 1e-9, 1)):
             if not is_number(value := getattr(self, name), low, high):
                 raise InputError(
@@ -99,13 +95,6 @@ class BoostingConfig:
                 f"weights is {shown_value(weights)}; wanted {len(TERMS)} numbers from 0 to 1e6, "
                 f"for {', '.join(TERMS)}",
                 fix="leave weights out; the defaults are the published ones",
-            )
-        if self.centre is not None and not (
-            isinstance(self.centre, tuple) and all(map(is_number, self.centre))
-        ):
-            raise InputError(
-                f"centre is {shown_value(self.centre)}; wanted a number for each channel",
-                fix="leave centre out",
             )
         for name in ("eq", "gf"):
             if not isinstance(value := getattr(self, name), bool):
@@ -212,7 +201,7 @@ def prepare(start: Start) -> Parts:
 def _with_threshold(
     config: BoostingConfig, backbone: Backbone, sample: PixelBatches
 ) -> BoostingConfig:
-    """``config`` with the threshold, and the centre, for the features of ``backbone``."""
+    """``config`` with the threshold for the features of ``backbone``."""
     if backbone.features == "keys":
         return config
     import torch
@@ -226,11 +215,10 @@ def _with_threshold(
         features_of(backbone, sample.of(part.tolist(), most_broken=sample.most_broken).pixels)
         for part in parts
     ]
-    found = affinity_threshold(torch.cat(features), keys=False)
+    threshold = affinity_threshold(torch.cat(features), keys=False)
     rule = "estimated from affinities of the pictures"
-    LOG.info("threshold of the affinities: %.3f (%s)", found.threshold, rule)
-    centre = None if found.centre is None else tuple(found.centre)
-    return replace(config, threshold=found.threshold, threshold_rule=rule, centre=centre)
+    LOG.info("threshold of the affinities: %.3f (%s)", threshold, rule)
+    return replace(config, threshold=threshold, threshold_rule=rule)
 
 
 def features_of(backbone: Backbone, pixels: Tensor) -> Tensor:
@@ -249,8 +237,7 @@ def from_settings(settings: dict[str, Any], backbone: Backbone) -> Boosting:
 
     Raises
     ------
-    InputError : settings that are unknown, out of range, or for a backbone with another number of
-        channels.
+    InputError : settings that are unknown or out of range.
     """
     try:
         config = BoostingConfig(**settings)
@@ -269,10 +256,6 @@ class Boosting:
     config : the settings.
     backbone : frozen; its module is on the device of the pictures.
 
-    Raises
-    ------
-    InputError : the centre of the settings has another number of channels than the backbone.
-
     Example
     -------
     >>> method = Boosting(BoostingConfig(), load_backbone("efficientnet-lite0"))
@@ -285,12 +268,6 @@ class Boosting:
     def __init__(self, config: BoostingConfig, backbone: Backbone) -> None:
         from export.models.boosting import BoostingHead
 
-        if config.centre is not None and len(config.centre) != backbone.channels:
-            raise InputError(
-                f"centre has {len(config.centre)} numbers; {backbone.name} has "
-                f"{backbone.channels} channels",
-                fix="train again with this backbone",
-            )
         self.config, self.backbone = config, backbone
         self.module = BoostingHead(backbone.channels)
 
@@ -334,7 +311,7 @@ class Boosting:
                     teacher = head.fine(tokens, normalised(parts, IMAGENET_MEAN, IMAGENET_STD))
         with torch.autocast(pixels.device.type, enabled=False):
             coarse, fine = coarse.to(features), fine.to(features)
-            units = terms.directions(features, config.centre)
+            units = terms.directions(features)
             affinity = (units, config.threshold, config.weak)
             size = fine.shape[2:]
             found = {
@@ -344,7 +321,7 @@ class Boosting:
                 "distillation": terms.distillation(coarse, fine),
             }
             if config.eq:
-                part_units = terms.directions(part_features, config.centre)
+                part_units = terms.directions(part_features)
                 grey = resized(parts, *size).mean(1, keepdim=True) if config.gf else None
                 found["zoomed_ncut"] = terms.ncut(
                     part_coarse.to(features), part_units, config.threshold, config.weak

@@ -6,7 +6,7 @@ Features get no gradient. This module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,13 +18,10 @@ MARGIN = 1e-6  # masks are clamped to [MARGIN, 1 - MARGIN] before a normalised c
 _OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each two that are opposite
 
 
-def directions(features: Tensor, centre: Sequence[float] | None = None) -> Tensor:
-    """Features (N, C, h, w) minus ``centre`` (C numbers; None: 0), scaled to length 1. The product
-    of two of them is the affinity of their positions, equation (4)."""
-    features = features.detach()
-    if centre is not None:
-        features = features - features.new_tensor(centre)[:, None, None]
-    return functional.normalize(features, dim=1)
+def directions(features: Tensor) -> Tensor:
+    """Features (N, C, h, w) scaled to length 1, without a gradient. The product of two of them is
+    the affinity of their positions, equation (4)."""
+    return functional.normalize(features.detach(), dim=1)
 
 
 def ncut(mask: Tensor, units: Tensor, threshold: float, weak: float) -> Tensor:

@@ -90,8 +90,6 @@ def batch(n=2, size=32, seed=1):
         ({"radius": 0}, "radius is 0; wanted a whole number from 1 to 1024"),
         ({"weights": (1, 1)}, r"weights is \(1, 1\); wanted 6 numbers"),
         ({"weights": (1, 1, 1, 1, 1, -1)}, "weights is .*; wanted 6 numbers"),
-        ({"centre": (1, "a")}, "centre is .*; wanted a number for each channel"),
-        ({"centre": 0.5}, "centre is 0.5; wanted"),
         ({"eq": 1}, "eq is 1; wanted true or false"),
         ({"gf": None}, "gf is None; wanted true or false"),
         ({"crop": "left"}, "crop is 'left'; wanted one of random, compat"),
@@ -106,16 +104,15 @@ def test_settings_out_of_range(changes, message):
 
 
 def test_a_method_is_made_again_from_its_settings():
-    first = method(threshold=0.2, centre=(0.1,) * 6, gf=False, crop="compat", threshold_rule="x")
+    first = method(threshold=0.2, gf=False, crop="compat", threshold_rule="x")
     second = from_settings(json.loads(json.dumps(first.settings())), backbone())
     assert second.config == first.config and second.name == "boosting"
     assert len(second.module.reduce.weight) == 64
     second.module = BoostingHead(6, 8)
     second.module.load_state_dict(first.module.state_dict(), strict=True)
     assert first.held_out(batch()) == second.held_out(batch())
-    for wrong, message in (({"colour": 1}, "colour"), ({"centre": [1, 2]}, "centre has 2 numbers")):
-        with pytest.raises(InputError, match=message):
-            from_settings(first.settings() | wrong, backbone())
+    with pytest.raises(InputError, match="colour"):
+        from_settings(first.settings() | {"colour": 1}, backbone())
 
 
 def test_options():
@@ -147,7 +144,7 @@ def expected_losses(made, given, offsets, mask_offsets):
     pixels = given.pixels
     features, images = net(pixels), normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
     coarse, fine = head(features, images)
-    units = losses.directions(features, config.centre)
+    units = losses.directions(features)
     rule = (config.threshold, config.weak)
     parts = losses.zoomed(pixels, offsets)
     part_features = net(parts)
@@ -159,7 +156,7 @@ def expected_losses(made, given, offsets, mask_offsets):
         losses.image_regularisation(fine, resized(images, *size)),
         losses.feature_regularisation(coarse, units, *rule),
         losses.distillation(coarse, fine),
-        losses.ncut(part_coarse, losses.directions(part_features, config.centre), *rule),
+        losses.ncut(part_coarse, losses.directions(part_features), *rule),
         losses.equivariance(
             losses.zoomed(fine, mask_offsets), teacher, grey if config.gf else None, 9, 1e-3
         ),
@@ -169,7 +166,7 @@ def expected_losses(made, given, offsets, mask_offsets):
 
 def test_losses_are_the_weighted_terms_at_any_stride():
     for stride, size, step in ((8, 32, 1), (16, 64, 2), (4, 16, 1), (14, 56, 7), (32, 64, 4)):
-        for settings in ({}, {"gf": False, "centre": (0.1,) * 6}):
+        for settings in ({}, {"gf": False}):
             with case(stride, settings):
                 made, given = method(stride, threshold=0.2, **settings), batch(size=size)
                 offsets = given.offsets // step * step  # whole pixels of the fine mask too
@@ -180,7 +177,7 @@ def test_losses_are_the_weighted_terms_at_any_stride():
                     torch.testing.assert_close(
                         found[name], weight * expected[name], rtol=1e-5, atol=0
                     )
-                made = method(stride, threshold=0.2, eq=False, centre=settings.get("centre"))
+                made = method(stride, threshold=0.2, eq=False)
                 alone = made.losses(given)
                 assert tuple(alone) == TERMS[:4]
                 for name in alone:
