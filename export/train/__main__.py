@@ -347,10 +347,14 @@ def _resumed(
     args.steps = _steps(args, lambda: entry["files"]) if named else stored["steps"]
     changed = [name for name, value in stored.items() if getattr(args, name) != value]
     if wrong := sorted(set(changed) - set(_FREE)):
-        pairs = [f"{name} is {getattr(args, name)}, not {stored[name]}" for name in wrong]
+        options = [name.replace("_", "-") for name in wrong]
+        pairs = [
+            f"{option} is {getattr(args, name)}, not {stored[name]}"
+            for option, name in zip(options, wrong, strict=True)
+        ]
         raise InputError(
             f"a run that is resumed keeps its options, but {'; '.join(pairs)}",
-            fix=f"leave out {', '.join('--' + name.replace('_', '-') for name in wrong)}",
+            fix=f"leave out {', '.join('--' + option for option in options)}",
         )
     if args.steps < stored["steps"]:
         raise InputError(

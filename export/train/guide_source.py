@@ -234,7 +234,7 @@ def reopen(
     BundleError : the entry is wrong.
     """
     model = entry["source"] if place is None else place
-    if stat_of(model) is None:
+    if model != "kmeans" and stat_of(model) is None:
         raise InputError(
             f"the prior {shown(model)} of the run does not exist",
             fix="name its place: --model PATH for train, --weights PATH for python -m export",

@@ -151,7 +151,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the prior's class of each id in the labels, by its name; other ids have no label",
     )
     labels.add_argument(
-        "--label-weight", type=float, default=1.0, help="of their cross-entropy (%(default)g)"
+        "--label-weight", type=float, help="of their cross-entropy (1), with --labels"
     )
 
 
@@ -166,7 +166,8 @@ def check(args: argparse.Namespace) -> RefineTraining:
 
     Raises
     ------
-    InputError : no prior, one of --labels and --classes without the other, or values out of range.
+    InputError : no prior, one of --labels and --classes without the other, --label-weight without
+        them, or values out of range.
     """
     if args.model is None:
         raise InputError(
@@ -178,6 +179,12 @@ def check(args: argparse.Namespace) -> RefineTraining:
             "labels need both the folder of the labels and the file of the classes",
             fix="--labels DIR --classes FILE, or leave both out",
         )
+    if args.labels is None and args.label_weight is not None:
+        raise InputError(
+            "label-weight is for pictures with labels, and there are none",
+            fix="--labels DIR --classes FILE, or leave --label-weight out",
+        )
+    weight = 1.0 if args.label_weight is None else args.label_weight
     scale = PRESETS[args.refine].get("scale", RefineConfig.scale)
     return RefineTraining(
         scale=scale if args.scale is None else args.scale,
@@ -186,7 +193,7 @@ def check(args: argparse.Namespace) -> RefineTraining:
         seed=args.seed,
         augment=args.augment,
         decay=args.decay,
-        label_weight=0.0 if args.labels is None else args.label_weight,
+        label_weight=0.0 if args.labels is None else weight,
     )
 
 

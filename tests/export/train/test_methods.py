@@ -215,7 +215,11 @@ def test_a_prior_at_a_new_place(words, tmp_path, folder):
     more = ("refine", "-o", run, "--resume", "--steps", "3", "-q")
     assert train(*more, "--model", moved).code == 0
     assert read_entry(run)["prior"]["source"] == str(moved)
+    more = (*more[:-2], "4", "-q")
+    assert train(*more, "--model", "kmeans").refused(1, "k-means has no classes")
+    ended = train(*more, "--label-weight", "3")
+    assert ended.refused(1, "label-weight is 3.0, not None", "leave out --label-weight")
     weight, bias = nearest_colour()
     save(moved, -weight, bias)
-    ended = train(*more[:-2], "4", "-q")
+    ended = train(*more)
     assert ended.refused(1, "changed since the run was started: sha256")

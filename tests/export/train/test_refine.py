@@ -266,8 +266,8 @@ def test_the_command_line_names_the_settings():
     assert check(parsed()) == RefineTraining()
     assert check(parsed("--refine", "fast")).scale == 0.25
     assert check(parsed("--refine", "fast", "--scale", "0.3")).scale == 0.3
-    assert check(parsed("--label-weight", "3")).label_weight == 0  # without labels
     labels = ("--labels", "masks", "--classes", "names.json")
+    assert check(parsed(*labels)).label_weight == 1
     assert check(parsed(*labels, "--label-weight", "3")).label_weight == 3
     found = check(parsed("--blocks", "3", "--channels", "16", "--augment", "light"))
     assert (found.refine.blocks, found.refine.channels, found.augment) == (3, 16, "light")
@@ -281,6 +281,7 @@ def test_wrong_settings_are_refused():
         (("--channels", "0"), "channels is 0; wanted"),
         (("--decay", "-1"), "decay is -1.0; wanted a number from 0 to 1000"),
         (("--label-weight=nan", "--labels=a", "--classes=a"), "label-weight is nan; wanted a"),
+        (("--label-weight", "3"), "label-weight is for pictures with labels, and there are none"),
         (("--classes", "a"), "labels need both the folder of the labels and the file"),
         (("--labels", "a"), "labels need both the folder of the labels and the file"),
     ):
