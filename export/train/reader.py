@@ -7,6 +7,7 @@ import logging
 import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -144,6 +145,10 @@ class Reads(Generic[T]):
                 self._note(read, most)
                 self._check_broken(most)
                 yield read.items
+        except BaseException as error:
+            # The frames of torch refer to the workers, which would keep this process from ending.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             del steps  # ends the workers now, although an error's traceback refers to this frame
             self._log_warnings()

@@ -109,6 +109,24 @@ def test_an_error_that_is_not_of_the_picture_ends_the_iteration(files):
                 assert [*children()] == before
 
 
+def is_wrong(file, index, crop, key):
+    """The second step has a mistake of the program, which torch raises again in this process."""
+    if key[1] == 1:
+        raise KeyError("a mistake")
+    return index, []
+
+
+@pytest.mark.skipif(len(WORKERS) == 1, reason="the processes are forked on Linux")
+def test_a_mistake_in_a_worker_ends_all_workers(files):
+    """Although the error, whose traceback refers to them, is still there."""
+    before = [*children()]
+    steps = reads(files, is_wrong, workers=2).batches(0, 6)
+    next(steps)
+    with pytest.raises(KeyError, match="a mistake") as raised:
+        next(steps)
+    assert [*children()] == before and raised.value.__traceback__ is not None
+
+
 def test_arguments_out_of_range_are_refused(files):
     with pytest.raises(InputError, match="there are no pictures to train on"):
         reads([], arguments)
