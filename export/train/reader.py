@@ -9,7 +9,9 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -139,16 +141,14 @@ class Reads(Generic[T]):
             for step in range(first, last):
                 if step == first + epoch:
                     self._log_warnings()
-                read = _next(steps)
+                with ExitStack() as failed:
+                    failed.push(_clear_frames)
+                    read = _next(steps)
                 if isinstance(read, SdkError):
                     raise read
                 self._note(read, most)
                 self._check_broken(most)
                 yield read.items
-        except BaseException as error:
-            # The frames of torch refer to the workers, which would keep this process from ending.
-            traceback.clear_frames(error.__traceback__)
-            raise
         finally:
             del steps  # ends the workers now, although an error's traceback refers to this frame
             self._log_warnings()
@@ -375,6 +375,12 @@ def _next(steps: Iterator[Any]) -> _Read | SdkError:
     if isinstance(step, _Packed):
         return pickle.loads(step.pickled, buffers=_parts(step.memory, step.sizes))
     return step
+
+
+def _clear_frames(_: object, error: BaseException | None, trace: TracebackType | None) -> None:
+    """Let the frames of an error refer to nothing: torch's refer to the workers, which would keep
+    this process from ending."""
+    traceback.clear_frames(trace)
 
 
 def _start_worker(_: int) -> None:
