@@ -369,13 +369,13 @@ def test_a_finished_run_says_so(whole):
 CHANGES = [
     (("--clusters", "4"), "clusters is 4, not 3", "leave out --clusters"),
     (("--batch", "2", "--lr", "1"), "batch is 2, not 3; lr is 1.0, not 0.0001", "--batch, --lr"),
-    (("--no-final-silu",), "final_silu is False, not True", "--final-silu"),
+    (("--no-final-silu",), "final-silu is False, not True", "--final-silu"),
     (("--imgsz", "64"), "imgsz is 64, not 32", "--imgsz"),
     (("--crops", "five"), "crops is five, not centre", "--crops"),
     (("--data", "elsewhere"), "data is", "--data"),
     (("--seed", "1"), "seed is 1, not 0", "leave out --seed"),
     (("--precision", "bf16"), "precision is bf16, not fp32", "--precision"),
-    (("--log-every", "3"), "log_every is 3, not 2", "leave out --log-every"),
+    (("--log-every", "3"), "log-every is 3, not 2", "leave out --log-every"),
     (("--select", "energy"), "select is energy, not last", "--select"),
     (("--steps", "3"), "steps is 3; the run was started with 4", "a larger number"),
 ]
