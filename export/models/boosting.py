@@ -72,16 +72,7 @@ class BoostingHead(nn.Module):
     of it. Images are RGB, normalised with :data:`IMAGENET_MEAN` and :data:`IMAGENET_STD` whatever
     the backbone wants; they are resized to the size of each stage.
 
-    With C = 384 and a width of 64 there are 748,165 parameters:
-
-    - 24,640: a 1x1 convolution from C to 64 channels, with bias;
-    - 2 x 41,408: blocks of two layer norms (256), queries, keys and values without bias for two
-      heads of 64 channels (24,576), their projection with bias (8,256), and an MLP with one hidden
-      layer of 64 (8,320). There is no position encoding, and no norm after the last block;
-    - 65: a 1x1 convolution to the coarse mask, with bias;
-    - 640,512: 3x3 convolutions with bias, each with a batch norm: 64+3 to 192 (116,352), 192+3 to
-      128 (225,024), 128+3 to 128 (151,296), 128 to 128 (147,840);
-    - 132: a 1x1 convolution with bias from 128+3 channels to the fine mask.
+    With C = 384 and a width of 64 there are 748,165 parameters, which docs/boosting.md lists.
 
     Parameters
     ----------

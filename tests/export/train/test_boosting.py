@@ -103,6 +103,12 @@ def test_settings_out_of_range(changes, message):
     assert error.value.fix
 
 
+def test_the_defaults_are_the_published_ones():
+    config = BoostingConfig()
+    assert (config.threshold, config.weak, config.radius, config.eps) == (0.4, 1e-6, 9, 1e-3)
+    assert config.weights == (1, 1, 1, 1, 0.01, 0.01)
+
+
 def test_a_method_is_made_again_from_its_settings():
     first = method(threshold=0.2, gf=False, crop="compat", threshold_rule="x")
     second = from_settings(json.loads(json.dumps(first.settings())), backbone())
