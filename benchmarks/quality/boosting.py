@@ -252,7 +252,7 @@ class Bench:
 
         size = frame.features.shape[2:]
         small = resize(np.ascontiguousarray(mask)[..., None], *size)[None, None, ..., 0]
-        units = directions(frame.features, self.settings["centre"])
+        units = directions(frame.features)
         return float(
             ncut(torch.from_numpy(small), units, self.settings["threshold"], self.settings["weak"])
         )

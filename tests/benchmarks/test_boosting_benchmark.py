@@ -18,7 +18,7 @@ from export.backbones.load import load_backbone
 from export.models.boosting import BoostingHead, BoostingNetwork
 from runtime.errors import SdkError
 
-SETTINGS = {"threshold": 0.4, "centre": None, "weak": 1e-6}
+SETTINGS = {"threshold": 0.4, "weak": 1e-6}
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +58,6 @@ def test_a_region_inside_is_found_in_features():
     for name in ("k-means", "normalised cut"):
         with case(name):
             np.testing.assert_array_equal(made[name](frame(blob(inside)), 0), inside)
-    centred = SETTINGS | {"centre": [5.0, 5, 5, 5]}
-    cut = saliency.baselines(chosen, 0.2, centred)["normalised cut"]
-    np.testing.assert_array_equal(cut(frame(blob(inside) + 5), 0), inside)
 
 
 def test_a_region_inside_is_found_in_colours():
