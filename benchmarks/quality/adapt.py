@@ -58,7 +58,7 @@ _LONG = ("--epochs", "4")
 FORMS = (
     Form("plain", _LONG),
     Form("held-out", (*_LONG, "--select", "energy", "--every", "20")),
-    Form("cold", (*_LONG, "--select", "cold", "--every", "20")),
+    Form("near cold", (*_LONG, "--select", "cold", "--every", "20")),
     Form("light", (*_LONG, "--augment", "light")),
     Form("slow", (*_LONG, "--lr", "0.01")),
 )

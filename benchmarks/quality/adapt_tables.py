@@ -47,12 +47,13 @@ def tables(document: dict[str, Any]) -> str:
 
 
 def gains(cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each form and number of steps the gains of all sequences in all cases: the mean of the
-    main score over the seeds, less that of cold refinement. "own": in sequences that were trained
-    on; "others": in the other ones."""
+    """For each form and number of steps the gains of all sequences: the mean of the main score over
+    the seeds, less that of cold refinement. "own": in sequences that were trained on; "others": in
+    the other ones. Only the cases count in which as many forms were measured as in any other."""
     found: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    counts = {name: len({row.get("form") for row in case["rows"]}) for name, case in cases.items()}
     for name, case in cases.items():
-        groups = _groups(case)
+        groups = _groups(case) if counts[name] == max(counts.values()) else {}
         for method, rows in groups.items():
             if "form" not in rows[0]:
                 continue

@@ -155,6 +155,7 @@ def test_gains_are_the_means_of_seeds_less_cold():
     cases = {
         "one": {"own": ["a"], "rows": cold + trained},
         "two": {"own": ["a", "b"], "rows": rows_of("cold", (0.4, 0.6)) + trained},
+        "fewer forms": {"own": ["a"], "rows": rows_of("x, 0 steps", (0, 0), form="x")},
     }
     assert adapt_tables.gains(cases) == [{
         "method": "x, 0 steps",
