@@ -11,25 +11,34 @@ from benchmarks.table import as_markdown
 
 
 def packed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with the rows of each case as one list of "columns" and a list of values for
-    each row; None stands for a value that a row lacks."""
-    cases = {}
+    """The document with its cases as a list of "tables", which fits a small file: the names of a
+    table's values are listed once, as "columns". None stands for a value that a row lacks."""
+    found = {key: document[key] for key in ("environment", "forms")} | {"tables": []}
     for name, case in document["cases"].items():
-        columns = list(dict.fromkeys(key for row in case["rows"] for key in row))
-        values = [[row.get(key) for key in columns] for row in case["rows"]]
-        cases[name] = case | {"columns": columns, "rows": values}
-    return document | {"cases": cases}
+        known = dict.fromkeys(key for row in case["rows"] for key in row)
+        columns = [key for key in known if key != "method"]
+        rows = [
+            {"method": row["method"], "values": [row.get(key) for key in columns]}
+            for row in case["rows"]
+        ]
+        found["tables"].append({"case": name} | case | {"columns": columns, "rows": rows})
+    return found
 
 
 def unpacked(document: dict[str, Any]) -> dict[str, Any]:
     """The reverse of :func:`packed`."""
     cases = {}
-    for name, case in document["cases"].items():
+    for case in document["tables"]:
         rows = [
-            {k: v for k, v in zip(case["columns"], row, strict=True) if v is not None}
+            {"method": row["method"]}
+            | {
+                key: value
+                for key, value in zip(case["columns"], row["values"], strict=True)
+                if value is not None
+            }
             for row in case["rows"]
         ]
-        cases[name] = {key: case[key] for key in ("main", "own", "base")} | {"rows": rows}
+        cases[case["case"]] = {key: case[key] for key in ("main", "own", "base")} | {"rows": rows}
     return {key: document[key] for key in ("environment", "forms")} | {"cases": cases}
 
 

@@ -169,7 +169,7 @@ def test_the_packed_form_has_the_same_rows():
     document = {"environment": {}, "forms": {}}
     document["cases"] = {"one": {"main": "acc", "own": ["a"], "base": {}, "rows": rows}}
     small = json.loads(json.dumps(adapt_tables.packed(document)))
-    assert small["cases"]["one"]["columns"] == ["method", "main", "seed"]
+    assert small["tables"][0]["columns"] == ["main", "seed"]
     assert adapt_tables.unpacked(small) == document
 
 
@@ -229,7 +229,7 @@ def test_a_network_is_trained_and_scored_and_not_trained_again(
 
 def test_results_of_other_forms_are_refused(small, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.json"
-    document = {"environment": {}, "forms": {"plain": "--epochs 9"}, "cases": {}}
+    document = {"environment": {}, "forms": {"plain": "--epochs 9"}, "tables": []}
     out.write_text(json.dumps(document))
     assert command.main(["adapt", "-o", str(out)]) == 1
     assert "has results of other forms" in capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_a_command_that_fails_is_one_error(tmp_path):
 
 
 def test_wrong_words_are_refused(tmp_path, capsys):
-    (tmp_path / "a.json").write_text('{"cases": {"x": {}}}')
+    (tmp_path / "a.json").write_text('{"tables": [{}]}')
     for words, message in (
         (["--cases", "city"], "cases has 'city'; wanted some of camvid s=0.5 all drives, "),
         (["--forms", "plain,x"], "forms has 'x'; wanted some of plain, "),
