@@ -134,15 +134,17 @@ def score_camvid(
     """Accuracy, boundary F, and the table of the 11 classes."""
     predicted, void = datasets.camvid_lookup(names)[labels], datasets.CAMVID_VOID
     counts = metrics.confusion(predicted, picture.truth(), void, ignore=void)
-    f = metrics.boundary_f(predicted, picture.truth(), ignore=void)
-    return metrics.accuracy(counts), f, counts
+    return (
+        metrics.accuracy(counts),
+        metrics.boundary_f(predicted, picture.truth(), ignore=void),
+        counts,
+    )
 
 
 def score_davis(labels: np.ndarray, picture: Any, _: list[str]) -> tuple[float, float, int]:
     """IoU of the foreground, which is every class but the first, and boundary F."""
     predicted, mask = labels != 0, picture.mask()
-    f = metrics.boundary_f(predicted.astype(np.int32), mask.astype(np.int32))
-    return metrics.binary_iou(predicted, mask), f, 0
+    return metrics.binary_iou(predicted, mask), metrics.boundary_f(predicted, mask), 0
 
 
 def _camvid(prior: str, trained: Callable[[], Any], tested: Callable[[], Any]) -> Case:
@@ -157,9 +159,7 @@ CASES = {
     "camvid s=0.5 one drive": _camvid("s=0.5", _ONE, _TESTED),
     "camvid s=2.0 one drive": _camvid("s=2.0", _ONE, _TESTED),
     "davis": Case(VOC, partial(davis, "trained"), partial(davis, "tested"), score_davis, "IoU"),
-    "as the lead": _camvid(
-        "s=0.5", partial(lead_frames, "trained"), partial(lead_frames, "tested")
-    ),
+    "as the lead": _camvid("s=0.5", *(partial(lead_frames, p) for p in ("trained", "tested"))),
     "val s=0.5": _camvid("s=0.5", _ALL, datasets.camvid_val),
     "val s=2.0": _camvid("s=2.0", _ALL, datasets.camvid_val),
 }
@@ -395,9 +395,7 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(case, Path(folder), known["base"])
             bench.prepare()
-            parts: list[Iterator[dict[str, Any]]] = []
-            if not known["rows"]:
-                parts = [iter(bench.untrained())]
+            parts = [] if known["rows"] else [bench.untrained()]
             for rows in chain(parts, (bench.trained(form, seed) for form, seed in wanted)):
                 for row in [*rows]:
                     known["rows"].append(row)
