@@ -75,9 +75,9 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     options: dict[str, Any] = {"prior": args.prior, "device": args.device}
     options |= {"backend": args.backend, "refine_backend": args.refine_backend}
     options["precision"] = args.precision
-    base = None
-    if asked != [0]:
-        base = Segmenter(**options, refine=args.preset, threads=1, self_test="never").refine
+    first = Segmenter(**options, refine=args.preset, threads=1, self_test="never")
+    trained = first.pipeline.trained  # then 0 steps return the map of the trained weights
+    base = first.refine if trained or asked != [0] else None
     if base is not None and args.scale is not None:
         base = replace(base, scale=args.scale)
     document["percentiles"] = args.percentile
@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     for threads in args.threads:
         cv2.setNumThreads(threads)
         for steps in asked if asked is not None else [base.steps if base else 0]:
-            config = replace(base or RefineConfig(), steps=steps) if steps else None
+            config = replace(base or RefineConfig(), steps=steps) if steps or trained else None
             made = options | {"refine": config, "threads": threads}
             quality = quality_of(Segmenter(**made, self_test="always"), pictures, truths)
             for mode in modes:

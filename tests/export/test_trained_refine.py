@@ -13,6 +13,7 @@ from one_layer_networks import NAMES, nearest_colour, save
 from safetensors.numpy import load_file
 
 import runtime
+from benchmarks.__main__ import main as benchmarks_main
 from export.models.base import PriorModel
 from export.models.load import load_model
 from export.options import ExportOptions, refinement_of
@@ -297,3 +298,13 @@ def test_trained_weights_that_do_not_fit_a_prior():
     ):
         with case(changes), pytest.raises(InputError, match=text):
             PriorModel(**fields | changes)
+
+
+def test_the_profiler_runs_the_trained_map_without_a_step(out, photos, tmp_path, capsys):
+    for package in ("scipy", "matplotlib"):
+        pytest.importorskip(package, reason=f"the profiler needs {package}")
+    words = ["latency", out, "--picture", photos / "0.png", "--refine", "0", "--duration", "0.3"]
+    words += ["--threads", "1", "--mode", "back-to-back", "-o", tmp_path]
+    assert benchmarks_main([*map(str, words)]) == 0
+    (row,) = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert row["refine"] == "residual at scale 0.25"
