@@ -169,8 +169,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--refine",
         type=option(step_counts),
-        help="numbers of steps, as 0,4,8; 0 is the prior alone, or in a bundle with trained weights "
-        f"their map (default: the preset's; {WARM_STEPS} for a frame of a stream)",
+        help="numbers of steps, as 0,4,8; 0 is the prior alone, or the map of a bundle's "
+        f"trained weights (default: the preset's; {WARM_STEPS} for a frame of a stream)",
     )
     add(
         "--scale",
