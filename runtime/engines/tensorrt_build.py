@@ -6,6 +6,7 @@ The README says which of them has been run.
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 import traceback
@@ -136,6 +137,9 @@ def build_engine(
 
     log, monitor = bridge_log(trt), _monitor(trt)
     log.clear()
+    # Objects of TensorRT in cycles of references, such as those of an error, are freed now: while
+    # the builder holds TensorRT's lock, freeing them in another thread never ends.
+    gc.collect()
     # The builder runs in a thread of its own. So Ctrl-C ends this thread's wait at once, and the
     # callback runs in the caller's thread, which gets the exceptions that it raises.
     with ThreadPoolExecutor(1) as pool:

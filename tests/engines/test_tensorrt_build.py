@@ -1,5 +1,6 @@
 """Builds with the real TensorRT for RTX, which needs no GPU."""
 
+import gc
 import json
 import logging
 import os
@@ -370,6 +371,31 @@ def test_shapes_that_the_library_refuses(rtx, no_gpu, monkeypatch):
     for kind in (RuntimeError, ValueError):
         with case(kind.__name__), pytest.raises(InputError, match=message):
             build(free, shapes=only((1, 3, 8, 8), (1, 3, 9, 9), (1, 3, 32, 64)))
+
+
+def test_cycles_of_references_are_freed_before_the_builder_starts(rtx, no_gpu, monkeypatch):
+    """A builder in a cycle would be freed while the next one holds TensorRT's lock."""
+
+    class Old:
+        """An object that only the garbage collector can free."""
+
+        def __init__(self):
+            self.itself = self
+
+    class Watched(Kept):
+        def Builder(self, log):
+            alive.append(old() is not None)
+            return super().Builder(log)
+
+    alive = []
+    monkeypatch.setattr(tensorrt_build, "load_tensorrt", lambda runtime: Watched(rtx))
+    gc.disable()
+    try:
+        old = weakref.ref(Old())
+        build(convolution())
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 # Progress and stopping
