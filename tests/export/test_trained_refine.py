@@ -29,6 +29,7 @@ from runtime.core.resize import working_picture
 from runtime.errors import BundleError, InputError
 from runtime.prior.network import as_probabilities
 from sdk.__main__ import main as dg
+from sdk.image import encode_image
 
 
 def train(prior, photos, out, *words):
@@ -308,3 +309,14 @@ def test_the_profiler_runs_the_trained_map_without_a_step(out, photos, tmp_path,
     assert benchmarks_main([*map(str, words)]) == 0
     (row,) = json.loads((tmp_path / "latency.json").read_text())["rows"]
     assert row["refine"] == "residual at scale 0.25"
+
+
+def test_a_run_with_labels_says_so(colours, photos, tmp_path):
+    (tmp_path / "labels").mkdir()
+    for file in photos.iterdir():
+        picture = np.zeros((96, 144), np.uint8)
+        (tmp_path / "labels" / file.name).write_bytes(encode_image(picture, ".png"))
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    words = ("--labels", tmp_path / "labels", "--classes", tmp_path / "classes.txt")
+    run = train(colours, photos, tmp_path / "run", *words)
+    assert load_model(str(run)).refinement["labels_used"] == ["training"]
