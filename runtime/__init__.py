@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.core.classes import majority_classes
+    from runtime.core.dense_crf import dense_crf
     from runtime.core.guided_filter import guided_filter, joint_upsample
     from runtime.core.options import RefineOptions
     from runtime.core.refiner import Refinement, Refiner, refine
@@ -27,6 +28,7 @@ __all__ = [
     "Refinement",
     "Refiner",
     "connected_regions",
+    "dense_crf",
     "devices",
     "guided_filter",
     "isa",
@@ -42,6 +44,7 @@ _MODULE_OF = {  # the module of each public name
     "Refinement": "runtime.core.refiner",
     "Refiner": "runtime.core.refiner",
     "connected_regions": "runtime.core.regions",
+    "dense_crf": "runtime.core.dense_crf",
     "devices": "runtime.device.choose",
     "guided_filter": "runtime.core.guided_filter",
     "isa": "runtime.device.choose",

@@ -148,6 +148,27 @@ def joint_upsample(
     Coefficients are (low_h, 4, k, low_w), or (low_h, 1, k, low_w) for bilinear upsampling.
     """
 
+def dense_crf(
+    image: Array,
+    probabilities: Array,
+    steps: int,
+    bilateral_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    gaussian_weight: float,
+    gaussian_sxy: float,
+    floor: float,
+    compatibility: Array | None,
+    threads: int,
+    isa: str = "",
+    out: Array | None = None,
+) -> Array:
+    """Return the distributions (h, w, k), in ``out`` if it is not None, for an image (h, w, 3)
+    uint8, probabilities (h, w, k) and a compatibility (k, k).
+
+    Raises OverflowError if the features of the pixels are too far apart for the lattice.
+    """
+
 def connected_regions(labels: Array, min_area: int) -> tuple[Array, Array, int]:
     """Return regions and merged labels, both (h, w) int32, and the number of regions.
 

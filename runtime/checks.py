@@ -160,6 +160,44 @@ def check_planes(
     return array
 
 
+def check_bytes(name: str, picture: Any, *, gpu: bool = False) -> Any:
+    """Return ``picture``, (H, W, 3) uint8 with H, W >= 1. On a GPU, it is returned as it is.
+
+    Raises
+    ------
+    InputError : another shape or dtype, or an array on a GPU without ``gpu``.
+    """
+    if not (gpu and on_gpu(picture)):
+        picture = check_host(name, picture)
+    size = picture.shape
+    if picture.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or 0 in size:
+        raise InputError(f"{name} is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1")
+    return picture
+
+
+def check_out(out: Any, shape: tuple[int, ...], **read: np.ndarray) -> np.ndarray:
+    """Return ``out``, an array that a result is written to, as a plain array of NumPy.
+
+    Parameters
+    ----------
+    read : arrays by name that are read until the end, so that ``out`` may be no part of them.
+
+    Raises
+    ------
+    InputError : ``out`` is no float32 array of this shape, not C-contiguous or aligned, may not be
+        written to, or shares memory with one of ``read``.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {found}; wanted {shape} float32")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise InputError("out is not C-contiguous or aligned, or may not be written to")
+    for name, array in read.items():
+        if np.may_share_memory(out, array):
+            raise InputError(f"out shares memory with the {name}, which is read until the end")
+    return np.asarray(out)  # also of np.memmap
+
+
 def check_guide(guide: Any, height: int, width: int, *, gpu: bool = False) -> np.ndarray:
     """Return ``guide`` as (H, W, C) float32 probabilities, or as (H, W) int32 labels.
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from runtime.checks import (
+    check_bytes,
     check_count,
     check_finite,
-    check_host,
     check_image,
+    check_out,
     check_planes,
     check_positive,
     on_gpu,
@@ -97,7 +98,13 @@ def guided_filter(
         )
     height, width, classes = *guidance.shape[:2], values.shape[2]
     if out is not None:
-        out = _check_out(out, (height, width, classes), two_dimensional, guidance, bool(where))
+        if where:
+            raise InputError(
+                "out is for device 'cpu' only", fix="leave it out: the GPU reuses its memory"
+            )
+        shape = (height, width, classes)
+        wanted = shape[:2] if two_dimensional else shape
+        out = check_out(out, wanted, guidance=guidance).reshape(shape)
     threads = thread_count(threads)
     isa()  # raises if SEG_ISA is wrong
     guidance, values = _moved(core, where, guidance=guidance, values=values)
@@ -128,25 +135,6 @@ def guided_filter(
     if two_dimensional:
         made = made.reshape(height, width)
     return made.numpy() if where and not result_on_gpu else made
-
-
-def _check_out(
-    out: Any, shape: tuple[int, ...], two_dimensional: bool, guidance: np.ndarray, gpu: bool
-) -> np.ndarray:
-    """Check ``out`` of guided_filter and return a view of it with three dimensions."""
-    if gpu:
-        raise InputError(
-            "out is for device 'cpu' only", fix="leave it out: the GPU reuses its memory"
-        )
-    wanted = shape[:2] if two_dimensional else shape
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != wanted:
-        found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out is {found}; wanted {wanted} float32")
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise InputError("out is not C-contiguous or aligned, or may not be written to")
-    if np.may_share_memory(out, guidance):
-        raise InputError("out shares memory with the guidance, which is read until the end")
-    return np.asarray(out).reshape(shape)  # also of np.memmap
 
 
 def _placed(device: str, stream: int | None, **arrays: Any) -> tuple[Any, ...]:
@@ -219,11 +207,8 @@ def joint_upsample(
     core, where, picture, scores, low_image = _placed(
         device, stream, image=image, scores=scores, low_image=low_image
     )
-    if not (where and on_gpu(picture)):
-        picture = check_host("image", picture)
+    picture = check_bytes("image", picture, gpu=bool(where))
     size = picture.shape
-    if picture.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or 0 in size:
-        raise InputError(f"image is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1")
     scores = check_planes("scores", scores, gpu=bool(where))
     if scores.shape[0] > size[0] or scores.shape[1] > size[1]:
         raise InputError(f"scores {scores.shape[:2]} are larger than the image {size[:2]}")

@@ -43,6 +43,11 @@ constexpr size_t kBlend = 512;  // floats that blend_byte_rows averages at a tim
 constexpr int kMeans = 256;     // the sum of this many bytes fits 16 bits
 constexpr int kRun = 64;        // pixels of a run in the refinement: its maps fit the cache
 
+// Pixels of the dense CRF whose soft-max is computed together, so that the processor does not wait
+// for the sums and maxima of one pixel.
+constexpr int kGroup = 4;
+constexpr int kTile = 32;  // height and width of the tiles of the dense CRF
+
 // Returns the floats of a pixel with so many channels.
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
 // Returns the floats of scratch memory that conv3 and conv3_dw need.
@@ -109,6 +114,15 @@ struct Band {
   float share[kBand];     // the share of `below` in each row
   const float* guidance;  // planes [rows][guidance_channels][guidance_pitch]
   ptrdiff_t guidance_pitch;
+};
+
+// What the slice of a filtered lattice reads (lattice.h), from some pixel on.
+struct Slice {
+  const float* values;     // [points][width]
+  const int32_t* corners;  // [pixels][vertices]: points
+  const float* shares;     // [pixels][vertices]: their weights
+  int vertices;
+  float weight;  // of the sum
 };
 
 // The kernels of one instruction set. The members are references: a table without one of them does
@@ -248,6 +262,36 @@ struct Kernels {
   // floats. row can be read one float past its end.
   void (&blend_pixels)(float* out, const float* row, const int* first, const int* begin,
                        const float* weights, int width, int channels);
+
+  // The rest belongs to the dense CRF (dense_crf.cpp, lattice.h). A row of pixels or points has
+  // `width` floats: the classes, rounded up to a multiple of 4.
+
+  // For kTile pixels with features [dims][kTile], dims 2 or 5: the simplex of the lattice that
+  // contains the pixel. corner [dims][kTile] is the coordinates of its corner 0, divided by dims +
+  // 1; order [dims + 1][kTile] is the coordinates by the size of the pixel's distance to corner 0,
+  // the largest first; weight [dims + 1][kTile] is the pixel's barycentric coordinates.
+  void (&crf_simplex)(int32_t* corner, int32_t* order, float* weight, const float* features,
+                      int dims);
+  // values [points][width]: the row of each point = the sum of weights[i] * row members[i] of q,
+  // over the point's members; the last one is stored as ~member. The n members are those of all
+  // points of `values`. Rows of q are `stride` floats apart.
+  void (&crf_splat)(float* values, const float* q, ptrdiff_t stride, const int32_t* members,
+                    const float* weights, size_t n, int width);
+  // In each run of points in `chain`, adds to each row of values [points][width] half of the row
+  // before and of the row behind it. The last point of a run is stored as ~point. The n points are
+  // whole runs.
+  void (&crf_blur)(float* values, const int32_t* chain, size_t n, int width);
+  // unary [count][width] = log(max(probabilities [count][classes], smallest)), and kNever behind
+  // the classes; q [count][width] = softmax(unary). row is scratch memory of padded(classes)
+  // floats.
+  void (&crf_start)(float* q, float* unary, const float* probabilities, float smallest, int count,
+                    int classes, float* scratch);
+  // q [pixels][width] = softmax(unary + the message), where the message is the weighted sum of
+  // `count` slices, or with a compatibility [classes][width], the sum over classes j of
+  // -compatibility[j] times this sum of class j. row is scratch memory of 2 * padded(classes)
+  // floats.
+  void (&crf_update)(float* q, const float* unary, const Slice* slices, int count,
+                     const float* compatibility, int pixels, int classes, float* scratch);
 };
 
 // Returns the table of the isa "base", "avx2" or "avx512"; null if the name is another one or if

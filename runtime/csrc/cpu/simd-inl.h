@@ -64,6 +64,21 @@ SEG_INLINE float max(Vec v) {
   return s[0];
 }
 
+// Returns in each lane the sum of all lanes; every_max() returns the largest lane. Lane i is
+// combined with the lanes i ^ 1, i ^ 2, i ^ 4 and so on.
+SEG_INLINE Vec every_sum(Vec v) {
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  for (int n = kLanes / 2; n > 0; n /= 2) v += pick(v, lane ^ n);
+  return v;
+}
+SEG_INLINE Vec every_max(Vec v) {
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  for (int n = kLanes / 2; n > 0; n /= 2) v = max(v, pick(v, lane ^ n));
+  return v;
+}
+
 // Returns exp(x) for x from -87 to 88, exactly 0 for x below -87 and for NaN, and exp(88) for x
 // above 88. With x = n ln 2 + r and |r| <= ln 2 / 2, the result is 2^n exp(r). exp(r) is computed
 // by its Taylor series up to r^7, whose missing terms are less than 1e-8 of exp(r). 2^n is built

@@ -8,6 +8,7 @@
 #include "winograd-inl.h"
 #include "pixel-inl.h"
 #include "filter-inl.h"
+#include "crf-inl.h"
 // clang-format on
 
 // Returns the table of the instruction set with this name.
@@ -47,5 +48,10 @@ constexpr Kernels table(const char* name) {
       .blend_byte_rows = blend_byte_rows,
       .mean_colours = mean_colours,
       .blend_pixels = blend_pixels,
+      .crf_simplex = crf_simplex,
+      .crf_splat = crf_splat,
+      .crf_blur = crf_blur,
+      .crf_start = crf_start,
+      .crf_update = crf_update,
   };
 }

@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 

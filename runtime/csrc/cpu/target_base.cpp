@@ -7,6 +7,7 @@
 #endif
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 

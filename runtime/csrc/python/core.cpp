@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../cpu/dense_crf.h"
 #include "../cpu/guided_filter.h"
 #include "../cpu/jpeg.h"
 #include "../cpu/refiner.h"
@@ -116,6 +117,37 @@ py::tuple joint_upsample(const Floats& coefficients, const Bytes& image, int thr
                         table);
   }
   return py::make_tuple(labels, confidence);
+}
+
+// Returns the distributions (h, w, k) for image (h, w, 3), probabilities (h, w, k) and the
+// compatibility (k, k) or None.
+Floats dense_crf(const Bytes& image, const Floats& probabilities, int steps, float bilateral_weight,
+                 float bilateral_sxy, float bilateral_srgb, float gaussian_weight,
+                 float gaussian_sxy, float floor, const py::object& compatibility, int threads,
+                 const std::string& isa, const py::object& given) {
+  const int h = image.shape(0), w = image.shape(1), k = probabilities.shape(2);
+  require(image.shape(2) == 3 && probabilities.shape(0) == h && probabilities.shape(1) == w,
+          "dense_crf: shapes differ");
+  Floats penalty;
+  if (!compatibility.is_none()) {
+    penalty = py::cast<Floats>(compatibility);
+    require(penalty.shape(0) == k && penalty.shape(1) == k, "dense_crf: shapes differ");
+  }
+  Floats out = result(given, h, w, k);
+  float* data = out.mutable_data();
+  const seg::CrfOptions options{steps,
+                                {bilateral_weight, bilateral_sxy, bilateral_srgb},
+                                {gaussian_weight, gaussian_sxy, 0},
+                                floor};
+  const float* const matrix = compatibility.is_none() ? nullptr : penalty.data();
+  const seg::Kernels& table = kernels(isa);
+  py::gil_scoped_release release;
+  seg::dense_crf(data, image.data(), probabilities.data(), h, w, k, options, matrix, threads, table,
+                 [] {
+                   py::gil_scoped_acquire acquire;
+                   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+                 });
+  return out;
 }
 
 // Returns regions (h, w), merged labels (h, w) and the number of regions, for labels (h, w). The
@@ -234,6 +266,9 @@ PYBIND11_MODULE(_core, m) {
         "isa"_a = "");
   m.def("shrink", shrink<Floats>, "planes"_a, "height"_a, "width"_a, "threads"_a, "isa"_a = "");
   m.def("joint_upsample", joint_upsample, "coefficients"_a, "image"_a, "threads"_a, "isa"_a = "");
+  m.def("dense_crf", dense_crf, "image"_a, "probabilities"_a, "steps"_a, "bilateral_weight"_a,
+        "bilateral_sxy"_a, "bilateral_srgb"_a, "gaussian_weight"_a, "gaussian_sxy"_a, "floor"_a,
+        "compatibility"_a, "threads"_a, "isa"_a = "", "out"_a = py::none());
   m.def("connected_regions", connected_regions, "labels"_a, "min_area"_a);
 
   using seg::JpegWalk;
