@@ -68,6 +68,13 @@ struct Piece {
   }
 };
 
+// Begins to load the W floats at p into the cache.
+template <int W>
+SEG_INLINE void prefetch(const float* p) {
+  for (int i = 0; i < W; i += 16) __builtin_prefetch(p + i);
+  if (W % 16 != 0) __builtin_prefetch(p + W - 1);
+}
+
 // Calls f(std::integral_constant<int, W>) for the piece of W floats.
 template <class F>
 SEG_INLINE void with_width(int width, const F& f) {
@@ -174,21 +181,18 @@ SEG_INLINE bool is_end(int32_t marked) { return marked < 0; }
 template <int W>
 inline void splat_piece(float* values, const float* q, ptrdiff_t stride, const int32_t* members,
                         const float* weights, size_t n, ptrdiff_t width) {
-  // The parts are short, so a branch at their ends would often be guessed wrong. Instead, the sum
-  // is stored after each member, and multiplied by 0 behind an end.
-  Piece<W> sum;
-  sum.clear();
-  float keep = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const int32_t member = members[i];
-    Piece<W> term;
-    term.clear();
-    term.add(weights[i], q + plain(member) * stride);
-    term.add(keep, sum);
-    sum = term;
+  const size_t kAhead = 64;  // how early a row is loaded into the cache
+  for (size_t i = 0; i < n; values += width) {
+    Piece<W> sum;
+    sum.clear();
+    int32_t member;
+    do {
+      member = members[i];
+      prefetch<W>(q + plain(members[i + kAhead < n ? i + kAhead : i]) * stride);
+      sum.add(weights[i], q + plain(member) * stride);
+      ++i;
+    } while (!is_end(member));
     sum.write(values);
-    keep = is_end(member) ? 0.0f : 1.0f;
-    values += is_end(member) ? width : 0;
   }
 }
 
@@ -200,32 +204,33 @@ inline void crf_splat(float* values, const float* q, ptrdiff_t stride, const int
   });
 }
 
-// Does crf_blur() for one piece, which starts at values. n is at least 1.
+// Does crf_blur() for one piece, which starts at values.
 template <int W>
 inline void blur_piece(float* values, const int32_t* chain, size_t n, ptrdiff_t width) {
-  const size_t kAhead = 8;  // how early a row is loaded into the cache
-  float* here = values + plain(chain[0]) * width;
-  Piece<W> before, now;  // half of the row before, and the row itself
-  before.clear();
-  now.clear();
-  now.add(1.0f, here);
-  for (size_t i = 0; i + 1 < n; ++i) {
-    __builtin_prefetch(values + plain(chain[i + kAhead < n ? i + kAhead : i]) * width, 1);
-    float* const there = values + plain(chain[i + 1]) * width;
-    const float half = is_end(chain[i]) ? 0.0f : 0.5f;  // no branch, as in splat_piece
-    Piece<W> next, sum = now;
-    next.clear();
-    next.add(1.0f, there);
-    sum.add(1.0f, before);
-    sum.add(half, next);
-    sum.write(here);
+  const size_t kAhead = 64;  // how early a row is loaded into the cache
+  for (size_t i = 0; i < n; ++i) {
+    float* here = values + chain[i] * width;
+    Piece<W> before, now;
     before.clear();
-    before.add(half, now);
-    now = next;
-    here = there;
+    now.clear();
+    now.add(1.0f, here);
+    while (!is_end(chain[i])) {
+      ++i;
+      prefetch<W>(values + plain(chain[i + kAhead < n ? i + kAhead : i]) * width);
+      float* const there = values + plain(chain[i]) * width;
+      Piece<W> next, sum = now;
+      next.clear();
+      next.add(1.0f, there);
+      sum.add(0.5f, before);
+      sum.add(0.5f, next);
+      sum.write(here);
+      before = now;
+      now = next;
+      here = there;
+    }
+    now.add(0.5f, before);
+    now.write(here);
   }
-  now.add(1.0f, before);
-  now.write(here);
 }
 
 // Implements Kernels::crf_blur.
@@ -266,20 +271,32 @@ SEG_INLINE void write_softmax(float* q, const float* z, float* e, int n, int wid
 inline void crf_start(float* q, float* unary, const float* probabilities, float smallest, int count,
                       int classes, float* scratch) {
   const int width = (classes + 3) / 4 * 4, pitch = padded(classes);
-  float* const e = scratch + kGroup * pitch;
-  for (int i = 0; i < kGroup * pitch; ++i) scratch[i] = kNever;
-  for (int x = 0; x < count; x += kGroup) {
-    const int n = count - x < kGroup ? count - x : kGroup;
-    for (int g = 0; g < n; ++g, unary += width, probabilities += classes) {
-      float* const row = scratch + g * pitch;
-      for (int c = 0; c < classes; ++c) row[c] = probabilities[c];
-      for (int c = 0; c < classes; c += kLanes)
-        store(row + c, log(max(load(row + c), splat(smallest))));
-      for (int c = classes; c < pitch; ++c) row[c] = kNever;
-      for (int c = 0; c < width; ++c) unary[c] = row[c];
+  float *const p = scratch, *const logs = p + pitch, *const is_class = logs + pitch;
+  for (int c = 0; c < pitch; ++c) is_class[c] = c < classes ? 1.0f : 0.0f, p[c] = 0;
+  for (int x = 0; x < count; ++x, q += width, unary += width, probabilities += classes) {
+    const float* from = probabilities;
+    if ((count - x) * classes < pitch) {  // the vectors of the last pixels end behind the array
+      std::memcpy(p, from, classes * sizeof(float));
+      from = p;
     }
-    write_softmax(q, scratch, e, n, width);
-    q += n * width;
+    Vec total = Vec{};
+    for (int c = 0; c < width; c += kLanes) {
+      const Vec here = load(is_class + c), value = max(load(from + c), splat(smallest));
+      const Vec log_value = here > 0.5f ? log(value) : splat(kNever);
+      store(logs + c, log_value);
+      store(p + c, value * here);
+      total += value * here;
+    }
+    const float scale = 1 / every_sum(total)[0];
+    pieces(width, [&](int c, auto w) {
+      Piece<w> row;
+      row.clear();
+      row.add(1.0f, logs + c);
+      row.write(unary + c);
+      row.clear();
+      row.add(scale, p + c);
+      row.write(q + c);
+    });
   }
 }
 
@@ -296,12 +313,20 @@ SEG_INLINE Piece<W> sum_corners(const Slice& slice, ptrdiff_t x, ptrdiff_t width
 // Implements Kernels::crf_update.
 inline void crf_update(float* q, const float* unary, const Slice* slices, int count,
                        const float* compatibility, int pixels, int classes, float* scratch) {
+  const int kAhead = 16;  // pixels: how early rows are loaded into the cache
   const int width = (classes + 3) / 4 * 4, pitch = padded(classes);
   float *const e = scratch + kGroup * pitch, *const messages = e;
   for (int i = 0; i < kGroup * pitch; ++i) scratch[i] = kNever;
   for (int x = 0; x < pixels; x += kGroup) {
     const int n = pixels - x < kGroup ? pixels - x : kGroup;
     pieces(width, [&](int c, auto w) {
+      if (x + kAhead + kGroup <= pixels) {
+        for (int s = 0; s < count; ++s) {
+          const int v = slices[s].vertices;
+          for (ptrdiff_t i = ptrdiff_t{x + kAhead} * v; i < ptrdiff_t{x + kAhead + kGroup} * v; ++i)
+            prefetch<w>(slices[s].values + (ptrdiff_t)slices[s].corners[i] * width + c);
+        }
+      }
       for (int g = 0; g < n; ++g) {
         Piece<w> total;
         total.clear();

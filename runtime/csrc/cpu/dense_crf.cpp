@@ -1,70 +1,138 @@
-// Mean field of the dense CRF. Rows of pixels and points have the classes, rounded up to a multiple
-// of 4 floats; the additional ones are 0 and in the unary energy kNever.
+// Mean field of the dense CRF. The row of a pixel or point has the classes, rounded up to a
+// multiple of 4 floats; the additional ones are 0, and kNever in the unary energy. Pixels are
+// stored in tiles.
+//
+// A narrow Gaussian of distance has a lattice for each tile and its margin. Its values fit the
+// cache, and are computed just before the tile is updated. The other lattices are those of the
+// whole picture.
 #include "dense_crf.h"
 
-#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace seg {
+namespace {
+
+// The lattices of one Gaussian: that of the whole picture, or one for each tile.
+struct Filter {
+  std::vector<Lattice> lattices;
+  bool tiled;
+  size_t points = 0;  // of the largest lattice
+
+  Filter(const uint8_t* picture, const Tiles& tiles, const Gaussian& gaussian, int threads,
+         const Kernels& k)
+      : tiled(gaussian.dims() == 2 && Lattice::reach(gaussian) <= kTile / 4) {
+    std::vector<float> factor(tiles.pixels());
+    if (!tiled) {
+      std::vector<Run> runs;
+      for (int t = 0; t < tiles.count(); ++t) tiles.add_runs(runs, t);
+      lattices.emplace_back(picture, tiles, runs, tiles.pixels(), gaussian, threads, k);
+      lattices[0].factors(factor.data(), threads, k);
+      lattices[0].normalize(factor.data(), threads);
+      points = lattices[0].points();
+      return;
+    }
+    const int margin = static_cast<int>(std::ceil(Lattice::reach(gaussian)));
+    std::vector<std::unique_ptr<Lattice>> made(tiles.count());
+    parallel_for(threads, tiles.count(), [&](int t) {
+      std::vector<Run> runs;
+      tiles.add_runs(runs, t);
+      tiles.add_margin(runs, t, margin);
+      const size_t own = tiles.first(t + 1) - tiles.first(t);
+      made[t].reset(new Lattice(picture, tiles, runs, own, gaussian, 1, k));
+      made[t]->factors(factor.data(), 1, k);
+    });
+    for (auto& lattice : made) {
+      points = std::max(points, static_cast<size_t>(lattice->points()));
+      lattices.push_back(std::move(*lattice));
+    }
+    parallel_for(threads, tiles.count(), [&](int t) { lattices[t].normalize(factor.data(), 1); });
+  }
+};
+
+}  // namespace
 
 void dense_crf(float* out, const uint8_t* picture, const float* probabilities, int height,
                int width, int classes, const CrfOptions& options, const float* compatibility,
                int threads, const Kernels& k, const std::function<void()>& check) {
   const Tiles tiles(height, width);
-  const size_t pixels = tiles.pixels();
-  const int row = (classes + 3) / 4 * 4;
-  std::vector<Lattice> lattices;
-  lattices.reserve(2);
+  const size_t row = (classes + 3) / 4 * 4, pixels = tiles.pixels() * row;
+  std::vector<Filter> filters;
   if (options.steps > 0) {
     for (const Gaussian& gaussian : {options.gaussian, options.bilateral}) {
       check();
-      if (gaussian.weight > 0) lattices.emplace_back(picture, tiles, gaussian, threads, k);
+      if (gaussian.weight > 0) filters.emplace_back(picture, tiles, gaussian, threads, k);
     }
   }
-  size_t points = 0;
-  for (const Lattice& lattice : lattices) points += lattice.points();
 
-  // The arena: the unary energy, the distributions, and the values of all lattices.
-  const Memory arena = allocate((2 * pixels + points) * row);
-  float *const unary = arena.get(), *const q = unary + pixels * row;
-  float* values[2] = {q + pixels * row, nullptr};
-  if (!lattices.empty()) values[1] = values[0] + lattices[0].points() * static_cast<size_t>(row);
+  // The arena: the unary energy, the distributions before and after a step, the values of the whole
+  // picture's lattices, and for each thread the values of a tile and scratch memory of the kernels.
+  size_t whole = 0, tile_values = 0;
+  for (const Filter& filter : filters) (filter.tiled ? tile_values : whole) += filter.points * row;
+  const size_t scratch = 2 * kGroup * static_cast<size_t>(padded(classes));
+  const int slots = std::min(threads, tiles.count());
+  const Memory arena = allocate(3 * pixels + whole + slots * (tile_values + scratch));
+  float *const unary = arena.get(), *q = unary + pixels, *next = q + pixels;
+  float* const own = next + pixels + whole;  // [slots][tile_values + scratch]
+  std::vector<float*> values;                // by filter that is not tiled
+  float* end = next + pixels;
+  for (const Filter& filter : filters) {
+    values.push_back(end);
+    if (!filter.tiled) end += filter.points * row;
+  }
 
-  std::vector<float> penalty;  // [classes][row]: of all classes k beside class j
+  std::vector<float> penalty;  // [classes][row]: of all classes beside class j
   if (compatibility != nullptr) {
-    penalty.assign(static_cast<size_t>(classes) * row, 0.0f);
+    penalty.assign(classes * row, 0.0f);
     for (int j = 0; j < classes; ++j)
       for (int c = 0; c < classes; ++c) penalty[j * row + c] = compatibility[c * classes + j];
   }
-  const size_t scratch_floats = 2 * kGroup * static_cast<size_t>(padded(classes));
-  std::vector<float> scratch(kBlocks * scratch_floats);
-  // The runs of each block are computed with the scratch memory z of this block.
-  parallel_for(threads, kBlocks, [&](int block) {
-    float* const z = scratch.data() + block * scratch_floats;
-    tiles.runs(block, [&](size_t place, int y, int x, int n) {
-      const size_t pixel = static_cast<size_t>(y) * width + x;
-      k.crf_start(q + place * row, unary + place * row, probabilities + pixel * classes,
-                  options.smallest, n, classes, z);
-    });
+
+  parallel_for_slots(slots, tiles.count(), [&](int t, int slot) {
+    std::vector<Run> runs;
+    tiles.add_runs(runs, t);
+    for (const Run& run : runs) {
+      const size_t pixel = static_cast<size_t>(run.y) * width + run.x;
+      k.crf_start(q + run.place * row, unary + run.place * row, probabilities + pixel * classes,
+                  options.smallest, run.n, classes, own + slot * (tile_values + scratch));
+    }
   });
   for (int step = 0; step < options.steps; ++step) {
     check();
-    for (size_t i = 0; i < lattices.size(); ++i) lattices[i].filter(values[i], q, row, threads, k);
-    parallel_for(threads, kBlocks, [&](int block) {
-      const size_t first = pixels * block / kBlocks, last = pixels * (block + 1) / kBlocks;
+    for (size_t i = 0; i < filters.size(); ++i)
+      if (!filters[i].tiled)
+        filters[i].lattices[0].filter(values[i], q, row, static_cast<int>(row), threads, k);
+    parallel_for_slots(slots, tiles.count(), [&](int t, int slot) {
+      float* const z = own + slot * (tile_values + scratch);
+      float* to = z + scratch;
+      const size_t first = tiles.first(t);
       Slice slices[2];
-      for (size_t i = 0; i < lattices.size(); ++i) slices[i] = lattices[i].slice(values[i], first);
-      k.crf_update(q + first * row, unary + first * row, slices, static_cast<int>(lattices.size()),
-                   penalty.empty() ? nullptr : penalty.data(), static_cast<int>(last - first),
-                   classes, scratch.data() + block * scratch_floats);
+      for (size_t i = 0; i < filters.size(); ++i) {
+        const Filter& filter = filters[i];
+        if (filter.tiled) {
+          filter.lattices[t].filter(to, q, row, static_cast<int>(row), 1, k);
+          slices[i] = filter.lattices[t].slice(to, first);
+          to += filter.points * row;
+        } else {
+          slices[i] = filter.lattices[0].slice(values[i], first);
+        }
+      }
+      k.crf_update(next + first * row, unary + first * row, slices,
+                   static_cast<int>(filters.size()), penalty.empty() ? nullptr : penalty.data(),
+                   static_cast<int>(tiles.first(t + 1) - first), classes, z);
     });
+    std::swap(q, next);
   }
-  parallel_for(threads, kBlocks, [&](int block) {
-    tiles.runs(block, [&](size_t place, int y, int x, int n) {
-      float* to = out + (static_cast<size_t>(y) * width + x) * classes;
-      for (size_t p = place; p < place + n; ++p, to += classes)
+  parallel_for(threads, tiles.count(), [&](int t) {
+    std::vector<Run> runs;
+    tiles.add_runs(runs, t);
+    for (const Run& run : runs) {
+      float* to = out + (static_cast<size_t>(run.y) * width + run.x) * classes;
+      for (size_t p = run.place; p < run.place + run.n; ++p, to += classes)
         std::copy(q + p * row, q + p * row + classes, to);
-    });
+    }
   });
 }
 

@@ -43,10 +43,10 @@ constexpr size_t kBlend = 512;  // floats that blend_byte_rows averages at a tim
 constexpr int kMeans = 256;     // the sum of this many bytes fits 16 bits
 constexpr int kRun = 64;        // pixels of a run in the refinement: its maps fit the cache
 
-// Pixels of the dense CRF whose soft-max is computed together, so that the processor does not wait
-// for the sums and maxima of one pixel.
+// The pixels of the dense CRF whose soft-max is computed together, so that the processor does not
+// wait for the sums and maxima of one pixel.
 constexpr int kGroup = 4;
-constexpr int kTile = 32;  // height and width of the tiles of the dense CRF
+constexpr int kTile = 96;  // height and width of the tiles of the dense CRF
 
 // Returns the floats of a pixel with so many channels.
 inline int padded(int channels) { return (channels + kPad - 1) / kPad * kPad; }
@@ -282,14 +282,13 @@ struct Kernels {
   // whole runs.
   void (&crf_blur)(float* values, const int32_t* chain, size_t n, int width);
   // unary [count][width] = log(max(probabilities [count][classes], smallest)), and kNever behind
-  // the classes; q [count][width] = softmax(unary). row is scratch memory of padded(classes)
+  // the classes; q [count][width] = softmax(unary). scratch has 2 * kGroup * padded(classes)
   // floats.
   void (&crf_start)(float* q, float* unary, const float* probabilities, float smallest, int count,
                     int classes, float* scratch);
   // q [pixels][width] = softmax(unary + the message), where the message is the weighted sum of
   // `count` slices, or with a compatibility [classes][width], the sum over classes j of
-  // -compatibility[j] times this sum of class j. row is scratch memory of 2 * padded(classes)
-  // floats.
+  // -compatibility[j] times this sum of class j. scratch has 2 * kGroup * padded(classes) floats.
   void (&crf_update)(float* q, const float* unary, const Slice* slices, int count,
                      const float* compatibility, int pixels, int classes, float* scratch);
 };
