@@ -10,9 +10,6 @@ file lacks.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,12 +26,9 @@ from benchmarks import environment
 from benchmarks.quality import datasets, metrics
 from benchmarks.quality.adapt_tables import packed, tables, unpacked
 from benchmarks.quality.run import PRIORS
-from benchmarks.speed.harness import last_error
-from benchmarks.table import check_out, write_json
+from benchmarks.quality.runs import Results, name_list, run_module, seed_list
 from runtime.core.guide import Guide
-from runtime.errors import InputError, SdkError
-from runtime.files import file_error, shown, stat_of
-from runtime.tools.cli import Parser, option, out_path, printing, progress_bar, some_path
+from runtime.tools.cli import Parser, option, progress_bar
 from sdk import RefineConfig, Segmenter
 from sdk.pipeline import Picture, Scored
 from sdk.timing import Clock
@@ -209,9 +203,9 @@ class Bench:
         """Export the prior, and compute the guides of the pictures to test on."""
         name, (height, width) = self.case.prior
         self.prior = self.folder / "prior.bundle"
-        command(
-            "export", "--model", datasets.prior_path(name), "-o", self.prior,
-            "--imgsz", height, width, "-q",
+        run_module(
+            "the export of the prior", "export", "--model", datasets.prior_path(name),
+            "-o", self.prior, "--imgsz", height, width, "-q",
         )  # fmt: skip
         (self.folder / "pictures").mkdir()
         for number, picture in enumerate(self.case.trained()):
@@ -261,8 +255,9 @@ class Bench:
 
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             run, start = Path(place) / "run", time.monotonic()
-            command(
-                "export", "train", "refine", "--model", self.prior, "--threads", 1, "--quiet",
+            run_module(
+                f"the training of the form {form.name}", "export", "train", "refine",
+                "--model", self.prior, "--threads", 1, "--quiet",
                 "--data", self.folder / "pictures", "-o", run, "--seed", seed,
                 "--cache", self.folder / "cache", *form.options,
             )  # fmt: skip
@@ -340,22 +335,6 @@ def refined(
     return done.labels, done.timings
 
 
-def command(*words: Any) -> None:
-    """Run python -m with these words in a process of its own.
-
-    Raises
-    ------
-    SdkError : the process has failed.
-    """
-    text = [sys.executable, "-m", *(str(word) for word in words)]
-    done = subprocess.run(text, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    if done.returncode:
-        raise SdkError(
-            f"{' '.join(text[1:5])} ended with {done.returncode}: {last_error(done.stderr)}",
-            fix="free memory, and run the command again",
-        )
-
-
 def measure(
     names: list[str], forms: list[str], seeds: list[int], cases: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -422,78 +401,29 @@ def main(argv: list[str]) -> int:
     cases = [name for name in CASES if name not in ONCE]
     forms = [form.name for form in FORMS]
     parser.add_argument(
-        "--cases", type=option(partial(_names, "cases", list(CASES))), default=cases,
+        "--cases", type=option(partial(name_list, "cases", list(CASES))), default=cases,
         help=f"with commas (all but {', '.join(ONCE)})",
     )  # fmt: skip
     parser.add_argument(
-        "--forms", type=option(partial(_names, "forms", forms)), default=forms,
+        "--forms", type=option(partial(name_list, "forms", forms)), default=forms,
         help=f"with commas ({','.join(forms)})",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=option(_seeds), default=list(SEEDS), help="with commas (0,1,2)"
+        "--seeds", type=option(seed_list), default=list(SEEDS), help="with commas (0,1,2)"
     )
-    parser.add_argument("-o", "--out", type=out_path, metavar="FILE", help="JSON file of results")
-    parser.add_argument(
-        "--table", type=some_path, metavar="FILE", help="print the tables of a JSON file, and end"
-    )
+    results = Results(tables, "forms", packed, unpacked)
+    results.add_options(parser)
     args = parser.parse_args(argv)
     if args.table:
-        print(tables(_read(args.table)))
+        print(tables(results.read(args.table)))
         return 0
-    check_out(args.out)
     settings = {form.name: " ".join(form.options) for form in FORMS}
-    document: dict[str, Any] = {
-        "environment": environment.describe(), "forms": settings, "cases": {}
-    }  # fmt: skip
-    if args.out and stat_of(args.out) is not None:
-        document = _read(args.out)
-        if document["forms"] != settings:
-            raise InputError(
-                f"{shown(args.out)} has results of other forms: {document['forms']}",
-                fix="choose another -o, or remove the file",
-            )
-    start = time.monotonic()
-    for name, row in measure(args.cases, args.forms, args.seeds, document["cases"]):
-        if args.out:
-            write_json(args.out, packed(document))
-        with printing():
-            print(
-                f"{time.monotonic() - start:5.0f} s  {name}, {row['method']}, seed"
-                f" {row.get('seed', '-')}: {row['main']:.4f}",
-                file=sys.stderr,
-            )
-    print(tables(document))
+    document = results.start(
+        args.out, {"environment": environment.describe(), "forms": settings, "cases": {}}
+    )
+    added = (
+        f"{name}, {row['method']}, seed {row.get('seed', '-')}: {row['main']:.4f}"
+        for name, row in measure(args.cases, args.forms, args.seeds, document["cases"])
+    )
+    results.collect(args.out, document, added)
     return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A document that this command has written."""
-    try:
-        document = unpacked(json.loads(path.read_text(encoding="utf-8")))
-        tables(document)
-    except OSError as error:
-        raise file_error("read", path, error) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{shown(path)} is no result of this command: {error!r}", fix="measure again"
-        ) from error
-    return document
-
-
-def _seeds(text: str) -> list[int]:
-    """Different whole numbers with commas between them; InputError for another text."""
-    words = text.split(",")
-    if not all(word.isascii() and word.isdigit() for word in words) or len({*words}) < len(words):
-        raise InputError(f"{text!r} is no list of different seeds", fix="--seeds 0,1,2")
-    return [int(word) for word in words]
-
-
-def _names(what: str, known: list[str], text: str) -> list[str]:
-    """Known names with commas between them; InputError for another text."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(
-            f"{what} has {', '.join(map(repr, unknown))}; wanted some of {', '.join(known)}",
-            fix=f"--{what} '{known[0]}'",
-        )
-    return names

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from benchmarks.quality.runs import spread
 from benchmarks.table import as_markdown
 
 
@@ -87,13 +87,13 @@ def _scores(case: dict[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for method, rows in _groups(case).items():
         worst = min(rows, key=lambda row: row["worst gain"])
-        line = {"method": method, case["main"]: _range(rows, "main")}
-        line |= {key: _range(rows, key) for key in ("mIoU", "F") if key in rows[0]}
+        line = {"method": method, case["main"]: _cell(rows, "main")}
+        line |= {key: _cell(rows, key) for key in ("mIoU", "F") if key in rows[0]}
         for other in ("prior", "cold"):
-            line[f"> {other}"] = _range(rows, f"wins {other}", "{:.0f}".format)
+            line[f"> {other}"] = _cell(rows, f"wins {other}", 0)
         line["worst picture, against cold"] = f"{worst['worst']} {worst['worst gain']:+.3f}"
-        line["ms"] = _range(rows, "ms", "{:.0f}".format)
-        line["of the prior"] = _range(rows, "prior ms", "{:.0f}".format)
+        line["ms"] = _cell(rows, "ms", 0)
+        line["of the prior"] = _cell(rows, "prior ms", 0)
         lines.append(line)
     return lines
 
@@ -104,7 +104,7 @@ def _sequences(case: dict[str, Any]) -> list[dict[str, Any]]:
         line = {"method": method}
         for key in _names(rows[0]):
             name = key.removeprefix("in ")
-            line[name if name in case["own"] else f"{name} (not trained on)"] = _range(rows, key)
+            line[name if name in case["own"] else f"{name} (not trained on)"] = _cell(rows, key)
         lines.append(line)
     return lines
 
@@ -121,12 +121,6 @@ def _names(row: dict[str, Any]) -> list[str]:
     return [key for key in row if key.startswith("in ")]
 
 
-def _range(
-    rows: list[dict[str, Any]], key: str, shown: Callable[[float], str] = "{:.3f}".format
-) -> str:
-    """The mean of a key, and the lowest and the highest if they differ; "" where it is missing."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    if not values:
-        return ""
-    mean, low, high = (shown(value) for value in (np.mean(values), min(values), max(values)))
-    return mean if low == high else f"{mean} [{low}, {high}]"
+def _cell(rows: list[dict[str, Any]], key: str, digits: int = 3) -> str:
+    """The values of a key; "" where it is missing."""
+    return spread([row[key] for row in rows if row.get(key) is not None], digits)

@@ -11,9 +11,6 @@ docs/boosting_quality.md states the protocol.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +24,7 @@ import numpy as np
 
 from benchmarks import environment
 from benchmarks.quality import datasets
+from benchmarks.quality.runs import Results, run_module, spread
 from benchmarks.quality.saliency import (
     CHOICES,
     SEEDED,
@@ -42,14 +40,13 @@ from benchmarks.quality.saliency import (
     with_polarity,
 )
 from benchmarks.quality.training import features_of
-from benchmarks.table import as_markdown, check_out, make_folder, write_json
+from benchmarks.table import as_markdown, make_folder
 from export.backbones.base import LITE0, Backbone
 from export.train.run import ENTRY, open_run
 from runtime.checks import check_count
 from runtime.core.resize import resize
-from runtime.errors import InputError, SdkError
-from runtime.files import file_error, shown, stat_of
-from runtime.tools.cli import Parser, out_path, printing, some_path
+from runtime.files import shown, stat_of
+from runtime.tools.cli import Parser, out_path
 
 STEPS, BATCH, LR = 400, 4, 5e-4
 SEEDS = 3
@@ -155,19 +152,12 @@ def train(run: Path, seed: int, steps: int, *options: str) -> None:
     ------
     SdkError : the training has failed.
     """
-    words = [sys.executable, "-m", "export", "train", "boosting", "-o", run, "--seed", seed]
-    words += ["--steps", steps, "--batch", BATCH, "--lr", LR, "--imgsz", SIDE, "--threads", 1]
-    words += ["--every", 50, *options, "--data", *datasets.boosting_folders()]
-    if stat_of(run / ENTRY) is not None:
-        words.append("--resume")
-    done = subprocess.run(
-        [str(word) for word in words], cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL
-    )
-    if done.returncode:
-        raise SdkError(
-            f"the training of {shown(run)} ended with {done.returncode}; its error is above",
-            fix="read it, and run the command again",
-        )
+    resume = ["--resume"] if stat_of(run / ENTRY) is not None else []
+    run_module(
+        f"the training of {shown(run)}", "export", "train", "boosting", "-o", run, "--seed", seed,
+        "--steps", steps, "--batch", BATCH, "--lr", LR, "--imgsz", SIDE, "--threads", 1,
+        "--every", 50, *options, "--data", *datasets.boosting_folders(), *resume, quiet=False,
+    )  # fmt: skip
 
 
 @dataclass
@@ -388,7 +378,7 @@ def _scores(method: Method, rows: list[dict[str, Any]], names: list[str]) -> dic
     last, worst = int(by_sequence.argmin()), min(rows, key=lambda row: row["worst_iou"])
     return (
         _label(method)
-        | {title: _range([row[key] for row in rows]) for key, title in titles.items()}
+        | {title: spread([row[key] for row in rows]) for key, title in titles.items()}
         | {"worst sequence": f"{names[last]}: {by_sequence[last]:.3f}"}
         | {"worst picture": f"{worst['worst_picture']}: {worst['worst_iou']:.3f}"}
     )
@@ -428,12 +418,6 @@ def _text(method: Method) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _range(values: list[float]) -> str:
-    """The mean of values, and the lowest and the highest if they differ."""
-    mean, low, high = (f"{v:.3f}" for v in (np.mean(values), min(values), max(values)))
-    return mean if low == high else f"{mean} [{low}, {high}]"
-
-
 def settings(steps: int) -> dict[str, Any]:
     """All that results depend on besides method and seed."""
     import torch
@@ -458,56 +442,26 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--runs", type=out_path, metavar="FOLDER", help="keeps the trained runs (a temporary one)"
     )
-    parser.add_argument("-o", "--out", type=out_path, metavar="FILE", help="JSON file of results")
-    parser.add_argument(
-        "--table", type=some_path, metavar="FILE", help="print the tables of a JSON file, and end"
-    )
+    results = Results(tables)
+    results.add_options(parser)
     args = parser.parse_args(argv)
     if args.table:
-        print(tables(_read(args.table)))
+        print(tables(results.read(args.table)))
         return 0
     check_count("steps", args.steps, 1, 10**9)
     check_count("seeds", args.seeds, 1, 1000)
-    check_out(args.out)
-    document: dict[str, Any] = {
+    new: dict[str, Any] = {
         "environment": environment.describe(),
         "settings": settings(args.steps),
         "sequences": [], "trainings": [], "choices": [], "area": 0.0, "rows": [], "times": [],
     }  # fmt: skip
-    if args.out and stat_of(args.out) is not None:
-        known = _read(args.out)
-        if known["settings"] != document["settings"]:
-            raise InputError(
-                f"{shown(args.out)} has results of other settings: {known['settings']}",
-                fix="choose another -o, or remove the file",
-            )
-        document = known
+    document = results.start(args.out, new)
 
     from export.backbones.load import load_backbone
 
-    start = time.monotonic()
     with ExitStack() as stack:
         runs = args.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         make_folder(runs)
         bench = Bench(runs, args.steps, load_backbone(LITE0))
-        for text in measure(bench, range(args.seeds), document):
-            if args.out:
-                write_json(args.out, document)
-            with printing():
-                print(f"{time.monotonic() - start:5.0f} s  {text}", file=sys.stderr)
-    print(tables(document))
+        results.collect(args.out, document, measure(bench, range(args.seeds), document))
     return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A document that this command has written."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        tables(document)
-    except OSError as error:
-        raise file_error("read", path, error) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{shown(path)} is no result of this command: {error!r}", fix="measure again"
-        ) from error
-    return document

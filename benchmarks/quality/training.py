@@ -11,14 +11,10 @@ each result is written when it is computed; the command adds those that the file
 from __future__ import annotations
 
 import csv
-import json
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +22,16 @@ import numpy as np
 
 from benchmarks import environment
 from benchmarks.quality import datasets
-from benchmarks.speed.harness import last_error
-from benchmarks.table import as_markdown, check_out, write_json
+from benchmarks.quality.runs import Results, name_list, run_module, seed_list, spread
+from benchmarks.table import as_markdown
 from export.backbones.base import LITE0, Backbone
 from export.train.views import ViewRule, view_pixels
 from runtime.checks import check_count
 from runtime.core.resize import resize
 from runtime.device.choose import default_threads
-from runtime.errors import InputError, SdkError
-from runtime.files import file_error, shown, stat_of
+from runtime.files import shown, stat_of
 from runtime.opencv import cv2
-from runtime.tools.cli import Parser, option, out_path, printing, some_path
+from runtime.tools.cli import Parser, option
 
 STEPS = 600
 SHORTER = 5  # the training is so much shorter than the published one of 3000 steps
@@ -300,26 +295,10 @@ def train(pictures: Path, run: Path, *options: Any) -> dict[str, Any]:
     ------
     SdkError : the training has failed.
     """
-    words = [sys.executable, "-m", "export", "train", "segunify", "--data", pictures, "-o", run]
-    words += ["--threads", default_threads(), "--quiet", *options]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [str(word) for word in words],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
-        peak = 0
-        while process.poll() is None:
-            peak = _peak_mib(process.pid) or peak
-            time.sleep(0.05)
-        log.seek(0)
-        if process.returncode:
-            said = last_error(log.read().decode("utf-8", "replace"))
-            raise SdkError(
-                f"the training of {shown(run)} ended with {process.returncode}: {said}",
-                fix="free memory, and run the command again",
-            )
+    peak = run_module(
+        f"the training of {shown(run)}", "export", "train", "segunify", "--data", pictures,
+        "-o", run, "--threads", default_threads(), "--quiet", *options,
+    )  # fmt: skip
     with (run / "log.csv").open(newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     steps, seconds = ([0.0] + [row[key] for row in rows] for key in ("step", "seconds"))
@@ -395,47 +374,28 @@ def _scores(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "held_out_moved_acc": "moved acc", "held_out_moved_miou": "moved mIoU",
     }  # fmt: skip
     titles["energy"] = "energy"
-    cells = {title: _range([row[key] for row in rows], 3) for key, title in titles.items()}
+    cells = {title: spread([row[key] for row in rows], 3) for key, title in titles.items()}
     last = min(rows, key=lambda row: row["held_out_moved_miou"])
     worst = min(rows, key=lambda row: row["worst_acc"])
     return (
         {"method": method}
         | cells
-        | {"worst seed": f"{last['seed']}", "clusters": _range([r["clusters"] for r in rows], 0)}
+        | {"worst seed": f"{last['seed']}", "clusters": spread([r["clusters"] for r in rows], 0)}
         | {"worst picture": f"{worst['worst_picture']}: {worst['worst_acc']:.3f}"}
     )
 
 
 def _costs(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    shifts = [_range([row["shifts"][i] for row in rows], 3) for i in range(2)]
-    losses = {name: _range([row["losses"][name] for row in rows], 3) for name in rows[0]["losses"]}
+    shifts = [spread([row["shifts"][i] for row in rows], 3) for i in range(2)]
+    losses = {name: spread([row["losses"][name] for row in rows], 3) for name in rows[0]["losses"]}
     return {
         "method": method,
         "b1": shifts[0],
         "b2": shifts[1],
         **losses,
-        "ms per step": _range([row["ms_per_step"] for row in rows], 0),
-        "peak MiB": _range([row["peak_mib"] for row in rows if "peak_mib" in row], 0),
+        "ms per step": spread([row["ms_per_step"] for row in rows], 0),
+        "peak MiB": spread([row["peak_mib"] for row in rows if "peak_mib" in row], 0),
     }
-
-
-def _peak_mib(process: int) -> int:
-    """The peak memory of a process that runs, in MiB; 0 if it has ended. The operating system's
-    sum at its end (ru_maxrss) would contain the memory of this process, which started it."""
-    try:
-        text = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"VmHWM:\s*(\d+) kB", text)
-    return round(int(found[1]) / 1024) if found else 0
-
-
-def _range(values: list[float], digits: int) -> str:
-    """The mean of values, and the lowest and the highest if they differ; "" without values."""
-    if not values:
-        return ""
-    mean, low, high = (f"{v:.{digits}f}" for v in (np.mean(values), min(values), max(values)))
-    return mean if low == high else f"{mean} [{low}, {high}]"
 
 
 def settings(steps: int) -> dict[str, Any]:
@@ -463,77 +423,31 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m benchmarks training", description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the training (%(default)s)")
     parser.add_argument(
-        "--seeds", type=option(_seeds), default=list(SEEDS), help="with commas (0,1,2)"
+        "--seeds", type=option(seed_list), default=list(SEEDS), help="with commas (0,1,2)"
     )
     parser.add_argument(
-        "--data", type=option(_names), default=list(DATA), help=f"data sets ({','.join(DATA)})"
-    )
-    parser.add_argument("-o", "--out", type=out_path, metavar="FILE", help="JSON file of results")
-    parser.add_argument(
-        "--table", type=some_path, metavar="FILE", help="print the tables of a JSON file, and end"
-    )
+        "--data", type=option(partial(name_list, "data", list(DATA))), default=list(DATA),
+        help=f"data sets ({','.join(DATA)})",
+    )  # fmt: skip
+    results = Results(tables)
+    results.add_options(parser)
     args = parser.parse_args(argv)
     if args.table:
-        print(tables(_read(args.table)))
+        print(tables(results.read(args.table)))
         return 0
     check_count("steps", args.steps, 1, 10**9)
-    check_out(args.out)
-    document: dict[str, Any] = {
-        "environment": environment.describe(),
-        "settings": settings(args.steps),
-        "rows": [],
-    }
-    if args.out and stat_of(args.out) is not None:
-        known = _read(args.out)
-        if known["settings"] != document["settings"]:
-            raise InputError(
-                f"{shown(args.out)} has results of other settings: {known['settings']}",
-                fix="choose another -o, or remove the file",
+    document = results.start(
+        args.out,
+        {"environment": environment.describe(), "settings": settings(args.steps), "rows": []},
+    )
+
+    def added() -> Iterator[str]:
+        for row in measure(args.data, args.steps, args.seeds, document["rows"]):
+            document["rows"].append(row)
+            yield (
+                f"{row['data']}, {row['method']}, seed {row['seed']}:"
+                f" held-out mIoU {row['held_out_moved_miou']:.3f}"
             )
-        document = known
-    start = time.monotonic()
-    for row in measure(args.data, args.steps, args.seeds, document["rows"]):
-        document["rows"].append(row)
-        if args.out:
-            write_json(args.out, document)
-        with printing():
-            print(
-                f"{time.monotonic() - start:5.0f} s  {row['data']}, {row['method']}, seed"
-                f" {row['seed']}: held-out mIoU {row['held_out_moved_miou']:.3f}",
-                file=sys.stderr,
-            )
-    print(tables(document))
+
+    results.collect(args.out, document, added())
     return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A document that this command has written."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        tables(document)
-    except OSError as error:
-        raise file_error("read", path, error) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{shown(path)} is no result of this command: {error!r}", fix="measure again"
-        ) from error
-    return document
-
-
-def _seeds(text: str) -> list[int]:
-    """Different whole numbers with commas between them; InputError for another text."""
-    words = text.split(",")
-    if not all(word.isascii() and word.isdigit() for word in words) or len({*words}) < len(words):
-        raise InputError(f"{text!r} is no list of different seeds", fix="--seeds 0,1,2")
-    return [int(word) for word in words]
-
-
-def _names(text: str) -> list[str]:
-    """Names of DATA with commas between them; InputError for another text."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in DATA]:
-        raise InputError(
-            f"data has {', '.join(map(repr, unknown))}; wanted some of {', '.join(DATA)}",
-            fix="--data coco_mini",
-        )
-    return names

@@ -235,9 +235,10 @@ def test_results_of_other_forms_are_refused(small, tmp_path, capsys, monkeypatch
     assert "has results of other forms" in capsys.readouterr().err
 
 
-def test_a_command_that_fails_is_one_error(tmp_path):
-    with pytest.raises(SdkError, match=r"-m export --model .*nothing.* ended with 1: error: "):
-        adapt.command("export", "--model", tmp_path / "nothing.onnx", "-o", tmp_path / "a.bundle")
+def test_a_prior_that_cannot_be_exported_is_one_error(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "prior_path", lambda name: tmp_path / "nothing.onnx")
+    with pytest.raises(SdkError, match=r"the export of the prior ended with 1: error: .*nothing"):
+        adapt.Bench(small, tmp_path).prepare()
 
 
 def test_wrong_words_are_refused(tmp_path, capsys):
