@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,10 @@ class Form:
     name: str
     options: tuple[str, ...]
     blocks: int = 2
+
+    def method(self, steps: int) -> str:
+        """The name of its row for a number of steps."""
+        return f"{self.name}, {steps} steps"
 
 
 _LONG = ("--epochs", "4")
@@ -158,6 +162,13 @@ CASES = {
     "val s=2.0": _camvid("s=2.0", _ALL, datasets.camvid_val),
 }
 ONCE = ("val s=0.5", "val s=2.0")  # cases that must be named
+UNTRAINED: dict[str, dict[str, Any]] = {  # methods, and their options of a Segmenter
+    "prior": {"refine": None, "filter": None},
+    "prior + guided filter": {"refine": None},
+    "cold": {},
+    "fast": {"refine": "fast"},
+}
+BASE = ("prior", "cold")  # what all methods are compared with
 
 
 class Scores(NamedTuple):
@@ -229,28 +240,25 @@ class Bench:
             scores.append(Scores(item, round(main, 6), f, counts, stages))
         return scores
 
-    def untrained(self) -> list[dict[str, Any]]:
-        """The rows of the methods without training."""
-        methods: dict[str, dict[str, Any]] = {
-            "prior": {"refine": None, "filter": None},
-            "prior + guided filter": {"refine": None},
-            "cold": {},
-            "fast": {"refine": "fast"},
-        }
+    def untrained(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        """The rows of some of UNTRAINED. Those of BASE are scored first if they are unknown."""
 
-        def segment(seg: Segmenter, picture: Picture, _: Guide) -> Any:
-            result = seg(picture.pixels)
-            return result.labels, result.timings
+        def scores(name: str) -> list[Scores]:
+            seg = self.segmenter(**UNTRAINED[name])
 
-        found = {
-            name: self.scored(partial(segment, self.segmenter(**options)))
-            for name, options in methods.items()
-        }
-        self.base |= {name: [one.main for one in found[name]] for name in ("prior", "cold")}
-        return [row(name, scores, self.base) for name, scores in found.items()]
+            def segment(picture: Picture, _: Guide) -> Any:
+                result = seg(picture.pixels)
+                return result.labels, result.timings
 
-    def trained(self, form: Form, seed: int) -> Iterator[dict[str, Any]]:
-        """Train by a form, and return the rows for each number of steps."""
+            return self.scored(segment)
+
+        found = {} if self.base else {name: scores(name) for name in BASE}
+        self.base |= {name: [one.main for one in known] for name, known in found.items()}
+        for name in names:
+            yield row(name, found.get(name) or scores(name), self.base)
+
+    def trained(self, form: Form, seed: int, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """Train by a form, and return the row for each of some numbers of steps."""
         from export.train.run import open_run
 
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
@@ -264,9 +272,9 @@ class Bench:
             seconds = round(time.monotonic() - start, 1)
             state, step = open_run(run).head()
         config = RefineConfig(blocks=form.blocks)
-        for steps in STEPS if seed == 0 else STEPS[:2]:
+        for steps in numbers:
             segment = partial(refined, self.pipeline, state, replace(config, steps=steps))
-            own = row(f"{form.name}, {steps} steps", self.scored(segment), self.base)
+            own = row(form.method(steps), self.scored(segment), self.base)
             own |= {"form": form.name, "seed": seed, "steps": steps, "step": step}
             yield own | {"seconds": seconds}
 
@@ -362,23 +370,23 @@ def measure(
         known = cases.setdefault(
             name, {"main": case.main, "own": case.sequences(), "base": {}, "rows": []}
         )
-        done = {(row.get("form"), row.get("seed")) for row in known["rows"]}
-        wanted = [
-            (form, seed)
-            for form in FORMS
-            for seed in seeds
-            if form.name in forms and (form.name, seed) not in done
-        ]
-        if not wanted:
+        done = {(row["method"], row.get("seed")) for row in known["rows"]}
+        plain = [method for method in UNTRAINED if (method, None) not in done]
+        trainings = []
+        for form, seed in product([form for form in FORMS if form.name in forms], seeds):
+            numbers = STEPS if seed == 0 else STEPS[:2]
+            lacking = [steps for steps in numbers if (form.method(steps), seed) not in done]
+            if lacking:
+                trainings.append((form, seed, lacking))
+        if not plain and not trainings:
             continue
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(case, Path(folder), known["base"])
             bench.prepare()
-            parts = [] if known["rows"] else [bench.untrained()]
-            for rows in chain(parts, (bench.trained(form, seed) for form, seed in wanted)):
-                for row in [*rows]:
-                    known["rows"].append(row)
-                    yield name, row
+            parts = (bench.trained(*training) for training in trainings)
+            for row in chain(bench.untrained(plain), chain.from_iterable(parts)):
+                known["rows"].append(row)
+                yield name, row
 
 
 def _mean(values: list[float]) -> float:

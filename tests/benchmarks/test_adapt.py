@@ -1,6 +1,7 @@
 """The command adapt: which pictures are used, rows, tables, and a short run on made pictures."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -225,6 +226,42 @@ def test_a_network_is_trained_and_scored_and_not_trained_again(
     capsys.readouterr()
     assert command.main(["adapt", "--table", str(out)]) == 0
     assert capsys.readouterr().out == table
+
+
+def test_each_row_survives_an_interruption(small, tmp_path, capsys, monkeypatch):
+    """Ctrl-C is pressed after some scorings: in the first start before there is a row, since each
+    row is compared with the prior and cold refinement, and in each further start after one row."""
+    left = 0
+
+    def scored(self, segment):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return scores(0.5, 0.6, 0.7)
+
+    monkeypatch.setattr(adapt.Bench, "prepare", lambda self: None)
+    monkeypatch.setattr(adapt.Bench, "segmenter", lambda self, **_: None)
+    monkeypatch.setattr(adapt.Bench, "prior", None, raising=False)
+    monkeypatch.setattr(adapt.Bench, "pipeline", None, raising=False)
+    monkeypatch.setattr(adapt.Bench, "scored", scored)
+    trained = []
+    monkeypatch.setattr(adapt, "run_module", lambda *words: trained.append(words))
+    head = SimpleNamespace(head=lambda: ({}, 3))
+    monkeypatch.setattr("export.train.run.open_run", lambda run: head)
+    out, found = tmp_path / "a.json", []
+    methods = [*adapt.UNTRAINED, "plain, 0 steps", "plain, 2 steps", "plain, 10 steps"]
+    for start, allowed in enumerate((1, 2, 1, 1, 1, 1, 1, 1)):
+        left = allowed
+        code = command.main(["adapt", "-o", str(out), "--seeds", "0"])
+        with case(start):
+            assert code == (130 if start < 7 else 0)
+            if start:
+                rows = adapt_tables.unpacked(json.loads(out.read_text()))["cases"].popitem()[1]
+                assert [row["method"] for row in rows["rows"]] == methods[:start]
+                assert rows["rows"][: start - 1] == found
+                found = rows["rows"]
+    assert len(trained) == 4  # in starts 4 to 7: after the row of "fast", and for each later row
 
 
 def test_results_of_other_forms_are_refused(small, tmp_path, capsys, monkeypatch):
