@@ -126,7 +126,7 @@ def run_module(what: str, *words: Any, quiet: bool = True) -> int:
         process = subprocess.Popen(text, cwd=root, stdout=null, stderr=log if quiet else None)
         try:
             while process.poll() is None:
-                peak = _peak_mib(process.pid) or peak
+                peak = peak_mib(process.pid) or peak
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
         finally:
@@ -142,7 +142,7 @@ def run_module(what: str, *words: Any, quiet: bool = True) -> int:
     return peak
 
 
-def _peak_mib(process: int) -> int:
+def peak_mib(process: int) -> int:
     """The peak memory of a process that runs, in MiB; 0 if it has ended. The operating system's
     sum at its end (ru_maxrss) would contain the memory of this process, which started it."""
     try:

@@ -1,6 +1,7 @@
 """The command adapt: which pictures are used, rows, tables, and a short run on made pictures."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -228,16 +229,21 @@ def test_a_network_is_trained_and_scored_and_not_trained_again(
     assert capsys.readouterr().out == table
 
 
-def test_each_row_survives_an_interruption(small, tmp_path, capsys, monkeypatch):
-    """Ctrl-C is pressed after some scorings: in the first start before there is a row, since each
-    row is compared with the prior and cold refinement, and in each further start after one row."""
-    left = 0
+@pytest.fixture
+def played(small, monkeypatch):
+    """Trainings and scorings that only note what is asked of them. After ``left`` scorings, Ctrl-C
+    is pressed."""
+    notes = SimpleNamespace(left=99, seeds=[], steps=[])
+
+    def run_module(what, *words):
+        notes.seeds.append(words[words.index("--seed") + 1])
 
     def scored(self, segment):
-        nonlocal left
-        if not left:
+        if not notes.left:
             raise KeyboardInterrupt
-        left -= 1
+        notes.left -= 1
+        if isinstance(segment, partial):  # of a trained network
+            notes.steps.append(segment.args[2].steps)
         return scores(0.5, 0.6, 0.7)
 
     monkeypatch.setattr(adapt.Bench, "prepare", lambda self: None)
@@ -245,23 +251,39 @@ def test_each_row_survives_an_interruption(small, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(adapt.Bench, "prior", None, raising=False)
     monkeypatch.setattr(adapt.Bench, "pipeline", None, raising=False)
     monkeypatch.setattr(adapt.Bench, "scored", scored)
-    trained = []
-    monkeypatch.setattr(adapt, "run_module", lambda *words: trained.append(words))
+    monkeypatch.setattr(adapt, "run_module", run_module)
     head = SimpleNamespace(head=lambda: ({}, 3))
     monkeypatch.setattr("export.train.run.open_run", lambda run: head)
+    return notes
+
+
+def test_each_training_has_its_seed_and_each_row_its_steps(played):
+    cases = {}
+    names = list(adapt.CASES)
+    rows = [row for _, row in adapt.measure(names, ["plain"], [0, 2], cases) if "seed" in row]
+    assert played.seeds == [0, 2] and played.steps == [0, 2, 10, 0, 2]
+    assert [(row["seed"], row["steps"]) for row in rows] == [
+        (0, 0), (0, 2), (0, 10), (2, 0), (2, 2)
+    ]  # fmt: skip
+
+
+def test_each_row_survives_an_interruption(played, tmp_path, capsys):
+    """The first start ends before there is a row, since each row is compared with the prior and
+    cold refinement. Each further start ends after one row."""
     out, found = tmp_path / "a.json", []
     methods = [*adapt.UNTRAINED, "plain, 0 steps", "plain, 2 steps", "plain, 10 steps"]
-    for start, allowed in enumerate((1, 2, 1, 1, 1, 1, 1, 1)):
-        left = allowed
+    for start, played.left in enumerate((1, 2, 1, 1, 1, 1, 1, 1)):
         code = command.main(["adapt", "-o", str(out), "--seeds", "0"])
         with case(start):
             assert code == (130 if start < 7 else 0)
+            assert out.exists() == (start > 0)
             if start:
-                rows = adapt_tables.unpacked(json.loads(out.read_text()))["cases"].popitem()[1]
-                assert [row["method"] for row in rows["rows"]] == methods[:start]
-                assert rows["rows"][: start - 1] == found
-                found = rows["rows"]
-    assert len(trained) == 4  # in starts 4 to 7: after the row of "fast", and for each later row
+                known = adapt_tables.unpacked(json.loads(out.read_text()))["cases"]
+                rows = known["camvid s=0.5 one drive"]["rows"]
+                assert [row["method"] for row in rows] == methods[:start]
+                assert rows[: start - 1] == found
+                found = rows
+    assert played.seeds == [0] * 4  # in starts 4 to 7: after the row "fast", and for each later row
 
 
 def test_results_of_other_forms_are_refused(small, tmp_path, capsys, monkeypatch):

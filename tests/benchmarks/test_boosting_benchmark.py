@@ -108,6 +108,16 @@ def test_masks_of_a_head_are_those_of_the_network(backbone):
             wanted = network(images)[0, 1].numpy()
             np.testing.assert_allclose(saliency.with_polarity(found[mask]), wanted, atol=1e-5)
     assert found["coarse"].mean() > 0.5 and found["fine"].shape == (16, 32)
+    network = BoostingNetwork(backbone.module, backbone.mean, backbone.std, head, "coarse")
+    for mean in (0.49, 0.51):
+        for _ in range(5):  # Newton's steps towards this mean
+            coarse = boosting.head_masks(head, one)["coarse"]
+            head.to_coarse.bias.data += (mean - coarse.mean()) / (coarse * (1 - coarse)).mean()
+        with case(mean), torch.no_grad():
+            coarse = boosting.head_masks(head, one)["coarse"]
+            assert coarse.mean() == pytest.approx(mean, abs=1e-3)
+            wanted = coarse if mean < 0.5 else 1 - coarse
+            np.testing.assert_allclose(network(images)[0, 1].numpy(), wanted, atol=1e-5)
 
 
 # Rows and tables

@@ -79,6 +79,9 @@ def test_the_smaller_part_is_the_foreground():
     mask = np.float32([[0.9, 0.6], [0.6, 0.1]])
     np.testing.assert_array_equal(saliency.with_polarity(mask), 1 - mask)
     np.testing.assert_array_equal(saliency.with_polarity(1 - mask), 1 - mask)
+    for mean in (0.49, 0.51):
+        one = mask - mask.mean() + np.float32(mean)
+        np.testing.assert_array_equal(saliency.with_polarity(one), one if mean < 0.5 else 1 - one)
 
 
 def test_the_part_that_is_rare_on_the_border_is_the_foreground():
@@ -88,6 +91,8 @@ def test_the_part_that_is_rare_on_the_border_is_the_foreground():
         np.testing.assert_array_equal(saliency.with_polarity(one, "border"), mask)
     mask[:], mask[1:-1, 1:-1], mask[2:-2, 2:-2] = 0.95, 0.1, 0.6
     np.testing.assert_array_equal(saliency.with_polarity(mask, "border"), mask)
+    mask[:], mask[2:-2, 2:-2], mask[3:-3, 3:-3] = 0.6, 0, 0.55  # three pixels are rarer
+    np.testing.assert_array_equal(saliency.with_polarity(mask, "border"), 1 - mask)
 
 
 def test_a_mask_is_enlarged_and_filtered(rng):
@@ -125,6 +130,9 @@ def test_regions_that_are_rare_on_the_border_are_inside():
     labels[:3, :3], labels[2:4, 3:6] = 1, 2  # a corner, and the middle
     np.testing.assert_array_equal(saliency.inner_regions(labels), labels == 2)
     assert not saliency.inner_regions(np.zeros((4, 5), int)).any()
+    ring = np.ones((8, 8), int)
+    ring[[0, -1]] = ring[:, [0, -1]] = ring[2:-2, 2:-2] = 0  # the border is one position wide
+    np.testing.assert_array_equal(saliency.inner_regions(ring), ring)
 
 
 def test_otsu_finds_a_dark_square():
@@ -139,6 +147,18 @@ def test_the_normalised_cut_separates_weakly_connected_positions():
     same = inside.ravel()[:, None] == inside.ravel()
     found = saliency.normalised_cut(np.where(same, 1, 0.1), 6, 8)
     np.testing.assert_array_equal(found, inside)
+
+
+def test_the_normalised_cut_is_that_of_the_generalised_problem(rng):
+    """(D - W) y = lambda D y, of which y of the second smallest lambda is divided at its mean."""
+    for number in range(5):
+        weights = rng.random((48, 48)) ** 6 * rng.random(48) ** 2
+        weights += weights.T + 1e-3
+        values, vectors = np.linalg.eig(np.eye(48) - weights / weights.sum(1, keepdims=True))
+        second = vectors[:, values.real.argsort()[1]].real
+        wanted = saliency.inner_regions((second > second.mean()).astype(int).reshape(6, 8))
+        with case(number):
+            np.testing.assert_array_equal(saliency.normalised_cut(weights, 6, 8), wanted)
 
 
 def write(path, image):

@@ -1,6 +1,7 @@
 """The command training: k-means, clusters, scores by matching, and a short run on made pictures."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks import __main__ as command
-from benchmarks.quality import clusters, datasets, training
+from benchmarks.quality import clusters, datasets, runs, training
 from export.models.segunify import SegUnifyHead
 from runtime.errors import InputError, SdkError
 
@@ -313,6 +314,20 @@ def test_steps_and_rates_of_a_training(small, monkeypatch):
 def test_a_training_that_fails_is_one_error(tmp_path):
     with pytest.raises(SdkError, match=r"the training of .* ended with 1: error: .*nothing"):
         training.train(tmp_path / "nothing", tmp_path / "run", "--clusters", 3)
+
+
+def test_a_process_ends_with_the_interrupted_command(monkeypatch):
+    pids = []
+
+    def interrupt(pid):
+        pids.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "peak_mib", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_module("it", "timeit", "-n", 1, "-r", 1, "import time; time.sleep(60)")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 def test_wrong_words_are_refused(tmp_path, capsys):
