@@ -18,7 +18,7 @@ if getattr(runtime, "__dist__", None) != __dist__:
         "project; uninstall it, or install dynaguide-edge in an environment of its own"
     )
 
-from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.config import CrfConfig, FilterConfig, RefineConfig
 from runtime.errors import (
     BundleError,
     DeviceError,
@@ -45,6 +45,7 @@ except MissingBackend as _error:  # OpenCV
 
 __all__ = [
     "BundleError",
+    "CrfConfig",
     "DeviceError",
     "EngineMismatch",
     "FilterConfig",

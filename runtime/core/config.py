@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from runtime.checks import as_number, check_count, check_positive, shown_value
+from runtime.checks import as_number, check_count, check_positive, is_number, shown_value
 from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
@@ -97,15 +97,7 @@ class RefineConfig(RefineOptions):
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width, at least 1, at which a picture of this size is refined."""
-        pixels = height * width
-        scale = min(self.scale, (self.max_pixels / pixels) ** 0.5)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        if size[0] * size[1] <= self.max_pixels:
-            return size
-        # One side is a single pixel, or rounding exceeded the limit: the longer side is cut.
-        if height >= width:
-            return max(1, self.max_pixels // size[1]), size[1]
-        return size[0], max(1, self.max_pixels // size[0])
+        return _size_within(height, width, self.scale, self.max_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +129,78 @@ class FilterConfig:
             raise InputError(f"eps is {shown_value(self.eps)}; wanted at least 1e-9")
         for name in ("radius", "eps"):
             object.__setattr__(self, name, as_number(getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrfConfig:
+    """The dense CRF that computes labels at the picture's size, instead of the guided filter:
+    :func:`runtime.dense_crf`, whose options these are, and the size at which it runs. It runs on
+    the CPU, also if everything else runs on a GPU.
+
+    Parameters
+    ----------
+    steps : of mean field, 0 to 1000.
+    bilateral_weight, bilateral_sxy, bilateral_srgb : the kernel of distance, in pixels of the
+        picture, and colour, from 0 to 255. A weight of 0 switches the kernel off; at most 10^6.
+    gaussian_weight, gaussian_sxy : the kernel of distance alone.
+    floor : the smallest probability; smaller ones are raised to it. At least 1e-30, at most 0.5.
+    max_pixels : a picture of more pixels is shrunk to the largest size of its proportions that has
+        at most this many; 1 to 2^28. Distances (``bilateral_sxy``, ``gaussian_sxy``) are scaled
+        alike, and the resulting probabilities are interpolated bilinearly to the picture's size.
+        This bounds memory and time for large pictures.
+
+    Raises
+    ------
+    InputError : a value out of range.
+
+    Example
+    -------
+    >>> CrfConfig(steps=5, bilateral_srgb=5.0)
+    """
+
+    steps: int = 10
+    bilateral_weight: float = 4.0
+    bilateral_sxy: float = 67.0
+    bilateral_srgb: float = 3.0
+    gaussian_weight: float = 3.0
+    gaussian_sxy: float = 1.0
+    floor: float = 1e-5
+    max_pixels: int = 2**21
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps, 0, 1000)
+        for name in ("bilateral_sxy", "bilateral_srgb", "gaussian_sxy"):
+            check_positive(name, getattr(self, name))
+        for name, low, high, wanted in (
+            ("bilateral_weight", 0, 1e6, "0 to 1000000"),
+            ("gaussian_weight", 0, 1e6, "0 to 1000000"),
+            ("floor", 1e-30, 0.5, "1e-30 to 0.5"),
+        ):
+            value = getattr(self, name)
+            if not is_number(value, low, high):
+                raise InputError(f"{name} is {shown_value(value)}; wanted a number from {wanted}")
+        check_count("max_pixels", self.max_pixels, 1, 2**28)
+        for field in fields(self):
+            object.__setattr__(self, field.name, as_number(getattr(self, field.name)))
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields that :func:`runtime.dense_crf` takes as keywords: all but the size."""
+        return {name: value for name, value in asdict(self).items() if name != "max_pixels"}
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width, at least 1, at which the CRF of a picture of this size
+        runs."""
+        return _size_within(height, width, 1.0, self.max_pixels)
+
+
+def _size_within(height: int, width: int, scale: float, max_pixels: int) -> tuple[int, int]:
+    """Return a size times ``scale``, or smaller if it would have more than ``max_pixels``."""
+    pixels = height * width
+    scale = min(scale, (max_pixels / pixels) ** 0.5)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if size[0] * size[1] <= max_pixels:
+        return size
+    # One side is a single pixel, or rounding exceeded the limit: the longer side is cut.
+    if height >= width:
+        return max(1, max_pixels // size[1]), size[1]
+    return size[0], max(1, max_pixels // size[0])

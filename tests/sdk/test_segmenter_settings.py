@@ -1,5 +1,6 @@
 """Settings of a Segmenter and configurations: what each changes, and every refusal."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from segmenting import NAMES, assert_same, few_steps, one_hot, prior_of
 import runtime
 from runtime.core.config import PRESETS
 from runtime.errors import DeviceError, InputError
-from sdk import FilterConfig, RefineConfig, Segmenter
+from sdk import CrfConfig, FilterConfig, RefineConfig, Segmenter
 
 # Settings
 
@@ -179,6 +180,43 @@ def test_wrong_filter_config():
             FilterConfig(**options)
 
 
+def test_wrong_crf_config():
+    for options, match in [
+        ({"steps": -1}, "steps is -1; wanted 0 to 1000"),
+        ({"steps": 1001}, "steps is 1001; wanted 0 to 1000"),
+        ({"steps": 2.0}, "steps is 2.0; wanted a whole number"),
+        ({"bilateral_weight": -1}, "bilateral_weight is -1; wanted a number from 0 to 1000000"),
+        ({"gaussian_weight": 2e6}, "gaussian_weight is 2000000.0; wanted a number from 0 to"),
+        ({"gaussian_weight": float("nan")}, "gaussian_weight is nan; wanted a number from 0"),
+        ({"gaussian_weight": True}, "gaussian_weight is True; wanted a number from 0"),
+        ({"bilateral_sxy": 0}, "bilateral_sxy is 0; wanted a number above 0"),
+        ({"bilateral_srgb": "3"}, "bilateral_srgb is '3'; wanted a number above 0"),
+        ({"gaussian_sxy": float("inf")}, "gaussian_sxy is inf; wanted a number above 0"),
+        ({"floor": 0}, "floor is 0; wanted a number from 1e-30 to 0.5"),
+        ({"floor": 0.6}, "floor is 0.6; wanted a number from 1e-30 to 0.5"),
+        ({"max_pixels": 0}, "max_pixels is 0; wanted 1 to 268435456"),
+        ({"max_pixels": 2.0**20}, "max_pixels is 1048576.0; wanted a whole number"),
+    ]:
+        with case(match), pytest.raises(InputError, match=match):
+            CrfConfig(**options)
+
+
+def test_crf_config_has_the_options_of_the_function():
+    config = CrfConfig(max_pixels=6, steps=np.int8(3), bilateral_sxy=np.float32(2), floor=0.5)
+    assert config == CrfConfig(max_pixels=6, steps=3, bilateral_sxy=2.0, floor=0.5)
+    assert type(config.steps) is int and type(config.bilateral_sxy) is float
+    own = inspect.signature(runtime.dense_crf).parameters
+    assert CrfConfig().options() == {
+        name: own[name].default
+        for name in own
+        if name not in ("image", "probabilities", "compatibility", "out", "threads")
+    }
+    assert CrfConfig(gaussian_weight=0, bilateral_weight=0, steps=0).options()["steps"] == 0
+    sizes = [(2, 3), (3, 2), (2, 4), (4000, 6000), (1, 9), (9, 1)]
+    found = [config.working_size(*size) for size in sizes]
+    assert found == [(2, 3), (3, 2), (2, 3), (2, 3), (1, 6), (6, 1)]
+
+
 def test_configs_are_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
         RefineConfig().steps = 3
@@ -188,6 +226,10 @@ def test_configs_are_frozen_and_keyword_only():
         RefineConfig("residual")
     with pytest.raises(TypeError):
         FilterConfig(4)
+    with pytest.raises(FrozenInstanceError):
+        CrfConfig().steps = 3
+    with pytest.raises(TypeError):
+        CrfConfig(10)
 
 
 def test_preset_and_its_changes():
