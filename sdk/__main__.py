@@ -37,7 +37,7 @@ from runtime.urls import is_url
 
 try:
     from runtime.pictures.files import demo_photo
-    from sdk import FilterConfig, RefineConfig, Result, Segmenter
+    from sdk import CrfConfig, FilterConfig, RefineConfig, Result, Segmenter
     from sdk.prior import open_bundle
     from sdk.source import shown_name
     from sdk.stream_state import StreamState
@@ -132,10 +132,16 @@ def _parser() -> Parser:
                 "--steps", type=int, help="SGD steps of the refinement (those of --refine)"
             )
         command.add_argument("--seed", type=int, default=None, help="seed of the initial weights")
-        command.add_argument(
+        filters = command.add_mutually_exclusive_group()
+        filters.add_argument(
             "--no-filter",
             action="store_true",
             help="enlarge the scores bilinearly, without the guided filter",
+        )
+        filters.add_argument(
+            "--crf",
+            action="store_true",
+            help="a dense CRF, on the CPU, instead of the guided filter: slower; see docs/crf.md",
         )
         command.add_argument(
             "--min-area", type=int, help="merge regions smaller than this many pixels"
@@ -220,7 +226,7 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
     return Segmenter(
         bundle or args.prior,
         refine=refine,
-        filter=None if args.no_filter else FilterConfig(),
+        filter=CrfConfig() if args.crf else None if args.no_filter else FilterConfig(),
         min_area=args.min_area,
         imgsz=args.imgsz,
         device=args.device,

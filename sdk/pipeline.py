@@ -21,7 +21,7 @@ from runtime.core.classes import (
     prior_scores,
     winning_columns,
 )
-from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.config import CrfConfig, FilterConfig, RefineConfig
 from runtime.core.guide import Guide
 from runtime.core.parameters import objective_of
 from runtime.core.refiner import check_precision, refine_with
@@ -32,6 +32,7 @@ from runtime.device.transfer import record_event, upload
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
+from sdk.crf import crf_upsample
 from sdk.prior import CallablePrior, Prior, make_prior, open_bundle
 from sdk.result import FrameInfo, Result
 from sdk.timing import Clock
@@ -101,7 +102,7 @@ class Pipeline:
         prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray],
         *,
         refine: RefineConfig | str | None,
-        filter: FilterConfig | None,
+        filter: FilterConfig | CrfConfig | None,
         min_area: int | None,
         imgsz: Any,
         device: str,
@@ -120,8 +121,10 @@ class Pipeline:
             raise InputError(
                 f"refine is a {type(refine).__name__}; wanted a RefineConfig or a name"
             )
-        if filter is not None and not isinstance(filter, FilterConfig):
-            raise InputError(f"filter is a {type(filter).__name__}; wanted a FilterConfig or None")
+        if filter is not None and not isinstance(filter, (FilterConfig, CrfConfig)):
+            raise InputError(
+                f"filter is a {type(filter).__name__}; wanted a FilterConfig, a CrfConfig or None"
+            )
         if min_area is not None:
             min_area = check_count("min_area", min_area, 0, 2**31)
         if threads is not None:
@@ -165,7 +168,8 @@ class Pipeline:
         if network_only and not isinstance(self.prior, NetworkPrior):
             choose.module_of(device)  # no stage can run on the GPU: raises with the reason
         self._on_cpu_because = ""  # why the filter runs on the CPU although ``device`` is a GPU
-        if network_only:
+        self.info["filter"] = self._filter_text()
+        if network_only and not isinstance(filter, CrfConfig):  # the CRF never runs on a GPU
             self._on_cpu_because = _why_not(device)
             self.info["refine"] = f"{self.info['refine']} ({self._on_cpu_because})"
 
@@ -348,7 +352,8 @@ class Pipeline:
         frame: FrameInfo | None = None,
     ) -> Result:
         """Make the result from scores at working size: add up the columns of the same class,
-        compute labels at the picture's size by joint upsampling, and merge small regions.
+        compute labels at the picture's size by joint upsampling or by the dense CRF, and merge
+        small regions.
 
         Parameters
         ----------
@@ -365,8 +370,55 @@ class Pipeline:
         if self._on_cpu_because:
             warnings.append(self._on_cpu_because)
         scores, classes = scored.winning_columns(merge=names is not None)
+        if isinstance(self.filter, CrfConfig):
+            columns, confidence = crf_upsample(
+                picture.pixels, np.asarray(scores), self.filter, threads=self.threads
+            )
+        else:
+            columns, confidence = self._joint_upsample(picture, scores, clock)
+        clock.lap("filter")
+        if self._gpu is not None:  # the refinement has measured the time of its steps
+            own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
+            stats["device_ms"] = clock.device_ms | own
+
+        labels = classes.take(columns) if (classes >= 0).all() else columns
+        min_area = self.min_area
+        if min_area is None:
+            min_area = 0 if self._keeps_small_regions(semantic) else height * width // 500
+        regions, labels = runtime.connected_regions(labels, min_area=min_area)
+        stats |= {
+            "objective": self.refine.objective if self.refine else None,
+            "start": (frame.start if frame else self.first_start) if self.refine else None,
+            "filter": self._filter_name(),
+            "working_size": [h, w],
+            "clusters": int(np.count_nonzero(np.bincount(labels.ravel()))),
+        }
+        clock.lap("postprocess")
+        backend = f"{self.prior.backend} + {self._refine_text()}"
+        if isinstance(self.filter, CrfConfig):
+            backend += f" + {self._filter_text()}"
+        return Result(
+            image=picture.pixels,
+            labels=labels,
+            names=names,
+            confidence=confidence,
+            regions=regions,
+            stats=stats,
+            timings=clock.timings(),
+            device=self.device,
+            backend=backend,
+            warnings=warnings,
+            frame=frame,
+        )
+
+    def _joint_upsample(
+        self, picture: Picture, scores: Any, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns (H, W) int32 and the confidence (H, W) float32 at the picture's size,
+        by the guided filter, or bilinearly without a filter."""
+        (height, width), (h, w) = picture.pixels.shape[:2], picture.working.shape[:2]
         low_image, radius, eps = None, 1, 3e-4
-        if self.filter is not None:
+        if isinstance(self.filter, FilterConfig):
             low_image, eps = picture.working, self.filter.eps
             radius = max(1, round(self.filter.radius * (h * w / (height * width)) ** 0.5))
         begin = record_event(self._core)
@@ -381,36 +433,7 @@ class Pipeline:
         )
         columns, confidence = np.asarray(columns), np.asarray(confidence)
         clock.device("filter", begin, record_event(self._core))
-        clock.lap("filter")
-        if self._gpu is not None:  # the refinement has measured the time of its steps
-            own = {"refine": stats["device_ms"]} if "device_ms" in stats else {}
-            stats["device_ms"] = clock.device_ms | own
-
-        labels = classes.take(columns) if (classes >= 0).all() else columns
-        min_area = self.min_area
-        if min_area is None:
-            min_area = 0 if self._keeps_small_regions(semantic) else height * width // 500
-        regions, labels = runtime.connected_regions(labels, min_area=min_area)
-        stats |= {
-            "objective": self.refine.objective if self.refine else None,
-            "start": (frame.start if frame else self.first_start) if self.refine else None,
-            "working_size": [h, w],
-            "clusters": int(np.count_nonzero(np.bincount(labels.ravel()))),
-        }
-        clock.lap("postprocess")
-        return Result(
-            image=picture.pixels,
-            labels=labels,
-            names=names,
-            confidence=confidence,
-            regions=regions,
-            stats=stats,
-            timings=clock.timings(),
-            device=self.device,
-            backend=f"{self.prior.backend} + {self._refine_text()}",
-            warnings=warnings,
-            frame=frame,
-        )
+        return columns, confidence
 
     def _engine_warnings(self) -> list[Any]:
         """Return the warnings of the prior's engine since the last picture, and clear its list."""
@@ -489,6 +512,18 @@ class Pipeline:
         if self._refinement is None or self._refinement.text is None or self.refine is None:
             return core
         return f"{self._refinement.text} step + {core}"
+
+    def _filter_name(self) -> str | None:
+        """Return the function that filters the scores; None: bilinear upsampling."""
+        if isinstance(self.filter, CrfConfig):
+            return "dense_crf"
+        return None if self.filter is None else "guided_filter"
+
+    def _filter_text(self) -> str:
+        """Describe the filter and what runs it; the dense CRF always runs on the CPU."""
+        on_gpu = self._gpu is not None and not isinstance(self.filter, CrfConfig)
+        where = f"cuda:{self._gpu}" if on_gpu else f"cpu-{runtime.isa()}"
+        return f"{self._filter_name() or 'bilinear'} on {where}"
 
     def clone(self) -> Pipeline:
         """Return a pipeline for another thread, with the same prior.

@@ -79,18 +79,20 @@ class Result:
     image : (H, W, 3) uint8 RGB.
     labels : (H, W) int32, the label of each pixel.
     names : the name of each label, or None.
-    confidence : (H, W) float32 in [0, 1], the largest upsampled score of the pixel.
+    confidence : (H, W) float32 in [0, 1], the largest upsampled score of the pixel, or the largest
+        probability of the dense CRF.
     regions : (H, W) int32, the number of each pixel's connected region. Numbers begin at 1 and
         follow the row-major order of the regions' first pixels.
     stats : "objective" and "start" (None without refinement; see :class:`FrameInfo` for the words),
-        "steps", "stop_reason", "clusters" (number of labels in ``labels``) and "working_size"
+        "steps", "stop_reason", "filter" ("guided_filter", "dense_crf", or None for bilinear
+        upsampling), "clusters" (number of labels in ``labels``) and "working_size"
         ([height, width]); with refinement also "losses" and the rest of ``stats`` of
         :class:`runtime.Refinement`. On a GPU also "device_ms": the milliseconds of the stages
-        preprocess, prior (if it is a network on the GPU), refine (the steps) and filter, by the
-        GPU's clock.
+        preprocess, prior (if it is a network on the GPU), refine (the steps) and filter (if it is
+        not the dense CRF), by the GPU's clock.
     timings : milliseconds of each stage by the wall clock, "unaccounted" (the rest) and "total".
     device : the device that computed the result, as "cpu" or "cuda:0".
-    backend : what executed the prior and the refinement.
+    backend : what executed the prior, the refinement and the dense CRF.
     warnings : one sentence each.
     frame : the position in a stream; None for a single picture.
 

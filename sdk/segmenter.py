@@ -1,4 +1,4 @@
-"""Segmenter: picture -> prior -> refinement -> guided filter -> result."""
+"""Segmenter: picture -> prior -> refinement -> guided filter or dense CRF -> result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.bundle.read import Bundle
 from runtime.checks import check_count, check_positive
-from runtime.core.config import FilterConfig, RefineConfig
+from runtime.core.config import CrfConfig, FilterConfig, RefineConfig
 from runtime.errors import DeviceError, InputError
 from runtime.pictures.load import load_image
 from sdk.pipeline import Pipeline
@@ -50,14 +50,18 @@ class Segmenter:
     refine : a RefineConfig, or the name of one: "residual", "fast", "dynaguide", "dynaguide_code",
         "dynaseg_fsf" or "dynaseg_scf". "default" is the bundle's setting, or "residual" without a
         bundle. None: no refinement, the prior's scores are only upsampled.
-    filter : a FilterConfig; None: scores are upsampled bilinearly.
+    filter : a FilterConfig, the guided filter; a CrfConfig, the dense CRF, to which the scores at
+        working size are passed as probabilities: the refinement's soft-max for every objective, or
+        the prior's probabilities without a refinement, without classes that are the most probable
+        at no pixel; None: scores are upsampled bilinearly.
     min_area : regions of fewer pixels are merged into a neighbour. None is 0.2 % of the picture if
         labels have no meaning as classes (k-means, label maps without names, dynaguide and dynaseg
         without names), else 0, so that poles and pedestrians remain.
     imgsz : the ONNX prior's input size, (height, width) or the long side; None: its metadata's.
-    device : "cpu"; or "cuda", "cuda:1": all stages but decoding, k-means, callables and regions run
-        on this GPU. With another ``refine_backend`` than "native", or with refine=None if the CUDA
-        module cannot be used, only networks and step graphs run on the GPU; see :meth:`info`.
+    device : "cpu"; or "cuda", "cuda:1": all stages but decoding, k-means, callables, the dense CRF
+        and regions run on this GPU. With another ``refine_backend`` than "native", or with
+        refine=None if the CUDA module cannot be used, only networks and step graphs run on the GPU;
+        see :meth:`info`.
     precision : of the native refinement on a GPU: "fp32", or "fp16" (tensor cores of compute
         capability 7.5 or later), which is faster and changes some labels.
     backend : what runs the prior's network: "onnx" (ONNX Runtime), or for a bundle that has an
@@ -86,7 +90,7 @@ class Segmenter:
         prior: str | os.PathLike[str] | Bundle | Callable[[np.ndarray], np.ndarray] = "kmeans",
         *,
         refine: RefineConfig | str | None = "default",
-        filter: FilterConfig | None = FilterConfig(),  # noqa: B008 (frozen)
+        filter: FilterConfig | CrfConfig | None = FilterConfig(),  # noqa: B008 (frozen)
         min_area: int | None = None,
         imgsz: int | Sequence[int] | np.ndarray | None = None,
         device: str = "cpu",
@@ -132,8 +136,9 @@ class Segmenter:
         return self.pipeline.refine
 
     @property
-    def filter(self) -> FilterConfig | None:
-        """The settings of the guided filter; None: scores are upsampled bilinearly."""
+    def filter(self) -> FilterConfig | CrfConfig | None:
+        """The settings of the guided filter or the dense CRF; None: scores are upsampled
+        bilinearly."""
         return self.pipeline.filter
 
     @property
@@ -156,7 +161,7 @@ class Segmenter:
 
         Returns
         -------
-        "device"; "prior" and "refine", the backends in words; "start", the weights that a
+        "device"; "prior", "refine" and "filter", the backends in words; "start", the weights that a
         refinement starts from: "cold", the initial ones, or "trained", a bundle's, or None without
         a refinement; "self_test", what the golden vectors measured if they ran for this Segmenter,
         else None. For a bundle also "bundle", its path, and "engine" and "precision", the prior's

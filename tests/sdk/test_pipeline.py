@@ -11,7 +11,7 @@ from runtime.device import choose
 from runtime.errors import MissingBackend
 from runtime.prior.network import NetworkPrior
 from runtime.prior.preprocess import Preprocess
-from sdk import RefineConfig, Segmenter, StreamState, pipeline
+from sdk import CrfConfig, RefineConfig, Segmenter, StreamState, pipeline
 
 PICTURE = np.full((80, 100, 3), 127, np.uint8)  # 0.2 % of it are 16 pixels
 
@@ -150,3 +150,7 @@ def test_a_filter_on_the_cpu_beside_a_network_on_a_gpu_says_so(monkeypatch):
     assert warning.startswith("The guided filter runs on the CPU") and "(gone)" in warning
     assert warning in segmenter.info()["refine"] and "fix" not in warning
     assert Segmenter(prior, refine=None)(PICTURE).warnings == []
+    crf = Segmenter("network.onnx", refine=None, device="cuda", filter=CrfConfig(steps=1))
+    result = crf(PICTURE)  # the dense CRF runs on the CPU in any case
+    assert result.warnings == [] and "(gone)" not in crf.info()["refine"]
+    assert result.backend.endswith(f" + dense_crf on cpu-{runtime.isa()}")

@@ -360,7 +360,7 @@ def test_result_is_complete(refine):
     assert any(run["unaccounted"] < 0.1 * run["total"] + 1 for run in runs)
     assert result.backend == f"opencv-kmeans + cpu-{runtime.isa()}" and result.device == "cpu"
     stats = result.stats
-    keys = {"steps", "stop_reason", "objective", "start", "working_size", "clusters"}
+    keys = {"steps", "stop_reason", "objective", "start", "filter", "working_size", "clusters"}
     if refine is not None:
         keys |= {"clusters_per_step", "losses", "label_floor"}
         assert len(stats["clusters_per_step"]) == stats["steps"] > 0
