@@ -83,7 +83,7 @@ def spots():
     return picture, soft(guess, 2, 0.6, 1.0), truth
 
 
-def weak_edge():
+def coarse_prior():
     truth = (X > 72 + 20 * np.sin(Y / 10)).astype(int)
     light = np.linspace(-10, 10, WIDTH)[:, None]  # from left to right
     picture = noisy(paint(truth, [(126, 132, 140), (136, 139, 140)]) + light, 1.0)
@@ -121,7 +121,7 @@ def same_colour():
 
 SCENES = {
     "1  wrong spots, even colours": spots,
-    "2  boundary of little contrast": weak_edge,
+    "2  coarse prior, little contrast": coarse_prior,
     "3  large wrong area, much noise": large_area,
     "4  thin object, noise": thin_object,
     "5  square of the ground's colour": same_colour,

@@ -45,8 +45,8 @@ def test_only_the_crf_and_the_refinement_remove_spots():
     assert wrong["dense CRF"] < 1e-3 and wrong["refinement"] < 1e-3
 
 
-def test_the_crf_finds_the_boundary_of_little_contrast():
-    wrong = shares(script().weak_edge)
+def test_the_crf_finds_the_boundary_that_the_coarse_prior_misses():
+    wrong = shares(script().coarse_prior)
     assert wrong["guided filter"] > 0.02
     assert wrong["dense CRF"] < 1e-3 < wrong["refinement"] < 0.01
 
