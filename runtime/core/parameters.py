@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.checks import is_count, shown_value
 from runtime.core.options import RefineOptions
 from runtime.errors import InputError
 
 State = dict[str, np.ndarray]  # tensors by name: weights, buffers, momenta, batch counters
+MOST_BATCHES = 2**53  # the limit for a batch norm's counter of batches
+_FIX = (
+    "use weights and settings that belong together: objective, channels, blocks, skip, final_bn "
+    "and the number of classes decide which tensors a network has"
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,13 @@ OBJECTIVES = {
 
 
 def objective_of(options: RefineOptions) -> Objective:
-    """Return the properties of the options' objective."""
+    """Return the properties of the options' objective.
+
+    Example
+    -------
+    >>> objective_of(RefineOptions()).channels_follow_classes
+    True
+    """
     return OBJECTIVES[options.objective]
 
 
@@ -99,13 +111,24 @@ def channel_count(options: RefineOptions, classes: int | None) -> int | None:
 
     For residual this is ``classes``, the number of classes of the guide, which may be None
     (unknown). For the other objectives it is the option ``channels``.
+
+    Example
+    -------
+    >>> channel_count(RefineOptions(), 19), channel_count(RefineOptions(objective="dynaseg"), None)
+    (19, 100)
     """
     return classes if objective_of(options).channels_follow_classes else options.channels or 1
 
 
 def shapes(options: RefineOptions, classes: int) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """Return name -> shape of every parameter, and of every batch-norm buffer, in the order of a
-    state. ``classes`` is the number of channels of the response map."""
+    state. ``classes`` is the number of channels of the response map.
+
+    Example
+    -------
+    >>> shapes(RefineOptions(), 19)[0]["conv3.weight"]
+    (19, 32, 1, 1)
+    """
     parameters: dict[str, tuple] = {}
     buffers: dict[str, tuple] = {}
 
@@ -138,6 +161,11 @@ def initial_state(options: RefineOptions, classes: int) -> State:
     norms have weight 1, bias 0, mean 0 and variance 1. Residual's last layer is zero, so that the
     first map is the guide. The random numbers are the top 24 bits of PCG64(seed), whose stream is
     the same in all versions of NumPy.
+
+    Example
+    -------
+    >>> initial_state(RefineOptions(), 19)["conv3.bias"].any()
+    False
     """
     parameters, buffers = shapes(options, classes)
     bits = np.random.PCG64(options.seed)
@@ -172,6 +200,12 @@ def select_classes(
     Raises
     ------
     InputError : the state has fewer classes.
+
+    Example
+    -------
+    >>> state = initial_state(RefineOptions(), 19)
+    >>> select_classes(RefineOptions(), state, np.array([0, 7]))["conv3.bias"].shape
+    (2,)
     """
     if classes is None or not objective_of(options).channels_follow_classes:
         return dict(state)
@@ -180,7 +214,8 @@ def select_classes(
         if name in state and len(state[name]) <= int(np.max(classes)):
             raise InputError(
                 f"state {name!r} is for {len(state[name])} classes; the guide has class "
-                f"{int(np.max(classes))}"
+                f"{int(np.max(classes))}",
+                fix=_FIX,
             )
     return {k: v[classes] if k in head else v for k, v in state.items()}
 
@@ -201,30 +236,51 @@ def flatten(
 
     Raises
     ------
-    InputError : a name that is missing or unknown, a wrong shape, NaN or infinity.
+    InputError : a name that is missing or unknown, a wrong shape, NaN or infinity, or a counter
+        that is not one whole number of at least 0.
+
+    Example
+    -------
+    >>> options = RefineOptions()
+    >>> vectors = flatten(options, 4, initial_state(options, 4))
+    >>> state = unflatten(options, 4, *vectors)
     """
     parameters, buffers = shapes(options, classes)
     wanted = {**parameters, **buffers}
     for name in (*parameters, *buffers):
         if name not in state:
-            raise InputError(f"state has no {name!r}; wanted {', '.join(wanted)}")
+            raise InputError(f"state has no {name!r}; wanted {', '.join(wanted)}", fix=_FIX)
     known = {*wanted, *(f"momentum.{n}" for n in parameters), *_counters(buffers, 0)}
     for name in state:
         if name not in known:
-            raise InputError(f"state has {name!r}, which this network does not have")
+            raise InputError(f"state has {name!r}, which this network does not have", fix=_FIX)
 
     def flat(names: list[str], prefix: str = "") -> np.ndarray:
         parts = []
         for name in names:
             value = np.asarray(state.get(prefix + name, np.zeros(wanted[name])), np.float32)
             if value.shape != wanted[name]:
-                raise InputError(f"state {prefix + name!r} is {value.shape}; wanted {wanted[name]}")
+                raise InputError(
+                    f"state {prefix + name!r} is {value.shape}; wanted {wanted[name]}", fix=_FIX
+                )
             if not np.isfinite(value).all():
-                raise InputError(f"state {prefix + name!r} has NaN or infinite values")
+                raise InputError(
+                    f"state {prefix + name!r} has NaN or infinite values",
+                    fix="use weights that were saved before the training diverged",
+                )
             parts.append(value.ravel())
         return np.concatenate(parts)
 
-    batches = max((int(state[n]) for n in _counters(buffers, 0) if n in state), default=0)
+    batches = 0
+    for name in _counters(buffers, 0).keys() & state.keys():
+        count = np.asarray(state[name])
+        if count.shape != () or not is_count(count[()], 0, MOST_BATCHES):
+            raise InputError(
+                f"state {name!r} is {shown_value(count)}; wanted a whole number of shape (), "
+                f"0 to {MOST_BATCHES}",
+                fix=f"leave {name!r} out, or save the tensor as PyTorch's state_dict contains it",
+            )
+        batches = max(batches, int(count))
     names = list(parameters)
     return flat(names), flat(names, "momentum."), flat(list(buffers)), batches
 
@@ -237,7 +293,12 @@ def unflatten(
     buffers: np.ndarray,
     batches: int,
 ) -> State:
-    """Return the state from the results of :func:`flatten`, as copies."""
+    """Return the state from the results of :func:`flatten`, as copies.
+
+    Example
+    -------
+    >>> state = unflatten(options, 4, *flatten(options, 4, state))
+    """
     parameter_shapes, buffer_shapes = shapes(options, classes)
 
     def cut(vector: np.ndarray, wanted: dict[str, tuple], prefix: str = "") -> State:
