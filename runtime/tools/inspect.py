@@ -8,7 +8,6 @@ from typing import Any
 
 from runtime.bundle.open import starts_trained
 from runtime.bundle.read import Bundle
-from runtime.core.config import RefineConfig
 from runtime.engines.recipe import EngineRecipe, engine_graphs
 from runtime.errors import BundleError, ExitCode, SdkError
 from runtime.tools.output import (
@@ -42,6 +41,10 @@ def run_inspect(args: argparse.Namespace) -> int:
     ------
     BundleError : the manifest cannot be read, or (without --json) a file is damaged.
     InputError : the bundle's folder does not exist.
+
+    Example
+    -------
+    >>> run_inspect(argparse.Namespace(bundle="city.bundle", json=False))  # prints the manifest
     """
     bundle = Bundle.open(args.bundle)
     files, problem = read_all(bundle)
@@ -69,6 +72,12 @@ def read_all(bundle: Bundle) -> tuple[list[dict[str, Any]], SdkError | None]:
     -------
     A dict for each file: "role", "file", "size", "sha256" and "ok"; of an engine that could be read
     also "header", of a damaged file also "error" and "fix". And the first problem, or None.
+
+    Example
+    -------
+    >>> files, problem = read_all(Bundle.open("city.bundle"))
+    >>> [file["file"] for file in files if not file["ok"]]
+    []
     """
     from runtime.engines.plan import read_header
 
@@ -119,7 +128,7 @@ def _described(bundle: Bundle, files: Mapping[str, Any]) -> Iterator[str]:
         ("licence", f"{m['licence']['text']}  ({_file(files, m['licence'])})"),
         ("preprocess", _preprocess_words(bundle)),
         ("classes", "without names" if names is None else f"{len(names)}: {listed(names, 200)}"),
-        ("refine", _refine_words(bundle.refine())),
+        ("refine", _refine_words(bundle)),
         ("weights", f"{_weights_words(bundle)}  ({_file(files, m['init'])})"),
     )
     yield from ("", "graphs")
@@ -175,6 +184,11 @@ def picture_words(names: Sequence[str], note: str = "") -> str:
     ----------
     names : the name of each picture. At most 4 are shown, and long names are shortened.
     note : words about all of them, e.g. "of --data, not used to calibrate".
+
+    Example
+    -------
+    >>> picture_words(["1.png", "2.png"], "of --data")
+    '2 pictures of --data: 1.png, 2.png'
     """
     count = f"{len(names)} picture" + ("s" if len(names) != 1 else "")
     shown = [name if len(name) <= 40 else f"{name[:20]}...{name[-17:]}" for name in names[:4]]
@@ -231,11 +245,19 @@ def _preprocess_words(bundle: Bundle) -> str:
     )
 
 
-def _refine_words(config: RefineConfig) -> str:
+def _refine_words(bundle: Bundle) -> str:
+    """Describe the settings of the refinement. With trained weights the objective's default number
+    of steps, which is for initial weights, means nothing."""
+    config, words = bundle.refine(), []
     changes = config.changes()
     changes.pop("objective", None)
     changes.setdefault("steps", [config.steps])
-    words = [
+    if starts_trained(bundle, config):
+        del changes["steps"]
+        words = [f"steps {config.steps}: from the trained weights"]
+        if not config.steps:
+            words = ["steps 0: the trained weights are used as they are"]
+    words += [
         f"{name} {values[0]}" + (f" (default {values[1]})" if values[1:] else "")
         for name, values in changes.items()
     ]

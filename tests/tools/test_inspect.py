@@ -51,6 +51,25 @@ def test_inspect_says_what_is_in_the_bundle(capsys, network_bundle):
     assert "tiny, UNTRAINED: its " in text(capsys, "inspect", network_bundle)[1]
 
 
+def test_inspect_says_how_trained_weights_are_used(capsys, network_bundle):
+    """The graph cnn says that the weights were trained; the default of 10 steps is for others."""
+
+    shutil.copy(network_bundle / "refine_map.onnx", network_bundle / "cnn.onnx")
+
+    def trained(m, steps):
+        m["graphs"]["cnn"] = m["graphs"]["refine_map"] | {"file": "cnn.onnx"}
+        m["refine"]["steps"] = steps
+
+    for steps, said in (
+        (0, "steps 0: the trained weights are used as they are; channels 4 (default 32); scale"),
+        (2, "steps 2: from the trained weights; channels 4 (default 32); scale"),
+        (10, "steps 10: from the trained weights; channels 4 (default 32); scale"),
+    ):
+        change(network_bundle, lambda m, steps=steps: trained(m, steps))
+        code, out, _ = text(capsys, "inspect", network_bundle)
+        assert code == 0 and f"refine residual; {said}" in " ".join(out.split())
+
+
 def test_inspect_prints_the_command_of_trtexec_for_each_graph(capsys, network_bundle):
     _, out, _ = text(capsys, "inspect", network_bundle)
     _, document = answer(capsys, "inspect", network_bundle)
