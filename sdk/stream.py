@@ -53,6 +53,7 @@ from sdk.stream_state import (
     StreamState,
     agreement,
     check_network,
+    check_start,
     colour_distance,
     colours_of,
     forget,
@@ -89,7 +90,14 @@ def segment_stream(
 
     Raises
     ------
-    InputError : another stream uses the state, the state is of another prior, or the source fails.
+    InputError : another stream uses the state, the state is of another prior or continues other
+        trained weights, or the source fails.
+
+    Example
+    -------
+    >>> results = segment_stream(
+    ...     seg.pipeline, capture, state, warm_steps=None, cold_steps=None, budget_ms=40
+    ... )
     """
     follower = Follower(pipeline, state, warm_steps, cold_steps, budget_ms)
     with _guard:
@@ -116,7 +124,14 @@ class Follower:
 
     Raises
     ------
-    InputError : the state is of another prior, or an argument is out of range.
+    InputError : the state is of another prior, its weights continue others than those that the
+        refinement starts from, or an argument is out of range.
+
+    Example
+    -------
+    >>> follower = Follower(Segmenter("kmeans").pipeline, StreamState())
+    >>> follower(Frame(0, 0.0, picture, [])).frame.start
+    'cold'
     """
 
     def __init__(
@@ -141,6 +156,7 @@ class Follower:
         self.budget_ms = None if budget_ms is None else check_positive("budget_ms", budget_ms)
         self._refiner: tuple[Any, Any, parameters.State] | None = None  # key, refiner, cold weights
         self._semantic = pipeline.prior.names is not None  # whether the classes have a meaning
+        self._settings_noted = False  # whether the event about the settings has been added
         self._budget_noted = False  # whether the event "no step fits" has been added
         self._step_ms: float | None = None  # measured time of a step
         self._rest_ms: float | None = None  # measured time of filter and postprocessing
@@ -151,13 +167,20 @@ class Follower:
                 f"{shown_value(names)}",
                 fix="use the same prior, or state.reset()",
             )
+        if pipeline.refine is not None:
+            check_start(state, pipeline.trained_sha256)
 
     def __call__(self, frame: Frame, dropped: int = 0) -> Result:
         """Segment the next frame; ``dropped`` is the number of frames dropped so far. The state is
         updated at the end, so an exception leaves it unchanged."""
         seg, started = self.pipeline, time.monotonic()
         state = replace(self.state, names=seg.prior.names)
+        if seg.refine is not None:
+            state.trained = seg.trained_sha256
         clock, events = Clock(), list(frame.notes)
+        if seg.settings_note and not self._settings_noted:
+            self._settings_noted = True
+            events.append(f"settings: {seg.settings_note}")
         picture = seg.prepare(frame.picture, clock)
         low = picture.working
         if state.labels is not None and state.labels.shape != low.shape[:2]:
@@ -405,7 +428,13 @@ class Follower:
 
 def hard_labels(guide: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return (h, w) int32, the likeliest class, -1 = unknown; and (h, w) bool, whether the prior is
-    sure of it."""
+    sure of it.
+
+    Example
+    -------
+    >>> hard_labels(np.array([[[0.05, 0.95], [0.6, 0.4]]], np.float32))
+    (array([[1, 0]], dtype=int32), array([[ True, False]]))
+    """
     labels, share = classes_of(guide).hard(guide)
     return np.asarray(labels), np.asarray(share) >= SURE
 

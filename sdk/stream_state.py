@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass, fields
 from typing import Any
@@ -38,8 +39,11 @@ class StreamState:
     doubt : frames in a row in which a sure prior was contradicted.
     names : the class names of the prior, or None; another stream with this state needs a prior with
         the same names.
+    trained : sha256 of the file with the trained weights that ``weights`` continue, 64 hexadecimal
+        digits; None if they continue initial weights. Another stream with this state needs a bundle
+        with the same trained weights, or none with trained weights.
     weights : the network's state_dict with its momenta; None if the next frame starts from the
-        initial weights.
+        initial or trained weights.
     classes : (K,) int32, the prior's classes that have a channel; for objectives whose channels
         have no fixed meaning, the channels.
     seen : (K,) int64, the number of the last frame in which the prior had this class.
@@ -58,6 +62,7 @@ class StreamState:
     owed: int = 0
     doubt: int = 0
     names: list[str] | None = None
+    trained: str | None = None
     weights: parameters.State | None = None
     classes: np.ndarray | None = None
     seen: np.ndarray | None = None
@@ -66,7 +71,13 @@ class StreamState:
     colours: np.ndarray | None = None
 
     def reset(self) -> None:
-        """Set all fields to their defaults: the next frame starts cold."""
+        """Set all fields to their defaults: the next frame starts from the initial weights, or from
+        the trained weights of a bundle.
+
+        Example
+        -------
+        >>> state.reset()
+        """
         for f in fields(self):
             setattr(self, f.name, f.default)
 
@@ -87,6 +98,8 @@ class StreamState:
         arrays |= {k: v for k in _ARRAYS if (v := getattr(self, k)) is not None}
         arrays["counts"] = np.array([self.frames, self.owed, self.doubt], np.int64)
         arrays["names"] = np.frombuffer(json.dumps(self.names).encode(), np.uint8)
+        if self.trained is not None:  # a state of initial weights has the form of older versions
+            arrays["trained"] = np.frombuffer(self.trained.encode(), np.uint8)
         write_atomic(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
 
     @classmethod
@@ -127,9 +140,16 @@ class StreamState:
             counts = arrays["counts"]
             state.frames, state.owed, state.doubt = (int(n) for n in counts)
             state.names = json.loads(arrays["names"].tobytes())
+            if "trained" in arrays:
+                state.trained = arrays["trained"].tobytes().decode("ascii")
         except (KeyError, ValueError, TypeError, RecursionError):
             raise wrong from None
-        rest = {k for k in arrays if not k.startswith(prefix)} - {*_ARRAYS, "counts", "names"}
+        rest = {k for k in arrays if not k.startswith(prefix)} - {
+            *_ARRAYS,
+            "counts",
+            "names",
+            "trained",
+        }
         if rest or counts.dtype != np.int64 or not state._holds_together():
             raise wrong
         return state
@@ -141,6 +161,8 @@ class StreamState:
         if names is not None and not (
             isinstance(names, list) and all(isinstance(n, str) for n in names)
         ):
+            return False
+        if self.trained is not None and not re.fullmatch("[0-9a-f]{64}", self.trained):
             return False
         counts, most = (self.frames, self.owed, self.doubt), (MOST_FRAMES, MOST_STEPS, MOST_FRAMES)
         if any(not 0 <= n <= limit for n, limit in zip(counts, most, strict=True)):
@@ -175,19 +197,37 @@ class StreamState:
 
 def colours_of(low: Any) -> np.ndarray:
     """Return (512,) float32: the share of each of 8 x 8 x 8 colours in a picture, which is
-    (h, w, 3) float32 in [0, 1], on the host or on a GPU."""
+    (h, w, 3) float32 in [0, 1], on the host or on a GPU.
+
+    Example
+    -------
+    >>> colours_of(np.zeros((4, 6, 3), np.float32))[0]
+    1.0
+    """
     counts = classes_of(low).colour_counts(low)
     return (counts / (low.shape[0] * low.shape[1])).astype(np.float32)
 
 
 def colour_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Hellinger's distance of two histograms whose sums are 1, in [0, 1]."""
+    """Return Hellinger's distance of two histograms whose sums are 1, in [0, 1].
+
+    Example
+    -------
+    >>> colour_distance(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    1.0
+    """
     return float(np.sqrt(max(0.0, 1.0 - np.sqrt(a * b).sum(dtype=np.float64))))
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """Return Cohen's kappa of two label maps: 1 if they are equal, 0 if they agree no more than by
-    chance. -1 (unknown) counts as a label."""
+    chance. -1 (unknown) counts as a label.
+
+    Example
+    -------
+    >>> agreement(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 0, 1]]))
+    0.0
+    """
     count = int(max(a.max(), b.max())) + 2
     of_a, of_b = (np.bincount(m.ravel() + 1, minlength=count) / m.size for m in (a, b))
     chance = float(of_a @ of_b)
@@ -201,6 +241,10 @@ def check_network(weights: parameters.State, cold: parameters.State) -> None:
     Raises
     ------
     InputError : the weights are of another network.
+
+    Example
+    -------
+    >>> check_network(state.weights, refiner.state_dict())
     """
     for name in {*weights, *cold}:
         came, wanted = (np.shape(w[name]) if name in w else None for w in (weights, cold))
@@ -213,8 +257,46 @@ def check_network(weights: parameters.State, cold: parameters.State) -> None:
             )
 
 
+def check_start(state: StreamState, trained: str | None) -> None:
+    """Check that a state's weights continue the weights that a refinement starts from. The seed of
+    initial weights is not compared.
+
+    Parameters
+    ----------
+    trained : sha256 of the file with the trained weights; None: the refinement starts from initial
+        weights.
+
+    Raises
+    ------
+    InputError : the state's weights continue others.
+
+    Example
+    -------
+    >>> check_start(StreamState(), None)
+    """
+    if state.weights is None or state.trained == trained:
+        return
+    came, wanted = (
+        "initial weights" if start is None else f"trained weights with sha256 {start[:12]}"
+        for start in (state.trained, trained)
+    )
+    raise InputError(
+        f"the state continues {came}; wanted one that continues the {wanted} that this refinement "
+        "starts from",
+        fix="use the bundle with which the state was saved, or state.reset(), or another file",
+    )
+
+
 def forget(state: StreamState) -> None:
-    """Reset the state to a cold start; the frame counter and the names are kept."""
-    frames, names = state.frames, state.names
+    """Reset the state so that the next frame starts anew; the frame counter, the names and the
+    identity of the trained weights are kept.
+
+    Example
+    -------
+    >>> forget(state)
+    >>> state.weights is None
+    True
+    """
+    frames, names, trained = state.frames, state.names, state.trained
     state.reset()
-    state.frames, state.names = frames, names
+    state.frames, state.names, state.trained = frames, names, trained
