@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.bundle.manifest import MANIFEST
 from runtime.bundle.read import Bundle
 from runtime.checks import as_numbers, check_count
 from runtime.core.guide import Guide
+from runtime.engines.named_files import shell_word
 from runtime.errors import BundleError, InputError
 from runtime.files import here, shown, stat_of
 from runtime.prior.kmeans import KMeansPrior
@@ -200,7 +202,8 @@ def open_bundle(prior: Any) -> Bundle | None:
 
     Raises
     ------
-    InputError : the operating system returns an error for the path.
+    InputError : the operating system returns an error for the path, or the folder is a run of the
+        trainer.
     BundleError : the folder is no bundle, or a damaged one.
     """
     if isinstance(prior, Bundle):
@@ -208,6 +211,13 @@ def open_bundle(prior: Any) -> Bundle | None:
     if isinstance(prior, (str, os.PathLike)) and os.fspath(prior):
         found = stat_of(prior)
         if found is not None and stat.S_ISDIR(found.st_mode):
+            folder = Path(prior)
+            run = stat_of(folder / "run.json") is not None
+            if run and stat_of(folder / MANIFEST) is None:
+                raise InputError(
+                    f"prior is {shown(prior)}, a run of the trainer, which is not exported yet",
+                    fix=f"export it first: python -m export --model {shell_word(str(folder))}",
+                )
             return Bundle.open(prior)
     return None
 

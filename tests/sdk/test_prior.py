@@ -402,6 +402,10 @@ def test_no_such_prior():
 def test_a_folder_that_is_no_bundle(tmp_path):
     with pytest.raises(BundleError, match=r"is no bundle: it has no manifest.json"):
         Segmenter(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="a run of the trainer, which is not exported") as caught:
+        Segmenter(tmp_path)
+    assert caught.value.fix == f"export it first: python -m export --model {tmp_path}"
 
 
 def test_wrong_imgsz(tmp_path):
