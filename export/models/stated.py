@@ -55,7 +55,10 @@ class Stated:
                 fix="write it in UTF-8: the terminal uses another encoding",
             )
         if self.output not in (None, *KINDS):
-            raise InputError(f"output is {self.output!r}; wanted {', '.join(KINDS)}")
+            raise InputError(
+                f"output is {self.output!r}; wanted {', '.join(KINDS)}",
+                fix=f"--output {KINDS[0]}, or leave it out",
+            )
 
     @classmethod
     def from_words(

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -57,8 +57,8 @@ _SELECT_HELP = {
     "cold": "the one whose labels differ least from those of a refinement that starts cold",
 }
 # Options that do not change what is trained. The others must be those of a run that is resumed. The
-# frozen network may be at a new place; its weights are compared when it is loaded.
-_FREE = ("steps", "every", "device", "workers", "threads", "backbone", "model")
+# frozen network and the pictures may be at a new place; they are compared when they are found.
+_FREE = ("steps", "every", "device", "workers", "threads", "backbone", "model", "data")
 # Options that are not compared with run.json; the method is compared before them.
 _LOCAL = (
     "out", "resume", "epochs", "cache", "cache_limit", "no_cache", "json", "quiet", "run", "method",
@@ -227,6 +227,7 @@ def _train(args: argparse.Namespace, words: list[str]) -> int:
                 checkpoint = read_checkpoint(args.out)
                 if checkpoint.state["best"] is not None:
                     open_run(args.out)  # checks the checkpoint that --select chose
+                checkpoint = _moved(checkpoint, entry["data"], args.data)
             finished = checkpoint is not None and checkpoint.step >= config.steps
             if checkpoint is not None and finished:
                 state = checkpoint.state
@@ -300,8 +301,9 @@ def _summary(args: argparse.Namespace, state: Mapping[str, Any], finished: bool)
         name = MEASURES[args.select].name
         yield f"selected step {best['step']}: {name} {best['value']:.4g} on held-out pictures"
     if broken := state["broken"]:
+        # A reason names the file: the picture, or its labels.
         pictures = f"{len(broken)} broken picture{'s' * (len(broken) > 1)}"
-        yield f"skipped  {pictures}: {', '.join(map(shown, [*broken][:3]))}"
+        yield f"skipped  {pictures}: {'; '.join([*broken.values()][:3])}"
     if args.method == naming.METHOD:
         yield f"next     python -m export train name {out} --labels DIR --classes FILE"
     yield f"next     python -m export --model {out} -o NAME.bundle"
@@ -367,7 +369,26 @@ def _resumed(
             "interruption",
             " and ".join(inexact),
         )
+    if len(args.data) != len(stored["data"]):
+        raise InputError(
+            f"data names {len(args.data)} places, and the run was started with "
+            f"{len(stored['data'])}",
+            fix="name the new place of each, in the order of: " + " ".join(entry["data"]),
+        )
     return args
+
+
+def _moved(checkpoint: Checkpoint, old: Sequence[str], new: Sequence[str]) -> Checkpoint:
+    """The checkpoint with the present paths of its broken pictures, whose places were moved from
+    ``old`` to ``new``."""
+    places = dict(zip(old, new, strict=True))
+
+    def moved(file: str) -> str:
+        folder, name = os.path.split(file)
+        return os.path.join(places[folder], name) if folder in places else places.get(file, file)
+
+    broken = {moved(file): reason for file, reason in checkpoint.state["broken"].items()}
+    return checkpoint._replace(state=checkpoint.state | {"broken": broken})
 
 
 def _checked(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {"batch": 8}  # of the loop, where they are not those of LoopConfig
 SELECTS = ("last", "energy")
 CROPS = ("random", "compat")
+RULES = ("published", "estimated from affinities of the pictures")  # of the threshold
 TERMS = ("ncut", "image", "feature", "distillation", "zoomed_ncut", "equivariance")
 LOG = logging.getLogger("dg.train")
 _SAMPLE = 64  # most pictures from which the threshold is estimated
@@ -42,7 +43,7 @@ class BoostingConfig:
     ----------
     threshold : positions with an affinity above it belong together, -1 to 1. The published value is
         for keys of DINO.
-    threshold_rule : which rule chose the threshold, in words.
+    threshold_rule : which rule chose the threshold, one of :data:`RULES`.
     weak : the weight of two positions that do not belong together.
     weights : of the six losses, in the order of :data:`TERMS`.
     eq : whether the two losses of the zoomed part, which are the last two, are used.
@@ -62,7 +63,7 @@ class BoostingConfig:
     """
 
     threshold: float = 0.4
-    threshold_rule: str = "published"
+    threshold_rule: str = RULES[0]
     weak: float = 1e-6
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 0.01, 0.01)
     eq: bool = True
@@ -102,6 +103,12 @@ class BoostingConfig:
                     f"{name} is {shown_value(value)}; wanted true or false",
                     fix=f"--{name} or --no-{name}",
                 )
+        if self.threshold_rule not in RULES:
+            raise InputError(
+                f"threshold_rule is {shown_value(self.threshold_rule)}; wanted one of "
+                f"{', '.join(RULES)}",
+                fix=f"leave threshold_rule out; its default is {RULES[0]}",
+            )
         if self.crop not in CROPS:
             raise InputError(
                 f"crop is {shown_value(self.crop)}; wanted one of {', '.join(CROPS)}",
@@ -216,7 +223,7 @@ def _with_threshold(
         for part in parts
     ]
     threshold = affinity_threshold(torch.cat(features), keys=False)
-    rule = "estimated from affinities of the pictures"
+    rule = RULES[1]
     LOG.info("threshold of the affinities: %.3f (%s)", threshold, rule)
     return replace(config, threshold=threshold, threshold_rule=rule)
 

@@ -46,8 +46,7 @@ def pack(module: Module, optimiser: Optimizer, state: dict[str, Any]) -> bytes:
     wrong = [k for k, v in arrays.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if wrong:
         raise SdkError(
-            f"{wrong[0]} has NaN or infinite values after step {state['step']}; the last "
-            "checkpoint is kept",
+            f"{wrong[0]} has NaN or infinite values after step {state['step']}",
             fix="train again with a smaller --lr",
         )
     text = json.dumps(state | {"optimiser": rest}, allow_nan=False)

@@ -25,6 +25,7 @@ from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 
 _OWN = {ENTRY, CHECKPOINT, BEST, LOG_FILE, CURVES, NAMES}
+_EARLY = {ENTRY, LOG_FILE}  # the files of a run before its first checkpoint
 # The names of runtime.files.temporary_name for the files of a run.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp\.(json|safetensors|csv|png)")
 
@@ -35,19 +36,21 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
 
     Temporary files that an ended process has left in a run are removed. A new folder is made; it
     is removed again if the block ends by an error before run.json is written. Of a folder that
-    is refused, no file is changed or removed.
+    is refused, no file is changed or removed. A run that ended before its first checkpoint has
+    nothing to continue from, so a new run may take its folder.
 
     Parameters
     ----------
     folder : of the run.
-    resume : whether the folder contains a run that is resumed; else it must be new or empty. A
-        killed process may have left the lock in it, which is an empty file.
+    resume : whether the folder contains a run that is resumed; else it must be new or empty, or
+        contain a run without a checkpoint. A killed process may have left the lock in it, which is
+        an empty file, and temporary files.
 
     Raises
     ------
-    InputError : the folder contains a run although ``resume`` is False, or other files; another
-        process trains in it; or it cannot be made, read or written.
-    BundleError : a run that is resumed has lost its checkpoint.
+    InputError : the folder contains a run with a checkpoint although ``resume`` is False, or other
+        files; another process trains in it; or it cannot be made, read or written.
+    BundleError : the run in the folder has lost its checkpoint.
 
     Example
     -------
@@ -65,8 +68,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
                 fix="wait until it ends, or choose another -o",
             )
         _check_content(folder, resume)  # again: another process may have ended in between
-        if resume:
-            _remove_temporary(folder)
+        _remove_temporary(folder)
         yield
     finally:
         if not os.path.lexists(folder / ENTRY):
@@ -130,13 +132,16 @@ def _check_content(folder: Path, resume: bool) -> None:
         check_first_checkpoint(folder, read_entry(folder))
         return
     names = _names(folder)
-    if ENTRY in names:
+    if CHECKPOINT in names and ENTRY in names:
         raise InputError(
             f"{shown(folder)} contains a run",
             fix="--resume continues it; or choose another -o, or remove the folder",
         )
+    if ENTRY in names:
+        check_first_checkpoint(folder, read_entry(folder))
+        names -= _EARLY
     if LOCK in names and _is_empty_file(folder / LOCK):
-        names.remove(LOCK)
+        names = {name for name in names - {LOCK} if not _TEMPORARY.fullmatch(name)}
     if names:
         rest = all(name in _OWN or _TEMPORARY.fullmatch(name) for name in names)
         kind = "the rest of a run" if rest else "other files"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from runtime.prior.network import (
     names_of,
 )
 from runtime.prior.preprocess import Preprocess
+from runtime.prior.reading import MOST_LABELS
 
 _PLACE = ("name", "source")  # what a move of the files changes in the entry
 _DAMAGED = "copy the run again, or train again with another -o"
@@ -66,6 +67,11 @@ class GuideSource:
     output: str
     threads: int | None
     stated: Stated
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the prior is a bundle with trained weights of a refinement network, too."""
+        return self.kind == "bundle" and "cnn" in Bundle.open(self.source).manifest["graphs"]
 
     @property
     def name(self) -> str:
@@ -211,6 +217,11 @@ def open_guide_source(
             fix=f"--model PATH.onnx or NAME.bundle; the current folder is {here()}",
         )
     output, classes = _described(prior)
+    if classes > MOST_LABELS:
+        raise InputError(
+            f"{prior.name} has {classes} classes; wanted at most {MOST_LABELS}",
+            fix="--model with a prior of fewer classes",
+        )
     return GuideSource(
         prior, kind, os.path.abspath(model), sha256, classes, output, threads, stated
     )
@@ -246,7 +257,24 @@ def reopen(
         raise BundleError(f"run.json: prior: stated: {error.message}", fix=_DAMAGED) from error
     source = open_guide_source(model, stated, threads=threads)
     source.check_same(entry)
+    for size in entry.get("sizes", ()):
+        if not _is_input(size, source.prior.preprocess):
+            raise BundleError(
+                f"run.json: prior: sizes: no picture has {size[0]} x {size[1]} pixels as the input "
+                f"of {source.name}",
+                fix=_DAMAGED,
+            )
     return source
+
+
+def _is_input(size: Sequence[int], preprocess: Preprocess) -> bool:
+    """Whether a picture can have this size as the input of a network."""
+    square, multiple = preprocess.size(1, 1), preprocess.multiple
+    if square == preprocess.size(1, 2):  # all pictures have the same size
+        return (*size,) == square
+    # The longer side is the same for all pictures, but for the rounding of a half.
+    longer = abs(max(size) - square[0]) <= multiple
+    return longer and all(n % multiple == 0 and n >= preprocess.minimum for n in size)
 
 
 def _onnx(path: Path, stated: Stated, threads: int | None) -> tuple[NetworkPrior, str]:

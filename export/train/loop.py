@@ -18,7 +18,7 @@ from export.train.log import Log, cut_log, draw_curves
 from export.train.method import Batches, Method
 from export.train.run import BEST, CHECKPOINT, CURVES, LOG_FILE, Checkpoint, resume_command
 from runtime.errors import DeviceError, ExitCode, SdkError, first_line
-from runtime.files import shown, stat_of
+from runtime.files import file_error, shown, stat_of
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -95,6 +95,8 @@ def train(
         state = resumed.state
         first, before, best = state["step"], state["seconds"], state["best"]
         losses, broken = state["losses"], state["broken"]
+    else:
+        _remove_log(folder / LOG_FILE)
     cut_log(folder / LOG_FILE, first)
     if resumed is not None and best is not None and best["step"] == first:
         # A kill may have come before best.safetensors was written.
@@ -112,10 +114,10 @@ def train(
             if due and score is not None:
                 with device_errors(f"in step {step}", folder):
                     value = score()
-                _check_score(value, config, step, folder)
+                _check_score(value, method, config, step, folder)
             seconds = before + time.monotonic() - start
             if due or step % config.log_every == 0:
-                losses = log.write(step, seconds=seconds, score=value, durable=due)
+                losses = log.write(step, seconds=seconds, score=value, durable=due or stop)
             if not (due or stop):
                 continue
             better = value is not None and (
@@ -133,7 +135,12 @@ def train(
                 "log": log.pending,
                 "best": best,
             }
-            data = pack(method.module, optimiser, state)
+            try:
+                data = pack(method.module, optimiser, state)
+            except SdkError as error:
+                raise SdkError(
+                    f"{error.message}; {_kept(folder)}", fix=_again(method, folder)
+                ) from error
             # The last checkpoint first: until it is written, the older best one is needed.
             write_checkpoint(folder, data)
             if better:
@@ -168,7 +175,7 @@ def _update(
         shown_terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
         # No --lr had an effect yet in the first step.
         frozen = "check the weights of the frozen network"
-        fix = "train again with a smaller --lr" if step > 1 else frozen
+        fix = _again(method, folder) if step > 1 else frozen
         raise SdkError(
             f"the loss is not finite in step {step}: {shown_terms}; {_kept(folder)}",
             fix=fix + (", or train with --precision fp32" if config.precision == "bf16" else ""),
@@ -180,14 +187,33 @@ def _update(
     return values
 
 
-def _check_score(value: float, config: LoopConfig, step: int, folder: Path) -> None:
+def _check_score(value: float, method: Method, config: LoopConfig, step: int, folder: Path) -> None:
     """SdkError for a score that is not finite."""
     if not math.isfinite(value):
         name = MEASURES[config.select].name
         raise SdkError(
             f"the {name} of the held-out pictures is {value:g} after step {step}; {_kept(folder)}",
-            fix="train again with a smaller --lr, or with --select last",
+            fix=f"{_again(method, folder)}, or with --select last",
         )
+
+
+def _again(method: Method, folder: Path) -> str:
+    """The command that trains with smaller steps."""
+    decay = " or --decay" if method.settings().get("decay") else ""
+    return f"train again with a smaller --lr{decay}" + _elsewhere(folder)
+
+
+def _elsewhere(folder: Path) -> str:
+    """What a new run needs besides: another folder, if this one has a checkpoint."""
+    return " and another -o" if _has_checkpoint(folder) else ""
+
+
+def _remove_log(path: Path) -> None:
+    """Remove the log of a run that ended before its first checkpoint, which starts again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise file_error("removed", path, error) from error
 
 
 def _kept(folder: Path) -> str:
@@ -226,7 +252,7 @@ def device_errors(when: str, folder: Path) -> Iterator[None]:
         if _NO_MEMORY.search(str(error)):
             raise DeviceError(
                 f"out of memory {when}; {_kept(folder)}",
-                fix="train again with a smaller --batch or --imgsz",
+                fix="train again with a smaller --batch or --imgsz" + _elsewhere(folder),
             ) from error
         if re.search("CUDA|cuDNN", str(error)):
             raise DeviceError(

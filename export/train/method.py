@@ -55,6 +55,10 @@ class Method(Protocol):
     def before_update(self) -> None:
         """Called after the gradients are computed, before the optimiser changes the weights."""
 
+    def held_out(self, batch: Any) -> float:
+        """What --select energy computes on a batch of held-out pictures, of which the lowest is
+        best. It uses no labels and no random numbers, and changes nothing."""
+
     def settings(self) -> dict[str, Any]:
         """The method's own settings for run.json, from which the method is made again."""
 

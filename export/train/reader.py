@@ -228,10 +228,11 @@ class Reads(Generic[T]):
             return
         names = [utf8_text(self.files[i].name) for i in self.broken_indices]
         more = ", ..." if len(names) > _NAMED else ""
+        first = self._broken[self.broken_indices[0]]
         raise InputError(
-            f"{len(names)} of {len(self.files)} pictures cannot be read; wanted at most {most}: "
-            f"{', '.join(names[:_NAMED])}{more}",
-            fix="remove these files, or copy them again",
+            f"{len(names)} of {len(self.files)} pictures cannot be used; wanted at most {most}: "
+            f"{', '.join(names[:_NAMED])}{more}; the first one: {first}",
+            fix="copy these files again, or remove them and train again",
         )
 
 

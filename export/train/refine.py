@@ -76,7 +76,12 @@ class RefineTraining:
     label_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        _ = self.refine  # is checked when it is made
+        try:
+            _ = self.refine  # is checked when it is made
+        except InputError as error:
+            name = error.message.partition(" ")[0]
+            fix = error.fix or f"leave --{name} out; its default is {getattr(type(self), name)}"
+            raise InputError(error.message, fix=fix) from error
         if self.augment not in AUGMENTS:
             raise InputError(
                 f"augment is {shown_value(self.augment)}; wanted one of {', '.join(AUGMENTS)}",
@@ -221,6 +226,12 @@ def prepare(start: Start) -> Parts:
             output_name=args.output_name,
         )
         source = open_guide_source(args.model, stated, threads=config.threads)
+        if source.has_weights:
+            LOG.warning(
+                "the training starts from the weights of --seed %d, not from the trained "
+                "refinement weights in %s",
+                args.seed, source.name,
+            )  # fmt: skip
         method = Refine(check(args), source.classes)
         sizes = input_sizes(start.files, source)
     else:
@@ -246,7 +257,7 @@ def prepare(start: Start) -> Parts:
     held = batches(start.held, batch=1) if start.held else None
     score = None
     if held is not None and config.select == "energy":
-        score = energy_score(method, held)
+        score = objective_score(method, held)
     elif held is not None:
         score = cold_score(method, held, config.threads)
     name, version = source.library.split()
@@ -385,13 +396,18 @@ def state(module: Module) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
 
 
-def energy_score(method: Refine, held: GuideBatches) -> Callable[[], float]:
+def objective_score(method: Refine, held: GuideBatches) -> Callable[[], float]:
     """A function that returns the objective on held-out pictures; the lowest is best.
 
     Parameters
     ----------
     method : whose module is trained.
     held : the held-out pictures, without augmentation.
+
+    Example
+    -------
+    >>> objective_score(method, held)()
+    0.41
     """
     return lambda: float(np.mean([method.held_out(held.of([i])) for i in range(held.reads.views)]))
 
@@ -405,8 +421,13 @@ def cold_score(method: Refine, held: GuideBatches, threads: int) -> Callable[[],
 
     Parameters
     ----------
-    method, held : as for :func:`energy_score`.
+    method, held : as for :func:`objective_score`.
     threads : of the CPU.
+
+    Example
+    -------
+    >>> cold_score(method, held, threads=2)()
+    0.03
     """
     import torch
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.train import boosting, refine, segunify
 from export.train.boosting import BoostingConfig
 from export.train.config import LoopConfig
 from export.train.log import last_step
@@ -37,6 +38,7 @@ from runtime.engines.named_files import missing, shell_word
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.files import file_error, replace_file, shown, stat_of
 from runtime.prior.preprocess import MAX_SIDE
+from runtime.prior.reading import MOST_LABELS
 
 SCHEMA = "dg-run/1"
 ENTRY = "run.json"
@@ -49,10 +51,11 @@ LOCK = "lock"
 MOST_BYTES = 2**31 - 1  # of a checkpoint
 _MODULE = "module."  # begins the names of the method's tensors in a checkpoint
 _FIX = "copy the run again, or train again with another -o"
-_SETTINGS: dict[str, type] = {  # of each method that is known
-    "segunify": SegUnifyConfig,
-    "boosting": BoostingConfig,
-    "refine": RefineTraining,
+# The settings of each method, and the words of --select that it has.
+_METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "segunify": (SegUnifyConfig, segunify.SELECTS),
+    "boosting": (BoostingConfig, boosting.SELECTS),
+    "refine": (RefineTraining, refine.SELECTS),
 }
 
 
@@ -180,15 +183,21 @@ def read_entry(folder: Path) -> dict[str, Any]:
             f"{name} has schema {shown_value(schema)}; this version reads {SCHEMA!r}",
             fix="train again with this version, or update the SDK",
         )
-    frozen = _FROZEN.get(str(entry.get("method")), _ON_BACKBONE)
+    method = str(entry.get("method"))
+    if method not in _METHODS:
+        raise BundleError(
+            f"{name}: method is {shown_value(entry.get('method'))}; wanted one of "
+            f"{', '.join(_METHODS)}",
+            fix=f"{_FIX}; a newer version of the SDK may know more methods",
+        )
+    frozen = _FROZEN.get(method, _ON_BACKBONE)
     _check_fields(entry, _ENTRY | dict.fromkeys(frozen, _OBJECT), name)
     for part, form in frozen.items():
         _check_fields(entry[part], form, f"{name}: {part}")
-    kinds: dict[str, type] = {"loop": LoopConfig}
+    settings, selects = _METHODS[method]
+    kinds: dict[str, type] = {"loop": LoopConfig, "settings": settings}
     if "views" in frozen:
         kinds["views"] = ViewRule
-    if entry["method"] in _SETTINGS:
-        kinds["settings"] = _SETTINGS[entry["method"]]
     for part, kind in kinds.items():
         form = dict.fromkeys(kind.__dataclass_fields__, _ANY)
         _check_fields(entry[part], form, f"{name}: {part}")
@@ -196,6 +205,12 @@ def read_entry(folder: Path) -> dict[str, Any]:
             kind(**entry[part])
         except SdkError as error:
             raise BundleError(f"{name}: {error.message[:300]}", fix=_FIX) from error
+    if entry["loop"]["select"] not in selects:
+        raise BundleError(
+            f"{name}: select is {entry['loop']['select']}; wanted one of {', '.join(selects)}, "
+            f"those of {method}",
+            fix=_FIX,
+        )
     return entry
 
 
@@ -392,7 +407,7 @@ _COLOUR = (
 _SIZES = ("a list of [height, width]", lambda v: _is_list(v, _is_size))
 _ENTRY = {
     "schema": _TEXT,
-    "method": ("a word", _matches("[a-z][a-z0-9-]{0,40}")),
+    "method": _TEXT,
     "settings": _OBJECT,
     "options": ("an object of texts and numbers", lambda v: _is_object(v, _is_option)),
     "data": ("a list of texts", lambda v: _is_list(v, _is_text)),
@@ -414,7 +429,7 @@ _PRIOR = {
     "name": _TEXT,
     "source": _TEXT,
     "sha256": _HASH,
-    "classes": ("2 to 65536", lambda v: is_count(v, 2, 65536)),
+    "classes": (f"2 to {MOST_LABELS}", lambda v: is_count(v, 2, MOST_LABELS)),
     "names": ("null, or a list of texts", lambda v: v is None or _is_list(v, _is_text)),
     "output": ("a word", _is_text),
     "preprocess": _OBJECT,

@@ -23,8 +23,8 @@ from export.train.method import Batches, Method, Parts, Start
 from export.train.run import SCHEMA, Checkpoint, files_sha256
 from export.train.select import split
 from runtime.device.choose import default_threads
-from runtime.errors import DeviceError, InputError
-from runtime.files import shown
+from runtime.errors import DeviceError, InputError, MissingBackend
+from runtime.files import shown, stat_of
 from runtime.pictures.files import picture_files
 
 if TYPE_CHECKING:
@@ -113,6 +113,12 @@ def listed_files(args: argparse.Namespace, entry: Mapping[str, Any] | None) -> l
     """
     if args.data is None:
         raise InputError("data is not set; wanted a folder of pictures", fix="--data FOLDER")
+    gone = [path for path in args.data if stat_of(path) is None]
+    if entry is not None and gone:
+        raise InputError(
+            f"the pictures {', '.join(map(shown, gone))} of the run do not exist",
+            fix="restore them, or name their new place: --data FOLDER",
+        )
     files = picture_files([*map(Path, args.data)])
     _check_once(files, args.data)
     if entry is not None and entry["files_sha256"] != files_sha256(files):
@@ -169,7 +175,7 @@ def prepare(
     InputError : a value that cannot be used.
     BundleError : weights of the frozen network that are damaged.
     DeviceError : the device cannot be used.
-    MissingBackend : a package is not installed.
+    MissingBackend : a package is not installed, or the machine has no GPU for the device.
     """
     _check_options(args)
     module.check(args)
@@ -241,15 +247,18 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _check_device(device: str) -> None:
-    """DeviceError if torch cannot use the device."""
+    """MissingBackend if torch finds no GPU, DeviceError if it finds none of this number."""
     import torch
 
     if device == "cpu":
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise MissingBackend(
+            f"device is {device}, but torch finds no GPU that it can use", fix="--device cpu"
+        )
     if int(device.removeprefix("cuda:")) >= count:
-        found = f"torch finds {count} GPUs" if count else "torch finds no GPU that it can use"
-        raise DeviceError(f"device is {device}, but {found}", fix="--device cpu")
+        raise DeviceError(f"device is {device}, but torch finds {count} GPUs", fix="--device cpu")
 
 
 def _cache(args: argparse.Namespace) -> FeatureCache | None:

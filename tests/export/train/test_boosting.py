@@ -22,6 +22,7 @@ from export.models.boosting import (  # noqa: E402
 )
 from export.train import boosting_losses as losses  # noqa: E402
 from export.train.boosting import (  # noqa: E402
+    RULES,
     TERMS,
     Boosting,
     BoostingConfig,
@@ -93,6 +94,8 @@ def batch(n=2, size=32, seed=1):
         ({"eq": 1}, "eq is 1; wanted true or false"),
         ({"gf": None}, "gf is None; wanted true or false"),
         ({"crop": "left"}, "crop is 'left'; wanted one of random, compat"),
+        ({"threshold_rule": "guess"}, "threshold_rule is 'guess'; wanted one of published, "),
+        ({"threshold_rule": 3}, "threshold_rule is 3; wanted one of"),
         ({"eq": False, "gf": False}, "gf and crop have no effect"),
         ({"eq": False, "crop": "compat"}, "gf and crop have no effect"),
     ],
@@ -110,7 +113,7 @@ def test_the_defaults_are_the_published_ones():
 
 
 def test_a_method_is_made_again_from_its_settings():
-    first = method(threshold=0.2, gf=False, crop="compat", threshold_rule="x")
+    first = method(threshold=0.2, gf=False, crop="compat", threshold_rule=RULES[1])
     second = from_settings(json.loads(json.dumps(first.settings())), backbone())
     assert second.config == first.config and second.name == "boosting"
     assert len(second.module.reduce.weight) == 64

@@ -152,7 +152,7 @@ ERRORS = [
     (("--select", "energy", "--holdout", "0.1"), 1, "one picture is held out"),
     (("--select", "labels"), 1, "--labels FOLDER --classes FILE"),
     (("--labels", "x"), 1, "--labels FOLDER --classes FILE"),
-    (("--device", "cuda:7"), 1, "device is cuda:7, but torch finds"),
+    (("--device", "cuda:7"), 4, "device is cuda:7, but torch finds"),
 ]
 
 
@@ -205,7 +205,7 @@ def test_pictures_that_cannot_be_used(tmp_path):
     (tmp_path / "empty").mkdir()
     assert start(tmp_path / "empty", out).refused(1, "no pictures in", "empty")
     broken = draw_pictures(tmp_path / "broken", 6, broken=[2])
-    assert start(broken, out).refused(1, "1 of 6 pictures cannot be read", "02.png")
+    assert start(broken, out).refused(1, "1 of 6 pictures cannot be used", "02.png")
 
 
 def test_a_picture_is_listed_once(data, tmp_path):
@@ -265,6 +265,38 @@ def test_a_folder_that_is_not_free(data, whole, tmp_path):
     assert files(out).keys() == {"log.csv"}
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_started_again(tmp_path, whole):
+    """The command that failed works after its cause was mended, also with other options. The log of
+    the first run had other columns."""
+    data = draw_pictures(tmp_path / "pictures", 6)
+    run, more = tmp_path / "run", ("--batch", "4")
+    run.mkdir()
+    (run / "log.csv").write_text("step,loss,more,seconds\n1,1,1,1\n2,1,1,1\n")
+    (run / ".0123456789abcdef.tmp.safetensors").write_bytes(b"x")
+    (run / "lock").touch()
+    shutil.copy(whole / "run.json", run)
+    before = files(run)
+    for change, others in (
+        ({"notes.txt": b"x"}, "contains other files: notes.txt"),
+        ({"names.json": b"x"}, "checkpoint.safetensors is missing, but it was written: names"),
+    ):
+        for name, content in change.items():
+            (run / name).write_bytes(content)
+        assert others in start(data, run, *more).err and files(run) == before | change
+        (run / name).unlink()
+    assert start(data, run, "--batch", "1").refused(1, "the batch has one view")
+    (data / "03.png").write_bytes(b"")
+    assert start(data, run, *more).refused(1, "1 of 6 pictures cannot be used", "remove them and")
+    assert read_entry(run) == read_entry(whole)
+    (data / "03.png").unlink()
+    ended = start(data, run, *more)
+    assert ended.code == 0, ended.err
+    assert (run / "log.csv").read_text().startswith("step,loss,within")
+    assert read_entry(run)["loop"]["batch"] == 4 and open_run(run).done == 4
+    assert not [name for name in files(run) if name.startswith(".")]
+    assert start(data, run).refused(1, f"{run} contains a run", "--resume continues it")
+
+
 OTHERS = [
     {"lock": b"the key is under the mat"},
     {"lock": b"", "notes.txt": b"x"},
@@ -293,7 +325,9 @@ def test_a_lock_that_was_there_before_remains_after_an_error(data, tmp_path):
     before = files(out)
     assert start(data, out, "--batch", "1").refused(1, "the batch has one view")
     assert files(out) == before
-    assert start(data, out).code == 0  # a killed start has left such a lock
+    (out / ".0123456789abcdef.tmp.json").write_bytes(b"{")
+    assert start(data, out).code == 0  # a killed start has left such files
+    assert not [name for name in files(out) if name.startswith(".")]
 
 
 def test_temporary_files_of_a_killed_run_are_removed(data, tmp_path):
@@ -372,7 +406,7 @@ CHANGES = [
     (("--no-final-silu",), "final-silu is False, not True", "--final-silu"),
     (("--imgsz", "64"), "imgsz is 64, not 32", "--imgsz"),
     (("--crops", "five"), "crops is five, not centre", "--crops"),
-    (("--data", "elsewhere"), "data is", "--data"),
+    (("--data", "a", "b"), "data names 2 places, and the run was started with 1", "in the order"),
     (("--seed", "1"), "seed is 1, not 0", "leave out --seed"),
     (("--precision", "bf16"), "precision is bf16, not fp32", "--precision"),
     (("--log-every", "3"), "log-every is 3, not 2", "leave out --log-every"),
@@ -392,6 +426,8 @@ def test_a_resumed_run_needs_the_same_pictures_and_weights(tmp_path):
     data = draw_pictures(tmp_path / "pictures", 4)
     run = trained(data, tmp_path / "run", *SHORT)
     words = ("segunify", "-o", run, "--resume", "--steps", "6")
+    gone = (*words, "--data", tmp_path / "elsewhere")
+    assert train(*gone).refused(1, "elsewhere of the run do not exist", "--data FOLDER")
 
     def other(*words):
         from dataclasses import replace
@@ -436,7 +472,8 @@ def test_what_cannot_be_resumed(data, whole, tmp_path):
     assert train("segunify", "-o", tmp_path, "--resume").refused(1, "is no run")
     entry = json.loads((whole / "run.json").read_text())
     for change, code, text in [
-        ({"method": "other"}, 1, "is a run of other, not of segunify"),
+        ({"method": "boosting"}, 5, "settings: missing or unknown fields"),
+        ({"method": "other"}, 5, "method is 'other'; wanted one of segunify, boosting, refine"),
         ({"options": {}}, 5, "the options of another version of the program: clusters"),
         ({"schema": "dg-run/0"}, 5, "has schema 'dg-run/0'"),
         *[

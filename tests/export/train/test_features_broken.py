@@ -104,10 +104,11 @@ def test_five_percent_may_be_broken_and_no_more(files, backbone, caplog):
     spoil(paths[7])
     with pytest.raises(InputError) as raised:
         [*data.batches(5, 10)]
-    assert raised.value.message == (
-        "3 of 40 pictures cannot be read; wanted at most 2: 5.png, 7.png, 30.png"
+    assert raised.value.message.startswith(
+        "3 of 40 pictures cannot be used; wanted at most 2: 5.png, 7.png, 30.png; the first one: "
     )
-    assert raised.value.fix == "remove these files, or copy them again"
+    assert f"{paths[5]} is a truncated PNG" in raised.value.message
+    assert raised.value.fix == "copy these files again, or remove them and train again"
     with pytest.raises(InputError, match="3 of 40 pictures"):
         next(data.batches(10, 11))
 
@@ -116,7 +117,7 @@ def test_of_20_pictures_one_may_be_broken_and_of_19_none(files, backbone, caplog
     paths = many_files(files, 20)
     spoil(paths[5])
     assert len([*batches(paths, backbone, 0, 5)]) == 5
-    with pytest.raises(InputError, match="1 of 19 pictures cannot be read; wanted at most 0: 5"):
+    with pytest.raises(InputError, match="1 of 19 pictures cannot be used; wanted at most 0: 5"):
         [*batches(paths[:19], backbone, 0, 5)]
 
 
@@ -130,11 +131,11 @@ def test_pictures_that_are_all_broken(files, backbone, caplog):
             with pytest.raises(InputError) as raised:
                 [*batches(paths, backbone, 0, 3, workers=workers)]
             message = raised.value.message
-            assert message.startswith("16 of 300 pictures cannot be read; wanted at most 15: ")
-            assert message.count(".png") == 10 and message.endswith(", ...")
+            assert message.startswith("16 of 300 pictures cannot be used; wanted at most 15: ")
+            assert message.count(".png") == 11 and ", ...; the first one: " in message
     for path in paths[:2]:  # of a few pictures none may be broken
         path.unlink()
-    with pytest.raises(InputError, match="1 of 2 pictures cannot be read; wanted at most 0: "):
+    with pytest.raises(InputError, match="1 of 2 pictures cannot be used; wanted at most 0: "):
         [*batches(paths[:2], backbone, 0, 3)]
 
 
@@ -145,7 +146,7 @@ def test_of_few_held_out_pictures_all_but_one_may_be_broken(files, backbone):
     assert views_of(data.of([0, 1, 2]), files[1:2], backbone) == [0, 0, 0]
     assert data.broken_indices == [0, 2]
     spoil(files[1])
-    with pytest.raises(InputError, match="3 of 3 pictures cannot be read; wanted at most 2"):
+    with pytest.raises(InputError, match="3 of 3 pictures cannot be used; wanted at most 2"):
         FeatureBatches(files[:3], RULE, backbone, batch=1, seed=0, device="cpu").of([0])
 
 
@@ -157,7 +158,7 @@ def test_of_views_of_pictures_to_train_on_five_percent_may_be_broken(files, back
     assert len(data.of([1, 2, 3], most_broken=data.most_broken)) == 3
     assert caplog.messages[0].endswith("; the next picture is used instead.")
     spoil(paths[3])
-    with pytest.raises(InputError, match="2 of 20 pictures cannot be read; wanted at most 1: "):
+    with pytest.raises(InputError, match="2 of 20 pictures cannot be used; wanted at most 1: "):
         data.of([1, 2, 3], most_broken=data.most_broken)
     assert len(caplog.messages) == 2 and "the next picture" not in caplog.messages[1]
 

@@ -184,7 +184,7 @@ def test_broken_pictures_are_replaced_up_to_five_percent(tmp_path, caplog):
         assert sum(len(batch) for batch in data.batches(0, 20)) == 20
     assert list(data.broken) == [files[3]] and "03.png" in caplog.text
     files[4].write_bytes(b"")
-    with pytest.raises(InputError, match="2 of 20 pictures cannot be read"):
+    with pytest.raises(InputError, match="2 of 20 pictures cannot be used"):
         list(batches_of(files, source).batches(0, 20))
 
 
@@ -343,7 +343,8 @@ def test_labels_of_another_size_count_as_a_broken_picture(tmp_path):
     labels = drawn_labels(tmp_path / "labels", files)
     assert cv2.imwrite(str(tmp_path / "labels/00.png"), np.zeros((9, 9), np.uint8))
     data = batches_of(files, opened(tmp_path), labels=labels)
-    with pytest.raises(InputError, match="1 of 4 pictures cannot be read"):
+    text = "1 of 4 pictures cannot be used; .*: 00.png; the first one: .*labels/00.png has 9 x 9"
+    with pytest.raises(InputError, match=text):
         data.of([0], most_broken=0)
     assert "00.png has 9 x 9 pixels, and" in data.broken[files[0]]
 

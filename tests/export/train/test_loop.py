@@ -14,7 +14,7 @@ from training import TINY, draw_pictures, tiny_backbone, torch, train, trained
 from export.train import loop, select
 from export.train.config import LoopConfig
 from export.train.loop import seed_torch
-from export.train.run import BEST, open_run, read_checkpoint
+from export.train.run import BEST, open_run, read_checkpoint, read_entry
 from export.train.segunify import SegUnify
 from runtime.errors import InputError
 
@@ -124,7 +124,8 @@ def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch):
     text = "the last checkpoint is kept"
     assert ended.refused(1, text)
     text = "the loss is not finite in step 5: within"
-    assert ended.refused(1, text, "data inf", "a smaller --lr") and "bf16" not in ended.err
+    fix = "a smaller --lr and another -o\n"
+    assert ended.refused(1, text, "data inf", fix) and "bf16" not in ended.err
     assert read_checkpoint(run).step == 4 and rows(run)[-1]["step"] == "4"
     monkeypatch.undo()
     assert train("segunify", "-o", run, "--resume", "-q").code == 0
@@ -154,15 +155,29 @@ def test_a_score_that_is_not_finite(data, tmp_path, monkeypatch, kind, name):
     assert read_checkpoint(tmp_path / "run").step == 2
 
 
-def test_weights_that_are_not_finite_replace_no_checkpoint(data, tmp_path, monkeypatch):
-    def spoil(terms):
-        return terms | {"data": terms["data"] * torch.tensor(1e38)}
+def spoil(terms):
+    return terms | {"data": terms["data"] * torch.tensor(1e38)}
 
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(SegUnify, "losses", at_step(4, spoil))
     ended = train("segunify", "--data", data, "-o", run, *SHORT)
-    assert ended.refused(1, "has NaN or infinite values after step 4")
+    assert ended.refused(1, "after step 4; the last checkpoint is kept", "--lr and another -o\n")
     assert read_checkpoint(run).step == 2
+
+
+def test_after_an_error_before_the_first_checkpoint_the_fix_works(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for number, change in ((3, lambda t: t | {"data": t["data"] / 0}), (9, spoil)):
+        monkeypatch.setattr(SegUnify, "losses", at_step(number, change))
+        words = ("segunify", "--data", data, "-o", run, *SHORT, "--steps", "9", "--every", "9")
+        ended = train(*words)
+        monkeypatch.undo()
+        assert ended.refused(1, "there is no checkpoint yet", "again with a smaller --lr\n")
+        assert {"run.json", "log.csv"} <= files(run)
+    assert train(*words, "--lr", "1e-5").code == 0 and read_entry(run)["loop"]["lr"] == 1e-5
+    assert [row["step"] for row in rows(run)] == [*map(str, range(1, 10))]
 
 
 def raises(error):
@@ -272,7 +287,15 @@ def test_a_broken_picture_is_skipped_and_named(tmp_path):
     again = train("segunify", "-o", run, "--resume", "--steps", "12", *words[-1:])
     assert again.code == 0 and "07.png" not in again.err
     assert json.loads(again.out)["broken"] == json.loads(ended.out)["broken"]
-    whole = trained(data, tmp_path / "whole", *words[:-1], "--steps", "12")
+    moved = data.rename(tmp_path / "moved")
+    again = train("segunify", "-o", run, "--resume", "--steps", "16", *words[-1:])
+    assert again.code == 1 and "--data FOLDER" in again.out
+    again = train("segunify", "-o", run, "--resume", "--steps", "16", "--data", moved)
+    assert again.code == 0 and "07.png" not in again.err and again.out.count("07.png") == 1
+    assert [*read_checkpoint(run).state["broken"]] == [str(moved / "07.png")]
+    assert read_entry(run)["data"] == [str(moved)]
+    data = moved
+    whole = trained(data, tmp_path / "whole", *words[:-1], "--steps", "16")
     ours, other = open_run(run).head()[0], open_run(whole).head()[0]
     assert all(np.array_equal(ours[name], other[name]) for name in other)
 
@@ -391,13 +414,6 @@ def test_held_out_pictures_are_not_trained_on(data, tmp_path, monkeypatch):
     words = ("--select", "energy", "--holdout", "0.3", "--crops", "five", "--steps", "12")
     trained(data, tmp_path / "run", *SHORT, *words)
     assert len(held) == 3 * 5 and len(trained_on) == 7 * 5 and not held & trained_on
-
-
-def test_a_method_without_an_energy(data, tmp_path, monkeypatch):
-    monkeypatch.delattr(SegUnify, "held_out")
-    words = ("--data", data, "-o", tmp_path / "run", *SHORT, "--select", "energy")
-    ended = train("segunify", *words, "--holdout", "0.2")
-    assert ended.refused(1, "segunify computes no energy", "--select last")
 
 
 @pytest.fixture

@@ -187,7 +187,9 @@ HOSTILE = [
     ("refine", "prior", {"sha256": "x"}, "prior: sha256 is 'x'; wanted 64 hexadecimal digits"),
     ("refine", "prior", {"stated": {"more": "x"}}, "prior: stated is"),
     ("refine", "prior", {"stated": {"mean": "x"}}, "prior: stated is"),
-    ("refine", "prior", {"classes": 1}, "prior: classes is 1; wanted 2 to 65536"),
+    ("refine", "prior", {"classes": 1}, "prior: classes is 1; wanted 2 to 4096"),
+    ("refine", "prior", {"classes": 65536}, "prior: classes is 65536; wanted 2 to 4096"),
+    ("refine", "prior", {"sizes": [[7, 9]]}, "prior: sizes: no picture has 7 x 9 pixels"),
     ("refine", "prior", {"sizes": []}, "prior: sizes is []; wanted a list of [height, width]"),
     ("refine", "prior", {"sizes": [[48]]}, "prior: sizes is [[48]]; wanted"),
     ("refine", "prior", {"sizes": [[48, 0]]}, "prior: sizes is [[48, 0]]; wanted"),
@@ -195,6 +197,7 @@ HOSTILE = [
     ("refine", "settings", {"scale": -1}, "scale"),
     ("refine", "settings", {"more": 1}, "settings: missing or unknown fields: more"),
     ("refine", "loop", {"select": "labels"}, "select labels needs"),
+    ("boosting", "settings", {"threshold_rule": 2}, "threshold_rule is 2; wanted one of"),
     ("boosting", "settings", {"threshold": 2}, "threshold is 2; wanted"),
     ("boosting", "backbone", {"stride": 0}, "backbone: stride is 0"),
 ]

@@ -35,9 +35,9 @@ from export.train.refine import (  # noqa: E402
     add_options,
     check,
     cold_score,
-    energy_score,
     from_settings,
     label_numbers,
+    objective_score,
     prepare,
     state,
 )
@@ -285,8 +285,9 @@ def test_wrong_settings_are_refused():
         (("--classes", "a"), "labels need both the folder of the labels and the file"),
         (("--labels", "a"), "labels need both the folder of the labels and the file"),
     ):
-        with case(" ".join(words)), pytest.raises(InputError, match=message):
+        with case(" ".join(words)), pytest.raises(InputError, match=message) as caught:
             check(parsed(*words))
+        assert caught.value.fix
     with pytest.raises(InputError, match="augment is 'much'; wanted one of none, light"):
         RefineTraining(augment="much")
     words = parsed()
@@ -312,7 +313,7 @@ def test_the_energy_is_the_mean_objective_of_the_held_out_pictures():
     pictures = [guided(*drawn(seed)) for seed in (1, 2)]
     own, _, _ = started()
     wanted = [float(sum(own.losses([picture]).values()).detach()) for picture in pictures]
-    np.testing.assert_allclose(energy_score(own, Held(*pictures))(), np.mean(wanted), rtol=1e-6)
+    np.testing.assert_allclose(objective_score(own, Held(*pictures))(), np.mean(wanted), rtol=1e-6)
 
 
 def test_the_cold_score_is_the_share_of_labels_that_differ_from_a_cold_refinement():
