@@ -13,7 +13,9 @@ from export.models.segformer import segformer
 from export.models.stated import Stated
 from export.models.trained import trained
 from export.models.user import users_own
-from runtime.engines.named_files import missing
+from export.train.naming import METHOD
+from export.train.run import read_entry
+from runtime.engines.named_files import missing, shell_word
 from runtime.errors import InputError
 from runtime.files import shown, stat_of
 from runtime.pictures.files import SUFFIXES
@@ -52,6 +54,11 @@ def load_model(
     InputError : no such model, folder or function, or settings that this program does not support.
     BundleError : an .onnx file or checkpoint that is broken or does not fit.
     MissingBackend : a package that the model needs is not installed.
+
+    Example
+    -------
+    >>> load_model("prior.onnx", imgsz=(360, 480)).fixed_size
+    (360, 480)
     """
     if imgsz is not None:
         check_imgsz(imgsz)
@@ -124,7 +131,8 @@ def _run(folder: Path, stated: Stated) -> Path:
     if stated.options:
         words = ", ".join(stated.options)
         fix = "leave them out"
-        if stated.names:
-            fix += "; python -m export train name RUN names the clusters"
+        if stated.names and read_entry(folder)["method"] == METHOD:
+            run = shell_word(str(folder))
+            fix += f"; python -m export train name {run} --labels DIR --classes FILE names clusters"
         raise InputError(f"{words}: the run {shown(folder)} states these itself", fix=fix)
     return folder

@@ -77,6 +77,11 @@ def trained_run(
         than at the training; the run has no checkpoint yet.
     BundleError : a file is damaged, or does not fit the others.
     MissingBackend : a package that the backbone needs is not installed.
+
+    Example
+    -------
+    >>> trained_run(Path("runs/city")).clusters
+    27
     """
     return _network(open_run(folder), weights, flip, mask)
 
@@ -84,18 +89,19 @@ def trained_run(
 def _network(run: Run, weights: Path | None, flip: bool, mask: str | None) -> TrainedRun:
     """The network of a run with a backbone, as :func:`trained_run` returns it."""
     entry, (state, step) = run.entry, run.head()
-    if entry["method"] not in _NETWORKS:
+    if entry["method"] not in _HEADS:
         raise InputError(
             f"{shown(run.folder)} is a run of {entry['method']!r}; wanted a run of "
-            f"{' or '.join(_NETWORKS)}",
-            fix="name another run, or update the SDK",
+            f"{' or '.join(_HEADS)}",
+            fix="name another run",
         )
     backbone = _backbone(entry["backbone"], weights)
 
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        head, network = _NETWORKS[entry["method"]](entry["settings"], backbone, flip, mask)
+        make = _HEADS[entry["method"]].network
+        head, network = make(entry["settings"], backbone, flip, mask)
     try:
         head.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     except RuntimeError as error:
@@ -127,12 +133,6 @@ def _boosting_network(
     head, mean, std = BoostingHead(backbone.channels), backbone.mean, backbone.std
     network = BoostingNetwork(backbone.module, mean, std, head, mask or "fine", flip)
     return head, network
-
-
-_NETWORKS: dict[str, Callable[..., tuple[Module, Module]]] = {
-    "segunify": _segunify_network,
-    "boosting": _boosting_network,
-}
 
 
 def trained(
@@ -185,8 +185,8 @@ def trained(
 
         model = refined(run, weights, imgsz)
     else:
-        make = _boosting if method == "boosting" else _segunify
-        model = make(folder, _network(run, weights, flip, mask), imgsz, flip, mask)
+        network = _network(run, weights, flip, mask)
+        model = _HEADS[method].prior(folder, network, imgsz, flip, mask)
     warnings = model.warnings
     if run.done < loop["steps"]:
         warning = SdkError(
@@ -212,6 +212,19 @@ def _boosting(
 ) -> PriorModel:
     """The prior of a run of boosting: one object and its background."""
     return _prior(run, imgsz, BOOSTING_NAMES, {"flip": flip, "mask": mask or "fine"})
+
+
+class _Head(NamedTuple):
+    """How a method's head becomes a network with its backbone, and that becomes a prior."""
+
+    network: Callable[..., tuple[Module, Module]]
+    prior: Callable[..., PriorModel]
+
+
+_HEADS = {
+    "segunify": _Head(_segunify_network, _segunify),
+    "boosting": _Head(_boosting_network, _boosting),
+}
 
 
 def _prior(

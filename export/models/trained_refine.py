@@ -11,8 +11,9 @@ from export.train.guide_source import GuideSource, reopen
 from export.train.refine import RefineTraining
 from export.train.run import Run
 from runtime.bundle.read import Bundle
-from runtime.errors import SdkError
-from runtime.files import one_line
+from runtime.core.parameters import flatten
+from runtime.errors import BundleError, InputError, SdkError
+from runtime.files import one_line, shown
 
 STEPS = 0  # of the refinement in the bundle: the trained network corrects the prior without a step
 
@@ -32,9 +33,9 @@ def refined(
 
     Raises
     ------
-    InputError : the prior is missing, or is another one than at the training; its input has another
-        size; or the trained weights do not fit the settings.
-    BundleError : a file is damaged.
+    InputError : the prior is missing, or is another one than at the training; or its input has
+        another size.
+    BundleError : a file is damaged, or the trained weights do not fit the settings.
     MissingBackend : a package that the prior needs is not installed.
 
     Example
@@ -48,10 +49,17 @@ def refined(
     # The seed of the training says nothing of the weights that the bundle starts from.
     config = replace(RefineTraining(**settings).refine, steps=STEPS, seed=0)
     sizes = [(height, width) for height, width in entry["prior"]["sizes"]]
+    try:
+        flatten(config, source.classes, state)
+    except InputError as error:
+        raise BundleError(
+            f"the checkpoint of {shown(run.folder)} does not fit the settings in its run.json",
+            fix="copy the run again, or train again with another -o",
+        ) from error
     prior = _prior(source, imgsz or sizes[0])
     return replace(
         prior,
-        warnings=prior.warnings + (_several(sizes) if imgsz is None else ()),
+        warnings=prior.warnings + (_several(sizes) if imgsz is None else _other(imgsz, sizes)),
         licence=f"{prior.licence}; refinement: trained by the user",
         refine=config,
         initial=state,
@@ -84,6 +92,19 @@ def _several(sizes: list[tuple[int, int]]) -> tuple[str, ...]:
         f"pictures of the training had {len(words)} input sizes ({', '.join(words[:3])}"
         f"{', ...' if len(words) > 3 else ''}); without --dynamic the bundle has {words[0]} alone",
         fix=f"--dynamic keeps all of them; or choose one: --imgsz {words[0]}",
+    )
+    return (str(warning),)
+
+
+def _other(imgsz: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The warning that no picture of the training had the input size that the user chose."""
+    if imgsz in sizes:
+        return ()
+    words = [f"{height}x{width}" for height, width in (imgsz, sizes[0])]
+    warning = SdkError(
+        f"imgsz is {words[0]}, and the guides of the training were computed at {words[1]}: the "
+        "trained weights fit other guides less well",
+        fix="leave --imgsz out",
     )
     return (str(warning),)
 

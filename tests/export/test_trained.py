@@ -236,7 +236,11 @@ def test_folders_and_options_that_are_no_run(run, tmp_path, monkeypatch):
             (),
             (".onnx, the folder RUN of python -m export train",),
         ),
-        (run, ("--names", "a,b"), ("--names: the run", "python -m export train name RUN")),
+        (
+            run,
+            ("--names", "a,b"),
+            ("--names: the run", f"python -m export train name {run} --labels"),
+        ),
         (run, ("--mean", "0,0,0"), ("--mean: the run", "fix: leave them out\n")),
         ("kmeans", ("--flip",), ("flip is for runs of the trainer only; model is 'kmeans'",)),
         ("a.onnx", ("--flip",), ("flip is for runs of the trainer only; model is 'a.onnx'",)),
@@ -256,7 +260,7 @@ def test_folders_and_options_that_are_no_run(run, tmp_path, monkeypatch):
 
 def test_runs_that_do_not_fit(tmp_path):
     other = write_run(tmp_path / "a", [tmp_path], method="distil")
-    with pytest.raises(InputError, match="is a run of 'distil'; wanted a run of segunify or boost"):
+    with pytest.raises(BundleError, match="method is 'distil'; wanted one of segunify, boosting"):
         trained(other)
     wider = write_run(tmp_path / "b", [tmp_path], settings=method().settings() | {"clusters": 5})
     with pytest.raises(BundleError, match=r"the checkpoint of .* does not fit the settings"):

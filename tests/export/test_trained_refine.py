@@ -234,7 +234,9 @@ def test_options_that_contradict_the_run(run, of_bundle, tmp_path):
         (("--names", "a,b"), "--names: the run"),
     ):
         with case(words):
-            export("--model", run, *words, "-o", tmp_path / "b").refused(1, text, "fix: ")
+            ended = export("--model", run, *words, "-o", tmp_path / "b")
+            ended.refused(1, text, "fix: ")
+            assert "train name" not in ended.err  # a run of refine has no clusters
     ended = export("--model", "kmeans", "--init", run, "-o", tmp_path / "b")
     ended.refused(1, "camera, a run of the trainer; wanted a file", f"fix: --model {run} exports")
     assert not (tmp_path / "b").exists()
@@ -243,6 +245,31 @@ def test_options_that_contradict_the_run(run, of_bundle, tmp_path):
         wanted = asked or model.refine
         assert refinement_of(ExportOptions(refine=asked), model) == wanted
     assert refinement_of(ExportOptions(), PriorModel(name="kmeans")) == RefineConfig()
+
+
+def test_an_input_size_that_no_guide_of_the_training_had(run):
+    assert not load_model(str(run), imgsz=(48, 72)).warnings
+    (warning,) = load_model(str(run), imgsz=(64, 72)).warnings
+    assert "imgsz is 64x72, and the guides of the training were computed at 48x72" in warning
+    assert "fix: leave --imgsz out" in warning
+
+
+def test_settings_of_another_network_than_the_checkpoint(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "camera")
+    entry = json.loads((copy / "run.json").read_text())
+    entry["settings"]["blocks"] = 3
+    (copy / "run.json").write_text(json.dumps(entry))
+    with pytest.raises(BundleError, match=r"the checkpoint of .*camera does not fit the settings"):
+        load_model(str(copy))
+
+
+def test_trained_weights_of_a_bundle_are_not_continued_silently(out, photos, plain, tmp_path):
+    common = ("--data", photos, "--steps", 1, "--no-cache", "-q", "--seed", 4)
+    ended = export("train", "refine", "--model", out, *common, "-o", tmp_path / "a")
+    text = "the training starts from the weights of --seed 4, not from the trained refinement"
+    assert ended.code == 0 and f"WARNING: {text} weights in camera.bundle\n" in ended.err
+    ended = export("train", "refine", "--model", plain[1], *common, "-o", tmp_path / "b")
+    assert ended.code == 0 and "WARNING" not in ended.err
 
 
 def test_an_unfinished_run_is_frozen_with_a_warning(run, tmp_path):
