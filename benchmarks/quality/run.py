@@ -17,7 +17,7 @@ import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, metrics
 from benchmarks.table import as_markdown, check_out, write_json
-from runtime.core.resize import resize
+from runtime.core.resize import resize, working_picture
 from runtime.errors import InputError
 from runtime.files import write_atomic
 from runtime.prior.kmeans import KMeansPrior
@@ -46,7 +46,7 @@ class Row:
     scores : measure -> the scores of all pictures; some measures have one score of all pictures.
     counts : CamVid: the confusion matrix of all pictures.
     predictions : BSDS500: (labels, regions, truth) of every picture.
-    seconds : the time of every picture.
+    seconds : the CPU time of every picture.
     """
 
     name: str
@@ -76,7 +76,38 @@ def filtered(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
     """The labels of the prior's probabilities after the guided filter at full size (radius 4)."""
     full = resize(guide, *picture.shape[:2])
     image = picture.astype(np.float32) / 255
-    return runtime.guided_filter(image, full, radius=4, eps=1e-3).argmax(-1).astype(np.int32)
+    smooth = runtime.guided_filter(image, full, radius=4, eps=1e-3, threads=1)
+    return smooth.argmax(-1).astype(np.int32)
+
+
+def crf(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
+    """The labels of the prior's probabilities after the dense CRF at full size, which has the
+    published settings in all rows."""
+    full = resize(guide, *picture.shape[:2])
+    return runtime.dense_crf(picture, full, threads=1).argmax(-1).astype(np.int32)
+
+
+def refined_crf(config: RefineConfig, guided: bool) -> Method:
+    """Make a method that refines the guide, and computes the dense CRF of the enlarged scores.
+
+    Parameters
+    ----------
+    config : of the refinement.
+    guided : filter the enlarged scores with the guided filter before the CRF.
+    """
+
+    def method(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
+        low = working_picture(picture, *config.working_size(*picture.shape[:2]))
+        small = resize(guide, *low.shape[:2])
+        found = runtime.refine(low, small, threads=1, **config.options())
+        full = resize(found.scores, *picture.shape[:2])
+        if guided:
+            image, own = picture.astype(np.float32) / 255, FilterConfig()
+            full = runtime.guided_filter(image, full, radius=own.radius, eps=own.eps, threads=1)
+            full = full.clip(0)  # the linear model can be below 0
+        return found.classes[runtime.dense_crf(picture, full, threads=1).argmax(-1)]
+
+    return method
 
 
 def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Method:
@@ -94,7 +125,13 @@ def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Meth
             return guide
 
         prior.names = names  # type: ignore[attr-defined]
-        seg = Segmenter(prior, refine=config, filter=FilterConfig() if guided else None, min_area=0)
+        seg = Segmenter(
+            prior,
+            refine=config,
+            filter=FilterConfig() if guided else None,
+            min_area=0,
+            threads=1,
+        )
         return seg(picture).labels
 
     return method
@@ -111,6 +148,7 @@ def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int
     rows: dict[str, tuple[int, Method]] = {
         "prior": (0, baseline),
         "prior + guided filter": (0, filtered),
+        "prior + dense CRF": (0, crf),
     }
     for seed in SEEDS:
         config = RefineConfig(seed=seed, **options)
@@ -118,6 +156,9 @@ def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int
         if seed == 0:
             rows["residual, bilinear"] = (10, refined(config, False, names))
         rows[f"residual + guided filter{tag}"] = (10, refined(config, True, names))
+    config = RefineConfig(**options)
+    rows["residual + dense CRF"] = (10, refined_crf(config, False))
+    rows["residual + guided filter + dense CRF"] = (10, refined_crf(config, True))
     rows["fast + guided filter"] = (
         10,
         refined(RefineConfig.preset("fast", **options), True, names),
@@ -166,9 +207,9 @@ def run_rows(
         picture = item.image()
         guide = guide_of(item, picture)
         for row in rows:
-            start = time.perf_counter()
+            start = time.process_time()
             labels = methods[row.name][1](picture, guide)
-            row.seconds.append(time.perf_counter() - start)
+            row.seconds.append(time.process_time() - start)
             score(row, item, labels)
     return rows
 
@@ -187,7 +228,7 @@ def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
     A title, the rows, and the measure on which :func:`summary` compares them.
     """
     file, size = PRIORS[prior]
-    network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
+    network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size, threads=1)
     table = datasets.camvid_lookup(network.names or [])
 
     def score(row: Row, item: Any, labels: np.ndarray) -> None:
@@ -217,7 +258,7 @@ def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
     """Score DAVIS frames with a VOC prior; foreground is every class except background."""
     size = (480, 848)
     network = NetworkPrior.from_onnx(
-        datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size
+        datasets.prior_path("espnetv2_s2.0_voc_384x384.onnx"), imgsz=size, threads=1
     )
     frames = datasets.davis()
     frames = [
@@ -280,27 +321,33 @@ def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
     return "BSDS500 val, k-means(5) on Lab", rows, "cover"
 
 
-BASELINES = ("prior", "prior + guided filter", "residual + guided filter")  # --slow runs them, too
+# --slow runs these rows, too
+BASELINES = ("prior", "prior + guided filter", "prior + dense CRF", "residual + guided filter")
+COMPARED = {"vs prior": BASELINES[0], "vs prior+gf": BASELINES[1], "vs prior+crf": BASELINES[2]}
 
 
 def summary(rows: list[Row], key: str) -> list[dict[str, Any]]:
-    """Return for each row the means of its measures, its median seconds, and its comparison with
-    the two baselines: pictures won - lost, and the mean difference.
+    """Return for each row the means of its measures, its median seconds, and its comparisons with
+    the rows of COMPARED: pictures won - lost, and the mean difference. "worst" is the lowest
+    difference of a picture from the prior, in points (hundredths).
 
     Parameters
     ----------
     rows : of one data set.
-    key : the measure on which rows are compared with the two baselines, picture by picture.
+    key : the measure on which rows are compared, picture by picture.
     """
-    by_name = {row.name: row for row in rows}
+    scores = {row.name: row.scores[key] for row in rows}
     out = []
     for row in rows:
         line: dict[str, Any] = {"row": row.name, "steps": row.steps}
         line |= {k: round(float(np.nanmean(v)), 4) for k, v in row.scores.items()}
         line["seconds"] = round(float(np.median(row.seconds)), 3)
-        for name, tag in (("prior", "vs prior"), ("prior + guided filter", "vs prior+gf")):
-            p = metrics.paired(row.scores[key], by_name[name].scores[key])
+        for tag, name in COMPARED.items():
+            p = metrics.paired(scores[row.name], scores[name])
             line[tag] = f"{p.wins}-{p.losses} {p.mean:+.4f}" if row.name != name else ""
+            if tag == "vs prior":
+                worst = 100 * np.nanmin(np.subtract(scores[row.name], scores[name]))
+                line["worst"] = f"{worst:+.1f}" if row.name != name else ""
         out.append(line)
     return out
 
