@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
+import runtime
 from export.models.segunify import SegUnifyHead
 from export.train.energy import smoothness
 from export.train.matching import match, rate
@@ -39,11 +40,13 @@ class Clusters:
     ----------
     code : from features (1, C, h, w) float32 to a code (1, D, h, w).
     weight, bias : (K, D) and (K,) float32; the scores are weight . code + bias.
+    probabilities : of a trained head, from a code to (1, K, h, w); None for other clusters.
     """
 
     code: Callable[[Tensor], Tensor]
     weight: Tensor
     bias: Tensor
+    probabilities: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
@@ -69,6 +72,27 @@ class Clusters:
         large = interpolate(scores, size, mode="bilinear", align_corners=False)
         return large[0].argmax(0).numpy()
 
+    @torch.no_grad()
+    def crf_labels(self, features: Tensor, picture: np.ndarray) -> np.ndarray:
+        """The cluster of each pixel after the dense CRF: (H, W) int64. The probabilities of the
+        head are enlarged bilinearly, as those of an exported network.
+
+        Parameters
+        ----------
+        features : (1, C, h, w) of a picture.
+        picture : (H, W, 3) uint8 RGB, at the size of the labels.
+
+        Raises
+        ------
+        InputError : the clusters have no probabilities.
+        """
+        if self.probabilities is None:
+            raise InputError("the clusters have no probabilities", fix="use a trained head")
+        small = self.probabilities(self.code(features))
+        large = interpolate(small, picture.shape[:2], mode="bilinear", align_corners=False)
+        planes = np.ascontiguousarray(large[0].permute(1, 2, 0).numpy())
+        return runtime.dense_crf(picture, planes).argmax(-1)
+
 
 def kmeans_clusters(points: Tensor, clusters: int, seed: int, *, unit: bool) -> Clusters:
     """Clusters of k-means.
@@ -87,7 +111,7 @@ def head_clusters(head: SegUnifyHead) -> Clusters:
     """Clusters of a trained head: the teacher's prototypes, in eval mode."""
     head.eval()
     weight = normalize(head.teacher.detach(), dim=1)
-    return Clusters(head.codes, weight, torch.zeros(len(weight)))
+    return Clusters(head.codes, weight, torch.zeros(len(weight)), head.probabilities)
 
 
 def one_cluster(clusters: int) -> Clusters:

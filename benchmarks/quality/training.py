@@ -55,6 +55,7 @@ class Trial:
     features : of the backbone.
     crops : of the views that are trained on.
     flip : score the mean with the mirror image.
+    crf : score the labels after the dense CRF, which has its published settings.
     published : SHORTER times as many steps with the published rates, on the first seed alone.
     options : further options of python -m export train segunify.
     """
@@ -64,6 +65,7 @@ class Trial:
     features: str = "block15"
     crops: str = "centre"
     flip: bool = False
+    crf: bool = False
     published: bool = False
     options: tuple[str, ...] = ()
 
@@ -77,6 +79,7 @@ TRIALS = (
     Trial("k-means L2, five crops", "k-means L2", crops="five"),
     Trial("SegUnify", "segunify"),
     Trial("SegUnify, flip", "segunify", flip=True),
+    Trial("SegUnify, dense CRF", "segunify", crf=True),
     Trial("SegUnify, as long as published", "segunify", published=True),
     Trial("SegUnify, five crops", "segunify", crops="five"),
     Trial("SegUnify, no final SiLU", "segunify", options=("--no-final-silu",)),
@@ -152,7 +155,8 @@ class Bench:
     data : the pictures.
     backbone : of the features.
     steps : of the training.
-    scored : (features, features of the mirror image, truth) of the pictures of each part.
+    scored : (features, features of the mirror image, truth, pixels of the truth's size) of the
+        pictures of each part.
     made : the clusters and the figures of trials that were made.
     """
 
@@ -160,7 +164,7 @@ class Bench:
     data: DataSet
     backbone: Backbone
     steps: int
-    scored: dict[str, list[tuple[Any, Any, np.ndarray]]] = field(default_factory=dict)
+    scored: dict[str, list[tuple[Any, Any, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     made: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = field(default_factory=dict)
 
     def prepare(self) -> None:
@@ -170,11 +174,13 @@ class Bench:
             for picture in pictures:
                 pixels = self.data.pixels(picture)
                 pair = [features_of(self.backbone, p) for p in (pixels, pixels[:, ::-1])]
-                self.scored[part].append((*pair, self.data.truth(picture)))
+                truth = self.data.truth(picture)
+                shown = pixels if pixels.shape[:2] == truth.shape else picture.image()
+                self.scored[part].append((*pair, truth, shown))
 
     def clusters(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
         """The clusters of a trial, and the figures of their training. Trials that differ by
-        ``flip`` alone have the same clusters."""
+        ``flip`` or ``crf`` alone have the same clusters."""
         key = (trial.kind, trial.crops, trial.published, trial.options, seed)
         if key not in self.made:
             self.made[key] = self._made(trial, seed)
@@ -239,18 +245,20 @@ class Bench:
         from export.train.shifts import estimate_shifts
 
         found, figures = self.clusters(trial, seed)
-        features = torch.cat([own for own, _, _ in self.scored["trained"]])
+        features = torch.cat([own for own, *_ in self.scored["trained"]])
         shifts = estimate_shifts(features, self.data.classes)
         certain = energy(found.scores(features).argmax(1), features, shifts)
         shape = (self.data.classes,) * 2
         counts = {
             part: [
                 confusion(
-                    found.labels(features, truth.shape, mirrored if trial.flip else None),
+                    found.crf_labels(features, shown)
+                    if trial.crf
+                    else found.labels(features, truth.shape, mirrored if trial.flip else None),
                     truth.astype(np.int64),
                     shape,
                 )
-                for features, mirrored, truth in pictures
+                for features, mirrored, truth, shown in pictures
             ]
             for part, pictures in self.scored.items()
         }

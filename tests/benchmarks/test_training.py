@@ -14,6 +14,7 @@ pytest.importorskip("scipy", reason="clusters are matched with SciPy")
 import torch
 from torch.nn import functional
 
+import runtime
 from benchmarks import __main__ as command
 from benchmarks.quality import clusters, datasets, runs, training
 from export.models.segunify import SegUnifyHead
@@ -94,6 +95,40 @@ def test_labels_of_a_head_are_the_largest_cosines_of_the_enlarged_code(flip):
         pixels = functional.normalize(enlarged(code, (16, 23)).double(), dim=0)
         cosines = torch.einsum("dhw,kd->khw", pixels, functional.normalize(head.teacher.double()))
     assert (found != cosines.argmax(0).numpy()).mean() < 0.01
+
+
+def test_labels_of_a_head_after_the_dense_crf():
+    torch.manual_seed(0)
+    head = SegUnifyHead(6, 5, dim=8)
+    found = clusters.head_clusters(head)
+    codes = features(1, 6, 4, 5)
+    picture = np.random.default_rng(0).integers(0, 256, (16, 23, 3), np.uint8)
+    with torch.no_grad():
+        large = enlarged(head.probabilities(head.codes(codes)), picture.shape[:2])
+    planes = large.permute(1, 2, 0).contiguous().numpy()
+    wanted = runtime.dense_crf(picture, planes).argmax(-1)
+    np.testing.assert_array_equal(found.crf_labels(codes, picture), wanted)
+    assert (wanted != planes.argmax(-1)).any()
+    with pytest.raises(InputError, match="the clusters have no probabilities"):
+        clusters.one_cluster(5).crf_labels(codes, picture)
+
+
+def test_the_crf_reads_pixels_of_the_size_of_the_truth(small, tmp_path):
+    from types import SimpleNamespace
+
+    network = SimpleNamespace(
+        mean=[0.5] * 3, std=[0.5] * 3, module=lambda x: functional.avg_pool2d(x, 16)
+    )
+    for name, size in (("camvid", (60, 80, 3)), ("coco_mini", (64, 64, 3))):
+        data = training.DATA[name]()
+        bench = training.Bench(tmp_path, data, network, steps=1)
+        bench.prepare()
+        *_, truth, shown = bench.scored["held_out"][0]
+        picture = data.pictures["held_out"][0]
+        wanted = picture.image() if name == "camvid" else data.pixels(picture)
+        with case(name):
+            assert shown.shape == size and truth.shape == size[:2]
+            np.testing.assert_array_equal(shown, wanted)
 
 
 def test_clusters_of_chance():
@@ -253,8 +288,10 @@ def test_held_out_pictures_are_scored_by_both_matchings(small, tmp_path):
     halves = torch.tensor([1.0, -1.0]).repeat_interleave(2).reshape(1, 1, 1, 4)
     truth = np.repeat([[0, 1]], 2, 1)
     bench.scored = {
-        "trained": [(halves, halves.flip(3), truth)] * 2,
-        "held_out": [(halves, halves.flip(3), one) for one in (1 - truth, 0 * truth, 9 + truth)],
+        "trained": [(halves, halves.flip(3), truth, None)] * 2,
+        "held_out": [
+            (halves, halves.flip(3), one, None) for one in (1 - truth, 0 * truth, 9 + truth)
+        ],
     }
     trial = training.Trial("own", "own")
     found = clusters.Clusters(lambda x: x, torch.tensor([[1.0], [-1.0]]), torch.zeros(2))
@@ -274,12 +311,13 @@ def test_a_trained_head_is_scored(small, monkeypatch, capsys):
     trials = [
         training.Trial("SegUnify", "segunify", options=options),
         training.Trial("SegUnify, flip", "segunify", flip=True, options=options),
+        training.Trial("SegUnify, dense CRF", "segunify", crf=True, options=options),
     ]
     monkeypatch.setattr(training, "TRIALS", trials)
     calls, train = [], training.train
     monkeypatch.setattr(training, "train", lambda *words: calls.append(words) or train(*words))
     rows = [*training.measure(["coco_mini"], 2, [0], [])]
-    assert len(calls) == 1 and [row["method"] for row in rows] == ["SegUnify", "SegUnify, flip"]
+    assert len(calls) == 1 and [row["method"] for row in rows] == [t.method for t in trials]
     for row in rows:
         assert row["data"] == "coco_mini" and row["ms_per_step"] > 0 and row["peak_mib"] > 100
         assert set(row["losses"]) >= {"within", "across", "data"} and len(row["shifts"]) == 2
