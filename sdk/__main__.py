@@ -84,13 +84,14 @@ def _parser() -> Parser:
     stream.add_argument(
         "--warm-steps",
         type=int,
-        help="SGD steps for each frame (2; with trained weights no more than the bundle's steps)",
+        help="SGD steps for a frame that continues the one before (2; with trained weights at most "
+        "the steps of --refine)",
     )
     stream.add_argument(
         "--cold-steps",
         type=int,
-        help="SGD steps for the first frame and after a cut (10; with trained weights the bundle's "
-        "steps)",
+        help="SGD steps for a frame that starts anew: the first, and one after a cut or a change "
+        "of size (10; with trained weights the steps of --refine, by default the bundle's)",
     )
     stream.add_argument(
         "--budget-ms",

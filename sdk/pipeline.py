@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,6 +152,8 @@ class Pipeline:
         self.info: dict[str, Any] = {"device": device, "self_test": None}
         self._refinement: BundleRefinement | None = None
         self.trained = False  # whether a refinement starts from weights in the bundle
+        self.trained_sha256: str | None = None  # of the file with these weights
+        self.settings_note = ""  # how the settings differ from those of the training
         self._kept = threading.local()  # its ``refiner``: the last refiner of each thread
         if bundle is not None:
             self._open(bundle, imgsz, backend, refine_backend, self_test)
@@ -205,6 +207,9 @@ class Pipeline:
                 f"{bundle.name}, which were trained beforehand",
                 fix="leave seed out",
             )
+        if self.trained and self.refine:
+            self.trained_sha256 = bundle.manifest["init"]["sha256"]
+            self.settings_note = _other_settings(self.refine, bundle)
         refine_text = self._refinement.text or self._core_text()
         self.info |= {
             "bundle": str(bundle.path),
@@ -323,6 +328,8 @@ class Pipeline:
         if self.refine is None:
             scores, classes = prior_scores(guide.array)
             return Scored(scores, classes, {"steps": 0, "stop_reason": "no refinement"})
+        if self.settings_note:
+            picture.notes.append(self.settings_note)
         objective = objective_of(self.refine)
         wanted = guide if objective.takes_guide else None
         make, warm = self._make, False
@@ -542,6 +549,24 @@ class Pipeline:
         other = copy.copy(self)
         other.info = dict(self.info)
         return other
+
+
+def _other_settings(config: RefineConfig, bundle: Bundle) -> str:
+    """Return a sentence that names the settings that differ from those of the bundle, for which its
+    weights were trained, or "". Only the number of steps may differ, as at the export."""
+    own = bundle.refine()
+    names = [f.name for f in fields(config) if f.name != "steps"]
+    other = [
+        f"{name} is {getattr(config, name)}, not {getattr(own, name)}"
+        for name in names
+        if getattr(config, name) != getattr(own, name)
+    ]
+    if not other:
+        return ""
+    return (
+        f"The refinement starts from the weights of {bundle.name}, which were trained with other "
+        f"settings: {', '.join(other)}. Leave these settings out; the number of steps may differ."
+    )
 
 
 def _why_not(device: str) -> str:

@@ -234,7 +234,8 @@ class Segmenter:
             that OpenCV opens, or an iterable of pictures, each of which may be any ``source`` of a
             call, such as a path or an array. A thread of the stream reads it.
         warm_steps : refinement steps of a frame that starts from the weights of the frame before.
-            None: 2; with trained weights no more than ``cold_steps`` by default.
+            None: 2; with trained weights of a bundle at most the steps of the Segmenter's
+            ``refine``.
         cold_steps : refinement steps of a frame that starts anew: the first one, and one after a
             cut or a change of size. None: 10; if the frame starts from trained weights of a bundle,
             the steps of the Segmenter's ``refine``, which may be 0.
@@ -258,8 +259,9 @@ class Segmenter:
         Raises
         ------
         InputError : an option is out of range, or the source does not exist. In the iteration:
-            another stream uses the state, or the state is of another prior or network; the source
-            cannot be opened, stalls, or has ten unreadable frames in a row.
+            another stream uses the state, or the state is of another prior or network or continues
+            other trained weights; the source cannot be opened, stalls, or has ten unreadable frames
+            in a row.
         BundleError, DeviceError : in the iteration, as for a single picture.
 
         Example

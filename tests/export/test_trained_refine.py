@@ -106,7 +106,10 @@ def test_a_bundle_from_a_run_to_a_picture(run, out, photo, photos, tmp_path, cap
         "refinement refine on colours.onnx, 4 pictures, step 3 of 3 (the last), seed 5; labels "
         "used for nothing licence"
     ) in said
-    assert "refine residual; steps 0 (default 10); scale 0.25 (default 0.5)" in said
+    assert (
+        "refine residual; steps 0: the trained weights are used as they are; "
+        "scale 0.25 (default 0.5)"
+    ) in said
     assert "weights trained beforehand, used without a step" in said
 
     words = ["predict", str(photos / "1.png"), "--prior", str(out), "-o", str(tmp_path)]
