@@ -85,6 +85,10 @@ def write_checkpoint(folder: Path, data: bytes, file: str = CHECKPOINT) -> None:
     Raises
     ------
     InputError : the file cannot be written, for example because the disk is full.
+
+    Example
+    -------
+    >>> write_checkpoint(folder, pack(method.module, optimiser, state))
     """
     try:
         replace_file(folder / file, data, durable=True)
@@ -105,6 +109,10 @@ def restore(checkpoint: Checkpoint, module: Module, optimiser: Optimizer, folder
     ------
     BundleError : the checkpoint has other tensors, shapes, types or settings than the module and
         its optimiser have after an update.
+
+    Example
+    -------
+    >>> restore(read_checkpoint(folder), method.module, method.optimiser(1e-4), folder)
     """
     import torch
 

@@ -243,6 +243,11 @@ def reopen(
     InputError : the prior does not exist or has changed. Also what :func:`open_guide_source`
         raises.
     BundleError : the entry is wrong.
+
+    Example
+    -------
+    >>> reopen(read_entry(Path("runs/camera"))["prior"]).classes
+    19
     """
     model = entry["source"] if place is None else place
     if model != "kmeans" and stat_of(model) is None:

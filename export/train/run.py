@@ -227,6 +227,10 @@ def check_first_checkpoint(folder: Path, entry: Mapping[str, Any]) -> None:
     ------
     InputError : a file cannot be read.
     BundleError : the checkpoint was lost, or log.csv is damaged.
+
+    Example
+    -------
+    >>> check_first_checkpoint(folder, read_entry(folder))
     """
     if stat_of(folder / CHECKPOINT) is not None:
         return
@@ -269,6 +273,11 @@ def read_checkpoint(folder: Path, file: str = CHECKPOINT) -> Checkpoint:
     InputError : the file cannot be read.
     BundleError : the file is missing or damaged, or has another form, or a value that is not
         finite.
+
+    Example
+    -------
+    >>> read_checkpoint(Path("runs/city")).step
+    3000
     """
     path, name = folder / file, f"{folder.name}/{file}"
     found = stat_of(path)

@@ -275,6 +275,14 @@ def test_trained_weights_of_a_bundle_are_not_continued_silently(out, photos, pla
     assert ended.code == 0 and "WARNING" not in ended.err
 
 
+def test_a_large_decay_is_named_beside_the_learning_rate(prior, photos, tmp_path):
+    words = ("--model", prior, "--data", photos, "--steps", 60, "--every", 60, "--no-cache", "-q")
+    ended = export("train", "refine", *words, "--decay", 1000, "--scale", 0.1, "-o", tmp_path / "a")
+    ended.refused(
+        1, "the loss is not finite in step ", "train again with a smaller --lr or --decay"
+    )
+
+
 def test_an_unfinished_run_is_frozen_with_a_warning(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "camera")
     entry = json.loads((copy / "run.json").read_text())
