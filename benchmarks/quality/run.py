@@ -23,7 +23,7 @@ from runtime.files import write_atomic
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
 from runtime.tools.cli import Parser, out_path, progress_bar
-from sdk import FilterConfig, RefineConfig, Segmenter
+from sdk import CrfConfig, FilterConfig, RefineConfig, Segmenter
 from sdk.image import encode_image
 from sdk.result import Result
 
@@ -87,36 +87,32 @@ def crf(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
     return runtime.dense_crf(picture, full, threads=1).argmax(-1).astype(np.int32)
 
 
-def refined_crf(config: RefineConfig, guided: bool) -> Method:
-    """Make a method that refines the guide, and computes the dense CRF of the enlarged scores.
-
-    Parameters
-    ----------
-    config : of the refinement.
-    guided : filter the enlarged scores with the guided filter before the CRF.
-    """
+def refined_filtered_crf(config: RefineConfig) -> Method:
+    """Make a method that refines the guide, filters the enlarged scores with the guided filter, and
+    computes the dense CRF of the result."""
 
     def method(picture: np.ndarray, guide: np.ndarray) -> np.ndarray:
         low = working_picture(picture, *config.working_size(*picture.shape[:2]))
         small = resize(guide, *low.shape[:2])
         found = runtime.refine(low, small, threads=1, **config.options())
         full = resize(found.scores, *picture.shape[:2])
-        if guided:
-            image, own = picture.astype(np.float32) / 255, FilterConfig()
-            full = runtime.guided_filter(image, full, radius=own.radius, eps=own.eps, threads=1)
-            full = full.clip(0)  # the linear model can be below 0
-        return found.classes[runtime.dense_crf(picture, full, threads=1).argmax(-1)]
+        image, own = picture.astype(np.float32) / 255, FilterConfig()
+        smooth = runtime.guided_filter(image, full, radius=own.radius, eps=own.eps, threads=1)
+        smooth = smooth.clip(0)  # the linear model can be below 0
+        return found.classes[runtime.dense_crf(picture, smooth, threads=1).argmax(-1)]
 
     return method
 
 
-def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Method:
+def refined(
+    config: RefineConfig, filter: FilterConfig | CrfConfig | None, names: list[str] | None
+) -> Method:
     """Make a method that refines the guide with a Segmenter.
 
     Parameters
     ----------
     config : of the refinement.
-    guided : joint upsampling with the guided filter; otherwise the scores are enlarged bilinearly.
+    filter : the guided filter, the dense CRF, or None: the scores are enlarged bilinearly.
     names : the prior's class names, or None.
     """
 
@@ -125,13 +121,7 @@ def refined(config: RefineConfig, guided: bool, names: list[str] | None) -> Meth
             return guide
 
         prior.names = names  # type: ignore[attr-defined]
-        seg = Segmenter(
-            prior,
-            refine=config,
-            filter=FilterConfig() if guided else None,
-            min_area=0,
-            threads=1,
-        )
+        seg = Segmenter(prior, refine=config, filter=filter, min_area=0, threads=1)
         return seg(picture).labels
 
     return method
@@ -154,14 +144,14 @@ def fast_methods(names: list[str] | None, **options: Any) -> dict[str, tuple[int
         config = RefineConfig(seed=seed, **options)
         tag = "" if seed == 0 else f" (seed {seed})"
         if seed == 0:
-            rows["residual, bilinear"] = (10, refined(config, False, names))
-        rows[f"residual + guided filter{tag}"] = (10, refined(config, True, names))
+            rows["residual, bilinear"] = (10, refined(config, None, names))
+        rows[f"residual + guided filter{tag}"] = (10, refined(config, FilterConfig(), names))
     config = RefineConfig(**options)
-    rows["residual + dense CRF"] = (10, refined_crf(config, False))
-    rows["residual + guided filter + dense CRF"] = (10, refined_crf(config, True))
+    rows["residual + dense CRF"] = (10, refined(config, CrfConfig(), names))
+    rows["residual + guided filter + dense CRF"] = (10, refined_filtered_crf(config))
     rows["fast + guided filter"] = (
         10,
-        refined(RefineConfig.preset("fast", **options), True, names),
+        refined(RefineConfig.preset("fast", **options), FilterConfig(), names),
     )
     return rows
 
@@ -174,7 +164,7 @@ def slow_methods(names: list[str] | None) -> dict[str, tuple[int, Method]]:
             config = RefineConfig.preset(preset, steps=steps)
             rows[f"{preset} + guided filter, {steps} steps"] = (
                 steps,
-                refined(config, True, names),
+                refined(config, FilterConfig(), names),
             )
     return rows
 
@@ -306,7 +296,7 @@ def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
     base = fast_methods(None)
     base["residual lam=12, offsets 1 2 4 8 + guided filter"] = (
         10,
-        refined(RefineConfig(lam=12.0, offsets=(1, 2, 4, 8)), True, None),
+        refined(RefineConfig(lam=12.0, offsets=(1, 2, 4, 8)), FilterConfig(), None),
     )
     methods = {k: v for k, v in base.items() if not slow or k in BASELINES}
     methods |= slow_methods(None) if slow else {}

@@ -32,15 +32,15 @@ def test_the_crf_corrects_the_prior(scene):
     assert (run.baseline(*scene) == TRUTH).mean() < 0.75
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_the_crf_after_a_refinement_has_the_classes_of_the_prior(scene, guided):
-    labels = run.refined_crf(RefineConfig(), guided)(*scene)
+@pytest.mark.parametrize("name", ["residual + dense CRF", "residual + guided filter + dense CRF"])
+def test_the_crf_after_a_refinement_has_the_classes_of_the_prior(scene, name):
+    labels = run.fast_methods(["a", "b", "c"])[name][1](*scene)
     assert labels.shape == TRUTH.shape and (labels == TRUTH).all()
 
 
 def test_what_the_crf_reads(scene, monkeypatch):
-    """The probabilities of the prior, of a refinement and of the filter; and no other setting than
-    the published ones."""
+    """The probabilities of the prior, and of the filter after a refinement; and no other setting
+    than the published ones."""
     read = []
 
     def dense_crf(image, planes, **options):
@@ -51,14 +51,12 @@ def test_what_the_crf_reads(scene, monkeypatch):
     monkeypatch.setattr(runtime, "dense_crf", dense_crf)
     config = RefineConfig(scale=1.0)
     run.crf(scene[0], scene[1][::2, ::2].copy())
-    for guided in (False, True):
-        run.refined_crf(config, guided)(*scene)
+    run.refined_filtered_crf(config)(*scene)
     np.testing.assert_array_equal(read[0], resize(scene[1][::2, ::2].copy(), *TRUTH.shape))
     image = scene[0].astype(np.float32) / 255
     refined = runtime.refine(image, scene[1], **config.options()).scores
-    np.testing.assert_array_equal(read[1], refined)
     smooth = runtime.guided_filter(image, refined, radius=4, eps=3e-4)
-    np.testing.assert_array_equal(read[2], smooth.clip(0))
+    np.testing.assert_array_equal(read[1], smooth.clip(0))
 
 
 def test_rows_are_compared_with_three_baselines():
