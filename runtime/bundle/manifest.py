@@ -253,6 +253,7 @@ _SEGUNIFY = {
 _BOOSTING = {
     "method": _Text("boosting"),
     **_HEAD,
+    "select": _Text("last|energy"),
     "labels_used": [_Text("selection")],
     "mask": _Text("fine|coarse"),
 }

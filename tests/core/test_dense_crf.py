@@ -1,8 +1,12 @@
 """The dense CRF, against a lattice of NumPy in float64 and against the exact sum over all pairs."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from cases import case
+from counting_allocator import counting_allocator, preloaded
 from crf_reference import (
     exact_crf,
     exact_kernel,
@@ -335,3 +339,46 @@ def test_refuses():
     for image, probabilities, options, message in BAD:
         with case(message), pytest.raises(InputError, match=message):
             runtime.dense_crf(image, probabilities, **options)
+
+
+# --- the loop -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts glibc's allocations")
+def test_steps_allocate_nothing(tmp_path):
+    library = counting_allocator(tmp_path)
+    code = f"""
+import ctypes, numpy, runtime
+counter = ctypes.c_long.in_dll(ctypes.CDLL({str(library)!r}), "allocations")
+rng = numpy.random.default_rng(0)
+image = rng.integers(0, 256, (120, 150, 3), "u1")
+values = rng.random((120, 150, 5), "f")
+counts = []
+for steps in (2, 2, 2, 30):
+    before = counter.value
+    runtime.dense_crf(image, values, steps=steps, threads=2)
+    counts.append(counter.value - before)
+print(*counts)
+"""
+    *_, two, thirty = map(int, preloaded(library, code).split())
+    assert two > 50  # the lattices' own: the counter counts
+    assert thirty == two
+
+
+def test_ctrl_c_ends_a_long_call():
+    code = """
+import numpy, os, signal, threading, time, runtime
+signal.signal(signal.SIGINT, signal.default_int_handler)
+image = numpy.zeros((200, 300, 3), numpy.uint8)
+values = numpy.ones((200, 300, 4), "f")
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+start = time.monotonic()
+try:
+    for _ in range(1000):
+        runtime.dense_crf(image, values, steps=1000)
+except KeyboardInterrupt:
+    print(time.monotonic() - start)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 10

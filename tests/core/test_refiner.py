@@ -1,8 +1,6 @@
 """The Refiner: threads, interruption, memory, its state and its arguments."""
 
 import multiprocessing
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from cases import case
+from counting_allocator import counting_allocator, preloaded
 from refinements import (
     GUIDE,
     assert_same_result,
@@ -145,33 +144,10 @@ print(refiner.arena_bytes // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_m
     assert growth < 256 < 64 * 96 * 16 * 4 / 1024 < arena
 
 
-COUNTER = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdatomic.h>
-#include <stddef.h>
-atomic_long allocations;
-void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
-void *__libc_memalign(size_t, size_t);
-void *malloc(size_t n) { ++allocations; return __libc_malloc(n); }
-void *calloc(size_t n, size_t m) { ++allocations; return __libc_calloc(n, m); }
-void *realloc(void *p, size_t n) { ++allocations; return __libc_realloc(p, n); }
-int posix_memalign(void **p, size_t a, size_t n) {
-  ++allocations;
-  return (*p = __libc_memalign(a, n)) ? 0 : 12;
-}
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="counts glibc's allocations and Linux's faults")
 @pytest.mark.parametrize("objective", ["residual", "dynaguide", "dynaseg"])
 def test_steps_allocate_nothing_and_meet_no_page_faults(tmp_path, objective):
-    if shutil.which("cc") is None or "LD_PRELOAD" in os.environ:
-        pytest.skip("no C compiler for the counting allocator, or another one is preloaded")
-    (tmp_path / "count.c").write_text(COUNTER)
-    library = tmp_path / "count.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", library, tmp_path / "count.c"]
-    subprocess.run(command, check=True)
+    library = counting_allocator(tmp_path)
     code = f"""
 import ctypes, numpy, resource, runtime
 counter = ctypes.c_long.in_dll(ctypes.CDLL({str(library)!r}), "allocations")
@@ -190,11 +166,7 @@ refiner.run(image, guide, steps=20, progress=look)
 between = seen[1:, :2] - seen[:-1, 2:]
 print(counter.value, *between[3:].sum(0))
 """
-    environment = os.environ | {"LD_PRELOAD": str(library)}
-    done = subprocess.run(
-        child(code), capture_output=True, text=True, timeout=600, check=True, env=environment
-    )
-    counted, allocations, faults = map(int, done.stdout.split())
+    counted, allocations, faults = map(int, preloaded(library, code).split())
     assert counted > 1000  # Python's own: the counter counts
     assert allocations == 0 and faults == 0
 
