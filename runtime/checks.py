@@ -171,7 +171,11 @@ def check_bytes(name: str, picture: Any, *, gpu: bool = False) -> Any:
         picture = check_host(name, picture)
     size = picture.shape
     if picture.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or 0 in size:
-        raise InputError(f"{name} is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1")
+        raise InputError(
+            f"{name} is {size} {picture.dtype}; wanted (H, W, 3) uint8 with H, W >= 1",
+            fix="convert it: grey by np.stack([x] * 3, -1), RGBA by x[..., :3], levels from 0 to 1 "
+            "by np.uint8(x * 255)",
+        )
     return picture
 
 

@@ -10,6 +10,8 @@ import runtime
 from runtime.core.config import CrfConfig
 from runtime.core.resize import resize
 
+LEAST_PROBABILITY = 0.1
+
 
 def crf_upsample(
     pixels: np.ndarray, scores: np.ndarray, config: CrfConfig, *, threads: int
@@ -26,6 +28,8 @@ def crf_upsample(
     pixels : (H, W, 3) uint8 RGB.
     scores : (h, w, K) float32 probabilities; they are passed as they are, without a soft-max. The
         CRF raises them to ``config.floor``, so a pixel of zeros is equally probable in all classes.
+        Classes that are largest at no pixel of ``scores``, and at none above LEAST_PROBABILITY, are
+        left out: with the 150 classes of a network the CRF would need gigabytes.
 
     Returns
     -------
@@ -40,6 +44,11 @@ def crf_upsample(
     -------
     >>> labels, confidence = crf_upsample(picture, scores, CrfConfig(), threads=2)
     """
+    wins = np.unique(scores.argmax(-1))
+    kept = np.union1d(wins, np.flatnonzero(scores.max((0, 1)) > LEAST_PROBABILITY))
+    if len(kept) < scores.shape[2]:
+        labels, confidence = crf_upsample(pixels, scores[..., kept], config, threads=threads)
+        return kept.astype(np.int32)[labels], confidence
     height, width = pixels.shape[:2]
     h, w = config.working_size(height, width)
     scale = (h * w / (height * width)) ** 0.5

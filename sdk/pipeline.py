@@ -79,13 +79,17 @@ class Scored:
     stats: dict[str, Any]
     labels: Any = None
 
+    def columns(self, *, merge: bool) -> tuple[Any, np.ndarray]:
+        """Return the scores and the class of each column. With ``merge``, or if all columns have a
+        class, the columns of the same class are added up."""
+        if merge or (self.classes >= 0).all():
+            return merge_columns(self.scores, self.classes)
+        return self.scores, self.classes
+
     def winning_columns(self, *, merge: bool) -> tuple[Any, np.ndarray]:
-        """Return the columns that are the largest at some pixel, and their classes. With ``merge``,
-        or if all columns have a class, the columns of the same class are added up first."""
-        scores, classes, labels = self.scores, self.classes, self.labels
-        if merge or (classes >= 0).all():
-            scores, classes = merge_columns(scores, classes)
-        return winning_columns(scores, classes, labels if scores is self.scores else None)
+        """Return those of :meth:`columns` that are the largest at some pixel."""
+        scores, classes = self.columns(merge=merge)
+        return winning_columns(scores, classes, self.labels if scores is self.scores else None)
 
 
 class Pipeline:
@@ -376,12 +380,13 @@ class Pipeline:
             warnings.append("The refinement diverged; the last finite map was kept. Lower lr.")
         if self._on_cpu_because:
             warnings.append(self._on_cpu_because)
-        scores, classes = scored.winning_columns(merge=names is not None)
         if isinstance(self.filter, CrfConfig):
+            scores, classes = scored.columns(merge=names is not None)
             columns, confidence = crf_upsample(
                 picture.pixels, np.asarray(scores), self.filter, threads=self.threads
             )
         else:
+            scores, classes = scored.winning_columns(merge=names is not None)
             columns, confidence = self._joint_upsample(picture, scores, clock)
         clock.lap("filter")
         if self._gpu is not None:  # the refinement has measured the time of its steps

@@ -53,7 +53,7 @@ class Segmenter:
     filter : a FilterConfig, the guided filter; a CrfConfig, the dense CRF, to which the scores at
         working size are passed as probabilities: the refinement's soft-max for every objective, or
         the prior's probabilities without a refinement, without classes that are the most probable
-        at no pixel; None: scores are upsampled bilinearly.
+        at no pixel and above 0.1 at none; None: scores are upsampled bilinearly.
     min_area : regions of fewer pixels are merged into a neighbour. None is 0.2 % of the picture if
         labels have no meaning as classes (k-means, label maps without names, dynaguide and dynaseg
         without names), else 0, so that poles and pedestrians remain.

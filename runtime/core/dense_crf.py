@@ -17,6 +17,7 @@ from runtime.checks import (
     check_out,
     check_planes,
     check_positive,
+    is_number,
     shown_value,
 )
 from runtime.device.choose import isa, thread_count
@@ -60,8 +61,9 @@ def dense_crf(
         those below, are the values that STEGO and SmooSeg use.
     gaussian_weight, gaussian_sxy : the kernel of distance alone.
     floor : the smallest probability; smaller ones are raised to it. At least 1e-30, at most 0.5.
-    compatibility : (K, K); entry [k, j] is the penalty of class k beside class j, which the weights
-        multiply. None: Potts' model, which is 1, and 0 for equal classes.
+    compatibility : (K, K), from -10^6 to 10^6; entry [k, j] is the penalty of class k beside class
+        j, which the weights multiply. A negative penalty is a reward, and the matrix need not be
+        symmetric. None: Potts' model, which is 1, and 0 for equal classes.
     out : an array for the result, float32, C-contiguous; it may be ``probabilities``.
     threads : most threads; all processors when None. They do not change the result.
 
@@ -81,6 +83,12 @@ def dense_crf(
     >>> labels = smooth.argmax(-1)
     """
     image = np.ascontiguousarray(check_bytes("image", image))
+    if np.ndim(probabilities) == 2:
+        raise InputError(
+            f"probabilities has shape {np.shape(probabilities)}; wanted (H, W, K)",
+            fix="of labels, make probabilities: np.eye(K)[labels] * 0.9 + 0.1 / K; of one class, "
+            "np.stack([1 - p, p], -1)",
+        )
     probabilities = check_planes("probabilities", probabilities)
     if probabilities.shape[:2] != image.shape[:2]:
         raise InputError(
@@ -106,7 +114,7 @@ def dense_crf(
         check_weight("bilateral_weight", bilateral_weight),
         check_weight("gaussian_weight", gaussian_weight),
     ]
-    if not 1e-30 <= check_positive("floor", floor) <= 0.5:
+    if not is_number(floor, 1e-30, 0.5):
         raise InputError(f"floor is {shown_value(floor)}; wanted 1e-30 to 0.5")
     classes = probabilities.shape[2]
     if compatibility is not None:
@@ -118,6 +126,11 @@ def dense_crf(
             )
         compatibility = np.ascontiguousarray(compatibility, np.float32)
         check_finite("compatibility", compatibility)
+        if np.abs(compatibility).max() > 1e6:
+            raise InputError(
+                f"compatibility has values up to {np.abs(compatibility).max():g}; wanted numbers "
+                "from -1000000 to 1000000"
+            )
     if out is not None:
         out = check_out(out, probabilities.shape, image=image)
     threads = thread_count(threads)
@@ -130,9 +143,8 @@ def dense_crf(
         )
     except OverflowError as error:
         raise InputError(
-            "bilateral_sxy, bilateral_srgb or gaussian_sxy is too small for a picture of this "
-            f"size: {sxy:g}, {srgb:g}, {near:g}",
-            fix="use at least 0.1 for each",
+            f"{error} is too small for a picture of this size: {sxy:g}, {srgb:g} and {near:g}",
+            fix="use at least 0.1",
         ) from error
     return made
 

@@ -59,7 +59,10 @@ def test_it_takes_what_the_refinement_returns(calls):
         guide = None if refine == "dynaseg_fsf" else SOFT
         refined = runtime.refine(PICTURE.astype(np.float32) / 255, guide, **config.options())
         assert np.array_equal(image, PICTURE)
-        assert np.array_equal(given, refined.scores[..., np.unique(refined.labels)]), refine
+        kept = np.union1d(
+            np.unique(refined.labels), np.flatnonzero(refined.scores.max((0, 1)) > 0.1)
+        )
+        assert np.array_equal(given, refined.scores[..., kept]), refine
         assert options["out"] is None, f"{refine}: the refinement's scores are not overwritten"
 
 
@@ -152,3 +155,16 @@ def test_the_command_line(work, capsys):
             main([command, "good.png", "--crf", "--no-filter"])
         assert ended.value.code == ExitCode.USAGE
         assert "--no-filter: not allowed with argument --crf" in capsys.readouterr().err
+
+
+def test_a_class_that_wins_nowhere_takes_part():
+    even = np.add.outer(np.arange(48), np.arange(64))[..., None] % 2 == 0
+    guide = np.where(even, np.float32([0.5, 0.45, 0.05]), np.float32([0.05, 0.45, 0.5]))
+    grey = np.full((48, 64, 3), 128, np.uint8)
+    seg = Segmenter(
+        prior_of(guide, None), refine=RefineConfig(steps=0, scale=1.0), filter=CrfConfig()
+    )
+    plain = Segmenter(prior_of(guide, None), refine=None, filter=CrfConfig(steps=0))
+    assert (runtime.dense_crf(grey, guide).argmax(-1) == 1).all()
+    assert (seg(grey).labels == 1).mean() > 0.99
+    assert plain(grey).confidence.max() < 0.6  # a class that is left out would raise it

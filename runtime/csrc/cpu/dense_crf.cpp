@@ -22,13 +22,14 @@ struct Filter {
   size_t points = 0;  // of the largest lattice
 
   Filter(const uint8_t* picture, const Tiles& tiles, const Gaussian& gaussian, int threads,
-         const Kernels& k)
+         const Kernels& k, const std::function<void()>& check)
       : tiled(gaussian.dims() == 2 && Lattice::reach(gaussian) <= kTile / 4) {
     std::vector<float> factor(tiles.pixels());
     if (!tiled) {
       std::vector<Run> runs;
       for (int t = 0; t < tiles.count(); ++t) tiles.add_runs(runs, t);
-      lattices.emplace_back(picture, tiles, runs, tiles.pixels(), gaussian, threads, k);
+      lattices.emplace_back(picture, tiles, runs, tiles.pixels(), gaussian, threads, k, check);
+      check();
       lattices[0].factors(factor.data(), threads, k);
       lattices[0].normalize(factor.data(), threads);
       points = lattices[0].points();
@@ -41,7 +42,7 @@ struct Filter {
       tiles.add_runs(runs, t);
       tiles.add_margin(runs, t, margin);
       const size_t own = tiles.first(t + 1) - tiles.first(t);
-      made[t].reset(new Lattice(picture, tiles, runs, own, gaussian, 1, k));
+      made[t].reset(new Lattice(picture, tiles, runs, own, gaussian, 1, k, [] {}));
       made[t]->factors(factor.data(), 1, k);
     });
     for (auto& lattice : made) {
@@ -63,7 +64,7 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
   if (options.steps > 0) {
     for (const Gaussian& gaussian : {options.gaussian, options.bilateral}) {
       check();
-      if (gaussian.weight > 0) filters.emplace_back(picture, tiles, gaussian, threads, k);
+      if (gaussian.weight > 0) filters.emplace_back(picture, tiles, gaussian, threads, k, check);
     }
   }
 
@@ -104,6 +105,7 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
     for (size_t i = 0; i < filters.size(); ++i)
       if (!filters[i].tiled)
         filters[i].lattices[0].filter(values[i], q, row, static_cast<int>(row), threads, k);
+    check();
     parallel_for_slots(slots, tiles.count(), [&](int t, int slot) {
       float* const z = own + slot * (tile_values + scratch);
       float* to = z + scratch;

@@ -19,7 +19,8 @@ struct CrfOptions {
 // mean field. picture is [height][width][3], probabilities is [height][width][classes].
 // compatibility [classes][classes] is the penalty of class k beside class j; null is Potts' model:
 // 1, and 0 for equal classes. A Gaussian with weight 0 is not computed. The result does not depend
-// on the number of threads. check() is called before each step; it may throw to end the run. Throws
+// on the number of threads. check() is called
+// between the parts of the work; it may throw to end the run. Throws
 // std::overflow_error (lattice.h).
 void dense_crf(float* out, const uint8_t* picture, const float* probabilities, int height,
                int width, int classes, const CrfOptions& options, const float* compatibility,

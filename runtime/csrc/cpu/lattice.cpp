@@ -79,7 +79,7 @@ struct Fields {
       bits += static_cast<int>(std::min(std::ceil(std::log2(range)), 99.0));
       // Coordinates are whole numbers of float32.
       if (bits > 62 || range > 1 << 20)
-        throw std::overflow_error("the features of the pixels are too far apart");
+        throw std::overflow_error(dims == 2 ? "gaussian_sxy" : "bilateral_sxy or bilateral_srgb");
       lowest[i] = static_cast<int64_t>(low);
       all += unit[i];
       above -= largest[i];
@@ -146,7 +146,8 @@ double Lattice::reach(const Gaussian& gaussian) {
 }
 
 Lattice::Lattice(const uint8_t* picture, const Tiles& tiles, const std::vector<Run>& runs,
-                 size_t own, const Gaussian& gaussian, int threads, const Kernels& k)
+                 size_t own, const Gaussian& gaussian, int threads, const Kernels& k,
+                 const std::function<void()>& check)
     : first_(runs[0].place), own_(own), vertices_(gaussian.dims() + 1), weight_(gaussian.weight) {
   const int dims = gaussian.dims(), v = vertices_;
   std::vector<size_t> starts;  // of the runs in the order of this lattice's pixels
@@ -190,12 +191,15 @@ Lattice::Lattice(const uint8_t* picture, const Tiles& tiles, const std::vector<R
       }
     }
   });
-  number(numbers, runs, threads);
+  check();
+  number(numbers, runs, threads, check);
+  check();
   link(numbers, threads);
 }
 
 // Numbers the points, and finds the corners of each pixel and the pixels of each point.
-void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads) {
+void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads,
+                     const std::function<void()>& check) {
   const int v = vertices_;
   std::vector<int32_t> local(pixels_ * v);  // [vertices][pixels]: numbers in the points of r
   parallel_for(threads, v, [&](int r) {
@@ -207,6 +211,7 @@ void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads
     numbers.points[r].resize(table.keys.size());
     for (size_t i = 0; i < table.keys.size(); ++i) numbers.points[r][i].key = table.keys[i];
   });
+  check();
   for (int r = 0; r < v; ++r) points_ += static_cast<int>(numbers.points[r].size());
 
   // The points are numbered in the order of the pixels, so that close pixels have close points.
@@ -221,6 +226,7 @@ void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads
       ++end[point.number + 1];
     }
   }
+  check();
   for (int i = 0; i < points_; ++i) end[i + 1] += end[i];
   for (int block = 0; block <= kBlocks; ++block) splats_[block] = end[block_begin(block, points_)];
   size_t entry = 0;
@@ -235,6 +241,7 @@ void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads
     }
   }
   for (int i = 0; i < points_; ++i) members_[end[i] - 1] = ~members_[end[i] - 1];
+  check();
   parallel_for(threads, v, [&](int r) { sort(numbers.points[r]); });
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels.h"
@@ -72,9 +73,11 @@ class Lattice {
  public:
   // Makes the lattice of the pixels of `runs`. The first `own` of them are sliced; their places
   // follow each other. picture is [height][width][3]; it is not read if srgb is 0. Throws
-  // std::overflow_error if the points cannot be numbered, because sxy or srgb is extremely small.
+  // std::overflow_error, whose text names the option, if the points cannot be numbered, because sxy
+  // or srgb is extremely small. check() is called several times; it may throw to end the work.
   Lattice(const uint8_t* picture, const Tiles& tiles, const std::vector<Run>& runs, size_t own,
-          const Gaussian& gaussian, int threads, const Kernels& k);
+          const Gaussian& gaussian, int threads, const Kernels& k,
+          const std::function<void()>& check);
 
   int points() const { return points_; }
   // Writes 1 / the root of the sum of each own pixel's row in the filter's matrix to factor[place].
@@ -93,7 +96,8 @@ class Lattice {
  private:
   struct Numbers;
 
-  void number(Numbers& numbers, const std::vector<Run>& runs, int threads);
+  void number(Numbers& numbers, const std::vector<Run>& runs, int threads,
+              const std::function<void()>& check);
   void link(const Numbers& numbers, int threads);
 
   size_t first_, own_, pixels_;  // place of the first own pixel; own pixels; all pixels
