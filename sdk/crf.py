@@ -67,4 +67,4 @@ def crf_upsample(
     )
     if (h, w) != (height, width):
         return runtime.joint_upsample(pixels, found, threads=threads)
-    return found.argmax(-1).astype(np.int32), found.max(-1).clip(max=1)
+    return found.argmax(-1).astype(np.int32), found.max(-1)

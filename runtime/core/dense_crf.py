@@ -69,7 +69,8 @@ def dense_crf(
 
     Returns
     -------
-    (H, W, K) float32, the distribution of each pixel; ``out`` if that is not None.
+    (H, W, K) float32, the distribution of each pixel; ``out`` if that is not None (of a memory
+    map, a plain array of the same memory).
 
     Raises
     ------
@@ -89,11 +90,17 @@ def dense_crf(
             fix="of labels, make probabilities: np.eye(K)[labels] * 0.9 + 0.1 / K; of one class, "
             "np.stack([1 - p, p], -1)",
         )
+    if image.shape[0] * image.shape[1] > 2**28:
+        raise InputError(f"image is {image.shape[:2]}; wanted at most 2^28 pixels")
     probabilities = check_planes("probabilities", probabilities)
     if probabilities.shape[:2] != image.shape[:2]:
         raise InputError(
             f"probabilities are {probabilities.shape[:2]}; wanted the size of the image, "
             f"{image.shape[:2]}"
+        )
+    if probabilities.max() > 1e30:
+        raise InputError(
+            f"probabilities has values up to {probabilities.max():g}; wanted at most 1"
         )
     if probabilities.min() < 0:
         raise InputError(
@@ -135,18 +142,26 @@ def dense_crf(
         out = check_out(out, probabilities.shape, image=image)
     threads = thread_count(threads)
     isa()  # raises if SEG_ISA is wrong
-    sxy, srgb, near = sizes
-    options = (steps, weights[0], sxy, srgb, weights[1], near, float(floor), compatibility, threads)
+    sxy, srgb, gaussian = sizes
+    if min(sizes) < 1e-30:  # zero in float32
+        raise too_small("bilateral_sxy, bilateral_srgb or gaussian_sxy", sizes)
+    options = (
+        *(steps, weights[0], sxy, srgb, weights[1], gaussian),
+        *(float(floor), compatibility, threads),
+    )
     try:
-        made: np.ndarray = _core.dense_crf(
-            np.ascontiguousarray(image), probabilities, *options, out=out
-        )
+        made: np.ndarray = _core.dense_crf(image, probabilities, *options, out=out)
     except OverflowError as error:
-        raise InputError(
-            f"{error} is too small for a picture of this size: {sxy:g}, {srgb:g} and {near:g}",
-            fix="use at least 0.1",
-        ) from error
+        raise too_small(str(error), sizes) from error
     return made
+
+
+def too_small(names: str, sizes: list[float]) -> InputError:
+    """Return the error that one of the options ``names`` is too small for a lattice."""
+    return InputError(
+        f"{names} is too small for a picture of this size: {', '.join(f'{n:g}' for n in sizes)}",
+        fix="use at least 1",
+    )
 
 
 def check_weight(name: str, value: Any) -> float:

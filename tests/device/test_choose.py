@@ -63,6 +63,7 @@ def test_seg_isa_forces_one_and_this_one_computes(rng):
 
 def test_wrong_seg_isa_says_what_runs_here():
     calls = ["isa()", "guided_filter(x, x)", "Refiner(4, 5, classes=2)"]
+    calls += ["dense_crf(numpy.uint8(x), numpy.float32(x))"]
     code = f"""
 import numpy, runtime
 from runtime.errors import DeviceError

@@ -16,6 +16,7 @@ from runtime.core.resize import resize
 from runtime.errors import ExitCode
 from sdk import CrfConfig, RefineConfig, Segmenter
 from sdk.__main__ import main
+from sdk.crf import crf_upsample
 
 PICTURE, TRUTH = quadrants(48, 64)
 SOFT = one_hot(np.roll(TRUTH, 3, 1), sure=0.6)  # the prior's edges are 3 pixels from the picture's
@@ -76,10 +77,35 @@ def test_a_large_picture_is_processed_at_a_smaller_size(calls):
     assert np.array_equal(image, cv2.resize(picture, (100, 75), interpolation=cv2.INTER_AREA))
     assert (options["bilateral_sxy"], options["gaussian_sxy"]) == (10.0, 0.5)
     assert options["bilateral_srgb"] == config.bilateral_srgb and "max_pixels" not in options
+    assert made is options["out"], "the interpolated scores are overwritten"
     labels, confidence = runtime.joint_upsample(picture, made)
     assert np.array_equal(result.labels, labels)
     assert np.array_equal(result.confidence, confidence)
     assert (labels == truth).mean() > 0.97
+
+
+def test_a_row_of_pixels_is_shortened():
+    pixels, scores = np.zeros((1, 90, 3), np.uint8), np.full((1, 90, 2), 0.5, np.float32)
+    scores[:, 45:] = 0.2, 0.8
+    for config in (CrfConfig(), CrfConfig(max_pixels=30)):
+        labels, confidence = crf_upsample(pixels, scores, config, threads=1)
+        assert labels.shape == confidence.shape == (1, 90)
+        assert labels.dtype == np.int32 and confidence.dtype == np.float32
+
+
+def test_threads_are_passed_on(calls, monkeypatch):
+    found, real = [], runtime.joint_upsample
+
+    def noted(*values, **options):
+        found.append(options["threads"])
+        return real(*values, **options)
+
+    monkeypatch.setattr(runtime, "joint_upsample", noted)
+    config = CrfConfig(steps=1, max_pixels=100)
+    segmenter = Segmenter(prior_of(SOFT, NAMES), refine=None, filter=config)  # all processors
+    segmenter(PICTURE)
+    crf_upsample(PICTURE, SOFT, config, threads=1)
+    assert found == [call[2]["threads"] for call in calls] == [segmenter.threads, 1]
 
 
 def test_no_array_is_resized_if_all_sizes_are_equal(monkeypatch):

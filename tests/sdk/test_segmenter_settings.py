@@ -186,6 +186,7 @@ def test_wrong_crf_config():
         ({"steps": 1001}, "steps is 1001; wanted 0 to 1000"),
         ({"steps": 2.0}, "steps is 2.0; wanted a whole number"),
         ({"bilateral_weight": -1}, "bilateral_weight is -1; wanted a number from 0 to 1000000"),
+        ({"gaussian_weight": -0.5}, "gaussian_weight is -0.5; wanted a number from 0 to 1000000"),
         ({"gaussian_weight": 2e6}, "gaussian_weight is 2000000.0; wanted a number from 0 to"),
         ({"gaussian_weight": float("nan")}, "gaussian_weight is nan; wanted a number from 0"),
         ({"gaussian_weight": True}, "gaussian_weight is True; wanted a number from 0"),
@@ -212,6 +213,7 @@ def test_crf_config_has_the_options_of_the_function():
         if name not in ("image", "probabilities", "compatibility", "out", "threads")
     }
     assert CrfConfig(gaussian_weight=0, bilateral_weight=0, steps=0).options()["steps"] == 0
+    assert CrfConfig().max_pixels == 2**21
     sizes = [(2, 3), (3, 2), (2, 4), (4000, 6000), (1, 9), (9, 1)]
     found = [config.working_size(*size) for size in sizes]
     assert found == [(2, 3), (3, 2), (2, 3), (2, 3), (1, 6), (6, 1)]

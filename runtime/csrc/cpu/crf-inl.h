@@ -235,7 +235,6 @@ inline void blur_piece(float* values, const int32_t* chain, size_t n, ptrdiff_t 
 
 // Implements Kernels::crf_blur.
 inline void crf_blur(float* values, const int32_t* chain, size_t n, int width) {
-  if (n == 0) return;
   pieces(width, [&](int c, auto w) { blur_piece<w>(values + c, chain, n, width); });
 }
 
@@ -268,20 +267,21 @@ SEG_INLINE void write_softmax(float* q, const float* z, float* e, int n, int wid
 }
 
 // Implements Kernels::crf_start.
-inline void crf_start(float* q, float* unary, const float* probabilities, float smallest, int count,
+inline void crf_start(float* q, float* unary, const float* probabilities, float floor, int count,
                       int classes, float* scratch) {
   const int width = (classes + 3) / 4 * 4, pitch = padded(classes);
   float *const p = scratch, *const logs = p + pitch, *const is_class = logs + pitch;
   for (int c = 0; c < pitch; ++c) is_class[c] = c < classes ? 1.0f : 0.0f, p[c] = 0;
   for (int x = 0; x < count; ++x, q += width, unary += width, probabilities += classes) {
     const float* from = probabilities;
-    if ((count - x) * classes < pitch) {  // the vectors of the last pixels end behind the array
+    if (ptrdiff_t{count - x} * classes <
+        pitch) {  // the vectors of the last pixels end behind the array
       std::memcpy(p, from, classes * sizeof(float));
       from = p;
     }
     Vec total = Vec{};
     for (int c = 0; c < width; c += kLanes) {
-      const Vec here = load(is_class + c), value = max(load(from + c), splat(smallest));
+      const Vec here = load(is_class + c), value = max(load(from + c), splat(floor));
       const Vec log_value = here > 0.5f ? log(value) : splat(kNever);
       store(logs + c, log_value);
       store(p + c, value * here);

@@ -88,7 +88,8 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
   if (compatibility != nullptr) {
     penalty.assign(classes * row, 0.0f);
     for (int j = 0; j < classes; ++j)
-      for (int c = 0; c < classes; ++c) penalty[j * row + c] = compatibility[c * classes + j];
+      for (int c = 0; c < classes; ++c)
+        penalty[j * row + c] = compatibility[static_cast<size_t>(c) * classes + j];
   }
 
   parallel_for_slots(slots, tiles.count(), [&](int t, int slot) {
@@ -97,7 +98,7 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
     for (const Run& run : runs) {
       const size_t pixel = static_cast<size_t>(run.y) * width + run.x;
       k.crf_start(q + run.place * row, unary + run.place * row, probabilities + pixel * classes,
-                  options.smallest, run.n, classes, own + slot * (tile_values + scratch));
+                  options.floor, run.n, classes, own + slot * (tile_values + scratch));
     }
   });
   for (int step = 0; step < options.steps; ++step) {
@@ -108,7 +109,7 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
     check();
     parallel_for_slots(slots, tiles.count(), [&](int t, int slot) {
       float* const z = own + slot * (tile_values + scratch);
-      float* to = z + scratch;
+      float* const to = z + scratch;  // at most one filter is tiled
       const size_t first = tiles.first(t);
       Slice slices[2];
       for (size_t i = 0; i < filters.size(); ++i) {
@@ -116,7 +117,6 @@ void dense_crf(float* out, const uint8_t* picture, const float* probabilities, i
         if (filter.tiled) {
           filter.lattices[t].filter(to, q, row, static_cast<int>(row), 1, k);
           slices[i] = filter.lattices[t].slice(to, first);
-          to += filter.points * row;
         } else {
           slices[i] = filter.lattices[0].slice(values[i], first);
         }

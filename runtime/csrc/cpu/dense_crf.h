@@ -12,7 +12,7 @@ struct CrfOptions {
   int steps;
   Gaussian bilateral;
   Gaussian gaussian;
-  float smallest;  // probability of the unary energy
+  float floor;  // smaller probabilities are raised to it
 };
 
 // Writes out [height][width][classes]: the distribution of each pixel after `steps` iterations of

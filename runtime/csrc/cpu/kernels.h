@@ -281,10 +281,10 @@ struct Kernels {
   // before and of the row behind it. The last point of a run is stored as ~point. The n points are
   // whole runs.
   void (&crf_blur)(float* values, const int32_t* chain, size_t n, int width);
-  // unary [count][width] = log(max(probabilities [count][classes], smallest)), and kNever behind
+  // unary [count][width] = log(max(probabilities [count][classes], floor)), and kNever behind
   // the classes; q [count][width] = softmax(unary). scratch has 2 * kGroup * padded(classes)
   // floats.
-  void (&crf_start)(float* q, float* unary, const float* probabilities, float smallest, int count,
+  void (&crf_start)(float* q, float* unary, const float* probabilities, float floor, int count,
                     int classes, float* scratch);
   // q [pixels][width] = softmax(unary + the message), where the message is the weighted sum of
   // `count` slices, or with a compatibility [classes][width], the sum over classes j of

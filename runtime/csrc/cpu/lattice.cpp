@@ -75,11 +75,12 @@ struct Fields {
       // corner is less than 1 away after the division, and a neighbour of a corner at most 1 more.
       const double low = std::floor((i > 0 ? -i * largest[i - 1] : 0.0) / (dims + 1)) - 3;
       const double range = std::ceil(above / (dims + 1)) + 3 - low + 1;
-      unit[i] = uint64_t{1} << bits;
-      bits += static_cast<int>(std::min(std::ceil(std::log2(range)), 99.0));
-      // Coordinates are whole numbers of float32.
-      if (bits > 62 || range > 1 << 20)
+      const bool fits = range <= 1 << 20;  // float32 represents whole numbers of this size exactly
+      const int more = fits ? static_cast<int>(std::ceil(std::log2(range))) : 0;
+      if (!fits || bits + more > 62)
         throw std::overflow_error(dims == 2 ? "gaussian_sxy" : "bilateral_sxy or bilateral_srgb");
+      unit[i] = uint64_t{1} << bits;
+      bits += more;
       lowest[i] = static_cast<int64_t>(low);
       all += unit[i];
       above -= largest[i];
@@ -122,7 +123,7 @@ void Tiles::add_margin(std::vector<Run>& runs, int tile, int margin) const {
     for (int column = std::max(x - margin, 0); column < end;) {
       const int other = row / kTile * across() + column / kTile;
       const int left = column / kTile * kTile;
-      const int n = std::min({left + kTile, width_, end}) - column;
+      const int n = std::min(left + kTile, end) - column;
       const int pitch = std::min(kTile, width_ - left);
       if (other != tile)
         runs.push_back({first(other) + static_cast<size_t>(row % kTile) * pitch + column - left,
@@ -140,8 +141,8 @@ struct Lattice::Numbers {
 };
 
 double Lattice::reach(const Gaussian& gaussian) {
-  // In two dimensions a corner is at most 1 away, and the axes are (0, 1) and (+-0.866, 0.5). A row
-  // depends on the corners, on their neighbours along each axis, and on the pixels of these.
+  // A corner is at most 1 away from its pixel. The blur moves a value by at most 2, for example by
+  // two axes and against the third. A pixel of that corner is at most 1 away: 1 + 2 + 1.
   return 4 * gaussian.sxy;
 }
 
@@ -233,8 +234,8 @@ void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads
   for (const Run& run : runs) {
     for (int i = 0; i < run.n; ++i) {
       for (int r = 0; r < v; ++r, ++entry) {
-        const int32_t at =
-            end[corners_[entry]]++;  // where the next member of this point is written
+        // end[n] is where the next member of point n is written.
+        const int32_t at = end[corners_[entry]]++;
         members_[at] = static_cast<int32_t>(run.place + i);
         parts_[at] = shares_[entry];
       }
@@ -276,7 +277,7 @@ void Lattice::link(const Numbers& numbers, int threads) {
     }
     cuts_[axis][0] = 0;
     for (int block = 1; block <= kBlocks; ++block) {
-      size_t cut = std::max(cuts_[axis][block - 1], block_first(block, chain.size()));
+      size_t cut = block_first(block, chain.size());
       while (cut > 0 && cut < chain.size() && chain[cut - 1] >= 0) ++cut;
       cuts_[axis][block] = cut;
     }
@@ -292,7 +293,7 @@ void Lattice::factors(float* factor, int threads, const Kernels& k) const {
       float sum = 0;
       for (size_t i = p * vertices_; i < (p + 1) * vertices_; ++i)
         sum += shares_[i] * values.get()[4 * static_cast<size_t>(corners_[i])];
-      factor[first_ + p] = 1 / std::sqrt(std::max(sum, 1e-20f));
+      factor[first_ + p] = 1 / std::sqrt(sum);
     }
   });
 }

@@ -90,7 +90,8 @@ class Lattice {
               const Kernels& k) const;
   // Returns what crf_update needs to slice the values, from the own pixel `place` on.
   Slice slice(const float* values, size_t place) const;
-  // Returns how many pixels away from a pixel the pixels are that its filtered row depends on.
+  // Returns the largest distance in pixels between a pixel and one that its filtered row depends
+  // on. Only for 2 dimensions.
   static double reach(const Gaussian& gaussian);
 
  private:
