@@ -29,6 +29,7 @@ from runtime.errors import (
 )
 
 try:
+    from runtime.prior.masks import MasksPrior
     from sdk.result import FrameInfo, Result, Segment
     from sdk.segmenter import Segmenter
     from sdk.stream_state import StreamState
@@ -51,6 +52,7 @@ __all__ = [
     "FilterConfig",
     "FrameInfo",
     "InputError",
+    "MasksPrior",
     "MissingBackend",
     "RefineConfig",
     "Result",

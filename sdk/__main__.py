@@ -37,7 +37,7 @@ from runtime.urls import is_url
 
 try:
     from runtime.pictures.files import demo_photo
-    from sdk import CrfConfig, FilterConfig, RefineConfig, Result, Segmenter
+    from sdk import CrfConfig, FilterConfig, MasksPrior, RefineConfig, Result, Segmenter
     from sdk.prior import open_bundle
     from sdk.source import shown_name
     from sdk.stream_state import StreamState
@@ -120,7 +120,12 @@ def _parser() -> Parser:
 
     for command in (demo, predict, stream):
         command.add_argument(
-            "--prior", default="kmeans", help="kmeans, a bundle folder, or an .onnx file"
+            "--prior",
+            default="kmeans",
+            help="kmeans, a bundle folder, an .onnx file, or a folder of masks",
+        )
+        command.add_argument(
+            "--unknown", type=int, help="label of unknown pixels in a folder of masks, such as 255"
         )
         command.add_argument(
             "--refine",
@@ -224,8 +229,11 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
             f"--refine none takes no --{' or --'.join(changes)}",
             fix=f"leave --{' and --'.join(changes)} out",
         )
+    prior = bundle or args.prior
+    if args.unknown is not None:
+        prior = MasksPrior(args.prior, unknown=args.unknown)
     return Segmenter(
-        bundle or args.prior,
+        prior,
         refine=refine,
         filter=CrfConfig() if args.crf else None if args.no_filter else FilterConfig(),
         min_area=args.min_area,

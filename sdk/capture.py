@@ -19,7 +19,7 @@ from runtime.checks import check_count, check_positive
 from runtime.errors import DeviceError, InputError
 from runtime.opencv import cv2
 from runtime.pictures.files import SUFFIXES, picture_files
-from runtime.pictures.load import load_image
+from runtime.pictures.load import load_image, path_of
 from sdk.source import mode_of, name_of, named_source, open_video, shown_name
 
 QUEUE = 4  # most frames in the queue with drop="none"
@@ -38,12 +38,14 @@ class Frame:
     time : when the frame was read, in seconds since the first frame.
     picture : (H, W, 3) uint8 RGB.
     notes : what happened since the frame before, one sentence each.
+    path : of the picture's file; None for a frame of a video or camera, and for an array.
     """
 
     index: int
     time: float
     picture: np.ndarray
     notes: list[str]
+    path: Path | None = None
 
 
 class Capture:
@@ -117,7 +119,7 @@ class Capture:
         """Check the source and return a function that opens it.
 
         The function returns an iterator over (index, item). An item is a picture, or a tuple of
-        picture and warnings, or an InputError for an unreadable frame.
+        picture, warnings and path, or an InputError for an unreadable frame.
         """
         wanted = "wanted a video, a folder, a camera number, a URL or an iterable of pictures"
         if isinstance(source, bool) or source is None:
@@ -156,7 +158,7 @@ class Capture:
         """Read each picture of a folder or an iterable, with the warnings of :func:`load_image`."""
         for index, item in enumerate(source):
             try:
-                yield index, load_image(item, color=self._color)
+                yield index, (*load_image(item, color=self._color), path_of(item))
             except InputError as error:
                 message = f"frame {index} was left out: {error.message}"
                 yield index, InputError(message, fix=error.fix)
@@ -229,9 +231,9 @@ class Capture:
                         fix=picture.fix or PLAYER,
                     )
                 continue
-            broken, readable = 0, True
+            broken, readable, path = 0, True, None
             if isinstance(picture, tuple):
-                picture, warnings = picture
+                picture, warnings, path = picture
                 notes += warnings
             if self._rate is not None:
                 if self.live and now < due:
@@ -242,7 +244,7 @@ class Capture:
                 # After a pause the next frame is due at once, and the frames that were missed are
                 # not delivered faster than the rate.
                 due = max(due, now - 1 / self._rate) + 1 / self._rate
-            if not self._put(Frame(index, now - start, picture, notes)):
+            if not self._put(Frame(index, now - start, picture, notes, path)):
                 return
             notes = []
         if broken and not readable:

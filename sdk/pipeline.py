@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from runtime.device.driver import parse_device
 from runtime.device.transfer import record_event, upload
 from runtime.errors import BundleError, DeviceError, EngineMismatch, InputError, MissingBackend
 from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.masks import MasksPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from sdk.crf import crf_upsample
 from sdk.prior import CallablePrior, Prior, make_prior, open_bundle
@@ -39,8 +41,6 @@ from sdk.timing import Clock
 
 if TYPE_CHECKING:
     from runtime.bundle.open import BundleRefinement
-
-UNKNOWN_FIX = "if it means unknown, set the attribute of the callable: prior.unknown = 255"
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Picture:
     uploaded : the same on the device of refinement and filter: on the CPU ``pixels`` itself, on a
         GPU an array of the CUDA module.
     working : (h, w, 3) float32 RGB in [0, 1], the picture at working size, on the same device.
+    path : of the picture's file; None if it has none. A folder of masks is searched for it.
     notes : sentences for the warnings of the result, which the stages append.
     """
 
     pixels: np.ndarray
     uploaded: Any
     working: Any
+    path: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -241,8 +243,9 @@ class Pipeline:
         the bundle contains, or "cold", from the initial weights of the option ``seed``."""
         return "trained" if self.trained else "cold"
 
-    def prepare(self, pixels: np.ndarray, clock: Clock) -> Picture:
-        """Return the forms of a picture, (H, W, 3) uint8 RGB, that the stages take."""
+    def prepare(self, pixels: np.ndarray, clock: Clock, path: Path | None = None) -> Picture:
+        """Return the forms of a picture, (H, W, 3) uint8 RGB, that the stages take; ``path`` is of
+        its file."""
         height, width = pixels.shape[:2]
         h, w = (self.refine or RefineConfig()).working_size(height, width)
         if self._refinement is not None and self._refinement.size is not None:
@@ -252,7 +255,7 @@ class Pipeline:
         working = working_picture(uploaded, h, w)
         clock.device("preprocess", begin, record_event(self._core))
         clock.lap("preprocess")
-        return Picture(pixels, uploaded, working)
+        return Picture(pixels, uploaded, working, path)
 
     def guide(self, picture: Picture, clock: Clock) -> tuple[Guide, bool]:
         """Return the prior's checked guide at working size, and whether its classes have a meaning.
@@ -268,6 +271,8 @@ class Pipeline:
                 begin = record_event(self._core)
                 guide = self.prior(picture.uploaded, picture.working)
                 clock.device("prior", begin, record_event(self._core))
+            elif isinstance(self.prior, MasksPrior):
+                guide = self.prior(picture.pixels, picture.path)
             else:
                 guide = self.prior(picture.pixels, np.asarray(picture.working))
             if isinstance(guide, Guide):  # a network's probabilities, which it has checked
@@ -287,13 +292,15 @@ class Pipeline:
             return True
         return guide.ndim == 3 and not isinstance(self.prior, KMeansPrior)
 
-    def _seems_unknown(self, guide: np.ndarray) -> bool:
-        """Whether 255 is the largest label of a callable's guide and probably means unknown, as in
-        many data sets, although the callable has no attribute ``unknown``. With a label 254, the
-        labels are probably numbered up to 255."""
-        if not isinstance(self.prior, CallablePrior) or self.prior.unknown is not None:
-            return False
-        return guide.ndim == 2 and guide.max() == 255 and not (guide == 254).any()
+    def _unknown_fix(self, guide: np.ndarray) -> str:
+        """Return the fix if 255 is the largest label of a callable's or mask's guide and probably
+        means unknown, as in many data sets, although the prior has no label ``unknown``; else "".
+        With a label 254, the labels are probably numbered up to 255."""
+        prior = self.prior
+        if not isinstance(prior, (CallablePrior, MasksPrior)) or prior.unknown is not None:
+            return ""
+        seems = guide.ndim == 2 and guide.max() == 255 and not (guide == 254).any()
+        return f"if it means unknown, {prior.unknown_fix}" if seems else ""
 
     def _checked_guide(self, guide: np.ndarray, height: int, width: int, notes: list[str]) -> Guide:
         """Check the prior's array, which may have any size, and return a Guide at working size.
@@ -303,7 +310,7 @@ class Pipeline:
                 f"the prior returned an array of shape {guide.shape}; "
                 "wanted (h, w, C) probabilities or (h, w) integer labels"
             )
-        unknown = self._seems_unknown(guide)
+        unknown = self._unknown_fix(guide)
         guide = as_probabilities(check_guide(guide, *guide.shape[:2]), height, width)
         names = self.prior.names
         count = guide.shape[2] if guide.ndim == 3 else int(guide.max()) + 1
@@ -312,10 +319,10 @@ class Pipeline:
                 f"the prior returned {count} classes, but has only {len(names)} names: "
                 + ", ".join(names)[:200],
                 fix="name each class once, from number 0 on: metadata 'classes' of an .onnx file, "
-                "or the attribute names of a callable" + (f"; {UNKNOWN_FIX}" if unknown else ""),
+                "or the attribute names of a callable" + (f"; {unknown}" if unknown else ""),
             )
         if unknown and names is None:
-            notes.append(f"The label 255 of the prior is a class here; {UNKNOWN_FIX}.")
+            notes.append(f"The label 255 of the prior is a class here; {unknown}.")
         return Guide(guide)
 
     def scores(

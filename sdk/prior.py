@@ -19,15 +19,18 @@ from runtime.engines.named_files import shell_word
 from runtime.errors import BundleError, InputError
 from runtime.files import here, shown, stat_of
 from runtime.prior.kmeans import KMeansPrior
+from runtime.prior.masks import MasksPrior, is_mask_folder
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior, check_imgsz, two_names
 from runtime.prior.reading import TOLERANCE, core_axes, find_kind, fits, standard
 
+_WANTED = "wanted 'kmeans', a bundle folder, an .onnx file, a folder of masks or a callable"
 MOST_STRETCH = 1.5  # largest factor between the aspect ratios of a picture and a callable's guide
 
 
 class Prior(Protocol):
-    """The interface that the pipeline needs of a prior.
+    """The interface that the pipeline needs of a prior. A MasksPrior is called with the path of the
+    picture instead of ``low``.
 
     Attributes
     ----------
@@ -44,7 +47,7 @@ class Prior(Protocol):
     gpu: int | None
     engine: Any
 
-    def __call__(self, picture: Any, low: Any) -> np.ndarray | Guide:
+    def __call__(self, picture: Any, low: Any, /) -> np.ndarray | Guide:
         """Return the guide of one picture.
 
         Parameters
@@ -83,6 +86,7 @@ class CallablePrior:
     backend = "python"
     gpu: int | None = None
     engine: Any = None
+    unknown_fix = "set the attribute of the callable: prior.unknown = 255"
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
         self.function = function
@@ -198,7 +202,8 @@ def _one_channel(guide: np.ndarray) -> np.ndarray:
 
 
 def open_bundle(prior: Any) -> Bundle | None:
-    """Return the bundle that ``prior`` is, or whose folder it names; None if it is neither.
+    """Return the bundle that ``prior`` is, or whose folder it names; None if it is neither, as
+    a folder of masks.
 
     Raises
     ------
@@ -212,6 +217,8 @@ def open_bundle(prior: Any) -> Bundle | None:
         found = stat_of(prior)
         if found is not None and stat.S_ISDIR(found.st_mode):
             folder = Path(prior)
+            if is_mask_folder(folder):
+                return None
             run = stat_of(folder / "run.json") is not None
             if run and stat_of(folder / MANIFEST) is None:
                 raise InputError(
@@ -233,7 +240,8 @@ def make_prior(
 
     Parameters
     ----------
-    prior : "kmeans", the path of an .onnx file, a callable, or a prior, which is returned itself.
+    prior : "kmeans", the path of an .onnx file or of a folder of masks, a callable, or a prior,
+        which is returned itself.
     imgsz : input size of an .onnx file: (height, width), as a tuple, a list or an array of NumPy,
         or the long side; None: its metadata's.
     threads, device : for the network of an .onnx file.
@@ -255,20 +263,19 @@ def make_prior(
         path = Path(prior)
         if path.suffix.lower() == ".onnx":
             return NetworkPrior.from_onnx(path, imgsz=imgsz, threads=threads, device=device)
-        missing = "" if stat_of(path) is not None else ", which does not exist"
+        found = stat_of(path)
+        if os.fspath(prior) and found is not None and stat.S_ISDIR(found.st_mode):
+            return MasksPrior(path)
+        missing = "" if found is not None else ", which does not exist"
         raise InputError(
-            f"prior is {shown(prior)!r}{missing}; wanted 'kmeans', a bundle folder, an .onnx file "
-            "or a callable",
+            f"prior is {shown(prior)!r}{missing}; {_WANTED}",
             fix=f"check the name; the current folder is {here()}",
         )
-    if isinstance(prior, (KMeansPrior, NetworkPrior, CallablePrior)):
+    if isinstance(prior, (KMeansPrior, NetworkPrior, MasksPrior, CallablePrior)):
         return prior
     if callable(prior):
         return CallablePrior(prior)
-    raise InputError(
-        f"prior is a {type(prior).__name__}; wanted 'kmeans', a bundle folder, an .onnx file or "
-        "a callable"
-    )
+    raise InputError(f"prior is a {type(prior).__name__}; {_WANTED}")
 
 
 def _stretch(size: tuple[int, ...], picture: tuple[int, ...]) -> float:

@@ -16,7 +16,7 @@ from runtime.bundle.read import Bundle
 from runtime.checks import check_count, check_positive
 from runtime.core.config import CrfConfig, FilterConfig, RefineConfig
 from runtime.errors import DeviceError, InputError
-from runtime.pictures.load import load_image
+from runtime.pictures.load import load_image, path_of
 from sdk.pipeline import Pipeline
 from sdk.prior import Prior
 from sdk.result import Result
@@ -43,8 +43,9 @@ class Segmenter:
 
     Parameters
     ----------
-    prior : "kmeans", which needs no model file; a bundle folder; an .onnx file; or a callable
-        (H, W, 3) uint8 RGB -> probabilities (h, w, C) or integer labels (h, w) with -1 = unknown.
+    prior : "kmeans", which needs no model file; a bundle folder; an .onnx file; a folder of masks,
+        for pictures with paths only (see :class:`MasksPrior`); or a callable (H, W, 3) uint8 RGB ->
+        probabilities (h, w, C) or integer labels (h, w) with -1 = unknown.
         The callable gets a copy of the picture. It may have two attributes: ``names`` lists the
         names of the classes, and ``unknown`` is a label that means unknown, such as 255.
     refine : a RefineConfig, or the name of one: "residual", "fast", "dynaguide", "dynaguide_code",
@@ -206,7 +207,7 @@ class Segmenter:
         run, clock = self.pipeline, Clock()
         pixels, warnings = load_image(source, color=color)
         clock.lap("decode")
-        picture = run.prepare(pixels, clock)
+        picture = run.prepare(pixels, clock, path_of(source))
         guide, semantic = run.guide(picture, clock)
         scored = run.scores(picture, guide, progress)
         clock.lap("refine")

@@ -181,7 +181,7 @@ class Follower:
         if seg.settings_note and not self._settings_noted:
             self._settings_noted = True
             events.append(f"settings: {seg.settings_note}")
-        picture = seg.prepare(frame.picture, clock)
+        picture = seg.prepare(frame.picture, clock, frame.path)
         low = picture.working
         if state.labels is not None and state.labels.shape != low.shape[:2]:
             (h, w), (was_h, was_w) = low.shape[:2], state.labels.shape

@@ -49,7 +49,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
     if header.kind == "JPEG":
         _check_jpeg(data, header, name)
     elif header.kind == "PNG":
-        _check_png(data, name)
+        check_png(data, name)
     elif why := _misread(data, header):
         raise InputError(f"{name} is a {header.kind} file {why}", fix="convert it to PNG")
     if header.kind == "TIFF":
@@ -106,8 +106,13 @@ def _check_jpeg(data: bytes, header: Header, name: str) -> None:
         )
 
 
-def _check_png(data: bytes, name: str) -> None:
-    """Refuse a PNG file with a damaged critical chunk, which libpng would report on stderr."""
+def check_png(data: bytes, name: str) -> None:
+    """Check a PNG file for damaged critical chunks, which libpng would report on stderr.
+
+    Raises
+    ------
+    InputError : the checksum of such a chunk is wrong.
+    """
     position = 8
     while position + 12 <= len(data):  # a chunk: length, type, body, checksum
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")

@@ -106,6 +106,17 @@ def load_image(source: Any, *, color: str = "rgb") -> tuple[np.ndarray, list[str
     )
 
 
+def path_of(source: Any) -> Path | None:
+    """Return the path of a picture that :func:`load_image` has read; None if it was no path.
+
+    Example
+    -------
+    >>> path_of("street.jpg"), path_of(b"...")
+    (PosixPath('street.jpg'), None)
+    """
+    return Path(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else None
+
+
 def _from_path(source: str | os.PathLike[str]) -> tuple[np.ndarray, list[str]]:
     """Read the file that a path names."""
     text = os.fsdecode(source)

@@ -384,14 +384,14 @@ def test_no_such_prior():
         (
             "weights.pt",
             InputError,
-            "prior is 'weights.pt', which does not exist; wanted .*an .onnx file or a",
+            "prior is 'weights.pt', which does not exist; wanted .*a folder of masks or a",
         ),
         ("missing.onnx", InputError, "missing.onnx does not exist"),
         ("", (InputError, BundleError), "prior is ''|is a folder"),
         (
             5,
             InputError,
-            "prior is a int; wanted 'kmeans', a bundle folder, an .onnx file or a callable",
+            "prior is a int; wanted 'kmeans', a bundle folder, an .onnx file, a folder of masks",
         ),
         (None, InputError, "prior is a NoneType; wanted"),
     ]:

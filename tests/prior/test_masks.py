@@ -1,0 +1,232 @@
+"""A folder of masks as a prior: which file is the mask of a picture, its values, its errors."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from cases import case
+from safetensors.numpy import save_file
+
+from runtime.errors import InputError
+from runtime.prior.guide_list import SCHEMA, GuideList
+from runtime.prior.masks import MasksPrior, is_mask_folder
+from sdk.image import encode_image
+
+PICTURE = np.zeros((24, 36, 3), np.uint8)
+
+
+def write(path, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_image(np.asarray(labels), ".png"))
+
+
+def number(n, dtype=np.uint8):
+    return np.full((24, 36), n, dtype)
+
+
+def soft(path, array, name="probabilities"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: array}, path)
+
+
+def test_the_mask_has_the_stem_or_the_relative_path_of_its_picture(tmp_path):
+    masks = tmp_path / "masks"
+    write(masks / "a.png", number(1))
+    write(masks / "left/b.png", number(2))
+    write(masks / "right/b.png", number(3))
+    write(masks / "deep/left/c.1.png", number(4))
+    write(masks / ".hidden.png", number(5))
+    write(masks / ".hidden/a.png", number(5))
+    prior = MasksPrior(masks)
+    for picture, wanted in [
+        ("a.jpg", 1),
+        ("x/y/a.tif", 1),
+        ("x/left/b.jpg", 2),
+        ("x/right/b.jpg", 3),
+        ("x/deep/left/c.1.jpg", 4),
+    ]:
+        with case(picture):
+            guide = prior(PICTURE, tmp_path / picture)
+            assert guide.dtype == np.int32 and (guide == wanted).all()
+    for picture in ["b.jpg", "x/b.jpg", "left/c.1.jpg", "c.jpg", ".hidden.jpg"]:
+        with case(picture), pytest.raises(InputError, match=r"has no mask in .*; wanted") as caught:
+            prior(PICTURE, tmp_path / picture)
+        assert caught.value.fix.startswith("add its mask")
+
+
+def test_two_candidates_are_one_error(tmp_path):
+    for number_, (first, second) in enumerate(
+        [("a.png", "a.tif"), ("a.png", "a.safetensors"), ("x/a.png", "a.png")]
+    ):
+        with case(first, second):
+            masks = tmp_path / f"masks{number_}"
+            write(masks / first, number(1))
+            write(masks / second, number(1))
+            with pytest.raises(InputError, match=r"has 2 masks in .*wanted one") as caught:
+                MasksPrior(masks)(PICTURE, tmp_path / "x/a.jpg")
+            assert first in caught.value.message and second in caught.value.message
+            assert caught.value.fix.startswith("remove the others")
+
+
+def test_a_picture_without_a_name(tmp_path):
+    write(tmp_path / "a.png", number(1))
+    with pytest.raises(InputError, match="a folder of masks needs pictures with names") as caught:
+        MasksPrior(tmp_path)(PICTURE, None)
+    assert "pass the path" in caught.value.fix
+
+
+def test_unknown_labels_and_the_largest_one(tmp_path):
+    labels = number(1, np.uint16)
+    labels[0] = 65535
+    write(tmp_path / "a.png", labels)
+    guide = MasksPrior(tmp_path, unknown=65535)(PICTURE, tmp_path / "a.jpg")
+    assert (guide[0] == -1).all() and (guide[1:] == 1).all()
+    with pytest.raises(InputError, match="has the label 65535; wanted at most 4095") as caught:
+        MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+    assert "--unknown 65535" in caught.value.fix
+
+
+def test_any_size_of_the_aspect_ratio(tmp_path):
+    for size, right in [
+        ((24, 36), True),
+        ((12, 18), True),
+        ((5, 7), True),
+        ((48, 72), True),
+        ((36, 24), False),
+        ((24, 24), False),
+        ((48, 71), False),
+    ]:
+        with case(size):
+            write(tmp_path / "a.png", np.ones(size, np.uint8))
+            prior = MasksPrior(tmp_path)
+            if right:
+                assert prior(PICTURE, tmp_path / "a.jpg").shape == size
+                continue
+            with pytest.raises(InputError, match=f"has {size[0]} x {size[1]} pixels") as caught:
+                prior(PICTURE, tmp_path / "a.jpg")
+            assert "24 x 36; wanted the picture's aspect ratio" in caught.value.message
+
+
+def test_probabilities(tmp_path):
+    values = np.random.default_rng(0).random((12, 18, 3)).astype(np.float32)
+    values /= values.sum(-1, keepdims=True)
+    for dtype in (np.float16, np.float32):
+        soft(tmp_path / "a.safetensors", values.astype(dtype))
+        guide = MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+        assert guide.dtype == np.float32
+        np.testing.assert_array_equal(guide, values.astype(dtype).astype(np.float32))
+
+
+def test_wrong_probabilities(tmp_path):
+    values = np.full((12, 18, 2), 0.5, np.float32)
+    nan, negative = values.copy(), values.copy()
+    nan[0, 0, 0], negative[0, 0, 0] = np.nan, -1
+    wanted = r"wanted \(h, w, C\) float16 or float32"
+    for name, array, match in [
+        ("scores", values, "contains the tensors scores; wanted probabilities alone"),
+        ("probabilities", values[..., 0].copy(), wanted),
+        ("probabilities", values[..., :1].copy(), wanted),
+        ("probabilities", values.astype(np.float64), wanted),
+        ("probabilities", nan, wanted),
+        ("probabilities", negative, wanted),
+    ]:
+        with case(name, array.dtype, array.shape):
+            soft(tmp_path / "a.safetensors", array, name)
+            with pytest.raises(InputError, match=match):
+                MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+    (tmp_path / "a.safetensors").write_bytes(b"nothing of this kind")
+    with pytest.raises(InputError, match="is no safetensors file, or is a damaged one"):
+        MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+
+
+def test_what_is_a_folder_of_masks(tmp_path):
+    for name, files, is_one in [
+        ("png", ["a.png"], True),
+        ("deep", ["x/y/a.png"], True),
+        ("soft", ["a.safetensors"], True),
+        ("list", ["guides.json"], True),
+        ("empty", [], False),
+        ("texts", ["a.txt"], False),
+        ("bundle", ["a.png", "manifest.json"], False),
+        ("damaged bundle", ["prior.onnx", "init.safetensors"], False),
+        ("run", ["run.json", "checkpoint.safetensors", "curves.png"], False),
+    ]:
+        with case(name):
+            folder = tmp_path / name
+            folder.mkdir()
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(b"")
+            assert is_mask_folder(folder) == is_one
+            if not is_one:
+                with pytest.raises(InputError, match="is no folder of masks") as caught:
+                    MasksPrior(folder)
+                assert caught.value.fix.startswith("name a folder")
+    with pytest.raises(InputError, match="is no folder of masks"):
+        MasksPrior(tmp_path / "gone")
+
+
+def test_names_and_unknown_are_checked(tmp_path):
+    write(tmp_path / "a.png", number(1))
+    assert MasksPrior(tmp_path, names="['road', 'sky']").names == ["road", "sky"]
+    with pytest.raises(InputError, match="names of the masks"):
+        MasksPrior(tmp_path, names=5)
+    for unknown in (-1, 65536, 1.5):
+        with case(unknown), pytest.raises(InputError, match="unknown is"):
+            MasksPrior(tmp_path, unknown=unknown)
+
+
+def listed(folder, picture, **changes):
+    """guides.json of a.png for a picture."""
+    entry = {"file": "a.png", "sha256": hashlib.sha256(picture.read_bytes()).hexdigest()}
+    found = GuideList({"name": "m"}, {"soft": False}, ["road", "sky"], {"a.jpg": entry})
+    document = json.loads(found.to_json()) | changes
+    (folder / "guides.json").write_text(json.dumps(document))
+
+
+def test_the_list_names_the_pictures(tmp_path):
+    masks, picture = tmp_path / "masks", tmp_path / "a.jpg"
+    picture.write_bytes(b"one")
+    labels = np.full((8, 8), 1, np.uint16)  # a square network's
+    labels[0] = 65535
+    write(masks / "a.png", labels)
+    write(masks / "b.png", labels)
+    listed(masks, picture)
+    prior = MasksPrior(masks)
+    assert prior.names == ["road", "sky"] and GuideList.read(masks).options == {"soft": False}
+    guide = prior(PICTURE, picture)
+    assert (guide[0] == -1).all() and (guide[1:] == 1).all()
+    with pytest.raises(InputError, match=r"does not list b.png, the mask of .*b.jpg") as caught:
+        prior(PICTURE, tmp_path / "b.jpg")
+    assert "export guides again" in caught.value.fix
+    picture.write_bytes(b"two")
+    with pytest.raises(
+        InputError, match=r"is not the picture a.jpg .*its sha256 differs"
+    ) as caught:
+        prior(PICTURE, picture)
+    assert "restore the picture" in caught.value.fix
+    for options in ({"unknown": 255}, {"names": ["a", "b"]}):
+        with case(options), pytest.raises(InputError, match="states these itself"):
+            MasksPrior(masks, **options)
+
+
+def test_a_damaged_list(tmp_path):
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(b"one")
+    (tmp_path / "guides.json").write_text("{")
+    with pytest.raises(InputError, match=r"guides.json is no JSON document"):
+        MasksPrior(tmp_path)
+    for changes, match in [
+        ({"schema": "dg-guides/9"}, f"has schema 'dg-guides/9'; this version reads '{SCHEMA}'"),
+        ({"model": 5}, "is damaged: model"),
+        ({"options": None}, "is damaged: options"),
+        ({"unknown": 255}, "is damaged: unknown"),
+        ({"pictures": {"a.jpg": {"file": "a.png", "sha256": "?"}}}, "is damaged: pictures"),
+        ({"pictures": {"a.jpg": {"file": 5, "sha256": "0" * 64}}}, "is damaged: pictures"),
+        ({"pictures": []}, "is damaged: pictures"),
+        ({"names": 7}, "guides.json: names is 7"),
+    ]:
+        with case(changes), pytest.raises(InputError, match=match):
+            listed(tmp_path, picture, **changes)
+            MasksPrior(tmp_path)
