@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["train"]:
         return run(lambda: _train(arguments[1:]), as_json="--json" in arguments)
+    if arguments[:1] == ["guides"]:
+        return run(lambda: _guides(arguments[1:]))
     # argparse takes "-0.5,-0.5,-0.5" for an option, but not what begins with a space.
     words = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in arguments]
     args = _parser().parse_args(words)
@@ -59,13 +61,21 @@ def _train(words: list[str]) -> int:
     return command(words)
 
 
+def _guides(words: list[str]) -> int:
+    """Compute guides beforehand, and return the exit code. Ctrl-C ends its imports, too."""
+    from export.guides.__main__ import command
+
+    return command(words)
+
+
 def _parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(
         "dg-export",
         description="Export a prior and the refinement step as a bundle, and verify them first.",
         epilog="Sizes are HEIGHT first: 480x640, 480 640, or one number for a square. "
-        "A prior is trained on a folder of pictures by: python -m export train --help",
+        "A prior is trained on a folder of pictures by: python -m export train --help. Guides are "
+        "computed beforehand by: python -m export guides --help",
     )
     what = parser.add_argument_group("what")
     what.add_argument(

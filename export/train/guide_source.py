@@ -161,22 +161,45 @@ class GuideSource:
         >>> source.guide(picture, 180, 240).shape
         (180, 240, 20)
         """
+        guide = as_probabilities(self.own_guide(picture), height, width)
+        if guide.ndim == 2:
+            return np.eye(self.classes + 1, self.classes, dtype=np.float32)[guide]  # row -1 is zero
+        return np.pad(guide, ((0, 0), (0, 0), (0, self.classes - guide.shape[2])))
+
+    def own_guide(self, picture: np.ndarray) -> np.ndarray:
+        """The guide of a picture at the size of the network's output.
+
+        Parameters
+        ----------
+        picture : (H, W, 3) uint8 RGB.
+
+        Returns
+        -------
+        (h, w, C) float32, whose pixels sum to 1; or (h, w) int32 labels with -1 = unknown.
+
+        Raises
+        ------
+        BundleError, InputError, UnknownGuide : as for :meth:`guide`.
+
+        Example
+        -------
+        >>> source.own_guide(picture).shape
+        (128, 128, 20)
+        """
         found = np.asarray(self.prior(picture, None))
         if self.prior.output != self.output:
             raise InputError(
                 f"{self.name} returned values that are no {self.output}, as the first ones were",
                 fix="say what it returns: --output logits (or probabilities, labels)",
             )
-        guide = as_probabilities(check_guide(found, *found.shape[:2]), height, width)
+        guide = check_guide(found, *found.shape[:2])
         last = int(guide.max()) if guide.ndim == 2 else guide.shape[2] - 1
         if last >= self.classes:
             raise InputError(
                 f"{self.name} returned the label {last}, but has only {self.classes} names",
                 fix="name each class once: --names",
             )
-        if guide.ndim == 2:
-            return np.eye(self.classes + 1, self.classes, dtype=np.float32)[guide]  # row -1 is zero
-        return np.pad(guide, ((0, 0), (0, 0), (0, self.classes - 1 - last)))
+        return guide
 
 
 def open_guide_source(

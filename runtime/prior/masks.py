@@ -40,8 +40,9 @@ class MasksPrior:
       two classes; a pixel of zeros is unknown.
 
     It has the aspect ratio of the picture and any size. If the folder contains guides.json, which
-    ``python -m export guides`` writes, the picture must be the very file whose guide was computed,
-    and the guide may have another aspect ratio, as networks of a fixed input size return it.
+    ``python -m export guides`` writes, the picture must be the very file whose guide was computed;
+    this also decides between several masks. The guide may then have another aspect ratio, as
+    networks of a fixed input size return it.
 
     Parameters
     ----------
@@ -123,7 +124,6 @@ class MasksPrior:
                 "masks by a callable prior",
             )
         file = self._find(path)
-        self._check_same(file, path)
         mask = self.folder / file
         data = read_regular(mask, "a mask")
         if mask.suffix.lower() == SOFT:
@@ -152,6 +152,8 @@ class MasksPrior:
         parts = PurePath(os.path.abspath(path)).with_suffix("").parts
         ends = ["/".join(parts[first:]) for first in range(len(parts) - 1, 0, -1)]
         found = [file for end in ends for file in self._files.get(end, ())]
+        if found and self.list is not None:
+            return self._listed_one(found, path)
         if len(found) > 1:
             raise InputError(
                 f"{shown(path)} has {len(found)} masks in {shown(self.folder)}: "
@@ -166,24 +168,25 @@ class MasksPrior:
             )
         return found[0]
 
-    def _check_same(self, file: str, path: Path) -> None:
-        """Check that a picture is the one whose guide was computed, if guides.json exists."""
-        if self.list is None:
-            return
-        if file not in self._listed:
+    def _listed_one(self, files: list[str], path: Path) -> str:
+        """Return the one of these masks that guides.json lists for the file of a picture."""
+        listed = [file for file in files if file in self._listed]
+        if not listed:
             raise InputError(
-                f"{shown(self.folder / GUIDES)} does not list {shown(file)}, the mask of "
+                f"{shown(self.folder / GUIDES)} does not list {shown(files[0])}, the mask of "
                 f"{shown(path)}",
                 fix="run python -m export guides again, which finishes the folder",
             )
-        name, wanted = self._listed[file]
-        if hashlib.sha256(read_regular(path, "a picture")).hexdigest() != wanted:
-            raise InputError(
-                f"{shown(path)} is not the picture {shown(name)} of {shown(self.folder / GUIDES)}: "
-                "its sha256 differs",
-                fix="restore the picture, or write the guides of these pictures into another "
-                "folder: python -m export guides",
-            )
+        sha256 = hashlib.sha256(read_regular(path, "a picture")).hexdigest()
+        for file in listed:
+            if self._listed[file][1] == sha256:
+                return file
+        raise InputError(
+            f"{shown(path)} is not the picture {shown(self._listed[listed[0]][0])} of "
+            f"{shown(self.folder / GUIDES)}: its sha256 differs",
+            fix="restore the picture, or write the guides of these pictures into another "
+            "folder: python -m export guides",
+        )
 
 
 def is_mask_folder(folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Guides that are computed beforehand, for a folder of masks."""
