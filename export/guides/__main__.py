@@ -42,9 +42,10 @@ def command(words: list[str]) -> int:
             workers=args.workers,
             progress=lambda count, of: bar.progress(f"{count} of {of}", count / of),
         )
-    for text, names in done.warnings.items():
+    words = [f"{picture_words(sorted(names))}: {text}" for text, names in done.warnings.items()]
+    for text in words + done.notes:
         with printing():
-            print(f"warning: {picture_words(sorted(names))}: {text}", file=sys.stderr)
+            print(f"warning: {text}", file=sys.stderr)
     for name in sorted(done.broken):
         print_error(done.broken[name])
     new = done.pictures - done.skipped - len(done.broken)

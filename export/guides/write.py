@@ -9,7 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -36,6 +36,7 @@ _MODEL = (
     "preprocess",
     "stated",
 )  # what decides a guide's values
+_Worked = tuple[str | SdkError | None, list[str]]  # what _work returns
 
 
 @dataclass
@@ -48,12 +49,14 @@ class Written:
     skipped : of these, how many had a guide already.
     broken : the error of each picture that has no guide, by its path relative to the folder.
     warnings : the pictures of each warning.
+    notes : warnings of the network's outputs, each once, also of what they were taken for.
     """
 
     pictures: int
     skipped: int = 0
     broken: dict[str, SdkError] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def open_source(model: str, stated: Stated | None = None) -> GuideSource:
@@ -150,31 +153,40 @@ def write_guides(
     done, written = Written(len(files)), time.monotonic()
     save = partial(write_atomic, out / GUIDES)
     save(guides.to_json())
+    jobs: dict[Future[_Worked], str] = {}
+
+    def record(job: Future[_Worked]) -> None:
+        name, (found, warnings) = jobs.pop(job), job.result()
+        for text in warnings:
+            done.warnings.setdefault(text, []).append(name)
+        if isinstance(found, SdkError):
+            done.broken[name] = found
+            guides.pictures.pop(name, None)
+        elif found is None:
+            done.skipped += 1
+        else:
+            guides.pictures[name] = {"file": files[name], "sha256": found}
+
     pool = ThreadPoolExecutor(workers)
     try:
-        jobs = {
-            pool.submit(_work, source, data / name, out / file, guides.pictures.get(name)): name
-            for name, file in files.items()
-        }
-        for count, job in enumerate(as_completed(jobs), 1):
-            name, (found, warnings) = jobs.pop(job), job.result()
-            for text in warnings:
-                done.warnings.setdefault(text, []).append(name)
-            if isinstance(found, SdkError):
-                done.broken[name] = found
-                guides.pictures.pop(name, None)
-            elif found is None:
-                done.skipped += 1
-            else:
-                guides.pictures[name] = {"file": files[name], "sha256": found}
+        for name, file in files.items():
+            old = guides.pictures.get(name)
+            jobs[pool.submit(_work, source, data / name, out / file, old)] = name
+        for count, job in enumerate(as_completed([*jobs]), 1):
+            record(job)
             if time.monotonic() - written >= every:
                 save(guides.to_json())
                 written = time.monotonic()
             if progress:
                 progress(count, len(files))
-    finally:
+    finally:  # what was finished before an error or Ctrl-C is listed, too
         pool.shutdown(cancel_futures=True)
+        for job in [*jobs]:
+            if not job.cancelled() and job.exception() is None:
+                record(job)
         save(guides.to_json())
+    noted = source.prior.engine.warnings
+    done.notes = [*dict.fromkeys(f"{note.output}: {note.message}" for note in noted)]
     return done
 
 
@@ -260,9 +272,7 @@ def _begun(
     return old
 
 
-def _work(
-    source: GuideSource, picture: Path, file: Path, old: dict[str, str] | None
-) -> tuple[str | SdkError | None, list[str]]:
+def _work(source: GuideSource, picture: Path, file: Path, old: dict[str, str] | None) -> _Worked:
     """Write the guide of one picture. Return the picture's sha256, None if the guide exists
     already, or the error of a broken picture; and the warnings."""
     try:

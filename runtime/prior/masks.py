@@ -24,7 +24,7 @@ from runtime.prior.reading import MOST_LABELS, fits
 SOFT = ".safetensors"
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 TENSOR = "probabilities"  # the name of the tensor in a file of probabilities
-_OF_BUNDLES = ("manifest.json", "run.json")  # a bundle, and a run of the trainer
+_OTHERS = ("manifest.json", "run.json", "config.json")  # bundle, run of the trainer, checkpoint
 
 
 class MasksPrior:
@@ -53,8 +53,8 @@ class MasksPrior:
 
     Raises
     ------
-    InputError : the folder does not exist, is a bundle or a run of the trainer, or contains no
-        masks; guides.json is damaged, or states names and unknown itself; or ``names`` or
+    InputError : the folder does not exist, is a bundle or something else, or contains no masks;
+        guides.json is damaged, or states names and unknown itself; or ``names`` or
         ``unknown`` cannot be used.
 
     Example
@@ -191,7 +191,7 @@ class MasksPrior:
 
 def is_mask_folder(folder: Path) -> bool:
     """Whether a folder contains masks: guides.json, or a file that is a picture or probabilities.
-    A bundle, a folder with an .onnx file and a run of the trainer contain none.
+    A bundle, a folder with an .onnx file, a run of the trainer and a checkpoint contain none.
 
     Raises
     ------
@@ -204,9 +204,7 @@ def is_mask_folder(folder: Path) -> bool:
     """
     if stat_of(folder / GUIDES) is not None:
         return True
-    if any(stat_of(folder / name) is not None for name in _OF_BUNDLES) or any(
-        folder.glob("*.onnx")
-    ):
+    if any(stat_of(folder / name) is not None for name in _OTHERS) or any(folder.glob("*.onnx")):
         return False
     return next(_masks(folder), None) is not None
 

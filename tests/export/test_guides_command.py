@@ -249,6 +249,9 @@ def test_progress_and_warnings(place, capsys):
     err = capsys.readouterr().err
     assert "compute guides ..." in err and "100 % 4 of 4" in err
     assert "warning: 1 picture: alpha.png: The alpha channel was dropped" in err
+    save(place / "one.onnx", np.ones((1, 3)), **META | {"classes": ["object"]})
+    assert guides(model="one.onnx", out="masks2") == 0
+    assert "warning: one.onnx: " in capsys.readouterr().err
 
 
 def test_a_checkpoint_folder_is_frozen_first(checkpoint, place):

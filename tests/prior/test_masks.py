@@ -150,6 +150,7 @@ def test_what_is_a_folder_of_masks(tmp_path):
         ("texts", ["a.txt"], False),
         ("bundle", ["a.png", "manifest.json"], False),
         ("damaged bundle", ["prior.onnx", "init.safetensors"], False),
+        ("checkpoint", ["config.json", "model.safetensors"], False),
         ("run", ["run.json", "checkpoint.safetensors", "curves.png"], False),
     ]:
         with case(name):
