@@ -212,6 +212,25 @@ def test_the_list_names_the_pictures(tmp_path):
             MasksPrior(masks, **options)
 
 
+def test_the_list_decides_between_masks(tmp_path):
+    masks = tmp_path / "masks"
+    entries = {}
+    for number_, name in enumerate(("a", "left/a")):
+        write(masks / f"{name}.png", number(number_, np.uint16))
+        picture = tmp_path / f"photos/{name}.jpg"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(name.encode())
+        sha256 = hashlib.sha256(name.encode()).hexdigest()
+        entries[f"{name}.jpg"] = {"file": f"{name}.png", "sha256": sha256}
+    found = GuideList({"name": "m"}, {"soft": False}, None, entries)
+    (masks / "guides.json").write_bytes(found.to_json())
+    assert GuideList.read(masks) == found
+    prior = MasksPrior(masks)
+    for number_, name in enumerate(("a", "left/a")):
+        with case(name):
+            assert (prior(PICTURE, tmp_path / f"photos/{name}.jpg") == number_).all()
+
+
 def test_a_damaged_list(tmp_path):
     picture = tmp_path / "a.jpg"
     picture.write_bytes(b"one")
