@@ -271,7 +271,7 @@ def test_wrong_segmenter():
         (
             {"prior": 7},
             InputError,
-            "prior is a int; wanted 'kmeans', a bundle folder, an .onnx file or a callable",
+            "prior is a int; wanted 'kmeans', a bundle folder, an .onnx file, a folder of masks",
         ),
     ]:
         with case(match), pytest.raises(error, match=match):
