@@ -12,7 +12,7 @@ from runtime.tools import cli
 
 COMMANDS = (
     "latency", "compare", "report", "quality", "training", "boosting", "adapt", "backbone", "cache",
-    "ops", "step", "photo", "stream", "gpu",
+    "ops", "step", "photo", "stream", "protocol", "gpu",
 )  # fmt: skip
 
 
@@ -58,6 +58,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.speed.photo import main
     elif name == "stream":
         from benchmarks.quality.stream import main
+    elif name == "protocol":
+        from benchmarks.quality.protocols import main
     elif name == "backbone":
         from benchmarks.quality.backbone import main
     elif name == "cache":

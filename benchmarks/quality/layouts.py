@@ -1,0 +1,423 @@
+"""The truth of published data sets in the folders as they are distributed, and predictions for it.
+
+Each layout finds the files of the truth below a folder and reads one of them. The data sets are not
+part of the project.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from benchmarks.files import class_numbers
+from benchmarks.quality.datasets import BsdsPicture
+from runtime.errors import InputError
+from runtime.files import file_error, shown, stat_of
+from runtime.opencv import cv2
+from runtime.pictures.load import load_image
+
+IGNORED = 255  # the class of pixels that are not scored
+
+# COCO-Stuff's ids 0 to 181 of each of the 27 classes, whose order is that of PiCIE (Cho et al.,
+# CVPR 2021) and STEGO (Hamilton et al., ICLR 2022): 12 classes of things, then 15 of stuff.
+COCO27: tuple[tuple[str, tuple[int, ...]], ...] = (
+    ("electronic", (*range(71, 77),)),
+    ("appliance", (*range(77, 83),)),
+    ("food", (*range(51, 61),)),
+    ("furniture", (*range(61, 71),)),
+    ("indoor", (*range(83, 91),)),
+    ("kitchen", (*range(43, 51),)),
+    ("accessory", (*range(25, 33),)),
+    ("animal", (*range(15, 25),)),
+    ("outdoor", (*range(9, 15),)),
+    ("person", (0,)),
+    ("sports", (*range(33, 43),)),
+    ("vehicle", (*range(1, 9),)),
+    ("ceiling", (101, 102)),
+    ("floor", (100, *range(113, 118))),
+    ("food-stuff", (120, 121, 152, 169)),
+    ("furniture-stuff", (97, 106, 107, 109, 111, 122, 129, 132, 155, 160, 164)),
+    ("raw-material", (99, 131, 138, 142)),
+    ("textile", (91, 92, 103, 104, 108, 130, 136, 140, 151, 166, 167)),
+    ("wall", (*range(170, 177),)),
+    ("window", (179, 180)),
+    ("building", (94, 95, 127, 150, 157, 165)),
+    ("ground", (110, 124, 125, 135, 139, 143, 144, 146, 148, 153, 158)),
+    ("plant", (93, 96, 118, 123, 128, 133, 141, 162, 168)),
+    ("sky", (105, 156)),
+    ("solid", (126, 134, 149, 159, 161, 181)),
+    ("structural", (98, 112, 137, 145, 163)),
+    ("water", (119, 147, 154, 177, 178)),
+)
+FIRST_STUFF = 12  # of the 27 classes
+
+CITYSCAPES = range(7, 34)  # the ids of Cityscapes that are classes 0 to 26, in this order
+
+# The classes of ISPRS Potsdam, with the numbers of IIC (Ji et al., ICCV 2019): road, building, low
+# vegetation, tree, car, clutter; their colours, and the class of Potsdam-3 of each.
+POTSDAM_COLOURS = np.uint8(
+    [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
+)
+POTSDAM_CLASSES = (0, 1, 2, 2, 0, 1)
+
+
+class Truth(NamedTuple):
+    """A picture that has a truth.
+
+    Parameters
+    ----------
+    name : the path of the picture without suffix, below the folder of pictures, as "dog/00000".
+    path : the file of the truth.
+    """
+
+    name: str
+    path: Path
+
+
+class Layout(NamedTuple):
+    """How a data set is distributed.
+
+    Parameters
+    ----------
+    find : from the folder and the part to the files of the truth.
+    read : from the file to the truth.
+    split : the part that publications score; "" if the folder has no parts.
+    """
+
+    find: Callable[[Path, str], list[Truth]]
+    read: Callable[[Path], Any]
+    split: str = ""
+
+
+class Boxes(NamedTuple):
+    """The objects of a picture.
+
+    Parameters
+    ----------
+    size : height and width of the picture.
+    boxes : (N, 4) float64: left, top, right and bottom edge of each, in pixels from the corner of
+        the picture.
+    """
+
+    size: tuple[int, int]
+    boxes: np.ndarray
+
+
+def label_map(path: Path) -> np.ndarray:
+    """Read a label map: (H, W) int32.
+
+    The labels are the numbers of a grey PNG of 8 or 16 bits. In a PNG with colours or a palette
+    each colour is a label, whose number is red + 256 green + 65536 blue.
+
+    Raises
+    ------
+    InputError : the file cannot be read, is damaged, or has an alpha channel or colours of 16 bits.
+    """
+    stored = _stored(path)
+    return stored.astype(np.int32) if stored.ndim == 2 else _codes(stored)
+
+
+def _stored(path: Path) -> np.ndarray:
+    """(H, W) uint8 or uint16 of a grey file, (H, W, 3) uint8 RGB of one with colours."""
+    colours = load_image(path)[0]  # raises the error for a file that is missing or damaged
+    try:
+        stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    if stored is not None and stored.ndim == 2 and stored.dtype.kind == "u":
+        return np.asarray(stored)
+    if stored is None or stored.dtype != np.uint8 or stored.shape[2] != 3:
+        raise InputError(
+            f"{shown(path)} is no label map: it has an alpha channel, or colours of 16 bits",
+            fix="save the labels as a grey PNG of 8 or 16 bits",
+        )
+    return colours
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    return colours.astype(np.int32) @ np.int32([1, 256, 65536])
+
+
+def grey_mask(path: Path) -> np.ndarray:
+    """Read a mask of the foreground: (H, W) float64 in [0, 1], the grey values divided by 255.
+
+    Raises
+    ------
+    InputError : the file cannot be read, is no 8-bit grey picture, or has no values but 0 and 1.
+    """
+    found = class_numbers(path)
+    if found.dtype != np.uint8 or found.max() == 1:
+        what = "no values but 0 and 1" if found.dtype == np.uint8 else "16 bits"
+        raise InputError(
+            f"{shown(path)} has {what}; wanted a grey mask from 0, background, to 255, foreground",
+            fix="save mask * 255 as an 8-bit grey PNG",
+        )
+    return found / 255
+
+
+def predictions(folder: Path, names: Sequence[str]) -> tuple[list[Path], int]:
+    """Find the prediction of each picture: the PNG below a folder whose relative path without
+    suffix is the name, or else whose stem is that of the name, if no other picture has this stem.
+
+    Returns
+    -------
+    The files in the order of ``names``, and the number of PNG files that belong to no name.
+
+    Raises
+    ------
+    InputError : the folder cannot be read; a picture has no prediction, or several.
+    """
+    files = _files(folder, ".png")
+    by_name, by_stem = defaultdict(list), defaultdict(list)
+    for path in files:
+        by_name[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+        by_stem[path.stem].append(path)
+    shared = Counter(Path(name).name for name in names)
+    found, missing = [], []
+    for name in names:
+        stem = Path(name).name
+        fitting = by_name[name] or (by_stem[stem] if shared[stem] == 1 else [])
+        if len(fitting) > 1:
+            raise InputError(
+                f"picture {name} has {len(fitting)} predictions: {', '.join(map(shown, fitting))}",
+                fix=f"leave one of them, or save it as {shown(folder / name)}.png",
+            )
+        found += fitting
+        missing += [] if fitting else [name]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} pictures have no prediction in {shown(folder)};"
+            f" the first is {missing[0]}",
+            fix=f"save it as {shown(folder / missing[0])}.png, or name those to score by --list",
+        )
+    return found, len(files) - len(set(found))
+
+
+def listed(path: Path) -> list[str]:
+    """Read a list of names: the first word of each line of a text file.
+
+    Raises
+    ------
+    InputError : the file cannot be read, or contains no name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise file_error("read", path, error) from error
+    if not (names := [line.split()[0] for line in lines if line.strip()]):
+        raise InputError(f"{shown(path)} contains no name", fix="write one name in each line")
+    return names
+
+
+def chosen(truths: list[Truth], names: Sequence[str]) -> list[Truth]:
+    """Keep the pictures whose name, stem or folder is one of ``names``.
+
+    Raises
+    ------
+    InputError : a name fits no picture.
+    """
+    wanted, used, kept = set(names), set(), []
+    for truth in truths:
+        path = Path(truth.name)
+        fitting = wanted & {truth.name, path.name, path.parent.as_posix()}
+        used |= fitting
+        kept += [truth] if fitting else []
+    if unknown := sorted(wanted - used):
+        raise InputError(
+            f"the list names {unknown[0]}, of which there is no truth",
+            fix=f"write names without suffix, such as {truths[0].name}",
+        )
+    return kept
+
+
+def _bsds500(data: Path, split: str) -> list[Truth]:
+    roots = ("", "data", "BSDS500/data", "BSR/BSDS500/data")
+    folder = _one_folder(data, [f"{root}/groundTruth/{split}".lstrip("/") for root in roots])
+    return [Truth(path.stem, path) for path in _files(folder, ".mat")]
+
+
+def _annotators(path: Path) -> list[np.ndarray]:
+    return BsdsPicture(path.stem, path, path).annotators()
+
+
+def _voc(data: Path, split: str, kind: str, folder: str, suffix: str) -> list[Truth]:
+    places = ("", "VOC2007", "VOC2012", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012")
+    root = _one_folder(data, [f"{place}/{folder}".lstrip("/") for place in places]).parent
+    names = listed(root / "ImageSets" / kind / f"{split}.txt")
+    return [Truth(name, root / folder / f"{name}{suffix}") for name in names]
+
+
+def _voc2012(data: Path, split: str) -> list[Truth]:
+    return _voc(data, split, "Segmentation", "SegmentationClass", ".png")
+
+
+def _corloc(data: Path, split: str) -> list[Truth]:
+    return _voc(data, split, "Main", "Annotations", ".xml")
+
+
+def _palette() -> np.ndarray:
+    """VOC's colours (256, 3) uint8: bit 3 i + c of the number is bit 7 - i of channel c."""
+    numbers = np.arange(256)[:, None]
+    channels = np.arange(3)
+    bits = [((numbers >> (3 * i + channels)) & 1) << (7 - i) for i in range(3)]
+    return np.sum(bits, axis=0).astype(np.uint8)
+
+
+def _voc_classes(path: Path) -> np.ndarray:
+    return _classes(path, range(256), _palette())
+
+
+def _classes(path: Path, numbers: Sequence[int], colours: np.ndarray | None = None) -> np.ndarray:
+    """Read the classes of pixels: (H, W) uint8.
+
+    Parameters
+    ----------
+    numbers : the class of each number that a grey file has; IGNORED remains IGNORED.
+    colours : (N, 3) uint8 RGB, of the numbers 0 to N - 1 in a file with colours; None if the data
+        set has grey files only.
+    """
+    labels = stored = _stored(path)
+    table = {i: i for i in range(256)}
+    if stored.ndim == 3:
+        labels = _codes(stored)
+        listed_colours = () if colours is None else _codes(colours).tolist()
+        table = dict(zip(listed_colours, range(256), strict=False))
+    known = {key: numbers[i] for key, i in table.items() if i < len(numbers)}
+    if stored.ndim == 2:
+        known |= {IGNORED: IGNORED}
+    values, index = np.unique(labels, return_inverse=True)
+    if unknown := [value for value in values.tolist() if value not in known]:
+        first = unknown[0]
+        what = f"colour {tuple(first >> i & 255 for i in (0, 8, 16))}"
+        raise InputError(
+            f"{shown(path)} has the {what if stored.ndim == 3 else f'number {first}'}, which is no"
+            " class of the data set",
+            fix="use the label pictures as they are distributed",
+        )
+    return np.uint8([known[value] for value in values.tolist()])[index].reshape(labels.shape)
+
+
+def _coco27(data: Path, split: str) -> list[Truth]:
+    places = ("annotations", "stuffthingmaps_trainval2017", "stuffthingmaps")
+    folder = _one_folder(data, [f"{place}/{split}" for place in places])
+    return [Truth(path.stem, path) for path in _files(folder, ".png")]
+
+
+def _coco_classes(path: Path) -> np.ndarray:
+    classes = {i: n for n, (_, ids) in enumerate(COCO27) for i in ids}
+    return _classes(path, [classes[i] for i in range(182)])
+
+
+def _cityscapes27(data: Path, split: str) -> list[Truth]:
+    folder = _one_folder(data, [f"gtFine/{split}", f"gtFine_trainvaltest/gtFine/{split}"])
+    end = "_gtFine_labelIds"
+    return [
+        Truth(f"{path.parent.name}/{path.stem.removesuffix(end)}_leftImg8bit", path)
+        for path in _files(folder, ".png")
+        if path.stem.endswith(end)
+    ]
+
+
+def _cityscapes_classes(path: Path) -> np.ndarray:
+    return _classes(path, [i - CITYSCAPES[0] if i in CITYSCAPES else IGNORED for i in range(34)])
+
+
+def _potsdam3(data: Path, split: str) -> list[Truth]:
+    folder = _one_folder(data, ["5_Labels_all", "labels", "gt"])
+    files = [*_files(folder, ".png"), *_files(folder, ".tif")]
+    return [Truth(path.stem.removesuffix("_label"), path) for path in files]
+
+
+def _potsdam_classes(path: Path) -> np.ndarray:
+    return _classes(path, POTSDAM_CLASSES, POTSDAM_COLOURS)
+
+
+def _saliency(data: Path, split: str) -> list[Truth]:
+    kinds = ("DUTS-TE-Mask", "ground_truth_mask", "pixelwiseGT-new-PNG")
+    roots = ("", "DUTS-TE", "ECSSD", "DUT-OMRON")
+    folder = _one_folder(data, [f"{root}/{kind}".lstrip("/") for kind in kinds for root in roots])
+    return [Truth(path.stem, path) for path in _files(folder, ".png")]
+
+
+def _foreground(path: Path) -> np.ndarray:
+    return class_numbers(path, cv2.IMREAD_GRAYSCALE) > 127
+
+
+def _davis(data: Path, split: str) -> list[Truth]:
+    folder = _one_folder(data, ["Annotations/480p", "masks"])
+    files = _files(folder, ".png")
+    return [Truth(path.relative_to(folder).with_suffix("").as_posix(), path) for path in files]
+
+
+def _object(path: Path) -> np.ndarray:
+    return class_numbers(path, cv2.IMREAD_GRAYSCALE) > 0
+
+
+def _boxes(path: Path) -> Boxes:
+    """Read the boxes of VOC: the first pixel has the number 1, and the last one is of the box."""
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+        size = [int(root.findtext(f"size/{key}", "")) for key in ("height", "width")]
+        corners = ("xmin", "ymin", "xmax", "ymax")
+        boxes = [
+            [float(box.findtext(key, "")) for key in corners]
+            for box in root.iterfind("object/bndbox")
+        ]
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ElementTree.ParseError, ValueError) as error:
+        raise InputError(
+            f"{shown(path)} is no annotation of VOC: {error}", fix="copy the data set again"
+        ) from error
+    return Boxes((size[0], size[1]), np.array(boxes).reshape(-1, 4) - (1, 1, 0, 0))
+
+
+LAYOUTS = {
+    "bsds500": Layout(_bsds500, _annotators, "test"),
+    "voc2012": Layout(_voc2012, _voc_classes, "val"),
+    "coco27": Layout(_coco27, _coco_classes, "val2017"),
+    "cityscapes27": Layout(_cityscapes27, _cityscapes_classes, "val"),
+    "potsdam3": Layout(_potsdam3, _potsdam_classes),
+    "saliency": Layout(_saliency, _foreground),
+    "corloc": Layout(_corloc, _boxes, "trainval"),
+    "davis": Layout(_davis, _object),
+}
+
+
+def _one_folder(data: Path, places: Sequence[str]) -> Path:
+    """The only one of some folders below ``data`` that exists."""
+    found = [data / place for place in places if stat_of(data / place) is not None]
+    if len(found) == 1:
+        return found[0]
+    wanted = ", ".join(places)
+    if not found:
+        raise InputError(
+            f"{shown(data)} contains none of {wanted}",
+            fix="check --data, the folder of the data set as it is distributed, and --split",
+        )
+    raise InputError(
+        f"{shown(data)} contains {', '.join(map(shown, found))}; wanted one of them",
+        fix="name the folder of one data set",
+    )
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """All files with a suffix below a folder, in the order of their paths; hidden ones are left
+    out."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise file_error("read", error.filename or folder, error) from error
+
+    found = [
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if name.lower().endswith(suffix) and not name.startswith(".")
+    ]
+    return sorted(found)

@@ -1,0 +1,337 @@
+"""The command protocol on tiny replicas of the official folders, and its errors."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from cases import case
+from scipy.io import savemat
+
+from benchmarks import __main__ as command
+from benchmarks.quality import layouts
+from benchmarks.quality.layouts import COCO27, IGNORED, LAYOUTS
+from runtime.errors import InputError
+
+HALVES = np.repeat([[0, 1]], 4, axis=0).repeat(3, axis=1)  # (4, 6)
+
+
+def save(path, labels):
+    """Write a grey picture, or one of RGB colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.asarray(labels)
+    labels = labels if labels.dtype == np.uint16 else labels.astype(np.uint8)
+    assert cv2.imwrite(str(path), labels[..., ::-1] if labels.ndim == 3 else labels)
+
+
+def write_list(path, *names):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in names))
+
+
+def voc_colour(number):
+    """A colour of VOC's palette, bit by bit."""
+    colour = [0, 0, 0]
+    for bit in range(8):
+        colour[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+    return colour
+
+
+def annotation(path, *boxes, size=(4, 6)):
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    objects = "".join(
+        "<object><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(corners, box, strict=True))
+        + "</bndbox></object>"
+        for box in boxes
+    )
+    height, width = size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<annotation><size><width>{width}</width><height>{height}</height></size>{objects}"
+        "</annotation>"
+    )
+
+
+def bsds500(root):
+    people = np.empty((1, 2), object)
+    for k in range(2):
+        people[0, k] = {"Segmentation": (HALVES + 1).astype(np.uint16)}
+    for split in ("test", "val"):
+        path = root / f"BSR/BSDS500/data/groundTruth/{split}/2018.mat"
+        path.parent.mkdir(parents=True)
+        savemat(path, {"groundTruth": people})
+    return {"2018": HALVES}
+
+
+def voc2012(root):
+    colours = np.array([voc_colour(i) for i in (0, 15)])[HALVES]
+    colours[0] = voc_colour(255)
+    for name in ("2007_000033", "2007_000042"):
+        save(root / f"VOCdevkit/VOC2012/SegmentationClass/{name}.png", colours)
+    write_list(root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", "2007_000033")
+    prediction = HALVES.copy()
+    prediction[0] = 2  # only where the truth is void
+    return {"2007_000033": prediction}
+
+
+def coco27(root):
+    labels = np.array([0, 181])[HALVES]  # a person, and solid stuff
+    labels[0] = 255
+    save(root / "stuffthingmaps_trainval2017/val2017/000000000139.png", labels)
+    return {"000000000139": HALVES}
+
+
+def cityscapes27(root):
+    labels = np.array([7, 33])[HALVES]
+    labels[0] = 6
+    save(root / "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png", labels)
+    save(root / "gtFine/val/ulm/ulm_000000_000019_gtFine_color.png", labels)
+    return {"ulm/ulm_000000_000019_leftImg8bit": HALVES}
+
+
+def potsdam3(root):
+    tile = np.kron(np.arange(6).reshape(2, 3), np.ones((12, 8), int))  # the six classes
+    save(root / "5_Labels_all/a_label.png", layouts.POTSDAM_COLOURS[tile])
+    save(root / "5_Labels_all/b_label.tif", tile)
+    classes = np.array([0, 1, 2, 2, 0, 1])[tile]
+    return {"a": classes, "b": classes}
+
+
+def saliency(root):
+    save(root / "ECSSD/ground_truth_mask/0001.png", 255 * HALVES)
+    return {"0001": 255 * HALVES}
+
+
+def corloc(root):
+    annotation(root / "VOCdevkit/VOC2007/Annotations/000005.xml", (4, 1, 6, 4), (1, 1, 1, 1))
+    write_list(root / "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt", "000005")
+    return {"000005": 255 * HALVES}
+
+
+def davis(root):
+    for name, truth in (("dog", HALVES), ("bear", 1 - HALVES)):
+        save(root / f"Annotations/480p/{name}/00000.png", 255 * truth)
+    return {"dog/00000": 2 * HALVES, "bear/00000": 1 - HALVES}
+
+
+REPLICAS = (bsds500, voc2012, coco27, cityscapes27, potsdam3, saliency, corloc, davis)
+assert [make.__name__ for make in REPLICAS] == [*LAYOUTS]
+PERFECT = {
+    "bsds500": ("all", "fine", "coarse", "mean", "picture all", "one-to-one"),
+    "voc2012": ("best IoU", "picture best IoU", "one-to-one"),
+    "coco27": ("acc", "mIoU", "stuff acc", "stuff mIoU"),
+    "cityscapes27": ("acc", "mIoU"),
+    "potsdam3": ("acc", "mIoU"),
+    "saliency": ("acc", "IoU", "max F (MOVE)", "max F (SelfMask)"),
+    "corloc": ("CorLoc",),
+    "davis": ("IoU", "F"),
+}
+
+
+def scored(capsys, data, *argv):
+    """The document that the command prints."""
+    options = ["--data", str(data), "--predictions", str(data / "found"), "--json"]
+    code = command.main(["protocol", *argv, *options])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(params=REPLICAS, ids=lambda make: make.__name__)
+def replica(request, tmp_path):
+    predictions = request.param(tmp_path)
+    for name, labels in predictions.items():
+        save(tmp_path / f"found/{name}.png", labels)
+    return request.param.__name__, tmp_path, predictions
+
+
+def test_the_truth_itself_is_perfect(replica, capsys):
+    name, root, predictions = replica
+    code, document = scored(capsys, root, name)
+    assert code == 0
+    assert document["pictures"] == len(predictions) and document["unused predictions"] == 0
+    assert document["split"] == LAYOUTS[name].split and document["protocol"] == name
+    assert {k: document["scores"][k] for k in PERFECT[name]} == dict.fromkeys(PERFECT[name], 1)
+
+
+def test_a_wrong_prediction_is_not_perfect(replica, capsys):
+    name, root, predictions = replica
+    for picture, labels in predictions.items():
+        save(root / f"found/{picture}.png", np.where(np.indices(labels.shape)[0] % 2, 255, 0))
+    _, document = scored(capsys, root, name)
+    assert document["scores"][PERFECT[name][0]] < 1
+
+
+def test_sizes_that_differ_are_errors(replica, capsys):
+    name, root, predictions = replica
+    for picture in predictions:
+        save(root / f"found/{picture}.png", np.full((5, 6), 255))
+    code, document = scored(capsys, root, name)
+    assert code == 1
+    assert "has 6 x 5 pixels, the picture " in document["error"]
+    assert document["fix"] == "save predictions at the size of the picture"
+
+
+def test_a_missing_prediction_is_named(replica, capsys):
+    name, root, predictions = replica
+    first = min(predictions)
+    (root / f"found/{first}.png").unlink()
+    code, document = scored(capsys, root, name)
+    assert code == 1
+    assert f"1 of {len(predictions)} pictures have no prediction" in document["error"]
+    assert document["error"].endswith(f"the first is {first}") and first in document["fix"]
+
+
+def test_missing_data_is_named(replica, capsys, tmp_path):
+    name = replica[0]
+    (tmp_path / "empty/found").mkdir(parents=True)
+    code, document = scored(capsys, tmp_path / "empty", name)
+    assert code == 1 and "contains none of" in document["error"]
+
+
+def test_predictions_after_the_cut_and_at_full_size(tmp_path, capsys):
+    labels = np.kron(np.array([[0, 7, 181, 91]]), np.ones((6, 5), int))  # (6, 20)
+    save(tmp_path / "annotations/val2017/1.png", labels)
+    whole = np.kron(np.arange(4)[None], np.ones((6, 5), int))
+    save(tmp_path / "found/1.png", whole)
+    _, document = scored(capsys, tmp_path, "coco27")
+    assert document["scores"]["acc"] == 1 and document["scores"]["clusters"] == 2  # in the middle
+    save(tmp_path / "found/1.png", np.repeat([[1] * 160 + [2] * 160], 320, axis=0))
+    _, document = scored(capsys, tmp_path, "coco27")
+    assert document["scores"]["acc"] > 0.99
+    save(tmp_path / "found/1.png", np.repeat([[1] * 256 + [2] * 256], 512, axis=0))
+    _, document = scored(capsys, tmp_path, "coco27", "--compat", "diffseg")
+    assert document["scores"]["compat diffseg acc"] > 0.99 and document["compat"] == "diffseg"
+
+
+def test_label_maps_of_all_kinds_are_the_same_regions(tmp_path, capsys):
+    bsds500(tmp_path)
+    for labels in (HALVES, np.uint16(60000 * HALVES), np.array([[9, 8, 7], [0, 0, 99]])[HALVES]):
+        with case(labels.dtype, labels.shape):
+            save(tmp_path / "found/2018.png", labels)
+            _, document = scored(capsys, tmp_path, "bsds500", "--compat", "dynaguide")
+            scores = document["scores"]
+            assert scores["all"] == scores["compat dynaguide"] == 1 and scores["segments"] == 2
+    for wrong in (np.dstack([HALVES] * 4), np.uint16(np.dstack([HALVES] * 3))):
+        save(tmp_path / "found/2018.png", wrong)
+        assert "is no label map" in scored(capsys, tmp_path, "bsds500")[1]["error"]
+
+
+def test_masks_have_eight_bits_and_the_whole_range(tmp_path, capsys):
+    saliency(tmp_path)
+    for wrong, message in ((HALVES, "no values but 0 and 1"), (np.uint16(HALVES), "16 bits")):
+        save(tmp_path / "found/0001.png", wrong)
+        assert message in scored(capsys, tmp_path, "saliency")[1]["error"]
+
+
+def test_predictions_are_found_by_path_or_stem(tmp_path):
+    for name in ("a/1.png", "b/1.png", "b/2.PNG", "deep/c/3.png", ".hidden.png", "4.txt"):
+        save_to = tmp_path / name
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        save_to.touch()
+    found, unused = layouts.predictions(tmp_path, ["a/1", "x/2", "3"])
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
+        "a/1.png", "b/2.PNG", "deep/c/3.png",
+    ]  # fmt: skip
+    assert unused == 1
+    with pytest.raises(InputError, match=r"picture x/1 has 2 predictions: .*a/1.png, .*b/1.png"):
+        layouts.predictions(tmp_path, ["x/1"])
+    with pytest.raises(InputError, match=r"2 of 2 pictures have no prediction .*first is x/3"):
+        layouts.predictions(tmp_path, ["x/3", "y/3"])  # a stem that two pictures share
+    with pytest.raises(InputError, match="does not exist"):
+        layouts.predictions(tmp_path / "none", ["a"])
+
+
+def test_a_list_chooses_pictures(tmp_path, capsys):
+    davis(tmp_path)
+    save(tmp_path / "found/00000.png", HALVES)
+    for names, pictures in ((["dog"], 1), (["dog/00000 7"], 1), (["00000"], 2)):
+        with case(str(names)):
+            write_list(tmp_path / "names.txt", *names)
+            argv = ["davis", "--list", str(tmp_path / "names.txt")]
+            code, document = scored(capsys, tmp_path, *argv)
+            if pictures == 1:
+                assert code == 0 and document["pictures"] == 1
+            else:
+                assert "2 of 2 pictures have no prediction" in document["error"]
+    write_list(tmp_path / "names.txt", "cat")
+    assert "the list names cat" in scored(capsys, tmp_path, *argv)[1]["error"]
+    write_list(tmp_path / "names.txt", " ")
+    assert "contains no name" in scored(capsys, tmp_path, *argv)[1]["error"]
+    argv[-1] = str(tmp_path / "none.txt")
+    assert "none.txt does not exist" in scored(capsys, tmp_path, *argv)[1]["error"]
+
+
+def test_truths_with_other_numbers_or_forms_are_errors(tmp_path, capsys):
+    save(tmp_path / "found/1.png", 255 * HALVES)
+    save(tmp_path / "annotations/val2017/1.png", HALVES + 200)
+    assert "has the number 200, which is no class" in scored(capsys, tmp_path, "coco27")[1]["error"]
+    save(tmp_path / "labels/1.png", np.array([[1, 2, 3], [0, 0, 255]])[HALVES])
+    assert "has the colour (1, 2, 3), which" in scored(capsys, tmp_path, "potsdam3")[1]["error"]
+    save(tmp_path / "labels/1.png", HALVES)
+    assert "are no tile of Potsdam-3" in scored(capsys, tmp_path, "potsdam3")[1]["error"]
+    write_list(tmp_path / "ImageSets/Main/trainval.txt", "1")
+    write_list(tmp_path / "Annotations/1.xml", "<annotation>")
+    assert "is no annotation of VOC" in scored(capsys, tmp_path, "corloc")[1]["error"]
+    (tmp_path / "Annotations/1.xml").unlink()
+    assert "1.xml does not exist" in scored(capsys, tmp_path, "corloc")[1]["error"]
+    write_list(tmp_path / "ImageSets/Segmentation/val.txt", "1")
+    save(tmp_path / "SegmentationClass/1.png", np.full((4, 6), IGNORED))
+    assert "has no pixel to score" in scored(capsys, tmp_path, "voc2012")[1]["error"]
+    (tmp_path / "gtFine/val").mkdir(parents=True)
+    assert "contains no truth of city" in scored(capsys, tmp_path, "cityscapes27")[1]["error"]
+    (tmp_path / "gt").mkdir()
+    assert "labels, " in scored(capsys, tmp_path, "potsdam3")[1]["error"]
+
+
+def test_the_tables_of_classes():
+    """Each id of COCO-Stuff has one class; the palette is VOC's; 27 ids of Cityscapes are used."""
+    assert sorted(i for _, ids in COCO27 for i in ids) == list(range(182)) and len(COCO27) == 27
+    names = [name for name, _ in COCO27]
+    assert names[layouts.FIRST_STUFF :][0] == "ceiling" and len(names[layouts.FIRST_STUFF :]) == 15
+    assert len(layouts.CITYSCAPES) == 27
+
+
+def test_reading_the_classes(tmp_path):
+    """Every colour of VOC, every id of the others."""
+    wide = np.arange(256)[None]
+    save(tmp_path / "voc.png", np.array([voc_colour(i) for i in range(256)])[wide])
+    save(tmp_path / "grey.png", wide)
+    for name in ("voc.png", "grey.png"):
+        assert np.array_equal(LAYOUTS["voc2012"].read(tmp_path / name), wide)
+    save(tmp_path / "coco.png", np.append(np.arange(182), 255)[None])
+    classes = LAYOUTS["coco27"].read(tmp_path / "coco.png")[0].tolist()
+    assert classes[182] == IGNORED
+    assert (classes[0], classes[8], classes[94], classes[152], classes[181]) == (9, 11, 20, 14, 24)
+    save(tmp_path / "city.png", np.append(np.arange(34), 255)[None])
+    found = LAYOUTS["cityscapes27"].read(tmp_path / "city.png")[0].tolist()
+    assert found == [IGNORED] * 7 + [*range(27)] + [IGNORED]
+
+
+def test_boxes_of_voc_begin_at_one(tmp_path):
+    annotation(tmp_path / "1.xml", (1, 1, 6, 4), (2, 3, 2, 3))
+    found = LAYOUTS["corloc"].read(tmp_path / "1.xml")
+    assert found.size == (4, 6) and found.boxes.tolist() == [[0, 0, 6, 4], [1, 2, 2, 3]]
+
+
+def test_options_and_the_table(tmp_path, capsys):
+    bsds500(tmp_path)
+    save(tmp_path / "found/2018.png", HALVES)
+    save(tmp_path / "found/other.png", HALVES)
+    paths = ["--data", str(tmp_path), "--predictions", str(tmp_path / "found")]
+    out = tmp_path / "made/result.json"
+    argv = ["protocol", "bsds500", *paths, "--split", "val", "-o", str(out)]
+    assert command.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "bsds500 val, 1 pictures" in printed and "| one-to-one " in printed
+    assert "1 PNG files belong to no picture" in printed
+    document = json.loads(out.read_text())
+    assert document["split"] == "val" and "cpu" in document["environment"]
+    assert "BSR/BSDS500/data/groundTruth/all" in scored(
+        capsys, tmp_path, "bsds500", "--split", "all"
+    )[1]["error"]  # fmt: skip
+    assert "has no parts" in scored(capsys, tmp_path, "davis", "--split", "val")[1]["error"]
+    for wrong in (["davis", "--compat", "diffseg"], ["bsds500", "--compat", "dynaseg"], ["voc"]):
+        with case(str(wrong)), pytest.raises(SystemExit) as end:
+            command.main(["protocol", *wrong, *paths])
+        assert end.value.code == 2
+    assert "--compat diffseg is unknown for davis" in capsys.readouterr().err

@@ -1,0 +1,419 @@
+"""The protocols against slow loops that spell out the definition, and on maps of known scores."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from cases import case
+from developer_data import needs_data
+
+from benchmarks.quality import datasets, metrics, protocols
+from benchmarks.quality.layouts import IGNORED, Boxes
+
+
+def drawn(rng, labels, shape=(6, 7)):
+    """A map of few blocks."""
+    small = rng.integers(labels, size=(3, 4))
+    return np.kron(small, np.ones((2, 2), int))[: shape[0], : shape[1]]
+
+
+def pixels(labels, skip=None):
+    """The pixels of each label, in ascending order of labels."""
+    found = {}
+    for place in np.ndindex(labels.shape):
+        if labels[place] != skip:
+            found.setdefault(int(labels[place]), set()).add(place)
+    return [found[name] for name in sorted(found)]
+
+
+def iou(a, b):
+    return len(a & b) / len(a | b)
+
+
+def slow_best(found, true):
+    return [max(iou(f, t) for f in found) for t in true]
+
+
+def slow_one_to_one(found, true):
+    """Try every choice of other predicted regions, with enough empty ones."""
+    padded = [*found, *[set()] * len(true)]
+    ways = permutations(range(len(padded)), len(true))
+    sums = (sum(iou(padded[i], t) for i, t in zip(way, true, strict=True)) for way in ways)
+    return max(sums) / len(true)
+
+
+def slow_many_to_one(found, true):
+    renamed = [set() for _ in true]
+    for f in found:
+        scores = [iou(f, t) for t in true]
+        renamed[scores.index(max(scores))] |= f
+    return np.mean([iou(r, t) for r, t in zip(renamed, true, strict=True)])
+
+
+def slow_regions(pairs):
+    pools = {"all": [], "fine": [], "coarse": []}
+    ones, manys = [], []
+    for prediction, annotators in pairs:
+        found = pixels(prediction)
+        truths = [pixels(truth) for truth in annotators]
+        counts = [len(truth) for truth in truths]
+        finest = truths[counts.index(max(counts))]
+        pools["all"].append([v for truth in truths for v in slow_best(found, truth)])
+        pools["fine"].append(slow_best(found, finest))
+        pools["coarse"].append(slow_best(found, truths[counts.index(min(counts))]))
+        ones.append(slow_one_to_one(found, finest))
+        manys.append(slow_many_to_one(found, finest))
+    scores = {name: np.mean([v for part in parts for v in part]) for name, parts in pools.items()}
+    scores["mean"] = np.mean(list(scores.values()))
+    scores |= {f"picture {n}": np.mean([np.mean(p) for p in pool]) for n, pool in pools.items()}
+    return scores | {"one-to-one": np.mean(ones), "compat dynaguide": np.mean(manys)}
+
+
+def regions_of_pictures(rng, count=3):
+    return [(drawn(rng, 4), [drawn(rng, 2 + k) for k in (1, 2, 0)]) for _ in range(count)]
+
+
+def test_regions_match_a_slow_loop():
+    for seed in range(6):
+        with case(seed):
+            pairs = regions_of_pictures(np.random.default_rng(seed))
+            found = protocols.score_regions(pairs, compat="dynaguide")
+            slow = slow_regions(pairs)
+            assert {name: found[name] for name in slow} == pytest.approx(slow)
+            pooled = metrics.pooled_best_iou(*zip(*pairs, strict=True))
+            assert {name: found[name] for name in pooled} == pytest.approx(pooled)
+            assert found["segments"] == np.mean([len(pixels(p)) for p, _ in pairs])
+            assert found["true segments"] == np.mean([len(pixels(t)) for _, a in pairs for t in a])
+
+
+def test_segments_leave_void_out_of_both_maps():
+    for seed in range(6):
+        with case(seed):
+            rng = np.random.default_rng(seed)
+            pairs = [(drawn(rng, 4), drawn(rng, 3).astype(np.uint8)) for _ in range(3)]
+            for _, truth in pairs:
+                truth[2] = IGNORED
+            best, ones, manys = [], [], []
+            for prediction, truth in pairs:
+                true = pixels(truth, skip=IGNORED)
+                valid = set().union(*true)
+                found = [f & valid for f in pixels(prediction) if f & valid]
+                best.append(slow_best(found, true))
+                ones.append(slow_one_to_one(found, true))
+                manys.append(slow_many_to_one(found, true))
+            scores = protocols.score_segments(pairs, compat="dynaguide")
+            assert scores["best IoU"] == pytest.approx(np.mean([v for b in best for v in b]))
+            assert scores["picture best IoU"] == pytest.approx(np.mean([np.mean(b) for b in best]))
+            assert scores["one-to-one"] == pytest.approx(np.mean(ones))
+            assert scores["compat dynaguide"] == pytest.approx(np.mean(manys))
+
+
+def test_names_of_labels_change_nothing():
+    rng = np.random.default_rng(0)
+    pairs = regions_of_pictures(rng)
+    renamed = [(np.array([70, 9, 200000, 3])[p], [7 - t for t in a]) for p, a in pairs]
+    before = protocols.score_regions(pairs, compat="dynaguide")
+    assert protocols.score_regions(renamed, compat="dynaguide") == pytest.approx(before)
+    clusters = [(p, a[0]) for p, a in pairs]
+    moved = [(np.array([70, 9, 200000, 3])[p], t) for p, t in clusters]
+    scores = protocols.score_clusters(clusters, classes=3)
+    assert protocols.score_clusters(moved, classes=3) == pytest.approx(scores)
+
+
+def test_smaller_regions_are_never_worse_for_many_to_one_but_for_one_to_one():
+    """Pixels as regions, each of one true region, are perfect for DynaGuide's evaluator."""
+    fell = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        truth = drawn(rng, 4)
+        parts = 10 * truth + rng.integers(3, size=truth.shape)  # each true region in three parts
+        shared, finer = (
+            metrics.contingency(p, truth)
+            for p in (parts, np.arange(truth.size).reshape(truth.shape))
+        )
+        assert protocols.many_to_one(shared) == protocols.many_to_one(finer) == 1
+        assert protocols.one_to_one(finer) < protocols.one_to_one(shared) < 1
+        coarse = drawn(rng, 2)
+        before, after = (
+            protocols.many_to_one(metrics.contingency(p, truth))
+            for p in (coarse, coarse * 10 + truth)
+        )
+        assert after >= before
+        fell += before < 1
+    assert fell > 10
+
+
+def slow_matching(pairs, classes):
+    """Accuracy and mIoU of the best of all matchings; each cluster has at most one class."""
+    names = sorted({int(v) for p, _ in pairs for v in np.unique(p)})
+    clusters = {name: set() for name in names}
+    real = [set() for _ in range(classes)]
+    for i, (prediction, truth) in enumerate(pairs):
+        for place in np.ndindex(truth.shape):
+            if 0 <= truth[place] < classes:
+                clusters[int(prediction[place])].add((i, place))
+                real[truth[place]].add((i, place))
+    padded = [*clusters.values(), *[set()] * classes]
+    ways = list(permutations(padded, classes))
+    right = [sum(len(a & b) for a, b in zip(way, real, strict=True)) for way in ways]
+    assert right.count(max(right)) >= 1
+    way = ways[right.index(max(right))]
+    total = sum(map(len, real))
+    return max(right) / total, np.mean([iou(a, b) for a, b in zip(way, real, strict=True) if b])
+
+
+def clustered(rng, clusters, count=3):
+    """Pictures whose clusters agree with three classes often enough for one best matching."""
+    pairs = []
+    for _ in range(count):
+        truth = drawn(rng, 3)
+        noise = rng.integers(clusters, size=truth.shape)
+        prediction = np.where(rng.random(truth.shape) < 0.6, 2 - truth, noise)
+        truth[rng.random(truth.shape) < 0.1] = IGNORED
+        pairs.append((prediction, truth))
+    return pairs
+
+
+def test_clusters_are_matched_once_for_all_pictures():
+    for clusters in (2, 3, 4):
+        for seed in range(3):
+            with case(clusters, seed):
+                pairs = clustered(np.random.default_rng(seed), clusters)
+                found = protocols.score_clusters(pairs, classes=3)
+                acc, miou = slow_matching(pairs, 3)
+                assert (found["acc"], found["mIoU"]) == pytest.approx((acc, miou))
+
+
+def test_one_matching_for_all_pictures_is_stricter_than_one_for_each():
+    """Two pictures with the names of their clusters exchanged."""
+    truth = np.repeat([[0, 1]], 4, axis=0).repeat(4, axis=1)
+    pairs = [(truth, truth), (1 - truth, truth)]
+    assert protocols.score_clusters(pairs, classes=2)["acc"] == 0.5
+    scores = protocols.score_each_by_itself(pairs, classes=2)
+    assert scores["compat diffseg acc"] == scores["compat diffseg mIoU"] == 1
+
+
+def test_a_matching_for_each_picture_matches_a_slow_loop():
+    for seed in range(5):
+        with case(seed):
+            pairs = clustered(np.random.default_rng(seed), 3)
+            hits, union, total = np.zeros(3), np.zeros(3), 0
+            for prediction, truth in pairs:
+                true = [set(zip(*np.nonzero(truth == c), strict=True)) for c in range(3)]
+                valid = set().union(*true)
+                found = [set(zip(*np.nonzero(prediction == k), strict=True)) for k in range(3)]
+                ways = list(permutations([f & valid for f in found]))
+                sums = [sum(len(a & b) for a, b in zip(w, true, strict=True)) for w in ways]
+                assert sums.count(max(sums)) == 1
+                way = ways[sums.index(max(sums))]
+                hits += [len(a & b) for a, b in zip(way, true, strict=True)]
+                union += [len(a | b) for a, b in zip(way, true, strict=True)]
+                total += len(valid)
+            scores = protocols.score_each_by_itself(pairs, classes=3)
+            assert scores["compat diffseg acc"] == pytest.approx(hits.sum() / total)
+            assert scores["compat diffseg mIoU"] == pytest.approx((hits / union).mean())
+            assert scores["segments"] == 3
+
+
+def test_unmatched_clusters_are_misses():
+    """One class in two clusters, of which one matches no class."""
+    prediction, truth = np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]])
+    for score in (protocols.score_clusters, protocols.score_each_by_itself):
+        found = score([(prediction, truth)], classes=1)
+        assert [v for k, v in found.items() if k.endswith(("acc", "mIoU"))] == [0.75, 0.75]
+
+
+def test_stuff_has_a_matching_of_its_own():
+    """Cluster 0 has more pixels of a thing than of stuff, so that only the second matching uses it
+    for stuff."""
+    truth = np.array([[0, 0, 0, 12, 12, 13]])
+    prediction = np.array([[0, 0, 0, 0, 0, 1]])
+    found = protocols.score_clusters([(prediction, truth)], classes=27, stuff=True)
+    assert (found["acc"], found["stuff acc"], found["stuff mIoU"]) == (4 / 6, 1, 1)
+
+
+def slow_f(mask, truth, threshold, beta2):
+    above = mask >= threshold
+    hits = (above & truth).sum()
+    precision = hits / above.sum() if above.any() else 1
+    recall = hits / truth.sum()
+    low = beta2 * precision + recall
+    return (1 + beta2) * precision * recall / low if low else 0
+
+
+def test_both_f_measures_of_saliency():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(4):
+        truth = drawn(rng, 2).astype(bool)
+        values = (110 * truth + rng.integers(146, size=truth.shape)).astype(int)
+        pairs.append((values / 255, truth))
+    found = protocols.score_saliency(pairs)
+    curves = np.array(
+        [[slow_f(m, t, i / 255, 0.3) for i in range(256)] for m, t in pairs], dtype=float
+    )
+    assert found["max F (MOVE)"] == pytest.approx(curves.mean(axis=0).max())
+    strict = [max(slow_f(m, t, (i + 1) / 255, 0.3**2) for i in range(255)) for m, t in pairs]
+    assert found["max F (SelfMask)"] == pytest.approx(np.mean(strict))
+    assert found["max F (MOVE)"] != pytest.approx(found["max F (SelfMask)"])
+    sides = [((m > 0.5), t) for m, t in pairs]
+    assert found["acc"] == pytest.approx(np.mean([(a == t).mean() for a, t in sides]))
+    assert found["IoU"] == pytest.approx(np.mean([(a & t).sum() / (a | t).sum() for a, t in sides]))
+
+
+def test_a_picture_without_object_has_no_f_of_selfmask():
+    pairs = [(np.zeros((2, 2)), np.zeros((2, 2), bool)), (np.eye(2), np.eye(2) > 0)]
+    assert protocols.score_saliency(pairs)["max F (SelfMask)"] == 0.5
+
+
+def slow_parts(mask):
+    """Grow every part from a pixel, through the sides of pixels."""
+    parts, left = [], {p for p in np.ndindex(mask.shape) if mask[p] > 0.5}
+    while left:
+        part, grow = set(), [min(left)]
+        while grow:
+            y, x = grow.pop()
+            if (y, x) in left:
+                left.discard((y, x))
+                part.add((y, x))
+                grow += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+        parts.append(part)
+    return sorted(parts, key=len)
+
+
+def slow_corloc(mask, boxes):
+    """Count the shared pixels of the boxes."""
+    if not (parts := slow_parts(mask)):
+        return False
+    rows, columns = zip(*parts[-1], strict=True)
+    box = set(product(range(min(rows), max(rows) + 1), range(min(columns), max(columns) + 1)))
+    others = [set(product(range(t, b), range(le, r))) for le, t, r, b in boxes]
+    return any(iou(box, other) >= 0.5 for other in others)
+
+
+def test_corloc_matches_a_slow_loop():
+    rng = np.random.default_rng(1)
+    pairs = []
+    while len(pairs) < 60:
+        mask = (rng.random((9, 8)) < 0.5) * rng.uniform(0.4, 1)
+        sizes = [len(part) for part in slow_parts(mask)]
+        if sizes.count(max(sizes, default=0)) > 1:
+            continue  # either part is right
+        corners = rng.integers(0, 3, size=(2, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(3, 7, size=(2, 2))], axis=1)
+        pairs.append((mask, Boxes(mask.shape, boxes.astype(float))))
+    slow = [slow_corloc(mask, truth.boxes.astype(int)) for mask, truth in pairs]
+    found = protocols.score_corloc(pairs)
+    assert 0.1 < np.mean(slow) < 0.9
+    assert found["CorLoc"] == pytest.approx(np.mean(slow))
+    assert found["empty"] == np.mean([not (mask > 0.5).any() for mask, _ in pairs]) > 0
+
+
+def test_corloc_of_known_boxes():
+    mask = np.zeros((6, 8))
+    mask[1:4, 2:6] = 1
+    mask[4, 6] = 1  # touches by a corner only
+    size = mask.shape
+    for box, right in (([2, 1, 6, 4], 1), ([2, 1, 6, 7], 1), ([2, 1, 6, 8], 0), ([6, 4, 7, 5], 0)):
+        with case(str(box)):
+            others = np.array([[0, 0, 1, 1], box], float)
+            assert protocols.score_corloc([(mask, Boxes(size, others))])["CorLoc"] == right
+    none = Boxes(size, np.zeros((0, 4)))
+    assert protocols.score_corloc([(mask, none)]) == {"CorLoc": 0, "empty": 0}
+    assert protocols.score_corloc([(0 * mask, Boxes(size, others))]) == {"CorLoc": 0, "empty": 1}
+
+
+def test_davis_is_the_mean_over_frames():
+    rng = np.random.default_rng(0)
+    pairs = [(3 * drawn(rng, 2), drawn(rng, 2).astype(bool)) for _ in range(3)]
+    found = protocols.score_davis(pairs)
+    ious = [(p > 0) & t for p, t in pairs]
+    expected = [i.sum() / ((p > 0) | t).sum() for i, (p, t) in zip(ious, pairs, strict=True)]
+    assert found["IoU"] == pytest.approx(np.mean(expected))
+    assert found["F"] == pytest.approx(np.mean([metrics.boundary_f(p > 0, t) for p, t in pairs]))
+
+
+def test_cuts_of_label_maps():
+    """The label of a pixel of the result is that of the pixel of the source at its middle."""
+    labels = np.arange(35).reshape(5, 7)
+    for height, width in ((5, 7), (10, 14), (3, 4), (1, 1)):
+        with case((height, width)):
+            found = protocols.nearest(labels, height, width)
+            for y, x in np.ndindex(height, width):
+                source = int((y + 0.5) * 5 / height), int((x + 0.5) * 7 / width)
+                assert found[y, x] == labels[source]
+    assert np.array_equal(protocols.middle_square(labels, 5), labels[:, 1:6])
+    assert np.array_equal(protocols.square_first(labels.T, 5), labels.T[1:6])
+    assert protocols.middle_square(labels, 10).shape == (10, 10)
+
+
+def grid(height, width, rows, columns):
+    return (np.arange(height)[:, None] * rows // height) * columns + (
+        np.arange(width) * columns // width
+    )
+
+
+def cells(height, width, side):
+    return np.arange(height)[:, None] // side * width + np.arange(width) // side
+
+
+# Predictions that need no program, and their scores on the 100 pictures of BSDS500 val:
+# "all", "fine", "coarse", "mean", "one-to-one", "compat dynaguide".
+NO_PROGRAM = {
+    "one segment": (
+        lambda *size: np.zeros(size, int),
+        (0.051038, 0.027315, 0.106270, 0.061541, 0.016611, 0.016611),
+    ),
+    "2 x 3 grid": (
+        lambda *size: grid(*size, 2, 3),
+        (0.101677, 0.067152, 0.157761, 0.108863, 0.059350, 0.067161),
+    ),
+    "4 x 6 grid": (
+        lambda *size: grid(*size, 4, 6),
+        (0.131816, 0.104777, 0.159955, 0.132183, 0.097036, 0.142781),
+    ),
+    "16-pixel cells": (
+        lambda *size: cells(*size, 16),
+        (0.131757, 0.158871, 0.104714, 0.131781, 0.136629, 0.404417),
+    ),
+    "8-pixel cells": (
+        lambda *size: cells(*size, 8),
+        (0.098773, 0.122094, 0.074427, 0.098431, 0.108560, 0.521625),
+    ),
+}
+COLUMNS = ("all", "fine", "coarse", "mean", "one-to-one", "compat dynaguide")
+
+
+@pytest.fixture(scope="module")
+def val():
+    return [picture.annotators() for picture in datasets.bsds(100)]
+
+
+@needs_data
+@pytest.mark.data
+@pytest.mark.parametrize("name", NO_PROGRAM)
+def test_scores_of_no_program_on_bsds500_val(val, name):
+    make, expected = NO_PROGRAM[name]
+    pairs = ((make(*truths[0].shape), truths) for truths in val)
+    found = protocols.score_regions(pairs, compat="dynaguide")
+    assert [found[column] for column in COLUMNS] == pytest.approx(expected, abs=1e-6)
+    assert found["true segments"] == pytest.approx(19.593407, abs=1e-6)
+
+
+@needs_data
+@pytest.mark.data
+def test_scores_of_the_next_annotator_on_bsds500_val(val):
+    """The prediction for an annotator is the map of the next one in the file."""
+    pairs = [[(a[(i + 1) % len(a)], [t]) for i, t in enumerate(a)] for a in val]
+    counts = [[len(np.unique(t)) for t in truths] for truths in val]
+    every = protocols.score_regions(pair for each in pairs for pair in each)
+    fine = protocols.score_regions(
+        (each[c.index(max(c))] for each, c in zip(pairs, counts, strict=True)), compat="dynaguide"
+    )
+    coarse = protocols.score_regions(
+        each[c.index(min(c))] for each, c in zip(pairs, counts, strict=True)
+    )
+    three = every["all"], fine["all"], coarse["all"]
+    found = (*three, np.mean(three), fine["one-to-one"], fine["compat dynaguide"])
+    expected = (0.378613, 0.232820, 0.569526, 0.393653, 0.250413, 0.257763)
+    assert found == pytest.approx(expected, abs=1e-6)
