@@ -61,8 +61,8 @@ CITYSCAPES = range(7, 34)  # the ids of Cityscapes that are classes 0 to 26, in 
 
 # The classes of ISPRS Potsdam, with the numbers of IIC (Ji et al., ICCV 2019): road, building, low
 # vegetation, tree, car, clutter; their colours, and the class of Potsdam-3 of each.
-POTSDAM_COLOURS = np.uint8(
-    [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
+POTSDAM_COLOURS = np.array(
+    [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)], np.uint8
 )
 POTSDAM_CLASSES = (0, 1, 2, 2, 0, 1)
 
@@ -141,7 +141,7 @@ def _stored(path: Path) -> np.ndarray:
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
-    return colours.astype(np.int32) @ np.int32([1, 256, 65536])
+    return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
 def grey_mask(path: Path) -> np.ndarray:
@@ -300,7 +300,8 @@ def _classes(path: Path, numbers: Sequence[int], colours: np.ndarray | None = No
             " class of the data set",
             fix="use the label pictures as they are distributed",
         )
-    return np.uint8([known[value] for value in values.tolist()])[index].reshape(labels.shape)
+    classes = np.array([known[value] for value in values.tolist()], np.uint8)
+    return classes[index].reshape(labels.shape)
 
 
 def _coco27(data: Path, split: str) -> list[Truth]:

@@ -266,6 +266,11 @@ def test_a_picture_without_object_has_no_f_of_selfmask():
     assert protocols.score_saliency(pairs)["max F (SelfMask)"] == 0.5
 
 
+def test_the_first_threshold_of_selfmask_leaves_black_out():
+    scores = protocols.score_saliency([(np.zeros((2, 2)), np.eye(2) > 0)])
+    assert scores["max F (SelfMask)"] == 0 < scores["max F (MOVE)"]
+
+
 def slow_parts(mask):
     """Grow every part from a pixel, through the sides of pixels."""
     parts, left = [], {p for p in np.ndindex(mask.shape) if mask[p] > 0.5}
@@ -314,7 +319,13 @@ def test_corloc_of_known_boxes():
     mask[1:4, 2:6] = 1
     mask[4, 6] = 1  # touches by a corner only
     size = mask.shape
-    for box, right in (([2, 1, 6, 4], 1), ([2, 1, 6, 7], 1), ([2, 1, 6, 8], 0), ([6, 4, 7, 5], 0)):
+    for box, right in (
+        ([2, 1, 6, 4], 1),
+        ([2, 1, 6, 7], 1),
+        ([2, 1, 6, 8], 0),
+        ([6, 4, 7, 5], 0),
+        ([10, 8, 14, 11], 0),
+    ):
         with case(str(box)):
             others = np.array([[0, 0, 1, 1], box], float)
             assert protocols.score_corloc([(mask, Boxes(size, others))])["CorLoc"] == right
