@@ -1,11 +1,10 @@
 // The permutohedral lattice of pixels. The coordinates of a lattice point have the same remainder
-// modulo dims + 1, and the corner r of each simplex has the remainder r. So a table for each
-// remainder numbers the corners, independently of the others, and the neighbours of a point are in
-// the tables of the next and the last remainder.
+// modulo dims + 1, and the corner r of each simplex has the remainder r. So the points of each
+// remainder are numbered and sorted independently of the others, and the neighbours of a point are
+// among those of the next remainder and of the one before.
 #include "lattice.h"
 
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 namespace seg {
@@ -133,7 +132,7 @@ void Tiles::add_margin(std::vector<Run>& runs, int tile, int margin) const {
   }
 }
 
-// What the points are linked by.
+// The keys of corners and points, which only the making of a lattice needs.
 struct Lattice::Numbers {
   Fields fields;
   std::vector<uint64_t> corners;  // [vertices][pixels]: the keys of the corners
@@ -246,8 +245,8 @@ void Lattice::number(Numbers& numbers, const std::vector<Run>& runs, int threads
   parallel_for(threads, v, [&](int r) { sort(numbers.points[r]); });
 }
 
-// Finds the runs of neighbours along each axis. A neighbour along axis j is 1 higher in all
-// coordinates, and dims + 1 lower in coordinate j.
+// Finds the runs of neighbours along each axis. A neighbour along axis j is dims lower in
+// coordinate j, and 1 higher in all others.
 void Lattice::link(const Numbers& numbers, int threads) {
   const Fields& fields = numbers.fields;
   parallel_for(threads, vertices_, [&](int axis) {
