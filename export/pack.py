@@ -35,7 +35,7 @@ from runtime.bundle.manifest import (
     make_manifest,
     network_prior,
 )
-from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.read import Bundle
 from runtime.bundle.write import check_replaceable, write_bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
@@ -50,6 +50,7 @@ from runtime.files import one_line, shown, stat_of
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior, as_probabilities
 from runtime.prior.preprocess import Preprocess
+from runtime.tensors import load_tensors
 
 KMEANS_SIZE = (480, 640)  # (height, width) that engines are made for with k-means
 GOLDEN = "golden/000.safetensors"

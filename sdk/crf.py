@@ -10,7 +10,7 @@ import runtime
 from runtime.core.config import CrfConfig
 from runtime.core.resize import resize
 
-LEAST_PROBABILITY = 0.1
+LEAST_PROBABILITY = 0.1  # a class that is nowhere more probable hardly ever wins after the CRF
 
 
 def crf_upsample(

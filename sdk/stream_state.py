@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle.read import load_tensors
 from runtime.core import parameters
 from runtime.core.classes import classes_of
 from runtime.errors import BundleError, InputError
 from runtime.files import file_error, shown, stat_of, to_path, write_atomic
 from runtime.prior.reading import MOST_LABELS
+from runtime.tensors import load_tensors
 
 MOST_STEPS = 10**6  # the limit for the steps of a frame
 MOST_FRAMES = 2**53  # the limit for the number of frames of a state

@@ -32,13 +32,14 @@ from export.train.log import last_step
 from export.train.refine import RefineTraining
 from export.train.segunify import SegUnifyConfig
 from export.train.views import ViewRule
-from runtime.bundle.read import load_tensors, read_file
+from runtime.bundle.read import read_file
 from runtime.checks import is_count, is_number, shown_value
 from runtime.engines.named_files import missing, shell_word
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.files import file_error, replace_file, shown, stat_of
 from runtime.prior.preprocess import MAX_SIDE
 from runtime.prior.reading import MOST_LABELS
+from runtime.tensors import load_tensors
 
 SCHEMA = "dg-run/1"
 ENTRY = "run.json"

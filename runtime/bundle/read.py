@@ -26,6 +26,7 @@ from runtime.engines.port import Port
 from runtime.errors import BundleError, InputError
 from runtime.files import file_error, shown, stat_of
 from runtime.prior.preprocess import Preprocess
+from runtime.tensors import load_tensors
 
 # Errors of the operating system that say what a bundle contains: a link, a file in place of a
 # folder, a socket. All other errors are about this machine.
@@ -175,35 +176,6 @@ class Bundle(NamedTuple):
         """
         for entry in entries(self.manifest):
             self.read(entry)
-
-
-def load_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
-    """The arrays in the bytes of a safetensors file, by name.
-
-    Parameters
-    ----------
-    data : the bytes.
-    name : of the file, for messages.
-
-    Raises
-    ------
-    BundleError : the bytes are no safetensors file.
-    MissingBackend : safetensors is not installed.
-    """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        from runtime.errors import MissingBackend
-
-        raise MissingBackend(
-            f"safetensors is needed to read {name}, but {error}", fix="pip install safetensors"
-        ) from error
-    try:
-        arrays = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BundleError(f"{name} is no safetensors file: {error}") from error
-    return {key: np.array(value) for key, value in arrays.items()}
 
 
 def read_file(folder: Path, file: str, size: int | None) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.checks import check_count
 from runtime.engines.named_files import read_regular
-from runtime.errors import InputError, MissingBackend
+from runtime.errors import BundleError, InputError
 from runtime.files import file_error, here, shown, stat_of
 from runtime.pictures.files import SUFFIXES
 from runtime.pictures.label_map import decode_labels
@@ -20,6 +20,7 @@ from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
 from runtime.prior.names import class_names
 from runtime.prior.network import two_names
 from runtime.prior.reading import MOST_LABELS, fits
+from runtime.tensors import load_tensors
 
 SOFT = ".safetensors"
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
@@ -232,18 +233,9 @@ def _stem(file: str) -> str:
 def _probabilities(data: bytes, name: str) -> np.ndarray:
     """Return the probabilities in the bytes of a safetensors file, (h, w, C) float32."""
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        raise MissingBackend(
-            f"safetensors is needed to read {name}, but {error}", fix="pip install safetensors"
-        ) from error
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{name} is no safetensors file, or is a damaged one: {error}", fix="write it again"
-        ) from error
+        tensors = load_tensors(data, name)
+    except BundleError as error:
+        raise InputError(f"{error.message}; or it is damaged", fix="write it again") from error
     found = tensors.get(TENSOR)
     if found is None or len(tensors) > 1:
         raise InputError(

@@ -12,8 +12,9 @@ import pytest
 from cases import case
 from hostile_bundles import at, attempt, damage, everything, put, run_golden
 
-from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.read import Bundle
 from runtime.errors import BundleError, MissingBackend
+from runtime.tensors import load_tensors
 
 onnx = pytest.importorskip("onnx", reason="the graphs are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

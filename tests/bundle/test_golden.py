@@ -8,7 +8,7 @@ import pytest
 from cases import case
 
 from runtime.bundle import golden
-from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.read import Bundle
 from runtime.core import parameters
 from runtime.core.config import RefineConfig
 from runtime.core.refiner import Refiner
@@ -16,6 +16,7 @@ from runtime.engines.onnx import OnnxEngine
 from runtime.errors import BundleError
 from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.network import NetworkPrior
+from runtime.tensors import load_tensors
 
 onnx = pytest.importorskip("onnx", reason="the networks are made with onnx: pip install onnx")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

@@ -18,12 +18,13 @@ from one_layer_networks import NAMES
 
 from runtime.bundle import open
 from runtime.bundle.manifest import file_entry
-from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.read import Bundle
 from runtime.bundle.write import add_engine, write_bundle
 from runtime.device.driver import CudaDevice
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.plan import read_header
 from runtime.errors import BundleError, EngineMismatch, InputError, MissingBackend
+from runtime.tensors import load_tensors
 from sdk import RefineConfig, Segmenter
 from sdk.__main__ import main as dg
 

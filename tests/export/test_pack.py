@@ -18,7 +18,7 @@ from export import pack
 from export.pack import ExportOptions
 from runtime.bundle import engines
 from runtime.bundle.manifest import file_entry
-from runtime.bundle.read import Bundle, load_tensors
+from runtime.bundle.read import Bundle
 from runtime.core.refiner import Refiner
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.recipe import EngineRecipe
@@ -27,6 +27,7 @@ from runtime.errors import (
     InputError,
 )
 from runtime.prior.preprocess import Preprocess
+from runtime.tensors import load_tensors
 from sdk import RefineConfig, Segmenter
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")

@@ -17,7 +17,7 @@ NATIVE = ("_core", "_cuda")  # modules of the package runtime that are compiled
 
 # Layers of the package runtime: a module imports modules of its own layer and of those before.
 LAYERS = ("base", "device", "pictures", "core", "engines", "prior", "bundle", "tools")
-BASE = ("errors", "checks", "files", "flavours", "opencv", "urls")
+BASE = ("errors", "checks", "files", "flavours", "opencv", "tensors", "urls")
 
 MOST_LINES = 600
 SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh", ".sh")
