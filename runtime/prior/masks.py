@@ -235,7 +235,10 @@ def _probabilities(data: bytes, name: str) -> np.ndarray:
     try:
         tensors = load_tensors(data, name)
     except BundleError as error:
-        raise InputError(f"{error.message}; or it is damaged", fix="write it again") from error
+        raise InputError(
+            f"{name} is no safetensors file, or is a damaged one: {error.__cause__}",
+            fix="write it again",
+        ) from error
     found = tensors.get(TENSOR)
     if found is None or len(tensors) > 1:
         raise InputError(
