@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from runtime.files import check_place, one_line, real_path, shown, stat_of, writ
 from runtime.tools.cli import (
     Parser,
     end,
+    interrupt,
     out_path,
     print_error,
     printing,
@@ -466,11 +468,11 @@ def _stream(args: argparse.Namespace) -> int:
     return ExitCode.FAILURE if failed else ExitCode.DONE
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """Handle SIGTERM and SIGHUP in the same way as Ctrl-C, and ignore further signals, which would
     interrupt the finishing of the outputs."""
     _ignore_endings()
-    raise KeyboardInterrupt
+    interrupt(number, frame)
 
 
 def _ignore_endings() -> None:

@@ -35,6 +35,7 @@ from runtime.files import shown, stat_of
 from runtime.tools.cli import (
     Parser,
     Paths,
+    interrupt,
     option,
     out_path,
     printing,
@@ -214,7 +215,7 @@ def _name(args: argparse.Namespace, _: list[str]) -> int:
 
 def _train(args: argparse.Namespace, words: list[str]) -> int:
     """Train as ``args`` says, print the result, and return the exit code."""
-    with _on_endings(_interrupt), _printed_log(args.quiet):
+    with _on_endings(interrupt), _printed_log(args.quiet):
         entry = read_entry(args.out) if args.resume else None
         if entry is not None:
             args = _resumed(args, words, entry)
@@ -423,10 +424,6 @@ def _on_endings(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

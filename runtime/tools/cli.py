@@ -9,9 +9,11 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from runtime.device.driver import parse_device
@@ -119,31 +121,80 @@ def run(work: Callable[[], int], *, as_json: bool = False) -> int:
         return ExitCode.FAILURE
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as Ctrl-C: raise KeyboardInterrupt, if Python can pass it on.
+
+    Inside an import the exception can leave a lock that is never released, so that the next import
+    waits for ever; inside a check of an abstract class it is dropped. There the signal is handled
+    0.05 s later. A second Ctrl-C during this time raises KeyboardInterrupt at once.
+
+    Parameters
+    ----------
+    number, frame : as the module signal passes them to a handler.
+
+    Raises
+    ------
+    KeyboardInterrupt : unless it is raised later.
+
+    Example
+    -------
+    >>> signal.signal(signal.SIGTERM, interrupt)
+    """
+    if not _is_waiting() and _loses_exceptions(frame):
+        _interrupt_later()
+    else:
+        raise KeyboardInterrupt
+
+
+def _loses_exceptions(frame: FrameType | None) -> bool:
+    """Whether a frame, or one that has called it, is of Python's import or of abstract classes."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(("<frozen importlib", "<frozen abc")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _interrupt_later() -> None:
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+
+def _is_waiting() -> bool:
+    """Whether a KeyboardInterrupt will be raised later."""
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    return signal.getsignal(signal.SIGALRM) is interrupt and left > 0
+
+
 @contextmanager
 def _no_lost_interrupt() -> Iterator[None]:
-    """Repeat a Ctrl-C that Python has lost.
+    """A block in which Ctrl-C calls :func:`interrupt`, and is repeated if Python has lost it.
 
-    Python drops an exception that is raised inside ``__del__`` or the callback of a weak reference,
-    and each import runs such a callback. A Ctrl-C that is dropped in this way is repeated 0.1 s
-    later.
+    Python drops an exception that is raised inside ``__del__`` or the callback of a weak reference.
     """
-    before, waiting = sys.unraisablehook, False
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
+    alarm = signal.getsignal(signal.SIGALRM)
 
     def repeat(lost: sys.UnraisableHookArgs) -> None:
-        nonlocal waiting
         if not issubclass(lost.exc_type, KeyboardInterrupt):
-            return before(lost)
-        waiting = True
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+            return hook(lost)
+        _interrupt_later()
 
     sys.unraisablehook = repeat
+    if handler is signal.default_int_handler:  # nobody has set another one, such as SIG_IGN
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        sys.unraisablehook = before
-        if waiting:
+        sys.unraisablehook = hook
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGALRM) is interrupt:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
 
 
 def open_streams() -> None:

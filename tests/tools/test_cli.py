@@ -1,5 +1,7 @@
 """python -m runtime: usage, the doctor's exit codes, and what the command lines share."""
 
+import abc
+import importlib
 import io
 import json
 import logging
@@ -8,6 +10,8 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from cases import case
@@ -148,6 +152,61 @@ def test_other_exceptions_that_python_drops_are_still_printed(capfd, monkeypatch
 
     assert cli.run(work) == 0
     assert "ValueError: in __del__" in capfd.readouterr().err
+
+
+def test_ctrl_c_inside_an_import_or_a_check_of_an_abstract_class(tmp_path, monkeypatch, capsys):
+    """Python would keep the lock of the import, or drop the exception. A second Ctrl-C during the
+    import interrupts it at once."""
+    monkeypatch.syspath_prepend(tmp_path)
+    press = "import signal; signal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "pressed_once.py").write_text(press + "value = 1\n")
+    (tmp_path / "pressed_twice.py").write_text(press + press + "value = 1\n")
+
+    class Checked(abc.ABC):
+        @abc.abstractmethod
+        def method(self):
+            """An abstract class needs one."""
+
+        @classmethod
+        def __subclasshook__(cls, other):
+            signal.raise_signal(signal.SIGINT)
+            return True
+
+    def work(action):
+        action()
+        done.append(action)
+        time.sleep(10)
+        return 0
+
+    def check():
+        with suppress(KeyboardInterrupt):  # as a C extension drops exceptions of isinstance
+            isinstance(3, Checked)
+
+    alarm = signal.getsignal(signal.SIGALRM)
+    for name, action, finished in [
+        ("import", partial(importlib.import_module, "pressed_once"), True),
+        ("second", partial(importlib.import_module, "pressed_twice"), False),
+        ("check", check, True),
+    ]:
+        with case(name):
+            done = []
+            began = time.monotonic()
+            assert cli.run(partial(work, action)) == 130
+            assert len(done) == finished and time.monotonic() - began < 5
+            assert capsys.readouterr().err == "error: interrupted\n  fix: run the command again\n"
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert signal.getsignal(signal.SIGALRM) is alarm
+    assert sys.modules["pressed_once"].value == 1 and "pressed_twice" not in sys.modules
+    monkeypatch.delitem(sys.modules, "pressed_once")
+
+
+def test_ctrl_c_is_ignored_if_the_caller_ignores_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert cli.run(lambda: signal.raise_signal(signal.SIGINT) or 0) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_the_core_is_loaded_is_no_missing_core(monkeypatch):
