@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import numpy as np
 
-from export.models.stated import Stated
-from export.train.guide_source import GuideSource, open_guide_source
-from runtime.checks import check_count
+from export.train.guide_source import GuideSource
+from runtime.checks import check_count, check_guide
 from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import BundleError, InputError, SdkError
 from runtime.files import file_error, shown, stat_of, write_atomic
@@ -28,14 +29,7 @@ from runtime.pictures.files import SUFFIXES
 from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
 from runtime.prior.masks import SOFT, TENSOR
 
-_MODEL = (
-    "kind",
-    "sha256",
-    "classes",
-    "output",
-    "preprocess",
-    "stated",
-)  # what decides a guide's values
+_ELSEWHERE = ("source", "names")  # what the entry of a model says and that of guides.json does not
 _Worked = tuple[str | SdkError | None, list[str]]  # what _work returns
 
 
@@ -59,52 +53,36 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
 
-def open_source(model: str, stated: Stated | None = None) -> GuideSource:
-    """Open the prior that ``--model`` of ``python -m export guides`` names.
+class GuideModel(Protocol):
+    """What guides are computed with: a :class:`export.train.guide_source.GuideSource`, or a model
+    that the user names after ``--model``. A GuideSource is called by several threads at a time,
+    another model by one."""
 
-    Parameters
-    ----------
-    model : an .onnx file; a bundle of a network; a SegFormer checkpoint folder; or a run of the
-        trainer with a head. The last two are frozen to ONNX as ``python -m export`` does, at their
-        own input size.
-    stated : facts about an .onnx file that its metadata lacks, or that replace it.
+    @property
+    def name(self) -> str:
+        """A short name for messages."""
 
-    Raises
-    ------
-    InputError : no such model, k-means, or a run of refine, whose guides are those of its prior.
-    BundleError : files that are damaged or do not fit.
-    MissingBackend, DeviceError : a package that the model needs is not installed, or fails.
+    @property
+    def output(self) -> str:
+        """What :meth:`own_guide` is computed from: "logits", "probabilities" or "labels"."""
 
-    Example
-    -------
-    >>> open_source("prior.onnx").classes
-    19
-    """
-    folder = Path(model)
-    is_run = stat_of(folder / "run.json") is not None
-    if stat_of(folder / "manifest.json") is not None or not (
-        is_run or stat_of(folder / "config.json") is not None
-    ):
-        return open_guide_source(model, stated)
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the classes; None if labels have no meaning that all pictures share."""
 
-    from export.models.load import load_model
-    from export.to_onnx import freeze
+    def own_guide(self, picture: np.ndarray, /) -> np.ndarray:
+        """Return the guide of a picture, (H, W, 3) uint8 RGB: (h, w, C) float32 that sums to 1, or
+        (h, w) int32 labels, -1 = unknown. The aspect ratio is that of the picture, or of the
+        network's input. An InputError or BundleError is an error of this picture alone."""
 
-    words = (model,) if is_run else ("segformer", folder)
-    prior = load_model(*words, stated=stated)
-    if prior.refinement is not None:
-        raise InputError(
-            f"{shown(model)} is a run of refine, whose guides are those of its prior",
-            fix="--model with the prior that the run was trained on",
-        )
-    with tempfile.TemporaryDirectory(prefix="dg-") as place:
-        path = Path(place) / "prior.onnx"
-        write_atomic(path, freeze(prior))
-        return replace(open_guide_source(str(path)), source=os.path.abspath(model))
+    def entry(self) -> dict[str, Any]:
+        """Return what guides.json stores of the model, as JSON: all that decides the values of its
+        guides, such as "kind", "sha256", "classes", "output" and "options". "source" and "names"
+        are left out if they are among it."""
 
 
 def write_guides(
-    source: GuideSource,
+    source: GuideModel,
     data: Path,
     out: Path,
     *,
@@ -121,10 +99,11 @@ def write_guides(
 
     Parameters
     ----------
-    source : the prior; :func:`open_source` opens it.
+    source : the model; :func:`export.guides.network.open_source` opens a network.
     data : the folder of pictures. Its folders are searched, too; hidden files are left out.
     out : the folder of masks, which is created if its parent exists.
-    workers : threads that read pictures and compute guides, 1 to 256.
+    workers : threads that read pictures and write masks, 1 to 256. With a GuideSource they also
+        compute guides at the same time; another model computes one guide after another.
     every : seconds after which guides.json is written again. What it does not list after a crash is
         computed again.
     progress : called as progress(done, pictures) after each picture, guides.json included.
@@ -167,11 +146,12 @@ def write_guides(
         else:
             guides.pictures[name] = {"file": files[name], "sha256": found}
 
+    alone = nullcontext() if isinstance(source, GuideSource) else threading.Lock()
     pool = ThreadPoolExecutor(workers)
     try:
         for name, file in files.items():
             old = guides.pictures.get(name)
-            jobs[pool.submit(_work, source, data / name, out / file, old)] = name
+            jobs[pool.submit(_work, source, alone, data / name, out / file, old)] = name
         for count, job in enumerate(as_completed([*jobs]), 1):
             record(job)
             if time.monotonic() - written >= every:
@@ -185,8 +165,9 @@ def write_guides(
             if not job.cancelled() and job.exception() is None:
                 record(job)
         save(guides.to_json())
-    noted = source.prior.engine.warnings
-    done.notes = [*dict.fromkeys(f"{note.output}: {note.message}" for note in noted)]
+    if isinstance(source, GuideSource):
+        noted = source.prior.engine.warnings
+        done.notes = [*dict.fromkeys(f"{note.output}: {note.message}" for note in noted)]
     return done
 
 
@@ -233,12 +214,12 @@ def _pictures(data: Path) -> Iterator[str]:
 
 
 def _begun(
-    source: GuideSource, data: Path, out: Path, soft: bool, files: dict[str, str]
+    source: GuideModel, data: Path, out: Path, soft: bool, files: dict[str, str]
 ) -> GuideList:
     """Return the guides that a folder contains already, of the same model and options; make the
     folder if it does not exist."""
-    entry = source.entry()
-    model = json.loads(json.dumps({"name": source.name} | {name: entry[name] for name in _MODEL}))
+    entry = {name: value for name, value in source.entry().items() if name not in _ELSEWHERE}
+    model = json.loads(json.dumps({"name": source.name} | entry))
     new = GuideList(model, {"soft": soft}, source.names)
     another = "choose another folder: -o MASKS"
     try:
@@ -253,7 +234,11 @@ def _begun(
             )
         return new
     old = GuideList.read(out)
-    differs = [name for name in _MODEL if old.model.get(name) != model[name]]
+    differs = [
+        name
+        for name in dict.fromkeys([*model, *old.model])
+        if name != "name" and old.model.get(name) != model.get(name)
+    ]
     differs += [name for name in ("options", "names") if getattr(old, name) != getattr(new, name)]
     if differs:
         raise InputError(
@@ -272,16 +257,24 @@ def _begun(
     return old
 
 
-def _work(source: GuideSource, picture: Path, file: Path, old: dict[str, str] | None) -> _Worked:
-    """Write the guide of one picture. Return the picture's sha256, None if the guide exists
-    already, or the error of a broken picture; and the warnings."""
+def _work(
+    source: GuideModel,
+    alone: AbstractContextManager[Any],
+    picture: Path,
+    file: Path,
+    old: dict[str, str] | None,
+) -> _Worked:
+    """Write the guide of one picture, which is computed inside ``alone``. Return the picture's
+    sha256, None if the guide exists already, or the error of a broken picture; and the warnings."""
     try:
         data = read_regular(picture, "a picture")
         sha256 = hashlib.sha256(data).hexdigest()
         if old and old["sha256"] == sha256 and stat_of(file) is not None:
             return None, []
         pixels, warnings = decode(data, shown(picture))
-        content = _content(source, pixels, file.suffix == SOFT)
+        with alone:
+            guide = source.own_guide(pixels)
+        content = _content(check_guide(guide, *guide.shape[:2]), file.suffix == SOFT)
     except (InputError, BundleError) as error:
         name = shown(picture)
         if name not in error.message:
@@ -295,9 +288,8 @@ def _work(source: GuideSource, picture: Path, file: Path, old: dict[str, str] | 
     return sha256, warnings
 
 
-def _content(source: GuideSource, pixels: np.ndarray, soft: bool) -> bytes:
-    """The bytes of the file with the guide of a picture."""
-    guide = source.own_guide(pixels)
+def _content(guide: np.ndarray, soft: bool) -> bytes:
+    """The bytes of the file with a guide."""
     if soft:
         from safetensors.numpy import save
 

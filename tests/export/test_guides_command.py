@@ -15,7 +15,8 @@ from PIL import Image
 from trained_runs import replace_backbones, write_run
 
 from export.__main__ import main
-from export.guides.write import open_source, write_guides
+from export.guides.network import open_source
+from export.guides.write import write_guides
 from export.train.guide_source import GuideSource
 from runtime.errors import DeviceError, InputError
 from runtime.prior.guide_list import GuideList
@@ -190,7 +191,7 @@ def test_wrong_folders(place, capsys):
         with pytest.raises(InputError, match="workers is"):
             write_guides(source, place / "photos", place / "m", workers=workers)
     for model, match in [
-        ("kmeans", "k-means has no classes"),
+        ("difseg", "model is 'difseg', which is no model's name and no path that exists"),
         ("gone.onnx", "gone.onnx does not exist"),
         ("empty", "empty"),
     ]:
@@ -202,7 +203,8 @@ def test_wrong_folders(place, capsys):
 KILLED = """
 import os, signal
 from pathlib import Path
-from export.guides.write import open_source, write_guides
+from export.guides.network import open_source
+from export.guides.write import write_guides
 def progress(done, of):
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
