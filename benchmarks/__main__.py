@@ -12,7 +12,7 @@ from runtime.tools import cli
 
 COMMANDS = (
     "latency", "compare", "report", "quality", "training", "boosting", "adapt", "backbone", "cache",
-    "ops", "step", "photo", "stream", "protocol", "gpu",
+    "ops", "step", "photo", "stream", "protocol", "published", "gpu",
 )  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.quality.stream import main
     elif name == "protocol":
         from benchmarks.quality.protocols import main
+    elif name == "published":
+        from benchmarks.quality.published import main
     elif name == "backbone":
         from benchmarks.quality.backbone import main
     elif name == "cache":
