@@ -240,10 +240,11 @@ def packed(document: Document) -> Document:
     found = {key: document[key] for key in ("environment", "settings")}
     found["regions"] = [document["regions"].get(name) for name in names]
     found["columns"] = list(COLUMNS)
-    found["rows"] = [
-        {"form": form, "pictures": [names.index(n) for n in own], "values": [*own.values()]}
-        for form, own in document["forms"].items()
-    ]
+    found["rows"] = []
+    for form, own in document["forms"].items():
+        used = [i for i, name in enumerate(names) if name in own]
+        values = [own[names[i]] for i in used]
+        found["rows"].append({"form": form, "pictures": used, "values": values})
     return found
 
 
@@ -302,11 +303,14 @@ def tables(document: Document) -> str:
     """The tables of a document in Markdown: labels and connected regions, of the forms that have
     all pictures, then of all forms on the pictures with most steps."""
     settings, parts = document["settings"], []
+    order = [TRUTH, *PLAIN]
+    order += [row for form in FORMS for row in form.rows([*form.steps, *form.more])]
+    forms = {row: document["forms"][row] for row in order if row in document["forms"]}
     groups = ((settings["pictures"], len(settings["pictures"])), (settings["long"], 1))
     for names, least in groups:
         for prefix, what in (("", "labels"), ("regions ", "connected regions")):
             lines = []
-            for form, own in document["forms"].items():
+            for form, own in forms.items():
                 rows = {name: own[name] for name in names if name in own}
                 if len(rows) >= least:
                     scores = summary(rows, document["regions"], prefix)
