@@ -10,6 +10,8 @@ from pathlib import Path
 
 from export.models.stated import Stated
 from export.train.guide_source import GuideSource, open_guide_source
+from runtime.bundle.manifest import MANIFEST
+from runtime.bundle.read import Bundle
 from runtime.errors import InputError
 from runtime.files import shown, stat_of, write_atomic
 
@@ -45,7 +47,8 @@ def open_source(model: str, stated: Stated | None = None) -> GuideSource:
 
     Raises
     ------
-    InputError : no such model, k-means, or a run of refine, whose guides are those of its prior.
+    InputError : no such model; a bundle of k-means; or a run of refine, whose guides are those of
+        its prior.
     BundleError : files that are damaged or do not fit.
     MissingBackend, DeviceError : a package that the model needs is not installed, or fails.
 
@@ -55,10 +58,14 @@ def open_source(model: str, stated: Stated | None = None) -> GuideSource:
     19
     """
     folder = Path(model)
+    is_bundle = stat_of(folder / MANIFEST) is not None
+    if is_bundle and (prior := Bundle.open(folder).manifest["prior"])["kind"] == "kmeans":
+        raise InputError(
+            f"{shown(model)} is a bundle of k-means",
+            fix=f"--model kmeans --clusters {prior['clusters']}",
+        )
     is_run = stat_of(folder / "run.json") is not None
-    if stat_of(folder / "manifest.json") is not None or not (
-        is_run or stat_of(folder / "config.json") is not None
-    ):
+    if is_bundle or not (is_run or stat_of(folder / "config.json") is not None):
         return open_guide_source(model, stated)
 
     from export.models.load import load_model

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from export.lock import open_lock, take_lock
 from export.train.guide_source import GuideSource
 from runtime.checks import check_count, check_guide
 from runtime.engines.named_files import read_regular, shell_word
@@ -30,6 +31,9 @@ from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
 from runtime.prior.masks import SOFT, TENSOR
 
 _ELSEWHERE = ("source", "names")  # what the entry of a model says and that of guides.json does not
+_LOCK = ".lock"
+_LONGEST = 40  # letters of a value in the message about guides that differ
+_ANOTHER = "choose another folder: -o MASKS"
 _Worked = tuple[str | SdkError | None, list[str]]  # what _work returns
 
 
@@ -112,7 +116,8 @@ def write_guides(
     ------
     InputError : there are no pictures; two of them would have the same guide file; ``out`` is in
         ``data``, contains something else, or guides of another model, other options or other
-        pictures; a file cannot be written; or ``soft`` for a network that returns labels.
+        pictures; another process writes it; a file cannot be written; or ``soft`` for a model that
+        returns labels.
     MissingBackend, DeviceError : the network cannot run.
 
     Example
@@ -128,7 +133,24 @@ def write_guides(
         )
     suffix = SOFT if soft else ".png"
     files = _guide_files(data, out, suffix)
-    guides = _begun(source, data, out, soft, files)
+    _make_folder(out)
+    with _alone(out):
+        guides = _begun(source, data, out, soft, files)
+        return _write(source, data, out, guides, files, workers, every, progress)
+
+
+def _write(
+    source: GuideModel,
+    data: Path,
+    out: Path,
+    guides: GuideList,
+    files: dict[str, str],
+    workers: int,
+    every: float,
+    progress: Callable[[int, int], None] | None,
+) -> Written:
+    """Write the guides that ``guides`` does not list; the other arguments are those of
+    :func:`write_guides`, and ``files`` is what :func:`_guide_files` returns."""
     done, written = Written(len(files)), time.monotonic()
     save = partial(write_atomic, out / GUIDES)
     save(guides.to_json())
@@ -213,48 +235,82 @@ def _pictures(data: Path) -> Iterator[str]:
                 yield (PurePath(place).relative_to(data) / name).as_posix()
 
 
-def _begun(
-    source: GuideModel, data: Path, out: Path, soft: bool, files: dict[str, str]
-) -> GuideList:
-    """Return the guides that a folder contains already, of the same model and options; make the
-    folder if it does not exist."""
-    entry = {name: value for name, value in source.entry().items() if name not in _ELSEWHERE}
-    model = json.loads(json.dumps({"name": source.name} | entry))
-    new = GuideList(model, {"soft": soft}, source.names)
-    another = "choose another folder: -o MASKS"
+def _make_folder(out: Path) -> None:
+    """Make the folder of masks; InputError if it contains something else."""
     try:
         out.mkdir(exist_ok=True)
         inside = [name for name in os.listdir(out) if not name.startswith(".")]
     except OSError as error:
         raise file_error("created", out, error) from error
-    if GUIDES not in inside:
-        if inside:
+    if inside and GUIDES not in inside:
+        raise InputError(f"{shown(out)} contains {shown(inside[0])} and no {GUIDES}", fix=_ANOTHER)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Write a folder in this block, while no other process writes it."""
+    lock = out / _LOCK
+    descriptor, _ = open_lock(lock)
+    try:
+        if not take_lock(descriptor, lock):
             raise InputError(
-                f"{shown(out)} contains {shown(inside[0])} and no {GUIDES}", fix=another
+                f"another process writes guides into {shown(out)}",
+                fix=f"wait until it ends, or {_ANOTHER}",
             )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _begun(
+    source: GuideModel, data: Path, out: Path, soft: bool, files: dict[str, str]
+) -> GuideList:
+    """Return the guides that a folder contains already, of the same model and options."""
+    entry = {name: value for name, value in source.entry().items() if name not in _ELSEWHERE}
+    model = json.loads(json.dumps({"name": source.name} | entry))
+    new = GuideList(model, {"soft": soft}, source.names)
+    if stat_of(out / GUIDES) is None:
         return new
     old = GuideList.read(out)
-    differs = [
-        name
-        for name in dict.fromkeys([*model, *old.model])
-        if name != "name" and old.model.get(name) != model.get(name)
-    ]
-    differs += [name for name in ("options", "names") if getattr(old, name) != getattr(new, name)]
-    if differs:
+    differences = _differences(old, new)
+    if differences:
         raise InputError(
-            f"{shown(out)} contains guides of {shown(str(old.model.get('name')))} with options "
-            f"{old.options}; these would be of {shown(source.name)} with options {new.options}: "
-            f"{', '.join(differs)} differ",
-            fix=f"{another}; or remove the old ones: rm -r {shell_word(str(out))}",
+            f"{shown(out)} contains guides of {shown(str(old.model.get('name')))}, and these would "
+            f"be of {shown(source.name)}: {'; '.join(differences)}",
+            fix=f"{_ANOTHER}; or remove the old ones: rm -r {shell_word(str(out))}",
         )
     gone = [name for name in old.pictures if name not in files]
     if gone:
         raise InputError(
             f"{shown(out / GUIDES)} lists {len(gone)} pictures that {shown(data)} does not "
             f"contain, such as {shown(gone[0])}",
-            fix=f"restore them, or {another}",
+            fix=f"restore them, or {_ANOTHER}",
         )
     return old
+
+
+def _differences(old: GuideList, new: GuideList) -> list[str]:
+    """What decides the values of guides and differs in two lists, in words."""
+    before, now = _facts(old), _facts(new)
+    found = []
+    for name in dict.fromkeys([*now, *before]):
+        values = repr(now.get(name)), repr(before.get(name))
+        if values[0] != values[1]:
+            short = max(map(len, values)) <= _LONGEST
+            found.append(f"{name} is {values[0]}, not {values[1]}" if short else f"{name} differs")
+    return found
+
+
+def _facts(guides: GuideList) -> dict[str, Any]:
+    """What decides the values of guides, in one dict."""
+    facts = {name: value for name, value in guides.model.items() if name not in ("name", "options")}
+    own = guides.model.get("options", {})
+    facts |= own if isinstance(own, dict) else {"options": own}
+    return facts | guides.options | {"names": guides.names}
 
 
 def _work(

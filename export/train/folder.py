@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from export.lock import open_lock, take_lock
 from export.train.run import (
     BEST,
     CHECKPOINT,
@@ -60,8 +60,8 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     descriptor, new = None, False
     try:
         _check_content(folder, resume)
-        descriptor, new = _opened(lock)
-        if not _locked(descriptor, lock):
+        descriptor, new = open_lock(lock)
+        if not take_lock(descriptor, lock):
             new = False  # it is the other process's now
             raise InputError(
                 f"another process trains in {shown(folder)}",
@@ -92,31 +92,6 @@ def _made(folder: Path) -> bool:
     except (OSError, ValueError) as error:
         raise file_error("created", folder, error) from error
     return found is None
-
-
-def _opened(lock: Path) -> tuple[int, bool]:
-    """Open the lock; returns its descriptor, and whether this process has created the file."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        with suppress(FileExistsError):
-            return os.open(lock, flags | os.O_EXCL, 0o666), True
-        return os.open(lock, flags, 0o666), False
-    except OSError as error:
-        raise file_error("written", lock, error) from error
-
-
-def _locked(descriptor: int, lock: Path) -> bool:
-    """Lock the open file; returns False if another process holds the lock, or has removed the file
-    in the meantime, so that a third process may hold a new one."""
-    try:
-        # lockf, not flock: the processes that read pictures do not inherit this lock, so that a
-        # run whose process was killed can be resumed at once.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.lstat(lock))
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        return False
-    except OSError as error:
-        raise file_error("locked", lock, error) from error
 
 
 def _names(folder: Path) -> set[str]:

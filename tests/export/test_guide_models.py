@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from bundles import tiny_parts
 from cases import case
 from PIL import Image
 
@@ -20,6 +21,7 @@ from export.__main__ import main
 from export.guides import __main__ as guides_command
 from export.guides.kmeans import KMeansGuides
 from export.guides.write import write_guides
+from runtime.bundle.write import write_bundle
 from runtime.errors import InputError
 from runtime.prior.guide_list import GuideList
 from runtime.prior.kmeans import KMeansPrior
@@ -94,12 +96,14 @@ def test_a_model_has_options_of_its_own(place, monkeypatch, capsys):
 def test_all_that_decides_the_values_must_be_the_same(place):
     write_guides(Halves(1), Path("photos"), Path("masks"))
     assert write_guides(Halves(1), Path("photos"), Path("masks")).skipped == 4
-    with pytest.raises(InputError, match=r"contains guides of halves .*: options differ"):
+    with pytest.raises(
+        InputError, match=r"contains guides of halves, .* halves: right is 2, not 1\n"
+    ):
         write_guides(Halves(2), Path("photos"), Path("masks"))
     listed = json.loads(Path("masks/guides.json").read_text())
     listed["model"]["threshold"] = 1
     Path("masks/guides.json").write_text(json.dumps(listed))
-    with pytest.raises(InputError, match=r"halves.*: threshold differ"):
+    with pytest.raises(InputError, match=r"halves: threshold is None, not 1\n"):
         write_guides(Halves(1), Path("photos"), Path("masks"))
 
 
@@ -124,11 +128,18 @@ def test_kmeans_writes_the_labels_of_each_picture(place, capsys):
     assert set(np.unique(labels)) == {0, 1, 2}
     assert Segmenter("masks")("photos/1.png").names is None
     assert guides("--clusters", "4", model="kmeans") == 1
-    assert "clusters differ" in capsys.readouterr().err
+    assert "clusters is 4, not 3" in capsys.readouterr().err
     assert guides("--clusters", "0", model="kmeans", out="m") == 1
     assert "clusters is 0; wanted 1 to 256" in capsys.readouterr().err
     assert guides("--soft", model="kmeans", out="m") == 1
     assert "kmeans returns labels, and soft guides are prob" in capsys.readouterr().err
+
+
+def test_a_bundle_of_kmeans_names_the_model(place, capsys):
+    write_bundle(place / "k.bundle", *tiny_parts())
+    assert guides(model="k.bundle") == 1
+    err = capsys.readouterr().err
+    assert "k.bundle is a bundle of k-means\n  fix: --model kmeans --clusters 3\n" in err
 
 
 def test_the_help_and_kmeans_import_no_torch():

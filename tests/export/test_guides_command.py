@@ -132,9 +132,14 @@ def test_other_guides_are_not_mixed(place, capsys):
     weight, bias = nearest_colour()
     save(place / "other.onnx", 2 * weight, bias, **META)
     for words, model, match in [
-        (["--soft"], "prior.onnx", "options differ"),
-        ([], "other.onnx", "sha256 differ"),
-        (["--names", "a,b,c,d"], "prior.onnx", "stated, names differ"),
+        (["--soft"], "prior.onnx", "would be of prior.onnx: soft is True, not False\n"),
+        (
+            [],
+            "other.onnx",
+            "masks contains guides of prior.onnx, and these would be of other.onnx: "
+            "sha256 differs\n",
+        ),
+        (["--names", "a,b,c,d"], "prior.onnx", "not {}; names is ['a', 'b', 'c', 'd'], not ["),
     ]:
         with case(model, words):
             before = written()
@@ -218,6 +223,39 @@ def test_a_killed_process_is_continued(place, capsys):
     assert len(GuideList.read(place / "masks").pictures) == 2
     assert guides("-q") == 0
     assert capsys.readouterr().out.startswith("1 guides written, 2 there already")
+    assert len(GuideList.read(place / "masks").pictures) == 3
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from export.guides.network import open_source
+from export.guides.write import write_guides
+def progress(done, of):
+    print(done, flush=True)
+    sys.stdin.read()
+write_guides(open_source("prior.onnx"), Path("photos"), Path("masks"), progress=progress)
+"""
+
+
+def test_one_process_at_a_time_writes_a_folder(place, capsys):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    for ends in (True, False):
+        with (
+            case(ends),
+            subprocess.Popen([sys.executable, "-c", WRITING], **pipes) as other,
+        ):
+            other.stdout.readline()
+            assert guides("-q") == 1
+            err = capsys.readouterr().err
+            assert "another process writes guides into masks\n  fix: wait until it ends, or" in err
+            if ends:
+                other.stdin.close()
+            else:
+                other.kill()
+        assert guides("-q") == 0
+        assert "3 there already" in capsys.readouterr().out or ends
+        assert set(written()) == {"a.png", "b.png", "left/a.png", "guides.json"}
     assert len(GuideList.read(place / "masks").pictures) == 3
 
 
