@@ -24,6 +24,7 @@ from runtime.checks import check_count
 from runtime.core.config import PRESETS
 from runtime.errors import ExitCode, InputError, MissingBackend, SdkError, first_line
 from runtime.files import check_place, one_line, real_path, shown, stat_of, write_atomic
+from runtime.prior.names import names_in_option
 from runtime.tools.cli import (
     Parser,
     end,
@@ -130,6 +131,9 @@ def _parser() -> Parser:
             "--unknown", type=int, help="label of unknown pixels in a folder of masks, such as 255"
         )
         command.add_argument(
+            "--names", help="classes of a folder of masks: a,b,c, or a file with one per line"
+        )
+        command.add_argument(
             "--refine",
             default="default",
             choices=["default", *PRESETS, "none"],
@@ -232,8 +236,9 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
             fix=f"leave --{' and --'.join(changes)} out",
         )
     prior = bundle or args.prior
-    if args.unknown is not None:
-        prior = MasksPrior(args.prior, unknown=args.unknown)
+    if args.names is not None or args.unknown is not None:
+        names = None if args.names is None else names_in_option(args.names)
+        prior = MasksPrior(args.prior, names=names, unknown=args.unknown)
     return Segmenter(
         prior,
         refine=refine,

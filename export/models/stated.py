@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from runtime.engines.named_files import utf8_text
-from runtime.errors import InputError, first_line
-from runtime.prior.names import names_in
+from runtime.errors import InputError
+from runtime.prior.names import names_in_option
 from runtime.prior.preprocess import Preprocess, numbers_in
 from runtime.prior.reading import KINDS
-
-_LONGEST = 2**20  # bytes of a file of names
-_LONGEST_NAME = 200  # letters of a name that stands alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,7 @@ class Stated:
         return cls(
             mean=_numbers("mean", mean),
             std=_numbers("std", std),
-            names=None if names is None else _names(names),
+            names=None if names is None else names_in_option(names),
             output=output,
             output_name=output_name,
         )
@@ -119,41 +114,3 @@ def _numbers(name: str, words: Sequence[str] | None) -> tuple[float, ...] | None
             fix=f"--{name} 0.485,0.456,0.406",
         )
     return numbers
-
-
-def _names(text: str) -> list[str]:
-    """The names that the text of --names contains, or the file that it names."""
-    path = Path(text)
-    if text.lstrip().startswith(("[", "{", "(")):
-        return _nonempty(names_in(text, "names"), "names")
-    if not os.path.isfile(text):  # False also for a text that is too long for a path
-        is_word = text.isprintable() and len(text) <= _LONGEST_NAME
-        if "," in text or (is_word and not path.suffix and not {"/", os.sep} & {*text}):
-            return _nonempty(names_in(text, "names"), "names")
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LONGEST + 1)
-        content = data.decode("utf-8-sig").rstrip()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"names is {text!r}, which is no list with commas and cannot be read as a file: "
-            f"{first_line(error)}",
-            fix="--names road,sky,tree or --names FILE with a name in each line",
-        ) from error
-    if len(data) > _LONGEST:
-        raise InputError(f"{path} has more than {_LONGEST} bytes; wanted names of classes")
-    return _nonempty(names_in(content, str(path)) if content else [], str(path))
-
-
-def _nonempty(names: list[str], where: str) -> list[str]:
-    """The names. InputError if there are none, or one of them is empty."""
-    if not names:
-        raise InputError(
-            f"{where} contains no names of classes", fix="write a name for each class in a line"
-        )
-    if not all(names):
-        raise InputError(
-            f"{where}: name {names.index('')} of {len(names)} is empty",
-            fix="write a name for each class, in the order of the class numbers",
-        )
-    return names

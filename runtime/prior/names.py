@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from runtime.checks import shown_value
-from runtime.errors import InputError
+from runtime.errors import InputError, first_line
 
-_LONGEST = 2**20  # letters of a text that contains names
+_LONGEST = 2**20  # letters of a text, or bytes of a file, that contains names
+_LONGEST_NAME = 200  # letters of a name that stands alone
 # What a manifest does not store: control characters but tabs and line breaks, and half a pair of
 # surrogates, which UTF-8 does not have.
 _NO_LETTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -102,6 +105,59 @@ def names_in(text: str, where: str) -> list[str]:
                 fix="write a name for each class, in the order of the class numbers",
             ) from None
     return class_names(text if isinstance(found, str) else found, where)
+
+
+def names_in_option(text: str) -> list[str]:
+    """Return the names of all classes that the option --names contains, or the file that it names.
+
+    Parameters
+    ----------
+    text : a file whose text :func:`names_in` reads; or such a text itself, with commas between the
+        names or as JSON. One word that has no suffix and no slash is the name of the foreground.
+
+    Raises
+    ------
+    InputError : the file cannot be read, or there are no names; also what :func:`names_in` raises.
+
+    Example
+    -------
+    >>> names_in_option("road,sky")
+    ['road', 'sky']
+    """
+    path = Path(text)
+    if text.lstrip().startswith(("[", "{", "(")):
+        return _nonempty(names_in(text, "names"), "names")
+    if not os.path.isfile(text):  # False also for a text that is too long for a path
+        is_word = text.isprintable() and len(text) <= _LONGEST_NAME
+        if "," in text or (is_word and not path.suffix and not {"/", os.sep} & {*text}):
+            return _nonempty(names_in(text, "names"), "names")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        content = data.decode("utf-8-sig").rstrip()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"names is {text!r}, which is no list with commas and cannot be read as a file: "
+            f"{first_line(error)}",
+            fix="--names road,sky,tree or --names FILE with a name in each line",
+        ) from error
+    if len(data) > _LONGEST:
+        raise InputError(f"{path} has more than {_LONGEST} bytes; wanted names of classes")
+    return _nonempty(names_in(content, str(path)) if content else [], str(path))
+
+
+def _nonempty(names: list[str], where: str) -> list[str]:
+    """Return the names. InputError if there are none, or one of them is empty."""
+    if not names:
+        raise InputError(
+            f"{where} contains no names of classes", fix="write a name for each class in a line"
+        )
+    if not all(names):
+        raise InputError(
+            f"{where}: name {names.index('')} of {len(names)} is empty",
+            fix="write a name for each class, in the order of the class numbers",
+        )
+    return names
 
 
 def _parsed(text: str, where: str) -> Any:

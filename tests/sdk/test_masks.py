@@ -1,5 +1,6 @@
 """Segmenter, streams and the command line with a folder of masks as the prior."""
 
+import json
 import pickle
 
 import numpy as np
@@ -112,12 +113,22 @@ def test_the_command_line(folders, capsys):
     assert main(["predict", "pictures/f0.png", "--prior", "masks", "--no-filter", "-o", "o"]) == 0
     wanted = Segmenter("masks", filter=None)("pictures/f0.png").labels
     np.testing.assert_array_equal(labels_of(folders / "o", "f0"), wanted)
-    words = ["predict", "pictures/f0.png", "--prior", "masks", "--unknown", "3", "-o", "o"]
-    assert main(words) == 0
+    words = ["predict", "pictures/f0.png", "-o", "o", "--json", "--prior"]
+    assert main([*words, "masks", "--unknown", "3"]) == 0
     assert labels_of(folders / "o", "f0").max() == 2
-    for prior in ("kmeans", "gone"):
-        with case(prior):
-            words[3] = prior
-            assert main(words) == 1
-            assert f"{prior} is no folder of masks" in capsys.readouterr().err
+    capsys.readouterr()
+    (folders / "names.txt").write_text("\n".join(NAMES))
+    for more in (["--names", ",".join(NAMES)], ["--names", "names.txt", "--unknown", "3"]):
+        with case(more):
+            assert main([*words, "masks", *more]) == 0
+            assert json.loads(capsys.readouterr().out)[0]["names"] == NAMES
+    for more, match in [
+        (["masks", "--names", "a,b"], "returned 4 classes, but has only 2 names: a, b"),
+        (["masks", "--names", "no.txt"], "names is 'no.txt', which is no list with commas and"),
+        (["kmeans", "--names", "a,b"], "kmeans is no folder of masks"),
+        (["gone", "--unknown", "3"], "gone is no folder of masks"),
+    ]:
+        with case(more):
+            assert main([*words, *more]) == 1
+            assert match in capsys.readouterr().err
     assert main(["predict", "pictures/f0.png", "x.png", "--prior", "masks", "-o", "o"]) == 1
