@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from runtime.engines.named_files import read_regular
-from runtime.errors import InputError, first_line
+from runtime.errors import InputError
 from runtime.files import shown, stat_of
-from runtime.pictures.limits import MAX_PIXELS
+from runtime.pictures.label_map import decode_labels
+from runtime.pictures.limits import check_size
 from runtime.pictures.load import load_image
 from runtime.prior.names import class_names, names_in
 
 MISSING = 0.05  # largest share of pictures that may have no labels
 _LARGEST = 2**16 - 1  # id of a class
-_GREY, _PALETTE = 0, 3  # colour types of PNG
 _SHOWN = 10  # names in a message
 _RESERVED = re.compile(r"cluster [0-9]+")  # names of clusters without a class
 _FIX = 'write a JSON list of names, a JSON object {"id": "name"}, or one name per line'
@@ -244,7 +244,9 @@ def read_ids(path: Path) -> np.ndarray:
     InputError : the file cannot be read, is damaged, or contains something else.
     """
     data = read_regular(path, "a file with labels")
-    return _array(data, path) if path.suffix.lower() == ".npy" else _png(data, path)
+    if path.suffix.lower() == ".npy":
+        return _array(data, path)
+    return decode_labels(data, shown(path))
 
 
 def _array(data: bytes, path: Path) -> np.ndarray:
@@ -271,7 +273,7 @@ def _array(data: bytes, path: Path) -> np.ndarray:
             f"{shown(path)} contains {shape} {dtype}; wanted (H, W) integers",
             fix="save the id of each pixel",
         )
-    _check_size(*shape, path)
+    check_size(*shape, shown(path))
     count = shape[0] * shape[1]
     if len(data) - file.tell() < count * dtype.itemsize:
         raise InputError(
@@ -280,43 +282,6 @@ def _array(data: bytes, path: Path) -> np.ndarray:
         )
     values = np.frombuffer(data, dtype, count, file.tell())
     return values.reshape(shape, order="F" if by_columns else "C")
-
-
-def _check_size(height: int, width: int, path: Path) -> None:
-    """InputError for labels of more than MAX_PIXELS pixels."""
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{shown(path)} has {height} x {width} pixels; wanted at most {MAX_PIXELS}",
-            fix="save the labels at the size of the picture",
-        )
-
-
-def _png(data: bytes, path: Path) -> np.ndarray:
-    """The values of a PNG with one channel, as they are in the file: of a palette the indices."""
-    from PIL.PngImagePlugin import PngImageFile
-
-    depth, kind = (data[24], data[25]) if data[:4] == b"\x89PNG" and len(data) > 25 else (0, -1)
-    if (kind, depth) not in ((_GREY, 8), (_GREY, 16)) and kind != _PALETTE:
-        what = "is no PNG"
-        if kind == _GREY:  # programs scale these values to 0 to 255 when they read them
-            what = f"is a grey PNG of {depth} bit{'s' * (depth != 1)}"
-        elif kind > 0:
-            what = "is a PNG of several channels"
-        raise InputError(
-            f"{shown(path)} {what}; wanted one channel of 8 or 16 bits, or a palette",
-            fix="save the id of each pixel as a grey PNG of 8 bits; colours are no ids",
-        )
-    try:
-        # Image.open has a limit of its own, which is below MAX_PIXELS, and warns of half of it.
-        with PngImageFile(io.BytesIO(data)) as picture:
-            _check_size(picture.height, picture.width, path)
-            return np.asarray(picture)
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"{shown(path)} cannot be read: {first_line(error)}", fix="write it again"
-        ) from error
 
 
 def some(names: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ from runtime.errors import BundleError, InputError
 from sdk import Segmenter
 
 torch = pytest.importorskip("torch", reason="heads are trained by torch: pip install torch")
-Image = pytest.importorskip("PIL.Image", reason="label PNGs are read by Pillow")
+Image = pytest.importorskip("PIL.Image", reason="label PNGs are written by Pillow")
 pytest.importorskip("scipy", reason="clusters are matched by scipy: pip install scipy")
 
 

@@ -14,7 +14,7 @@ from export.__main__ import main
 from export.train.names import cluster_names, head_sha256, read_names
 from runtime.errors import BundleError, InputError
 
-Image = pytest.importorskip("PIL.Image", reason="label PNGs are read by Pillow")
+Image = pytest.importorskip("PIL.Image", reason="label PNGs are written by Pillow")
 pytest.importorskip("scipy", reason="clusters are matched by scipy: pip install scipy")
 
 
@@ -118,7 +118,7 @@ def test_json_is_one_document(city):
     assert document["run"] == str(city / "run") and document["outside"] == 0
     (city / "labels" / "0.png").write_bytes(b"")
     code, out, _ = name(city, "--json", "-q")
-    assert code == 1 and "is no PNG" in json.loads(out)["error"]
+    assert code == 1 and "is not a picture that can be read" in json.loads(out)["error"]
 
 
 def test_several_ids_of_one_class(city):
