@@ -4,7 +4,7 @@
     python -m benchmarks published --table FILE
 
 docs/published.md describes rows and columns. With -o, the scores of each map are written when they
-are computed; the command adds those that the file lacks. The cheapest refinements are run first.
+are computed; the command adds those that the file lacks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -81,16 +82,30 @@ class Form:
         return [self.row(number) for number in steps] + last
 
 
-_LONG = (200, 1000)
-FORMS = (
-    Form("dynaguide", "dynaguide", 0.5, (20, 200), (1000,), final=True),
-    Form("dynaseg_fsf", "dynaseg_fsf", 0.5, (20, 200), (1000,), final=True),
-    Form("dynaguide_code", "dynaguide_code", 0.5, (20,), _LONG, final=True),
-    Form("dynaseg_scf", "dynaseg_scf", 0.5, (20,), final=True),
-    Form("dynaguide, guide = the truth itself", "dynaguide", 0.5, (20, 200), (1000,), truth=True),
-    Form("dynaguide at full size", "dynaguide", 1.0, (20,), _LONG),
-    Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (20,), _LONG),
-    Form("dynaguide_code at full size", "dynaguide_code", 1.0, (20,), _LONG),
+_GIVEN = "dynaguide, guide = the truth itself"
+# The forms of a group are run picture by picture, those with most steps first, then the next group.
+GROUPS = (
+    (
+        Form("dynaguide_code", "dynaguide_code", 0.5, (20,), final=True),
+        Form("dynaseg_scf", "dynaseg_scf", 0.5, (20,), final=True),
+        Form(_GIVEN, "dynaguide", 0.5, (20,), truth=True),
+    ),
+    (
+        Form("dynaguide", "dynaguide", 0.5, (20, 200), (1000,), final=True),
+        Form("dynaseg_fsf", "dynaseg_fsf", 0.5, (20, 200), (1000,), final=True),
+    ),
+    (
+        Form("dynaguide at full size", "dynaguide", 1.0, (20,)),
+        Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (20,)),
+    ),
+    (
+        Form(_GIVEN, "dynaguide", 0.5, (), (200, 1000), truth=True),
+        Form("dynaguide_code", "dynaguide_code", 0.5, (), (200, 1000)),
+    ),
+    (
+        Form("dynaguide at full size", "dynaguide", 1.0, (), (200, 1000)),
+        Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (), (200, 1000)),
+    ),
 )
 
 
@@ -212,13 +227,13 @@ def measure(document: Document) -> Iterator[str]:
     """
     settings, forms = document["settings"], document["forms"]
     pictures = {item.name: item for item in datasets.bsds(len(settings["pictures"]))}
+    names = dict.fromkeys([*settings["long"], *pictures])  # those with most steps first
     work: list[tuple[str, Form | None, list[int], list[str]]] = []
-    for name in pictures:
-        work += [(name, None, [0], [plain]) for plain in (TRUTH, *PLAIN)]
-        for form in FORMS:
+    work += [(name, None, [], [plain]) for name in pictures for plain in (TRUTH, *PLAIN)]
+    for group in GROUPS:
+        for name, form in product(names, group):
             steps = [*form.steps, *(form.more if name in settings["long"] else ())]
             work.append((name, form, steps, form.rows(steps)))
-    work.sort(key=lambda one: one[1].scale ** 2 * one[2][-1] if one[1] else 0)
     for name, form, steps, rows in work:
         if all(name in forms.get(row, {}) for row in rows):
             continue
@@ -304,13 +319,14 @@ def tables(document: Document) -> str:
     all pictures, then of all forms on the pictures with most steps."""
     settings, parts = document["settings"], []
     order = [TRUTH, *PLAIN]
-    order += [row for form in FORMS for row in form.rows([*form.steps, *form.more])]
-    forms = {row: document["forms"][row] for row in order if row in document["forms"]}
+    forms = sorted(chain(*GROUPS), key=lambda form: form.name)
+    order += [row for form in forms for row in form.rows([*form.steps, *form.more])]
     groups = ((settings["pictures"], len(settings["pictures"])), (settings["long"], 1))
     for names, least in groups:
         for prefix, what in (("", "labels"), ("regions ", "connected regions")):
             lines = []
-            for form, own in forms.items():
+            for form in (row for row in order if row in document["forms"]):
+                own = document["forms"][form]
                 rows = {name: own[name] for name in names if name in own}
                 if len(rows) >= least:
                     scores = summary(rows, document["regions"], prefix)
