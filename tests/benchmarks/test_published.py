@@ -1,6 +1,7 @@
 """The command published: stored rows, pooled scores, maps after fewer steps, and interruptions."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -18,15 +19,21 @@ from sdk import CrfConfig, RefineConfig, Segmenter  # noqa: E402
 from sdk.image import encode_image  # noqa: E402
 
 HEIGHT, WIDTH, PICTURES = 40, 56, 3
-FORMS = (
-    Form("dynaguide", "dynaguide", 0.5, (2, 12), (14,), final=True),
-    Form("dynaseg", "dynaseg_fsf", 1.0, (2,), (5,)),
-    Form("truth", "dynaguide", 0.5, (2,), truth=True),
+GROUPS = (
+    (
+        Form("truth", "dynaguide", 0.5, (2,), truth=True),
+        Form("dynaguide", "dynaguide", 0.5, (2, 12), (14,), final=True),
+    ),
+    (
+        Form("dynaseg", "dynaseg_fsf", 1.0, (2,)),
+        Form("truth", "dynaguide", 0.5, (), (3,), truth=True),
+    ),
+    (Form("dynaseg", "dynaseg_fsf", 1.0, (), (5,)),),
 )
 ROWS = {
     "dynaguide, 2 steps": 3, "dynaguide, 12 steps": 3, "dynaguide, 14 steps": 1,
     "dynaguide, 2 steps + guided filter": 3, "dynaseg, 2 steps": 3, "dynaseg, 5 steps": 1,
-    "truth, 2 steps": 3,
+    "truth, 2 steps": 3, "truth, 3 steps": 1,
 }  # fmt: skip
 SCORES = ("all", "fine", "coarse", "mean", "one-to-one", "compat dynaguide", "segments")
 
@@ -58,7 +65,7 @@ def root(tmp_path_factory):
 def small(root, monkeypatch):
     """The made data set, and few steps."""
     monkeypatch.setenv("SEG_DATA", str(root))
-    monkeypatch.setattr(published, "FORMS", FORMS)
+    monkeypatch.setattr(published, "GROUPS", GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def done(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "p.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEG_DATA", str(root))
-        patch.setattr(published, "FORMS", FORMS)
+        patch.setattr(published, "GROUPS", GROUPS)
         assert command.main([*WORDS, "-o", str(out)]) == 0
     return out
 
@@ -126,7 +133,7 @@ def check(document, row, maps, items):
 def test_stored_rows_reproduce_the_scores_of_refinements_that_end_there(done):
     """Also after step 10, when the mapping of the guide is frozen."""
     document, items = read(done), pictures()
-    for form in FORMS:
+    for form in chain(*GROUPS):
         for steps in (*form.steps, *form.more):
             used = items[:1] if steps in form.more else items
             maps = [map_after(item, form, steps) for item in used]
@@ -175,6 +182,23 @@ def test_a_refinement_that_stops_early_has_its_last_map():
     assert last[:-2] == picture.scores(labels, 1, 0)[:-2]
 
 
+def test_groups_are_run_one_after_the_other_and_long_pictures_first(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(published, "plain_row", lambda n, p, t: [0.0] * len(COLUMNS))
+    monkeypatch.setattr(
+        published, "refined_rows", lambda f, p, s, t: calls.append((f.name, p.name, s)) or []
+    )
+    assert command.main([*WORDS[:-1], "2"]) == 0
+    assert calls == [
+        ("truth", "000", [2]), ("dynaguide", "000", [2, 12, 14]),
+        ("truth", "200", [2]), ("dynaguide", "200", [2, 12, 14]),
+        ("truth", "100", [2]), ("dynaguide", "100", [2, 12]),
+        ("dynaseg", "000", [2]), ("truth", "000", [3]), ("dynaseg", "200", [2]),
+        ("truth", "200", [3]), ("dynaseg", "100", [2]),
+        ("dynaseg", "000", [5]), ("dynaseg", "200", [5]),
+    ]  # fmt: skip
+
+
 def test_an_interrupted_run_continues_without_computing_rows_again(done, tmp_path, monkeypatch):
     """Each start is interrupted at its second refinement or plain form."""
     out, refinements = tmp_path / "p.json", []
@@ -190,7 +214,7 @@ def test_an_interrupted_run_continues_without_computing_rows_again(done, tmp_pat
 
     monkeypatch.setattr(published, "plain_row", lambda n, p, t: counted(plain, n, p.name)(n, p, t))
     monkeypatch.setattr(
-        published, "refined_rows", lambda f, p, s, t: counted(refined, f.name, p.name)(f, p, s, t)
+        published, "refined_rows", lambda f, p, s, t: counted(refined, f, p.name)(f, p, s, t)
     )
     code, known = 130, 0
     while code:
@@ -200,7 +224,7 @@ def test_an_interrupted_run_continues_without_computing_rows_again(done, tmp_pat
         rows = sum(len(own) for own in read(out)["forms"].values())
         assert rows > known
         known = rows
-    assert len(refinements) == len(set(refinements)) == 7 * PICTURES + 3 * PICTURES
+    assert len(refinements) == len(set(refinements)) == 7 * PICTURES + 3 * PICTURES + 2
 
     def values(path):
         document = read(path)
@@ -216,11 +240,14 @@ def test_an_interrupted_run_continues_without_computing_rows_again(done, tmp_pat
     assert out.read_bytes() == before
 
 
-def test_cheap_refinements_are_first(done):
-    names = [row["form"] for row in json.loads(done.read_text())["rows"]]
-    assert names[0] == TRUTH and names[1] == "k-means"
-    half = names.index("truth, 2 steps")
-    assert half < names.index("dynaseg, 2 steps") < names.index("dynaguide, 12 steps")
+def test_a_refinement_whose_last_row_is_missing_runs_again(done, tmp_path):
+    out = tmp_path / "p.json"
+    document = read(done)
+    missing = document["forms"]["dynaguide, 2 steps + guided filter"].pop("100")
+    out.write_text(json.dumps(published.packed(document)))
+    assert command.main([*WORDS, "-o", str(out)]) == 0
+    again = read(out)["forms"]["dynaguide, 2 steps + guided filter"]["100"]
+    assert again[:-1] == missing[:-1]
 
 
 ROW = [0.5, 0.2, 0.8, 0.3, 0.4, 7]
@@ -245,6 +272,9 @@ def test_tables_of_all_pictures_and_of_the_long_ones(done, capsys):
     assert parts[1::2] == [*heads, "labels, 1 pictures", "connected regions, 1 pictures"]
     assert "| dynaguide, 12 steps " in parts[2] and "14 steps" not in parts[2]
     assert "| dynaguide, 14 steps " in parts[6] and "| k-means " in parts[6]
+    lines = parts[2].splitlines()
+    forms = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
+    assert forms[:2] == [TRUTH, "k-means"] and forms[7:9] == [*ROWS][:2]
     document = read(done)
     rows = document["forms"]["k-means"]
     for part, prefix in ((parts[2], ""), (parts[4], "regions ")):
