@@ -12,7 +12,7 @@ from runtime.tools import cli
 
 COMMANDS = (
     "latency", "compare", "report", "quality", "training", "boosting", "adapt", "backbone", "cache",
-    "ops", "step", "photo", "stream", "protocol", "published", "gpu",
+    "ops", "step", "photo", "stream", "protocol", "published", "diffseg", "gpu",
 )  # fmt: skip
 
 
@@ -66,6 +66,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.quality.backbone import main
     elif name == "cache":
         from benchmarks.speed.feature_cache import main
+    elif name == "diffseg":
+        from benchmarks.speed.diffseg import main
     elif name == "gpu":
         from benchmarks.speed.gpu.run import main
     else:

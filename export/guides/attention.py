@@ -1,5 +1,5 @@
-"""AttentionSum: the self-attention maps of a U-Net, added as they are computed, and the one map to
-which DiffSeg (Tian et al., CVPR 2024) aggregates them."""
+"""Self-attention that is computed head by head, and AttentionSum, which adds the maps of a U-Net as
+they are computed, and aggregates them to one as DiffSeg does (Tian et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -94,3 +94,32 @@ class AttentionSum:
             queries = out.view(rows, factor, columns, factor, cells)
             queries += keys.view(rows, 1, columns, 1, cells)
         return out
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, total: AttentionSum) -> Tensor:
+    """Compute the self-attention softmax(scale * Q K^T) V of one block, and add the softmax of each
+    head to ``total``. The maps of two heads are never kept at the same time.
+
+    Parameters
+    ----------
+    query, key, value : (heads, n, d) of any float dtype and one device. The softmax is computed in
+        float32.
+    scale : of the products, usually 1 / sqrt(d).
+    total : gets one (n, n) float32 map for each head.
+
+    Returns
+    -------
+    (heads, n, d), of the dtype of ``value``.
+
+    Raises
+    ------
+    InputError : the maps fit no level of ``total``.
+    """
+    out = torch.empty_like(value)
+    for head in range(len(query)):
+        scores = (query[head].float() * scale) @ key[head].float().T
+        probabilities = scores.softmax(-1)
+        del scores
+        out[head] = probabilities.to(value.dtype) @ value[head]
+        total.add(probabilities)
+    return out

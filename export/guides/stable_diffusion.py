@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from export.checkpoint_folder import load_network, read_object
-from export.guides.attention import AttentionSum
+from export.guides.attention import AttentionSum, attend
 from runtime.engines.named_files import check_regular
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, first_line
 from runtime.files import file_error, shown, stat_of
@@ -162,9 +162,8 @@ class StableDiffusion:
 
 
 class _SelfAttention:
-    """A processor of diffusers for self-attention: softmax(scale * Q K^T) V, head by head. Its
-    output is that of the default processor, up to rounding, and it passes each head's softmax,
-    (n, n) float32, to an AttentionSum."""
+    """A processor of diffusers for self-attention. Its output is that of the default processor, up
+    to rounding, and it adds the softmax of each head to an AttentionSum."""
 
     def __init__(self, found: AttentionSum) -> None:
         self.found = found
@@ -174,13 +173,7 @@ class _SelfAttention:
             attn.head_to_batch_dim(project(hidden_states))  # (heads, n, channels of a head)
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        out = torch.empty_like(value)
-        for head in range(len(query)):
-            scores = (query[head].float() * attn.scale) @ key[head].float().T
-            probabilities = scores.softmax(-1)
-            del scores
-            out[head] = probabilities.to(value.dtype) @ value[head]
-            self.found.add(probabilities)
+        out = attend(query, key, value, attn.scale, self.found)
         projection, dropout = attn.to_out
         return dropout(projection(attn.batch_to_head_dim(out)))
 

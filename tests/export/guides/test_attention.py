@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import case
 
-from export.guides.attention import AttentionSum
+from export.guides.attention import AttentionSum, attend
 from export.guides.merging import anchors, distances, mean_maps, merge, refine, suppress
 from runtime.errors import InputError
 
@@ -82,6 +82,21 @@ def test_weights_are_proportional_to_the_sides_of_the_levels():
     found = total.aggregate()
     np.testing.assert_allclose(found[:, -1], 64 / 120, rtol=1e-6)
     assert (found[0] == found[-1]).all()
+
+
+def test_attention_is_that_of_torch_and_its_maps_are_added(rng):
+    for dtype, error in ((torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        with case(str(dtype)):
+            query, key, value = torch.from_numpy(rng.standard_normal((3, 2, 32, 5))).to(dtype)
+            total = AttentionSum(4, 8)
+            found = attend(query, key, value, 5**-0.5, total)
+            wanted = torch.nn.functional.scaled_dot_product_attention(
+                query.double(), key.double(), value.double()
+            )
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found.double(), wanted, atol=error)
+            scores = query.double() @ key.double().transpose(1, 2) * 5**-0.5
+            np.testing.assert_allclose(total.aggregate(), scores.softmax(2).mean(0), rtol=1e-5)
 
 
 def test_maps_of_no_level_are_refused():
