@@ -12,7 +12,7 @@ from runtime.tools import cli
 
 COMMANDS = (
     "latency", "compare", "report", "quality", "training", "boosting", "adapt", "backbone", "cache",
-    "ops", "step", "photo", "stream", "protocol", "published", "diffseg", "gpu",
+    "ops", "step", "photo", "stream", "protocol", "published", "dynaseg_fpn", "diffseg", "gpu",
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from benchmarks.quality.published import main
     elif name == "backbone":
         from benchmarks.quality.backbone import main
+    elif name == "dynaseg_fpn":
+        from benchmarks.quality.dynaseg_fpn import main
     elif name == "cache":
         from benchmarks.speed.feature_cache import main
     elif name == "diffseg":

@@ -9,6 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from export.train.dynaseg_losses import (
+    cluster_count,
+    continuity,
+    continuity_weight,
+    ends,
+    own_labels,
+    similarity,
+)
 from runtime.core.constants import LEAST_AREA, LEAST_DEVIATION, MAPPING_STEPS, SMALLEST_PRIOR
 from runtime.core.parameters import objective_of
 
@@ -119,17 +127,9 @@ class Twin:
             for dy, dx in ((0, s), (s, 0), (s, s), (s, -s)):
                 if dy >= h or abs(dx) >= w:
                     continue
-                a, b = self._ends(self.image, dy, dx)
+                a, b = ends(self.image, dy, dx)
                 square = ((a - b) ** 2).sum(1, keepdim=True)
                 self.pairs.append((dy, dx, torch.exp(-square / (2 * self.o.sigma**2))))
-
-    @staticmethod
-    def _ends(t, dy, dx):
-        """Return both ends of all pairs of pixels at distance (dy, dx), as two views of ``t``."""
-        h, w = t.shape[2:]
-        if dx >= 0:
-            return t[..., : h - dy, : w - dx], t[..., dy:, dx:]
-        return t[..., : h - dy, -dx:], t[..., dy:, : w + dx]
 
     def losses(self, r):
         """Return four losses of the scores r: total, similarity (0 for the residual objective),
@@ -141,21 +141,15 @@ class Twin:
             guide = -(self.confidence * (self.class_weight * self.q * log_p)).sum(1).mean()
             pair = 0
             for dy, dx, e in self.pairs:
-                a, b = self._ends(p, dy, dx)
+                a, b = ends(p, dy, dx)
                 pair = pair + (e * (1 - (a * b).sum(1, keepdim=True))).mean()
             pair = pair / (4 * len(o.offsets))
             return guide + o.lam * pair, torch.zeros(()), pair, guide
-        labels = r.detach().argmax(1)
+        labels = own_labels(r)
         clusters = self.count(labels)
-        own = F.cross_entropy(r, labels)
-        spatial = 0
-        directions = ((1, 0), (0, 1), (1, 1), (1, -1)) if o.diagonals else ((1, 0), (0, 1))
-        for dy, dx in directions:
-            a, b = self._ends(r, dy, dx)
-            if a.numel():
-                loss = F.smooth_l1_loss if o.continuity == "huber" else F.l1_loss
-                spatial = spatial + loss(a, b)
-        weight = {"fixed": o.mu, "fsf": clusters / o.beta, "scf": o.mu / clusters}[o.weighting]
+        own = similarity(r, labels)
+        spatial = continuity(r, huber=o.continuity == "huber", diagonals=o.diagonals)
+        weight = continuity_weight(o.weighting, clusters, o.mu, o.beta)
         guide = torch.zeros(())
         if self.guide is not None:
             if o.mapping == "index_modulo" or self.step_count < MAPPING_STEPS:
@@ -171,7 +165,7 @@ class Twin:
 
     def count(self, labels):
         """Return the number of different labels."""
-        return len(torch.unique(labels))
+        return cluster_count(labels)
 
     def _map(self, labels, clusters):
         """Set ``table``, which maps the guide's classes to channels, from the current labels."""
@@ -207,7 +201,7 @@ class Twin:
         self.sgd.step()
         self.step_count += 1
         values = [torch.as_tensor(v).item() for v in losses]
-        return values, len(torch.unique(r.detach().argmax(1)))
+        return values, cluster_count(own_labels(r))
 
     def labels(self):
         """Return the labels (H, W) of the current weights, as at the end of a refinement."""

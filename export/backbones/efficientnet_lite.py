@@ -25,7 +25,8 @@ _STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-_CHANNELS = {10: 112, 15: 320}
+_CHANNELS = {2: 24, 4: 40, 10: 112, 15: 320}
+_STAGE_ENDS = (2, 4, 10, 15)  # the last blocks with strides 4, 8, 16 and 32
 
 
 class _Convolution(nn.Conv2d):
@@ -85,7 +86,13 @@ class Lite0(nn.Module):
         that the stride of the whole is 16, not 32. At every second position on both axes the
         features are those of the network of stride 32.
     same : pad as TensorFlow does, instead of equally on all sides.
+
+    Attributes
+    ----------
+    widths : the channels of the features that :meth:`stages` returns.
     """
+
+    widths = tuple(_CHANNELS[number] for number in _STAGE_ENDS)
 
     def __init__(
         self, taken: tuple[int, ...] = (15,), *, dilated: bool = True, same: bool = True
@@ -111,6 +118,11 @@ class Lite0(nn.Module):
         for block in self._blocks:
             x = block(x)
             yield x
+
+    def stages(self, images: Tensor) -> Iterator[Tensor]:
+        """The features of the last blocks with strides 4, 8, 16 and 32 (16 if dilated), of images
+        (N, 3, h, w) of any size; the sizes are rounded up."""
+        return (x for i, x in enumerate(self.blocks(images)) if i in _STAGE_ENDS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features, (N, C, h / 16, w / 16), of images (N, 3, h, w) float32, normalised, whose sides
@@ -152,13 +164,14 @@ def lite0(
     return network, sha256
 
 
-def efficientnet_lite0(features: str = "block15") -> Backbone:
+def efficientnet_lite0(features: str = "block15", *, dilated: bool = True) -> Backbone:
     """The backbone that needs no files of the user's own.
 
     Parameters
     ----------
     features : "block15": the last block, 320 channels; "block10+15": block 10 (112 channels) and
-        the last one, 432 channels.
+        the last one, 432 channels. Both together need a dilated network.
+    dilated : False: the last blocks are not dilated, and have stride 32.
 
     Raises
     ------
@@ -171,12 +184,12 @@ def efficientnet_lite0(features: str = "block15") -> Backbone:
             f"features is {features!r}; {LITE0} has {', '.join(FEATURES)}", fix="--features block15"
         )
     taken = FEATURES[features]
-    network, sha256 = lite0(taken)
+    network, sha256 = lite0(taken, dilated=dilated)
     return Backbone(
         name=LITE0,
         module=network,
         channels=sum(_CHANNELS[number] for number in taken),
-        stride=16,
+        stride=16 if dilated else 32,
         mean=(MEAN,) * 3,
         std=(STD,) * 3,
         source=LITE0,

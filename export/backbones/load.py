@@ -13,7 +13,7 @@ from runtime.files import here, shown, stat_of
 from runtime.urls import without_passwords
 
 
-def load_backbone(source: str, features: str | None = None) -> Backbone:
+def load_backbone(source: str, features: str | None = None, *, dilated: bool = True) -> Backbone:
     """The frozen network that ``source`` names.
 
     Parameters
@@ -21,10 +21,12 @@ def load_backbone(source: str, features: str | None = None) -> Backbone:
     source : "efficientnet-lite0"; a checkpoint folder of Hugging Face (ViT, DINO, DINOv2); or a
         file of a ResNet-18 or -50 that ends in .pth, .pt, .bin or .safetensors.
     features : which features of the network; None takes the default of its family.
+    dilated : False: a convolutional network is not dilated. Its last features have stride 32, and
+        its method ``stages`` returns those with strides 4, 8, 16 and 32.
 
     Raises
     ------
-    InputError : no such backbone or features.
+    InputError : no such backbone or features; or a vision transformer that is not to be dilated.
     BundleError : weights that are damaged.
     MissingBackend : a package that the backbone needs is not installed.
     """
@@ -36,15 +38,21 @@ def load_backbone(source: str, features: str | None = None) -> Backbone:
 
     chosen = () if features is None else (features,)
     if source == LITE0:
-        return efficientnet_lite0(*chosen)
+        return efficientnet_lite0(*chosen, dilated=dilated)
     path = Path(source)
     found = None if "://" in source else stat_of(path)
     if found is None:
         raise _unknown(source)
     if stat.S_ISDIR(found.st_mode):
+        if not dilated:
+            raise InputError(
+                f"backbone is {shown(path)}, a folder; a vision transformer has no stages of "
+                "different strides",
+                fix=f"--backbone {LITE0}, or a file of a ResNet",
+            )
         return vision_transformer(path, *chosen)
     if path.suffix.lower() in SUFFIXES:
-        return resnet(path, *chosen)
+        return resnet(path, *chosen, dilated=dilated)
     raise InputError(
         f"backbone is {shown(path)}, a file; wanted one that ends in {', '.join(SUFFIXES)}",
         fix=f"choose a folder or such a file, or --backbone {LITE0}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -68,6 +69,10 @@ class ResNet(nn.Module):
     dilated : the stride of 2 of layer4 is 1, and the 3x3 convolutions behind it have dilation 2,
         so that the stride of the whole is 16, not 32. At the even positions of both axes the
         features are those of the network of stride 32.
+
+    Attributes
+    ----------
+    widths : the channels of the features of layer1 to layer4.
     """
 
     def __init__(self, depth: int, last: int = 4, *, dilated: bool = True) -> None:
@@ -86,17 +91,25 @@ class ResNet(nn.Module):
                 ins = wide * (4 if bottleneck else 1)
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         self.last = last
+        self.widths = tuple((256 if bottleneck else 64) * 2**i for i in range(4))
+
+    def stages(self, images: Tensor) -> Iterator[Tensor]:
+        """The features of layer1, layer2 and so on up to ``last``, of images (N, 3, h, w) of any
+        size. Those of layer1 are (N, C, h / 4, w / 4), rounded up; each next layer halves this,
+        but not layer4 of a dilated network."""
+        x = self.maxpool(relu(self.bn1(self.conv1(images))))
+        for number in range(1, self.last + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+            yield x
 
     def forward(self, images: Tensor) -> Tensor:
         """Features, (N, C, h / 16, w / 16), of images (N, 3, h, w) float32, normalised, whose sides
         are multiples of 16."""
-        x = self.maxpool(relu(self.bn1(self.conv1(images))))
-        for number in range(1, self.last + 1):
-            x = self.get_submodule(f"layer{number}")(x)
+        *_, x = self.stages(images)
         return x
 
 
-def resnet(path: Path, features: str = "layer4") -> Backbone:
+def resnet(path: Path, features: str = "layer4", *, dilated: bool = True) -> Backbone:
     """ResNet-18 or -50 from a file of weights; the names in the file say which.
 
     Parameters
@@ -105,6 +118,7 @@ def resnet(path: Path, features: str = "layer4") -> Backbone:
         torchvision's names, or one under "state_dict". The prefixes "module." and "backbone." are
         removed where all names have them. The classifier, fc, is not used.
     features : "layer4", dilated, or "layer3"; both have stride 16.
+    dilated : False: layer4 is not dilated, and has stride 32.
 
     Raises
     ------
@@ -122,7 +136,7 @@ def resnet(path: Path, features: str = "layer4") -> Backbone:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     depth = 50 if "layer1.0.conv3.weight" in state else 18
-    network = ResNet(depth, int(features[-1]))
+    network = ResNet(depth, int(features[-1]), dilated=dilated)
     # Files of PyTorch before 0.4.1 have no counts of batches, which are for training alone.
     counts = {k: v for k, v in network.state_dict().items() if k.endswith(".num_batches_tracked")}
     load_strictly(network, counts | state, f"the weights in {shown(path)}, read as ResNet-{depth},")
@@ -131,7 +145,7 @@ def resnet(path: Path, features: str = "layer4") -> Backbone:
         name=f"resnet{depth}",
         module=network,
         channels=channels,
-        stride=16,
+        stride=16 if dilated or features == "layer3" else 32,
         mean=_MEAN,
         std=_STD,
         source=os.path.abspath(path),
