@@ -6,6 +6,7 @@ part of the project.
 
 from __future__ import annotations
 
+import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from benchmarks.files import class_numbers
-from benchmarks.quality.datasets import BsdsPicture
+from benchmarks.quality.matlab import matlab_array
 from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
@@ -73,11 +74,11 @@ class Truth(NamedTuple):
     Parameters
     ----------
     name : the path of the picture without suffix, below the folder of pictures, as "dog/00000".
-    path : the file of the truth.
+    source : the file of the truth; or the truth itself, if one file contains those of all pictures.
     """
 
     name: str
-    path: Path
+    source: Any
 
 
 class Layout(NamedTuple):
@@ -85,14 +86,16 @@ class Layout(NamedTuple):
 
     Parameters
     ----------
-    find : from the folder and the part to the files of the truth.
-    read : from the file to the truth.
+    find : from the folder and the part to the pictures that have a truth.
+    read : from the source of a truth to the truth.
     split : the part that publications score; "" if the folder has no parts.
+    pictures : the numbers of pictures that publications score, one for each data set.
     """
 
     find: Callable[[Path, str], list[Truth]]
-    read: Callable[[Path], Any]
+    read: Callable[[Any], Any]
     split: str = ""
+    pictures: tuple[int, ...] = ()
 
 
 class Boxes(NamedTuple):
@@ -218,11 +221,19 @@ def listed(path: Path) -> list[str]:
 def chosen(truths: list[Truth], names: Sequence[str]) -> list[Truth]:
     """Keep the pictures whose name, stem or folder is one of ``names``.
 
+    Parameters
+    ----------
+    names : a suffix of pictures is left out: the list of COCO20K has .jpg.
+
     Raises
     ------
     InputError : a name fits no picture.
     """
-    wanted, used, kept = set(names), set(), []
+    wanted = {
+        name.rpartition(".")[0] if name.lower().endswith((".jpg", ".jpeg", ".png")) else name
+        for name in names
+    }
+    used, kept = set(), []
     for truth in truths:
         path = Path(truth.name)
         fitting = wanted & {truth.name, path.name, path.parent.as_posix()}
@@ -243,7 +254,30 @@ def _bsds500(data: Path, split: str) -> list[Truth]:
 
 
 def _annotators(path: Path) -> list[np.ndarray]:
-    return BsdsPicture(path.stem, path, path).annotators()
+    people = matlab_array(path, "groundTruth")
+    try:
+        found = [_regions(person["Segmentation"][0, 0], path) for person in people[0]]
+    except (LookupError, ValueError, TypeError) as error:
+        raise _wrong_matrix(path, "groundTruth") from error
+    if len({regions.shape for regions in found}) != 1:
+        raise _wrong_matrix(path, "groundTruth")
+    return found
+
+
+def _regions(numbers: Any, path: Path, key: str = "groundTruth") -> np.ndarray:
+    """Check the matrix of a MATLAB file: (H, W) int32 in [0, 65535]."""
+    if np.ndim(numbers) != 2 or numbers.dtype.kind not in "iu" or not numbers.size:
+        raise _wrong_matrix(path, key)
+    if numbers.min() < 0 or numbers.max() > 65535:
+        raise _wrong_matrix(path, key)
+    return np.asarray(numbers, np.int32)
+
+
+def _wrong_matrix(path: Path, key: str) -> InputError:
+    return InputError(
+        f"the array '{key}' of {shown(path)} has another form than that of the data set",
+        fix="copy the data set again",
+    )
 
 
 def _voc(data: Path, split: str, kind: str, folder: str, suffix: str) -> list[Truth]:
@@ -270,19 +304,22 @@ def _palette() -> np.ndarray:
 
 
 def _voc_classes(path: Path) -> np.ndarray:
-    return _classes(path, range(256), _palette())
+    return _classes(path, _stored(path), range(256), _palette())
 
 
-def _classes(path: Path, numbers: Sequence[int], colours: np.ndarray | None = None) -> np.ndarray:
-    """Read the classes of pixels: (H, W) uint8.
+def _classes(
+    path: Path, stored: np.ndarray, numbers: Sequence[int], colours: np.ndarray | None = None
+) -> np.ndarray:
+    """The classes of pixels: (H, W) uint8.
 
     Parameters
     ----------
+    stored : what the file contains: (H, W) integer, or (H, W, 3) uint8 RGB.
     numbers : the class of each number that a grey file has; IGNORED remains IGNORED.
     colours : (N, 3) uint8 RGB, of the numbers 0 to N - 1 in a file with colours; None if the data
         set has grey files only.
     """
-    labels = stored = _stored(path)
+    labels = stored
     table = {i: i for i in range(256)}
     if stored.ndim == 3:
         labels = _codes(stored)
@@ -312,7 +349,7 @@ def _coco27(data: Path, split: str) -> list[Truth]:
 
 def _coco_classes(path: Path) -> np.ndarray:
     classes = {i: n for n, (_, ids) in enumerate(COCO27) for i in ids}
-    return _classes(path, [classes[i] for i in range(182)])
+    return _classes(path, _stored(path), [classes[i] for i in range(182)])
 
 
 def _cityscapes27(data: Path, split: str) -> list[Truth]:
@@ -326,17 +363,23 @@ def _cityscapes27(data: Path, split: str) -> list[Truth]:
 
 
 def _cityscapes_classes(path: Path) -> np.ndarray:
-    return _classes(path, [i - CITYSCAPES[0] if i in CITYSCAPES else IGNORED for i in range(34)])
+    classes = [i - CITYSCAPES[0] if i in CITYSCAPES else IGNORED for i in range(34)]
+    return _classes(path, _stored(path), classes)
 
 
 def _potsdam3(data: Path, split: str) -> list[Truth]:
     folder = _one_folder(data, ["5_Labels_all", "labels", "gt"])
-    files = [*_files(folder, ".png"), *_files(folder, ".tif")]
+    files = [path for suffix in (".png", ".tif", ".mat") for path in _files(folder, suffix)]
     return [Truth(path.stem.removesuffix("_label"), path) for path in files]
 
 
 def _potsdam_classes(path: Path) -> np.ndarray:
-    return _classes(path, POTSDAM_CLASSES, POTSDAM_COLOURS)
+    """Read a tile: a picture, or a file of IIC's tiles, whose array "gt" has the six numbers."""
+    if path.suffix.lower() == ".mat":
+        stored = _regions(matlab_array(path, "gt"), path, "gt")
+    else:
+        stored = _stored(path)
+    return _classes(path, stored, POTSDAM_CLASSES, POTSDAM_COLOURS)
 
 
 def _saliency(data: Path, split: str) -> list[Truth]:
@@ -360,10 +403,18 @@ def _object(path: Path) -> np.ndarray:
     return class_numbers(path, cv2.IMREAD_GRAYSCALE) > 0
 
 
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses definitions, with which a small file of XML can make a huge text."""
+
+    def doctype(self, name: str, public: str, system: str) -> NoReturn:
+        raise ValueError("it has a DOCTYPE")
+
+
 def _boxes(path: Path) -> Boxes:
     """Read the boxes of VOC: the first pixel has the number 1, and the last one is of the box."""
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        parser = ElementTree.XMLParser(target=_NoDoctype())
+        root = ElementTree.fromstring(path.read_bytes(), parser)
         size = [int(root.findtext(f"size/{key}", "")) for key in ("height", "width")]
         corners = ("xmin", "ymin", "xmax", "ymax")
         boxes = [
@@ -376,17 +427,62 @@ def _boxes(path: Path) -> Boxes:
         raise InputError(
             f"{shown(path)} is no annotation of VOC: {error}", fix="copy the data set again"
         ) from error
-    return Boxes((size[0], size[1]), np.array(boxes).reshape(-1, 4) - (1, 1, 0, 0))
+    return _checked((size[0], size[1]), np.array(boxes).reshape(-1, 4) - (1, 1, 0, 0), path)
+
+
+def _checked(size: tuple[int, int], boxes: np.ndarray, path: Path) -> Boxes:
+    if min(size) < 1 or not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
+        raise InputError(
+            f"{shown(path)} has a picture without pixels, or a box whose right or lower edge is not"
+            " right of or below the other",
+            fix="copy the data set again",
+        )
+    return Boxes(size, boxes)
+
+
+def _coco20k(data: Path, split: str) -> list[Truth]:
+    """Read the boxes of COCO's instances. As in LOST's code (Simeoni et al., BMVC 2021), corners
+    are rounded to whole pixels, and boxes around crowds are left out."""
+    path = _one_folder(data, [f"annotations/instances_{split}.json"])
+    try:
+        entry = json.loads(path.read_bytes(), object_hook=_without_outline)
+        pictures = [
+            (e["id"], f"{split}/{Path(e['file_name']).stem}", (int(e["height"]), int(e["width"])))
+            for e in entry["images"]
+        ]
+        boxes: dict[Any, list[list[int]]] = {number: [] for number, _, _ in pictures}
+        for found in entry["annotations"]:
+            if not found["iscrowd"]:
+                left, top, width, height = found["bbox"]
+                corners = left, top, left + width, top + height
+                boxes[found["image_id"]].append([round(value) for value in corners])
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{shown(path)} contains no instances of COCO: {error!r}", fix="copy the data set again"
+        ) from error
+    return [
+        Truth(name, _checked(size, np.array(boxes[number], float).reshape(-1, 4), path))
+        for number, name, size in pictures
+    ]
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Drop the outline of an object, which is most of the file, as soon as it is read."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 LAYOUTS = {
-    "bsds500": Layout(_bsds500, _annotators, "test"),
-    "voc2012": Layout(_voc2012, _voc_classes, "val"),
-    "coco27": Layout(_coco27, _coco_classes, "val2017"),
-    "cityscapes27": Layout(_cityscapes27, _cityscapes_classes, "val"),
-    "potsdam3": Layout(_potsdam3, _potsdam_classes),
-    "saliency": Layout(_saliency, _foreground),
-    "corloc": Layout(_corloc, _boxes, "trainval"),
+    "bsds500": Layout(_bsds500, _annotators, "test", (200,)),
+    "voc2012": Layout(_voc2012, _voc_classes, "val", (1449,)),
+    "coco27": Layout(_coco27, _coco_classes, "val2017", (2175,)),
+    "cityscapes27": Layout(_cityscapes27, _cityscapes_classes, "val", (500,)),
+    "potsdam3": Layout(_potsdam3, _potsdam_classes, pictures=(855,)),
+    "saliency": Layout(_saliency, _foreground, pictures=(1000, 5019, 5168)),
+    "corloc": Layout(_corloc, _boxes, "trainval", (5011, 11540)),
+    "coco20k": Layout(_coco20k, lambda boxes: boxes, "train2014", (19817,)),
     "davis": Layout(_davis, _object),
 }
 

@@ -1,10 +1,14 @@
 """Quality of a prior with and without refinement, on the same pictures with the same truth.
 
-python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
+    python -m benchmarks quality [--sets camvid,davis,bsds] [--pictures 12] [--slow 6] [-o DIR]
+    python -m benchmarks quality --protocol NAME ...
+
+The second form is the command protocol NAME: it scores the predictions of any program.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +19,7 @@ import numpy as np
 
 import runtime
 from benchmarks import environment
-from benchmarks.quality import datasets, metrics
+from benchmarks.quality import datasets, metrics, protocols
 from benchmarks.table import as_markdown, check_out, write_json
 from runtime.core.resize import resize, working_picture
 from runtime.errors import InputError
@@ -370,6 +374,11 @@ def main(argv: list[str]) -> int:
     ------
     InputError : an unknown set, or pictures that are missing; the caller prints it.
     """
+    handed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    handed.add_argument("--protocol", nargs="?", const="")
+    found, rest = handed.parse_known_args(argv)
+    if found.protocol is not None:
+        return protocols.main([found.protocol, *rest])
     parser = Parser("python -m benchmarks quality", description=__doc__)
     parser.add_argument(
         "--sets", default="camvid,davis,bsds", help="data sets, with commas (%(default)s)"
@@ -380,6 +389,10 @@ def main(argv: list[str]) -> int:
         help="also run dynaguide and dynaseg (20 and 200 steps) on this many pictures per set",
     )  # fmt: skip
     parser.add_argument("-o", "--out", type=out_path, help="folder for quality.json and pictures")
+    parser.add_argument(
+        "--protocol", metavar="NAME",
+        help="score predictions as publications do; see: python -m benchmarks protocol --help",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     runners: dict[str, Callable[[int, bool], tuple[str, list[Row], str]]] = {
         "camvid s=0.5": lambda n, slow: camvid("s=0.5", n, slow),

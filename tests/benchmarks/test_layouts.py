@@ -94,8 +94,9 @@ def potsdam3(root):
     tile = np.kron(np.arange(6).reshape(2, 3), np.ones((12, 8), int))  # the six classes
     save(root / "5_Labels_all/a_label.png", layouts.POTSDAM_COLOURS[tile])
     save(root / "5_Labels_all/b_label.tif", tile)
+    savemat(root / "5_Labels_all/7.mat", {"gt": tile.astype(np.int32)})
     classes = np.array([0, 1, 2, 2, 0, 1])[tile]
-    return {"a": classes, "b": classes}
+    return {"a": classes, "b": classes, "7": classes}
 
 
 def saliency(root):
@@ -109,13 +110,32 @@ def corloc(root):
     return {"000005": 255 * HALVES}
 
 
+def instances(root, *boxes, numbers=(9,)):
+    """Write pictures of 4 x 6 pixels and (number of the picture, box, crowd) as COCO does."""
+    names = {i: f"COCO_train2014_{i:012d}.jpg" for i in numbers}
+    images = [{"id": i, "file_name": names[i], "height": 4, "width": 6} for i in numbers]
+    objects = [
+        {"image_id": i, "bbox": box, "iscrowd": crowd, "segmentation": [[0.5, 1.5]]}
+        for i, box, crowd in boxes
+    ]
+    path = root / "annotations/instances_train2014.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": objects, "categories": []}))
+    return path
+
+
+def coco20k(root):
+    instances(root, (9, [3, 0, 3, 4], 0), (9, [0, 0, 1, 1], 0))
+    return {"train2014/COCO_train2014_000000000009": 255 * HALVES}
+
+
 def davis(root):
     for name, truth in (("dog", HALVES), ("bear", 1 - HALVES)):
         save(root / f"Annotations/480p/{name}/00000.png", 255 * truth)
     return {"dog/00000": 2 * HALVES, "bear/00000": 1 - HALVES}
 
 
-REPLICAS = (bsds500, voc2012, coco27, cityscapes27, potsdam3, saliency, corloc, davis)
+REPLICAS = (bsds500, voc2012, coco27, cityscapes27, potsdam3, saliency, corloc, coco20k, davis)
 assert [make.__name__ for make in REPLICAS] == [*LAYOUTS]
 PERFECT = {
     "bsds500": ("all", "fine", "coarse", "mean", "picture all", "one-to-one"),
@@ -125,6 +145,7 @@ PERFECT = {
     "potsdam3": ("acc", "mIoU"),
     "saliency": ("acc", "IoU", "max F (MOVE)", "max F (SelfMask)"),
     "corloc": ("CorLoc",),
+    "coco20k": ("CorLoc",),
     "davis": ("IoU", "F"),
 }
 
@@ -150,6 +171,7 @@ def test_the_truth_itself_is_perfect(replica, capsys):
     assert code == 0
     assert document["pictures"] == len(predictions) and document["unused predictions"] == 0
     assert document["split"] == LAYOUTS[name].split and document["protocol"] == name
+    assert document["published pictures"] == list(LAYOUTS[name].pictures)
     assert {k: document["scores"][k] for k in PERFECT[name]} == dict.fromkeys(PERFECT[name], 1)
 
 
@@ -313,6 +335,141 @@ def test_boxes_of_voc_begin_at_one(tmp_path):
     assert found.size == (4, 6) and found.boxes.tolist() == [[0, 0, 6, 4], [1, 2, 2, 3]]
 
 
+def test_boxes_of_coco_are_rounded_and_have_no_crowds(tmp_path, capsys):
+    """As in LOST, whose list of COCO20K names files of pictures."""
+    boxes = (9, [2.5, 0.5, 3.25, 3.25], 0), (12, [3, 0, 3, 4], 1), (12, [3.1, 1, 0.2, 1], 0)
+    instances(tmp_path, *boxes, numbers=(9, 12, 25))
+    found = {name: truth for name, truth in LAYOUTS["coco20k"].find(tmp_path, "train2014")}
+    names = [f"train2014/COCO_train2014_{i:012d}" for i in (9, 12, 25)]
+    assert [*found] == names and {truth.size for truth in found.values()} == {(4, 6)}
+    expected = [[[2, 0, 6, 4]], [[3, 1, 3, 2]], []]  # Python rounds 2.5 and 0.5 to even numbers
+    assert [truth.boxes.tolist() for truth in found.values()] == expected
+    for name in names:
+        save(tmp_path / f"found/{name}.png", 255 * HALVES)
+    _, document = scored(capsys, tmp_path, "coco20k")
+    assert document["scores"] == {"CorLoc": pytest.approx(1 / 3), "empty": 0}
+    write_list(tmp_path / "coco_20k_filenames.txt", *(f"{name}.jpg" for name in names[:2]))
+    listed = ["coco20k", "--list", str(tmp_path / "coco_20k_filenames.txt")]
+    _, document = scored(capsys, tmp_path, *listed)
+    assert (document["scores"]["CorLoc"], document["pictures"]) == (0.5, 2)
+    assert document["unused predictions"] == 1
+
+
+def test_files_of_instances_with_another_form_are_errors(tmp_path, capsys):
+    path = instances(tmp_path)
+    (tmp_path / "found").mkdir()
+    good = path.read_text()
+    for text in (
+        "[]", "[[1]]", "3", "{}", '{"images": 3, "annotations": []}', "[" * 10**5, good[:-1],
+        good.replace('"id": 9', '"id": []'), good.replace('"height": 4', '"height": "x"'),
+        good.replace('"annotations": []', '"annotations": [{"iscrowd": 0, "bbox": [1, 2]}]'),
+        good.replace('[]', '[{"iscrowd": 0, "bbox": [1, 2, 3, 1e999], "image_id": 9}]', 1),
+        good.replace('[]', '[{"iscrowd": 0, "bbox": [1, 2, 3, 4], "image_id": 7}]', 1),
+    ):  # fmt: skip
+        with case(text[:60]):
+            path.write_text(text)
+            code, document = scored(capsys, tmp_path, "coco20k")
+            assert code == 1 and "contains no instances of COCO" in document["error"]
+    path.write_text(good.replace("[]", '[{"iscrowd": 0, "bbox": [1, 2, -3, 4], "image_id": 9}]', 1))
+    assert "a box whose right or lower edge" in scored(capsys, tmp_path, "coco20k")[1]["error"]
+    path.write_text('{"images": [], "annotations": []}')
+    assert "contains no truth of coco20k" in scored(capsys, tmp_path, "coco20k")[1]["error"]
+
+
+def test_tiles_of_iic(tmp_path, capsys):
+    """Arrays of six numbers with the name "gt"; the list of the tiles to score."""
+    tile = np.kron(np.arange(6).reshape(2, 3), np.ones((12, 8), np.int32)).astype(np.int32)
+    for name in ("11", "4", "7"):
+        (tmp_path / "gt").mkdir(exist_ok=True)
+        savemat(tmp_path / f"gt/{name}.mat", {"gt": tile})
+        save(tmp_path / f"found/{name}.png", tile)
+    write_list(tmp_path / "labelled_test.txt", "4", "11")
+    listed = ["potsdam3", "--list", str(tmp_path / "labelled_test.txt")]
+    _, document = scored(capsys, tmp_path, *listed)
+    assert document["pictures"] == 2 and document["unused predictions"] == 1
+    assert document["scores"]["acc"] == pytest.approx(
+        0.5, abs=0.01
+    )  # three of the six numbers match one class each
+    for array, message in (
+        ({"gt": tile + 0.5}, "has another form"),
+        ({"gt": tile[None]}, "has another form"),
+        ({"gt": tile - 1}, "has another form"),
+        ({"gt": np.zeros((0, 0), np.uint8)}, "has another form"),
+        ({"gt": {"deep": 1}}, "has another form"),
+        ({"gt": tile + 6}, "has the number 6, which is no class"),
+        ({"img": tile}, "contains no array 'gt'"),
+    ):
+        with case(message):
+            savemat(tmp_path / "gt/4.mat", array)
+            code, document = scored(capsys, tmp_path, *listed)
+            assert code == 1 and message in document["error"]
+    for data in (b"", b"MATLAB 5.0", (tmp_path / "gt/7.mat").read_bytes()[:300]):
+        with case(data[:9]):
+            (tmp_path / "gt/4.mat").write_bytes(data)
+            code, document = scored(capsys, tmp_path, *listed)
+            assert code == 1 and "4.mat is no MATLAB file" in document["error"]
+    (tmp_path / "gt/4.mat").unlink()
+    assert "names 4, of which there is no" in scored(capsys, tmp_path, *listed)[1]["error"]
+
+
+def test_annotators_of_another_form_are_errors(tmp_path, capsys):
+    bsds500(tmp_path)
+    save(tmp_path / "found/2018.png", HALVES)
+    path = tmp_path / "BSR/BSDS500/data/groundTruth/test/2018.mat"
+    person = np.empty((1, 1), object)
+    person[0, 0] = {"Boundaries": HALVES}
+    for truth in (person, HALVES, 7, np.zeros((1, 0))):
+        with case(str(truth)):
+            savemat(path, {"groundTruth": truth})
+            code, document = scored(capsys, tmp_path, "bsds500")
+            assert code == 1 and "'groundTruth'" in document["error"] and document["fix"]
+
+
+def test_two_truths_of_a_picture_are_an_error(tmp_path, capsys):
+    potsdam3(tmp_path)
+    save(tmp_path / "5_Labels_all/b.png", HALVES)
+    code, document = scored(capsys, tmp_path, "potsdam3")
+    assert code == 1 and "contains 2 truths of picture b" in document["error"]
+
+
+def test_definitions_in_annotations_are_refused(tmp_path, capsys):
+    write_list(tmp_path / "ImageSets/Main/trainval.txt", "1")
+    annotation(tmp_path / "Annotations/1.xml", (1, 1, 6, 4))
+    save(tmp_path / "found/1.png", 255 * HALVES)
+    path = tmp_path / "Annotations/1.xml"
+    good = path.read_text()
+    path.write_text(f'<!DOCTYPE a [<!ENTITY b "4">]>{good}')
+    assert "VOC: it has a DOCTYPE" in scored(capsys, tmp_path, "corloc")[1]["error"]
+    for wrong in ("nan", "1e999", "0"):
+        path.write_text(good.replace("<xmax>6", f"<xmax>{wrong}"))
+        with case(wrong):
+            document = scored(capsys, tmp_path, "corloc")[1]
+            assert ("a box whose" in document.get("error", "")) == (wrong != "0")
+
+
+def test_the_command_quality_hands_protocols_over(tmp_path, capsys):
+    bsds500(tmp_path)
+    save(tmp_path / "found/2018.png", HALVES)
+    rest = ["--data", str(tmp_path), "--predictions", str(tmp_path / "found"), "--json"]
+    printed = []
+    for argv in (
+        ["protocol", "bsds500", *rest],
+        ["quality", "--protocol", "bsds500", *rest],
+        ["quality", *rest, "--protocol=bsds500"],
+    ):
+        assert command.main(argv) == 0
+        printed.append(json.loads(capsys.readouterr().out)["scores"])
+    assert printed[0] == printed[1] == printed[2]
+    for argv in (["--protocol"], ["--protocol", "--data", "x"], ["--protocol", "voc"]):
+        with case(str(argv)), pytest.raises(SystemExit) as end:
+            command.main(["quality", *argv])
+        assert end.value.code == 2
+        assert "invalid choice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["quality", "--help"])
+    assert "--protocol NAME" in capsys.readouterr().out
+
+
 def test_options_and_the_table(tmp_path, capsys):
     bsds500(tmp_path)
     save(tmp_path / "found/2018.png", HALVES)
@@ -324,6 +481,7 @@ def test_options_and_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "bsds500 val, 1 pictures" in printed and "| one-to-one " in printed
     assert "1 PNG files belong to no picture" in printed
+    assert "publications score 200 pictures" in printed
     document = json.loads(out.read_text())
     assert document["split"] == "val" and "cpu" in document["environment"]
     assert "BSR/BSDS500/data/groundTruth/all" in scored(

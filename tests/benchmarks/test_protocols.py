@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from cases import case
 from developer_data import needs_data
+from PIL import Image
 
-from benchmarks.quality import datasets, metrics, protocols
+from benchmarks.quality import datasets, evaluators, metrics, protocols
 from benchmarks.quality.layouts import IGNORED, Boxes
+from runtime.errors import InputError
 
 
 def drawn(rng, labels, shape=(6, 7)):
@@ -77,7 +79,7 @@ def test_regions_match_a_slow_loop():
     for seed in range(6):
         with case(seed):
             pairs = regions_of_pictures(np.random.default_rng(seed))
-            found = protocols.score_regions(pairs, compat="dynaguide")
+            found = evaluators.score_regions(pairs, compat="dynaguide")
             slow = slow_regions(pairs)
             assert {name: found[name] for name in slow} == pytest.approx(slow)
             pooled = metrics.pooled_best_iou(*zip(*pairs, strict=True))
@@ -101,7 +103,7 @@ def test_segments_leave_void_out_of_both_maps():
                 best.append(slow_best(found, true))
                 ones.append(slow_one_to_one(found, true))
                 manys.append(slow_many_to_one(found, true))
-            scores = protocols.score_segments(pairs, compat="dynaguide")
+            scores = evaluators.score_segments(pairs, compat="dynaguide")
             assert scores["best IoU"] == pytest.approx(np.mean([v for b in best for v in b]))
             assert scores["picture best IoU"] == pytest.approx(np.mean([np.mean(b) for b in best]))
             assert scores["one-to-one"] == pytest.approx(np.mean(ones))
@@ -112,12 +114,12 @@ def test_names_of_labels_change_nothing():
     rng = np.random.default_rng(0)
     pairs = regions_of_pictures(rng)
     renamed = [(np.array([70, 9, 200000, 3])[p], [7 - t for t in a]) for p, a in pairs]
-    before = protocols.score_regions(pairs, compat="dynaguide")
-    assert protocols.score_regions(renamed, compat="dynaguide") == pytest.approx(before)
+    before = evaluators.score_regions(pairs, compat="dynaguide")
+    assert evaluators.score_regions(renamed, compat="dynaguide") == pytest.approx(before)
     clusters = [(p, a[0]) for p, a in pairs]
     moved = [(np.array([70, 9, 200000, 3])[p], t) for p, t in clusters]
-    scores = protocols.score_clusters(clusters, classes=3)
-    assert protocols.score_clusters(moved, classes=3) == pytest.approx(scores)
+    scores = evaluators.score_clusters(clusters, classes=3)
+    assert evaluators.score_clusters(moved, classes=3) == pytest.approx(scores)
 
 
 def test_smaller_regions_are_never_worse_for_many_to_one_but_for_one_to_one():
@@ -131,11 +133,11 @@ def test_smaller_regions_are_never_worse_for_many_to_one_but_for_one_to_one():
             metrics.contingency(p, truth)
             for p in (parts, np.arange(truth.size).reshape(truth.shape))
         )
-        assert protocols.many_to_one(shared) == protocols.many_to_one(finer) == 1
-        assert protocols.one_to_one(finer) < protocols.one_to_one(shared) < 1
+        assert evaluators.many_to_one(shared) == evaluators.many_to_one(finer) == 1
+        assert evaluators.one_to_one(finer) < evaluators.one_to_one(shared) < 1
         coarse = drawn(rng, 2)
         before, after = (
-            protocols.many_to_one(metrics.contingency(p, truth))
+            evaluators.many_to_one(metrics.contingency(p, truth))
             for p in (coarse, coarse * 10 + truth)
         )
         assert after >= before
@@ -179,7 +181,7 @@ def test_clusters_are_matched_once_for_all_pictures():
         for seed in range(3):
             with case(clusters, seed):
                 pairs = clustered(np.random.default_rng(seed), clusters)
-                found = protocols.score_clusters(pairs, classes=3)
+                found = evaluators.score_clusters(pairs, classes=3)
                 acc, miou = slow_matching(pairs, 3)
                 assert (found["acc"], found["mIoU"]) == pytest.approx((acc, miou))
 
@@ -188,8 +190,8 @@ def test_one_matching_for_all_pictures_is_stricter_than_one_for_each():
     """Two pictures with the names of their clusters exchanged."""
     truth = np.repeat([[0, 1]], 4, axis=0).repeat(4, axis=1)
     pairs = [(truth, truth), (1 - truth, truth)]
-    assert protocols.score_clusters(pairs, classes=2)["acc"] == 0.5
-    scores = protocols.score_each_by_itself(pairs, classes=2)
+    assert evaluators.score_clusters(pairs, classes=2)["acc"] == 0.5
+    scores = evaluators.score_each_by_itself(pairs, classes=2)
     assert scores["compat diffseg acc"] == scores["compat diffseg mIoU"] == 1
 
 
@@ -209,7 +211,7 @@ def test_a_matching_for_each_picture_matches_a_slow_loop():
                 hits += [len(a & b) for a, b in zip(way, true, strict=True)]
                 union += [len(a | b) for a, b in zip(way, true, strict=True)]
                 total += len(valid)
-            scores = protocols.score_each_by_itself(pairs, classes=3)
+            scores = evaluators.score_each_by_itself(pairs, classes=3)
             assert scores["compat diffseg acc"] == pytest.approx(hits.sum() / total)
             assert scores["compat diffseg mIoU"] == pytest.approx((hits / union).mean())
             assert scores["segments"] == 3
@@ -218,7 +220,7 @@ def test_a_matching_for_each_picture_matches_a_slow_loop():
 def test_unmatched_clusters_are_misses():
     """One class in two clusters, of which one matches no class."""
     prediction, truth = np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]])
-    for score in (protocols.score_clusters, protocols.score_each_by_itself):
+    for score in (evaluators.score_clusters, evaluators.score_each_by_itself):
         found = score([(prediction, truth)], classes=1)
         assert [v for k, v in found.items() if k.endswith(("acc", "mIoU"))] == [0.75, 0.75]
 
@@ -228,8 +230,98 @@ def test_stuff_has_a_matching_of_its_own():
     for stuff."""
     truth = np.array([[0, 0, 0, 12, 12, 13]])
     prediction = np.array([[0, 0, 0, 0, 0, 1]])
-    found = protocols.score_clusters([(prediction, truth)], classes=27, stuff=True)
+    found = evaluators.score_clusters([(prediction, truth)], classes=27, stuff=True)
     assert (found["acc"], found["stuff acc"], found["stuff mIoU"]) == (4 / 6, 1, 1)
+
+
+def test_the_matching_of_stuff_matches_a_slow_loop():
+    """Of three classes of things and three of stuff, some pixels have no class."""
+    for seed in range(3):
+        with case(seed):
+            rng = np.random.default_rng(seed)
+            pairs = []
+            for prediction, truth in clustered(rng, 4):
+                stuff = np.where(truth == IGNORED, IGNORED, truth + 12)
+                pairs.append((prediction, np.where(rng.random(truth.shape) < 0.3, truth, stuff)))
+            found = evaluators.score_clusters(pairs, classes=27, stuff=True)
+            only = [(p, np.where(t < 12, IGNORED, t).astype(int) - 12) for p, t in pairs]
+            expected = slow_matching(only, 3)
+            assert (found["stuff acc"], found["stuff mIoU"]) == pytest.approx(expected)
+
+
+def slow_dynaseg(channels, truth):
+    """The nine measures of a picture; None if the evaluator leaves it out. In the best matching
+    each row with pixels has a column that shares some."""
+    counts = {}
+    for place in np.ndindex(truth.shape):
+        if truth[place] != IGNORED:
+            cell = divmod(27 * int(truth[place]) + int(channels[place]), 27)
+            counts[cell] = counts.get(cell, 0) + 1
+    if any(row > 26 for row, _ in counts):
+        return None
+    rows = sorted({row for row, _ in counts})
+    totals = {}
+    for way in product(*[[None, *(c for r, c in counts if r == row)] for row in rows]):
+        used = [column for column in way if column is not None]
+        if len(used) == len(set(used)):
+            totals[way] = sum(counts.get(c, 0) for c in zip(rows, way, strict=True))
+    best = [way for way, total in totals.items() if total == max(totals.values())]
+    assert len(best) == 1 and None not in best[0]
+    place_of = dict(zip(rows, best[0], strict=True))
+    table = {(place_of[row], column): n for (row, column), n in counts.items()}
+    measures = []
+    for part in (range(27), range(12), range(12, 27)):
+        inside = {cell: n for cell, n in table.items() if cell[0] in part and cell[1] in part}
+        if not inside:
+            return None
+        hits = sum(n for (row, column), n in inside.items() if row == column)
+        ious, shares = [], []
+        for k in part:
+            hit = inside.get((k, k), 0)
+            row = sum(n for cell, n in inside.items() if cell[0] == k)
+            column = sum(n for cell, n in inside.items() if cell[1] == k)
+            ious += [hit / (row + column - hit)] if row + column else []
+            shares += [hit / row] if row else []
+        measures += [hits / sum(inside.values()), np.mean(ious), np.mean(shares)]
+    return measures
+
+
+def dynaseg_pictures(rng, overflow):
+    """Three pictures of classes 1, 20 and 26. The channels above 26 of the first two are counted
+    for classes 2 and 21; those of class 26, in the first picture, are outside of the table."""
+    for picture in range(3):
+        truth = rng.integers(3, size=(24, 24))
+        own = np.array([4, 15, [2, 22, 2][picture]])[truth]
+        third = rng.choice([40] if overflow and picture == 0 else [4, 15], truth.shape)
+        other = np.where(truth < 2, np.array([30, 33, 0])[truth], third)
+        channels = np.where(rng.random(truth.shape) < 0.7, own, other)
+        truth = np.array([1, 20, 26])[truth]
+        truth[rng.random(truth.shape) < 0.1] = IGNORED
+        yield channels, truth
+
+
+def test_dynaseg_matches_a_slow_loop():
+    names = [f"{p}{n}" for p in ("", "things ", "stuff ") for n in ("acc", "mIoU", "mean acc")]
+    for seed in range(6):
+        with case(seed):
+            pairs = [*dynaseg_pictures(np.random.default_rng(seed), seed % 2)]
+            slow = [slow_dynaseg(*pair) for pair in pairs]
+            assert (slow[0] is None) == seed % 2 and None not in slow[1:]
+            means = np.mean([measures for measures in slow if measures], axis=0)
+            expected = {f"compat dynaseg {n}": v for n, v in zip(names, means, strict=True)}
+            found = evaluators.score_as_dynaseg(pairs)
+            assert found == pytest.approx(expected | {"left out": seed % 2 / 3})
+            assert len({*found.values()}) == 10  # so that no two measures are exchanged unseen
+
+
+def test_channels_decide_on_the_blocks_of_dynaseg():
+    """Two classes of stuff, perfectly segmented by channels 3 and 20: one counts as a thing."""
+    truth = np.array([[12, 12, 13, 13]])
+    found = evaluators.score_as_dynaseg([(np.array([[3, 3, 20, 20]]), truth)])
+    assert found.pop("left out") == 0 and set(found.values()) == {1}
+    for channels in ([3, 3, 8, 8], [12, 12, 13, 13]):  # no pixel for "stuff", or for "things"
+        with pytest.raises(InputError, match="leaves out all 1 pictures"):
+            evaluators.score_as_dynaseg([(np.array([channels]), truth)])
 
 
 def slow_f(mask, truth, threshold, beta2):
@@ -248,7 +340,7 @@ def test_both_f_measures_of_saliency():
         truth = drawn(rng, 2).astype(bool)
         values = (110 * truth + rng.integers(146, size=truth.shape)).astype(int)
         pairs.append((values / 255, truth))
-    found = protocols.score_saliency(pairs)
+    found = evaluators.score_saliency(pairs)
     curves = np.array(
         [[slow_f(m, t, i / 255, 0.3) for i in range(256)] for m, t in pairs], dtype=float
     )
@@ -263,11 +355,11 @@ def test_both_f_measures_of_saliency():
 
 def test_a_picture_without_object_has_no_f_of_selfmask():
     pairs = [(np.zeros((2, 2)), np.zeros((2, 2), bool)), (np.eye(2), np.eye(2) > 0)]
-    assert protocols.score_saliency(pairs)["max F (SelfMask)"] == 0.5
+    assert evaluators.score_saliency(pairs)["max F (SelfMask)"] == 0.5
 
 
 def test_the_first_threshold_of_selfmask_leaves_black_out():
-    scores = protocols.score_saliency([(np.zeros((2, 2)), np.eye(2) > 0)])
+    scores = evaluators.score_saliency([(np.zeros((2, 2)), np.eye(2) > 0)])
     assert scores["max F (SelfMask)"] == 0 < scores["max F (MOVE)"]
 
 
@@ -308,7 +400,7 @@ def test_corloc_matches_a_slow_loop():
         boxes = np.concatenate([corners, corners + rng.integers(3, 7, size=(2, 2))], axis=1)
         pairs.append((mask, Boxes(mask.shape, boxes.astype(float))))
     slow = [slow_corloc(mask, truth.boxes.astype(int)) for mask, truth in pairs]
-    found = protocols.score_corloc(pairs)
+    found = evaluators.score_corloc(pairs)
     assert 0.1 < np.mean(slow) < 0.9
     assert found["CorLoc"] == pytest.approx(np.mean(slow))
     assert found["empty"] == np.mean([not (mask > 0.5).any() for mask, _ in pairs]) > 0
@@ -328,24 +420,49 @@ def test_corloc_of_known_boxes():
     ):
         with case(str(box)):
             others = np.array([[0, 0, 1, 1], box], float)
-            assert protocols.score_corloc([(mask, Boxes(size, others))])["CorLoc"] == right
+            assert evaluators.score_corloc([(mask, Boxes(size, others))])["CorLoc"] == right
     none = Boxes(size, np.zeros((0, 4)))
-    assert protocols.score_corloc([(mask, none)]) == {"CorLoc": 0, "empty": 0}
-    assert protocols.score_corloc([(0 * mask, Boxes(size, others))]) == {"CorLoc": 0, "empty": 1}
+    assert evaluators.score_corloc([(mask, none)]) == {"CorLoc": 0, "empty": 0}
+    assert evaluators.score_corloc([(0 * mask, Boxes(size, others))]) == {"CorLoc": 0, "empty": 1}
+
+
+def slow_edges(mask):
+    """The pixels whose right or lower neighbour is on the other side."""
+    pairs = {(y, x): (mask[y : y + 2, x], mask[y, x : x + 2]) for y, x in np.ndindex(mask.shape)}
+    return [place for place, both in pairs.items() if any(p.any() != p.all() for p in both)]
+
+
+def slow_boundary_f(mask, truth):
+    """Both maps have edges."""
+    found, real = slow_edges(mask), slow_edges(truth)
+    near = [[(a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 <= 2**2 for b in real] for a in found]
+    precision, recall = np.any(near, axis=1).mean(), np.any(near, axis=0).mean()
+    return 2 * precision * recall / (precision + recall)
 
 
 def test_davis_is_the_mean_over_frames():
     rng = np.random.default_rng(0)
-    pairs = [(3 * drawn(rng, 2), drawn(rng, 2).astype(bool)) for _ in range(3)]
-    found = protocols.score_davis(pairs)
+    pairs = []
+    for place in (2, 6, 12):
+        truth = np.zeros((16, 17), bool)
+        truth[3:9, place : place + 4] = True
+        pairs.append((np.where(rng.random(truth.shape) < 0.02, 3, 3 * truth), truth))
+    found = evaluators.score_davis(pairs)
     ious = [(p > 0) & t for p, t in pairs]
     expected = [i.sum() / ((p > 0) | t).sum() for i, (p, t) in zip(ious, pairs, strict=True)]
     assert found["IoU"] == pytest.approx(np.mean(expected))
-    assert found["F"] == pytest.approx(np.mean([metrics.boundary_f(p > 0, t) for p, t in pairs]))
+    assert 0 < found["F"] < 1
+    assert found["F"] == pytest.approx(np.mean([slow_boundary_f(p > 0, t) for p, t in pairs]))
+
+
+def with_pil(labels, height, width):
+    picture = Image.fromarray(labels.astype(np.int32))
+    return np.array(picture.resize((width, height), Image.Resampling.NEAREST))
 
 
 def test_cuts_of_label_maps():
-    """The label of a pixel of the result is that of the pixel of the source at its middle."""
+    """Beside PIL, which PiCIE and STEGO use: sizes of COCO, Cityscapes and tiles of Potsdam too, of
+    which 640 and 1024 have middles on the edge of two pixels."""
     labels = np.arange(35).reshape(5, 7)
     for height, width in ((5, 7), (10, 14), (3, 4), (1, 1)):
         with case((height, width)):
@@ -353,6 +470,16 @@ def test_cuts_of_label_maps():
             for y, x in np.ndindex(height, width):
                 source = int((y + 0.5) * 5 / height), int((x + 0.5) * 7 / width)
                 assert found[y, x] == labels[source]
+    for old, new in (((640, 427), (640, 480)), ((480, 640), (640, 480)), ((1024, 512), (320, 640))):
+        with case(old, new):
+            labels = np.arange(old[0] * old[1]).reshape(old)
+            assert np.array_equal(protocols.nearest(labels, *new), with_pil(labels, *new))
+    labels = np.arange(333 * 500).reshape(333, 500)
+    middle = with_pil(labels, 320, 480)[:, 80:400]
+    assert np.array_equal(protocols.middle_square(labels, 320), middle)
+    labels = np.arange(200 * 200).reshape(200, 200)
+    assert np.array_equal(protocols.tile(labels, 224), with_pil(labels, 224, 224))
+    labels = np.arange(35).reshape(5, 7)
     assert np.array_equal(protocols.middle_square(labels, 5), labels[:, 1:6])
     assert np.array_equal(protocols.square_first(labels.T, 5), labels.T[1:6])
     assert protocols.middle_square(labels, 10).shape == (10, 10)
@@ -406,7 +533,7 @@ def val():
 def test_scores_of_no_program_on_bsds500_val(val, name):
     make, expected = NO_PROGRAM[name]
     pairs = ((make(*truths[0].shape), truths) for truths in val)
-    found = protocols.score_regions(pairs, compat="dynaguide")
+    found = evaluators.score_regions(pairs, compat="dynaguide")
     assert [found[column] for column in COLUMNS] == pytest.approx(expected, abs=1e-6)
     assert found["true segments"] == pytest.approx(19.593407, abs=1e-6)
 
@@ -417,11 +544,11 @@ def test_scores_of_the_next_annotator_on_bsds500_val(val):
     """The prediction for an annotator is the map of the next one in the file."""
     pairs = [[(a[(i + 1) % len(a)], [t]) for i, t in enumerate(a)] for a in val]
     counts = [[len(np.unique(t)) for t in truths] for truths in val]
-    every = protocols.score_regions(pair for each in pairs for pair in each)
-    fine = protocols.score_regions(
+    every = evaluators.score_regions(pair for each in pairs for pair in each)
+    fine = evaluators.score_regions(
         (each[c.index(max(c))] for each, c in zip(pairs, counts, strict=True)), compat="dynaguide"
     )
-    coarse = protocols.score_regions(
+    coarse = evaluators.score_regions(
         each[c.index(min(c))] for each, c in zip(pairs, counts, strict=True)
     )
     three = every["all"], fine["all"], coarse["all"]

@@ -1,0 +1,48 @@
+"""Reading the arrays of MATLAB files, in which BSDS500 and the tiles of Potsdam are distributed."""
+
+from __future__ import annotations
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError, MissingBackend, first_line
+from runtime.files import file_error, shown
+
+
+def matlab_array(path: Path, key: str) -> np.ndarray:
+    """Read one array of a MATLAB file of version 4 to 7.
+
+    Raises
+    ------
+    InputError : the file cannot be read, is damaged or has another format, or lacks ``key``.
+    MissingBackend : SciPy is not installed.
+    """
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError as error:
+        raise MissingBackend(
+            f"SciPy is needed to read {shown(path)}, but {error}",
+            fix="pip install 'dynaguide-edge[bench]'",
+        ) from error
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    try:
+        return np.asarray(loadmat(BytesIO(data), variable_names=[key])[key])
+    except KeyError as error:
+        raise InputError(
+            f"{shown(path)} contains no array '{key}'", fix="copy the data set again"
+        ) from error
+    except (  # what SciPy raises for damaged files
+        OSError, ValueError, TypeError, LookupError, NameError, AttributeError, RuntimeError,
+        zlib.error, MatReadError,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"{shown(path)} is no MATLAB file that SciPy can read: {first_line(error)}",
+            fix="copy the data set again; a file of MATLAB 7.3 must be saved as version 7",
+        ) from error
