@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,7 @@ class Row:
 
     def cut(self) -> None:
         """Remove the last sample if an interrupt has left it incomplete."""
-        columns = [self.total_ms, self.start_s, self.steps_done, self.cpu_mhz]
+        columns: list[list[Any]] = [self.total_ms, self.start_s, self.steps_done, self.cpu_mhz]
         columns += [*self.stages_ms.values(), *self.device_ms.values()]
         n = min(map(len, columns))
         for column in columns:
@@ -136,7 +137,7 @@ def summarise(row: Row, percentiles: list[float]) -> dict[str, Any]:
 
 
 def summarise_totals(
-    row: Row, percentiles: list[float], known: dict[int, tuple[float | None, float | None]]
+    row: Row, percentiles: list[float], known: Mapping[int, tuple[float | None, float | None]]
 ) -> dict[str, Any]:
     """The row's name, and the statistics of its total times.
 

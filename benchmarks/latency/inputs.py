@@ -7,7 +7,6 @@ import hashlib
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -104,10 +103,10 @@ def hashes(prior: str) -> dict[str, str]:
     return {documents.shown(str(file.relative_to(path.parent))): hash_of([data])}
 
 
-def hash_of(parts: Iterable[Any]) -> str:
+def hash_of(parts: Iterable[np.ndarray | bytes]) -> str:
     """Return the sha256, in hexadecimal, of the bytes of all parts, joined in this order. A part is
     an array or bytes."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+        found.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
     return found.hexdigest()

@@ -26,7 +26,8 @@ class Clocks:
     at most once in CLOCK_EVERY seconds."""
 
     def __init__(self) -> None:
-        self.at, self.last = -1.0, None
+        self.at = -1.0
+        self.last: float | None = None
 
     def __call__(self) -> float | None:
         now = time.perf_counter()
@@ -38,7 +39,9 @@ class Clocks:
 Progress = Callable[[float], None]  # called with the seconds since the row's measurement began
 
 
-def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+def back_to_back(
+    row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress
+) -> None:
     """Begin each call as soon as the call before it has returned."""
     clocks, origin = Clocks(), time.perf_counter()
     while (now := time.perf_counter() - origin) < seconds:
@@ -50,7 +53,7 @@ def back_to_back(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float,
         row.add(begin - origin, begin - origin, end - origin, result, clocks())
 
 
-def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress) -> None:
     """A picture is due every 1 / rate seconds, and waits until the call before it has returned.
     After ``seconds``, pictures that still wait are counted as unserved."""
     assert row.rate is not None
@@ -72,7 +75,9 @@ def paced(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report
         row.add(due, begin, end, result, clocks())
 
 
-def stream(row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress):
+def stream(
+    row: Row, seg: Any, pictures: list[np.ndarray], seconds: float, report: Progress
+) -> None:
     """Segment the pictures as frames of a stream: each refinement starts from the weights of the
     frame before. The first frame, which starts cold, is no sample."""
 

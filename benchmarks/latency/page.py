@@ -29,9 +29,6 @@ COLOURS = (  # by Okabe and Ito: people with any colour vision can distinguish t
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", GREY, "#B8A900",
 )  # fmt: skip
 INK = "#1b1b1c"  # of lines and texts in figures; the page's text colour replaces it
-# Settings of matplotlib: the colours that are INK, and the backgrounds that are transparent.
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
 STYLE = f"""
 :root {{ color-scheme: light dark }}
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: {web_table.WIDTH}px; margin: 2em auto;
@@ -229,9 +226,13 @@ def render(found: dict[str, dict[str, Any]]) -> str:
     _check_matplotlib()
     import matplotlib
 
-    settings: dict[str, Any] = {"text.parse_math": False}  # a "$" in a name begins no formula
-    settings |= dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context():
+        matplotlib.rc("text", color=INK, parse_math=False)  # a "$" in a name begins no formula
+        matplotlib.rc("axes", edgecolor=INK, labelcolor=INK, facecolor="none")
+        matplotlib.rc("xtick", color=INK)
+        matplotlib.rc("ytick", color=INK)
+        matplotlib.rc("figure", facecolor="none")
+        matplotlib.rc("savefig", facecolor="none")
         return _render(found)
 
 

@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, document: dict[str, Any], rows: list[Row])
     Segmenter(**options, refine=one, threads=1, self_test="never")(pictures[0])
     for threads in args.threads:
         cv2.setNumThreads(threads)
-        for steps in asked if asked is not None else [base.steps if base else 0]:
+        for steps in asked if asked is not None else [base.steps or 0 if base else 0]:
             config = replace(base or RefineConfig(), steps=steps) if steps or trained else None
             made = options | {"refine": config, "threads": threads}
             quality = quality_of(Segmenter(**made, self_test="always"), pictures, truths)
@@ -274,8 +274,8 @@ def main(argv: list[str]) -> int:
         print("power: this machine has no sensor that can be read", file=sys.stderr)
     if document["partial"]:
         print("the measured part is kept, and marked partial", file=sys.stderr)
-    for error in unwritten:
-        print(f"error: {error}", file=sys.stderr)
+    for problem in unwritten:
+        print(f"error: {problem}", file=sys.stderr)
     if failure is not None:
         raise failure
     return code or int(bool(unwritten))
