@@ -27,7 +27,8 @@ from runtime.tools.cli import Parser, out_path, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
+
+    from export.backbones.efficientnet_lite import Lite0
 
 STEP = 5  # of the frames
 SIDE, SHORT = 224, 256  # the middle of SIDE x SIDE pixels of a picture whose short side is SHORT
@@ -78,7 +79,7 @@ def scores(logits: Tensor, accepted: frozenset[int]) -> tuple[np.ndarray, np.nda
     return right, log_p.numpy()
 
 
-def distance(network: Module, images: Tensor) -> float:
+def distance(network: Lite0, images: Tensor) -> float:
     """How far a network's batch normalisations are from their training: the mean, over all layers
     and their channels, of (mean(x) - running mean)^2 / running variance.
 
@@ -107,7 +108,7 @@ def as_input(pictures: np.ndarray, normalisation: str) -> Tensor:
     import torch
 
     mean, std = NORMALISATIONS[normalisation]
-    x = (pictures.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    x = (pictures.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 

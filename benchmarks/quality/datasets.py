@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.files import picture_files
 from runtime.pictures.load import load_image
+
+if TYPE_CHECKING:
+    from runtime.prior.network import NetworkPrior
 
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree",
@@ -176,6 +180,14 @@ def prior_path(name: str) -> Path:
     InputError : the data set has no such file.
     """
     return _locate("priors", name)
+
+
+def guide_of(network: NetworkPrior, picture: np.ndarray) -> np.ndarray:
+    """The network's output for a picture (H, W, 3) uint8, at its own size: (h, w, C) float32
+    probabilities or (h, w) int32 labels."""
+    guide = network(picture, picture)
+    assert isinstance(guide, np.ndarray)  # it is on the host, as the picture is
+    return guide
 
 
 def clip_path(name: str) -> Path:

@@ -293,15 +293,12 @@ def baselines(
     """
     size = float(np.sqrt(area / (2 * np.pi * np.log(2))))  # of an ellipse with this area
 
-    def centre(frame: Frame, seed: int, *, size: float) -> np.ndarray:
-        return centre_prior(*frame.pixels.shape[:2], size)
-
     clusters, colours = (int(chosen[name]) for name in SEEDED)
     return {
         "truth": lambda frame, seed: frame.truth.astype(np.float32),
         "everything": lambda frame, seed: np.ones(frame.pixels.shape[:2], np.float32),
-        "centre prior": partial(centre, size=chosen["centre prior"]),
-        "centre prior, mean area": partial(centre, size=size),
+        "centre prior": partial(_centre, size=chosen["centre prior"]),
+        "centre prior, mean area": partial(_centre, size=size),
         "Otsu": lambda frame, seed: otsu(frame.pixels),
         "k-means of colours": partial(clustered, clusters=colours, colours=True),
         "k-means": partial(clustered, clusters=clusters),
@@ -309,10 +306,15 @@ def baselines(
     }
 
 
+def _centre(frame: Frame, seed: int, *, size: float) -> np.ndarray:
+    height, width = frame.pixels.shape[:2]
+    return centre_prior(height, width, size)
+
+
 def choose(frames: list[Frame]) -> list[dict[str, Any]]:
     """The IoU of each of CHOICES on the pictures."""
     makers: dict[str, Callable[..., np.ndarray]] = {
-        "centre prior": lambda frame, value: centre_prior(*frame.pixels.shape[:2], value),
+        "centre prior": lambda frame, value: _centre(frame, 0, size=value),
         "k-means": lambda frame, value: clustered(frame, 0, clusters=value),
         "k-means of colours": lambda f, value: clustered(f, 0, clusters=value, colours=True),
     }

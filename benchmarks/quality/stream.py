@@ -46,11 +46,11 @@ class Replay:
     ----------
     frames : (H, W, 3) uint8 pictures.
     guides : the prior's output for each frame, (h, w, C) float32.
-    names : the class names.
+    names : the class names, or None.
     """
 
     def __init__(
-        self, frames: list[np.ndarray], guides: list[np.ndarray], names: list[str]
+        self, frames: list[np.ndarray], guides: list[np.ndarray], names: list[str] | None
     ) -> None:
         keys = [f.tobytes() for f in frames]
         self.names, self.guides = names, dict(zip(keys, guides, strict=True))
@@ -129,7 +129,7 @@ def quality(count: int, scale: float) -> list[dict[str, Any]]:
         items = [f for f in datasets.davis(1) if f.sequence == name][:count]
         frames = [item.image() for item in items]
         bar = progress_bar(iterable=frames, desc=f"{name}: prior", disable=None, leave=False)
-        clips[name] = (items, frames, [network(f, f) for f in bar])
+        clips[name] = (items, frames, [datasets.guide_of(network, f) for f in bar])
     rows = []
     for title, method in methods(scale).items():
         print(f"  {title} ...", file=sys.stderr)
@@ -181,7 +181,7 @@ def latency(path: Path, count: int, rate: float, threads: int) -> list[dict[str,
         )
     frames = [cv2.resize(f, (854, 480), interpolation=cv2.INTER_AREA) for f in frames]
     network = NetworkPrior.from_onnx(datasets.prior_path("espnetv2_s0.5_voc_256x256.onnx"))
-    guides = [network(f, f) for f in frames]
+    guides = [datasets.guide_of(network, f) for f in frames]
 
     def camera() -> Iterator[np.ndarray]:
         for i in range(count):

@@ -211,6 +211,7 @@ class Bench:
     def _trained(self, trial: Trial, seed: int) -> tuple[Any, dict[str, Any]]:
         """Train a head by the command line, and return its clusters and the figures."""
         from benchmarks.quality.clusters import head_clusters
+        from export.models.segunify import SegUnifyNetwork
         from export.models.trained import trained_run
 
         pictures = self.folder / "pictures"
@@ -228,6 +229,7 @@ class Bench:
             found = trained_run(run)
         settings = found.entry["settings"]
         figures["shifts"] = [settings["intra_shift"], settings["inter_shift"]]
+        assert isinstance(found.network, SegUnifyNetwork)
         return head_clusters(found.network.head), figures
 
     def _length(self, trial: Trial) -> tuple[Any, ...]:
@@ -278,9 +280,8 @@ def features_of(backbone: Backbone, pixels: np.ndarray) -> Any:
     """The features (1, C, h / stride, w / stride) of (h, w, 3) uint8 RGB pixels."""
     import torch
 
-    colours = (pixels.astype(np.float32) / 255 - np.float32(backbone.mean)) / np.float32(
-        backbone.std
-    )
+    mean, std = (np.array(colour, np.float32) for colour in (backbone.mean, backbone.std))
+    colours = (pixels.astype(np.float32) / 255 - mean) / std
     with torch.no_grad():
         return backbone.module(torch.from_numpy(colours.transpose(2, 0, 1)[None].copy()))
 
