@@ -179,10 +179,13 @@ def main(argv: list[str]) -> int:
     table.check_out(args.out)
     check_count("repeats", args.repeats, 1, 10**6)
     check_count("threads", args.threads, 1, 1024)
-    root = data_root()
-    if args.data is None and root is None:
-        raise InputError("no pictures are named", fix="--data FOLDER, or set SEG_DATA")
-    files = picture_files([args.data or root / "coco_mini" / "images"])
+    data = args.data
+    if data is None:
+        root = data_root()
+        if root is None:
+            raise InputError("no pictures are named", fix="--data FOLDER, or set SEG_DATA")
+        data = root / "coco_mini" / "images"
+    files = picture_files([data])
 
     import torch
 

@@ -50,7 +50,8 @@ class Worker:
         if peer.endswith("tuned"):
             environment |= TUNED
         order = json.dumps({"peer": peer, "case": case, "op": op, "threads": threads})
-        self.peer, self.seconds, self.errors = peer, [], ""
+        self.peer, self.errors = peer, ""
+        self.seconds: list[float] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.speed.worker", order],
             cwd=Path(__file__).parents[2],
@@ -65,6 +66,7 @@ class Worker:
 
     def answer(self) -> dict[str, Any]:
         """Read the next JSON line of the process; an empty dict if the process has ended."""
+        assert self.process.stdout and self.process.stderr
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
@@ -78,6 +80,7 @@ class Worker:
         ------
         SdkError : the process has ended.
         """
+        assert self.process.stdin
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
@@ -91,6 +94,7 @@ class Worker:
     def peak(self) -> float:
         """End the process and return its peak memory in MiB, minus its memory before the peer was
         made; nan if the process has ended before."""
+        assert self.process.stdin
         self.process.stdin.close()
         peak = self.answer().get("peak", float("nan"))
         self.process.wait()

@@ -150,13 +150,15 @@ def opencv_guided_filter(seg: Any, picture: np.ndarray, seconds: float) -> dict[
     seconds : the least time of the measurement.
     """
     image, values = picture.astype(np.float32) / 255, seg(picture).confidence
+    assert hasattr(cv2, "ximgproc")  # see check
+    theirs = cv2.ximgproc.guidedFilter
     cv2.setNumThreads(seg.threads)
     height, width = picture.shape[:2]
     row = {"peer": f"opencv-guided-filter {cv2.__version__}", "threads": seg.threads}
     row |= {"what": f"colour guidance, radius 8, 1 plane, {height}x{width}"}
     return row | in_turns(
         lambda: runtime.guided_filter(image, values, radius=8, eps=1e-3, threads=seg.threads),
-        lambda: cv2.ximgproc.guidedFilter(image, values, 8, 1e-3),
+        lambda: theirs(image, values, 8, 1e-3),
         seconds,
     )
 

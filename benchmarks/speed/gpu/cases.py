@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from benchmarks.speed.gpu.comparison import Case, Peer, ceilings
 from benchmarks.speed.gpu.device import FAST, Gpu
 from benchmarks.speed.torch_filter import TorchFilter, enlarged
 from benchmarks.speed.workloads import CLASSES, find_case, picture, refiner
+from runtime.core.options import RefineOptions
 from runtime.core.parameters import objective_of
 
+# The first arguments of torch_twin.Twin: options, initial weights, image and guide.
+TwinArguments = tuple[RefineOptions, dict[str, np.ndarray], np.ndarray, np.ndarray]
 SETS = 4  # copies of the inputs; calls use them in turns, so that large inputs are not in the cache
 STEPS = {"residual": 10, "dynaguide": 50}  # steps of one run
 # How PyTorch makes a step; "graph" is a CUDA graph, "compiled" is torch.compile.
@@ -233,7 +237,7 @@ def steps_case(gpu: Gpu, name: str, compiled: bool, size: str, steps: int) -> Ca
     operations = 6.0 * weights * case.height * case.width * steps
     out = Case(gpu, name, operations=operations, steps=steps)
     for precision in ("fp32", "fp16"):
-        out.add("ours", lambda p=precision: ours(case, p, image, guide, steps), precision)
+        out.add("ours", partial(ours, case, precision, image, guide, steps), precision)
     peers, arguments = HOW[: None if compiled else 3], (plain.options, state, image, guide)
     for how, precision in itertools.product(peers, ("fp32", *FAST)):
         made = _torch_peer(gpu, how, precision, steps, arguments)
@@ -264,7 +268,7 @@ def ours(case: Any, precision: str, image: np.ndarray, guide: np.ndarray, steps:
 
 
 def _torch_peer(
-    gpu: Gpu, how: str, precision: str, steps: int, arguments: tuple[Any, ...]
+    gpu: Gpu, how: str, precision: str, steps: int, arguments: TwinArguments
 ) -> Callable[[], Peer]:
     """Return a function that makes a peer from the PyTorch twin.
 
@@ -300,19 +304,25 @@ def _torch_peer(
 
 
 CASES: dict[str, Callable[[Gpu, str, bool], Case]] = {
-    "guided filter, 1, 1080x1920": lambda *a: filter_case(*a, (1080, 1920), (1080, 1920), 1),
-    "guided filter, 8, 1080x1920": lambda *a: filter_case(*a, (1080, 1920), (1080, 1920), 8),
-    "joint upsampling, 8, 270x480 to 1080x1920": (
-        lambda *a: filter_case(*a, (1080, 1920), (270, 480), 8)
+    "guided filter, 1, 1080x1920": partial(
+        filter_case, size=(1080, 1920), low=(1080, 1920), classes=1
     ),
-    "bilinear upsampling, 14, 180x240 to 360x480": lambda *a: upsample_case(
-        *a, (360, 480), (180, 240), False
+    "guided filter, 8, 1080x1920": partial(
+        filter_case, size=(1080, 1920), low=(1080, 1920), classes=8
     ),
-    "guided upsampling, 14, 180x240 to 360x480": lambda *a: upsample_case(
-        *a, (360, 480), (180, 240), True
+    "joint upsampling, 8, 270x480 to 1080x1920": partial(
+        filter_case, size=(1080, 1920), low=(270, 480), classes=8
     ),
-    "residual 180x240, 10 steps": lambda *a: steps_case(*a, "residual 180x240", STEPS["residual"]),
-    "dynaguide 321x481, 50 steps": (
-        lambda *a: steps_case(*a, "dynaguide 321x481", STEPS["dynaguide"])
+    "bilinear upsampling, 14, 180x240 to 360x480": partial(
+        upsample_case, size=(360, 480), low=(180, 240), guided=False
+    ),
+    "guided upsampling, 14, 180x240 to 360x480": partial(
+        upsample_case, size=(360, 480), low=(180, 240), guided=True
+    ),
+    "residual 180x240, 10 steps": partial(
+        steps_case, size="residual 180x240", steps=STEPS["residual"]
+    ),
+    "dynaguide 321x481, 50 steps": partial(
+        steps_case, size="dynaguide 321x481", steps=STEPS["dynaguide"]
     ),
 }

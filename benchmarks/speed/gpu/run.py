@@ -36,7 +36,7 @@ import numpy as np
 
 from benchmarks import environment, machine, table
 from benchmarks.speed.gpu.cases import CASES
-from benchmarks.speed.gpu.comparison import FAILURES, say
+from benchmarks.speed.gpu.comparison import FAILURES, Case, say
 from benchmarks.speed.gpu.device import find_gpu, nvidia_smi
 from benchmarks.speed.gpu.goals import goals
 from benchmarks.speed.gpu.timing import measure
@@ -114,6 +114,8 @@ def main(argv: list[str]) -> int:
     for i, name in enumerate(names):
         say(f"{i + 1} of {len(names)}: {name}")
         begin = time.monotonic()
+        case: Case | None = None
+        found: list[dict[str, Any]] | None = None
         try:
             case = CASES[name](gpu, name, args.compiled)
             document["left_out"] += case.left_out
