@@ -117,7 +117,7 @@ def check_prior(
         try:
             exact = lower = [run(feed) for feed in feeds]
             more = ((feed, run(feed)) for feed in map(resized, shapes))  # one at a time, for memory
-            pairs = (
+            pairs: Iterable[tuple[np.ndarray, np.ndarray]] = (
                 (out if original is run else original(feed), out)
                 for feed, out in chain(zip(feeds, exact, strict=True), more)
             )

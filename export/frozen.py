@@ -92,7 +92,8 @@ class Frozen:
             return engine(*arrays)
         except InputError as error:
             fix = error.fix or "export the network again"
-            if is_about_sizes(error.__cause__ or error):
+            cause = error.__cause__
+            if is_about_sizes(cause if isinstance(cause, Exception) else error):
                 is_free = any(
                     not isinstance(n, int) for port in self.inputs for n in port.shape[2:]
                 )

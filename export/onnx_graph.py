@@ -165,7 +165,8 @@ class Graph:
         description : of the graph, in words.
         """
         helper = self.onnx.helper
-        needed, nodes = {o.name for o in self.outputs}, []
+        needed = {o.name for o in self.outputs}
+        nodes: list[onnx.NodeProto] = []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)

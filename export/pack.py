@@ -301,6 +301,7 @@ def _network(
             prior = NetworkPrior(
                 final.engine, preprocess, names=model.names, output=model.output, name=model.name
             )
+    assert model.output is not None  # _standard has decided it
     return _Prior(
         network_prior(model.output),
         prior.guide(checked.output),

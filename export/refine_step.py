@@ -254,6 +254,7 @@ def _response(
     network's output; for the others it is the network's output."""
     if not parameters.objective_of(net.options).channels_follow_classes:
         return net.forward(p.image, running)
+    assert p.guide is not None
     # A class whose guide is 0 everywhere takes no part, so that an engine for more classes can be
     # used for fewer.
     absent = 1.0 - g.op("Sign", g.over_pixels("ReduceMax", p.guide))
@@ -384,6 +385,7 @@ def _cluster_losses(g: Graph, p: _Picture, options: RefineOptions, r: Value,
     similarity = g.reshape(g.mean(log_total), 1)  # t is 0 for the label
     pull, target, guided = 1.0 / total, own, None
     if assign is not None:
+        assert p.guide is not None
         mass = g.over_channels("ReduceSum", p.guide)
         # A soft guide's loss is the mean over all pixels; that of labels, over the known pixels.
         known = p.n if options.soft_guide else g.op("Max", g.reshape(g.sum(mass), 1), 1.0)
