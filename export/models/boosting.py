@@ -35,8 +35,8 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     -------
     >>> normalised(torch.rand(1, 3, 32, 32), IMAGENET_MEAN, IMAGENET_STD)
     """
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
-    return (pixels - mean) / std
+    shift, scale = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
 
 
 class _Block(nn.Module):

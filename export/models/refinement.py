@@ -82,6 +82,7 @@ class RefinementNet(nn.Module):
                 True,
             )  # fmt: skip
         weight, bias = self.conv3.weight, self.conv3.bias
+        assert bias is not None
         if classes is not None:
             weight, bias = weight[classes], bias[classes]
         return functional.conv2d(x, weight, bias)

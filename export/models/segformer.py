@@ -80,7 +80,9 @@ def segformer(
     if weights is None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = SegformerForSemanticSegmentation(SegformerConfig(num_labels=150))
+            untrained = SegformerConfig()
+            untrained.num_labels = 150
+            network = SegformerForSemanticSegmentation(untrained)
         settings, names, name = {}, None, "segformer-b0-untrained"
     else:
         config = read_config(weights, "weights", ("segformer",), _OTHER_NETWORK)

@@ -204,7 +204,7 @@ def _segunify(
     names = read_names(folder, run.head, run.clusters)
     kept = ("labels", "pictures", "trained_on", "accuracy", "miou")
     own = {"flip": flip, "names": names and {key: names[key] for key in kept}}
-    return _prior(run, imgsz, names and names["names"], own)
+    return _prior(run, imgsz, None if names is None else names["names"], own)
 
 
 def _boosting(
