@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +112,7 @@ class FeatureBatches:
         """The indices of the broken files, in rising order."""
         return self._reads.broken_indices
 
-    def batches(self, first: int, last: int) -> Iterator[Tensor]:
+    def batches(self, first: int, last: int) -> Generator[Tensor, None, None]:
         """Yield the features of the steps ``first`` to ``last - 1``: (batch, C, h, w) float32 on
         the device.
 
@@ -150,7 +150,7 @@ class FeatureBatches:
 
     def _maker(self) -> list[Any]:
         """All that can change the features of a given file and crop, their last bits included."""
-        computed = [torch.__version__, self.device.type]
+        computed: list[str | int] = [torch.__version__, self.device.type]
         if self.device.type == "cpu":
             computed += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
         elif self.device.type == "cuda":
@@ -161,14 +161,19 @@ class FeatureBatches:
     def _features(self, views: list[_View]) -> Tensor:
         """Return the features of the views that were read, and store those that are new."""
         out = torch.empty((len(views), *self._shape), device=self.device)
+        missing: list[int] = []
+        pixels: list[np.ndarray] = []
         for row, view in enumerate(views):
-            if view.features is not None:
+            if view.pixels is not None:
+                missing.append(row)
+                pixels.append(view.pixels)
+            else:
+                assert view.features is not None
                 out[row] = torch.from_numpy(view.features).to(self.device)
-        missing = [row for row, view in enumerate(views) if view.features is None]
         size = 1 if self.alone else max(1, len(missing))
         for start in range(0, len(missing), size):
             rows = missing[start : start + size]
-            out[rows] = self._computed(np.stack([views[row].pixels for row in rows]))
+            out[rows] = self._computed(np.stack(pixels[start : start + size]))
             if self.cache is not None:
                 for row in rows:
                     if views[row].key:

@@ -278,7 +278,9 @@ def reopen(
             f"the prior {shown(model)} of the run does not exist",
             fix="name its place: --model PATH for train, --weights PATH for python -m export",
         )
-    words = {k: v if isinstance(v, str) else tuple(v) for k, v in entry["stated"].items()}
+    words: dict[str, Any] = {
+        k: v if isinstance(v, str) else tuple(v) for k, v in entry["stated"].items()
+    }
     try:
         stated = Stated(**words)
     except InputError as error:

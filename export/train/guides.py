@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +203,7 @@ class GuideBatches:
         """The reason for each broken file that was found up to the last step."""
         return self.reads.broken
 
-    def batches(self, first: int, last: int) -> Iterator[list[Guided]]:
+    def batches(self, first: int, last: int) -> Generator[list[Guided], None, None]:
         """Yield the pictures of the steps ``first`` to ``last - 1``.
 
         Raises
@@ -238,6 +238,7 @@ class GuideBatches:
         try:
             guide = read.known
             if guide is None:
+                assert read.picture is not None
                 guide = self.source.guide(read.picture, *read.low.shape[:2])
                 if self.cache is not None:
                     self.cache.put(read.key, torch.from_numpy(guide))
@@ -377,7 +378,7 @@ class _Item:
         size = self.config.working_size(*own)
         key, known = "", None
         if self.cache is not None:
-            content = [hashlib.sha256(picture).hexdigest(), own, size, self.maker]
+            content = [hashlib.sha256(picture.data).hexdigest(), own, size, self.maker]
             key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             found = self.cache.get(key, (*size, self.classes))
             known = None if found is None else found.numpy()

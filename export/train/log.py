@@ -129,7 +129,8 @@ def _read(path: Path) -> tuple[bytes, list[list[str]]]:
     """The bytes of log.csv, and the fields of its lines, of which the first one is the header. A
     last line that was not written whole is left out; BundleError for other damage."""
     data = read_regular(path, "the log of a run")
-    lines, table, last = data.split(b"\n")[:-1], [], 0
+    lines, last = data.split(b"\n")[:-1], 0
+    table: list[list[str]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = line.decode("ascii").split(",")

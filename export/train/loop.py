@@ -7,6 +7,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +183,7 @@ def _update(
             fix=fix + (", or train with --precision fp32" if config.precision == "bf16" else ""),
         )
     optimiser.zero_grad()
-    sum(terms.values()).backward()
+    reduce(add, terms.values()).backward()
     method.before_update()
     optimiser.step()
     return values

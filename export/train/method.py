@@ -14,7 +14,7 @@ The module of a method offers
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -35,11 +35,13 @@ class Method(Protocol):
     Parameters
     ----------
     name : the word of the command line, such as "segunify".
-    module : all that is trained; its state_dict is stored in checkpoints.
     """
 
     name: str
-    module: Module
+
+    @property
+    def module(self) -> Module:
+        """All that is trained; its state_dict is stored in checkpoints."""
 
     def optimiser(self, lr: float) -> Optimizer:
         """The optimiser of the module's parameters. ``lr`` is the learning rate of the first group
@@ -64,16 +66,13 @@ class Method(Protocol):
 
 
 class Batches(Protocol):
-    """What a method is trained on, step by step.
+    """What a method is trained on, step by step."""
 
-    Parameters
-    ----------
-    broken : the reason for each broken file that was found up to the last step that was returned.
-    """
+    @property
+    def broken(self) -> dict[Path, str]:
+        """The reason for each broken file that was found up to the last step that was returned."""
 
-    broken: dict[Path, str]
-
-    def batches(self, first: int, last: int) -> Iterator[Any]:
+    def batches(self, first: int, last: int) -> Generator[Any, None, None]:
         """Yield what the steps ``first`` to ``last - 1`` are made on. It depends only on the seed,
         the step, the list of files and which of these are broken. Closing the iterator ends the
         processes that read pictures."""

@@ -22,7 +22,7 @@ This module imports torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,7 +132,7 @@ class PixelBatches:
         """So many files may be broken: 5 %."""
         return self._reads.most_broken
 
-    def batches(self, first: int, last: int) -> Iterator[PixelBatch]:
+    def batches(self, first: int, last: int) -> Generator[PixelBatch, None, None]:
         """Yield the pictures of the steps ``first`` to ``last - 1``.
 
         Raises

@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -123,7 +123,7 @@ class Reads(Generic[T]):
         """The indices of the broken files, in rising order."""
         return sorted(self._broken)
 
-    def batches(self, first: int, last: int) -> Iterator[list[T]]:
+    def batches(self, first: int, last: int) -> Generator[list[T], None, None]:
         """Yield what is read for the steps ``first`` to ``last - 1``, ``batch`` items each.
 
         Raises
@@ -349,7 +349,7 @@ def _room(size: int) -> int:
 
 def _parts(memory: Tensor, sizes: list[int]) -> Iterator[memoryview]:
     """Yield the part of the memory of each array."""
-    data, start = memoryview(memory.numpy()), 0
+    data, start = memory.numpy().data, 0
     for size in sizes:
         yield data[start : start + size]
         start += _room(size)

@@ -12,6 +12,8 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -311,7 +313,10 @@ class Refine:
 
         last = [*self.module.conv3.parameters()]
         others = [p for n, p in self.module.named_parameters() if not n.startswith("conv3.")]
-        groups = [{"params": others}, {"params": last, "weight_decay": self.config.decay}]
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": last, "weight_decay": self.config.decay},
+        ]
         return SGD(groups, lr=lr, momentum=self.config.refine.momentum)
 
     def scores(self, picture: Guided) -> Tensor:
@@ -332,7 +337,7 @@ class Refine:
         such pixels.
         """
         parts = [self._picture_losses(picture) for picture in batch]
-        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        return {name: reduce(add, (p[name] for p in parts)) / len(parts) for name in parts[0]}
 
     def _picture_losses(self, picture: Guided) -> dict[str, Tensor]:
         import torch
@@ -352,7 +357,7 @@ class Refine:
 
         if picture.labels is None:
             return z.new_zeros(())
-        channel = z.new_full((len(self.module.conv3.bias) + 1,), -1, dtype=torch.int64)
+        channel = z.new_full((self.module.conv3.out_channels + 1,), -1, dtype=torch.int64)
         channel[picture.classes] = torch.arange(len(z), device=z.device)
         target = channel[picture.labels]  # a label of -1 selects the last entry, which is -1
         total = functional.cross_entropy(

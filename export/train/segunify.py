@@ -91,7 +91,7 @@ class SegUnifyConfig:
                     f"{name} is {shown_value(value)}; wanted a whole number from 2 to 4096",
                     fix=f"--{name} {example}",
                 )
-        for name, low, high, example in (
+        for name, low, high, fix in (
             ("intra_shift", -1, 1, "--intra-shift 0.1"),
             ("inter_shift", -1, 1, "--inter-shift 0.5"),
             ("dropout", 0, _BELOW_ONE, "--dropout 0.2"),
@@ -104,7 +104,7 @@ class SegUnifyConfig:
                 end = "below 1" if high == _BELOW_ONE else f"at most {high:g}"
                 raise InputError(
                     f"{name} is {shown_value(value)}; wanted a number from {low:g}, {end}",
-                    fix=example,
+                    fix=fix,
                 )
         if not isinstance(self.final_silu, bool):
             raise InputError(
@@ -221,15 +221,18 @@ def check(args: argparse.Namespace) -> SegUnifyConfig:
     InputError : no number of clusters, or values out of range, also of the views.
     """
     preset = PRESETS.get(args.preset)
-    if args.clusters is None and preset is None:
-        raise InputError(
-            "clusters is not set; wanted the number of clusters to find",
-            fix="--clusters 27, or --preset coco27",
-        )
+    clusters = args.clusters
+    if clusters is None:
+        if preset is None:
+            raise InputError(
+                "clusters is not set; wanted the number of clusters to find",
+                fix="--clusters 27, or --preset coco27",
+            )
+        clusters = preset.clusters
     _check_batch(args.batch)
     view_rule(args)
     return SegUnifyConfig(
-        clusters=preset.clusters if args.clusters is None else args.clusters,
+        clusters=clusters,
         intra_shift=0.0 if args.intra_shift is None else args.intra_shift,
         inter_shift=0.0 if args.inter_shift is None else args.inter_shift,
         projector=args.projector,
@@ -413,8 +416,11 @@ class SegUnify:
         """Adam with the rate ``lr`` for the projector and a fixed multiple for the prototypes."""
         from torch.optim import Adam
 
-        prototypes = {"params": [self.module.student], "lr": lr * self.config.prototype_lr}
-        return Adam([{"params": [*self.module.projector.parameters()]}, prototypes], lr=lr)
+        groups: list[dict[str, Any]] = [
+            {"params": [*self.module.projector.parameters()]},
+            {"params": [self.module.student], "lr": lr * self.config.prototype_lr},
+        ]
+        return Adam(groups, lr=lr)
 
     def losses(self, features: Tensor) -> dict[str, Tensor]:
         """The energy in training mode: {"within", "across", "data"}, scalars.

@@ -15,6 +15,8 @@ from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from export.train.features import FeatureBatches
+    from export.train.pixels import PixelBatches
+    from export.train.segunify import SegUnify
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ def split(files: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]
     return parts
 
 
-def energy_score(method: Method, held: FeatureBatches) -> Callable[[], float]:
+def energy_score(method: Method, held: FeatureBatches | PixelBatches) -> Callable[[], float]:
     """A function that returns the method's energy on held-out pictures; the lowest is best.
 
     Parameters
@@ -85,7 +87,7 @@ def energy_score(method: Method, held: FeatureBatches) -> Callable[[], float]:
 
 
 def labels_score(
-    method: Method,
+    method: SegUnify,
     backbone: Backbone,
     size: int,
     pictures: Sequence[Path],

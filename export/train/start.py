@@ -193,7 +193,8 @@ def prepare(
     if config.device != "cpu" and config.precision == "fp32":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    trained, held = files, []
+    trained: list[Path] = files
+    held: list[Path] = []
     if config.select != "last":
         trained, held = split(files, config.holdout, config.seed)
     known = frozenset(checkpoint.state["broken"] if checkpoint else ())
