@@ -200,7 +200,7 @@ def prepare(start: Start) -> Parts:
     entry = {
         "settings": method.settings(),
         "backbone": loaded,
-        "views": on_backbone.view_entry(rule),
+        "views": {"size": rule.size},
     }
     return Parts(method, batches, score, held, entry, libraries)
 

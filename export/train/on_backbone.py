@@ -50,7 +50,7 @@ def stored_options(entry: Mapping[str, Any]) -> dict[str, Any]:
     if "backbone" not in entry:
         return {}
     views, backbone = entry["views"], entry["backbone"]
-    values = (backbone["source"], backbone["features"], views["size"], views["crops"])
+    values = (backbone["source"], backbone["features"], views["size"], views.get("crops"))
     return dict(zip(OPTIONS, values, strict=True))
 
 
@@ -72,11 +72,6 @@ def view_rule(args: argparse.Namespace, **defaults: Any) -> ViewRule:
     """
     named = {"size": args.imgsz, "crops": getattr(args, "crops", None)}
     return ViewRule(**defaults | {key: value for key, value in named.items() if value is not None})
-
-
-def view_entry(rule: ViewRule) -> dict[str, Any]:
-    """What run.json stores of the views."""
-    return {"size": rule.size, "crops": rule.crops}
 
 
 def load(start: Start) -> tuple[Backbone, dict[str, Any], dict[str, str]]:

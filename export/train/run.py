@@ -191,17 +191,18 @@ def read_entry(folder: Path) -> dict[str, Any]:
             f"{', '.join(_METHODS)}",
             fix=f"{_FIX}; a newer version of the SDK may know more methods",
         )
-    frozen = _FROZEN.get(method, _ON_BACKBONE)
+    frozen = _FROZEN[method]
     _check_fields(entry, _ENTRY | dict.fromkeys(frozen, _OBJECT), name)
-    for part, form in frozen.items():
-        _check_fields(entry[part], form, f"{name}: {part}")
+    if method == "boosting":  # older versions wrote it, without effect
+        entry["views"].pop("crops", None)
     settings, selects = _METHODS[method]
-    kinds: dict[str, type] = {"loop": LoopConfig, "settings": settings}
+    kinds: dict[str, Any] = {"loop": LoopConfig, "settings": settings}
+    own = {part: dict.fromkeys(kind.__dataclass_fields__, _ANY) for part, kind in kinds.items()}
+    for part, form in (own | frozen).items():
+        _check_fields(entry[part], form, f"{name}: {part}")
     if "views" in frozen:
         kinds["views"] = ViewRule
     for part, kind in kinds.items():
-        form = dict.fromkeys(kind.__dataclass_fields__, _ANY)
-        _check_fields(entry[part], form, f"{name}: {part}")
         try:
             kind(**entry[part])
         except SdkError as error:
@@ -459,10 +460,12 @@ _BACKBONE = {
     "licence": _TEXT,
     "trained": ("true or false", lambda v: isinstance(v, bool)),
 }
-_VIEWS = dict.fromkeys(ViewRule.__dataclass_fields__, _ANY)
-_ON_BACKBONE = {"backbone": _BACKBONE, "views": _VIEWS}
 # What a run has of the frozen network that it is trained on, and of its views, by its method.
-_FROZEN = {"refine": {"prior": _PRIOR}}
+_FROZEN = {
+    "segunify": {"backbone": _BACKBONE, "views": {"size": _ANY, "crops": _ANY}},
+    "boosting": {"backbone": _BACKBONE, "views": {"size": _ANY}},
+    "refine": {"prior": _PRIOR},
+}
 _STATE = {
     "step": ("a whole number", lambda v: is_count(v, 0, 10**9)),
     "optimiser": _OBJECT,

@@ -300,7 +300,7 @@ def prepare(start: Start) -> Parts:
     entry = {
         "settings": method.settings(),
         "backbone": loaded,
-        "views": on_backbone.view_entry(rule),
+        "views": {"size": rule.size, "crops": rule.crops},
     }
     return Parts(method, batches, score, held, entry, libraries)
 

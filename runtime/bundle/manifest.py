@@ -232,7 +232,7 @@ _HEAD = {  # what those store that train a head on a backbone
         "licence": _ANY,
         "trained": bool,
     },
-    "views": {"size": _Count(1, 2**15), "crops": _Text("[a-z]{1,40}")},
+    "views": {"size": _Count(1, 2**15), "crops?": _Text("[a-z]{1,40}")},  # crops: of segunify
     "flip": bool,
 }
 _SEGUNIFY = {

@@ -6,6 +6,7 @@ The backbone and the prior are tiny networks without trained weights.
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -14,7 +15,7 @@ from training import draw_pictures, log_rows, train
 
 from export.train.boosting import Boosting
 from export.train.refine import Refine
-from export.train.run import BEST, read_checkpoint, read_entry
+from export.train.run import BEST, ENTRY, read_checkpoint, read_entry
 
 pytest.importorskip("onnxruntime", reason="the prior's guides are computed by ONNX Runtime")
 pytest.importorskip("onnx", reason="the prior is made with onnx")
@@ -102,6 +103,18 @@ def test_run_json_has_the_frozen_network_of_the_method(whole, words, method):
     assert PARTS[method] == entry.keys() & {"backbone", "views", "prior"}
     assert entry["method"] == method and entry["loop"]["labels"] is None
     assert not entry["options"].keys() & {"backbone", "features", "imgsz", "crops"}
+
+
+def test_a_run_of_boosting_with_crops_as_older_versions_wrote_it(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole["boosting"], run)
+    entry = json.loads((run / ENTRY).read_text())
+    assert entry["views"] == {"size": 32}
+    entry["views"]["crops"] = "centre"
+    (run / ENTRY).write_text(json.dumps(entry))
+    assert train("boosting", "-o", run, "--resume", "--steps", "5", "-q").code == 0
+    assert read_checkpoint(run).step == 5
+    assert json.loads((run / ENTRY).read_text())["views"] == {"size": 32}
 
 
 @pytest.mark.parametrize("method", METHODS)
