@@ -19,7 +19,7 @@ import numpy as np
 
 import runtime
 from benchmarks import environment
-from benchmarks.quality import datasets, protocols
+from benchmarks.quality import datasets, metrics, protocols
 from benchmarks.quality.runs import Results
 from benchmarks.table import as_markdown
 from runtime.checks import check_count
@@ -32,11 +32,11 @@ from sdk.timing import Clock
 
 Document = dict[str, Any]
 PARTS = ("all", "fine", "coarse")  # the annotators: all, the one with most regions, with fewest
-SCORES = (*PARTS, "one-to-one", "compat dynaguide", "segments")
+MANY = tuple(f"many-to-one {part}" for part in PARTS)  # "fine" is the compat score of protocols
+SCORES = (*PARTS, "one-to-one", *MANY, "segments")
 # The scores of the labels, then of the connected regions of equal label; the steps that ran, which
 # are fewer if the refinement stopped early; and the CPU time of prior, refinement and filter.
 COLUMNS = (*SCORES, *(f"regions {name}" for name in SCORES), "steps", "seconds")
-COMPAT = "dynaguide"
 
 PLAIN: dict[str, dict[str, Any]] = {  # forms without a published objective: options of a Segmenter
     "k-means": {"refine": None, "filter": None, "min_area": 0},
@@ -86,13 +86,13 @@ _GIVEN = "dynaguide, guide = the truth itself"
 # The forms of a group are run picture by picture, those with most steps first, then the next group.
 GROUPS = (
     (
+        Form("dynaguide", "dynaguide", 0.5, (20, 200), (1000,), final=True),
+        Form("dynaseg_fsf", "dynaseg_fsf", 0.5, (20, 200), (1000,), final=True),
+    ),
+    (
         Form("dynaguide_code", "dynaguide_code", 0.5, (20,), final=True),
         Form("dynaseg_scf", "dynaseg_scf", 0.5, (20,), final=True),
         Form(_GIVEN, "dynaguide", 0.5, (20,), truth=True),
-    ),
-    (
-        Form("dynaguide", "dynaguide", 0.5, (20, 200), (1000,), final=True),
-        Form("dynaseg_fsf", "dynaseg_fsf", 0.5, (20, 200), (1000,), final=True),
     ),
     (
         Form("dynaguide at full size", "dynaguide", 1.0, (20,)),
@@ -140,7 +140,12 @@ class Picture:
         """The values of COLUMNS for a label map (H, W), with four decimals."""
         values: list[float] = []
         for found in (labels, runtime.connected_regions(labels)[0]):
-            scores = protocols.score_regions([(found, self.annotators)], compat=COMPAT)
+            scores = protocols.score_regions([(found, self.annotators)])
+            shared = [metrics.contingency(found, truth) for truth in self.annotators]
+            many = [protocols.many_to_one(table) for table in shared]
+            sizes = [table.shape[1] for table in shared]
+            fine, coarse = many[int(np.argmax(sizes))], many[int(np.argmin(sizes))]
+            scores |= dict(zip(MANY, (float(np.mean(many)), fine, coarse), strict=True))
             values += [round(scores[name], 4) for name in SCORES[:-1]]
             values.append(int(scores["segments"]))
         return [*values, steps, round(seconds, 2)]
@@ -231,9 +236,9 @@ def measure(document: Document) -> Iterator[str]:
     work: list[tuple[str, Form | None, list[int], list[str]]] = []
     work += [(name, None, [], [plain]) for name in pictures for plain in (TRUTH, *PLAIN)]
     for group in GROUPS:
-        for name, form in product(names, group):
-            steps = [*form.steps, *(form.more if name in settings["long"] else ())]
-            work.append((name, form, steps, form.rows(steps)))
+        for name, one in product(names, group):
+            steps = [*one.steps, *(one.more if name in settings["long"] else ())]
+            work.append((name, one, steps, one.rows(steps)))
     for name, form, steps, rows in work:
         if all(name in forms.get(row, {}) for row in rows):
             continue
@@ -295,7 +300,7 @@ def summary(rows: dict[str, list[float]], regions: dict[str, list[int]], prefix:
     Returns
     -------
     "all", "fine", "coarse" and their "mean": over the true regions of all pictures together.
-    "picture all", "picture fine", "picture coarse", "one-to-one", "compat dynaguide", "segments",
+    "picture all", "picture fine", "picture coarse", "one-to-one", those of MANY, "segments",
     "steps", "seconds": the mean over pictures. "worst": the lowest "all" of a picture, with its
     name.
     """

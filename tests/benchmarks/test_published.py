@@ -35,7 +35,7 @@ ROWS = {
     "dynaguide, 2 steps + guided filter": 3, "dynaseg, 2 steps": 3, "dynaseg, 5 steps": 1,
     "truth, 2 steps": 3, "truth, 3 steps": 1,
 }  # fmt: skip
-SCORES = ("all", "fine", "coarse", "mean", "one-to-one", "compat dynaguide", "segments")
+SCORES = ("all", "fine", "coarse", "mean", "one-to-one", "segments")
 
 
 @pytest.fixture(scope="module")
