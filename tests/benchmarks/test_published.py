@@ -35,7 +35,7 @@ ROWS = {
     "dynaguide, 2 steps + guided filter": 3, "dynaseg, 2 steps": 3, "dynaseg, 5 steps": 1,
     "truth, 2 steps": 3, "truth, 3 steps": 1,
 }  # fmt: skip
-SCORES = ("all", "fine", "coarse", "mean", "one-to-one", "segments")
+SCORES = (*published.SCORES, "mean")
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,21 @@ def map_after(item, form, steps):
 
 
 def direct(maps, items, prefix):
-    """The scores of label maps, or of their connected regions, by the protocol."""
+    """The scores of label maps, or of their connected regions, by the protocol: "many-to-one" of
+    the fine annotator, of the coarse one alone, and of each annotator alone."""
     if prefix:
         maps = [runtime.connected_regions(labels)[0] for labels in maps]
-    pairs = [(labels, item.annotators()) for labels, item in zip(maps, items, strict=True)]
-    return protocols.score_regions(pairs, compat="dynaguide")
+    truths = [item.annotators() for item in items]
+    found = protocols.score_regions(zip(maps, truths, strict=True), compat="dynaguide")
+    found["many-to-one fine"] = found["compat dynaguide"]
+    coarse = [[min(each, key=lambda regions: len(np.unique(regions)))] for each in truths]
+    alone = protocols.score_regions(zip(maps, coarse, strict=True), compat="dynaguide")
+    found["many-to-one coarse"] = alone["compat dynaguide"]
+    pairs = [(m, [t]) for m, each in zip(maps, truths, strict=True) for t in each]
+    found["many-to-one all"] = protocols.score_regions(pairs, compat="dynaguide")[
+        "compat dynaguide"
+    ]
+    return found
 
 
 def check(document, row, maps, items):
@@ -125,8 +135,7 @@ def check(document, row, maps, items):
             assert [*rows] == [item.name for item in items]
             found = published.summary(rows, document["regions"], prefix)
             expected = direct(maps, items, prefix)
-            names = [*SCORES, "picture all", "picture fine", "picture coarse"]
-            for name in names:
+            for name in (*SCORES, *(f"picture {part}" for part in published.PARTS)):
                 assert found[name] == pytest.approx(expected[name], abs=6e-5), name
 
 
@@ -250,16 +259,17 @@ def test_a_refinement_whose_last_row_is_missing_runs_again(done, tmp_path):
     assert again[:-1] == missing[:-1]
 
 
-ROW = [0.5, 0.2, 0.8, 0.3, 0.4, 7]
+ROW = [0.5, 0.2, 0.8, 0.3, 0.4, 0.3, 0.6, 7]
 
 
 def test_pooled_scores_weigh_pictures_by_their_regions():
-    rows = {"a": [*ROW, *ROW, 20, 1.0], "b": [0.1, 0.4, 0.6, 0.5, 0.2, 9, *ROW, 10, 3.0]}
+    rows = {"a": [*ROW, *ROW, 20, 1.0], "b": [0.1, 0.4, 0.6, 0.5, 0.2, 0.5, 1, 9, *ROW, 10, 3.0]}
     found = published.summary(rows, {"a": [30, 10, 2], "b": [10, 10, 6]}, "")
     expected = {
         "all": 0.4, "fine": 0.3, "coarse": 0.65, "mean": 0.45, "picture all": 0.3,
-        "picture fine": 0.3, "picture coarse": 0.7, "one-to-one": 0.4, "compat dynaguide": 0.3,
-        "segments": 8, "steps": 15, "seconds": 2, "worst": "0.100 b",
+        "picture fine": 0.3, "picture coarse": 0.7, "one-to-one": 0.4, "many-to-one all": 0.3,
+        "many-to-one fine": 0.4, "many-to-one coarse": 0.8, "segments": 8, "steps": 15,
+        "seconds": 2, "worst": "0.100 b",
     }  # fmt: skip
     assert found == {k: v if k == "worst" else pytest.approx(v) for k, v in expected.items()}
     assert published.summary(rows, {"a": [30, 10, 2], "b": [10, 10, 6]}, "regions ")["all"] == 0.5
