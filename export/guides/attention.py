@@ -11,6 +11,8 @@ from torch.nn.functional import interpolate
 
 from runtime.errors import InputError
 
+_ROWS = 256  # of a map that are computed at a time: 4 MB of 4096 columns remain in a cache
+
 
 class AttentionSum:
     """The sum of the attention maps of each level of a U-Net.
@@ -41,27 +43,39 @@ class AttentionSum:
         Parameters
         ----------
         probabilities : (n, n) float32 on any device: row i is the attention of the query i over
-            all keys, and sums to 1. Queries and keys are the cells of a level, row by row. The
-            first map of a level becomes its sum, so the caller does not use it again.
+            all keys, and sums to 1. Queries and keys are the cells of a level, row by row.
 
         Raises
         ------
         InputError : the latent grid has no level of n cells.
         """
-        cells = self.height * self.width
-        factor = max(1, round(math.sqrt(cells / max(1, len(probabilities)))))
-        level = (self.height // factor) * (self.width // factor)
-        whole = self.height % factor == 0 and self.width % factor == 0
-        if probabilities.shape != (level, level) or not whole:
+        if probabilities.ndim != 2 or probabilities.shape[0] != probabilities.shape[1]:
+            raise InputError(f"an attention map is {tuple(probabilities.shape)}; wanted (n, n)")
+        total = self.count(len(probabilities), probabilities.device)
+        total += probabilities
+
+    def count(self, cells: int, device: torch.device) -> Tensor:
+        """Count one more map of the level of ``cells`` cells.
+
+        Returns
+        -------
+        (cells, cells) float32, the sum of the level's maps, to which the caller adds the map.
+
+        Raises
+        ------
+        InputError : the latent grid has no level of so many cells.
+        """
+        factor = max(1, round(math.sqrt(self.height * self.width / max(1, cells))))
+        rows, columns = self.height // factor, self.width // factor
+        if (rows * factor, columns * factor, rows * columns) != (self.height, self.width, cells):
             raise InputError(
-                f"an attention map is {tuple(probabilities.shape)}; wanted one of the cells of the "
-                f"latent grid of {self.height} x {self.width}, divided by a whole number",
+                f"an attention map has {cells} cells; wanted those of the latent grid of "
+                f"{self.height} x {self.width}, divided by a whole number",
             )
-        if factor in self.sums:
-            self.sums[factor] += probabilities
-        else:
-            self.sums[factor] = probabilities
+        if factor not in self.sums:
+            self.sums[factor] = torch.zeros(cells, cells, device=device)
         self.counts[factor] = self.counts.get(factor, 0) + 1
+        return self.sums[factor]
 
     def aggregate(self) -> Tensor:
         """Return the weighted mean of the levels at the size of the latent grid.
@@ -89,7 +103,7 @@ class AttentionSum:
             if factor > 1:
                 keys = interpolate(keys, (height, width), mode="bilinear", align_corners=False)
             keys = keys.reshape(rows * columns, cells)
-            keys = keys / keys.sum(1, keepdim=True) / (factor * weights)
+            keys = keys / (keys.sum(1, keepdim=True) * (factor * weights))
             # The axes of the queries: rows, rows of cells in a row, columns, columns of cells.
             queries = out.view(rows, factor, columns, factor, cells)
             queries += keys.view(rows, 1, columns, 1, cells)
@@ -98,7 +112,7 @@ class AttentionSum:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, total: AttentionSum) -> Tensor:
     """Compute the self-attention softmax(scale * Q K^T) V of one block, and add the softmax of each
-    head to ``total``. The maps of two heads are never kept at the same time.
+    head to ``total``. Besides the sum, only 256 rows of one head's softmax are kept at a time.
 
     Parameters
     ----------
@@ -116,10 +130,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, total: Atten
     InputError : the maps fit no level of ``total``.
     """
     out = torch.empty_like(value)
-    for head in range(len(query)):
-        scores = (query[head].float() * scale) @ key[head].float().T
-        probabilities = scores.softmax(-1)
-        del scores
-        out[head] = probabilities.to(value.dtype) @ value[head]
-        total.add(probabilities)
+    for head, keys in enumerate(key):
+        columns = keys.float().T * scale
+        maps = total.count(len(keys), key.device)
+        for start in range(0, len(keys), _ROWS):
+            rows = slice(start, start + _ROWS)
+            probabilities = (query[head, rows].float() @ columns).softmax(-1)
+            out[head, rows] = probabilities.to(value.dtype) @ value[head]
+            maps[rows] += probabilities
     return out

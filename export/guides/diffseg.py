@@ -171,6 +171,10 @@ class DiffSeg:
     folder : Stable Diffusion 1.x or 2.x as diffusers writes it; nothing is downloaded.
     options : how pictures are segmented.
 
+    Attributes
+    ----------
+    network : the loaded networks.
+
     Raises
     ------
     InputError, BundleError, MissingBackend, DeviceError : those of
@@ -195,7 +199,7 @@ class DiffSeg:
         from export.guides.stable_diffusion import StableDiffusion
 
         self.folder, self.options = Path(folder), options or DiffSegOptions()
-        self._network = StableDiffusion(
+        self.network = StableDiffusion(
             self.folder, device=self.options.device, dtype=self.options.dtype
         )
         self._alone = threading.Lock()
@@ -252,7 +256,7 @@ class DiffSeg:
 
         height, width = size
         with self._alone, torch.no_grad():
-            found = self._network.attention(
+            found = self.network.attention(
                 np.ascontiguousarray(resize(picture, height, width)), self.options.timestep
             )
             maps = found.aggregate()

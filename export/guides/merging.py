@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 _LEAST = 1e-12  # probabilities are at least this in logarithms
-_CHUNK = 1024  # rows whose logarithms are kept at a time
+CHUNK = 1024  # rows whose logarithms are kept at a time
 _MOST_ROUNDS = 300  # of k-means
 
 
@@ -69,7 +69,7 @@ def distances(proposals: Tensor, maps: Tensor) -> Tensor:
     logs = proposals.clamp_min(_LEAST).log()
     own = (proposals * logs).sum(1, keepdim=True)
     parts = []
-    for rows in maps.split(_CHUNK):
+    for rows in maps.split(CHUNK):
         logs_of_rows = rows.clamp_min(_LEAST).log()
         part = own + (rows * logs_of_rows).sum(1)
         part -= proposals @ logs_of_rows.T

@@ -83,7 +83,7 @@ class StableDiffusion:
             self.vae = self._moved(load_network(kinds["vae"], folder / "vae", _COPY, **options))
         self._check_fit(folder)
         del self.vae.decoder  # only pictures are encoded
-        self.own = dict(self.unet.attn_processors)
+        self.processors = dict(self.unet.attn_processors)
 
     def _moved(self, network: Any) -> Any:
         return network.to(self.device, self.dtype).eval().requires_grad_(False)
@@ -147,21 +147,21 @@ class StableDiffusion:
         with torch.no_grad():
             scaled = (pixels.to(torch.float32) / 127.5 - 1).to(self.dtype)
             latent = self.vae.encode(scaled).latent_dist.mode() * self.vae.config.scaling_factor
-            processor = _SelfAttention(found)
+            processor = SelfAttention(found)
             self.unet.set_attn_processor(
                 {
                     name: processor if name.endswith(".attn1.processor") else own
-                    for name, own in self.own.items()
+                    for name, own in self.processors.items()
                 }
             )
             try:
                 self.unet(latent, timestep, encoder_hidden_states=self.prompt)
             finally:
-                self.unet.set_attn_processor(dict(self.own))
+                self.unet.set_attn_processor(dict(self.processors))
         return found
 
 
-class _SelfAttention:
+class SelfAttention:
     """A processor of diffusers for self-attention. Its output is that of the default processor, up
     to rounding, and it adds the softmax of each head to an AttentionSum."""
 

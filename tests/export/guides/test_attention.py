@@ -63,7 +63,7 @@ def test_the_aggregate_is_that_of_plain_loops(rng, size):
     total = AttentionSum(height, width)
     for block in maps:
         for head in block:
-            total.add(head.clone())
+            total.add(head)
     found = total.aggregate()
     assert found.dtype == torch.float32 and found.shape == (height * width,) * 2
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
@@ -78,7 +78,7 @@ def test_weights_are_proportional_to_the_sides_of_the_levels():
         maps = torch.zeros(cells, cells)
         maps[:, (0, cells - 1)[factor == 1]] = 1  # the finest level attends to the last cell
         for _ in range(1 if factor == 8 else 5):
-            total.add(maps.clone())
+            total.add(maps)
     found = total.aggregate()
     np.testing.assert_allclose(found[:, -1], 64 / 120, rtol=1e-6)
     assert (found[0] == found[-1]).all()
@@ -87,8 +87,8 @@ def test_weights_are_proportional_to_the_sides_of_the_levels():
 def test_attention_is_that_of_torch_and_its_maps_are_added(rng):
     for dtype, error in ((torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
         with case(str(dtype)):
-            query, key, value = torch.from_numpy(rng.standard_normal((3, 2, 32, 5))).to(dtype)
-            total = AttentionSum(4, 8)
+            query, key, value = torch.from_numpy(rng.standard_normal((3, 2, 320, 5))).to(dtype)
+            total = AttentionSum(8, 40)
             found = attend(query, key, value, 5**-0.5, total)
             wanted = torch.nn.functional.scaled_dot_product_attention(
                 query.double(), key.double(), value.double()
@@ -101,8 +101,11 @@ def test_attention_is_that_of_torch_and_its_maps_are_added(rng):
 
 def test_maps_of_no_level_are_refused():
     total = AttentionSum(8, 16)
-    for shape in ((100, 100), (128, 64), (128,), (9, 9), (0, 0)):
-        with case(shape), pytest.raises(InputError, match="wanted one of the cells of the latent"):
+    for shape, words in (
+        *(((100, 100), "has 100 cells; wanted those of the latent"), ((0, 0), "has 0 cells")),
+        *(((9, 9), "has 9 cells"), ((128, 64), r"is \(128, 64\)"), ((128,), r"is \(128,\)")),
+    ):
+        with case(shape), pytest.raises(InputError, match=words):
             total.add(torch.ones(shape))
     with pytest.raises(InputError, match="no attention map was added"):
         total.aggregate()
@@ -123,7 +126,7 @@ def test_distances_are_those_of_the_formula(rng):
 def test_distances_of_many_maps_are_computed_in_parts(rng, monkeypatch):
     p, q = random_maps(rng, 3, 50), random_maps(rng, 20, 50)
     whole = distances(p, q)
-    monkeypatch.setattr("export.guides.merging._CHUNK", 7)
+    monkeypatch.setattr("export.guides.merging.CHUNK", 7)
     np.testing.assert_allclose(distances(p, q), whole, atol=ROUNDING)
 
 

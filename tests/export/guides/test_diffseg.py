@@ -25,7 +25,7 @@ from export.guides.diffseg import (
     from_arguments,
     input_size,
 )
-from export.guides.stable_diffusion import StableDiffusion, check_folder, sha256_of
+from export.guides.stable_diffusion import SelfAttention, StableDiffusion, check_folder, sha256_of
 from runtime.core.resize import resize
 from runtime.errors import BundleError, InputError, MissingBackend
 from sdk import Segmenter
@@ -105,12 +105,13 @@ def test_segments_are_those_of_plain_loops(folder, model, tmp_path, kind):
     height, width = input_size(60, 100, 128)
     assert (height, width) == (128, 192)
     pixels = resize(image, height, width)
-    maps = hooked_maps(model._network, pixels)
+    maps = hooked_maps(model.network, pixels)
     assert len(maps) == 16
     assert sorted(block.shape[1] for block in maps) == [6] + [24] * 5 + [96] * 5 + [384] * 5
-    found = model._network.attention(pixels, 300).aggregate()
+    found = model.network.attention(pixels, 300).aggregate()
     wanted = reference.aggregate(maps, height // 8, width // 8)
-    np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-9)
+    # A soft-max turns the rounding of scores of about 100 by 1e-6 of them into 1e-4 of a value.
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
     starts = reference.anchors(16, 24, 4)
     proposals = reference.merge(wanted, starts, (0.3,) * 3)
     assert 1 < len(proposals) < len(starts)
@@ -121,18 +122,19 @@ def test_segments_are_those_of_plain_loops(folder, model, tmp_path, kind):
 
 
 def test_the_processor_returns_what_the_default_one_returns(model):
-    network = model._network
+    network = model.network
     latent = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
-    from export.guides.stable_diffusion import _SelfAttention
-
     with torch.no_grad():
         wanted = network.unet(latent, 300, encoder_hidden_states=network.prompt).sample
-        processor = _SelfAttention(AttentionSum(8, 16))
+        processor = SelfAttention(AttentionSum(8, 16))
         network.unet.set_attn_processor(
-            {name: processor if "attn1" in name else own for name, own in network.own.items()}
+            {
+                name: processor if "attn1" in name else own
+                for name, own in network.processors.items()
+            }
         )
         found = network.unet(latent, 300, encoder_hidden_states=network.prompt).sample
-        network.unet.set_attn_processor(dict(network.own))
+        network.unet.set_attn_processor(dict(network.processors))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
@@ -142,7 +144,7 @@ def test_the_prompt_is_the_empty_one(folder, model):
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
     with torch.no_grad():
         wanted = encoder(torch.tensor([[18] + [19] * 8]))[0]
-    np.testing.assert_allclose(model._network.prompt, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.network.prompt, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_each_option_that_decides_values_has_an_effect(folder, model):
@@ -234,11 +236,11 @@ def test_after_ctrl_c_the_model_is_as_before(model, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(AttentionSum, "add", interrupt)
+        patch.setattr(AttentionSum, "count", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.own_guide(image)
-    assert {*map(type, model._network.unet.attn_processors.values())} == {
-        *map(type, model._network.own.values())
+    assert {*map(type, model.network.unet.attn_processors.values())} == {
+        *map(type, model.network.processors.values())
     }
     assert (model.own_guide(image) == wanted).all()
 
