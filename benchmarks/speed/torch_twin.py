@@ -1,6 +1,7 @@
 """The refinement in PyTorch with autograd: a peer of the benchmarks and an oracle of the tests.
 
-The code follows docs/algorithm.md, not runtime/core/reference.py, so that both are independent.
+The code follows docs/algorithm.md, not runtime/core/reference.py, so that both are independent. The
+losses of clusters are those that export trains with.
 """
 
 from __future__ import annotations

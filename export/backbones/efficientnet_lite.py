@@ -121,7 +121,7 @@ class Lite0(nn.Module):
 
     def stages(self, images: Tensor) -> Iterator[Tensor]:
         """The features of the last blocks with strides 4, 8, 16 and 32 (16 if dilated), of images
-        (N, 3, h, w) of any size; the sizes are rounded up."""
+        (N, 3, h, w). ``same`` rounds the sizes down, and each is at least 1."""
         return (x for i, x in enumerate(self.blocks(images)) if i in _STAGE_ENDS)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -183,6 +183,8 @@ def efficientnet_lite0(features: str = "block15", *, dilated: bool = True) -> Ba
         raise InputError(
             f"features is {features!r}; {LITE0} has {', '.join(FEATURES)}", fix="--features block15"
         )
+    if not dilated and features != "block15":
+        raise InputError(f"features is {features!r}, which needs dilation", fix="use block15")
     taken = FEATURES[features]
     network, sha256 = lite0(taken, dilated=dilated)
     return Backbone(

@@ -193,10 +193,10 @@ class DynasegFpn:
 
         options = self.options
         height, width = options.working_size(*picture.shape[:2])
-        if max(height, width) <= STRIDE:
+        if min(height, width) < STRIDE or max(height, width) < 2 * STRIDE:
             raise InputError(
-                f"the working size is {height} x {width} pixels; wanted more than {STRIDE} on one "
-                "side, so that the coarsest features have several positions",
+                f"the working size is {height} x {width} pixels; wanted at least {STRIDE} x "
+                f"{2 * STRIDE}, so that the coarsest features have several positions",
                 fix="--scale 1, or a larger picture",
             )
         low = working_picture(picture, height, width)

@@ -79,10 +79,10 @@ class Pyramid(nn.Module):
 
 
 class Truncated(nn.Module):
-    """The network of DynaSeg's public code, which has no pyramid: the first convolution of ResNet-18
-    (stride 2), batch norm, ReLU and layer1, without the max-pooling between; then an enlargement by
-    2, a 3x3 convolution, and twice the same 1x1 convolution and batch norm. Of an odd size, the last
-    row or column is cut off.
+    """The network of DynaSeg's public code, which has no pyramid: ResNet-18's first convolution
+    (stride 2), batch norm, ReLU and layer1, without the max-pooling; then an enlargement by 2, a
+    3x3 convolution, and twice the same 1x1 convolution and batch norm. Of an odd size, the last row
+    or column is cut off.
 
     Parameters
     ----------

@@ -53,6 +53,20 @@ def test_every_second_dilated_feature_is_that_of_stride_32(same, first):
     assert torch.allclose(found[:, :, first::2, first::2], expected, atol=1e-10)
 
 
+def test_stages_are_the_blocks_before_each_stride_and_the_last():
+    backbone = load_backbone(LITE0, dilated=False)
+    assert (backbone.stride, backbone.channels) == (32, 320)
+    blocks, stages = ([*f(pictures(96))] for f in (backbone.module.blocks, backbone.module.stages))
+    for stage, number in zip(stages, (2, 4, 10, 15), strict=True):
+        assert torch.equal(stage, blocks[number])
+        after = blocks[number + 1 : number + 2]
+        assert all(2 * x.shape[2] == stage.shape[2] for x in after)
+    assert [(x.shape[1], x.shape[2]) for x in stages] == [(24, 24), (40, 12), (112, 6), (320, 3)]
+    assert backbone.module.widths == (24, 40, 112, 320)
+    with pytest.raises(InputError, match="features is 'block10.15', which needs dilation"):
+        load_backbone(LITE0, "block10+15", dilated=False)
+
+
 KINDS = ("_expand", "_depthwise", "_project")
 
 

@@ -149,3 +149,19 @@ def test_wrong_weights_are_named(states, tmp_path):
 def test_unknown_features_are_refused(file):
     with pytest.raises(InputError, match=r"features is 'layer5'; a ResNet has layer4, layer3"):
         load_backbone(str(file), "layer5")
+
+
+def test_stages_are_those_of_the_layers(states, file):
+    """Not dilated, for pictures of any size, and the last one is the feature map."""
+    backbone = load_backbone(str(file), dilated=False)
+    assert (backbone.stride, backbone.channels) == (32, 512)
+    x = picture(64)[:, :, :33, :50]
+    found = [*backbone.module.stages(x)]
+    assert [tuple(y.shape[1:]) for y in found] == [
+        (64, 9, 13), (128, 5, 7), (256, 3, 4), (512, 2, 2),
+    ]  # fmt: skip
+    for last, stage in enumerate(found[:3], 1):  # layer4 is dilated there
+        assert torch.allclose(stage.double(), by_hand(x.double(), states[18], 18, last), atol=1e-3)
+    assert torch.equal(backbone.module(x), found[3])
+    assert backbone.module.widths == (64, 128, 256, 512)
+    assert ResNet(50).widths == (256, 512, 1024, 2048)
