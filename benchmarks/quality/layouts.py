@@ -21,6 +21,7 @@ from benchmarks.quality.matlab import matlab_array
 from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
+from runtime.pictures.label_map import decode_labels
 from runtime.pictures.load import load_image
 
 IGNORED = 255  # the class of pixels that are not scored
@@ -115,24 +116,33 @@ class Boxes(NamedTuple):
 def label_map(path: Path) -> np.ndarray:
     """Read a label map: (H, W) int32.
 
-    The labels are the numbers of a grey PNG of 8 or 16 bits. In a PNG with colours or a palette
-    each colour is a label, whose number is red + 256 green + 65536 blue.
+    The labels are the numbers of a grey PNG of 8 or 16 bits, or the indices of one with a palette.
+    In a PNG with colours each colour is a label, whose number is red + 256 green + 65536 blue.
 
     Raises
     ------
     InputError : the file cannot be read, is damaged, or has an alpha channel or colours of 16 bits.
     """
-    stored = _stored(path)
-    return stored.astype(np.int32) if stored.ndim == 2 else _codes(stored)
+    data = _bytes(path)
+    if data.startswith(b"\x89PNG") and data[25:26] in _COLOURS:
+        return _codes(_stored(path))
+    return decode_labels(data, shown(path)).astype(np.int32)
+
+
+_COLOURS = (b"\2", b"\4", b"\6")  # the types of PNG with several channels, in byte 25
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise file_error("read", path, error) from error
 
 
 def _stored(path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16 of a grey file, (H, W, 3) uint8 RGB of one with colours."""
     colours = load_image(path)[0]  # raises the error for a file that is missing or damaged
-    try:
-        stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except OSError as error:
-        raise file_error("read", path, error) from error
+    stored = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is not None and stored.ndim == 2 and stored.dtype.kind == "u":
         return np.asarray(stored)
     if stored is None or stored.dtype != np.uint8 or stored.shape[2] != 3:
@@ -167,6 +177,7 @@ def grey_mask(path: Path) -> np.ndarray:
 def predictions(folder: Path, names: Sequence[str]) -> tuple[list[Path], int]:
     """Find the prediction of each picture: the PNG below a folder whose relative path without
     suffix is the name, or else whose stem is that of the name, if no other picture has this stem.
+    If there is none, the name with "_labels" at its end, as the SDK's command predict writes it.
 
     Returns
     -------
@@ -185,7 +196,13 @@ def predictions(folder: Path, names: Sequence[str]) -> tuple[list[Path], int]:
     found, missing = [], []
     for name in names:
         stem = Path(name).name
-        fitting = by_name[name] or (by_stem[stem] if shared[stem] == 1 else [])
+        alone = shared[stem] == 1
+        ways = (
+            found
+            for end in ("", "_labels")
+            for found in (by_name[name + end], by_stem[stem + end] if alone else [])
+        )
+        fitting = next(filter(None, ways), [])
         if len(fitting) > 1:
             raise InputError(
                 f"picture {name} has {len(fitting)} predictions: {', '.join(map(shown, fitting))}",
@@ -412,18 +429,16 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def _boxes(path: Path) -> Boxes:
     """Read the boxes of VOC: the first pixel has the number 1, and the last one is of the box."""
+    text = _bytes(path)
     try:
-        parser = ElementTree.XMLParser(target=_NoDoctype())
-        root = ElementTree.fromstring(path.read_bytes(), parser)
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype()))
         size = [int(root.findtext(f"size/{key}", "")) for key in ("height", "width")]
         corners = ("xmin", "ymin", "xmax", "ymax")
         boxes = [
             [float(box.findtext(key, "")) for key in corners]
             for box in root.iterfind("object/bndbox")
         ]
-    except OSError as error:
-        raise file_error("read", path, error) from error
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(
             f"{shown(path)} is no annotation of VOC: {error}", fix="copy the data set again"
         ) from error
@@ -444,8 +459,9 @@ def _coco20k(data: Path, split: str) -> list[Truth]:
     """Read the boxes of COCO's instances. As in LOST's code (Simeoni et al., BMVC 2021), corners
     are rounded to whole pixels, and boxes around crowds are left out."""
     path = _one_folder(data, [f"annotations/instances_{split}.json"])
+    text = _bytes(path)
     try:
-        entry = json.loads(path.read_bytes(), object_hook=_without_outline)
+        entry = json.loads(text, object_hook=_without_outline)
         pictures = [
             (e["id"], f"{split}/{Path(e['file_name']).stem}", (int(e["height"]), int(e["width"])))
             for e in entry["images"]
@@ -456,8 +472,6 @@ def _coco20k(data: Path, split: str) -> list[Truth]:
                 left, top, width, height = found["bbox"]
                 corners = left, top, left + width, top + height
                 boxes[found["image_id"]].append([round(value) for value in corners])
-    except OSError as error:
-        raise file_error("read", path, error) from error
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{shown(path)} contains no instances of COCO: {error!r}", fix="copy the data set again"

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from cases import case
+from PIL import Image
 from scipy.io import savemat
 
 from benchmarks import __main__ as command
@@ -236,6 +237,14 @@ def test_label_maps_of_all_kinds_are_the_same_regions(tmp_path, capsys):
     for wrong in (np.dstack([HALVES] * 4), np.uint16(np.dstack([HALVES] * 3))):
         save(tmp_path / "found/2018.png", wrong)
         assert "is no label map" in scored(capsys, tmp_path, "bsds500")[1]["error"]
+    palette = Image.fromarray(HALVES.astype(np.uint8), "P")
+    palette.putpalette([9, 9, 9] * 2)  # the indices are the labels, also if two colours are equal
+    palette.save(tmp_path / "found/2018.png", transparency=0)
+    assert scored(capsys, tmp_path, "bsds500")[1]["scores"]["all"] == 1
+    Image.fromarray(HALVES == 1).save(tmp_path / "found/2018.png")
+    assert "grey PNG of 1 bit" in scored(capsys, tmp_path, "bsds500")[1]["error"]
+    (tmp_path / "found/2018.png").write_bytes((tmp_path / "found/2018.png").read_bytes()[:60])
+    assert scored(capsys, tmp_path, "bsds500")[0] == 1
 
 
 def test_masks_have_eight_bits_and_the_whole_range(tmp_path, capsys):
@@ -255,6 +264,10 @@ def test_predictions_are_found_by_path_or_stem(tmp_path):
         "a/1.png", "b/2.PNG", "deep/c/3.png",
     ]  # fmt: skip
     assert unused == 1
+    for name in ("5_labels.png", "5_overlay.png", "deep/1_labels.png"):  # what predict writes
+        (tmp_path / name).touch()
+    found, unused = layouts.predictions(tmp_path, ["a/1", "5", "deep/1"])
+    assert [p.name for p in found] == ["1.png", "5_labels.png", "1_labels.png"] and unused == 4
     with pytest.raises(InputError, match=r"picture x/1 has 2 predictions: .*a/1.png, .*b/1.png"):
         layouts.predictions(tmp_path, ["x/1"])
     with pytest.raises(InputError, match=r"2 of 2 pictures have no prediction .*first is x/3"):
