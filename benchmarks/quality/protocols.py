@@ -158,8 +158,8 @@ def evaluate(
     Returns
     -------
     "protocol", "compat", "split"; "pictures", their number; "published pictures", the numbers of
-    pictures that publications score, one for each data set; "unused predictions", the number of PNG
-    files of other pictures; "scores", each name with its number.
+    pictures of the published part that publications score, one for each data set; "unused
+    predictions", the number of PNG files of other pictures; "scores", each name with its number.
 
     Raises
     ------
@@ -242,9 +242,12 @@ def _run(args: Any) -> int:
     else:
         part = f" {document['split']}" if document["split"] else ""
         print(f"{args.protocol}{part}, {document['pictures']} pictures")
-        published = document["published pictures"]
-        if published and document["pictures"] not in published:
-            print(f"publications score {' or '.join(map(str, published))} pictures")
+        layout, numbers = LAYOUTS[args.protocol], document["published pictures"]
+        other = document["split"] != layout.split or document["pictures"] not in numbers
+        if numbers and other:
+            counts = " or ".join(map(str, numbers))
+            whole = f" of the part {layout.split}" if layout.split else ""
+            print(f"publications score {counts} pictures{whole}")
         rows = [{"score": k, "value": f"{v:.4f}"} for k, v in document["scores"].items()]
         print(as_markdown(rows))
         if document["unused predictions"]:

@@ -494,7 +494,7 @@ def test_options_and_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "bsds500 val, 1 pictures" in printed and "| one-to-one " in printed
     assert "1 PNG files belong to no picture" in printed
-    assert "publications score 200 pictures" in printed
+    assert "publications score 200 pictures of the part test" in printed
     document = json.loads(out.read_text())
     assert document["split"] == "val" and "cpu" in document["environment"]
     assert "BSR/BSDS500/data/groundTruth/all" in scored(
