@@ -161,7 +161,7 @@ def score_clusters(pairs: Iterable[Pair], *, classes: int, stuff: bool = False) 
     Returns
     -------
     "acc": right pixels / scored pixels; "mIoU": over the classes that occur in the truth;
-    "clusters": their number. With ``stuff`` also "stuff acc" and "stuff mIoU".
+    "clusters": their number. With ``stuff`` also "stuff acc" and "stuff mIoU", if a pixel is stuff.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def score_clusters(pairs: Iterable[Pair], *, classes: int, stuff: bool = False) 
     table = np.stack([rows[value] for value in sorted(rows)])
     found = match(table)
     scores = {"acc": found.accuracy, "mIoU": found.miou, "clusters": float(len(table))}
-    if stuff:
+    if stuff and table[:, FIRST_STUFF:].any():
         part = match(table[:, FIRST_STUFF:])
         scores |= {"stuff acc": part.accuracy, "stuff mIoU": part.miou}
     return scores
@@ -269,7 +269,7 @@ def score_as_dynaseg(pairs: Iterable[Pair]) -> Scores:
     if not rows:
         raise InputError(
             f"the evaluator of DynaSeg leaves out all {count} pictures",
-            fix="save the numbers of channels, 0 to 26, as grey label maps",
+            fix="save the numbers of channels, 0 to 26, as grey label maps, and check --data",
         )
     names = [f"{part}{name}" for part in ("", "things ", "stuff ") for name in THREE_MEASURES]
     means = zip(names, np.mean(rows, axis=0).tolist(), strict=True)
@@ -300,6 +300,10 @@ def score_saliency(pairs: Iterable[Pair]) -> Scores:
     largest mean over pictures at any one threshold, as in TokenCut, MOVE and Boosting. "max F
     (SelfMask)": beta^2 = 0.09, the mean of the largest value of each picture, as in SelfMask and
     FOUND.
+
+    Raises
+    ------
+    InputError : all masks and truths are empty.
     """
     from benchmarks.quality.saliency import max_f, score
 
@@ -312,6 +316,8 @@ def score_saliency(pairs: Iterable[Pair]) -> Scores:
         below = SELFMASK_BETA2 * precision + recall
         measures = (1 + SELFMASK_BETA2) * precision * recall / np.where(below > 0, below, 1)
         own.append(measures.max() if truth.any() else 0.0)
+    if np.isnan([s.iou for s in found]).all():
+        raise InputError("all masks and truths are empty", fix="check --data and --list")
     return {
         "acc": _mean([s.acc for s in found]),
         "IoU": float(np.nanmean([s.iou for s in found])),

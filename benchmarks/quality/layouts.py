@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -227,7 +228,7 @@ def listed(path: Path) -> list[str]:
     InputError : the file cannot be read, or contains no name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise file_error("read", path, error) from error
     if not (names := [line.split()[0] for line in lines if line.strip()]):
@@ -321,7 +322,12 @@ def _palette() -> np.ndarray:
 
 
 def _voc_classes(path: Path) -> np.ndarray:
-    return _classes(path, _stored(path), range(256), _palette())
+    classes = _classes(path, _stored(path), range(256), _palette())
+    if (classes == IGNORED).all():
+        raise InputError(
+            f"{shown(path)} has no pixel to score", fix="leave the picture out by --list"
+        )
+    return classes
 
 
 def _classes(
@@ -502,7 +508,10 @@ LAYOUTS = {
 
 
 def _one_folder(data: Path, places: Sequence[str]) -> Path:
-    """The only one of some folders below ``data`` that exists."""
+    """The only one of some folders or files below ``data`` that exists."""
+    if (there := stat_of(data)) is None or not stat.S_ISDIR(there.st_mode):
+        what = "does not exist" if there is None else "is a file, wanted a folder"
+        raise InputError(f"{shown(data)} {what}", fix="check --data")
     found = [data / place for place in places if stat_of(data / place) is not None]
     if len(found) == 1:
         return found[0]

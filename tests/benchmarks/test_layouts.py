@@ -209,6 +209,11 @@ def test_missing_data_is_named(replica, capsys, tmp_path):
     (tmp_path / "empty/found").mkdir(parents=True)
     code, document = scored(capsys, tmp_path / "empty", name)
     assert code == 1 and "contains none of" in document["error"]
+    for data, message in (("none", "none does not exist"), ("file", "file is a file, wanted a ")):
+        (tmp_path / "file").touch()
+        options = ["--data", str(tmp_path / data), "--predictions", str(tmp_path), "--json"]
+        assert command.main(["protocol", name, *options]) == 1
+        assert message in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_predictions_after_the_cut_and_at_full_size(tmp_path, capsys):
@@ -311,7 +316,7 @@ def test_truths_with_other_numbers_or_forms_are_errors(tmp_path, capsys):
     assert "1.xml does not exist" in scored(capsys, tmp_path, "corloc")[1]["error"]
     write_list(tmp_path / "ImageSets/Segmentation/val.txt", "1")
     save(tmp_path / "SegmentationClass/1.png", np.full((4, 6), IGNORED))
-    assert "has no pixel to score" in scored(capsys, tmp_path, "voc2012")[1]["error"]
+    assert "1.png has no pixel to score" in scored(capsys, tmp_path, "voc2012")[1]["error"]
     (tmp_path / "gtFine/val").mkdir(parents=True)
     assert "contains no truth of city" in scored(capsys, tmp_path, "cityscapes27")[1]["error"]
     (tmp_path / "gt").mkdir()

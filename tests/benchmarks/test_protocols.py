@@ -358,6 +358,22 @@ def test_a_picture_without_object_has_no_f_of_selfmask():
     assert evaluators.score_saliency(pairs)["max F (SelfMask)"] == 0.5
 
 
+def test_a_truth_without_pixels_to_score_is_an_error():
+    void = np.full((2, 2), IGNORED)
+    with pytest.raises(InputError, match="a truth has no pixel to score"):
+        evaluators.score_segments([(void, void)])
+    for score in (evaluators.score_clusters, evaluators.score_each_by_itself):
+        with pytest.raises(InputError, match="no pixel of the pictures has "):
+            score([(void, void)], classes=3)
+    with pytest.raises(InputError, match="all masks and truths are empty"):
+        evaluators.score_saliency([(np.zeros((2, 2)), np.zeros((2, 2), bool))])
+
+
+def test_things_alone_have_no_scores_of_stuff():
+    found = evaluators.score_clusters([(np.eye(2, dtype=int),) * 2], classes=27, stuff=True)
+    assert [*found] == ["acc", "mIoU", "clusters"]
+
+
 def test_the_first_threshold_of_selfmask_leaves_black_out():
     scores = evaluators.score_saliency([(np.zeros((2, 2)), np.eye(2) > 0)])
     assert scores["max F (SelfMask)"] == 0 < scores["max F (MOVE)"]
