@@ -90,6 +90,12 @@ def check_prior(
         overflow in FP16; or each picture has only one class, as :func:`refuse_one_class` says.
     BundleError : labels beyond MOST_LABELS, or the output cannot be converted to a guide, as
         :meth:`NetworkPrior.guide` says.
+
+    Example
+    -------
+    >>> found = check_prior(model, frozen, frozen, "fp32", preprocess, pictures)
+    >>> found.report["frozen"]["agreement"]
+    1.0
     """
     feeds = [preprocess(picture) for picture in pictures.arrays]
     shapes = sizes.all if sizes is not None else []

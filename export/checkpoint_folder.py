@@ -58,6 +58,11 @@ def read_config(folder: Path, option: str, kinds: Sequence[str], fix: str) -> di
     Raises
     ------
     InputError : no such folder, no checkpoint in it, or one of another kind.
+
+    Example
+    -------
+    >>> read_config(Path("b0"), "weights", ("segformer",), "name a SegFormer")["model_type"]
+    'segformer'
     """
     found = stat_of(folder)
     if found is None or not stat.S_ISDIR(found.st_mode):
@@ -87,7 +92,13 @@ def read_config(folder: Path, option: str, kinds: Sequence[str], fix: str) -> di
 
 def checkpoint_name(folder: Path) -> str:
     """A short name of a checkpoint: the name of the folder; or in a hub's cache, where
-    folders are called by hashes (models--OWNER--NAME/snapshots/HASH), the name of the model."""
+    folders are called by hashes (models--OWNER--NAME/snapshots/HASH), the name of the model.
+
+    Example
+    -------
+    >>> checkpoint_name(Path("models--nvidia--segformer-b0/snapshots/4e1a2b"))
+    'segformer-b0'
+    """
     whole = Path(os.path.realpath(folder))
     if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
         return whole.parents[1].name.rpartition("--")[2]
@@ -135,6 +146,11 @@ def load_network(
     ------
     BundleError : the file is broken or contains code, or weights are missing, unexpected, of
         another shape, NaN or infinite.
+
+    Example
+    -------
+    >>> kind = transformers.SegformerForSemanticSegmentation
+    >>> network = load_network(kind, Path("b0"), "copy the folder again")
     """
     import pickle
     import warnings
@@ -237,6 +253,12 @@ def read_normalisation(
     Raises
     ------
     InputError : a setting is of a wrong type.
+
+    Example
+    -------
+    >>> settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    >>> read_normalisation(settings, Path("preprocessor_config.json"), {})
+    {'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
     """
     flags = {}
     for key in ("do_rescale", "do_normalize"):

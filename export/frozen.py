@@ -55,6 +55,12 @@ class Frozen:
     ------
     BundleError : the graph has 2 GiB or more. The first use of the session also raises what
         :class:`runtime.engines.onnx.OnnxEngine` raises.
+
+    Example
+    -------
+    >>> with Frozen("prior", data=Path("prior.onnx").read_bytes()) as graph:
+    ...     graph.inputs[0].shape
+    (1, 3, 360, 480)
     """
 
     def __init__(

@@ -80,6 +80,12 @@ def to_half(data: bytes) -> tuple[bytes, list[str]]:
     InputError : the network has FP16 already, If, Loop or Scan, local functions, or a constant that
         is no number.
     BundleError : no ONNX, or a network whose types cannot be inferred.
+
+    Example
+    -------
+    >>> half, kept = to_half(Path("prior.onnx").read_bytes())
+    >>> precision_of(parse(half))
+    'fp16'
     """
     from onnx import TensorProto, helper
 
@@ -168,6 +174,12 @@ def as_rounded_float32(data: bytes, *, rounded: bool = True) -> bytes:
     Raises
     ------
     InputError, BundleError : as for :func:`to_half`, which refuses FP16; this function does not.
+
+    Example
+    -------
+    >>> half, _ = to_half(Path("prior.onnx").read_bytes())
+    >>> with Frozen("prior", data=as_rounded_float32(half)) as graph:
+    ...     scores = graph(preprocess(picture))
     """
     model, types = _typed(data)
     _compute_in_float32(model, types, rounded=rounded)
@@ -228,6 +240,12 @@ def fp16_overflow(
     Raises
     ------
     InputError, BundleError : as for :func:`as_rounded_float32`.
+
+    Example
+    -------
+    >>> half, _ = to_half(Path("prior.onnx").read_bytes())
+    >>> fp16_overflow(half, [preprocess(picture)])  # all values fit
+    []
     """
     from onnx import TensorProto, helper, numpy_helper
 

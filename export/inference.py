@@ -82,7 +82,13 @@ def check_valid(model: ModelProto, name: str, *, full: bool = False) -> None:
 
 def precision_of(model: ModelProto) -> str:
     """The precision of the model's weights, as the manifest writes it: "fp32"; "int8" if layers
-    read quantised values, "fp16" if any weights are FP16; or "int8+fp16"."""
+    read quantised values, "fp16" if any weights are FP16; or "int8+fp16".
+
+    Example
+    -------
+    >>> precision_of(onnx.load("prior.onnx"))
+    'fp32'
+    """
     from onnx import TensorProto
 
     nodes = model.graph.node

@@ -55,6 +55,13 @@ def to_int8(
         number, an opset below 11, or a temporary folder that cannot be written.
     BundleError : no ONNX. With ``half`` also the errors of :func:`export.half.to_half`.
     MissingBackend : ONNX Runtime's quantisation is not installed.
+
+    Example
+    -------
+    >>> feeds = [preprocess(picture) for picture in pictures]
+    >>> small, done = to_int8(Path("prior.onnx").read_bytes(), feeds)
+    >>> done["quantised"]  # the names of the nodes
+    ['node_conv2d', 'node_conv2d_1']
     """
     from onnx import helper
 

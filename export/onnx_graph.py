@@ -59,6 +59,14 @@ class Graph:
     constants : the constants by type, shape and value, so that equal ones are stored once.
     patches : the shifted copies of a map, as matrices, by the map's name. The gradients of
         convolutions that read the same map share them.
+
+    Example
+    -------
+    >>> g = Graph()
+    >>> image = g.input("image", onnx.TensorProto.FLOAT, (1, 3, "height", "width"))
+    >>> centred = image - g.mean(image)
+    >>> [node.op_type for node in g.nodes]
+    ['ReduceMean', 'ReduceMean', 'Sub']
     """
 
     def __init__(self) -> None:

@@ -50,6 +50,11 @@ class ExportOptions:
     Raises
     ------
     InputError : values that are out of their range or do not fit together.
+
+    Example
+    -------
+    >>> ExportOptions(targets=("onnx", "rtx"), half=True).precision
+    'fp16'
     """
 
     targets: tuple[str, ...] = ("onnx",)

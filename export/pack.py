@@ -101,6 +101,12 @@ def export_bundle(
     DeviceError : there is too little memory, or the GPU fails while an engine is built.
     InputError, BundleError : a model, picture or option that cannot be used. No error leaves a part
         of a bundle.
+
+    Example
+    -------
+    >>> model = onnx_file(Path("prior.onnx"))
+    >>> export_bundle(model, "city.bundle", ExportOptions(half=True)).bundle.path
+    PosixPath('city.bundle')
     """
     options, out = options or ExportOptions(), Path(out)
     check_replaceable(out)

@@ -40,6 +40,11 @@ def fix_ports(
     ------
     InputError : the network has another number of inputs, or its input does not allow this size.
     BundleError : onnx's checker refuses the graph.
+
+    Example
+    -------
+    >>> graph = onnx.load("prior.onnx")
+    >>> fix_ports(graph, "prior", (360, 480))
     """
     _list_input_alone(graph)
     _make_float32(graph)

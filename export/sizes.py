@@ -22,6 +22,14 @@ class FreeSizes:
     preprocess : from a picture to the input, with resize "long_side".
     least, largest : (height, width) in pixels of the smallest and the largest input that the user
         named; None without them.
+
+    Example
+    -------
+    >>> rule = Preprocess(
+    ...     mean=(0.5,) * 3, std=(0.25,) * 3, resize="long_side", long_side=512, multiple=32
+    ... )
+    >>> FreeSizes(rule).all
+    [(288, 512), (512, 288)]
     """
 
     preprocess: Preprocess

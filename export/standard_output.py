@@ -62,6 +62,12 @@ def standardised(model: PriorModel, feeds: Sequence[np.ndarray]) -> Standard:
     BundleError : the outputs are no segmentation, or not what ``model.output`` says.
     VerificationFailed : an output is not finite, or the operators compute other values than the
         rules say.
+
+    Example
+    -------
+    >>> model, notes = standardised(onnx_file(Path("prior.onnx")), [preprocess(picture)])
+    >>> model.output
+    'logits'
     """
     found = _outputs(model, feeds)
     if found is None:

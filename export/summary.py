@@ -11,7 +11,12 @@ from runtime.tools.inspect import picture_words
 
 def summary(exported: Exported) -> list[str]:
     """The lines that the export prints at its end: the bundle, what was verified, the engines, and
-    the next command."""
+    the next command.
+
+    Example
+    -------
+    >>> for line in summary(export_bundle(kmeans(), "colours.bundle")): print(line)
+    """
     bundle = exported.bundle
     manifest = bundle.manifest
     entries = [*manifest["graphs"].values(), *manifest["engines"], *manifest["golden"]]

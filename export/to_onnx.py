@@ -46,7 +46,12 @@ def freeze(
     opset: int | None = None,
     simplify: bool = True,
 ) -> bytes:
-    """The bytes of :func:`frozen_graph` with the same arguments, which raises the same errors."""
+    """The bytes of :func:`frozen_graph` with the same arguments, which raises the same errors.
+
+    Example
+    -------
+    >>> Path("prior.onnx").write_bytes(freeze(segformer(Path("segformer-b0"))))
+    """
     with frozen_graph(model, imgsz=imgsz, dynamic=dynamic, opset=opset, simplify=simplify) as graph:
         return graph.data
 
@@ -88,6 +93,12 @@ def frozen_graph(
         refuses, or one of 2 GiB and more.
     VerificationFailed : simplifying changed the output, or the output is not finite.
     MissingBackend : torch, onnxscript, onnx or onnxslim is not installed.
+
+    Example
+    -------
+    >>> with frozen_graph(segformer(), imgsz=(256, 512)) as graph:
+    ...     graph.inputs[0].shape
+    (1, 3, 256, 512)
     """
     preprocess = frozen_preprocess(model, imgsz=imgsz, dynamic=dynamic)
     imgsz = imgsz or model.fixed_size
@@ -141,6 +152,11 @@ def frozen_preprocess(
     Raises
     ------
     InputError : the model is no network, or a network of free size does not take ``imgsz``.
+
+    Example
+    -------
+    >>> frozen_preprocess(segformer(), dynamic=True).resize
+    'long_side'
     """
     own = model.preprocess
     if own is None:

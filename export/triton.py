@@ -34,6 +34,11 @@ def write_repository(folder: Path, bundle: Bundle) -> Path:
     InputError : the prior is no network, an input or output has a type that Triton lacks, or the
         folder cannot be written. Also what :func:`repository_place` raises.
     BundleError : the bundle is damaged.
+
+    Example
+    -------
+    >>> write_repository(Path("models"), Bundle.open("city.bundle"))
+    PosixPath('models/city')
     """
     graph = bundle.manifest["graphs"].get("prior")
     if graph is None:
@@ -76,6 +81,11 @@ def repository_place(folder: Path, bundle_name: str, bundle: Path) -> Path:
         file, or lies in one; the repository and the bundle are the same folder, or one is inside
         the other; or the repository would be named "triton" in the current folder, where Python
         finds it instead of the package of that name.
+
+    Example
+    -------
+    >>> repository_place(Path("models"), "city.bundle", Path("city.bundle"))
+    PosixPath('models/city')
     """
     repository, own = Path(real_path(folder)), Path(real_path(bundle))
     if own in (repository, *repository.parents):
