@@ -51,6 +51,13 @@ class PriorModel:
     Raises
     ------
     InputError : values that do not fit together.
+
+    Example
+    -------
+    >>> preprocess = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, height=360, width=480)
+    >>> network = torch.nn.Conv2d(3, 2, 1).eval()
+    >>> PriorModel(name="tiny", module=network, preprocess=preprocess, output="logits").fixed_size
+    (360, 480)
     """
 
     name: str
@@ -151,6 +158,11 @@ def check_size(
     Raises
     ------
     InputError : a side is no multiple of ``multiple``, or is below ``minimum``.
+
+    Example
+    -------
+    >>> rule = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, height=360, width=480, multiple=8)
+    >>> check_size((360, 480), rule, "tiny")  # (360, 481) raises an error
     """
     multiple, minimum = preprocess.multiple, preprocess.minimum
     if any(n % multiple or n < minimum for n in size):

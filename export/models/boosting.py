@@ -22,7 +22,13 @@ _HEADS, _HEAD_WIDTH = 2, 64
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
     """``x`` (N, C, h, w) at another size, bilinearly and without smoothing before it shrinks, as
-    the public code of Boosting resizes."""
+    the public code of Boosting resizes.
+
+    Example
+    -------
+    >>> resized(torch.rand(1, 1, 8, 8), 16, 12).shape
+    torch.Size([1, 1, 16, 12])
+    """
     if (height, width) == x.shape[2:]:
         return x
     return functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)

@@ -45,6 +45,11 @@ def onnx_file(
     BundleError : no ONNX, external data outside its folder, a network in training mode, an input
         that is not one (1, 3, h, w) float32 or float16, or metadata that does not fit.
     MissingBackend : onnx is not installed.
+
+    Example
+    -------
+    >>> onnx_file(Path("prior.onnx"), stated=Stated(output="logits")).fixed_size
+    (360, 480)
     """
     model, inputs, metadata = _read(path)
     warnings = _too_new(model, path.name)
@@ -183,7 +188,13 @@ def _text(value: str | bytes) -> str:
 
 def inputs_of(model: ModelProto) -> list[Port]:
     """The inputs of a model as ONNX Runtime would report them, without opening a session. Weights,
-    which older files list among the inputs, are left out."""
+    which older files list among the inputs, are left out.
+
+    Example
+    -------
+    >>> inputs_of(onnx.load("prior.onnx"))
+    [Port(name='images', shape=(1, 3, 360, 480), dtype='tensor(float)')]
+    """
     from onnx import TensorProto
 
     weights = {tensor.name for tensor in model.graph.initializer}

@@ -52,6 +52,11 @@ def segformer(
     InputError : no such folder, a missing file, or a setting that this program does not support.
     BundleError : weights that are broken, unsafe, or not those of the network in config.json.
     MissingBackend : torch or transformers is not installed, or cannot be imported.
+
+    Example
+    -------
+    >>> segformer(imgsz=(256, 512)).trained  # random weights, to try the export
+    False
     """
     if here() == "(removed)":  # MKL, a library of torch, would end the process
         raise InputError("the current folder was removed; torch needs one", fix="cd to another")

@@ -21,6 +21,11 @@ def users_own(text: str, imgsz: tuple[int, int] | None) -> PriorModel:
     ------
     InputError : no such function, one that does not take the size, or one that returns no
         PriorModel.
+
+    Example
+    -------
+    >>> users_own("networks:tiny", (360, 480)).name  # networks.py has a function tiny(imgsz)
+    'tiny'
     """
     try:
         function = pkgutil.resolve_name(text)
