@@ -230,7 +230,13 @@ def _with_threshold(
 
 def features_of(backbone: Backbone, pixels: Tensor) -> Tensor:
     """The features (N, C, h, w) float32 of ``pixels`` (N, 3, H, W) in [0, 1], without a gradient
-    and without autocast."""
+    and without autocast.
+
+    Example
+    -------
+    >>> features_of(load_backbone("efficientnet-lite0"), torch.rand(1, 3, 224, 224)).shape
+    torch.Size([1, 320, 14, 14])
+    """
     import torch
 
     from export.models.boosting import normalised

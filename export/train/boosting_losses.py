@@ -20,7 +20,13 @@ _OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each two that are opposit
 
 def directions(features: Tensor) -> Tensor:
     """Features (N, C, h, w) scaled to length 1, without a gradient. The product of two of them is
-    the affinity of their positions, equation (4)."""
+    the affinity of their positions, equation (4).
+
+    Example
+    -------
+    >>> directions(torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)).flatten()
+    tensor([0.6000, 0.8000])
+    """
     return functional.normalize(features.detach(), dim=1)
 
 
@@ -63,13 +69,25 @@ def image_regularisation(mask: Tensor, images: Tensor) -> Tensor:
     Raises
     ------
     RuntimeError : H or W is 1, so that nothing can be reflected at the border.
+
+    Example
+    -------
+    >>> image_regularisation(torch.full((1, 1, 4, 4), 0.5), torch.rand(1, 3, 4, 4))
+    tensor(0.)
     """
     return _neighbours(mask, images, lambda a, b: (-((a - b) ** 2).sum(1, keepdim=True)).exp())
 
 
 def feature_regularisation(mask: Tensor, units: Tensor, threshold: float, weak: float) -> Tensor:
     """How much a mask changes where the features do not, equation (7). Arguments as of
-    :func:`ncut`; h and w are at least 2."""
+    :func:`ncut`; h and w are at least 2.
+
+    Example
+    -------
+    >>> units = directions(torch.rand(1, 8, 4, 4))
+    >>> feature_regularisation(torch.full((1, 1, 4, 4), 0.5), units, 0.4, 1e-6)
+    tensor(0.)
+    """
 
     def weight(a: Tensor, b: Tensor) -> Tensor:
         return _weights((a * b).sum(1, keepdim=True) > threshold, weak, mask)
@@ -108,7 +126,13 @@ def _pairs(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def distillation(coarse: Tensor, fine: Tensor) -> Tensor:
     """The mean squared difference of the coarse mask (N, 1, h, w) and of the fine mask, which is
-    resized to (h, w), equation (8). Both get a gradient."""
+    resized to (h, w), equation (8). Both get a gradient.
+
+    Example
+    -------
+    >>> distillation(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 32, 32), 0.5))
+    tensor(0.2500)
+    """
     return ((coarse - resized(fine, *coarse.shape[2:])) ** 2).mean()
 
 
@@ -149,6 +173,11 @@ def equivariance(
     teacher : (N, 1, H, W), the mask of the zoomed part.
     guidance : (N, 1, H, W) in [0, 1], the zoomed pictures in grey; None: no filter.
     radius, eps : of :func:`guided_filter_grey`.
+
+    Example
+    -------
+    >>> equivariance(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5))
+    tensor(0.2500)
     """
     target = teacher.detach()
     if guidance is not None:
@@ -169,6 +198,12 @@ def guided_filter_grey(guidance: Tensor, values: Tensor, radius: int, eps: float
     Returns
     -------
     (N, 1, H, W), not clamped.
+
+    Example
+    -------
+    >>> grey, mask = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
+    >>> guided_filter_grey(grey, mask, radius=9, eps=1e-3).shape
+    torch.Size([2, 1, 64, 64])
     """
 
     def mean(x: Tensor) -> Tensor:

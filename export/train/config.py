@@ -19,6 +19,11 @@ class Measure(NamedTuple):
     ----------
     name : of the value, in words.
     highest : whether the highest value is the best one; else it is the lowest.
+
+    Example
+    -------
+    >>> MEASURES["labels"].is_better(0.4, 0.3)  # of the mIoU the highest value is best
+    True
     """
 
     name: str
@@ -63,6 +68,11 @@ class LoopConfig:
     Raises
     ------
     InputError : a value of another type or out of range, or values that do not fit together.
+
+    Example
+    -------
+    >>> LoopConfig(steps=1000, lr=1e-3).batch
+    32
     """
 
     steps: int = 3000

@@ -57,6 +57,11 @@ class GuideSource:
     output : "logits", "probabilities" or "labels".
     threads : most threads of ONNX Runtime; None: all processors.
     stated : what the user has said of an .onnx file.
+
+    Example
+    -------
+    >>> open_guide_source("prior.onnx").guide(picture, 180, 240).shape
+    (180, 240, 19)
     """
 
     prior: NetworkPrior

@@ -100,6 +100,12 @@ def cut_log(path: Path, step: int) -> None:
     ------
     InputError : the file cannot be read or written.
     BundleError : it is damaged; then nothing is changed.
+
+    Example
+    -------
+    >>> cut_log(Path("runs/city/log.csv"), 500)
+    >>> last_step(Path("runs/city/log.csv"))
+    500
     """
     if stat_of(path) is None:
         return
@@ -120,6 +126,11 @@ def last_step(path: Path) -> int:
     ------
     InputError : the file cannot be read.
     BundleError : it is damaged.
+
+    Example
+    -------
+    >>> last_step(Path("runs/city/log.csv"))
+    3000
     """
     table = [] if stat_of(path) is None else _read(path)[1]
     return int(table[-1][0]) if len(table) > 1 else 0
@@ -189,6 +200,10 @@ def draw_curves(log: Path, out: Path, title: str) -> None:
     ------
     InputError : a file cannot be read or written.
     BundleError : the log is damaged.
+
+    Example
+    -------
+    >>> draw_curves(Path("runs/city/log.csv"), Path("curves.png"), "segunify, 3000 steps")
     """
     columns = _columns(log)
     if not columns:

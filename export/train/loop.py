@@ -39,6 +39,14 @@ def seed_torch(seed: int, number: int) -> None:
 
     No state of a random generator has to be stored in a checkpoint: number 0 is for the initial
     weights, and number n for the n-th update.
+
+    Example
+    -------
+    >>> seed_torch(0, number=1)
+    >>> first = torch.rand(1)
+    >>> seed_torch(0, number=1)
+    >>> torch.equal(torch.rand(1), first)
+    True
     """
     import torch
 
@@ -87,6 +95,12 @@ def train(
     SdkError : a loss, a score or a weight is not finite; the last checkpoint is kept.
     DeviceError : there is too little memory, or the GPU fails; the last checkpoint is kept.
     InputError : too many pictures are broken, or a file cannot be written.
+
+    Example
+    -------
+    >>> with claimed(Path("runs/city"), resume=False):
+    ...     train(method, batches, LoopConfig(steps=1000), Path("runs/city"))["step"]
+    1000
     """
     optimiser = method.optimiser(config.lr)
     method.module.train()

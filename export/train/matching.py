@@ -59,6 +59,13 @@ def confusion(clusters: np.ndarray, labels: np.ndarray, shape: tuple[int, int]) 
     Raises
     ------
     InputError : the two maps have different sizes.
+
+    Example
+    -------
+    >>> clusters, labels = np.array([[0, 0], [1, 1]]), np.array([[1, 1], [0, -1]])
+    >>> confusion(clusters, labels, (2, 2))
+    array([[0, 2],
+           [1, 0]])
     """
     if clusters.shape != labels.shape:
         raise InputError(
@@ -82,6 +89,12 @@ def cluster_map(probabilities: np.ndarray, height: int, width: int) -> np.ndarra
     Returns
     -------
     (height, width) int64, the number of the most probable cluster.
+
+    Example
+    -------
+    >>> cluster_map(np.float32([[[0.9, 0.1]], [[0.1, 0.9]]]), 2, 4)
+    array([[0, 0, 1, 1],
+           [0, 0, 1, 1]])
     """
     planes = np.ascontiguousarray(probabilities.transpose(1, 2, 0), np.float32)
     return resize(planes, height, width).argmax(-1)
@@ -188,6 +201,11 @@ def rate(counts: np.ndarray, cluster_to_class: Sequence[int]) -> Matching:
     Raises
     ------
     InputError : there is no labelled pixel.
+
+    Example
+    -------
+    >>> rate(np.array([[1, 9], [8, 2]]), (1, 0)).accuracy
+    0.85
     """
     if not counts.sum():
         raise InputError(

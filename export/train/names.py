@@ -71,6 +71,15 @@ def names_entry(
     trained_on : whether they are the pictures that the head was trained on, without labels.
     labels : the name of the folder with the labels, without the folders above it.
     head : :func:`head_sha256` of the head whose clusters were matched.
+
+    Example
+    -------
+    >>> counts = np.array([[1, 9], [8, 0]])
+    >>> classes, head = ["road", "sky"], "0" * 64
+    >>> names_entry(
+    ...     match(counts), counts, classes, pictures=1, trained_on=False, labels="gt", head=head
+    ... )["names"]
+    ['sky', 'road']
     """
     return {
         "schema": SCHEMA,
@@ -115,6 +124,12 @@ def read_names(run: Path, head: str, clusters: int) -> dict[str, Any] | None:
     ------
     BundleError : the file is damaged or has another form.
     InputError : the names are those of another checkpoint; or the file cannot be read.
+
+    Example
+    -------
+    >>> run = trained_run(Path("runs/city"))
+    >>> read_names(Path("runs/city"), run.head, run.clusters)["names"][:2]
+    ['road', 'sky']
     """
     path = run / NAMES
     if stat_of(path) is None:

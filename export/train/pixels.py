@@ -195,6 +195,13 @@ def read_square(
     Raises
     ------
     InputError : the picture cannot be read.
+
+    Example
+    -------
+    >>> key = (0, 1, 2)
+    >>> square, warnings = read_square(Path("a.jpg"), 0, 0, key, size=320, augment=True)
+    >>> square.pixels.shape
+    (320, 320, 3)
     """
     picture, warnings = load_image(file)
     if not augment:
@@ -264,19 +271,37 @@ def brightness(colours: np.ndarray, factor: float) -> np.ndarray:
 
 def contrast(colours: np.ndarray, factor: float) -> np.ndarray:
     """Move colours (H, W, 3) float32 in [0, 1] away from the mean grey of the picture, to
-    ``factor`` times their distance, within [0, 1]."""
+    ``factor`` times their distance, within [0, 1].
+
+    Example
+    -------
+    >>> contrast(np.float32([[[0.25] * 3, [0.75] * 3]]), 0.5)[0, :, 0]
+    array([0.375, 0.625], dtype=float32)
+    """
     return _blend(colours, np.float32(_grey(colours).mean(dtype=np.float64)), factor)
 
 
 def saturation(colours: np.ndarray, factor: float) -> np.ndarray:
     """Move colours (H, W, 3) float32 in [0, 1] away from the grey of each pixel, to ``factor``
-    times their distance, within [0, 1]."""
+    times their distance, within [0, 1].
+
+    Example
+    -------
+    >>> saturation(np.float32([[[0.25, 0.5, 0.75]]]), 0)
+    array([[[0.45375, 0.45375, 0.45375]]], dtype=float32)
+    """
     return _blend(colours, _grey(colours), factor)
 
 
 def turned_hue(colours: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue of colours (H, W, 3) float32 in [0, 1]; ``turn`` is a part of a full circle, in
-    [-1, 1]. Saturation and value of HSV are unchanged, so grey pixels are unchanged too."""
+    [-1, 1]. Saturation and value of HSV are unchanged, so grey pixels are unchanged too.
+
+    Example
+    -------
+    >>> turned_hue(np.float32([[[1, 0, 0]]]), 1 / 3).round(6)  # red becomes green
+    array([[[0., 1., 0.]]], dtype=float32)
+    """
     hsv = cv2.cvtColor(colours, cv2.COLOR_RGB2HSV)
     hue = hsv[..., 0]  # in [0, 360)
     hue += np.float32(360 * turn)

@@ -474,6 +474,11 @@ def label_numbers(file: Path, classes: int, names: Sequence[str] | None) -> dict
     ------
     InputError : the file cannot be used; it names a class that the prior does not have; or, for a
         prior without names, it has an id that is no number of a class.
+
+    Example
+    -------
+    >>> label_numbers(Path("ids.json"), 3, ["road", "car", "sky"])  # {"7": "road", "23": "sky"}
+    {7: 0, 23: 2}
     """
     own = Classes.read(file)
     if names:

@@ -121,7 +121,13 @@ class SegUnifyConfig:
 @dataclass(frozen=True, kw_only=True)
 class Shifts:
     """Shifts that were published for one backbone: a DINO or DINOv2 with this many channels and
-    this stride in pixels."""
+    this stride in pixels.
+
+    Example
+    -------
+    >>> print(PRESETS["potsdam3"].shifts[1])
+    DINOv2 (768 channels, stride 14)
+    """
 
     family: str
     channels: int
@@ -144,7 +150,13 @@ class Shifts:
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Settings that were published for a data set: the number of clusters, the shifts by backbone,
-    and the views that are trained on."""
+    and the views that are trained on.
+
+    Example
+    -------
+    >>> PRESETS["coco27"].clusters
+    27
+    """
 
     clusters: int
     shifts: tuple[Shifts, ...]

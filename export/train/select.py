@@ -109,6 +109,12 @@ def labels_score(
     ------
     InputError : the labels or classes cannot be used.
     MissingBackend : scipy is not installed.
+
+    Example
+    -------
+    >>> score = labels_score(method, backbone, 224, held, Path("labels"), Path("27.json"))
+    >>> score()
+    0.31
     """
     from export.models.segunify import SegUnifyNetwork
     from export.train.labels import Classes, LabelSet

@@ -27,6 +27,11 @@ class ViewRule:
     Raises
     ------
     InputError : values out of range.
+
+    Example
+    -------
+    >>> ViewRule(crops="five").count
+    5
     """
 
     size: int = 224
