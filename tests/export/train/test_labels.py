@@ -151,7 +151,7 @@ def test_files_that_are_no_labels(tmp_path, rng):
         (png(tmp_path / "bits.png", colours[..., 0] > 99), "is a grey PNG of 1 bit; wanted"),
         (raw("jpeg.png", jpeg.getvalue()), "is a JPEG file; wanted a PNG"),
         (raw("empty.png", b""), "is not a picture that can be read"),
-        (raw("half.png", good[:60]), "is a damaged PNG"),
+        (raw("half.png", good[:60]), "is a truncated PNG"),
         (npy("colours.npy", colours), r"contains \(5, 7, 3\) uint8; wanted \(H, W\) integers"),
         (npy("floats.npy", colours[..., 0] / 2), r"contains \(5, 7\) float64"),
         (npy("empty.npy", np.zeros((0, 3), int)), r"contains \(0, 3\)"),
@@ -175,8 +175,8 @@ def test_files_that_are_no_labels(tmp_path, rng):
                 )
             )
         ),
-        (raw("huge.npy", form((10**6, 10**6))), "1000000 x 1000000 pixels; wanted at most 2684354"),
-        (raw("long.npy", form((10**30, 3))), "pixels; wanted at most 268435456"),
+        (raw("huge.npy", form((10**6, 10**6))), "1000000 x 1000000 pixels, wanted at most 2684354"),
+        (raw("long.npy", form((10**30, 3))), "pixels, wanted at most 268435456"),
         (raw("less.npy", form((-1, 3))), r"contains \(-1, 3\) int32; wanted"),
         (raw("cut.npy", form((2, 3)) + b"a" * 23), "is a truncated .npy file: it states 2 x 3 p"),
     ):
