@@ -313,6 +313,5 @@ def input_size(height: int, width: int, size: int) -> tuple[int, int]:
     (448, 640)
     """
     ratio = math.sqrt(height / width)
-    return tuple(
-        max(1, round(size * factor / _MULTIPLE)) * _MULTIPLE for factor in (ratio, 1 / ratio)
-    )
+    rows, columns = (max(1, round(size * side / _MULTIPLE)) for side in (ratio, 1 / ratio))
+    return rows * _MULTIPLE, columns * _MULTIPLE

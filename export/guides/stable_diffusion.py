@@ -16,7 +16,7 @@ from torch import Tensor
 
 from export.checkpoint_folder import load_network, read_object
 from export.guides.attention import AttentionSum, attend
-from runtime.engines.named_files import check_regular
+from runtime.engines.named_files import check_regular, shell_word
 from runtime.errors import BundleError, DeviceError, InputError, MissingBackend, first_line
 from runtime.files import file_error, shown, stat_of
 
@@ -78,7 +78,7 @@ class StableDiffusion:
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         with _silent():
             self.prompt = self._encode_empty_prompt(folder, kinds)
-            options = {"use_safetensors": True, "low_cpu_mem_usage": False}
+            options: Any = {"use_safetensors": True, "low_cpu_mem_usage": False}
             self.unet = self._moved(load_network(kinds["unet"], folder / "unet", _COPY, **options))
             self.vae = self._moved(load_network(kinds["vae"], folder / "vae", _COPY, **options))
         self._check_fit(folder)
@@ -203,7 +203,9 @@ def check_folder(folder: Path) -> None:
         newest = max(below, key=lambda path: path.stat().st_mtime).parent if below else None
         raise InputError(
             f"{shown(folder)} contains no folder unet, so it is no folder of diffusers",
-            fix=f"--weights {newest}" if newest else "name the folder that contains unet and vae",
+            fix=f"--weights {shell_word(str(newest))}"
+            if newest
+            else "name the folder that contains unet and vae",
         )
     for part, names in _FILES.items():
         for name in names:

@@ -267,6 +267,35 @@ def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_a_folder_of_older_programs_is_the_same_network(folder, model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    place = copied(folder, tmp_path / "old")
+    for name, old in (
+        ("vae/diffusion_pytorch_model.safetensors", old_name_in_vae),
+        ("text_encoder/model.safetensors", lambda name: f"text_model.{name}"),
+    ):
+        state = {old(key): value for key, value in load_file(place / name).items()}
+        assert state.keys() != load_file(place / name).keys()
+        if name.startswith("text"):
+            state["text_model.embeddings.position_ids"] = torch.arange(9)[None]
+        save_file(state, place / name)
+    config = json.loads((place / "vae" / "config.json").read_text())
+    assert config.pop("scaling_factor") == 0.18215  # the first folders do not state it
+    (place / "vae" / "config.json").write_text(json.dumps(config))
+    pixels = picture(64, 128)
+    found = StableDiffusion(place).attention(pixels, 300).aggregate()
+    assert torch.equal(found, model.network.attention(pixels, 300).aggregate())
+
+
+def old_name_in_vae(name):
+    """The name of a weight in the VAE of Stable Diffusion 1.4."""
+    pairs = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
+    for new, old in pairs:
+        name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+    return name
+
+
 def test_damaged_parts_have_one_clear_error(folder, tmp_path):
     for name, damage, words in (
         ("unet/diffusion_pytorch_model.safetensors", b"x", "checkpoint in .*unet cannot be loaded"),
