@@ -229,6 +229,11 @@ def test_predictions_after_the_cut_and_at_full_size(tmp_path, capsys):
     save(tmp_path / "found/1.png", np.repeat([[1] * 256 + [2] * 256], 512, axis=0))
     _, document = scored(capsys, tmp_path, "coco27", "--compat", "diffseg")
     assert document["scores"]["compat diffseg acc"] > 0.99 and document["compat"] == "diffseg"
+    channels = np.repeat([[3] * 120 + [4] * 120 + [20] * 120 + [21] * 120], 640, axis=0)
+    for stretched in (channels, channels[:6, ::24]):  # after the cut, and at full size
+        save(tmp_path / "found/1.png", stretched)
+        _, document = scored(capsys, tmp_path, "coco27", "--compat", "dynaseg")
+        assert document["scores"]["compat dynaseg acc"] == 1 and document["compat"] == "dynaseg"
 
 
 def test_label_maps_of_all_kinds_are_the_same_regions(tmp_path, capsys):
@@ -412,6 +417,7 @@ def test_tiles_of_iic(tmp_path, capsys):
         ({"gt": tile + 0.5}, "has another form"),
         ({"gt": tile[None]}, "has another form"),
         ({"gt": tile - 1}, "has another form"),
+        ({"gt": tile + 65536}, "has another form"),
         ({"gt": np.zeros((0, 0), np.uint8)}, "has another form"),
         ({"gt": {"deep": 1}}, "has another form"),
         ({"gt": tile + 6}, "has the number 6, which is no class"),
