@@ -18,7 +18,12 @@ import numpy as np
 
 from benchmarks import environment
 from benchmarks.quality import evaluators, layouts
-from benchmarks.quality.evaluators import Pair, Scores
+from benchmarks.quality.evaluators import (  # noqa: F401 (published.py uses many_to_one from here)
+    Pair,
+    Scores,
+    many_to_one,
+    score_regions,
+)
 from benchmarks.quality.layouts import LAYOUTS, Boxes, Layout
 from benchmarks.table import as_markdown, check_out, write_json
 from runtime.errors import InputError
@@ -97,7 +102,7 @@ def score_of(name: str, compat: str) -> tuple[Callable[[Iterable[Pair]], Scores]
     if name == "potsdam3":
         cut = partial(tile, side=POTSDAM_SIDE)
         return partial(evaluators.score_clusters, classes=3), cut
-    regions = {"bsds500": evaluators.score_regions, "voc2012": evaluators.score_segments}
+    regions = {"bsds500": score_regions, "voc2012": evaluators.score_segments}
     if name in regions:
         return partial(regions[name], compat=compat), None
     others = {
