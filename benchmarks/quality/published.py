@@ -94,12 +94,13 @@ GROUPS = (
         Form("dynaseg_scf", "dynaseg_scf", 0.5, (20,), final=True),
         Form(_GIVEN, "dynaguide", 0.5, (20,), truth=True),
     ),
+    (Form(_GIVEN, "dynaguide", 0.5, (), (200,), truth=True),),
     (
         Form("dynaguide at full size", "dynaguide", 1.0, (20,)),
         Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (20,)),
     ),
     (
-        Form(_GIVEN, "dynaguide", 0.5, (), (200, 1000), truth=True),
+        Form(_GIVEN, "dynaguide", 0.5, (), (1000,), truth=True),
         Form("dynaguide_code", "dynaguide_code", 0.5, (), (200, 1000)),
     ),
     (
