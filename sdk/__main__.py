@@ -40,6 +40,7 @@ from runtime.urls import is_url
 
 try:
     from runtime.pictures.files import demo_photo
+    from runtime.prior.masks import is_mask_folder
     from sdk import CrfConfig, FilterConfig, MasksPrior, RefineConfig, Result, Segmenter
     from sdk.prior import open_bundle
     from sdk.source import shown_name
@@ -238,6 +239,12 @@ def _segmenter(args: argparse.Namespace) -> Segmenter:
     prior = bundle or args.prior
     if args.names is not None or args.unknown is not None:
         names = None if args.names is None else names_in_option(args.names)
+        if bundle or not is_mask_folder(Path(args.prior)):
+            raise InputError(
+                "--names and --unknown are for a folder of masks, and --prior is "
+                f"{shown(args.prior)}",
+                fix="--prior MASKS, or leave them out",
+            )
         prior = MasksPrior(args.prior, names=names, unknown=args.unknown)
     return Segmenter(
         prior,

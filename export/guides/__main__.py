@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.guides import kmeans, network
+from export.guides import diffseg, dynaseg_fpn, kmeans, network
 from export.guides.write import GuideModel, write_guides
 from runtime.checks import check_count
 from runtime.errors import ExitCode, InputError
@@ -19,7 +19,12 @@ NETWORK = "PATH.onnx"
 # The model of a name, and those that a path names: a module with add_options(parser), which adds
 # the model's own options, and from_arguments(args), which makes the GuideModel. Importing a module
 # imports neither torch nor another package of its model.
-MODELS: dict[str, Any] = {NETWORK: network, "kmeans": kmeans}
+MODELS: dict[str, Any] = {
+    NETWORK: network,
+    "diffseg": diffseg,
+    "dynaseg_fpn": dynaseg_fpn,
+    "kmeans": kmeans,
+}
 
 
 def command(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,18 +24,19 @@ from export.train.guide_source import GuideSource
 from runtime.checks import check_count, check_guide
 from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import BundleError, InputError, SdkError
-from runtime.files import file_error, shown, stat_of, write_atomic
+from runtime.files import file_error, shown, stat_of, to_path, write_atomic
 from runtime.opencv import cv2
 from runtime.pictures.decode import decode
 from runtime.pictures.files import SUFFIXES
 from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
-from runtime.prior.masks import SOFT, TENSOR
+from runtime.prior.masks import SOFT, TENSOR, files_below
+from runtime.tools.inspect import picture_words
 
 _ELSEWHERE = ("source", "names")  # what the entry of a model says and that of guides.json does not
 _LOCK = ".lock"
 _LONGEST = 40  # letters of a value in the message about guides that differ
 _ANOTHER = "choose another folder: -o MASKS"
-_Worked = tuple[str | SdkError | None, list[str]]  # what _work returns
+_Worked = tuple[dict[str, str] | SdkError | None, list[str]]  # what _work returns
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Written:
     skipped : of these, how many had a guide already.
     broken : the error of each picture that has no guide, by its path relative to the folder.
     warnings : the pictures of each warning.
-    notes : warnings of the network's outputs, each once, also of what they were taken for.
+    notes : warnings of the network's outputs, each once, also of what they were taken for; and of
+        guides of pictures that the folder no longer contains.
     """
 
     pictures: int
@@ -99,12 +102,14 @@ def write_guides(
 
     The guide of sub/a.jpg is sub/a.png: the label of each pixel, uint16, and 65535 where it is
     unknown; or with ``soft`` sub/a.safetensors: "probabilities", (h, w, C) float16. guides.json
-    lists them. A picture that it lists already, with the same sha256, is skipped.
+    lists them. A picture that it lists already is skipped if the files of the picture and the guide
+    have not changed since.
 
     Parameters
     ----------
     source : the model; :func:`export.guides.network.open_source` opens a network.
-    data : the folder of pictures. Its folders are searched, too; hidden files are left out.
+    data : the folder of pictures. Its folders and links to folders are searched, too; hidden files
+        are left out.
     out : the folder of masks, which is created if its parent exists.
     workers : threads that read pictures and write masks, 1 to 256. With a GuideSource they also
         compute guides at the same time; another model computes one guide after another.
@@ -125,6 +130,7 @@ def write_guides(
     >>> write_guides(open_source("prior.onnx"), Path("photos"), Path("masks")).broken
     {}
     """
+    data, out = to_path(data), to_path(out)
     workers = check_count("workers", workers, 1, 256)
     if soft and source.output == "labels":
         raise InputError(
@@ -166,14 +172,14 @@ def _write(
         elif found is None:
             done.skipped += 1
         else:
-            guides.pictures[name] = {"file": files[name], "sha256": found}
+            guides.pictures[name] = found
 
     alone = nullcontext() if isinstance(source, GuideSource) else threading.Lock()
     pool = ThreadPoolExecutor(workers)
     try:
         for name, file in files.items():
             old = guides.pictures.get(name)
-            jobs[pool.submit(_work, source, alone, data / name, out / file, old)] = name
+            jobs[pool.submit(_work, source, alone, data / name, out, file, old)] = name
         for count, job in enumerate(as_completed([*jobs]), 1):
             record(job)
             if time.monotonic() - written >= every:
@@ -182,14 +188,19 @@ def _write(
             if progress:
                 progress(count, len(files))
     finally:  # what was finished before an error or Ctrl-C is listed, too
-        pool.shutdown(cancel_futures=True)
-        for job in [*jobs]:
-            if not job.cancelled() and job.exception() is None:
-                record(job)
-        save(guides.to_json())
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # a second Ctrl-C ends the waiting
+            for job in [*jobs]:
+                if job.done() and not job.cancelled() and job.exception() is None:
+                    record(job)
+            save(guides.to_json())
+    if gone := [name for name in guides.pictures if name not in files]:
+        words = picture_words(gone, f"that {shown(data)} does not contain")
+        done.notes.append(f"{shown(out)} contains guides of {words}")
     if isinstance(source, GuideSource):
         noted = source.prior.engine.warnings
-        done.notes = [*dict.fromkeys(f"{note.output}: {note.message}" for note in noted)]
+        done.notes += dict.fromkeys(f"{note.output}: {note.message}" for note in noted)
     return done
 
 
@@ -206,7 +217,7 @@ def _guide_files(data: Path, out: Path, suffix: str) -> dict[str, str]:
         )
     files: dict[str, str] = {}
     pictures: dict[str, str] = {}
-    for name in _pictures(data):
+    for name in files_below(data, SUFFIXES):
         file = PurePath(name).with_suffix(suffix).as_posix()
         if file in pictures:
             raise InputError(
@@ -222,21 +233,11 @@ def _guide_files(data: Path, out: Path, suffix: str) -> dict[str, str]:
     return files
 
 
-def _pictures(data: Path) -> Iterator[str]:
-    """Yield the paths of the pictures in a folder and its folders, relative to it and in order."""
-
-    def refuse(error: OSError) -> None:
-        raise file_error("read", error.filename or data, error) from error
-
-    for place, folders, names in os.walk(data, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if PurePath(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield (PurePath(place).relative_to(data) / name).as_posix()
-
-
 def _make_folder(out: Path) -> None:
-    """Make the folder of masks; InputError if it contains something else."""
+    """Make the folder of masks; InputError if it is no folder, or contains something else."""
+    found = stat_of(out, "written")
+    if found is not None and not stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{shown(out)} is no folder", fix=_ANOTHER)
     try:
         out.mkdir(exist_ok=True)
         inside = [name for name in os.listdir(out) if not name.startswith(".")]
@@ -276,21 +277,34 @@ def _begun(
     if stat_of(out / GUIDES) is None:
         return new
     old = GuideList.read(out)
+    remove = f"{_ANOTHER}; or remove the old guides: rm -r {shell_word(str(out))}"
     differences = _differences(old, new)
     if differences:
         raise InputError(
             f"{shown(out)} contains guides of {shown(str(old.model.get('name')))}, and these would "
             f"be of {shown(source.name)}: {'; '.join(differences)}",
-            fix=f"{_ANOTHER}; or remove the old ones: rm -r {shell_word(str(out))}",
+            fix=remove,
         )
-    gone = [name for name in old.pictures if name not in files]
-    if gone:
+    listed = old.pictures.items()
+    if len(listed) > 1 and not any(_is_file(data / name, one["sha256"]) for name, one in listed):
         raise InputError(
-            f"{shown(out / GUIDES)} lists {len(gone)} pictures that {shown(data)} does not "
-            f"contain, such as {shown(gone[0])}",
-            fix=f"restore them, or {_ANOTHER}",
+            f"{shown(out)} contains the guides of {len(listed)} pictures, and none of them is in "
+            f"{shown(data)}, or all have changed",
+            fix=remove,
         )
+    written = set(files.values())
+    for name, one in [*listed]:  # a guide of another picture takes the place of an old one
+        if name not in files and one["file"] in written:
+            del old.pictures[name]
     return old
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    """Whether a file exists, can be read and has this hash."""
+    try:
+        return hashlib.sha256(read_regular(path, "a file")).hexdigest() == sha256
+    except InputError:
+        return False
 
 
 def _differences(old: GuideList, new: GuideList) -> list[str]:
@@ -317,31 +331,41 @@ def _work(
     source: GuideModel,
     alone: AbstractContextManager[Any],
     picture: Path,
-    file: Path,
+    out: Path,
+    file: str,
     old: dict[str, str] | None,
 ) -> _Worked:
     """Write the guide of one picture, which is computed inside ``alone``. Return the picture's
-    sha256, None if the guide exists already, or the error of a broken picture; and the warnings."""
+    entry of guides.json, None if ``old`` is right already, or the error of a broken picture; and
+    the warnings."""
+    place = out / file
     try:
         data = read_regular(picture, "a picture")
-        sha256 = hashlib.sha256(data).hexdigest()
-        if old and old["sha256"] == sha256 and stat_of(file) is not None:
-            return None, []
+        entry = {"sha256": hashlib.sha256(data).hexdigest(), "file": file}
+        if old and old == entry | {"file_sha256": old["file_sha256"]}:
+            if _is_file(place, old["file_sha256"]):
+                return None, []
         pixels, warnings = decode(data, shown(picture))
         with alone:
             guide = source.own_guide(pixels)
-        content = _content(check_guide(guide, *guide.shape[:2]), file.suffix == SOFT)
+        content = _content(check_guide(guide, *guide.shape[:2]), place.suffix == SOFT)
     except (InputError, BundleError) as error:
         name = shown(picture)
         if name not in error.message:
             error = InputError(f"{name}: {error.message}", fix=error.fix)
         return error, []
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise file_error("created", file.parent, error) from error
-    write_atomic(file, content)
-    return sha256, warnings
+        raise file_error("created", place.parent, error) from error
+    try:
+        write_atomic(place, content)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno != errno.ENAMETOOLONG:
+            raise  # as for a full disk, where each picture would fail
+        return error, []
+    return entry | {"file_sha256": hashlib.sha256(content).hexdigest()}, warnings
 
 
 def _content(guide: np.ndarray, soft: bool) -> bytes:

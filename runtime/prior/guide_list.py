@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.checks import is_count
-from runtime.engines.named_files import read_regular
+from runtime.engines.named_files import read_regular, shell_word
 from runtime.errors import InputError
 from runtime.files import shown
 from runtime.prior.names import class_names
@@ -18,7 +18,6 @@ from runtime.prior.names import class_names
 SCHEMA = "dg-guides/1"
 GUIDES = "guides.json"
 UNKNOWN = 2**16 - 1  # the label of unknown pixels in the files
-_FIX = "copy the folder again, or write it again: python -m export guides"
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class GuideList:
     model : "name", "kind" and "sha256" of the prior.
     options : how the guides were computed and stored; "soft": probabilities, not labels.
     names : of the classes, or None.
-    pictures : for each finished picture, by its path relative to the folder of pictures, "file",
-        the path of its guide relative to the folder of masks, and "sha256" of the picture's file.
-        Paths have "/" between their parts.
+    pictures : for each finished picture, by its path relative to the folder of pictures, "sha256"
+        of the picture's file; "file", the path of its guide relative to the folder of masks; and
+        "file_sha256" of the guide. Paths have "/" between their parts.
     """
 
     model: dict[str, Any]
@@ -55,15 +54,19 @@ class GuideList:
         """
         path = folder / GUIDES
         data = read_regular(path, "the manifest of a folder of masks")
+        fix = (
+            "copy the folder again; or remove it and compute its guides again: "
+            f"rm -r {shell_word(str(folder))}"
+        )
         try:
             found = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{shown(path)} is no JSON document", fix=_FIX) from error
+            raise InputError(f"{shown(path)} is no JSON document", fix=fix) from error
         schema = found.get("schema") if isinstance(found, dict) else None
         if schema != SCHEMA:
             raise InputError(
                 f"{shown(path)} has schema {str(schema)[:80]!r}; this version reads {SCHEMA!r}",
-                fix="write the guides again with this version, or update the SDK",
+                fix=f"update the SDK, or {fix}",
             )
         for name, right in (
             ("model", isinstance(found.get("model"), dict)),
@@ -72,7 +75,7 @@ class GuideList:
             ("pictures", _are_pictures(found.get("pictures"))),
         ):
             if not right:
-                raise InputError(f"{shown(path)} is damaged: {name}", fix=_FIX)
+                raise InputError(f"{shown(path)} is damaged: {name}", fix=fix)
         names = found.get("names")
         if names is not None:
             names = class_names(names, f"{shown(path)}: names")
@@ -96,5 +99,6 @@ def _are_pictures(found: Any) -> bool:
         isinstance(entry, dict)
         and isinstance(entry.get("file"), str)
         and re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
+        and re.fullmatch("[0-9a-f]{64}", str(entry.get("file_sha256")))
         for entry in found.values()
     )

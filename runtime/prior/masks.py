@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from runtime.checks import check_count
+from runtime.checks import UnknownGuide, check_count
 from runtime.engines.named_files import read_regular
 from runtime.errors import BundleError, InputError
-from runtime.files import file_error, here, shown, stat_of
+from runtime.files import file_error, here, shown, stat_of, to_path
 from runtime.pictures.files import SUFFIXES
 from runtime.pictures.label_map import decode_labels
+from runtime.pictures.limits import AGAIN
 from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
 from runtime.prior.names import class_names
 from runtime.prior.network import two_names
@@ -31,9 +33,9 @@ _OTHERS = ("manifest.json", "run.json", "config.json")  # bundle, run of the tra
 class MasksPrior:
     """A prior that reads the guide of each picture from a folder of masks.
 
-    The mask of a picture is the file whose path inside the folder, without its suffix, is the end
-    of the picture's path without its suffix: of photos/left/a.jpg it is left/a.png, or a.png.
-    Hidden files are left out. A mask is
+    The mask of photos/left/a.jpg is photos/left/a.png inside the folder, else left/a.png, else
+    a.png if no other folder inside the folder contains a mask a. Hidden files are left out, and
+    links to folders are followed. A mask is
 
     - a grey PNG of 8 or 16 bits, whose values are the labels; or a PNG with a palette, whose
       indices are the labels;
@@ -41,15 +43,15 @@ class MasksPrior:
       two classes; a pixel of zeros is unknown.
 
     It has the aspect ratio of the picture and any size. If the folder contains guides.json, which
-    ``python -m export guides`` writes, the picture must be the very file whose guide was computed;
-    this also decides between several masks. The guide may then have another aspect ratio, as
-    networks of a fixed input size return it.
+    ``python -m export guides`` writes, the picture must be the very file whose guide was computed,
+    and the mask the very file that was written; this also decides between several masks. The guide
+    may then have another aspect ratio, as networks of a fixed input size return it.
 
     Parameters
     ----------
     folder : its files are listed once, when this object is made.
     names : the names of the classes, in any form that :func:`runtime.prior.names.class_names`
-        reads; None: classes have numbers only.
+        reads; one name is that of the foreground, label 1; None: classes have numbers only.
     unknown : the label of unknown pixels, such as 255 in many data sets; None: there is none.
 
     Raises
@@ -71,10 +73,10 @@ class MasksPrior:
     def __init__(
         self, folder: str | os.PathLike[str], *, names: Any = None, unknown: int | None = None
     ) -> None:
-        self.folder = Path(os.path.abspath(folder))
-        if not is_mask_folder(self.folder):
+        self.folder = Path(os.path.abspath(to_path(folder)))
+        if not os.fspath(folder) or not is_mask_folder(self.folder):
             raise InputError(
-                f"{shown(folder)} is no folder of masks",
+                f"{shown(folder)!r} is no folder of masks",
                 fix=f"name a folder with PNG or {SOFT} files; the current folder is {here()}",
             )
         self.list: GuideList | None = None
@@ -88,15 +90,17 @@ class MasksPrior:
             names, unknown = self.list.names, UNKNOWN
         if names is not None:
             names = two_names(class_names(names, "names of the masks"))
+            if not names:
+                raise InputError("names of the masks: there are none", fix="leave names out")
         self.names: list[str] | None = names
         if unknown is not None:
             unknown = check_count("unknown", unknown, 0, UNKNOWN)
         self.unknown: int | None = unknown
-        self._files: dict[str, list[str]] = {}  # by their paths in the folder without suffix
+        self._files: dict[str, list[str]] = {}  # by their names without folder and suffix
         for file in _masks(self.folder):
-            self._files.setdefault(_stem(file), []).append(file)
+            self._files.setdefault(_parts(file)[-1], []).append(file)
         listed = self.list.pictures if self.list else {}
-        self._listed = {entry["file"]: (name, entry["sha256"]) for name, entry in listed.items()}
+        self._listed = {_nfc(entry["file"]): (name, entry) for name, entry in listed.items()}
 
     def __call__(self, picture: np.ndarray, path: Path | None) -> np.ndarray:
         """Return the guide of a picture.
@@ -113,8 +117,9 @@ class MasksPrior:
         Raises
         ------
         InputError : the picture has no path; it has no mask, or several; its mask cannot be read,
-            has another aspect ratio, or has too large labels; or the picture's file is another one
-            than that whose guide was computed.
+            has another aspect ratio, too large labels, or more classes than names; or the files of
+            the picture or the mask differ from those that guides.json lists.
+        UnknownGuide : the mask is unknown everywhere.
         MissingBackend : safetensors is not installed.
         """
         if path is None:
@@ -127,10 +132,12 @@ class MasksPrior:
         file = self._find(path)
         mask = self.folder / file
         data = read_regular(mask, "a mask")
+        if self.list is not None:
+            self._check_listed(file, data)
         if mask.suffix.lower() == SOFT:
             guide = _probabilities(data, shown(mask))
         else:
-            guide = decode_labels(data, shown(mask)).astype(np.int32)
+            guide = _labels(data, shown(mask))
             if self.unknown is not None:
                 guide[guide == self.unknown] = -1
             if guide.max() >= MOST_LABELS:
@@ -139,6 +146,7 @@ class MasksPrior:
                     fix=f"if it means unknown: --unknown {guide.max()}, or MasksPrior(folder, "
                     f"unknown={guide.max()}); else number the classes 0, 1, ...",
                 )
+        self._check(guide, mask)
         if self.list is None and not fits(guide.shape[:2], picture.shape[:2]):
             (h, w), (height, width) = guide.shape[:2], picture.shape[:2]
             raise InputError(
@@ -148,46 +156,88 @@ class MasksPrior:
             )
         return guide
 
+    def _check(self, guide: np.ndarray, mask: Path) -> None:
+        """Check that the guide in a mask has a known pixel, and not more classes than names."""
+        if guide.max() <= (-1 if guide.ndim == 2 else 0):
+            raise UnknownGuide(
+                f"the mask {shown(mask)} is unknown everywhere",
+                fix="label some of its pixels, or leave the picture out",
+            )
+        last = guide.shape[2] - 1 if guide.ndim == 3 else int(guide.max())
+        if self.names is None or last < len(self.names):
+            return
+        what, fix = f"{last + 1} classes", "name each class once"
+        if guide.ndim == 2:
+            what, fix = f"the label {last}", "name each class once, from label 0 on"
+            if self.unknown is None:
+                fix += f"; or, if it means unknown: --unknown {last}"
+        raise InputError(
+            f"{shown(mask)} has {what}, and there are {len(self.names)} names: "
+            + ", ".join(self.names)[:200],
+            fix=fix,
+        )
+
     def _find(self, path: Path) -> str:
         """Return the mask of a picture, by its path in the folder."""
-        parts = PurePath(os.path.abspath(path)).with_suffix("").parts
-        ends = ["/".join(parts[first:]) for first in range(len(parts) - 1, 0, -1)]
-        found = [file for end in ends for file in self._files.get(end, ())]
-        if found and self.list is not None:
+        parts = _parts(os.path.abspath(path))
+        named = self._files.get(parts[-1], [])  # all masks of the picture's name
+        found = [file for file in named if _parts(file) == parts[-len(_parts(file)) :]]
+        wanted = f"{parts[-1]}.png or {parts[-1]}{SOFT}, also in a folder {parts[-2]!r}"
+        if not found:
+            fix = "add its mask; python -m export guides writes those of a network"
+            if self.list is not None:
+                fix = "repeat python -m export guides, which writes the masks that are missing"
+            raise InputError(
+                f"{shown(path)} has no mask in {shown(self.folder)}; wanted {shown(wanted)}",
+                fix=fix,
+            )
+        if self.list is not None:
             return self._listed_one(found, path)
+        most = max(len(_parts(file)) for file in found)
+        found = [file for file in found if len(_parts(file)) == most]
         if len(found) > 1:
             raise InputError(
                 f"{shown(path)} has {len(found)} masks in {shown(self.folder)}: "
                 f"{', '.join(map(shown, found))}; wanted one",
                 fix="remove the others, or move them to another folder",
             )
-        if not found:
+        if most == 1 and len(named) > 1:
             raise InputError(
-                f"{shown(path)} has no mask in {shown(self.folder)}; wanted {shown(ends[0])}.png "
-                f"or {shown(ends[0])}{SOFT}, also in a folder that has the name of the picture's",
-                fix="add its mask; python -m export guides writes those of a network",
+                f"{shown(self.folder)} contains {len(named)} masks of the name {shown(parts[-1])}, "
+                f"and none is in a folder {shown(parts[-2])!r}, as {shown(path)} is: "
+                f"{', '.join(map(shown, named[:5]))}",
+                fix=f"move its mask to {shown('/'.join(parts[-2:]))}.png inside the folder",
             )
         return found[0]
 
     def _listed_one(self, files: list[str], path: Path) -> str:
         """Return the one of these masks that guides.json lists for the file of a picture."""
-        listed = [file for file in files if file in self._listed]
+        listed = [file for file in files if _nfc(file) in self._listed]
         if not listed:
             raise InputError(
                 f"{shown(self.folder / GUIDES)} does not list {shown(files[0])}, the mask of "
                 f"{shown(path)}",
-                fix="run python -m export guides again, which finishes the folder",
+                fix="repeat python -m export guides, which finishes the folder",
             )
         sha256 = hashlib.sha256(read_regular(path, "a picture")).hexdigest()
         for file in listed:
-            if self._listed[file][1] == sha256:
+            if self._listed[_nfc(file)][1]["sha256"] == sha256:
                 return file
         raise InputError(
-            f"{shown(path)} is not the picture {shown(self._listed[listed[0]][0])} of "
+            f"{shown(path)} is not the picture {shown(self._listed[_nfc(listed[0])][0])} of "
             f"{shown(self.folder / GUIDES)}: its sha256 differs",
-            fix="restore the picture, or write the guides of these pictures into another "
-            "folder: python -m export guides",
+            fix="restore the picture, or repeat python -m export guides, which computes its guide "
+            "again",
         )
+
+    def _check_listed(self, file: str, data: bytes) -> None:
+        """InputError if the content of a mask is not what guides.json lists."""
+        if hashlib.sha256(data).hexdigest() != self._listed[_nfc(file)][1]["file_sha256"]:
+            raise InputError(
+                f"the mask {shown(self.folder / file)} was changed after {GUIDES} was written: its "
+                "sha256 differs",
+                fix="repeat python -m export guides, which writes it again",
+            )
 
 
 def is_mask_folder(folder: Path) -> bool:
@@ -211,23 +261,73 @@ def is_mask_folder(folder: Path) -> bool:
 
 
 def _masks(folder: Path) -> Iterator[str]:
-    """Yield the paths of the files in a folder and its folders that can be masks, relative to it
-    and in order."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise file_error("read", error.filename or folder, error) from error
-
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = PurePath(place).relative_to(folder)
-        for name in sorted(names):
-            if PurePath(name).suffix.lower() in (*SUFFIXES, SOFT) and not name.startswith("."):
-                yield (inside / name).as_posix()
+    return files_below(folder, (*SUFFIXES, SOFT))
 
 
-def _stem(file: str) -> str:
-    return PurePath(file).with_suffix("").as_posix()
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the paths of the files in a folder and its folders, relative to it: first the files of
+    a folder, then those of its folders, in the order of their names.
+
+    Links to folders are followed, except to a folder that contains the link. Hidden files and
+    folders are left out, and a folder that does not exist has no files.
+
+    Parameters
+    ----------
+    suffixes : of the files, in small letters; their names may have capital ones.
+
+    Raises
+    ------
+    InputError : the operating system refuses to list a folder.
+
+    Example
+    -------
+    >>> [*files_below(Path("masks"), (".png",))]
+    ['a.png', 'left/a.png']
+    """
+    return _below(folder, PurePath(), frozenset(), suffixes)
+
+
+def _below(
+    folder: Path, inside: PurePath, above: frozenset[str], suffixes: tuple[str, ...]
+) -> Iterator[str]:
+    """``inside`` is the path of ``folder`` that is yielded; ``above`` are the real paths of the
+    folders around it."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise file_error("read", folder, error) from error
+    for name, is_folder in found:
+        if not is_folder and PurePath(name).suffix.lower() in suffixes:
+            yield (inside / name).as_posix()
+    for name, is_folder in found:
+        if is_folder:
+            yield from _below(folder / name, inside / name, above | {real}, suffixes)
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    """Return the folders of a file and its name without suffix, in one spelling of accents."""
+    return PurePath(_nfc(file)).with_suffix("").parts
+
+
+def _nfc(text: str) -> str:
+    """Return a path in one spelling of accents: macOS writes a letter and its accent as two
+    characters, other systems mostly as one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _labels(data: bytes, name: str) -> np.ndarray:
+    """Return the labels in the bytes of a PNG, (h, w) int32."""
+    try:
+        return decode_labels(data, name).astype(np.int32)
+    except InputError as error:
+        fix = "save the mask again" if error.fix == AGAIN else error.fix
+        raise InputError(f"the mask {error.message}", fix=fix) from error
 
 
 def _probabilities(data: bytes, name: str) -> np.ndarray:

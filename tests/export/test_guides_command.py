@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -147,9 +149,100 @@ def test_other_guides_are_not_mixed(place, capsys):
             err = capsys.readouterr().err
             assert match in err and "fix: choose another folder: -o MASKS; or remove" in err
             assert written() == before
-    (place / "photos/b.png").unlink()
+
+
+def test_another_folder_of_pictures_is_not_mixed_in(place, capsys):
+    assert guides("-q") == 0
+    before = written()
+    for number, name in enumerate(("a.png", "b.png", "left/a.jpg"), 7):
+        (place / "second" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(number)).save(place / "second" / name)
+    (place / "third").mkdir()
+    Image.fromarray(scene(7)).save(place / "third/x.png")
+    for data in ("second", "third"):
+        with (
+            case(data),
+            pytest.raises(InputError, match="the guides of 3 pictures, and none of") as e,
+        ):
+            write_guides(open_source("prior.onnx"), place / data, place / "masks")
+        assert f"is in {place / data}, or all have changed" in e.value.message
+        assert e.value.fix.startswith(
+            "choose another folder: -o MASKS; or remove the old guides: rm"
+        )
+        assert written() == before
+
+
+def test_pictures_that_were_removed_keep_their_guides(place, capsys):
+    assert guides("-q") == 0
+    (place / "photos/b.png").rename(place / "b.png")
+    (place / "photos/left/a.jpg").unlink()
+    before = written()
+    capsys.readouterr()
+    assert guides("-q") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("0 guides written, 1 there already")
+    assert err == (
+        "warning: masks contains guides of 2 pictures that photos does not contain: b.png, "
+        "left/a.jpg\n"
+    )
+    assert {**written(), "guides.json": 0} == {**before, "guides.json": 0}
+    assert Segmenter("masks")("b.png").names == NAMES
+    Image.fromarray(scene(7)).save("photos/b.jpg")  # its guide takes the place of that of b.png
+    assert guides("-q") == 0
+    assert {*GuideList.read(place / "masks").pictures} == {"a.png", "b.jpg", "left/a.jpg"}
+
+
+def test_files_that_were_changed_are_written_again(place, capsys):
+    assert guides("-q") == 0
+    right = {name: (place / "masks" / name).read_bytes() for name in ("a.png", "b.png")}
+    (place / "masks/a.png").write_bytes(b"")
+    (place / "masks/b.png").write_bytes(right["a.png"])
+    (place / "masks/left/a.png").unlink()
+    (place / "masks/left/a.png").mkdir()
+    with pytest.raises(InputError, match=r"masks/b.png was changed after guides.json was"):
+        Segmenter("masks")("photos/b.png")
+    capsys.readouterr()
     assert guides("-q") == 1
-    assert "lists 1 pictures that photos does not contain, such as b.png" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out.startswith("2 guides written, 0 there already, 1 pictures broken")
+    assert "masks/left/a.png is a folder" in err
+    assert {name: (place / "masks" / name).read_bytes() for name in right} == right
+    listed = json.loads((place / "masks/guides.json").read_text())
+    listed["pictures"]["a.png"]["file"] = "b.png"
+    (place / "masks/guides.json").write_text(json.dumps(listed))
+    (place / "masks/left/a.png").rmdir()
+    assert guides("-q") == 0
+    assert GuideList.read(place / "masks").pictures["a.png"]["file"] == "a.png"
+
+
+def test_a_picture_that_was_exchanged_and_restored(place):
+    """The guide of the other picture was written, and the process was killed before guides.json."""
+    assert guides("-q") == 0
+    picture, mask, listed = (
+        place / n for n in ("photos/b.png", "masks/b.png", "masks/guides.json")
+    )
+    before, right, old = picture.read_bytes(), mask.read_bytes(), listed.read_bytes()
+    Image.fromarray(scene(9)).save(picture)
+    assert guides("-q") == 0 and mask.read_bytes() != right
+    picture.write_bytes(before)
+    listed.write_bytes(old)
+    assert guides("-q") == 0 and mask.read_bytes() == right
+
+
+def test_links_to_folders_of_pictures_are_followed(place):
+    (place / "photos/left").rename(place / "elsewhere")
+    (place / "photos/left").symlink_to(place / "elsewhere")
+    (place / "elsewhere/back").symlink_to(place / "photos")
+    assert guides("-q") == 0
+    assert set(written()) == {"a.png", "b.png", "left/a.png", "guides.json"}
+
+
+def test_a_name_that_is_too_long_for_its_mask(place, capsys):
+    Image.fromarray(scene(5)).save(f"photos/{'x' * 247}.png")
+    assert guides("-q", "--soft") == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("3 guides written, 0 there already, 1 pictures broken")
+    assert "cannot be written" in err and "choose a shorter name" in err
 
 
 def test_broken_pictures_are_listed_and_the_others_are_written(place, capsys):
@@ -180,6 +273,7 @@ def test_wrong_folders(place, capsys):
         ("photos", "photos", "photos is inside the folder of the pictures"),
         ("photos", "photos/masks", "photos/masks is inside the folder of the pictures"),
         ("photos", "full", "full contains x.png and no guides.json"),
+        ("photos", "prior.onnx", "prior.onnx is no folder"),
         ("photos", "no/masks", "no/masks cannot be created"),
     ]:
         with case(data, out), pytest.raises(InputError, match=match) as caught:
@@ -281,6 +375,28 @@ def test_ctrl_c_and_a_failing_device_keep_what_is_finished(place, monkeypatch, c
     with pytest.raises(DeviceError, match="the device is gone"):
         write_guides(open_source("prior.onnx"), place / "photos", place / "masks")
     assert json.loads((place / "masks/guides.json").read_text()) == before
+
+
+def test_a_second_ctrl_c_ends_the_waiting(place, monkeypatch):
+    real, calls, ended = GuideSource.own_guide, [], threading.Event()
+
+    def slow(self, picture):
+        calls.append(picture)
+        if len(calls) == 3:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+            ended.wait(10)
+        return real(self, picture)
+
+    monkeypatch.setattr(GuideSource, "own_guide", slow)
+    assert guides("-q") == 130
+    assert not ended.is_set() and len(GuideList.read(place / "masks").pictures) == 2
+    ended.set()
+    for _ in range(500):  # Thread.join does not wait after a Ctrl-C
+        if (place / "masks/left/a.png").exists():
+            break
+        time.sleep(0.01)
 
 
 def test_progress_and_warnings(place, capsys):

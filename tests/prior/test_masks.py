@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 from cases import case
+from permissions import obeyed
 from safetensors.numpy import save_file
 
+from runtime.checks import UnknownGuide
 from runtime.errors import InputError
 from runtime.prior.guide_list import SCHEMA, GuideList
-from runtime.prior.masks import MasksPrior, is_mask_folder
+from runtime.prior.masks import MasksPrior, files_below, is_mask_folder
 from sdk.image import encode_image
 
 PICTURE = np.zeros((24, 36, 3), np.uint8)
@@ -57,7 +59,7 @@ def test_the_mask_has_the_stem_or_the_relative_path_of_its_picture(tmp_path):
 
 def test_two_candidates_are_one_error(tmp_path):
     for number_, (first, second) in enumerate(
-        [("a.png", "a.tif"), ("a.png", "a.safetensors"), ("x/a.png", "a.png")]
+        [("a.png", "a.tif"), ("a.png", "a.safetensors"), ("x/a.png", "x/a.tif")]
     ):
         with case(first, second):
             masks = tmp_path / f"masks{number_}"
@@ -67,6 +69,64 @@ def test_two_candidates_are_one_error(tmp_path):
                 MasksPrior(masks)(PICTURE, tmp_path / "x/a.jpg")
             assert first in caught.value.message and second in caught.value.message
             assert caught.value.fix.startswith("remove the others")
+
+
+def test_the_mask_in_the_folder_of_the_picture_is_before_others(tmp_path):
+    for file, label in (("a.png", 1), ("x/a.png", 2), ("y/x/a.png", 3), ("b.png", 4)):
+        write(tmp_path / "masks" / file, number(label))
+    prior = MasksPrior(tmp_path / "masks")
+    for picture, wanted in [("x/a.jpg", 2), ("y/x/a.jpg", 3), ("z/x/a.jpg", 2), ("z/b.jpg", 4)]:
+        with case(picture):
+            assert (prior(PICTURE, tmp_path / picture) == wanted).all()
+    for picture, folder in [("z/a.jpg", "z"), ("x/y/a.jpg", "y")]:
+        with (
+            case(picture),
+            pytest.raises(InputError, match="contains 3 masks of the name a, ") as e,
+        ):
+            prior(PICTURE, tmp_path / picture)
+        assert f"none is in a folder '{folder}', as" in e.value.message
+        assert e.value.fix == f"move its mask to {folder}/a.png inside the folder"
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
+    masks, other = tmp_path / "masks", tmp_path / "other"
+    write(other / "a.png", number(1))
+    masks.mkdir()
+    (masks / "left").symlink_to(other)
+    (other / "back").symlink_to(masks)
+    (masks / "self").symlink_to(masks)
+    assert [*files_below(masks, (".png",))] == ["left/a.png"]
+    assert (MasksPrior(masks)(PICTURE, tmp_path / "left/a.jpg") == 1).all()
+    assert [*files_below(tmp_path / "gone", (".png",))] == []
+    with obeyed():
+        (other / "closed").mkdir(mode=0)
+        with pytest.raises(InputError, match="closed cannot be read: Permission denied"):
+            [*files_below(masks, (".png",))]
+
+
+def test_accents_have_one_spelling(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    write(tmp_path / f"masks/{two}/{two}.png", number(1))
+    prior = MasksPrior(tmp_path / "masks")
+    assert (prior(PICTURE, tmp_path / f"{one}/{one}.jpg") == 1).all()
+
+
+def test_masks_that_are_unknown_everywhere(tmp_path):
+    write(tmp_path / "a.png", number(255))
+    soft(tmp_path / "b.safetensors", np.zeros((12, 18, 2), np.float32))
+    prior = MasksPrior(tmp_path, unknown=255)
+    for name in ("a.png", "b.safetensors"):
+        with case(name), pytest.raises(UnknownGuide, match=f"{name} is unknown everywhere") as e:
+            prior(PICTURE, tmp_path / f"{name[0]}.jpg")
+        assert e.value.fix
+
+
+def test_damaged_masks_are_named(tmp_path):
+    write(tmp_path / "a.png", number(1))
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"the mask .*/a.png is a truncated PNG") as caught:
+        MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+    assert caught.value.fix == "save the mask again"
 
 
 def test_a_picture_without_a_name(tmp_path):
@@ -168,8 +228,38 @@ def test_what_is_a_folder_of_masks(tmp_path):
         MasksPrior(tmp_path / "gone")
 
 
+def test_arguments_that_are_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.png", number(1))
+    with pytest.raises(InputError, match="'' is no folder of masks"):
+        MasksPrior("")
+    for folder in (None, 5, ["masks"]):
+        with case(folder), pytest.raises(InputError, match=r"path is a .*; wanted the name of"):
+            MasksPrior(folder)
+    assert MasksPrior(bytes(tmp_path)).folder == tmp_path
+
+
+def test_names_fit_the_labels(tmp_path):
+    for labels, match in [
+        (number(2), "a.png has the label 2, and there are 2 names: road, sky"),
+        (np.full((24, 36), 300, np.uint16), "a.png has the label 300, and there are 2 names"),
+    ]:
+        write(tmp_path / "a.png", labels)
+        with case(match), pytest.raises(InputError, match=match) as caught:
+            MasksPrior(tmp_path, names=["road", "sky"])(PICTURE, tmp_path / "a.jpg")
+        assert f"--unknown {labels.max()}" in caught.value.fix
+        with case(match), pytest.raises(InputError, match=match) as caught:
+            MasksPrior(tmp_path, names=["road", "sky"], unknown=9)(PICTURE, tmp_path / "a.jpg")
+        assert "--unknown" not in caught.value.fix
+    soft(tmp_path / "b.safetensors", np.full((12, 18, 3), 1 / 3, np.float32))
+    with pytest.raises(InputError, match=r"b.safetensors has 3 classes, and there are 2 names"):
+        MasksPrior(tmp_path, names=["road", "sky"])(PICTURE, tmp_path / "b.jpg")
+
+
 def test_names_and_unknown_are_checked(tmp_path):
     write(tmp_path / "a.png", number(1))
+    with pytest.raises(InputError, match="names of the masks: there are none"):
+        MasksPrior(tmp_path, names=[])
     assert MasksPrior(tmp_path, names="['road', 'sky']").names == ["road", "sky"]
     with pytest.raises(InputError, match="names of the masks"):
         MasksPrior(tmp_path, names=5)
@@ -178,9 +268,15 @@ def test_names_and_unknown_are_checked(tmp_path):
             MasksPrior(tmp_path, unknown=unknown)
 
 
+def entry_of(mask, file, picture):
+    names = {"sha256": picture, "file_sha256": mask}
+    hashes = {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in names.items()}
+    return {"file": file} | hashes
+
+
 def listed(folder, picture, **changes):
     """guides.json of a.png for a picture."""
-    entry = {"file": "a.png", "sha256": hashlib.sha256(picture.read_bytes()).hexdigest()}
+    entry = entry_of(folder / "a.png", "a.png", picture)
     found = GuideList({"name": "m"}, {"soft": False}, ["road", "sky"], {"a.jpg": entry})
     document = json.loads(found.to_json()) | changes
     (folder / "guides.json").write_text(json.dumps(document))
@@ -200,7 +296,16 @@ def test_the_list_names_the_pictures(tmp_path):
     assert (guide[0] == -1).all() and (guide[1:] == 1).all()
     with pytest.raises(InputError, match=r"does not list b.png, the mask of .*b.jpg") as caught:
         prior(PICTURE, tmp_path / "b.jpg")
-    assert "export guides again" in caught.value.fix
+    assert "repeat python -m export guides" in caught.value.fix
+    write(masks / "a.png", labels + 1)
+    with pytest.raises(InputError, match=r"mask .*a.png was changed after guides.json was wr") as e:
+        prior(PICTURE, picture)
+    assert "repeat python -m export guides" in e.value.fix
+    (masks / "a.png").unlink()
+    with pytest.raises(InputError, match=r"a.jpg has no mask in .*masks; wanted a.png") as e:
+        MasksPrior(masks)(PICTURE, picture)
+    assert "repeat python -m export guides" in e.value.fix
+    write(masks / "a.png", labels)
     picture.write_bytes(b"two")
     with pytest.raises(
         InputError, match=r"is not the picture a.jpg .*its sha256 differs"
@@ -220,8 +325,7 @@ def test_the_list_decides_between_masks(tmp_path):
         picture = tmp_path / f"photos/{name}.jpg"
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(name.encode())
-        sha256 = hashlib.sha256(name.encode()).hexdigest()
-        entries[f"{name}.jpg"] = {"file": f"{name}.png", "sha256": sha256}
+        entries[f"{name}.jpg"] = entry_of(masks / f"{name}.png", f"{name}.png", picture)
     found = GuideList({"name": "m"}, {"soft": False}, None, entries)
     (masks / "guides.json").write_bytes(found.to_json())
     assert GuideList.read(masks) == found
@@ -234,15 +338,18 @@ def test_the_list_decides_between_masks(tmp_path):
 def test_a_damaged_list(tmp_path):
     picture = tmp_path / "a.jpg"
     picture.write_bytes(b"one")
+    write(tmp_path / "a.png", number(1))
     (tmp_path / "guides.json").write_text("{")
-    with pytest.raises(InputError, match=r"guides.json is no JSON document"):
+    with pytest.raises(InputError, match=r"guides.json is no JSON document") as caught:
         MasksPrior(tmp_path)
+    assert f"remove it and compute its guides again: rm -r {tmp_path}" in caught.value.fix
     for changes, match in [
         ({"schema": "dg-guides/9"}, f"has schema 'dg-guides/9'; this version reads '{SCHEMA}'"),
         ({"model": 5}, "is damaged: model"),
         ({"options": None}, "is damaged: options"),
         ({"unknown": 255}, "is damaged: unknown"),
         ({"pictures": {"a.jpg": {"file": "a.png", "sha256": "?"}}}, "is damaged: pictures"),
+        ({"pictures": {"a.jpg": {"file": "a.png", "sha256": "0" * 64}}}, "is damaged: pictures"),
         ({"pictures": {"a.jpg": {"file": 5, "sha256": "0" * 64}}}, "is damaged: pictures"),
         ({"pictures": []}, "is damaged: pictures"),
         ({"names": 7}, "guides.json: names is 7"),

@@ -86,7 +86,7 @@ def test_255_is_named_if_it_probably_means_unknown(folders):
     (folders / "masks/f0.png").write_bytes(encode_image(truth, ".png"))
     note = "label 255 of the prior is a class here; if it means unknown, say so: --unknown 255"
     assert any(note in w for w in Segmenter("masks", refine=None)("pictures/f0.png").warnings)
-    with pytest.raises(InputError, match="returned 256 classes, but has only 4") as caught:
+    with pytest.raises(InputError, match=r"f0.png has the label 255, and there are 4 n") as caught:
         Segmenter(MasksPrior("masks", names=NAMES))("pictures/f0.png")
     assert "--unknown 255" in caught.value.fix
     result = Segmenter(MasksPrior("masks", unknown=255))("pictures/f0.png")
@@ -123,10 +123,13 @@ def test_the_command_line(folders, capsys):
             assert main([*words, "masks", *more]) == 0
             assert json.loads(capsys.readouterr().out)[0]["names"] == NAMES
     for more, match in [
-        (["masks", "--names", "a,b"], "returned 4 classes, but has only 2 names: a, b"),
+        (["masks", "--names", "a,b"], "masks/f0.png has the label 3, and there are 2 names: a, b"),
         (["masks", "--names", "no.txt"], "names is 'no.txt', which is no list with commas and"),
-        (["kmeans", "--names", "a,b"], "kmeans is no folder of masks"),
-        (["gone", "--unknown", "3"], "gone is no folder of masks"),
+        (["kmeans", "--names", "a,b"], "are for a folder of masks, and --prior is kmeans"),
+        (
+            ["gone", "--unknown", "3"],
+            "--names and --unknown are for a folder of masks, and --prior is gone",
+        ),
     ]:
         with case(more):
             assert main([*words, *more]) == 1
