@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["train"]:
         return run(lambda: _train(arguments[1:]), as_json="--json" in arguments)
     if arguments[:1] == ["guides"]:
-        return run(lambda: _guides(arguments[1:]))
+        return run(lambda: _guides(arguments[1:]), as_json="--json" in arguments)
     # argparse takes "-0.5,-0.5,-0.5" for an option, but not what begins with a space.
     words = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in arguments]
     args = _parser().parse_args(words)

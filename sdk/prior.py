@@ -22,7 +22,7 @@ from runtime.prior.kmeans import KMeansPrior
 from runtime.prior.masks import MasksPrior, is_mask_folder
 from runtime.prior.names import class_names
 from runtime.prior.network import NetworkPrior, check_imgsz, two_names
-from runtime.prior.reading import TOLERANCE, core_axes, find_kind, fits, standard
+from runtime.prior.reading import check_sums, core_axes, find_kind, fits, standard
 
 _WANTED = "wanted 'kmeans', a bundle folder, an .onnx file, a folder of masks or a callable"
 MOST_STRETCH = 1.5  # largest factor between the aspect ratios of a picture and a callable's guide
@@ -165,15 +165,7 @@ def _check_scores(guide: np.ndarray) -> None:
             "or (h, w) labels",
             fix="return probabilities in [0, 1]",
         )
-    total = guide.sum(-1, dtype=np.float64)
-    most, least = float(total.max()), float(total.min(where=total > 0, initial=np.inf))
-    # One sum for all pixels is a scale. A sum below 1 says that a part of the pixel is unknown.
-    if guide.min() >= 0 and most > 1 + TOLERANCE and most - least > TOLERANCE * most:
-        raise InputError(
-            f"the prior returned {guide.shape} values whose sum over the classes is from "
-            f"{least:.4g} to {most:.4g}; wanted probabilities, whose sum is 1",
-            fix="divide them by their sum, or apply a soft-max to scores",
-        )
+    check_sums(guide, "the prior returned")
 
 
 def _one_channel(guide: np.ndarray) -> np.ndarray:

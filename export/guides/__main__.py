@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,21 @@ def command(words: list[str]) -> int:
             workers=args.workers,
             progress=lambda count, of: bar.progress(f"{count} of {of}", count / of),
         )
-    words = [f"{picture_words(sorted(names))}: {text}" for text, names in done.warnings.items()]
-    for text in words + done.notes:
+    warned = [f"{picture_words(sorted(names))}: {text}" for text, names in done.warnings.items()]
+    for text in warned + done.notes:
         with printing():
             print(f"warning: {text}", file=sys.stderr)
     for name in sorted(done.broken):
         print_error(done.broken[name])
     new = done.pictures - done.skipped - len(done.broken)
+    if args.json:
+        broken = {name: str(done.broken[name]) for name in sorted(done.broken)}
+        counts = {"pictures": done.pictures, "written": new, "unchanged": done.skipped}
+        more = {"broken": broken, "warnings": warned + done.notes}
+        print(json.dumps({"masks": one_line(args.out)} | counts | more, indent=1))
+        return ExitCode.FAILURE if done.broken else ExitCode.DONE
     print(
-        f"{new} guides written, {done.skipped} there already, {len(done.broken)} pictures broken "
+        f"{new} guides written, {done.skipped} unchanged, {len(done.broken)} pictures broken "
         f"-> {one_line(args.out)}"
     )
     return ExitCode.FAILURE if done.broken else ExitCode.DONE
@@ -133,9 +140,10 @@ def _parser(words: list[str]) -> Parser:
         "--soft", action="store_true", help="write probabilities (float16), not labels"
     )
     parser.add_argument("--workers", type=int, default=1, help="threads, 1 to 256 (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda: command(sys.argv[1:])))
+    sys.exit(run(lambda: command(sys.argv[1:]), as_json="--json" in sys.argv))

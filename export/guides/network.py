@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.models.stated import Stated
 from export.train.guide_source import GuideSource, open_guide_source
+from export.train.run import ENTRY
 from runtime.bundle.manifest import MANIFEST
 from runtime.bundle.read import Bundle
 from runtime.errors import InputError
@@ -35,7 +36,7 @@ def from_arguments(args: argparse.Namespace) -> GuideSource:
     )
 
 
-def open_source(model: str, stated: Stated | None = None) -> GuideSource:
+def open_source(model: str | os.PathLike[str], stated: Stated | None = None) -> GuideSource:
     """Open the network that ``--model`` of ``python -m export guides`` names.
 
     Parameters
@@ -57,6 +58,7 @@ def open_source(model: str, stated: Stated | None = None) -> GuideSource:
     >>> open_source("prior.onnx").classes
     19
     """
+    model = os.fspath(model)
     folder = Path(model)
     is_bundle = stat_of(folder / MANIFEST) is not None
     if is_bundle and (prior := Bundle.open(folder).manifest["prior"])["kind"] == "kmeans":
@@ -64,7 +66,7 @@ def open_source(model: str, stated: Stated | None = None) -> GuideSource:
             f"{shown(model)} is a bundle of k-means",
             fix=f"--model kmeans --clusters {prior['clusters']}",
         )
-    is_run = stat_of(folder / "run.json") is not None
+    is_run = stat_of(folder / ENTRY) is not None
     if is_bundle or not (is_run or stat_of(folder / "config.json") is not None):
         return open_guide_source(model, stated)
 
@@ -79,6 +81,6 @@ def open_source(model: str, stated: Stated | None = None) -> GuideSource:
             fix="--model with the prior that the run was trained on",
         )
     with tempfile.TemporaryDirectory(prefix="dg-") as place:
-        path = Path(place) / "prior.onnx"
+        path = Path(place) / f"{Path(os.path.abspath(model)).name}.onnx"  # messages name it
         write_atomic(path, freeze(prior))
         return replace(open_guide_source(str(path)), source=os.path.abspath(model))

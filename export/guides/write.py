@@ -49,8 +49,8 @@ class Written:
     skipped : of these, how many had a guide already.
     broken : the error of each picture that has no guide, by its path relative to the folder.
     warnings : the pictures of each warning.
-    notes : warnings of the network's outputs, each once, also of what they were taken for; and of
-        guides of pictures that the folder no longer contains.
+    notes : warnings of the network's outputs, and how unclear ones were understood, each once; and
+        of guides of pictures that the folder no longer contains.
     """
 
     pictures: int
@@ -79,8 +79,9 @@ class GuideModel(Protocol):
 
     def own_guide(self, picture: np.ndarray, /) -> np.ndarray:
         """Return the guide of a picture, (H, W, 3) uint8 RGB: (h, w, C) float32 that sums to 1, or
-        (h, w) int32 labels, -1 = unknown. The aspect ratio is that of the picture, or of the
-        network's input. An InputError or BundleError is an error of this picture alone."""
+        to 0 where it is unknown; or (h, w) int32 labels, -1 = unknown. The aspect ratio is that of
+        the picture, or of the network's input. An InputError or BundleError is an error of this
+        picture alone."""
 
     def entry(self) -> dict[str, Any]:
         """Return what guides.json stores of the model, as JSON: all that decides the values of its
@@ -113,8 +114,8 @@ def write_guides(
     out : the folder of masks, which is created if its parent exists.
     workers : threads that read pictures and write masks, 1 to 256. With a GuideSource they also
         compute guides at the same time; another model computes one guide after another.
-    every : seconds after which guides.json is written again. What it does not list after a crash is
-        computed again.
+    every : seconds after which guides.json is written again, at the end of a picture. What it does
+        not list after a crash is computed again.
     progress : called as progress(done, pictures) after each picture, guides.json included.
 
     Raises
@@ -320,10 +321,14 @@ def _differences(old: GuideList, new: GuideList) -> list[str]:
 
 
 def _facts(guides: GuideList) -> dict[str, Any]:
-    """What decides the values of guides, in one dict."""
-    facts = {name: value for name, value in guides.model.items() if name not in ("name", "options")}
-    own = guides.model.get("options", {})
-    facts |= own if isinstance(own, dict) else {"options": own}
+    """What decides the values of guides, by the words that a message uses."""
+    facts: dict[str, Any] = {}
+    for name, value in guides.model.items():
+        if isinstance(value, dict):  # the options of a model are known by their own names
+            start = "" if name == "options" else f"{name} "
+            facts |= {f"{start}{key}": part for key, part in value.items()}
+        elif name != "name":
+            facts[name] = value
     return facts | guides.options | {"names": guides.names}
 
 

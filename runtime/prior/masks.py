@@ -15,13 +15,12 @@ from runtime.checks import UnknownGuide, check_count
 from runtime.engines.named_files import read_regular
 from runtime.errors import BundleError, InputError
 from runtime.files import file_error, here, shown, stat_of, to_path
-from runtime.pictures.files import SUFFIXES
 from runtime.pictures.label_map import decode_labels
 from runtime.pictures.limits import AGAIN
 from runtime.prior.guide_list import GUIDES, UNKNOWN, GuideList
 from runtime.prior.names import class_names
 from runtime.prior.network import two_names
-from runtime.prior.reading import MOST_LABELS, fits
+from runtime.prior.reading import MOST_LABELS, check_sums, fits
 from runtime.tensors import load_tensors
 
 SOFT = ".safetensors"
@@ -40,7 +39,7 @@ class MasksPrior:
     - a grey PNG of 8 or 16 bits, whose values are the labels; or a PNG with a palette, whose
       indices are the labels;
     - or a safetensors file with the tensor "probabilities", (h, w, C) float16 or float32, at least
-      two classes; a pixel of zeros is unknown.
+      two classes, whose sum is 1 for each pixel; a pixel of zeros is unknown.
 
     It has the aspect ratio of the picture and any size. If the folder contains guides.json, which
     ``python -m export guides`` writes, the picture must be the very file whose guide was computed,
@@ -135,6 +134,12 @@ class MasksPrior:
         if self.list is not None:
             self._check_listed(file, data)
         if mask.suffix.lower() == SOFT:
+            if self.list is None and self.unknown is not None:
+                raise InputError(
+                    f"{shown(mask)} contains probabilities, which have no label {self.unknown} for "
+                    "unknown pixels",
+                    fix="leave --unknown out; a pixel whose probabilities are 0 is unknown",
+                )
             guide = _probabilities(data, shown(mask))
         else:
             guide = _labels(data, shown(mask))
@@ -241,7 +246,7 @@ class MasksPrior:
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Whether a folder contains masks: guides.json, or a file that is a picture or probabilities.
+    """Whether a folder contains masks: guides.json, or a PNG or safetensors file.
     A bundle, a folder with an .onnx file, a run of the trainer and a checkpoint contain none.
 
     Raises
@@ -261,7 +266,7 @@ def is_mask_folder(folder: Path) -> bool:
 
 
 def _masks(folder: Path) -> Iterator[str]:
-    return files_below(folder, (*SUFFIXES, SOFT))
+    return files_below(folder, (".png", SOFT))
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -311,8 +316,10 @@ def _below(
 
 
 def _parts(file: str) -> tuple[str, ...]:
-    """Return the folders of a file and its name without suffix, in one spelling of accents."""
-    return PurePath(_nfc(file)).with_suffix("").parts
+    """Return the folders of a file and its name without suffix, in one spelling of accents. A
+    number behind a point is no suffix: frame.001 and frame.002 are two names."""
+    path = PurePath(_nfc(file))
+    return path.parts if path.suffix[1:].isdigit() else path.with_suffix("").parts
 
 
 def _nfc(text: str) -> str:
@@ -335,6 +342,11 @@ def _probabilities(data: bytes, name: str) -> np.ndarray:
     try:
         tensors = load_tensors(data, name)
     except BundleError as error:
+        if isinstance(error.__cause__, KeyError):  # a type that NumPy does not have
+            raise InputError(
+                f"{name} contains values of type {error.__cause__}; wanted float16 or float32",
+                fix="convert them: probabilities.half()",
+            ) from error
         raise InputError(
             f"{name} is no safetensors file, or is a damaged one: {error.__cause__}",
             fix="write it again",
@@ -352,4 +364,5 @@ def _probabilities(data: bytes, name: str) -> np.ndarray:
             "float32, at least two classes, each value finite and not negative",
             fix="save probabilities, for example a soft-max over the last axis",
         )
+    check_sums(found, f"{name} contains")
     return found.astype(np.float32)

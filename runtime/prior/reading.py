@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 
 KINDS = ("logits", "probabilities", "labels")
 MOST_LABELS = 4096
@@ -321,6 +321,33 @@ def find_kind(arrays: Sequence[np.ndarray], *, name: str = "the network") -> str
         "1: they are sigmoids of classes that overlap, or logits of an untrained network",
         fix=_SAY_KIND,
     )
+
+
+def check_sums(guide: np.ndarray, what: str) -> None:
+    """Check that values can be probabilities of classes that exclude each other. One sum for all
+    pixels is a scale; a sum below 1 says that a part of the pixel is unknown.
+
+    Parameters
+    ----------
+    guide : (h, w, C) float.
+    what : the start of the message, such as "the prior returned".
+
+    Raises
+    ------
+    InputError : the sums of the pixels over the classes are above 1 and different.
+
+    Example
+    -------
+    >>> check_sums(np.full((4, 6, 2), 0.5), "the prior returned")
+    """
+    total = guide.sum(-1, dtype=np.float64)
+    most, least = float(total.max()), float(total.min(where=total > 0, initial=np.inf))
+    if guide.min() >= 0 and most > 1 + TOLERANCE and most - least > TOLERANCE * most:
+        raise InputError(
+            f"{what} {guide.shape} values whose sum over the classes is from {least:.4g} to "
+            f"{most:.4g}; wanted probabilities, whose sum is 1",
+            fix="divide them by their sum, or apply a soft-max to scores",
+        )
 
 
 def _refuse_scaled_mask(arrays: Sequence[np.ndarray], name: str) -> None:

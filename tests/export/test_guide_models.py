@@ -16,6 +16,7 @@ import pytest
 from bundles import tiny_parts
 from cases import case
 from PIL import Image
+from safetensors.numpy import load_file
 
 from export.__main__ import main
 from export.guides import __main__ as guides_command
@@ -109,6 +110,32 @@ def test_all_that_decides_the_values_must_be_the_same(place):
 
 def test_workers_share_one_model(place):
     assert write_guides(Halves(), Path("photos"), Path("masks"), workers=4).pictures == 4
+
+
+def test_unknown_pixels_of_probabilities(place, monkeypatch):
+    guide = np.array([[[0.25, 0.75], [0, 0], [0.5, 0.5]]], np.float32)
+    monkeypatch.setattr(Halves, "own_guide", lambda self, picture: guide)
+    monkeypatch.setattr(Halves, "output", "probabilities")
+    write_guides(Halves(), Path("photos"), Path("masks"))
+    stored = cv2.imread("masks/0.png", cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(stored, [[1, 65535, 0]])
+    write_guides(Halves(), Path("photos"), Path("soft"), soft=True)
+    found = load_file("soft/0.safetensors")["probabilities"]
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, guide)
+
+
+def test_one_document_of_json(place, monkeypatch, capsys):
+    monkeypatch.setitem(guides_command.MODELS, "halves", HALVES)
+    Path("photos/x.png").write_bytes(b"no picture")
+    assert guides("--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "x.png is not a picture" in found.pop("broken")["x.png"]
+    counts = {"pictures": 5, "written": 4, "unchanged": 0}
+    assert found == {"masks": "masks", "warnings": []} | counts
+    assert guides("--json", "--right", "3") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "right is 3, not 1" in found["error"] and found["fix"]
 
 
 def test_a_guide_that_is_none_is_the_error_of_its_picture(place):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cases import case
 from one_layer_networks import NAMES, nearest_colour, onnx, save
+from permissions import obeyed
 from PIL import Image
 from trained_runs import replace_backbones, write_run
 
@@ -20,7 +21,7 @@ from export.__main__ import main
 from export.guides.network import open_source
 from export.guides.write import write_guides
 from export.train.guide_source import GuideSource
-from runtime.errors import DeviceError, InputError
+from runtime.errors import BundleError, DeviceError, InputError
 from runtime.prior.guide_list import GuideList
 from sdk import Segmenter
 
@@ -59,7 +60,7 @@ def written(out="masks"):
 def test_hard_guides_are_labels_of_the_prior(place, capsys):
     assert guides("-q") == 0
     out, err = capsys.readouterr()
-    assert out == "3 guides written, 0 there already, 0 pictures broken -> masks\n" and not err
+    assert out == "3 guides written, 0 unchanged, 0 pictures broken -> masks\n" and not err
     assert set(written()) == {"a.png", "b.png", "left/a.png", "guides.json"}
     found = GuideList.read(place / "masks")
     assert found.names == NAMES and found.options == {"soft": False}
@@ -123,7 +124,7 @@ def test_finished_pictures_are_skipped(place, capsys):
     (place / "masks/a.png").unlink()
     capsys.readouterr()
     assert guides("-q") == 0
-    assert capsys.readouterr().out.startswith("3 guides written, 1 there already, 0 pictures")
+    assert capsys.readouterr().out.startswith("3 guides written, 1 unchanged, 0 pictures")
     after = written()
     assert after["left/a.png"] == before["left/a.png"] and after["b.png"] != before["b.png"]
     assert Segmenter("masks")("photos/new.png").names == NAMES
@@ -141,7 +142,11 @@ def test_other_guides_are_not_mixed(place, capsys):
             "masks contains guides of prior.onnx, and these would be of other.onnx: "
             "sha256 differs\n",
         ),
-        (["--names", "a,b,c,d"], "prior.onnx", "not {}; names is ['a', 'b', 'c', 'd'], not ["),
+        (
+            ["--names", "a,b,c,d"],
+            "prior.onnx",
+            "stated names is ['a', 'b', 'c', 'd'], not None; names is ['a', 'b', ",
+        ),
     ]:
         with case(model, words):
             before = written()
@@ -180,7 +185,7 @@ def test_pictures_that_were_removed_keep_their_guides(place, capsys):
     capsys.readouterr()
     assert guides("-q") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("0 guides written, 1 there already")
+    assert out.startswith("0 guides written, 1 unchanged")
     assert err == (
         "warning: masks contains guides of 2 pictures that photos does not contain: b.png, "
         "left/a.jpg\n"
@@ -204,7 +209,7 @@ def test_files_that_were_changed_are_written_again(place, capsys):
     capsys.readouterr()
     assert guides("-q") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("2 guides written, 0 there already, 1 pictures broken")
+    assert out.startswith("2 guides written, 0 unchanged, 1 pictures broken")
     assert "masks/left/a.png is a folder" in err
     assert {name: (place / "masks" / name).read_bytes() for name in right} == right
     listed = json.loads((place / "masks/guides.json").read_text())
@@ -241,7 +246,7 @@ def test_a_name_that_is_too_long_for_its_mask(place, capsys):
     Image.fromarray(scene(5)).save(f"photos/{'x' * 247}.png")
     assert guides("-q", "--soft") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("3 guides written, 0 there already, 1 pictures broken")
+    assert out.startswith("3 guides written, 0 unchanged, 1 pictures broken")
     assert "cannot be written" in err and "choose a shorter name" in err
 
 
@@ -259,6 +264,43 @@ def test_broken_pictures_are_listed_and_the_others_are_written(place, capsys):
     (place / "photos/left/b.png").unlink()
     assert guides("-q") == 0
     assert len(GuideList.read(place / "masks").pictures) == 4
+
+
+def test_a_guide_that_fails_is_the_error_of_its_picture(place, monkeypatch):
+    source, data, out = open_source("prior.onnx"), place / "photos", place / "masks"
+    assert not write_guides(source, data, out).broken
+    Image.fromarray(scene(9)).save("photos/b.png")
+    monkeypatch.setattr(GuideSource, "own_guide", lambda self, picture: failing())
+
+    def failing():
+        assert (place / "masks/guides.json").exists()
+        raise BundleError("prior.onnx returned NaN", fix="train longer")
+
+    done = write_guides(source, data, out)
+    assert done.skipped == 2 and [*done.broken] == ["b.png"]
+    assert done.broken["b.png"].message.endswith("photos/b.png: prior.onnx returned NaN")
+    assert "b.png" not in GuideList.read(out).pictures
+    assert [*write_guides(source, data, place / "new").broken] == ["a.png", "b.png", "left/a.jpg"]
+
+
+def test_hidden_files_and_links(place, capsys):
+    (place / "photos/.hidden").mkdir()
+    for name in (".hidden/x.png", ".x.png"):
+        Image.fromarray(scene(5)).save(place / "photos" / name)
+    (place / "masks").mkdir()
+    (place / "masks/.keep").touch()
+    assert guides("-q", "--mean", "0.4", "0.4", "0.4") == 0
+    assert set(written()) == {".keep", "a.png", "b.png", "left/a.png", "guides.json"}
+    capsys.readouterr()
+    assert guides("-q") == 1
+    assert "preprocess mean is [0.485, 0.456, 0.406], not [" in capsys.readouterr().err
+    (place / "link").symlink_to(place / "photos/left")
+    assert guides("-q", out="link/masks") == 1
+    assert "link/masks is inside the folder of the pictures" in capsys.readouterr().err
+    with obeyed():
+        (place / "photos/closed").mkdir(mode=0)
+        assert guides("-q") == 1
+        assert "photos/closed cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_wrong_folders(place, capsys):
@@ -316,7 +358,7 @@ def test_a_killed_process_is_continued(place, capsys):
     assert done.returncode == -signal.SIGKILL
     assert len(GuideList.read(place / "masks").pictures) == 2
     assert guides("-q") == 0
-    assert capsys.readouterr().out.startswith("1 guides written, 2 there already")
+    assert capsys.readouterr().out.startswith("1 guides written, 2 unchanged")
     assert len(GuideList.read(place / "masks").pictures) == 3
 
 
@@ -348,7 +390,7 @@ def test_one_process_at_a_time_writes_a_folder(place, capsys):
             else:
                 other.kill()
         assert guides("-q") == 0
-        assert "3 there already" in capsys.readouterr().out or ends
+        assert "3 unchanged" in capsys.readouterr().out or ends
         assert set(written()) == {"a.png", "b.png", "left/a.png", "guides.json"}
     assert len(GuideList.read(place / "masks").pictures) == 3
 
@@ -389,6 +431,7 @@ def test_a_second_ctrl_c_ends_the_waiting(place, monkeypatch):
             ended.wait(10)
         return real(self, picture)
 
+    Image.fromarray(scene(7)).save("photos/z.png")
     monkeypatch.setattr(GuideSource, "own_guide", slow)
     assert guides("-q") == 130
     assert not ended.is_set() and len(GuideList.read(place / "masks").pictures) == 2
@@ -397,14 +440,16 @@ def test_a_second_ctrl_c_ends_the_waiting(place, monkeypatch):
         if (place / "masks/left/a.png").exists():
             break
         time.sleep(0.01)
+    assert len(calls) == 3
 
 
 def test_progress_and_warnings(place, capsys):
-    Image.fromarray(scene(4)).convert("RGBA").save("photos/alpha.png")
+    for name in ("alpha", "beta"):
+        Image.fromarray(scene(4)).convert("RGBA").save(f"photos/{name}.png")
     assert guides() == 0
     err = capsys.readouterr().err
-    assert "compute guides ..." in err and "100 % 4 of 4" in err
-    assert "warning: 1 picture: alpha.png: The alpha channel was dropped" in err
+    assert "compute guides ..." in err and "100 % 5 of 5" in err
+    assert "warning: 2 pictures: alpha.png, beta.png: The alpha channel was dropped" in err
     save(place / "one.onnx", np.ones((1, 3)), **META | {"classes": ["object"]})
     assert guides(model="one.onnx", out="masks2") == 0
     assert "warning: one.onnx: " in capsys.readouterr().err
@@ -413,6 +458,7 @@ def test_progress_and_warnings(place, capsys):
 def test_a_checkpoint_folder_is_frozen_first(checkpoint, place):
     source = open_source(str(checkpoint))
     assert source.name == checkpoint.name and source.classes == 5
+    assert source.prior.name == f"{checkpoint.name}.onnx"  # as messages begin
     done = write_guides(source, place / "photos", place / "masks", soft=True)
     assert not done.broken and done.pictures == 3
     again = write_guides(open_source(str(checkpoint)), place / "photos", place / "masks", soft=True)

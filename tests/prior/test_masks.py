@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_mask_has_the_stem_or_the_relative_path_of_its_picture(tmp_path):
 
 def test_two_candidates_are_one_error(tmp_path):
     for number_, (first, second) in enumerate(
-        [("a.png", "a.tif"), ("a.png", "a.safetensors"), ("x/a.png", "x/a.tif")]
+        [("a.png", "a.PNG"), ("a.png", "a.safetensors"), ("x/a.png", "x/a.SAFETENSORS")]
     ):
         with case(first, second):
             masks = tmp_path / f"masks{number_}"
@@ -114,11 +115,59 @@ def test_accents_have_one_spelling(tmp_path):
 def test_masks_that_are_unknown_everywhere(tmp_path):
     write(tmp_path / "a.png", number(255))
     soft(tmp_path / "b.safetensors", np.zeros((12, 18, 2), np.float32))
-    prior = MasksPrior(tmp_path, unknown=255)
-    for name in ("a.png", "b.safetensors"):
+    for name, unknown in (("a.png", 255), ("b.safetensors", None)):
         with case(name), pytest.raises(UnknownGuide, match=f"{name} is unknown everywhere") as e:
-            prior(PICTURE, tmp_path / f"{name[0]}.jpg")
+            MasksPrior(tmp_path, unknown=unknown)(PICTURE, tmp_path / f"{name[0]}.jpg")
         assert e.value.fix
+    with pytest.raises(InputError, match=r"b.safetensors contains probabilities, which have no l"):
+        MasksPrior(tmp_path, unknown=255)(PICTURE, tmp_path / "b.jpg")
+
+
+def test_which_files_are_masks(tmp_path):
+    """Not the pictures themselves, nor what is hidden."""
+    for name in ("p/a.jpg", "p/a.tif", "p/.x/a.png", "p/.a.png", "p/a.txt"):
+        write(tmp_path / name, number(9))
+    assert not is_mask_folder(tmp_path / "p")
+    write(tmp_path / "p/A.PNG", number(1))
+    soft(tmp_path / "p/B.SAFETENSORS", np.full((12, 18, 2), 0.5, np.float32))
+    prior = MasksPrior(tmp_path / "p")
+    assert (prior(PICTURE, tmp_path / "A.jpg") == 1).all()
+    assert prior(PICTURE, tmp_path / "B.jpg").shape == (12, 18, 2)
+
+
+def test_a_number_behind_a_point_is_no_suffix(tmp_path):
+    for frame in (1, 2):
+        write(tmp_path / f"frame.00{frame}.png", number(frame))
+    prior = MasksPrior(tmp_path)
+    for frame in (1, 2):
+        for name in (f"frame.00{frame}", f"frame.00{frame}.jpg"):
+            with case(name):
+                assert (prior(PICTURE, tmp_path / name) == frame).all()
+
+
+def test_unknown_labels_at_the_ends(tmp_path):
+    labels = np.concatenate([number(0)[:12], number(255)[:12]])
+    write(tmp_path / "a.png", labels)
+    for unknown, wanted in ((0, [-1, 255]), (254, [0, 255]), (255, [-1, 0])):
+        with case(unknown):
+            guide = MasksPrior(tmp_path, unknown=unknown)(PICTURE, tmp_path / "a.jpg")
+            assert np.unique(guide).tolist() == wanted
+    for label, right in ((4095, True), (4096, False)):
+        write(tmp_path / "a.png", number(label, np.uint16))
+        with case(label):
+            if right:
+                assert MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg").max() == 4095
+                continue
+            with pytest.raises(InputError, match="has the label 4096; wanted at most 4095"):
+                MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+
+
+def test_a_relative_path(tmp_path, monkeypatch):
+    (tmp_path / "photos/x").mkdir(parents=True)
+    for folder, label in (("x", 1), ("y", 2)):
+        write(tmp_path / "masks" / folder / "a.png", number(label))
+    monkeypatch.chdir(tmp_path / "photos/x")
+    assert (MasksPrior("../../masks")(PICTURE, Path("a.jpg")) == 1).all()
 
 
 def test_damaged_masks_are_named(tmp_path):
@@ -180,8 +229,8 @@ def test_probabilities(tmp_path):
 
 def test_wrong_probabilities(tmp_path):
     values = np.full((12, 18, 2), 0.5, np.float32)
-    nan, negative = values.copy(), values.copy()
-    nan[0, 0, 0], negative[0, 0, 0] = np.nan, -1
+    nan, negative, large, infinite = (values.copy() for _ in range(4))
+    nan[0, 0, 0], negative[0, 0, 0], large[0, 0, 0], infinite[0, 0, 0] = np.nan, -1, 1, np.inf
     wanted = r"wanted \(h, w, C\) float16 or float32"
     for name, array, match in [
         ("scores", values, "contains the tensors scores; wanted probabilities alone"),
@@ -190,11 +239,22 @@ def test_wrong_probabilities(tmp_path):
         ("probabilities", values.astype(np.float64), wanted),
         ("probabilities", nan, wanted),
         ("probabilities", negative, wanted),
+        ("probabilities", infinite, wanted),
+        ("probabilities", values[:0].copy(), wanted),
+        ("probabilities", large, r"values whose sum over the classes is from 1 to 1.5; wanted pr"),
     ]:
         with case(name, array.dtype, array.shape):
             soft(tmp_path / "a.safetensors", array, name)
             with pytest.raises(InputError, match=match):
                 MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+    save_file({"probabilities": values, "more": values}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"the tensors \w+, \w+; wanted probabilities alone"):
+        MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
+    header = b'{"probabilities":{"dtype":"BF16","shape":[1,1,2],"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"contains values of type 'BF16'; wanted float16 or fl"):
+        MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
     (tmp_path / "a.safetensors").write_bytes(b"nothing of this kind")
     with pytest.raises(InputError, match="is no safetensors file, or is a damaged one"):
         MasksPrior(tmp_path)(PICTURE, tmp_path / "a.jpg")
@@ -261,6 +321,7 @@ def test_names_and_unknown_are_checked(tmp_path):
     with pytest.raises(InputError, match="names of the masks: there are none"):
         MasksPrior(tmp_path, names=[])
     assert MasksPrior(tmp_path, names="['road', 'sky']").names == ["road", "sky"]
+    assert MasksPrior(tmp_path, names=["road"]).names == ["background", "road"]
     with pytest.raises(InputError, match="names of the masks"):
         MasksPrior(tmp_path, names=5)
     for unknown in (-1, 65536, 1.5):
@@ -342,6 +403,10 @@ def test_a_damaged_list(tmp_path):
     (tmp_path / "guides.json").write_text("{")
     with pytest.raises(InputError, match=r"guides.json is no JSON document") as caught:
         MasksPrior(tmp_path)
+    for text in ("[" * 100_000, "[]", '"text"'):
+        (tmp_path / "guides.json").write_text(text)
+        with case(text[:3]), pytest.raises(InputError, match=r"no JSON doc|has schema 'None'"):
+            MasksPrior(tmp_path)
     assert f"remove it and compute its guides again: rm -r {tmp_path}" in caught.value.fix
     for changes, match in [
         ({"schema": "dg-guides/9"}, f"has schema 'dg-guides/9'; this version reads '{SCHEMA}'"),
@@ -352,6 +417,7 @@ def test_a_damaged_list(tmp_path):
         ({"pictures": {"a.jpg": {"file": "a.png", "sha256": "0" * 64}}}, "is damaged: pictures"),
         ({"pictures": {"a.jpg": {"file": 5, "sha256": "0" * 64}}}, "is damaged: pictures"),
         ({"pictures": []}, "is damaged: pictures"),
+        ({"pictures": {"a.jpg": "a.png"}}, "is damaged: pictures"),
         ({"names": 7}, "guides.json: names is 7"),
     ]:
         with case(changes), pytest.raises(InputError, match=match):
