@@ -35,7 +35,6 @@ class AttentionSum:
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.sums: dict[int, Tensor] = {}  # factor -> (cells, cells) float32
-        self.counts: dict[int, int] = {}  # factor -> the number of maps in the sum
 
     def add(self, probabilities: Tensor) -> None:
         """Add the map of one head of one block.
@@ -51,15 +50,15 @@ class AttentionSum:
         """
         if probabilities.ndim != 2 or probabilities.shape[0] != probabilities.shape[1]:
             raise InputError(f"an attention map is {tuple(probabilities.shape)}; wanted (n, n)")
-        total = self.count(len(probabilities), probabilities.device)
+        total = self.level(len(probabilities), probabilities.device)
         total += probabilities
 
-    def count(self, cells: int, device: torch.device) -> Tensor:
-        """Count one more map of the level of ``cells`` cells.
+    def level(self, cells: int, device: torch.device) -> Tensor:
+        """Return the sum of the maps of the level of ``cells`` cells, to which the caller adds one.
 
         Returns
         -------
-        (cells, cells) float32, the sum of the level's maps, to which the caller adds the map.
+        (cells, cells) float32; zeros before the first map.
 
         Raises
         ------
@@ -74,15 +73,15 @@ class AttentionSum:
             )
         if factor not in self.sums:
             self.sums[factor] = torch.zeros(cells, cells, device=device)
-        self.counts[factor] = self.counts.get(factor, 0) + 1
         return self.sums[factor]
 
     def aggregate(self) -> Tensor:
         """Return the weighted mean of the levels at the size of the latent grid.
 
-        The maps of a level are averaged. The keys are enlarged bilinearly, between the centres of
-        cells, and each row is scaled to sum 1 again; each query is repeated for the cells that it
-        covers. The weight of a level is proportional to the side of its grid.
+        The keys of the mean map of a level are enlarged bilinearly, between the centres of cells,
+        and each row is scaled to sum 1, for which the sum of the maps serves as well as their mean.
+        Each query is repeated for the cells that it covers. The weight of a level is proportional
+        to the side of its grid.
 
         Returns
         -------
@@ -132,7 +131,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, total: Atten
     out = torch.empty_like(value)
     for head, keys in enumerate(key):
         columns = keys.float().T * scale
-        maps = total.count(len(keys), key.device)
+        maps = total.level(len(keys), key.device)
         for start in range(0, len(keys), _ROWS):
             rows = slice(start, start + _ROWS)
             probabilities = (query[head, rows].float() @ columns).softmax(-1)

@@ -236,7 +236,7 @@ def test_after_ctrl_c_the_model_is_as_before(model, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(AttentionSum, "count", interrupt)
+        patch.setattr(AttentionSum, "level", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.own_guide(image)
     assert {*map(type, model.network.unet.attn_processors.values())} == {
