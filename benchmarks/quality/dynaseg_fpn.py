@@ -94,7 +94,7 @@ def measure(document: Document) -> Iterator[str]:
             seconds = time.process_time() - start
             scores = score_regions([(nearest(labels, *picture.shape[:2]), annotators)])
             sizes = [len(np.unique(one)) for one in annotators]
-            row = {"method": name, "picture": item.name, "stop": stop}
+            row: dict[str, Any] = {"method": name, "picture": item.name, "stop": stop}
             row |= {key: round(scores[key], 4) for key in (*PARTS, "one-to-one")}
             row |= {"regions": [sum(sizes), max(sizes), min(sizes)]}
             row |= {"segments": int(scores["segments"]), "seconds": round(seconds, 2)}

@@ -81,11 +81,11 @@ class DynasegFpnOptions:
             ("steps", 0, 10**6), ("channels", 2, 1024), ("seed", 0, 2**63 - 1),
         ):  # fmt: skip
             object.__setattr__(self, name, check_count(name, getattr(self, name), low, high))
-        for name, high in (("lr", 10), ("momentum", 0.9999), ("decay", 1)):
+        for name, most in (("lr", 10), ("momentum", 0.9999), ("decay", 1)):
             value = getattr(self, name)
-            if not is_number(value, 0, high):
+            if not is_number(value, 0, most):
                 raise InputError(
-                    f"{name} is {shown_value(value)}; wanted a number from 0 to {high:g}",
+                    f"{name} is {shown_value(value)}; wanted a number from 0 to {most:g}",
                     fix=f"--{name} {getattr(type(self), name):g}",
                 )
             object.__setattr__(self, name, as_number(value))
@@ -162,14 +162,14 @@ class DynasegFpn:
 
         from export.guides.fpn import Pyramid, Truncated
 
+        body: Any = self.backbone.module  # a Lite0 or a ResNet
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
+            self._network: Pyramid | Truncated
             if self.options.compat:
-                self._network = Truncated(self.backbone.module)
+                self._network = Truncated(body)
             else:
-                self._network = Pyramid(
-                    self.backbone.module, self.options.channels, frozen=self.options.frozen
-                )
+                self._network = Pyramid(body, self.options.channels, frozen=self.options.frozen)
 
     def train(self, picture: np.ndarray) -> Trained:
         """Train the network on a picture.
@@ -200,7 +200,7 @@ class DynasegFpn:
                 fix="--scale 1, or a larger picture",
             )
         low = working_picture(picture, height, width)
-        mean, std = (np.float32(values) for values in (self.backbone.mean, self.backbone.std))
+        mean, std = np.array([self.backbone.mean, self.backbone.std], np.float32)
         planes = np.ascontiguousarray(((low - mean) / std).transpose(2, 0, 1)[None])
         return segment(
             self._network,

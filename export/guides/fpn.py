@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
+from export.backbones.efficientnet_lite import Lite0
+from export.backbones.resnet import ResNet
 from export.train.dynaseg_losses import (
     cluster_count,
     continuity,
@@ -31,7 +33,7 @@ BETA, MU = 15.0, 50.0  # of the weights K' / BETA (FSF) and MU / K' (SCF), as pu
 MIN_LABELS = 3  # the training stops at so many labels, as published
 
 
-def _enlarged(x: Tensor, size: Iterable[int]) -> Tensor:
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
     return interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -46,14 +48,13 @@ class Pyramid(nn.Module):
 
     Parameters
     ----------
-    body : with ``stages`` and ``widths``, such as :class:`export.backbones.resnet.ResNet`, not
-        dilated.
+    body : not dilated. It becomes a part of the network.
     clusters : K.
     frozen : only the pyramid is trained. The body is in eval mode, so that its batch norms have the
         statistics of its own training.
     """
 
-    def __init__(self, body: nn.Module, clusters: int, *, frozen: bool = False) -> None:
+    def __init__(self, body: ResNet | Lite0, clusters: int, *, frozen: bool = False) -> None:
         super().__init__()
         self.body, self.frozen = body, frozen
         self.lateral = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in body.widths)
@@ -67,7 +68,7 @@ class Pyramid(nn.Module):
         """The features of the four stages of images (1, 3, h, w), normalised."""
         return [*self.body.stages(images)]
 
-    def response(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+    def response(self, features: list[Tensor], size: Sequence[int]) -> Tensor:
         """The response map (1, K, height, width) of :meth:`features`."""
         total, *finer = [
             project(x)
@@ -86,26 +87,28 @@ class Truncated(nn.Module):
 
     Parameters
     ----------
-    body : :class:`export.backbones.resnet.ResNet` with depth 18; its other layers are not used.
+    body : of depth 18; its other layers are not used. The layers become a part of the network.
     """
 
     frozen = False
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: ResNet) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.layer1 = body.conv1, body.bn1, body.layer1
+        self.conv1, self.bn1 = body.conv1, body.bn1
+        self.layer1 = body.get_submodule("layer1")
         self.smooth = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.score = nn.Conv2d(WIDTH, WIDTH, 1)
         self.norm = nn.BatchNorm2d(WIDTH)
         self.train().requires_grad_(True)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> list[Tensor]:
         """The features of layer1, (1, 64, h / 2, w / 2), rounded up."""
-        return self.layer1(relu(self.bn1(self.conv1(images))))
+        return [self.layer1(relu(self.bn1(self.conv1(images))))]
 
-    def response(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+    def response(self, features: list[Tensor], size: Sequence[int]) -> Tensor:
         """The response map (1, 64, height, width) of :meth:`features`."""
-        x = self.smooth(interpolate(features, scale_factor=2, mode="bilinear", align_corners=False))
+        (x,) = features
+        x = self.smooth(interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
         for _ in range(2):
             x = self.norm(self.score(x))
         return x[..., : size[0], : size[1]]

@@ -61,7 +61,9 @@ def continuity(response: Tensor, *, huber: bool = False, diagonals: bool = False
     return total
 
 
-def continuity_weight(weighting: str, clusters: int | Tensor, mu: float, beta: float) -> float:
+def continuity_weight(
+    weighting: str, clusters: int | Tensor, mu: float, beta: float
+) -> float | Tensor:
     """The weight of :func:`continuity`: "fixed" is mu, "fsf" is K' / beta, "scf" is mu / K'.
 
     Parameters

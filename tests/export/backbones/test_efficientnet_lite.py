@@ -63,7 +63,7 @@ def test_stages_are_the_blocks_before_each_stride_and_the_last():
         assert all(2 * x.shape[2] == stage.shape[2] for x in after)
     assert [(x.shape[1], x.shape[2]) for x in stages] == [(24, 24), (40, 12), (112, 6), (320, 3)]
     assert backbone.module.widths == (24, 40, 112, 320)
-    with pytest.raises(InputError, match="features is 'block10.15', which needs dilation"):
+    with pytest.raises(InputError, match=r"features is 'block10.15', which needs dil"):
         load_backbone(LITE0, "block10+15", dilated=False)
 
 
