@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.files import class_numbers
-from runtime.errors import InputError, MissingBackend
+from benchmarks.quality.matlab import label_matrix, matlab_array, wrong_form
+from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
 from runtime.pictures.files import picture_files
@@ -137,22 +138,19 @@ class BsdsPicture(Picture):
 
         Raises
         ------
-        InputError : the file is missing or damaged.
+        InputError : the file is missing or damaged, or has another form.
         MissingBackend : SciPy is not installed.
         """
+        key = "groundTruth"
+        people = matlab_array(self.truth_path, key)
         try:
-            from scipy.io import loadmat
-        except ImportError as error:
-            raise MissingBackend(
-                "SciPy, which reads BSDS500, is not installed",
-                fix="pip install 'dynaguide-edge[bench]'",
-            ) from error
-        try:
-            with self.truth_path.open("rb") as file:
-                people = loadmat(file)["groundTruth"][0]
-        except (OSError, ValueError) as error:
-            raise file_error("read", self.truth_path, error) from error
-        return [person["Segmentation"][0, 0].astype(np.int32) for person in people]
+            maps = [person["Segmentation"][0, 0] for person in people[0]]
+        except (LookupError, ValueError, TypeError) as error:
+            raise wrong_form(self.truth_path, key) from error
+        found = [label_matrix(numbers, self.truth_path, key) for numbers in maps]
+        if len({regions.shape for regions in found}) != 1:
+            raise wrong_form(self.truth_path, key)
+        return found
 
 
 def data_root() -> Path | None:

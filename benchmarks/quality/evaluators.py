@@ -49,8 +49,8 @@ def overlaps(table: np.ndarray) -> np.ndarray:
 
 
 def one_to_one(table: np.ndarray) -> float:
-    """The mean IoU of the true regions, each matched with another predicted region so that the sum
-    is largest (Hungarian method). A region without a partner has 0.
+    """The mean IoU of the true regions, each matched with a predicted region of its own so that the
+    sum is largest (Hungarian method). A region without a partner has 0.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def many_to_one(table: np.ndarray) -> float:
 
     Each predicted region is renamed to the true one with which its IoU is largest (the first of
     equals), so that several become one. Then TP / (TP + FP + FN) is averaged over the true regions.
-    Smaller predicted regions are never worse.
+    Regions that each lie in one true region score 1, however many there are.
 
     Parameters
     ----------
@@ -91,29 +91,31 @@ def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None
     all pictures together: those of all annotators, of the one with most, and of the one with fewest
     (the first of equals). "picture all", "picture fine", "picture coarse": averaged within each
     picture first. "one-to-one": of the annotator with most regions, the mean over pictures.
-    "segments", "true segments": the mean numbers of a prediction and of an annotator.
-    "compat dynaguide": of the annotator with most regions, the mean over pictures.
+    "segments", "true segments": the mean numbers of a prediction and of an annotator, of the pixels
+    that are not left out. "compat dynaguide": of the annotator with most regions, the mean over
+    pictures; all pixels count, because this evaluator leaves none out.
 
     Raises
     ------
-    InputError : all pixels of a truth have the label ``ignore``.
+    InputError : all pixels of a truth have the label ``ignore``; or its shape is another one.
     """
     best: dict[str, list[np.ndarray]] = {"all": [], "fine": [], "coarse": []}
     rows: dict[str, list[float]] = {"one-to-one": [], "segments": [], "true segments": []}
     for prediction, annotators in pairs:
-        names, index = np.unique(prediction, return_inverse=True)
+        index = np.unique(prediction, return_inverse=True)[1]
         regions = index.reshape(prediction.shape)
         tables = [_shared(regions, truth, ignore) for truth in annotators]
         scores = [overlaps(table).max(axis=0) for table in tables]
-        finest = max(tables, key=lambda table: table.shape[1])
+        finest = max(range(len(tables)), key=lambda i: tables[i].shape[1])
         best["all"].append(np.concatenate(scores))
         best["fine"].append(max(scores, key=len))
         best["coarse"].append(min(scores, key=len))
-        rows["one-to-one"].append(one_to_one(finest))
-        rows["segments"].append(len(names))
+        rows["one-to-one"].append(one_to_one(tables[finest]))
+        rows["segments"].append(len(tables[0]))
         rows["true segments"] += [table.shape[1] for table in tables]
         if compat:
-            rows.setdefault(f"compat {compat}", []).append(many_to_one(finest))
+            whole = _shared(regions, annotators[finest], None)
+            rows.setdefault(f"compat {compat}", []).append(many_to_one(whole))
     pooled = {name: float(np.concatenate(parts).mean()) for name, parts in best.items()}
     means = {f"picture {name}": _mean([p.mean() for p in parts]) for name, parts in best.items()}
     return {
@@ -125,6 +127,11 @@ def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None
 
 
 def _shared(regions: np.ndarray, truth: np.ndarray, ignore: int | None) -> np.ndarray:
+    if regions.shape != truth.shape:
+        raise InputError(
+            f"the prediction has shape {regions.shape}, the truth {truth.shape}",
+            fix="pass maps of the same size",
+        )
     valid = np.ones(truth.shape, bool) if ignore is None else truth != ignore
     if not valid.any():
         raise InputError("a truth has no pixel to score", fix="leave the picture out by --list")
@@ -170,7 +177,7 @@ def score_clusters(pairs: Iterable[Pair], *, classes: int, stuff: bool = False) 
     rows: dict[int, np.ndarray] = {}
     for prediction, truth in pairs:
         values, index = np.unique(prediction, return_inverse=True)
-        counts = confusion(index.reshape(truth.shape), truth, (len(values), classes))
+        counts = confusion(index.reshape(prediction.shape), truth, (len(values), classes))
         for value, row in zip(values.tolist(), counts, strict=True):
             rows[value] = rows.get(value, 0) + row
     table = np.stack([rows[value] for value in sorted(rows)])
@@ -207,7 +214,7 @@ def score_each_by_itself(pairs: Iterable[Pair], *, classes: int) -> Scores:
     for prediction, truth in pairs:
         values, index = np.unique(prediction, return_inverse=True)
         shape = (max(classes, len(values)), classes)
-        counts = confusion(index.reshape(truth.shape), truth, shape).T
+        counts = confusion(index.reshape(prediction.shape), truth, shape).T
         rows, columns = assign(counts)
         matched = counts[rows, columns]
         hits += matched
@@ -310,9 +317,9 @@ def score_saliency(pairs: Iterable[Pair]) -> Scores:
     found, own = [], []
     for mask, truth in pairs:
         scores = score(mask, truth)
-        found.append(scores)
-        # SelfMask's thresholds: above 0, ..., 254, which are at least 1, ..., 255.
+        # The published thresholds: above 0, ..., 254, which are at least 1, ..., 255.
         precision, recall = scores.precision[1:], scores.recall[1:]
+        found.append(scores._replace(precision=precision, recall=recall))
         below = SELFMASK_BETA2 * precision + recall
         measures = (1 + SELFMASK_BETA2) * precision * recall / np.where(below > 0, below, 1)
         own.append(measures.max() if truth.any() else 0.0)

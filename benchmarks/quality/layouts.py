@@ -1,4 +1,4 @@
-"""The truth of published data sets in the folders as they are distributed, and predictions for it.
+"""The truth of published data sets in the folders as they are distributed.
 
 Each layout finds the files of the truth below a folder and reads one of them. The data sets are not
 part of the project.
@@ -7,23 +7,22 @@ part of the project.
 from __future__ import annotations
 
 import json
-import os
 import stat
 import xml.etree.ElementTree as ElementTree
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from benchmarks.files import class_numbers
-from benchmarks.quality.matlab import matlab_array
+from benchmarks.quality.datasets import BsdsPicture
+from benchmarks.quality.matlab import label_matrix, matlab_array
+from benchmarks.quality.predictions import codes, contents, files_below, stored
 from runtime.errors import InputError
 from runtime.files import file_error, shown, stat_of
 from runtime.opencv import cv2
-from runtime.pictures.label_map import decode_labels
-from runtime.pictures.load import load_image
 
 IGNORED = 255  # the class of pixels that are not scored
 
@@ -114,114 +113,8 @@ class Boxes(NamedTuple):
     boxes: np.ndarray
 
 
-def label_map(path: Path) -> np.ndarray:
-    """Read a label map: (H, W) int32.
-
-    The labels are the numbers of a grey PNG of 8 or 16 bits, or the indices of one with a palette.
-    In a PNG with colours each colour is a label, whose number is red + 256 green + 65536 blue.
-
-    Raises
-    ------
-    InputError : the file cannot be read, is damaged, or has an alpha channel or colours of 16 bits.
-    """
-    data = _bytes(path)
-    if data.startswith(b"\x89PNG") and data[25:26] in _COLOURS:
-        return _codes(_stored(path))
-    return decode_labels(data, shown(path)).astype(np.int32)
-
-
-_COLOURS = (b"\2", b"\4", b"\6")  # the types of PNG with several channels, in byte 25
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise file_error("read", path, error) from error
-
-
-def _stored(path: Path) -> np.ndarray:
-    """(H, W) uint8 or uint16 of a grey file, (H, W, 3) uint8 RGB of one with colours."""
-    colours = load_image(path)[0]  # raises the error for a file that is missing or damaged
-    stored = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is not None and stored.ndim == 2 and stored.dtype.kind == "u":
-        return np.asarray(stored)
-    if stored is None or stored.dtype != np.uint8 or stored.shape[2] != 3:
-        raise InputError(
-            f"{shown(path)} is no label map: it has an alpha channel, or colours of 16 bits",
-            fix="save the labels as a grey PNG of 8 or 16 bits",
-        )
-    return colours
-
-
-def _codes(colours: np.ndarray) -> np.ndarray:
-    return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
-
-
-def grey_mask(path: Path) -> np.ndarray:
-    """Read a mask of the foreground: (H, W) float64 in [0, 1], the grey values divided by 255.
-
-    Raises
-    ------
-    InputError : the file cannot be read, is no 8-bit grey picture, or has no values but 0 and 1.
-    """
-    found = class_numbers(path)
-    if found.dtype != np.uint8 or found.max() == 1:
-        what = "no values but 0 and 1" if found.dtype == np.uint8 else "16 bits"
-        raise InputError(
-            f"{shown(path)} has {what}; wanted a grey mask from 0, background, to 255, foreground",
-            fix="save mask * 255 as an 8-bit grey PNG",
-        )
-    return found / 255
-
-
-def predictions(folder: Path, names: Sequence[str]) -> tuple[list[Path], int]:
-    """Find the prediction of each picture: the PNG below a folder whose relative path without
-    suffix is the name, or else whose stem is that of the name, if no other picture has this stem.
-    If there is none, the name with "_labels" at its end, as the SDK's command predict writes it.
-
-    Returns
-    -------
-    The files in the order of ``names``, and the number of PNG files that belong to no name.
-
-    Raises
-    ------
-    InputError : the folder cannot be read; a picture has no prediction, or several.
-    """
-    files = _files(folder, ".png")
-    by_name, by_stem = defaultdict(list), defaultdict(list)
-    for path in files:
-        by_name[path.relative_to(folder).with_suffix("").as_posix()].append(path)
-        by_stem[path.stem].append(path)
-    shared = Counter(Path(name).name for name in names)
-    found, missing = [], []
-    for name in names:
-        stem = Path(name).name
-        alone = shared[stem] == 1
-        ways = (
-            found
-            for end in ("", "_labels")
-            for found in (by_name[name + end], by_stem[stem + end] if alone else [])
-        )
-        fitting = next(filter(None, ways), [])
-        if len(fitting) > 1:
-            raise InputError(
-                f"picture {name} has {len(fitting)} predictions: {', '.join(map(shown, fitting))}",
-                fix=f"leave one of them, or save it as {shown(folder / name)}.png",
-            )
-        found += fitting
-        missing += [] if fitting else [name]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} pictures have no prediction in {shown(folder)};"
-            f" the first is {missing[0]}",
-            fix=f"save it as {shown(folder / missing[0])}.png, or name those to score by --list",
-        )
-    return found, len(files) - len(set(found))
-
-
 def listed(path: Path) -> list[str]:
-    """Read a list of names: the first word of each line of a text file.
+    """Read a list of names: the lines of a text file that are not empty.
 
     Raises
     ------
@@ -231,77 +124,69 @@ def listed(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise file_error("read", path, error) from error
-    if not (names := [line.split()[0] for line in lines if line.strip()]):
+    if not (names := [line.strip() for line in lines if line.strip()]):
         raise InputError(f"{shown(path)} contains no name", fix="write one name in each line")
     return names
 
 
-def chosen(truths: list[Truth], names: Sequence[str]) -> list[Truth]:
-    """Keep the pictures whose name, stem or folder is one of ``names``.
+def chosen(truths: list[Truth], lines: Sequence[str]) -> list[Truth]:
+    """Keep the pictures that the lines of a list name, in the order of ``truths``.
 
-    Parameters
-    ----------
-    names : a suffix of pictures is left out: the list of COCO20K has .jpg.
+    A line is the name of a picture, its stem, or a folder of pictures. It can have a suffix of
+    pictures, as in the list of COCO20K, folders before the name, and words after the first, as in
+    the lists of DAVIS: "/JPEGImages/480p/dog/00000.jpg /Annotations/480p/dog/00000.png".
 
     Raises
     ------
-    InputError : a name fits no picture.
+    InputError : a line fits no picture.
     """
-    wanted = {
-        name.rpartition(".")[0] if name.lower().endswith((".jpg", ".jpeg", ".png")) else name
-        for name in names
-    }
-    used, kept = set(), []
-    for truth in truths:
+    by_word: dict[str, list[int]] = defaultdict(list)
+    for i, truth in enumerate(truths):
         path = Path(truth.name)
-        fitting = wanted & {truth.name, path.name, path.parent.as_posix()}
-        used |= fitting
-        kept += [truth] if fitting else []
-    if unknown := sorted(wanted - used):
-        raise InputError(
-            f"the list names {unknown[0]}, of which there is no truth",
-            fix=f"write names without suffix, such as {truths[0].name}",
-        )
-    return kept
+        for word in {truth.name, path.name, path.parent.as_posix()} - {"."}:
+            by_word[word].append(i)
+    full = {truth.name: [i] for i, truth in enumerate(truths)}
+    kept: set[int] = set()
+    for line in lines:
+        ways = [way for text in (line, line.split()[0]) for way in _ways(text, by_word, full)]
+        if not ways:
+            raise InputError(
+                f"the list names {line}, of which there is no truth",
+                fix=f"write names without suffix, such as {truths[0].name}",
+            )
+        kept.update(ways[0])
+    return [truths[i] for i in sorted(kept)]
+
+
+def _ways(
+    text: str, by_word: dict[str, list[int]], full: dict[str, list[int]]
+) -> Iterator[list[int]]:
+    """The pictures that a text names: as it is, or without folders before a full name."""
+    if text.lower().endswith((".jpg", ".jpeg", ".png")):
+        text = text.rpartition(".")[0]
+    if text in by_word:
+        yield by_word[text]
+    parts = text.split("/")
+    for first in range(1, len(parts)):
+        if (name := "/".join(parts[first:])) in full:
+            yield full[name]
 
 
 def _bsds500(data: Path, split: str) -> list[Truth]:
     roots = ("", "data", "BSDS500/data", "BSR/BSDS500/data")
     folder = _one_folder(data, [f"{root}/groundTruth/{split}".lstrip("/") for root in roots])
-    return [Truth(path.stem, path) for path in _files(folder, ".mat")]
+    return [Truth(path.stem, path) for path in files_below(folder, ".mat")]
 
 
 def _annotators(path: Path) -> list[np.ndarray]:
-    people = matlab_array(path, "groundTruth")
-    try:
-        found = [_regions(person["Segmentation"][0, 0], path) for person in people[0]]
-    except (LookupError, ValueError, TypeError) as error:
-        raise _wrong_matrix(path, "groundTruth") from error
-    if len({regions.shape for regions in found}) != 1:
-        raise _wrong_matrix(path, "groundTruth")
-    return found
-
-
-def _regions(numbers: Any, path: Path, key: str = "groundTruth") -> np.ndarray:
-    """Check the matrix of a MATLAB file: (H, W) int32 in [0, 65535]."""
-    if np.ndim(numbers) != 2 or numbers.dtype.kind not in "iu" or not numbers.size:
-        raise _wrong_matrix(path, key)
-    if numbers.min() < 0 or numbers.max() > 65535:
-        raise _wrong_matrix(path, key)
-    return np.asarray(numbers, np.int32)
-
-
-def _wrong_matrix(path: Path, key: str) -> InputError:
-    return InputError(
-        f"the array '{key}' of {shown(path)} has another form than that of the data set",
-        fix="copy the data set again",
-    )
+    return BsdsPicture(path.stem, path, path).annotators()
 
 
 def _voc(data: Path, split: str, kind: str, folder: str, suffix: str) -> list[Truth]:
     places = ("", "VOC2007", "VOC2012", "VOCdevkit/VOC2007", "VOCdevkit/VOC2012")
     root = _one_folder(data, [f"{place}/{folder}".lstrip("/") for place in places]).parent
-    names = listed(root / "ImageSets" / kind / f"{split}.txt")
+    lines = listed(root / "ImageSets" / kind / f"{split}.txt")
+    names = [line.split()[0] for line in lines]
     return [Truth(name, root / folder / f"{name}{suffix}") for name in names]
 
 
@@ -322,7 +207,7 @@ def _palette() -> np.ndarray:
 
 
 def _voc_classes(path: Path) -> np.ndarray:
-    classes = _classes(path, _stored(path), range(256), _palette())
+    classes = _classes(path, stored(path), range(256), _palette())
     if (classes == IGNORED).all():
         raise InputError(
             f"{shown(path)} has no pixel to score", fix="leave the picture out by --list"
@@ -331,32 +216,32 @@ def _voc_classes(path: Path) -> np.ndarray:
 
 
 def _classes(
-    path: Path, stored: np.ndarray, numbers: Sequence[int], colours: np.ndarray | None = None
+    path: Path, found: np.ndarray, numbers: Sequence[int], colours: np.ndarray | None = None
 ) -> np.ndarray:
     """The classes of pixels: (H, W) uint8.
 
     Parameters
     ----------
-    stored : what the file contains: (H, W) integer, or (H, W, 3) uint8 RGB.
+    found : what the file contains: (H, W) integer, or (H, W, 3) uint8 RGB.
     numbers : the class of each number that a grey file has; IGNORED remains IGNORED.
     colours : (N, 3) uint8 RGB, of the numbers 0 to N - 1 in a file with colours; None if the data
         set has grey files only.
     """
-    labels = stored
+    labels = found
     table = {i: i for i in range(256)}
-    if stored.ndim == 3:
-        labels = _codes(stored)
-        listed_colours = () if colours is None else _codes(colours).tolist()
+    if found.ndim == 3:
+        labels = codes(found)
+        listed_colours = () if colours is None else codes(colours).tolist()
         table = dict(zip(listed_colours, range(256), strict=False))
     known = {key: numbers[i] for key, i in table.items() if i < len(numbers)}
-    if stored.ndim == 2:
+    if found.ndim == 2:
         known |= {IGNORED: IGNORED}
     values, index = np.unique(labels, return_inverse=True)
     if unknown := [value for value in values.tolist() if value not in known]:
         first = unknown[0]
         what = f"colour {tuple(first >> i & 255 for i in (0, 8, 16))}"
         raise InputError(
-            f"{shown(path)} has the {what if stored.ndim == 3 else f'number {first}'}, which is no"
+            f"{shown(path)} has the {what if found.ndim == 3 else f'number {first}'}, which is no"
             " class of the data set",
             fix="use the label pictures as they are distributed",
         )
@@ -365,14 +250,17 @@ def _classes(
 
 
 def _coco27(data: Path, split: str) -> list[Truth]:
-    places = ("annotations", "stuffthingmaps_trainval2017", "stuffthingmaps")
-    folder = _one_folder(data, [f"{place}/{split}" for place in places])
-    return [Truth(path.stem, path) for path in _files(folder, ".png")]
+    folders = ("annotations", "stuffthingmaps_trainval2017", "stuffthingmaps")
+    places = [f"{folder}/{split}" for folder in folders]
+    if all(stat_of(data / place) is None for place in places):
+        places.append(split)  # the folder in which the archive was unpacked
+    folder = _one_folder(data, places)
+    return [Truth(path.stem, path) for path in files_below(folder, ".png")]
 
 
 def _coco_classes(path: Path) -> np.ndarray:
     classes = {i: n for n, (_, ids) in enumerate(COCO27) for i in ids}
-    return _classes(path, _stored(path), [classes[i] for i in range(182)])
+    return _classes(path, stored(path), [classes[i] for i in range(182)])
 
 
 def _cityscapes27(data: Path, split: str) -> list[Truth]:
@@ -380,36 +268,36 @@ def _cityscapes27(data: Path, split: str) -> list[Truth]:
     end = "_gtFine_labelIds"
     return [
         Truth(f"{path.parent.name}/{path.stem.removesuffix(end)}_leftImg8bit", path)
-        for path in _files(folder, ".png")
+        for path in files_below(folder, ".png")
         if path.stem.endswith(end)
     ]
 
 
 def _cityscapes_classes(path: Path) -> np.ndarray:
     classes = [i - CITYSCAPES[0] if i in CITYSCAPES else IGNORED for i in range(34)]
-    return _classes(path, _stored(path), classes)
+    return _classes(path, stored(path), classes)
 
 
 def _potsdam3(data: Path, split: str) -> list[Truth]:
     folder = _one_folder(data, ["5_Labels_all", "labels", "gt"])
-    files = [path for suffix in (".png", ".tif", ".mat") for path in _files(folder, suffix)]
+    files = [path for suffix in (".png", ".tif", ".mat") for path in files_below(folder, suffix)]
     return [Truth(path.stem.removesuffix("_label"), path) for path in files]
 
 
 def _potsdam_classes(path: Path) -> np.ndarray:
     """Read a tile: a picture, or a file of IIC's tiles, whose array "gt" has the six numbers."""
     if path.suffix.lower() == ".mat":
-        stored = _regions(matlab_array(path, "gt"), path, "gt")
+        numbers = label_matrix(matlab_array(path, "gt"), path, "gt")
     else:
-        stored = _stored(path)
-    return _classes(path, stored, POTSDAM_CLASSES, POTSDAM_COLOURS)
+        numbers = stored(path)
+    return _classes(path, numbers, POTSDAM_CLASSES, POTSDAM_COLOURS)
 
 
 def _saliency(data: Path, split: str) -> list[Truth]:
     kinds = ("DUTS-TE-Mask", "ground_truth_mask", "pixelwiseGT-new-PNG")
     roots = ("", "DUTS-TE", "ECSSD", "DUT-OMRON")
     folder = _one_folder(data, [f"{root}/{kind}".lstrip("/") for kind in kinds for root in roots])
-    return [Truth(path.stem, path) for path in _files(folder, ".png")]
+    return [Truth(path.stem, path) for path in files_below(folder, ".png")]
 
 
 def _foreground(path: Path) -> np.ndarray:
@@ -417,8 +305,8 @@ def _foreground(path: Path) -> np.ndarray:
 
 
 def _davis(data: Path, split: str) -> list[Truth]:
-    folder = _one_folder(data, ["Annotations/480p", "masks"])
-    files = _files(folder, ".png")
+    folder = _one_folder(data, ["Annotations/480p", "DAVIS/Annotations/480p", "masks"])
+    files = files_below(folder, ".png")
     return [Truth(path.relative_to(folder).with_suffix("").as_posix(), path) for path in files]
 
 
@@ -435,7 +323,7 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def _boxes(path: Path) -> Boxes:
     """Read the boxes of VOC: the first pixel has the number 1, and the last one is of the box."""
-    text = _bytes(path)
+    text = contents(path)
     try:
         root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype()))
         size = [int(root.findtext(f"size/{key}", "")) for key in ("height", "width")]
@@ -465,7 +353,7 @@ def _coco20k(data: Path, split: str) -> list[Truth]:
     """Read the boxes of COCO's instances. As in LOST's code (Simeoni et al., BMVC 2021), corners
     are rounded to whole pixels, and boxes around crowds are left out."""
     path = _one_folder(data, [f"annotations/instances_{split}.json"])
-    text = _bytes(path)
+    text = contents(path)
     try:
         entry = json.loads(text, object_hook=_without_outline)
         pictures = [
@@ -525,19 +413,3 @@ def _one_folder(data: Path, places: Sequence[str]) -> Path:
         f"{shown(data)} contains {', '.join(map(shown, found))}; wanted one of them",
         fix="name the folder of one data set",
     )
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    """All files with a suffix below a folder, in the order of their paths; hidden ones are left
-    out."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise file_error("read", error.filename or folder, error) from error
-
-    found = [
-        Path(place, name)
-        for place, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if name.lower().endswith(suffix) and not name.startswith(".")
-    ]
-    return sorted(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,3 +47,29 @@ def matlab_array(path: Path, key: str) -> np.ndarray:
             f"{shown(path)} is no MATLAB file that SciPy can read: {first_line(error)}",
             fix="copy the data set again; a file of MATLAB 7.3 must be saved as version 7",
         ) from error
+
+
+def label_matrix(numbers: Any, path: Path, key: str) -> np.ndarray:
+    """Check a matrix of a MATLAB file: (H, W) int32 in [0, 65535].
+
+    Parameters
+    ----------
+    key : the array that contains the matrix.
+
+    Raises
+    ------
+    InputError : it has another shape, type or range.
+    """
+    numbers = np.asarray(numbers)
+    whole = numbers.ndim == 2 and numbers.dtype.kind in "iu" and numbers.size
+    if not whole or numbers.min() < 0 or numbers.max() > 65535:
+        raise wrong_form(path, key)
+    return numbers.astype(np.int32)
+
+
+def wrong_form(path: Path, key: str) -> InputError:
+    """The error for an array that has another form than that of the data set."""
+    return InputError(
+        f"the array '{key}' of {shown(path)} has another form than that of the data set",
+        fix="copy the data set again",
+    )

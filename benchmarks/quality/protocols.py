@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment
-from benchmarks.quality import evaluators, layouts
+from benchmarks.quality import evaluators, layouts, predictions
 from benchmarks.quality.evaluators import (  # noqa: F401 (published.py uses many_to_one from here)
     Pair,
     Scores,
@@ -157,7 +157,7 @@ def evaluate(
     data : the folder of the data set.
     folder : of the predictions, PNG files.
     split : the part of the data set; "" is the one that publications score.
-    names : of the pictures to score; None for all.
+    names : lines that name the pictures to score, as layouts.chosen reads them; None for all.
     compat : "", or one of COMPAT of this protocol.
 
     Returns
@@ -181,15 +181,16 @@ def evaluate(
     truths = layout.find(data, split)
     if not truths:
         raise InputError(f"{shown(data)} contains no truth of {name}", fix="check --data")
-    if names is not None:
-        truths = layouts.chosen(truths, names)
-    picture, count = Counter(truth.name for truth in truths).most_common(1)[0]
+    every = [truth.name for truth in truths]
+    picture, count = Counter(every).most_common(1)[0]
     if count > 1:
         raise InputError(
             f"{shown(data)} contains {count} truths of picture {picture}", fix="leave one of them"
         )
-    paths, unused = layouts.predictions(folder, [truth.name for truth in truths])
-    read = layouts.grey_mask if name in MASKS else layouts.label_map
+    if names is not None:
+        truths = layouts.chosen(truths, names)
+    paths, unused = predictions.find(folder, [truth.name for truth in truths], every)
+    read = predictions.grey_mask if name in MASKS else predictions.label_map
     score, cut = score_of(name, compat)
 
     def pairs() -> Iterator[Pair]:
@@ -224,10 +225,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--out", type=out_path, help="JSON file for the result")
     args = parser.parse_args(argv)
     if args.compat and args.compat not in (known := COMPAT.get(args.protocol, ())):
-        parser.error(
-            f"--compat {args.compat} is unknown for {args.protocol}; wanted"
-            f" {', '.join(known) or 'none'}"
-        )
+        wanted = f"; wanted {', '.join(known)}" if known else ", which has no such mode"
+        parser.error(f"--compat {args.compat} is unknown for {args.protocol}{wanted}")
     return cli.run(lambda: _run(args), as_json=args.json)
 
 

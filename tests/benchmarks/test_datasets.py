@@ -224,7 +224,7 @@ def test_wrong_folder_is_refused(monkeypatch, tmp_path):
 
 def test_files_of_the_data_set_that_cannot_be_read(changeable, monkeypatch):
     (changeable / "bsds500/groundTruth/val/000.mat").write_bytes(b"no MATLAB file" * 20)
-    with pytest.raises(InputError, match=r"000.mat cannot be read: "):
+    with pytest.raises(InputError, match=r"000.mat is no MATLAB file"):
         datasets.bsds(1)[0].annotators()
     (changeable / "bsds500/groundTruth/val/000.mat").unlink()
     with pytest.raises(InputError, match=r"000.mat does not exist"):

@@ -12,7 +12,6 @@ from scipy.io import savemat
 from benchmarks import __main__ as command
 from benchmarks.quality import layouts
 from benchmarks.quality.layouts import COCO27, IGNORED, LAYOUTS
-from runtime.errors import InputError
 
 HALVES = np.repeat([[0, 1]], 4, axis=0).repeat(3, axis=1)  # (4, 6)
 
@@ -255,55 +254,6 @@ def test_label_maps_of_all_kinds_are_the_same_regions(tmp_path, capsys):
     assert "grey PNG of 1 bit" in scored(capsys, tmp_path, "bsds500")[1]["error"]
     (tmp_path / "found/2018.png").write_bytes((tmp_path / "found/2018.png").read_bytes()[:60])
     assert scored(capsys, tmp_path, "bsds500")[0] == 1
-
-
-def test_masks_have_eight_bits_and_the_whole_range(tmp_path, capsys):
-    saliency(tmp_path)
-    for wrong, message in ((HALVES, "no values but 0 and 1"), (np.uint16(HALVES), "16 bits")):
-        save(tmp_path / "found/0001.png", wrong)
-        assert message in scored(capsys, tmp_path, "saliency")[1]["error"]
-
-
-def test_predictions_are_found_by_path_or_stem(tmp_path):
-    for name in ("a/1.png", "b/1.png", "b/2.PNG", "deep/c/3.png", ".hidden.png", "4.txt"):
-        save_to = tmp_path / name
-        save_to.parent.mkdir(parents=True, exist_ok=True)
-        save_to.touch()
-    found, unused = layouts.predictions(tmp_path, ["a/1", "x/2", "3"])
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == [
-        "a/1.png", "b/2.PNG", "deep/c/3.png",
-    ]  # fmt: skip
-    assert unused == 1
-    for name in ("5_labels.png", "5_overlay.png", "deep/1_labels.png"):  # what predict writes
-        (tmp_path / name).touch()
-    found, unused = layouts.predictions(tmp_path, ["a/1", "5", "deep/1"])
-    assert [p.name for p in found] == ["1.png", "5_labels.png", "1_labels.png"] and unused == 4
-    with pytest.raises(InputError, match=r"picture x/1 has 2 predictions: .*a/1.png, .*b/1.png"):
-        layouts.predictions(tmp_path, ["x/1"])
-    with pytest.raises(InputError, match=r"2 of 2 pictures have no prediction .*first is x/3"):
-        layouts.predictions(tmp_path, ["x/3", "y/3"])  # a stem that two pictures share
-    with pytest.raises(InputError, match="does not exist"):
-        layouts.predictions(tmp_path / "none", ["a"])
-
-
-def test_a_list_chooses_pictures(tmp_path, capsys):
-    davis(tmp_path)
-    save(tmp_path / "found/00000.png", HALVES)
-    for names, pictures in ((["dog"], 1), (["dog/00000 7"], 1), (["00000"], 2)):
-        with case(str(names)):
-            write_list(tmp_path / "names.txt", *names)
-            argv = ["davis", "--list", str(tmp_path / "names.txt")]
-            code, document = scored(capsys, tmp_path, *argv)
-            if pictures == 1:
-                assert code == 0 and document["pictures"] == 1
-            else:
-                assert "2 of 2 pictures have no prediction" in document["error"]
-    write_list(tmp_path / "names.txt", "cat")
-    assert "the list names cat" in scored(capsys, tmp_path, *argv)[1]["error"]
-    write_list(tmp_path / "names.txt", " ")
-    assert "contains no name" in scored(capsys, tmp_path, *argv)[1]["error"]
-    argv[-1] = str(tmp_path / "none.txt")
-    assert "none.txt does not exist" in scored(capsys, tmp_path, *argv)[1]["error"]
 
 
 def test_truths_with_other_numbers_or_forms_are_errors(tmp_path, capsys):

@@ -64,25 +64,48 @@ def test_regions_match_a_slow_loop():
 
 
 def test_segments_leave_void_out_of_both_maps():
+    """But DynaGuide's evaluator, for which void is one more region."""
     for seed in range(6):
         with case(seed):
             rng = np.random.default_rng(seed)
             pairs = [(drawn(rng, 4), drawn(rng, 3).astype(np.uint8)) for _ in range(3)]
-            for _, truth in pairs:
+            for prediction, truth in pairs:
                 truth[2] = IGNORED
-            best, ones, manys = [], [], []
+                prediction[2, :2] = 9  # a region in void alone
+            best, ones, manys, counts = [], [], [], []
             for prediction, truth in pairs:
                 true = pixels(truth, skip=IGNORED)
                 valid = set().union(*true)
                 found = [f & valid for f in pixels(prediction) if f & valid]
                 best.append(slow_best(found, true))
                 ones.append(slow_one_to_one(found, true))
-                manys.append(slow_many_to_one(found, true))
+                manys.append(slow_many_to_one(pixels(prediction), pixels(truth)))
+                counts.append(len(found))
             scores = evaluators.score_segments(pairs, compat="dynaguide")
             assert scores["best IoU"] == pytest.approx(np.mean([v for b in best for v in b]))
             assert scores["picture best IoU"] == pytest.approx(np.mean([np.mean(b) for b in best]))
             assert scores["one-to-one"] == pytest.approx(np.mean(ones))
             assert scores["compat dynaguide"] == pytest.approx(np.mean(manys))
+            assert scores["segments"] == np.mean(counts)
+
+
+def test_the_coarse_annotator_is_the_first_of_equals():
+    """And the fine one: both have two regions."""
+    first, second = np.array([[0, 0, 0, 1]]), np.array([[0, 1, 1, 1]])
+    found = evaluators.score_regions([(first, [first, second])], compat="dynaguide")
+    assert (found["fine"], found["coarse"], found["one-to-one"]) == (1, 1, 1)
+    assert found["compat dynaguide"] == 1 > found["all"]
+
+
+def test_maps_of_other_sizes_are_errors():
+    wide, tall = np.zeros((2, 3), int), np.zeros((3, 2), int)
+    for score, truth in (
+        (evaluators.score_regions, [wide]), (evaluators.score_segments, wide),
+        (lambda p: evaluators.score_clusters(p, classes=2), wide),
+        (lambda p: evaluators.score_each_by_itself(p, classes=2), wide),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"\(3, 2\)"):
+            score([(tall, truth)])
 
 
 def test_names_of_labels_change_nothing():
@@ -240,7 +263,7 @@ def test_both_f_measures_of_saliency():
         pairs.append((values / 255, truth))
     found = evaluators.score_saliency(pairs)
     curves = np.array(
-        [[slow_f(m, t, i / 255, 0.3) for i in range(256)] for m, t in pairs], dtype=float
+        [[slow_f(m, t, i / 255, 0.3) for i in range(1, 256)] for m, t in pairs], dtype=float
     )
     assert found["max F (MOVE)"] == pytest.approx(curves.mean(axis=0).max())
     strict = [max(slow_f(m, t, (i + 1) / 255, 0.3**2) for i in range(255)) for m, t in pairs]
@@ -272,9 +295,22 @@ def test_things_alone_have_no_scores_of_stuff():
     assert [*found] == ["acc", "mIoU", "clusters"]
 
 
-def test_the_first_threshold_of_selfmask_leaves_black_out():
-    scores = evaluators.score_saliency([(np.zeros((2, 2)), np.eye(2) > 0)])
-    assert scores["max F (SelfMask)"] == 0 < scores["max F (MOVE)"]
+def test_thresholds_of_saliency_are_1_to_255():
+    """A black mask is nowhere foreground; a value of 1 and one of 255 are at some threshold."""
+    truth = np.eye(2) > 0
+    for values, right in ((0 * truth, 0), (truth / 255, 1), (1 - 1 / 255 * ~truth, 1)):
+        scores = evaluators.score_saliency([(values, truth)])
+        assert scores["max F (SelfMask)"] == scores["max F (MOVE)"] == right
+
+
+def test_the_foreground_is_above_half():
+    """128 is foreground, 127 is not; a picture without any is left out of the mean of the IoU."""
+    truth = np.array([[True, False]])
+    pairs = [(np.array([[128, 127]]) / 255, truth), (np.zeros((1, 2)), np.zeros((1, 2), bool))]
+    found = evaluators.score_saliency(pairs)
+    assert (found["acc"], found["IoU"]) == (1, 1)
+    box = Boxes((1, 2), np.array([[0, 0, 1, 1]], float))
+    assert evaluators.score_corloc([(np.array([[0.5, 0.5]]), box)]) == {"CorLoc": 0, "empty": 1}
 
 
 def test_corloc_matches_a_slow_loop():
