@@ -278,8 +278,24 @@ def test_truths_with_other_numbers_or_forms_are_errors(tmp_path, capsys):
     assert "labels, " in scored(capsys, tmp_path, "potsdam3")[1]["error"]
 
 
-def test_the_tables_of_classes():
+# The class of each id of COCO-Stuff, as PiCIE and STEGO have it.
+STUFF = """
+    17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 13 13 13 13 22 26 14 14 15
+    22 21 21 24 20 22 15 17 16 15 22 24 21 17 25 16 21 17 22 16 21 21 25 21 26 21 24 20 17 14 21 26
+    15 23 20 21 24 15 24 22 25 15 20 17 17 22 14 18 18 18 18 18 18 18 26 26 19 19 24
+"""
+THINGS = (  # number of ids, class
+    (1, 9), (8, 11), (6, 8), (10, 7), (8, 6), (10, 10), (8, 5), (10, 2), (10, 3), (6, 0), (6, 1),
+    (8, 4),
+)  # fmt: skip
+
+
+def test_the_tables_of_classes(tmp_path):
     """Each id of COCO-Stuff has one class; the palette is VOC's; 27 ids of Cityscapes are used."""
+    things = [number for count, number in THINGS for _ in range(count)]
+    save(tmp_path / "coco.png", np.arange(182)[None])
+    found = LAYOUTS["coco27"].read(tmp_path / "coco.png")[0].tolist()
+    assert found == things + [int(word) for word in STUFF.split()]
     assert sorted(i for _, ids in COCO27 for i in ids) == list(range(182)) and len(COCO27) == 27
     names = [name for name, _ in COCO27]
     assert names[layouts.FIRST_STUFF :][0] == "ceiling" and len(names[layouts.FIRST_STUFF :]) == 15
@@ -300,6 +316,52 @@ def test_reading_the_classes(tmp_path):
     save(tmp_path / "city.png", np.append(np.arange(34), 255)[None])
     found = LAYOUTS["cityscapes27"].read(tmp_path / "city.png")[0].tolist()
     assert found == [IGNORED] * 7 + [*range(27)] + [IGNORED]
+
+
+SPLITS = {
+    "bsds500": "test", "voc2012": "val", "coco27": "val2017", "cityscapes27": "val",
+    "potsdam3": "", "saliency": "", "corloc": "trainval", "coco20k": "train2014", "davis": "",
+}  # fmt: skip
+
+
+def test_data_sets_are_read_from_each_official_folder(tmp_path):
+    """And the part that publications score is the default."""
+    assert {name: layout.split for name, layout in LAYOUTS.items()} == SPLITS
+    voc = [(f"{p}SegmentationClass", f"{p}ImageSets/Segmentation/val.txt") for p in (
+        "", "VOC2007/", "VOC2012/", "VOCdevkit/VOC2007/", "VOCdevkit/VOC2012/"
+    )]  # fmt: skip
+    bsds = ("", "data/", "BSDS500/data/", "BSR/BSDS500/data/")
+    duts = ("", "DUTS-TE/", "ECSSD/", "DUT-OMRON/")
+    kinds = ("DUTS-TE-Mask", "ground_truth_mask", "pixelwiseGT-new-PNG")
+    coco = ("annotations/", "stuffthingmaps_trainval2017/", "stuffthingmaps/", "")
+    cases = [
+        *(("bsds500", f"{root}groundTruth/test/a.mat", "") for root in bsds),
+        *(("voc2012", f"{folder}/a.png", names) for folder, names in voc),
+        *(("coco27", f"{root}val2017/a.png", "") for root in coco),
+        *(("saliency", f"{root}{kind}/a.png", "") for root in duts for kind in kinds),
+        *(("davis", f"{root}/a.png", "") for root in (
+            "Annotations/480p", "DAVIS/Annotations/480p", "masks"
+        )),
+        *(("potsdam3", f"{root}/a_label.png", "") for root in ("5_Labels_all", "labels", "gt")),
+    ]  # fmt: skip
+    for i, (name, file, names) in enumerate(cases):
+        with case(name, file):
+            root = tmp_path / str(i)
+            for path in {root / file, root / (names or file)}:
+                path.parent.mkdir(parents=True)
+                path.write_text("a\n")
+            found = LAYOUTS[name].find(root, LAYOUTS[name].split)
+            assert found == [("a", root / file)]
+
+
+def test_other_files_of_cityscapes_and_coco_are_left_out(tmp_path):
+    cityscapes27(tmp_path)
+    for end in ("labelTrainIds", "instanceIds"):
+        save(tmp_path / f"gtFine/val/ulm/ulm_000000_000019_gtFine_{end}.png", HALVES)
+    assert len(LAYOUTS["cityscapes27"].find(tmp_path, "val")) == 1
+    save(tmp_path / "val2017/1.png", HALVES)  # beside the folder of the truth: no truth
+    coco27(tmp_path)
+    assert [t.name for t in LAYOUTS["coco27"].find(tmp_path, "val2017")] == ["000000000139"]
 
 
 def test_boxes_of_voc_begin_at_one(tmp_path):
@@ -453,11 +515,13 @@ def test_options_and_the_table(tmp_path, capsys):
     argv = ["protocol", "bsds500", *paths, "--split", "val", "-o", str(out)]
     assert command.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "bsds500 val, 1 pictures" in printed and "| one-to-one " in printed
+    assert "bsds500 val, 1 pictures" in printed and "| one-to-one     | 1.0000 |" in printed
     assert "1 PNG files belong to no picture" in printed
     assert "publications score 200 pictures of the part test" in printed
     document = json.loads(out.read_text())
     assert document["split"] == "val" and "cpu" in document["environment"]
+    assert command.main(["protocol", "bsds500", *paths[:3], "none", "-o", str(tmp_path)]) == 1
+    assert "is a folder, wanted a file name" in capsys.readouterr().err  # before all other work
     assert "BSR/BSDS500/data/groundTruth/all" in scored(
         capsys, tmp_path, "bsds500", "--split", "all"
     )[1]["error"]  # fmt: skip
@@ -466,4 +530,6 @@ def test_options_and_the_table(tmp_path, capsys):
         with case(str(wrong)), pytest.raises(SystemExit) as end:
             command.main(["protocol", *wrong, *paths])
         assert end.value.code == 2
-    assert "--compat diffseg is unknown for davis" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "--compat diffseg is unknown for davis, which has no such mode" in printed
+    assert "--compat dynaseg is unknown for bsds500; wanted dynaguide" in printed

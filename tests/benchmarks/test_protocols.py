@@ -184,6 +184,14 @@ def test_a_matching_for_each_picture_matches_a_slow_loop():
             assert scores["segments"] == 3
 
 
+def test_a_cluster_that_remains_is_false_for_a_class_without_truth():
+    """In DiffSeg's evaluator: class 1 has no pixel and one wrong one."""
+    pair = np.array([[0, 0, 0, 1]]), np.zeros((1, 4), int)
+    found = evaluators.score_each_by_itself([pair], classes=2)
+    assert found["compat diffseg mIoU"] == pytest.approx((0.75 + 0) / 2)
+    assert evaluators.score_each_by_itself([pair], classes=3)["segments"] == 2
+
+
 def test_unmatched_clusters_are_misses():
     """One class in two clusters, of which one matches no class."""
     prediction, truth = np.array([[0, 0, 0, 1]]), np.array([[0, 0, 0, 0]])
@@ -388,6 +396,27 @@ def test_cuts_of_label_maps():
     labels = np.arange(35).reshape(5, 7)
     assert np.array_equal(protocols.middle_square(labels, 5), labels[:, 1:6])
     assert np.array_equal(protocols.square_first(labels.T, 5), labels.T[1:6])
+    labels = np.arange(40).reshape(5, 8)  # 3 too many: 2 of STEGO, 1 of DiffSeg
+    assert np.array_equal(protocols.middle_square(labels, 5), labels[:, 2:7])
+    assert np.array_equal(protocols.square_first(labels, 5), labels[:, 1:6])
+    assert np.array_equal(protocols.middle_square(labels.T, 5), labels.T[2:7])
+    assert np.array_equal(protocols.square_first(labels.T, 5), labels.T[1:6])
+
+
+def test_each_protocol_has_its_cut_and_classes():
+    labels = np.arange(300 * 451).reshape(300, 451)
+    square = with_pil(labels[:, 75:375], 512, 512)
+    for name in ("coco27", "cityscapes27"):
+        score, cut = protocols.score_of(name, "diffseg")
+        assert np.array_equal(cut(labels), square) and score.keywords == {"classes": 27}
+    score, cut = protocols.score_of("coco27", "")
+    assert cut(labels).shape == (320, 320) and score.keywords == {"classes": 27, "stuff": True}
+    assert protocols.score_of("cityscapes27", "")[0].keywords == {"classes": 27, "stuff": False}
+    score, cut = protocols.score_of("potsdam3", "")
+    assert score.keywords == {"classes": 3} and cut(np.zeros((224, 224))).shape == (224, 224)
+    for shape in ((225, 225), (200, 199)):
+        with case(shape), pytest.raises(InputError, match="are no tile of Potsdam-3"):
+            cut(np.zeros(shape))
     assert protocols.middle_square(labels, 10).shape == (10, 10)
 
 

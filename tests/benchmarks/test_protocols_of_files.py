@@ -73,7 +73,7 @@ def slow_scores(pairs, class_of):
 
 def test_clusters_of_coco_and_cityscapes(tmp_path, capsys):
     data = (
-        ("coco27", "annotations/val2017/{}.png", "{}", {0: 9, 8: 11, 100: 13}, 255),
+        ("coco27", "annotations/val2017/{}.png", "{}", {0: 9, 100: 13, 178: 26}, 255),
         (
             "cityscapes27", "gtFine/val/ulm/{}_gtFine_labelIds.png", "ulm/{}_leftImg8bit",
             {7: 0, 24: 17, 33: 26}, 6,
@@ -111,6 +111,21 @@ def test_clusters_of_potsdam(tmp_path, capsys):
     scores = scored(capsys, tmp_path, "potsdam3")
     expected = slow_scores(pairs, {0: 0, 1: 1, 2: 2})
     assert (scores["acc"], scores["mIoU"]) == pytest.approx(expected)
+
+
+def test_masks_of_corloc_are_above_half(tmp_path, capsys):
+    folder = tmp_path / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Main/trainval.txt").write_text("1\n2\n")
+    text = (
+        "<annotation><size><height>4</height><width>4</width></size><object><bndbox><xmin>1</xmin>"
+        "<ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></object></annotation>"
+    )
+    for number, grey in ((1, 127), (2, 128)):
+        (folder / f"Annotations/{number}.xml").write_text(text)
+        write(tmp_path / f"found/{number}.png", np.full((4, 4), grey))
+    assert scored(capsys, tmp_path, "corloc") == {"CorLoc": 0.5, "empty": 0.5}
 
 
 def test_regions_of_voc(tmp_path, capsys):

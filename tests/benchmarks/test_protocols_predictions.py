@@ -63,7 +63,7 @@ def test_the_file_of_another_picture_is_never_taken(tmp_path):
 
 def test_linked_folders_are_read_and_hidden_ones_are_not(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
-    touch(root, "a/1.png", ".trash/2.png", ".trash/deep/2.png")
+    touch(root, "a/1.png", "a/png", "a/xpng", ".trash/2.png", ".trash/deep/2.png")
     touch(other, "3.png")
     for place in ("linked", "again"):
         (root / place).symlink_to(other)
@@ -95,6 +95,8 @@ def test_masks_have_eight_bits_and_the_whole_range(tmp_path, capsys):
         code, document = scored(capsys, tmp_path, "saliency")
         assert code == 1 and message in document["error"]
         assert document["fix"] == "save mask * 255 as an 8-bit grey PNG"
+    save(tmp_path / "found/1.png", mask // 5 * 4)
+    assert set(predictions.grey_mask(tmp_path / "found/1.png").ravel()) == {0, 204 / 255}
     save(tmp_path / "found/1.png", 0 * mask)  # a black mask is one
     assert scored(capsys, tmp_path, "saliency")[1]["scores"]["IoU"] == 0
 
@@ -133,6 +135,7 @@ def test_a_list_is_a_file_of_lines(tmp_path, capsys):
         path.write_text(text, encoding="utf-8")
         code, document = scored(capsys, tmp_path, *argv)
         assert code == 0 and document["pictures"] == 1 and document["unused predictions"] == 1
+        assert document["scores"]["IoU"] == 1  # of values of 1
     path.write_text("cat")
     assert "the list names cat" in scored(capsys, tmp_path, *argv)[1]["error"]
     path.write_text(" \n")
