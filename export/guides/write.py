@@ -278,6 +278,8 @@ def _begun(
     if stat_of(out / GUIDES) is None:
         return new
     old = GuideList.read(out)
+    if not old.pictures:
+        return new
     remove = f"{_ANOTHER}; or remove the old guides: rm -r {shell_word(str(out))}"
     differences = _differences(old, new)
     if differences:

@@ -101,6 +101,11 @@ def test_all_that_decides_the_values_must_be_the_same(place):
         InputError, match=r"contains guides of halves, .* halves: right is 2, not 1\n"
     ):
         write_guides(Halves(2), Path("photos"), Path("masks"))
+    Path("empty").mkdir()
+    none = GuideList({"name": "halves", "kind": "other"}, {"soft": False}, None)
+    Path("empty/guides.json").write_bytes(none.to_json())  # where all pictures were broken
+    assert not write_guides(Halves(1), Path("photos"), Path("empty")).broken
+    assert GuideList.read(Path("empty")).model["kind"] == "halves"
     listed = json.loads(Path("masks/guides.json").read_text())
     listed["model"]["threshold"] = 1
     Path("masks/guides.json").write_text(json.dumps(listed))

@@ -177,6 +177,14 @@ def test_another_folder_of_pictures_is_not_mixed_in(place, capsys):
         assert written() == before
 
 
+def test_the_only_picture_may_change(place):
+    source, data, out = open_source("prior.onnx"), place / "photos/left", place / "masks"
+    assert not write_guides(source, data, out).broken
+    Image.fromarray(scene(9)).save(data / "a.jpg")
+    assert write_guides(source, data, out).skipped == 0
+    assert Segmenter("masks")("photos/left/a.jpg").names == NAMES
+
+
 def test_pictures_that_were_removed_keep_their_guides(place, capsys):
     assert guides("-q") == 0
     (place / "photos/b.png").rename(place / "b.png")
