@@ -130,7 +130,7 @@ def _parser(words: list[str]) -> Parser:
         "--model",
         required=True,
         help="PATH.onnx, a bundle, a SegFormer checkpoint folder, a RUN of python -m export train "
-        f"with a head, or one of: {', '.join(list(MODELS)[1:])}",
+        f"segunify or boosting, or one of: {', '.join(list(MODELS)[1:])}",
     )
     parser.add_argument(
         "--data", type=some_path, required=True, help="folder of pictures, with its folders"

@@ -114,7 +114,7 @@ def test_all_that_decides_the_values_must_be_the_same(place):
 
 
 def test_workers_share_one_model(place):
-    assert write_guides(Halves(), Path("photos"), Path("masks"), workers=4).pictures == 4
+    assert write_guides(Halves(), "photos", "masks", workers=4).pictures == 4
 
 
 def test_unknown_pixels_of_probabilities(place, monkeypatch):
