@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +251,8 @@ def sha256_of(folder: Path) -> str:
 def _import() -> dict[str, Any]:
     """The classes of the parts. MissingBackend if a package cannot be imported."""
     try:
-        with redirect_stderr(io.StringIO()):
-            from diffusers import AutoencoderKL, UNet2DConditionModel
-            from transformers import CLIPTextModel, CLIPTokenizer
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
     except (ImportError, RuntimeError, OSError) as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "diffusers"
         what = "is not installed" if absent else f"cannot be imported: {first_line(error)}"

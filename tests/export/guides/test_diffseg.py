@@ -3,7 +3,9 @@ tests compare them with a slow version, and measure no quality."""
 
 import argparse
 import copy
+import io
 import json
+import logging
 import shutil
 import socket
 import sys
@@ -219,12 +221,18 @@ def test_the_entry_says_what_decides_the_values(folder, model, tmp_path):
 def test_nothing_is_printed_and_nothing_is_asked_from_the_network(
     folder, capfd, monkeypatch, recwarn
 ):
+    from diffusers.utils import logging as diffusers_logging
+
     def refuse(*_):
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    logged = logging.StreamHandler(io.StringIO())  # diffusers' own handler has an older stderr
+    diffusers_logging.add_handler(logged)
     DiffSeg(folder, SMALL).own_guide(picture(40, 40))
+    diffusers_logging.remove_handler(logged)
+    assert not logged.stream.getvalue()
     assert capfd.readouterr() == ("", "") and not recwarn.list
 
 
@@ -315,21 +323,27 @@ def test_damaged_parts_have_one_clear_error(folder, tmp_path):
             assert "copy" in caught.value.fix or "git lfs" in caught.value.fix
 
 
-def test_weights_of_another_network_are_refused(folder, tmp_path):
+def test_weights_of_another_network_are_refused(folder, tmp_path, capfd):
     from safetensors.torch import load_file, save_file
 
     name = "diffusion_pytorch_model.safetensors"
-    for change, words in (("lost", "missing: conv_out.bias"), ("nan", "NaN or infinite values")):
+    for change, words in (
+        *(("lost", "missing: conv_out.bias"), ("added", "unexpected: other.bias")),
+        ("nan", "NaN or infinite values"),
+    ):
         with case(change):
             place = copied(folder, tmp_path / change)
             state = load_file(place / "unet" / name)
             if change == "lost":
                 del state["conv_out.bias"]
+            elif change == "added":
+                state["other.bias"] = torch.zeros(1)
             else:
                 state["conv_out.bias"][0] = torch.nan
             save_file(state, place / "unet" / name)
             with pytest.raises(BundleError, match=words):
                 StableDiffusion(place)
+    assert capfd.readouterr() == ("", "")  # the errors say it all
 
 
 def test_parts_that_do_not_fit_each_other_are_refused(folder, tmp_path):
