@@ -58,19 +58,31 @@ def plain(steps: int) -> Method:
     return method
 
 
-def kmeans(picture: np.ndarray) -> tuple[np.ndarray, str]:
-    """K-means with 5 clusters on the colours of the same working size."""
-    low = working_picture(picture, *RefineConfig().working_size(*picture.shape[:2]))
-    return KMeansPrior()(picture, low).argmax(-1).astype(np.int32), ""
+def kmeans(clusters: int) -> Method:
+    """K-means on the colours of the same working size."""
+    prior = KMeansPrior(clusters)
+
+    def method(picture: np.ndarray) -> tuple[np.ndarray, str]:
+        low = working_picture(picture, *RefineConfig().working_size(*picture.shape[:2]))
+        return prior(picture, low).argmax(-1).astype(np.int32), ""
+
+    return method
+
+
+def grid(picture: np.ndarray) -> tuple[np.ndarray, str]:
+    """30 cells, whatever the picture shows: what a number of segments alone scores."""
+    return nearest(np.arange(30, dtype=np.int32).reshape(5, 6), *picture.shape[:2]), ""
 
 
 METHODS: dict[str, Callable[[], Method]] = {
-    "k-means, 5 clusters": lambda: kmeans,
+    "grid, 30 cells": lambda: grid,
+    "k-means, 5 clusters": lambda: kmeans(5),
+    "k-means, 26 clusters": lambda: kmeans(26),
+    "plain network, 20 steps": lambda: plain(20),
     PLAIN: lambda: plain(50),
     "pyramid, FSF": pyramid,
     "pyramid, FSF, frozen backbone": lambda: pyramid(frozen=True),
     "pyramid, SCF": lambda: pyramid(weighting="scf"),
-    "plain network, 200 steps": lambda: plain(200),
 }
 
 
@@ -86,7 +98,7 @@ def measure(document: Document) -> Iterator[str]:
     done = {(row["method"], row["picture"]) for row in document["rows"]}
     for name, make in METHODS.items():
         left = [item for item in pictures if (name, item.name) not in done]
-        method = make() if left else kmeans
+        method = make() if left else grid
         for item in left:
             picture, annotators = item.image(), item.annotators()
             start = time.process_time()
@@ -117,9 +129,9 @@ def tables(document: Document) -> str:
     for row in document["rows"]:
         by_method.setdefault(row["method"], []).append(row)
     means = {
-        name: [float(np.mean([row[part] for part in PARTS])) for row in rows]
-        for name, rows in by_method.items()
-        if len(rows) == document["settings"]["pictures"]
+        name: [float(np.mean([row[part] for part in PARTS])) for row in by_method[name]]
+        for name in METHODS
+        if len(by_method.get(name, ())) == document["settings"]["pictures"]
     }
     lines = []
     for name, own in means.items():
