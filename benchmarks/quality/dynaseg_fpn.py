@@ -81,6 +81,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "plain network, 20 steps": lambda: plain(20),
     PLAIN: lambda: plain(50),
     "pyramid, FSF": pyramid,
+    "pyramid, FSF, seed 1": lambda: pyramid(seed=1),
     "pyramid, FSF, frozen backbone": lambda: pyramid(frozen=True),
     "pyramid, SCF": lambda: pyramid(weighting="scf"),
 }
