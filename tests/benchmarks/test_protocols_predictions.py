@@ -42,9 +42,10 @@ def test_predictions_are_found_by_path_or_stem(tmp_path):
 
 def test_the_files_that_predict_writes(tmp_path):
     touch(tmp_path, "5_labels.png", "5_overlay.png", "deep/1_labels.png", "x_labels.png", "x.png")
+    touch(tmp_path, "_labels.png")
     names = ["5", "deep/1", "x", "x_labels"]
     expected = ["5_labels.png", "deep/1_labels.png", "x.png", "x_labels.png"]
-    assert found_names(tmp_path, names) == (expected, 1)
+    assert found_names(tmp_path, names) == (expected, 2)
     with pytest.raises(InputError, match=r"picture x has 2 predictions"):
         found_names(tmp_path, ["x"])
 
