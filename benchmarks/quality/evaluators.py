@@ -114,7 +114,8 @@ def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None
         rows["segments"].append(len(tables[0]))
         rows["true segments"] += [table.shape[1] for table in tables]
         if compat:
-            whole = _shared(regions, annotators[finest], None)
+            every = ignore is None
+            whole = tables[finest] if every else _shared(regions, annotators[finest], None)
             rows.setdefault(f"compat {compat}", []).append(many_to_one(whole))
     pooled = {name: float(np.concatenate(parts).mean()) for name, parts in best.items()}
     means = {f"picture {name}": _mean([p.mean() for p in parts]) for name, parts in best.items()}
