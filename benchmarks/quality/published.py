@@ -100,12 +100,12 @@ GROUPS = (
         Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (20,)),
     ),
     (
-        Form(_GIVEN, "dynaguide", 0.5, (), (1000,), truth=True),
-        Form("dynaguide_code", "dynaguide_code", 0.5, (), (200, 1000)),
-    ),
-    (
         Form("dynaguide at full size", "dynaguide", 1.0, (), (200, 1000)),
         Form("dynaseg_fsf at full size", "dynaseg_fsf", 1.0, (), (200, 1000)),
+    ),
+    (
+        Form(_GIVEN, "dynaguide", 0.5, (), (1000,), truth=True),
+        Form("dynaguide_code", "dynaguide_code", 0.5, (), (200, 1000)),
     ),
 )
 
