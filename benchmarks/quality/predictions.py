@@ -45,16 +45,17 @@ def find(folder: Path, names: Sequence[str], every: Sequence[str]) -> tuple[list
     [PosixPath('found/dog/00000_labels.png')]
     """
     files, owned = files_below(folder, ".png"), set(every)
-    by_name, by_stem = defaultdict(list), defaultdict(list)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
     for path in files:
-        name = path.relative_to(folder).with_suffix("")
-        if name.as_posix() in owned:
-            by_name[name.as_posix()].append(path)
-            continue
-        name = name.with_name(name.name.removesuffix("_labels") or name.name)
-        (by_name[name.as_posix()] if name.as_posix() in owned else by_stem[name.name]).append(path)
+        own = path.relative_to(folder).with_suffix("")
+        if own.as_posix() not in owned:
+            own = own.with_name(own.name.removesuffix("_labels") or own.name)
+        whole = own.as_posix() in owned
+        (by_name[own.as_posix()] if whole else by_stem[own.name]).append(path)
     shared = Counter(Path(name).name for name in every)
-    found, missing = [], []
+    found: list[Path] = []
+    missing: list[str] = []
     for name in names:
         stem = Path(name).name
         fitting = by_name[name] + (by_stem[stem] if shared[stem] == 1 else [])
@@ -181,4 +182,6 @@ def grey_mask(path: Path) -> np.ndarray:
             f"{shown(path)} has {what}; wanted a grey mask from 0, background, to 255, foreground",
             fix="save mask * 255 as an 8-bit grey PNG",
         )
-    return found / 255
+    assert found is not None  # load_image has read the file
+    grey: np.ndarray = found / np.float64(255)
+    return grey

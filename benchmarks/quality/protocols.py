@@ -18,12 +18,7 @@ import numpy as np
 
 from benchmarks import environment
 from benchmarks.quality import evaluators, layouts, predictions
-from benchmarks.quality.evaluators import (  # noqa: F401 (published.py uses many_to_one from here)
-    Pair,
-    Scores,
-    many_to_one,
-    score_regions,
-)
+from benchmarks.quality.evaluators import Pair, Scores
 from benchmarks.quality.layouts import LAYOUTS, Boxes, Layout
 from benchmarks.table import as_markdown, check_out, write_json
 from runtime.errors import InputError
@@ -90,19 +85,23 @@ def score_of(name: str, compat: str) -> tuple[Callable[[Iterable[Pair]], Scores]
     name : of LAYOUTS.
     compat : "", or one of COMPAT of this protocol.
     """
-    if compat == "diffseg":
-        cut = partial(square_first, side=DIFFSEG_SIDE)
-        return partial(evaluators.score_each_by_itself, classes=27), cut
-    if compat == "dynaseg":
-        height, width = DYNASEG_SIZE
-        return evaluators.score_as_dynaseg, partial(nearest, height=height, width=width)
+    height, width = DYNASEG_SIZE
+    programs: dict[str, tuple[Callable[[Iterable[Pair]], Scores], Any]] = {
+        "diffseg": (
+            partial(evaluators.score_each_by_itself, classes=27),
+            partial(square_first, side=DIFFSEG_SIDE),
+        ),
+        "dynaseg": (evaluators.score_as_dynaseg, partial(nearest, height=height, width=width)),
+    }
+    if compat in programs:
+        return programs[compat]
     if name in ("coco27", "cityscapes27"):
         scores = partial(evaluators.score_clusters, classes=27, stuff=name == "coco27")
         return scores, partial(middle_square, side=CROP)
     if name == "potsdam3":
         cut = partial(tile, side=POTSDAM_SIDE)
         return partial(evaluators.score_clusters, classes=3), cut
-    regions = {"bsds500": score_regions, "voc2012": evaluators.score_segments}
+    regions = {"bsds500": evaluators.score_regions, "voc2012": evaluators.score_segments}
     if name in regions:
         return partial(regions[name], compat=compat), None
     others = {

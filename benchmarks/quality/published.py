@@ -19,7 +19,7 @@ import numpy as np
 
 import runtime
 from benchmarks import environment
-from benchmarks.quality import datasets, metrics, protocols
+from benchmarks.quality import datasets, evaluators, metrics, protocols
 from benchmarks.quality.runs import Results
 from benchmarks.table import as_markdown
 from runtime.checks import check_count
@@ -141,9 +141,9 @@ class Picture:
         """The values of COLUMNS for a label map (H, W), with four decimals."""
         values: list[float] = []
         for found in (labels, runtime.connected_regions(labels)[0]):
-            scores = protocols.score_regions([(found, self.annotators)])
+            scores = evaluators.score_regions([(found, self.annotators)])
             shared = [metrics.contingency(found, truth) for truth in self.annotators]
-            many = [protocols.many_to_one(table) for table in shared]
+            many = [evaluators.many_to_one(table) for table in shared]
             sizes = [table.shape[1] for table in shared]
             fine, coarse = many[int(np.argmax(sizes))], many[int(np.argmin(sizes))]
             scores |= dict(zip(MANY, (float(np.mean(many)), fine, coarse), strict=True))

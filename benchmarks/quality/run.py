@@ -241,7 +241,11 @@ def camvid(prior: str, count: int, slow: bool) -> tuple[str, list[Row], str]:
     base = fast_methods(network.names)
     methods = {k: v for k, v in base.items() if not slow or k in BASELINES} | methods
     rows = run_rows(
-        f"camvid {prior}", datasets.camvid(count), lambda _, p: network(p, p), methods, score
+        f"camvid {prior}",
+        datasets.camvid(count),
+        lambda _, p: datasets.guide_of(network, p),
+        methods,
+        score,
     )
     for row in rows:
         row.scores["mIoU"] = [metrics.miou(row.counts)]
@@ -269,7 +273,7 @@ def davis(count: int, slow: bool) -> tuple[str, list[Row], str]:
     base = fast_methods(network.names)
     methods = {k: v for k, v in base.items() if not slow or k in BASELINES}
     methods |= slow_methods(network.names) if slow else {}
-    rows = run_rows("davis", frames, lambda _, p: network(p, p), methods, score)
+    rows = run_rows("davis", frames, lambda _, p: datasets.guide_of(network, p), methods, score)
     return f"DAVIS, ESPNetv2 VOC s=2.0 at {size[1]}x{size[0]}", rows, "IoU"
 
 
@@ -353,7 +357,7 @@ def panels(folder: Path, count: int = 3) -> None:
     network = NetworkPrior.from_onnx(datasets.prior_path(file), imgsz=size)
     for item in datasets.camvid(count):
         picture = item.image()
-        guide = network(picture, picture)
+        guide = datasets.guide_of(network, picture)
         methods = fast_methods(network.names)
         shown = [picture]
         for name in BASELINES:

@@ -174,7 +174,8 @@ def main(argv: list[str]) -> int:
 
     torch.set_num_threads(args.threads)
     with torch.no_grad():
-        rows = measure(*args.grid, args.heads, args.repeats)
+        height, width = args.grid
+        rows = measure(height, width, args.heads, args.repeats)
     print(table.as_markdown([{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
     if args.out:
         document = {"environment": environment.describe(), "grid": list(args.grid)}

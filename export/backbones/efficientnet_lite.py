@@ -33,12 +33,23 @@ class _Convolution(nn.Conv2d):
     """A convolution without bias. ``same`` pads those of stride 2 as TensorFlow's "SAME" does for
     even sizes: one pixel more on the right and at the bottom than on the left and at the top."""
 
-    def __init__(self, *sides: int, same: bool = False, dilation: int = 1, **options: int) -> None:
-        width = dilation * (sides[2] - 1)
-        self.same = same and sides[3] == 2
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        stride: int,
+        *,
+        same: bool = False,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        width = dilation * (kernel - 1)
+        self.same = same and stride == 2
         super().__init__(
-            *sides, padding=0 if self.same else width // 2, dilation=dilation, bias=False, **options
-        )
+            ins, outs, kernel, stride, padding=0 if self.same else width // 2, dilation=dilation,
+            groups=groups, bias=False,
+        )  # fmt: skip
         self.before, self.after = (width - 1) // 2, width // 2
 
     def forward(self, x: Tensor) -> Tensor:

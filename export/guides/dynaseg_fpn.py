@@ -10,7 +10,7 @@ import numpy as np
 
 from export.backbones.base import LITE0
 from export.backbones.load import load_backbone
-from runtime.checks import as_number, check_count, is_number, shown_value
+from runtime.checks import as_number, check_bytes, check_count, is_number, shown_value
 from runtime.core.config import RefineConfig
 from runtime.core.resize import working_picture
 from runtime.core.silhouette import best_cluster_count
@@ -77,6 +77,12 @@ class DynasegFpnOptions:
                 f"{', '.join(WEIGHTINGS)}",
                 fix="--weighting fsf",
             )
+        for name in ("silhouette", "frozen", "compat"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "silhouette" and value is None):
+                raise InputError(f"{name} is {shown_value(value)}; wanted True or False")
+        if not isinstance(self.backbone, str):
+            raise InputError(f"backbone is {shown_value(self.backbone)}; wanted a text")
         for name, low, high in (
             ("steps", 0, 10**6), ("channels", 2, 1024), ("seed", 0, 2**63 - 1),
         ):  # fmt: skip
@@ -184,14 +190,14 @@ class DynasegFpn:
 
         Raises
         ------
-        InputError : the picture is too small.
+        InputError : the picture is no such array, or too small.
         SdkError : the loss is not finite.
         """
         import torch
 
         from export.guides.fpn import segment
 
-        options = self.options
+        options, picture = self.options, check_bytes("picture", picture)
         height, width = options.working_size(*picture.shape[:2])
         if min(height, width) < STRIDE or max(height, width) < 2 * STRIDE:
             raise InputError(

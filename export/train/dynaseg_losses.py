@@ -75,4 +75,6 @@ def continuity_weight(
     >>> continuity_weight("fsf", 30, mu=50, beta=15)
     2.0
     """
-    return {"fixed": mu, "fsf": clusters / beta, "scf": mu / clusters}[weighting]
+    if weighting == "fixed":
+        return mu
+    return clusters / beta if weighting == "fsf" else mu / clusters

@@ -11,7 +11,7 @@ savemat = pytest.importorskip("scipy.io", reason="SciPy writes the truth").savem
 
 import runtime  # noqa: E402 (after importorskip)
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks.quality import datasets, protocols, published  # noqa: E402
+from benchmarks.quality import datasets, evaluators, protocols, published  # noqa: E402
 from benchmarks.quality.published import COLUMNS, TRUTH, Form  # noqa: E402
 from runtime.core.resize import working_picture  # noqa: E402
 from runtime.prior.kmeans import KMeansPrior  # noqa: E402
@@ -116,13 +116,13 @@ def direct(maps, items, prefix):
     if prefix:
         maps = [runtime.connected_regions(labels)[0] for labels in maps]
     truths = [item.annotators() for item in items]
-    found = protocols.score_regions(zip(maps, truths, strict=True), compat="dynaguide")
+    found = evaluators.score_regions(zip(maps, truths, strict=True), compat="dynaguide")
     found["many-to-one fine"] = found["compat dynaguide"]
     coarse = [[min(each, key=lambda regions: len(np.unique(regions)))] for each in truths]
-    alone = protocols.score_regions(zip(maps, coarse, strict=True), compat="dynaguide")
+    alone = evaluators.score_regions(zip(maps, coarse, strict=True), compat="dynaguide")
     found["many-to-one coarse"] = alone["compat dynaguide"]
     pairs = [(m, [t]) for m, each in zip(maps, truths, strict=True) for t in each]
-    found["many-to-one all"] = protocols.score_regions(pairs, compat="dynaguide")[
+    found["many-to-one all"] = evaluators.score_regions(pairs, compat="dynaguide")[
         "compat dynaguide"
     ]
     return found
