@@ -18,7 +18,8 @@ import numpy as np
 import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, metrics
-from benchmarks.quality.protocols import nearest, score_regions
+from benchmarks.quality.evaluators import score_regions
+from benchmarks.quality.protocols import nearest
 from benchmarks.quality.runs import Document, Results
 from benchmarks.table import as_markdown
 from export.guides.dynaseg_fpn import DynasegFpn, DynasegFpnOptions

@@ -12,7 +12,7 @@ pytest.importorskip("scipy", reason="the evaluator matches regions with SciPy")
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks.quality import dynaseg_fpn as benchmark  # noqa: E402
-from benchmarks.quality.protocols import score_regions  # noqa: E402
+from benchmarks.quality.evaluators import score_regions  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "dynaseg_fpn.json"
