@@ -130,6 +130,8 @@ def tables(document: Document) -> str:
     by_method: dict[str, list[dict[str, Any]]] = {}
     for row in document["rows"]:
         by_method.setdefault(row["method"], []).append(row)
+    for rows in by_method.values():  # pairs are of the same picture, whatever was computed first
+        rows.sort(key=lambda row: row["picture"])
     means = {
         name: [float(np.mean([row[part] for part in PARTS])) for row in by_method[name]]
         for name in METHODS

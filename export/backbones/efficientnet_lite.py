@@ -132,7 +132,7 @@ class Lite0(nn.Module):
 
     def stages(self, images: Tensor) -> Iterator[Tensor]:
         """The features of the last blocks with strides 4, 8, 16 and 32 (16 if dilated), of images
-        (N, 3, h, w). ``same`` rounds the sizes down, and each is at least 1."""
+        (N, 3, h, w). Sides are 32 or more; ``same`` rounds the sizes down."""
         return (x for i, x in enumerate(self.blocks(images)) if i in _STAGE_ENDS)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def load_backbone(source: str, features: str | None = None, *, dilated: bool = T
         file of a ResNet-18 or -50 that ends in .pth, .pt, .bin or .safetensors.
     features : which features of the network; None takes the default of its family.
     dilated : False: a convolutional network is not dilated. Its last features have stride 32, and
-        its method ``stages`` returns those with strides 4, 8, 16 and 32.
+        its method ``stages`` returns those with strides 4, 8, 16 and 32, up to ``features``.
 
     Raises
     ------

@@ -110,7 +110,10 @@ class DynasegFpnOptions:
                 f"compat is the network of the public code, a ResNet-18; backbone is {LITE0}",
                 fix="--backbone resnet18.pth, a file with the weights of a ResNet-18",
             )
-        for name, only in (("silhouette", False), ("frozen", False), ("channels", COMPAT_CHANNELS)):
+        for name, only in (
+            ("silhouette", False), ("frozen", False), ("channels", COMPAT_CHANNELS),
+            ("weighting", "fsf"),  # its continuity trains nothing, whatever its weight is
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value != only:
                 raise InputError(

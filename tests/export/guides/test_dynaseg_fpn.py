@@ -81,19 +81,25 @@ def test_the_network_takes_the_normalised_picture_at_its_working_size(resnet18, 
 
     monkeypatch.setattr(fpn, "segment", segment)
     options = DynasegFpnOptions(backbone=resnet18, weighting="scf", steps=7, lr=0.2)
-    DynasegFpn(options).own_guide(np.full((90, 140, 3), 255, np.uint8))
+    DynasegFpn(options).own_guide(np.full((90, 140, 3), (255, 51, 0), np.uint8))
     assert seen["images"].shape == (1, 3, 45, 70) and seen["images"].dtype == torch.float32
-    white = [(1 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
-    np.testing.assert_allclose(seen["images"][0, :, 0, 0], white, rtol=1e-6)
+    usual = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+    wanted = [(c - m) / s for c, (m, s) in zip((1, 0.2, 0), usual, strict=True)]
+    np.testing.assert_allclose(seen["images"][0, :, 0, 0], wanted, rtol=1e-6)
     chosen = {k: seen[k] for k in ("weighting", "steps", "lr", "momentum", "decay", "floor")}
     assert [*chosen.values()] == ["scf", 7, 0.2, 0.9, 1e-4, 1]  # a picture of one colour: 1
     DynasegFpn(replace(options, scale=1.0)).own_guide(picture())
     assert seen["floor"] == best_cluster_count(picture().astype(np.float32) / 255) >= 3
     DynasegFpn(replace(options, scale=1.0, silhouette=False)).own_guide(picture())
     assert seen["floor"] == 0 and isinstance(seen["network"], fpn.Pyramid)
+    few = replace(options, scale=1.0, max_pixels=40 * 80)
+    DynasegFpn(few).own_guide(picture(80, 160))
+    assert seen["images"].shape == (1, 3, 40, 80)
     compat = DynasegFpnOptions(backbone=resnet18, compat=True, scale=1.0)
     DynasegFpn(compat).own_guide(picture())
     assert seen["floor"] == 0 and isinstance(seen["network"], fpn.Truncated)
+    trained = [p.numel() for p in seen["network"].parameters() if p.requires_grad]
+    assert sum(trained) == 198_720
 
 
 def test_the_same_seed_gives_the_same_bits(resnet18):
@@ -142,6 +148,11 @@ def test_options_out_of_range_are_refused():
         (weights | {"silhouette": True}, "silhouette is True; compat .* it is False"),
         (weights | {"frozen": True}, "frozen is True; compat is the public code"),
         (weights | {"channels": 100}, "channels is 100; compat .* it is 64"),
+        (weights | {"weighting": "scf"}, "weighting is scf; compat .* it is fsf"),
+        ({"silhouette": "no"}, "silhouette is 'no'; wanted True or False"),
+        ({"frozen": "no"}, "frozen is 'no'; wanted True or False"),
+        ({"compat": None}, "compat is None; wanted True or False"),
+        ({"backbone": 5}, "backbone is 5; wanted a text"),
     ):
         with case(options), pytest.raises(InputError, match=message):
             DynasegFpnOptions(**options)
@@ -169,6 +180,13 @@ def test_pictures_that_are_too_small_are_refused(resnet18):
     for size in ((126, 126), (62, 200)):
         with case(size), pytest.raises(InputError, match=r"(?s)wanted at least 32 x 64.*--scale 1"):
             model.own_guide(picture(*size))
+
+
+def test_pictures_of_another_form_are_refused(resnet18):
+    model = DynasegFpn(DynasegFpnOptions(backbone=resnet18))
+    for wrong in (picture() / 255, picture()[..., 0], np.zeros((80, 80, 4), np.uint8), [1, 2]):
+        with case(type(wrong)), pytest.raises(InputError, match="picture"):
+            model(wrong)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(resnet18, tmp_path):

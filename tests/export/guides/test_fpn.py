@@ -140,7 +140,8 @@ def test_the_truncated_network_equals_its_definition(bodies):
 
 
 def test_two_steps_equal_a_plain_loop(bodies):
-    """SGD with momentum and decay on CE(r, argmax r) + K' / 15 * L1, written out."""
+    """SGD with momentum and decay on CE(r, argmax r) + K' / 15 * L1, written out; and the first
+    loss with the weight 50 / K'."""
     network = pyramid_of(bodies["resnet18"], 8).double()
     x, before = picture(32, 64).double(), copy.deepcopy(network.state_dict())
     found = segment(network, x, steps=2, **SGD)
@@ -159,6 +160,10 @@ def test_two_steps_equal_a_plain_loop(bodies):
             for (name, w), g in zip(parameters.items(), gradients, strict=True):
                 velocity[name] = 0.9 * velocity.get(name, 0) + g + 1e-4 * w
                 w -= 0.1 * velocity[name]
+        if not losses[1:]:
+            scf = segment(network, x, steps=1, **SGD | {"weighting": "scf"}).losses
+            wanted = own + 50 / k * (rows.mean() + columns.mean())
+            np.testing.assert_allclose(scf, [float(wanted.detach())], rtol=1e-9)
     np.testing.assert_allclose(found.losses, losses, rtol=1e-9)
     np.testing.assert_array_equal(found.labels, response(plain, x).argmax(1)[0].numpy())
     assert found.labels.dtype == np.int32 and found.stop == "steps" and len(found.clusters) == 2
