@@ -18,7 +18,7 @@ import numpy as np
 import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, metrics
-from benchmarks.quality.evaluators import score_regions
+from benchmarks.quality.evaluators import PARTS, part_sizes, pool, score_regions
 from benchmarks.quality.protocols import nearest
 from benchmarks.quality.runs import Document, Results
 from benchmarks.table import as_markdown
@@ -29,7 +29,6 @@ from runtime.core.resize import working_picture
 from runtime.prior.kmeans import KMeansPrior
 from runtime.tools.cli import Parser
 
-PARTS = ("all", "fine", "coarse")  # the annotators: all, the one with most regions, with fewest
 PLAIN = "plain network, 50 steps"
 # From a picture (H, W, 3) uint8 to labels at working size and why the training stopped.
 Method = Callable[[np.ndarray], tuple[np.ndarray, str]]
@@ -100,28 +99,27 @@ def measure(document: Document) -> Iterator[str]:
     done = {(row["method"], row["picture"]) for row in document["rows"]}
     for name, make in METHODS.items():
         left = [item for item in pictures if (name, item.name) not in done]
-        method = make() if left else grid
+        if not left:
+            continue
+        method = make()
         for item in left:
             picture, annotators = item.image(), item.annotators()
             start = time.process_time()
             labels, stop = method(picture)
             seconds = time.process_time() - start
             scores = score_regions([(nearest(labels, *picture.shape[:2]), annotators)])
-            sizes = [len(np.unique(one)) for one in annotators]
             row: dict[str, Any] = {"method": name, "picture": item.name, "stop": stop}
             row |= {key: round(scores[key], 4) for key in (*PARTS, "one-to-one")}
-            row |= {"regions": [sum(sizes), max(sizes), min(sizes)]}
+            row |= {"regions": part_sizes(annotators)}
             row |= {"segments": int(scores["segments"]), "seconds": round(seconds, 2)}
             document["rows"].append(row)
             yield f"{name}, {item.name}: all {row['all']:.3f}, {seconds:.1f} s"
 
 
 def pooled(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The scores of B1 over the regions of several pictures together, and their mean."""
-    weights = np.array([row["regions"] for row in rows], float)
+    """The scores over the regions of several pictures together, and their mean."""
     values = np.array([[row[part] for part in PARTS] for row in rows])
-    means = (values * weights).sum(0) / weights.sum(0)
-    return dict(zip((*PARTS, "mean"), [*means.tolist(), float(means.mean())], strict=True))
+    return pool(values, np.array([row["regions"] for row in rows]))
 
 
 def tables(document: Document) -> str:

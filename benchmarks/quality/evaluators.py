@@ -17,6 +17,7 @@ Pair = tuple[np.ndarray, Any]  # a prediction, and the truth in the form of the 
 Scores = dict[str, float]
 
 SELFMASK_BETA2 = 0.09  # 0.3, which SelfMask's code squares again
+PARTS = ("all", "fine", "coarse")  # the annotators: all, the one with most regions, with fewest
 THREE_MEASURES = ("acc", "mIoU", "mean acc")
 
 
@@ -42,12 +43,6 @@ def assign(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
-def overlaps(table: np.ndarray) -> np.ndarray:
-    """The IoU of each predicted region (row) with each true one (column), from shared pixels."""
-    union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
-    return table / np.maximum(union, 1)
-
-
 def one_to_one(table: np.ndarray) -> float:
     """The mean IoU of the true regions, each matched with a predicted region of its own so that the
     sum is largest (Hungarian method). A region without a partner has 0.
@@ -56,7 +51,7 @@ def one_to_one(table: np.ndarray) -> float:
     ----------
     table : (predicted regions, true regions) shared pixels, from metrics.contingency.
     """
-    iou = overlaps(table)
+    iou = metrics.overlaps(table)
     return float(iou[assign(iou)].sum() / table.shape[1])
 
 
@@ -72,8 +67,8 @@ def many_to_one(table: np.ndarray) -> float:
     table : (predicted regions, true regions) shared pixels, from metrics.contingency.
     """
     renamed = np.zeros((table.shape[1],) * 2, np.int64)
-    np.add.at(renamed, overlaps(table).argmax(axis=1), table)
-    return float(np.diag(overlaps(renamed)).mean())
+    np.add.at(renamed, metrics.overlaps(table).argmax(axis=1), table)
+    return float(np.diag(metrics.overlaps(renamed)).mean())
 
 
 def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None = None) -> Scores:
@@ -105,7 +100,7 @@ def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None
         index = np.unique(prediction, return_inverse=True)[1]
         regions = index.reshape(prediction.shape)
         tables = [_shared(regions, truth, ignore) for truth in annotators]
-        scores = [overlaps(table).max(axis=0) for table in tables]
+        scores = [metrics.overlaps(table).max(axis=0) for table in tables]
         finest = max(range(len(tables)), key=lambda i: tables[i].shape[1])
         best["all"].append(np.concatenate(scores))
         best["fine"].append(max(scores, key=len))
@@ -125,6 +120,29 @@ def score_regions(pairs: Iterable[Pair], *, compat: str = "", ignore: int | None
         **means,
         **{name: _mean(values) for name, values in rows.items()},
     }
+
+
+def part_sizes(annotators: Sequence[np.ndarray]) -> list[int]:
+    """How many regions of a picture count for each of PARTS."""
+    numbers = [len(np.unique(regions)) for regions in annotators]
+    return [sum(numbers), max(numbers), min(numbers)]
+
+
+def pool(scores: np.ndarray, sizes: np.ndarray) -> Scores:
+    """The PARTS of several pictures over the regions of all of them together, and their "mean".
+
+    Parameters
+    ----------
+    scores : (pictures, 3), the PARTS of :func:`score_regions` for each picture alone.
+    sizes : (pictures, 3), :func:`part_sizes` of each picture.
+
+    Example
+    -------
+    >>> pool(np.array([[0.5, 0.25, 1]]), np.array([[6, 4, 2]]))["mean"]
+    0.5833333333333334
+    """
+    means = (scores * sizes).sum(axis=0) / sizes.sum(axis=0)
+    return {**dict(zip(PARTS, means.tolist(), strict=True)), "mean": float(means.mean())}
 
 
 def _shared(regions: np.ndarray, truth: np.ndarray, ignore: int | None) -> np.ndarray:

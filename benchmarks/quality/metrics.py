@@ -148,6 +148,13 @@ def contingency(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1]).reshape(shape)
 
 
+def overlaps(table: np.ndarray) -> np.ndarray:
+    """The IoU of each predicted region (row) with each true one (column), from the shared pixels
+    that :func:`contingency` counts."""
+    union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
+    return table / np.maximum(union, 1)
+
+
 def covering(prediction: np.ndarray, annotators: Sequence[np.ndarray]) -> float:
     """Covering of the true regions by the predicted ones (Arbelaez et al., TPAMI 2011), in (0, 1].
 
@@ -181,34 +188,6 @@ def best_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns (true labels,) float64 in (0, 1]. One region can be the best for several labels.
     """
     return _best(contingency(prediction, truth))
-
-
-def pooled_best_iou(
-    predictions: Sequence[np.ndarray], annotators: Sequence[Sequence[np.ndarray]]
-) -> dict[str, float]:
-    """The BSDS500 score of DFC (Kim, Kanezaki and Tanaka, TIP 2020) and DynaSeg, in (0, 1].
-
-    The labels of all pictures are pooled, and `best_iou` is averaged over all these labels, so that
-    pictures with more labels weigh more.
-
-    Parameters
-    ----------
-    predictions : a label map for each picture.
-    annotators : for each picture, a label map from each annotator.
-
-    Returns
-    -------
-    "all": the mean over the labels of all annotators; "fine": of the annotator with most labels in
-    each picture (the first of equals); "coarse": of the one with fewest; "mean": of these three.
-    """
-    pools: dict[str, list[np.ndarray]] = {"all": [], "fine": [], "coarse": []}
-    for prediction, truths in zip(predictions, annotators, strict=True):
-        scores = [best_iou(prediction, truth) for truth in truths]
-        pools["all"] += scores
-        pools["fine"].append(max(scores, key=len))
-        pools["coarse"].append(min(scores, key=len))
-    means = {name: float(np.concatenate(scores).mean()) for name, scores in pools.items()}
-    return means | {"mean": float(np.mean(list(means.values())))}
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
@@ -249,8 +228,7 @@ def _rank(labels: np.ndarray) -> np.ndarray:
 
 
 def _best(table: np.ndarray) -> np.ndarray:
-    union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
-    return (table / union).max(axis=0)
+    return overlaps(table).max(axis=0)
 
 
 def _rand(table: np.ndarray) -> float:

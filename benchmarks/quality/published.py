@@ -20,6 +20,7 @@ import numpy as np
 import runtime
 from benchmarks import environment
 from benchmarks.quality import datasets, evaluators, metrics, protocols
+from benchmarks.quality.evaluators import PARTS
 from benchmarks.quality.runs import Results
 from benchmarks.table import as_markdown
 from runtime.checks import check_count
@@ -31,7 +32,6 @@ from sdk.pipeline import Scored
 from sdk.timing import Clock
 
 Document = dict[str, Any]
-PARTS = ("all", "fine", "coarse")  # the annotators: all, the one with most regions, with fewest
 MANY = tuple(f"many-to-one {part}" for part in PARTS)  # "fine" is the compat score of protocols
 SCORES = (*PARTS, "one-to-one", *MANY, "segments")
 # The scores of the labels, then of the connected regions of equal label; the steps that ran, which
@@ -132,11 +132,6 @@ class Picture:
         found = np.unique(chosen, return_inverse=True)[1]
         return found.reshape(chosen.shape).astype(np.int32)
 
-    def counts(self) -> list[int]:
-        """The numbers of regions of all annotators, of the fine one and of the coarse one."""
-        numbers = [len(np.unique(regions)) for regions in self.annotators]
-        return [sum(numbers), max(numbers), min(numbers)]
-
     def scores(self, labels: np.ndarray, steps: int, seconds: float) -> list[float]:
         """The values of COLUMNS for a label map (H, W), with four decimals."""
         values: list[float] = []
@@ -214,7 +209,7 @@ def refined_rows(
 
 
 def evenly(names: list[str], count: int) -> list[str]:
-    """``count`` of some names, evenly spaced, with the first and the last."""
+    """``count`` of some names, evenly spaced, with the first and, of several, the last."""
     return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
 
 
@@ -244,7 +239,7 @@ def measure(document: Document) -> Iterator[str]:
         if all(name in forms.get(row, {}) for row in rows):
             continue
         picture = Picture(name, pictures[name].image(), pictures[name].annotators())
-        document["regions"][name] = picture.counts()
+        document["regions"][name] = evaluators.part_sizes(picture.annotators)
         for row, values in (
             refined_rows(form, picture, steps, settings["threads"])
             if form
@@ -308,11 +303,7 @@ def summary(rows: dict[str, list[float]], regions: dict[str, list[int]], prefix:
     table = np.array([*rows.values()], np.float64)
     weights = np.array([regions[name] for name in rows], np.float64)
     column = {name: table[:, COLUMNS.index(prefix + name)] for name in SCORES}
-    found = {
-        part: float(column[part] @ weights[:, i] / weights[:, i].sum())
-        for i, part in enumerate(PARTS)
-    }
-    found["mean"] = float(np.mean(list(found.values())))
+    found = evaluators.pool(np.stack([column[part] for part in PARTS], axis=1), weights)
     found |= {f"picture {part}": float(column[part].mean()) for part in PARTS}
     found |= {name: float(column[name].mean()) for name in SCORES[len(PARTS) :]}
     worst = int(column["all"].argmin())

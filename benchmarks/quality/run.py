@@ -19,7 +19,7 @@ import numpy as np
 
 import runtime
 from benchmarks import environment
-from benchmarks.quality import datasets, metrics, protocols
+from benchmarks.quality import datasets, evaluators, metrics, protocols
 from benchmarks.table import as_markdown, check_out, write_json
 from runtime.core.resize import resize, working_picture
 from runtime.errors import InputError
@@ -312,8 +312,9 @@ def bsds(count: int, slow: bool) -> tuple[str, list[Row], str]:
     for row in rows:
         truth = [p[2] for p in row.predictions]
         for i, tag in ((0, "raw"), (1, "regions")):
-            pooled = metrics.pooled_best_iou([p[i] for p in row.predictions], truth)
-            for key in ("all", "fine", "coarse"):
+            maps = [p[i] for p in row.predictions]
+            pooled = evaluators.score_regions(zip(maps, truth, strict=True))
+            for key in evaluators.PARTS:
                 row.scores[f"{key}_{tag}"] = [pooled[key]]
         row.predictions.clear()
     return "BSDS500 val, k-means(5) on Lab", rows, "cover"

@@ -120,7 +120,8 @@ def add_options(parser: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, nargs="+", default=[default.threshold], metavar="NATS",
-        help="maps nearer than this are merged; one value or one for each round (0.9)",
+        help="maps nearer than this are merged; one value or one for each round "
+        f"({default.threshold})",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=int, default=default.rounds, help="rounds of merging (%(default)s)"
@@ -281,14 +282,17 @@ class DiffSeg:
         return sha256_of(self.folder)
 
     def entry(self) -> dict[str, Any]:
-        """What guides.json stores of the model.
+        """What guides.json stores of the model. The files of the folder are read for their sha256
+        at the first call; they must be those that were loaded. The device and the number of threads
+        are left out: they change last bits of the maps, and a label where two segments are equal up
+        to these bits.
 
         Raises
         ------
         InputError : a file of the folder cannot be read.
         """
         options = asdict(self.options)
-        del options["device"]  # it changes no more than the last bits of the maps
+        del options["device"]
         return {
             "kind": self.name,
             "source": str(self.folder.absolute()),

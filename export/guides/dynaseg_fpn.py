@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,7 @@ class DynasegFpn:
 
     Example
     -------
-    >>> DynasegFpn(DynasegFpnOptions(steps=20))(picture).shape
+    >>> DynasegFpn(DynasegFpnOptions(steps=20))(picture).shape  # picture: (321, 481, 3) uint8
     (160, 240)
     """
 
@@ -171,7 +172,7 @@ class DynasegFpn:
 
         from export.guides.fpn import Pyramid, Truncated
 
-        body: Any = self.backbone.module  # a Lite0 or a ResNet
+        body: Any = copy.deepcopy(self.backbone.module)  # a Lite0 or a ResNet, which is trained
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
             self._network: Pyramid | Truncated

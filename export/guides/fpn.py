@@ -132,6 +132,7 @@ class Trained(NamedTuple):
     clusters: list[int]
 
 
+@torch.enable_grad()
 def segment(
     network: Pyramid | Truncated,
     picture: Tensor,

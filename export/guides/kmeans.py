@@ -40,7 +40,7 @@ class KMeansGuides:
     Example
     -------
     >>> KMeansGuides().own_guide(picture).shape  # picture: (480, 640, 3) uint8
-    (120, 160)
+    (240, 320)
     """
 
     prior: KMeansPrior = field(default_factory=KMeansPrior)

@@ -43,7 +43,7 @@ def anchors(height: int, width: int, grid: int) -> Tensor:
 
     def places(cells: int, others: int) -> Tensor:
         count = min(cells, max(1, round(grid * math.sqrt(cells / others))))
-        step = (cells - 1) // max(1, count - 1) if count > 1 else 0
+        step = (cells - 1) // (count - 1) if count > 1 else 0
         return torch.arange(count) * step + (cells - 1 - step * (count - 1)) // 2
 
     return (places(height, width)[:, None] * width + places(width, height)).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ _PLAIN = {  # keys that newer files have, and the value that says the same as no
     "only_cross_attention": False,
     "dual_cross_attention": False,
 }
+_LEVELS = threading.Lock()
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FILES = {  # of each part: those that must exist. A tokenizer has others, too.
     "unet": ("config.json", _WEIGHTS),
@@ -129,7 +131,7 @@ class StableDiffusion:
 
     def attention(self, picture: np.ndarray, timestep: int) -> AttentionSum:
         """The self-attention of one pass of the U-Net: the clean latent of the picture, the empty
-        prompt, and no noise.
+        prompt, and no noise. One thread at a time may call it, because the U-Net is shared.
 
         Parameters
         ----------
@@ -161,8 +163,9 @@ class StableDiffusion:
 
 
 class SelfAttention:
-    """A processor of diffusers for self-attention. Its output is that of the default processor, up
-    to rounding, and it adds the softmax of each head to an AttentionSum."""
+    """A processor of diffusers for the self-attention of these U-Nets, which has no mask, no group
+    norm and no residual connection of its own. Its output is that of the default processor, up to
+    rounding, and it adds the softmax of each head to an AttentionSum."""
 
     def __init__(self, found: AttentionSum) -> None:
         self.found = found
@@ -289,18 +292,20 @@ class _TokenizerErrors:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hide the reports and the progress bars of diffusers and transformers: a ``with`` block."""
+    """Hide the reports and the progress bars of diffusers and transformers: a ``with`` block. One
+    thread at a time is inside, because the libraries have one level for the whole process."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
-    levels = [(library, library.get_verbosity()) for library in (diffusers, transformers)]
-    for library, _ in levels:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, level in levels:
-            library.set_verbosity(level)
+    with _LEVELS:
+        levels = [(library, library.get_verbosity()) for library in (diffusers, transformers)]
+        for library, _ in levels:
+            library.set_verbosity_error()
+        try:
+            yield
+        finally:
+            for library, level in levels:
+                library.set_verbosity(level)
 
 
 def _check_device(device: str) -> None:

@@ -36,7 +36,7 @@ _ELSEWHERE = ("source", "names")  # what the entry of a model says and that of g
 _LOCK = ".lock"
 _LONGEST = 40  # letters of a value in the message about guides that differ
 _ANOTHER = "choose another folder: -o MASKS"
-_Worked = tuple[dict[str, str] | SdkError | None, list[str]]  # what _work returns
+_Outcome = tuple[dict[str, str] | SdkError | None, list[str]]  # what _write_one returns
 
 
 @dataclass
@@ -142,7 +142,7 @@ def write_guides(
     files = _guide_files(data, out, suffix)
     _make_folder(out)
     with _alone(out):
-        guides = _begun(source, data, out, soft, files)
+        guides = _listed_guides(source, data, out, soft, files)
         return _write(source, data, out, guides, files, workers, every, progress)
 
 
@@ -161,9 +161,9 @@ def _write(
     done, written = Written(len(files)), time.monotonic()
     save = partial(write_atomic, out / GUIDES)
     save(guides.to_json())
-    jobs: dict[Future[_Worked], str] = {}
+    jobs: dict[Future[_Outcome], str] = {}
 
-    def record(job: Future[_Worked]) -> None:
+    def record(job: Future[_Outcome]) -> None:
         name, (found, warnings) = jobs.pop(job), job.result()
         for text in warnings:
             done.warnings.setdefault(text, []).append(name)
@@ -180,7 +180,7 @@ def _write(
     try:
         for name, file in files.items():
             old = guides.pictures.get(name)
-            jobs[pool.submit(_work, source, alone, data / name, out, file, old)] = name
+            jobs[pool.submit(_write_one, source, alone, data / name, out, file, old)] = name
         for count, job in enumerate(as_completed([*jobs]), 1):
             record(job)
             if time.monotonic() - written >= every:
@@ -268,7 +268,7 @@ def _alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _begun(
+def _listed_guides(
     source: GuideModel, data: Path, out: Path, soft: bool, files: dict[str, str]
 ) -> GuideList:
     """Return the guides that a folder contains already, of the same model and options."""
@@ -334,14 +334,14 @@ def _facts(guides: GuideList) -> dict[str, Any]:
     return facts | guides.options | {"names": guides.names}
 
 
-def _work(
+def _write_one(
     source: GuideModel,
     alone: AbstractContextManager[Any],
     picture: Path,
     out: Path,
     file: str,
     old: dict[str, str] | None,
-) -> _Worked:
+) -> _Outcome:
     """Write the guide of one picture, which is computed inside ``alone``. Return the picture's
     entry of guides.json, None if ``old`` is right already, or the error of a broken picture; and
     the warnings."""
@@ -355,7 +355,7 @@ def _work(
         pixels, warnings = decode(data, shown(picture))
         with alone:
             guide = source.own_guide(pixels)
-        content = _content(check_guide(guide, *guide.shape[:2]), place.suffix == SOFT)
+        content = _encoded(check_guide(guide, *guide.shape[:2]), place.suffix == SOFT)
     except (InputError, BundleError) as error:
         name = shown(picture)
         if name not in error.message:
@@ -375,7 +375,7 @@ def _work(
     return entry | {"file_sha256": hashlib.sha256(content).hexdigest()}, warnings
 
 
-def _content(guide: np.ndarray, soft: bool) -> bytes:
+def _encoded(guide: np.ndarray, soft: bool) -> bytes:
     """The bytes of the file with a guide."""
     if soft:
         from safetensors.numpy import save

@@ -330,27 +330,6 @@ def test_grid_over_quadrants():
     assert metrics.probabilistic_rand(cells, [quadrants]) == pytest.approx(expected)
 
 
-def test_pooled_best_iou_weighs_labels_not_pictures():
-    y, x = np.mgrid[:16, :16]
-    quadrants, cells, flat = y // 8 * 2 + x // 8, y // 4 * 4 + x // 4, 0 * x
-    score = metrics.pooled_best_iou([quadrants, flat], [[flat, quadrants, cells], [flat]])
-    fine = (16 * 1 / 4 + 1) / 17
-    coarse = (1 / 4 + 1) / 2
-    every = (1 / 4 + 4 * 1 + 16 * 1 / 4 + 1) / 22
-    assert score == pytest.approx(
-        {"all": every, "fine": fine, "coarse": coarse, "mean": (every + fine + coarse) / 3}
-    )
-
-
-def test_pooled_best_iou_takes_the_first_of_equally_fine_annotators():
-    annotators = [LEFT_RIGHT, CORNER]
-    first = metrics.pooled_best_iou([LEFT_RIGHT], [annotators])
-    last = metrics.pooled_best_iou([LEFT_RIGHT], [annotators[::-1]])
-    assert first["fine"] == first["coarse"] == 1.0
-    assert last["fine"] == last["coarse"] == metrics.best_iou(LEFT_RIGHT, CORNER).mean() < 1
-    assert first["all"] == pytest.approx(last["all"])
-
-
 def test_binary_iou():
     half, corner, empty = LEFT_RIGHT == 0, CORNER == 0, np.zeros((4, 4), bool)
     assert metrics.binary_iou(corner, half) == pytest.approx(4 / 8)

@@ -57,10 +57,33 @@ def test_regions_match_a_slow_loop():
             found = evaluators.score_regions(pairs, compat="dynaguide")
             slow = slow_regions(pairs)
             assert {name: found[name] for name in slow} == pytest.approx(slow)
-            pooled = metrics.pooled_best_iou(*zip(*pairs, strict=True))
+            alone = [evaluators.score_regions([pair]) for pair in pairs]
+            scores = np.array([[one[part] for part in evaluators.PARTS] for one in alone])
+            pooled = evaluators.pool(scores, np.array([evaluators.part_sizes(a) for _, a in pairs]))
             assert {name: found[name] for name in pooled} == pytest.approx(pooled)
             assert found["segments"] == np.mean([len(pixels(p)) for p, _ in pairs])
             assert found["true segments"] == np.mean([len(pixels(t)) for _, a in pairs for t in a])
+
+
+def test_regions_weigh_labels_not_pictures():
+    y, x = np.mgrid[:16, :16]
+    quadrants, cells, flat = y // 8 * 2 + x // 8, y // 4 * 4 + x // 4, 0 * x
+    score = evaluators.score_regions([(quadrants, [flat, quadrants, cells]), (flat, [flat])])
+    fine = (16 * 1 / 4 + 1) / 17
+    coarse = (1 / 4 + 1) / 2
+    every = (1 / 4 + 4 * 1 + 16 * 1 / 4 + 1) / 22
+    wanted = {"all": every, "fine": fine, "coarse": coarse, "mean": (every + fine + coarse) / 3}
+    assert {name: score[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_the_first_of_equally_fine_annotators_is_taken():
+    left_right, corner = np.zeros((2, 4, 4), int)
+    left_right[:, 2:], corner[:2, :2] = 1, 1
+    first = evaluators.score_regions([(left_right, [left_right, corner])])
+    last = evaluators.score_regions([(left_right, [corner, left_right])])
+    assert first["fine"] == first["coarse"] == 1.0
+    assert last["fine"] == last["coarse"] == metrics.best_iou(left_right, corner).mean() < 1
+    assert first["all"] == pytest.approx(last["all"])
 
 
 def test_segments_leave_void_out_of_both_maps():

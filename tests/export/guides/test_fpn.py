@@ -250,6 +250,15 @@ def test_no_number_of_labels_stops_the_public_codes_network(bodies, monkeypatch)
     assert (found.stop, found.clusters) == ("steps", [2, 1, 2])
 
 
+def test_a_caller_without_gradients_gets_the_same_map(bodies):
+    network, x = pyramid_of(bodies["resnet18"], 8), picture(32, 64)
+    wanted = segment(network, x, steps=1, **SGD)
+    with torch.no_grad():
+        found = segment(network, x, steps=1, **SGD)
+    assert found.losses == wanted.losses
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+
+
 def test_a_loss_that_is_not_finite_is_an_error():
     nan = float("nan")
     for counts, step, fix in (((nan,), 1, "weights of the backbone"), ((9, nan), 2, "--lr 0.01")):
